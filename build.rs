@@ -1,0 +1,113 @@
+//! Compiles `proto/` without protoc: protox parses, prost writes the messages
+//! and clients, tonic-build writes the servers.
+//!
+//! The servers are declared by hand, because they answer with bytes that are
+//! protobuf already (`grpc::codec`) and so need a codec of their own.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message;
+use tonic_build::manual;
+
+const PROTOS: &[&str] = &[
+    "google/longrunning/operations.proto",
+    "google/rpc/code.proto",
+    "google/rpc/error_details.proto",
+    "google/rpc/status.proto",
+    "longrunning/demo/v1/checksum.proto",
+    "longrunning/v1/metadata.proto",
+    "longrunning/v1/watch.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let mut descriptors = protox::compile(PROTOS, ["proto"])?;
+
+    // Reflection shows the comments of the services; those of the types they
+    // merely use would only make the binary larger.
+    for file in &mut descriptors.file {
+        if !is_service_file(file.name()) {
+            file.source_code_info = None;
+        }
+    }
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+
+    // Upstream's comments hold indented examples, which rustdoc would run.
+    for file in &mut descriptors.file {
+        if file.name().starts_with("google/") {
+            file.source_code_info = None;
+        }
+    }
+    let mut config = tonic_prost_build::Config::new();
+    config.enable_type_names();
+    config.type_name_domain(["."], "type.googleapis.com");
+    tonic_prost_build::configure()
+        .build_server(false)
+        .build_transport(false)
+        .compile_fds_with_config(descriptors, config)?;
+
+    manual::Builder::new()
+        .build_client(false)
+        .build_transport(false)
+        .compile(&[operations(), operation_watch(), checksums()]);
+    Ok(())
+}
+
+fn is_service_file(name: &str) -> bool {
+    name.starts_with("google/longrunning/") || name.starts_with("longrunning/")
+}
+
+fn operations() -> manual::Service {
+    manual::Service::builder()
+        .package("google.longrunning")
+        .name("Operations")
+        .method(method("ListOperations", "google::longrunning::ListOperationsRequest"))
+        .method(method("GetOperation", "google::longrunning::GetOperationRequest"))
+        .method(method("DeleteOperation", "google::longrunning::DeleteOperationRequest"))
+        .method(method("CancelOperation", "google::longrunning::CancelOperationRequest"))
+        .method(method("WaitOperation", "google::longrunning::WaitOperationRequest"))
+        .build()
+}
+
+fn operation_watch() -> manual::Service {
+    manual::Service::builder()
+        .package("longrunning.v1")
+        .name("OperationWatch")
+        .method(
+            manual::Method::builder()
+                .name("watch_operation")
+                .route_name("WatchOperation")
+                .input_type("crate::proto::longrunning::v1::WatchOperationRequest")
+                .output_type("crate::grpc::codec::Encoded")
+                .codec_path("crate::grpc::codec::EncodedCodec")
+                .server_streaming()
+                .build(),
+        )
+        .build()
+}
+
+fn checksums() -> manual::Service {
+    manual::Service::builder()
+        .package("longrunning.demo.v1")
+        .name("Checksums")
+        .method(method("CreateChecksum", "longrunning::demo::v1::CreateChecksumRequest"))
+        .build()
+}
+
+fn method(route: &str, input: &str) -> manual::Method {
+    let mut name = String::new();
+    for letter in route.chars() {
+        if letter.is_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_lowercase());
+    }
+    manual::Method::builder()
+        .name(name)
+        .route_name(route)
+        .input_type(format!("crate::proto::{input}"))
+        .output_type("crate::grpc::codec::Encoded")
+        .codec_path("crate::grpc::codec::EncodedCodec")
+        .build()
+}
