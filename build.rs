@@ -62,11 +62,26 @@ fn operations() -> manual::Service {
     manual::Service::builder()
         .package("google.longrunning")
         .name("Operations")
-        .method(method("ListOperations", "google::longrunning::ListOperationsRequest"))
-        .method(method("GetOperation", "google::longrunning::GetOperationRequest"))
-        .method(method("DeleteOperation", "google::longrunning::DeleteOperationRequest"))
-        .method(method("CancelOperation", "google::longrunning::CancelOperationRequest"))
-        .method(method("WaitOperation", "google::longrunning::WaitOperationRequest"))
+        .method(method(
+            "ListOperations",
+            "google::longrunning::ListOperationsRequest",
+        ))
+        .method(method(
+            "GetOperation",
+            "google::longrunning::GetOperationRequest",
+        ))
+        .method(method(
+            "DeleteOperation",
+            "google::longrunning::DeleteOperationRequest",
+        ))
+        .method(method(
+            "CancelOperation",
+            "google::longrunning::CancelOperationRequest",
+        ))
+        .method(method(
+            "WaitOperation",
+            "google::longrunning::WaitOperationRequest",
+        ))
         .build()
 }
 
@@ -91,7 +106,10 @@ fn checksums() -> manual::Service {
     manual::Service::builder()
         .package("longrunning.demo.v1")
         .name("Checksums")
-        .method(method("CreateChecksum", "longrunning::demo::v1::CreateChecksumRequest"))
+        .method(method(
+            "CreateChecksum",
+            "longrunning::demo::v1::CreateChecksumRequest",
+        ))
         .build()
 }
 

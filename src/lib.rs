@@ -1,1 +1,99 @@
+//! The missing server for `google.longrunning.Operations` (AIP-151): a
+//! concurrent in-memory store of operations, moved by background tokio workers
+//! and followed by any Google client.
+//!
+//! ```no_run
+//! use longrunning::{Any, Context, Failure, NewOperation, Operations, operations_server};
+//!
+//! async fn resize(context: Context) -> Result<Any, Failure> {
+//!     Ok(Any::default()) // the real work, with context.progress(…) on the way
+//! }
+//!
+//! # async fn start() -> Result<(), Box<dyn std::error::Error>> {
+//! let operations = Operations::builder().handler("resize", 4, resize).start().await?;
+//! let created = operations.create(NewOperation::queued("resize").label("user", "ann")).await?;
+//! println!("created {}", created.operation.name());
+//! let service = operations_server(&operations); // add it to your tonic server
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Map
+//!
+//! Imports run one way, each only to what stands further down:
+//!
+//! | module | what lives there |
+//! | --- | --- |
+//! | `cli` | the commands of the binary |
+//! | `server` | listeners, config, telemetry, drain: the program around the library |
+//! | `grpc` | the services: requests in, stored bytes out, errors as statuses |
+//! | `operations`, `creation` | [`Operations`], the handle; [`NewOperation`], what a creator asks for |
+//! | `worker` | [`Handler`], [`Context`] and the pools of in-process workers |
+//! | `store` | one door for writes, one for visibility; index, queues, waiters, deadlines |
+//! | `error` | [`Error`], the sum of what can go wrong for a caller |
+//! | `journal`, `query` | where changes are kept before they are shown; pages |
+//! | `operation` | the domain: names, leases, retries, the table of (stage, event), the bytes |
+//! | [`proto`], `clock`, `tasks`, `metrics` | leaves |
+//!
+//! # Invariants
+//!
+//! - A done operation has exactly one of `error` and `response`, and its bytes
+//!   never change again.
+//! - A stale or foreign lease never changes anything.
+//! - Nothing is shown before the journal has kept it; what was acknowledged is
+//!   shown to everybody.
+//! - The bytes of an operation are encoded once, when it changes; Get, Wait and
+//!   List never encode.
+//! - Who waits enters first, then looks, then sleeps; a notification is a hint,
+//!   the view is the truth.
+//! - The domain reads no clock, does no IO and writes no log.
+//! - No guard of the map leaves the view or crosses an await.
+
+mod clock;
+mod creation;
+mod error;
+mod grpc;
+mod journal;
+mod metrics;
+mod operation;
+mod operations;
 pub mod proto;
+mod query;
+#[cfg(feature = "server")]
+pub mod server;
+mod store;
+mod tasks;
+mod worker;
+
+pub use clock::{Clock, Timestamp};
+pub use creation::NewOperation;
+pub use error::{Error, Result};
+pub use grpc::{
+    border::Border,
+    codec::Encoded,
+    operations::{
+        OperationsServer, OperationsService, WaitLimits, operations_server, operations_server_with,
+    },
+    watch::{OperationWatchServer, WatchService, watch_server},
+};
+pub use journal::{
+    journal::{BoxFuture, Entry, Journal, JournalError},
+    memory::MemoryJournal,
+};
+pub use metrics::Metrics;
+pub use operation::{
+    labels::{InvalidLabels, Labels},
+    lease::{Lease, LeaseToken, WorkerId},
+    name::{InvalidName, OperationId, OperationName, Parent},
+    operation::Operation,
+    outcome::{Failure, InvalidOutcome},
+    payload::{InvalidAny, Payload},
+    retry::{InvalidRetryPolicy, RetryPolicy},
+    stage::{Ending, Refusal, Report, Stage},
+    terms::{InvalidTerms, QueueName, Terms},
+};
+pub use operations::{Builder, Operations, Page, StartError, Watch};
+pub use prost_types::Any;
+pub use proto::longrunning::v1::{Progress, operation_metadata::State};
+pub use store::store::{Created, Limits};
+pub use worker::{context::Context, handler::Handler};

@@ -1,7 +1,10 @@
 //! The generated messages and clients, as `proto/` declares them, and the
 //! descriptor set for reflection. No code of ours lives here.
 
-#[expect(missing_docs, reason = "the documentation is in the vendored .proto files")]
+#[expect(
+    missing_docs,
+    reason = "the documentation is in the vendored .proto files"
+)]
 pub mod google {
     //! The vendored protos of Google.
 
@@ -22,14 +25,12 @@ pub mod google {
 pub mod longrunning {
     //! The protos of this project.
 
-    #[expect(missing_docs, reason = "generated clients carry a few undocumented items")]
     pub mod v1 {
         //! `longrunning.v1`: metadata, progress and the watch stream.
         tonic::include_proto!("longrunning.v1");
     }
     pub mod demo {
         //! The API that the demo serves.
-        #[expect(missing_docs, reason = "generated clients carry a few undocumented items")]
         pub mod v1 {
             //! `longrunning.demo.v1`: Checksums.
             tonic::include_proto!("longrunning.demo.v1");
@@ -39,5 +40,4 @@ pub mod longrunning {
 
 /// The `google.protobuf.FileDescriptorSet` of every service and type above,
 /// encoded; what gRPC reflection serves.
-pub const FILE_DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -1,0 +1,109 @@
+//! The one clock: wall time hung on tokio's `Instant`, so that a test that
+//! pauses and advances tokio's time moves leases, retention and timestamps
+//! together. Nothing else in the crate reads time.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
+
+/// A point in time: nanoseconds since 1970-01-01T00:00:00Z, good until 2262.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(i64);
+
+/// Tells the time. Cheap to copy; all copies of one clock agree.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    anchor: Instant,
+    wall: Timestamp,
+}
+
+// === impl Clock ===
+
+impl Clock {
+    /// A clock that reads the system's wall time once, now, and from then on
+    /// follows the monotonic clock.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads wall time"
+    )]
+    pub fn system() -> Self {
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Self {
+            anchor: Instant::now(),
+            wall: Timestamp::default() + wall,
+        }
+    }
+
+    /// The present time. Never runs backwards.
+    pub fn now(&self) -> Timestamp {
+        self.wall + self.anchor.elapsed()
+    }
+
+    /// The instant at which this clock will show `at`.
+    pub fn instant(&self, at: Timestamp) -> Instant {
+        self.anchor + at.since(self.wall)
+    }
+}
+
+// === impl Timestamp ===
+
+impl Timestamp {
+    /// The time with this many nanoseconds since the epoch.
+    pub const fn from_nanos(nanos: i64) -> Self {
+        Self(nanos)
+    }
+
+    /// Nanoseconds since the epoch.
+    pub const fn nanos(self) -> i64 {
+        self.0
+    }
+
+    /// How long after `earlier` this is; zero if it is not after it.
+    pub fn since(self, earlier: Self) -> Duration {
+        let nanos = self.0.saturating_sub(earlier.0);
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
+    }
+}
+
+impl std::ops::Add<Duration> for Timestamp {
+    type Output = Self;
+
+    /// Saturates at the end of time, so that an absurd timeout means "never".
+    fn add(self, duration: Duration) -> Self {
+        let nanos = i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_add(nanos))
+    }
+}
+
+impl From<Timestamp> for prost_types::Timestamp {
+    fn from(time: Timestamp) -> Self {
+        Self {
+            seconds: time.0.div_euclid(1_000_000_000),
+            nanos: i32::try_from(time.0.rem_euclid(1_000_000_000)).unwrap_or(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn paused_time_moves_the_clock_and_instants_agree_with_it() {
+        let clock = Clock::system();
+        let before = clock.now();
+        tokio::time::advance(Duration::from_secs(90)).await;
+        let after = clock.now();
+        assert_eq!(after.since(before), Duration::from_secs(90));
+        assert_eq!(clock.instant(after), Instant::now());
+    }
+
+    #[test]
+    fn addition_saturates_instead_of_wrapping() {
+        let late = Timestamp::from_nanos(5) + Duration::MAX;
+        assert_eq!(late.nanos(), i64::MAX);
+        assert_eq!(Timestamp::from_nanos(3).since(late), Duration::ZERO);
+    }
+}

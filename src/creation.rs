@@ -1,0 +1,348 @@
+//! What a creator asks for, checked where it enters. The operation that comes
+//! of it is made by the store.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::Mutex;
+use prost::Message;
+use prost_types::Any;
+use uuid::Uuid;
+
+use crate::{
+    clock::Timestamp,
+    error::{Error, Result},
+    operation::{
+        labels::Labels,
+        lease::{LeaseToken, WorkerId},
+        name::{OperationId, OperationName, Parent, excerpt},
+        operation::{Birth, Request, Tags},
+        payload::Payload,
+        retry::RetryPolicy,
+        terms::{QueueName, Terms},
+    },
+};
+
+/// What request digests are derived from, besides the request.
+const SPACE: Uuid = Uuid::from_u128(0x6c6f_6e67_7275_6e6e_696e_672d_7265_7175);
+
+/// The longest request id, in bytes.
+const MAX_REQUEST_ID: usize = 255;
+
+/// A request to create an operation. What is left out gets the defaults of the
+/// server; values are checked by [`Operations::create`](crate::Operations::create).
+#[derive(Clone, Debug)]
+#[must_use = "hand it to Operations::create"]
+pub struct NewOperation {
+    parent: String,
+    id: Option<String>,
+    request_id: Option<String>,
+    metadata: Option<Any>,
+    labels: BTreeMap<String, String>,
+    execution: Execution,
+    priority: Option<i32>,
+    total_timeout: Option<Duration>,
+    attempt_timeout: Option<Duration>,
+    lease_duration: Option<Duration>,
+    retry: Option<RetryPolicy>,
+    retention: Option<Duration>,
+    cancel_grace: Option<Duration>,
+}
+
+/// The terms of the latest operations, so that operations on the same terms
+/// share them.
+#[derive(Debug, Default)]
+pub(crate) struct SharedTerms(Mutex<VecDeque<Arc<Terms>>>);
+
+/// Who executes it.
+#[derive(Clone, Debug)]
+enum Execution {
+    /// Its creator, who gets the first lease.
+    Creator { worker: String },
+    /// A worker of a queue.
+    Queue {
+        queue: String,
+        input: Option<Any>,
+        not_before: Option<SystemTime>,
+    },
+}
+
+// === impl NewOperation ===
+
+impl NewOperation {
+    /// An operation for the workers of `queue`.
+    pub fn queued(queue: &str) -> Self {
+        Self::new(Execution::Queue {
+            queue: queue.to_owned(),
+            input: None,
+            not_before: None,
+        })
+    }
+
+    /// An operation that its creator executes; the lease is that of the
+    /// operation that comes back. `worker` tells people who that is.
+    pub fn self_executed(worker: &str) -> Self {
+        Self::new(Execution::Creator {
+            worker: worker.to_owned(),
+        })
+    }
+
+    fn new(execution: Execution) -> Self {
+        Self {
+            parent: String::new(),
+            id: None,
+            request_id: None,
+            metadata: None,
+            labels: BTreeMap::new(),
+            execution,
+            priority: None,
+            total_timeout: None,
+            attempt_timeout: None,
+            lease_duration: None,
+            retry: None,
+            retention: None,
+            cancel_grace: None,
+        }
+    }
+
+    /// What it lives under: `collection/id` pairs; the root without it.
+    pub fn parent(mut self, parent: &str) -> Self {
+        parent.clone_into(&mut self.parent);
+        self
+    }
+
+    /// Its id; a new UUIDv7 without it.
+    pub fn id(mut self, id: &str) -> Self {
+        self.id = Some(id.to_owned());
+        self
+    }
+
+    /// Makes creation idempotent (AIP-155): the same id with the same content
+    /// returns the same operation, as long as that exists.
+    pub fn request_id(mut self, id: &str) -> Self {
+        self.request_id = Some(id.to_owned());
+        self
+    }
+
+    /// Metadata of the creator's own type.
+    pub fn metadata(mut self, metadata: Any) -> Self {
+        self.metadata = Some(metadata);
+        self
+    }
+
+    /// Calls it by a label.
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.labels.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// What the worker gets. Nothing for an operation that its creator executes.
+    pub fn input(mut self, new: Any) -> Self {
+        if let Execution::Queue { input, .. } = &mut self.execution {
+            *input = Some(new);
+        }
+        self
+    }
+
+    /// No worker gets it before this time.
+    pub fn not_before(mut self, time: SystemTime) -> Self {
+        if let Execution::Queue { not_before, .. } = &mut self.execution {
+            *not_before = Some(time);
+        }
+        self
+    }
+
+    /// Higher is leased first; 0 without it.
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.priority = Some(priority);
+        self
+    }
+
+    /// The longest time from create to done; over → DEADLINE_EXCEEDED.
+    pub fn total_timeout(mut self, timeout: Duration) -> Self {
+        self.total_timeout = Some(timeout);
+        self
+    }
+
+    /// The longest time of one attempt; over → the attempt has failed.
+    pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.attempt_timeout = Some(timeout);
+        self
+    }
+
+    /// How long a worker may be silent; at least 1 s.
+    pub fn lease_duration(mut self, duration: Duration) -> Self {
+        self.lease_duration = Some(duration);
+        self
+    }
+
+    /// What happens after a failed attempt.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.retry = Some(policy);
+        self
+    }
+
+    /// How long it can be read after it is done.
+    pub fn retention(mut self, retention: Duration) -> Self {
+        self.retention = Some(retention);
+        self
+    }
+
+    /// How long the server waits for the worker after a cancellation.
+    pub fn cancel_grace(mut self, grace: Duration) -> Self {
+        self.cancel_grace = Some(grace);
+        self
+    }
+
+    pub(crate) fn into_birth(self, defaults: &Terms, shared: &SharedTerms) -> Result<Birth> {
+        let parent = Parent::parse(&self.parent)?;
+        let id = self
+            .id
+            .as_deref()
+            .map_or_else(|| Ok(OperationId::random()), OperationId::parse)?;
+        let request = self.request()?;
+        let terms = self.terms(defaults)?;
+        let tags = Tags {
+            labels: Labels::new(self.labels)?,
+            request,
+        };
+        let payload = |field, any: Option<Any>| {
+            any.map(Payload::new)
+                .transpose()
+                .map_err(|error| Error::invalid(field, "INVALID_ANY", error))
+        };
+        let (input, not_before, holder) = match self.execution {
+            Execution::Creator { worker } => (
+                None,
+                None,
+                Some((LeaseToken::random(), WorkerId::new(&worker))),
+            ),
+            Execution::Queue {
+                input, not_before, ..
+            } => (input, not_before.map(timestamp), None),
+        };
+        Ok(Birth {
+            name: OperationName::new(&parent, &id),
+            number: 0,
+            terms: shared.share(terms),
+            tags: (tags != Tags::default()).then(|| Arc::new(tags)),
+            input: payload("input", input)?,
+            metadata: payload("metadata", self.metadata)?,
+            not_before,
+            holder,
+        })
+    }
+
+    fn terms(&self, defaults: &Terms) -> Result<Terms> {
+        let queue = match &self.execution {
+            Execution::Creator { .. } => None,
+            Execution::Queue { queue, .. } => Some(QueueName::parse(queue)?),
+        };
+        let terms = Terms {
+            queue,
+            priority: self.priority.unwrap_or(defaults.priority),
+            total_timeout: self.total_timeout.or(defaults.total_timeout),
+            attempt_timeout: self.attempt_timeout.or(defaults.attempt_timeout),
+            lease_duration: self.lease_duration.unwrap_or(defaults.lease_duration),
+            retry: self.retry.clone().unwrap_or_else(|| defaults.retry.clone()),
+            retention: self.retention.unwrap_or(defaults.retention),
+            cancel_grace: self.cancel_grace.or(defaults.cancel_grace),
+        };
+        terms.check()?;
+        Ok(terms)
+    }
+
+    fn request(&self) -> Result<Option<Request>> {
+        let Some(id) = &self.request_id else {
+            return Ok(None);
+        };
+        if id.is_empty() || MAX_REQUEST_ID < id.len() {
+            let rule = format!(
+                "{:?} is not a request id: use 1 to 255 bytes, best a UUID",
+                excerpt(id)
+            );
+            return Err(Error::invalid("request_id", "INVALID_REQUEST_ID", rule));
+        }
+        Ok(Some(Request {
+            id: id.as_str().into(),
+            digest: self.digest(),
+        }))
+    }
+
+    /// A digest of everything but the request id; the same on every server.
+    fn digest(&self) -> Uuid {
+        let mut bytes = Vec::new();
+        let mut add = |part: &[u8]| {
+            bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());
+            bytes.extend_from_slice(part);
+        };
+        add(self.parent.as_bytes());
+        add(self.id.as_deref().unwrap_or("").as_bytes());
+        add(&self
+            .metadata
+            .as_ref()
+            .map_or_else(Vec::new, Message::encode_to_vec));
+        for (key, value) in &self.labels {
+            add(key.as_bytes());
+            add(value.as_bytes());
+        }
+        match &self.execution {
+            Execution::Creator { worker } => add(worker.as_bytes()),
+            Execution::Queue {
+                queue,
+                input,
+                not_before,
+            } => {
+                add(queue.as_bytes());
+                add(&input.as_ref().map_or_else(Vec::new, Message::encode_to_vec));
+                add(&not_before
+                    .map_or(0, |time| timestamp(time).nanos())
+                    .to_be_bytes());
+            }
+        }
+        let times = [
+            self.total_timeout,
+            self.attempt_timeout,
+            self.lease_duration,
+            self.retention,
+            self.cancel_grace,
+        ];
+        for time in times {
+            add(&time.map_or(u128::MAX, |time| time.as_nanos()).to_be_bytes());
+        }
+        add(&self.priority.unwrap_or_default().to_be_bytes());
+        if let Some(retry) = &self.retry {
+            add(&retry.max_attempts.to_be_bytes());
+            add(&retry.initial_backoff.as_nanos().to_be_bytes());
+            add(&retry.max_backoff.as_nanos().to_be_bytes());
+            add(&retry.multiplier.to_be_bytes());
+            add(&retry.jitter.to_be_bytes());
+        }
+        Uuid::new_v5(&SPACE, &bytes)
+    }
+}
+
+// === impl SharedTerms ===
+
+impl SharedTerms {
+    /// How many are remembered.
+    const ROOM: usize = 16;
+
+    fn share(&self, terms: Terms) -> Arc<Terms> {
+        let mut latest = self.0.lock();
+        if let Some(same) = latest.iter().find(|known| ***known == terms) {
+            return same.clone();
+        }
+        latest.truncate(Self::ROOM - 1);
+        let terms = Arc::new(terms);
+        latest.push_front(terms.clone());
+        terms
+    }
+}
+
+fn timestamp(time: SystemTime) -> Timestamp {
+    Timestamp::default() + time.duration_since(UNIX_EPOCH).unwrap_or_default()
+}

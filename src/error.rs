@@ -1,0 +1,268 @@
+//! What can go wrong for a caller: the errors of the leaves, summed once. How
+//! an error looks to a gRPC client is decided in `grpc::status`.
+
+use std::time::Duration;
+
+use crate::{
+    operation::{
+        labels::InvalidLabels, name::InvalidName, outcome::InvalidOutcome, payload::InvalidAny,
+        stage::Refusal, terms::InvalidTerms,
+    },
+    proto::google::rpc::Code,
+    query::page::InvalidPage,
+};
+
+/// The result of everything that a caller can ask.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a call failed. The text says what to do about it.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No such operation: it never was, was deleted, or has expired.
+    #[error("operation {name:?} not found: it never existed, was deleted, or has expired")]
+    NotFound {
+        /// The name that was asked for.
+        name: String,
+    },
+    /// An argument breaks a rule.
+    #[error("{field}: {message}")]
+    Invalid {
+        /// The field of the request.
+        field: &'static str,
+        /// The reason for machines, such as `INVALID_NAME`.
+        reason: &'static str,
+        /// The rule, for people.
+        message: String,
+    },
+    /// The id is taken.
+    #[error("operation {name:?} exists already; choose another operation_id, or leave it out")]
+    OperationExists {
+        /// The name that is taken.
+        name: String,
+    },
+    /// The request id came before, with other content.
+    #[error(
+        "request_id {request_id:?} was used for another request; use a new one for each new request"
+    )]
+    RequestIdReused {
+        /// The id.
+        request_id: String,
+    },
+    /// The operation is not in a stage for that, or the lease is not right.
+    #[error("{name}: {refusal}")]
+    Refused {
+        /// The operation.
+        name: String,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The queue holds as many waiting operations as it may.
+    #[error("queue {queue:?} is full: {limit} operations wait in it; try again later")]
+    QueueFull {
+        /// The queue.
+        queue: String,
+        /// The limit that is reached.
+        limit: usize,
+    },
+    /// The store holds as much as it may.
+    #[error(
+        "the store is full: it holds {limit} {unit}; try again when operations have expired, or delete some"
+    )]
+    StoreFull {
+        /// `operations` or `bytes`.
+        unit: &'static str,
+        /// The limit that is reached.
+        limit: usize,
+    },
+    /// Too many clients wait.
+    #[error(
+        "the server has {limit} open waits and watches, which is its limit; try again later, or poll GetOperation"
+    )]
+    TooManyWaiters {
+        /// The limit that is reached.
+        limit: usize,
+    },
+    /// One operation is too large.
+    #[error("{field} makes the operation {size} bytes large; at most {limit} are allowed")]
+    TooLarge {
+        /// What is too large.
+        field: &'static str,
+        /// Its size in bytes.
+        size: usize,
+        /// The most bytes that are allowed.
+        limit: usize,
+    },
+    /// List filters come in a later version.
+    #[error("filters are not supported; leave the filter empty")]
+    FilterUnsupported,
+    /// The store cannot write at present.
+    #[error("the store cannot write at present; try again")]
+    StoreUnavailable,
+    /// The server drains.
+    #[error("the server is shutting down; try again")]
+    ShuttingDown,
+}
+
+// === impl Error ===
+
+impl Error {
+    pub(crate) fn invalid(field: &'static str, reason: &'static str, rule: impl ToString) -> Self {
+        Self::Invalid {
+            field,
+            reason,
+            message: rule.to_string(),
+        }
+    }
+
+    pub(crate) fn not_found(name: impl Into<String>) -> Self {
+        Self::NotFound { name: name.into() }
+    }
+
+    /// The canonical code (AIP-193).
+    pub fn code(&self) -> Code {
+        match self {
+            Self::NotFound { .. } => Code::NotFound,
+            Self::Invalid { .. } => Code::InvalidArgument,
+            Self::OperationExists { .. } | Self::RequestIdReused { .. } => Code::AlreadyExists,
+            Self::Refused { .. } => Code::FailedPrecondition,
+            Self::QueueFull { .. }
+            | Self::StoreFull { .. }
+            | Self::TooLarge { .. }
+            | Self::TooManyWaiters { .. } => Code::ResourceExhausted,
+            Self::FilterUnsupported => Code::Unimplemented,
+            Self::StoreUnavailable | Self::ShuttingDown => Code::Unavailable,
+        }
+    }
+
+    /// The `reason` of the ErrorInfo: stable, for machines.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "OPERATION_NOT_FOUND",
+            Self::Invalid { reason, .. } => reason,
+            Self::OperationExists { .. } => "OPERATION_EXISTS",
+            Self::RequestIdReused { .. } => "REQUEST_ID_REUSED",
+            Self::Refused {
+                refusal: Refusal::AlreadyDone,
+                ..
+            } => "OPERATION_DONE",
+            Self::Refused {
+                refusal: Refusal::LeaseLost,
+                ..
+            } => "LEASE_LOST",
+            Self::Refused {
+                refusal: Refusal::StillHeld,
+                ..
+            } => "LEASE_HELD",
+            Self::Refused {
+                refusal: Refusal::NotReady,
+                ..
+            } => "NOT_READY",
+            Self::QueueFull { .. } => "QUEUE_FULL",
+            Self::StoreFull { .. } => "STORE_FULL",
+            Self::TooManyWaiters { .. } => "TOO_MANY_WAITERS",
+            Self::TooLarge { .. } => "TOO_LARGE",
+            Self::FilterUnsupported => "FILTER_UNSUPPORTED",
+            Self::StoreUnavailable => "STORE_UNAVAILABLE",
+            Self::ShuttingDown => "SHUTTING_DOWN",
+        }
+    }
+
+    /// The values in the message, by the keys of the ErrorInfo's metadata.
+    pub fn metadata(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::NotFound { name }
+            | Self::OperationExists { name }
+            | Self::Refused { name, .. } => {
+                vec![("name", name.clone())]
+            }
+            Self::Invalid { field, .. } => vec![("field", (*field).to_owned())],
+            Self::RequestIdReused { request_id } => vec![("requestId", request_id.clone())],
+            Self::QueueFull { queue, limit } => {
+                vec![("queue", queue.clone()), ("limit", limit.to_string())]
+            }
+            Self::StoreFull { unit, limit } => {
+                vec![("unit", (*unit).to_owned()), ("limit", limit.to_string())]
+            }
+            Self::TooManyWaiters { limit } => vec![("limit", limit.to_string())],
+            Self::TooLarge { field, size, limit } => {
+                vec![
+                    ("field", (*field).to_owned()),
+                    ("size", size.to_string()),
+                    ("limit", limit.to_string()),
+                ]
+            }
+            Self::FilterUnsupported | Self::StoreUnavailable | Self::ShuttingDown => Vec::new(),
+        }
+    }
+
+    /// How long to wait before another try, where one may help.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::QueueFull { .. }
+            | Self::TooManyWaiters { .. }
+            | Self::StoreUnavailable
+            | Self::ShuttingDown => Some(Duration::from_secs(1)),
+            Self::StoreFull { .. } => Some(Duration::from_secs(10)),
+            _ => None,
+        }
+    }
+}
+
+impl From<InvalidName> for Error {
+    fn from(error: InvalidName) -> Self {
+        let field = match error {
+            InvalidName::Empty | InvalidName::Malformed(_) => "name",
+            InvalidName::Parent(_) => "parent",
+            InvalidName::Id(_) => "operation_id",
+        };
+        Self::invalid(field, "INVALID_NAME", error)
+    }
+}
+
+impl From<InvalidPage> for Error {
+    fn from(error: InvalidPage) -> Self {
+        match error {
+            InvalidPage::Size(_) => Self::invalid("page_size", "INVALID_PAGE_SIZE", error),
+            InvalidPage::Token => Self::invalid("page_token", "INVALID_PAGE_TOKEN", error),
+        }
+    }
+}
+
+impl From<InvalidLabels> for Error {
+    fn from(error: InvalidLabels) -> Self {
+        Self::invalid("labels", "INVALID_LABELS", error)
+    }
+}
+
+impl From<InvalidAny> for Error {
+    fn from(error: InvalidAny) -> Self {
+        Self::invalid("type_url", "INVALID_ANY", error)
+    }
+}
+
+impl From<InvalidOutcome> for Error {
+    fn from(error: InvalidOutcome) -> Self {
+        Self::invalid("error", "INVALID_ERROR", error)
+    }
+}
+
+impl From<InvalidTerms> for Error {
+    fn from(error: InvalidTerms) -> Self {
+        let field = match error {
+            InvalidTerms::Queue(_) => "queue",
+            InvalidTerms::LeaseDuration(_) => "lease_duration",
+            InvalidTerms::Zero(field) => field,
+            InvalidTerms::Retry(_) => "retry_policy",
+        };
+        Self::invalid(
+            field,
+            if field == "queue" {
+                "INVALID_QUEUE"
+            } else {
+                "INVALID_TERMS"
+            },
+            error,
+        )
+    }
+}

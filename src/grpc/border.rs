@@ -1,0 +1,152 @@
+//! The border of the gRPC services: it counts what is answered, and gives the
+//! errors that the stack itself makes the form of ours. The services behind it
+//! know nothing of it.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http::{Request, Response};
+use tokio::time::Instant;
+use tonic::{Code, Status};
+use tower::Service;
+
+use super::status;
+use crate::metrics::{Metrics, RpcMetrics};
+
+/// A gRPC service whose answers are counted by method and code.
+#[derive(Clone, Debug)]
+pub struct Border<S> {
+    service: S,
+    methods: std::sync::Arc<[(&'static str, RpcMetrics)]>,
+    other: RpcMetrics,
+}
+
+/// The answer under way.
+#[derive(Debug)]
+pub struct Crossing<F> {
+    answer: F,
+    method: RpcMetrics,
+    begun: Instant,
+}
+
+/// The methods that are counted by name.
+const METHODS: [&str; 6] = [
+    "/google.longrunning.Operations/GetOperation",
+    "/google.longrunning.Operations/ListOperations",
+    "/google.longrunning.Operations/WaitOperation",
+    "/google.longrunning.Operations/CancelOperation",
+    "/google.longrunning.Operations/DeleteOperation",
+    "/longrunning.v1.OperationWatch/WatchOperation",
+];
+
+// === impl Border ===
+
+impl<S> Border<S> {
+    /// Puts a border around `service`.
+    pub fn new(service: S, metrics: &Metrics) -> Self {
+        let methods = METHODS
+            .iter()
+            .map(|path| (*path, metrics.rpc(&path[1..])))
+            .collect();
+        Self {
+            service,
+            methods,
+            other: metrics.rpc("other"),
+        }
+    }
+
+    fn method(&self, path: &str) -> &RpcMetrics {
+        self.methods
+            .iter()
+            .find(|(known, _)| *known == path)
+            .map_or(&self.other, |(_, method)| method)
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for Border<S>
+where
+    S: Service<Request<B>, Response = Response<R>, Error = Infallible>,
+    S::Future: Unpin,
+{
+    type Response = Response<R>;
+    type Error = Infallible;
+    type Future = Crossing<S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.service.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let method = self.method(request.uri().path()).clone();
+        Crossing {
+            answer: self.service.call(request),
+            method,
+            begun: Instant::now(),
+        }
+    }
+}
+
+// === impl Crossing ===
+
+impl<F, R> Future for Crossing<F>
+where
+    F: Future<Output = Result<Response<R>, Infallible>> + Unpin,
+{
+    type Output = Result<Response<R>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Ok(mut response) = ready!(Pin::new(&mut self.answer).poll(context));
+        let status = Status::from_header_map(response.headers());
+        let code = status.as_ref().map_or(Code::Ok, Status::code);
+        if let Some(status) = status
+            && let Some(mut better) = in_our_form(&status)
+        {
+            better.metadata_mut().clone_from(status.metadata());
+            // The header map of a response that is only an error takes any status.
+            let _ = better.add_header(response.headers_mut());
+        }
+        self.method
+            .answered(code as usize, self.begun.elapsed().as_secs_f64());
+        Poll::Ready(Ok(response))
+    }
+}
+
+/// The form of ours for an error that has no details.
+fn in_our_form(status: &Status) -> Option<Status> {
+    if !status.details().is_empty() {
+        return None;
+    }
+    match status.code() {
+        Code::Ok => None,
+        // tonic's word for a message that is too large.
+        Code::OutOfRange => {
+            let message = format!(
+                "{}; send a smaller message",
+                status.message().trim_start_matches("Error, ")
+            );
+            Some(status::plain(
+                Code::ResourceExhausted,
+                "TOO_LARGE",
+                &message,
+            ))
+        }
+        Code::Unimplemented => {
+            let message = "this server has no such method; list its services with gRPC reflection";
+            Some(status::plain(
+                Code::Unimplemented,
+                "METHOD_UNKNOWN",
+                message,
+            ))
+        }
+        Code::Cancelled => Some(status::plain(
+            Code::Cancelled,
+            "CALL_CANCELLED",
+            status.message(),
+        )),
+        code => Some(status::plain(code, "BAD_CALL", status.message())),
+    }
+}

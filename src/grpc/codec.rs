@@ -1,0 +1,95 @@
+//! A codec whose messages are protobuf already: Get, Wait and List answer with
+//! bytes that were encoded when the operation changed.
+
+use std::{marker::PhantomData, sync::Arc};
+
+use bytes::{BufMut, Bytes};
+use prost::Message;
+use tonic::{
+    Status,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+};
+
+use super::status;
+use crate::operation::operation::Operation;
+
+/// A response that is encoded.
+#[derive(Clone, Debug)]
+pub enum Encoded {
+    /// A `google.longrunning.Operation`.
+    Operation(Arc<Operation>),
+    /// Any other message.
+    Bytes(Bytes),
+}
+
+/// Writes [`Encoded`], reads prost messages.
+#[derive(Debug)]
+pub(crate) struct EncodedCodec<M>(PhantomData<M>);
+
+/// Writes encoded bytes as they are.
+#[derive(Debug, Default)]
+pub(crate) struct EncodedEncoder;
+
+/// Reads a prost message; a damaged one is the caller's fault.
+#[derive(Debug)]
+pub(crate) struct MessageDecoder<M>(PhantomData<M>);
+
+// === impl Encoded ===
+
+impl Encoded {
+    /// `google.protobuf.Empty`.
+    pub(crate) const EMPTY: Self = Self::Bytes(Bytes::new());
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Operation(operation) => operation.bytes(),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+// === impl EncodedCodec ===
+
+impl<M> Default for EncodedCodec<M> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<M: Message + Default + Send + 'static> Codec for EncodedCodec<M> {
+    type Encode = Encoded;
+    type Decode = M;
+    type Encoder = EncodedEncoder;
+    type Decoder = MessageDecoder<M>;
+
+    fn encoder(&mut self) -> EncodedEncoder {
+        EncodedEncoder
+    }
+
+    fn decoder(&mut self) -> MessageDecoder<M> {
+        MessageDecoder(PhantomData)
+    }
+}
+
+impl Encoder for EncodedEncoder {
+    type Item = Encoded;
+    type Error = Status;
+
+    fn encode(&mut self, item: Encoded, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        let bytes = item.bytes();
+        buffer.reserve(bytes.len());
+        buffer.put_slice(bytes);
+        Ok(())
+    }
+}
+
+impl<M: Message + Default> Decoder for MessageDecoder<M> {
+    type Item = M;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
+        M::decode(buffer)
+            .map(Some)
+            .map_err(|error| status::malformed(&error))
+    }
+}

@@ -1,0 +1,91 @@
+//! How an error looks to a gRPC client: a status with one ErrorInfo, and what
+//! else helps (AIP-193). Which errors there are is decided in `error`.
+
+use prost::Message;
+use prost_types::Any;
+use tonic::{Code, Status};
+
+use crate::{
+    error::Error,
+    operation::{outcome::DOMAIN, payload::Payload},
+    proto::google::rpc::{self, BadRequest, ErrorInfo, RetryInfo, bad_request::FieldViolation},
+};
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let mut details = Vec::new();
+        if let Error::Invalid {
+            field,
+            reason,
+            message,
+        } = &error
+        {
+            details.push(violation(field, reason, message));
+        }
+        if let Some(delay) = error.retry_after() {
+            let retry_delay = prost_types::Duration::try_from(delay).ok();
+            details.push(Payload::pack(&RetryInfo { retry_delay }).any().clone());
+        }
+        let code = Code::from(i32::from(error.code()));
+        let metadata = error
+            .metadata()
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect();
+        build(code, error.reason(), metadata, &error.to_string(), details)
+    }
+}
+
+/// The request is not the message that it should be: a name that is not UTF-8,
+/// for one.
+pub(crate) fn malformed(error: &prost::DecodeError) -> Status {
+    let message = format!("the request cannot be decoded: {error}");
+    let details = vec![violation("", "MALFORMED_REQUEST", &message)];
+    build(
+        Code::InvalidArgument,
+        "MALFORMED_REQUEST",
+        Default::default(),
+        &message,
+        details,
+    )
+}
+
+/// A status with one ErrorInfo, for an error that needs nothing else.
+pub(crate) fn plain(code: Code, reason: &str, message: &str) -> Status {
+    build(code, reason, Default::default(), message, Vec::new())
+}
+
+fn build(
+    code: Code,
+    reason: &str,
+    metadata: std::collections::HashMap<String, String>,
+    message: &str,
+    mut details: Vec<Any>,
+) -> Status {
+    let info = ErrorInfo {
+        reason: reason.to_owned(),
+        domain: DOMAIN.to_owned(),
+        metadata,
+    };
+    details.insert(0, Payload::pack(&info).any().clone());
+    let full = rpc::Status {
+        code: code.into(),
+        message: message.to_owned(),
+        details,
+    };
+    Status::with_details(code, message, full.encode_to_vec().into())
+}
+
+fn violation(field: &str, reason: &str, description: &str) -> Any {
+    let violation = FieldViolation {
+        field: field.to_owned(),
+        reason: reason.to_owned(),
+        description: description.to_owned(),
+        ..Default::default()
+    };
+    Payload::pack(&BadRequest {
+        field_violations: vec![violation],
+    })
+    .any()
+    .clone()
+}

@@ -1,0 +1,48 @@
+//! longrunning.v1.OperationWatch: the states of an operation as a stream.
+
+use std::pin::Pin;
+
+use futures_util::{Stream, stream};
+use tonic::{Request, Response, Status};
+
+use super::{codec::Encoded, operations::lookup};
+use crate::{operations::Operations, proto::longrunning::v1::WatchOperationRequest};
+
+#[expect(unreachable_pub, reason = "generated")]
+mod generated {
+    include!(concat!(
+        env!("OUT_DIR"),
+        "/longrunning.v1.OperationWatch.rs"
+    ));
+}
+
+pub use generated::operation_watch_server::OperationWatchServer;
+
+/// Serves [`Operations`] as longrunning.v1.OperationWatch.
+#[derive(Clone, Debug)]
+pub struct WatchService(Operations);
+
+/// The longrunning.v1.OperationWatch service, to be added to a tonic server.
+pub fn watch_server(operations: &Operations) -> OperationWatchServer<WatchService> {
+    OperationWatchServer::new(WatchService(operations.clone()))
+}
+
+#[tonic::async_trait]
+impl generated::operation_watch_server::OperationWatch for WatchService {
+    type WatchOperationStream = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
+
+    async fn watch_operation(
+        &self,
+        request: Request<WatchOperationRequest>,
+    ) -> Result<Response<Self::WatchOperationStream>, Status> {
+        let watch = self.0.watch(&lookup(request.into_inner().name)?)?;
+        let states = stream::unfold(Some(watch), |watch| async move {
+            let mut watch = watch?;
+            match watch.next().await? {
+                Ok(operation) => Some((Ok(Encoded::Operation(operation)), Some(watch))),
+                Err(error) => Some((Err(error.into()), None)),
+            }
+        });
+        Ok(Response::new(Box::pin(states)))
+    }
+}

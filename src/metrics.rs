@@ -1,0 +1,207 @@
+//! Plain metric handles, passed down to those who count. Registering and
+//! serving them is for whoever composes; nothing here is global.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+use crate::proto::{google::rpc::Code, longrunning::v1::operation_metadata::State};
+
+/// The metrics of one server. Clones share the values.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    operations: Family<StateLabel, Gauge>,
+    by_state: [Gauge; 6],
+    pub(crate) bytes: Gauge,
+    pub(crate) waiters: Gauge,
+    queue_depth: Family<QueueLabel, Gauge>,
+    attempts: Family<AttemptLabel, Counter>,
+    attempt_seconds: Family<QueueLabel, Histogram>,
+    rpcs: Family<RpcLabel, Counter>,
+    rpc_seconds: Family<MethodLabel, Histogram>,
+}
+
+/// The counters of one RPC method, looked up once.
+#[derive(Clone, Debug)]
+pub(crate) struct RpcMetrics {
+    by_code: [Counter; 17],
+    seconds: Histogram,
+}
+
+/// How an attempt ended, as a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum AttemptEnd {
+    #[expect(non_camel_case_types, reason = "the name is the label's value")]
+    succeeded,
+    #[expect(non_camel_case_types, reason = "the name is the label's value")]
+    failed,
+    #[expect(non_camel_case_types, reason = "the name is the label's value")]
+    retried,
+    #[expect(non_camel_case_types, reason = "the name is the label's value")]
+    panicked,
+    #[expect(non_camel_case_types, reason = "the name is the label's value")]
+    released,
+    #[expect(non_camel_case_types, reason = "the name is the label's value")]
+    lost,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct QueueLabel {
+    queue: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AttemptLabel {
+    queue: String,
+    end: AttemptEnd,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MethodLabel {
+    method: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RpcLabel {
+    method: &'static str,
+    code: &'static str,
+}
+
+const STATES: [State; 5] = [
+    State::Pending,
+    State::Running,
+    State::Succeeded,
+    State::Failed,
+    State::Cancelled,
+];
+
+// === impl Metrics ===
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let operations: Family<StateLabel, Gauge> = Family::default();
+        let mut by_state: [Gauge; 6] = Default::default();
+        for state in STATES {
+            let label = StateLabel {
+                state: state.as_str_name(),
+            };
+            by_state[state as usize] = operations.get_or_create_owned(&label);
+        }
+        Self {
+            operations,
+            by_state,
+            bytes: Gauge::default(),
+            waiters: Gauge::default(),
+            queue_depth: Family::default(),
+            attempts: Family::default(),
+            attempt_seconds: Family::new_with_constructor(|| {
+                Histogram::new([0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0])
+            }),
+            rpcs: Family::default(),
+            rpc_seconds: Family::new_with_constructor(|| {
+                Histogram::new([0.000_01, 0.000_1, 0.001, 0.01, 0.1, 1.0, 10.0, 60.0])
+            }),
+        }
+    }
+}
+
+impl Metrics {
+    /// Puts every metric into a registry, with the prefix `longrunning_`.
+    pub fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("longrunning");
+        registry.register(
+            "operations",
+            "Operations in the store, by state",
+            self.operations.clone(),
+        );
+        registry.register(
+            "stored_bytes",
+            "Bytes of encoded operations, inputs and labels",
+            self.bytes.clone(),
+        );
+        registry.register("waiters", "Open waits and watches", self.waiters.clone());
+        registry.register(
+            "queue_depth",
+            "Operations that wait for a worker, by queue",
+            self.queue_depth.clone(),
+        );
+        registry.register(
+            "attempts",
+            "Attempts of in-process workers, by queue and how they ended",
+            self.attempts.clone(),
+        );
+        registry.register(
+            "attempt_duration_seconds",
+            "Length of attempts, by queue",
+            self.attempt_seconds.clone(),
+        );
+        registry.register(
+            "rpcs",
+            "RPCs answered, by method and code",
+            self.rpcs.clone(),
+        );
+        registry.register(
+            "rpc_duration_seconds",
+            "Time from request to response, by method",
+            self.rpc_seconds.clone(),
+        );
+    }
+
+    /// The number of operations in a state.
+    pub(crate) fn operations(&self, state: State) -> &Gauge {
+        &self.by_state[state as usize]
+    }
+
+    pub(crate) fn queue_depth(&self, queue: &str) -> Gauge {
+        self.queue_depth.get_or_create_owned(&QueueLabel {
+            queue: queue.to_owned(),
+        })
+    }
+
+    /// Counts the end of an attempt.
+    pub(crate) fn attempt(&self, queue: &str, end: AttemptEnd, seconds: f64) {
+        let queue = queue.to_owned();
+        self.attempts
+            .get_or_create(&AttemptLabel {
+                queue: queue.clone(),
+                end,
+            })
+            .inc();
+        self.attempt_seconds
+            .get_or_create(&QueueLabel { queue })
+            .observe(seconds);
+    }
+
+    pub(crate) fn rpc(&self, method: &'static str) -> RpcMetrics {
+        let by_code = std::array::from_fn(|code| {
+            let code = Code::try_from(i32::try_from(code).unwrap_or(2)).unwrap_or(Code::Unknown);
+            self.rpcs.get_or_create_owned(&RpcLabel {
+                method,
+                code: code.as_str_name(),
+            })
+        });
+        RpcMetrics {
+            by_code,
+            seconds: self
+                .rpc_seconds
+                .get_or_create_owned(&MethodLabel { method }),
+        }
+    }
+}
+
+// === impl RpcMetrics ===
+
+impl RpcMetrics {
+    /// Counts one answer.
+    pub(crate) fn answered(&self, code: usize, seconds: f64) {
+        self.by_code.get(code).unwrap_or(&self.by_code[2]).inc();
+        self.seconds.observe(seconds);
+    }
+}

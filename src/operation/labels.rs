@@ -1,0 +1,105 @@
+//! Labels: what a creator calls an operation by, checked once at the border.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::name::excerpt;
+
+/// At most 64 pairs; keys `[a-z][a-z0-9_-]{0,62}`, values at most 255 bytes.
+/// Clones share the pairs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels(Option<Arc<BTreeMap<String, String>>>);
+
+/// Why labels are refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidLabels {
+    /// There are too many.
+    #[error("{0} labels are too many: at most 64 are allowed")]
+    Count(usize),
+    /// A key has another form.
+    #[error("{0:?} is not a label key: use 1 to 63 of a-z, 0-9, _ and -, beginning with a letter")]
+    Key(String),
+    /// A value is too long.
+    #[error("the value of label {0:?} is longer than 255 bytes")]
+    Value(String),
+}
+
+// === impl Labels ===
+
+impl Labels {
+    /// No labels.
+    pub(crate) const NONE: Self = Self(None);
+
+    /// Checks the pairs.
+    ///
+    /// # Errors
+    /// [`InvalidLabels`] that names the pair at fault.
+    pub fn new(pairs: BTreeMap<String, String>) -> Result<Self, InvalidLabels> {
+        if 64 < pairs.len() {
+            return Err(InvalidLabels::Count(pairs.len()));
+        }
+        for (key, value) in &pairs {
+            if !is_key(key) {
+                return Err(InvalidLabels::Key(excerpt(key)));
+            }
+            if 255 < value.len() {
+                return Err(InvalidLabels::Value(key.clone()));
+            }
+        }
+        Ok(Self((!pairs.is_empty()).then(|| Arc::new(pairs))))
+    }
+
+    /// The pairs, by key.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0
+            .iter()
+            .flat_map(|pairs| pairs.iter())
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.as_ref()?.get(key).map(String::as_str)
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum()
+    }
+}
+
+fn is_key(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text.starts_with(|letter: char| letter.is_ascii_lowercase())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(pairs: &[(&str, &str)]) -> Result<Labels, InvalidLabels> {
+        Labels::new(
+            pairs
+                .iter()
+                .map(|(key, value)| ((*key).into(), (*value).into()))
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn labels_are_at_most_64_with_plain_keys_and_values_of_255_bytes() {
+        assert!(labels(&[("team", "é".repeat(127).as_str()), ("a-b_9", "")]).is_ok());
+        for key in ["", "A", "9a", "-a", "a.b", "é", &"a".repeat(64)] {
+            assert_eq!(labels(&[(key, "")]), Err(InvalidLabels::Key(key.into())));
+        }
+        assert_eq!(
+            labels(&[("a", &"v".repeat(256))]),
+            Err(InvalidLabels::Value("a".into()))
+        );
+        let many: BTreeMap<_, _> = (0..65).map(|n| (format!("k{n}"), String::new())).collect();
+        assert_eq!(Labels::new(many), Err(InvalidLabels::Count(65)));
+    }
+}

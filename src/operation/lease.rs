@@ -1,0 +1,99 @@
+//! Leases: the right of one worker to execute one operation for a while. When
+//! a lease may be taken or lost is decided in `stage`.
+
+use std::{fmt, sync::Arc};
+
+use uuid::Uuid;
+
+use crate::clock::Timestamp;
+
+/// Proves that a worker holds the current lease: opaque, new at every
+/// acquisition, the same over renewals.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LeaseToken(Uuid);
+
+/// Who works, in the words of the worker: for people, not a proof of anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerId(Arc<str>);
+
+/// A lease that is held.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lease {
+    /// Must come with everything that the holder says.
+    pub token: LeaseToken,
+    /// Who holds it.
+    pub holder: WorkerId,
+    /// When it is over, unless renewed.
+    pub until: Timestamp,
+    /// When the attempt is over, however often the lease is renewed.
+    pub(crate) attempt_until: Option<Timestamp>,
+    /// When a cancellation that was asked for is closed by the server.
+    pub(crate) cancel_until: Option<Timestamp>,
+}
+
+// === impl Lease ===
+
+impl Lease {
+    /// Whether `token` speaks for this lease, and in time.
+    pub(crate) fn is_held_by(&self, token: LeaseToken, now: Timestamp) -> bool {
+        self.token == token && !self.is_over(now)
+    }
+
+    /// Whether the holder has been silent too long.
+    pub(crate) fn is_over(&self, now: Timestamp) -> bool {
+        self.until <= now
+    }
+
+    /// The first moment at which something becomes due.
+    pub(crate) fn deadline(&self) -> Timestamp {
+        let due = [self.attempt_until, self.cancel_until];
+        due.into_iter().flatten().fold(self.until, Timestamp::min)
+    }
+}
+
+// === impl LeaseToken ===
+
+impl LeaseToken {
+    /// A token that nobody had before and nobody can guess.
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+
+    /// The token as it goes over the wire.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
+    /// The token that came over the wire; none if it cannot be one of ours.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        Uuid::from_slice(bytes).ok().map(Self)
+    }
+
+    /// A number in 0.0..1.0 that is different for every lease: the source of
+    /// jitter in a domain that draws no random numbers.
+    pub(crate) fn fraction(self) -> f64 {
+        let high = self.0.as_u64_pair().0 >> 32;
+        f64::from(u32::try_from(high).unwrap_or(u32::MAX)) / (f64::from(u32::MAX) + 1.0)
+    }
+}
+
+impl fmt::Debug for LeaseToken {
+    /// Tokens are secrets between the server and one worker.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LeaseToken(…)")
+    }
+}
+
+// === impl WorkerId ===
+
+impl WorkerId {
+    /// Any text that helps people to find the worker.
+    pub fn new(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}

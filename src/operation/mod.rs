@@ -1,0 +1,13 @@
+//! The domain: what an operation is and how it may change. Values in, values
+//! out; no runtime, no IO, no log. Storing and publishing live in `store`.
+
+pub(crate) mod labels;
+pub(crate) mod lease;
+pub(crate) mod name;
+pub(crate) mod operation;
+pub(crate) mod outcome;
+pub(crate) mod payload;
+pub(crate) mod retry;
+pub(crate) mod stage;
+pub(crate) mod terms;
+pub(crate) mod wire;

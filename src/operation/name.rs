@@ -1,0 +1,423 @@
+//! Names of operations and of the parents they live under, parsed once at the
+//! border (AIP-122). Whether a name exists is the store's affair.
+
+use std::{fmt, sync::Arc};
+
+use uuid::Uuid;
+
+/// The collection that ends every parent: `{parent}/operations/{id}`.
+const COLLECTION: &str = "operations";
+
+/// The longest name that is accepted, in bytes.
+const MAX_NAME: usize = 1024;
+
+/// The full name of an operation: `operations/{id}` or `{parent}/operations/{id}`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OperationName(Box<str>);
+
+/// The last segment of a name: `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct OperationId(Box<str>);
+
+/// What operations live under: `collection/id` pairs such as
+/// `projects/p1/locations/eu`, or the root.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Parent(Option<Arc<str>>);
+
+/// Which operations a list asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// All of them, whatever their parent.
+    Everything,
+    /// Those directly under one parent.
+    Under(Parent),
+    /// Those under any parent that fits: `-` stands for any id.
+    Matching(Arc<str>),
+}
+
+/// Why a text is not a name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidName {
+    /// There is no text at all.
+    #[error("the name is empty; give the full name, such as operations/0190b3f4")]
+    Empty,
+    /// The text has not the form of an operation's name.
+    #[error(
+        "{0:?} is not the name of an operation: it must be operations/ID or PARENT/operations/ID"
+    )]
+    Malformed(String),
+    /// The text has not the form of a parent.
+    #[error(
+        "{0:?} is not a parent: it must be COLLECTION/ID pairs such as projects/p1, of letters, digits and . _ ~ - (ids at most 63)"
+    )]
+    Parent(String),
+    /// The text is not an id that a caller may choose.
+    #[error(
+        "{0:?} is not an operation id: use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit"
+    )]
+    Id(String),
+}
+
+// === impl OperationName ===
+
+impl OperationName {
+    /// Parses a full name, exactly: nothing is trimmed or folded.
+    ///
+    /// # Errors
+    /// [`InvalidName::Empty`] for `""`, else [`InvalidName::Malformed`].
+    pub fn parse(text: impl Into<Box<str>>) -> Result<Self, InvalidName> {
+        let text = text.into();
+        if text.is_empty() {
+            return Err(InvalidName::Empty);
+        }
+        if split(&text).is_some_and(|(parent, id)| is_parent(parent) && is_id(id)) {
+            return Ok(Self(text));
+        }
+        Err(InvalidName::Malformed(excerpt(&text)))
+    }
+
+    /// The name of the operation `id` under `parent`.
+    pub fn new(parent: &Parent, id: &OperationId) -> Self {
+        let id = &id.0;
+        Self(match parent.as_str() {
+            "" => format!("{COLLECTION}/{id}").into(),
+            parent => format!("{parent}/{COLLECTION}/{id}").into(),
+        })
+    }
+
+    /// The name as it stands in every response.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for OperationName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for OperationName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl std::str::FromStr for OperationName {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        Self::parse(text)
+    }
+}
+
+/// The parent part of a name that is known to be well formed; `""` is the root.
+pub(crate) fn parent_of(name: &str) -> &str {
+    split(name).map_or("", |(parent, _)| parent)
+}
+
+// === impl OperationId ===
+
+impl OperationId {
+    /// Parses an id that a caller chose.
+    ///
+    /// # Errors
+    /// [`InvalidName::Id`] if it has another form than the type's.
+    pub fn parse(text: &str) -> Result<Self, InvalidName> {
+        if is_id(text) {
+            return Ok(Self(text.into()));
+        }
+        Err(InvalidName::Id(excerpt(text)))
+    }
+
+    /// A new id that nobody had before and nobody can guess: a UUIDv7.
+    pub fn random() -> Self {
+        Self(Uuid::now_v7().to_string().into())
+    }
+}
+
+// === impl Parent ===
+
+impl Parent {
+    /// The root: its operations are `operations/{id}`.
+    pub const ROOT: Self = Self(None);
+
+    /// Parses a parent; `""` is the root.
+    ///
+    /// # Errors
+    /// [`InvalidName::Parent`] unless it is `collection/id` pairs.
+    pub fn parse(text: &str) -> Result<Self, InvalidName> {
+        if !is_parent(text) {
+            return Err(InvalidName::Parent(excerpt(text)));
+        }
+        Ok(Self((!text.is_empty()).then(|| text.into())))
+    }
+
+    /// The parent as it stands in names; `""` for the root.
+    pub fn as_str(&self) -> &str {
+        self.0.as_deref().unwrap_or("")
+    }
+}
+
+// === impl Scope ===
+
+impl Scope {
+    /// Parses the `name` of a ListOperationsRequest in every form that is in
+    /// use: `""`, `-`, `operations`, `{parent}` and `{parent}/operations`.
+    ///
+    /// # Errors
+    /// [`InvalidName::Parent`] for anything else.
+    pub(crate) fn parse(text: &str) -> Result<Self, InvalidName> {
+        if matches!(text, "" | "-" | "-/operations") {
+            return Ok(Self::Everything);
+        }
+        if text == COLLECTION {
+            return Ok(Self::Under(Parent::ROOT));
+        }
+        // An odd number of segments ends with the collection of the operations.
+        let odd = text.bytes().filter(|byte| *byte == b'/').count() % 2 == 0;
+        let parent = if odd {
+            text.strip_suffix("/operations")
+        } else {
+            Some(text)
+        };
+        let Some(parent) = parent else {
+            return Err(InvalidName::Parent(excerpt(text)));
+        };
+        if !segments(parent).any(|(_, id)| id == "-") {
+            return Parent::parse(parent).map(Self::Under);
+        }
+        if !segments(parent)
+            .all(|(collection, id)| is_collection(collection) && (id == "-" || is_parent_id(id)))
+        {
+            return Err(InvalidName::Parent(excerpt(text)));
+        }
+        Ok(Self::Matching(parent.into()))
+    }
+
+    /// Whether an operation with this name belongs to the list.
+    pub(crate) fn holds(&self, name: &str) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Under(parent) => parent_of(name) == parent.as_str(),
+            Self::Matching(pattern) => {
+                let parent = parent_of(name);
+                segments(pattern).count() == segments(parent).count()
+                    && segments(pattern)
+                        .zip(segments(parent))
+                        .all(|(pattern, parent)| {
+                            pattern.0 == parent.0 && (pattern.1 == "-" || pattern.1 == parent.1)
+                        })
+            }
+        }
+    }
+}
+
+/// Splits a name into its parent and its id.
+fn split(name: &str) -> Option<(&str, &str)> {
+    let (front, id) = name.rsplit_once('/')?;
+    if front == COLLECTION {
+        return Some(("", id));
+    }
+    let parent = front.strip_suffix(COLLECTION)?.strip_suffix('/')?;
+    (!parent.is_empty()).then_some((parent, id))
+}
+
+/// The `(collection, id)` pairs of a parent; a missing last id is `""`.
+fn segments(parent: &str) -> impl Iterator<Item = (&str, &str)> {
+    let mut rest = (!parent.is_empty()).then_some(parent);
+    std::iter::from_fn(move || {
+        let (collection, tail) = rest?.split_once('/').unwrap_or((rest?, ""));
+        let (id, next) = match tail.split_once('/') {
+            Some((id, next)) => (id, Some(next)),
+            None => (tail, None),
+        };
+        rest = next;
+        Some((collection, id))
+    })
+}
+
+fn is_parent(text: &str) -> bool {
+    text.len() <= MAX_NAME
+        && segments(text).all(|(collection, id)| is_collection(collection) && is_parent_id(id))
+}
+
+fn is_collection(text: &str) -> bool {
+    text.starts_with(|letter: char| letter.is_ascii_lowercase())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+}
+
+fn is_parent_id(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text != "-"
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
+}
+
+fn is_id(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&text.len())
+        && text.bytes().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+/// The beginning of a text, short enough to be quoted in an error.
+pub(crate) fn excerpt(text: &str) -> String {
+    match text.char_indices().nth(100) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_name_is_a_parent_the_collection_and_an_id() {
+        for text in [
+            "operations/a",
+            "operations/0190b3f4-7a2e",
+            "projects/p1/operations/x",
+            "projects/p1/locations/eu/operations/x-1",
+            "operations/ns/operations/x",
+        ] {
+            assert_eq!(OperationName::parse(text).unwrap().as_str(), text);
+        }
+        assert_eq!(parent_of("operations/a"), "");
+        assert_eq!(parent_of("projects/p/operations/a"), "projects/p");
+        assert_eq!(parent_of("operations/ns/operations/x"), "operations/ns");
+    }
+
+    #[test]
+    fn what_is_no_name_is_refused_with_the_reason() {
+        assert_eq!(OperationName::parse(""), Err(InvalidName::Empty));
+        for text in [
+            "BOGUS",
+            "operations",
+            "operations/",
+            "/operations/a",
+            "operations/A",
+            "operations/-a",
+            "operations/a-",
+            " operations/a",
+            "operations/a ",
+            "projects/operations/a",
+            "operations/a/b",
+            "projects//operations/a",
+            "xoperations/a",
+            "projects/-/operations/a",
+            "operations/é",
+        ] {
+            assert!(
+                matches!(OperationName::parse(text), Err(InvalidName::Malformed(_))),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_caller_made_id_has_1_to_63_letters_digits_and_inner_dashes() {
+        for good in ["a", "0", "a-b", &"a".repeat(63)] {
+            assert!(OperationId::parse(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "-",
+            "a-",
+            "-a",
+            "A",
+            "a_b",
+            "a.b",
+            "a/b",
+            "é",
+            &"a".repeat(64),
+        ] {
+            assert!(
+                matches!(OperationId::parse(bad), Err(InvalidName::Id(_))),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_server_made_id_is_a_lower_case_uuid_v7_and_never_the_same() {
+        let ids: std::collections::HashSet<_> = (0..1000).map(|_| OperationId::random()).collect();
+        assert_eq!(ids.len(), 1000);
+        for OperationId(id) in ids {
+            let uuid = Uuid::parse_str(&id).unwrap();
+            assert_eq!(uuid.get_version_num(), 7);
+            assert_eq!(uuid.to_string(), *id);
+        }
+    }
+
+    #[test]
+    fn every_form_of_a_list_name_is_understood() {
+        let parent = |text| Scope::Under(Parent::parse(text).unwrap());
+        assert_eq!(Scope::parse(""), Ok(Scope::Everything));
+        assert_eq!(Scope::parse("-"), Ok(Scope::Everything));
+        assert_eq!(Scope::parse("operations"), Ok(parent("")));
+        assert_eq!(Scope::parse("projects/p"), Ok(parent("projects/p")));
+        assert_eq!(
+            Scope::parse("projects/p/operations"),
+            Ok(parent("projects/p"))
+        );
+        assert_eq!(
+            Scope::parse("projects/-/operations"),
+            Ok(Scope::Matching("projects/-".into()))
+        );
+        for bad in [
+            "projects",
+            "projects/",
+            "/",
+            "projects/p/",
+            "projects/p/locations",
+            "a b/c",
+        ] {
+            assert!(Scope::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_scope_matches_whole_segments_and_no_deeper_parents() {
+        let holds = |scope: &str, name| Scope::parse(scope).unwrap().holds(name);
+        assert!(holds("projects/p", "projects/p/operations/x"));
+        assert!(!holds("projects/p", "projects/p2/operations/x"));
+        assert!(!holds("projects/p", "projects/p/locations/l/operations/x"));
+        assert!(!holds("operations", "projects/p/operations/x"));
+        assert!(holds("projects/-", "projects/p2/operations/x"));
+        assert!(!holds("projects/-", "operations/x"));
+        assert!(!holds("projects/-", "projects/p/locations/l/operations/x"));
+        assert!(holds(
+            "projects/-/locations/eu",
+            "projects/p/locations/eu/operations/x"
+        ));
+        assert!(holds("", "projects/p/operations/x"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_parsed_without_panic_and_a_name_prints_as_it_was(text in "\\PC{0,80}") {
+            if let Ok(name) = OperationName::parse(text.as_str()) {
+                prop_assert_eq!(name.as_str(), text.as_str());
+            }
+            let _ = Scope::parse(&text);
+            let _ = Parent::parse(&text);
+        }
+
+        #[test]
+        fn a_name_splits_into_what_it_was_made_of(parent in "([a-z]{1,9}/[a-z0-9]{1,9}(/[a-z]{1,9}/[a-z0-9]{1,9})?)?", id in "[a-z0-9]{1,63}") {
+            let parent = Parent::parse(&parent).unwrap();
+            let name = OperationName::new(&parent, &OperationId::parse(&id).unwrap());
+            prop_assert_eq!(parent_of(name.as_str()), parent.as_str());
+            prop_assert!(OperationName::parse(name.as_str()).is_ok());
+            prop_assert!(Scope::Under(parent).holds(name.as_str()));
+        }
+    }
+}

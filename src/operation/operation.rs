@@ -1,0 +1,463 @@
+//! The record of one operation: immutable, a new one for each change, with its
+//! bytes encoded. How it may change is `stage`'s table; where it is kept is the
+//! store's affair.
+
+use std::{sync::Arc, time::Duration};
+
+use uuid::Uuid;
+
+use super::{
+    labels::Labels,
+    lease::{Lease, LeaseToken, WorkerId},
+    name::OperationName,
+    outcome::Outcome,
+    payload::Payload,
+    stage::{self, Ending, Event, Facts, Next, Refusal, Report, Stage},
+    terms::{QueueName, Terms},
+    wire::{self, Wire},
+};
+use crate::{
+    clock::Timestamp,
+    proto::{
+        google,
+        longrunning::v1::{OperationMetadata, Progress, operation_metadata::State},
+    },
+};
+
+/// One operation at one moment.
+#[derive(Debug)]
+pub struct Operation {
+    number: u64,
+    revision: u32,
+    attempt: u32,
+    /// Attempts that were given back and do not count.
+    released: u32,
+    cancel_requested: bool,
+    hidden: bool,
+    create_time: Timestamp,
+    start_time: Option<Timestamp>,
+    update_time: Timestamp,
+    stage: Stage,
+    terms: Arc<Terms>,
+    tags: Option<Arc<Tags>>,
+    work: Option<Arc<Work>>,
+    wire: Wire,
+}
+
+/// What an operation is called by, besides its name.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Tags {
+    pub(crate) labels: Labels,
+    pub(crate) request: Option<Request>,
+}
+
+/// The creator's request id, with a digest of what it asked for (AIP-155).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) id: Box<str>,
+    pub(crate) digest: Uuid,
+}
+
+/// What is needed only until the operation is done.
+#[derive(Clone, Debug, Default)]
+struct Work {
+    input: Option<Payload>,
+    latest: Report,
+}
+
+/// What a new operation begins with.
+#[derive(Debug)]
+pub(crate) struct Birth {
+    pub(crate) name: OperationName,
+    pub(crate) number: u64,
+    pub(crate) terms: Arc<Terms>,
+    pub(crate) tags: Option<Arc<Tags>>,
+    pub(crate) input: Option<Payload>,
+    pub(crate) metadata: Option<Payload>,
+    pub(crate) not_before: Option<Timestamp>,
+    /// The creator's lease, if it executes the operation itself.
+    pub(crate) holder: Option<(LeaseToken, WorkerId)>,
+}
+
+/// What an event makes of an operation.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// Nothing.
+    Unchanged,
+    /// This new record.
+    Put(Operation),
+    /// The record goes away; this is how it ended, if it did so just now.
+    Forget(Option<Operation>),
+}
+
+// === impl Operation ===
+
+impl Operation {
+    pub(crate) fn new(birth: Birth, now: Timestamp) -> Self {
+        let pending = Stage::Pending {
+            ready: birth.not_before.unwrap_or(now).max(now),
+        };
+        let report = Report {
+            metadata: birth.metadata,
+            ..Report::default()
+        };
+        let mut operation = Self {
+            number: birth.number,
+            revision: 0,
+            attempt: 0,
+            released: 0,
+            cancel_requested: false,
+            hidden: false,
+            create_time: now,
+            start_time: None,
+            update_time: now,
+            stage: pending,
+            terms: birth.terms,
+            tags: birth.tags,
+            work: Some(Arc::new(Work {
+                input: birth.input,
+                latest: report,
+            })),
+            wire: Wire::encode(birth.name.as_str(), &Payload::empty(), None),
+        };
+        if let Some((token, worker)) = birth.holder {
+            let facts = operation.facts(now, false);
+            let claim = Event::Claim { token, worker };
+            if let Ok(Next::To(stage)) = stage::next(&Stage::Pending { ready: now }, &claim, facts)
+            {
+                operation.enter(stage, now);
+            }
+        }
+        operation.encode(birth.name.as_str(), None);
+        operation
+    }
+
+    /// What `event` makes of this operation.
+    pub(crate) fn apply(&self, event: &Event, now: Timestamp) -> Result<Change, Refusal> {
+        let now = now.max(self.update_time);
+        let next = stage::next(&self.stage, event, self.facts(now, self.is_ended_by(event)))?;
+        let mut changed = match next {
+            Next::Same => return Ok(Change::Unchanged),
+            Next::Forget => return Ok(Change::Forget(None)),
+            Next::To(_) | Next::Note | Next::Done(_) => self.successor(now),
+        };
+        match event {
+            Event::Report(_, report) | Event::Finish(_, _, report) => changed.note(report),
+            Event::RequestCancel => changed.cancel_requested = true,
+            Event::Release(_) => changed.released += 1,
+            Event::Claim { .. } | Event::Renew(_) | Event::Fail { .. } | Event::Lapse => {}
+        }
+        match next {
+            Next::To(stage) => changed.enter(stage, now),
+            Next::Done(outcome) => return Ok(changed.end(&outcome)),
+            Next::Same | Next::Note | Next::Forget => {}
+        }
+        if matches!(event, Event::Renew(_)) {
+            // A sign of life changes nothing that clients see.
+            changed.update_time = self.update_time;
+        } else {
+            changed.encode(self.name(), None);
+        }
+        Ok(Change::Put(changed))
+    }
+
+    /// Hides the operation from clients; it goes on, and is forgotten when done.
+    pub(crate) fn delete(&self, now: Timestamp) -> Change {
+        if self.is_done() {
+            return Change::Forget(None);
+        }
+        Change::Put(Self {
+            hidden: true,
+            ..self.successor(now.max(self.update_time))
+        })
+    }
+
+    /// The same operation after a restart: a lease gets its full time again,
+    /// because its holder could not reach the server.
+    pub(crate) fn resumed(mut self, now: Timestamp) -> Self {
+        let until = now + self.terms.lease_duration;
+        if let Stage::Running(lease) | Stage::Cancelling(lease) = &mut self.stage {
+            lease.until = lease.until.max(until);
+        }
+        self
+    }
+
+    /// The next moment, seen from `now`, at which time alone may change the
+    /// operation or make it ready.
+    pub(crate) fn deadline(&self, now: Timestamp) -> Timestamp {
+        let total = self
+            .terms
+            .total_timeout
+            .map(|timeout| self.create_time + timeout);
+        let stage = match &self.stage {
+            Stage::Pending { ready } if now < *ready => Some(*ready),
+            Stage::Pending { .. } => None,
+            Stage::Running(lease) | Stage::Cancelling(lease) => Some(lease.deadline()),
+            Stage::Done(_) => return self.update_time + self.terms.retention,
+        };
+        let due = [stage, total].into_iter().flatten();
+        due.min().unwrap_or(Timestamp::from_nanos(i64::MAX))
+    }
+
+    /// Whether a worker may take it now.
+    pub(crate) fn is_ready(&self, now: Timestamp) -> bool {
+        matches!(self.stage, Stage::Pending { ready } if ready <= now)
+    }
+
+    fn facts(&self, now: Timestamp, same_outcome: bool) -> Facts<'_> {
+        Facts {
+            now,
+            terms: &self.terms,
+            create_time: self.create_time,
+            update_time: self.update_time,
+            attempts: self.attempt - self.released,
+            same_outcome,
+        }
+    }
+
+    fn is_ended_by(&self, event: &Event) -> bool {
+        match event {
+            Event::Finish(_, outcome, _) => self.wire.ends_with(outcome),
+            Event::Fail { error, .. } => self.wire.ends_with(&Outcome::Error(error.clone())),
+            _ => false,
+        }
+    }
+
+    fn successor(&self, now: Timestamp) -> Self {
+        Self {
+            number: self.number,
+            revision: self.revision + 1,
+            attempt: self.attempt,
+            released: self.released,
+            cancel_requested: self.cancel_requested,
+            hidden: self.hidden,
+            create_time: self.create_time,
+            start_time: self.start_time,
+            update_time: now,
+            stage: self.stage.clone(),
+            terms: self.terms.clone(),
+            tags: self.tags.clone(),
+            work: self.work.clone(),
+            wire: self.wire.clone(),
+        }
+    }
+
+    /// Enters a stage. A token that was not there before begins an attempt.
+    fn enter(&mut self, stage: Stage, now: Timestamp) {
+        let token = |stage: &Stage| stage.lease().map(|lease| lease.token);
+        if token(&stage).is_some_and(|new| token(&self.stage) != Some(new)) {
+            self.attempt += 1;
+            self.start_time = self.start_time.or(Some(now));
+        }
+        self.stage = stage;
+    }
+
+    fn end(mut self, outcome: &Outcome) -> Change {
+        self.stage = Stage::Done(Ending::from(outcome));
+        let name = wire::owned_name(&self.wire);
+        self.encode(name.as_str(), Some(outcome));
+        self.work = None;
+        if self.hidden {
+            Change::Forget(Some(self))
+        } else {
+            Change::Put(self)
+        }
+    }
+
+    /// Takes over what a report says; what it leaves out stays.
+    fn note(&mut self, report: &Report) {
+        let old = self.work.take().unwrap_or_default();
+        let latest = Report {
+            progress: report
+                .progress
+                .clone()
+                .or_else(|| old.latest.progress.clone()),
+            metadata: report
+                .metadata
+                .clone()
+                .or_else(|| old.latest.metadata.clone()),
+            detail: report.detail.clone().or_else(|| old.latest.detail.clone()),
+            checkpoint: report
+                .checkpoint
+                .clone()
+                .or_else(|| old.latest.checkpoint.clone()),
+        };
+        self.work = Some(Arc::new(Work {
+            input: old.input.clone(),
+            latest,
+        }));
+    }
+
+    fn encode(&mut self, name: &str, outcome: Option<&Outcome>) {
+        let own = self.latest().and_then(|latest| latest.metadata.clone());
+        let metadata = own.unwrap_or_else(|| Payload::pack(&self.metadata()));
+        self.wire = Wire::encode(name, &metadata, outcome);
+    }
+
+    /// The metadata of an operation whose producer has no type of its own.
+    fn metadata(&self) -> OperationMetadata {
+        let latest = self.latest();
+        OperationMetadata {
+            state: self.stage.state().into(),
+            create_time: Some(self.create_time.into()),
+            start_time: self.start_time.map(Into::into),
+            update_time: Some(self.update_time.into()),
+            end_time: self.end_time().map(Into::into),
+            progress: latest.and_then(|latest| latest.progress.clone()),
+            attempt: i32::try_from(self.attempt).unwrap_or(i32::MAX),
+            cancel_requested: self.cancel_requested,
+            queue: self.queue().map_or_else(String::new, ToString::to_string),
+            labels: self
+                .labels()
+                .iter()
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
+            detail: latest.and_then(|latest| Some(latest.detail.as_ref()?.any().clone())),
+        }
+    }
+
+    fn latest(&self) -> Option<&Report> {
+        Some(&self.work.as_ref()?.latest)
+    }
+
+    // What everybody may ask.
+
+    /// The full name.
+    pub fn name(&self) -> &str {
+        self.wire.name()
+    }
+
+    /// The full name, owned.
+    pub fn owned_name(&self) -> OperationName {
+        wire::owned_name(&self.wire)
+    }
+
+    /// The encoded `google.longrunning.Operation`.
+    pub fn bytes(&self) -> &[u8] {
+        self.wire.bytes()
+    }
+
+    /// The decoded `google.longrunning.Operation`.
+    pub fn to_proto(&self) -> google::longrunning::Operation {
+        wire::decode(self.bytes())
+    }
+
+    /// Whether it is over.
+    pub fn is_done(&self) -> bool {
+        matches!(self.stage, Stage::Done(_))
+    }
+
+    /// Where it stands, as clients see it.
+    pub fn state(&self) -> State {
+        self.stage.state()
+    }
+
+    /// Where it stands, with the lease.
+    pub fn stage(&self) -> &Stage {
+        &self.stage
+    }
+
+    /// The lease, while somebody holds one.
+    pub fn lease(&self) -> Option<&Lease> {
+        self.stage.lease()
+    }
+
+    /// How often it changed.
+    pub fn revision(&self) -> u32 {
+        self.revision
+    }
+
+    /// The number of the current or last attempt; 0 before the first. It only grows.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Whether somebody called CancelOperation before it was done.
+    pub fn cancel_requested(&self) -> bool {
+        self.cancel_requested
+    }
+
+    /// Timeouts, retries, retention.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// The queue it waits in or came from.
+    pub fn queue(&self) -> Option<&QueueName> {
+        self.terms.queue.as_ref()
+    }
+
+    /// What its creator called it by.
+    pub fn labels(&self) -> &Labels {
+        static NONE: Labels = Labels::NONE;
+        self.tags.as_ref().map_or(&NONE, |tags| &tags.labels)
+    }
+
+    /// When it was created.
+    pub fn create_time(&self) -> Timestamp {
+        self.create_time
+    }
+
+    /// When its first attempt began.
+    pub fn start_time(&self) -> Option<Timestamp> {
+        self.start_time
+    }
+
+    /// When it last changed.
+    pub fn update_time(&self) -> Timestamp {
+        self.update_time
+    }
+
+    /// When it was done.
+    pub fn end_time(&self) -> Option<Timestamp> {
+        self.is_done().then_some(self.update_time)
+    }
+
+    /// How long it can still be read at `now`; none while it is not done.
+    pub fn expires_in(&self, now: Timestamp) -> Option<Duration> {
+        Some((self.end_time()? + self.terms.retention).since(now))
+    }
+
+    /// What the worker gets to work on; none once it is done.
+    pub fn input(&self) -> Option<&Payload> {
+        self.work.as_ref()?.input.as_ref()
+    }
+
+    /// The latest progress; none once it is done, the metadata keeps it.
+    pub fn progress(&self) -> Option<&Progress> {
+        self.latest()?.progress.as_ref()
+    }
+
+    /// The latest checkpoint; none once it is done.
+    pub fn checkpoint(&self) -> Option<&Payload> {
+        self.latest()?.checkpoint.as_ref()
+    }
+
+    pub(crate) fn request(&self) -> Option<&Request> {
+        self.tags.as_ref()?.request.as_ref()
+    }
+
+    /// Its place in the order of creation.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Whether it was deleted and goes on unseen.
+    pub(crate) fn is_hidden(&self) -> bool {
+        self.hidden
+    }
+
+    /// How many bytes it holds that vary with what people put in.
+    pub(crate) fn size(&self) -> usize {
+        let work = self.work.as_ref().map_or(0, |work| {
+            let payloads = [
+                &work.input,
+                &work.latest.checkpoint,
+                &work.latest.metadata,
+                &work.latest.detail,
+            ];
+            payloads.into_iter().flatten().map(Payload::size).sum()
+        });
+        self.wire.bytes().len() + self.labels().size() + work
+    }
+}

@@ -1,0 +1,12 @@
+//! The store: one door for writes (`Store::commit`), one for visibility
+//! (`View::publish`), and what hangs on the latter: the index, the ready
+//! queues, the waiters and the deadlines. It knows no concrete journal, no
+//! gRPC and no worker.
+
+pub(crate) mod deadlines;
+pub(crate) mod index;
+pub(crate) mod ready;
+pub(crate) mod store;
+pub(crate) mod turns;
+pub(crate) mod view;
+pub(crate) mod waiters;

@@ -1,0 +1,132 @@
+//! Ready queues: operations that want a worker, by priority, then age. Taking
+//! one is only a suggestion; the claim that follows decides.
+
+use std::{cmp::Reverse, collections::BTreeSet, sync::Arc};
+
+use dashmap::DashMap;
+use foldhash::fast::RandomState;
+use parking_lot::Mutex;
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::Notify;
+
+use crate::{
+    metrics::Metrics,
+    operation::{operation::Operation, terms::QueueName},
+};
+
+/// All queues, made when first named.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    queues: DashMap<QueueName, Arc<Queue>, RandomState>,
+    metrics: Metrics,
+}
+
+/// One queue.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    lines: Mutex<Lines>,
+    offered: Notify,
+    depth: Gauge,
+}
+
+#[derive(Debug, Default)]
+struct Lines {
+    /// Those whose time has come: the highest priority first, then the oldest.
+    ready: BTreeSet<(Reverse<i32>, u64)>,
+    /// How many are pending, ready or not: what the limit is about.
+    pending: usize,
+}
+
+// === impl Ready ===
+
+impl Ready {
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Self {
+            queues: DashMap::default(),
+            metrics,
+        }
+    }
+
+    /// The queue with this name.
+    pub(crate) fn queue(&self, name: &QueueName) -> Arc<Queue> {
+        if let Some(queue) = self.queues.get(name) {
+            return queue.clone();
+        }
+        let new = || Arc::new(Queue::new(self.metrics.queue_depth(name.as_str())));
+        self.queues.entry(name.clone()).or_insert_with(new).clone()
+    }
+}
+
+// === impl Queue ===
+
+impl Queue {
+    fn new(depth: Gauge) -> Self {
+        Self {
+            lines: Mutex::default(),
+            offered: Notify::new(),
+            depth,
+        }
+    }
+
+    /// Reserves a place for a new operation, unless `limit` are taken.
+    pub(crate) fn reserve(&self, limit: usize) -> bool {
+        let mut lines = self.lines.lock();
+        if limit <= lines.pending {
+            return false;
+        }
+        lines.pending += 1;
+        self.depth.inc();
+        true
+    }
+
+    /// Takes a place that needs no leave: of an operation that comes back.
+    pub(crate) fn enter(&self) {
+        self.lines.lock().pending += 1;
+        self.depth.inc();
+    }
+
+    /// Gives back the place of an operation that is not pending any more.
+    pub(crate) fn leave(&self, operation: &Operation) {
+        let mut lines = self.lines.lock();
+        lines.ready.remove(&place(operation));
+        lines.pending = lines.pending.saturating_sub(1);
+        self.depth.dec();
+    }
+
+    /// Gives back a place that was reserved for nothing.
+    pub(crate) fn give_up(&self) {
+        self.lines.lock().pending -= 1;
+        self.depth.dec();
+    }
+
+    /// Offers an operation whose time has come to the workers.
+    pub(crate) fn offer(&self, operation: &Operation) {
+        self.lines.lock().ready.insert(place(operation));
+        self.offered.notify_one();
+    }
+
+    /// Takes the next number, and passes the call on if more are there.
+    fn take(&self) -> Option<u64> {
+        let mut lines = self.lines.lock();
+        let (_, number) = lines.ready.pop_first()?;
+        if !lines.ready.is_empty() {
+            self.offered.notify_one();
+        }
+        Some(number)
+    }
+
+    /// Waits for the next number.
+    pub(crate) async fn next(&self) -> u64 {
+        loop {
+            let offered = self.offered.notified();
+            if let Some(number) = self.take() {
+                return number;
+            }
+            offered.await;
+        }
+    }
+}
+
+fn place(operation: &Operation) -> (Reverse<i32>, u64) {
+    (Reverse(operation.terms().priority), operation.number())
+}

@@ -1,0 +1,427 @@
+//! The store: the one door for writes. A change takes the operation's turn,
+//! asks the state machine, is kept by the journal and only then shown by the
+//! view. What a change means is decided in `operation`.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, AtomicUsize, Ordering},
+};
+
+use futures_util::{StreamExt, stream};
+use tokio::select;
+use tracing::{error, info, warn};
+
+use super::{
+    ready::Queue,
+    turns::Turns,
+    view::{RequestKey, View},
+};
+use crate::{
+    clock::{Clock, Timestamp},
+    error::{Error, Result},
+    journal::journal::{Entry, Journal, JournalError},
+    metrics::Metrics,
+    operation::{
+        lease::{LeaseToken, WorkerId},
+        name::OperationName,
+        operation::{Birth, Change, Operation},
+        stage::{Event, Refusal},
+        terms::QueueName,
+    },
+    tasks::Tasks,
+};
+
+/// How many due operations are looked at side by side, so that a journal can
+/// keep their changes in one go.
+const LAPSES_AT_ONCE: usize = 256;
+
+/// How much a store takes in.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Operations in all. Default 1 000 000. Over → STORE_FULL.
+    pub max_operations: usize,
+    /// Bytes of encoded operations, inputs and labels in all. Default 1 GiB.
+    /// Over → STORE_FULL.
+    pub max_bytes: usize,
+    /// Bytes of one operation, its input included. Default 3 MiB, because
+    /// clients refuse messages over 4 MiB. Over → TOO_LARGE.
+    pub max_operation_bytes: usize,
+    /// Operations that wait in one queue. Default 100 000. Over → QUEUE_FULL.
+    pub max_queue: usize,
+    /// Open waits and watches. Default 100 000. Over, a wait answers at once
+    /// with the current state, which AIP-151 allows.
+    pub max_waiters: usize,
+}
+
+/// The operations, and how they change.
+#[derive(Debug)]
+pub(crate) struct Store {
+    pub(crate) view: View,
+    pub(crate) clock: Clock,
+    pub(crate) tasks: Tasks,
+    pub(crate) limits: Limits,
+    journal: JournalHandle,
+    turns: Turns,
+    request_turns: Turns,
+    numbers: AtomicU64,
+    held: AtomicUsize,
+}
+
+/// A journal has no name to print.
+struct JournalHandle(Arc<dyn Journal>);
+
+/// What came of a request to create an operation.
+#[derive(Clone, Debug)]
+pub struct Created {
+    /// The operation: new, or the one that this request made before.
+    pub operation: Arc<Operation>,
+    /// Whether the same request had made it before.
+    pub reused: bool,
+}
+
+// === impl Limits ===
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_operations: 1_000_000,
+            max_bytes: 1 << 30,
+            max_operation_bytes: 3 << 20,
+            max_queue: 100_000,
+            max_waiters: 100_000,
+        }
+    }
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Opens a store: replays what the journal kept, then begins to keep time.
+    pub(crate) async fn open(
+        journal: Arc<dyn Journal>,
+        clock: Clock,
+        metrics: &Metrics,
+        limits: Limits,
+    ) -> Result<Arc<Self>, JournalError> {
+        let store = Arc::new(Self {
+            view: View::new(clock, metrics, limits.max_waiters),
+            clock,
+            tasks: Tasks::default(),
+            limits,
+            journal: JournalHandle(journal),
+            turns: Turns::default(),
+            request_turns: Turns::default(),
+            numbers: AtomicU64::new(1),
+            held: AtomicUsize::new(0),
+        });
+        store.replay().await?;
+        store.tasks.spawn("deadlines", keep_time(store.clone()));
+        Ok(store)
+    }
+
+    async fn replay(&self) -> Result<(), JournalError> {
+        let kept = self.journal.0.replay().await?;
+        let now = self.clock.now();
+        for operation in kept {
+            let operation = Arc::new(operation.resumed(now));
+            self.numbers
+                .fetch_max(operation.number() + 1, Ordering::Relaxed);
+            self.held.fetch_add(1, Ordering::Relaxed);
+            if let (Some(queue), None) = (operation.queue(), operation.lease())
+                && !operation.is_done()
+            {
+                self.view.ready.queue(queue).enter();
+            }
+            self.view.publish(&operation);
+        }
+        Ok(())
+    }
+
+    /// Makes an operation. It can be read, from anywhere, when this returns.
+    pub(crate) async fn create(self: &Arc<Self>, birth: Birth) -> Result<Created> {
+        if self.tasks.stopping().is_cancelled() {
+            return Err(Error::ShuttingDown);
+        }
+        let store = self.clone();
+        self.tasks
+            .to_the_end("create", async move { store.create_once(birth).await })
+            .await
+    }
+
+    async fn create_once(&self, birth: Birth) -> Result<Created> {
+        let request = birth.tags.as_ref().and_then(|tags| tags.request.as_ref());
+        let Some(request) = request else {
+            return self.admit(birth).await;
+        };
+        let key = RequestKey::new(
+            crate::operation::name::parent_of(birth.name.as_str()),
+            request,
+        );
+        let _turn = self.request_turns.of(&request.id).await;
+        let Some(before) = self.view.requested(&key) else {
+            return self.admit(birth).await;
+        };
+        if before.request.digest != request.digest {
+            return Err(Error::RequestIdReused {
+                request_id: request.id.clone().into(),
+            });
+        }
+        match self.view.get(before.name.as_str()) {
+            Some(operation) => Ok(Created {
+                operation,
+                reused: true,
+            }),
+            // It was deleted or has expired just now.
+            None => self.admit(birth).await,
+        }
+    }
+
+    async fn admit(&self, mut birth: Birth) -> Result<Created> {
+        let _turn = self.turns.of(birth.name.as_str()).await;
+        if self.view.find(birth.name.as_str()).is_some() {
+            return Err(Error::OperationExists {
+                name: birth.name.to_string(),
+            });
+        }
+        birth.number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let operation = Arc::new(Operation::new(birth, self.clock.now()));
+        self.check_size("input", &operation)?;
+        if self.limits.max_bytes < self.view.bytes() + operation.size() {
+            return Err(Error::StoreFull {
+                unit: "bytes",
+                limit: self.limits.max_bytes,
+            });
+        }
+        let queue = operation.queue().map(|name| self.view.ready.queue(name));
+        if let Some(queue) = &queue
+            && !queue.reserve(self.limits.max_queue)
+        {
+            let queue = operation
+                .queue()
+                .map_or_else(String::new, ToString::to_string);
+            return Err(Error::QueueFull {
+                queue,
+                limit: self.limits.max_queue,
+            });
+        }
+        let kept = match self.reserve() {
+            Ok(()) => self
+                .append(Entry::Put(operation.clone()))
+                .await
+                .inspect_err(|_| {
+                    self.held.fetch_sub(1, Ordering::Relaxed);
+                }),
+            full => full,
+        };
+        if let Err(error) = kept {
+            if let Some(queue) = queue {
+                queue.give_up();
+            }
+            return Err(error);
+        }
+        self.view.publish(&operation);
+        Ok(Created {
+            operation,
+            reused: false,
+        })
+    }
+
+    /// What `event` makes of the operation, kept and shown.
+    pub(crate) async fn commit(
+        self: &Arc<Self>,
+        name: &OperationName,
+        event: Event,
+    ) -> Result<Arc<Operation>> {
+        let (store, name) = (self.clone(), name.clone());
+        let change = async move { store.change(&name, &event).await };
+        self.tasks.to_the_end("commit", change).await
+    }
+
+    async fn change(&self, name: &OperationName, event: &Event) -> Result<Arc<Operation>> {
+        let _turn = self.turns.of(name.as_str()).await;
+        let current = self
+            .view
+            .find(name.as_str())
+            .ok_or_else(|| Error::not_found(name.as_str()))?;
+        // Only clients ask to cancel, and they see nothing that was deleted.
+        if current.is_hidden() && matches!(event, Event::RequestCancel) {
+            return Err(Error::not_found(name.as_str()));
+        }
+        let refused = |refusal: Refusal| Error::Refused {
+            name: name.to_string(),
+            refusal,
+        };
+        let change = current.apply(event, self.clock.now()).map_err(refused)?;
+        if let Change::Put(operation) | Change::Forget(Some(operation)) = &change {
+            match event {
+                Event::Report(..) => self.check_size("metadata", operation)?,
+                Event::Finish(..) => self.check_size("response", operation)?,
+                Event::Fail { .. } => self.check_size("error", operation)?,
+                _ => {}
+            }
+        }
+        self.keep(current, change).await
+    }
+
+    /// Hides the operation from clients, or forgets it if it is done.
+    pub(crate) async fn delete(self: &Arc<Self>, name: &OperationName) -> Result<()> {
+        let (store, name) = (self.clone(), name.clone());
+        let delete = async move {
+            let _turn = store.turns.of(name.as_str()).await;
+            let current = store
+                .view
+                .get(name.as_str())
+                .ok_or_else(|| Error::not_found(name.as_str()))?;
+            let change = current.delete(store.clock.now());
+            store.keep(current, change).await.map(drop)
+        };
+        self.tasks.to_the_end("delete", delete).await
+    }
+
+    async fn keep(&self, current: Arc<Operation>, change: Change) -> Result<Arc<Operation>> {
+        match change {
+            Change::Unchanged => Ok(current),
+            Change::Put(operation) => {
+                let operation = Arc::new(operation);
+                self.append(Entry::Put(operation.clone())).await?;
+                self.view.publish(&operation);
+                Ok(operation)
+            }
+            Change::Forget(last) => {
+                self.append(Entry::Forget(current.clone())).await?;
+                self.view.forget(&current);
+                self.held.fetch_sub(1, Ordering::Relaxed);
+                Ok(last.map_or(current, Arc::new))
+            }
+        }
+    }
+
+    async fn append(&self, entry: Entry) -> Result<()> {
+        self.journal.0.append(entry).await.map_err(|error| {
+            error!(%error, "a change was refused, because it could not be kept");
+            Error::StoreUnavailable
+        })
+    }
+
+    /// Waits for an operation of the queue and takes its lease.
+    pub(crate) async fn claim(
+        self: &Arc<Self>,
+        queue: &QueueName,
+        worker: &WorkerId,
+    ) -> Result<Arc<Operation>> {
+        let queue = self.view.ready.queue(queue);
+        loop {
+            let taken = Taken {
+                store: self,
+                queue: &queue,
+                number: queue.next().await,
+            };
+            let Some(operation) = self.view.index.get(taken.number) else {
+                continue;
+            };
+            let claim = Event::Claim {
+                token: LeaseToken::random(),
+                worker: worker.clone(),
+            };
+            match self.commit(&operation.owned_name(), claim).await {
+                Ok(operation) if operation.lease().is_some() => return Ok(operation),
+                // It was done, cancelled or taken away in the meantime.
+                Ok(_) | Err(Error::Refused { .. } | Error::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn reserve(&self) -> Result<()> {
+        let limit = self.limits.max_operations;
+        let more = |held| (held < limit).then_some(held + 1);
+        match self
+            .held
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+        {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::StoreFull {
+                unit: "operations",
+                limit,
+            }),
+        }
+    }
+
+    fn check_size(&self, field: &'static str, operation: &Operation) -> Result<()> {
+        let (size, limit) = (operation.size(), self.limits.max_operation_bytes);
+        if size <= limit {
+            Ok(())
+        } else {
+            Err(Error::TooLarge { field, size, limit })
+        }
+    }
+
+    /// Tells the state machine that time passed for one operation.
+    async fn lapse(self: &Arc<Self>, number: u64) {
+        let Some(operation) = self.view.index.get(number) else {
+            return;
+        };
+        if self.clock.now() < operation.deadline(Timestamp::default()) {
+            return;
+        }
+        match self.commit(&operation.owned_name(), Event::Lapse).await {
+            Ok(after) => {
+                if Arc::ptr_eq(&operation, &after) {
+                    self.view.arm_again(&after);
+                } else {
+                    info!(
+                        operation.name = after.name(),
+                        operation.state = after.state().as_str_name(),
+                        "time has passed for an operation"
+                    );
+                }
+            }
+            Err(Error::NotFound { .. } | Error::Refused { .. }) => {}
+            Err(error) => {
+                warn!(operation.name = operation.name(), %error, "time has passed for an operation, but that could not be kept; trying again");
+                let now = self.clock.now();
+                self.view
+                    .deadlines
+                    .arm(number, now + std::time::Duration::from_secs(1), now);
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for JournalHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Journal")
+    }
+}
+
+/// Looks at operations when they are due, until the store stops.
+async fn keep_time(store: Arc<Store>) {
+    let stopping = store.tasks.stopping().clone();
+    loop {
+        let due = select! {
+            due = store.view.deadlines.next(store.clock) => due,
+            () = stopping.cancelled() => return,
+        };
+        stream::iter(due)
+            .for_each_concurrent(LAPSES_AT_ONCE, |number| store.lapse(number))
+            .await;
+    }
+}
+
+/// A number that was taken from a queue. Goes back if its taker leaves before
+/// the operation has changed.
+struct Taken<'a> {
+    store: &'a Store,
+    queue: &'a Queue,
+    number: u64,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if let Some(operation) = self.store.view.index.get(self.number)
+            && operation.is_ready(self.store.clock.now())
+        {
+            self.queue.offer(&operation);
+        }
+    }
+}

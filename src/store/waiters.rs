@@ -1,0 +1,252 @@
+//! Waiters: who wants to know when an operation changes. Enter first, then
+//! look, then sleep: a notification is only a hint, the view is the truth.
+
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+};
+
+use dashmap::{DashMap, mapref::entry::Entry};
+use foldhash::fast::RandomState;
+use prometheus_client::metrics::gauge::Gauge;
+use slab::Slab;
+
+/// What a waiter wants to hear of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Interest {
+    /// The end only: done, deleted or expired.
+    End,
+    /// Every change.
+    Change,
+}
+
+/// All waiters, by the number of the operation they wait for.
+#[derive(Debug)]
+pub(crate) struct Waiters {
+    rooms: DashMap<u64, Room, RandomState>,
+    limit: usize,
+    count: AtomicUsize,
+    gauge: Gauge,
+}
+
+/// The waiters of one operation. Those who wait for the end are kept apart, so
+/// that a thousand of them cost a change nothing.
+#[derive(Debug, Default)]
+struct Room {
+    end: Slab<Seat>,
+    change: Slab<Seat>,
+}
+
+/// One waiter's place.
+#[derive(Debug)]
+enum Seat {
+    /// Nothing happened; nobody sleeps yet, or this waker does.
+    Quiet(Option<Waker>),
+    /// Something happened since the waiter looked.
+    Called,
+}
+
+/// A place among the waiters of one operation, left when dropped.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    waiters: Arc<Waiters>,
+    number: u64,
+    interest: Interest,
+    seat: usize,
+}
+
+// === impl Waiters ===
+
+impl Waiters {
+    pub(crate) fn new(limit: usize, gauge: Gauge) -> Self {
+        Self {
+            rooms: DashMap::default(),
+            limit,
+            count: AtomicUsize::new(0),
+            gauge,
+        }
+    }
+
+    /// Enters the waiters of an operation; none if there are too many already.
+    pub(crate) fn enter(self: &Arc<Self>, number: u64, interest: Interest) -> Option<Waiter> {
+        if self.limit <= self.count.fetch_add(1, Ordering::Relaxed) {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        self.gauge.inc();
+        let seat = self
+            .rooms
+            .entry(number)
+            .or_default()
+            .seats(interest)
+            .insert(Seat::Quiet(None));
+        Some(Waiter {
+            waiters: self.clone(),
+            number,
+            interest,
+            seat,
+        })
+    }
+
+    /// Calls the waiters of an operation: all of them if this is its end.
+    pub(crate) fn call(&self, number: u64, end: bool) {
+        // The usual case is that nobody waits for anything.
+        if self.rooms.is_empty() {
+            return;
+        }
+        let mut sleepers = Vec::new();
+        if let Some(mut room) = self.rooms.get_mut(&number) {
+            room.change
+                .iter_mut()
+                .for_each(|(_, seat)| sleepers.extend(seat.call()));
+            if end {
+                room.end
+                    .iter_mut()
+                    .for_each(|(_, seat)| sleepers.extend(seat.call()));
+            }
+        }
+        // Woken outside of the lock, because they come back for it.
+        sleepers.into_iter().for_each(Waker::wake);
+    }
+
+    /// How many wait at present.
+    pub(crate) fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+}
+
+// === impl Room ===
+
+impl Room {
+    fn seats(&mut self, interest: Interest) -> &mut Slab<Seat> {
+        match interest {
+            Interest::End => &mut self.end,
+            Interest::Change => &mut self.change,
+        }
+    }
+}
+
+// === impl Seat ===
+
+impl Seat {
+    fn call(&mut self) -> Option<Waker> {
+        match std::mem::replace(self, Self::Called) {
+            Self::Quiet(waker) => waker,
+            Self::Called => None,
+        }
+    }
+}
+
+// === impl Waiter ===
+
+impl Waiter {
+    /// Sleeps until called; at once if called since the last time.
+    pub(crate) async fn called(&mut self) {
+        poll_fn(|context| self.poll_called(context)).await;
+    }
+
+    fn poll_called(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let mut room = self
+            .waiters
+            .rooms
+            .get_mut(&self.number)
+            .expect("a waiter keeps its room");
+        let seat = &mut room.seats(self.interest)[self.seat];
+        if let Seat::Called = seat {
+            *seat = Seat::Quiet(None);
+            return Poll::Ready(());
+        }
+        *seat = Seat::Quiet(Some(context.waker().clone()));
+        Poll::Pending
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut room) = self.waiters.rooms.entry(self.number) {
+            room.get_mut().seats(self.interest).remove(self.seat);
+            if room.get().end.is_empty() && room.get().change.is_empty() {
+                room.remove();
+            }
+        }
+        self.waiters.count.fetch_sub(1, Ordering::Relaxed);
+        self.waiters.gauge.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use super::*;
+
+    fn waiters(limit: usize) -> Arc<Waiters> {
+        Arc::new(Waiters::new(limit, Gauge::default()))
+    }
+
+    #[tokio::test]
+    async fn a_call_before_the_sleep_is_not_lost() {
+        let waiters = waiters(1);
+        let mut waiter = waiters.enter(7, Interest::Change).unwrap();
+        waiters.call(7, false);
+        waiter.called().await;
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_for_the_end_sleep_through_changes() {
+        let waiters = waiters(2);
+        let mut end = waiters.enter(7, Interest::End).unwrap();
+        let mut change = waiters.enter(7, Interest::Change).unwrap();
+        waiters.call(7, false);
+        change.called().await;
+        assert!(futures_util::poll!(std::pin::pin!(end.called())).is_pending());
+        waiters.call(7, true);
+        end.called().await;
+    }
+
+    #[tokio::test]
+    async fn ten_thousand_abandoned_waits_leave_no_waiter_behind() {
+        let waiters = waiters(20_000);
+        for number in 0..10_000 {
+            let mut waiter = waiters.enter(number % 100, Interest::End).unwrap();
+            assert!(futures_util::poll!(std::pin::pin!(waiter.called())).is_pending());
+        }
+        assert_eq!(waiters.count(), 0);
+        assert!(waiters.rooms.is_empty());
+    }
+
+    #[test]
+    fn over_the_limit_nobody_enters_until_somebody_leaves() {
+        let waiters = waiters(1);
+        let first = waiters.enter(1, Interest::End).unwrap();
+        assert!(waiters.enter(2, Interest::End).is_none());
+        drop(first);
+        assert!(waiters.enter(2, Interest::End).is_some());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_wake_up_is_lost_in_100_000_races_of_enter_and_publish() {
+        let waiters = waiters(10);
+        for _ in 0..100_000 {
+            let value = Arc::new(AtomicU64::new(0));
+            let publisher = tokio::task::spawn_blocking({
+                let (waiters, value) = (waiters.clone(), value.clone());
+                move || {
+                    value.store(1, Ordering::Release);
+                    waiters.call(7, true);
+                }
+            });
+            // Enter, look, sleep: whichever comes first, this ends.
+            let mut waiter = waiters.enter(7, Interest::End).unwrap();
+            while value.load(Ordering::Acquire) == 0 {
+                waiter.called().await;
+            }
+            publisher.await.unwrap();
+        }
+        assert_eq!(waiters.count(), 0);
+    }
+}

@@ -1,0 +1,262 @@
+//! One attempt at one operation, from the claim to the outcome: it keeps the
+//! lease, commits what the handler reports, passes on the wish that it stop,
+//! and records how it ended. All of it goes through the store like anybody's.
+
+use std::{any::Any as Panic, sync::Arc, time::Duration};
+
+use tokio::{
+    select,
+    task::JoinError,
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+use super::{
+    context::{Context, Desk},
+    handler::AnyHandler,
+};
+use crate::{
+    error::{Error, Result},
+    metrics::AttemptEnd,
+    operation::{
+        lease::LeaseToken,
+        name::OperationName,
+        operation::Operation,
+        outcome::{Failure, Outcome, status},
+        payload::Payload,
+        stage::{Event, Report, Stage},
+    },
+    proto::google::rpc::{Code, Status},
+    store::{store::Store, waiters::Interest},
+    tasks::Tasks,
+};
+
+/// The shortest pause between two reports of one attempt.
+const REPORT_PAUSE: Duration = Duration::from_millis(100);
+/// The pause before an outcome that the store could not keep is tried again.
+const FINISH_PAUSE: Duration = Duration::from_millis(200);
+
+/// A claimed operation and who works on it.
+pub(crate) struct Attempt {
+    store: Arc<Store>,
+    name: OperationName,
+    number: u64,
+    token: LeaseToken,
+    renewal: Duration,
+    desk: Arc<Desk>,
+}
+
+impl Attempt {
+    /// An attempt at an operation whose lease was taken just now.
+    pub(crate) fn new(store: Arc<Store>, operation: &Operation, token: LeaseToken) -> Self {
+        Self {
+            store,
+            name: operation.owned_name(),
+            number: operation.number(),
+            token,
+            renewal: operation.terms().lease_duration / 3,
+            desk: Arc::default(),
+        }
+    }
+
+    /// Runs the handler and tells how the attempt ended. `release` ends it
+    /// early: the operation goes back to its queue.
+    pub(crate) async fn run(
+        self,
+        operation: Arc<Operation>,
+        handler: Arc<dyn AnyHandler>,
+        release: CancellationToken,
+    ) -> AttemptEnd {
+        let context = Context::new(operation, self.desk.clone());
+        let tasks = Tasks::default();
+        let mut work = tasks.spawn("handler", handler.start(context));
+        let end = select! {
+            biased;
+            result = &mut work => self.finish(result).await,
+            () = release.cancelled() => self.release().await,
+            () = self.keep() => AttemptEnd::lost,
+        };
+        // A handler that nobody waits for any more stops at its next await.
+        work.abort();
+        self.desk.cancelled.cancel();
+        end
+    }
+
+    /// Renews the lease, commits reports and passes on a cancellation. Ends
+    /// only when the lease is lost.
+    async fn keep(&self) {
+        let mut waiter = self.store.view.waiters.enter(self.number, Interest::Change);
+        let mut renew_at = Instant::now() + self.renewal;
+        let mut report_at = Instant::now();
+        loop {
+            if !self.is_mine() {
+                return;
+            }
+            // Over the limit of waiters a cancellation is seen at the next renewal.
+            let called = async {
+                match &mut waiter {
+                    Some(waiter) => waiter.called().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let reported = async {
+                sleep_until(report_at).await;
+                self.desk.reported().await;
+            };
+            let kept = select! {
+                () = called => continue,
+                () = sleep_until(renew_at) => {
+                    renew_at = Instant::now() + self.renewal;
+                    self.commit(Event::Renew(self.token)).await
+                }
+                () = reported => {
+                    report_at = Instant::now() + REPORT_PAUSE;
+                    match self.desk.take() {
+                        Some(report) => self.commit(Event::Report(self.token, report)).await,
+                        None => continue,
+                    }
+                }
+            };
+            match kept {
+                Ok(_) => {}
+                Err(Error::Refused { .. } | Error::NotFound { .. }) => return,
+                Err(error @ Error::TooLarge { .. }) => {
+                    warn!(operation.name = %self.name, %error, "a report was dropped");
+                }
+                // The next renewal tries again, while the lease lasts.
+                Err(error) => {
+                    debug!(operation.name = %self.name, %error, "the lease could not be renewed")
+                }
+            }
+        }
+    }
+
+    /// Looks at the operation: whether the lease is still held, and whether
+    /// somebody wants it to stop.
+    fn is_mine(&self) -> bool {
+        let Some(operation) = self.store.view.find(self.name.as_str()) else {
+            return false;
+        };
+        if let Stage::Cancelling(_) = operation.stage() {
+            self.desk.cancelled.cancel();
+        }
+        operation
+            .lease()
+            .is_some_and(|lease| lease.token == self.token)
+    }
+
+    async fn finish(&self, result: Result<HandlerResult, JoinError>) -> AttemptEnd {
+        let report = self.desk.take().unwrap_or_default();
+        let (event, end) = match result {
+            Ok(Ok(response)) => self.succeeded(response, report),
+            Ok(Err(failure)) => self.failed(failure, report),
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => (
+                    self.finished(panicked(&*panic), report),
+                    AttemptEnd::panicked,
+                ),
+                // Only a runtime that shuts down aborts the handler behind our back.
+                Err(_) => return self.release().await,
+            },
+        };
+        self.record(event, end).await
+    }
+
+    fn succeeded(&self, response: prost_types::Any, report: Report) -> (Event, AttemptEnd) {
+        if response == prost_types::Any::default() {
+            return (
+                self.finished(Outcome::Response(Payload::empty()), report),
+                AttemptEnd::succeeded,
+            );
+        }
+        match Payload::new(response) {
+            Ok(response) => (
+                self.finished(Outcome::Response(response), report),
+                AttemptEnd::succeeded,
+            ),
+            Err(error) => (
+                self.finished(bad_result(&error), report),
+                AttemptEnd::failed,
+            ),
+        }
+    }
+
+    fn failed(&self, failure: Failure, report: Report) -> (Event, AttemptEnd) {
+        match Outcome::error(failure.error) {
+            Ok(Outcome::Error(error)) if failure.retryable => {
+                let retry_after = failure.retry_after;
+                (
+                    Event::Fail {
+                        token: self.token,
+                        error,
+                        retry_after,
+                    },
+                    AttemptEnd::retried,
+                )
+            }
+            Ok(outcome) => (self.finished(outcome, report), AttemptEnd::failed),
+            Err(error) => (
+                self.finished(bad_result(&error), report),
+                AttemptEnd::failed,
+            ),
+        }
+    }
+
+    fn finished(&self, outcome: Outcome, report: Report) -> Event {
+        Event::Finish(self.token, outcome, report)
+    }
+
+    /// Records the outcome, however long the store takes, while the lease lasts.
+    async fn record(&self, mut event: Event, end: AttemptEnd) -> AttemptEnd {
+        loop {
+            match self.commit(event.clone()).await {
+                Ok(_) => return end,
+                Err(Error::Refused { .. } | Error::NotFound { .. }) => return AttemptEnd::lost,
+                Err(error @ Error::TooLarge { .. }) => {
+                    let outcome =
+                        Outcome::failed(Code::ResourceExhausted, error.reason(), error.to_string());
+                    event = self.finished(outcome, Report::default());
+                }
+                Err(error) => {
+                    debug!(operation.name = %self.name, %error, "the outcome could not be recorded yet");
+                    sleep(FINISH_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn release(&self) -> AttemptEnd {
+        match self.commit(Event::Release(self.token)).await {
+            Ok(_) => AttemptEnd::released,
+            Err(_) => AttemptEnd::lost,
+        }
+    }
+
+    async fn commit(&self, event: Event) -> Result<Arc<Operation>> {
+        self.store.commit(&self.name, event).await
+    }
+}
+
+type HandlerResult = std::result::Result<prost_types::Any, Failure>;
+
+fn panicked(panic: &(dyn Panic + Send)) -> Outcome {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    let text = text.unwrap_or_else(|| "no message".to_owned());
+    error!(panic = text, "a handler panicked");
+    Outcome::failed(
+        Code::Internal,
+        "HANDLER_PANICKED",
+        format!("the handler of the operation panicked: {text}"),
+    )
+}
+
+fn bad_result(error: &dyn std::fmt::Display) -> Outcome {
+    let error: Status = status(
+        Code::Internal,
+        "BAD_RESULT",
+        format!("the handler returned a bad result: {error}"),
+    );
+    Outcome::Error(Box::new(error))
+}

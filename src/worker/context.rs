@@ -1,0 +1,163 @@
+//! What a handler is given: its input, and ways to report, to keep a
+//! checkpoint and to learn that it should stop. Committing what it reports is
+//! done by `attempt`.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use prost_types::Any;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    operation::{
+        labels::Labels,
+        operation::Operation,
+        payload::{InvalidAny, Payload},
+        stage::Report,
+    },
+    proto::longrunning::v1::Progress,
+};
+
+/// One attempt at one operation. Clones belong to the same attempt; they may
+/// be moved to other threads, and outlive the attempt without harm.
+#[derive(Clone, Debug)]
+pub struct Context {
+    operation: Arc<Operation>,
+    desk: Arc<Desk>,
+}
+
+/// Where a handler leaves reports, and finds the wish that it stop.
+#[derive(Debug, Default)]
+pub(crate) struct Desk {
+    report: Mutex<Option<Report>>,
+    reported: Notify,
+    pub(crate) cancelled: CancellationToken,
+}
+
+// === impl Context ===
+
+impl Context {
+    pub(crate) fn new(operation: Arc<Operation>, desk: Arc<Desk>) -> Self {
+        Self { operation, desk }
+    }
+
+    /// The full name of the operation.
+    pub fn name(&self) -> &str {
+        self.operation.name()
+    }
+
+    /// What the creator wants to have worked on.
+    pub fn input(&self) -> Option<&Any> {
+        self.operation.input().map(Payload::any)
+    }
+
+    /// The input as the message that it should be.
+    ///
+    /// # Errors
+    /// A message for people, if there is no input, or it is of another type or
+    /// damaged.
+    pub fn input_as<M: prost::Name + Default>(&self) -> Result<M, String> {
+        let wanted = M::full_name();
+        let Some(input) = self.input() else {
+            return Err(format!("the operation has no input; a {wanted} is needed"));
+        };
+        if input.type_url.rsplit('/').next() != Some(wanted.as_str()) {
+            return Err(format!(
+                "the input is a {}; a {wanted} is needed",
+                input.type_url
+            ));
+        }
+        M::decode(input.value.as_slice())
+            .map_err(|error| format!("the input is no {wanted}: {error}"))
+    }
+
+    /// The number of this attempt: 1 for the first, and always larger than that
+    /// of any attempt before. A fencing number towards other systems.
+    pub fn attempt(&self) -> u32 {
+        self.operation.attempt()
+    }
+
+    /// What an attempt before left with [`Context::keep_checkpoint`].
+    pub fn checkpoint(&self) -> Option<&Any> {
+        self.operation.checkpoint().map(Payload::any)
+    }
+
+    /// What the creator called the operation by.
+    pub fn labels(&self) -> &Labels {
+        self.operation.labels()
+    }
+
+    /// Tells how far the work is. Cheap: call it as often as there is news; the
+    /// newest report wins, and is shown at once or within 100 ms.
+    pub fn progress(&self, progress: Progress) {
+        self.desk.leave(|report| report.progress = Some(progress));
+    }
+
+    /// Serves metadata of the handler's own type from now on, instead of
+    /// `longrunning.v1.OperationMetadata`.
+    ///
+    /// # Errors
+    /// [`InvalidAny`] if the type URL is empty or malformed.
+    pub fn metadata(&self, metadata: Any) -> Result<(), InvalidAny> {
+        let metadata = Payload::new(metadata)?;
+        self.desk.leave(|report| report.metadata = Some(metadata));
+        Ok(())
+    }
+
+    /// Puts an addition of the handler's own type into the `detail` of
+    /// `longrunning.v1.OperationMetadata`.
+    ///
+    /// # Errors
+    /// [`InvalidAny`] if the type URL is empty or malformed.
+    pub fn detail(&self, detail: Any) -> Result<(), InvalidAny> {
+        let detail = Payload::new(detail)?;
+        self.desk.leave(|report| report.detail = Some(detail));
+        Ok(())
+    }
+
+    /// Keeps a note for the next attempt, in case this one is lost.
+    ///
+    /// # Errors
+    /// [`InvalidAny`] if the type URL is empty or malformed.
+    pub fn keep_checkpoint(&self, checkpoint: Any) -> Result<(), InvalidAny> {
+        let checkpoint = Payload::new(checkpoint)?;
+        self.desk
+            .leave(|report| report.checkpoint = Some(checkpoint));
+        Ok(())
+    }
+
+    /// Resolves when the work should stop: somebody cancelled the operation, or
+    /// the lease is lost. Finish with [`Failure::cancelled`], or with a result
+    /// if it is there already.
+    ///
+    /// [`Failure::cancelled`]: crate::Failure::cancelled
+    pub async fn cancelled(&self) {
+        self.desk.cancelled.cancelled().await;
+    }
+
+    /// Whether the work should stop; for loops that do not await.
+    pub fn is_cancelled(&self) -> bool {
+        self.desk.cancelled.is_cancelled()
+    }
+}
+
+// === impl Desk ===
+
+impl Desk {
+    /// Adds to the report that nobody fetched yet; the newest value wins.
+    fn leave(&self, add: impl FnOnce(&mut Report)) {
+        add(self.report.lock().get_or_insert_default());
+        self.reported.notify_one();
+    }
+
+    /// Fetches what was reported since the last time.
+    pub(crate) fn take(&self) -> Option<Report> {
+        self.report.lock().take()
+    }
+
+    /// Waits until there is something to fetch.
+    pub(crate) async fn reported(&self) {
+        self.reported.notified().await;
+    }
+}

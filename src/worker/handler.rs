@@ -1,0 +1,61 @@
+//! Handlers: the work itself, as the user of the library writes it.
+
+use std::{future::Future, pin::Pin};
+
+use prost_types::Any;
+
+use super::context::Context;
+use crate::operation::outcome::Failure;
+
+/// Executes the operations of a queue.
+///
+/// A handler may run more than once for one operation, if a worker is lost; use
+/// [`Context::attempt`] as a fencing number towards other systems. Exactly one
+/// outcome is recorded.
+///
+/// Async closures and functions from [`Context`] to a result are handlers:
+///
+/// ```
+/// use longrunning::{Any, Context, Failure, Operations};
+///
+/// # async fn start() -> Result<(), longrunning::StartError> {
+/// async fn greet(context: Context) -> Result<Any, Failure> {
+///     Ok(context.input().cloned().unwrap_or_default())
+/// }
+/// let operations = Operations::builder().handler("greetings", 4, greet).start().await?;
+/// # Ok(())
+/// # }
+/// ```
+pub trait Handler: Send + Sync + 'static {
+    /// Does the work. The `Any` becomes the operation's `response`; an `Any`
+    /// without a type becomes `google.protobuf.Empty`. A [`Failure`] becomes its
+    /// `error`, or leads to another attempt. A panic is recorded as INTERNAL.
+    ///
+    /// The future is dropped when the lease is lost, and when the grace of a
+    /// shutdown is over.
+    fn run(&self, context: Context) -> impl Future<Output = Result<Any, Failure>> + Send;
+}
+
+impl<F, W> Handler for F
+where
+    F: Fn(Context) -> W + Send + Sync + 'static,
+    W: Future<Output = Result<Any, Failure>> + Send,
+{
+    fn run(&self, context: Context) -> impl Future<Output = Result<Any, Failure>> + Send {
+        self(context)
+    }
+}
+
+/// The running work of a handler that is known only at run time.
+pub(crate) type Work = Pin<Box<dyn Future<Output = Result<Any, Failure>> + Send>>;
+
+/// A handler that is known only at run time.
+pub(crate) trait AnyHandler: Send + Sync {
+    fn start(self: std::sync::Arc<Self>, context: Context) -> Work;
+}
+
+impl<H: Handler> AnyHandler for H {
+    fn start(self: std::sync::Arc<Self>, context: Context) -> Work {
+        Box::pin(async move { self.run(context).await })
+    }
+}

@@ -1,0 +1,93 @@
+//! Pools: the background workers of one queue. They wait for operations, claim
+//! them and run the handler on them, so many at a time.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    select,
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, error, info_span};
+
+use super::{attempt::Attempt, handler::AnyHandler};
+use crate::{
+    metrics::Metrics,
+    operation::{lease::WorkerId, operation::Operation, terms::QueueName},
+    store::store::Store,
+    tasks::Tasks,
+};
+
+/// The pause after a claim that the store could not keep.
+const CLAIM_PAUSE: Duration = Duration::from_millis(500);
+
+/// The workers of one queue.
+#[derive(Clone)]
+pub(crate) struct Pool {
+    pub(crate) store: Arc<Store>,
+    pub(crate) queue: QueueName,
+    pub(crate) handler: Arc<dyn AnyHandler>,
+    pub(crate) worker: WorkerId,
+    pub(crate) metrics: Metrics,
+    /// The tasks of the attempts; stopping it ends the claims.
+    pub(crate) tasks: Tasks,
+    /// Ends attempts early: the grace of a shutdown is over.
+    pub(crate) release: CancellationToken,
+}
+
+impl Pool {
+    /// Works with at most `concurrency` operations at once, until the tasks stop.
+    pub(crate) fn start(self, concurrency: usize) {
+        let tasks = self.tasks.clone();
+        tasks.spawn("pool", self.work(concurrency));
+    }
+
+    async fn work(self, concurrency: usize) {
+        let permits = Arc::new(Semaphore::new(concurrency));
+        let stopping = self.tasks.stopping().clone();
+        let stopped = stopping.cancelled();
+        tokio::pin!(stopped);
+        loop {
+            let permit = select! {
+                biased;
+                () = &mut stopped => return,
+                permit = permits.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
+            };
+            let claimed = select! {
+                biased;
+                () = &mut stopped => return,
+                claimed = self.store.claim(&self.queue, &self.worker) => claimed,
+            };
+            match claimed {
+                Ok(operation) => {
+                    let pool = self.clone();
+                    // The permit travels with the work.
+                    self.tasks.spawn("attempt", async move {
+                        pool.attempt(operation).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    error!(queue = %self.queue, %error, "no operation could be claimed; trying again");
+                    sleep(CLAIM_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn attempt(&self, operation: Arc<Operation>) {
+        let Some(token) = operation.lease().map(|lease| lease.token) else {
+            return;
+        };
+        let span = info_span!("attempt", operation.name = operation.name(), queue = %self.queue, attempt = operation.attempt());
+        let started = Instant::now();
+        let attempt = Attempt::new(self.store.clone(), &operation, token);
+        let end = attempt
+            .run(operation, self.handler.clone(), self.release.clone())
+            .instrument(span)
+            .await;
+        self.metrics
+            .attempt(self.queue.as_str(), end, started.elapsed().as_secs_f64());
+    }
+}
