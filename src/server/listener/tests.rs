@@ -1,0 +1,103 @@
+//! Addresses as people write them, and sockets that are free, stale or taken.
+
+use tempfile::tempdir;
+
+use super::*;
+
+fn address(text: &str) -> ListenAddress {
+    text.parse().unwrap()
+}
+
+#[test]
+fn addresses_read_as_they_are_written() {
+    for text in ["127.0.0.1:8470", "[::1]:0", "localhost:1", "unix:/run/lro.sock", "unix:lro.sock"]
+    {
+        assert_eq!(address(text).to_string(), text);
+    }
+    assert_eq!(address("unix:///run/lro.sock"), address("unix:/run/lro.sock"));
+}
+
+#[test]
+fn a_refused_address_says_what_to_write() {
+    for (text, problem) in [
+        ("8470", "write host:port or unix:PATH"),
+        (":8470", "the host is missing; 0.0.0.0 stands for every interface"),
+        ("::1:8470", "write an IPv6 address in brackets, as in [::1]:8470"),
+        ("localhost:99999", "the port must be a number from 0 to 65535"),
+        ("localhost:", "the port must be a number from 0 to 65535"),
+        ("http://localhost:8470", "write host:port without a scheme or path"),
+        ("unix:", "a path must follow unix:"),
+    ] {
+        let error = text.parse::<ListenAddress>().unwrap_err().to_string();
+        assert_eq!(error, format!("{text:?} is no address to listen on: {problem}"));
+    }
+}
+
+#[tokio::test]
+async fn port_0_becomes_the_port_that_was_bound() {
+    let listener = Listener::bind(&address("127.0.0.1:0")).unwrap();
+    let local = listener.local().to_string();
+    assert!(local.starts_with("127.0.0.1:") && !local.ends_with(":0"), "{local}");
+}
+
+#[tokio::test]
+async fn a_taken_port_is_explained() {
+    let listener = Listener::bind(&address("127.0.0.1:0")).unwrap();
+    let error = Listener::bind(&listener.local()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    let message = error.to_string();
+    assert!(message.starts_with(&format!("cannot listen on {}: ", listener.local())), "{message}");
+    assert!(message.ends_with("; is another server running there?"), "{message}");
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_removed_with_its_listener() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("lro.sock");
+    let listener = Listener::bind(&ListenAddress::Unix(path.clone())).unwrap();
+    assert!(path.exists());
+    drop(listener);
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn the_socket_of_a_successor_is_left_alone() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("lro.sock");
+    let first = Listener::bind(&ListenAddress::Unix(path.clone())).unwrap();
+    fs::rename(&path, folder.path().join("moved.sock")).unwrap();
+    let second = Listener::bind(&ListenAddress::Unix(path.clone())).unwrap();
+    drop(first);
+    assert!(path.exists());
+    drop(second);
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_stale_unix_socket_is_replaced() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("lro.sock");
+    // The standard library leaves the file behind, as a killed server would.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    Listener::bind(&ListenAddress::Unix(path)).unwrap();
+}
+
+#[tokio::test]
+async fn a_unix_socket_in_use_is_not_taken_away() {
+    let folder = tempdir().unwrap();
+    let taken = ListenAddress::Unix(folder.path().join("lro.sock"));
+    let listener = Listener::bind(&taken).unwrap();
+    let error = Listener::bind(&taken).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    listener.accept().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_socket_is_not_removed() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("notes.txt");
+    fs::write(&path, "precious").unwrap();
+    let error = Listener::bind(&ListenAddress::Unix(path.clone())).unwrap_err();
+    assert!(error.to_string().ends_with("a file that is not a socket is in the way"), "{error}");
+    assert_eq!(fs::read_to_string(path).unwrap(), "precious");
+}
