@@ -51,6 +51,8 @@
 
 mod clock;
 mod creation;
+#[cfg(feature = "server")]
+mod demo;
 mod error;
 mod grpc;
 mod journal;

@@ -41,19 +41,19 @@ pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// How the connections of a listener are treated.
 #[derive(Clone, Debug)]
-pub(crate) struct Connections {
+pub struct Connections {
     /// Open connections, at most; one more is closed as soon as it is accepted.
-    pub(crate) max_connections: usize,
+    pub max_connections: usize,
     /// Open streams of one HTTP/2 connection, at most.
-    pub(crate) max_streams_per_connection: u32,
+    pub max_streams_per_connection: u32,
     /// Silence after which an HTTP/2 peer is asked for a sign of life.
-    pub(crate) keepalive: Duration,
+    pub keepalive: Duration,
     /// How long the peer may take to give that sign.
-    pub(crate) keepalive_timeout: Duration,
+    pub keepalive_timeout: Duration,
     /// How long a new connection may take to say what it wants.
-    pub(crate) opening: Duration,
+    pub opening: Duration,
     /// How long an HTTP/1.1 connection is kept between two requests.
-    pub(crate) idle: Duration,
+    pub idle: Duration,
 }
 
 /// Why a connection is given up although neither side has ended it.

@@ -26,7 +26,7 @@ const BACKLOG: u32 = 1024;
 /// An address to listen on: `host:port`, or `unix:PATH`. Port 0 lets the
 /// system choose one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ListenAddress {
+pub enum ListenAddress {
     /// A host name or IP address, an IPv6 one in brackets, and a port.
     Tcp(String),
     /// The path of a Unix domain socket.
@@ -36,7 +36,7 @@ pub(crate) enum ListenAddress {
 /// Why a text is not a [`ListenAddress`].
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{text:?} is no address to listen on: {problem}")]
-pub(crate) struct ListenAddressError {
+pub struct ListenAddressError {
     text: String,
     problem: &'static str,
 }

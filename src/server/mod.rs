@@ -11,13 +11,21 @@
 //! What the services answer does not live here, but in `grpc` and `admin`.
 
 mod accept;
+mod admin;
+mod app;
 mod coalesce;
+mod config;
 mod connection;
 mod executor;
 mod lanes;
 mod listener;
+mod services;
+mod shutdown;
+mod telemetry;
 
-pub(crate) use accept::serve;
-pub(crate) use connection::Connections;
-pub(crate) use lanes::Lanes;
-pub(crate) use listener::{ListenAddress, Listener};
+pub use app::{App, AppError, Ended};
+pub use config::Config;
+pub use connection::Connections;
+pub use listener::{ListenAddress, ListenAddressError};
+pub use shutdown::signals;
+pub use telemetry::{LogFormat, init as init_telemetry};

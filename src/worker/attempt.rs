@@ -68,7 +68,7 @@ impl Attempt {
         handler: Arc<dyn AnyHandler>,
         release: CancellationToken,
     ) -> AttemptEnd {
-        let context = Context::new(operation, self.desk.clone());
+        let context = Context::new(operation, self.desk.clone(), self.store.clock);
         let tasks = Tasks::default();
         let mut work = tasks.spawn("handler", handler.start(context));
         let end = select! {

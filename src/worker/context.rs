@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clock::{Clock, Timestamp},
     operation::{
         labels::Labels,
         operation::Operation,
@@ -25,6 +26,7 @@ use crate::{
 pub struct Context {
     operation: Arc<Operation>,
     desk: Arc<Desk>,
+    clock: Clock,
 }
 
 /// Where a handler leaves reports, and finds the wish that it stop.
@@ -38,8 +40,8 @@ pub(crate) struct Desk {
 // === impl Context ===
 
 impl Context {
-    pub(crate) fn new(operation: Arc<Operation>, desk: Arc<Desk>) -> Self {
-        Self { operation, desk }
+    pub(crate) fn new(operation: Arc<Operation>, desk: Arc<Desk>, clock: Clock) -> Self {
+        Self { operation, desk, clock }
     }
 
     /// The full name of the operation.
@@ -86,6 +88,11 @@ impl Context {
     /// What the creator called the operation by.
     pub fn labels(&self) -> &Labels {
         self.operation.labels()
+    }
+
+    /// The time as the server sees it.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// Tells how far the work is. Cheap: call it as often as there is news; the

@@ -1,0 +1,71 @@
+//! longrunning.demo.v1.Checksums: the method that starts the slow work and
+//! returns the operation. The work itself lives in `checksum`.
+
+use std::path::{Path, PathBuf};
+
+use tonic::{Request, Response, Status};
+
+use super::checksum::QUEUE;
+use crate::{
+    creation::NewOperation,
+    error::{Error, Result},
+    grpc::codec::Encoded,
+    operation::payload::Payload,
+    operations::Operations,
+    proto::longrunning::demo::v1::CreateChecksumRequest,
+};
+
+#[expect(unreachable_pub, reason = "generated")]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/longrunning.demo.v1.Checksums.rs"));
+}
+
+pub(crate) use generated::checksums_server::ChecksumsServer;
+
+/// Serves longrunning.demo.v1.Checksums.
+#[derive(Clone, Debug)]
+pub(crate) struct ChecksumService {
+    operations: Operations,
+    root: PathBuf,
+}
+
+/// The service for the directories below `root`.
+pub(crate) fn checksums_server(operations: &Operations, root: PathBuf) -> ChecksumsServer<ChecksumService> {
+    ChecksumsServer::new(ChecksumService { operations: operations.clone(), root })
+}
+
+/// An operation that hashes `directory`.
+pub(crate) fn new_checksum(directory: &Path) -> NewOperation {
+    let directory = directory.display().to_string();
+    let input = Payload::pack(&CreateChecksumRequest { directory });
+    NewOperation::queued(QUEUE).input(input.any().clone()).label("demo", "checksum")
+}
+
+#[tonic::async_trait]
+impl generated::checksums_server::Checksums for ChecksumService {
+    async fn create_checksum(&self, request: Request<CreateChecksumRequest>) -> Result<Response<Encoded>, Status> {
+        let directory = self.inside(&request.into_inner().directory)?;
+        let created = self.operations.create(new_checksum(&directory)).await?;
+        Ok(Response::new(Encoded::Operation(created.operation)))
+    }
+}
+
+// === impl ChecksumService ===
+
+impl ChecksumService {
+    /// The directory that is asked for, if it lies inside the offered one. One
+    /// that does not exist is let through: the operation will say so.
+    fn inside(&self, directory: &str) -> Result<PathBuf> {
+        let asked = self.root.join(directory);
+        let real = match asked.canonicalize() {
+            Ok(real) => real,
+            Err(_) if !directory.split('/').any(|part| part == "..") => asked,
+            Err(_) => self.root.join(".."),
+        };
+        if real.starts_with(&self.root) {
+            return Ok(real);
+        }
+        let rule = format!("{directory:?} is not inside of {:?}, the directory that this demo offers", self.root);
+        Err(Error::invalid("directory", "DIRECTORY_OUTSIDE", rule))
+    }
+}

@@ -1,0 +1,177 @@
+//! The program put together: `Config` binds, `App` serves, a signal drains it.
+//! The order of the drain is decided here: readiness off, waits answered,
+//! workers finished or released, connections closed.
+
+use std::{future::Future, io, time::Duration};
+
+use tokio::{
+    select,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{
+    accept::serve,
+    admin::{Admin, Readiness},
+    config::Config,
+    lanes::Lanes,
+    listener::{ListenAddress, Listener},
+    services::{Health, Services},
+};
+use crate::{
+    demo::checksum,
+    grpc::border::Border,
+    operations::{Operations, StartError},
+    tasks::Tasks,
+};
+
+/// The part of the grace that is kept for closing connections.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// A server with bound sockets; it serves once run.
+#[derive(Debug)]
+pub struct App {
+    operations: Operations,
+    config: Config,
+    clients: Listener,
+    admin: Option<Listener>,
+}
+
+/// Why a server cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// A listener cannot be bound.
+    #[error("cannot listen on {address} for {purpose}: {error}")]
+    Listen {
+        /// `clients` or `admin`.
+        purpose: &'static str,
+        /// Where.
+        address: ListenAddress,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The operations cannot start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The threads for connections cannot start.
+    #[error("cannot start the threads that serve connections: {0}")]
+    Lanes(io::Error),
+    /// The directory of the demo cannot be used.
+    #[error("cannot offer {0:?} to the demo: {1}")]
+    Demo(std::path::PathBuf, io::Error),
+}
+
+/// How a server ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything was drained, or released when the grace was over.
+    Drained,
+    /// A second signal cut the drain short.
+    Aborted,
+}
+
+// === impl Config ===
+
+impl Config {
+    /// Binds the listeners and starts the operations, on the current runtime.
+    ///
+    /// # Errors
+    /// [`AppError`] that says what cannot be had.
+    pub async fn build(mut self) -> Result<App, AppError> {
+        let clients = bind("clients", &self.listen)?;
+        let admin = self.admin_listen.as_ref().map(|address| bind("admin", address)).transpose()?;
+        let mut builder = Operations::builder().limits(self.limits.clone()).defaults(self.defaults.clone());
+        if let Some(root) = &mut self.demo {
+            *root = root.canonicalize().map_err(|error| AppError::Demo(root.clone(), error))?;
+            builder = builder.handler(checksum::QUEUE, checksum::CONCURRENCY, checksum::checksum);
+        }
+        Ok(App { operations: builder.start().await?, config: self, clients, admin })
+    }
+}
+
+fn bind(purpose: &'static str, address: &ListenAddress) -> Result<Listener, AppError> {
+    Listener::bind(address).map_err(|error| AppError::Listen { purpose, address: address.clone(), error })
+}
+
+// === impl App ===
+
+impl App {
+    /// The operations that it serves.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
+    }
+
+    /// Where clients come in; with the real port.
+    pub fn clients(&self) -> ListenAddress {
+        self.clients.local()
+    }
+
+    /// Where operators come in, if anywhere; with the real port.
+    pub fn admin(&self) -> Option<ListenAddress> {
+        self.admin.as_ref().map(Listener::local)
+    }
+
+    /// Serves until `stop` resolves, then drains; `abort` cuts the drain short.
+    ///
+    /// # Errors
+    /// [`AppError::Lanes`] if the system refuses threads.
+    pub async fn run(self, stop: impl Future<Output = ()>, abort: impl Future<Output = ()>) -> Result<Ended, AppError> {
+        let Self { operations, config, clients, admin } = self;
+        info!(clients = %clients.local(), "listening");
+        if let Some(admin) = &admin {
+            info!(admin = %admin.local(), "listening");
+        }
+        let lanes = Lanes::start(config.lanes).map_err(AppError::Lanes)?;
+        let tasks = Tasks::default();
+        let ready = Readiness::default();
+        let (services, health) = Services::new(&operations, &config);
+        let services = Border::new(services, operations.metrics());
+
+        let admin_stop = CancellationToken::new();
+        if let Some(listener) = admin {
+            let (service, stop) = (Admin::new(operations.metrics(), ready.clone()), admin_stop.clone());
+            let (lanes, options) = (lanes.clone(), config.connections.clone());
+            tasks.spawn("admin", async move { serve(listener, service, &lanes, options, stop).await });
+        }
+        let clients_stop = CancellationToken::new();
+        let serving = {
+            let (stop, options) = (clients_stop.clone(), config.connections.clone());
+            tasks.spawn("clients", async move { serve(clients, services, &lanes, options, stop).await })
+        };
+
+        health.set(true).await;
+        ready.set(true);
+        stop.await;
+        info!(grace_seconds = config.grace.as_secs_f64(), "shutting down; a second signal aborts");
+        ready.set(false);
+        let drain = drain(&operations, &health, config.grace, &clients_stop, serving);
+        let ended = select! {
+            () = drain => Ended::Drained,
+            () = abort => Ended::Aborted,
+        };
+        admin_stop.cancel();
+        info!(?ended, "stopped");
+        Ok(ended)
+    }
+}
+
+async fn drain(
+    operations: &Operations,
+    health: &Health,
+    grace: Duration,
+    stop: &CancellationToken,
+    serving: JoinHandle<()>,
+) {
+    let deadline = Instant::now() + grace;
+    health.set(false).await;
+    // Polls are still answered while the workers finish.
+    operations.shutdown(grace.saturating_sub(CLOSING.min(grace / 4))).await;
+    stop.cancel();
+    let abort = serving.abort_handle();
+    if timeout_at(deadline, serving).await.is_err() {
+        warn!("connections were cut, because the grace is over");
+        abort.abort();
+    }
+}

@@ -1,0 +1,32 @@
+//! The configuration of the program: plain data. Where the values come from
+//! (flags, environment, a file) is the affair of `cli`.
+
+use std::{path::PathBuf, time::Duration};
+
+use super::{connection::Connections, listener::ListenAddress};
+use crate::{grpc::operations::WaitLimits, operation::terms::Terms, store::store::Limits};
+
+/// Everything that can be set.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where clients come in: gRPC, health, reflection.
+    pub listen: ListenAddress,
+    /// Where operators come in: `/livez`, `/readyz`, `/metrics`. None: nowhere.
+    pub admin_listen: Option<ListenAddress>,
+    /// Threads that serve connections; each has a runtime of its own.
+    pub lanes: usize,
+    /// How long a shutdown may take.
+    pub grace: Duration,
+    /// The largest request, in bytes.
+    pub max_message_bytes: usize,
+    /// How connections are treated.
+    pub connections: Connections,
+    /// How much the store takes in.
+    pub limits: Limits,
+    /// How long waits last.
+    pub waits: WaitLimits,
+    /// The terms of operations whose creator leaves them out.
+    pub defaults: Terms,
+    /// The directory that the demo API offers to hash. None: no demo.
+    pub demo: Option<PathBuf>,
+}

@@ -1,0 +1,34 @@
+//! Signals: the first SIGTERM or SIGINT drains, the second aborts. What a drain
+//! is, is decided in `app`.
+
+use std::{future::Future, io};
+
+use tokio::{
+    select,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::tasks::Tasks;
+
+/// Listens for signals from now on. The first future resolves at the first
+/// signal, the second one at the second.
+///
+/// # Errors
+/// If the system refuses to hand out signals.
+pub fn signals() -> io::Result<(impl Future<Output = ()>, impl Future<Output = ()>)> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (first, second) = (CancellationToken::new(), CancellationToken::new());
+    let told = (first.clone(), second.clone());
+    Tasks::default().spawn("signals", async move {
+        for token in [told.0, told.1] {
+            select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            token.cancel();
+        }
+    });
+    Ok((first.cancelled_owned(), second.cancelled_owned()))
+}
