@@ -49,6 +49,9 @@
 //! - The domain reads no clock, does no IO and writes no log.
 //! - No guard of the map leaves the view or crosses an await.
 
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
 mod clock;
 mod creation;
 #[cfg(feature = "server")]
@@ -65,6 +68,8 @@ mod query;
 pub mod server;
 mod store;
 mod tasks;
+#[cfg(feature = "cli")]
+mod types;
 mod worker;
 
 pub use clock::{Clock, Timestamp};

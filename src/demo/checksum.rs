@@ -56,9 +56,16 @@ pub(crate) async fn checksum(context: Context) -> Result<Any, Failure> {
         .input_as()
         .map_err(|error| Failure::new(Code::InvalidArgument, error).with_reason("BAD_INPUT"))?;
     let started = Instant::now();
-    let walk = Walk { context, started, total_bytes: 0, bytes: 0, files: 0 };
+    let walk = Walk {
+        context,
+        started,
+        total_bytes: 0,
+        bytes: 0,
+        files: 0,
+    };
     let hashed = tokio::task::spawn_blocking(move || walk.run(Path::new(&request.directory))).await;
-    let checksum = hashed.map_err(|error| Failure::new(Code::Internal, format!("the walk broke off: {error}")))??;
+    let checksum = hashed
+        .map_err(|error| Failure::new(Code::Internal, format!("the walk broke off: {error}")))??;
     Ok(Payload::pack(&checksum).any().clone())
 }
 
@@ -109,7 +116,11 @@ impl Walk {
                     self.total_bytes += metadata.len();
                     let relative = entry.path().strip_prefix(directory).unwrap_or(entry.path());
                     let relative = relative.as_os_str().as_encoded_bytes().to_vec();
-                    files.push(Found { path: entry.into_path(), relative, size: metadata.len() });
+                    files.push(Found {
+                        path: entry.into_path(),
+                        relative,
+                        size: metadata.len(),
+                    });
                     if files.len() % 1000 == 0 {
                         self.report("scanning", files.len());
                     }
@@ -124,7 +135,12 @@ impl Walk {
     fn hash(&mut self, file: &Found, files: usize) -> Result<[u8; 32], HashError> {
         let mut reader = File::open(&file.path)?;
         let mut digest = Sha256::new();
-        let mut chunk = vec![0; CHUNK.min(usize::try_from(file.size).unwrap_or(CHUNK)).max(4096)];
+        let mut chunk = vec![
+            0;
+            CHUNK
+                .min(usize::try_from(file.size).unwrap_or(CHUNK))
+                .max(4096)
+        ];
         loop {
             if self.context.is_cancelled() {
                 return Err(HashError::Stopped);
@@ -144,13 +160,25 @@ impl Walk {
     fn report(&self, stage: &str, files: usize) {
         let elapsed = self.started.elapsed().as_secs_f64().max(0.001);
         #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-        let (done, total, rate) = (self.bytes as f64, self.total_bytes as f64, self.bytes as f64 / elapsed);
-        let left = if 0.0 < rate { ((total - done) / rate).max(0.0) } else { 0.0 };
+        let (done, total, rate) = (
+            self.bytes as f64,
+            self.total_bytes as f64,
+            self.bytes as f64 / elapsed,
+        );
+        let left = if 0.0 < rate {
+            ((total - done) / rate).max(0.0)
+        } else {
+            0.0
+        };
         let is_hashing = stage == "hashing";
         self.context.progress(Progress {
             fraction: (is_hashing && 0.0 < total).then(|| (done / total).min(1.0)),
             done_units: i64::try_from(self.bytes).unwrap_or(i64::MAX),
-            total_units: if is_hashing { i64::try_from(self.total_bytes).unwrap_or(i64::MAX) } else { 0 },
+            total_units: if is_hashing {
+                i64::try_from(self.total_bytes).unwrap_or(i64::MAX)
+            } else {
+                0
+            },
             unit: "bytes".to_owned(),
             stage: stage.to_owned(),
             message: if is_hashing {
@@ -158,7 +186,8 @@ impl Walk {
             } else {
                 format!("{files} files found")
             },
-            eta: (is_hashing && 0.0 < rate).then(|| (self.context.now() + Duration::from_secs_f64(left)).into()),
+            eta: (is_hashing && 0.0 < rate)
+                .then(|| (self.context.now() + Duration::from_secs_f64(left)).into()),
         });
     }
 }
@@ -176,10 +205,12 @@ impl From<io::Error> for HashError {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(64), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 fn count(files: usize) -> i64 {

@@ -17,7 +17,10 @@ use crate::{
 
 #[expect(unreachable_pub, reason = "generated")]
 mod generated {
-    include!(concat!(env!("OUT_DIR"), "/longrunning.demo.v1.Checksums.rs"));
+    include!(concat!(
+        env!("OUT_DIR"),
+        "/longrunning.demo.v1.Checksums.rs"
+    ));
 }
 
 pub(crate) use generated::checksums_server::ChecksumsServer;
@@ -30,20 +33,31 @@ pub(crate) struct ChecksumService {
 }
 
 /// The service for the directories below `root`.
-pub(crate) fn checksums_server(operations: &Operations, root: PathBuf) -> ChecksumsServer<ChecksumService> {
-    ChecksumsServer::new(ChecksumService { operations: operations.clone(), root })
+pub(crate) fn checksums_server(
+    operations: &Operations,
+    root: PathBuf,
+) -> ChecksumsServer<ChecksumService> {
+    ChecksumsServer::new(ChecksumService {
+        operations: operations.clone(),
+        root,
+    })
 }
 
 /// An operation that hashes `directory`.
 pub(crate) fn new_checksum(directory: &Path) -> NewOperation {
     let directory = directory.display().to_string();
     let input = Payload::pack(&CreateChecksumRequest { directory });
-    NewOperation::queued(QUEUE).input(input.any().clone()).label("demo", "checksum")
+    NewOperation::queued(QUEUE)
+        .input(input.any().clone())
+        .label("demo", "checksum")
 }
 
 #[tonic::async_trait]
 impl generated::checksums_server::Checksums for ChecksumService {
-    async fn create_checksum(&self, request: Request<CreateChecksumRequest>) -> Result<Response<Encoded>, Status> {
+    async fn create_checksum(
+        &self,
+        request: Request<CreateChecksumRequest>,
+    ) -> Result<Response<Encoded>, Status> {
         let directory = self.inside(&request.into_inner().directory)?;
         let created = self.operations.create(new_checksum(&directory)).await?;
         Ok(Response::new(Encoded::Operation(created.operation)))
@@ -65,7 +79,10 @@ impl ChecksumService {
         if real.starts_with(&self.root) {
             return Ok(real);
         }
-        let rule = format!("{directory:?} is not inside of {:?}, the directory that this demo offers", self.root);
+        let rule = format!(
+            "{directory:?} is not inside of {:?}, the directory that this demo offers",
+            self.root
+        );
         Err(Error::invalid("directory", "DIRECTORY_OUTSIDE", rule))
     }
 }

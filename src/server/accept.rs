@@ -159,7 +159,10 @@ impl Accepted {
 
 impl Refused {
     fn new() -> Self {
-        Self { count: 0, mention: Instant::now() }
+        Self {
+            count: 0,
+            mention: Instant::now(),
+        }
     }
 
     fn note(&mut self, limit: usize) {

@@ -52,21 +52,35 @@ impl Admin {
     pub(super) fn new(metrics: &Metrics, ready: Readiness) -> Self {
         let mut registry = Registry::default();
         metrics.register(&mut registry);
-        Self { registry: Arc::new(registry), ready }
+        Self {
+            registry: Arc::new(registry),
+            ready,
+        }
     }
 
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if request.method() != Method::GET && request.method() != Method::HEAD {
-            let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here\n");
-            refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            let mut refused = text(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "only GET and HEAD are answered here\n",
+            );
+            refused
+                .headers_mut()
+                .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             return refused;
         }
         match request.uri().path() {
             "/livez" => text(StatusCode::OK, "ok\n"),
             "/readyz" if self.ready.get() => text(StatusCode::OK, "ok\n"),
-            "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or shutting down\n"),
+            "/readyz" => text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "not ready: starting or shutting down\n",
+            ),
             "/metrics" => self.metrics(),
-            _ => text(StatusCode::NOT_FOUND, "not found; there are /livez, /readyz and /metrics\n"),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "not found; there are /livez, /readyz and /metrics\n",
+            ),
         }
     }
 
@@ -74,7 +88,10 @@ impl Admin {
         let mut body = String::new();
         match encode(&mut body, &self.registry) {
             Ok(()) => respond(StatusCode::OK, OPENMETRICS, body),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("the metrics cannot be written: {error}\n")),
+            Err(error) => text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                &format!("the metrics cannot be written: {error}\n"),
+            ),
         }
     }
 }
@@ -100,6 +117,8 @@ fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
 fn respond(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }

@@ -81,18 +81,35 @@ impl Config {
     /// [`AppError`] that says what cannot be had.
     pub async fn build(mut self) -> Result<App, AppError> {
         let clients = bind("clients", &self.listen)?;
-        let admin = self.admin_listen.as_ref().map(|address| bind("admin", address)).transpose()?;
-        let mut builder = Operations::builder().limits(self.limits.clone()).defaults(self.defaults.clone());
+        let admin = self
+            .admin_listen
+            .as_ref()
+            .map(|address| bind("admin", address))
+            .transpose()?;
+        let mut builder = Operations::builder()
+            .limits(self.limits.clone())
+            .defaults(self.defaults.clone());
         if let Some(root) = &mut self.demo {
-            *root = root.canonicalize().map_err(|error| AppError::Demo(root.clone(), error))?;
+            *root = root
+                .canonicalize()
+                .map_err(|error| AppError::Demo(root.clone(), error))?;
             builder = builder.handler(checksum::QUEUE, checksum::CONCURRENCY, checksum::checksum);
         }
-        Ok(App { operations: builder.start().await?, config: self, clients, admin })
+        Ok(App {
+            operations: builder.start().await?,
+            config: self,
+            clients,
+            admin,
+        })
     }
 }
 
 fn bind(purpose: &'static str, address: &ListenAddress) -> Result<Listener, AppError> {
-    Listener::bind(address).map_err(|error| AppError::Listen { purpose, address: address.clone(), error })
+    Listener::bind(address).map_err(|error| AppError::Listen {
+        purpose,
+        address: address.clone(),
+        error,
+    })
 }
 
 // === impl App ===
@@ -117,8 +134,17 @@ impl App {
     ///
     /// # Errors
     /// [`AppError::Lanes`] if the system refuses threads.
-    pub async fn run(self, stop: impl Future<Output = ()>, abort: impl Future<Output = ()>) -> Result<Ended, AppError> {
-        let Self { operations, config, clients, admin } = self;
+    pub async fn run(
+        self,
+        stop: impl Future<Output = ()>,
+        abort: impl Future<Output = ()>,
+    ) -> Result<Ended, AppError> {
+        let Self {
+            operations,
+            config,
+            clients,
+            admin,
+        } = self;
         info!(clients = %clients.local(), "listening");
         if let Some(admin) = &admin {
             info!(admin = %admin.local(), "listening");
@@ -131,20 +157,30 @@ impl App {
 
         let admin_stop = CancellationToken::new();
         if let Some(listener) = admin {
-            let (service, stop) = (Admin::new(operations.metrics(), ready.clone()), admin_stop.clone());
+            let (service, stop) = (
+                Admin::new(operations.metrics(), ready.clone()),
+                admin_stop.clone(),
+            );
             let (lanes, options) = (lanes.clone(), config.connections.clone());
-            tasks.spawn("admin", async move { serve(listener, service, &lanes, options, stop).await });
+            tasks.spawn("admin", async move {
+                serve(listener, service, &lanes, options, stop).await
+            });
         }
         let clients_stop = CancellationToken::new();
         let serving = {
             let (stop, options) = (clients_stop.clone(), config.connections.clone());
-            tasks.spawn("clients", async move { serve(clients, services, &lanes, options, stop).await })
+            tasks.spawn("clients", async move {
+                serve(clients, services, &lanes, options, stop).await
+            })
         };
 
         health.set(true).await;
         ready.set(true);
         stop.await;
-        info!(grace_seconds = config.grace.as_secs_f64(), "shutting down; a second signal aborts");
+        info!(
+            grace_seconds = config.grace.as_secs_f64(),
+            "shutting down; a second signal aborts"
+        );
         ready.set(false);
         let drain = drain(&operations, &health, config.grace, &clients_stop, serving);
         let ended = select! {
@@ -167,7 +203,9 @@ async fn drain(
     let deadline = Instant::now() + grace;
     health.set(false).await;
     // Polls are still answered while the workers finish.
-    operations.shutdown(grace.saturating_sub(CLOSING.min(grace / 4))).await;
+    operations
+        .shutdown(grace.saturating_sub(CLOSING.min(grace / 4)))
+        .await;
     stop.cancel();
     let abort = serving.abort_handle();
     if timeout_at(deadline, serving).await.is_err() {

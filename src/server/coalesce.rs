@@ -66,10 +66,20 @@ pub(super) fn coalesce<C, T>(io: T, connect: impl FnOnce(Socket<T>) -> C) -> Coa
 where
     C: Future,
 {
-    let shared = Shared { io, buffer: Vec::new(), start: 0, sent: 0, broken: None };
+    let shared = Shared {
+        io,
+        buffer: Vec::new(),
+        start: 0,
+        sent: 0,
+        broken: None,
+    };
     let shared = Arc::new(Mutex::new(shared));
     let connection = connect(Socket(Arc::clone(&shared)));
-    Coalesced { connection, ended: None, shared }
+    Coalesced {
+        connection,
+        ended: None,
+        shared,
+    }
 }
 
 // === impl Coalesced ===

@@ -100,7 +100,10 @@ impl Default for Connections {
 impl Connections {
     fn builder(&self, executor: InPlace) -> auto::Builder<InPlace> {
         let mut builder = auto::Builder::new(executor);
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(self.idle);
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.idle);
         builder
             .http2()
             .timer(TokioTimer::new())
@@ -194,7 +197,10 @@ where
     S::Future: Send,
     S::Response: Send,
 {
-    if service.poll_ready(&mut Context::from_waker(Waker::noop())).is_ready() {
+    if service
+        .poll_ready(&mut Context::from_waker(Waker::noop()))
+        .is_ready()
+    {
         return Either::Left(service.call(request));
     }
     let later = async move {
@@ -210,7 +216,12 @@ impl Patience {
     fn new(options: &Connections) -> Self {
         let stall = options.keepalive + options.keepalive_timeout;
         let timer = Some(Box::pin(sleep(options.opening)));
-        Self { opening: true, sent: 0, timer, stall }
+        Self {
+            opening: true,
+            sent: 0,
+            timer,
+            stall,
+        }
     }
 
     fn poll(
@@ -232,8 +243,14 @@ impl Patience {
             }
         }
         self.sent = sent;
-        let Some(timer) = &mut self.timer else { return Poll::Pending };
-        let given_up = if self.opening { GivenUp::Opening } else { GivenUp::Stalled };
+        let Some(timer) = &mut self.timer else {
+            return Poll::Pending;
+        };
+        let given_up = if self.opening {
+            GivenUp::Opening
+        } else {
+            GivenUp::Stalled
+        };
         timer.as_mut().poll(cx).map(|()| given_up)
     }
 }

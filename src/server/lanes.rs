@@ -52,9 +52,13 @@ impl Lanes {
         let end = CancellationToken::new();
         // Dropped on the way out of an error, it ends the lanes already started.
         let guard = Arc::new(end.clone().drop_guard());
-        let lanes: io::Result<Arc<[Lane]>> =
-            (0..count.max(1)).map(|index| Lane::start(index, end.clone())).collect();
-        Ok(Self { lanes: lanes?, _end: guard })
+        let lanes: io::Result<Arc<[Lane]>> = (0..count.max(1))
+            .map(|index| Lane::start(index, end.clone()))
+            .collect();
+        Ok(Self {
+            lanes: lanes?,
+            _end: guard,
+        })
     }
 
     /// A place in the lane with the fewest open connections.
@@ -65,13 +69,19 @@ impl Lanes {
             .min_by_key(|lane| lane.open.load(Ordering::Relaxed))
             .expect("there is at least one lane");
         lane.open.fetch_add(1, Ordering::Relaxed);
-        Place { runtime: lane.runtime.clone(), open: Arc::clone(&lane.open) }
+        Place {
+            runtime: lane.runtime.clone(),
+            open: Arc::clone(&lane.open),
+        }
     }
 }
 
 impl fmt::Debug for Lanes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let open = self.lanes.iter().map(|lane| lane.open.load(Ordering::Relaxed));
+        let open = self
+            .lanes
+            .iter()
+            .map(|lane| lane.open.load(Ordering::Relaxed));
         f.debug_list().entries(open).finish()
     }
 }
@@ -80,12 +90,17 @@ impl fmt::Debug for Lanes {
 
 impl Lane {
     fn start(index: usize, end: CancellationToken) -> io::Result<Self> {
-        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let handle = runtime.handle().clone();
         thread::Builder::new()
             .name(format!("lane-{index}"))
             .spawn(move || runtime.block_on(end.cancelled_owned()))?;
-        Ok(Self { runtime: handle, open: Arc::default() })
+        Ok(Self {
+            runtime: handle,
+            open: Arc::default(),
+        })
     }
 }
 

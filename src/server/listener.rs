@@ -51,7 +51,11 @@ pub(crate) struct Listener {
 #[derive(Debug)]
 enum Bound {
     Tcp(TcpListener),
-    Unix { listener: UnixListener, path: PathBuf, file: (u64, u64) },
+    Unix {
+        listener: UnixListener,
+        path: PathBuf,
+        file: (u64, u64),
+    },
 }
 
 /// An accepted connection that belongs to no runtime yet.
@@ -67,7 +71,12 @@ impl FromStr for ListenAddress {
     type Err = ListenAddressError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refuse = |problem| Err(ListenAddressError { text: text.to_owned(), problem });
+        let refuse = |problem| {
+            Err(ListenAddressError {
+                text: text.to_owned(),
+                problem,
+            })
+        };
         if let Some(path) = text.strip_prefix("unix:") {
             // gRPC clients also write an absolute path as unix:///path.
             let path = path.strip_prefix("//").unwrap_or(path);
@@ -126,7 +135,10 @@ impl Listener {
                 io::ErrorKind::AddrInUse => "; is another server running there?",
                 _ => "",
             };
-            io::Error::new(error.kind(), format!("cannot listen on {address}: {error}{hint}"))
+            io::Error::new(
+                error.kind(),
+                format!("cannot listen on {address}: {error}{hint}"),
+            )
         })
     }
 
@@ -168,7 +180,10 @@ fn bind_tcp(address: &str) -> io::Result<Listener> {
         match listen_tcp(candidate) {
             Ok(listener) => {
                 let local = ListenAddress::Tcp(listener.local_addr()?.to_string());
-                return Ok(Listener { socket: Bound::Tcp(listener), local });
+                return Ok(Listener {
+                    socket: Bound::Tcp(listener),
+                    local,
+                });
             }
             Err(error) => refused = error,
         }
@@ -192,7 +207,14 @@ fn bind_unix(path: &Path) -> io::Result<Listener> {
     let listener = UnixListener::bind(path)?;
     let file = identity(path)?;
     let local = ListenAddress::Unix(path.to_owned());
-    Ok(Listener { socket: Bound::Unix { listener, path: path.to_owned(), file }, local })
+    Ok(Listener {
+        socket: Bound::Unix {
+            listener,
+            path: path.to_owned(),
+            file,
+        },
+        local,
+    })
 }
 
 /// Removes the socket of a server that did not come to remove it itself.

@@ -60,15 +60,27 @@ impl Services {
     pub(super) fn new(operations: &Operations, config: &Config) -> (Self, Health) {
         let (reporter, health) = tonic_health::server::health_reporter();
         let limit = config.max_message_bytes;
-        let checksums = config.demo.as_ref().map(|root| checksums_server(operations, root.clone()));
+        let checksums = config
+            .demo
+            .as_ref()
+            .map(|root| checksums_server(operations, root.clone()));
         let has_demo = checksums.is_some();
         let services = Self {
-            operations: operations_server_with(operations, config.waits).max_decoding_message_size(limit),
+            operations: operations_server_with(operations, config.waits)
+                .max_decoding_message_size(limit),
             watch: watch_server(operations).max_decoding_message_size(limit),
             checksums: checksums.map(|checksums| checksums.max_decoding_message_size(limit)),
             health: Rare::new(health),
-            reflection: Rare::new(reflection(has_demo).build_v1().expect("the descriptors are our own")),
-            reflection_alpha: Rare::new(reflection(has_demo).build_v1alpha().expect("the descriptors are our own")),
+            reflection: Rare::new(
+                reflection(has_demo)
+                    .build_v1()
+                    .expect("the descriptors are our own"),
+            ),
+            reflection_alpha: Rare::new(
+                reflection(has_demo)
+                    .build_v1alpha()
+                    .expect("the descriptors are our own"),
+            ),
         };
         (services, Health(reporter, has_demo))
     }
@@ -85,7 +97,11 @@ fn reflection<'a>(has_demo: bool) -> Builder<'a> {
         .with_service_name(HEALTH)
         .with_service_name(REFLECTION)
         .with_service_name(REFLECTION_ALPHA);
-    if has_demo { builder.with_service_name(CHECKSUMS) } else { builder }
+    if has_demo {
+        builder.with_service_name(CHECKSUMS)
+    } else {
+        builder
+    }
 }
 
 impl Service<Request<Incoming>> for Services {
@@ -99,7 +115,10 @@ impl Service<Request<Incoming>> for Services {
 
     fn call(&mut self, request: Request<Incoming>) -> Answer {
         let path = request.uri().path();
-        let service = path.get(1..).and_then(|path| path.split('/').next()).unwrap_or_default();
+        let service = path
+            .get(1..)
+            .and_then(|path| path.split('/').next())
+            .unwrap_or_default();
         match service {
             OPERATIONS => self.operations.call(request),
             WATCH => self.watch.call(request),
@@ -115,9 +134,13 @@ impl Service<Request<Incoming>> for Services {
 /// The answer to a path that no service has. Somebody with a browser or curl
 /// gets a sentence instead of an empty gRPC error.
 fn unknown(request: &Request<Incoming>) -> Response<Body> {
-    let is_grpc = request.headers().get(header::CONTENT_TYPE)
+    let is_grpc = request
+        .headers()
+        .get(header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    if is_grpc || (request.version() == Version::HTTP_2 && request.headers().contains_key(header::TE)) {
+    if is_grpc
+        || (request.version() == Version::HTTP_2 && request.headers().contains_key(header::TE))
+    {
         return Status::unimplemented("").into_http();
     }
     let text = "This port speaks gRPC over HTTP/2; try `grpcurl -plaintext HOST:PORT list`.\n";
@@ -133,7 +156,11 @@ fn unknown(request: &Request<Incoming>) -> Response<Body> {
 impl Health {
     /// Tells every service's health, and that of the server as a whole.
     pub(super) async fn set(&self, serves: bool) {
-        let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let status = if serves {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
         let demo = self.1.then_some(CHECKSUMS);
         for service in ["", OPERATIONS, WATCH].into_iter().chain(demo) {
             self.0.set_service_status(service, status).await;

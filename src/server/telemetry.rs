@@ -22,7 +22,8 @@ pub enum LogFormat {
 /// # Errors
 /// A message for people, if the filter cannot be parsed.
 pub fn init(format: LogFormat, filter: &str) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| format!("{filter:?} is not a log filter: {error}"))?;
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|error| format!("{filter:?} is not a log filter: {error}"))?;
     let is_text = match format {
         LogFormat::Text => true,
         LogFormat::Json => false,
@@ -31,10 +32,15 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), String> {
     let registry = tracing_subscriber::registry().with(filter);
     // A second start, as in tests, leaves the first log in place.
     let _ = if is_text {
-        let text = fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal()).with_target(false);
+        let text = fmt::layer()
+            .with_writer(stderr)
+            .with_ansi(stderr().is_terminal())
+            .with_target(false);
         registry.with(text).try_init()
     } else {
-        registry.with(fmt::layer().with_writer(stderr).json().flatten_event(true)).try_init()
+        registry
+            .with(fmt::layer().with_writer(stderr).json().flatten_event(true))
+            .try_init()
     };
     Ok(())
 }

@@ -41,7 +41,11 @@ pub(crate) struct Desk {
 
 impl Context {
     pub(crate) fn new(operation: Arc<Operation>, desk: Arc<Desk>, clock: Clock) -> Self {
-        Self { operation, desk, clock }
+        Self {
+            operation,
+            desk,
+            clock,
+        }
     }
 
     /// The full name of the operation.

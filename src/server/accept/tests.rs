@@ -49,7 +49,12 @@ impl Service<Request<Incoming>> for Echo {
             if path.starts_with("/wait") {
                 let (answer, dropped) = (CancellationToken::new(), CancellationToken::new());
                 let _dropped = dropped.clone().drop_guard();
-                waits.send(Waiting { answer: answer.clone(), dropped }).unwrap();
+                waits
+                    .send(Waiting {
+                        answer: answer.clone(),
+                        dropped,
+                    })
+                    .unwrap();
                 answer.cancelled().await;
             }
             assert_ne!(path, "/panic");
@@ -76,7 +81,13 @@ impl Served {
             let lanes = lanes.clone();
             async move { serve(listener, Echo { waits: sender }, &lanes, options, token).await }
         });
-        Self { address, stopping, serving, waits, lanes }
+        Self {
+            address,
+            stopping,
+            serving,
+            waits,
+            lanes,
+        }
     }
 
     fn local() -> Self {
@@ -102,14 +113,17 @@ struct Client(SendRequest<Empty<Bytes>>);
 
 impl Client {
     async fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
-        let (client, connection) =
-            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        let (client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
         Handle::current().spawn(connection);
         Self(client)
     }
 
     async fn get(&mut self, path: &str) -> hyper::Result<Bytes> {
-        let request = Request::get(format!("http://test{path}")).body(Empty::new()).unwrap();
+        let request = Request::get(format!("http://test{path}"))
+            .body(Empty::new())
+            .unwrap();
         let response = self.0.send_request(request).await?;
         assert!(!response.headers().contains_key("date"));
         Ok(response.into_body().collect().await?.to_bytes())
@@ -131,10 +145,16 @@ async fn clients_get_their_answers_over_http2() {
 async fn clients_get_their_answers_over_http1() {
     let served = Served::local();
     let mut client = served.connect().await;
-    client.write_all(b"GET /old HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+    client
+        .write_all(b"GET /old HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
     let mut answer = String::new();
     client.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("/old"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("/old"),
+        "{answer}"
+    );
     served.stopped().await;
 }
 
@@ -157,8 +177,9 @@ async fn a_thousand_clients_that_send_garbage_do_no_harm() {
     for seed in 0..1000_u32 {
         let mut stream = served.connect().await;
         garbage.spawn(async move {
-            let bytes: Vec<u8> =
-                (0..64).map(|i| (seed.wrapping_mul(i * i + 1) >> 3) as u8).collect();
+            let bytes: Vec<u8> = (0..64)
+                .map(|i| (seed.wrapping_mul(i * i + 1) >> 3) as u8)
+                .collect();
             let _ = stream.write_all(&bytes).await;
             let _ = stream.shutdown().await;
             let _ = stream.read_to_end(&mut Vec::new()).await;
@@ -212,7 +233,9 @@ async fn the_drain_answers_calls_in_flight_and_takes_no_new_ones() {
     // An idle connection is told to go away, which is how we know that the
     // listener is closed by now.
     while second.get("/idle").await.is_ok() {}
-    TcpStream::connect(served.address.to_string()).await.unwrap_err();
+    TcpStream::connect(served.address.to_string())
+        .await
+        .unwrap_err();
     assert!(!served.serving.is_finished());
 
     call.answer.cancel();
@@ -235,7 +258,10 @@ async fn whoever_drops_the_future_drops_every_connection_and_call() {
 
 #[tokio::test]
 async fn one_connection_too_many_is_closed_and_the_others_are_kept() {
-    let options = Connections { max_connections: 2, ..Connections::default() };
+    let options = Connections {
+        max_connections: 2,
+        ..Connections::default()
+    };
     let served = Served::start("127.0.0.1:0", options);
     let (mut first, mut second) = (served.client().await, served.client().await);
     first.get("/a").await.unwrap();

@@ -104,7 +104,10 @@ fn chunks(sizes: &[usize]) -> Vec<Vec<u8>> {
         next = next.wrapping_mul(31).wrapping_add(7);
         next
     };
-    sizes.iter().map(|size| (0..*size).map(|_| byte()).collect()).collect()
+    sizes
+        .iter()
+        .map(|size| (0..*size).map(|_| byte()).collect())
+        .collect()
 }
 
 proptest! {
@@ -164,7 +167,10 @@ async fn a_full_buffer_makes_the_writer_wait_until_the_peer_reads() {
     });
     assert!(poll!(&mut connection).is_pending());
     let before = accepted.load(Ordering::Relaxed);
-    assert!((LIMIT - 1024..=LIMIT + 1024).contains(&before), "took {before}");
+    assert!(
+        (LIMIT - 1024..=LIMIT + 1024).contains(&before),
+        "took {before}"
+    );
     assert!(connection.progress().1);
 
     let mut read = Vec::new();
@@ -176,8 +182,9 @@ async fn a_full_buffer_makes_the_writer_wait_until_the_peer_reads() {
 #[tokio::test]
 async fn what_waits_when_the_connection_ends_is_still_sent() {
     let (ours, mut peers) = duplex(16);
-    let mut connection =
-        coalesce(ours, |mut socket| Box::pin(async move { socket.write_all(&[3; 4000]).await }));
+    let mut connection = coalesce(ours, |mut socket| {
+        Box::pin(async move { socket.write_all(&[3; 4000]).await })
+    });
     assert!(poll!(&mut connection).is_pending());
 
     let mut read = [0; 4000];
@@ -195,7 +202,10 @@ async fn a_failed_send_ends_the_connection_even_while_it_only_waits() {
             std::future::pending::<io::Result<()>>().await
         })
     });
-    assert_eq!(connection.await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    assert_eq!(
+        connection.await.unwrap_err().kind(),
+        io::ErrorKind::BrokenPipe
+    );
 }
 
 #[tokio::test]
@@ -209,9 +219,11 @@ async fn a_failed_send_is_told_to_later_writes_flushes_and_shutdowns() {
     socket.write_all(b"answer").await.unwrap();
     connection.await.unwrap_err();
 
-    for told in
-        [socket.write(b"more").await.map(drop), socket.flush().await, socket.shutdown().await]
-    {
+    for told in [
+        socket.write(b"more").await.map(drop),
+        socket.flush().await,
+        socket.shutdown().await,
+    ] {
         assert_eq!(told.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 }
@@ -219,7 +231,10 @@ async fn a_failed_send_is_told_to_later_writes_flushes_and_shutdowns() {
 #[tokio::test]
 async fn a_socket_that_takes_nothing_is_broken() {
     let connection = writing(Scripted::new(&[Step::Take(0)]), chunks(&[10]));
-    assert_eq!(connection.await.unwrap_err().kind(), io::ErrorKind::WriteZero);
+    assert_eq!(
+        connection.await.unwrap_err().kind(),
+        io::ErrorKind::WriteZero
+    );
 }
 
 #[tokio::test]
@@ -288,11 +303,14 @@ async fn a_stalled_connection_holds_what_waits_and_little_more() {
 
 #[tokio::test]
 async fn bytes_and_progress_are_counted() {
-    let mut connection = coalesce(Scripted::new(&[Step::Take(40), Step::Pend]), |mut socket| {
-        Box::pin(async move { socket.write_all(&[1; 100]).await })
-    });
+    let mut connection = coalesce(
+        Scripted::new(&[Step::Take(40), Step::Pend]),
+        |mut socket| Box::pin(async move { socket.write_all(&[1; 100]).await }),
+    );
     assert!((&mut connection).now_or_never().is_none());
     assert_eq!(connection.progress(), (40, true));
-    poll_fn(|cx| Pin::new(&mut connection).poll(cx)).await.unwrap();
+    poll_fn(|cx| Pin::new(&mut connection).poll(cx))
+        .await
+        .unwrap();
     assert_eq!(connection.progress(), (100, false));
 }

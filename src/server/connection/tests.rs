@@ -34,17 +34,34 @@ impl Service<Request<Incoming>> for Page {
 }
 
 /// A connection that serves `page`, its peer, and the token that stops it.
-fn connect(page: Page) -> (DuplexStream, JoinHandle<Result<(), BoxError>>, CancellationToken) {
+fn connect(
+    page: Page,
+) -> (
+    DuplexStream,
+    JoinHandle<Result<(), BoxError>>,
+    CancellationToken,
+) {
     let (ours, peers) = duplex(256);
     let stopping = CancellationToken::new();
     let token = stopping.clone();
-    let serving =
-        async move { serve(ours, page, &Connections::default(), TaskTracker::new(), token).await };
+    let serving = async move {
+        serve(
+            ours,
+            page,
+            &Connections::default(),
+            TaskTracker::new(),
+            token,
+        )
+        .await
+    };
     (peers, Handle::current().spawn(serving), stopping)
 }
 
 async fn end(serving: JoinHandle<Result<(), BoxError>>) -> String {
-    serving.await.unwrap().map_or_else(|error| error.to_string(), |()| "in peace".to_owned())
+    serving
+        .await
+        .unwrap()
+        .map_or_else(|error| error.to_string(), |()| "in peace".to_owned())
 }
 
 #[tokio::test(start_paused = true)]
@@ -81,7 +98,9 @@ async fn an_http2_peer_that_answers_no_ping_is_dropped_after_forty_seconds() {
 async fn a_peer_that_stops_reading_is_dropped_after_forty_seconds() {
     let start = Instant::now();
     let (mut peer, serving, _) = connect(Page(10_000));
-    peer.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    peer.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .unwrap();
     assert_eq!(end(serving).await, "the peer has stopped reading");
     assert_eq!(start.elapsed().as_secs(), 40);
 }
@@ -89,7 +108,9 @@ async fn a_peer_that_stops_reading_is_dropped_after_forty_seconds() {
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_reads_slowly_gets_everything() {
     let (mut peer, serving, _) = connect(Page(10_000));
-    peer.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+    peer.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
     let mut received = Vec::new();
     while peer.read_buf(&mut received).await.unwrap() != 0 {
         // Paused time makes this pause exact and free.
@@ -103,7 +124,9 @@ async fn a_peer_that_reads_slowly_gets_everything() {
 async fn an_idle_http1_connection_is_kept_for_a_while() {
     let start = Instant::now();
     let (mut peer, serving, _) = connect(Page(1));
-    peer.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    peer.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .unwrap();
     let mut received = Vec::new();
     peer.read_to_end(&mut received).await.unwrap();
     end(serving).await;
@@ -122,8 +145,10 @@ async fn a_connection_that_has_not_opened_ends_at_once_when_stopped() {
 
 #[tokio::test(start_paused = true)]
 async fn garbage_ends_the_connection_at_once() {
-    for garbage in ["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\ngarbage garbage garbage", "\0\x01\x02\x03\x04"]
-    {
+    for garbage in [
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\ngarbage garbage garbage",
+        "\0\x01\x02\x03\x04",
+    ] {
         let start = Instant::now();
         let (mut peer, serving, _) = connect(Page(1));
         peer.write_all(garbage.as_bytes()).await.unwrap();
@@ -162,9 +187,18 @@ async fn a_service_that_is_not_ready_is_waited_for() {
     let (ours, mut peer) = duplex(256);
     let serving = Handle::current().spawn(async move {
         let (calls, stopping) = (TaskTracker::new(), CancellationToken::new());
-        serve(ours, Busy(Page(3), false), &Connections::default(), calls, stopping).await
+        serve(
+            ours,
+            Busy(Page(3), false),
+            &Connections::default(),
+            calls,
+            stopping,
+        )
+        .await
     });
-    peer.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+    peer.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
     let mut received = String::new();
     peer.read_to_string(&mut received).await.unwrap();
     assert!(received.ends_with("\r\n\r\nxxx"), "{received}");

@@ -5,7 +5,11 @@ use tokio::sync::oneshot;
 use super::*;
 
 fn open(lanes: &Lanes) -> Vec<usize> {
-    lanes.lanes.iter().map(|lane| lane.open.load(Ordering::Relaxed)).collect()
+    lanes
+        .lanes
+        .iter()
+        .map(|lane| lane.open.load(Ordering::Relaxed))
+        .collect()
 }
 
 #[test]
@@ -31,7 +35,9 @@ async fn a_lane_is_a_thread_of_its_own() {
     let lanes = Lanes::start(2).unwrap();
     let places = [lanes.place(), lanes.place()];
     for (index, place) in places.iter().enumerate() {
-        let name = place.runtime().spawn(async { thread::current().name().map(str::to_owned) });
+        let name = place
+            .runtime()
+            .spawn(async { thread::current().name().map(str::to_owned) });
         assert_eq!(name.await.unwrap(), Some(format!("lane-{index}")));
     }
 }
@@ -47,7 +53,11 @@ async fn tasks_are_dropped_with_the_last_of_the_lanes() {
     let clone = lanes.clone();
     drop(lanes);
     tokio::task::yield_now().await;
-    assert!(dropped.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Empty));
+    assert!(
+        dropped
+            .try_recv()
+            .is_err_and(|error| error == oneshot::error::TryRecvError::Empty)
+    );
 
     drop(clone);
     dropped.await.unwrap_err();

@@ -10,26 +10,49 @@ fn address(text: &str) -> ListenAddress {
 
 #[test]
 fn addresses_read_as_they_are_written() {
-    for text in ["127.0.0.1:8470", "[::1]:0", "localhost:1", "unix:/run/lro.sock", "unix:lro.sock"]
-    {
+    for text in [
+        "127.0.0.1:8470",
+        "[::1]:0",
+        "localhost:1",
+        "unix:/run/lro.sock",
+        "unix:lro.sock",
+    ] {
         assert_eq!(address(text).to_string(), text);
     }
-    assert_eq!(address("unix:///run/lro.sock"), address("unix:/run/lro.sock"));
+    assert_eq!(
+        address("unix:///run/lro.sock"),
+        address("unix:/run/lro.sock")
+    );
 }
 
 #[test]
 fn a_refused_address_says_what_to_write() {
     for (text, problem) in [
         ("8470", "write host:port or unix:PATH"),
-        (":8470", "the host is missing; 0.0.0.0 stands for every interface"),
-        ("::1:8470", "write an IPv6 address in brackets, as in [::1]:8470"),
-        ("localhost:99999", "the port must be a number from 0 to 65535"),
+        (
+            ":8470",
+            "the host is missing; 0.0.0.0 stands for every interface",
+        ),
+        (
+            "::1:8470",
+            "write an IPv6 address in brackets, as in [::1]:8470",
+        ),
+        (
+            "localhost:99999",
+            "the port must be a number from 0 to 65535",
+        ),
         ("localhost:", "the port must be a number from 0 to 65535"),
-        ("http://localhost:8470", "write host:port without a scheme or path"),
+        (
+            "http://localhost:8470",
+            "write host:port without a scheme or path",
+        ),
         ("unix:", "a path must follow unix:"),
     ] {
         let error = text.parse::<ListenAddress>().unwrap_err().to_string();
-        assert_eq!(error, format!("{text:?} is no address to listen on: {problem}"));
+        assert_eq!(
+            error,
+            format!("{text:?} is no address to listen on: {problem}")
+        );
     }
 }
 
@@ -37,7 +60,10 @@ fn a_refused_address_says_what_to_write() {
 async fn port_0_becomes_the_port_that_was_bound() {
     let listener = Listener::bind(&address("127.0.0.1:0")).unwrap();
     let local = listener.local().to_string();
-    assert!(local.starts_with("127.0.0.1:") && !local.ends_with(":0"), "{local}");
+    assert!(
+        local.starts_with("127.0.0.1:") && !local.ends_with(":0"),
+        "{local}"
+    );
 }
 
 #[tokio::test]
@@ -46,8 +72,14 @@ async fn a_taken_port_is_explained() {
     let error = Listener::bind(&listener.local()).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     let message = error.to_string();
-    assert!(message.starts_with(&format!("cannot listen on {}: ", listener.local())), "{message}");
-    assert!(message.ends_with("; is another server running there?"), "{message}");
+    assert!(
+        message.starts_with(&format!("cannot listen on {}: ", listener.local())),
+        "{message}"
+    );
+    assert!(
+        message.ends_with("; is another server running there?"),
+        "{message}"
+    );
 }
 
 #[tokio::test]
@@ -98,6 +130,11 @@ async fn a_file_that_is_no_socket_is_not_removed() {
     let path = folder.path().join("notes.txt");
     fs::write(&path, "precious").unwrap();
     let error = Listener::bind(&ListenAddress::Unix(path.clone())).unwrap_err();
-    assert!(error.to_string().ends_with("a file that is not a socket is in the way"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .ends_with("a file that is not a socket is in the way"),
+        "{error}"
+    );
     assert_eq!(fs::read_to_string(path).unwrap(), "precious");
 }

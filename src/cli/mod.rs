@@ -1,0 +1,11 @@
+//! The commands of the binary: they parse, call and render. The server they
+//! start lives in `server`; what clients see of it goes over gRPC even here.
+
+mod args;
+mod client;
+mod commands;
+mod demo;
+mod render;
+mod serve;
+
+pub use args::main;

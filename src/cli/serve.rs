@@ -1,0 +1,231 @@
+//! `longrunning serve`: its flags, and the run of the server.
+
+use std::{path::PathBuf, time::Duration};
+
+use bytesize::ByteSize;
+use clap::{Args, ValueEnum};
+use humantime::parse_duration;
+
+use super::args::BAD_CALL;
+use crate::{
+    grpc::operations::WaitLimits,
+    operation::{retry::RetryPolicy, terms::Terms},
+    server::{Config, Connections, Ended, ListenAddress, LogFormat, init_telemetry, signals},
+    store::store::Limits,
+};
+
+#[derive(Args, Debug)]
+pub(super) struct ServeArgs {
+    /// Read settings from a TOML file; its keys are the names of these flags
+    #[arg(long, env = "LONGRUNNING_CONFIG", value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Where clients connect: gRPC, health, reflection; HOST:PORT or unix:PATH
+    #[arg(
+        long,
+        env = "LONGRUNNING_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8470"
+    )]
+    listen: ListenAddress,
+    /// Where operators connect: /livez, /readyz, /metrics; `none` for nowhere
+    #[arg(long, env = "LONGRUNNING_ADMIN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8472",
+        value_parser = parse_optional_address)]
+    admin_listen: OptionalAddress,
+    /// Where operations are kept; in memory they live as long as the process
+    #[arg(long, env = "LONGRUNNING_STORE", value_enum, default_value_t = StoreKind::Memory)]
+    store: StoreKind,
+    /// Threads that serve connections; 0 for one per processor
+    #[arg(long, env = "LONGRUNNING_LANES", value_name = "N", default_value_t = 0)]
+    lanes: usize,
+    /// How long a shutdown may take
+    #[arg(long, env = "LONGRUNNING_GRACE", value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
+    grace: Duration,
+    /// How long WaitOperation waits without a timeout and without a deadline
+    #[arg(long, env = "LONGRUNNING_WAIT_DEFAULT", value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    wait_default: Duration,
+    /// How long WaitOperation waits at the most
+    #[arg(long, env = "LONGRUNNING_WAIT_MAX", value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
+    wait_max: Duration,
+    /// How long done operations can be read
+    #[arg(long, env = "LONGRUNNING_RETENTION", value_name = "TIME", default_value = "24h", value_parser = parse_duration)]
+    retention: Duration,
+    /// How long a worker may be silent; at least 1s
+    #[arg(long, env = "LONGRUNNING_LEASE_DURATION", value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    lease_duration: Duration,
+    /// Operations in all; more are refused with STORE_FULL
+    #[arg(
+        long,
+        env = "LONGRUNNING_MAX_OPERATIONS",
+        value_name = "N",
+        default_value_t = 1_000_000
+    )]
+    max_operations: usize,
+    /// Bytes of operations in all; more are refused with STORE_FULL
+    #[arg(
+        long,
+        env = "LONGRUNNING_MAX_BYTES",
+        value_name = "SIZE",
+        default_value = "1GiB"
+    )]
+    max_bytes: ByteSize,
+    /// Bytes of one operation; more are refused with TOO_LARGE
+    #[arg(
+        long,
+        env = "LONGRUNNING_MAX_OPERATION_BYTES",
+        value_name = "SIZE",
+        default_value = "3MiB"
+    )]
+    max_operation_bytes: ByteSize,
+    /// Bytes of one request; more are refused with TOO_LARGE
+    #[arg(
+        long,
+        env = "LONGRUNNING_MAX_MESSAGE_BYTES",
+        value_name = "SIZE",
+        default_value = "4MiB"
+    )]
+    max_message_bytes: ByteSize,
+    /// Operations that wait in one queue; more are refused with QUEUE_FULL
+    #[arg(
+        long,
+        env = "LONGRUNNING_MAX_QUEUE",
+        value_name = "N",
+        default_value_t = 100_000
+    )]
+    max_queue: usize,
+    /// Open waits and watches; over that a wait answers at once
+    #[arg(
+        long,
+        env = "LONGRUNNING_MAX_WAITERS",
+        value_name = "N",
+        default_value_t = 100_000
+    )]
+    max_waiters: usize,
+    /// Open connections; more are closed
+    #[arg(
+        long,
+        env = "LONGRUNNING_MAX_CONNECTIONS",
+        value_name = "N",
+        default_value_t = 10_000
+    )]
+    max_connections: usize,
+    /// What to log: a level, or directives such as info,longrunning=debug
+    #[arg(
+        long,
+        env = "LONGRUNNING_LOG",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    log: String,
+    /// The form of the log: text on a terminal and JSON otherwise, or one of them
+    #[arg(long, env = "LONGRUNNING_LOG_FORMAT", value_enum, default_value_t = Format::Auto)]
+    log_format: Format,
+    /// Also serve the demo API, longrunning.demo.v1.Checksums, for the files below DIR
+    #[arg(long, env = "LONGRUNNING_DEMO", value_name = "DIR", num_args = 0..=1, default_missing_value = ".")]
+    demo: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum StoreKind {
+    Memory,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    Auto,
+    Text,
+    Json,
+}
+
+/// An address, or `none`.
+#[derive(Clone, Debug)]
+struct OptionalAddress(Option<ListenAddress>);
+
+fn parse_optional_address(text: &str) -> Result<OptionalAddress, String> {
+    match text {
+        "none" => Ok(OptionalAddress(None)),
+        text => text
+            .parse()
+            .map(|address| OptionalAddress(Some(address)))
+            .map_err(|error| format!("{error}, or none")),
+    }
+}
+
+/// Serves until a signal; returns the exit code.
+pub(super) async fn serve(args: ServeArgs) -> u8 {
+    if let Err(error) = init_telemetry(args.log_format.into(), &args.log) {
+        eprintln!("error: --log: {error}");
+        return BAD_CALL;
+    }
+    match run(args).await {
+        Ok(Ended::Drained) => 0,
+        Ok(Ended::Aborted) => 1,
+        Err(error) => {
+            eprintln!("error: {error}");
+            BAD_CALL
+        }
+    }
+}
+
+async fn run(args: ServeArgs) -> Result<Ended, Box<dyn std::error::Error>> {
+    // Before anything is bound, so that an early signal is not missed.
+    let (stop, abort) = signals()?;
+    let app = args.into_config().build().await?;
+    Ok(app.run(stop, abort).await?)
+}
+
+// === impl ServeArgs ===
+
+impl ServeArgs {
+    pub(super) fn into_config(self) -> Config {
+        let StoreKind::Memory = self.store;
+        let size = |size: ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
+        Config {
+            listen: self.listen,
+            admin_listen: self.admin_listen.0,
+            lanes: if self.lanes == 0 {
+                processors()
+            } else {
+                self.lanes
+            },
+            grace: self.grace,
+            max_message_bytes: size(self.max_message_bytes),
+            connections: Connections {
+                max_connections: self.max_connections,
+                ..Connections::default()
+            },
+            limits: Limits {
+                max_operations: self.max_operations,
+                max_bytes: size(self.max_bytes),
+                max_operation_bytes: size(self.max_operation_bytes),
+                max_queue: self.max_queue,
+                max_waiters: self.max_waiters,
+            },
+            waits: WaitLimits {
+                default: self.wait_default,
+                max: self.wait_max,
+            },
+            defaults: Terms {
+                retention: self.retention,
+                lease_duration: self.lease_duration,
+                retry: RetryPolicy::default(),
+                ..Terms::default()
+            },
+            demo: self.demo,
+        }
+    }
+}
+
+/// How many processors the process may use.
+pub(super) fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+impl From<Format> for LogFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Auto => Self::Auto,
+            Format::Text => Self::Text,
+            Format::Json => Self::Json,
+        }
+    }
+}
