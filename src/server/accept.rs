@@ -146,10 +146,14 @@ impl Accepted {
         }
     }
 
-    /// Registers the connection with the current runtime.
+    /// Registers the connection with the current runtime, and rids it of the
+    /// delay that Nagle's algorithm adds.
     fn into_stream(self) -> io::Result<Either<TcpStream, UnixStream>> {
         Ok(match self {
-            Self::Tcp(stream, _) => Either::Left(TcpStream::from_std(stream)?),
+            Self::Tcp(stream, _) => {
+                stream.set_nodelay(true)?;
+                Either::Left(TcpStream::from_std(stream)?)
+            }
             Self::Unix(stream) => Either::Right(UnixStream::from_std(stream)?),
         })
     }

@@ -147,12 +147,11 @@ impl Listener {
         self.local.clone()
     }
 
-    /// The next connection, without the delay that Nagle's algorithm adds.
+    /// The next connection.
     pub(super) async fn accept(&self) -> io::Result<Accepted> {
         match &self.socket {
             Bound::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                stream.set_nodelay(true)?;
                 Ok(Accepted::Tcp(stream.into_std()?, peer))
             }
             Bound::Unix { listener, .. } => {

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::server::listener::ListenAddress;
+use crate::server::{Connections, Lanes, ListenAddress, Listener, serve};
 
 /// Answers with its path. `/wait…` tells the test that it waits, and does so
 /// until it is told to answer; `/panic` panics.
