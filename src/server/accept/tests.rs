@@ -18,7 +18,12 @@ use tokio::{
 };
 
 use super::*;
-use crate::server::{Connections, Lanes, ListenAddress, Listener, serve};
+use crate::server::{
+    accept::serve,
+    connection::Connections,
+    lanes::Lanes,
+    listener::{ListenAddress, Listener},
+};
 
 /// Answers with its path. `/wait…` tells the test that it waits, and does so
 /// until it is told to answer; `/panic` panics.
