@@ -9,6 +9,7 @@ use clap::{
 use tokio::runtime;
 
 use super::{client::Endpoint, commands, demo, serve};
+use crate::server::ListenAddress;
 
 /// A command was not run, because the call was bad or the server refused it.
 pub(super) const BAD_CALL: u8 = 2;
@@ -44,7 +45,7 @@ enum Action {
     /// Delete an operation; what runs goes on, unseen
     Delete(NameArgs),
     /// Exit with 0 if the server serves, for probes of containers
-    Healthcheck(ConnectArgs),
+    Healthcheck(HealthArgs),
 }
 
 /// Where the server is.
@@ -58,6 +59,22 @@ pub(super) struct ConnectArgs {
         default_value = "http://127.0.0.1:8470"
     )]
     pub(super) endpoint: Endpoint,
+}
+
+/// Which server to check.
+#[derive(Args, Debug)]
+pub(super) struct HealthArgs {
+    /// The server, http://HOST:PORT [default: the port of LONGRUNNING_LISTEN on this machine]
+    #[arg(long, env = "LONGRUNNING_ENDPOINT", value_name = "URL")]
+    pub(super) endpoint: Option<Endpoint>,
+    /// Where the server of this container listens
+    #[arg(
+        long,
+        env = "LONGRUNNING_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8470"
+    )]
+    pub(super) listen: ListenAddress,
 }
 
 /// How to print.

@@ -13,8 +13,8 @@ use tonic_health::pb::{
 };
 
 use super::{
-    args::{ConnectArgs, ListArgs, NameArgs, OneArgs, Output, WaitArgs},
-    client::{CallError, full_name},
+    args::{HealthArgs, ListArgs, NameArgs, OneArgs, Output, WaitArgs},
+    client::{CallError, Endpoint, full_name},
     render::{Bar, print_list, print_one, print_state},
 };
 use crate::proto::{
@@ -184,8 +184,11 @@ pub(super) async fn delete(args: NameArgs) -> Done {
     Ok(0)
 }
 
-pub(super) async fn healthcheck(args: ConnectArgs) -> Done {
-    let mut client = HealthClient::new(args.endpoint.channel().await?);
+pub(super) async fn healthcheck(args: HealthArgs) -> Done {
+    let endpoint = args
+        .endpoint
+        .unwrap_or_else(|| Endpoint::of_listener(&args.listen));
+    let mut client = HealthClient::new(endpoint.channel().await?);
     let health = client
         .check(HealthCheckRequest {
             service: String::new(),
@@ -195,7 +198,7 @@ pub(super) async fn healthcheck(args: ConnectArgs) -> Done {
     if health.status() == ServingStatus::Serving {
         return Ok(0);
     }
-    eprintln!("the server at {} is not serving", args.endpoint);
+    eprintln!("the server at {endpoint} is not serving");
     Ok(FAILED)
 }
 

@@ -155,8 +155,11 @@ async fn watch_to_the_end(
                 }
                 None => break,
             },
-            _ = ctrl_c(), if !interrupted => {
-                interrupted = true;
+            _ = ctrl_c() => {
+                // Whoever presses it twice does not want to see the end.
+                if std::mem::replace(&mut interrupted, true) {
+                    break;
+                }
                 eprintln!("cancelling {name}");
                 let cancel = CancelOperationRequest { name: name.to_owned() };
                 OperationsClient::new(channel.clone()).cancel_operation(cancel).await?;

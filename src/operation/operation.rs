@@ -58,8 +58,8 @@ pub(crate) struct Request {
     pub(crate) digest: Uuid,
 }
 
-/// What is needed only until the operation is done.
-#[derive(Clone, Debug, Default)]
+/// What is needed only until the operation is done; most have nothing of it.
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Work {
     input: Option<Payload>,
     latest: Report,
@@ -90,6 +90,14 @@ pub(crate) enum Change {
     Forget(Option<Operation>),
 }
 
+// === impl Work ===
+
+impl Work {
+    fn shared(self) -> Option<Arc<Self>> {
+        (self != Self::default()).then(|| Arc::new(self))
+    }
+}
+
 // === impl Operation ===
 
 impl Operation {
@@ -114,10 +122,11 @@ impl Operation {
             stage: pending,
             terms: birth.terms,
             tags: birth.tags,
-            work: Some(Arc::new(Work {
+            work: Work {
                 input: birth.input,
                 latest: report,
-            })),
+            }
+            .shared(),
             wire: Wire::encode(birth.name.as_str(), &Payload::empty(), None),
         };
         if let Some((token, worker)) = birth.holder {
@@ -266,26 +275,9 @@ impl Operation {
 
     /// Takes over what a report says; what it leaves out stays.
     fn note(&mut self, report: &Report) {
-        let old = self.work.take().unwrap_or_default();
-        let latest = Report {
-            progress: report
-                .progress
-                .clone()
-                .or_else(|| old.latest.progress.clone()),
-            metadata: report
-                .metadata
-                .clone()
-                .or_else(|| old.latest.metadata.clone()),
-            detail: report.detail.clone().or_else(|| old.latest.detail.clone()),
-            checkpoint: report
-                .checkpoint
-                .clone()
-                .or_else(|| old.latest.checkpoint.clone()),
-        };
-        self.work = Some(Arc::new(Work {
-            input: old.input.clone(),
-            latest,
-        }));
+        let mut work = self.work.as_deref().cloned().unwrap_or_default();
+        work.latest.update(report);
+        self.work = work.shared();
     }
 
     fn encode(&mut self, name: &str, outcome: Option<&Outcome>) {

@@ -345,6 +345,23 @@ fn worker_lost(why: &str) -> Outcome {
     )
 }
 
+// === impl Report ===
+
+impl Report {
+    /// Takes over what a newer report says; what that leaves out stays.
+    pub(crate) fn update(&mut self, newer: &Self) {
+        fn take_over<T: Clone>(old: &mut Option<T>, new: &Option<T>) {
+            if new.is_some() {
+                old.clone_from(new);
+            }
+        }
+        take_over(&mut self.progress, &newer.progress);
+        take_over(&mut self.metadata, &newer.metadata);
+        take_over(&mut self.detail, &newer.detail);
+        take_over(&mut self.checkpoint, &newer.checkpoint);
+    }
+}
+
 // === impl Stage ===
 
 impl Stage {

@@ -163,14 +163,14 @@ impl App {
             );
             let (lanes, options) = (lanes.clone(), config.connections.clone());
             tasks.spawn("admin", async move {
-                serve(listener, service, &lanes, options, stop).await
+                serve(listener, service, &lanes, options, stop).await;
             });
         }
         let clients_stop = CancellationToken::new();
         let serving = {
             let (stop, options) = (clients_stop.clone(), config.connections.clone());
             tasks.spawn("clients", async move {
-                serve(clients, services, &lanes, options, stop).await
+                serve(clients, services, &lanes, options, stop).await;
             })
         };
 
