@@ -171,7 +171,11 @@ async fn run(action: Action) -> u8 {
         Action::Watch(args) => commands::watch(args).await,
         Action::Cancel(args) => commands::cancel(args).await,
         Action::Delete(args) => commands::delete(args).await,
-        Action::Healthcheck(args) => commands::healthcheck(args).await,
+        // Probes of containers know 0 and 1 only.
+        Action::Healthcheck(args) => commands::healthcheck(args).await.or_else(|error| {
+            eprintln!("error: {error}");
+            Ok(1)
+        }),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error}");

@@ -268,7 +268,7 @@ fn is_id(text: &str) -> bool {
 /// The beginning of a text, short enough to be quoted in an error.
 pub(crate) fn excerpt(text: &str) -> String {
     match text.char_indices().nth(100) {
-        Some((end, _)) => format!("{}…", &text[..end]),
+        Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
     }
 }

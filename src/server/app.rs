@@ -149,6 +149,9 @@ impl App {
         if let Some(admin) = &admin {
             info!(admin = %admin.local(), "listening");
         }
+        if let Some(root) = &config.demo {
+            info!(directory = %root.display(), "demo: longrunning.demo.v1.Checksums/CreateChecksum starts an operation");
+        }
         let lanes = Lanes::start(config.lanes).map_err(AppError::Lanes)?;
         let tasks = Tasks::default();
         let ready = Readiness::default();
