@@ -461,3 +461,6 @@ impl Operation {
         self.wire.bytes().len() + self.labels().size() + work
     }
 }
+
+#[cfg(test)]
+mod tests;
