@@ -8,4 +8,8 @@
 
 mod support;
 
+mod cancel;
+mod delete;
 mod get;
+mod wait;
+mod watch;
