@@ -10,6 +10,10 @@ mod support;
 
 mod cancel;
 mod delete;
+mod errors;
 mod get;
+mod list;
+mod names;
+mod pages;
 mod wait;
 mod watch;
