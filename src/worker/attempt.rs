@@ -147,6 +147,12 @@ impl Attempt {
     }
 
     async fn finish(&self, result: Result<HandlerResult, JoinError>) -> AttemptEnd {
+        if let Ok(Err(Failure {
+            retryable: true, ..
+        })) = &result
+        {
+            self.hand_in().await;
+        }
         let report = self.desk.take().unwrap_or_default();
         let (event, end) = match result {
             Ok(Ok(response)) => self.succeeded(response, report),
@@ -226,7 +232,18 @@ impl Attempt {
         }
     }
 
+    /// Commits what the handler reported last, so that the next attempt finds
+    /// its checkpoint.
+    async fn hand_in(&self) {
+        if let Some(report) = self.desk.take()
+            && let Err(error) = self.commit(Event::Report(self.token, report)).await
+        {
+            warn!(operation.name = %self.name, %error, "the last report of an attempt was dropped");
+        }
+    }
+
     async fn release(&self) -> AttemptEnd {
+        self.hand_in().await;
         match self.commit(Event::Release(self.token)).await {
             Ok(_) => AttemptEnd::released,
             Err(_) => AttemptEnd::lost,
