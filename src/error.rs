@@ -177,7 +177,10 @@ impl Error {
                 vec![("name", name.clone())]
             }
             Self::Invalid { field, message, .. } => {
-                vec![("field", (*field).to_owned()), ("description", message.clone())]
+                vec![
+                    ("field", (*field).to_owned()),
+                    ("description", message.clone()),
+                ]
             }
             Self::RequestIdReused { request_id } => vec![("requestId", request_id.clone())],
             Self::QueueFull { queue, limit } => {

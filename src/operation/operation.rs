@@ -453,3 +453,6 @@ impl Operation {
         self.wire.bytes().len() + self.labels().size() + work
     }
 }
+
+#[cfg(test)]
+mod tests;

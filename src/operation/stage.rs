@@ -154,6 +154,8 @@ pub(crate) fn next(stage: &Stage, event: &Event, facts: Facts<'_>) -> Result<Nex
 
         (Stage::Running(lease), Claim { token, worker }) => match facts.lapsed(lease) {
             Next::Same => Err(Refusal::StillHeld),
+            // Its attempt took too long, and the pause before the next one has begun.
+            Next::To(Stage::Pending { ready }) if now < ready => Err(Refusal::NotReady),
             Next::To(_) => Ok(facts.leased(*token, worker)),
             over => Ok(over),
         },
@@ -396,3 +398,6 @@ impl From<&Outcome> for Ending {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

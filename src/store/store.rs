@@ -323,7 +323,17 @@ impl Store {
                 token: LeaseToken::random(),
                 worker: worker.clone(),
             };
-            match self.commit(&operation.owned_name(), claim).await {
+            let (store, name) = (self.clone(), operation.owned_name());
+            let grant = async move {
+                let operation = store.change(&name, &claim).await?;
+                Ok(Granted(Some((store, operation))))
+            };
+            match self
+                .tasks
+                .to_the_end("claim", grant)
+                .await
+                .map(Granted::take)
+            {
                 Ok(operation) if operation.lease().is_some() => return Ok(operation),
                 // It was done, cancelled or taken away in the meantime.
                 Ok(_) | Err(Error::Refused { .. } | Error::NotFound { .. }) => {}
@@ -422,6 +432,30 @@ impl Drop for Taken<'_> {
             && operation.is_ready(self.store.clock.now())
         {
             self.queue.offer(&operation);
+        }
+    }
+}
+
+/// A lease on its way to whoever asked for it. Goes back if that one left
+/// before the journal had kept it: nobody would work on the operation.
+struct Granted(Option<(Arc<Store>, Arc<Operation>)>);
+
+impl Granted {
+    fn take(mut self) -> Arc<Operation> {
+        self.0.take().expect("it is taken once").1
+    }
+}
+
+impl Drop for Granted {
+    fn drop(&mut self) {
+        if let Some((store, operation)) = self.0.take()
+            && let Some(lease) = operation.lease()
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
+            let (tasks, release) = (store.tasks.clone(), Event::Release(lease.token));
+            tasks.spawn("release", async move {
+                store.commit(&operation.owned_name(), release).await
+            });
         }
     }
 }

@@ -229,6 +229,16 @@ impl Attempt {
         }
     }
 
+    /// Commits what the handler reported last, so that the next attempt finds
+    /// its checkpoint.
+    async fn hand_in(&self) {
+        if let Some(report) = self.desk.take()
+            && let Err(error) = self.commit(Event::Report(self.token, report)).await
+        {
+            warn!(operation.name = %self.name, %error, "the last report of an attempt was dropped");
+        }
+    }
+
     async fn release(&self) -> AttemptEnd {
         self.hand_in().await;
         match self.commit(Event::Release(self.token)).await {
