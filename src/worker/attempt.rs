@@ -247,15 +247,6 @@ impl Attempt {
         }
     }
 
-    /// Commits what was reported last, for the next attempt to build on.
-    async fn hand_in(&self) {
-        if let Some(report) = self.desk.take()
-            && let Err(error) = self.commit(Event::Report(self.token, report)).await
-        {
-            debug!(operation.name = %self.name, %error, "the last report was dropped");
-        }
-    }
-
     async fn commit(&self, event: Event) -> Result<Arc<Operation>> {
         self.store.commit(&self.name, event).await
     }
