@@ -23,7 +23,7 @@ use crate::{
     demo::service::new_checksum,
     grpc::operations::WaitLimits,
     operation::terms::Terms,
-    operations::Operations,
+    operations::operations::Operations,
     proto::{
         google::longrunning::{
             CancelOperationRequest, Operation, operations_client::OperationsClient,

@@ -4,11 +4,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use uuid::Uuid;
-
 use super::{
+    birth::{Birth, Request, Tags},
     labels::Labels,
-    lease::{Lease, LeaseToken, WorkerId},
+    lease::Lease,
     name::OperationName,
     outcome::Outcome,
     payload::Payload,
@@ -44,39 +43,11 @@ pub struct Operation {
     wire: Wire,
 }
 
-/// What an operation is called by, besides its name.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Tags {
-    pub(crate) labels: Labels,
-    pub(crate) request: Option<Request>,
-}
-
-/// The creator's request id, with a digest of what it asked for (AIP-155).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Request {
-    pub(crate) id: Box<str>,
-    pub(crate) digest: Uuid,
-}
-
 /// What is needed only until the operation is done; most have nothing of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Work {
     input: Option<Payload>,
     latest: Report,
-}
-
-/// What a new operation begins with.
-#[derive(Debug)]
-pub(crate) struct Birth {
-    pub(crate) name: OperationName,
-    pub(crate) number: u64,
-    pub(crate) terms: Arc<Terms>,
-    pub(crate) tags: Option<Arc<Tags>>,
-    pub(crate) input: Option<Payload>,
-    pub(crate) metadata: Option<Payload>,
-    pub(crate) not_before: Option<Timestamp>,
-    /// The creator's lease, if it executes the operation itself.
-    pub(crate) holder: Option<(LeaseToken, WorkerId)>,
 }
 
 /// What an event makes of an operation.

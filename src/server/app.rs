@@ -23,7 +23,7 @@ use super::{
 use crate::{
     demo::checksum,
     grpc::border::Border,
-    operations::{Operations, StartError},
+    operations::{builder::StartError, operations::Operations},
     tasks::Tasks,
 };
 

@@ -10,7 +10,11 @@ use model::{At, LEASE, Model, RETENTION, Speaker, Step, Verdict, Wishes};
 
 use super::*;
 use crate::{
-    operation::{outcome::status, retry::RetryPolicy},
+    operation::{
+        lease::{LeaseToken, WorkerId},
+        outcome::status,
+        retry::RetryPolicy,
+    },
     proto::google::{longrunning::operation::Result as Wired, rpc::Code},
 };
 
