@@ -13,7 +13,7 @@ use tonic_health::pb::{
 };
 
 use super::{
-    args::{HealthArgs, ListArgs, NameArgs, OneArgs, Output, WaitArgs},
+    args::{FAILED, HealthArgs, INTERRUPTED, ListArgs, NOT_IN_TIME, NameArgs, OneArgs, WaitArgs},
     client::{CallError, Endpoint, full_name},
     render::{Bar, print_list, print_one, print_state},
 };
@@ -24,13 +24,6 @@ use crate::proto::{
     },
     longrunning::v1::WatchOperationRequest,
 };
-
-/// The operation failed.
-const FAILED: u8 = 1;
-/// It was not done in time.
-const NOT_IN_TIME: u8 = 3;
-/// Ctrl-C.
-pub(super) const INTERRUPTED: u8 = 130;
 
 /// How long one call of a wait asks for; below what proxies cut off.
 const WAIT_SLICE: Duration = Duration::from_secs(30);
@@ -222,11 +215,5 @@ async fn within<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -
     match deadline {
         Some(deadline) => tokio::time::timeout_at(deadline, future).await.ok(),
         None => Some(future.await),
-    }
-}
-
-impl Output {
-    pub(super) fn is_json(self) -> bool {
-        self == Self::Json
     }
 }

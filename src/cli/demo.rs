@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming, transport::Channel};
 
 use super::{
-    args::BAD_CALL,
+    args::{BAD_CALL, INTERRUPTED},
     client::{CallError, Endpoint},
-    commands::{INTERRUPTED, exit_code},
+    commands::exit_code,
     render::{Bar, pretty},
     serve::processors,
 };
