@@ -5,11 +5,14 @@
     clippy::disallowed_methods,
     reason = "a test owns its tasks and may read the wall clock"
 )]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod support;
 
 mod bugs;
 mod cancel;
+#[cfg(feature = "cli")]
+mod commands;
 mod creation;
 mod delete;
 mod durability;
@@ -20,6 +23,8 @@ mod limits;
 mod list;
 mod names;
 mod pages;
+#[cfg(feature = "cli")]
+mod program;
 mod races;
 mod recovery;
 mod shutdown;

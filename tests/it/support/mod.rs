@@ -3,6 +3,8 @@
 
 pub(crate) mod journal;
 pub(crate) mod problem;
+#[cfg(feature = "cli")]
+pub(crate) mod program;
 pub(crate) mod raw;
 
 use std::{net::SocketAddr, time::Duration};

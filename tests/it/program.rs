@@ -1,0 +1,255 @@
+//! The program: flags, logs, listeners, signals, and hostile connections.
+
+use longrunning::proto::google::longrunning::{
+    GetOperationRequest, ListOperationsRequest, WaitOperationRequest,
+};
+use std::process::Stdio;
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    task::JoinSet,
+};
+use tonic::Code;
+
+use crate::support::program::{Program, command, complained, endless, run, said};
+
+#[tokio::test]
+async fn help_of_every_command_shows_flags_defaults_and_variables() {
+    for command in [
+        "serve",
+        "demo",
+        "get",
+        "list",
+        "wait",
+        "watch",
+        "cancel",
+        "delete",
+        "healthcheck",
+    ] {
+        let output = run(&[command, "--help"]).await;
+        assert_eq!(output.status.code(), Some(0), "{command}");
+        assert!(said(&output).contains("Usage: longrunning"), "{command}");
+    }
+    let help = run(&["serve", "--help"]).await;
+    for text in [
+        "127.0.0.1:8470",
+        "127.0.0.1:8472",
+        "LONGRUNNING_LISTEN",
+        "default: 20s",
+        "default: 10m",
+    ] {
+        assert!(said(&help).contains(text), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_call_ends_with_2_and_says_what_is_wrong() {
+    for (line, problem) in [
+        (vec!["serve", "--lissen", "x"], "--lissen"),
+        (vec!["serve", "--listen", "8470"], "write host:port"),
+        (vec!["serve", "--grace", "soon"], "--grace"),
+        (vec!["serve", "--lease-duration", "1ms"], "at least 1s"),
+        (
+            vec!["serve", "--config", "/nowhere/x.toml"],
+            "/nowhere/x.toml",
+        ),
+        (vec!["serve", "--log", "a=b=c"], "not a log filter"),
+        (vec!["serve", "--demo", "/nowhere"], "/nowhere"),
+        (vec!["get"], "<NAME>"),
+        (
+            vec!["get", "x", "--endpoint", "ftp://x"],
+            "http://HOST:PORT",
+        ),
+        (
+            vec!["get", "x", "--endpoint", "http://127.0.0.1:1"],
+            "no server answers at http://127.0.0.1:1",
+        ),
+        (vec!["dance"], "dance"),
+    ] {
+        let output = run(&line).await;
+        assert_eq!(output.status.code(), Some(2), "{line:?}");
+        assert!(
+            complained(&output).contains(problem),
+            "{line:?}: {}",
+            complained(&output)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named_with_its_purpose() {
+    let program = Program::serve(&[]).await;
+    let output = run(&[
+        "serve",
+        "--listen",
+        &program.clients,
+        "--admin-listen",
+        "none",
+    ])
+    .await;
+    assert_eq!(output.status.code(), Some(2));
+    let expected = format!("cannot listen on {} for clients", program.clients);
+    assert!(
+        complained(&output).contains(&expected),
+        "{}",
+        complained(&output)
+    );
+}
+
+#[tokio::test]
+async fn probes_follow_the_server_through_its_life() {
+    let program = Program::serve(&[]).await;
+    assert!(program.admin("/livez").await.starts_with("HTTP/1.1 200"));
+    assert!(program.admin("/readyz").await.starts_with("HTTP/1.1 200"));
+    assert!(program.admin("/nothing").await.starts_with("HTTP/1.1 404"));
+    assert!(
+        program
+            .admin("/metrics")
+            .await
+            .contains("longrunning_operations{state=\"PENDING\"} 0")
+    );
+    assert_eq!(program.ask(&["healthcheck"]).await.status.code(), Some(0));
+    program.signal("TERM").await;
+    let endpoint = program.endpoint();
+    assert_eq!(program.end().await, Some(0));
+    assert_eq!(
+        run(&["healthcheck", "--endpoint", &endpoint])
+            .await
+            .status
+            .code(),
+        Some(1)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_answers_a_thousand_open_waits_with_ok_and_ends_with_0() {
+    let directory = endless();
+    let program = Program::demo(directory.path()).await;
+    let name = program.checksum("").await;
+    let clients = [
+        program.client().await,
+        program.client().await,
+        program.client().await,
+    ];
+    let mut waits = JoinSet::new();
+    for number in 0..1000 {
+        let (mut client, name) = (clients[number % clients.len()].clone(), name.clone());
+        waits.spawn(async move {
+            client
+                .wait_operation(WaitOperationRequest {
+                    name,
+                    timeout: None,
+                })
+                .await
+        });
+    }
+    while !program
+        .admin("/metrics")
+        .await
+        .contains("longrunning_waiters 1000")
+    {
+        tokio::task::yield_now().await;
+    }
+    program.signal("TERM").await;
+    while let Some(answer) = waits.join_next().await {
+        assert!(!answer.unwrap().unwrap().into_inner().done);
+    }
+    // Polls are answered while the worker has its grace.
+    drop(clients);
+    assert_eq!(program.end().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_second_signal_aborts_the_drain() {
+    let directory = endless();
+    let mut program = Program::serve(&[
+        "--demo",
+        directory.path().to_str().unwrap(),
+        "--grace",
+        "1h",
+    ])
+    .await;
+    program.checksum("").await;
+    program.signal("TERM").await;
+    while !program.line().await.contains("shutting down") {}
+    assert!(program.admin("/readyz").await.starts_with("HTTP/1.1 503"));
+    assert!(program.admin("/livez").await.starts_with("HTTP/1.1 200"));
+    program.signal("INT").await;
+    assert_eq!(program.end().await, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_connections_of_garbage_leave_the_server_up() {
+    let program = Program::serve(&[]).await;
+    let mut connections = JoinSet::new();
+    for seed in 0..1000_u32 {
+        let address = program.clients.clone();
+        connections.spawn(async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // Some begin like HTTP/2, so that the garbage reaches its parser.
+            let begin: &[u8] = if seed % 2 == 0 {
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+            } else {
+                b""
+            };
+            let garbage: Vec<u8> = (0..64)
+                .flat_map(|i: u32| seed.wrapping_mul(2 * i + 1).to_le_bytes())
+                .collect();
+            let _ = stream.write_all(begin).await;
+            let _ = stream.write_all(&garbage).await;
+            let _ = stream.shutdown().await;
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        });
+    }
+    while connections.join_next().await.is_some() {}
+    let list = program
+        .client()
+        .await
+        .list_operations(ListOperationsRequest::default())
+        .await
+        .unwrap();
+    assert!(list.into_inner().operations.is_empty());
+}
+
+#[tokio::test]
+async fn an_oversized_message_is_refused_and_the_connection_lives_on() {
+    let program = Program::serve(&["--max-message-bytes", "64KiB"]).await;
+    let mut client = program.client().await;
+    let name = "x".repeat(100_000);
+    let refused = client
+        .get_operation(GetOperationRequest { name })
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    let missing = client
+        .get_operation(GetOperationRequest {
+            name: "operations/x".into(),
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(missing.code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn the_log_is_json_where_there_is_no_terminal() {
+    let ports = [
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--admin-listen",
+        "127.0.0.1:0",
+    ];
+    let mut child = command(&ports).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    for listener in ["clients", "admin"] {
+        let line = lines.next_line().await.unwrap().expect("it listens");
+        let field = format!("\"{listener}\":\"127.0.0.1:");
+        assert!(
+            line.starts_with('{')
+                && line.contains("\"message\":\"listening\"")
+                && line.contains(&field),
+            "{line}"
+        );
+    }
+}
