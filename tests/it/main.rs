@@ -9,6 +9,7 @@
 mod support;
 
 mod bugs;
+mod bugs_of_shape;
 mod cancel;
 mod creation;
 mod delete;
@@ -20,10 +21,13 @@ mod limits;
 mod list;
 mod names;
 mod pages;
+mod pools;
 mod races;
 mod recovery;
+mod results;
 mod shutdown;
 mod times;
 mod wait;
+mod wait_limits;
 mod watch;
 mod worker;
