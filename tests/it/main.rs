@@ -5,6 +5,10 @@
     clippy::disallowed_methods,
     reason = "a test owns its tasks and may read the wall clock"
 )]
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers of a test fail it like the test itself"
+)]
 
 mod support;
 
