@@ -7,7 +7,7 @@ use std::{any::Any as Panic, sync::Arc, time::Duration};
 use tokio::{
     select,
     task::JoinError,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
@@ -34,6 +34,8 @@ use crate::{
 
 /// The shortest pause between two reports of one attempt.
 const REPORT_PAUSE: Duration = Duration::from_millis(100);
+/// How long an aborted handler may take to its next await.
+const ABORT_PATIENCE: Duration = Duration::from_secs(1);
 /// The pause before an outcome that the store could not keep is tried again.
 const FINISH_PAUSE: Duration = Duration::from_millis(200);
 
@@ -73,8 +75,16 @@ impl Attempt {
         let mut work = tasks.spawn("handler", handler.start(context));
         let end = select! {
             biased;
-            result = &mut work => self.finish(result).await,
-            () = release.cancelled() => self.release().await,
+            result = &mut work => self.finish(result, &release).await,
+            () = release.cancelled() => {
+                // The operation is offered again only when nobody works on it any
+                // more. A handler that blocks its thread is not waited for.
+                work.abort();
+                match timeout(ABORT_PATIENCE, &mut work).await {
+                    Ok(result) => self.finish(result, &release).await,
+                    Err(_) => self.release().await,
+                }
+            }
             () = self.keep() => AttemptEnd::lost,
         };
         // A handler that nobody waits for any more stops at its next await.
@@ -113,7 +123,13 @@ impl Attempt {
                 () = reported => {
                     report_at = Instant::now() + REPORT_PAUSE;
                     match self.desk.take() {
-                        Some(report) => self.commit(Event::Report(self.token, report)).await,
+                        Some(report) => {
+                            let kept = self.commit(Event::Report(self.token, report.clone())).await;
+                            if let Err(Error::StoreUnavailable) = kept {
+                                self.desk.put_back(report);
+                            }
+                            kept
+                        }
                         None => continue,
                     }
                 }
@@ -124,7 +140,7 @@ impl Attempt {
                 Err(error @ Error::TooLarge { .. }) => {
                     warn!(operation.name = %self.name, %error, "a report was dropped");
                 }
-                // The next renewal tries again, while the lease lasts.
+                // The next turn tries again, while the lease lasts.
                 Err(error) => {
                     debug!(operation.name = %self.name, %error, "the lease could not be renewed");
                 }
@@ -146,7 +162,11 @@ impl Attempt {
             .is_some_and(|lease| lease.token == self.token)
     }
 
-    async fn finish(&self, result: Result<HandlerResult, JoinError>) -> AttemptEnd {
+    async fn finish(
+        &self,
+        result: Result<HandlerResult, JoinError>,
+        release: &CancellationToken,
+    ) -> AttemptEnd {
         if matches!(&result, Ok(Err(failure)) if failure.retryable) {
             self.hand_in().await;
         }
@@ -159,11 +179,11 @@ impl Attempt {
                     self.finished(panicked(&*panic), report),
                     AttemptEnd::panicked,
                 ),
-                // Only a runtime that shuts down aborts the handler behind our back.
+                // It was aborted, here or by a runtime that shuts down.
                 Err(_) => return self.release().await,
             },
         };
-        self.record(event, end).await
+        self.record(event, end, release).await
     }
 
     fn succeeded(&self, response: prost_types::Any, report: Report) -> (Event, AttemptEnd) {
@@ -210,8 +230,14 @@ impl Attempt {
         Event::Finish(self.token, outcome, report)
     }
 
-    /// Records the outcome, however long the store takes, while the lease lasts.
-    async fn record(&self, mut event: Event, end: AttemptEnd) -> AttemptEnd {
+    /// Records the outcome, however long the store takes, while the lease lasts
+    /// and the grace of a shutdown is not over.
+    async fn record(
+        &self,
+        mut event: Event,
+        end: AttemptEnd,
+        release: &CancellationToken,
+    ) -> AttemptEnd {
         loop {
             match self.commit(event.clone()).await {
                 Ok(_) => return end,
@@ -223,7 +249,13 @@ impl Attempt {
                 }
                 Err(error) => {
                     debug!(operation.name = %self.name, %error, "the outcome could not be recorded yet");
-                    sleep(FINISH_PAUSE).await;
+                    if release.is_cancelled() {
+                        return AttemptEnd::lost;
+                    }
+                    select! {
+                        () = sleep(FINISH_PAUSE) => {}
+                        () = release.cancelled() => {}
+                    }
                 }
             }
         }

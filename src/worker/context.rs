@@ -167,6 +167,16 @@ impl Desk {
         self.report.lock().take()
     }
 
+    /// Puts back what was fetched and could not be kept, under what came since.
+    pub(crate) fn put_back(&self, older: Report) {
+        self.leave(|report| {
+            report.progress = report.progress.take().or(older.progress);
+            report.metadata = report.metadata.take().or(older.metadata);
+            report.detail = report.detail.take().or(older.detail);
+            report.checkpoint = report.checkpoint.take().or(older.checkpoint);
+        });
+    }
+
     /// Waits until there is something to fetch.
     pub(crate) async fn reported(&self) {
         self.reported.notified().await;

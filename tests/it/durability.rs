@@ -256,6 +256,66 @@ async fn a_journal_that_cannot_be_read_keeps_the_server_from_starting() {
     assert!(refused.to_string().contains("damaged"));
 }
 
+// BEHAVIOUR §5: a short trouble of the store costs a handler nothing.
+#[tokio::test(start_paused = true)]
+async fn a_report_that_could_not_be_kept_is_tried_again_with_the_next_renewal() {
+    let journal = TestJournal::new();
+    let (started, mut starts) = tokio::sync::mpsc::channel(1);
+    let handler = move |context: longrunning::Context| {
+        let started = started.clone();
+        async move {
+            started.send(context).await.unwrap();
+            std::future::pending::<Result<longrunning::Any, longrunning::Failure>>().await
+        }
+    };
+    let builder = Operations::builder().journal(journal.clone());
+    let operations = builder.handler("q", 1, handler).start().await.unwrap();
+    let name = operations.submit("q", text("")).await.unwrap().owned_name();
+    let context = starts.recv().await.unwrap();
+    journal.set(Gate::Broken);
+    context.keep_checkpoint(text("row 7")).unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    assert!(operations.get(&name).unwrap().checkpoint().is_none());
+    journal.set(Gate::Open);
+    tokio::time::sleep(std::time::Duration::from_secs(20)).await;
+    let kept = operations.get(&name).unwrap();
+    assert_eq!(
+        kept.checkpoint().map(|kept| kept.any().clone()),
+        Some(text("row 7"))
+    );
+}
+
+// BEHAVIOUR §5: an outcome waits for the store, as long as the lease lasts.
+#[tokio::test(start_paused = true)]
+async fn an_outcome_that_could_not_be_kept_is_tried_again_until_it_can() {
+    let journal = TestJournal::new();
+    let finish = std::sync::Arc::new(tokio::sync::Notify::new());
+    let handler = {
+        let finish = finish.clone();
+        move |_: longrunning::Context| {
+            let finish = finish.clone();
+            async move {
+                finish.notified().await;
+                Ok::<_, longrunning::Failure>(text("precious"))
+            }
+        }
+    };
+    let builder = Operations::builder().journal(journal.clone());
+    let operations = builder.handler("q", 1, handler).start().await.unwrap();
+    let name = operations.submit("q", text("")).await.unwrap().owned_name();
+    journal.begun(2).await;
+    journal.set(Gate::Broken);
+    finish.notify_one();
+    tokio::time::sleep(std::time::Duration::from_secs(15)).await;
+    assert!(!operations.get(&name).unwrap().is_done());
+    journal.set(Gate::Open);
+    let done = operations
+        .wait(&name, std::time::Duration::from_secs(5))
+        .await
+        .unwrap();
+    assert_eq!(crate::support::response(&done.to_proto()), text("precious"));
+}
+
 // A time that passes is a change like any other.
 #[tokio::test(start_paused = true)]
 async fn a_timeout_that_cannot_be_kept_is_tried_again_until_it_can() {

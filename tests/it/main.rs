@@ -10,6 +10,7 @@
 mod support;
 
 mod bugs;
+mod bugs_of_shape;
 mod cancel;
 #[cfg(feature = "cli")]
 mod commands;
@@ -23,12 +24,15 @@ mod limits;
 mod list;
 mod names;
 mod pages;
+mod pools;
 #[cfg(feature = "cli")]
 mod program;
 mod races;
 mod recovery;
+mod results;
 mod shutdown;
 mod times;
 mod wait;
+mod wait_limits;
 mod watch;
 mod worker;

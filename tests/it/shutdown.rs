@@ -187,3 +187,61 @@ async fn workers_stop_when_the_last_handle_is_dropped() {
     let kept = journal.into_kept();
     assert_eq!(kept[0].state(), State::Pending);
 }
+
+// BEHAVIOUR §10: a store that cannot write must not hold up the end for ever.
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_with_a_broken_journal_ends_with_the_grace() {
+    let (started, mut starts) = mpsc::channel(9);
+    let journal = TestJournal::new();
+    let operations = slow(5 * SECOND, started, &journal).await;
+    let new = NewOperation::queued("q").lease_duration(3600 * SECOND);
+    operations.create(new).await.unwrap();
+    starts.recv().await.unwrap();
+    journal.set(Gate::Broken);
+    let begun = Instant::now();
+    operations.shutdown(20 * SECOND).await;
+    assert!(begun.elapsed() < 30 * SECOND, "{:?}", begun.elapsed());
+}
+
+// BEHAVIOUR §5: at most one live lease, and no work without one.
+#[tokio::test(start_paused = true)]
+async fn a_handler_has_stopped_before_its_operation_is_offered_again() {
+    struct Working(std::sync::Arc<std::sync::atomic::AtomicBool>);
+    impl Drop for Working {
+        fn drop(&mut self) {
+            self.0.store(false, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+    let working = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (started, mut starts) = mpsc::channel(9);
+    let handler = {
+        let working = working.clone();
+        move |_: Context| {
+            let (working, started) = (working.clone(), started.clone());
+            async move {
+                working.store(true, std::sync::atomic::Ordering::SeqCst);
+                let _working = Working(working);
+                started.send(()).await.unwrap();
+                std::future::pending::<Result<Any, Failure>>().await
+            }
+        }
+    };
+    let journal = TestJournal::new();
+    let builder = Operations::builder().journal(journal.clone());
+    let operations = builder.handler("q", 1, handler).start().await.unwrap();
+    operations.submit("q", text("")).await.unwrap();
+    starts.recv().await.unwrap();
+    journal.set(Gate::Shut);
+    let before = journal.count();
+    let seen = async {
+        journal.begun(before + 1).await;
+        let working = working.load(std::sync::atomic::Ordering::SeqCst);
+        journal.set(Gate::Open);
+        working
+    };
+    let ((), working) = tokio::join!(operations.shutdown(Duration::ZERO), seen);
+    assert!(
+        !working,
+        "the lease is given up while the handler still works"
+    );
+}
