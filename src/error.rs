@@ -176,7 +176,12 @@ impl Error {
             | Self::Refused { name, .. } => {
                 vec![("name", name.clone())]
             }
-            Self::Invalid { field, .. } => vec![("field", (*field).to_owned())],
+            Self::Invalid { field, message, .. } => {
+                vec![
+                    ("field", (*field).to_owned()),
+                    ("description", message.clone()),
+                ]
+            }
             Self::RequestIdReused { request_id } => vec![("requestId", request_id.clone())],
             Self::QueueFull { queue, limit } => {
                 vec![("queue", queue.clone()), ("limit", limit.to_string())]

@@ -27,11 +27,12 @@
 //! | `cli` | the commands of the binary |
 //! | `server` | listeners, config, telemetry, drain: the program around the library |
 //! | `grpc` | the services: requests in, stored bytes out, errors as statuses |
-//! | `operations`, `creation` | [`Operations`], the handle; [`NewOperation`], what a creator asks for |
+//! | `demo` | an API with one slow method, as a guest of the library |
+//! | `operations` | [`Operations`], the handle; [`NewOperation`], what a creator asks for |
 //! | `worker` | [`Handler`], [`Context`] and the pools of in-process workers |
 //! | `store` | one door for writes, one for visibility; index, queues, waiters, deadlines |
 //! | `error` | [`Error`], the sum of what can go wrong for a caller |
-//! | `journal`, `query` | where changes are kept before they are shown; pages |
+//! | `journal`, `query` | where changes are kept before they are shown; scopes and pages |
 //! | `operation` | the domain: names, leases, retries, the table of (stage, event), the bytes |
 //! | [`proto`], `clock`, `tasks`, `metrics` | leaves |
 //!
@@ -53,7 +54,6 @@
 #[doc(hidden)]
 pub mod cli;
 mod clock;
-mod creation;
 #[cfg(feature = "server")]
 mod demo;
 mod error;
@@ -73,7 +73,6 @@ mod types;
 mod worker;
 
 pub use clock::{Clock, Timestamp};
-pub use creation::NewOperation;
 pub use error::{Error, Result};
 pub use grpc::{
     border::Border,
@@ -99,7 +98,13 @@ pub use operation::{
     stage::{Ending, Refusal, Report, Stage},
     terms::{InvalidTerms, QueueName, Terms},
 };
-pub use operations::{Builder, Operations, Page, StartError, Watch};
+pub use operations::{
+    builder::{Builder, StartError},
+    creation::NewOperation,
+    listing::Page,
+    operations::Operations,
+    watch::Watch,
+};
 pub use prost_types::Any;
 pub use proto::longrunning::v1::{Progress, operation_metadata::State};
 pub use store::store::{Created, Limits};

@@ -1,51 +1,20 @@
-//! Flags, environment and config file, and which command they lead to.
+//! What the commands share: the flags of those that ask a server, and the exit
+//! codes. Which commands there are is declared in `program`.
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use clap::{Args, ValueEnum};
 
-use clap::{
-    Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
-    error::ErrorKind,
-};
-use tokio::runtime;
+use super::client::Endpoint;
+use crate::server::ListenAddress;
 
-use super::{client::Endpoint, commands, demo, serve};
-
+/// The operation failed.
+pub(super) const FAILED: u8 = 1;
 /// A command was not run, because the call was bad or the server refused it.
 pub(super) const BAD_CALL: u8 = 2;
 
-/// The missing server for google.longrunning.Operations (AIP-151).
-#[derive(Debug, Parser)]
-#[command(name = "longrunning", version, about, max_term_width = 100)]
-#[command(
-    after_help = "Exit codes: 0 success, 1 the operation failed, 2 a bad call or an error of the server, \
-    3 not done in time, 130 interrupted."
-)]
-struct Cli {
-    #[command(subcommand)]
-    command: Action,
-}
-
-#[derive(Debug, Subcommand)]
-enum Action {
-    /// Serve operations to clients
-    Serve(Box<serve::ServeArgs>),
-    /// Hash a directory as a long-running operation, watched live through gRPC
-    Demo(demo::DemoArgs),
-    /// Print an operation as it is now
-    Get(OneArgs),
-    /// Print operations, newest first
-    List(ListArgs),
-    /// Wait until an operation is done and print it
-    Wait(WaitArgs),
-    /// Print each state of an operation until it is done
-    Watch(OneArgs),
-    /// Ask an operation to stop
-    Cancel(NameArgs),
-    /// Delete an operation; what runs goes on, unseen
-    Delete(NameArgs),
-    /// Exit with 0 if the server serves, for probes of containers
-    Healthcheck(ConnectArgs),
-}
+/// The operation was not done in time.
+pub(super) const NOT_IN_TIME: u8 = 3;
+/// Ctrl-C.
+pub(super) const INTERRUPTED: u8 = 130;
 
 /// Where the server is.
 #[derive(Args, Debug)]
@@ -58,6 +27,22 @@ pub(super) struct ConnectArgs {
         default_value = "http://127.0.0.1:8470"
     )]
     pub(super) endpoint: Endpoint,
+}
+
+/// Which server to check.
+#[derive(Args, Debug)]
+pub(super) struct HealthArgs {
+    /// The server, http://HOST:PORT [default: the port of LONGRUNNING_LISTEN on this machine]
+    #[arg(long, env = "LONGRUNNING_ENDPOINT", value_name = "URL")]
+    pub(super) endpoint: Option<Endpoint>,
+    /// Where the server of this container listens
+    #[arg(
+        long,
+        env = "LONGRUNNING_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8470"
+    )]
+    pub(super) listen: ListenAddress,
 }
 
 /// How to print.
@@ -114,177 +99,10 @@ pub(super) struct ListArgs {
     pub(super) print: PrintArgs,
 }
 
-/// Runs the program with the arguments of the process.
-pub fn main() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().collect();
-    let cli = match parse(&arguments) {
-        Ok(cli) => cli,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { BAD_CALL } else { 0 });
-        }
-    };
-    let runtime = match cli.command {
-        Action::Serve(_) | Action::Demo(_) => {
-            runtime::Builder::new_multi_thread().enable_all().build()
-        }
-        _ => runtime::Builder::new_current_thread().enable_all().build(),
-    };
-    match runtime {
-        Ok(runtime) => {
-            let code = runtime.block_on(run(cli.command));
-            // Blocking work of a demo that was cut short must not hold the exit.
-            runtime.shutdown_background();
-            ExitCode::from(code)
-        }
-        Err(error) => {
-            eprintln!("error: cannot start: {error}");
-            ExitCode::from(BAD_CALL)
-        }
-    }
-}
+// === impl Output ===
 
-async fn run(action: Action) -> u8 {
-    let done = match action {
-        Action::Serve(args) => return serve::serve(*args).await,
-        Action::Demo(args) => return demo::demo(args).await,
-        Action::Get(args) => commands::get(args).await,
-        Action::List(args) => commands::list(args).await,
-        Action::Wait(args) => commands::wait(args).await,
-        Action::Watch(args) => commands::watch(args).await,
-        Action::Cancel(args) => commands::cancel(args).await,
-        Action::Delete(args) => commands::delete(args).await,
-        Action::Healthcheck(args) => commands::healthcheck(args).await,
-    };
-    done.unwrap_or_else(|error| {
-        eprintln!("error: {error}");
-        BAD_CALL
-    })
-}
-
-/// Parses flags over environment over config file over defaults. The values of
-/// the file become the defaults of the flags, so that they obey the same rules
-/// and `--help` shows them.
-fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
-    let mut command = Cli::command();
-    if let Some(path) = config_path(&command, arguments) {
-        let refuse = |text: String| Cli::command().error(ErrorKind::InvalidValue, text);
-        let text = std::fs::read_to_string(&path).map_err(|error| {
-            refuse(format!(
-                "cannot read the config file {}: {error}",
-                path.display()
-            ))
-        })?;
-        let table: toml::Table = text.parse().map_err(|error| {
-            refuse(format!(
-                "the config file {} is not TOML: {error}",
-                path.display()
-            ))
-        })?;
-        let serve = command
-            .find_subcommand("serve")
-            .expect("the command is declared above")
-            .clone();
-        let serve = with_defaults(serve, table)
-            .map_err(|error| refuse(format!("{}: {error}", path.display())))?;
-        command = command.mut_subcommand("serve", |_| serve);
-    }
-    let matches = command.try_get_matches_from(arguments)?;
-    Cli::from_arg_matches(&matches)
-}
-
-/// The config file, if the command is `serve` and has one. Errors elsewhere in
-/// the line are found by the real parse.
-fn config_path(command: &Command, arguments: &[OsString]) -> Option<PathBuf> {
-    let lenient = command
-        .clone()
-        .ignore_errors(true)
-        .mut_subcommand("serve", |serve| serve.ignore_errors(true));
-    let matches: ArgMatches = lenient.try_get_matches_from(arguments).ok()?;
-    matches
-        .subcommand_matches("serve")?
-        .get_one::<PathBuf>("config")
-        .cloned()
-}
-
-fn with_defaults(mut serve: Command, table: toml::Table) -> Result<Command, String> {
-    for (key, value) in table {
-        let is_flag = |arg: &&Arg| arg.get_long() == Some(&key) && key != "config";
-        let Some(id) = serve
-            .get_arguments()
-            .find(is_flag)
-            .map(|arg| arg.get_id().clone())
-        else {
-            let known: Vec<_> = serve
-                .get_arguments()
-                .filter_map(Arg::get_long)
-                .filter(|known| !["config", "help"].contains(known))
-                .collect();
-            return Err(format!(
-                "{key:?} is not a setting; there are {}",
-                known.join(", ")
-            ));
-        };
-        let text = match value {
-            toml::Value::String(text) => text,
-            toml::Value::Integer(number) => number.to_string(),
-            toml::Value::Boolean(flag) => flag.to_string(),
-            other => return Err(format!("{key} cannot be a {}", other.type_str())),
-        };
-        serve = serve.mut_arg(id, |arg| arg.default_value(text));
-    }
-    Ok(serve)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_declared_without_contradiction() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn values_of_the_config_file_become_defaults_and_flags_win_over_them() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(
-            file.path(),
-            "listen = \"127.0.0.1:1\"\nmax-operations = 7\ngrace = \"3s\"\n",
-        )
-        .unwrap();
-        let path = file.path().to_str().unwrap();
-        let line = ["longrunning", "serve", "--config", path, "--grace", "4s"].map(OsString::from);
-        let Action::Serve(args) = parse(&line).unwrap().command else {
-            panic!("it is serve")
-        };
-        let config = args.into_config();
-        assert_eq!(config.listen.to_string(), "127.0.0.1:1");
-        assert_eq!(config.limits.max_operations, 7);
-        assert_eq!(config.grace.as_secs(), 4);
-    }
-
-    #[test]
-    fn a_broken_config_file_is_refused_with_its_name_and_the_setting() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let path = file.path().to_str().unwrap();
-        let line = ["longrunning", "serve", "--config", path].map(OsString::from);
-        for (text, problem) in [
-            ("lissen = \"x\"", "\"lissen\" is not a setting"),
-            ("listen = [1]", "listen cannot be a array"),
-            ("= 1", "is not TOML"),
-            ("grace = \"soon\"", "soon"),
-        ] {
-            std::fs::write(file.path(), text).unwrap();
-            let error = parse(&line).unwrap_err().to_string();
-            assert!(error.contains(problem), "{error}");
-        }
-        let missing = ["longrunning", "serve", "--config", "/nowhere.toml"].map(OsString::from);
-        assert!(
-            parse(&missing)
-                .unwrap_err()
-                .to_string()
-                .contains("/nowhere.toml")
-        );
+impl Output {
+    pub(super) fn is_json(self) -> bool {
+        self == Self::Json
     }
 }

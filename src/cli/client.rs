@@ -15,7 +15,7 @@ use crate::proto::{
     },
     longrunning::v1::operation_watch_client::OperationWatchClient,
 };
-use crate::types::Types;
+use crate::{server::ListenAddress, types::Types};
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -62,6 +62,26 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
+    /// The server that listens there, seen from its own machine.
+    pub(super) fn of_listener(listen: &ListenAddress) -> Self {
+        let text = listen.to_string();
+        let port = text.rsplit_once(':').map_or("8470", |(_, port)| port);
+        let host = text
+            .strip_suffix(port)
+            .and_then(|host| host.strip_suffix(':'))
+            .unwrap_or_default();
+        let host = if matches!(host, "" | "0.0.0.0" | "[::]") {
+            "127.0.0.1"
+        } else {
+            host
+        };
+        let url = format!("http://{host}:{port}");
+        Self(
+            url.parse()
+                .unwrap_or_else(|_| Uri::from_static("http://127.0.0.1:8470")),
+        )
+    }
+
     pub(super) async fn channel(&self) -> Result<Channel, CallError> {
         let endpoint = Channel::builder(self.0.clone()).connect_timeout(CONNECT);
         endpoint
@@ -136,4 +156,25 @@ fn reason(status: &Status) -> Option<String> {
 
 pub(super) fn code_name(code: Code) -> &'static str {
     rpc::Code::try_from(code as i32).map_or("UNKNOWN", |code| code.as_str_name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_finds_the_server_of_its_own_container() {
+        for (listen, endpoint) in [
+            ("127.0.0.1:8470", "http://127.0.0.1:8470"),
+            ("0.0.0.0:9000", "http://127.0.0.1:9000"),
+            ("[::]:9000", "http://127.0.0.1:9000"),
+            ("10.0.0.7:1", "http://10.0.0.7:1"),
+            ("[::1]:9", "http://[::1]:9"),
+        ] {
+            assert_eq!(
+                Endpoint::of_listener(&listen.parse().unwrap()).to_string(),
+                endpoint
+            );
+        }
+    }
 }

@@ -13,8 +13,8 @@ use tonic_health::pb::{
 };
 
 use super::{
-    args::{ConnectArgs, ListArgs, NameArgs, OneArgs, Output, WaitArgs},
-    client::{CallError, full_name},
+    args::{FAILED, HealthArgs, INTERRUPTED, ListArgs, NOT_IN_TIME, NameArgs, OneArgs, WaitArgs},
+    client::{CallError, Endpoint, full_name},
     render::{Bar, print_list, print_one, print_state},
 };
 use crate::proto::{
@@ -24,13 +24,6 @@ use crate::proto::{
     },
     longrunning::v1::WatchOperationRequest,
 };
-
-/// The operation failed.
-const FAILED: u8 = 1;
-/// It was not done in time.
-const NOT_IN_TIME: u8 = 3;
-/// Ctrl-C.
-pub(super) const INTERRUPTED: u8 = 130;
 
 /// How long one call of a wait asks for; below what proxies cut off.
 const WAIT_SLICE: Duration = Duration::from_secs(30);
@@ -184,8 +177,11 @@ pub(super) async fn delete(args: NameArgs) -> Done {
     Ok(0)
 }
 
-pub(super) async fn healthcheck(args: ConnectArgs) -> Done {
-    let mut client = HealthClient::new(args.endpoint.channel().await?);
+pub(super) async fn healthcheck(args: HealthArgs) -> Done {
+    let endpoint = args
+        .endpoint
+        .unwrap_or_else(|| Endpoint::of_listener(&args.listen));
+    let mut client = HealthClient::new(endpoint.channel().await?);
     let health = client
         .check(HealthCheckRequest {
             service: String::new(),
@@ -195,7 +191,7 @@ pub(super) async fn healthcheck(args: ConnectArgs) -> Done {
     if health.status() == ServingStatus::Serving {
         return Ok(0);
     }
-    eprintln!("the server at {} is not serving", args.endpoint);
+    eprintln!("the server at {endpoint} is not serving");
     Ok(FAILED)
 }
 
@@ -219,11 +215,5 @@ async fn within<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -
     match deadline {
         Some(deadline) => tokio::time::timeout_at(deadline, future).await.ok(),
         None => Some(future.await),
-    }
-}
-
-impl Output {
-    pub(super) fn is_json(self) -> bool {
-        self == Self::Json
     }
 }

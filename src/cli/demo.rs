@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming, transport::Channel};
 
 use super::{
-    args::BAD_CALL,
+    args::{BAD_CALL, INTERRUPTED},
     client::{CallError, Endpoint},
-    commands::{INTERRUPTED, exit_code},
+    commands::exit_code,
     render::{Bar, pretty},
     serve::processors,
 };
@@ -23,7 +23,7 @@ use crate::{
     demo::service::new_checksum,
     grpc::operations::WaitLimits,
     operation::terms::Terms,
-    operations::Operations,
+    operations::operations::Operations,
     proto::{
         google::longrunning::{
             CancelOperationRequest, Operation, operations_client::OperationsClient,
@@ -155,8 +155,11 @@ async fn watch_to_the_end(
                 }
                 None => break,
             },
-            _ = ctrl_c(), if !interrupted => {
-                interrupted = true;
+            _ = ctrl_c() => {
+                // Whoever presses it twice does not want to see the end.
+                if std::mem::replace(&mut interrupted, true) {
+                    break;
+                }
                 eprintln!("cancelling {name}");
                 let cancel = CancelOperationRequest { name: name.to_owned() };
                 OperationsClient::new(channel.clone()).cancel_operation(cancel).await?;

@@ -5,7 +5,8 @@ mod args;
 mod client;
 mod commands;
 mod demo;
+mod program;
 mod render;
 mod serve;
 
-pub use args::main;
+pub use program::main;

@@ -52,7 +52,7 @@ pub(super) fn print_one(operation: &Operation, output: Output) {
     }
     match &operation.result {
         Some(operation::Result::Response(response)) => {
-            println!("response  {}", types.any(response))
+            println!("response  {}", types.any(response));
         }
         Some(operation::Result::Error(error)) => {
             println!("error     {}", error_text(error));

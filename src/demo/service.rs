@@ -7,11 +7,11 @@ use tonic::{Request, Response, Status};
 
 use super::checksum::QUEUE;
 use crate::{
-    creation::NewOperation,
     error::{Error, Result},
     grpc::codec::Encoded,
     operation::payload::Payload,
-    operations::Operations,
+    operations::creation::NewOperation,
+    operations::operations::Operations,
     proto::longrunning::demo::v1::CreateChecksumRequest,
 };
 

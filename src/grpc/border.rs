@@ -6,6 +6,7 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -21,15 +22,15 @@ use crate::metrics::{Metrics, RpcMetrics};
 #[derive(Clone, Debug)]
 pub struct Border<S> {
     service: S,
-    methods: std::sync::Arc<[(&'static str, RpcMetrics)]>,
-    other: RpcMetrics,
+    methods: Arc<[(&'static str, Arc<RpcMetrics>)]>,
+    other: Arc<RpcMetrics>,
 }
 
 /// The answer under way.
 #[derive(Debug)]
 pub struct Crossing<F> {
     answer: F,
-    method: RpcMetrics,
+    method: Arc<RpcMetrics>,
     begun: Instant,
 }
 
@@ -50,16 +51,16 @@ impl<S> Border<S> {
     pub fn new(service: S, metrics: &Metrics) -> Self {
         let methods = METHODS
             .iter()
-            .map(|path| (*path, metrics.rpc(&path[1..])))
+            .map(|path| (*path, Arc::new(metrics.rpc(&path[1..]))))
             .collect();
         Self {
             service,
             methods,
-            other: metrics.rpc("other"),
+            other: Arc::new(metrics.rpc("other")),
         }
     }
 
-    fn method(&self, path: &str) -> &RpcMetrics {
+    fn method(&self, path: &str) -> &Arc<RpcMetrics> {
         self.methods
             .iter()
             .find(|(known, _)| *known == path)
@@ -81,7 +82,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let method = self.method(request.uri().path()).clone();
+        let method = Arc::clone(self.method(request.uri().path()));
         Crossing {
             answer: self.service.call(request),
             method,

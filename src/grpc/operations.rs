@@ -15,7 +15,7 @@ use crate::{
         operation::Operation,
         wire,
     },
-    operations::Operations,
+    operations::operations::Operations,
     proto::google::longrunning::{
         CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
         WaitOperationRequest,

@@ -6,7 +6,7 @@ use futures_util::{Stream, stream};
 use tonic::{Request, Response, Status};
 
 use super::{codec::Encoded, operations::lookup};
-use crate::{operations::Operations, proto::longrunning::v1::WatchOperationRequest};
+use crate::{operations::operations::Operations, proto::longrunning::v1::WatchOperationRequest};
 
 #[expect(unreachable_pub, reason = "generated")]
 mod generated {

@@ -1,6 +1,7 @@
 //! The domain: what an operation is and how it may change. Values in, values
 //! out; no runtime, no IO, no log. Storing and publishing live in `store`.
 
+pub(crate) mod birth;
 pub(crate) mod labels;
 pub(crate) mod lease;
 pub(crate) mod name;

@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc};
 use uuid::Uuid;
 
 /// The collection that ends every parent: `{parent}/operations/{id}`.
-const COLLECTION: &str = "operations";
+pub(crate) const COLLECTION: &str = "operations";
 
 /// The longest name that is accepted, in bytes.
 const MAX_NAME: usize = 1024;
@@ -23,17 +23,6 @@ pub struct OperationId(Box<str>);
 /// `projects/p1/locations/eu`, or the root.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Parent(Option<Arc<str>>);
-
-/// Which operations a list asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Scope {
-    /// All of them, whatever their parent.
-    Everything,
-    /// Those directly under one parent.
-    Under(Parent),
-    /// Those under any parent that fits: `-` stands for any id.
-    Matching(Arc<str>),
-}
 
 /// Why a text is not a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -159,60 +148,6 @@ impl Parent {
     }
 }
 
-// === impl Scope ===
-
-impl Scope {
-    /// Parses the `name` of a ListOperationsRequest in every form that is in
-    /// use: `""`, `-`, `operations`, `{parent}` and `{parent}/operations`.
-    ///
-    /// # Errors
-    /// [`InvalidName::Parent`] for anything else.
-    pub(crate) fn parse(text: &str) -> Result<Self, InvalidName> {
-        if matches!(text, "" | "-" | "-/operations") {
-            return Ok(Self::Everything);
-        }
-        if text == COLLECTION {
-            return Ok(Self::Under(Parent::ROOT));
-        }
-        // An odd number of segments ends with the collection of the operations.
-        let odd = text.bytes().filter(|byte| *byte == b'/').count() % 2 == 0;
-        let parent = if odd {
-            text.strip_suffix("/operations")
-        } else {
-            Some(text)
-        };
-        let Some(parent) = parent else {
-            return Err(InvalidName::Parent(excerpt(text)));
-        };
-        if !segments(parent).any(|(_, id)| id == "-") {
-            return Parent::parse(parent).map(Self::Under);
-        }
-        if !segments(parent)
-            .all(|(collection, id)| is_collection(collection) && (id == "-" || is_parent_id(id)))
-        {
-            return Err(InvalidName::Parent(excerpt(text)));
-        }
-        Ok(Self::Matching(parent.into()))
-    }
-
-    /// Whether an operation with this name belongs to the list.
-    pub(crate) fn holds(&self, name: &str) -> bool {
-        match self {
-            Self::Everything => true,
-            Self::Under(parent) => parent_of(name) == parent.as_str(),
-            Self::Matching(pattern) => {
-                let parent = parent_of(name);
-                segments(pattern).count() == segments(parent).count()
-                    && segments(pattern)
-                        .zip(segments(parent))
-                        .all(|(pattern, parent)| {
-                            pattern.0 == parent.0 && (pattern.1 == "-" || pattern.1 == parent.1)
-                        })
-            }
-        }
-    }
-}
-
 /// Splits a name into its parent and its id.
 fn split(name: &str) -> Option<(&str, &str)> {
     let (front, id) = name.rsplit_once('/')?;
@@ -224,7 +159,7 @@ fn split(name: &str) -> Option<(&str, &str)> {
 }
 
 /// The `(collection, id)` pairs of a parent; a missing last id is `""`.
-fn segments(parent: &str) -> impl Iterator<Item = (&str, &str)> {
+pub(crate) fn segments(parent: &str) -> impl Iterator<Item = (&str, &str)> {
     let mut rest = (!parent.is_empty()).then_some(parent);
     std::iter::from_fn(move || {
         let (collection, tail) = rest?.split_once('/').unwrap_or((rest?, ""));
@@ -242,14 +177,14 @@ fn is_parent(text: &str) -> bool {
         && segments(text).all(|(collection, id)| is_collection(collection) && is_parent_id(id))
 }
 
-fn is_collection(text: &str) -> bool {
+pub(crate) fn is_collection(text: &str) -> bool {
     text.starts_with(|letter: char| letter.is_ascii_lowercase())
         && text
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
 }
 
-fn is_parent_id(text: &str) -> bool {
+pub(crate) fn is_parent_id(text: &str) -> bool {
     (1..=63).contains(&text.len())
         && text != "-"
         && text
@@ -268,7 +203,7 @@ fn is_id(text: &str) -> bool {
 /// The beginning of a text, short enough to be quoted in an error.
 pub(crate) fn excerpt(text: &str) -> String {
     match text.char_indices().nth(100) {
-        Some((end, _)) => format!("{}…", &text[..end]),
+        Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
     }
 }
@@ -357,57 +292,12 @@ mod tests {
         }
     }
 
-    #[test]
-    fn every_form_of_a_list_name_is_understood() {
-        let parent = |text| Scope::Under(Parent::parse(text).unwrap());
-        assert_eq!(Scope::parse(""), Ok(Scope::Everything));
-        assert_eq!(Scope::parse("-"), Ok(Scope::Everything));
-        assert_eq!(Scope::parse("operations"), Ok(parent("")));
-        assert_eq!(Scope::parse("projects/p"), Ok(parent("projects/p")));
-        assert_eq!(
-            Scope::parse("projects/p/operations"),
-            Ok(parent("projects/p"))
-        );
-        assert_eq!(
-            Scope::parse("projects/-/operations"),
-            Ok(Scope::Matching("projects/-".into()))
-        );
-        for bad in [
-            "projects",
-            "projects/",
-            "/",
-            "projects/p/",
-            "projects/p/locations",
-            "a b/c",
-        ] {
-            assert!(Scope::parse(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_scope_matches_whole_segments_and_no_deeper_parents() {
-        let holds = |scope: &str, name| Scope::parse(scope).unwrap().holds(name);
-        assert!(holds("projects/p", "projects/p/operations/x"));
-        assert!(!holds("projects/p", "projects/p2/operations/x"));
-        assert!(!holds("projects/p", "projects/p/locations/l/operations/x"));
-        assert!(!holds("operations", "projects/p/operations/x"));
-        assert!(holds("projects/-", "projects/p2/operations/x"));
-        assert!(!holds("projects/-", "operations/x"));
-        assert!(!holds("projects/-", "projects/p/locations/l/operations/x"));
-        assert!(holds(
-            "projects/-/locations/eu",
-            "projects/p/locations/eu/operations/x"
-        ));
-        assert!(holds("", "projects/p/operations/x"));
-    }
-
     proptest! {
         #[test]
         fn any_text_is_parsed_without_panic_and_a_name_prints_as_it_was(text in "\\PC{0,80}") {
             if let Ok(name) = OperationName::parse(text.as_str()) {
                 prop_assert_eq!(name.as_str(), text.as_str());
             }
-            let _ = Scope::parse(&text);
             let _ = Parent::parse(&text);
         }
 
@@ -417,7 +307,6 @@ mod tests {
             let name = OperationName::new(&parent, &OperationId::parse(&id).unwrap());
             prop_assert_eq!(parent_of(name.as_str()), parent.as_str());
             prop_assert!(OperationName::parse(name.as_str()).is_ok());
-            prop_assert!(Scope::Under(parent).holds(name.as_str()));
         }
     }
 }

@@ -4,11 +4,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use uuid::Uuid;
-
 use super::{
+    birth::{Birth, Request, Tags},
     labels::Labels,
-    lease::{Lease, LeaseToken, WorkerId},
+    lease::Lease,
     name::OperationName,
     outcome::Outcome,
     payload::Payload,
@@ -44,39 +43,11 @@ pub struct Operation {
     wire: Wire,
 }
 
-/// What an operation is called by, besides its name.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Tags {
-    pub(crate) labels: Labels,
-    pub(crate) request: Option<Request>,
-}
-
-/// The creator's request id, with a digest of what it asked for (AIP-155).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Request {
-    pub(crate) id: Box<str>,
-    pub(crate) digest: Uuid,
-}
-
-/// What is needed only until the operation is done.
-#[derive(Clone, Debug, Default)]
+/// What is needed only until the operation is done; most have nothing of it.
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Work {
     input: Option<Payload>,
     latest: Report,
-}
-
-/// What a new operation begins with.
-#[derive(Debug)]
-pub(crate) struct Birth {
-    pub(crate) name: OperationName,
-    pub(crate) number: u64,
-    pub(crate) terms: Arc<Terms>,
-    pub(crate) tags: Option<Arc<Tags>>,
-    pub(crate) input: Option<Payload>,
-    pub(crate) metadata: Option<Payload>,
-    pub(crate) not_before: Option<Timestamp>,
-    /// The creator's lease, if it executes the operation itself.
-    pub(crate) holder: Option<(LeaseToken, WorkerId)>,
 }
 
 /// What an event makes of an operation.
@@ -88,6 +59,14 @@ pub(crate) enum Change {
     Put(Operation),
     /// The record goes away; this is how it ended, if it did so just now.
     Forget(Option<Operation>),
+}
+
+// === impl Work ===
+
+impl Work {
+    fn shared(self) -> Option<Arc<Self>> {
+        (self != Self::default()).then(|| Arc::new(self))
+    }
 }
 
 // === impl Operation ===
@@ -114,10 +93,11 @@ impl Operation {
             stage: pending,
             terms: birth.terms,
             tags: birth.tags,
-            work: Some(Arc::new(Work {
+            work: Work {
                 input: birth.input,
                 latest: report,
-            })),
+            }
+            .shared(),
             wire: Wire::encode(birth.name.as_str(), &Payload::empty(), None),
         };
         if let Some((token, worker)) = birth.holder {
@@ -266,26 +246,9 @@ impl Operation {
 
     /// Takes over what a report says; what it leaves out stays.
     fn note(&mut self, report: &Report) {
-        let old = self.work.take().unwrap_or_default();
-        let latest = Report {
-            progress: report
-                .progress
-                .clone()
-                .or_else(|| old.latest.progress.clone()),
-            metadata: report
-                .metadata
-                .clone()
-                .or_else(|| old.latest.metadata.clone()),
-            detail: report.detail.clone().or_else(|| old.latest.detail.clone()),
-            checkpoint: report
-                .checkpoint
-                .clone()
-                .or_else(|| old.latest.checkpoint.clone()),
-        };
-        self.work = Some(Arc::new(Work {
-            input: old.input.clone(),
-            latest,
-        }));
+        let mut work = self.work.as_deref().cloned().unwrap_or_default();
+        work.latest.update(report);
+        self.work = work.shared();
     }
 
     fn encode(&mut self, name: &str, outcome: Option<&Outcome>) {
@@ -461,3 +424,6 @@ impl Operation {
         self.wire.bytes().len() + self.labels().size() + work
     }
 }
+
+#[cfg(test)]
+mod tests;

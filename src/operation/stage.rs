@@ -154,6 +154,8 @@ pub(crate) fn next(stage: &Stage, event: &Event, facts: Facts<'_>) -> Result<Nex
 
         (Stage::Running(lease), Claim { token, worker }) => match facts.lapsed(lease) {
             Next::Same => Err(Refusal::StillHeld),
+            // Its attempt took too long, and the pause before the next one has begun.
+            Next::To(Stage::Pending { ready }) if now < ready => Err(Refusal::NotReady),
             Next::To(_) => Ok(facts.leased(*token, worker)),
             over => Ok(over),
         },
@@ -345,6 +347,23 @@ fn worker_lost(why: &str) -> Outcome {
     )
 }
 
+// === impl Report ===
+
+impl Report {
+    /// Takes over what a newer report says; what that leaves out stays.
+    pub(crate) fn update(&mut self, newer: &Self) {
+        fn take_over<T: Clone>(old: &mut Option<T>, new: &Option<T>) {
+            if new.is_some() {
+                old.clone_from(new);
+            }
+        }
+        take_over(&mut self.progress, &newer.progress);
+        take_over(&mut self.metadata, &newer.metadata);
+        take_over(&mut self.detail, &newer.detail);
+        take_over(&mut self.checkpoint, &newer.checkpoint);
+    }
+}
+
 // === impl Stage ===
 
 impl Stage {
@@ -379,3 +398,6 @@ impl From<&Outcome> for Ending {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

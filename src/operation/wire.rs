@@ -12,15 +12,10 @@ const DONE: u32 = 3;
 const ERROR: u32 = 4;
 const RESPONSE: u32 = 5;
 
-/// An encoded operation. Knows where its name and its result stand, so that
-/// neither is kept a second time.
+/// An encoded operation. Its name and its result are read from the bytes, so
+/// that neither is kept a second time.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Wire {
-    bytes: Box<[u8]>,
-    name_at: u8,
-    name_len: u16,
-    result_at: u32,
-}
+pub(crate) struct Wire(Box<[u8]>);
 
 // === impl Wire ===
 
@@ -31,46 +26,47 @@ impl Wire {
         let mut bytes = Vec::with_capacity(room);
         encoding::encode_key(NAME, encoding::WireType::LengthDelimited, &mut bytes);
         encoding::encode_varint(name.len() as u64, &mut bytes);
-        let name_at = bytes.len();
         bytes.extend_from_slice(name.as_bytes());
         encoding::message::encode(METADATA, metadata.any(), &mut bytes);
-        if outcome.is_some() {
-            encoding::bool::encode(DONE, &true, &mut bytes);
-        }
-        let result_at = bytes.len();
         if let Some(outcome) = outcome {
+            encoding::bool::encode(DONE, &true, &mut bytes);
             bytes.extend_from_slice(&encode_outcome(outcome));
         }
-        Self {
-            bytes: bytes.into_boxed_slice(),
-            name_at: u8::try_from(name_at)
-                .expect("a key and a length of at most 1024 take 3 bytes"),
-            name_len: u16::try_from(name.len()).expect("a name has at most 1024 bytes and an id"),
-            result_at: u32::try_from(result_at).expect("the limit on metadata is far below 4 GiB"),
-        }
+        Self(bytes.into_boxed_slice())
     }
 
     /// The whole operation.
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes
+        &self.0
     }
 
     /// The name.
     pub(crate) fn name(&self) -> &str {
-        let start = usize::from(self.name_at);
-        let name = &self.bytes[start..start + usize::from(self.name_len)];
+        let (name, _) = split_field(&self.0);
         std::str::from_utf8(name).expect("it was encoded from a str")
     }
 
-    /// Whether the result is this outcome, to the byte.
+    /// Whether it is done with this outcome, to the byte.
     pub(crate) fn ends_with(&self, outcome: &Outcome) -> bool {
-        self.bytes[self.result_at as usize..] == *encode_outcome(outcome)
+        let (_, rest) = split_field(&self.0);
+        let (_, result) = split_field(rest);
+        let mut done = Vec::new();
+        encoding::bool::encode(DONE, &true, &mut done);
+        result.strip_prefix(&*done) == Some(&*encode_outcome(outcome))
     }
+}
+
+/// Splits the first field, one with a length, from the fields behind it.
+fn split_field(bytes: &[u8]) -> (&[u8], &[u8]) {
+    // The keys of the fields 1 to 15 take one byte.
+    let mut rest = &bytes[1..];
+    let length = encoding::decode_varint(&mut rest).expect("the bytes were encoded by this file");
+    rest.split_at(usize::try_from(length).expect("it is no longer than the bytes"))
 }
 
 impl std::fmt::Debug for Wire {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ({} bytes)", self.name(), self.bytes.len())
+        write!(f, "{} ({} bytes)", self.name(), self.0.len())
     }
 }
 
@@ -79,7 +75,7 @@ fn encode_outcome(outcome: &Outcome) -> Vec<u8> {
     match outcome {
         Outcome::Error(error) => encoding::message::encode(ERROR, &**error, &mut bytes),
         Outcome::Response(response) => {
-            encoding::message::encode(RESPONSE, response.any(), &mut bytes)
+            encoding::message::encode(RESPONSE, response.any(), &mut bytes);
         }
     }
     bytes

@@ -1,4 +1,5 @@
-//! Questions to the store: pages today, filters later. Answering them is the
+//! Questions to the store: scopes and pages today, filters later. Answering them is the
 //! store's affair.
 
 pub(crate) mod page;
+pub(crate) mod scope;

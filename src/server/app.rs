@@ -23,7 +23,7 @@ use super::{
 use crate::{
     demo::checksum,
     grpc::border::Border,
-    operations::{Operations, StartError},
+    operations::{builder::StartError, operations::Operations},
     tasks::Tasks,
 };
 
@@ -149,6 +149,9 @@ impl App {
         if let Some(admin) = &admin {
             info!(admin = %admin.local(), "listening");
         }
+        if let Some(root) = &config.demo {
+            info!(directory = %root.display(), "demo: longrunning.demo.v1.Checksums/CreateChecksum starts an operation");
+        }
         let lanes = Lanes::start(config.lanes).map_err(AppError::Lanes)?;
         let tasks = Tasks::default();
         let ready = Readiness::default();
@@ -163,14 +166,14 @@ impl App {
             );
             let (lanes, options) = (lanes.clone(), config.connections.clone());
             tasks.spawn("admin", async move {
-                serve(listener, service, &lanes, options, stop).await
+                serve(listener, service, &lanes, options, stop).await;
             });
         }
         let clients_stop = CancellationToken::new();
         let serving = {
             let (stop, options) = (clients_stop.clone(), config.connections.clone());
             tasks.spawn("clients", async move {
-                serve(clients, services, &lanes, options, stop).await
+                serve(clients, services, &lanes, options, stop).await;
             })
         };
 

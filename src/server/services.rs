@@ -22,7 +22,7 @@ use crate::{
         operations::{OperationsServer, OperationsService, operations_server_with},
         watch::{OperationWatchServer, WatchService, watch_server},
     },
-    operations::Operations,
+    operations::operations::Operations,
     proto::FILE_DESCRIPTOR_SET,
 };
 

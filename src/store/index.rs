@@ -7,9 +7,9 @@ use dashmap::DashMap;
 use foldhash::fast::RandomState;
 use parking_lot::RwLock;
 
-use crate::operation::{
-    name::{Scope, parent_of},
-    operation::Operation,
+use crate::{
+    operation::{name::parent_of, operation::Operation},
+    query::scope::Scope,
 };
 
 /// How many operations stand in one run of a sequence.

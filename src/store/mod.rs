@@ -3,6 +3,7 @@
 //! queues, the waiters and the deadlines. It knows no concrete journal, no
 //! gRPC and no worker.
 
+pub(crate) mod claim;
 pub(crate) mod deadlines;
 pub(crate) mod index;
 pub(crate) mod ready;

@@ -12,7 +12,6 @@ use tokio::select;
 use tracing::{error, info, warn};
 
 use super::{
-    ready::Queue,
     turns::Turns,
     view::{RequestKey, View},
 };
@@ -22,11 +21,10 @@ use crate::{
     journal::journal::{Entry, Journal, JournalError},
     metrics::Metrics,
     operation::{
-        lease::{LeaseToken, WorkerId},
+        birth::Birth,
         name::OperationName,
-        operation::{Birth, Change, Operation},
+        operation::{Change, Operation},
         stage::{Event, Refusal},
-        terms::QueueName,
     },
     tasks::Tasks,
 };
@@ -237,7 +235,11 @@ impl Store {
         self.tasks.to_the_end("commit", change).await
     }
 
-    async fn change(&self, name: &OperationName, event: &Event) -> Result<Arc<Operation>> {
+    pub(super) async fn change(
+        &self,
+        name: &OperationName,
+        event: &Event,
+    ) -> Result<Arc<Operation>> {
         let _turn = self.turns.of(name.as_str()).await;
         let current = self
             .view
@@ -301,35 +303,6 @@ impl Store {
             error!(%error, "a change was refused, because it could not be kept");
             Error::StoreUnavailable
         })
-    }
-
-    /// Waits for an operation of the queue and takes its lease.
-    pub(crate) async fn claim(
-        self: &Arc<Self>,
-        queue: &QueueName,
-        worker: &WorkerId,
-    ) -> Result<Arc<Operation>> {
-        let queue = self.view.ready.queue(queue);
-        loop {
-            let taken = Taken {
-                store: self,
-                queue: &queue,
-                number: queue.next().await,
-            };
-            let Some(operation) = self.view.index.get(taken.number) else {
-                continue;
-            };
-            let claim = Event::Claim {
-                token: LeaseToken::random(),
-                worker: worker.clone(),
-            };
-            match self.commit(&operation.owned_name(), claim).await {
-                Ok(operation) if operation.lease().is_some() => return Ok(operation),
-                // It was done, cancelled or taken away in the meantime.
-                Ok(_) | Err(Error::Refused { .. } | Error::NotFound { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
     }
 
     fn reserve(&self) -> Result<()> {
@@ -405,23 +378,5 @@ async fn keep_time(store: Arc<Store>) {
         stream::iter(due)
             .for_each_concurrent(LAPSES_AT_ONCE, |number| store.lapse(number))
             .await;
-    }
-}
-
-/// A number that was taken from a queue. Goes back if its taker leaves before
-/// the operation has changed.
-struct Taken<'a> {
-    store: &'a Store,
-    queue: &'a Queue,
-    number: u64,
-}
-
-impl Drop for Taken<'_> {
-    fn drop(&mut self) {
-        if let Some(operation) = self.store.view.index.get(self.number)
-            && operation.is_ready(self.store.clock.now())
-        {
-            self.queue.offer(&operation);
-        }
     }
 }

@@ -19,8 +19,9 @@ use crate::{
     clock::Clock,
     metrics::Metrics,
     operation::{
+        birth::Request,
         name::{OperationName, parent_of},
-        operation::{Operation, Request},
+        operation::Operation,
         stage::Stage,
     },
 };

@@ -126,7 +126,7 @@ impl Attempt {
                 }
                 // The next renewal tries again, while the lease lasts.
                 Err(error) => {
-                    debug!(operation.name = %self.name, %error, "the lease could not be renewed")
+                    debug!(operation.name = %self.name, %error, "the lease could not be renewed");
                 }
             }
         }
@@ -147,6 +147,9 @@ impl Attempt {
     }
 
     async fn finish(&self, result: Result<HandlerResult, JoinError>) -> AttemptEnd {
+        if matches!(&result, Ok(Err(failure)) if failure.retryable) {
+            self.hand_in().await;
+        }
         let report = self.desk.take().unwrap_or_default();
         let (event, end) = match result {
             Ok(Ok(response)) => self.succeeded(response, report),
@@ -226,7 +229,18 @@ impl Attempt {
         }
     }
 
+    /// Commits what the handler reported last, so that the next attempt finds
+    /// its checkpoint.
+    async fn hand_in(&self) {
+        if let Some(report) = self.desk.take()
+            && let Err(error) = self.commit(Event::Report(self.token, report)).await
+        {
+            warn!(operation.name = %self.name, %error, "the last report of an attempt was dropped");
+        }
+    }
+
     async fn release(&self) -> AttemptEnd {
+        self.hand_in().await;
         match self.commit(Event::Release(self.token)).await {
             Ok(_) => AttemptEnd::released,
             Err(_) => AttemptEnd::lost,

@@ -183,7 +183,7 @@ async fn a_thousand_clients_that_send_garbage_do_no_harm() {
         let mut stream = served.connect().await;
         garbage.spawn(async move {
             let bytes: Vec<u8> = (0..64)
-                .map(|i| (seed.wrapping_mul(i * i + 1) >> 3) as u8)
+                .flat_map(|i: u32| seed.wrapping_mul(i * i + 1).to_le_bytes())
                 .collect();
             let _ = stream.write_all(&bytes).await;
             let _ = stream.shutdown().await;

@@ -16,10 +16,10 @@ use crate::{
     clock::Timestamp,
     error::{Error, Result},
     operation::{
+        birth::{Birth, Request, Tags},
         labels::Labels,
         lease::{LeaseToken, WorkerId},
         name::{OperationId, OperationName, Parent, excerpt},
-        operation::{Birth, Request, Tags},
         payload::Payload,
         retry::RetryPolicy,
         terms::{QueueName, Terms},

@@ -1,0 +1,207 @@
+//! The parts of the store, without a wire: get, create, commit, pages, waits.
+//! Run with `cargo bench --bench store`.
+
+use std::{hint::black_box, sync::Arc, time::Duration};
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use longrunning::{
+    Any, Limits, NewOperation, OperationName, Operations, Progress, QueueName, Report, WorkerId,
+    proto::google::longrunning::ListOperationsRequest,
+};
+use tokio::runtime::Runtime;
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime starts")
+}
+
+async fn operations() -> Operations {
+    let limits = Limits {
+        max_operations: 20_000_000,
+        max_bytes: usize::MAX,
+        max_queue: 20_000_000,
+        ..Limits::default()
+    };
+    Operations::builder()
+        .limits(limits)
+        .start()
+        .await
+        .expect("defaults are in range")
+}
+
+/// `count` operations that are done; every hundredth is still running.
+async fn filled(count: usize) -> (Operations, Vec<OperationName>) {
+    let operations = operations().await;
+    let mut names = Vec::with_capacity(count);
+    for number in 0..count {
+        let created = operations
+            .create(NewOperation::self_executed("bench"))
+            .await
+            .expect("there is room")
+            .operation;
+        let name = created.owned_name();
+        if number % 100 != 0 {
+            let token = created.lease().expect("it is self-executed").token;
+            operations
+                .succeed(&name, token, Any::default())
+                .await
+                .expect("the lease is held");
+        }
+        names.push(name);
+    }
+    (operations, names)
+}
+
+fn get(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let (operations, names) = runtime.block_on(filled(1_000_000));
+    let mut at = 0;
+    criterion.bench_function("get, a random one of 1 M", |bench| {
+        bench.iter(|| {
+            at = (at + 7_919_777) % names.len();
+            black_box(operations.get(&names[at]).expect("it exists"))
+        });
+    });
+    for size in [100, 1000] {
+        let request = ListOperationsRequest {
+            page_size: size,
+            ..Default::default()
+        };
+        criterion.bench_function(&format!("page of {size}, of 1 M"), |bench| {
+            bench.iter(|| black_box(operations.list(&request).expect("the request is good")));
+        });
+    }
+}
+
+fn pages(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let mut group = criterion.benchmark_group("page of 100 of one parent");
+    for count in [10_000, 100_000, 1_000_000] {
+        let (operations, _) = runtime.block_on(filled(count));
+        let mut token = String::new();
+        group.bench_function(BenchmarkId::from_parameter(count), |bench| {
+            bench.iter(|| {
+                // From page to page, so that the records are not the ones just seen.
+                let request = ListOperationsRequest {
+                    name: "operations".to_owned(),
+                    page_token: std::mem::take(&mut token),
+                    ..Default::default()
+                };
+                let page = operations.list(&request).expect("the request is good");
+                token.clone_from(&page.next_page_token);
+                black_box(page)
+            });
+        });
+    }
+    group.finish();
+}
+
+fn changes(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let operations = runtime.block_on(operations());
+    let queue = QueueName::parse("bench").expect("the name is good");
+    let worker = WorkerId::new("bench");
+    let mut group = criterion.benchmark_group("changes");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("create", |bench| {
+        bench.iter(|| runtime.block_on(operations.create(NewOperation::self_executed("bench"))));
+    });
+    group.bench_function("create, lease, finish", |bench| {
+        bench.iter(|| {
+            runtime.block_on(async {
+                operations
+                    .create(NewOperation::queued("bench"))
+                    .await
+                    .expect("there is room");
+                let leased = operations.lease(&queue, &worker).await.expect("one waits");
+                let token = leased.lease().expect("it is leased").token;
+                operations
+                    .succeed(&leased.owned_name(), token, Any::default())
+                    .await
+                    .expect("the lease is held")
+            })
+        });
+    });
+    let created = runtime
+        .block_on(operations.create(NewOperation::self_executed("bench")))
+        .expect("there is room");
+    let (name, token) = (
+        created.operation.owned_name(),
+        created.operation.lease().expect("self-executed").token,
+    );
+    group.bench_function("report progress", |bench| {
+        let report = || Report {
+            progress: Some(Progress {
+                done_units: 7,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        bench.iter_batched(
+            report,
+            |report| runtime.block_on(operations.report(&name, token, report)),
+            BatchSize::SmallInput,
+        );
+    });
+    group.finish();
+}
+
+fn waits(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let operations = runtime.block_on(operations());
+    let mut group = criterion.benchmark_group("finish wakes all waiters");
+    for count in [1, 10_000] {
+        group.bench_function(BenchmarkId::from_parameter(count), |bench| {
+            bench.iter_custom(|rounds| runtime.block_on(wake(&operations, count, rounds)));
+        });
+    }
+    group.finish();
+}
+
+/// The time from finish to the last answer, over so many rounds.
+async fn wake(operations: &Operations, waiters: usize, rounds: u64) -> Duration {
+    let mut spent = Duration::ZERO;
+    for _ in 0..rounds {
+        let created = operations
+            .create(NewOperation::self_executed("bench"))
+            .await
+            .expect("there is room")
+            .operation;
+        let name = Arc::new(created.owned_name());
+        let mut waits = tokio::task::JoinSet::new();
+        for _ in 0..waiters {
+            let (operations, name) = (operations.clone(), name.clone());
+            waits.spawn(async move { operations.wait(&name, Duration::from_secs(60)).await });
+        }
+        while operations.waiters() < waiters {
+            tokio::task::yield_now().await;
+        }
+        let begun = tokio::time::Instant::now();
+        let token = created.lease().expect("it is self-executed").token;
+        operations
+            .succeed(&name, token, Any::default())
+            .await
+            .expect("the lease is held");
+        while let Some(answer) = waits.join_next().await {
+            assert!(
+                answer
+                    .expect("no waiter panics")
+                    .expect("it exists")
+                    .is_done()
+            );
+        }
+        spent += begun.elapsed();
+    }
+    spent
+}
+
+fn quick() -> Criterion {
+    Criterion::default()
+        .sample_size(20)
+        .measurement_time(Duration::from_secs(3))
+}
+
+criterion_group! { name = benches; config = quick(); targets = get, pages, changes, waits }
+criterion_main!(benches);

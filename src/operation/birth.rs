@@ -1,0 +1,43 @@
+//! What an operation begins with, and what it is called by. What becomes of it
+//! lives in `operation`.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::{
+    labels::Labels,
+    lease::{LeaseToken, WorkerId},
+    name::OperationName,
+    payload::Payload,
+    terms::Terms,
+};
+use crate::clock::Timestamp;
+
+/// What a new operation begins with.
+#[derive(Debug)]
+pub(crate) struct Birth {
+    pub(crate) name: OperationName,
+    pub(crate) number: u64,
+    pub(crate) terms: Arc<Terms>,
+    pub(crate) tags: Option<Arc<Tags>>,
+    pub(crate) input: Option<Payload>,
+    pub(crate) metadata: Option<Payload>,
+    pub(crate) not_before: Option<Timestamp>,
+    /// The creator's lease, if it executes the operation itself.
+    pub(crate) holder: Option<(LeaseToken, WorkerId)>,
+}
+
+/// What an operation is called by, besides its name.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Tags {
+    pub(crate) labels: Labels,
+    pub(crate) request: Option<Request>,
+}
+
+/// The creator's request id, with a digest of what it asked for (AIP-155).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) id: Box<str>,
+    pub(crate) digest: Uuid,
+}

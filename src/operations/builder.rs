@@ -1,0 +1,144 @@
+//! Puts together an `Operations`: limits, defaults, the journal and the handlers.
+
+use std::{fmt, sync::Arc};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    creation::SharedTerms,
+    operations::{Inner, Operations},
+};
+use crate::{
+    clock::Clock,
+    journal::{
+        journal::{Journal, JournalError},
+        memory::MemoryJournal,
+    },
+    metrics::Metrics,
+    operation::{
+        lease::WorkerId,
+        terms::{InvalidTerms, QueueName, Terms},
+    },
+    store::store::{Limits, Store},
+    tasks::Tasks,
+    worker::{
+        handler::{AnyHandler, Handler},
+        pool::Pool,
+    },
+};
+
+/// Puts together an [`Operations`].
+#[must_use = "call start() to begin"]
+pub struct Builder {
+    journal: Arc<dyn Journal>,
+    limits: Limits,
+    defaults: Terms,
+    metrics: Metrics,
+    handlers: Vec<(String, usize, Arc<dyn AnyHandler>)>,
+}
+
+/// Why operations cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// What was kept cannot be read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A queue or a default is out of range.
+    #[error(transparent)]
+    Terms(#[from] InvalidTerms),
+    /// A queue has workers, but none of them may work.
+    #[error("queue {0:?} has a concurrency of 0; use at least 1")]
+    Concurrency(String),
+}
+
+// === impl Operations ===
+
+impl Operations {
+    /// Begins to put together a server's operations.
+    pub fn builder() -> Builder {
+        Builder {
+            journal: Arc::new(MemoryJournal),
+            limits: Limits::default(),
+            defaults: Terms::default(),
+            metrics: Metrics::default(),
+            handlers: Vec::new(),
+        }
+    }
+}
+
+// === impl Builder ===
+
+impl Builder {
+    /// Runs `handler` on the operations of `queue`, at most `concurrency` at once.
+    pub fn handler(mut self, queue: &str, concurrency: usize, handler: impl Handler) -> Self {
+        self.handlers
+            .push((queue.to_owned(), concurrency, Arc::new(handler)));
+        self
+    }
+
+    /// How much is taken in.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// The terms of operations whose creator leaves them out.
+    pub fn defaults(mut self, terms: Terms) -> Self {
+        self.defaults = terms;
+        self
+    }
+
+    /// Where changes are kept. Without it they live as long as the process.
+    pub fn journal(mut self, journal: impl Journal) -> Self {
+        self.journal = Arc::new(journal);
+        self
+    }
+
+    /// Reads back what the journal kept and starts the workers, on the current
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// [`StartError`] if the journal cannot be read or a value is out of range.
+    pub async fn start(self) -> Result<Operations, StartError> {
+        self.defaults.check()?;
+        let store = Store::open(self.journal, Clock::system(), &self.metrics, self.limits).await?;
+        let (work, release) = (Tasks::default(), CancellationToken::new());
+        for (queue, concurrency, handler) in self.handlers {
+            if concurrency == 0 {
+                return Err(StartError::Concurrency(queue));
+            }
+            let pool = Pool {
+                store: store.clone(),
+                queue: QueueName::parse(&queue)?,
+                handler,
+                worker: WorkerId::new("in-process"),
+                metrics: self.metrics.clone(),
+                tasks: work.clone(),
+                release: release.clone(),
+            };
+            pool.start(concurrency);
+        }
+        Ok(Operations::new(Inner {
+            store,
+            defaults: self.defaults,
+            shared: SharedTerms::default(),
+            metrics: self.metrics,
+            work,
+            release,
+        }))
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let queues: Vec<&str> = self
+            .handlers
+            .iter()
+            .map(|(queue, ..)| queue.as_str())
+            .collect();
+        f.debug_struct("Builder")
+            .field("limits", &self.limits)
+            .field("queues", &queues)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,9 @@
+//! The handle that users of the library hold, what it is put together from, and
+//! what can be asked of it. Deciding and keeping are the affairs of `operation`
+//! and `store`.
+
+pub(crate) mod builder;
+pub(crate) mod creation;
+pub(crate) mod listing;
+pub(crate) mod operations;
+pub(crate) mod watch;

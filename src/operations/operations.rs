@@ -1,0 +1,293 @@
+//! `Operations`: the handle that users of the library hold. It reads from the
+//! view, writes through the store and owns the workers.
+
+use std::{sync::Arc, time::Duration};
+
+use prost_types::Any;
+use tokio::{
+    select,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    creation::{NewOperation, SharedTerms},
+    listing::{self, Page},
+};
+use crate::{
+    clock::Clock,
+    error::{Error, Result},
+    metrics::Metrics,
+    operation::{
+        lease::{LeaseToken, WorkerId},
+        name::OperationName,
+        operation::Operation,
+        outcome::{Failure, Outcome},
+        payload::Payload,
+        stage::{Event, Report},
+        terms::{QueueName, Terms},
+    },
+    proto::google::longrunning::ListOperationsRequest,
+    store::{
+        store::{Created, Store},
+        waiters::Interest,
+    },
+    tasks::Tasks,
+};
+
+/// The operations of one server. Clones are handles to the same operations;
+/// when the last one is dropped, the workers stop.
+#[derive(Clone, Debug)]
+pub struct Operations(Arc<Inner>);
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) store: Arc<Store>,
+    pub(super) defaults: Terms,
+    pub(super) shared: SharedTerms,
+    pub(super) metrics: Metrics,
+    /// Pools and attempts.
+    pub(super) work: Tasks,
+    pub(super) release: CancellationToken,
+}
+
+// === impl Operations ===
+
+impl Operations {
+    pub(super) fn new(inner: Inner) -> Self {
+        Self(Arc::new(inner))
+    }
+
+    pub(super) fn store(&self) -> &Arc<Store> {
+        &self.0.store
+    }
+
+    /// Creates an operation. It can be read, from anywhere, when this returns.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT for a value out of its range, ALREADY_EXISTS if the id
+    /// or the request id is taken, RESOURCE_EXHAUSTED at a limit, UNAVAILABLE
+    /// while the store cannot write or shuts down.
+    pub async fn create(&self, new: NewOperation) -> Result<Created> {
+        let birth = new.into_birth(&self.0.defaults, &self.0.shared)?;
+        self.0.store.create(birth).await
+    }
+
+    /// Creates an operation for the workers of `queue`.
+    ///
+    /// # Errors
+    /// As [`Operations::create`].
+    pub async fn submit(&self, queue: &str, input: Any) -> Result<Arc<Operation>> {
+        Ok(self
+            .create(NewOperation::queued(queue).input(input))
+            .await?
+            .operation)
+    }
+
+    /// The operation as it is now. Never blocks.
+    ///
+    /// # Errors
+    /// NOT_FOUND if it never was, was deleted or has expired.
+    pub fn get(&self, name: &OperationName) -> Result<Arc<Operation>> {
+        self.0
+            .store
+            .view
+            .get(name.as_str())
+            .ok_or_else(|| Error::not_found(name.as_str()))
+    }
+
+    /// One page of a list, newest first.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT for a bad name, page size or token, or for
+    /// `return_partial_success` with one concrete parent; UNIMPLEMENTED for a
+    /// filter.
+    pub fn list(&self, request: &ListOperationsRequest) -> Result<Page> {
+        listing::page(&self.0.store.view.index, request)
+    }
+
+    /// Asks for an operation to stop. A pending one is done at once; a running
+    /// one may still succeed; a done one stays as it is.
+    ///
+    /// # Errors
+    /// NOT_FOUND, or UNAVAILABLE while the store cannot write.
+    pub async fn cancel(&self, name: &OperationName) -> Result<Arc<Operation>> {
+        self.0.store.commit(name, Event::RequestCancel).await
+    }
+
+    /// Hides an operation from clients at once. Does not cancel it: what runs
+    /// goes on, and is forgotten when it is done.
+    ///
+    /// # Errors
+    /// NOT_FOUND, also the second time; UNAVAILABLE while the store cannot write.
+    pub async fn delete(&self, name: &OperationName) -> Result<()> {
+        self.0.store.delete(name).await
+    }
+
+    /// Waits until the operation is done, but at most for `limit`, and returns
+    /// its latest state either way. Also returns early when the server shuts
+    /// down or has too many waiters.
+    ///
+    /// # Errors
+    /// NOT_FOUND, also if it is deleted or expires in the meantime.
+    pub async fn wait(&self, name: &OperationName, limit: Duration) -> Result<Arc<Operation>> {
+        let current = self.get(name)?;
+        if current.is_done() || limit.is_zero() {
+            return Ok(current);
+        }
+        let stopping = self.0.store.tasks.stopping();
+        let waiters = &self.0.store.view.waiters;
+        let Some(mut waiter) = waiters.enter(current.number(), Interest::End) else {
+            return Ok(current);
+        };
+        let number = current.number();
+        drop(current);
+        let deadline = Instant::now().checked_add(limit);
+        loop {
+            let current = self.get_numbered(name, number)?;
+            if current.is_done() || stopping.is_cancelled() {
+                return Ok(current);
+            }
+            drop(current);
+            select! {
+                () = waiter.called() => {}
+                () = stopping.cancelled() => {}
+                () = sleep_until(deadline.unwrap_or_else(far_future)) => return self.get_numbered(name, number),
+            }
+        }
+    }
+
+    /// Takes the lease of the next operation of a queue; waits for one.
+    ///
+    /// # Errors
+    /// UNAVAILABLE while the store cannot write.
+    pub async fn lease(&self, queue: &QueueName, worker: &WorkerId) -> Result<Arc<Operation>> {
+        self.0.store.claim(queue, worker).await
+    }
+
+    /// Renews a lease.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION with LEASE_LOST if it is not held any more: stop working.
+    pub async fn renew(&self, name: &OperationName, token: LeaseToken) -> Result<Arc<Operation>> {
+        self.0.store.commit(name, Event::Renew(token)).await
+    }
+
+    /// Tells how far the work is.
+    ///
+    /// # Errors
+    /// As [`Operations::renew`]; RESOURCE_EXHAUSTED if it is too large.
+    pub async fn report(
+        &self,
+        name: &OperationName,
+        token: LeaseToken,
+        report: Report,
+    ) -> Result<Arc<Operation>> {
+        self.0
+            .store
+            .commit(name, Event::Report(token, report))
+            .await
+    }
+
+    /// Finishes an operation with a response; an empty `Any` means
+    /// `google.protobuf.Empty`. Finishing it again the same way is fine.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION with LEASE_LOST or OPERATION_DONE, INVALID_ARGUMENT
+    /// for a malformed `Any`, RESOURCE_EXHAUSTED if it is too large.
+    pub async fn succeed(
+        &self,
+        name: &OperationName,
+        token: LeaseToken,
+        response: Any,
+    ) -> Result<Arc<Operation>> {
+        let response = if response == Any::default() {
+            Payload::empty()
+        } else {
+            Payload::new(response)?
+        };
+        let finish = Event::Finish(token, Outcome::Response(response), Report::default());
+        self.0.store.commit(name, finish).await
+    }
+
+    /// Finishes an attempt with a failure: another attempt follows if the
+    /// failure is retryable and attempts are left.
+    ///
+    /// # Errors
+    /// As [`Operations::succeed`]; INVALID_ARGUMENT for a code that is no error.
+    pub async fn fail(
+        &self,
+        name: &OperationName,
+        token: LeaseToken,
+        failure: Failure,
+    ) -> Result<Arc<Operation>> {
+        let event = match Outcome::error(failure.error)? {
+            Outcome::Error(error) if failure.retryable => Event::Fail {
+                token,
+                error,
+                retry_after: failure.retry_after,
+            },
+            outcome => Event::Finish(token, outcome, Report::default()),
+        };
+        self.0.store.commit(name, event).await
+    }
+
+    /// Gives an operation back to its queue; the attempt does not count.
+    ///
+    /// # Errors
+    /// As [`Operations::renew`].
+    pub async fn release(&self, name: &OperationName, token: LeaseToken) -> Result<Arc<Operation>> {
+        self.0.store.commit(name, Event::Release(token)).await
+    }
+
+    /// Ends: open waits are answered with the current state, nothing more is
+    /// claimed, handlers get `grace` to finish and are then released, so that
+    /// their operations go back to the queue.
+    pub async fn shutdown(&self, grace: Duration) {
+        self.0.store.tasks.stopping().cancel();
+        let work = &self.0.work;
+        if timeout(grace, work.stop()).await.is_err() {
+            self.0.release.cancel();
+            work.stop().await;
+        }
+        self.0.store.tasks.stop().await;
+    }
+
+    /// The metrics, to be registered where they are served.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// The time as the operations see it.
+    pub fn clock(&self) -> Clock {
+        self.0.store.clock
+    }
+
+    /// How many waits and watches are open.
+    pub fn waiters(&self) -> usize {
+        self.0.store.view.waiters.count()
+    }
+
+    pub(super) fn get_numbered(&self, name: &OperationName, number: u64) -> Result<Arc<Operation>> {
+        let current = self.get(name)?;
+        // Another one with the same name is not the one that was waited for.
+        if current.number() == number {
+            Ok(current)
+        } else {
+            Err(Error::not_found(name.as_str()))
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.work.stopping().cancel();
+        self.release.cancel();
+        self.store.tasks.stopping().cancel();
+    }
+}
+
+/// Beyond what an `Instant` can express.
+fn far_future() -> Instant {
+    Instant::now() + Duration::from_secs(86_400 * 365 * 30)
+}

@@ -1,0 +1,85 @@
+//! Follows one operation through its states, newest wins.
+
+use std::sync::Arc;
+
+use tokio::select;
+
+use super::operations::Operations;
+use crate::{
+    error::{Error, Result},
+    operation::{name::OperationName, operation::Operation},
+    store::waiters::{Interest, Waiter},
+};
+
+/// Follows one operation: see [`Operations::watch`].
+#[derive(Debug)]
+pub struct Watch {
+    operations: Operations,
+    name: OperationName,
+    waiter: Waiter,
+    number: u64,
+    shown: Option<Arc<Operation>>,
+}
+
+// === impl Operations ===
+
+impl Operations {
+    /// Follows an operation: its current state first, then each change, the
+    /// newest if they come fast, until the done state.
+    ///
+    /// # Errors
+    /// NOT_FOUND; RESOURCE_EXHAUSTED if the server has too many waiters.
+    pub fn watch(&self, name: &OperationName) -> Result<Watch> {
+        let current = self.get(name)?;
+        let waiters = &self.store().view.waiters;
+        let Some(waiter) = waiters.enter(current.number(), Interest::Change) else {
+            return Err(Error::TooManyWaiters {
+                limit: self.store().limits.max_waiters,
+            });
+        };
+        Ok(Watch {
+            operations: self.clone(),
+            name: name.clone(),
+            waiter,
+            number: current.number(),
+            shown: None,
+        })
+    }
+}
+
+// === impl Watch ===
+
+impl Watch {
+    /// The next state that differs from the last one; none after the done state.
+    ///
+    /// # Errors
+    /// NOT_FOUND if the operation is deleted or expires; UNAVAILABLE when the
+    /// server shuts down.
+    pub async fn next(&mut self) -> Option<Result<Arc<Operation>>> {
+        if self.shown.as_ref().is_some_and(|shown| shown.is_done()) {
+            return None;
+        }
+        let stopping = self.operations.store().tasks.stopping().clone();
+        loop {
+            match self.operations.get_numbered(&self.name, self.number) {
+                Err(error) => return Some(Err(error)),
+                Ok(current) if self.is_news(&current) => {
+                    self.shown = Some(current.clone());
+                    return Some(Ok(current));
+                }
+                Ok(_) if stopping.is_cancelled() => return Some(Err(Error::ShuttingDown)),
+                Ok(_) => {}
+            }
+            select! {
+                () = self.waiter.called() => {}
+                () = stopping.cancelled() => {}
+            }
+        }
+    }
+
+    fn is_news(&self, current: &Operation) -> bool {
+        self.shown
+            .as_ref()
+            .is_none_or(|shown| shown.bytes() != current.bytes())
+    }
+}

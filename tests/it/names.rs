@@ -1,0 +1,240 @@
+//! Names: what is one, what is not, and that both are looked up byte by byte.
+
+use longrunning::{NewOperation, Operations, Parent, proto::google::rpc::Code};
+use tonic::Code as Grpc;
+
+use crate::support::{Server, get, pending, problem::problem};
+
+/// Names that belong to no operation, but are nothing to complain about.
+fn strange_names() -> Vec<String> {
+    let listed = [
+        "x",
+        "/",
+        "//",
+        "operations",
+        "operations/",
+        "/operations/known",
+        "operations/known/",
+        "operations/known ",
+        " operations/known",
+        "operations//known",
+        "OPERATIONS/known",
+        "operations/KNOWN",
+        "operations/known:cancel",
+        "operations/a:b",
+        "operations/a b",
+        "operations/%6bnown",
+        "operations%2Fknown",
+        "operations/known\0",
+        "operations/known\n",
+        "operations/kn\u{f6}wn",
+        "operations/-",
+        "operations/*",
+        "operations/..",
+        "projects/operations/known",
+        "projects/p",
+        "projects/p/operations",
+        "projects/-/operations/known",
+        "-/operations/known",
+        "projects/p/locations/operations/known",
+        "Operations/known",
+        "operations/known?x=1",
+        "operations/known#x",
+        "\u{feff}operations/known",
+        "operations/操作",
+        "operations/🚀",
+        "operations/0190b3f4-7a2e-7000-8000-000000000000",
+        "operations/a.b",
+        "operations/a_b",
+        "//longrunning.example.com/operations/known",
+        "https://example.com/v1/operations/known",
+    ];
+    let long = [
+        "operations/".to_owned() + &"a".repeat(64),
+        "operations/".to_owned() + &"a".repeat(2000),
+    ];
+    listed
+        .iter()
+        .map(|name| (*name).to_owned())
+        .chain(long)
+        .collect()
+}
+
+// GET-3, GET-4
+#[tokio::test]
+async fn a_name_is_looked_up_byte_by_byte_and_whatever_matches_nothing_is_not_found() {
+    let server = Server::start().await;
+    server
+        .operations
+        .create(NewOperation::queued("q").id("known"))
+        .await
+        .unwrap();
+    let mut client = server.client().await;
+    client.get_operation(get("operations/known")).await.unwrap();
+    let names = strange_names();
+    assert!(25 <= names.len());
+    for name in names {
+        let problem = problem(client.get_operation(get(&name)).await);
+        assert_eq!(
+            problem.key(),
+            (Grpc::NotFound, "OPERATION_NOT_FOUND"),
+            "{name:?}"
+        );
+    }
+}
+
+// ERR-3: a name of any length leads to an error that fits into the trailers.
+#[tokio::test]
+async fn a_name_of_a_megabyte_is_not_found_with_a_short_message() {
+    let server = Server::start().await;
+    let name = "operations/".to_owned() + &"é".repeat(500_000);
+    let problem = problem(server.client().await.get_operation(get(&name)).await);
+    assert_eq!(problem.key(), (Grpc::NotFound, "OPERATION_NOT_FOUND"));
+    assert!(problem.message.len() < 1000);
+}
+
+// NAME-3, BEHAVIOUR §1
+#[tokio::test]
+async fn an_operation_lives_under_its_parent_and_is_found_only_there() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    for parent in [
+        "",
+        "projects/p",
+        "projects/p/locations/eu-west1",
+        "operations/ns",
+        "a/b/c/d/e/f",
+    ] {
+        let new = NewOperation::queued("q").parent(parent).id("x");
+        let name = server
+            .operations
+            .create(new)
+            .await
+            .unwrap()
+            .operation
+            .owned_name();
+        let prefix = if parent.is_empty() {
+            String::new()
+        } else {
+            format!("{parent}/")
+        };
+        assert_eq!(name.as_str(), format!("{prefix}operations/x"));
+        let read = client
+            .get_operation(get(name.as_str()))
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!(read.name, name.as_str());
+    }
+    let other = problem(client.get_operation(get("projects/q/operations/x")).await);
+    assert_eq!(other.code, Grpc::NotFound);
+}
+
+// BEHAVIOUR §1
+#[tokio::test]
+async fn a_caller_made_id_has_the_form_of_the_rule() {
+    let operations = Operations::builder().start().await.unwrap();
+    let (short, long) = ("a".repeat(63), "a".repeat(64));
+    for good in ["a", "0", "a-b", "0190b3f4-7a2e", "a--b", &short] {
+        let created = operations
+            .create(NewOperation::queued("q").id(good))
+            .await
+            .unwrap();
+        assert_eq!(created.operation.name(), format!("operations/{good}"));
+    }
+    for bad in [
+        "", "-", "a-", "-a", "A", "a_b", "a.b", "a/b", "a b", "é", "a\n", "..", &long,
+    ] {
+        let refused = operations
+            .create(NewOperation::queued("q").id(bad))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (refused.code(), refused.reason()),
+            (Code::InvalidArgument, "INVALID_NAME"),
+            "{bad}"
+        );
+    }
+}
+
+// BEHAVIOUR §1
+#[test]
+fn a_parent_is_pairs_of_collection_and_id() {
+    for good in [
+        "",
+        "projects/p1",
+        "projects/p1/locations/eu",
+        "projects/my.company~x_1",
+        "tenants/T-1",
+    ] {
+        assert_eq!(Parent::parse(good).unwrap().as_str(), good);
+    }
+    let long = format!("projects/{}", "p".repeat(64));
+    for bad in [
+        "projects",
+        "/projects/p",
+        "projects/p/",
+        "projects//",
+        "projects/-",
+        "projects/p/locations",
+        "Projects/p",
+        "projects/a b",
+        "projects/é",
+        "1/2",
+        "projects/p:x",
+        "projects/p%2F",
+        &long,
+    ] {
+        assert!(Parent::parse(bad).is_err(), "{bad}");
+    }
+}
+
+// BEHAVIOUR §1
+#[tokio::test]
+async fn labels_are_64_at_most_with_keys_and_values_of_the_rule() {
+    let operations = Operations::builder().start().await.unwrap();
+    let many = |count: usize| {
+        (0..count).fold(NewOperation::queued("q"), |new, n| {
+            new.label(&format!("k{n}"), "v")
+        })
+    };
+    let created = operations.create(many(64)).await.unwrap();
+    assert_eq!(created.operation.labels().iter().count(), 64);
+    let key = "k".repeat(63);
+    let value = "v".repeat(255);
+    operations
+        .create(NewOperation::queued("q").label(&key, &value))
+        .await
+        .unwrap();
+    operations
+        .create(NewOperation::queued("q").label("k_-9", "ünï 🚀"))
+        .await
+        .unwrap();
+    let longer = (format!("{key}k"), format!("{value}v"));
+    for new in [
+        many(65),
+        NewOperation::queued("q").label(&longer.0, "v"),
+        NewOperation::queued("q").label("k", &longer.1),
+        NewOperation::queued("q").label("", "v"),
+        NewOperation::queued("q").label("K", "v"),
+        NewOperation::queued("q").label("9k", "v"),
+        NewOperation::queued("q").label("k.k", "v"),
+    ] {
+        let refused = operations.create(new).await.unwrap_err();
+        assert_eq!(
+            (refused.code(), refused.reason()),
+            (Code::InvalidArgument, "INVALID_LABELS")
+        );
+    }
+}
+
+// OP-7: ids of the server come in the order of creation, so that they sort by time.
+#[tokio::test]
+async fn server_made_names_sort_by_the_time_of_creation() {
+    let operations = Operations::builder().start().await.unwrap();
+    let mut names = Vec::new();
+    for _ in 0..500 {
+        names.push(pending(&operations).await);
+    }
+    assert!(names.is_sorted());
+}

@@ -1,0 +1,349 @@
+//! Pages of ListOperations (AIP-158): none skipped, none twice, none too large.
+
+use std::collections::HashSet;
+
+use longrunning::{
+    NewOperation, OperationName, Operations,
+    proto::google::longrunning::{ListOperationsRequest, ListOperationsResponse, Operation},
+};
+use prost::Message;
+use tonic::Code;
+
+use crate::support::{Client, Server, pending, problem::problem, text};
+
+fn request(name: &str, page_size: i32, page_token: &str) -> ListOperationsRequest {
+    ListOperationsRequest {
+        name: name.into(),
+        page_size,
+        page_token: page_token.into(),
+        ..Default::default()
+    }
+}
+
+async fn page(client: &mut Client, request: ListOperationsRequest) -> ListOperationsResponse {
+    client.list_operations(request).await.unwrap().into_inner()
+}
+
+/// All pages, each with `page_size`.
+async fn pages(client: &mut Client, name: &str, page_size: i32) -> Vec<Vec<Operation>> {
+    let (mut pages, mut token) = (Vec::new(), String::new());
+    loop {
+        let page = page(client, request(name, page_size, &token)).await;
+        pages.push(page.operations);
+        if page.next_page_token.is_empty() {
+            return pages;
+        }
+        assert_ne!(page.next_page_token, token, "a page leads onwards");
+        token = page.next_page_token;
+    }
+}
+
+async fn create(operations: &Operations, count: usize) -> Vec<OperationName> {
+    let mut names = Vec::new();
+    for _ in 0..count {
+        names.push(pending(operations).await);
+    }
+    names
+}
+
+fn flat(pages: &[Vec<Operation>]) -> Vec<String> {
+    pages
+        .iter()
+        .flatten()
+        .map(|operation| operation.name.clone())
+        .collect()
+}
+
+// LIST-1
+#[tokio::test]
+async fn page_size_0_is_100_and_above_1000_is_1000_and_negative_is_invalid() {
+    let server = Server::start().await;
+    create(&server.operations, 1050).await;
+    let mut client = server.client().await;
+    for (size, count) in [
+        (0, 100),
+        (1, 1),
+        (999, 999),
+        (1000, 1000),
+        (1001, 1000),
+        (i32::MAX, 1000),
+    ] {
+        let page = page(&mut client, request("", size, "")).await;
+        assert_eq!(page.operations.len(), count, "{size}");
+        assert!(!page.next_page_token.is_empty());
+    }
+    for size in [-1, i32::MIN] {
+        let problem = problem(client.list_operations(request("", size, "")).await);
+        assert_eq!(problem.key(), (Code::InvalidArgument, "INVALID_PAGE_SIZE"));
+    }
+}
+
+// LIST-2
+#[tokio::test]
+async fn the_token_is_empty_on_the_last_page_only_also_at_exact_multiples() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    let empty = page(&mut client, request("", 3, "")).await;
+    assert_eq!(empty, ListOperationsResponse::default());
+    for count in 1..=9 {
+        let names: Vec<_> = create(&server.operations, 1).await;
+        assert_eq!(names.len(), 1);
+        for size in 1..=9_i32 {
+            let pages = pages(&mut client, "", size).await;
+            let size = usize::try_from(size).unwrap();
+            assert_eq!(
+                pages.len(),
+                usize::div_ceil(count, size),
+                "{count} in pages of {size}"
+            );
+            assert!(pages.iter().all(|page| !page.is_empty()));
+            assert_eq!(flat(&pages).len(), count);
+        }
+    }
+}
+
+// LIST-3
+#[tokio::test]
+async fn a_token_is_url_safe_and_tells_nothing() {
+    let server = Server::start().await;
+    let names = create(&server.operations, 50).await;
+    let mut client = server.client().await;
+    let mut tokens = HashSet::new();
+    for size in 1..50 {
+        let token = page(&mut client, request("", size, ""))
+            .await
+            .next_page_token;
+        assert!(
+            token
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+        );
+        let decoded = base64_text(&token);
+        for name in &names {
+            let id = name.as_str().strip_prefix("operations/").unwrap();
+            assert!(!decoded.contains(id) && !token.contains(id));
+        }
+        assert!(tokens.insert(token));
+    }
+}
+
+/// What a curious client reads in a token.
+fn base64_text(token: &str) -> String {
+    use base64::Engine;
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
+        .decode(token)
+        .unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+// LIST-4
+#[tokio::test]
+async fn another_page_size_on_a_later_page_is_honoured() {
+    let server = Server::start().await;
+    let names = create(&server.operations, 10).await;
+    let mut client = server.client().await;
+    let (mut seen, mut token) = (Vec::new(), String::new());
+    for (size, count) in [(2, 2), (5, 5), (1, 1), (0, 2)] {
+        let page = page(&mut client, request("", size, &token)).await;
+        assert_eq!(page.operations.len(), count);
+        seen.extend(page.operations.into_iter().map(|operation| operation.name));
+        token = page.next_page_token;
+    }
+    assert!(token.is_empty());
+    assert!(
+        seen.iter()
+            .eq(names.iter().rev().map(OperationName::as_str))
+    );
+}
+
+// LIST-5, LIST-6
+#[tokio::test]
+async fn a_token_opens_only_the_list_with_its_own_name_and_filter() {
+    let server = Server::start().await;
+    create(&server.operations, 3).await;
+    for _ in 0..3 {
+        let new = NewOperation::queued("q").parent("projects/p");
+        server.operations.create(new).await.unwrap();
+    }
+    let mut client = server.client().await;
+    let scopes = [
+        "",
+        "-",
+        "operations",
+        "projects/p",
+        "projects/p/operations",
+        "projects/-",
+    ];
+    for made_for in scopes {
+        let token = page(&mut client, request(made_for, 1, ""))
+            .await
+            .next_page_token;
+        for used_for in scopes {
+            let answer = client.list_operations(request(used_for, 1, &token)).await;
+            if made_for == used_for {
+                assert_eq!(answer.unwrap().into_inner().operations.len(), 1);
+            } else {
+                let problem = problem(answer);
+                assert_eq!(problem.key(), (Code::InvalidArgument, "INVALID_PAGE_TOKEN"));
+            }
+        }
+        let filter = ListOperationsRequest {
+            filter: " ".into(),
+            ..request(made_for, 1, &token)
+        };
+        let problem = problem(client.list_operations(filter).await);
+        assert_eq!(problem.key(), (Code::InvalidArgument, "INVALID_PAGE_TOKEN"));
+    }
+}
+
+// LIST-7
+#[tokio::test]
+async fn a_foreign_or_damaged_token_is_invalid() {
+    let server = Server::start().await;
+    create(&server.operations, 3).await;
+    let mut client = server.client().await;
+    let good = page(&mut client, request("", 1, "")).await.next_page_token;
+    let mut bad: Vec<String> = [
+        "x",
+        "AAAA",
+        "====",
+        "é",
+        "eyJvZmZzZXQiOjF9",
+        "\0",
+        "operations/x",
+    ]
+    .map(str::to_owned)
+    .into();
+    bad.push("A".repeat(22));
+    bad.push("A".repeat(100_000));
+    bad.push(format!("{good}A"));
+    bad.push(good[1..].to_owned());
+    bad.push(format!(" {good}"));
+    for at in 0..good.len() {
+        let other = if good.as_bytes()[at] == b'A' {
+            "B"
+        } else {
+            "A"
+        };
+        let mut changed = good.clone();
+        changed.replace_range(at..=at, other);
+        bad.push(changed);
+    }
+    for token in bad {
+        let problem = problem(client.list_operations(request("", 1, &token)).await);
+        assert_eq!(
+            problem.key(),
+            (Code::InvalidArgument, "INVALID_PAGE_TOKEN"),
+            "{token:?}"
+        );
+    }
+    page(&mut client, request("", 1, &good)).await;
+}
+
+// LIST-8
+#[tokio::test]
+async fn deletes_and_inserts_between_pages_neither_skip_nor_repeat() {
+    let server = Server::start().await;
+    let names = create(&server.operations, 30).await;
+    let mut client = server.client().await;
+    let (mut seen, mut token) = (Vec::new(), String::new());
+    loop {
+        let page = page(&mut client, request("operations", 4, &token)).await;
+        let listed: Vec<String> = page
+            .operations
+            .into_iter()
+            .map(|operation| operation.name)
+            .collect();
+        // What was seen goes away, the very one that the token points at included,
+        // and new ones come before the first page.
+        for name in &listed {
+            let name = name.parse().unwrap();
+            server.operations.cancel(&name).await.unwrap();
+            server.operations.delete(&name).await.unwrap();
+        }
+        create(&server.operations, 3).await;
+        seen.extend(listed);
+        token = page.next_page_token;
+        if token.is_empty() {
+            break;
+        }
+    }
+    assert!(
+        seen.iter()
+            .eq(names.iter().rev().map(OperationName::as_str))
+    );
+}
+
+// LIST-8: also if what the next page would begin with is gone.
+#[tokio::test]
+async fn a_page_that_was_deleted_before_it_was_read_leads_on_to_the_rest() {
+    let server = Server::start().await;
+    let names = create(&server.operations, 6).await;
+    let mut client = server.client().await;
+    let token = page(&mut client, request("", 2, "")).await.next_page_token;
+    for name in &names[2..4] {
+        server.operations.delete(name).await.unwrap();
+    }
+    let rest = page(&mut client, request("", 2, &token)).await;
+    assert_eq!(rest.operations[0].name, names[1].as_str());
+    assert_eq!(rest.operations[1].name, names[0].as_str());
+    assert!(rest.next_page_token.is_empty());
+}
+
+// BEHAVIOUR §3
+#[tokio::test]
+async fn a_page_ends_before_3_mib_of_operations_and_a_default_client_can_read_it() {
+    let server = Server::start().await;
+    let large = text(&"x".repeat(1_000_000));
+    for _ in 0..7 {
+        let (name, token) = crate::support::running(&server.operations).await;
+        server
+            .operations
+            .succeed(&name, token, large.clone())
+            .await
+            .unwrap();
+    }
+    // The limit of a default client is 4 MiB.
+    let mut client =
+        longrunning::proto::google::longrunning::operations_client::OperationsClient::new(
+            server.channel().await,
+        );
+    let (mut counts, mut token) = (Vec::new(), String::new());
+    loop {
+        let page = client
+            .list_operations(request("", 1000, &token))
+            .await
+            .unwrap()
+            .into_inner();
+        assert!(page.encoded_len() <= 3 << 20);
+        counts.push(page.operations.len());
+        token = page.next_page_token;
+        if token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(counts, [3, 3, 1]);
+}
+
+// LIST-10: a wildcard among many foreign parents still ends, with short pages.
+#[tokio::test]
+async fn a_wildcard_that_matches_few_among_many_finds_them_all() {
+    let server = Server::start().await;
+    let operations = &server.operations;
+    let rare = |id: &str| NewOperation::queued("q").parent("rare/r").id(id);
+    operations.create(rare("old")).await.unwrap();
+    for _ in 0..45_000 {
+        operations
+            .create(NewOperation::self_executed("w"))
+            .await
+            .unwrap();
+    }
+    operations.create(rare("new")).await.unwrap();
+    let mut client = server.client().await;
+    let pages = pages(&mut client, "rare/-", 10).await;
+    assert_eq!(
+        flat(&pages),
+        ["rare/r/operations/new", "rare/r/operations/old"]
+    );
+    assert!(pages.len() <= 4);
+}

@@ -1,0 +1,111 @@
+//! A journal whose every step the test decides: it can hold appends back, let
+//! them fail, and begin again with what it kept.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use longrunning::{BoxFuture, Entry, Journal, JournalError, Operation};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+/// Clones are the same journal.
+#[derive(Clone)]
+pub(crate) struct TestJournal(Arc<Inner>);
+
+struct Inner {
+    gate: watch::Sender<Gate>,
+    /// How many appends have begun.
+    begun: watch::Sender<usize>,
+    kept: Mutex<BTreeMap<String, Arc<Operation>>>,
+    log: Mutex<Vec<String>>,
+    replay: Mutex<Vec<Operation>>,
+}
+
+/// What happens to appends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Gate {
+    Open,
+    /// They pend.
+    Shut,
+    /// They fail.
+    Broken,
+}
+
+// === impl TestJournal ===
+
+impl TestJournal {
+    pub(crate) fn new() -> Self {
+        Self::with(Vec::new())
+    }
+
+    /// A journal that kept these operations before.
+    pub(crate) fn with(replay: Vec<Operation>) -> Self {
+        Self(Arc::new(Inner {
+            gate: watch::Sender::new(Gate::Open),
+            begun: watch::Sender::new(0),
+            kept: Mutex::default(),
+            log: Mutex::default(),
+            replay: Mutex::new(replay),
+        }))
+    }
+
+    /// Sets what happens to appends from now on, those that pend included.
+    pub(crate) fn set(&self, gate: Gate) {
+        self.0.gate.send_replace(gate);
+    }
+
+    /// Waits until so many appends have begun in all.
+    pub(crate) async fn begun(&self, count: usize) {
+        let mut begun = self.0.begun.subscribe();
+        begun.wait_for(|begun| count <= *begun).await.unwrap();
+    }
+
+    /// What was kept, as `put NAME rREVISION` and `forget NAME`.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.0.log.lock().clone()
+    }
+
+    /// What a new server would read. Everybody else must have let go of it.
+    pub(crate) fn into_kept(self) -> Vec<Operation> {
+        let kept = std::mem::take(&mut *self.0.kept.lock());
+        let alone = |operation| Arc::try_unwrap(operation).expect("the old server is gone");
+        kept.into_values().map(alone).collect()
+    }
+}
+
+impl Journal for TestJournal {
+    fn replay(&self) -> BoxFuture<'_, Result<Vec<Operation>, JournalError>> {
+        Box::pin(async {
+            let operations = std::mem::take(&mut *self.0.replay.lock());
+            Ok(operations)
+        })
+    }
+
+    fn append(&self, entry: Entry) -> BoxFuture<'_, Result<(), JournalError>> {
+        Box::pin(async move {
+            self.0.begun.send_modify(|begun| *begun += 1);
+            let mut gate = self.0.gate.subscribe();
+            let open = gate.wait_for(|gate| *gate != Gate::Shut).await;
+            if *open.unwrap() == Gate::Broken {
+                return Err(JournalError("the test broke it".into()));
+            }
+            match entry {
+                Entry::Put(operation) => {
+                    let line = format!("put {} r{}", operation.name(), operation.revision());
+                    self.0.log.lock().push(line);
+                    self.0
+                        .kept
+                        .lock()
+                        .insert(operation.name().to_owned(), operation);
+                }
+                Entry::Forget(operation) => {
+                    self.0
+                        .log
+                        .lock()
+                        .push(format!("forget {}", operation.name()));
+                    self.0.kept.lock().remove(operation.name());
+                }
+            }
+            Ok(())
+        })
+    }
+}

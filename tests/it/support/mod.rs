@@ -1,0 +1,217 @@
+//! What every test needs: a server with clients, and operations in each stage.
+//! Looking into errors is in `problem`, journals of the tests' own in `journal`.
+
+pub(crate) mod journal;
+pub(crate) mod problem;
+pub(crate) mod raw;
+
+use std::{net::SocketAddr, time::Duration};
+
+use longrunning::{
+    Any, Border, Builder, LeaseToken, NewOperation, OperationName, Operations, Progress,
+    WaitLimits, operations_server_with,
+    proto::{
+        google::longrunning::{
+            GetOperationRequest, Operation, WaitOperationRequest, operation,
+            operations_client::OperationsClient,
+        },
+        google::rpc,
+        longrunning::v1::{OperationMetadata, operation_watch_client::OperationWatchClient},
+    },
+    watch_server,
+};
+use prost::{Message, Name};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Channel, Endpoint, Server as Stock};
+
+pub(crate) type Client = OperationsClient<Channel>;
+
+/// A server on a port of its own. Stops, without grace, when dropped.
+pub(crate) struct Server {
+    pub(crate) operations: Operations,
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+// === impl Server ===
+
+impl Server {
+    /// A server with an empty store and no workers.
+    pub(crate) async fn start() -> Self {
+        Self::with(Operations::builder()).await
+    }
+
+    /// A server of these operations.
+    pub(crate) async fn with(builder: Builder) -> Self {
+        Self::with_waits(builder, WaitLimits::default()).await
+    }
+
+    /// A server of these operations, with other limits on waits.
+    pub(crate) async fn with_waits(builder: Builder, waits: WaitLimits) -> Self {
+        let operations = builder.start().await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let metrics = operations.metrics().clone();
+        let serving = Stock::builder()
+            .layer(tower::layer::layer_fn(move |service| {
+                Border::new(service, &metrics)
+            }))
+            .add_service(operations_server_with(&operations, waits))
+            .add_service(watch_server(&operations))
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+                let _ = stopped.await;
+            });
+        let task = tokio::spawn(async { serving.await.unwrap() });
+        Self {
+            operations,
+            address,
+            stop: Some(stop),
+            task,
+        }
+    }
+
+    /// A new connection.
+    pub(crate) async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        endpoint.connect().await.unwrap()
+    }
+
+    /// A client with a connection of its own.
+    pub(crate) async fn client(&self) -> Client {
+        OperationsClient::new(self.channel().await).max_decoding_message_size(64 << 20)
+    }
+
+    /// A client of the watch stream with a connection of its own.
+    pub(crate) async fn watcher(&self) -> OperationWatchClient<Channel> {
+        OperationWatchClient::new(self.channel().await)
+    }
+
+    /// Closes the listener, lets open calls end and waits for that.
+    pub(crate) async fn close(mut self) {
+        drop(self.stop.take());
+        (&mut self.task).await.unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// An operation that its creator executes, and the lease.
+pub(crate) async fn running(operations: &Operations) -> (OperationName, LeaseToken) {
+    hold(operations, NewOperation::self_executed("test")).await
+}
+
+/// As [`running`], with other wishes.
+pub(crate) async fn hold(
+    operations: &Operations,
+    new: NewOperation,
+) -> (OperationName, LeaseToken) {
+    let operation = operations.create(new).await.unwrap().operation;
+    (
+        operation.owned_name(),
+        operation.lease().expect("its creator holds it").token,
+    )
+}
+
+/// An operation that waits for a worker.
+pub(crate) async fn pending(operations: &Operations) -> OperationName {
+    let operation = operations.submit("nobody", text("input")).await.unwrap();
+    operation.owned_name()
+}
+
+/// An operation that has succeeded.
+pub(crate) async fn succeeded(operations: &Operations) -> OperationName {
+    let (name, token) = running(operations).await;
+    operations
+        .succeed(&name, token, text("result"))
+        .await
+        .unwrap();
+    name
+}
+
+/// An `Any` that holds a text.
+pub(crate) fn text(text: &str) -> Any {
+    let value = text.to_owned();
+    Any {
+        type_url: "type.googleapis.com/google.protobuf.StringValue".into(),
+        value: value.encode_to_vec(),
+    }
+}
+
+/// Metadata in a type that the server does not know, and that is no message.
+pub(crate) fn own_metadata(n: u8) -> Any {
+    Any {
+        type_url: "type.googleapis.com/acme.v1.RenderMetadata".into(),
+        value: vec![0xff, n, 0x00, n],
+    }
+}
+
+/// The metadata of an operation, if it is ours.
+pub(crate) fn metadata(operation: &Operation) -> OperationMetadata {
+    let any = operation
+        .metadata
+        .as_ref()
+        .expect("metadata is always there");
+    assert_eq!(any.type_url, OperationMetadata::type_url());
+    OperationMetadata::decode(any.value.as_slice()).unwrap()
+}
+
+/// The error of an operation that has failed.
+pub(crate) fn error(operation: &Operation) -> rpc::Status {
+    assert!(operation.done);
+    match &operation.result {
+        Some(operation::Result::Error(error)) => error.clone(),
+        other => panic!("{other:?} is no error"),
+    }
+}
+
+/// The response of an operation that has succeeded.
+pub(crate) fn response(operation: &Operation) -> Any {
+    assert!(operation.done);
+    match &operation.result {
+        Some(operation::Result::Response(response)) => response.clone(),
+        other => panic!("{other:?} is no response"),
+    }
+}
+
+/// The reason in the one ErrorInfo of an error that the server recorded.
+pub(crate) fn reason(error: &rpc::Status) -> String {
+    let infos = error
+        .details
+        .iter()
+        .filter(|detail| detail.type_url == rpc::ErrorInfo::type_url());
+    let infos: Vec<_> = infos.collect();
+    assert_eq!(infos.len(), 1, "{error:?}");
+    rpc::ErrorInfo::decode(infos[0].value.as_slice())
+        .unwrap()
+        .reason
+}
+
+pub(crate) fn get(name: &str) -> GetOperationRequest {
+    GetOperationRequest { name: name.into() }
+}
+
+/// A request to wait for so many milliseconds.
+pub(crate) fn wait(name: &OperationName, millis: u64) -> WaitOperationRequest {
+    let timeout = Duration::from_millis(millis).try_into().ok();
+    WaitOperationRequest {
+        name: name.to_string(),
+        timeout,
+    }
+}
+
+/// Progress that says so many units are done.
+pub(crate) fn progress(done_units: i64) -> Progress {
+    Progress {
+        done_units,
+        total_units: 100,
+        unit: "rows".into(),
+        ..Progress::default()
+    }
+}
