@@ -285,17 +285,22 @@ impl NewOperation {
             .metadata
             .as_ref()
             .map_or_else(Vec::new, Message::encode_to_vec));
+        add(&(self.labels.len() as u64).to_be_bytes());
         for (key, value) in &self.labels {
             add(key.as_bytes());
             add(value.as_bytes());
         }
         match &self.execution {
-            Execution::Creator { worker } => add(worker.as_bytes()),
+            Execution::Creator { worker } => {
+                add(b"creator");
+                add(worker.as_bytes());
+            }
             Execution::Queue {
                 queue,
                 input,
                 not_before,
             } => {
+                add(b"queue");
                 add(queue.as_bytes());
                 add(&input.as_ref().map_or_else(Vec::new, Message::encode_to_vec));
                 add(&not_before

@@ -160,7 +160,7 @@ impl Operations {
     /// Takes the lease of the next operation of a queue; waits for one.
     ///
     /// # Errors
-    /// UNAVAILABLE while the store cannot write.
+    /// UNAVAILABLE while the store cannot write or shuts down.
     pub async fn lease(&self, queue: &QueueName, worker: &WorkerId) -> Result<Arc<Operation>> {
         self.0.store.claim(queue, worker).await
     }

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use tokio::select;
+
 use super::{ready::Queue, store::Store};
 use crate::{
     error::{Error, Result},
@@ -36,11 +38,17 @@ impl Store {
         worker: &WorkerId,
     ) -> Result<Arc<Operation>> {
         let queue = self.view.ready.queue(queue);
+        let stopping = self.tasks.stopping();
         loop {
+            let number = select! {
+                biased;
+                () = stopping.cancelled() => return Err(Error::ShuttingDown),
+                number = queue.next() => number,
+            };
             let taken = Taken {
                 store: self,
                 queue: &queue,
-                number: queue.next().await,
+                number,
             };
             let Some(operation) = self.view.index.get(taken.number) else {
                 continue;

@@ -63,6 +63,8 @@ pub(crate) struct Store {
     request_turns: Turns,
     numbers: AtomicU64,
     held: AtomicUsize,
+    /// Bytes of new operations that the journal is keeping just now.
+    promised: AtomicUsize,
 }
 
 /// A journal has no name to print.
@@ -111,6 +113,7 @@ impl Store {
             request_turns: Turns::default(),
             numbers: AtomicU64::new(1),
             held: AtomicUsize::new(0),
+            promised: AtomicUsize::new(0),
         });
         store.replay().await?;
         store.tasks.spawn("deadlines", keep_time(store.clone()));
@@ -184,12 +187,7 @@ impl Store {
         birth.number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let operation = Arc::new(Operation::new(birth, self.clock.now()));
         self.check_size("input", &operation)?;
-        if self.limits.max_bytes < self.view.bytes() + operation.size() {
-            return Err(Error::StoreFull {
-                unit: "bytes",
-                limit: self.limits.max_bytes,
-            });
-        }
+        let _promise = self.promise(operation.size())?;
         let queue = operation.queue().map(|name| self.view.ready.queue(name));
         if let Some(queue) = &queue
             && !queue.reserve(self.limits.max_queue)
@@ -320,6 +318,23 @@ impl Store {
         }
     }
 
+    /// Promises so many bytes to a new operation, until that is shown.
+    fn promise(&self, size: usize) -> Result<Promise<'_>> {
+        let limit = self.limits.max_bytes;
+        let more =
+            |promised| (self.view.bytes() + promised + size <= limit).then(|| promised + size);
+        match self
+            .promised
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+        {
+            Ok(_) => Ok(Promise { store: self, size }),
+            Err(_) => Err(Error::StoreFull {
+                unit: "bytes",
+                limit,
+            }),
+        }
+    }
+
     fn check_size(&self, field: &'static str, operation: &Operation) -> Result<()> {
         let (size, limit) = (operation.size(), self.limits.max_operation_bytes);
         if size <= limit {
@@ -378,5 +393,17 @@ async fn keep_time(store: Arc<Store>) {
         stream::iter(due)
             .for_each_concurrent(LAPSES_AT_ONCE, |number| store.lapse(number))
             .await;
+    }
+}
+
+/// Bytes that are promised until dropped.
+struct Promise<'a> {
+    store: &'a Store,
+    size: usize,
+}
+
+impl Drop for Promise<'_> {
+    fn drop(&mut self) {
+        self.store.promised.fetch_sub(self.size, Ordering::Relaxed);
     }
 }

@@ -107,8 +107,10 @@ impl View {
         self.index.put(operation);
         self.count(previous.as_deref(), Some(operation));
         self.remember_request(operation);
-        self.line_up(previous.as_deref(), Some(operation));
+        // First the deadline, then the queue: a pause that ends in between is
+        // seen by the second, one that ends later by the first.
         self.arm(previous.as_deref(), operation);
+        self.line_up(previous.as_deref(), Some(operation));
         self.waiters.call(
             operation.number(),
             operation.is_done() || operation.is_hidden(),

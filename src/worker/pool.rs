@@ -13,6 +13,7 @@ use tracing::{Instrument, error, info_span};
 
 use super::{attempt::Attempt, handler::AnyHandler};
 use crate::{
+    error::Error,
     metrics::Metrics,
     operation::{lease::WorkerId, operation::Operation, terms::QueueName},
     store::store::Store,
@@ -68,6 +69,7 @@ impl Pool {
                         drop(permit);
                     });
                 }
+                Err(Error::ShuttingDown) => return,
                 Err(error) => {
                     error!(queue = %self.queue, %error, "no operation could be claimed; trying again");
                     sleep(CLAIM_PAUSE).await;

@@ -8,12 +8,22 @@
 
 mod support;
 
+mod bugs;
 mod cancel;
+mod creation;
 mod delete;
+mod durability;
 mod errors;
 mod get;
+mod handlers;
+mod limits;
 mod list;
 mod names;
 mod pages;
+mod races;
+mod recovery;
+mod shutdown;
+mod times;
 mod wait;
 mod watch;
+mod worker;

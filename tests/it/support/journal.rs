@@ -59,9 +59,19 @@ impl TestJournal {
         begun.wait_for(|begun| count <= *begun).await.unwrap();
     }
 
+    /// How many appends have begun in all.
+    pub(crate) fn count(&self) -> usize {
+        *self.0.begun.borrow()
+    }
+
     /// What was kept, as `put NAME rREVISION` and `forget NAME`.
     pub(crate) fn log(&self) -> Vec<String> {
         self.0.log.lock().clone()
+    }
+
+    /// Whether no server uses it any more.
+    pub(crate) fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
     }
 
     /// What a new server would read. Everybody else must have let go of it.
