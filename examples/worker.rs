@@ -1,0 +1,71 @@
+//! A handler with progress, a checkpoint, cancellation and a second attempt.
+//!
+//! `cargo run --example worker`. The first attempt breaks off in the middle,
+//! the second one goes on from there.
+
+use std::{error::Error, time::Duration};
+
+use longrunning::{
+    Any, Context, Failure, Handler, NewOperation, Operations, Payload, Progress, RetryPolicy,
+    proto::google::rpc::Code,
+};
+use tokio::{select, time::sleep};
+
+/// Copies rows, one each 100 ms. A handler is a function, or a type like this.
+struct Copy {
+    rows: i64,
+}
+
+impl Handler for Copy {
+    async fn run(&self, context: Context) -> Result<Any, Failure> {
+        let kept = context.checkpoint().and_then(|kept| kept.to_msg().ok());
+        let first: i64 = kept.unwrap_or(0);
+        println!("attempt {} begins at row {first}", context.attempt());
+        for row in first..self.rows {
+            select! {
+                () = context.cancelled() => return Err(Failure::cancelled()),
+                () = sleep(Duration::from_millis(100)) => {}
+            }
+            if row == self.rows / 2 && context.attempt() == 1 {
+                let failure = Failure::new(Code::Unavailable, "the source went away");
+                return Err(failure.with_reason("SOURCE_GONE").retryable());
+            }
+            let copied = row + 1;
+            context.progress(Progress {
+                done_units: copied,
+                total_units: self.rows,
+                unit: "rows".to_owned(),
+                ..Progress::default()
+            });
+            let checkpoint = Payload::pack(&copied).any().clone();
+            let kept = context.keep_checkpoint(checkpoint);
+            kept.expect("a packed message has a proper type");
+        }
+        Ok(Payload::pack(&self.rows).any().clone())
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let builder = Operations::builder().handler("copy", 2, Copy { rows: 20 });
+    let operations = builder.start().await?;
+    let new = NewOperation::queued("copy")
+        .label("table", "users")
+        .attempt_timeout(Duration::from_secs(30))
+        .retry(RetryPolicy::attempts(3));
+    let name = operations.create(new).await?.operation.owned_name();
+
+    // Each change up to the end. `operations.wait` waits for the end alone.
+    let mut watch = operations.watch(&name)?;
+    while let Some(state) = watch.next().await {
+        let operation = state?;
+        let state = operation.state().as_str_name();
+        match operation.progress() {
+            Some(rows) => println!("{state} {} of {}", rows.done_units, rows.total_units),
+            None => println!("{state}"),
+        }
+    }
+    println!("{:#?}", operations.get(&name)?.to_proto().result);
+    operations.shutdown(Duration::from_secs(5)).await;
+    Ok(())
+}
