@@ -1,0 +1,111 @@
+//! The program under load: `longrunning serve` with its defaults and one lane,
+//! holding the operations that the load asks for.
+//!
+//! `wire-server DIR [LANES]` writes to DIR what the load sends (`NAME.request`),
+//! what it must get (`NAME.stored`) and all operations in one message for the
+//! peers (`stored.binpb`); then prints `listening ADDRESS ADMIN` and serves.
+
+use std::{env, error::Error, fs, path::Path, time::Duration};
+
+use longrunning::{
+    Any, Limits, NewOperation, Operations, Terms, WaitLimits,
+    proto::google::longrunning::{GetOperationRequest, ListOperationsResponse, Operation},
+    server::{Config, Connections, LogFormat, init_telemetry, signals},
+};
+use prost::Message;
+
+/// The sizes of the done operations, encoded.
+const SIZES: [usize; 3] = [272, 1_349, 65_864];
+/// Pending operations, each to be waited for once.
+const WAITED: usize = 3_000;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve())
+}
+
+async fn serve() -> Result<(), Box<dyn Error>> {
+    let mut arguments = env::args().skip(1);
+    let dir = arguments.next().ok_or("wire-server DIR [LANES]")?;
+    let lanes = arguments.next().map_or(Ok(1), |text| text.parse())?;
+    init_telemetry(LogFormat::Text, "warn")?;
+    let (stop, abort) = signals()?;
+    let app = config(lanes)?.build().await?;
+    fill(app.operations(), Path::new(&dir)).await?;
+    let admin = app.admin().ok_or("there is an admin listener")?;
+    println!("listening {} {admin}", app.clients());
+    app.run(stop, abort).await?;
+    Ok(())
+}
+
+/// What `longrunning serve` takes without a flag, on free ports.
+fn config(lanes: usize) -> Result<Config, Box<dyn Error>> {
+    Ok(Config {
+        listen: "127.0.0.1:0".parse()?,
+        admin_listen: Some("127.0.0.1:0".parse()?),
+        lanes,
+        grace: Duration::from_secs(20),
+        max_message_bytes: 4 << 20,
+        connections: Connections::default(),
+        limits: Limits::default(),
+        waits: WaitLimits::default(),
+        defaults: Terms::default(),
+        demo: None,
+    })
+}
+
+async fn fill(operations: &Operations, dir: &Path) -> Result<(), Box<dyn Error>> {
+    let mut stored = ListOperationsResponse::default();
+    for size in SIZES {
+        let bytes = done_of(operations, size).await?;
+        let name = Operation::decode(&*bytes)?.name;
+        let request = GetOperationRequest { name }.encode_to_vec();
+        fs::write(dir.join(format!("get-{size}.request")), framed(&request))?;
+        fs::write(dir.join(format!("get-{size}.stored")), &bytes)?;
+        stored.operations.push(Operation::decode(&*bytes)?);
+    }
+    for number in 0..WAITED {
+        let new = NewOperation::queued("nobody-works-here").id(&format!("waited-{number:04}"));
+        let operation = operations.create(new).await?.operation;
+        stored
+            .operations
+            .push(Operation::decode(operation.bytes())?);
+    }
+    fs::write(dir.join("empty.request"), framed(&[]))?;
+    fs::write(dir.join("stored.binpb"), stored.encode_to_vec())?;
+    Ok(())
+}
+
+/// A done operation of exactly so many bytes. Its times take more or fewer
+/// bytes by chance, so that one may have to be made again.
+async fn done_of(operations: &Operations, size: usize) -> Result<Vec<u8>, Box<dyn Error>> {
+    let mut filling = size / 2;
+    for attempt in 0..1_000 {
+        let new = NewOperation::self_executed("wire").id(&format!("done-{size}-{attempt:03}"));
+        let created = operations.create(new).await?.operation;
+        let token = created.lease().ok_or("it is self-executed")?.token;
+        let response = Any {
+            type_url: "type.googleapis.com/bench.Filling".to_owned(),
+            value: vec![b'.'; filling],
+        };
+        let name = created.owned_name();
+        let done = operations.succeed(&name, token, response).await?;
+        let bytes = done.bytes();
+        if bytes.len() == size {
+            return Ok(bytes.to_vec());
+        }
+        filling = (filling + size)
+            .checked_sub(bytes.len())
+            .ok_or("the operation does not get that small")?;
+        operations.delete(&name).await?;
+    }
+    Err("no operation came out in the size wanted".into())
+}
+
+/// A gRPC message as it goes over the wire: not compressed, its length, itself.
+fn framed(message: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(message.len()).expect("requests are small");
+    [&[0], &length.to_be_bytes()[..], message].concat()
+}
