@@ -32,18 +32,14 @@ pub(crate) struct RpcMetrics {
 
 /// How an attempt ended, as a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "the names are the values of the label")]
 pub(crate) enum AttemptEnd {
-    #[expect(non_camel_case_types, reason = "the name is the label's value")]
     succeeded,
-    #[expect(non_camel_case_types, reason = "the name is the label's value")]
     failed,
-    #[expect(non_camel_case_types, reason = "the name is the label's value")]
+    cancelled,
     retried,
-    #[expect(non_camel_case_types, reason = "the name is the label's value")]
     panicked,
-    #[expect(non_camel_case_types, reason = "the name is the label's value")]
     released,
-    #[expect(non_camel_case_types, reason = "the name is the label's value")]
     lost,
 }
 

@@ -91,8 +91,8 @@ pub(super) struct ListArgs {
     #[arg(value_name = "PARENT", default_value = "-")]
     pub(super) parent: String,
     /// Stop after so many operations
-    #[arg(long, default_value_t = 100, value_name = "N")]
-    pub(super) limit: usize,
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) limit: u32,
     #[command(flatten)]
     pub(super) connect: ConnectArgs,
     #[command(flatten)]

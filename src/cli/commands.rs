@@ -30,6 +30,9 @@ const WAIT_SLICE: Duration = Duration::from_secs(30);
 /// The pause before a wait that the server broke off is taken up again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// So many tries in a row find no server before a wait gives up.
+const FAILURES: u32 = 30;
+
 type Done = Result<u8, CallError>;
 
 pub(super) async fn get(args: OneArgs) -> Done {
@@ -45,9 +48,10 @@ pub(super) async fn get(args: OneArgs) -> Done {
 
 pub(super) async fn list(args: ListArgs) -> Done {
     let mut client = args.connect.endpoint.operations().await?;
+    let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
     let (mut operations, mut page_token) = (Vec::new(), String::new());
     loop {
-        let missing = args.limit.saturating_sub(operations.len());
+        let missing = limit.saturating_sub(operations.len());
         let request = ListOperationsRequest {
             name: args.parent.clone(),
             page_size: i32::try_from(missing).unwrap_or(i32::MAX),
@@ -64,7 +68,7 @@ pub(super) async fn list(args: ListArgs) -> Done {
             break;
         }
     }
-    operations.truncate(args.limit);
+    operations.truncate(limit);
     print_list(&operations, args.print.output);
     Ok(0)
 }
@@ -109,7 +113,7 @@ async fn wait_watching(args: &WaitArgs, name: &str) -> Result<Option<Operation>,
             Ok(Some(operation)) => bar.show(&operation),
             // The server shuts down, or broke off: the plain wait goes on.
             Ok(None) => return Ok(None),
-            Err(status) if status.code() == Code::Unavailable => return Ok(None),
+            Err(status) if is_away(&status) => return Ok(None),
             Err(status) => return Err(status.into()),
         }
     }
@@ -117,6 +121,7 @@ async fn wait_watching(args: &WaitArgs, name: &str) -> Result<Option<Operation>,
 
 async fn wait_waiting(args: &WaitArgs, name: &str) -> Result<Operation, CallError> {
     let mut client = args.one.name.connect.endpoint.operations().await?;
+    let mut failures = 0;
     loop {
         let timeout = prost_types::Duration::try_from(WAIT_SLICE).ok();
         let begun = Instant::now();
@@ -126,12 +131,27 @@ async fn wait_waiting(args: &WaitArgs, name: &str) -> Result<Operation, CallErro
         };
         match client.wait_operation(request).await {
             Ok(response) if response.get_ref().done => return Ok(response.into_inner()),
-            Ok(_) => {}
-            Err(status) if status.code() == Code::Unavailable => {}
+            Ok(_) => failures = 0,
+            Err(status) if is_away(&status) && failures < FAILURES => {
+                if failures == 0 {
+                    eprintln!("the server is away ({}); trying again", status.message());
+                }
+                failures += 1;
+            }
             Err(status) => return Err(status.into()),
         }
         // A server may answer early; that must not become a storm of calls.
         sleep(RETRY.saturating_sub(begun.elapsed())).await;
+    }
+}
+
+/// Whether the server restarts, drains or cannot be reached, so that another
+/// try may help. UNKNOWN without details is how a broken connection looks.
+fn is_away(status: &Status) -> bool {
+    match status.code() {
+        Code::Unavailable => true,
+        Code::Unknown => status.details().is_empty(),
+        _ => false,
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
     args::{BAD_CALL, INTERRUPTED},
     client::{CallError, Endpoint},
     commands::exit_code,
-    render::{Bar, pretty},
+    render::{Bar, pretty, say},
     serve::processors,
 };
 use crate::{
@@ -88,7 +88,7 @@ async fn show(args: DemoArgs) -> Result<u8, DemoError> {
     let serving = tasks.spawn("server", run(app, stop.clone()));
     let shown = follow(&operations, &directory, &clients).await;
     if let Ok((last, _)) = &shown {
-        println!("{}", pretty(&Types::built_in().operation(last)));
+        say(&pretty(&Types::built_in().operation(last)));
         print_lines(&last.name, &clients, admin.as_deref(), args.keep);
         if args.keep {
             let (stopped, _) = signals().map_err(|error| DemoError::Other(error.to_string()))?;
@@ -160,7 +160,11 @@ async fn watch_to_the_end(
                 if std::mem::replace(&mut interrupted, true) {
                     break;
                 }
-                eprintln!("cancelling {name}");
+                let text = format!("cancelling {name}; press Ctrl-C again to leave at once");
+                match &bar {
+                    Some(bar) => bar.say(&text),
+                    None => eprintln!("{text}"),
+                }
                 let cancel = CancelOperationRequest { name: name.to_owned() };
                 OperationsClient::new(channel.clone()).cancel_operation(cancel).await?;
             }

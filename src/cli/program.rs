@@ -54,6 +54,11 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
+            if error.kind() == ErrorKind::ValueValidation {
+                eprintln!(
+                    "A value may also come from the environment (LONGRUNNING_...) or from the --config file."
+                );
+            }
             return ExitCode::from(if error.use_stderr() { BAD_CALL } else { 0 });
         }
     };
@@ -136,7 +141,9 @@ fn config_path(command: &Command, arguments: &[OsString]) -> Option<PathBuf> {
     let lenient = command
         .clone()
         .ignore_errors(true)
-        .mut_subcommand("serve", |serve| serve.ignore_errors(true));
+        .mut_subcommand("serve", |serve| {
+            serve.ignore_errors(true).disable_help_flag(true)
+        });
     let matches: ArgMatches = lenient.try_get_matches_from(arguments).ok()?;
     matches
         .subcommand_matches("serve")?

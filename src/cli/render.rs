@@ -1,6 +1,6 @@
 //! How operations look: tables and bars for people, ProtoJSON for programs.
 
-use std::time::Duration;
+use std::{io::Write, time::Duration};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -34,30 +34,30 @@ struct Row {
 /// Prints one operation.
 pub(super) fn print_one(operation: &Operation, output: Output) {
     if output.is_json() {
-        println!("{}", pretty(&Types::built_in().operation(operation)));
+        say(&pretty(&Types::built_in().operation(operation)));
         return;
     }
     let types = Types::built_in();
     let row = Row::new(operation);
-    println!("name      {}", row.name);
-    println!("state     {}", row.state);
+    say(&format!("name      {}", row.name));
+    say(&format!("state     {}", row.state));
     for (key, value) in [
         ("age", row.age),
         ("progress", row.progress),
         ("labels", row.labels),
     ] {
         if !value.is_empty() {
-            println!("{key:<9} {value}");
+            say(&format!("{key:<9} {value}"));
         }
     }
     match &operation.result {
         Some(operation::Result::Response(response)) => {
-            println!("response  {}", types.any(response));
+            say(&format!("response  {}", types.any(response)));
         }
         Some(operation::Result::Error(error)) => {
-            println!("error     {}", error_text(error));
+            say(&format!("error     {}", error_text(error)));
             for detail in &error.details {
-                println!("          {}", types.any(detail));
+                say(&format!("          {}", types.any(detail)));
             }
         }
         None => {}
@@ -72,7 +72,7 @@ pub(super) fn print_list(operations: &[Operation], output: Output) {
             .iter()
             .map(|operation| types.operation(operation))
             .collect();
-        println!("{}", pretty(&json!({ "operations": list })));
+        say(&pretty(&json!({ "operations": list })));
         return;
     }
     if operations.is_empty() {
@@ -102,14 +102,14 @@ pub(super) fn print_list(operations: &[Operation], output: Output) {
             "{:<name$}  {:<state$}  {:>age$}  {:<progress$}  {}",
             row.name, row.state, row.age, row.progress, row.labels
         );
-        println!("{}", line.trim_end());
+        say(line.trim_end());
     }
 }
 
 /// Prints one state of several, on a line.
 pub(super) fn print_state(operation: &Operation, output: Output) {
     if output.is_json() {
-        println!("{}", Types::built_in().operation(operation));
+        say(&Types::built_in().operation(operation).to_string());
         return;
     }
     let row = Row::new(operation);
@@ -118,7 +118,15 @@ pub(super) fn print_state(operation: &Operation, output: Output) {
         Some(operation::Result::Error(error)) => error_text(error),
         None => row.progress,
     };
-    println!("{:<9}  {result}", row.state);
+    say(&format!("{:<10}  {result}", row.state));
+}
+
+/// Prints a line on standard output. Whoever closed it, as `head` does, has
+/// seen enough: that ends the program, and is no error.
+pub(super) fn say(line: &str) {
+    if writeln!(std::io::stdout(), "{line}").is_err() {
+        std::process::exit(0);
+    }
 }
 
 /// ProtoJSON on several lines.
@@ -241,7 +249,7 @@ impl Bar {
     pub(super) fn new() -> Self {
         let bar = ProgressBar::new(1000);
         let style =
-            ProgressStyle::with_template("{spinner} {prefix} [{bar:30}] {percent:>3}%  {msg}");
+            ProgressStyle::with_template("{spinner} {prefix} [{bar:20}] {percent:>3}%  {wide_msg}");
         bar.set_style(
             style
                 .expect("the template is constant")
@@ -291,6 +299,11 @@ impl Bar {
         }
         words.retain(|word| !word.is_empty());
         words.join(", ")
+    }
+
+    /// Says something above the bar.
+    pub(super) fn say(&self, text: &str) {
+        self.0.println(text);
     }
 
     /// Takes the bar away.

@@ -52,9 +52,7 @@ struct Walk {
 /// Hashes the directory that the input names. The files are read on a thread
 /// of their own, so that the runtime stays free.
 pub(crate) async fn checksum(context: Context) -> Result<Any, Failure> {
-    let request: CreateChecksumRequest = context
-        .input_as()
-        .map_err(|error| Failure::new(Code::InvalidArgument, error).with_reason("BAD_INPUT"))?;
+    let request: CreateChecksumRequest = context.input_as()?;
     let started = Instant::now();
     let walk = Walk {
         context,
@@ -182,7 +180,11 @@ impl Walk {
             unit: "bytes".to_owned(),
             stage: stage.to_owned(),
             message: if is_hashing {
-                format!("{} of {files} files, {:.0} MB/s", self.files, rate / 1e6)
+                format!(
+                    "{} of {files} files, {:.0} MiB/s",
+                    self.files,
+                    rate / 1_048_576.0
+                )
             } else {
                 format!("{files} files found")
             },

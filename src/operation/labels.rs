@@ -7,7 +7,10 @@ use super::name::excerpt;
 /// At most 64 pairs; keys `[a-z][a-z0-9_-]{0,62}`, values at most 255 bytes.
 /// Clones share the pairs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Labels(Option<Arc<BTreeMap<String, String>>>);
+pub struct Labels(Option<Arc<[Label]>>);
+
+/// A key and its value; the pairs are sorted by key.
+type Label = (Box<str>, Box<str>);
 
 /// Why labels are refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,20 +48,29 @@ impl Labels {
                 return Err(InvalidLabels::Value(key.clone()));
             }
         }
-        Ok(Self((!pairs.is_empty()).then(|| Arc::new(pairs))))
+        let pairs = pairs
+            .into_iter()
+            .map(|(key, value)| (key.into(), value.into()));
+        let pairs: Arc<[Label]> = pairs.collect();
+        Ok(Self((!pairs.is_empty()).then_some(pairs)))
     }
 
     /// The pairs, by key.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0
-            .iter()
-            .flat_map(|pairs| pairs.iter())
-            .map(|(key, value)| (key.as_str(), value.as_str()))
+        self.pairs().iter().map(|(key, value)| (&**key, &**value))
     }
 
     /// The value of a key.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.as_ref()?.get(key).map(String::as_str)
+        let at = self
+            .pairs()
+            .binary_search_by(|(other, _)| (**other).cmp(key))
+            .ok()?;
+        Some(&self.pairs()[at].1)
+    }
+
+    fn pairs(&self) -> &[Label] {
+        self.0.as_deref().unwrap_or_default()
     }
 
     pub(crate) fn size(&self) -> usize {

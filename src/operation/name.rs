@@ -28,7 +28,7 @@ pub struct Parent(Option<Arc<str>>);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidName {
     /// There is no text at all.
-    #[error("the name is empty; give the full name, such as operations/0190b3f4")]
+    #[error("it is empty; give the full name, such as operations/0190b3f4")]
     Empty,
     /// The text has not the form of an operation's name.
     #[error(

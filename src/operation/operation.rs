@@ -47,7 +47,7 @@ pub struct Operation {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Work {
     input: Option<Payload>,
-    latest: Report,
+    latest: Option<Box<Report>>,
 }
 
 /// What an event makes of an operation.
@@ -95,7 +95,7 @@ impl Operation {
             tags: birth.tags,
             work: Work {
                 input: birth.input,
-                latest: report,
+                latest: (report != Report::default()).then(|| Box::new(report)),
             }
             .shared(),
             wire: Wire::encode(birth.name.as_str(), &Payload::empty(), None),
@@ -247,7 +247,7 @@ impl Operation {
     /// Takes over what a report says; what it leaves out stays.
     fn note(&mut self, report: &Report) {
         let mut work = self.work.as_deref().cloned().unwrap_or_default();
-        work.latest.update(report);
+        work.latest.get_or_insert_default().update(report);
         self.work = work.shared();
     }
 
@@ -280,7 +280,7 @@ impl Operation {
     }
 
     fn latest(&self) -> Option<&Report> {
-        Some(&self.work.as_ref()?.latest)
+        self.work.as_ref()?.latest.as_deref()
     }
 
     // What everybody may ask.
@@ -413,13 +413,8 @@ impl Operation {
     /// How many bytes it holds that vary with what people put in.
     pub(crate) fn size(&self) -> usize {
         let work = self.work.as_ref().map_or(0, |work| {
-            let payloads = [
-                &work.input,
-                &work.latest.checkpoint,
-                &work.latest.metadata,
-                &work.latest.detail,
-            ];
-            payloads.into_iter().flatten().map(Payload::size).sum()
+            let input = work.input.as_ref().map_or(0, Payload::size);
+            input + work.latest.as_ref().map_or(0, |latest| latest.size())
         });
         self.wire.bytes().len() + self.labels().size() + work
     }

@@ -147,6 +147,13 @@ impl From<Status> for Failure {
     }
 }
 
+impl From<InvalidAny> for Failure {
+    /// The handler made an `Any` that no client could unpack.
+    fn from(error: InvalidAny) -> Self {
+        Self::new(Code::Internal, error.to_string()).with_reason("BAD_RESULT")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -362,6 +362,17 @@ impl Report {
         take_over(&mut self.detail, &newer.detail);
         take_over(&mut self.checkpoint, &newer.checkpoint);
     }
+
+    /// How many bytes it holds, about.
+    pub(crate) fn size(&self) -> usize {
+        let payloads = [&self.metadata, &self.detail, &self.checkpoint];
+        let payloads: usize = payloads.into_iter().flatten().map(Payload::size).sum();
+        payloads
+            + self
+                .progress
+                .as_ref()
+                .map_or(0, prost::Message::encoded_len)
+    }
 }
 
 // === impl Stage ===

@@ -15,8 +15,9 @@ pub struct QueueName(Arc<str>);
 /// Timeouts, retries and retention of an operation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Terms {
-    /// The queue it waits in; none if its creator executes it.
-    pub(crate) queue: Option<QueueName>,
+    /// The queue it waits in; none if its creator executes it. Comes from
+    /// [`NewOperation`](crate::NewOperation); as a default it means nothing.
+    pub queue: Option<QueueName>,
     /// Higher is leased first. Default 0.
     pub priority: i32,
     /// From create to done; over → DEADLINE_EXCEEDED. Default none.

@@ -43,12 +43,10 @@ pub struct App {
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// A listener cannot be bound.
-    #[error("cannot listen on {address} for {purpose}: {error}")]
+    #[error("the listener for {purpose}: {error}")]
     Listen {
         /// `clients` or `admin`.
         purpose: &'static str,
-        /// Where.
-        address: ListenAddress,
         /// Why not.
         error: io::Error,
     },
@@ -105,11 +103,7 @@ impl Config {
 }
 
 fn bind(purpose: &'static str, address: &ListenAddress) -> Result<Listener, AppError> {
-    Listener::bind(address).map_err(|error| AppError::Listen {
-        purpose,
-        address: address.clone(),
-        error,
-    })
+    Listener::bind(address).map_err(|error| AppError::Listen { purpose, error })
 }
 
 // === impl App ===

@@ -57,6 +57,7 @@ pub(crate) struct Waiter {
     number: u64,
     interest: Interest,
     seat: usize,
+    counted: bool,
 }
 
 // === impl Waiters ===
@@ -71,25 +72,33 @@ impl Waiters {
         }
     }
 
-    /// Enters the waiters of an operation; none if there are too many already.
+    /// Enters a client among the waiters of an operation; none if there are too
+    /// many already.
     pub(crate) fn enter(self: &Arc<Self>, number: u64, interest: Interest) -> Option<Waiter> {
         if self.limit <= self.count.fetch_add(1, Ordering::Relaxed) {
             self.count.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
         self.gauge.inc();
-        let seat = self
-            .rooms
-            .entry(number)
-            .or_default()
-            .seats(interest)
-            .insert(Seat::Quiet(None));
-        Some(Waiter {
+        Some(self.seat(number, interest, true))
+    }
+
+    /// Enters the worker of an operation. There are never more workers than
+    /// operations, so that they have no limit of their own.
+    pub(crate) fn enter_worker(self: &Arc<Self>, number: u64) -> Waiter {
+        self.seat(number, Interest::Change, false)
+    }
+
+    fn seat(self: &Arc<Self>, number: u64, interest: Interest, counted: bool) -> Waiter {
+        let mut room = self.rooms.entry(number).or_default();
+        let seat = room.seats(interest).insert(Seat::Quiet(None));
+        Waiter {
             waiters: self.clone(),
             number,
             interest,
             seat,
-        })
+            counted,
+        }
     }
 
     /// Calls the waiters of an operation: all of them if this is its end.
@@ -113,7 +122,7 @@ impl Waiters {
         sleepers.into_iter().for_each(Waker::wake);
     }
 
-    /// How many wait at present.
+    /// How many clients wait at present.
     pub(crate) fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
@@ -173,8 +182,10 @@ impl Drop for Waiter {
                 room.remove();
             }
         }
-        self.waiters.count.fetch_sub(1, Ordering::Relaxed);
-        self.waiters.gauge.dec();
+        if self.counted {
+            self.waiters.count.fetch_sub(1, Ordering::Relaxed);
+            self.waiters.gauge.dec();
+        }
     }
 }
 

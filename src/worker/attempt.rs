@@ -25,10 +25,10 @@ use crate::{
         operation::Operation,
         outcome::{Failure, Outcome, status},
         payload::Payload,
-        stage::{Event, Report, Stage},
+        stage::{Ending, Event, Report, Stage},
     },
     proto::google::rpc::{Code, Status},
-    store::{store::Store, waiters::Interest},
+    store::store::Store,
     tasks::Tasks,
 };
 
@@ -96,26 +96,19 @@ impl Attempt {
     /// Renews the lease, commits reports and passes on a cancellation. Ends
     /// only when the lease is lost.
     async fn keep(&self) {
-        let mut waiter = self.store.view.waiters.enter(self.number, Interest::Change);
+        let mut waiter = self.store.view.waiters.enter_worker(self.number);
         let mut renew_at = Instant::now() + self.renewal;
         let mut report_at = Instant::now();
         loop {
             if !self.is_mine() {
                 return;
             }
-            // Over the limit of waiters a cancellation is seen at the next renewal.
-            let called = async {
-                match &mut waiter {
-                    Some(waiter) => waiter.called().await,
-                    None => std::future::pending().await,
-                }
-            };
             let reported = async {
                 sleep_until(report_at).await;
                 self.desk.reported().await;
             };
             let kept = select! {
-                () = called => continue,
+                () = waiter.called() => continue,
                 () = sleep_until(renew_at) => {
                     renew_at = Instant::now() + self.renewal;
                     self.commit(Event::Renew(self.token)).await
@@ -218,7 +211,13 @@ impl Attempt {
                     AttemptEnd::retried,
                 )
             }
-            Ok(outcome) => (self.finished(outcome, report), AttemptEnd::failed),
+            Ok(outcome) => {
+                let end = match Ending::from(&outcome) {
+                    Ending::Cancelled => AttemptEnd::cancelled,
+                    Ending::Succeeded | Ending::Failed => AttemptEnd::failed,
+                };
+                (self.finished(outcome, report), end)
+            }
             Err(error) => (
                 self.finished(bad_result(&error), report),
                 AttemptEnd::failed,

@@ -14,10 +14,11 @@ use crate::{
     operation::{
         labels::Labels,
         operation::Operation,
+        outcome::Failure,
         payload::{InvalidAny, Payload},
         stage::Report,
     },
-    proto::longrunning::v1::Progress,
+    proto::{google::rpc::Code, longrunning::v1::Progress},
 };
 
 /// One attempt at one operation. Clones belong to the same attempt; they may
@@ -61,21 +62,21 @@ impl Context {
     /// The input as the message that it should be.
     ///
     /// # Errors
-    /// A message for people, if there is no input, or it is of another type or
-    /// damaged.
-    pub fn input_as<M: prost::Name + Default>(&self) -> Result<M, String> {
+    /// A failure with code INVALID_ARGUMENT and reason `BAD_INPUT`, if there is
+    /// no input, or it is of another type or damaged.
+    pub fn input_as<M: prost::Name + Default>(&self) -> Result<M, Failure> {
         let wanted = M::full_name();
+        let refuse = |problem: String| {
+            let message = format!("the input must be a {wanted}: {problem}");
+            Failure::new(Code::InvalidArgument, message).with_reason("BAD_INPUT")
+        };
         let Some(input) = self.input() else {
-            return Err(format!("the operation has no input; a {wanted} is needed"));
+            return Err(refuse("there is none".to_owned()));
         };
         if input.type_url.rsplit('/').next() != Some(wanted.as_str()) {
-            return Err(format!(
-                "the input is a {}; a {wanted} is needed",
-                input.type_url
-            ));
+            return Err(refuse(format!("it is a {}", input.type_url)));
         }
-        M::decode(input.value.as_slice())
-            .map_err(|error| format!("the input is no {wanted}: {error}"))
+        M::decode(input.value.as_slice()).map_err(|error| refuse(error.to_string()))
     }
 
     /// The number of this attempt: 1 for the first, and always larger than that
@@ -170,10 +171,8 @@ impl Desk {
     /// Puts back what was fetched and could not be kept, under what came since.
     pub(crate) fn put_back(&self, older: Report) {
         self.leave(|report| {
-            report.progress = report.progress.take().or(older.progress);
-            report.metadata = report.metadata.take().or(older.metadata);
-            report.detail = report.detail.take().or(older.detail);
-            report.checkpoint = report.checkpoint.take().or(older.checkpoint);
+            let newer = std::mem::replace(report, older);
+            report.update(&newer);
         });
     }
 

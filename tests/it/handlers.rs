@@ -19,8 +19,10 @@ async fn with<H: longrunning::Handler>(concurrency: usize, handler: H) -> Operat
         initial_backoff: Duration::ZERO,
         ..RetryPolicy::attempts(3)
     };
-    let mut defaults = Terms::default();
-    defaults.retry = retry;
+    let defaults = Terms {
+        retry,
+        ..Terms::default()
+    };
     let builder = Operations::builder().defaults(defaults);
     builder
         .handler("q", concurrency, handler)
