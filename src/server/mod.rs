@@ -1,7 +1,7 @@
 //! The program around the library: what listens, accepts and answers.
 //!
-//! A socket is bound by [`Listener::bind`], and [`serve`] runs the accept loop
-//! over it: every connection goes to one of the [`Lanes`], a current-thread
+//! A socket is bound by `Listener::bind`, and `serve` runs the accept loop
+//! over it: every connection goes to one of the `Lanes`, a current-thread
 //! runtime of its own, where hyper speaks HTTP/2 or HTTP/1.1 with it on behalf
 //! of an unchanged tower service (tonic's, or the admin's). Two measures below
 //! that service halve the CPU per call, and nothing above knows of them: the
