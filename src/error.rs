@@ -67,7 +67,7 @@ pub enum Error {
     },
     /// The store holds as much as it may.
     #[error(
-        "the store is full: it holds {limit} {unit}; try again when operations have expired, or delete some"
+        "the store is full: it holds {limit} {unit}; try again when operations have expired, or delete done ones"
     )]
     StoreFull {
         /// `operations` or `bytes`.

@@ -34,7 +34,7 @@
 //! | `error` | [`Error`], the sum of what can go wrong for a caller |
 //! | `journal`, `query` | where changes are kept before they are shown; scopes and pages |
 //! | `operation` | the domain: names, leases, retries, the table of (stage, event), the bytes |
-//! | [`proto`], `clock`, `tasks`, `metrics` | leaves |
+//! | [`proto`], `clock`, `tasks`, `metrics`, `types` | leaves |
 //!
 //! # Invariants
 //!

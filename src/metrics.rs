@@ -140,7 +140,7 @@ impl Metrics {
         );
         registry.register(
             "rpcs",
-            "RPCs answered, by method and code",
+            "RPCs, by method and code; a watch counts when it begins",
             self.rpcs.clone(),
         );
         registry.register(
@@ -159,6 +159,13 @@ impl Metrics {
         self.queue_depth.get_or_create_owned(&QueueLabel {
             queue: queue.to_owned(),
         })
+    }
+
+    /// Drops the series of a queue that is gone.
+    pub(crate) fn forget_queue(&self, queue: &str) {
+        self.queue_depth.remove(&QueueLabel {
+            queue: queue.to_owned(),
+        });
     }
 
     /// Counts the end of an attempt.

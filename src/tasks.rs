@@ -1,5 +1,5 @@
-//! The only spawn: every background task has a name, a span, an owner and an
-//! end. What the tasks do lives with those who start them.
+//! The only spawn outside of connections: every background task has a name, a
+//! span, an owner and an end. What the tasks do lives with those who start them.
 
 use std::{
     future::{Future, poll_fn},

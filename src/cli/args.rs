@@ -19,7 +19,7 @@ pub(super) const INTERRUPTED: u8 = 130;
 /// Where the server is.
 #[derive(Args, Debug)]
 pub(super) struct ConnectArgs {
-    /// The server, http://HOST:PORT
+    /// The server, http://HOST:PORT or unix:PATH
     #[arg(
         long,
         env = "LONGRUNNING_ENDPOINT",
@@ -32,7 +32,7 @@ pub(super) struct ConnectArgs {
 /// Which server to check.
 #[derive(Args, Debug)]
 pub(super) struct HealthArgs {
-    /// The server, http://HOST:PORT [default: the port of LONGRUNNING_LISTEN on this machine]
+    /// The server, http://HOST:PORT or unix:PATH [default: where LONGRUNNING_LISTEN says]
     #[arg(long, env = "LONGRUNNING_ENDPOINT", value_name = "URL")]
     pub(super) endpoint: Option<Endpoint>,
     /// Where the server of this container listens

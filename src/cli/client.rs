@@ -20,9 +20,12 @@ use crate::{server::ListenAddress, types::Types};
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Where a server is: `http://HOST:PORT`.
+/// How long a call may take that is answered at once.
+pub(super) const CALL: Duration = Duration::from_secs(20);
+
+/// Where a server is: `http://HOST:PORT` or `unix:PATH`.
 #[derive(Clone, Debug)]
-pub(super) struct Endpoint(Uri);
+pub(super) struct Endpoint(String);
 
 /// Why a command could not be done.
 #[derive(Debug)]
@@ -39,63 +42,71 @@ impl FromStr for Endpoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let uri: Uri = text
-            .parse()
-            .map_err(|error| format!("{error}; use http://HOST:PORT"))?;
-        if uri.scheme_str() != Some("http") || uri.authority().is_none() {
-            return Err("use http://HOST:PORT".to_owned());
+        const FORM: &str = "use http://HOST:PORT or unix:PATH";
+        if text
+            .strip_prefix("unix:")
+            .is_some_and(|path| !path.is_empty())
+        {
+            return Ok(Self(text.to_owned()));
         }
-        Ok(Self(uri))
+        let uri: Uri = text.parse().map_err(|error| format!("{error}; {FORM}"))?;
+        match uri.authority() {
+            Some(authority) if uri.scheme_str() == Some("http") => {
+                Ok(Self(format!("http://{authority}")))
+            }
+            _ => Err(FORM.to_owned()),
+        }
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "http://{}",
-            self.0
-                .authority()
-                .map_or("", |authority| authority.as_str())
-        )
+        f.write_str(&self.0)
     }
 }
 
 impl Endpoint {
     /// The server that listens there, seen from its own machine.
     pub(super) fn of_listener(listen: &ListenAddress) -> Self {
-        let text = listen.to_string();
-        let port = text.rsplit_once(':').map_or("8470", |(_, port)| port);
-        let host = text
-            .strip_suffix(port)
-            .and_then(|host| host.strip_suffix(':'))
-            .unwrap_or_default();
-        let host = if matches!(host, "" | "0.0.0.0" | "[::]") {
-            "127.0.0.1"
-        } else {
-            host
+        let address = match listen {
+            ListenAddress::Unix(_) => return Self(listen.to_string()),
+            ListenAddress::Tcp(address) => address,
         };
-        let url = format!("http://{host}:{port}");
-        Self(
-            url.parse()
-                .unwrap_or_else(|_| Uri::from_static("http://127.0.0.1:8470")),
-        )
+        let (host, port) = address.rsplit_once(':').unwrap_or((address, "8470"));
+        let host = match host {
+            "0.0.0.0" => "127.0.0.1",
+            "[::]" => "[::1]",
+            host => host,
+        };
+        Self(format!("http://{host}:{port}"))
     }
 
-    pub(super) async fn channel(&self) -> Result<Channel, CallError> {
-        let endpoint = Channel::builder(self.0.clone()).connect_timeout(CONNECT);
-        endpoint
-            .connect()
-            .await
-            .map_err(|error| CallError::Connect(self.clone(), error))
+    /// A connection whose calls may last `limit`.
+    pub(super) async fn channel(&self, limit: Option<Duration>) -> Result<Channel, CallError> {
+        let refused = |error| CallError::Connect(self.clone(), error);
+        let endpoint = Channel::from_shared(self.0.clone().into_bytes());
+        let mut endpoint = endpoint.map_err(|error| {
+            CallError::Status(Status::invalid_argument(format!("{self}: {error}")))
+        })?;
+        endpoint = endpoint.connect_timeout(CONNECT);
+        if let Some(limit) = limit {
+            endpoint = endpoint.timeout(limit);
+        }
+        endpoint.connect().await.map_err(refused)
     }
 
+    /// A client for calls that are answered at once.
     pub(super) async fn operations(&self) -> Result<OperationsClient<Channel>, CallError> {
-        Ok(OperationsClient::new(self.channel().await?))
+        Ok(OperationsClient::new(self.channel(Some(CALL)).await?))
+    }
+
+    /// A client for calls that wait.
+    pub(super) async fn waiting(&self) -> Result<OperationsClient<Channel>, CallError> {
+        Ok(OperationsClient::new(self.channel(None).await?))
     }
 
     pub(super) async fn watch(&self) -> Result<OperationWatchClient<Channel>, CallError> {
-        Ok(OperationWatchClient::new(self.channel().await?))
+        Ok(OperationWatchClient::new(self.channel(None).await?))
     }
 }
 
@@ -167,7 +178,8 @@ mod tests {
         for (listen, endpoint) in [
             ("127.0.0.1:8470", "http://127.0.0.1:8470"),
             ("0.0.0.0:9000", "http://127.0.0.1:9000"),
-            ("[::]:9000", "http://127.0.0.1:9000"),
+            ("[::]:9000", "http://[::1]:9000"),
+            ("unix:/run/x.sock", "unix:/run/x.sock"),
             ("10.0.0.7:1", "http://10.0.0.7:1"),
             ("[::1]:9", "http://[::1]:9"),
         ] {

@@ -30,6 +30,8 @@ const WAIT_SLICE: Duration = Duration::from_secs(30);
 /// The pause before a wait that the server broke off is taken up again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// How long a probe waits.
+const PROBE: Duration = Duration::from_secs(5);
 /// So many tries in a row find no server before a wait gives up.
 const FAILURES: u32 = 30;
 
@@ -75,7 +77,9 @@ pub(super) async fn list(args: ListArgs) -> Done {
 
 pub(super) async fn wait(args: WaitArgs) -> Done {
     let name = full_name(args.one.name.name.clone());
-    let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
+    let deadline = args
+        .timeout
+        .and_then(|timeout| Instant::now().checked_add(timeout));
     let with_bar = std::io::stderr().is_terminal();
     let waited = async {
         if with_bar && let Some(operation) = wait_watching(&args, &name).await? {
@@ -103,7 +107,10 @@ async fn wait_watching(args: &WaitArgs, name: &str) -> Result<Option<Operation>,
     };
     let mut states = match client.watch_operation(request).await {
         Ok(states) => states.into_inner(),
-        Err(status) if status.code() == Code::Unimplemented => return Ok(None),
+        // It has no watch, or no room for one: the plain wait is answered.
+        Err(status) if matches!(status.code(), Code::Unimplemented | Code::ResourceExhausted) => {
+            return Ok(None);
+        }
         Err(status) => return Err(status.into()),
     };
     let bar = Bar::new();
@@ -120,7 +127,7 @@ async fn wait_watching(args: &WaitArgs, name: &str) -> Result<Option<Operation>,
 }
 
 async fn wait_waiting(args: &WaitArgs, name: &str) -> Result<Operation, CallError> {
-    let mut client = args.one.name.connect.endpoint.operations().await?;
+    let mut client = args.one.name.connect.endpoint.waiting().await?;
     let mut failures = 0;
     loop {
         let timeout = prost_types::Duration::try_from(WAIT_SLICE).ok();
@@ -201,7 +208,7 @@ pub(super) async fn healthcheck(args: HealthArgs) -> Done {
     let endpoint = args
         .endpoint
         .unwrap_or_else(|| Endpoint::of_listener(&args.listen));
-    let mut client = HealthClient::new(endpoint.channel().await?);
+    let mut client = HealthClient::new(endpoint.channel(Some(PROBE)).await?);
     let health = client
         .check(HealthCheckRequest {
             service: String::new(),

@@ -128,7 +128,7 @@ async fn follow(
     let endpoint: Endpoint = format!("http://{clients}")
         .parse()
         .map_err(DemoError::Other)?;
-    let channel = endpoint.channel().await.map_err(DemoError::Call)?;
+    let channel = endpoint.channel(None).await.map_err(DemoError::Call)?;
     let mut watch = OperationWatchClient::new(channel.clone());
     let states = watch
         .watch_operation(WatchOperationRequest { name: name.clone() })

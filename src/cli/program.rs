@@ -149,6 +149,7 @@ fn config_path(command: &Command, arguments: &[OsString]) -> Option<PathBuf> {
         .subcommand_matches("serve")?
         .get_one::<PathBuf>("config")
         .cloned()
+        .filter(|path| !path.as_os_str().is_empty())
 }
 
 fn with_defaults(mut serve: Command, table: toml::Table) -> Result<Command, String> {
@@ -172,8 +173,12 @@ fn with_defaults(mut serve: Command, table: toml::Table) -> Result<Command, Stri
         let text = match value {
             toml::Value::String(text) => text,
             toml::Value::Integer(number) => number.to_string(),
-            toml::Value::Boolean(flag) => flag.to_string(),
-            other => return Err(format!("{key} cannot be a {}", other.type_str())),
+            other => {
+                return Err(format!(
+                    "{key} must be a string or a number, not {}",
+                    other.type_str()
+                ));
+            }
         };
         serve = serve.mut_arg(id, |arg| arg.default_value(text));
     }
@@ -215,7 +220,10 @@ mod tests {
         let line = ["longrunning", "serve", "--config", path].map(OsString::from);
         for (text, problem) in [
             ("lissen = \"x\"", "\"lissen\" is not a setting"),
-            ("listen = [1]", "listen cannot be a array"),
+            (
+                "listen = [1]",
+                "listen must be a string or a number, not array",
+            ),
             ("= 1", "is not TOML"),
             ("grace = \"soon\"", "soon"),
         ] {

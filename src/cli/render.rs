@@ -129,6 +129,11 @@ pub(super) fn say(line: &str) {
     }
 }
 
+/// Text that somebody else wrote, without what would control the terminal.
+fn tame(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
+}
+
 /// ProtoJSON on several lines.
 pub(super) fn pretty(json: &Value) -> String {
     format!("{json:#}")
@@ -136,7 +141,7 @@ pub(super) fn pretty(json: &Value) -> String {
 
 fn error_text(error: &rpc::Status) -> String {
     let code = rpc::Code::try_from(error.code).map_or("UNKNOWN", |code| code.as_str_name());
-    format!("{code}: {}", error.message)
+    format!("{code}: {}", tame(&error.message))
 }
 
 fn metadata(operation: &Operation) -> Option<OperationMetadata> {
@@ -178,7 +183,7 @@ impl Row {
                 .progress
                 .as_ref()
                 .map_or_else(String::new, progress),
-            labels: labels.join(","),
+            labels: tame(&labels.join(",")),
         }
     }
 }
@@ -209,7 +214,7 @@ fn progress(progress: &Progress) -> String {
     } else if !progress.stage.is_empty() {
         words.push(progress.stage.clone());
     }
-    words.join(", ")
+    tame(&words.join(", "))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a part of a bar")]
@@ -269,7 +274,7 @@ impl Bar {
                 .set_prefix(metadata.state().as_str_name().to_lowercase());
             return;
         };
-        self.0.set_prefix(progress.stage.clone());
+        self.0.set_prefix(tame(&progress.stage));
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -298,7 +303,7 @@ impl Bar {
             ));
         }
         words.retain(|word| !word.is_empty());
-        words.join(", ")
+        tame(&words.join(", "))
     }
 
     /// Says something above the bar.

@@ -210,7 +210,8 @@ impl ServeArgs {
                 retry: RetryPolicy::default(),
                 ..Terms::default()
             },
-            demo: self.demo,
+            // A compose file writes an unset variable as an empty one.
+            demo: self.demo.filter(|root| !root.as_os_str().is_empty()),
         }
     }
 }

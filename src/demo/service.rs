@@ -9,7 +9,7 @@ use super::checksum::QUEUE;
 use crate::{
     error::{Error, Result},
     grpc::codec::Encoded,
-    operation::payload::Payload,
+    operation::{name::excerpt, payload::Payload},
     operations::creation::NewOperation,
     operations::operations::Operations,
     proto::longrunning::demo::v1::CreateChecksumRequest,
@@ -58,7 +58,10 @@ impl generated::checksums_server::Checksums for ChecksumService {
         &self,
         request: Request<CreateChecksumRequest>,
     ) -> Result<Response<Encoded>, Status> {
-        let directory = self.inside(&request.into_inner().directory)?;
+        let (service, directory) = (self.clone(), request.into_inner().directory);
+        // A slow disk must not hold up the other calls of the lane.
+        let inside = tokio::task::spawn_blocking(move || service.inside(&directory)).await;
+        let directory = inside.map_err(|_| Error::ShuttingDown)??;
         let created = self.operations.create(new_checksum(&directory)).await?;
         Ok(Response::new(Encoded::Operation(created.operation)))
     }
@@ -80,7 +83,8 @@ impl ChecksumService {
             return Ok(real);
         }
         let rule = format!(
-            "{directory:?} is not inside of {:?}, the directory that this demo offers",
+            "{:?} is not inside of {:?}, the directory that this demo offers",
+            excerpt(directory),
             self.root
         );
         Err(Error::invalid("directory", "DIRECTORY_OUTSIDE", rule))

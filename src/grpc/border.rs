@@ -30,7 +30,8 @@ pub struct Border<S> {
 #[derive(Debug)]
 pub struct Crossing<F> {
     answer: F,
-    method: Arc<RpcMetrics>,
+    /// Taken when the answer is counted.
+    method: Option<Arc<RpcMetrics>>,
     begun: Instant,
 }
 
@@ -82,7 +83,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let method = Arc::clone(self.method(request.uri().path()));
+        let method = Some(Arc::clone(self.method(request.uri().path())));
         Crossing {
             answer: self.service.call(request),
             method,
@@ -101,53 +102,57 @@ where
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Ok(mut response) = ready!(Pin::new(&mut self.answer).poll(context));
-        let status = Status::from_header_map(response.headers());
-        let code = status.as_ref().map_or(Code::Ok, Status::code);
-        if let Some(status) = status
-            && let Some(mut better) = in_our_form(&status)
-        {
-            better.metadata_mut().clone_from(status.metadata());
-            // The header map of a response that is only an error takes any status.
-            let _ = better.add_header(response.headers_mut());
+        let mut code = Code::Ok;
+        if let Some(status) = Status::from_header_map(response.headers()) {
+            code = status.code();
+            if let Some(mut better) = in_our_form(&status) {
+                code = better.code();
+                better.metadata_mut().clone_from(status.metadata());
+                // The header map of a response that is only an error takes any status.
+                let _ = better.add_header(response.headers_mut());
+            }
         }
-        self.method
-            .answered(code as usize, self.begun.elapsed().as_secs_f64());
+        self.count(code);
         Poll::Ready(Ok(response))
     }
 }
 
-/// The form of ours for an error that has no details.
+impl<F> Crossing<F> {
+    fn count(&mut self, code: Code) {
+        if let Some(method) = self.method.take() {
+            method.answered(code as usize, self.begun.elapsed().as_secs_f64());
+        }
+    }
+}
+
+impl<F> Drop for Crossing<F> {
+    /// The client left before there was an answer.
+    fn drop(&mut self) {
+        self.count(Code::Cancelled);
+    }
+}
+
+/// The form of ours for an error that has no details, as the stack makes them.
 fn in_our_form(status: &Status) -> Option<Status> {
-    if !status.details().is_empty() {
+    let said = status.message();
+    if !status.details().is_empty() || status.code() == Code::Ok {
         return None;
     }
-    match status.code() {
-        Code::Ok => None,
+    Some(match status.code() {
         // tonic's word for a message that is too large.
         Code::OutOfRange => {
-            let message = format!(
-                "{}; send a smaller message",
-                status.message().trim_start_matches("Error, ")
-            );
-            Some(status::plain(
-                Code::ResourceExhausted,
-                "TOO_LARGE",
-                &message,
-            ))
+            let said = said.trim_start_matches("Error, ");
+            let message = format!("{said}; send a smaller message");
+            status::plain(Code::ResourceExhausted, "TOO_LARGE", &message)
         }
-        Code::Unimplemented => {
+        Code::Unimplemented if said.is_empty() => {
             let message = "this server has no such method; list its services with gRPC reflection";
-            Some(status::plain(
-                Code::Unimplemented,
-                "METHOD_UNKNOWN",
-                message,
-            ))
+            status::plain(Code::Unimplemented, "METHOD_UNKNOWN", message)
         }
-        Code::Cancelled => Some(status::plain(
-            Code::Cancelled,
-            "CALL_CANCELLED",
-            status.message(),
-        )),
-        code => Some(status::plain(code, "BAD_CALL", status.message())),
-    }
+        Code::Unimplemented => status::plain(Code::Unimplemented, "NOT_SUPPORTED", said),
+        // What the stack cannot read, the caller wrote.
+        Code::Internal => status::malformed(said),
+        Code::Cancelled => status::plain(Code::Cancelled, "CALL_CANCELLED", said),
+        code => status::plain(code, "BAD_CALL", said),
+    })
 }

@@ -90,6 +90,6 @@ impl<M: Message + Default> Decoder for MessageDecoder<M> {
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
         M::decode(buffer)
             .map(Some)
-            .map_err(|error| status::malformed(&error))
+            .map_err(|error| status::malformed(&error.to_string()))
     }
 }

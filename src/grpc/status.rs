@@ -11,6 +11,11 @@ use crate::{
     proto::google::rpc::{self, BadRequest, ErrorInfo, RetryInfo, bad_request::FieldViolation},
 };
 
+/// The most bytes of a message, and of a value in the details. Longer ones are
+/// cut: they only repeat what the caller sent.
+const MAX_MESSAGE: usize = 1024;
+const MAX_VALUE: usize = 512;
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let mut details = Vec::new();
@@ -38,21 +43,23 @@ impl From<Error> for Status {
 
 /// The request is not the message that it should be: a name that is not UTF-8,
 /// for one.
-pub(crate) fn malformed(error: &prost::DecodeError) -> Status {
-    let message = format!("the request cannot be decoded: {error}");
+pub(crate) fn malformed(problem: &str) -> Status {
+    let message = format!("the request cannot be read: {problem}");
+    let metadata = [("description".to_owned(), message.clone())];
     let details = vec![violation("", "MALFORMED_REQUEST", &message)];
     build(
         Code::InvalidArgument,
         "MALFORMED_REQUEST",
-        Default::default(),
+        metadata.into(),
         &message,
         details,
     )
 }
 
-/// A status with one ErrorInfo, for an error that needs nothing else.
+/// A status with one ErrorInfo, for an error of the stack below.
 pub(crate) fn plain(code: Code, reason: &str, message: &str) -> Status {
-    build(code, reason, Default::default(), message, Vec::new())
+    let metadata = [("description".to_owned(), message.to_owned())];
+    build(code, reason, metadata.into(), message, Vec::new())
 }
 
 fn build(
@@ -62,10 +69,15 @@ fn build(
     message: &str,
     mut details: Vec<Any>,
 ) -> Status {
+    // A response whose headers are too large ends the connection of many clients.
+    let message = shorten(message, MAX_MESSAGE);
+    let metadata = metadata
+        .into_iter()
+        .map(|(key, value)| (key, shorten(&value, MAX_VALUE).to_owned()));
     let info = ErrorInfo {
         reason: reason.to_owned(),
         domain: DOMAIN.to_owned(),
-        metadata,
+        metadata: metadata.collect(),
     };
     details.insert(0, Payload::pack(&info).any().clone());
     let full = rpc::Status {
@@ -76,11 +88,15 @@ fn build(
     Status::with_details(code, message, full.encode_to_vec().into())
 }
 
+fn shorten(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
+}
+
 fn violation(field: &str, reason: &str, description: &str) -> Any {
     let violation = FieldViolation {
         field: field.to_owned(),
         reason: reason.to_owned(),
-        description: description.to_owned(),
+        description: shorten(description, MAX_VALUE).to_owned(),
         ..Default::default()
     };
     Payload::pack(&BadRequest {

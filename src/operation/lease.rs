@@ -70,7 +70,7 @@ impl LeaseToken {
     }
 
     /// A number in 0.0..1.0 that is different for every lease: the source of
-    /// jitter in a domain that draws no random numbers.
+    /// jitter, so that the state machine draws no random numbers.
     pub(crate) fn fraction(self) -> f64 {
         let high = self.0.as_u64_pair().0 >> 32;
         f64::from(u32::try_from(high).unwrap_or(u32::MAX)) / (f64::from(u32::MAX) + 1.0)
@@ -87,9 +87,9 @@ impl fmt::Debug for LeaseToken {
 // === impl WorkerId ===
 
 impl WorkerId {
-    /// Any text that helps people to find the worker.
+    /// Any text that helps people to find the worker; at most 255 bytes are kept.
     pub fn new(text: &str) -> Self {
-        Self(text.into())
+        Self(text[..text.floor_char_boundary(255)].into())
     }
 
     /// The text.

@@ -9,7 +9,7 @@ use uuid::Uuid;
 pub(crate) const COLLECTION: &str = "operations";
 
 /// The longest name that is accepted, in bytes.
-const MAX_NAME: usize = 1024;
+pub(crate) const MAX_NAME: usize = 1024;
 
 /// The full name of an operation: `operations/{id}` or `{parent}/operations/{id}`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -115,6 +115,9 @@ impl Operation {
     /// What `event` makes of this operation.
     pub(crate) fn apply(&self, event: &Event, now: Timestamp) -> Result<Change, Refusal> {
         let now = now.max(self.update_time);
+        if *event == Event::Lapse && self.is_abandoned(now) {
+            return Ok(Change::Forget(None));
+        }
         let next = stage::next(&self.stage, event, self.facts(now, self.is_ended_by(event)))?;
         let mut changed = match next {
             Next::Same => return Ok(Change::Unchanged),
@@ -129,12 +132,13 @@ impl Operation {
         }
         match next {
             Next::To(stage) => changed.enter(stage, now),
-            Next::Done(outcome) => return Ok(changed.end(&outcome)),
+            Next::Done(outcome) => return Ok(changed.end(self.name(), &outcome)),
             Next::Same | Next::Note | Next::Forget => {}
         }
         if matches!(event, Event::Renew(_)) {
             // A sign of life changes nothing that clients see.
             changed.update_time = self.update_time;
+            changed.wire = self.wire.clone();
         } else {
             changed.encode(self.name(), None);
         }
@@ -148,6 +152,7 @@ impl Operation {
         }
         Change::Put(Self {
             hidden: true,
+            wire: self.wire.clone(),
             ..self.successor(now.max(self.update_time))
         })
     }
@@ -175,8 +180,18 @@ impl Operation {
             Stage::Running(lease) | Stage::Cancelling(lease) => Some(lease.deadline()),
             Stage::Done(_) => return self.update_time + self.terms.retention,
         };
-        let due = [stage, total].into_iter().flatten();
+        let is_pending = matches!(self.stage, Stage::Pending { .. });
+        let abandoned =
+            (self.hidden && is_pending).then(|| self.update_time + self.terms.retention);
+        let due = [stage, total, abandoned].into_iter().flatten();
         due.min().unwrap_or(Timestamp::from_nanos(i64::MAX))
+    }
+
+    /// Whether it was deleted, and no worker took it up in the time for which
+    /// anybody would have kept its result.
+    fn is_abandoned(&self, now: Timestamp) -> bool {
+        let is_pending = matches!(self.stage, Stage::Pending { .. });
+        self.hidden && is_pending && self.update_time + self.terms.retention <= now
     }
 
     /// Whether a worker may take it now.
@@ -197,6 +212,7 @@ impl Operation {
 
     fn is_ended_by(&self, event: &Event) -> bool {
         match event {
+            _ if !self.is_done() => false,
             Event::Finish(_, outcome, _) => self.wire.ends_with(outcome),
             Event::Fail { error, .. } => self.wire.ends_with(&Outcome::Error(error.clone())),
             _ => false,
@@ -218,7 +234,8 @@ impl Operation {
             terms: self.terms.clone(),
             tags: self.tags.clone(),
             work: self.work.clone(),
-            wire: self.wire.clone(),
+            // Whoever asks for a successor fills it in.
+            wire: Wire::default(),
         }
     }
 
@@ -232,10 +249,9 @@ impl Operation {
         self.stage = stage;
     }
 
-    fn end(mut self, outcome: &Outcome) -> Change {
+    fn end(mut self, name: &str, outcome: &Outcome) -> Change {
         self.stage = Stage::Done(Ending::from(outcome));
-        let name = wire::owned_name(&self.wire);
-        self.encode(name.as_str(), Some(outcome));
+        self.encode(name, Some(outcome));
         self.work = None;
         if self.hidden {
             Change::Forget(Some(self))
@@ -412,11 +428,16 @@ impl Operation {
 
     /// How many bytes it holds that vary with what people put in.
     pub(crate) fn size(&self) -> usize {
-        let work = self.work.as_ref().map_or(0, |work| {
+        // What clients see is in the encoded bytes already.
+        let unseen = self.work.as_ref().map_or(0, |work| {
             let input = work.input.as_ref().map_or(0, Payload::size);
-            input + work.latest.as_ref().map_or(0, |latest| latest.size())
+            input
+                + work
+                    .latest
+                    .as_ref()
+                    .map_or(0, |latest| latest.unseen_size())
         });
-        self.wire.bytes().len() + self.labels().size() + work
+        self.wire.bytes().len() + self.labels().size() + unseen
     }
 }
 

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// The longest pause that is accepted.
+const MAX_BACKOFF: Duration = Duration::from_secs(366 * 86_400);
+
 /// Exponential backoff with a bound on the attempts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RetryPolicy {
@@ -9,7 +12,7 @@ pub struct RetryPolicy {
     pub max_attempts: u32,
     /// The pause after the first failed attempt. Default 1 s.
     pub initial_backoff: Duration,
-    /// The longest pause. Default 60 s.
+    /// The longest pause, at most 366 days. Default 60 s.
     pub max_backoff: Duration,
     /// How much longer each pause is than the one before; at least 1. Default 2.
     pub multiplier: f64,
@@ -55,6 +58,9 @@ impl RetryPolicy {
         }
         if !(0.0..=1.0).contains(&self.jitter) {
             return Err(InvalidRetryPolicy("the jitter must be 0.0 to 1.0"));
+        }
+        if MAX_BACKOFF < self.max_backoff {
+            return Err(InvalidRetryPolicy("max_backoff must be at most 366 days"));
         }
         if self.max_backoff < self.initial_backoff {
             return Err(InvalidRetryPolicy(
@@ -111,6 +117,10 @@ mod tests {
             },
             RetryPolicy {
                 jitter: 1.1,
+                ..good.clone()
+            },
+            RetryPolicy {
+                max_backoff: Duration::MAX,
                 ..good.clone()
             },
             RetryPolicy {

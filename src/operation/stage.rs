@@ -363,15 +363,18 @@ impl Report {
         take_over(&mut self.checkpoint, &newer.checkpoint);
     }
 
-    /// How many bytes it holds, about.
-    pub(crate) fn size(&self) -> usize {
-        let payloads = [&self.metadata, &self.detail, &self.checkpoint];
-        let payloads: usize = payloads.into_iter().flatten().map(Payload::size).sum();
-        payloads
-            + self
-                .progress
-                .as_ref()
-                .map_or(0, prost::Message::encoded_len)
+    /// How many bytes of it clients do not see. Metadata of the producer's own
+    /// hides the progress and the detail.
+    pub(crate) fn unseen_size(&self) -> usize {
+        let checkpoint = self.checkpoint.as_ref().map_or(0, Payload::size);
+        let Some(_) = &self.metadata else {
+            return checkpoint;
+        };
+        let progress = self
+            .progress
+            .as_ref()
+            .map_or(0, prost::Message::encoded_len);
+        checkpoint + progress + self.detail.as_ref().map_or(0, Payload::size)
     }
 }
 

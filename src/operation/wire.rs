@@ -14,7 +14,7 @@ const RESPONSE: u32 = 5;
 
 /// An encoded operation. Its name and its result are read from the bytes, so
 /// that neither is kept a second time.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Wire(Box<[u8]>);
 
 // === impl Wire ===

@@ -101,15 +101,20 @@ impl Builder {
     /// [`StartError`] if the journal cannot be read or a value is out of range.
     pub async fn start(self) -> Result<Operations, StartError> {
         self.defaults.check()?;
-        let store = Store::open(self.journal, Clock::system(), &self.metrics, self.limits).await?;
-        let (work, release) = (Tasks::default(), CancellationToken::new());
+        let mut handlers = Vec::new();
         for (queue, concurrency, handler) in self.handlers {
             if concurrency == 0 {
                 return Err(StartError::Concurrency(queue));
             }
+            handlers.push((QueueName::parse(&queue)?, concurrency, handler));
+        }
+        // From here on nothing fails, so that no worker is left behind.
+        let store = Store::open(self.journal, Clock::system(), &self.metrics, self.limits).await?;
+        let (work, release) = (Tasks::default(), CancellationToken::new());
+        for (queue, concurrency, handler) in handlers {
             let pool = Pool {
                 store: store.clone(),
-                queue: QueueName::parse(&queue)?,
+                queue,
                 handler,
                 worker: WorkerId::new("in-process"),
                 metrics: self.metrics.clone(),

@@ -22,6 +22,9 @@ const PAGE_BYTES: usize = 3 << 20;
 /// one page; then the page is short, which AIP-158 allows.
 const SCAN: usize = 20_000;
 
+/// How many of them in one go; writers wait that long at the most.
+const CHUNK: usize = 1024;
+
 /// One page of a list.
 #[derive(Clone, Debug)]
 pub struct Page {
@@ -54,22 +57,31 @@ pub(crate) fn page(index: &Index, request: &ListOperationsRequest) -> Result<Pag
         next_page_token: String::new(),
     };
     let (mut bytes, mut seen, mut last) = (0, 0, None);
-    let before = cursor.map_or(u64::MAX, |Cursor(number)| number);
-    let complete = index.scan(&scope, before, |operation| {
-        seen += 1;
-        let shown = !operation.is_hidden() && scope.holds(operation.name());
-        let is_full = page.operations.len() == size
-            || (!page.operations.is_empty() && PAGE_BYTES < bytes + operation.bytes().len());
-        if (shown && is_full) || SCAN < seen {
-            return false;
+    let mut before = cursor.map_or(u64::MAX, |Cursor(number)| number);
+    let mut is_full = false;
+    let complete = loop {
+        let chunk = seen + CHUNK;
+        let complete = index.scan(&scope, before, |operation| {
+            let shown = !operation.is_hidden() && scope.holds(operation.name());
+            is_full = page.operations.len() == size
+                || (!page.operations.is_empty() && PAGE_BYTES < bytes + operation.bytes().len());
+            is_full &= shown;
+            if is_full || seen == chunk {
+                return false;
+            }
+            seen += 1;
+            last = Some(operation.number());
+            if shown {
+                bytes += operation.bytes().len();
+                page.operations.push(operation.clone());
+            }
+            true
+        });
+        if complete || is_full || SCAN <= seen {
+            break complete;
         }
-        last = Some(operation.number());
-        if shown {
-            bytes += operation.bytes().len();
-            page.operations.push(operation.clone());
-        }
-        true
-    });
+        before = last.unwrap_or(before);
+    };
     if !complete && let Some(last) = last {
         page.next_page_token = Cursor(last).seal(&request.name, &request.filter);
     }

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use crate::operation::name::{
-    COLLECTION, InvalidName, Parent, excerpt, is_collection, is_parent_id, parent_of, segments,
+    COLLECTION, InvalidName, MAX_NAME, Parent, excerpt, is_collection, is_parent_id, parent_of,
+    segments,
 };
 
 /// Which operations a list asks for.
@@ -27,6 +28,9 @@ impl Scope {
     /// # Errors
     /// [`InvalidName::Parent`] for anything else.
     pub(crate) fn parse(text: &str) -> Result<Self, InvalidName> {
+        if MAX_NAME < text.len() {
+            return Err(InvalidName::Parent(excerpt(text)));
+        }
         if matches!(text, "" | "-" | "-/operations") {
             return Ok(Self::Everything);
         }
@@ -59,15 +63,20 @@ impl Scope {
         match self {
             Self::Everything => true,
             Self::Under(parent) => parent_of(name) == parent.as_str(),
-            Self::Matching(pattern) => {
-                let parent = parent_of(name);
-                segments(pattern).count() == segments(parent).count()
-                    && segments(pattern)
-                        .zip(segments(parent))
-                        .all(|(pattern, parent)| {
-                            pattern.0 == parent.0 && (pattern.1 == "-" || pattern.1 == parent.1)
-                        })
-            }
+            Self::Matching(pattern) => fits(pattern, parent_of(name)),
+        }
+    }
+}
+
+/// Whether a parent has the segments of a pattern, in which `-` is any id.
+fn fits(pattern: &str, parent: &str) -> bool {
+    let (mut wanted, mut found) = (segments(pattern), segments(parent));
+    loop {
+        match (wanted.next(), found.next()) {
+            (None, None) => return true,
+            (Some(wanted), Some(found))
+                if wanted.0 == found.0 && (wanted.1 == "-" || wanted.1 == found.1) => {}
+            _ => return false,
         }
     }
 }

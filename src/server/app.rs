@@ -27,6 +27,9 @@ use crate::{
     tasks::Tasks,
 };
 
+/// Longer than anybody drains.
+const YEAR: Duration = Duration::from_secs(366 * 86_400);
+
 /// The part of the grace that is kept for closing connections.
 const CLOSING: Duration = Duration::from_secs(2);
 
@@ -197,16 +200,20 @@ async fn drain(
     stop: &CancellationToken,
     serving: JoinHandle<()>,
 ) {
-    let deadline = Instant::now() + grace;
+    let begun = Instant::now();
+    let deadline = begun.checked_add(grace).unwrap_or(begun + YEAR);
     health.set(false).await;
     // Polls are still answered while the workers finish.
-    operations
-        .shutdown(grace.saturating_sub(CLOSING.min(grace / 4)))
-        .await;
+    let work = operations.shutdown(grace.saturating_sub(CLOSING.min(grace / 4)));
+    if timeout_at(deadline, work).await.is_err() {
+        warn!("the store did not close within the grace");
+    }
     stop.cancel();
     let abort = serving.abort_handle();
-    if timeout_at(deadline, serving).await.is_err() {
-        warn!("connections were cut, because the grace is over");
+    // Streams without an end, such as a watched health, must not use up the grace.
+    let closed = deadline.min(Instant::now() + CLOSING);
+    if timeout_at(closed, serving).await.is_err() {
+        info!("streams that were still open were cut");
         abort.abort();
     }
 }

@@ -55,6 +55,20 @@ impl Ready {
         let new = || Arc::new(Queue::new(self.metrics.queue_depth(name.as_str())));
         self.queues.entry(name.clone()).or_insert_with(new).clone()
     }
+
+    /// Drops a queue that is empty and that nobody waits at, so that names which
+    /// callers make up do not stay for ever.
+    pub(crate) fn tidy(&self, name: &QueueName) {
+        let is_unused =
+            |queue: &Arc<Queue>| Arc::strong_count(queue) == 1 && queue.lines.lock().pending == 0;
+        if self
+            .queues
+            .remove_if(name, |_, queue| is_unused(queue))
+            .is_some()
+        {
+            self.metrics.forget_queue(name.as_str());
+        }
+    }
 }
 
 // === impl Queue ===

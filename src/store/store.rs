@@ -2,12 +2,16 @@
 //! asks the state machine, is kept by the journal and only then shown by the
 //! view. What a change means is decided in `operation`.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, AtomicUsize, Ordering},
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use tokio::select;
 use tracing::{error, info, warn};
 
@@ -24,7 +28,8 @@ use crate::{
         birth::Birth,
         name::OperationName,
         operation::{Change, Operation},
-        stage::{Event, Refusal},
+        outcome::Outcome,
+        stage::{Event, Refusal, Report},
     },
     tasks::Tasks,
 };
@@ -33,13 +38,19 @@ use crate::{
 /// keep their changes in one go.
 const LAPSES_AT_ONCE: usize = 256;
 
+/// The pause before a look that could not be kept is tried again.
+const LAPSE_PAUSE: Duration = Duration::from_secs(1);
+
+/// An error of at most so many bytes always has room.
+const SHORT_ERROR: usize = 4096;
+
 /// How much a store takes in.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Operations in all. Default 1 000 000. Over → STORE_FULL.
     pub max_operations: usize,
     /// Bytes of encoded operations, inputs and labels in all. Default 1 GiB.
-    /// Over → STORE_FULL.
+    /// Over, creations and reports are refused with STORE_FULL; outcomes never.
     pub max_bytes: usize,
     /// Bytes of one operation, its input included. Default 3 MiB, because
     /// clients refuse messages over 4 MiB. Over → TOO_LARGE.
@@ -186,7 +197,7 @@ impl Store {
         }
         birth.number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let operation = Arc::new(Operation::new(birth, self.clock.now()));
-        self.check_size("input", &operation)?;
+        self.check_size("operation", &operation)?;
         let _promise = self.promise(operation.size())?;
         let queue = operation.queue().map(|name| self.view.ready.queue(name));
         if let Some(queue) = &queue
@@ -213,6 +224,7 @@ impl Store {
             if let Some(queue) = queue {
                 queue.give_up();
             }
+            self.tidy(&operation);
             return Err(error);
         }
         self.view.publish(&operation);
@@ -252,13 +264,13 @@ impl Store {
             refusal,
         };
         let change = current.apply(event, self.clock.now()).map_err(refused)?;
-        if let Change::Put(operation) | Change::Forget(Some(operation)) = &change {
-            match event {
-                Event::Report(..) => self.check_size("metadata", operation)?,
-                Event::Finish(..) => self.check_size("response", operation)?,
-                Event::Fail { .. } => self.check_size("error", operation)?,
-                _ => {}
+        match &change {
+            Change::Put(next) | Change::Forget(Some(next)) => {
+                self.check_room(event, &current, next)?;
             }
+            // The look that was asked for found nothing due: look again later.
+            Change::Unchanged if *event == Event::Lapse => self.view.arm_again(&current),
+            Change::Unchanged | Change::Forget(None) => {}
         }
         self.keep(current, change).await
     }
@@ -303,6 +315,13 @@ impl Store {
         })
     }
 
+    /// Drops the queue of an operation that was not admitted, if it was new.
+    fn tidy(&self, operation: &Operation) {
+        if let Some(queue) = operation.queue() {
+            self.view.ready.tidy(queue);
+        }
+    }
+
     fn reserve(&self) -> Result<()> {
         let limit = self.limits.max_operations;
         let more = |held| (held < limit).then_some(held + 1);
@@ -335,6 +354,32 @@ impl Store {
         }
     }
 
+    /// Whether there is room for what a worker says. For a short error there
+    /// always is: an operation must be able to end.
+    fn check_room(&self, event: &Event, current: &Operation, next: &Operation) -> Result<()> {
+        match event {
+            Event::Report(..) => {
+                self.check_size("metadata", next)?;
+                let growth = next.size().saturating_sub(current.size());
+                if growth != 0 && self.limits.max_bytes < self.view.bytes() + growth {
+                    return Err(Error::StoreFull {
+                        unit: "bytes",
+                        limit: self.limits.max_bytes,
+                    });
+                }
+                Ok(())
+            }
+            Event::Finish(_, outcome @ Outcome::Error(_), report)
+                if *report == Report::default() && outcome.size() <= SHORT_ERROR =>
+            {
+                Ok(())
+            }
+            Event::Finish(..) => self.check_size("response", next),
+            Event::Fail { .. } => self.check_size("error", next),
+            _ => Ok(()),
+        }
+    }
+
     fn check_size(&self, field: &'static str, operation: &Operation) -> Result<()> {
         let (size, limit) = (operation.size(), self.limits.max_operation_bytes);
         if size <= limit {
@@ -353,24 +398,19 @@ impl Store {
             return;
         }
         match self.commit(&operation.owned_name(), Event::Lapse).await {
-            Ok(after) => {
-                if Arc::ptr_eq(&operation, &after) {
-                    self.view.arm_again(&after);
-                } else {
-                    info!(
-                        operation.name = after.name(),
-                        operation.state = after.state().as_str_name(),
-                        "time has passed for an operation"
-                    );
-                }
+            Ok(after) if after.state() != operation.state() => {
+                info!(
+                    operation.name = after.name(),
+                    operation.state = after.state().as_str_name(),
+                    "a timeout or a lost lease changed an operation"
+                );
             }
+            Ok(_) => {}
             Err(Error::NotFound { .. } | Error::Refused { .. }) => {}
             Err(error) => {
-                warn!(operation.name = operation.name(), %error, "time has passed for an operation, but that could not be kept; trying again");
-                let now = self.clock.now();
+                warn!(operation.name = operation.name(), %error, "an operation is due, but that could not be kept; trying again");
                 self.view
-                    .deadlines
-                    .arm(number, now + std::time::Duration::from_secs(1), now);
+                    .look_at(&operation, self.clock.now() + LAPSE_PAUSE);
             }
         }
     }
@@ -391,7 +431,18 @@ async fn keep_time(store: Arc<Store>) {
             () = stopping.cancelled() => return,
         };
         stream::iter(due)
-            .for_each_concurrent(LAPSES_AT_ONCE, |number| store.lapse(number))
+            .for_each_concurrent(LAPSES_AT_ONCE, |number| {
+                // One operation that cannot be looked at must not stop the clock for all.
+                let looked = AssertUnwindSafe(store.lapse(number)).catch_unwind();
+                looked.map(move |looked| {
+                    if looked.is_err() {
+                        error!(
+                            operation.number = number,
+                            "the look at an operation panicked"
+                        );
+                    }
+                })
+            })
             .await;
     }
 }

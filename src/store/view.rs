@@ -1,6 +1,6 @@
-//! The view: what readers see. `publish` is the one door in; it alone feeds
-//! the index, the queues, the waiters and the deadlines, for requests and for
-//! replay alike. No guard of the map ever leaves this file.
+//! The view: what readers see. `publish` is the one door in, for requests and
+//! for replay alike; it feeds the index, the queues, the waiters and the
+//! deadlines. No guard of the map ever leaves this file.
 
 use std::{
     borrow::Borrow,
@@ -16,7 +16,7 @@ use foldhash::fast::RandomState;
 
 use super::{deadlines::Deadlines, index::Index, ready::Ready, waiters::Waiters};
 use crate::{
-    clock::Clock,
+    clock::{Clock, Timestamp},
     metrics::Metrics,
     operation::{
         birth::Request,
@@ -106,7 +106,11 @@ impl View {
         };
         self.index.put(operation);
         self.count(previous.as_deref(), Some(operation));
-        self.remember_request(operation);
+        if operation.is_hidden() {
+            self.forget_request(operation);
+        } else if previous.is_none() {
+            self.remember_request(operation);
+        }
         // First the deadline, then the queue: a pause that ends in between is
         // seen by the second, one that ends later by the first.
         self.arm(previous.as_deref(), operation);
@@ -131,10 +135,17 @@ impl View {
 
     /// Looks again, later, at an operation that time may change.
     pub(crate) fn arm_again(&self, operation: &Operation) {
-        let now = self.clock.now();
-        self.deadlines
-            .arm(operation.number(), operation.deadline(now), now);
+        self.look_at(operation, operation.deadline(self.clock.now()));
         self.offer(operation);
+    }
+
+    /// Puts an operation into the book of deadlines.
+    pub(crate) fn look_at(&self, operation: &Operation, deadline: Timestamp) {
+        let (now, is_retention) = (self.clock.now(), operation.is_done());
+        self.deadlines
+            .arm(operation.number(), deadline, now, is_retention);
+        self.deadlines
+            .sweep(|number| self.index.get(number).is_some());
     }
 
     /// Offers an operation to the workers of its queue, if it is ready.
@@ -151,7 +162,7 @@ impl View {
         let deadline = operation.deadline(now);
         // What was due at the same time before is in the book already.
         if previous.is_none_or(|previous| previous.deadline(now) != deadline) {
-            self.deadlines.arm(operation.number(), deadline, now);
+            self.look_at(operation, deadline);
         }
     }
 
@@ -166,7 +177,10 @@ impl View {
             return;
         };
         match (before, after) {
-            (Some(before), None) => self.ready.queue(queue).leave(before),
+            (Some(before), None) => {
+                self.ready.queue(queue).leave(before);
+                self.ready.tidy(queue);
+            }
             (None, Some(after)) => {
                 if previous.is_some() {
                     self.ready.queue(queue).enter();
@@ -178,32 +192,26 @@ impl View {
     }
 
     fn count(&self, previous: Option<&Operation>, operation: Option<&Arc<Operation>>) {
+        let signed = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
         if let Some(operation) = operation {
             self.bytes.fetch_add(operation.size(), Ordering::Relaxed);
+            self.metrics.bytes.inc_by(signed(operation.size()));
             self.metrics.operations(operation.state()).inc();
         }
         if let Some(previous) = previous {
             self.bytes.fetch_sub(previous.size(), Ordering::Relaxed);
+            self.metrics.bytes.dec_by(signed(previous.size()));
             self.metrics.operations(previous.state()).dec();
         }
-        self.metrics
-            .bytes
-            .set(i64::try_from(self.bytes()).unwrap_or(i64::MAX));
     }
 
+    /// A new operation takes its request over from one that is going away.
     fn remember_request(&self, operation: &Operation) {
-        let Some(request) = operation.request() else {
-            return;
-        };
-        if operation.is_hidden() {
-            return self.forget_request(operation);
+        if let Some(request) = operation.request() {
+            let key = RequestKey::new(parent_of(operation.name()), request);
+            let (name, request) = (operation.owned_name(), request.clone());
+            self.requests.insert(key, Requested { name, request });
         }
-        let key = RequestKey::new(parent_of(operation.name()), request);
-        let requested = || Requested {
-            name: operation.owned_name(),
-            request: request.clone(),
-        };
-        self.requests.entry(key).or_insert_with(requested);
     }
 
     fn forget_request(&self, operation: &Operation) {

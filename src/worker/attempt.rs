@@ -68,10 +68,10 @@ impl Attempt {
         self,
         operation: Arc<Operation>,
         handler: Arc<dyn AnyHandler>,
+        tasks: &Tasks,
         release: CancellationToken,
     ) -> AttemptEnd {
         let context = Context::new(operation, self.desk.clone(), self.store.clock);
-        let tasks = Tasks::default();
         let mut work = tasks.spawn("handler", handler.start(context));
         let end = select! {
             biased;
@@ -79,17 +79,19 @@ impl Attempt {
             () = release.cancelled() => {
                 // The operation is offered again only when nobody works on it any
                 // more. A handler that blocks its thread is not waited for.
+                self.desk.cancelled.cancel();
                 work.abort();
                 match timeout(ABORT_PATIENCE, &mut work).await {
-                    Ok(result) => self.finish(result, &release).await,
-                    Err(_) => self.release().await,
+                    Ok(Ok(Ok(response))) => self.finish(Ok(Ok(response)), &release).await,
+                    // It broke off because it was told to, not because it failed.
+                    _ => self.release().await,
                 }
             }
             () = self.keep() => AttemptEnd::lost,
         };
         // A handler that nobody waits for any more stops at its next await.
-        work.abort();
         self.desk.cancelled.cancel();
+        work.abort();
         end
     }
 
@@ -99,6 +101,7 @@ impl Attempt {
         let mut waiter = self.store.view.waiters.enter_worker(self.number);
         let mut renew_at = Instant::now() + self.renewal;
         let mut report_at = Instant::now();
+        let mut warned = false;
         loop {
             if !self.is_mine() {
                 return;
@@ -130,8 +133,10 @@ impl Attempt {
             match kept {
                 Ok(_) => {}
                 Err(Error::Refused { .. } | Error::NotFound { .. }) => return,
-                Err(error @ Error::TooLarge { .. }) => {
-                    warn!(operation.name = %self.name, %error, "a report was dropped");
+                Err(error @ (Error::TooLarge { .. } | Error::StoreFull { .. })) => {
+                    if !std::mem::replace(&mut warned, true) {
+                        warn!(operation.name = %self.name, %error, "reports are dropped");
+                    }
                 }
                 // The next turn tries again, while the lease lasts.
                 Err(error) => {
@@ -211,13 +216,7 @@ impl Attempt {
                     AttemptEnd::retried,
                 )
             }
-            Ok(outcome) => {
-                let end = match Ending::from(&outcome) {
-                    Ending::Cancelled => AttemptEnd::cancelled,
-                    Ending::Succeeded | Ending::Failed => AttemptEnd::failed,
-                };
-                (self.finished(outcome, report), end)
-            }
+            Ok(outcome) => (self.finished(outcome, report), AttemptEnd::failed),
             Err(error) => (
                 self.finished(bad_result(&error), report),
                 AttemptEnd::failed,
@@ -239,13 +238,9 @@ impl Attempt {
     ) -> AttemptEnd {
         loop {
             match self.commit(event.clone()).await {
-                Ok(_) => return end,
+                Ok(operation) => return ended(&operation, end),
                 Err(Error::Refused { .. } | Error::NotFound { .. }) => return AttemptEnd::lost,
-                Err(error @ Error::TooLarge { .. }) => {
-                    let outcome =
-                        Outcome::failed(Code::ResourceExhausted, error.reason(), error.to_string());
-                    event = self.finished(outcome, Report::default());
-                }
+                Err(error @ Error::TooLarge { .. }) => event = self.smaller(event, &error),
                 Err(error) => {
                     debug!(operation.name = %self.name, %error, "the outcome could not be recorded yet");
                     if release.is_cancelled() {
@@ -256,6 +251,22 @@ impl Attempt {
                         () = release.cancelled() => {}
                     }
                 }
+            }
+        }
+    }
+
+    /// What is recorded instead of an outcome that is too large: first the
+    /// outcome without the last report, then an error that says so, for which
+    /// there is always room.
+    fn smaller(&self, event: Event, error: &Error) -> Event {
+        match event {
+            Event::Finish(token, outcome, report) if report != Report::default() => {
+                Event::Finish(token, outcome, Report::default())
+            }
+            _ => {
+                let code = Code::ResourceExhausted;
+                let outcome = Outcome::failed(code, error.reason(), error.to_string());
+                self.finished(outcome, Report::default())
             }
         }
     }
@@ -273,13 +284,25 @@ impl Attempt {
     async fn release(&self) -> AttemptEnd {
         self.hand_in().await;
         match self.commit(Event::Release(self.token)).await {
-            Ok(_) => AttemptEnd::released,
+            Ok(operation) => ended(&operation, AttemptEnd::released),
             Err(_) => AttemptEnd::lost,
         }
     }
 
     async fn commit(&self, event: Event) -> Result<Arc<Operation>> {
         self.store.commit(&self.name, event).await
+    }
+}
+
+/// How an attempt ended, by what became of the operation: a failure that was
+/// meant to be retried may have been the last one.
+fn ended(operation: &Operation, end: AttemptEnd) -> AttemptEnd {
+    match (operation.stage(), end) {
+        (_, AttemptEnd::panicked) => AttemptEnd::panicked,
+        (Stage::Done(Ending::Succeeded), _) => AttemptEnd::succeeded,
+        (Stage::Done(Ending::Failed), _) => AttemptEnd::failed,
+        (Stage::Done(Ending::Cancelled), _) => AttemptEnd::cancelled,
+        _ => end,
     }
 }
 

@@ -45,7 +45,7 @@ impl Pool {
     }
 
     async fn work(self, concurrency: usize) {
-        let permits = Arc::new(Semaphore::new(concurrency));
+        let permits = Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS)));
         let stopping = self.tasks.stopping().clone();
         let stopped = stopping.cancelled();
         tokio::pin!(stopped);
@@ -86,7 +86,12 @@ impl Pool {
         let started = Instant::now();
         let attempt = Attempt::new(self.store.clone(), &operation, token);
         let end = attempt
-            .run(operation, self.handler.clone(), self.release.clone())
+            .run(
+                operation,
+                self.handler.clone(),
+                &self.tasks,
+                self.release.clone(),
+            )
             .instrument(span)
             .await;
         self.metrics
