@@ -38,4 +38,6 @@ mod upkeep;
 mod wait;
 mod wait_limits;
 mod watch;
+#[cfg(feature = "cli")]
+mod wires;
 mod worker;
