@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, time::Duration};
 use prost::Message;
 use tonic::{
     Code, Status,
-    transport::{Channel, Uri},
+    transport::{self, Channel, Uri},
 };
 
 use crate::proto::{
@@ -84,7 +84,8 @@ impl Endpoint {
     /// A connection whose calls may last `limit`.
     pub(super) async fn channel(&self, limit: Option<Duration>) -> Result<Channel, CallError> {
         let refused = |error| CallError::Connect(self.clone(), error);
-        let endpoint = Channel::from_shared(self.0.clone().into_bytes());
+        // Of the two `from_shared`, only this one knows Unix sockets.
+        let endpoint = transport::Endpoint::from_shared(self.0.clone());
         let mut endpoint = endpoint.map_err(|error| {
             CallError::Status(Status::invalid_argument(format!("{self}: {error}")))
         })?;

@@ -75,11 +75,12 @@ impl ChecksumService {
     fn inside(&self, directory: &str) -> Result<PathBuf> {
         let asked = self.root.join(directory);
         let real = match asked.canonicalize() {
-            Ok(real) => real,
-            Err(_) if !directory.split('/').any(|part| part == "..") => asked,
-            Err(_) => self.root.join(".."),
+            Ok(real) => Some(real),
+            Err(_) if !directory.split('/').any(|part| part == "..") => Some(asked),
+            // Where it would lead cannot be told.
+            Err(_) => None,
         };
-        if real.starts_with(&self.root) {
+        if let Some(real) = real.filter(|real| real.starts_with(&self.root)) {
             return Ok(real);
         }
         let rule = format!(

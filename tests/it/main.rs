@@ -14,6 +14,7 @@ mod bugs_of_shape;
 mod cancel;
 #[cfg(feature = "cli")]
 mod commands;
+mod counts;
 mod creation;
 mod delete;
 mod durability;
@@ -31,8 +32,12 @@ mod races;
 mod recovery;
 mod results;
 mod shutdown;
+mod sizes;
 mod times;
+mod upkeep;
 mod wait;
 mod wait_limits;
 mod watch;
+#[cfg(feature = "cli")]
+mod wires;
 mod worker;
