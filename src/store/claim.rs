@@ -37,7 +37,8 @@ impl Store {
         queue: &QueueName,
         worker: &WorkerId,
     ) -> Result<Arc<Operation>> {
-        let queue = self.view.ready.queue(queue);
+        let visit = self.view.ready.visit(queue);
+        let queue = visit.queue();
         let stopping = self.tasks.stopping();
         loop {
             let number = select! {
@@ -47,7 +48,7 @@ impl Store {
             };
             let taken = Taken {
                 store: self,
-                queue: &queue,
+                queue,
                 number,
             };
             let Some(operation) = self.view.index.get(taken.number) else {

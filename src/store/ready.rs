@@ -37,6 +37,30 @@ struct Lines {
     pending: usize,
 }
 
+/// A stay at a queue. Whoever leaves last drops the queue if it is empty, so
+/// that names which callers make up do not stay for ever.
+#[derive(Debug)]
+pub(crate) struct Visit<'a> {
+    ready: &'a Ready,
+    name: &'a QueueName,
+    queue: Option<Arc<Queue>>,
+}
+
+// === impl Visit ===
+
+impl Visit<'_> {
+    pub(crate) fn queue(&self) -> &Queue {
+        self.queue.as_ref().expect("it is there until the drop")
+    }
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        self.queue = None;
+        self.ready.tidy(self.name);
+    }
+}
+
 // === impl Ready ===
 
 impl Ready {
@@ -56,8 +80,16 @@ impl Ready {
         self.queues.entry(name.clone()).or_insert_with(new).clone()
     }
 
-    /// Drops a queue that is empty and that nobody waits at, so that names which
-    /// callers make up do not stay for ever.
+    /// The queue with this name, for as long as the visit lasts.
+    pub(crate) fn visit<'a>(&'a self, name: &'a QueueName) -> Visit<'a> {
+        Visit {
+            ready: self,
+            name,
+            queue: Some(self.queue(name)),
+        }
+    }
+
+    /// Drops a queue that is empty and that nobody waits at.
     pub(crate) fn tidy(&self, name: &QueueName) {
         let is_unused =
             |queue: &Arc<Queue>| Arc::strong_count(queue) == 1 && queue.lines.lock().pending == 0;

@@ -199,9 +199,9 @@ impl Store {
         let operation = Arc::new(Operation::new(birth, self.clock.now()));
         self.check_size("operation", &operation)?;
         let _promise = self.promise(operation.size())?;
-        let queue = operation.queue().map(|name| self.view.ready.queue(name));
-        if let Some(queue) = &queue
-            && !queue.reserve(self.limits.max_queue)
+        let visit = operation.queue().map(|name| self.view.ready.visit(name));
+        if let Some(visit) = &visit
+            && !visit.queue().reserve(self.limits.max_queue)
         {
             let queue = operation
                 .queue()
@@ -221,13 +221,13 @@ impl Store {
             full => full,
         };
         if let Err(error) = kept {
-            if let Some(queue) = queue {
-                queue.give_up();
+            if let Some(visit) = visit {
+                visit.queue().give_up();
             }
-            self.tidy(&operation);
             return Err(error);
         }
         self.view.publish(&operation);
+        drop(visit);
         Ok(Created {
             operation,
             reused: false,
@@ -313,13 +313,6 @@ impl Store {
             error!(%error, "a change was refused, because it could not be kept");
             Error::StoreUnavailable
         })
-    }
-
-    /// Drops the queue of an operation that was not admitted, if it was new.
-    fn tidy(&self, operation: &Operation) {
-        if let Some(queue) = operation.queue() {
-            self.view.ready.tidy(queue);
-        }
     }
 
     fn reserve(&self) -> Result<()> {

@@ -45,6 +45,8 @@ impl Pool {
     }
 
     async fn work(self, concurrency: usize) {
+        // The queue stays while there is a pool for it.
+        let _queue = self.store.view.ready.queue(&self.queue);
         let permits = Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS)));
         let stopping = self.tasks.stopping().clone();
         let stopped = stopping.cancelled();

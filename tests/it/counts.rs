@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use longrunning::{
-    Any, Context, Failure, NewOperation, Operations, RetryPolicy, proto::google::rpc::Code,
+    Any, Context, Failure, NewOperation, Operations, QueueName, RetryPolicy, WorkerId,
+    proto::google::rpc::Code,
 };
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::sync::mpsc;
@@ -11,7 +12,7 @@ use tokio::sync::mpsc;
 use crate::support::{
     Server, get,
     journal::{Gate, TestJournal},
-    running, wait,
+    running, text, wait,
 };
 
 /// So long a count may take before the test has failed.
@@ -149,4 +150,16 @@ async fn an_attempt_that_was_cancelled_counts_as_cancelled_however_it_failed() {
     starts.recv().await.unwrap();
     operations.cancel(&name).await.unwrap();
     counted(&operations, &attempts("cancelled")).await;
+}
+
+#[tokio::test]
+async fn a_queue_whose_last_operation_was_claimed_and_finished_has_no_series_any_more() {
+    let operations = Operations::builder().start().await.unwrap();
+    operations.submit("q", text("")).await.unwrap();
+    let (queue, worker) = (QueueName::parse("q").unwrap(), WorkerId::new("w"));
+    let leased = operations.lease(&queue, &worker).await.unwrap();
+    let token = leased.lease().unwrap().token;
+    let name = leased.owned_name();
+    operations.succeed(&name, token, text("")).await.unwrap();
+    assert!(queues(&operations).is_empty());
 }
