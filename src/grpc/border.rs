@@ -22,7 +22,13 @@ use crate::metrics::{Metrics, RpcMetrics};
 #[derive(Clone, Debug)]
 pub struct Border<S> {
     service: S,
-    methods: Arc<[(&'static str, Arc<RpcMetrics>)]>,
+    counters: Arc<Counters>,
+}
+
+/// The counters of each method, and of all that is not counted by name.
+#[derive(Debug)]
+struct Counters {
+    methods: [(&'static str, Arc<RpcMetrics>); METHODS.len()],
     other: Arc<RpcMetrics>,
 }
 
@@ -50,22 +56,20 @@ const METHODS: [&str; 6] = [
 impl<S> Border<S> {
     /// Puts a border around `service`.
     pub fn new(service: S, metrics: &Metrics) -> Self {
-        let methods = METHODS
-            .iter()
-            .map(|path| (*path, Arc::new(metrics.rpc(&path[1..]))))
-            .collect();
+        let counters = Counters {
+            methods: METHODS.map(|path| (path, Arc::new(metrics.rpc(&path[1..])))),
+            other: Arc::new(metrics.rpc("other")),
+        };
         Self {
             service,
-            methods,
-            other: Arc::new(metrics.rpc("other")),
+            counters: Arc::new(counters),
         }
     }
 
     fn method(&self, path: &str) -> &Arc<RpcMetrics> {
-        self.methods
-            .iter()
-            .find(|(known, _)| *known == path)
-            .map_or(&self.other, |(_, method)| method)
+        let Counters { methods, other } = &*self.counters;
+        let known = methods.iter().find(|(known, _)| *known == path);
+        known.map_or(other, |(_, method)| method)
     }
 }
 

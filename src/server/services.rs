@@ -5,6 +5,7 @@ use std::{
     convert::Infallible,
     future::{Future, ready},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -13,7 +14,7 @@ use hyper::body::Incoming;
 use tonic::{Status, body::Body, server::NamedService};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tonic_reflection::server::Builder;
-use tower::{Service, util::BoxCloneService};
+use tower::{Service, util::BoxCloneSyncService};
 
 use super::config::Config;
 use crate::{
@@ -28,12 +29,15 @@ use crate::{
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 /// A service that is called too rarely for the cost of a box to matter.
-type Rare = BoxCloneService<Request<Incoming>, Response<Body>, Infallible>;
+type Rare = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 
 /// All services of one listener. A match on the path is all the routing that
 /// six services need.
 #[derive(Clone)]
-pub(super) struct Services {
+pub(super) struct Services(Arc<Each>);
+
+/// Each of them, cloned only when it is called.
+struct Each {
     operations: OperationsServer<OperationsService>,
     watch: OperationWatchServer<WatchService>,
     checksums: Option<ChecksumsServer<ChecksumService>>,
@@ -65,7 +69,7 @@ impl Services {
             .as_ref()
             .map(|root| checksums_server(operations, root.clone()));
         let has_demo = checksums.is_some();
-        let services = Self {
+        let services = Each {
             operations: operations_server_with(operations, config.waits)
                 .max_decoding_message_size(limit),
             watch: watch_server(operations).max_decoding_message_size(limit),
@@ -82,7 +86,7 @@ impl Services {
                     .expect("the descriptors are our own"),
             ),
         };
-        (services, Health(reporter, has_demo))
+        (Self(Arc::new(services)), Health(reporter, has_demo))
     }
 }
 
@@ -119,13 +123,14 @@ impl Service<Request<Incoming>> for Services {
             .get(1..)
             .and_then(|path| path.split('/').next())
             .unwrap_or_default();
+        let each = &self.0;
         match service {
-            OPERATIONS => self.operations.call(request),
-            WATCH => self.watch.call(request),
-            HEALTH => self.health.call(request),
-            REFLECTION => self.reflection.call(request),
-            REFLECTION_ALPHA => self.reflection_alpha.call(request),
-            CHECKSUMS if let Some(checksums) = &mut self.checksums => checksums.call(request),
+            OPERATIONS => each.operations.clone().call(request),
+            WATCH => each.watch.clone().call(request),
+            HEALTH => each.health.clone().call(request),
+            REFLECTION => each.reflection.clone().call(request),
+            REFLECTION_ALPHA => each.reflection_alpha.clone().call(request),
+            CHECKSUMS if let Some(checksums) = &each.checksums => checksums.clone().call(request),
             _ => Box::pin(ready(Ok(unknown(&request)))),
         }
     }
