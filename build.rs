@@ -17,6 +17,7 @@ const PROTOS: &[&str] = &[
     "longrunning/demo/v1/checksum.proto",
     "longrunning/v1/metadata.proto",
     "longrunning/v1/watch.proto",
+    "longrunning/v1/worker.proto",
 ];
 
 #[expect(
@@ -54,7 +55,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     manual::Builder::new()
         .build_client(false)
         .build_transport(false)
-        .compile(&[operations(), operation_watch(), checksums()]);
+        .compile(&[
+            operations(),
+            operation_watch(),
+            operation_worker(),
+            checksums(),
+        ]);
     Ok(())
 }
 
@@ -93,16 +99,34 @@ fn operation_watch() -> manual::Service {
     manual::Service::builder()
         .package("longrunning.v1")
         .name("OperationWatch")
-        .method(
-            manual::Method::builder()
-                .name("watch_operation")
-                .route_name("WatchOperation")
-                .input_type("crate::proto::longrunning::v1::WatchOperationRequest")
-                .output_type("crate::grpc::codec::Encoded")
-                .codec_path("crate::grpc::codec::EncodedCodec")
-                .server_streaming()
-                .build(),
-        )
+        .method(stream(
+            "WatchOperation",
+            "longrunning::v1::WatchOperationRequest",
+        ))
+        .build()
+}
+
+fn operation_worker() -> manual::Service {
+    manual::Service::builder()
+        .package("longrunning.v1")
+        .name("OperationWorker")
+        .method(method(
+            "CreateOperation",
+            "longrunning::v1::CreateOperationRequest",
+        ))
+        .method(method(
+            "LeaseOperations",
+            "longrunning::v1::LeaseOperationsRequest",
+        ))
+        .method(method("Heartbeat", "longrunning::v1::HeartbeatRequest"))
+        .method(method(
+            "FinishOperation",
+            "longrunning::v1::FinishOperationRequest",
+        ))
+        .method(stream(
+            "WatchDirectives",
+            "longrunning::v1::WatchDirectivesRequest",
+        ))
         .build()
 }
 
@@ -118,6 +142,14 @@ fn checksums() -> manual::Service {
 }
 
 fn method(route: &str, input: &str) -> manual::Method {
+    declare(route, input).build()
+}
+
+fn stream(route: &str, input: &str) -> manual::Method {
+    declare(route, input).server_streaming().build()
+}
+
+fn declare(route: &str, input: &str) -> manual::MethodBuilder {
     let mut name = String::new();
     for letter in route.chars() {
         if letter.is_uppercase() && !name.is_empty() {
@@ -131,5 +163,4 @@ fn method(route: &str, input: &str) -> manual::Method {
         .input_type(format!("crate::proto::{input}"))
         .output_type("crate::grpc::codec::Encoded")
         .codec_path("crate::grpc::codec::EncodedCodec")
-        .build()
 }

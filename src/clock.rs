@@ -10,6 +10,17 @@ use tokio::time::Instant;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
+/// The longest duration that protobuf knows, in seconds.
+const MAX_SECONDS: i64 = 315_576_000_000;
+
+/// A `google.protobuf.Duration` that is negative, too long or malformed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{seconds}s and {nanos}ns is not a duration of 0 to {MAX_SECONDS} seconds")]
+pub(crate) struct InvalidDuration {
+    seconds: i64,
+    nanos: i32,
+}
+
 /// Tells the time. Cheap to copy; all copies of one clock agree.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
@@ -84,6 +95,27 @@ impl From<Timestamp> for prost_types::Timestamp {
             nanos: i32::try_from(time.0.rem_euclid(1_000_000_000)).unwrap_or(0),
         }
     }
+}
+
+/// A proper duration that is not negative.
+pub(crate) fn parse_duration(duration: prost_types::Duration) -> Result<Duration, InvalidDuration> {
+    let prost_types::Duration { seconds, nanos } = duration;
+    let whole = u64::try_from(seconds).ok();
+    let part = u32::try_from(nanos).ok();
+    match (whole, part) {
+        (Some(whole), Some(part @ 0..=999_999_999)) if seconds <= MAX_SECONDS => {
+            Ok(Duration::new(whole, part))
+        }
+        _ => Err(InvalidDuration { seconds, nanos }),
+    }
+}
+
+/// The duration as protobuf has it; the longest one stands for what is longer.
+pub(crate) fn proto_duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration::try_from(duration).unwrap_or(prost_types::Duration {
+        seconds: MAX_SECONDS,
+        nanos: 0,
+    })
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::{
     operation::{
-        labels::InvalidLabels, name::InvalidName, outcome::InvalidOutcome, payload::InvalidAny,
-        stage::Refusal, terms::InvalidTerms,
+        labels::InvalidLabels, lease::InvalidWorkerId, name::InvalidName, outcome::InvalidOutcome,
+        payload::InvalidAny, stage::Refusal, terms::InvalidTerms, trace::InvalidTrace,
     },
     proto::google::rpc::Code,
     query::page::InvalidPage,
@@ -147,7 +147,7 @@ impl Error {
                 ..
             } => "OPERATION_DONE",
             Self::Refused {
-                refusal: Refusal::LeaseLost,
+                refusal: Refusal::LeaseLost(_),
                 ..
             } => "LEASE_LOST",
             Self::Refused {
@@ -237,6 +237,18 @@ impl From<InvalidPage> for Error {
 impl From<InvalidLabels> for Error {
     fn from(error: InvalidLabels) -> Self {
         Self::invalid("labels", "INVALID_LABELS", error)
+    }
+}
+
+impl From<InvalidWorkerId> for Error {
+    fn from(error: InvalidWorkerId) -> Self {
+        Self::invalid("worker_id", "INVALID_WORKER_ID", error)
+    }
+}
+
+impl From<InvalidTrace> for Error {
+    fn from(error: InvalidTrace) -> Self {
+        Self::invalid("trace_context", "INVALID_TRACE_CONTEXT", error)
     }
 }
 

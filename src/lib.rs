@@ -81,6 +81,7 @@ pub use grpc::{
         OperationsServer, OperationsService, WaitLimits, operations_server, operations_server_with,
     },
     watch::{OperationWatchServer, WatchService, watch_server},
+    worker::{OperationWorkerServer, WorkerService, worker_server, worker_server_with},
 };
 pub use journal::{
     journal::{BoxFuture, Entry, Journal, JournalError},
@@ -89,14 +90,15 @@ pub use journal::{
 pub use metrics::Metrics;
 pub use operation::{
     labels::{InvalidLabels, Labels},
-    lease::{Lease, LeaseToken, WorkerId},
+    lease::{InvalidWorkerId, Lease, LeaseToken, WorkerId},
     name::{InvalidName, OperationId, OperationName, Parent},
     operation::Operation,
     outcome::{Failure, InvalidOutcome},
     payload::{InvalidAny, Payload},
     retry::{InvalidRetryPolicy, RetryPolicy},
-    stage::{Ending, Refusal, Report, Stage},
+    stage::{Ending, Loss, Refusal, Report, Stage},
     terms::{InvalidTerms, QueueName, Terms},
+    trace::{InvalidTrace, TraceContext},
 };
 pub use operations::{
     builder::{Builder, StartError},
@@ -104,6 +106,7 @@ pub use operations::{
     listing::Page,
     operations::Operations,
     watch::Watch,
+    work::End,
 };
 pub use prost_types::Any;
 pub use proto::longrunning::v1::{Progress, operation_metadata::State};

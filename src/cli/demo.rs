@@ -207,7 +207,9 @@ fn config(directory: PathBuf) -> Config {
     let any_port = || "127.0.0.1:0".parse().expect("the address is well formed");
     Config {
         listen: any_port(),
+        worker_listen: None,
         admin_listen: Some(any_port()),
+        socket_mode: None,
         lanes: processors(),
         grace: Duration::from_secs(5),
         max_message_bytes: 4 << 20,

@@ -27,10 +27,17 @@ pub(super) struct ServeArgs {
         default_value = "127.0.0.1:8470"
     )]
     listen: ListenAddress,
+    /// Where workers connect: OperationWorker, health, reflection; `none` for nowhere
+    #[arg(long, env = "LONGRUNNING_WORKER_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8471",
+        value_parser = parse_optional_address)]
+    worker_listen: OptionalAddress,
     /// Where operators connect: /livez, /readyz, /metrics; `none` for nowhere
     #[arg(long, env = "LONGRUNNING_ADMIN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8472",
         value_parser = parse_optional_address)]
     admin_listen: OptionalAddress,
+    /// Permissions of the files of Unix sockets, as 660 [default: what the umask leaves]
+    #[arg(long, env = "LONGRUNNING_SOCKET_MODE", value_name = "OCTAL", value_parser = parse_mode)]
+    socket_mode: Option<u32>,
     /// Where operations are kept; in memory they live as long as the process
     #[arg(long, env = "LONGRUNNING_STORE", value_enum, default_value_t = StoreKind::Memory)]
     store: StoreKind,
@@ -150,6 +157,13 @@ fn parse_optional_address(text: &str) -> Result<OptionalAddress, String> {
     }
 }
 
+fn parse_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("write three octal digits, such as 660".to_owned()),
+    }
+}
+
 /// Serves until a signal; returns the exit code.
 pub(super) async fn serve(args: ServeArgs) -> u8 {
     if let Err(error) = init_telemetry(args.log_format.into(), &args.log) {
@@ -181,7 +195,9 @@ impl ServeArgs {
         let size = |size: ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
         Config {
             listen: self.listen,
+            worker_listen: self.worker_listen.0,
             admin_listen: self.admin_listen.0,
+            socket_mode: self.socket_mode,
             lanes: if self.lanes == 0 {
                 processors()
             } else {

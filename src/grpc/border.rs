@@ -42,13 +42,18 @@ pub struct Crossing<F> {
 }
 
 /// The methods that are counted by name.
-const METHODS: [&str; 6] = [
+const METHODS: [&str; 11] = [
     "/google.longrunning.Operations/GetOperation",
     "/google.longrunning.Operations/ListOperations",
     "/google.longrunning.Operations/WaitOperation",
     "/google.longrunning.Operations/CancelOperation",
     "/google.longrunning.Operations/DeleteOperation",
     "/longrunning.v1.OperationWatch/WatchOperation",
+    "/longrunning.v1.OperationWorker/CreateOperation",
+    "/longrunning.v1.OperationWorker/LeaseOperations",
+    "/longrunning.v1.OperationWorker/Heartbeat",
+    "/longrunning.v1.OperationWorker/FinishOperation",
+    "/longrunning.v1.OperationWorker/WatchDirectives",
 ];
 
 // === impl Border ===

@@ -3,6 +3,8 @@
 
 pub(crate) mod border;
 pub(crate) mod codec;
+pub(crate) mod lease;
 pub(crate) mod operations;
 pub(crate) mod status;
 pub(crate) mod watch;
+pub(crate) mod worker;

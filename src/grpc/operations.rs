@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::codec::Encoded;
 use crate::{
+    clock::parse_duration,
     error::{Error, Result},
     operation::{
         name::{InvalidName, OperationName},
@@ -37,9 +38,6 @@ pub use generated::operations_server::OperationsServer;
 /// would answer CANCELLED, which means "the operation was cancelled".
 const LEAST_MARGIN: Duration = Duration::from_millis(20);
 const MOST_MARGIN: Duration = Duration::from_millis(500);
-
-/// The longest duration that protobuf knows, in seconds.
-const MAX_SECONDS: i64 = 315_576_000_000;
 
 /// How long waits last.
 #[derive(Clone, Copy, Debug)]
@@ -145,7 +143,7 @@ impl generated::operations_server::Operations for OperationsService {
 
 impl WaitLimits {
     /// How long a wait may take, so that it answers in time.
-    fn limit(self, timeout: Option<Duration>, deadline: Option<Duration>) -> Duration {
+    pub(super) fn limit(self, timeout: Option<Duration>, deadline: Option<Duration>) -> Duration {
         let deadline = deadline.map(|deadline| {
             let margin = (deadline / 50).clamp(LEAST_MARGIN, MOST_MARGIN);
             deadline.saturating_sub(margin)
@@ -169,28 +167,13 @@ pub(crate) fn lookup(name: String) -> Result<OperationName> {
     }
 }
 
-/// The `timeout` of a wait: a proper duration that is not negative.
+/// The `timeout` of a wait.
 fn parse_timeout(timeout: prost_types::Duration) -> Result<Duration> {
-    let seconds = u64::try_from(timeout.seconds)
-        .ok()
-        .filter(|_| timeout.seconds <= MAX_SECONDS);
-    let nanos = u32::try_from(timeout.nanos)
-        .ok()
-        .filter(|nanos| *nanos <= 999_999_999);
-    match (seconds, nanos) {
-        (Some(seconds), Some(nanos)) => Ok(Duration::new(seconds, nanos)),
-        _ => {
-            let rule = format!(
-                "{}s and {}ns is not a duration of 0 to {MAX_SECONDS} seconds",
-                timeout.seconds, timeout.nanos
-            );
-            Err(Error::invalid("timeout", "INVALID_TIMEOUT", rule))
-        }
-    }
+    parse_duration(timeout).map_err(|error| Error::invalid("timeout", "INVALID_TIMEOUT", error))
 }
 
 /// The time that the client gives the call: at most 8 digits and a unit.
-fn grpc_timeout(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> {
+pub(super) fn grpc_timeout(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if 8 < digits.len() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -242,14 +225,15 @@ mod tests {
     fn a_negative_or_malformed_timeout_is_refused() {
         let parse = |seconds, nanos| parse_timeout(prost_types::Duration { seconds, nanos });
         assert_eq!(parse(1, 500_000_000).unwrap(), Duration::from_millis(1500));
-        assert_eq!(parse(MAX_SECONDS, 0).unwrap().as_secs(), 315_576_000_000);
+        let longest = 315_576_000_000;
+        assert_eq!(parse(longest, 0).unwrap().as_secs(), 315_576_000_000);
         for (seconds, nanos) in [
             (-1, 0),
             (0, -1),
             (1, -1),
             (-1, 1),
             (0, 1_000_000_000),
-            (MAX_SECONDS + 1, 0),
+            (longest + 1, 0),
             (i64::MIN, i32::MIN),
         ] {
             assert_eq!(

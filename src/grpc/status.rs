@@ -18,6 +18,12 @@ const MAX_VALUE: usize = 512;
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
+        sealed(rpc::Status::from(error))
+    }
+}
+
+impl From<Error> for rpc::Status {
+    fn from(error: Error) -> Self {
         let mut details = Vec::new();
         if let Error::Invalid {
             field,
@@ -47,19 +53,19 @@ pub(crate) fn malformed(problem: &str) -> Status {
     let message = format!("the request cannot be read: {problem}");
     let metadata = [("description".to_owned(), message.clone())];
     let details = vec![violation("", "MALFORMED_REQUEST", &message)];
-    build(
+    sealed(build(
         Code::InvalidArgument,
         "MALFORMED_REQUEST",
         metadata.into(),
         &message,
         details,
-    )
+    ))
 }
 
 /// A status with one ErrorInfo, for an error of the stack below.
 pub(crate) fn plain(code: Code, reason: &str, message: &str) -> Status {
     let metadata = [("description".to_owned(), message.to_owned())];
-    build(code, reason, metadata.into(), message, Vec::new())
+    sealed(build(code, reason, metadata.into(), message, Vec::new()))
 }
 
 fn build(
@@ -68,7 +74,7 @@ fn build(
     metadata: std::collections::HashMap<String, String>,
     message: &str,
     mut details: Vec<Any>,
-) -> Status {
+) -> rpc::Status {
     // A response whose headers are too large ends the connection of many clients.
     let message = shorten(message, MAX_MESSAGE);
     let metadata = metadata
@@ -80,12 +86,17 @@ fn build(
         metadata: metadata.collect(),
     };
     details.insert(0, Payload::pack(&info).any().clone());
-    let full = rpc::Status {
+    rpc::Status {
         code: code.into(),
         message: message.to_owned(),
         details,
-    };
-    Status::with_details(code, message, full.encode_to_vec().into())
+    }
+}
+
+/// The status as it ends a call.
+fn sealed(full: rpc::Status) -> Status {
+    let details = full.encode_to_vec().into();
+    Status::with_details(Code::from(full.code), full.message, details)
 }
 
 fn shorten(text: &str, most: usize) -> &str {

@@ -11,6 +11,7 @@ use super::{
     name::OperationName,
     payload::Payload,
     terms::Terms,
+    trace::TraceContext,
 };
 use crate::clock::Timestamp;
 
@@ -33,6 +34,8 @@ pub(crate) struct Birth {
 pub(crate) struct Tags {
     pub(crate) labels: Labels,
     pub(crate) request: Option<Request>,
+    pub(crate) method: Box<str>,
+    pub(crate) trace_context: TraceContext,
 }
 
 /// The creator's request id, with a digest of what it asked for (AIP-155).
@@ -40,4 +43,14 @@ pub(crate) struct Tags {
 pub(crate) struct Request {
     pub(crate) id: Box<str>,
     pub(crate) digest: Uuid,
+}
+
+// === impl Tags ===
+
+impl Tags {
+    /// How many bytes it holds that vary with what people put in.
+    pub(crate) fn size(&self) -> usize {
+        let request = self.request.as_ref().map_or(0, |request| request.id.len());
+        self.labels.size() + request + self.method.len() + self.trace_context.size()
+    }
 }

@@ -13,8 +13,13 @@ use crate::clock::Timestamp;
 pub struct LeaseToken(Uuid);
 
 /// Who works, in the words of the worker: for people, not a proof of anything.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WorkerId(Arc<str>);
+
+/// A worker has no proper id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a worker_id has 1 to 255 bytes; use one that no other worker has, such as host-7/4711")]
+pub struct InvalidWorkerId;
 
 /// A lease that is held.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,19 +31,14 @@ pub struct Lease {
     /// When it is over, unless renewed.
     pub until: Timestamp,
     /// When the attempt is over, however often the lease is renewed.
-    pub(crate) attempt_until: Option<Timestamp>,
+    pub(super) attempt_until: Option<Timestamp>,
     /// When a cancellation that was asked for is closed by the server.
-    pub(crate) cancel_until: Option<Timestamp>,
+    pub(super) cancel_until: Option<Timestamp>,
 }
 
 // === impl Lease ===
 
 impl Lease {
-    /// Whether `token` speaks for this lease, and in time.
-    pub(crate) fn is_held_by(&self, token: LeaseToken, now: Timestamp) -> bool {
-        self.token == token && !self.is_over(now)
-    }
-
     /// Whether the holder has been silent too long.
     pub(crate) fn is_over(&self, now: Timestamp) -> bool {
         self.until <= now
@@ -48,6 +48,18 @@ impl Lease {
     pub(crate) fn deadline(&self) -> Timestamp {
         let due = [self.attempt_until, self.cancel_until];
         due.into_iter().flatten().fold(self.until, Timestamp::min)
+    }
+
+    /// When the attempt is over, however often the lease is renewed; none for
+    /// no limit.
+    pub fn attempt_until(&self) -> Option<Timestamp> {
+        self.attempt_until
+    }
+
+    /// When the server closes an operation that was cancelled; none while it
+    /// was not, and where it waits for the worker.
+    pub fn cancel_until(&self) -> Option<Timestamp> {
+        self.cancel_until
     }
 }
 
@@ -90,6 +102,18 @@ impl WorkerId {
     /// Any text that helps people to find the worker; at most 255 bytes are kept.
     pub fn new(text: &str) -> Self {
         Self(text[..text.floor_char_boundary(255)].into())
+    }
+
+    /// The id of a worker elsewhere.
+    ///
+    /// # Errors
+    /// [`InvalidWorkerId`] unless it has 1 to 255 bytes.
+    pub fn parse(text: &str) -> Result<Self, InvalidWorkerId> {
+        if (1..=255).contains(&text.len()) {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidWorkerId)
+        }
     }
 
     /// The text.

@@ -11,4 +11,5 @@ pub(crate) mod payload;
 pub(crate) mod retry;
 pub(crate) mod stage;
 pub(crate) mod terms;
+pub(crate) mod trace;
 pub(crate) mod wire;

@@ -13,6 +13,7 @@ use super::{
     payload::Payload,
     stage::{self, Ending, Event, Facts, Next, Refusal, Report, Stage},
     terms::{QueueName, Terms},
+    trace::TraceContext,
     wire::{self, Wire},
 };
 use crate::{
@@ -124,18 +125,22 @@ impl Operation {
             Next::Forget => return Ok(Change::Forget(None)),
             Next::To(_) | Next::Note | Next::Done(_) => self.successor(now),
         };
-        match event {
-            Event::Report(_, report) | Event::Finish(_, _, report) => changed.note(report),
-            Event::RequestCancel => changed.cancel_requested = true,
-            Event::Release(_) => changed.released += 1,
-            Event::Claim { .. } | Event::Renew(_) | Event::Fail { .. } | Event::Lapse => {}
+        if let Event::RequestCancel = event {
+            changed.cancel_requested = true;
+        }
+        if let Event::Release(..) = event {
+            changed.released += 1;
+        }
+        let report = event.report().filter(|report| !report.is_empty());
+        if let Some(report) = report {
+            changed.note(report);
         }
         match next {
             Next::To(stage) => changed.enter(stage, now),
             Next::Done(outcome) => return Ok(changed.end(self.name(), &outcome)),
             Next::Same | Next::Note | Next::Forget => {}
         }
-        if matches!(event, Event::Renew(_)) {
+        if matches!(event, Event::Renew(..)) && report.is_none() {
             // A sign of life changes nothing that clients see.
             changed.update_time = self.update_time;
             changed.wire = self.wire.clone();
@@ -292,6 +297,7 @@ impl Operation {
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .collect(),
             detail: latest.and_then(|latest| Some(latest.detail.as_ref()?.any().clone())),
+            method: self.method().to_owned(),
         }
     }
 
@@ -412,6 +418,17 @@ impl Operation {
         self.latest()?.checkpoint.as_ref()
     }
 
+    /// The method that it belongs to, as its creator said; empty if it did not.
+    pub fn method(&self) -> &str {
+        self.tags.as_ref().map_or("", |tags| &tags.method)
+    }
+
+    /// The trace that it belongs to, as its creator said.
+    pub fn trace_context(&self) -> &TraceContext {
+        static NONE: TraceContext = TraceContext::NONE;
+        self.tags.as_ref().map_or(&NONE, |tags| &tags.trace_context)
+    }
+
     pub(crate) fn request(&self) -> Option<&Request> {
         self.tags.as_ref()?.request.as_ref()
     }
@@ -426,6 +443,11 @@ impl Operation {
         self.hidden
     }
 
+    /// How many bytes it is called by, besides its name.
+    pub(crate) fn tags_size(&self) -> usize {
+        self.tags.as_ref().map_or(0, |tags| tags.size())
+    }
+
     /// How many bytes it holds that vary with what people put in.
     pub(crate) fn size(&self) -> usize {
         // What clients see is in the encoded bytes already.
@@ -437,7 +459,7 @@ impl Operation {
                     .as_ref()
                     .map_or(0, |latest| latest.unseen_size())
         });
-        self.wire.bytes().len() + self.labels().size() + unseen
+        self.wire.bytes().len() + self.tags_size() + unseen
     }
 }
 

@@ -42,7 +42,8 @@ pub enum Ending {
     Cancelled,
 }
 
-/// What can happen to an operation.
+/// What can happen to an operation. Whatever a holder says, it may tell with it
+/// how far it is.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Event {
     /// A worker wants the lease.
@@ -53,13 +54,13 @@ pub(crate) enum Event {
         worker: WorkerId,
     },
     /// The holder lives: the lease begins anew.
-    Renew(LeaseToken),
-    /// The holder lives and tells how far it is.
+    Renew(LeaseToken, Report),
+    /// The holder tells how far it is.
     Report(LeaseToken, Report),
     /// Somebody wants the operation to stop.
     RequestCancel,
     /// The holder gives the operation back; the attempt does not count.
-    Release(LeaseToken),
+    Release(LeaseToken, Report),
     /// The holder failed; another attempt may succeed.
     Fail {
         /// Proves who says it.
@@ -68,6 +69,8 @@ pub(crate) enum Event {
         error: Box<Status>,
         /// The next attempt must not begin earlier than this long from now.
         retry_after: Option<std::time::Duration>,
+        /// The last word on how far it came.
+        report: Report,
     },
     /// The holder is through, for good or ill.
     Finish(LeaseToken, Outcome, Report),
@@ -110,16 +113,28 @@ pub enum Refusal {
     #[error("the operation is done already; its outcome cannot change")]
     AlreadyDone,
     /// The token is stale, foreign or over.
-    #[error(
-        "the lease is lost: it is over, or another worker holds the operation; stop working on it"
-    )]
-    LeaseLost,
+    #[error("the lease is lost: {0}; stop working on it")]
+    LeaseLost(Loss),
     /// Another worker holds the lease.
     #[error("another worker holds the lease")]
     StillHeld,
     /// Its time has not come.
     #[error("the operation must not begin yet")]
     NotReady,
+}
+
+/// How a lease was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Loss {
+    /// Its time is over.
+    #[error("it ran out, because no sign of life came in time")]
+    Over,
+    /// The operation waits for a worker.
+    #[error("the operation went back to its queue")]
+    Returned,
+    /// Somebody else has a lease.
+    #[error("the token is not that of the current lease, which another attempt holds")]
+    Taken,
 }
 
 /// What the table must know of the operation, besides its stage.
@@ -148,9 +163,10 @@ pub(crate) fn next(stage: &Stage, event: &Event, facts: Facts<'_>) -> Result<Nex
         (Stage::Pending { .. }, RequestCancel) => Ok(Next::Done(Outcome::cancelled())),
         (Stage::Pending { .. }, Lapse) if facts.total_timeout_is_over() => Ok(facts.too_late()),
         (Stage::Pending { .. }, Lapse) => Ok(Next::Same),
-        (Stage::Pending { .. }, Renew(_) | Report(..) | Release(_) | Fail { .. } | Finish(..)) => {
-            Err(Refusal::LeaseLost)
-        }
+        (
+            Stage::Pending { .. },
+            Renew(..) | Report(..) | Release(..) | Fail { .. } | Finish(..),
+        ) => Err(Refusal::LeaseLost(Loss::Returned)),
 
         (Stage::Running(lease), Claim { token, worker }) => match facts.lapsed(lease) {
             Next::Same => Err(Refusal::StillHeld),
@@ -159,14 +175,14 @@ pub(crate) fn next(stage: &Stage, event: &Event, facts: Facts<'_>) -> Result<Nex
             Next::To(_) => Ok(facts.leased(*token, worker)),
             over => Ok(over),
         },
-        (Stage::Running(lease), Renew(token)) => facts
+        (Stage::Running(lease), Renew(token, _)) => facts
             .held(lease, *token)
             .map(|()| Next::To(Stage::Running(facts.renewed(lease)))),
         (Stage::Running(lease), Report(token, _)) => facts.held(lease, *token).map(|()| Next::Note),
         (Stage::Running(lease), RequestCancel) => {
             Ok(Next::To(Stage::Cancelling(facts.cancelling(lease))))
         }
-        (Stage::Running(lease), Release(token)) => {
+        (Stage::Running(lease), Release(token, _)) => {
             facts.held(lease, *token).map(|()| facts.released())
         }
         (
@@ -175,6 +191,7 @@ pub(crate) fn next(stage: &Stage, event: &Event, facts: Facts<'_>) -> Result<Nex
                 token,
                 error,
                 retry_after,
+                ..
             },
         ) => facts
             .held(lease, *token)
@@ -188,14 +205,14 @@ pub(crate) fn next(stage: &Stage, event: &Event, facts: Facts<'_>) -> Result<Nex
             Next::Same => Err(Refusal::StillHeld),
             over => Ok(over),
         },
-        (Stage::Cancelling(lease), Renew(token)) => facts
+        (Stage::Cancelling(lease), Renew(token, _)) => facts
             .held(lease, *token)
             .map(|()| Next::To(Stage::Cancelling(facts.renewed(lease)))),
         (Stage::Cancelling(lease), Report(token, _)) => {
             facts.held(lease, *token).map(|()| Next::Note)
         }
         (Stage::Cancelling(_), RequestCancel) => Ok(Next::Same),
-        (Stage::Cancelling(lease), Release(token) | Fail { token, .. }) => facts
+        (Stage::Cancelling(lease), Release(token, _) | Fail { token, .. }) => facts
             .held(lease, *token)
             .map(|()| Next::Done(Outcome::cancelled())),
         (Stage::Cancelling(lease), Finish(token, outcome, _)) => facts
@@ -209,7 +226,7 @@ pub(crate) fn next(stage: &Stage, event: &Event, facts: Facts<'_>) -> Result<Nex
         (Stage::Done(_), Lapse) => Ok(Next::Same),
         (
             Stage::Done(_),
-            Claim { .. } | Renew(_) | Report(..) | Release(_) | Fail { .. } | Finish(..),
+            Claim { .. } | Renew(..) | Report(..) | Release(..) | Fail { .. } | Finish(..),
         ) => Err(Refusal::AlreadyDone),
     }
 }
@@ -228,11 +245,13 @@ impl Facts<'_> {
     }
 
     fn held(self, lease: &Lease, token: LeaseToken) -> Result<(), Refusal> {
-        if lease.is_held_by(token, self.now) {
-            Ok(())
-        } else {
-            Err(Refusal::LeaseLost)
+        if lease.token != token {
+            return Err(Refusal::LeaseLost(Loss::Taken));
         }
+        if lease.is_over(self.now) {
+            return Err(Refusal::LeaseLost(Loss::Over));
+        }
+        Ok(())
     }
 
     fn renewed(self, lease: &Lease) -> Box<Lease> {
@@ -347,6 +366,35 @@ fn worker_lost(why: &str) -> Outcome {
     )
 }
 
+// === impl Event ===
+
+impl Event {
+    /// What the holder tells with it about its work.
+    pub(crate) fn report(&self) -> Option<&Report> {
+        match self {
+            Self::Renew(_, report)
+            | Self::Report(_, report)
+            | Self::Release(_, report)
+            | Self::Fail { report, .. }
+            | Self::Finish(_, _, report) => Some(report),
+            Self::Claim { .. } | Self::RequestCancel | Self::Lapse => None,
+        }
+    }
+
+    /// The same, without a word about the work.
+    pub(crate) fn without_report(mut self) -> Self {
+        match &mut self {
+            Self::Renew(_, report)
+            | Self::Report(_, report)
+            | Self::Release(_, report)
+            | Self::Fail { report, .. }
+            | Self::Finish(_, _, report) => *report = Report::default(),
+            Self::Claim { .. } | Self::RequestCancel | Self::Lapse => {}
+        }
+        self
+    }
+}
+
 // === impl Report ===
 
 impl Report {
@@ -361,6 +409,11 @@ impl Report {
         take_over(&mut self.metadata, &newer.metadata);
         take_over(&mut self.detail, &newer.detail);
         take_over(&mut self.checkpoint, &newer.checkpoint);
+    }
+
+    /// Whether it says nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 
     /// How many bytes of it clients do not see. Metadata of the producer's own

@@ -24,9 +24,7 @@ impl Wire {
     pub(crate) fn encode(name: &str, metadata: &Payload, outcome: Option<&Outcome>) -> Self {
         let room = name.len() + metadata.size() + outcome.map_or(0, Outcome::size) + 32;
         let mut bytes = Vec::with_capacity(room);
-        encoding::encode_key(NAME, encoding::WireType::LengthDelimited, &mut bytes);
-        encoding::encode_varint(name.len() as u64, &mut bytes);
-        bytes.extend_from_slice(name.as_bytes());
+        put_field(NAME, name.as_bytes(), &mut bytes);
         encoding::message::encode(METADATA, metadata.any(), &mut bytes);
         if let Some(outcome) = outcome {
             encoding::bool::encode(DONE, &true, &mut bytes);
@@ -81,6 +79,19 @@ fn encode_outcome(outcome: &Outcome) -> Vec<u8> {
     bytes
 }
 
+/// An encoded message as a field of another one.
+pub(crate) fn encode_field(number: u32, message: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(message.len() + 256);
+    put_field(number, message, &mut bytes);
+    bytes
+}
+
+fn put_field(number: u32, message: &[u8], bytes: &mut Vec<u8>) {
+    encoding::encode_key(number, encoding::WireType::LengthDelimited, bytes);
+    encoding::encode_varint(message.len() as u64, bytes);
+    bytes.extend_from_slice(message);
+}
+
 /// Splices encoded operations into a `google.longrunning.ListOperationsResponse`.
 pub(crate) fn encode_list<'a>(
     operations: impl Iterator<Item = &'a [u8]>,
@@ -88,9 +99,7 @@ pub(crate) fn encode_list<'a>(
 ) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(32 * 1024);
     for operation in operations {
-        encoding::encode_key(1, encoding::WireType::LengthDelimited, &mut bytes);
-        encoding::encode_varint(operation.len() as u64, &mut bytes);
-        bytes.extend_from_slice(operation);
+        put_field(1, operation, &mut bytes);
     }
     if !next_page_token.is_empty() {
         encoding::string::encode(2, &next_page_token.to_owned(), &mut bytes);

@@ -1,11 +1,11 @@
 //! Puts together an `Operations`: limits, defaults, the journal and the handlers.
 
-use std::{fmt, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    creation::SharedTerms,
+    creation::{Defaults, SharedTerms},
     operations::{Inner, Operations},
 };
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
     metrics::Metrics,
     operation::{
         lease::WorkerId,
+        retry::RetryPolicy,
         terms::{InvalidTerms, QueueName, Terms},
     },
     store::store::{Limits, Store},
@@ -33,6 +34,7 @@ pub struct Builder {
     journal: Arc<dyn Journal>,
     limits: Limits,
     defaults: Terms,
+    retry: Vec<(String, RetryPolicy)>,
     metrics: Metrics,
     handlers: Vec<(String, usize, Arc<dyn AnyHandler>)>,
 }
@@ -60,6 +62,7 @@ impl Operations {
             journal: Arc::new(MemoryJournal),
             limits: Limits::default(),
             defaults: Terms::default(),
+            retry: Vec::new(),
             metrics: Metrics::default(),
             handlers: Vec::new(),
         }
@@ -88,6 +91,12 @@ impl Builder {
         self
     }
 
+    /// The retry policy of the operations of `queue` whose creator leaves it out.
+    pub fn retry(mut self, queue: &str, policy: RetryPolicy) -> Self {
+        self.retry.push((queue.to_owned(), policy));
+        self
+    }
+
     /// Where changes are kept. Without it they live as long as the process.
     pub fn journal(mut self, journal: impl Journal) -> Self {
         self.journal = Arc::new(journal);
@@ -108,6 +117,11 @@ impl Builder {
             }
             handlers.push((QueueName::parse(&queue)?, concurrency, handler));
         }
+        let mut retry = HashMap::new();
+        for (queue, policy) in self.retry {
+            policy.check().map_err(InvalidTerms::from)?;
+            retry.insert(QueueName::parse(&queue)?, policy);
+        }
         // From here on nothing fails, so that no worker is left behind.
         let store = Store::open(self.journal, Clock::system(), &self.metrics, self.limits).await?;
         let (work, release) = (Tasks::default(), CancellationToken::new());
@@ -125,7 +139,10 @@ impl Builder {
         }
         Ok(Operations::new(Inner {
             store,
-            defaults: self.defaults,
+            defaults: Defaults {
+                terms: self.defaults,
+                retry,
+            },
             shared: SharedTerms::default(),
             metrics: self.metrics,
             work,

@@ -2,7 +2,7 @@
 //! of it is made by the store.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -23,33 +23,45 @@ use crate::{
         payload::Payload,
         retry::RetryPolicy,
         terms::{QueueName, Terms},
+        trace::TraceContext,
     },
 };
 
 /// What request digests are derived from, besides the request.
 const SPACE: Uuid = Uuid::from_u128(0x6c6f_6e67_7275_6e6e_696e_672d_7265_7175);
 
-/// The longest request id, in bytes.
+/// The longest request id and the longest name of a method, in bytes.
 const MAX_REQUEST_ID: usize = 255;
+const MAX_METHOD: usize = 255;
 
 /// A request to create an operation. What is left out gets the defaults of the
 /// server; values are checked by [`Operations::create`](crate::Operations::create).
 #[derive(Clone, Debug)]
 #[must_use = "hand it to Operations::create"]
 pub struct NewOperation {
-    parent: String,
-    id: Option<String>,
-    request_id: Option<String>,
-    metadata: Option<Any>,
-    labels: BTreeMap<String, String>,
-    execution: Execution,
-    priority: Option<i32>,
-    total_timeout: Option<Duration>,
-    attempt_timeout: Option<Duration>,
-    lease_duration: Option<Duration>,
-    retry: Option<RetryPolicy>,
-    retention: Option<Duration>,
-    cancel_grace: Option<Duration>,
+    pub(super) parent: String,
+    pub(super) id: Option<String>,
+    pub(super) request_id: Option<String>,
+    pub(super) metadata: Option<Any>,
+    pub(super) method: String,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) trace_context: BTreeMap<String, String>,
+    pub(super) execution: Execution,
+    pub(super) priority: Option<i32>,
+    pub(super) total_timeout: Option<Duration>,
+    pub(super) attempt_timeout: Option<Duration>,
+    pub(super) lease_duration: Option<Duration>,
+    pub(super) retry: Option<RetryPolicy>,
+    pub(super) retention: Option<Duration>,
+    pub(super) cancel_grace: Option<Duration>,
+}
+
+/// What creators get who leave it out.
+#[derive(Debug)]
+pub(crate) struct Defaults {
+    pub(crate) terms: Terms,
+    /// The retry policies of queues that have one of their own.
+    pub(crate) retry: HashMap<QueueName, RetryPolicy>,
 }
 
 /// The terms of the latest operations, so that operations on the same terms
@@ -59,7 +71,7 @@ pub(crate) struct SharedTerms(Mutex<VecDeque<Arc<Terms>>>);
 
 /// Who executes it.
 #[derive(Clone, Debug)]
-enum Execution {
+pub(super) enum Execution {
     /// Its creator, who gets the first lease.
     Creator { worker: String },
     /// A worker of a queue.
@@ -90,13 +102,15 @@ impl NewOperation {
         })
     }
 
-    fn new(execution: Execution) -> Self {
+    pub(super) fn new(execution: Execution) -> Self {
         Self {
             parent: String::new(),
             id: None,
             request_id: None,
             metadata: None,
+            method: String::new(),
             labels: BTreeMap::new(),
+            trace_context: BTreeMap::new(),
             execution,
             priority: None,
             total_timeout: None,
@@ -136,6 +150,22 @@ impl NewOperation {
     /// Calls it by a label.
     pub fn label(mut self, key: &str, value: &str) -> Self {
         self.labels.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// The full name of the method that it belongs to, such as
+    /// `bookstore.v1.Bookstore/ExportBooks`; at most 255 bytes.
+    pub fn method(mut self, method: &str) -> Self {
+        method.clone_into(&mut self.method);
+        self
+    }
+
+    /// An entry of the trace that it belongs to, for its workers: `traceparent`
+    /// and `tracestate`, as a rule. See [`TraceContext`] for what is allowed.
+    ///
+    /// [`TraceContext`]: crate::TraceContext
+    pub fn trace(mut self, key: &str, value: &str) -> Self {
+        self.trace_context.insert(key.to_owned(), value.to_owned());
         self
     }
 
@@ -197,7 +227,7 @@ impl NewOperation {
         self
     }
 
-    pub(crate) fn into_birth(self, defaults: &Terms, shared: &SharedTerms) -> Result<Birth> {
+    pub(crate) fn into_birth(self, defaults: &Defaults, shared: &SharedTerms) -> Result<Birth> {
         let parent = Parent::parse(&self.parent)?;
         let id = self
             .id
@@ -206,7 +236,9 @@ impl NewOperation {
         let request = self.request()?;
         let terms = self.terms(defaults)?;
         let tags = Tags {
+            method: method(self.method)?,
             labels: Labels::new(self.labels)?,
+            trace_context: TraceContext::new(self.trace_context)?,
             request,
         };
         let payload = |field, any: Option<Any>| {
@@ -236,18 +268,21 @@ impl NewOperation {
         })
     }
 
-    fn terms(&self, defaults: &Terms) -> Result<Terms> {
+    fn terms(&self, defaults: &Defaults) -> Result<Terms> {
         let queue = match &self.execution {
             Execution::Creator { .. } => None,
             Execution::Queue { queue, .. } => Some(QueueName::parse(queue)?),
         };
+        let of_queue = queue.as_ref().and_then(|queue| defaults.retry.get(queue));
+        let defaults = &defaults.terms;
+        let retry = self.retry.as_ref().or(of_queue).unwrap_or(&defaults.retry);
         let terms = Terms {
+            retry: retry.clone(),
             queue,
             priority: self.priority.unwrap_or(defaults.priority),
             total_timeout: self.total_timeout.or(defaults.total_timeout),
             attempt_timeout: self.attempt_timeout.or(defaults.attempt_timeout),
             lease_duration: self.lease_duration.unwrap_or(defaults.lease_duration),
-            retry: self.retry.clone().unwrap_or_else(|| defaults.retry.clone()),
             retention: self.retention.unwrap_or(defaults.retention),
             cancel_grace: self.cancel_grace.or(defaults.cancel_grace),
         };
@@ -272,7 +307,8 @@ impl NewOperation {
         }))
     }
 
-    /// A digest of everything but the request id; the same on every server.
+    /// A digest of everything but the request id and the trace, which differs
+    /// from try to try; the same on every server.
     fn digest(&self) -> Uuid {
         let mut bytes = Vec::new();
         let mut add = |part: &[u8]| {
@@ -285,6 +321,7 @@ impl NewOperation {
             .metadata
             .as_ref()
             .map_or_else(Vec::new, Message::encode_to_vec));
+        add(self.method.as_bytes());
         add(&(self.labels.len() as u64).to_be_bytes());
         for (key, value) in &self.labels {
             add(key.as_bytes());
@@ -346,6 +383,17 @@ impl SharedTerms {
         latest.push_front(terms.clone());
         terms
     }
+}
+
+fn method(name: String) -> Result<Box<str>> {
+    if name.len() <= MAX_METHOD && !name.contains(char::is_control) {
+        return Ok(name.into());
+    }
+    let rule = format!(
+        "{:?} is not the name of a method: use at most {MAX_METHOD} bytes, such as bookstore.v1.Bookstore/ExportBooks",
+        excerpt(&name)
+    );
+    Err(Error::invalid("method", "INVALID_METHOD", rule))
 }
 
 fn timestamp(time: SystemTime) -> Timestamp {

@@ -6,4 +6,6 @@ pub(crate) mod builder;
 pub(crate) mod creation;
 pub(crate) mod listing;
 pub(crate) mod operations;
+pub(crate) mod request;
 pub(crate) mod watch;
+pub(crate) mod work;

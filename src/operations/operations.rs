@@ -1,5 +1,6 @@
 //! `Operations`: the handle that users of the library hold. It reads from the
-//! view, writes through the store and owns the workers.
+//! view, writes through the store and owns the workers. What workers elsewhere
+//! ask of it is in `work`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,22 +12,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    creation::{NewOperation, SharedTerms},
+    creation::{Defaults, NewOperation, SharedTerms},
     listing::{self, Page},
 };
 use crate::{
     clock::Clock,
     error::{Error, Result},
     metrics::Metrics,
-    operation::{
-        lease::{LeaseToken, WorkerId},
-        name::OperationName,
-        operation::Operation,
-        outcome::{Failure, Outcome},
-        payload::Payload,
-        stage::{Event, Report},
-        terms::{QueueName, Terms},
-    },
+    operation::{name::OperationName, operation::Operation, stage::Event, terms::Terms},
     proto::google::longrunning::ListOperationsRequest,
     store::{
         store::{Created, Store},
@@ -43,7 +36,7 @@ pub struct Operations(Arc<Inner>);
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) store: Arc<Store>,
-    pub(super) defaults: Terms,
+    pub(super) defaults: Defaults,
     pub(super) shared: SharedTerms,
     pub(super) metrics: Metrics,
     /// Pools and attempts.
@@ -60,6 +53,10 @@ impl Operations {
 
     pub(super) fn store(&self) -> &Arc<Store> {
         &self.0.store
+    }
+
+    pub(super) fn defaults(&self) -> &Terms {
+        &self.0.defaults.terms
     }
 
     /// Creates an operation. It can be read, from anywhere, when this returns.
@@ -157,89 +154,6 @@ impl Operations {
         }
     }
 
-    /// Takes the lease of the next operation of a queue; waits for one.
-    ///
-    /// # Errors
-    /// UNAVAILABLE while the store cannot write or shuts down.
-    pub async fn lease(&self, queue: &QueueName, worker: &WorkerId) -> Result<Arc<Operation>> {
-        self.0.store.claim(queue, worker).await
-    }
-
-    /// Renews a lease.
-    ///
-    /// # Errors
-    /// FAILED_PRECONDITION with LEASE_LOST if it is not held any more: stop working.
-    pub async fn renew(&self, name: &OperationName, token: LeaseToken) -> Result<Arc<Operation>> {
-        self.0.store.commit(name, Event::Renew(token)).await
-    }
-
-    /// Tells how far the work is.
-    ///
-    /// # Errors
-    /// As [`Operations::renew`]; RESOURCE_EXHAUSTED if it is too large.
-    pub async fn report(
-        &self,
-        name: &OperationName,
-        token: LeaseToken,
-        report: Report,
-    ) -> Result<Arc<Operation>> {
-        self.0
-            .store
-            .commit(name, Event::Report(token, report))
-            .await
-    }
-
-    /// Finishes an operation with a response; an empty `Any` means
-    /// `google.protobuf.Empty`. Finishing it again the same way is fine.
-    ///
-    /// # Errors
-    /// FAILED_PRECONDITION with LEASE_LOST or OPERATION_DONE, INVALID_ARGUMENT
-    /// for a malformed `Any`, RESOURCE_EXHAUSTED if it is too large.
-    pub async fn succeed(
-        &self,
-        name: &OperationName,
-        token: LeaseToken,
-        response: Any,
-    ) -> Result<Arc<Operation>> {
-        let response = if response == Any::default() {
-            Payload::empty()
-        } else {
-            Payload::new(response)?
-        };
-        let finish = Event::Finish(token, Outcome::Response(response), Report::default());
-        self.0.store.commit(name, finish).await
-    }
-
-    /// Finishes an attempt with a failure: another attempt follows if the
-    /// failure is retryable and attempts are left.
-    ///
-    /// # Errors
-    /// As [`Operations::succeed`]; INVALID_ARGUMENT for a code that is no error.
-    pub async fn fail(
-        &self,
-        name: &OperationName,
-        token: LeaseToken,
-        failure: Failure,
-    ) -> Result<Arc<Operation>> {
-        let event = match Outcome::error(failure.error)? {
-            Outcome::Error(error) if failure.retryable => Event::Fail {
-                token,
-                error,
-                retry_after: failure.retry_after,
-            },
-            outcome => Event::Finish(token, outcome, Report::default()),
-        };
-        self.0.store.commit(name, event).await
-    }
-
-    /// Gives an operation back to its queue; the attempt does not count.
-    ///
-    /// # Errors
-    /// As [`Operations::renew`].
-    pub async fn release(&self, name: &OperationName, token: LeaseToken) -> Result<Arc<Operation>> {
-        self.0.store.commit(name, Event::Release(token)).await
-    }
-
     /// Ends: open waits are answered with the current state, nothing more is
     /// claimed, handlers get `grace` to finish and are then released, so that
     /// their operations go back to the queue.
@@ -288,6 +202,6 @@ impl Drop for Inner {
 }
 
 /// Beyond what an `Instant` can express.
-fn far_future() -> Instant {
+pub(super) fn far_future() -> Instant {
     Instant::now() + Duration::from_secs(86_400 * 365 * 30)
 }

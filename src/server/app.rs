@@ -6,7 +6,7 @@ use std::{future::Future, io, time::Duration};
 
 use tokio::{
     select,
-    task::JoinHandle,
+    task::JoinSet,
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -39,6 +39,7 @@ pub struct App {
     operations: Operations,
     config: Config,
     clients: Listener,
+    workers: Option<Listener>,
     admin: Option<Listener>,
 }
 
@@ -48,7 +49,7 @@ pub enum AppError {
     /// A listener cannot be bound.
     #[error("the listener for {purpose}: {error}")]
     Listen {
-        /// `clients` or `admin`.
+        /// `clients`, `workers` or `admin`.
         purpose: &'static str,
         /// Why not.
         error: io::Error,
@@ -81,12 +82,17 @@ impl Config {
     /// # Errors
     /// [`AppError`] that says what cannot be had.
     pub async fn build(mut self) -> Result<App, AppError> {
+        let bind = |purpose, address: &ListenAddress| {
+            Listener::bind(address, self.socket_mode)
+                .map_err(|error| AppError::Listen { purpose, error })
+        };
         let clients = bind("clients", &self.listen)?;
-        let admin = self
-            .admin_listen
-            .as_ref()
-            .map(|address| bind("admin", address))
-            .transpose()?;
+        let bind_some = |purpose, address: &Option<ListenAddress>| {
+            let address = address.as_ref();
+            address.map(|address| bind(purpose, address)).transpose()
+        };
+        let workers = bind_some("workers", &self.worker_listen)?;
+        let admin = bind_some("admin", &self.admin_listen)?;
         let mut builder = Operations::builder()
             .limits(self.limits.clone())
             .defaults(self.defaults.clone());
@@ -100,13 +106,10 @@ impl Config {
             operations: builder.start().await?,
             config: self,
             clients,
+            workers,
             admin,
         })
     }
-}
-
-fn bind(purpose: &'static str, address: &ListenAddress) -> Result<Listener, AppError> {
-    Listener::bind(address).map_err(|error| AppError::Listen { purpose, error })
 }
 
 // === impl App ===
@@ -120,6 +123,11 @@ impl App {
     /// Where clients come in; with the real port.
     pub fn clients(&self) -> ListenAddress {
         self.clients.local()
+    }
+
+    /// Where workers come in, if anywhere; with the real port.
+    pub fn workers(&self) -> Option<ListenAddress> {
+        self.workers.as_ref().map(Listener::local)
     }
 
     /// Where operators come in, if anywhere; with the real port.
@@ -140,9 +148,13 @@ impl App {
             operations,
             config,
             clients,
+            workers,
             admin,
         } = self;
         info!(clients = %clients.local(), "listening");
+        if let Some(workers) = &workers {
+            info!(workers = %workers.local(), "listening");
+        }
         if let Some(admin) = &admin {
             info!(admin = %admin.local(), "listening");
         }
@@ -152,9 +164,6 @@ impl App {
         let lanes = Lanes::start(config.lanes).map_err(AppError::Lanes)?;
         let tasks = Tasks::default();
         let ready = Readiness::default();
-        let (services, health) = Services::new(&operations, &config);
-        let services = Border::new(services, operations.metrics());
-
         let admin_stop = CancellationToken::new();
         if let Some(listener) = admin {
             let (service, stop) = (
@@ -166,13 +175,26 @@ impl App {
                 serve(listener, service, &lanes, options, stop).await;
             });
         }
-        let clients_stop = CancellationToken::new();
-        let serving = {
-            let (stop, options) = (clients_stop.clone(), config.connections.clone());
-            tasks.spawn("clients", async move {
-                serve(clients, services, &lanes, options, stop).await;
-            })
-        };
+        let calls_stop = CancellationToken::new();
+        let mut health = Health::default();
+        let mut serving = JoinSet::new();
+        let own = [
+            (Some(clients), Services::for_clients(&operations, &config)),
+            (workers, Services::for_workers(&operations, &config)),
+        ];
+        for (listener, (services, switch)) in own {
+            let Some(listener) = listener else { continue };
+            health.add(switch);
+            let services = Border::new(services, operations.metrics());
+            let (lanes, stop, options) = (
+                lanes.clone(),
+                calls_stop.clone(),
+                config.connections.clone(),
+            );
+            serving.spawn(async move {
+                serve(listener, services, &lanes, options, stop).await;
+            });
+        }
 
         health.set(true).await;
         ready.set(true);
@@ -182,7 +204,7 @@ impl App {
             "shutting down; a second signal aborts"
         );
         ready.set(false);
-        let drain = drain(&operations, &health, config.grace, &clients_stop, serving);
+        let drain = drain(&operations, &health, config.grace, &calls_stop, serving);
         let ended = select! {
             () = drain => Ended::Drained,
             () = abort => Ended::Aborted,
@@ -198,7 +220,7 @@ async fn drain(
     health: &Health,
     grace: Duration,
     stop: &CancellationToken,
-    serving: JoinHandle<()>,
+    mut serving: JoinSet<()>,
 ) {
     let begun = Instant::now();
     let deadline = begun.checked_add(grace).unwrap_or(begun + YEAR);
@@ -209,11 +231,11 @@ async fn drain(
         warn!("the store did not close within the grace");
     }
     stop.cancel();
-    let abort = serving.abort_handle();
     // Streams without an end, such as a watched health, must not use up the grace.
     let closed = deadline.min(Instant::now() + CLOSING);
-    if timeout_at(closed, serving).await.is_err() {
+    let all = async { while serving.join_next().await.is_some() {} };
+    if timeout_at(closed, all).await.is_err() {
         info!("streams that were still open were cut");
-        abort.abort();
+        serving.abort_all();
     }
 }

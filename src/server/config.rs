@@ -11,8 +11,14 @@ use crate::{grpc::operations::WaitLimits, operation::terms::Terms, store::store:
 pub struct Config {
     /// Where clients come in: gRPC, health, reflection.
     pub listen: ListenAddress,
+    /// Where workers and creators come in: OperationWorker, health, reflection.
+    /// None: nowhere.
+    pub worker_listen: Option<ListenAddress>,
     /// Where operators come in: `/livez`, `/readyz`, `/metrics`. None: nowhere.
     pub admin_listen: Option<ListenAddress>,
+    /// The permissions of the files of Unix sockets, such as `0o660`. None: what
+    /// the umask leaves.
+    pub socket_mode: Option<u32>,
     /// Threads that serve connections; each has a runtime of its own.
     pub lanes: usize,
     /// How long a shutdown may take.

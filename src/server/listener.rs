@@ -6,7 +6,7 @@ use std::{
     fmt, fs, io,
     net::{SocketAddr, ToSocketAddrs},
     os::unix::{
-        fs::{FileTypeExt, MetadataExt},
+        fs::{FileTypeExt, MetadataExt, PermissionsExt},
         net::UnixStream as BlockingUnixStream,
     },
     path::{Path, PathBuf},
@@ -119,16 +119,17 @@ impl Listener {
     /// Binds `address` and starts to listen. Must be called inside a runtime
     /// with IO, which is the one that will accept.
     ///
-    /// A Unix socket that nobody listens on any more is replaced.
+    /// A Unix socket that nobody listens on any more is replaced. Its file gets
+    /// the permissions `mode`, if given, before anybody is accepted.
     ///
     /// # Errors
     ///
     /// When the address is taken, unknown or not permitted; the message says
     /// which address it was.
-    pub(crate) fn bind(address: &ListenAddress) -> io::Result<Self> {
+    pub(crate) fn bind(address: &ListenAddress, mode: Option<u32>) -> io::Result<Self> {
         let bound = match address {
             ListenAddress::Tcp(address) => bind_tcp(address),
-            ListenAddress::Unix(path) => bind_unix(path),
+            ListenAddress::Unix(path) => bind_unix(path, mode),
         };
         bound.map_err(|error| {
             let hint = match error.kind() {
@@ -201,9 +202,12 @@ fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-fn bind_unix(path: &Path) -> io::Result<Listener> {
+fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<Listener> {
     remove_stale(path)?;
     let listener = UnixListener::bind(path)?;
+    if let Some(mode) = mode {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    }
     let file = identity(path)?;
     let local = ListenAddress::Unix(path.to_owned());
     Ok(Listener {

@@ -1,5 +1,5 @@
-//! The services of the clients' listener, and which of them a path belongs to.
-//! What they answer is their own affair.
+//! The services of each listener, and which of them a path belongs to. What
+//! they answer is their own affair.
 
 use std::{
     convert::Infallible,
@@ -22,6 +22,7 @@ use crate::{
     grpc::{
         operations::{OperationsServer, OperationsService, operations_server_with},
         watch::{OperationWatchServer, WatchService, watch_server},
+        worker::{OperationWorkerServer, WorkerService, worker_server_with},
     },
     operations::operations::Operations,
     proto::FILE_DESCRIPTOR_SET,
@@ -32,23 +33,35 @@ type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + 
 type Rare = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 
 /// All services of one listener. A match on the path is all the routing that
-/// six services need.
+/// so few services need.
 #[derive(Clone)]
 pub(super) struct Services(Arc<Each>);
 
 /// Each of them, cloned only when it is called.
 struct Each {
-    operations: OperationsServer<OperationsService>,
-    watch: OperationWatchServer<WatchService>,
-    checksums: Option<ChecksumsServer<ChecksumService>>,
+    own: Own,
     health: Rare,
     reflection: Rare,
     reflection_alpha: Rare,
 }
 
-/// Tells the health service whether the server serves.
+/// The services that one listener has and the other has not.
+enum Own {
+    Clients {
+        operations: OperationsServer<OperationsService>,
+        watch: OperationWatchServer<WatchService>,
+        checksums: Option<ChecksumsServer<ChecksumService>>,
+    },
+    Workers(OperationWorkerServer<WorkerService>),
+}
+
+/// Tells the health services whether the server serves.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Health(Vec<Switch>);
+
+/// The health service of one listener, and the services that it tells of.
 #[derive(Clone, Debug)]
-pub(super) struct Health(HealthReporter, bool);
+pub(super) struct Switch(HealthReporter, Vec<&'static str>);
 
 const CHECKSUMS: &str = <ChecksumsServer<ChecksumService> as NamedService>::NAME;
 const HEALTH: &str = tonic_health::pb::health_server::SERVICE_NAME;
@@ -56,56 +69,62 @@ const OPERATIONS: &str = <OperationsServer<OperationsService> as NamedService>::
 const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 const REFLECTION_ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 const WATCH: &str = <OperationWatchServer<WatchService> as NamedService>::NAME;
+const WORKER: &str = <OperationWorkerServer<WorkerService> as NamedService>::NAME;
 
 // === impl Services ===
 
 impl Services {
-    /// The services around `operations`, and the switch of their health.
-    pub(super) fn new(operations: &Operations, config: &Config) -> (Self, Health) {
-        let (reporter, health) = tonic_health::server::health_reporter();
+    /// What clients reach.
+    pub(super) fn for_clients(operations: &Operations, config: &Config) -> (Self, Switch) {
         let limit = config.max_message_bytes;
-        let checksums = config
-            .demo
-            .as_ref()
-            .map(|root| checksums_server(operations, root.clone()));
-        let has_demo = checksums.is_some();
-        let services = Each {
-            operations: operations_server_with(operations, config.waits)
-                .max_decoding_message_size(limit),
+        let checksums = config.demo.as_ref().map(|root| {
+            checksums_server(operations, root.clone()).max_decoding_message_size(limit)
+        });
+        let mut names = vec![OPERATIONS, WATCH];
+        names.extend(checksums.as_ref().map(|_| CHECKSUMS));
+        let operations_service = operations_server_with(operations, config.waits);
+        let own = Own::Clients {
+            operations: operations_service.max_decoding_message_size(limit),
             watch: watch_server(operations).max_decoding_message_size(limit),
-            checksums: checksums.map(|checksums| checksums.max_decoding_message_size(limit)),
+            checksums,
+        };
+        Self::new(own, names)
+    }
+
+    /// What workers and creators reach, and clients must not.
+    pub(super) fn for_workers(operations: &Operations, config: &Config) -> (Self, Switch) {
+        let worker = worker_server_with(operations, config.waits)
+            .max_decoding_message_size(config.max_message_bytes);
+        Self::new(Own::Workers(worker), vec![WORKER])
+    }
+
+    fn new(own: Own, names: Vec<&'static str>) -> (Self, Switch) {
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let (v1, v1alpha) = (reflection(&names), reflection(&names));
+        let each = Each {
+            own,
             health: Rare::new(health),
-            reflection: Rare::new(
-                reflection(has_demo)
-                    .build_v1()
-                    .expect("the descriptors are our own"),
-            ),
+            reflection: Rare::new(v1.build_v1().expect("the descriptors are our own")),
             reflection_alpha: Rare::new(
-                reflection(has_demo)
+                v1alpha
                     .build_v1alpha()
                     .expect("the descriptors are our own"),
             ),
         };
-        (Self(Arc::new(services)), Health(reporter, has_demo))
+        (Self(Arc::new(each)), Switch(reporter, names))
     }
 }
 
-fn reflection<'a>(has_demo: bool) -> Builder<'a> {
+fn reflection(names: &[&'static str]) -> Builder<'static> {
     let builder = Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
-        .with_service_name(OPERATIONS)
-        .with_service_name(WATCH)
-        .with_service_name(HEALTH)
-        .with_service_name(REFLECTION)
-        .with_service_name(REFLECTION_ALPHA);
-    if has_demo {
-        builder.with_service_name(CHECKSUMS)
-    } else {
-        builder
-    }
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET);
+    [HEALTH, REFLECTION, REFLECTION_ALPHA]
+        .iter()
+        .chain(names)
+        .fold(builder, |builder, name| builder.with_service_name(*name))
 }
 
 impl Service<Request<Incoming>> for Services {
@@ -124,13 +143,20 @@ impl Service<Request<Incoming>> for Services {
             .and_then(|path| path.split('/').next())
             .unwrap_or_default();
         let each = &self.0;
-        match service {
-            OPERATIONS => each.operations.clone().call(request),
-            WATCH => each.watch.clone().call(request),
-            HEALTH => each.health.clone().call(request),
-            REFLECTION => each.reflection.clone().call(request),
-            REFLECTION_ALPHA => each.reflection_alpha.clone().call(request),
-            CHECKSUMS if let Some(checksums) = &each.checksums => checksums.clone().call(request),
+        match (service, &each.own) {
+            (OPERATIONS, Own::Clients { operations, .. }) => operations.clone().call(request),
+            (WATCH, Own::Clients { watch, .. }) => watch.clone().call(request),
+            (
+                CHECKSUMS,
+                Own::Clients {
+                    checksums: Some(checksums),
+                    ..
+                },
+            ) => checksums.clone().call(request),
+            (WORKER, Own::Workers(worker)) => worker.clone().call(request),
+            (HEALTH, _) => each.health.clone().call(request),
+            (REFLECTION, _) => each.reflection.clone().call(request),
+            (REFLECTION_ALPHA, _) => each.reflection_alpha.clone().call(request),
             _ => Box::pin(ready(Ok(unknown(&request)))),
         }
     }
@@ -159,16 +185,22 @@ fn unknown(request: &Request<Incoming>) -> Response<Body> {
 // === impl Health ===
 
 impl Health {
-    /// Tells every service's health, and that of the server as a whole.
+    /// Adds what one listener serves.
+    pub(super) fn add(&mut self, switch: Switch) {
+        self.0.push(switch);
+    }
+
+    /// Tells every service's health, and that of each listener as a whole.
     pub(super) async fn set(&self, serves: bool) {
         let status = if serves {
             ServingStatus::Serving
         } else {
             ServingStatus::NotServing
         };
-        let demo = self.1.then_some(CHECKSUMS);
-        for service in ["", OPERATIONS, WATCH].into_iter().chain(demo) {
-            self.0.set_service_status(service, status).await;
+        for Switch(reporter, names) in &self.0 {
+            for name in [""].iter().chain(names) {
+                reporter.set_service_status(*name, status).await;
+            }
         }
     }
 }

@@ -1,27 +1,39 @@
-//! Claims: how a worker gets the lease of the next operation of a queue, and
-//! how nothing is lost if it leaves on the way.
+//! Claims: how a worker gets the leases of the next operations of its queues,
+//! and how nothing is lost if it leaves on the way.
 
-use std::sync::Arc;
+use std::{future::Future, pin::pin, sync::Arc};
 
+use futures_util::future::{join_all, select_all};
 use tokio::select;
 
-use super::{ready::Queue, store::Store};
+use super::{
+    ready::{Queue, Visit},
+    store::Store,
+};
 use crate::{
     error::{Error, Result},
     operation::{
         lease::{LeaseToken, WorkerId},
         operation::Operation,
-        stage::Event,
+        payload::Payload,
+        stage::{Event, Report},
         terms::QueueName,
     },
 };
 
-/// A number that was taken from a queue. Goes back if its taker leaves before
-/// the operation has changed.
+/// The leases of one claim hold fewer bytes of inputs and checkpoints than
+/// this, or there is just one: clients refuse messages over 4 MiB.
+const CLAIM_BYTES: usize = 3 << 20;
+
+/// What a lease takes on the wire besides what people put in, about.
+const LEASE_BYTES: usize = 128;
+
+/// An operation that was taken from a queue. Goes back if its taker leaves
+/// before it has changed.
 struct Taken<'a> {
     store: &'a Store,
     queue: &'a Queue,
-    number: u64,
+    operation: Arc<Operation>,
 }
 
 /// A lease on its way to whoever asked for it. Goes back if that one left
@@ -31,58 +43,146 @@ struct Granted(Option<(Arc<Store>, Arc<Operation>)>);
 // === impl Store ===
 
 impl Store {
-    /// Waits for an operation of the queue and takes its lease.
+    /// Waits for an operation of the queues and takes its lease, and those of
+    /// more, up to `most`, if they are ready too. Gives up the wait with none
+    /// when `enough` resolves.
     pub(crate) async fn claim(
         self: &Arc<Self>,
-        queue: &QueueName,
+        queues: &[QueueName],
         worker: &WorkerId,
-    ) -> Result<Arc<Operation>> {
-        let visit = self.view.ready.visit(queue);
-        let queue = visit.queue();
+        most: usize,
+        enough: impl Future<Output = ()>,
+    ) -> Result<Vec<Arc<Operation>>> {
+        let visits: Vec<Visit<'_>> = queues
+            .iter()
+            .map(|queue| self.view.ready.visit(queue))
+            .collect();
         let stopping = self.tasks.stopping();
+        let mut enough = pin!(enough);
         loop {
-            let number = select! {
+            let first = select! {
                 biased;
                 () = stopping.cancelled() => return Err(Error::ShuttingDown),
-                number = queue.next() => number,
+                taken = self.next(&visits) => taken,
+                () = &mut enough => return Ok(Vec::new()),
             };
-            let taken = Taken {
-                store: self,
-                queue,
-                number,
-            };
-            let Some(operation) = self.view.index.get(taken.number) else {
-                continue;
-            };
-            let claim = Event::Claim {
-                token: LeaseToken::random(),
-                worker: worker.clone(),
-            };
-            let (store, name) = (self.clone(), operation.owned_name());
-            let grant = async move {
-                let operation = store.change(&name, &claim).await?;
-                Ok(Granted(Some((store, operation))))
-            };
-            match self
-                .tasks
-                .to_the_end("claim", grant)
-                .await
-                .map(Granted::take)
-            {
-                Ok(operation) if operation.lease().is_some() => return Ok(operation),
-                // It was done, cancelled or taken away in the meantime.
-                Ok(_) | Err(Error::Refused { .. } | Error::NotFound { .. }) => {}
-                Err(error) => return Err(error),
+            let batch = self.batch(first, &visits, most);
+            let grants = join_all(batch.iter().map(|taken| self.grant(taken, worker))).await;
+            let (mut claimed, mut failed) = (Vec::with_capacity(grants.len()), None);
+            for grant in grants {
+                match grant.map(Granted::take) {
+                    Ok(operation) if operation.lease().is_some() => claimed.push(operation),
+                    // It was done, cancelled or taken away in the meantime.
+                    Ok(_) | Err(Error::Refused { .. } | Error::NotFound { .. }) => {}
+                    Err(error) => failed = Some(error),
+                }
+            }
+            match failed {
+                Some(error) if claimed.is_empty() => return Err(error),
+                _ if claimed.is_empty() => {}
+                _ => return Ok(claimed),
             }
         }
     }
+
+    /// Waits for the next operation of the queues.
+    async fn next<'a>(&'a self, visits: &'a [Visit<'_>]) -> Taken<'a> {
+        loop {
+            if let Some(taken) = self.take(visits) {
+                return taken;
+            }
+            // What was offered since the look has left a call behind.
+            let calls = visits.iter().map(|visit| Box::pin(visit.queue().call()));
+            let ((), heard, _) = select_all(calls).await;
+            let (taken, heard) = (self.take(visits), visits[heard].queue());
+            // What was taken may have stood in another queue.
+            if taken
+                .as_ref()
+                .is_none_or(|taken| !std::ptr::eq(taken.queue, heard))
+            {
+                heard.pass_on();
+            }
+            if let Some(taken) = taken {
+                return taken;
+            }
+        }
+    }
+
+    /// Takes the next operation of the queues, if one is ready.
+    fn take<'a>(&'a self, visits: &'a [Visit<'_>]) -> Option<Taken<'a>> {
+        loop {
+            let queue = match visits {
+                [only] => only.queue(),
+                several => {
+                    let queues = several.iter().map(Visit::queue);
+                    let firsts = queues.filter_map(|queue| Some((queue.first()?, queue)));
+                    firsts.min_by_key(|(place, _)| *place)?.1
+                }
+            };
+            let Some(number) = queue.take() else {
+                match visits {
+                    [_] => return None,
+                    // Somebody else was faster; another queue may have more.
+                    _ => continue,
+                }
+            };
+            if let Some(operation) = self.view.index.get(number) {
+                return Some(Taken {
+                    store: self,
+                    queue,
+                    operation,
+                });
+            }
+        }
+    }
+
+    /// Takes more operations, as far as they are ready and fit in an answer.
+    fn batch<'a>(
+        &'a self,
+        first: Taken<'a>,
+        visits: &'a [Visit<'_>],
+        most: usize,
+    ) -> Vec<Taken<'a>> {
+        let mut bytes = lease_size(&first.operation);
+        let mut batch = vec![first];
+        while batch.len() < most
+            && let Some(taken) = self.take(visits)
+        {
+            bytes += lease_size(&taken.operation);
+            if CLAIM_BYTES < bytes {
+                break;
+            }
+            batch.push(taken);
+        }
+        batch
+    }
+
+    async fn grant(self: &Arc<Self>, taken: &Taken<'_>, worker: &WorkerId) -> Result<Granted> {
+        let claim = Event::Claim {
+            token: LeaseToken::random(),
+            worker: worker.clone(),
+        };
+        let (store, name) = (self.clone(), taken.operation.owned_name());
+        let grant = async move {
+            let operation = store.change(&name, &claim).await?;
+            Ok(Granted(Some((store, operation))))
+        };
+        self.tasks.to_the_end("claim", grant).await
+    }
+}
+
+/// How many bytes a lease of the operation takes in an answer, about.
+fn lease_size(operation: &Operation) -> usize {
+    let payloads = [operation.input(), operation.checkpoint()];
+    let payloads: usize = payloads.into_iter().flatten().map(Payload::size).sum();
+    payloads + operation.tags_size() + LEASE_BYTES
 }
 
 // === impl Taken ===
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        if let Some(operation) = self.store.view.index.get(self.number)
+        if let Some(operation) = self.store.view.index.get(self.operation.number())
             && operation.is_ready(self.store.clock.now())
         {
             self.queue.offer(&operation);
@@ -104,7 +204,8 @@ impl Drop for Granted {
             && let Some(lease) = operation.lease()
             && tokio::runtime::Handle::try_current().is_ok()
         {
-            let (tasks, release) = (store.tasks.clone(), Event::Release(lease.token));
+            let tasks = store.tasks.clone();
+            let release = Event::Release(lease.token, Report::default());
             tasks.spawn("release", async move {
                 store.commit(&operation.owned_name(), release).await
             });

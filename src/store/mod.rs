@@ -1,10 +1,11 @@
 //! The store: one door for writes (`Store::commit`), one for visibility
 //! (`View::publish`), and what hangs on the latter: the index, the ready
-//! queues, the waiters and the deadlines. It knows no concrete journal, no
+//! queues, the waiters, the deadlines and the directives. It knows no concrete journal, no
 //! gRPC and no worker.
 
 pub(crate) mod claim;
 pub(crate) mod deadlines;
+pub(crate) mod directives;
 pub(crate) mod index;
 pub(crate) mod ready;
 pub(crate) mod store;

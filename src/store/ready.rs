@@ -7,7 +7,7 @@ use dashmap::DashMap;
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, futures::Notified};
 
 use crate::{
     metrics::Metrics,
@@ -29,10 +29,13 @@ pub(crate) struct Queue {
     depth: Gauge,
 }
 
+/// A place in a queue: the highest priority first, then the oldest.
+pub(super) type Place = (Reverse<i32>, u64);
+
 #[derive(Debug, Default)]
 struct Lines {
-    /// Those whose time has come: the highest priority first, then the oldest.
-    ready: BTreeSet<(Reverse<i32>, u64)>,
+    /// Those whose time has come.
+    ready: BTreeSet<Place>,
     /// How many are pending, ready or not: what the limit is about.
     pending: usize,
 }
@@ -151,8 +154,13 @@ impl Queue {
         self.offered.notify_one();
     }
 
+    /// The place of the one that is next.
+    pub(super) fn first(&self) -> Option<Place> {
+        self.lines.lock().ready.first().copied()
+    }
+
     /// Takes the next number, and passes the call on if more are there.
-    fn take(&self) -> Option<u64> {
+    pub(super) fn take(&self) -> Option<u64> {
         let mut lines = self.lines.lock();
         let (_, number) = lines.ready.pop_first()?;
         if !lines.ready.is_empty() {
@@ -161,18 +169,20 @@ impl Queue {
         Some(number)
     }
 
-    /// Waits for the next number.
-    pub(crate) async fn next(&self) -> u64 {
-        loop {
-            let offered = self.offered.notified();
-            if let Some(number) = self.take() {
-                return number;
-            }
-            offered.await;
+    /// Passes on a call that was not answered by taking one.
+    pub(super) fn pass_on(&self) {
+        if self.first().is_some() {
+            self.offered.notify_one();
         }
+    }
+
+    /// The next call to take one. Whoever hears it must take one or pass it on;
+    /// one that is dropped unheard goes to the next in line.
+    pub(super) fn call(&self) -> Notified<'_> {
+        self.offered.notified()
     }
 }
 
-fn place(operation: &Operation) -> (Reverse<i32>, u64) {
+fn place(operation: &Operation) -> Place {
     (Reverse(operation.terms().priority), operation.number())
 }

@@ -29,7 +29,7 @@ use crate::{
         name::OperationName,
         operation::{Change, Operation},
         outcome::Outcome,
-        stage::{Event, Refusal, Report},
+        stage::{Event, Refusal},
     },
     tasks::Tasks,
 };
@@ -351,7 +351,7 @@ impl Store {
     /// always is: an operation must be able to end.
     fn check_room(&self, event: &Event, current: &Operation, next: &Operation) -> Result<()> {
         match event {
-            Event::Report(..) => {
+            Event::Report(_, report) | Event::Renew(_, report) if !report.is_empty() => {
                 self.check_size("metadata", next)?;
                 let growth = next.size().saturating_sub(current.size());
                 if growth != 0 && self.limits.max_bytes < self.view.bytes() + growth {
@@ -363,12 +363,13 @@ impl Store {
                 Ok(())
             }
             Event::Finish(_, outcome @ Outcome::Error(_), report)
-                if *report == Report::default() && outcome.size() <= SHORT_ERROR =>
+                if report.is_empty() && outcome.size() <= SHORT_ERROR =>
             {
                 Ok(())
             }
             Event::Finish(..) => self.check_size("response", next),
             Event::Fail { .. } => self.check_size("error", next),
+            Event::Release(_, report) if !report.is_empty() => self.check_size("metadata", next),
             _ => Ok(()),
         }
     }

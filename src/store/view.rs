@@ -1,6 +1,6 @@
 //! The view: what readers see. `publish` is the one door in, for requests and
-//! for replay alike; it feeds the index, the queues, the waiters and the
-//! deadlines. No guard of the map ever leaves this file.
+//! for replay alike; it feeds the index, the queues, the waiters, the deadlines
+//! and the directives. No guard of the map ever leaves this file.
 
 use std::{
     borrow::Borrow,
@@ -14,7 +14,9 @@ use std::{
 use dashmap::{DashMap, mapref::entry::Entry};
 use foldhash::fast::RandomState;
 
-use super::{deadlines::Deadlines, index::Index, ready::Ready, waiters::Waiters};
+use super::{
+    deadlines::Deadlines, directives::Directives, index::Index, ready::Ready, waiters::Waiters,
+};
 use crate::{
     clock::{Clock, Timestamp},
     metrics::Metrics,
@@ -35,6 +37,7 @@ pub(crate) struct View {
     pub(crate) ready: Ready,
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) deadlines: Deadlines,
+    pub(crate) directives: Arc<Directives>,
     clock: Clock,
     metrics: Metrics,
     bytes: AtomicUsize,
@@ -69,6 +72,7 @@ impl View {
             ready: Ready::new(metrics.clone()),
             waiters: Arc::new(Waiters::new(max_waiters, metrics.waiters.clone())),
             deadlines: Deadlines::default(),
+            directives: Arc::new(Directives::new(max_waiters)),
             clock,
             metrics: metrics.clone(),
             bytes: AtomicUsize::new(0),
@@ -119,6 +123,8 @@ impl View {
             operation.number(),
             operation.is_done() || operation.is_hidden(),
         );
+        self.directives
+            .tell(previous.as_deref(), operation, false, self.clock.now());
     }
 
     /// Takes a record away.
@@ -131,6 +137,8 @@ impl View {
         self.forget_request(&previous);
         self.line_up(Some(&previous), None);
         self.waiters.call(previous.number(), true);
+        self.directives
+            .tell(Some(&previous), &previous, true, self.clock.now());
     }
 
     /// Looks again, later, at an operation that time may change.

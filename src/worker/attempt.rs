@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use super::{
-    context::{Context, Desk},
+    context::{Assignment, Context, Desk},
     handler::AnyHandler,
 };
 use crate::{
@@ -66,12 +66,12 @@ impl Attempt {
     /// early: the operation goes back to its queue.
     pub(crate) async fn run(
         self,
-        operation: Arc<Operation>,
+        assignment: Assignment,
         handler: Arc<dyn AnyHandler>,
         tasks: &Tasks,
         release: CancellationToken,
     ) -> AttemptEnd {
-        let context = Context::new(operation, self.desk.clone(), self.store.clock);
+        let context = Context::new(assignment, self.desk.clone(), self.store.clock);
         let mut work = tasks.spawn("handler", handler.start(context));
         let end = select! {
             biased;
@@ -84,7 +84,7 @@ impl Attempt {
                 match timeout(ABORT_PATIENCE, &mut work).await {
                     Ok(Ok(Ok(response))) => self.finish(Ok(Ok(response)), &release).await,
                     // It broke off because it was told to, not because it failed.
-                    _ => self.release().await,
+                    _ => self.release(&release).await,
                 }
             }
             () = self.keep() => AttemptEnd::lost,
@@ -114,7 +114,7 @@ impl Attempt {
                 () = waiter.called() => continue,
                 () = sleep_until(renew_at) => {
                     renew_at = Instant::now() + self.renewal;
-                    self.commit(Event::Renew(self.token)).await
+                    self.commit(Event::Renew(self.token, Report::default())).await
                 }
                 () = reported => {
                     report_at = Instant::now() + REPORT_PAUSE;
@@ -165,9 +165,6 @@ impl Attempt {
         result: Result<HandlerResult, JoinError>,
         release: &CancellationToken,
     ) -> AttemptEnd {
-        if matches!(&result, Ok(Err(failure)) if failure.retryable) {
-            self.hand_in().await;
-        }
         let report = self.desk.take().unwrap_or_default();
         let (event, end) = match result {
             Ok(Ok(response)) => self.succeeded(response, report),
@@ -178,7 +175,7 @@ impl Attempt {
                     AttemptEnd::panicked,
                 ),
                 // It was aborted, here or by a runtime that shuts down.
-                Err(_) => return self.release().await,
+                Err(_) => return self.release(release).await,
             },
         };
         self.record(event, end, release).await
@@ -212,6 +209,7 @@ impl Attempt {
                         token: self.token,
                         error,
                         retry_after,
+                        report,
                     },
                     AttemptEnd::retried,
                 )
@@ -255,38 +253,25 @@ impl Attempt {
         }
     }
 
-    /// What is recorded instead of an outcome that is too large: first the
-    /// outcome without the last report, then an error that says so, for which
-    /// there is always room.
+    /// What is recorded instead of an end that is too large: first the same
+    /// without the last report, then an error that says so, for which there is
+    /// always room.
     fn smaller(&self, event: Event, error: &Error) -> Event {
-        match event {
-            Event::Finish(token, outcome, report) if report != Report::default() => {
-                Event::Finish(token, outcome, Report::default())
-            }
-            _ => {
-                let code = Code::ResourceExhausted;
-                let outcome = Outcome::failed(code, error.reason(), error.to_string());
-                self.finished(outcome, Report::default())
-            }
-        }
-    }
-
-    /// Commits what the handler reported last, so that the next attempt finds
-    /// its checkpoint.
-    async fn hand_in(&self) {
-        if let Some(report) = self.desk.take()
-            && let Err(error) = self.commit(Event::Report(self.token, report)).await
-        {
+        if event.report().is_some_and(|report| !report.is_empty()) {
             warn!(operation.name = %self.name, %error, "the last report of an attempt was dropped");
+            return event.without_report();
         }
+        let code = Code::ResourceExhausted;
+        let outcome = Outcome::failed(code, error.reason(), error.to_string());
+        self.finished(outcome, Report::default())
     }
 
-    async fn release(&self) -> AttemptEnd {
-        self.hand_in().await;
-        match self.commit(Event::Release(self.token)).await {
-            Ok(operation) => ended(&operation, AttemptEnd::released),
-            Err(_) => AttemptEnd::lost,
-        }
+    /// Gives the operation back. What the handler reported last goes with it, so
+    /// that the next attempt finds its checkpoint.
+    async fn release(&self, release: &CancellationToken) -> AttemptEnd {
+        let report = self.desk.take().unwrap_or_default();
+        let event = Event::Release(self.token, report);
+        self.record(event, AttemptEnd::released, release).await
     }
 
     async fn commit(&self, event: Event) -> Result<Arc<Operation>> {

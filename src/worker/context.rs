@@ -2,7 +2,7 @@
 //! checkpoint and to learn that it should stop. Committing what it reports is
 //! done by `attempt`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use prost_types::Any;
@@ -13,10 +13,13 @@ use crate::{
     clock::{Clock, Timestamp},
     operation::{
         labels::Labels,
+        lease::LeaseToken,
         operation::Operation,
         outcome::Failure,
         payload::{InvalidAny, Payload},
         stage::Report,
+        terms::QueueName,
+        trace::TraceContext,
     },
     proto::{google::rpc::Code, longrunning::v1::Progress},
 };
@@ -25,25 +28,61 @@ use crate::{
 /// be moved to other threads, and outlive the attempt without harm.
 #[derive(Clone, Debug)]
 pub struct Context {
-    operation: Arc<Operation>,
+    assignment: Arc<Assignment>,
     desk: Arc<Desk>,
     clock: Clock,
 }
 
-/// Where a handler leaves reports, and finds the wish that it stop.
+/// What was leased, in this process or from another one.
+#[derive(Debug)]
+pub(crate) struct Assignment {
+    pub(crate) name: String,
+    pub(crate) queue: Option<QueueName>,
+    pub(crate) token: LeaseToken,
+    pub(crate) attempt: u32,
+    pub(crate) input: Option<Payload>,
+    pub(crate) checkpoint: Option<Payload>,
+    pub(crate) labels: Labels,
+    pub(crate) method: String,
+    pub(crate) trace_context: TraceContext,
+    pub(crate) cancel_grace: Option<Duration>,
+}
+
+/// Where a handler leaves reports, and finds the wish that it stop. Desks may
+/// share the bell that tells of a report.
 #[derive(Debug, Default)]
 pub(crate) struct Desk {
     report: Mutex<Option<Report>>,
-    reported: Notify,
+    bell: Arc<Notify>,
     pub(crate) cancelled: CancellationToken,
+}
+
+// === impl Assignment ===
+
+impl Assignment {
+    /// What the holder of the operation's lease has to do; none if nobody holds it.
+    pub(crate) fn of(operation: &Operation) -> Option<Self> {
+        Some(Self {
+            name: operation.name().to_owned(),
+            queue: operation.queue().cloned(),
+            token: operation.lease()?.token,
+            attempt: operation.attempt(),
+            input: operation.input().cloned(),
+            checkpoint: operation.checkpoint().cloned(),
+            labels: operation.labels().clone(),
+            method: operation.method().to_owned(),
+            trace_context: operation.trace_context().clone(),
+            cancel_grace: operation.terms().cancel_grace,
+        })
+    }
 }
 
 // === impl Context ===
 
 impl Context {
-    pub(crate) fn new(operation: Arc<Operation>, desk: Arc<Desk>, clock: Clock) -> Self {
+    pub(crate) fn new(assignment: Assignment, desk: Arc<Desk>, clock: Clock) -> Self {
         Self {
-            operation,
+            assignment: Arc::new(assignment),
             desk,
             clock,
         }
@@ -51,12 +90,17 @@ impl Context {
 
     /// The full name of the operation.
     pub fn name(&self) -> &str {
-        self.operation.name()
+        &self.assignment.name
+    }
+
+    /// The queue that it was taken from; none if its creator executes it.
+    pub fn queue(&self) -> Option<&QueueName> {
+        self.assignment.queue.as_ref()
     }
 
     /// What the creator wants to have worked on.
     pub fn input(&self) -> Option<&Any> {
-        self.operation.input().map(Payload::any)
+        self.assignment.input.as_ref().map(Payload::any)
     }
 
     /// The input as the message that it should be.
@@ -82,17 +126,39 @@ impl Context {
     /// The number of this attempt: 1 for the first, and always larger than that
     /// of any attempt before. A fencing number towards other systems.
     pub fn attempt(&self) -> u32 {
-        self.operation.attempt()
+        self.assignment.attempt
     }
 
     /// What an attempt before left with [`Context::keep_checkpoint`].
     pub fn checkpoint(&self) -> Option<&Any> {
-        self.operation.checkpoint().map(Payload::any)
+        self.assignment.checkpoint.as_ref().map(Payload::any)
     }
 
     /// What the creator called the operation by.
     pub fn labels(&self) -> &Labels {
-        self.operation.labels()
+        &self.assignment.labels
+    }
+
+    /// The method that the operation belongs to, as its creator said; empty if
+    /// it did not.
+    pub fn method(&self) -> &str {
+        &self.assignment.method
+    }
+
+    /// The trace that the operation belongs to, as its creator said.
+    pub fn trace_context(&self) -> &TraceContext {
+        &self.assignment.trace_context
+    }
+
+    /// Proves to the server that this attempt holds the operation.
+    pub fn lease_token(&self) -> LeaseToken {
+        self.assignment.token
+    }
+
+    /// How long after a cancellation the server waits before it closes the
+    /// operation; none for as long as the lease is kept.
+    pub fn cancel_grace(&self) -> Option<Duration> {
+        self.assignment.cancel_grace
     }
 
     /// The time as the server sees it.
@@ -157,10 +223,18 @@ impl Context {
 // === impl Desk ===
 
 impl Desk {
+    /// A desk whose reports ring a bell that others ring too.
+    pub(crate) fn with_bell(bell: Arc<Notify>) -> Self {
+        Self {
+            bell,
+            ..Self::default()
+        }
+    }
+
     /// Adds to the report that nobody fetched yet; the newest value wins.
     fn leave(&self, add: impl FnOnce(&mut Report)) {
         add(self.report.lock().get_or_insert_default());
-        self.reported.notify_one();
+        self.bell.notify_one();
     }
 
     /// Fetches what was reported since the last time.
@@ -178,6 +252,6 @@ impl Desk {
 
     /// Waits until there is something to fetch.
     pub(crate) async fn reported(&self) {
-        self.reported.notified().await;
+        self.bell.notified().await;
     }
 }

@@ -1,7 +1,7 @@
 //! Pools: the background workers of one queue. They wait for operations, claim
 //! them and run the handler on them, so many at a time.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use tokio::{
     select,
@@ -11,7 +11,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info_span};
 
-use super::{attempt::Attempt, handler::AnyHandler};
+use super::{attempt::Attempt, context::Assignment, handler::AnyHandler};
 use crate::{
     error::Error,
     metrics::Metrics,
@@ -60,10 +60,13 @@ impl Pool {
             let claimed = select! {
                 biased;
                 () = &mut stopped => return,
-                claimed = self.store.claim(&self.queue, &self.worker) => claimed,
+                claimed = self.store.claim(std::slice::from_ref(&self.queue), &self.worker, 1, pending()) => claimed,
             };
             match claimed {
-                Ok(operation) => {
+                Ok(mut claimed) => {
+                    let Some(operation) = claimed.pop() else {
+                        continue;
+                    };
                     let pool = self.clone();
                     // The permit travels with the work.
                     self.tasks.spawn("attempt", async move {
@@ -81,15 +84,15 @@ impl Pool {
     }
 
     async fn attempt(&self, operation: Arc<Operation>) {
-        let Some(token) = operation.lease().map(|lease| lease.token) else {
+        let Some(assignment) = Assignment::of(&operation) else {
             return;
         };
         let span = info_span!("attempt", operation.name = operation.name(), queue = %self.queue, attempt = operation.attempt());
         let started = Instant::now();
-        let attempt = Attempt::new(self.store.clone(), &operation, token);
+        let attempt = Attempt::new(self.store.clone(), &operation, assignment.token);
         let end = attempt
             .run(
-                operation,
+                assignment,
                 self.handler.clone(),
                 &self.tasks,
                 self.release.clone(),

@@ -82,7 +82,7 @@ class Server:
         self.log = []
         self.process = subprocess.Popen(
             [os.environ["LONGRUNNING_BIN"], "serve", "--demo", str(directory)]
-            + ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"],
+            + ["--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"],
             # The worker listener, once there is one, must not take its fixed default.
             env={**os.environ, "LONGRUNNING_WORKER_LISTEN": "127.0.0.1:0"},
             stdin=subprocess.DEVNULL,

@@ -2,18 +2,18 @@
 # Starts and stops one `longrunning serve --demo` on free loopback ports.
 # Sourced, by grpcurl.sh and .ci/run. Wants LONGRUNNING_BIN.
 
-# Offers directory $1. Sets SERVER_PID, CLIENTS and ADMIN (host:port each) once
+# Offers directory $1. Sets SERVER_PID, CLIENTS, WORKERS and ADMIN (host:port each) once
 # the server says that it listens; its log goes to file $2.
 start_server() {
   local directory=$1 log=$2
-  # The worker listener, once there is one, must not take its fixed default.
-  LONGRUNNING_WORKER_LISTEN=127.0.0.1:0 "$LONGRUNNING_BIN" serve --demo "$directory" \
-    --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 >"$log" 2>&1 &
+  "$LONGRUNNING_BIN" serve --demo "$directory" \
+    --listen 127.0.0.1:0 --worker-listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 >"$log" 2>&1 &
   SERVER_PID=$!
   for _ in {1..150}; do
     CLIENTS=$(bound_address clients "$log")
+    WORKERS=$(bound_address workers "$log")
     ADMIN=$(bound_address admin "$log")
-    if [[ -n $CLIENTS && -n $ADMIN ]]; then
+    if [[ -n $CLIENTS && -n $WORKERS && -n $ADMIN ]]; then
       return 0
     fi
     kill -0 "$SERVER_PID" 2>/dev/null || break

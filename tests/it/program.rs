@@ -242,12 +242,14 @@ async fn the_log_is_json_where_there_is_no_terminal() {
         "serve",
         "--listen",
         "127.0.0.1:0",
+        "--worker-listen",
+        "127.0.0.1:0",
         "--admin-listen",
         "127.0.0.1:0",
     ];
     let mut child = command(&ports).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    for listener in ["clients", "admin"] {
+    for listener in ["clients", "workers", "admin"] {
         let line = lines.next_line().await.unwrap().expect("it listens");
         let field = format!("\"{listener}\":\"127.0.0.1:");
         assert!(

@@ -101,12 +101,20 @@ async fn every_command_reaches_a_server_on_a_unix_socket() {
     std::fs::write(directory.path().join("a"), "hello\n").unwrap();
     let sockets = tempfile::tempdir().unwrap();
     let address = format!("unix:{}", sockets.path().join("s").display());
-    let mut server = command(&["serve", "--listen", &address, "--admin-listen", "none"])
-        .args(["--demo", directory.path().to_str().unwrap()])
-        .args(["--log-format", "text"])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut server = command(&[
+        "serve",
+        "--listen",
+        &address,
+        "--worker-listen",
+        "none",
+        "--admin-listen",
+        "none",
+    ])
+    .args(["--demo", directory.path().to_str().unwrap()])
+    .args(["--log-format", "text"])
+    .stderr(Stdio::piped())
+    .spawn()
+    .unwrap();
     let mut log = BufReader::new(server.stderr.take().unwrap()).lines();
     while !log
         .next_line()

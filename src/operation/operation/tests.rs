@@ -73,7 +73,7 @@ fn event(step: Step, token: LeaseToken) -> Event {
             token: LeaseToken::random(),
             worker: WorkerId::new("w"),
         },
-        Step::Renew(_) => Event::Renew(token),
+        Step::Renew(_) => Event::Renew(token, Report::default()),
         Step::Report(_, n) => {
             let metadata = Some(own_metadata(n));
             Event::Report(
@@ -85,11 +85,12 @@ fn event(step: Step, token: LeaseToken) -> Event {
             )
         }
         Step::Cancel => Event::RequestCancel,
-        Step::Release(_) => Event::Release(token),
+        Step::Release(_) => Event::Release(token, Report::default()),
         Step::Fail(_) => Event::Fail {
             token,
             error: error(9),
             retry_after: None,
+            report: Report::default(),
         },
         Step::Finish(_, 0) => Event::Finish(
             token,

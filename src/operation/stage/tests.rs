@@ -147,14 +147,15 @@ fn event(name: &str, token: LeaseToken) -> Event {
             token: self::token(2),
             worker: WorkerId::new("v"),
         },
-        "Renew" => Event::Renew(token),
+        "Renew" => Event::Renew(token, Report::default()),
         "Report" => Event::Report(token, Report::default()),
         "RequestCancel" => Event::RequestCancel,
-        "Release" => Event::Release(token),
+        "Release" => Event::Release(token, Report::default()),
         "Fail" => Event::Fail {
             token,
             error: error(),
             retry_after: None,
+            report: Report::default(),
         },
         "Succeed" => Event::Finish(
             token,
@@ -168,6 +169,7 @@ fn event(name: &str, token: LeaseToken) -> Event {
 
 fn words(next: Result<Next, Refusal>) -> String {
     match next {
+        Err(Refusal::LeaseLost(_)) => "LeaseLost".into(),
         Err(refusal) => format!("{refusal:?}"),
         Ok(Next::Same) => "same".into(),
         Ok(Next::Note) => "note".into(),
@@ -296,6 +298,30 @@ fn a_stale_or_foreign_token_is_refused_in_every_stage_that_has_a_lease() {
 }
 
 #[test]
+fn a_worker_that_lost_its_lease_is_told_how() {
+    let loss = |scene: Scene, speaker| {
+        let facts = Facts {
+            now: NOW,
+            terms: &scene.terms,
+            create_time: scene.create_time,
+            update_time: scene.update_time,
+            attempts: scene.attempts,
+            same_outcome: false,
+        };
+        next(&scene.stage, &event("Renew", speaker), facts)
+    };
+    for (scene, speaker, expected) in [
+        (pending(), token(1), Loss::Returned),
+        (running(NOW), token(1), Loss::Over),
+        (running(NOW + SECOND), token(9), Loss::Taken),
+        (cancelling(NOW), token(1), Loss::Over),
+        (cancelling(NOW + SECOND), token(9), Loss::Taken),
+    ] {
+        assert_eq!(loss(scene, speaker), Err(Refusal::LeaseLost(expected)));
+    }
+}
+
+#[test]
 fn a_lease_is_over_at_its_very_end_and_not_a_nanosecond_before() {
     let last = Timestamp::from_nanos(NOW.nanos() + 1);
     assert_eq!(running(last).cell(&event("Renew", token(1))), KEPT);
@@ -318,6 +344,7 @@ fn retry_after_makes_the_pause_longer_but_never_shorter() {
             token: token(1),
             error,
             retry_after,
+            report: Report::default(),
         })
     };
     assert_eq!(pause(Some(60 * SECOND)), "pending+60");
@@ -357,7 +384,7 @@ fn a_new_lease_carries_the_attempt_timeout_and_a_cancellation_carries_its_grace(
 
     // Renewing moves neither of the two.
     let scene = Scene { stage, ..scene };
-    let Next::To(stage) = facts(&scene, &Event::Renew(token(1))) else {
+    let Next::To(stage) = facts(&scene, &Event::Renew(token(1), Report::default())) else {
         panic!("a renewal leads to another lease");
     };
     assert_eq!(stage.lease().unwrap().cancel_until, Some(NOW + 3 * SECOND));

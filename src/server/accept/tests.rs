@@ -78,7 +78,7 @@ struct Served {
 
 impl Served {
     fn start(address: &str, options: Connections) -> Self {
-        let listener = Listener::bind(&address.parse().unwrap()).unwrap();
+        let listener = Listener::bind(&address.parse().unwrap(), None).unwrap();
         let (address, stopping) = (listener.local(), CancellationToken::new());
         let (sender, waits) = mpsc::unbounded_channel();
         let (lanes, token) = (Lanes::start(2).unwrap(), stopping.clone());

@@ -58,7 +58,7 @@ fn a_refused_address_says_what_to_write() {
 
 #[tokio::test]
 async fn port_0_becomes_the_port_that_was_bound() {
-    let listener = Listener::bind(&address("127.0.0.1:0")).unwrap();
+    let listener = Listener::bind(&address("127.0.0.1:0"), None).unwrap();
     let local = listener.local().to_string();
     assert!(
         local.starts_with("127.0.0.1:") && !local.ends_with(":0"),
@@ -68,8 +68,8 @@ async fn port_0_becomes_the_port_that_was_bound() {
 
 #[tokio::test]
 async fn a_taken_port_is_explained() {
-    let listener = Listener::bind(&address("127.0.0.1:0")).unwrap();
-    let error = Listener::bind(&listener.local()).unwrap_err();
+    let listener = Listener::bind(&address("127.0.0.1:0"), None).unwrap();
+    let error = Listener::bind(&listener.local(), None).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     let message = error.to_string();
     assert!(
@@ -86,7 +86,7 @@ async fn a_taken_port_is_explained() {
 async fn a_unix_socket_is_removed_with_its_listener() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("lro.sock");
-    let listener = Listener::bind(&ListenAddress::Unix(path.clone())).unwrap();
+    let listener = Listener::bind(&ListenAddress::Unix(path.clone()), None).unwrap();
     assert!(path.exists());
     drop(listener);
     assert!(!path.exists());
@@ -96,9 +96,9 @@ async fn a_unix_socket_is_removed_with_its_listener() {
 async fn the_socket_of_a_successor_is_left_alone() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("lro.sock");
-    let first = Listener::bind(&ListenAddress::Unix(path.clone())).unwrap();
+    let first = Listener::bind(&ListenAddress::Unix(path.clone()), None).unwrap();
     fs::rename(&path, folder.path().join("moved.sock")).unwrap();
-    let second = Listener::bind(&ListenAddress::Unix(path.clone())).unwrap();
+    let second = Listener::bind(&ListenAddress::Unix(path.clone()), None).unwrap();
     drop(first);
     assert!(path.exists());
     drop(second);
@@ -111,15 +111,15 @@ async fn a_stale_unix_socket_is_replaced() {
     let path = folder.path().join("lro.sock");
     // The standard library leaves the file behind, as a killed server would.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    Listener::bind(&ListenAddress::Unix(path)).unwrap();
+    Listener::bind(&ListenAddress::Unix(path), None).unwrap();
 }
 
 #[tokio::test]
 async fn a_unix_socket_in_use_is_not_taken_away() {
     let folder = tempdir().unwrap();
     let taken = ListenAddress::Unix(folder.path().join("lro.sock"));
-    let listener = Listener::bind(&taken).unwrap();
-    let error = Listener::bind(&taken).unwrap_err();
+    let listener = Listener::bind(&taken, None).unwrap();
+    let error = Listener::bind(&taken, None).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     listener.accept().await.unwrap();
 }
@@ -129,7 +129,7 @@ async fn a_file_that_is_no_socket_is_not_removed() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("notes.txt");
     fs::write(&path, "precious").unwrap();
-    let error = Listener::bind(&ListenAddress::Unix(path.clone())).unwrap_err();
+    let error = Listener::bind(&ListenAddress::Unix(path.clone()), None).unwrap_err();
     assert!(
         error
             .to_string()

@@ -23,6 +23,7 @@ use super::Client;
 pub(crate) struct Program {
     pub(crate) child: Child,
     pub(crate) clients: String,
+    pub(crate) workers: String,
     pub(crate) admin: String,
     log: BufReader<ChildStderr>,
 }
@@ -69,6 +70,8 @@ impl Program {
             "serve",
             "--listen",
             "127.0.0.1:0",
+            "--worker-listen",
+            "127.0.0.1:0",
             "--admin-listen",
             "127.0.0.1:0",
         ];
@@ -82,6 +85,7 @@ impl Program {
         let mut program = Self {
             child,
             clients: String::new(),
+            workers: String::new(),
             admin: String::new(),
             log,
         };
@@ -89,6 +93,9 @@ impl Program {
             let line = program.line().await;
             if let Some((_, address)) = line.split_once("listening clients=") {
                 program.clients = address.trim().to_owned();
+            }
+            if let Some((_, address)) = line.split_once("listening workers=") {
+                program.workers = address.trim().to_owned();
             }
             if let Some((_, address)) = line.split_once("listening admin=") {
                 program.admin = address.trim().to_owned();

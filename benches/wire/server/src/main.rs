@@ -44,7 +44,9 @@ async fn serve() -> Result<(), Box<dyn Error>> {
 fn config(lanes: usize) -> Result<Config, Box<dyn Error>> {
     Ok(Config {
         listen: "127.0.0.1:0".parse()?,
+        worker_listen: Some("127.0.0.1:0".parse()?),
         admin_listen: Some("127.0.0.1:0".parse()?),
+        socket_mode: None,
         lanes,
         grace: Duration::from_secs(20),
         max_message_bytes: 4 << 20,

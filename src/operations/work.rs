@@ -1,0 +1,248 @@
+//! What workers ask of `Operations`, wherever they are: leases, signs of life,
+//! ends. In-process handlers need none of it; their pool does it for them.
+
+use std::{sync::Arc, time::Duration};
+
+use prost_types::Any;
+use tokio::{
+    select,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::operations::{Operations, far_future};
+use crate::{
+    error::{Error, Result},
+    operation::{
+        lease::{LeaseToken, WorkerId},
+        name::OperationName,
+        operation::Operation,
+        outcome::{Failure, Outcome},
+        payload::Payload,
+        stage::{Event, Report},
+        terms::QueueName,
+    },
+    store::directives::{Desk, Hint},
+};
+
+/// How an attempt ends.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// With a response; an empty `Any` means `google.protobuf.Empty`.
+    Response(Any),
+    /// With a failure: another attempt follows if it is retryable and attempts
+    /// are left.
+    Failure(Failure),
+    /// The operation goes back to its queue; the attempt does not count.
+    Release,
+}
+
+/// The hints for one worker, as they come: see [`Operations::directives`].
+#[derive(Debug)]
+pub(crate) struct DirectiveStream {
+    desk: Desk,
+    stopping: CancellationToken,
+}
+
+// === impl Operations ===
+
+impl Operations {
+    /// Takes the lease of the next operation of a queue; waits for one.
+    ///
+    /// # Errors
+    /// UNAVAILABLE while the store cannot write or shuts down.
+    pub async fn lease(&self, queue: &QueueName, worker: &WorkerId) -> Result<Arc<Operation>> {
+        let queues = std::slice::from_ref(queue);
+        loop {
+            let mut leased = self
+                .store()
+                .claim(queues, worker, 1, std::future::pending())
+                .await?;
+            if let Some(operation) = leased.pop() {
+                return Ok(operation);
+            }
+        }
+    }
+
+    /// Takes the leases of at most `most` operations of some queues, by
+    /// priority, then age. Waits at most for `wait` for the first one; none
+    /// come if there was none, or when the worker is [draining].
+    ///
+    /// [draining]: Operations::drain_worker
+    ///
+    /// # Errors
+    /// As [`Operations::lease`].
+    pub async fn lease_batch(
+        &self,
+        queues: &[QueueName],
+        worker: &WorkerId,
+        most: usize,
+        wait: Duration,
+    ) -> Result<Vec<Arc<Operation>>> {
+        let mut desk = self.store().view.directives.enter(worker);
+        let deadline = Instant::now().checked_add(wait).unwrap_or_else(far_future);
+        let enough = async {
+            // Over the limit of those who wait, there is no wait.
+            if let Some(desk) = &mut desk {
+                select! {
+                    () = sleep_until(deadline) => {}
+                    () = desk.draining() => {}
+                }
+            }
+        };
+        self.store().claim(queues, worker, most, enough).await
+    }
+
+    /// Says that a worker takes nothing more: the leases that it waits for just
+    /// now are answered with none.
+    pub fn drain_worker(&self, worker: &WorkerId) {
+        self.store().view.directives.drain(worker);
+    }
+
+    /// Follows what becomes of the operations that a worker holds.
+    pub(crate) fn directives(&self, worker: &WorkerId) -> Result<DirectiveStream> {
+        let Some(desk) = self.store().view.directives.enter(worker) else {
+            return Err(Error::TooManyWaiters {
+                limit: self.store().limits.max_waiters,
+            });
+        };
+        Ok(DirectiveStream {
+            desk,
+            stopping: self.store().tasks.stopping().clone(),
+        })
+    }
+
+    /// Whether the server shuts down, so that workers take nothing new.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.store().tasks.stopping().is_cancelled()
+    }
+
+    /// How long leases last whose creator leaves it out.
+    pub(crate) fn lease_duration(&self) -> Duration {
+        self.defaults().lease_duration
+    }
+
+    /// Renews a lease.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION with LEASE_LOST if it is not held any more: stop
+    /// working.
+    pub async fn renew(&self, name: &OperationName, token: LeaseToken) -> Result<Arc<Operation>> {
+        self.heartbeat(name, token, Report::default()).await
+    }
+
+    /// Renews a lease, and tells how far the work is.
+    ///
+    /// # Errors
+    /// As [`Operations::renew`]; RESOURCE_EXHAUSTED if the report is too large,
+    /// and then the lease is not renewed.
+    pub async fn heartbeat(
+        &self,
+        name: &OperationName,
+        token: LeaseToken,
+        report: Report,
+    ) -> Result<Arc<Operation>> {
+        self.store().commit(name, Event::Renew(token, report)).await
+    }
+
+    /// Tells how far the work is, without renewing the lease.
+    ///
+    /// # Errors
+    /// As [`Operations::heartbeat`].
+    pub async fn report(
+        &self,
+        name: &OperationName,
+        token: LeaseToken,
+        report: Report,
+    ) -> Result<Arc<Operation>> {
+        self.store()
+            .commit(name, Event::Report(token, report))
+            .await
+    }
+
+    /// Ends an attempt, with a last report. Ending it again the same way is fine.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION with LEASE_LOST or OPERATION_DONE, INVALID_ARGUMENT
+    /// for a malformed `Any` or a code that is no error, RESOURCE_EXHAUSTED if it
+    /// is too large.
+    pub async fn finish(
+        &self,
+        name: &OperationName,
+        token: LeaseToken,
+        end: End,
+        report: Report,
+    ) -> Result<Arc<Operation>> {
+        let event = match end {
+            End::Response(response) if response == Any::default() => {
+                Event::Finish(token, Outcome::Response(Payload::empty()), report)
+            }
+            End::Response(response) => {
+                let response = Payload::new(response)
+                    .map_err(|error| Error::invalid("response", "INVALID_ANY", error))?;
+                Event::Finish(token, Outcome::Response(response), report)
+            }
+            End::Failure(failure) => match Outcome::error(failure.error)? {
+                Outcome::Error(error) if failure.retryable => Event::Fail {
+                    token,
+                    error,
+                    retry_after: failure.retry_after,
+                    report,
+                },
+                outcome => Event::Finish(token, outcome, report),
+            },
+            End::Release => Event::Release(token, report),
+        };
+        self.store().commit(name, event).await
+    }
+
+    /// Finishes an operation with a response.
+    ///
+    /// # Errors
+    /// As [`Operations::finish`].
+    pub async fn succeed(
+        &self,
+        name: &OperationName,
+        token: LeaseToken,
+        response: Any,
+    ) -> Result<Arc<Operation>> {
+        let end = End::Response(response);
+        self.finish(name, token, end, Report::default()).await
+    }
+
+    /// Finishes an attempt with a failure.
+    ///
+    /// # Errors
+    /// As [`Operations::finish`].
+    pub async fn fail(
+        &self,
+        name: &OperationName,
+        token: LeaseToken,
+        failure: Failure,
+    ) -> Result<Arc<Operation>> {
+        let end = End::Failure(failure);
+        self.finish(name, token, end, Report::default()).await
+    }
+
+    /// Gives an operation back to its queue; the attempt does not count.
+    ///
+    /// # Errors
+    /// As [`Operations::finish`].
+    pub async fn release(&self, name: &OperationName, token: LeaseToken) -> Result<Arc<Operation>> {
+        self.finish(name, token, End::Release, Report::default())
+            .await
+    }
+}
+
+// === impl DirectiveStream ===
+
+impl DirectiveStream {
+    /// The next hint; none when the server shuts down.
+    pub(crate) async fn next(&mut self) -> Option<Hint> {
+        select! {
+            biased;
+            () = self.stopping.cancelled() => None,
+            hint = self.desk.next() => Some(hint),
+        }
+    }
+}
