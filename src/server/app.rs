@@ -164,17 +164,6 @@ impl App {
         let lanes = Lanes::start(config.lanes).map_err(AppError::Lanes)?;
         let tasks = Tasks::default();
         let ready = Readiness::default();
-        let admin_stop = CancellationToken::new();
-        if let Some(listener) = admin {
-            let (service, stop) = (
-                Admin::new(operations.metrics(), ready.clone()),
-                admin_stop.clone(),
-            );
-            let (lanes, options) = (lanes.clone(), config.connections.clone());
-            tasks.spawn("admin", async move {
-                serve(listener, service, &lanes, options, stop).await;
-            });
-        }
         let calls_stop = CancellationToken::new();
         let mut health = Health::default();
         let mut serving = JoinSet::new();
@@ -198,12 +187,23 @@ impl App {
 
         health.set(true).await;
         ready.set(true);
+        let admin_stop = CancellationToken::new();
+        if let Some(listener) = admin {
+            let (service, stop) = (
+                Admin::new(operations.metrics(), ready.clone()),
+                admin_stop.clone(),
+            );
+            let (lanes, options) = (lanes.clone(), config.connections.clone());
+            tasks.spawn("admin", async move {
+                serve(listener, service, &lanes, options, stop).await;
+            });
+        }
         stop.await;
+        ready.set(false);
         info!(
             grace_seconds = config.grace.as_secs_f64(),
             "shutting down; a second signal aborts"
         );
-        ready.set(false);
         let drain = drain(&operations, &health, config.grace, &calls_stop, serving);
         let ended = select! {
             () = drain => Ended::Drained,
