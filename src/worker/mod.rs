@@ -3,5 +3,6 @@
 
 pub(crate) mod attempt;
 pub(crate) mod context;
+pub(crate) mod execution;
 pub(crate) mod handler;
 pub(crate) mod pool;
