@@ -46,10 +46,7 @@ impl Bookstore {
             .method("bookstore.v1.Bookstore/ExportBooks")
             .label("store", request.get_ref());
         let started = self.0.start(new, export).await?;
-        let operation = started.operation.clone();
-        // How it ended is known to the server; here it would only be logged.
-        tokio::spawn(started.finished());
-        Ok(Response::new(operation))
+        Ok(Response::new(started.operation)) // the work goes on
     }
 }
 
@@ -71,6 +68,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .wait_operation(request)
         .await?;
     println!("done: {}", last.into_inner().done);
+    api.0.shutdown(Duration::from_secs(10)).await;
     Ok(())
 }
 

@@ -1,10 +1,10 @@
 //! Creates operations on a server elsewhere, and executes those of its own: for
 //! a service whose slow methods return operations.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::task::JoinHandle;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio::{task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, transport::Channel};
 
 use super::{
@@ -26,26 +26,29 @@ use crate::{
     worker::handler::Handler,
 };
 
-/// Creates operations. Clones share one heartbeat.
+/// Creates operations. Clones share one heartbeat; when the last one is dropped,
+/// what still runs is given up.
 #[derive(Clone, Debug)]
-pub struct Creator {
+pub struct Creator(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
     keeper: Arc<Keeper>,
-    _upkeep: Arc<Upkeep>,
+    _upkeep: Upkeep,
+    tasks: Tasks,
+    release: CancellationToken,
 }
 
-/// An operation that runs in this process. Dropping it gives the operation up:
-/// it fails with WORKER_LOST.
+/// An operation that runs in this process. Dropping it lets the work go on.
 #[derive(Debug)]
-#[must_use = "await finished(), or the work is given up"]
 pub struct Started {
     /// The operation as it began; what a method returns.
     pub operation: Operation,
-    /// Whether the same request had made it before, and it runs elsewhere or is
-    /// done.
+    /// The same request had made it before: nothing runs here, it runs elsewhere
+    /// or is done.
     pub reused: bool,
     work: Option<JoinHandle<Result<Operation, Status>>>,
     stop: CancellationToken,
-    _release: DropGuard,
 }
 
 // === impl Creator ===
@@ -59,11 +62,12 @@ impl Creator {
     pub fn new(channel: Channel, id: &str) -> Result<Self, InvalidWorkerId> {
         let worker = WorkerId::parse(id)?;
         let keeper = Keeper::new(OperationWorkerClient::new(channel), worker);
-        let upkeep = Arc::new(keeper.start());
-        Ok(Self {
+        Ok(Self(Arc::new(Inner {
+            _upkeep: keeper.start(),
             keeper,
-            _upkeep: upkeep,
-        })
+            tasks: Tasks::default(),
+            release: CancellationToken::new(),
+        })))
     }
 
     /// Creates an operation.
@@ -80,36 +84,40 @@ impl Creator {
     /// # Errors
     /// As OperationWorker.CreateOperation.
     pub async fn start(&self, new: NewOperation, handler: impl Handler) -> Result<Started, Status> {
+        let Inner { keeper, tasks, .. } = &*self.0;
+        let worker_id = keeper.worker_id();
         let mut request = CreateOperationRequest::from(new);
-        let worker_id = self.keeper.worker_id();
         request.execution = Some(Execution::SelfExecuted(SelfExecuted { worker_id }));
         request.retry_policy = None;
         let created = self.ask(request).await?;
-        let operation = created.operation.unwrap_or_default();
-        let (tasks, release) = (Tasks::default(), CancellationToken::new());
-        // A lease that is another call's is not ours to work on.
-        let lease = created.lease.filter(|_| !created.reused);
-        let attempt = lease.and_then(|lease| Attempt::new(&self.keeper, lease));
-        let stop = attempt.as_ref().map(Attempt::stop_signal);
-        let _release = release.clone().drop_guard();
-        let creator = self.clone();
-        let work = attempt.map(|attempt| {
-            let handler = Arc::new(handler);
-            let of_handler = tasks.clone();
-            tasks.spawn("attempt", async move {
-                let ended = attempt.run(handler, &of_handler, &release).await;
-                // The heartbeat goes on until here.
-                drop(creator);
-                ended
-            })
-        });
-        Ok(Started {
-            operation,
+        let mut started = Started {
+            operation: created.operation.unwrap_or_default(),
             reused: created.reused,
-            work,
-            stop: stop.unwrap_or_default(),
-            _release,
-        })
+            work: None,
+            stop: CancellationToken::new(),
+        };
+        // The lease of a request that came before is its caller's to work on.
+        let lease = created.lease.filter(|_| !created.reused);
+        if let Some(attempt) = lease.and_then(|lease| Attempt::new(keeper, lease)) {
+            started.stop = attempt.stop_signal();
+            let (of_handler, release) = (tasks.clone(), self.0.release.clone());
+            let work = async move {
+                let handler = Arc::new(handler);
+                attempt.run(handler, &of_handler, &release).await
+            };
+            started.work = Some(tasks.spawn("attempt", work));
+        }
+        Ok(started)
+    }
+
+    /// Waits at most for `grace` until all that was started here has ended, and
+    /// gives up the rest: it fails with WORKER_LOST.
+    pub async fn shutdown(&self, grace: Duration) {
+        let Inner { tasks, release, .. } = &*self.0;
+        if timeout(grace, tasks.stop()).await.is_err() {
+            release.cancel();
+            tasks.stop().await;
+        }
     }
 
     async fn ask(
@@ -118,8 +126,14 @@ impl Creator {
     ) -> Result<CreateOperationResponse, Status> {
         let mut request = Request::new(request);
         request.set_timeout(CALL);
-        let created = self.keeper.client().create_operation(request).await?;
+        let created = self.0.keeper.client().create_operation(request).await?;
         Ok(created.into_inner())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.release.cancel();
     }
 }
 
