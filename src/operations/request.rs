@@ -1,7 +1,10 @@
 //! longrunning.v1.CreateOperationRequest, read into a `NewOperation` and written
 //! from one. Most values are checked later, where a creation is.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    ops::RangeInclusive,
+    time::{Duration, SystemTime},
+};
 
 use super::creation::{Execution, NewOperation};
 use crate::{
@@ -13,6 +16,9 @@ use crate::{
         create_operation_request::{self as request, Queued, SelfExecuted},
     },
 };
+
+/// The seconds of the years 1 to 9999, which a `google.protobuf.Timestamp` has.
+const YEARS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
 impl TryFrom<CreateOperationRequest> for NewOperation {
     type Error = Error;
@@ -109,7 +115,7 @@ fn execution(asked: Option<request::Execution>) -> Result<(Execution, Option<i32
 }
 
 fn not_before(time: prost_types::Timestamp) -> Result<SystemTime> {
-    let is_proper = (0..1_000_000_000).contains(&time.nanos);
+    let is_proper = (0..1_000_000_000).contains(&time.nanos) && YEARS.contains(&time.seconds);
     let time = is_proper.then(|| SystemTime::try_from(time).ok()).flatten();
     time.ok_or_else(|| {
         let rule = "it is not a time between the years 1 and 9999";

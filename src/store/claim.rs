@@ -7,7 +7,7 @@ use futures_util::future::{join_all, select_all};
 use tokio::select;
 
 use super::{
-    ready::{Queue, Visit},
+    ready::{Call, Queue, Visit},
     store::Store,
 };
 use crate::{
@@ -26,7 +26,10 @@ use crate::{
 const CLAIM_BYTES: usize = 3 << 20;
 
 /// What a lease takes on the wire besides what people put in, about.
-const LEASE_BYTES: usize = 128;
+const LEASE_BYTES: usize = 256;
+
+/// What a label takes on the wire besides its key and value, at the most.
+const LABEL_BYTES: usize = 10;
 
 /// An operation that was taken from a queue. Goes back if its taker leaves
 /// before it has changed.
@@ -87,46 +90,51 @@ impl Store {
 
     /// Waits for the next operation of the queues.
     async fn next<'a>(&'a self, visits: &'a [Visit<'_>]) -> Taken<'a> {
+        let mut heard = None;
         loop {
-            if let Some(taken) = self.take(visits) {
+            if let Some(taken) = self.take(visits, heard.take()) {
                 return taken;
             }
-            // What was offered since the look has left a call behind.
             let calls = visits.iter().map(|visit| Box::pin(visit.queue().call()));
-            let ((), heard, _) = select_all(calls).await;
-            let (taken, heard) = (self.take(visits), visits[heard].queue());
-            // What was taken may have stood in another queue.
-            if taken
-                .as_ref()
-                .is_none_or(|taken| !std::ptr::eq(taken.queue, heard))
-            {
-                heard.pass_on();
-            }
-            if let Some(taken) = taken {
-                return taken;
-            }
+            let (call, at, others) = select_all(calls).await;
+            // Calls of other queues go back before the look for the best one.
+            drop(others);
+            heard = Some((visits[at].queue(), call));
         }
     }
 
-    /// Takes the next operation of the queues, if one is ready.
-    fn take<'a>(&'a self, visits: &'a [Visit<'_>]) -> Option<Taken<'a>> {
+    /// Takes the next operation of the queues, if one is ready: in answer to the
+    /// call that was heard, or one that nobody else was called for.
+    fn take<'a>(
+        &'a self,
+        visits: &'a [Visit<'_>],
+        mut heard: Option<(&'a Queue, Call<'a>)>,
+    ) -> Option<Taken<'a>> {
+        let mut queues: Vec<&Queue> = visits.iter().map(Visit::queue).collect();
         loop {
-            let queue = match visits {
-                [only] => only.queue(),
-                several => {
-                    let queues = several.iter().map(Visit::queue);
-                    let firsts = queues.filter_map(|queue| Some((queue.first()?, queue)));
-                    firsts.min_by_key(|(place, _)| *place)?.1
+            let firsts = queues.iter().enumerate();
+            let firsts = firsts.filter_map(|(at, queue)| Some((queue.first()?, at)));
+            let Some((_, at)) = firsts.min() else {
+                // What the call was about is gone.
+                heard.into_iter().for_each(|(_, call)| call.forget());
+                return None;
+            };
+            let queue = queues[at];
+            let call = match heard.take() {
+                Some((of, call)) if std::ptr::eq(of, queue) => Some(call),
+                other => {
+                    heard = other;
+                    queue.spare_call()
                 }
             };
-            let Some(number) = queue.take() else {
-                match visits {
-                    [_] => return None,
-                    // Somebody else was faster; another queue may have more.
-                    _ => continue,
-                }
+            let Some(call) = call else {
+                // What is ready there is for others, who were called for it.
+                queues.swap_remove(at);
+                continue;
             };
-            if let Some(operation) = self.view.index.get(number) {
+            if let Some(number) = queue.take(call)
+                && let Some(operation) = self.view.index.get(number)
+            {
                 return Some(Taken {
                     store: self,
                     queue,
@@ -146,7 +154,7 @@ impl Store {
         let mut bytes = lease_size(&first.operation);
         let mut batch = vec![first];
         while batch.len() < most
-            && let Some(taken) = self.take(visits)
+            && let Some(taken) = self.take(visits, None)
         {
             bytes += lease_size(&taken.operation);
             if CLAIM_BYTES < bytes {
@@ -175,7 +183,9 @@ impl Store {
 fn lease_size(operation: &Operation) -> usize {
     let payloads = [operation.input(), operation.checkpoint()];
     let payloads: usize = payloads.into_iter().flatten().map(Payload::size).sum();
-    payloads + operation.tags_size() + LEASE_BYTES
+    let labels = operation.labels().iter().count() + operation.trace_context().iter().count();
+    let tags = operation.tags_size() + labels * LABEL_BYTES;
+    payloads + tags + operation.name().len() + LEASE_BYTES
 }
 
 // === impl Taken ===

@@ -7,7 +7,7 @@ use dashmap::DashMap;
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::{Notify, futures::Notified};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{
     metrics::Metrics,
@@ -25,9 +25,15 @@ pub(crate) struct Ready {
 #[derive(Debug)]
 pub(crate) struct Queue {
     lines: Mutex<Lines>,
-    offered: Notify,
+    /// One call for each operation that is ready. Those who wait get them in the
+    /// order in which they came.
+    calls: Semaphore,
     depth: Gauge,
 }
+
+/// The right to take the next operation of a queue. Whoever drops it passes it
+/// on to the next in line.
+pub(super) type Call<'a> = SemaphorePermit<'a>;
 
 /// A place in a queue: the highest priority first, then the oldest.
 pub(super) type Place = (Reverse<i32>, u64);
@@ -112,7 +118,7 @@ impl Queue {
     fn new(depth: Gauge) -> Self {
         Self {
             lines: Mutex::default(),
-            offered: Notify::new(),
+            calls: Semaphore::new(0),
             depth,
         }
     }
@@ -137,9 +143,14 @@ impl Queue {
     /// Gives back the place of an operation that is not pending any more.
     pub(crate) fn leave(&self, operation: &Operation) {
         let mut lines = self.lines.lock();
-        lines.ready.remove(&place(operation));
+        let was_ready = lines.ready.remove(&place(operation));
         lines.pending = lines.pending.saturating_sub(1);
+        drop(lines);
         self.depth.dec();
+        // A call that is under way already finds nothing.
+        if was_ready && let Ok(call) = self.calls.try_acquire() {
+            call.forget();
+        }
     }
 
     /// Gives back a place that was reserved for nothing.
@@ -150,8 +161,9 @@ impl Queue {
 
     /// Offers an operation whose time has come to the workers.
     pub(crate) fn offer(&self, operation: &Operation) {
-        self.lines.lock().ready.insert(place(operation));
-        self.offered.notify_one();
+        if self.lines.lock().ready.insert(place(operation)) {
+            self.calls.add_permits(1);
+        }
     }
 
     /// The place of the one that is next.
@@ -159,27 +171,22 @@ impl Queue {
         self.lines.lock().ready.first().copied()
     }
 
-    /// Takes the next number, and passes the call on if more are there.
-    pub(super) fn take(&self) -> Option<u64> {
-        let mut lines = self.lines.lock();
-        let (_, number) = lines.ready.pop_first()?;
-        if !lines.ready.is_empty() {
-            self.offered.notify_one();
-        }
+    /// Answers a call: takes the next number, if it is still there.
+    pub(super) fn take(&self, call: Call<'_>) -> Option<u64> {
+        call.forget();
+        let (_, number) = self.lines.lock().ready.pop_first()?;
         Some(number)
     }
 
-    /// Passes on a call that was not answered by taking one.
-    pub(super) fn pass_on(&self) {
-        if self.first().is_some() {
-            self.offered.notify_one();
-        }
+    /// A call that none of those who wait has got.
+    pub(super) fn spare_call(&self) -> Option<Call<'_>> {
+        self.calls.try_acquire().ok()
     }
 
-    /// The next call to take one. Whoever hears it must take one or pass it on;
-    /// one that is dropped unheard goes to the next in line.
-    pub(super) fn call(&self) -> Notified<'_> {
-        self.offered.notified()
+    /// Waits in line for a call.
+    pub(super) async fn call(&self) -> Call<'_> {
+        let call = self.calls.acquire().await;
+        call.expect("nobody closes the line")
     }
 }
 

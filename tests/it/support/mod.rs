@@ -1,11 +1,13 @@
 //! What every test needs: a server with clients, and operations in each stage.
-//! Looking into errors is in `problem`, journals of the tests' own in `journal`.
+//! Looking into errors is in `problem`, journals of the tests' own in `journal`,
+//! work as workers elsewhere do it in `shop`.
 
 pub(crate) mod journal;
 pub(crate) mod problem;
 #[cfg(feature = "cli")]
 pub(crate) mod program;
 pub(crate) mod raw;
+pub(crate) mod shop;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -18,9 +20,12 @@ use longrunning::{
             operations_client::OperationsClient,
         },
         google::rpc,
-        longrunning::v1::{OperationMetadata, operation_watch_client::OperationWatchClient},
+        longrunning::v1::{
+            OperationMetadata, operation_watch_client::OperationWatchClient,
+            operation_worker_client::OperationWorkerClient,
+        },
     },
-    watch_server,
+    watch_server, worker_server_with,
 };
 use prost::{Message, Name};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
@@ -63,6 +68,7 @@ impl Server {
             }))
             .add_service(operations_server_with(&operations, waits))
             .add_service(watch_server(&operations))
+            .add_service(worker_server_with(&operations, waits))
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
                 let _ = stopped.await;
             });
@@ -89,6 +95,11 @@ impl Server {
     /// A client of the watch stream with a connection of its own.
     pub(crate) async fn watcher(&self) -> OperationWatchClient<Channel> {
         OperationWatchClient::new(self.channel().await)
+    }
+
+    /// A client for workers with a connection of its own.
+    pub(crate) async fn worker(&self) -> OperationWorkerClient<Channel> {
+        OperationWorkerClient::new(self.channel().await)
     }
 
     /// Closes the listener, lets open calls end and waits for that.
