@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use crate::{
     operation::{
-        labels::InvalidLabels, lease::InvalidWorkerId, name::InvalidName, outcome::InvalidOutcome,
-        payload::InvalidAny, stage::Refusal, terms::InvalidTerms, trace::InvalidTrace,
+        end::InvalidEnd, labels::InvalidLabels, lease::InvalidWorkerId, name::InvalidName,
+        outcome::InvalidOutcome, payload::InvalidAny, stage::Refusal, terms::InvalidTerms,
+        trace::InvalidTrace,
     },
     proto::google::rpc::Code,
     query::page::InvalidPage,
@@ -261,6 +262,15 @@ impl From<InvalidAny> for Error {
 impl From<InvalidOutcome> for Error {
     fn from(error: InvalidOutcome) -> Self {
         Self::invalid("error", "INVALID_ERROR", error)
+    }
+}
+
+impl From<InvalidEnd> for Error {
+    fn from(error: InvalidEnd) -> Self {
+        match error {
+            InvalidEnd::Response(error) => Self::invalid("response", "INVALID_ANY", error),
+            InvalidEnd::Error(error) => error.into(),
+        }
     }
 }
 

@@ -28,6 +28,7 @@
 //! | `server` | listeners, config, telemetry, drain: the program around the library |
 //! | `grpc` | the services: requests in, stored bytes out, errors as statuses |
 //! | `demo` | an API with one slow method, as a guest of the library |
+//! | `remote` | workers and creators that are not in the server's process |
 //! | `operations` | [`Operations`], the handle; [`NewOperation`], what a creator asks for |
 //! | `worker` | [`Handler`], [`Context`] and the pools of in-process workers |
 //! | `store` | one door for writes, one for visibility; index, queues, waiters, deadlines |
@@ -64,6 +65,8 @@ mod operation;
 mod operations;
 pub mod proto;
 mod query;
+#[cfg(feature = "remote")]
+pub mod remote;
 #[cfg(feature = "server")]
 pub mod server;
 mod store;
@@ -93,6 +96,7 @@ pub use journal::{
 };
 pub use metrics::Metrics;
 pub use operation::{
+    end::{End, InvalidEnd},
     labels::{InvalidLabels, Labels},
     lease::{InvalidWorkerId, Lease, LeaseToken, WorkerId},
     name::{InvalidName, OperationId, OperationName, Parent},
@@ -110,7 +114,6 @@ pub use operations::{
     listing::Page,
     operations::Operations,
     watch::Watch,
-    work::End,
 };
 pub use prost_types::Any;
 pub use proto::longrunning::v1::{Progress, operation_metadata::State};

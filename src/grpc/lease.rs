@@ -9,9 +9,10 @@ use crate::{
     store::directives::{Hint, News},
 };
 
-/// The lease of an operation, for its holder; none if nobody has one.
+/// The lease of an operation, for its holder; none if nobody has one, or it is
+/// over.
 pub(super) fn lease_of(operation: &Operation, now: Timestamp) -> Option<Lease> {
-    let lease = operation.lease()?;
+    let lease = operation.lease().filter(|lease| now < lease.until)?;
     let any = |payload: Option<&Payload>| payload.map(|payload| payload.any().clone());
     let owned = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
     Some(Lease {

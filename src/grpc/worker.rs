@@ -18,6 +18,7 @@ use crate::{
     clock::{parse_duration, proto_duration},
     error::{Error, Result},
     operation::{
+        end::End,
         lease::{LeaseToken, WorkerId},
         name::OperationName,
         outcome::Failure,
@@ -27,7 +28,7 @@ use crate::{
         trace::TraceContext,
         wire,
     },
-    operations::{creation::NewOperation, operations::Operations, work::End},
+    operations::{creation::NewOperation, operations::Operations},
     proto::longrunning::v1::{
         CreateOperationRequest, CreateOperationResponse, Directive, FinishOperationRequest,
         HeartbeatRequest, HeartbeatResponse, LeaseOperationsRequest, LeaseOperationsResponse,
@@ -300,7 +301,7 @@ fn reported(report: LeaseReport) -> Result<Report> {
     Ok(Report {
         progress: report.progress,
         metadata: payload("metadata", report.metadata)?,
-        detail: None,
+        detail: payload("detail", report.detail)?,
         checkpoint: payload("checkpoint", report.checkpoint)?,
     })
 }

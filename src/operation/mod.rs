@@ -2,6 +2,7 @@
 //! out; no runtime, no IO, no log. Storing and publishing live in `store`.
 
 pub(crate) mod birth;
+pub(crate) mod end;
 pub(crate) mod labels;
 pub(crate) mod lease;
 pub(crate) mod name;

@@ -14,28 +14,16 @@ use super::operations::{Operations, far_future};
 use crate::{
     error::{Error, Result},
     operation::{
+        end::End,
         lease::{LeaseToken, WorkerId},
         name::OperationName,
         operation::Operation,
-        outcome::{Failure, Outcome},
-        payload::Payload,
+        outcome::Failure,
         stage::{Event, Report},
         terms::QueueName,
     },
     store::directives::{Desk, Hint},
 };
-
-/// How an attempt ends.
-#[derive(Clone, Debug)]
-pub enum End {
-    /// With a response; an empty `Any` means `google.protobuf.Empty`.
-    Response(Any),
-    /// With a failure: another attempt follows if it is retryable and attempts
-    /// are left.
-    Failure(Failure),
-    /// The operation goes back to its queue; the attempt does not count.
-    Release,
-}
 
 /// The hints for one worker, as they come: see [`Operations::directives`].
 #[derive(Debug)]
@@ -173,26 +161,7 @@ impl Operations {
         end: End,
         report: Report,
     ) -> Result<Arc<Operation>> {
-        let event = match end {
-            End::Response(response) if response == Any::default() => {
-                Event::Finish(token, Outcome::Response(Payload::empty()), report)
-            }
-            End::Response(response) => {
-                let response = Payload::new(response)
-                    .map_err(|error| Error::invalid("response", "INVALID_ANY", error))?;
-                Event::Finish(token, Outcome::Response(response), report)
-            }
-            End::Failure(failure) => match Outcome::error(failure.error)? {
-                Outcome::Error(error) if failure.retryable => Event::Fail {
-                    token,
-                    error,
-                    retry_after: failure.retry_after,
-                    report,
-                },
-                outcome => Event::Finish(token, outcome, report),
-            },
-            End::Release => Event::Release(token, report),
-        };
+        let event = end.into_event(token, report)?;
         self.store().commit(name, event).await
     }
 

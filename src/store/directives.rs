@@ -13,7 +13,7 @@ use slab::Slab;
 use tokio::sync::mpsc;
 
 use crate::{
-    clock::Timestamp,
+    clock::{Clock, Timestamp},
     operation::{
         lease::{LeaseToken, WorkerId},
         operation::Operation,
@@ -95,7 +95,7 @@ impl Directives {
         before: Option<&Operation>,
         after: &Arc<Operation>,
         is_gone: bool,
-        now: Timestamp,
+        clock: Clock,
     ) {
         // The usual case is that no worker listens.
         if self.count.load(Ordering::Acquire) == 0 {
@@ -113,7 +113,7 @@ impl Directives {
             News::Deleted
         } else if is_held && after.cancel_requested() && !before.cancel_requested() {
             News::CancelRequested
-        } else if !is_held && before.deadline(now) <= now {
+        } else if !is_held && is_over(before, clock.now()) {
             News::Lost
         } else {
             return;
@@ -139,6 +139,11 @@ impl Directives {
             }
         }
     }
+}
+
+/// Whether time alone could take the lease away.
+fn is_over(operation: &Operation, now: Timestamp) -> bool {
+    operation.deadline(now) <= now
 }
 
 // === impl Desk ===

@@ -124,7 +124,7 @@ impl View {
             operation.is_done() || operation.is_hidden(),
         );
         self.directives
-            .tell(previous.as_deref(), operation, false, self.clock.now());
+            .tell(previous.as_deref(), operation, false, self.clock);
     }
 
     /// Takes a record away.
@@ -138,7 +138,7 @@ impl View {
         self.line_up(Some(&previous), None);
         self.waiters.call(previous.number(), true);
         self.directives
-            .tell(Some(&previous), &previous, true, self.clock.now());
+            .tell(Some(&previous), &previous, true, self.clock);
     }
 
     /// Looks again, later, at an operation that time may change.

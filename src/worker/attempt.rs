@@ -2,40 +2,38 @@
 //! lease, commits what the handler reports, passes on the wish that it stop,
 //! and records how it ended. All of it goes through the store like anybody's.
 
-use std::{any::Any as Panic, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     select,
-    task::JoinError,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 
 use super::{
     context::{Assignment, Context, Desk},
+    execution::{Ended, bad_result, execute},
     handler::AnyHandler,
 };
 use crate::{
     error::{Error, Result},
     metrics::AttemptEnd,
     operation::{
+        end::End,
         lease::LeaseToken,
         name::OperationName,
         operation::Operation,
-        outcome::{Failure, Outcome, status},
-        payload::Payload,
+        outcome::{Failure, Outcome},
         stage::{Ending, Event, Report, Stage},
     },
-    proto::google::rpc::{Code, Status},
+    proto::google::rpc::Code,
     store::store::Store,
     tasks::Tasks,
 };
 
 /// The shortest pause between two reports of one attempt.
 const REPORT_PAUSE: Duration = Duration::from_millis(100);
-/// How long an aborted handler may take to its next await.
-const ABORT_PATIENCE: Duration = Duration::from_secs(1);
 /// The pause before an outcome that the store could not keep is tried again.
 const FINISH_PAUSE: Duration = Duration::from_millis(200);
 
@@ -72,27 +70,12 @@ impl Attempt {
         release: CancellationToken,
     ) -> AttemptEnd {
         let context = Context::new(assignment, self.desk.clone(), self.store.clock);
-        let mut work = tasks.spawn("handler", handler.start(context));
-        let end = select! {
-            biased;
-            result = &mut work => self.finish(result, &release).await,
-            () = release.cancelled() => {
-                // The operation is offered again only when nobody works on it any
-                // more. A handler that blocks its thread is not waited for.
-                self.desk.cancelled.cancel();
-                work.abort();
-                match timeout(ABORT_PATIENCE, &mut work).await {
-                    Ok(Ok(Ok(response))) => self.finish(Ok(Ok(response)), &release).await,
-                    // It broke off because it was told to, not because it failed.
-                    _ => self.release(&release).await,
-                }
-            }
-            () = self.keep() => AttemptEnd::lost,
-        };
-        // A handler that nobody waits for any more stops at its next await.
-        self.desk.cancelled.cancel();
-        work.abort();
-        end
+        let desk = self.desk.clone();
+        match execute(handler, context, desk, tasks, &release, self.keep()).await {
+            Ended::With(end) => self.record(end, false, &release).await,
+            Ended::Panicked(end) => self.record(end, true, &release).await,
+            Ended::Lost => AttemptEnd::lost,
+        }
     }
 
     /// Renews the lease, commits reports and passes on a cancellation. Ends
@@ -160,83 +143,18 @@ impl Attempt {
             .is_some_and(|lease| lease.token == self.token)
     }
 
-    async fn finish(
-        &self,
-        result: Result<HandlerResult, JoinError>,
-        release: &CancellationToken,
-    ) -> AttemptEnd {
+    /// Records how the attempt ended, with what the handler reported last,
+    /// however long the store takes, while the lease lasts and the grace of a
+    /// shutdown is not over.
+    async fn record(&self, end: End, panicked: bool, release: &CancellationToken) -> AttemptEnd {
         let report = self.desk.take().unwrap_or_default();
-        let (event, end) = match result {
-            Ok(Ok(response)) => self.succeeded(response, report),
-            Ok(Err(failure)) => self.failed(failure, report),
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => (
-                    self.finished(panicked(&*panic), report),
-                    AttemptEnd::panicked,
-                ),
-                // It was aborted, here or by a runtime that shuts down.
-                Err(_) => return self.release(release).await,
-            },
-        };
-        self.record(event, end, release).await
-    }
-
-    fn succeeded(&self, response: prost_types::Any, report: Report) -> (Event, AttemptEnd) {
-        if response == prost_types::Any::default() {
-            return (
-                self.finished(Outcome::Response(Payload::empty()), report),
-                AttemptEnd::succeeded,
-            );
-        }
-        match Payload::new(response) {
-            Ok(response) => (
-                self.finished(Outcome::Response(response), report),
-                AttemptEnd::succeeded,
-            ),
-            Err(error) => (
-                self.finished(bad_result(&error), report),
-                AttemptEnd::failed,
-            ),
-        }
-    }
-
-    fn failed(&self, failure: Failure, report: Report) -> (Event, AttemptEnd) {
-        match Outcome::error(failure.error) {
-            Ok(Outcome::Error(error)) if failure.retryable => {
-                let retry_after = failure.retry_after;
-                (
-                    Event::Fail {
-                        token: self.token,
-                        error,
-                        retry_after,
-                        report,
-                    },
-                    AttemptEnd::retried,
-                )
-            }
-            Ok(outcome) => (self.finished(outcome, report), AttemptEnd::failed),
-            Err(error) => (
-                self.finished(bad_result(&error), report),
-                AttemptEnd::failed,
-            ),
-        }
-    }
-
-    fn finished(&self, outcome: Outcome, report: Report) -> Event {
-        Event::Finish(self.token, outcome, report)
-    }
-
-    /// Records the outcome, however long the store takes, while the lease lasts
-    /// and the grace of a shutdown is not over.
-    async fn record(
-        &self,
-        mut event: Event,
-        end: AttemptEnd,
-        release: &CancellationToken,
-    ) -> AttemptEnd {
+        let is_release = end == End::Release;
+        let event = end.into_event(self.token, report.clone());
+        let mut event = event.unwrap_or_else(|error| self.failed(bad_result(&error), report));
         loop {
             match self.commit(event.clone()).await {
-                Ok(operation) => return ended(&operation, end),
+                Ok(_) if panicked => return AttemptEnd::panicked,
+                Ok(operation) => return ended(&operation, is_release),
                 Err(Error::Refused { .. } | Error::NotFound { .. }) => return AttemptEnd::lost,
                 Err(error @ Error::TooLarge { .. }) => event = self.smaller(event, &error),
                 Err(error) => {
@@ -253,6 +171,10 @@ impl Attempt {
         }
     }
 
+    fn failed(&self, failure: Failure, report: Report) -> Event {
+        Event::Finish(self.token, Outcome::Error(Box::new(failure.error)), report)
+    }
+
     /// What is recorded instead of an end that is too large: first the same
     /// without the last report, then an error that says so, for which there is
     /// always room.
@@ -261,17 +183,9 @@ impl Attempt {
             warn!(operation.name = %self.name, %error, "the last report of an attempt was dropped");
             return event.without_report();
         }
-        let code = Code::ResourceExhausted;
-        let outcome = Outcome::failed(code, error.reason(), error.to_string());
-        self.finished(outcome, Report::default())
-    }
-
-    /// Gives the operation back. What the handler reported last goes with it, so
-    /// that the next attempt finds its checkpoint.
-    async fn release(&self, release: &CancellationToken) -> AttemptEnd {
-        let report = self.desk.take().unwrap_or_default();
-        let event = Event::Release(self.token, report);
-        self.record(event, AttemptEnd::released, release).await
+        let message = error.to_string();
+        let outcome = Outcome::failed(Code::ResourceExhausted, error.reason(), message);
+        Event::Finish(self.token, outcome, Report::default())
     }
 
     async fn commit(&self, event: Event) -> Result<Arc<Operation>> {
@@ -281,35 +195,12 @@ impl Attempt {
 
 /// How an attempt ended, by what became of the operation: a failure that was
 /// meant to be retried may have been the last one.
-fn ended(operation: &Operation, end: AttemptEnd) -> AttemptEnd {
-    match (operation.stage(), end) {
-        (_, AttemptEnd::panicked) => AttemptEnd::panicked,
-        (Stage::Done(Ending::Succeeded), _) => AttemptEnd::succeeded,
-        (Stage::Done(Ending::Failed), _) => AttemptEnd::failed,
-        (Stage::Done(Ending::Cancelled), _) => AttemptEnd::cancelled,
-        _ => end,
+fn ended(operation: &Operation, is_release: bool) -> AttemptEnd {
+    match operation.stage() {
+        Stage::Done(Ending::Succeeded) => AttemptEnd::succeeded,
+        Stage::Done(Ending::Failed) => AttemptEnd::failed,
+        Stage::Done(Ending::Cancelled) => AttemptEnd::cancelled,
+        _ if is_release => AttemptEnd::released,
+        _ => AttemptEnd::retried,
     }
-}
-
-type HandlerResult = std::result::Result<prost_types::Any, Failure>;
-
-fn panicked(panic: &(dyn Panic + Send)) -> Outcome {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    let text = text.unwrap_or_else(|| "no message".to_owned());
-    error!(panic = text, "a handler panicked");
-    Outcome::failed(
-        Code::Internal,
-        "HANDLER_PANICKED",
-        format!("the handler of the operation panicked: {text}"),
-    )
-}
-
-fn bad_result(error: &dyn std::fmt::Display) -> Outcome {
-    let error: Status = status(
-        Code::Internal,
-        "BAD_RESULT",
-        format!("the handler returned a bad result: {error}"),
-    );
-    Outcome::Error(Box::new(error))
 }

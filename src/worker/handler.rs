@@ -46,8 +46,11 @@ where
     }
 }
 
+/// What comes of a handler.
+pub(crate) type HandlerResult = Result<Any, Failure>;
+
 /// The running work of a handler that is known only at run time.
-pub(crate) type Work = Pin<Box<dyn Future<Output = Result<Any, Failure>> + Send>>;
+pub(crate) type Work = Pin<Box<dyn Future<Output = HandlerResult> + Send>>;
 
 /// A handler that is known only at run time.
 pub(crate) trait AnyHandler: Send + Sync {

@@ -6,6 +6,7 @@ pub(crate) mod attempt;
 #[cfg(feature = "command")]
 pub(crate) mod command;
 pub(crate) mod context;
+pub(crate) mod execution;
 pub(crate) mod handler;
 #[cfg(feature = "command")]
 mod output;

@@ -3,7 +3,8 @@
 //!
 //! `wire-server DIR [LANES]` writes to DIR what the load sends (`NAME.request`),
 //! what it must get (`NAME.stored`) and all operations in one message for the
-//! peers (`stored.binpb`); then prints `listening ADDRESS ADMIN` and serves.
+//! peers (`stored.binpb`); then prints `listening CLIENTS ADMIN WORKERS` and
+//! serves.
 
 use std::{env, error::Error, fs, path::Path, time::Duration};
 
@@ -35,7 +36,8 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let app = config(lanes)?.build().await?;
     fill(app.operations(), Path::new(&dir)).await?;
     let admin = app.admin().ok_or("there is an admin listener")?;
-    println!("listening {} {admin}", app.clients());
+    let workers = app.workers().ok_or("there is a listener for workers")?;
+    println!("listening {} {admin} {workers}", app.clients());
     app.run(stop, abort).await?;
     Ok(())
 }

@@ -1,0 +1,88 @@
+//! A worker in a process of its own: it takes operations of a queue from a
+//! server, wherever that is, and executes them.
+//!
+//! `cargo run --example remote_worker`, while `longrunning serve` runs, and
+//! `longrunning submit copy --input '{"rows": 30}' --wait` elsewhere. It works
+//! until Ctrl-C or SIGTERM, then lets running work end. The server's listener
+//! for workers is LONGRUNNING_WORKER_ENDPOINT, by default
+//! <http://127.0.0.1:8471>.
+
+use std::{env, error::Error, process, time::Duration};
+
+use longrunning::{Any, Context, Failure, Payload, Progress, proto::google::rpc::Code, remote};
+use prost::Message;
+use prost_types::{Struct, value::Kind};
+use tokio::{select, signal::unix, time::sleep};
+use tonic::transport::Channel;
+
+/// Copies rows, one each 100 ms, and goes on where a lost attempt stopped. Work
+/// that changes other systems should pass them `context.attempt()`, so that
+/// they can refuse an older attempt.
+async fn copy(context: Context) -> Result<Any, Failure> {
+    let rows = rows(&context)?;
+    let kept = context.checkpoint().and_then(|kept| kept.to_msg().ok());
+    let first: i64 = kept.unwrap_or(0);
+    println!(
+        "{} attempt {} begins at row {first}",
+        context.name(),
+        context.attempt()
+    );
+    for row in first..rows {
+        select! {
+            () = context.cancelled() => return Err(Failure::cancelled()),
+            () = sleep(Duration::from_millis(100)) => {}
+        }
+        context.progress(Progress {
+            done_units: row + 1,
+            total_units: rows,
+            unit: "rows".to_owned(),
+            ..Progress::default()
+        });
+        context.keep_checkpoint(Payload::pack(&(row + 1)).any().clone())?;
+    }
+    Ok(Payload::pack(&rows).any().clone())
+}
+
+/// The field `rows` of an input like `{"rows": 30}`, which is a
+/// google.protobuf.Struct.
+fn rows(context: &Context) -> Result<i64, Failure> {
+    let input = context
+        .input()
+        .and_then(|input| Struct::decode(&*input.value).ok());
+    let rows = input.and_then(|mut input| input.fields.remove("rows")?.kind);
+    match rows {
+        #[expect(clippy::cast_possible_truncation, reason = "a number of rows")]
+        Some(Kind::NumberValue(rows)) if rows >= 0.0 => Ok(rows as i64),
+        _ => {
+            let message = "the input must be like {\"rows\": 30}";
+            Err(Failure::new(Code::InvalidArgument, message).with_reason("BAD_INPUT"))
+        }
+    }
+}
+
+#[tokio::main]
+#[expect(clippy::disallowed_methods, reason = "a program of its own")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let endpoint = env::var("LONGRUNNING_WORKER_ENDPOINT");
+    let endpoint = endpoint.unwrap_or_else(|_| "http://127.0.0.1:8471".to_owned());
+    // Keep-alives, so that a server that vanished is noticed. It may come later.
+    let channel = Channel::from_shared(endpoint)?
+        .http2_keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_while_idle(true)
+        .connect_lazy();
+    let mut terminate = unix::signal(unix::SignalKind::terminate())?;
+    let stop = async move {
+        select! {
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+    };
+    let id = format!("copier/{}", process::id());
+    remote::Worker::new(channel, &id)?
+        .handler("copy", 4, copy)
+        .grace(Duration::from_secs(10))
+        .run(stop)
+        .await?;
+    println!("drained");
+    Ok(())
+}
