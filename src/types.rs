@@ -25,9 +25,13 @@ pub(crate) enum PackError {
     Unknown(String),
     #[error("it is not the ProtoJSON of {0}: {1}")]
     Unfit(String, serde_json::Error),
-    #[error("it is nested too deeply for a {0}")]
+    #[error("it is nested too deeply for a {0}: at most {MAX_DEPTH} levels")]
     Deep(String),
 }
+
+/// How deep a JSON value may be. Protobuf refuses what is nested more than 100
+/// levels, and a Struct has three of them for each one of JSON.
+const MAX_DEPTH: usize = 32;
 
 /// The types whose JSON is not an object, so that it stands under `value`.
 const SPECIAL: [&str; 15] = [
@@ -115,15 +119,15 @@ impl Types {
     pub(crate) fn pack(&self, name: &str, json: &Value) -> Result<Any, PackError> {
         let known = self.0.get_message_by_name(name);
         let descriptor = known.ok_or_else(|| PackError::Unknown(name.to_owned()))?;
-        let message = DynamicMessage::deserialize(descriptor.clone(), json)
-            .map_err(|error| PackError::Unfit(name.to_owned(), error))?;
-        let value = message.encode_to_vec();
-        // Readers of protobuf refuse deep messages that those of JSON accept.
-        if DynamicMessage::decode(descriptor, value.as_slice()).is_err() {
+        if MAX_DEPTH < depth(json) {
             return Err(PackError::Deep(name.to_owned()));
         }
-        let type_url = format!("type.googleapis.com/{name}");
-        Ok(Any { type_url, value })
+        let message = DynamicMessage::deserialize(descriptor, json)
+            .map_err(|error| PackError::Unfit(name.to_owned(), error))?;
+        Ok(Any {
+            type_url: format!("type.googleapis.com/{name}"),
+            value: message.encode_to_vec(),
+        })
     }
 
     /// What a program wrote: a JSON object as `google.protobuf.Struct`, other
@@ -154,6 +158,14 @@ impl Types {
         is_wanted
             .then(|| Message::decode(any.value.as_slice()).ok())
             .flatten()
+    }
+}
+
+fn depth(json: &Value) -> usize {
+    match json {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
+        _ => 0,
     }
 }
 
@@ -250,8 +262,11 @@ mod tests {
             unfit.contains("google.rpc.Status") && unfit.contains("cod"),
             "{unfit}"
         );
-        let deep = (0..100).fold(json!({}), |inner, _| json!({ "a": inner }));
-        assert!(refused("google.protobuf.Struct", deep).contains("too deeply"));
+        for depth in [32, 100] {
+            let deep = (0..depth).fold(json!({}), |inner, _| json!({ "a": inner }));
+            let deep = refused("google.protobuf.Struct", deep);
+            assert!(deep.contains("too deeply"), "{depth}: {deep}");
+        }
     }
 
     #[test]
