@@ -218,6 +218,7 @@ fn config(directory: PathBuf) -> Config {
         waits: WaitLimits::default(),
         defaults: Terms::default(),
         demo: Some(directory),
+        queues: Vec::new(),
     }
 }
 

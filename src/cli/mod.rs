@@ -6,6 +6,7 @@ mod client;
 mod commands;
 mod demo;
 mod program;
+mod queues;
 mod render;
 mod serve;
 

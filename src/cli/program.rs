@@ -10,7 +10,7 @@ use tokio::runtime;
 
 use super::{
     args::{BAD_CALL, HealthArgs, ListArgs, NameArgs, OneArgs, WaitArgs},
-    commands, demo, serve,
+    commands, demo, queues, serve,
 };
 
 /// The missing server for google.longrunning.Operations (AIP-151).
@@ -109,6 +109,7 @@ async fn run(action: Action) -> u8 {
 /// and `--help` shows them.
 fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
     let mut command = Cli::command();
+    let mut queues = Vec::new();
     if let Some(path) = config_path(&command, arguments) {
         let refuse = |text: String| Cli::command().error(ErrorKind::InvalidValue, text);
         let text = std::fs::read_to_string(&path).map_err(|error| {
@@ -117,22 +118,27 @@ fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
                 path.display()
             ))
         })?;
-        let table: toml::Table = text.parse().map_err(|error| {
+        let mut table: toml::Table = text.parse().map_err(|error| {
             refuse(format!(
                 "the config file {} is not TOML: {error}",
                 path.display()
             ))
         })?;
+        let refuse_setting = |error: String| refuse(format!("{}: {error}", path.display()));
+        queues = queues::take(&mut table).map_err(refuse_setting)?;
         let serve = command
             .find_subcommand("serve")
             .expect("the command is declared above")
             .clone();
-        let serve = with_defaults(serve, table)
-            .map_err(|error| refuse(format!("{}: {error}", path.display())))?;
+        let serve = with_defaults(serve, table).map_err(refuse_setting)?;
         command = command.mut_subcommand("serve", |_| serve);
     }
     let matches = command.try_get_matches_from(arguments)?;
-    Cli::from_arg_matches(&matches)
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    if let Action::Serve(serve) = &mut cli.command {
+        serve.queues = queues;
+    }
+    Ok(cli)
 }
 
 /// The config file, if the command is `serve` and has one. Errors elsewhere in
@@ -166,7 +172,7 @@ fn with_defaults(mut serve: Command, table: toml::Table) -> Result<Command, Stri
                 .filter(|known| !["config", "help"].contains(known))
                 .collect();
             return Err(format!(
-                "{key:?} is not a setting; there are {}",
+                "{key:?} is not a setting; there are {}, and [[queue]]",
                 known.join(", ")
             ));
         };
@@ -199,7 +205,8 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(
             file.path(),
-            "listen = \"127.0.0.1:1\"\nmax-operations = 7\ngrace = \"3s\"\n",
+            "listen = \"127.0.0.1:1\"\nmax-operations = 7\ngrace = \"3s\"\n\
+             [[queue]]\nname = \"thumbs\"\ncommand = [\"true\"]\n",
         )
         .unwrap();
         let path = file.path().to_str().unwrap();
@@ -211,6 +218,7 @@ mod tests {
         assert_eq!(config.listen.to_string(), "127.0.0.1:1");
         assert_eq!(config.limits.max_operations, 7);
         assert_eq!(config.grace.as_secs(), 4);
+        assert_eq!(config.queues[0].name, "thumbs");
     }
 
     #[test]
@@ -225,6 +233,7 @@ mod tests {
                 "listen must be a string or a number, not array",
             ),
             ("= 1", "is not TOML"),
+            ("[[queue]]\nname = \"thumbs\"", "queue \"thumbs\""),
             ("grace = \"soon\"", "soon"),
         ] {
             std::fs::write(file.path(), text).unwrap();

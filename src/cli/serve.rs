@@ -10,7 +10,9 @@ use super::args::BAD_CALL;
 use crate::{
     grpc::operations::WaitLimits,
     operation::{retry::RetryPolicy, terms::Terms},
-    server::{Config, Connections, Ended, ListenAddress, LogFormat, init_telemetry, signals},
+    server::{
+        Config, Connections, Ended, ListenAddress, LogFormat, QueueConfig, init_telemetry, signals,
+    },
     store::store::Limits,
 };
 
@@ -129,6 +131,9 @@ pub(super) struct ServeArgs {
     /// Also serve the demo API, longrunning.demo.v1.Checksums, for the files below DIR
     #[arg(long, env = "LONGRUNNING_DEMO", value_name = "DIR", num_args = 0..=1, default_missing_value = ".")]
     demo: Option<PathBuf>,
+    /// The `[[queue]]` tables of the config file.
+    #[arg(skip)]
+    pub(super) queues: Vec<QueueConfig>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -228,6 +233,7 @@ impl ServeArgs {
             },
             // A compose file writes an unset variable as an empty one.
             demo: self.demo.filter(|root| !root.as_os_str().is_empty()),
+            queues: self.queues,
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     grpc::border::Border,
     operations::{builder::StartError, operations::Operations},
     tasks::Tasks,
+    worker::command::{CommandError, CommandHandler},
 };
 
 /// Longer than anybody drains.
@@ -60,6 +61,9 @@ pub enum AppError {
     /// The threads for connections cannot start.
     #[error("cannot start the threads that serve connections: {0}")]
     Lanes(io::Error),
+    /// The command of a queue cannot be run.
+    #[error("queue {0:?}: {1}")]
+    Command(String, CommandError),
     /// The directory of the demo cannot be used.
     #[error("cannot offer {0:?} to the demo: {1}")]
     Demo(std::path::PathBuf, io::Error),
@@ -101,6 +105,14 @@ impl Config {
                 .canonicalize()
                 .map_err(|error| AppError::Demo(root.clone(), error))?;
             builder = builder.handler(checksum::QUEUE, checksum::CONCURRENCY, checksum::checksum);
+        }
+        for queue in &self.queues {
+            let command = CommandHandler::new(&queue.command)
+                .map_err(|error| AppError::Command(queue.name.clone(), error))?;
+            builder = builder.handler(&queue.name, queue.concurrency, command);
+            if let Some(policy) = &queue.retry {
+                builder = builder.retry(&queue.name, policy.clone());
+            }
         }
         Ok(App {
             operations: builder.start().await?,
@@ -160,6 +172,9 @@ impl App {
         }
         if let Some(root) = &config.demo {
             info!(directory = %root.display(), "demo: longrunning.demo.v1.Checksums/CreateChecksum starts an operation");
+        }
+        for queue in &config.queues {
+            info!(queue = queue.name, command = ?queue.command, concurrency = queue.concurrency, "executing");
         }
         let lanes = Lanes::start(config.lanes).map_err(AppError::Lanes)?;
         let tasks = Tasks::default();

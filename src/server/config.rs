@@ -4,7 +4,11 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{connection::Connections, listener::ListenAddress};
-use crate::{grpc::operations::WaitLimits, operation::terms::Terms, store::store::Limits};
+use crate::{
+    grpc::operations::WaitLimits,
+    operation::{retry::RetryPolicy, terms::Terms},
+    store::store::Limits,
+};
 
 /// Everything that can be set.
 #[derive(Clone, Debug)]
@@ -35,4 +39,20 @@ pub struct Config {
     pub defaults: Terms,
     /// The directory that the demo API offers to hash. None: no demo.
     pub demo: Option<PathBuf>,
+    /// The queues whose operations the server executes itself.
+    pub queues: Vec<QueueConfig>,
+}
+
+/// A queue whose operations are executed by a program on this machine.
+#[derive(Clone, Debug)]
+pub struct QueueConfig {
+    /// Its name.
+    pub name: String,
+    /// The program and its arguments; see [`CommandHandler`](crate::CommandHandler).
+    pub command: Vec<String>,
+    /// The most operations at once.
+    pub concurrency: usize,
+    /// The retry policy of operations whose creator leaves it out. None: that of
+    /// the defaults.
+    pub retry: Option<RetryPolicy>,
 }

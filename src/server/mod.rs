@@ -24,7 +24,7 @@ mod shutdown;
 mod telemetry;
 
 pub use app::{App, AppError, Ended};
-pub use config::Config;
+pub use config::{Config, QueueConfig};
 pub use connection::Connections;
 pub use listener::{ListenAddress, ListenAddressError};
 pub use shutdown::signals;

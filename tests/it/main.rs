@@ -19,6 +19,8 @@ mod creation;
 mod delete;
 mod durability;
 mod errors;
+#[cfg(feature = "command")]
+mod executor;
 mod finish;
 mod get;
 mod handlers;

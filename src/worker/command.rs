@@ -1,0 +1,380 @@
+//! The handler that runs a program for each operation: how it is started, told
+//! to stop, and what its end means. What it says is read in `output`.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fmt, io,
+    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
+    path::Path,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use prost_types::Any;
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde_json::Value;
+use tokio::{
+    io::AsyncWriteExt,
+    pin,
+    process::{Child, Command},
+    select,
+    time::timeout,
+    try_join,
+};
+use tracing::{debug, warn};
+
+use super::{
+    context::Context,
+    handler::Handler,
+    output::{MAX_OUTPUT, Output, Tail, TooLarge},
+};
+use crate::{
+    operation::{outcome::Failure, terms::QueueName},
+    proto::google::rpc::Code,
+    types::Types,
+};
+
+/// The longest variable; Linux starts no program with one above 128 KiB.
+const MAX_VARIABLE: usize = 100 << 10;
+/// How long what a command left behind may go on with its output.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// What is handed on of a trace. Creators choose the keys, and must not get to
+/// choose PATH.
+const TRACE: [&str; 4] = ["traceparent", "tracestate", "baggage", "b3"];
+
+/// Runs a program for each operation, in a process group of its own.
+///
+/// The program gets the input as JSON on standard input and in
+/// `LONGRUNNING_INPUT` (there only up to 100 KiB): a `google.protobuf.Struct`,
+/// `Value`, `ListValue` or wrapper as the bare value, another known type as
+/// ProtoJSON with `@type`, an unknown one as `{"@type", "value": "<base64>"}`,
+/// and `null` for no input. Also set are `LONGRUNNING_OPERATION` (its full
+/// name), `LONGRUNNING_ATTEMPT`, `LONGRUNNING_LEASE_TOKEN` (base64),
+/// `LONGRUNNING_QUEUE` and `LONGRUNNING_CHECKPOINT` (JSON) if there is one, and
+/// `TRACEPARENT`, `TRACESTATE`, `BAGGAGE` and `B3` as the creator gave them.
+///
+/// Lines on standard output that begin with `::progress ` report: `0.4 words`,
+/// `40% words` or `3/10 unit words`. `::checkpoint ` and a text or JSON keeps a
+/// checkpoint. The rest, at most 2 MiB, is the response: a JSON object as
+/// `google.protobuf.Struct`, nothing as `Empty`, and other text as `StringValue`.
+///
+/// Exit code 0 is success. Another is a retryable failure, with the end of
+/// standard error in its message. A cancellation sends SIGTERM to the group,
+/// and SIGKILL if that does not end it. What the program leaves behind in its
+/// group is killed when it has ended, or when the lease is lost.
+pub struct CommandHandler {
+    program: OsString,
+    arguments: Vec<OsString>,
+    kill_after: Duration,
+    show: Option<Box<Show>>,
+    types: Types,
+}
+
+type Show = dyn Fn(&Context, &str) + Send + Sync;
+
+/// Why a command cannot be run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// There is no program.
+    #[error("the command is empty: name a program, then its arguments")]
+    Empty,
+    /// There is no such file.
+    #[error("there is no program {0:?}; write its path, or install it in a directory of PATH")]
+    NotFound(OsString),
+    /// The file is no program.
+    #[error("{0:?} cannot be executed; use chmod +x, or name a program that can")]
+    NotExecutable(OsString),
+}
+
+/// A program that was started, and what it started; killed when dropped. The
+/// runtime reaps it then.
+struct Group {
+    child: Child,
+    leader: Option<Pid>,
+}
+
+/// How a program ended, and whether it was asked to.
+struct Exit {
+    status: io::Result<ExitStatus>,
+    was_asked: bool,
+}
+
+// === impl CommandHandler ===
+
+impl CommandHandler {
+    /// A handler that runs this program with these arguments.
+    ///
+    /// # Errors
+    /// [`CommandError`] if there is no such program: it is looked for now, so
+    /// that a wrong name does not wait for the first operation.
+    pub fn new<T: Into<OsString>>(
+        command: impl IntoIterator<Item = T>,
+    ) -> Result<Self, CommandError> {
+        let mut words = command.into_iter().map(Into::into);
+        let program: OsString = words.next().unwrap_or_default();
+        find(&program)?;
+        Ok(Self {
+            program,
+            arguments: words.collect(),
+            kill_after: Duration::from_secs(10),
+            show: None,
+            types: Types::built_in(),
+        })
+    }
+
+    /// How long after SIGTERM it gets SIGKILL; 10 s without it. The operation's
+    /// `cancel_grace` may be shorter.
+    #[must_use]
+    pub fn kill_after(mut self, time: Duration) -> Self {
+        self.kill_after = time;
+        self
+    }
+
+    /// Shows each line of standard error. Without it they are logged at `debug`.
+    #[must_use]
+    pub fn show_stderr(mut self, show: impl Fn(&Context, &str) + Send + Sync + 'static) -> Self {
+        self.show = Some(Box::new(show));
+        self
+    }
+
+    fn command(&self, context: &Context, input: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let checkpoint = context
+            .checkpoint()
+            .map(|checkpoint| self.types.bare(checkpoint).to_string());
+        if checkpoint.as_deref().is_some_and(is_long) {
+            warn!(operation.name = %context.name(), "the checkpoint is too long for a variable: the command begins without it");
+        }
+        for (key, value) in [
+            ("INPUT", Some(input.to_owned())),
+            ("OPERATION", Some(context.name().to_owned())),
+            ("ATTEMPT", Some(context.attempt().to_string())),
+            (
+                "LEASE_TOKEN",
+                Some(STANDARD.encode(context.lease_token().as_bytes())),
+            ),
+            ("QUEUE", context.queue().map(QueueName::to_string)),
+            ("CHECKPOINT", checkpoint),
+        ] {
+            let value = value.filter(|value| !is_long(value));
+            set(
+                &mut command,
+                &format!("LONGRUNNING_{key}"),
+                value.as_deref(),
+            );
+        }
+        for key in TRACE {
+            let mut entries = context.trace_context().iter();
+            let value = entries.find_map(|(name, value)| (name == key).then_some(value));
+            set(&mut command, &key.to_uppercase(), value);
+        }
+        command
+    }
+
+    fn shown(&self, context: &Context, line: &str) {
+        match &self.show {
+            Some(show) => show(context, line),
+            None => debug!(line, "standard error"),
+        }
+    }
+
+    fn not_started(&self, error: &io::Error) -> Failure {
+        let message = format!("{self} could not be started: {error}");
+        Failure::new(Code::Unavailable, message)
+            .with_reason("COMMAND_NOT_STARTED")
+            .retryable()
+    }
+
+    fn too_large(&self) -> Failure {
+        let message = format!(
+            "{self} wrote more than {} MiB to standard output; keep large results elsewhere, and print where",
+            MAX_OUTPUT >> 20
+        );
+        Failure::new(Code::ResourceExhausted, message).with_reason("OUTPUT_TOO_LARGE")
+    }
+
+    fn failed(&self, status: &io::Result<ExitStatus>, complaint: Option<String>) -> Failure {
+        let (reason, end) = match status {
+            Ok(status) => match (status.code(), status.signal()) {
+                (Some(code), _) => ("COMMAND_FAILED", format!("exited with code {code}")),
+                (None, signal) => {
+                    let signal = signal.unwrap_or_default();
+                    ("COMMAND_KILLED", format!("was killed by signal {signal}"))
+                }
+            },
+            Err(error) => ("COMMAND_FAILED", format!("is lost: {error}")),
+        };
+        let complaint = complaint.map_or_else(String::new, |text| format!(": {text}"));
+        Failure::new(Code::Unknown, format!("{self} {end}{complaint}"))
+            .with_reason(reason)
+            .retryable()
+    }
+}
+
+impl Handler for CommandHandler {
+    async fn run(&self, context: Context) -> Result<Any, Failure> {
+        let input = context.input().map(|input| self.types.bare(input));
+        let input = input.unwrap_or(Value::Null).to_string();
+        let child = self.command(&context, &input).spawn();
+        let mut group = Group::new(child.map_err(|error| self.not_started(&error))?);
+        let (mut output, mut tail) = (Output::default(), Tail::default());
+        let exit = {
+            let (stdin, stdout, stderr) = (
+                group.child.stdin.take(),
+                group.child.stdout.take(),
+                group.child.stderr.take(),
+            );
+            let feed = async {
+                // A command need not read its input.
+                let _ = stdin
+                    .expect("it is piped")
+                    .write_all(input.as_bytes())
+                    .await;
+                Ok(())
+            };
+            let listen = output.read(stdout.expect("it is piped"), &context, &self.types);
+            let overhear = tail.read(stderr.expect("it is piped"), |line| {
+                self.shown(&context, line);
+            });
+            let talk = async { try_join!(feed, listen, overhear).map(|_| ()) };
+            let grace = context.cancel_grace().unwrap_or(self.kill_after);
+            let exit = group.exit(&context, grace.min(self.kill_after));
+            pin!(talk, exit);
+            select! {
+                talked = &mut talk => match talked {
+                    Ok(()) => Ok(exit.await),
+                    Err(TooLarge) => Err(TooLarge),
+                },
+                exit = &mut exit => match timeout(PATIENCE, talk).await {
+                    Ok(Err(TooLarge)) => Err(TooLarge),
+                    Ok(Ok(())) | Err(_) => Ok(exit),
+                },
+            }
+        };
+        let Ok(Exit { status, was_asked }) = exit else {
+            return Err(self.too_large());
+        };
+        let text = output.into_text();
+        if status.as_ref().is_ok_and(ExitStatus::success) && !(was_asked && text.is_empty()) {
+            return Ok(match text.as_str() {
+                "" => Any::default(),
+                text => self.types.of_text(text),
+            });
+        }
+        Err(if was_asked {
+            Failure::cancelled()
+        } else {
+            self.failed(&status, tail.into_text())
+        })
+    }
+}
+
+impl fmt::Display for CommandHandler {
+    /// The program alone: arguments may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`", self.program.display())
+    }
+}
+
+impl fmt::Debug for CommandHandler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CommandHandler")
+            .field("program", &self.program)
+            .field("kill_after", &self.kill_after)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Group ===
+
+impl Group {
+    fn new(child: Child) -> Self {
+        let leader = child
+            .id()
+            .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        Self { child, leader }
+    }
+
+    /// Waits for the end. A command whose operation is cancelled is asked to
+    /// stop, and after the grace made to.
+    async fn exit(&mut self, context: &Context, grace: Duration) -> Exit {
+        select! {
+            biased;
+            status = self.child.wait() => return Exit { status, was_asked: false },
+            () = context.cancelled() => self.signal(Signal::TERM),
+        }
+        let status = match timeout(grace, self.child.wait()).await {
+            Ok(status) => status,
+            Err(_) => {
+                self.signal(Signal::KILL);
+                self.child.wait().await
+            }
+        };
+        Exit {
+            status,
+            was_asked: true,
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(leader) = self.leader {
+            // An error says that nobody is left.
+            let _ = kill_process_group(leader, signal);
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+    }
+}
+
+fn set(command: &mut Command, key: &str, value: Option<&str>) {
+    match value {
+        Some(value) => command.env(key, value),
+        // What the program inherits belongs to another operation.
+        None => command.env_remove(key),
+    };
+}
+
+fn is_long(value: &str) -> bool {
+    MAX_VARIABLE < value.len()
+}
+
+/// Looks for a program as the system does.
+fn find(program: &OsStr) -> Result<(), CommandError> {
+    if program.is_empty() {
+        return Err(CommandError::Empty);
+    }
+    if program.as_encoded_bytes().contains(&b'/') {
+        return match is_executable(Path::new(program)) {
+            Some(true) => Ok(()),
+            Some(false) => Err(CommandError::NotExecutable(program.to_owned())),
+            None => Err(CommandError::NotFound(program.to_owned())),
+        };
+    }
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the system reads the very same variable when it starts the program"
+    )]
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_there = std::env::split_paths(&path)
+        .any(|directory| is_executable(&directory.join(program)) == Some(true));
+    is_there
+        .then_some(())
+        .ok_or_else(|| CommandError::NotFound(program.to_owned()))
+}
+
+/// Whether a file may be executed; none if there is no file.
+fn is_executable(path: &Path) -> Option<bool> {
+    let metadata = path.metadata().ok()?;
+    Some(metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
