@@ -120,7 +120,9 @@ class Keeper:
     def obey(self, directive):
         """OPERATION_DELETED and DRAIN stop nothing: what runs may come to its end."""
         job = self.jobs.get(directive.lease_token)
-        if job and directive.kind in (Directive.CANCEL_REQUESTED, Directive.LEASE_LOST):
+        if job is None or job.work.done():
+            return  # its end is on the way
+        if directive.kind in (Directive.CANCEL_REQUESTED, Directive.LEASE_LOST):
             job.stop(Directive.Kind.Name(directive.kind))
         if directive.HasField("error"):
             logging.warning("%s", directive.error.message)

@@ -21,7 +21,8 @@ import leases
 ADDRESS = os.environ.get("LONGRUNNING_WORKERS", "127.0.0.1:8471")
 QUEUE = os.environ.get("QUEUE", "copy")
 AT_ONCE = 4
-POLL, DRAIN = 30, 10  # seconds
+POLL = 30  # seconds
+DRAIN = float(os.environ.get("DRAIN", "10").removesuffix("s"))
 
 
 async def copy_rows(job):
