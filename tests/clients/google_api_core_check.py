@@ -77,14 +77,12 @@ POLLING = polling.DEFAULT_POLLING.with_delay(initial=0.05, maximum=0.5)
 class Server:
     """`longrunning serve --demo DIRECTORY`, and the clients of it."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, listen="127.0.0.1:0", worker_listen="127.0.0.1:0"):
         self.directory = pathlib.Path(directory)
         self.log = []
         self.process = subprocess.Popen(
             [os.environ["LONGRUNNING_BIN"], "serve", "--demo", str(directory)]
-            + ["--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"],
-            # The worker listener, once there is one, must not take its fixed default.
-            env={**os.environ, "LONGRUNNING_WORKER_LISTEN": "127.0.0.1:0"},
+            + ["--listen", listen, "--worker-listen", worker_listen, "--admin-listen", "127.0.0.1:0"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -97,6 +95,7 @@ class Server:
             self.process.kill()
             raise RuntimeError("the server did not say where it listens:\n" + "".join(self.log))
         self.address = self._addresses["clients"]
+        self.workers = self._addresses["workers"]
         self.admin = self._addresses["admin"]
         channel = grpc.insecure_channel(self.address)
         self.operations = operations_v1.OperationsClient(channel)
@@ -112,10 +111,10 @@ class Server:
                 entry = json.loads(line)
                 fields = {**entry, **entry.get("fields", {})}
                 if fields.get("message") == "listening":
-                    for listener in ("clients", "admin"):
+                    for listener in ("clients", "workers", "admin"):
                         if listener in fields:
                             self._addresses[listener] = fields[listener]
-            if {"clients", "admin"} <= self._addresses.keys():
+            if {"clients", "workers", "admin"} <= self._addresses.keys():
                 self._bound.set()
 
     def create(self, directory):
