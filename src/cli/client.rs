@@ -20,6 +20,9 @@ use crate::{server::ListenAddress, types::Types};
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
 
+/// How often a connection on which nothing happens is tried.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
 /// How long a call may take that is answered at once.
 pub(super) const CALL: Duration = Duration::from_secs(20);
 
@@ -81,15 +84,25 @@ impl Endpoint {
         Self(format!("http://{host}:{port}"))
     }
 
+    /// A connection that is made when it is needed, again and again.
+    pub(super) fn lazy(&self) -> Result<Channel, CallError> {
+        let endpoint = self.endpoint()?.http2_keep_alive_interval(KEEP_ALIVE);
+        Ok(endpoint.keep_alive_while_idle(true).connect_lazy())
+    }
+
+    fn endpoint(&self) -> Result<transport::Endpoint, CallError> {
+        // Of the two `from_shared`, only this one knows Unix sockets.
+        let endpoint = transport::Endpoint::from_shared(self.0.clone());
+        let endpoint = endpoint.map_err(|error| {
+            CallError::Status(Status::invalid_argument(format!("{self}: {error}")))
+        })?;
+        Ok(endpoint.connect_timeout(CONNECT))
+    }
+
     /// A connection whose calls may last `limit`.
     pub(super) async fn channel(&self, limit: Option<Duration>) -> Result<Channel, CallError> {
         let refused = |error| CallError::Connect(self.clone(), error);
-        // Of the two `from_shared`, only this one knows Unix sockets.
-        let endpoint = transport::Endpoint::from_shared(self.0.clone());
-        let mut endpoint = endpoint.map_err(|error| {
-            CallError::Status(Status::invalid_argument(format!("{self}: {error}")))
-        })?;
-        endpoint = endpoint.connect_timeout(CONNECT);
+        let mut endpoint = self.endpoint()?;
         if let Some(limit) = limit {
             endpoint = endpoint.timeout(limit);
         }

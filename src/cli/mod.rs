@@ -9,5 +9,7 @@ mod program;
 mod queues;
 mod render;
 mod serve;
+mod submit;
+mod work;
 
 pub use program::main;

@@ -10,7 +10,7 @@ use tokio::runtime;
 
 use super::{
     args::{BAD_CALL, HealthArgs, ListArgs, NameArgs, OneArgs, WaitArgs},
-    commands, demo, queues, serve,
+    commands, demo, queues, serve, submit, work,
 };
 
 /// The missing server for google.longrunning.Operations (AIP-151).
@@ -31,6 +31,12 @@ enum Action {
     Serve(Box<serve::ServeArgs>),
     /// Hash a directory as a long-running operation, watched live through gRPC
     Demo(demo::DemoArgs),
+    /// Create an operation for the workers of a queue
+    Submit(Box<submit::SubmitArgs>),
+    /// Take operations from queues and run a command for each
+    Work(Box<work::WorkArgs>),
+    /// Run a command as one operation, right here
+    Run(Box<work::RunArgs>),
     /// Print an operation as it is now
     Get(OneArgs),
     /// Print operations, newest first
@@ -86,6 +92,9 @@ async fn run(action: Action) -> u8 {
     let done = match action {
         Action::Serve(args) => return serve::serve(*args).await,
         Action::Demo(args) => return demo::demo(args).await,
+        Action::Submit(args) => submit::submit(*args).await,
+        Action::Work(args) => work::work(*args).await,
+        Action::Run(args) => work::run(*args).await,
         Action::Get(args) => commands::get(args).await,
         Action::List(args) => commands::list(args).await,
         Action::Wait(args) => commands::wait(args).await,

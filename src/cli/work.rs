@@ -1,0 +1,187 @@
+//! `longrunning work` and `longrunning run`: a command for each operation of a
+//! queue, and a command as one operation. Running a command is done by `worker`,
+//! keeping leases by `remote`.
+
+use std::{
+    ffi::OsString,
+    io::{IsTerminal, stderr},
+    time::Duration,
+};
+
+use clap::Args;
+use humantime::parse_duration;
+use tokio::select;
+use tonic::{Code, Status};
+
+use super::{
+    args::{ConnectArgs, INTERRUPTED, PrintArgs},
+    client::CallError,
+    commands::exit_code,
+    render::{Bar, print_one},
+    submit::{NewArgs, WorkerArgs},
+};
+use crate::{
+    operations::creation::NewOperation,
+    proto::longrunning::v1::WatchOperationRequest,
+    remote::{Creator, Worker, WorkerError},
+    server::{LogFormat, init_telemetry, signals},
+    worker::command::{CommandError, CommandHandler},
+};
+
+#[derive(Args, Debug)]
+pub(super) struct WorkArgs {
+    /// A queue to take operations from; repeatable
+    #[arg(long = "queue", value_name = "QUEUE", required = true)]
+    queues: Vec<String>,
+    /// How many operations of each queue run at once
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    concurrency: usize,
+    /// How long running commands may go on after SIGTERM or Ctrl-C
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
+    grace: Duration,
+    #[command(flatten)]
+    command: CommandArgs,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    new: NewArgs,
+    #[command(flatten)]
+    connect: ConnectArgs,
+    #[command(flatten)]
+    print: PrintArgs,
+    #[command(flatten)]
+    command: CommandArgs,
+}
+
+/// The command, and who runs it for whom.
+#[derive(Args, Debug)]
+struct CommandArgs {
+    /// How long after SIGTERM a cancelled command gets SIGKILL
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    kill_after: Duration,
+    /// Who works, for people; no other worker has the same [default: HOST/PID]
+    #[arg(long, value_name = "ID")]
+    worker_id: Option<String>,
+    #[command(flatten)]
+    worker: WorkerArgs,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// Works until a signal; returns the exit code.
+pub(super) async fn work(args: WorkArgs) -> Result<u8, CallError> {
+    // What is leased and how it ends is in the log.
+    init_telemetry(LogFormat::Auto, "info").map_err(Status::invalid_argument)?;
+    let (stop, abort) = signals().map_err(refused)?;
+    let id = args.command.worker_id();
+    let channel = args.command.worker.worker_endpoint.lazy()?;
+    let mut worker = Worker::new(channel, &id)
+        .map_err(refused)?
+        .grace(args.grace);
+    for queue in &args.queues {
+        let handler = args.command.handler()?;
+        worker = worker.handler(queue, args.concurrency, handler);
+    }
+    eprintln!(
+        "{id} works on {} of {}; Ctrl-C drains",
+        args.queues.join(", "),
+        args.command.worker.worker_endpoint
+    );
+    select! {
+        ended = worker.run(stop) => match ended {
+            Ok(()) => Ok(0),
+            Err(WorkerError::Refused(status)) => Err(status.into()),
+            Err(error) => Err(refused(error)),
+        },
+        () = abort => Ok(INTERRUPTED),
+    }
+}
+
+/// Runs the command as an operation; returns the exit code.
+pub(super) async fn run(args: RunArgs) -> Result<u8, CallError> {
+    let (stop, abort) = signals().map_err(refused)?;
+    let handler = args.command.handler()?;
+    let handler = handler.show_stderr(|_, line| eprintln!("{line}"));
+    let channel = args.command.worker.worker_endpoint.channel(None).await?;
+    let creator = Creator::new(channel, &args.command.worker_id()).map_err(refused)?;
+    let new = args.new.apply(NewOperation::self_executed(""));
+    let started = creator.start(new, handler).await?;
+    let (name, signal) = (started.operation.name.clone(), started.stop_signal());
+    if started.reused {
+        print_one(&started.operation, args.print.output);
+        eprintln!("this request was made before; `longrunning wait {name}` follows its operation");
+        return Ok(exit_code(&started.operation));
+    }
+    if stderr().is_terminal() {
+        eprintln!("created {name}");
+    }
+    let mut interrupted = false;
+    let finished = started.finished();
+    tokio::pin!(finished, stop, abort);
+    let bar = show(&args.connect, &name);
+    tokio::pin!(bar);
+    let finished = loop {
+        select! {
+            finished = &mut finished => break finished?,
+            () = &mut stop, if !interrupted => {
+                interrupted = true;
+                eprintln!("cancelling {name}; press Ctrl-C again to leave at once");
+                signal.cancel();
+            }
+            () = &mut abort => return Ok(INTERRUPTED),
+            () = &mut bar => {}
+        }
+    };
+    print_one(&finished, args.print.output);
+    Ok(if interrupted {
+        INTERRUPTED
+    } else {
+        exit_code(&finished)
+    })
+}
+
+/// Shows a progress bar on a terminal, for ever. A server that cannot be asked
+/// for progress is no reason to stop the work.
+async fn show(connect: &ConnectArgs, name: &str) {
+    if stderr().is_terminal()
+        && let Ok(mut client) = connect.endpoint.watch().await
+    {
+        let request = WatchOperationRequest {
+            name: name.to_owned(),
+        };
+        if let Ok(states) = client.watch_operation(request).await {
+            let (mut states, bar) = (states.into_inner(), Bar::new());
+            while let Ok(Some(operation)) = states.message().await {
+                bar.show(&operation);
+            }
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
+// === impl CommandArgs ===
+
+impl CommandArgs {
+    fn handler(&self) -> Result<CommandHandler, CallError> {
+        let handler = CommandHandler::new(&self.command);
+        let handler = handler.map_err(|error: CommandError| refused(error))?;
+        Ok(handler.kill_after(self.kill_after))
+    }
+
+    fn worker_id(&self) -> String {
+        let usual = || {
+            let host = rustix::system::uname();
+            let host = host.nodename().to_string_lossy().into_owned();
+            format!("{host}/{}", std::process::id())
+        };
+        self.worker_id.clone().unwrap_or_else(usual)
+    }
+}
+
+/// A call that makes no sense, in words.
+fn refused(error: impl std::fmt::Display) -> CallError {
+    CallError::Status(Status::new(Code::InvalidArgument, error.to_string()))
+}
