@@ -17,6 +17,7 @@ mod commands;
 mod counts;
 mod creation;
 mod delete;
+mod directives;
 mod durability;
 mod errors;
 #[cfg(feature = "command")]
@@ -25,6 +26,8 @@ mod finish;
 mod get;
 mod handlers;
 mod heartbeat;
+#[cfg(feature = "cli")]
+mod jobs;
 mod limits;
 mod list;
 mod names;
