@@ -56,7 +56,7 @@ impl Attempt {
             number: operation.number(),
             token,
             renewal: operation.terms().lease_duration / 3,
-            desk: Arc::default(),
+            desk: Arc::new(Desk::with_bell(Arc::default())),
         }
     }
 
