@@ -18,7 +18,9 @@ pub struct WorkerId(Arc<str>);
 
 /// A worker has no proper id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a worker_id has 1 to 255 bytes; use one that no other worker has, such as host-7/4711")]
+#[error(
+    "a worker_id has 1 to 255 bytes and no control characters; use one that no other worker has, such as host-7/4711"
+)]
 pub struct InvalidWorkerId;
 
 /// A lease that is held.
@@ -107,9 +109,10 @@ impl WorkerId {
     /// The id of a worker elsewhere.
     ///
     /// # Errors
-    /// [`InvalidWorkerId`] unless it has 1 to 255 bytes.
+    /// [`InvalidWorkerId`] unless it has 1 to 255 bytes and no control
+    /// characters, which would be lines of their own in logs and tables.
     pub fn parse(text: &str) -> Result<Self, InvalidWorkerId> {
-        if (1..=255).contains(&text.len()) {
+        if (1..=255).contains(&text.len()) && !text.contains(char::is_control) {
             Ok(Self(text.into()))
         } else {
             Err(InvalidWorkerId)

@@ -58,7 +58,7 @@ impl Creator {
     /// inside a tokio runtime.
     ///
     /// # Errors
-    /// [`InvalidWorkerId`] if the id has no or too many bytes.
+    /// [`InvalidWorkerId`] if the id has no or too many bytes, or control characters.
     pub fn new(channel: Channel, id: &str) -> Result<Self, InvalidWorkerId> {
         let worker = WorkerId::parse(id)?;
         let keeper = Keeper::new(OperationWorkerClient::new(channel), worker);

@@ -85,7 +85,7 @@ impl Worker {
     /// `keep_alive_while_idle`), so that a server that vanished is noticed.
     ///
     /// # Errors
-    /// [`InvalidWorkerId`] if the id has no or too many bytes.
+    /// [`InvalidWorkerId`] if the id has no or too many bytes, or control characters.
     pub fn new(channel: Channel, id: &str) -> Result<Self, InvalidWorkerId> {
         Ok(Self {
             channel,

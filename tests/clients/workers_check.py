@@ -313,12 +313,13 @@ def sigterm(world, example):
 @check(EXAMPLE_CHECKS, "a worker that is stopped past its lease wakes up, finishes nothing, and goes on with others")
 def stopped(world, example):
     with example.worker(world, "stopped") as worker:
-        terms = {"lease_duration": seconds(1), "retry_policy": {"max_attempts": 2}}
+        # More than two, for the poll that it has open may be handed one too.
+        terms = {"lease_duration": seconds(1), "retry_policy": {"max_attempts": 5, "initial_backoff": seconds(0.1)}}
         name = world.queued("stopped", rows=100, **terms)
         until(lambda: world.metadata(name).progress.done_units > 10, "there is something to keep")
         worker.signal(signal.SIGSTOP)
         lease = world.lease("stopped")
-        assert lease.name == name and lease.attempt == 2, lease
+        assert lease.name == name and lease.attempt >= 2, lease
         assert lease.HasField("checkpoint"), "its checkpoint outlives it"
         world.finish(lease, response=packed(wrappers_pb2.StringValue(value="the other attempt")))
         before = world.get(name)
@@ -822,31 +823,18 @@ def apart(world, _):
         operations_pb2.GetOperationRequest(name="operations/x"))
 
 
-@check(CONTRACT_CHECKS, "SIGTERM to the server: polls end, the stream says DRAIN, what runs may still finish")
+@check(CONTRACT_CHECKS, "SIGTERM to the server: polls end, and the stream says DRAIN before it ends")
 def drain_server(world, _):
     stream = world.worker.WatchDirectives(worker_pb2.WatchDirectivesRequest(worker_id="check"))
     next(stream)
-    lease = world.own()
     asked = worker_pb2.LeaseOperationsRequest(queues=["empty"], worker_id="check", wait=seconds(60))
     poll = world.worker.LeaseOperations.future(asked)
     time.sleep(0.3)
     world.server.process.send_signal(signal.SIGTERM)
-    try:
-        assert not poll.result(timeout=20).leases
-        polled = "empty"
-    except grpc.RpcError as error:
-        assert error.code() == Code.UNAVAILABLE, error
-        polled = "UNAVAILABLE"
+    refused(Code.UNAVAILABLE, "SHUTTING_DOWN", poll.result, timeout=20)
     last = list(stream)[-1]
     assert last.kind == Kind.DRAIN and not last.name, last
-    try:
-        finished = world.finish(lease, response=packed(wrappers_pb2.StringValue(value="just so")))
-        assert finished.done
-        said = "finished after it"
-    except grpc.RpcError as error:
-        said = f"finish after it: {error.code().name} {error.details()}"
-    world.server.process.wait(30)
-    return f"the poll: {polled}; {said}"
+    assert world.server.process.wait(30) == 0
 
 
 # === The run ===
