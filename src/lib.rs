@@ -71,7 +71,6 @@ pub mod remote;
 pub mod server;
 mod store;
 mod tasks;
-#[cfg(feature = "command")]
 #[cfg_attr(
     not(feature = "cli"),
     expect(dead_code, reason = "the commands use the rest of it")
@@ -118,6 +117,7 @@ pub use operations::{
 pub use prost_types::Any;
 pub use proto::longrunning::v1::{Progress, operation_metadata::State};
 pub use store::store::{Created, Limits};
+pub use types::Types;
 #[cfg(feature = "command")]
 pub use worker::command::{CommandError, CommandHandler};
 pub use worker::{context::Context, handler::Handler};

@@ -1,9 +1,12 @@
 //! The registry of message types: what is inside an `Any`, as ProtoJSON, and
 //! back. Today it knows the built-in types; where more come from is for later.
 
+use std::sync::Arc;
+
 use base64::{Engine, engine::general_purpose::STANDARD};
+use parking_lot::RwLock;
 use prost::{Message, Name};
-use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
 use prost_types::Any;
 use serde_json::{Map, Value, json};
 
@@ -12,9 +15,9 @@ use crate::proto::{
     google::longrunning::{Operation, operation::Result as OperationResult},
 };
 
-/// Message types by name.
+/// Message types by name. Clones are handles to the same types.
 #[derive(Clone, Debug)]
-pub(crate) struct Types(DescriptorPool);
+pub struct Types(Arc<RwLock<DescriptorPool>>);
 
 /// Why a JSON value is not the message that it should be.
 #[derive(Debug, thiserror::Error)]
@@ -54,11 +57,23 @@ const SPECIAL: [&str; 15] = [
 
 impl Types {
     /// The types of `google.protobuf`, `google.rpc` and `longrunning`.
-    pub(crate) fn built_in() -> Self {
+    pub fn built_in() -> Self {
         let mut pool = DescriptorPool::global();
         pool.decode_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .expect("the descriptors are our own");
-        Self(pool)
+        Self(Arc::new(RwLock::new(pool)))
+    }
+
+    /// The message inside an `Any`, whatever it is; nothing if its type is not
+    /// known or its bytes do not fit it.
+    pub(crate) fn decode(&self, any: &Any) -> Option<DynamicMessage> {
+        let descriptor = self.descriptor(message_name(&any.type_url))?;
+        DynamicMessage::decode(descriptor, any.value.as_slice()).ok()
+    }
+
+    /// The type of this full name, such as `google.rpc.Status`.
+    pub(crate) fn descriptor(&self, name: &str) -> Option<MessageDescriptor> {
+        self.0.read().get_message_by_name(name)
     }
 
     /// ProtoJSON of an operation. Fields come in the order of their numbers.
@@ -93,7 +108,7 @@ impl Types {
     pub(crate) fn any(&self, any: &Any) -> Value {
         let fallback = || json!({ "@type": any.type_url, "value": STANDARD.encode(&any.value) });
         let name = message_name(&any.type_url);
-        match self.message(name, &any.value) {
+        match self.message(any) {
             Some(Value::Object(fields)) if !is_special(name) => {
                 let mut json = Map::new();
                 json.insert("@type".into(), any.type_url.as_str().into());
@@ -111,14 +126,15 @@ impl Types {
     pub(crate) fn bare(&self, any: &Any) -> Value {
         let name = message_name(&any.type_url);
         let is_value = is_special(name) && (name.ends_with("Value") || name.ends_with("Struct"));
-        let bare = is_value.then(|| self.message(name, &any.value)).flatten();
+        let bare = is_value.then(|| self.message(any)).flatten();
         bare.unwrap_or_else(|| self.any(any))
     }
 
     /// The message of this type that a ProtoJSON value stands for.
     pub(crate) fn pack(&self, name: &str, json: &Value) -> Result<Any, PackError> {
-        let known = self.0.get_message_by_name(name);
-        let descriptor = known.ok_or_else(|| PackError::Unknown(name.to_owned()))?;
+        let descriptor = self
+            .descriptor(name)
+            .ok_or_else(|| PackError::Unknown(name.to_owned()))?;
         if MAX_DEPTH < depth(json) {
             return Err(PackError::Deep(name.to_owned()));
         }
@@ -142,11 +158,9 @@ impl Types {
         })
     }
 
-    fn message(&self, name: &str, bytes: &[u8]) -> Option<Value> {
-        let descriptor = self.0.get_message_by_name(name)?;
-        let message = DynamicMessage::decode(descriptor, bytes).ok()?;
+    fn message(&self, any: &Any) -> Option<Value> {
         let options = SerializeOptions::new().stringify_64_bit_integers(true);
-        message
+        self.decode(any)?
             .serialize_with_options(serde_json::value::Serializer, &options)
             .ok()
     }

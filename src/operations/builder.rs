@@ -22,6 +22,7 @@ use crate::{
     },
     store::store::{Limits, Store},
     tasks::Tasks,
+    types::Types,
     worker::{
         handler::{AnyHandler, Handler},
         pool::Pool,
@@ -36,6 +37,7 @@ pub struct Builder {
     defaults: Terms,
     retry: Vec<(String, RetryPolicy)>,
     metrics: Metrics,
+    types: Types,
     handlers: Vec<(String, usize, Arc<dyn AnyHandler>)>,
 }
 
@@ -64,6 +66,7 @@ impl Operations {
             defaults: Terms::default(),
             retry: Vec::new(),
             metrics: Metrics::default(),
+            types: Types::built_in(),
             handlers: Vec::new(),
         }
     }
@@ -94,6 +97,13 @@ impl Builder {
     /// The retry policy of the operations of `queue` whose creator leaves it out.
     pub fn retry(mut self, queue: &str, policy: RetryPolicy) -> Self {
         self.retry.push((queue.to_owned(), policy));
+        self
+    }
+
+    /// The message types that filters look into, and that JSON shows. Without
+    /// it, those of `google.protobuf`, `google.rpc` and `longrunning.v1`.
+    pub fn types(mut self, types: Types) -> Self {
+        self.types = types;
         self
     }
 
@@ -145,6 +155,7 @@ impl Builder {
             },
             shared: SharedTerms::default(),
             metrics: self.metrics,
+            types: self.types,
             work,
             release,
         }))

@@ -26,6 +26,7 @@ use crate::{
         waiters::Interest,
     },
     tasks::Tasks,
+    types::Types,
 };
 
 /// The operations of one server. Clones are handles to the same operations;
@@ -39,6 +40,7 @@ pub(super) struct Inner {
     pub(super) defaults: Defaults,
     pub(super) shared: SharedTerms,
     pub(super) metrics: Metrics,
+    pub(super) types: Types,
     /// Pools and attempts.
     pub(super) work: Tasks,
     pub(super) release: CancellationToken,
@@ -170,6 +172,11 @@ impl Operations {
     /// The metrics, to be registered where they are served.
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    /// The message types that are known.
+    pub fn types(&self) -> &Types {
+        &self.0.types
     }
 
     /// The time as the operations see it.
