@@ -17,12 +17,9 @@ use super::{
     client::{CallError, Endpoint},
     commands::exit_code,
     render::{Bar, pretty, say},
-    serve::processors,
 };
 use crate::{
     demo::service::new_checksum,
-    grpc::operations::WaitLimits,
-    operation::terms::Terms,
     operations::operations::Operations,
     proto::{
         google::longrunning::{
@@ -30,8 +27,7 @@ use crate::{
         },
         longrunning::v1::{WatchOperationRequest, operation_watch_client::OperationWatchClient},
     },
-    server::{App, AppError, Config, Connections, LogFormat, init_telemetry, signals},
-    store::store::Limits,
+    server::{App, AppError, Config, LogFormat, init_telemetry, signals},
     tasks::Tasks,
     types::Types,
 };
@@ -202,23 +198,13 @@ fn print_lines(name: &str, clients: &str, admin: Option<&str>, kept: bool) {
     }
 }
 
-/// A server on free ports of the loopback.
+/// A server whose clients are this program and whoever it tells.
 fn config(directory: PathBuf) -> Config {
-    let any_port = || "127.0.0.1:0".parse().expect("the address is well formed");
     Config {
-        listen: any_port(),
         worker_listen: None,
-        admin_listen: Some(any_port()),
-        socket_mode: None,
-        lanes: processors(),
         grace: Duration::from_secs(5),
-        max_message_bytes: 4 << 20,
-        connections: Connections::default(),
-        limits: Limits::default(),
-        waits: WaitLimits::default(),
-        defaults: Terms::default(),
         demo: Some(directory),
-        queues: Vec::new(),
+        ..Config::default()
     }
 }
 

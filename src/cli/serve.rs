@@ -203,11 +203,7 @@ impl ServeArgs {
             worker_listen: self.worker_listen.0,
             admin_listen: self.admin_listen.0,
             socket_mode: self.socket_mode,
-            lanes: if self.lanes == 0 {
-                processors()
-            } else {
-                self.lanes
-            },
+            lanes: self.lanes,
             grace: self.grace,
             max_message_bytes: size(self.max_message_bytes),
             connections: Connections {
@@ -236,11 +232,6 @@ impl ServeArgs {
             queues: self.queues,
         }
     }
-}
-
-/// How many processors the process may use.
-pub(super) fn processors() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 impl From<Format> for LogFormat {

@@ -23,7 +23,8 @@ pub struct Config {
     /// The permissions of the files of Unix sockets, such as `0o660`. None: what
     /// the umask leaves.
     pub socket_mode: Option<u32>,
-    /// Threads that serve connections; each has a runtime of its own.
+    /// Threads that serve connections; each has a runtime of its own. 0: as many
+    /// as the process may use processors.
     pub lanes: usize,
     /// How long a shutdown may take.
     pub grace: Duration,
@@ -41,6 +42,30 @@ pub struct Config {
     pub demo: Option<PathBuf>,
     /// The queues whose operations the server executes itself.
     pub queues: Vec<QueueConfig>,
+}
+
+impl Default for Config {
+    /// A server on free ports of the loopback, for programs that say where it
+    /// listens, with the limits and times that `longrunning serve` has without
+    /// a flag.
+    fn default() -> Self {
+        let free_port = || ListenAddress::Tcp("127.0.0.1:0".into());
+        Self {
+            listen: free_port(),
+            worker_listen: Some(free_port()),
+            admin_listen: Some(free_port()),
+            socket_mode: None,
+            lanes: 0,
+            grace: Duration::from_secs(20),
+            max_message_bytes: 4 << 20,
+            connections: Connections::default(),
+            limits: Limits::default(),
+            waits: WaitLimits::default(),
+            defaults: Terms::default(),
+            demo: None,
+            queues: Vec::new(),
+        }
+    }
 }
 
 /// A queue whose operations are executed by a program on this machine.

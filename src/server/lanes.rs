@@ -43,16 +43,21 @@ pub(super) struct Place {
 // === impl Lanes ===
 
 impl Lanes {
-    /// Starts `count` lanes (at least one) as threads `lane-0`, `lane-1`, ….
+    /// Starts `count` lanes as threads `lane-0`, `lane-1`, …; 0 is one for each
+    /// processor that the process may use.
     ///
     /// # Errors
     ///
     /// When the system refuses a thread or what its runtime needs.
     pub(crate) fn start(count: usize) -> io::Result<Self> {
+        let count = match count {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            count => count,
+        };
         let end = CancellationToken::new();
         // Dropped on the way out of an error, it ends the lanes already started.
         let guard = Arc::new(end.clone().drop_guard());
-        let lanes: io::Result<Arc<[Lane]>> = (0..count.max(1))
+        let lanes: io::Result<Arc<[Lane]>> = (0..count)
             .map(|index| Lane::start(index, end.clone()))
             .collect();
         Ok(Self {

@@ -26,8 +26,9 @@ fn a_connection_goes_to_the_lane_with_the_fewest() {
 }
 
 #[test]
-fn there_is_a_lane_even_when_none_is_asked_for() {
-    assert_eq!(open(&Lanes::start(0).unwrap()), [0]);
+fn without_a_number_there_is_a_lane_for_each_processor() {
+    let processors = std::thread::available_parallelism().unwrap().get();
+    assert_eq!(open(&Lanes::start(0).unwrap()).len(), processors);
 }
 
 #[tokio::test]

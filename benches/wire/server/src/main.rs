@@ -6,12 +6,12 @@
 //! peers (`stored.binpb`); then prints `listening CLIENTS ADMIN WORKERS` and
 //! serves.
 
-use std::{env, error::Error, fs, path::Path, time::Duration};
+use std::{env, error::Error, fs, path::Path};
 
 use longrunning::{
-    Any, Limits, NewOperation, Operations, Terms, WaitLimits,
+    Any, NewOperation, Operations,
     proto::google::longrunning::{GetOperationRequest, ListOperationsResponse, Operation},
-    server::{Config, Connections, LogFormat, init_telemetry, signals},
+    server::{Config, LogFormat, init_telemetry, signals},
 };
 use prost::Message;
 
@@ -33,31 +33,17 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let lanes = arguments.next().map_or(Ok(1), |text| text.parse())?;
     init_telemetry(LogFormat::Text, "warn")?;
     let (stop, abort) = signals()?;
-    let app = config(lanes)?.build().await?;
+    let config = Config {
+        lanes,
+        ..Config::default()
+    };
+    let app = config.build().await?;
     fill(app.operations(), Path::new(&dir)).await?;
     let admin = app.admin().ok_or("there is an admin listener")?;
     let workers = app.workers().ok_or("there is a listener for workers")?;
     println!("listening {} {admin} {workers}", app.clients());
     app.run(stop, abort).await?;
     Ok(())
-}
-
-/// What `longrunning serve` takes without a flag, on free ports.
-fn config(lanes: usize) -> Result<Config, Box<dyn Error>> {
-    Ok(Config {
-        listen: "127.0.0.1:0".parse()?,
-        worker_listen: Some("127.0.0.1:0".parse()?),
-        admin_listen: Some("127.0.0.1:0".parse()?),
-        socket_mode: None,
-        lanes,
-        grace: Duration::from_secs(20),
-        max_message_bytes: 4 << 20,
-        connections: Connections::default(),
-        limits: Limits::default(),
-        waits: WaitLimits::default(),
-        defaults: Terms::default(),
-        demo: None,
-    })
 }
 
 async fn fill(operations: &Operations, dir: &Path) -> Result<(), Box<dyn Error>> {
