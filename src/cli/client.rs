@@ -35,6 +35,8 @@ pub(super) struct Endpoint(String);
 pub(super) enum CallError {
     /// There is no server.
     Connect(Endpoint, tonic::transport::Error),
+    /// What was asked for makes no sense, as this program can tell.
+    Refused(String),
     /// The server says no.
     Status(Status),
 }
@@ -93,9 +95,7 @@ impl Endpoint {
     fn endpoint(&self) -> Result<transport::Endpoint, CallError> {
         // Of the two `from_shared`, only this one knows Unix sockets.
         let endpoint = transport::Endpoint::from_shared(self.0.clone());
-        let endpoint = endpoint.map_err(|error| {
-            CallError::Status(Status::invalid_argument(format!("{self}: {error}")))
-        })?;
+        let endpoint = endpoint.map_err(|error| CallError::refused(format!("{self}: {error}")))?;
         Ok(endpoint.connect_timeout(CONNECT))
     }
 
@@ -135,6 +135,12 @@ pub(super) fn full_name(name: String) -> String {
 
 // === impl CallError ===
 
+impl CallError {
+    pub(super) fn refused(why: impl fmt::Display) -> Self {
+        Self::Refused(why.to_string())
+    }
+}
+
 impl From<Status> for CallError {
     fn from(status: Status) -> Self {
         Self::Status(status)
@@ -153,8 +159,9 @@ impl fmt::Display for CallError {
                     f,
                     "no server answers at {endpoint} ({cause}); start one with `longrunning serve`, "
                 )?;
-                f.write_str("or name another with --endpoint")
+                f.write_str("or name another with --endpoint (for workers, --worker-endpoint)")
             }
+            Self::Refused(why) => f.write_str(why),
             Self::Status(status) => {
                 let reason =
                     reason(status).map_or_else(String::new, |reason| format!(" ({reason})"));

@@ -11,7 +11,6 @@ use clap::Args;
 use humantime::parse_duration;
 use prost_types::Any;
 use serde_json::Value;
-use tonic::Status;
 
 use super::{
     args::{ConnectArgs, INTERRUPTED, NameArgs, OneArgs, PrintArgs, WaitArgs},
@@ -105,7 +104,7 @@ pub(super) async fn submit(args: SubmitArgs) -> Result<u8, CallError> {
     let mut new = args.new.apply(NewOperation::queued(&args.queue));
     if let Some(input) = &args.input {
         let input = input_of(input, args.input_type.as_deref());
-        new = new.input(input.map_err(Status::invalid_argument)?);
+        new = new.input(input.map_err(CallError::refused)?);
     }
     if args.priority != 0 {
         new = new.priority(args.priority);

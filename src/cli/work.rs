@@ -11,7 +11,6 @@ use std::{
 use clap::Args;
 use humantime::parse_duration;
 use tokio::select;
-use tonic::{Code, Status};
 
 use super::{
     args::{ConnectArgs, INTERRUPTED, PrintArgs},
@@ -74,12 +73,12 @@ struct CommandArgs {
 /// Works until a signal; returns the exit code.
 pub(super) async fn work(args: WorkArgs) -> Result<u8, CallError> {
     // What is leased and how it ends is in the log.
-    init_telemetry(LogFormat::Auto, "info").map_err(Status::invalid_argument)?;
-    let (stop, abort) = signals().map_err(refused)?;
+    init_telemetry(LogFormat::Auto, "info").map_err(CallError::refused)?;
+    let (stop, abort) = signals().map_err(CallError::refused)?;
     let id = args.command.worker_id();
     let channel = args.command.worker.worker_endpoint.lazy()?;
     let mut worker = Worker::new(channel, &id)
-        .map_err(refused)?
+        .map_err(CallError::refused)?
         .grace(args.grace);
     for queue in &args.queues {
         let handler = args.command.handler()?;
@@ -94,7 +93,7 @@ pub(super) async fn work(args: WorkArgs) -> Result<u8, CallError> {
         ended = worker.run(stop) => match ended {
             Ok(()) => Ok(0),
             Err(WorkerError::Refused(status)) => Err(status.into()),
-            Err(error) => Err(refused(error)),
+            Err(error) => Err(CallError::refused(error)),
         },
         () = abort => Ok(INTERRUPTED),
     }
@@ -102,11 +101,11 @@ pub(super) async fn work(args: WorkArgs) -> Result<u8, CallError> {
 
 /// Runs the command as an operation; returns the exit code.
 pub(super) async fn run(args: RunArgs) -> Result<u8, CallError> {
-    let (stop, abort) = signals().map_err(refused)?;
+    let (stop, abort) = signals().map_err(CallError::refused)?;
     let handler = args.command.handler()?;
     let handler = handler.show_stderr(|_, line| eprintln!("{line}"));
     let channel = args.command.worker.worker_endpoint.channel(None).await?;
-    let creator = Creator::new(channel, &args.command.worker_id()).map_err(refused)?;
+    let creator = Creator::new(channel, &args.command.worker_id()).map_err(CallError::refused)?;
     let new = args.new.apply(NewOperation::self_executed(""));
     let started = creator.start(new, handler).await?;
     let (name, signal) = (started.operation.name.clone(), started.stop_signal());
@@ -167,7 +166,7 @@ async fn show(connect: &ConnectArgs, name: &str) {
 impl CommandArgs {
     fn handler(&self) -> Result<CommandHandler, CallError> {
         let handler = CommandHandler::new(&self.command);
-        let handler = handler.map_err(|error: CommandError| refused(error))?;
+        let handler = handler.map_err(|error: CommandError| CallError::refused(error))?;
         Ok(handler.kill_after(self.kill_after))
     }
 
@@ -179,9 +178,4 @@ impl CommandArgs {
         };
         self.worker_id.clone().unwrap_or_else(usual)
     }
-}
-
-/// A call that makes no sense, in words.
-fn refused(error: impl std::fmt::Display) -> CallError {
-    CallError::Status(Status::new(Code::InvalidArgument, error.to_string()))
 }
