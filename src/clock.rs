@@ -10,6 +10,10 @@ use tokio::time::Instant;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
+/// 0001-01-01T00:00:00Z and 9999-12-31T23:59:59Z, the first and last second that
+/// protobuf and JSON know.
+const FIRST_SECOND: i64 = -62_135_596_800;
+const LAST_SECOND: i64 = 253_402_300_799;
 /// The longest duration that protobuf knows, in seconds.
 const MAX_SECONDS: i64 = 315_576_000_000;
 
@@ -95,6 +99,11 @@ impl From<Timestamp> for prost_types::Timestamp {
             nanos: i32::try_from(time.0.rem_euclid(1_000_000_000)).unwrap_or(0),
         }
     }
+}
+
+/// Whether a timestamp is one of the years 1 to 9999, as protobuf has it.
+pub(crate) fn is_proper(time: &prost_types::Timestamp) -> bool {
+    (FIRST_SECOND..=LAST_SECOND).contains(&time.seconds) && (0..=999_999_999).contains(&time.nanos)
 }
 
 /// A proper duration that is not negative.

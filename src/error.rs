@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::{
     operation::{
         end::InvalidEnd, labels::InvalidLabels, lease::InvalidWorkerId, name::InvalidName,
-        outcome::InvalidOutcome, payload::InvalidAny, stage::Refusal, terms::InvalidTerms,
-        trace::InvalidTrace,
+        outcome::InvalidOutcome, payload::InvalidAny, progress::InvalidProgress, stage::Refusal,
+        terms::InvalidTerms, trace::InvalidTrace,
     },
     proto::google::rpc::Code,
     query::page::InvalidPage,
@@ -244,6 +244,12 @@ impl From<InvalidLabels> for Error {
 impl From<InvalidWorkerId> for Error {
     fn from(error: InvalidWorkerId) -> Self {
         Self::invalid("worker_id", "INVALID_WORKER_ID", error)
+    }
+}
+
+impl From<InvalidProgress> for Error {
+    fn from(error: InvalidProgress) -> Self {
+        Self::invalid("progress", "INVALID_PROGRESS", error)
     }
 }
 

@@ -102,6 +102,7 @@ pub use operation::{
     operation::Operation,
     outcome::{Failure, InvalidOutcome},
     payload::{InvalidAny, Payload},
+    progress::InvalidProgress,
     retry::{InvalidRetryPolicy, RetryPolicy},
     stage::{Ending, Loss, Refusal, Report, Stage},
     terms::{InvalidTerms, QueueName, Terms},

@@ -155,7 +155,7 @@ fn in_our_form(status: &Status) -> Option<Status> {
             status::plain(Code::ResourceExhausted, "TOO_LARGE", &message)
         }
         Code::Unimplemented if said.is_empty() => {
-            let message = "this server has no such method; list its services with gRPC reflection";
+            let message = "this listener has no such method; clients and workers have a listener each, whose services gRPC reflection lists";
             status::plain(Code::Unimplemented, "METHOD_UNKNOWN", message)
         }
         Code::Unimplemented => status::plain(Code::Unimplemented, "NOT_SUPPORTED", said),

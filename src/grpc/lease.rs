@@ -6,7 +6,7 @@ use crate::{
     error::Error,
     operation::{self, lease::LeaseToken, operation::Operation, payload::Payload},
     proto::longrunning::v1::{Directive, Lease, directive::Kind},
-    store::directives::{Hint, News},
+    store::directives::{News, Notice},
 };
 
 /// The lease of an operation, for its holder; none if nobody has one, or it is
@@ -68,23 +68,14 @@ pub(super) fn to_worker(kind: Kind) -> Directive {
     }
 }
 
-/// The directive that a hint becomes.
-pub(super) fn hinted(hint: Hint, now: Timestamp) -> Directive {
-    match hint {
-        Hint::Lease {
-            operation,
-            token,
-            news,
-        } => {
-            let kind = match news {
-                News::CancelRequested => Kind::CancelRequested,
-                News::Deleted => Kind::OperationDeleted,
-                News::Lost => Kind::LeaseLost,
-            };
-            directive(&operation, Some(token), kind, now)
-        }
-        Hint::Draining => to_worker(Kind::Drain),
-    }
+/// The directive that a notice becomes.
+pub(super) fn noticed(notice: &Notice, now: Timestamp) -> Directive {
+    let kind = match notice.news {
+        News::CancelRequested => Kind::CancelRequested,
+        News::Deleted => Kind::OperationDeleted,
+        News::Lost => Kind::LeaseLost,
+    };
+    directive(&notice.operation, Some(notice.token), kind, now)
 }
 
 fn directive(

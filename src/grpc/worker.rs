@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
     codec::Encoded,
-    lease::{hinted, lease_of, lost, renewed, to_worker},
+    lease::{lease_of, lost, noticed, renewed, to_worker},
     operations::{WaitLimits, grpc_timeout, lookup},
 };
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
         name::OperationName,
         outcome::Failure,
         payload::Payload,
+        retry::MAX_BACKOFF,
         stage::{Loss, Refusal, Report},
         terms::QueueName,
         trace::TraceContext,
@@ -58,6 +59,9 @@ const MAX_LEASES: usize = 1000;
 const RENEWALS_AT_ONCE: usize = 256;
 /// How often a lease is renewed before it is over.
 const BEATS: u32 = 3;
+/// How many reports a heartbeat may have. Its answer must be smaller than what
+/// clients take in without a setting.
+const MAX_REPORTS: usize = 1000;
 /// The headers of a W3C trace.
 const TRACE_HEADERS: [&str; 2] = ["traceparent", "tracestate"];
 
@@ -97,13 +101,22 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
         if request.trace_context.is_empty() {
             request.trace_context.extend(headers);
         }
-        let is_creators = matches!(request.execution, Some(Execution::SelfExecuted(_)));
+        let creator = match &request.execution {
+            Some(Execution::SelfExecuted(own)) => Some(own.worker_id.clone()),
+            _ => None,
+        };
         let new = NewOperation::try_from(request)?;
         let created = self.operations.create(new).await?;
         let now = self.operations.clock().now();
+        // Another instance of the creator may ask for it again; the lease stays
+        // with the one that works.
+        let is_holder = created
+            .operation
+            .lease()
+            .is_some_and(|lease| creator.is_some_and(|creator| creator == lease.holder.as_str()));
         let rest = CreateOperationResponse {
             operation: None,
-            lease: is_creators
+            lease: is_holder
                 .then(|| lease_of(&created.operation, now))
                 .flatten(),
             reused: created.reused,
@@ -144,6 +157,10 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
     ) -> Result<Response<Encoded>, Status> {
         let request = request.into_inner();
         let worker = WorkerId::parse(&request.worker_id).map_err(Error::from)?;
+        if MAX_REPORTS < request.reports.len() {
+            let rule = format!("at most {MAX_REPORTS} fit into one call; make several of it");
+            return Err(Error::invalid("reports", "INVALID_REPORTS", rule).into());
+        }
         if request.draining {
             self.operations.drain_worker(&worker);
         }
@@ -196,12 +213,12 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
         request: Request<WatchDirectivesRequest>,
     ) -> Result<Response<Self::WatchDirectivesStream>, Status> {
         let worker = WorkerId::parse(&request.into_inner().worker_id).map_err(Error::from)?;
-        let hints = self.operations.directives(&worker)?;
+        let notices = self.operations.directives(&worker)?;
         let clock = self.operations.clock();
-        let news = stream::unfold(Some(hints), move |hints| async move {
-            let mut hints = hints?;
-            Some(match hints.next().await {
-                Some(hint) => (hinted(hint, clock.now()), Some(hints)),
+        let news = stream::unfold(Some(notices), move |notices| async move {
+            let mut notices = notices?;
+            Some(match notices.next().await {
+                Some(notice) => (noticed(&notice, clock.now()), Some(notices)),
                 None => (to_worker(Kind::Drain), None),
             })
         });
@@ -320,6 +337,10 @@ fn failed(failure: finish::Failure) -> Result<Failure> {
         .map(parse_duration)
         .transpose()
         .map_err(|error| Error::invalid("retry_after", "INVALID_DURATION", error))?;
+    if failed.retry_after.is_some_and(|after| MAX_BACKOFF < after) {
+        let rule = "it must be at most 366 days";
+        return Err(Error::invalid("retry_after", "INVALID_DURATION", rule));
+    }
     Ok(failed)
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod name;
 pub(crate) mod operation;
 pub(crate) mod outcome;
 pub(crate) mod payload;
+pub(crate) mod progress;
 pub(crate) mod retry;
 pub(crate) mod stage;
 pub(crate) mod terms;

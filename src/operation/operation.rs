@@ -131,7 +131,12 @@ impl Operation {
         if let Event::Release(..) = event {
             changed.released += 1;
         }
-        let report = event.report().filter(|report| !report.is_empty());
+        // To say again what is known already is no news.
+        let is_news = |report: &&Report| {
+            let latest = self.latest();
+            !latest.map_or_else(|| report.is_empty(), |latest| latest.knows(report))
+        };
+        let report = event.report().filter(is_news);
         if let Some(report) = report {
             changed.note(report);
         }

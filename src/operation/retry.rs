@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// The longest pause that is accepted.
-const MAX_BACKOFF: Duration = Duration::from_secs(366 * 86_400);
+pub(crate) const MAX_BACKOFF: Duration = Duration::from_secs(366 * 86_400);
 
 /// Exponential backoff with a bound on the attempts.
 #[derive(Clone, Debug, PartialEq)]

@@ -11,6 +11,7 @@ use super::{
     lease::{Lease, LeaseToken, WorkerId},
     outcome::{Outcome, status},
     payload::Payload,
+    progress::{self, InvalidProgress},
     terms::Terms,
 };
 use crate::proto::longrunning::v1::{Progress, operation_metadata::State};
@@ -110,7 +111,9 @@ pub(crate) enum Next {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The operation is done, with another outcome.
-    #[error("the operation is done already; its outcome cannot change")]
+    #[error(
+        "the operation is done already: its outcome cannot change, and nobody holds a lease of it; stop working on it"
+    )]
     AlreadyDone,
     /// The token is stale, foreign or over.
     #[error("the lease is lost: {0}; stop working on it")]
@@ -409,6 +412,23 @@ impl Report {
         take_over(&mut self.metadata, &newer.metadata);
         take_over(&mut self.detail, &newer.detail);
         take_over(&mut self.checkpoint, &newer.checkpoint);
+    }
+
+    /// # Errors
+    /// [`InvalidProgress`] if the progress is out of range.
+    pub(crate) fn check(&self) -> Result<(), InvalidProgress> {
+        self.progress.as_ref().map_or(Ok(()), progress::check)
+    }
+
+    /// Whether a newer report says nothing that this one does not.
+    pub(crate) fn knows(&self, newer: &Self) -> bool {
+        fn is_same<T: PartialEq>(old: &Option<T>, new: &Option<T>) -> bool {
+            new.is_none() || old == new
+        }
+        is_same(&self.progress, &newer.progress)
+            && is_same(&self.metadata, &newer.metadata)
+            && is_same(&self.detail, &newer.detail)
+            && is_same(&self.checkpoint, &newer.checkpoint)
     }
 
     /// Whether it says nothing.

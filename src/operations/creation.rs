@@ -307,8 +307,8 @@ impl NewOperation {
         }))
     }
 
-    /// A digest of everything but the request id and the trace, which differs
-    /// from try to try; the same on every server.
+    /// A digest of everything but the request id, and the trace and the worker,
+    /// which differ from try to try; the same on every server.
     fn digest(&self) -> Uuid {
         let mut bytes = Vec::new();
         let mut add = |part: &[u8]| {
@@ -328,10 +328,7 @@ impl NewOperation {
             add(value.as_bytes());
         }
         match &self.execution {
-            Execution::Creator { worker } => {
-                add(b"creator");
-                add(worker.as_bytes());
-            }
+            Execution::Creator { .. } => add(b"creator"),
             Execution::Queue {
                 queue,
                 input,

@@ -1,14 +1,11 @@
 //! longrunning.v1.CreateOperationRequest, read into a `NewOperation` and written
 //! from one. Most values are checked later, where a creation is.
 
-use std::{
-    ops::RangeInclusive,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use super::creation::{Execution, NewOperation};
 use crate::{
-    clock::{parse_duration, proto_duration},
+    clock::{is_proper, parse_duration, proto_duration},
     error::{Error, Result},
     operation::{lease::WorkerId, retry::RetryPolicy},
     proto::longrunning::v1::{
@@ -16,9 +13,6 @@ use crate::{
         create_operation_request::{self as request, Queued, SelfExecuted},
     },
 };
-
-/// The seconds of the years 1 to 9999, which a `google.protobuf.Timestamp` has.
-const YEARS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
 impl TryFrom<CreateOperationRequest> for NewOperation {
     type Error = Error;
@@ -115,8 +109,8 @@ fn execution(asked: Option<request::Execution>) -> Result<(Execution, Option<i32
 }
 
 fn not_before(time: prost_types::Timestamp) -> Result<SystemTime> {
-    let is_proper = (0..1_000_000_000).contains(&time.nanos) && YEARS.contains(&time.seconds);
-    let time = is_proper.then(|| SystemTime::try_from(time).ok()).flatten();
+    let time = is_proper(&time).then(|| SystemTime::try_from(time).ok());
+    let time = time.flatten();
     time.ok_or_else(|| {
         let rule = "it is not a time between the years 1 and 9999";
         Error::invalid("not_before", "INVALID_TIME", rule)

@@ -22,10 +22,10 @@ use crate::{
         stage::{Event, Report},
         terms::QueueName,
     },
-    store::directives::{Desk, Hint},
+    store::directives::{Desk, Notice},
 };
 
-/// The hints for one worker, as they come: see [`Operations::directives`].
+/// The notices for one worker, as they come: see [`Operations::directives`].
 #[derive(Debug)]
 pub(crate) struct DirectiveStream {
     desk: Desk,
@@ -59,7 +59,8 @@ impl Operations {
     /// [draining]: Operations::drain_worker
     ///
     /// # Errors
-    /// As [`Operations::lease`].
+    /// As [`Operations::lease`]; RESOURCE_EXHAUSTED if there was none, and too
+    /// many wait already.
     pub async fn lease_batch(
         &self,
         queues: &[QueueName],
@@ -78,7 +79,12 @@ impl Operations {
                 }
             }
         };
-        self.store().claim(queues, worker, most, enough).await
+        let leased = self.store().claim(queues, worker, most, enough).await?;
+        if leased.is_empty() && !wait.is_zero() && desk.is_none() {
+            // An empty list would be asked for again at once.
+            return Err(self.too_many_waiters());
+        }
+        Ok(leased)
     }
 
     /// Says that a worker takes nothing more: the leases that it waits for just
@@ -89,15 +95,17 @@ impl Operations {
 
     /// Follows what becomes of the operations that a worker holds.
     pub(crate) fn directives(&self, worker: &WorkerId) -> Result<DirectiveStream> {
-        let Some(desk) = self.store().view.directives.enter(worker) else {
-            return Err(Error::TooManyWaiters {
-                limit: self.store().limits.max_waiters,
-            });
-        };
+        let desk = self.store().view.directives.enter(worker);
         Ok(DirectiveStream {
-            desk,
+            desk: desk.ok_or_else(|| self.too_many_waiters())?,
             stopping: self.store().tasks.stopping().clone(),
         })
+    }
+
+    fn too_many_waiters(&self) -> Error {
+        Error::TooManyWaiters {
+            limit: self.store().limits.max_waiters,
+        }
     }
 
     /// Whether the server shuts down, so that workers take nothing new.
@@ -113,8 +121,8 @@ impl Operations {
     /// Renews a lease.
     ///
     /// # Errors
-    /// FAILED_PRECONDITION with LEASE_LOST if it is not held any more: stop
-    /// working.
+    /// FAILED_PRECONDITION with LEASE_LOST, or OPERATION_DONE, if it is not held
+    /// any more: stop working.
     pub async fn renew(&self, name: &OperationName, token: LeaseToken) -> Result<Arc<Operation>> {
         self.heartbeat(name, token, Report::default()).await
     }
@@ -122,14 +130,16 @@ impl Operations {
     /// Renews a lease, and tells how far the work is.
     ///
     /// # Errors
-    /// As [`Operations::renew`]; RESOURCE_EXHAUSTED if the report is too large,
-    /// and then the lease is not renewed.
+    /// As [`Operations::renew`]; INVALID_ARGUMENT if the progress is out of range,
+    /// RESOURCE_EXHAUSTED if the report is too large, and then the lease is not
+    /// renewed.
     pub async fn heartbeat(
         &self,
         name: &OperationName,
         token: LeaseToken,
         report: Report,
     ) -> Result<Arc<Operation>> {
+        report.check()?;
         self.store().commit(name, Event::Renew(token, report)).await
     }
 
@@ -143,6 +153,7 @@ impl Operations {
         token: LeaseToken,
         report: Report,
     ) -> Result<Arc<Operation>> {
+        report.check()?;
         self.store()
             .commit(name, Event::Report(token, report))
             .await
@@ -161,6 +172,7 @@ impl Operations {
         end: End,
         report: Report,
     ) -> Result<Arc<Operation>> {
+        report.check()?;
         let event = end.into_event(token, report)?;
         self.store().commit(name, event).await
     }
@@ -206,12 +218,12 @@ impl Operations {
 // === impl DirectiveStream ===
 
 impl DirectiveStream {
-    /// The next hint; none when the server shuts down.
-    pub(crate) async fn next(&mut self) -> Option<Hint> {
+    /// The next notice; none when the server shuts down.
+    pub(crate) async fn next(&mut self) -> Option<Notice> {
         select! {
             biased;
             () = self.stopping.cancelled() => None,
-            hint = self.desk.next() => Some(hint),
+            notice = self.desk.notice() => Some(notice),
         }
     }
 }

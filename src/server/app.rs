@@ -174,7 +174,12 @@ impl App {
             info!(directory = %root.display(), "demo: longrunning.demo.v1.Checksums/CreateChecksum starts an operation");
         }
         for queue in &config.queues {
-            info!(queue = queue.name, command = ?queue.command, concurrency = queue.concurrency, "executing");
+            info!(
+                queue = queue.name,
+                program = queue.command.first(),
+                concurrency = queue.concurrency,
+                "executing"
+            );
         }
         let lanes = Lanes::start(config.lanes).map_err(AppError::Lanes)?;
         let tasks = Tasks::default();

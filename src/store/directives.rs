@@ -33,15 +33,18 @@ pub(crate) struct Directives {
 
 /// What a worker should know.
 #[derive(Clone, Debug)]
-pub(crate) enum Hint {
-    /// Something became of an operation that it holds.
-    Lease {
-        operation: Arc<Operation>,
-        token: LeaseToken,
-        news: News,
-    },
+enum Hint {
+    Notice(Notice),
     /// The worker itself said that it takes nothing more.
     Draining,
+}
+
+/// Something became of an operation that a worker holds.
+#[derive(Clone, Debug)]
+pub(crate) struct Notice {
+    pub(crate) operation: Arc<Operation>,
+    pub(crate) token: LeaseToken,
+    pub(crate) news: News,
 }
 
 /// What became of it.
@@ -118,11 +121,11 @@ impl Directives {
         } else {
             return;
         };
-        let hint = Hint::Lease {
+        let hint = Hint::Notice(Notice {
             operation: after.clone(),
             token: lease.token,
             news,
-        };
+        });
         self.send(&lease.holder, &hint);
     }
 
@@ -149,15 +152,23 @@ fn is_over(operation: &Operation, now: Timestamp) -> bool {
 // === impl Desk ===
 
 impl Desk {
-    /// The next hint.
-    pub(crate) async fn next(&mut self) -> Hint {
-        let hint = self.hints.recv().await;
-        hint.expect("the other end stands in the map until the desk is dropped")
+    /// The next notice.
+    pub(crate) async fn notice(&mut self) -> Notice {
+        loop {
+            if let Hint::Notice(notice) = self.next().await {
+                return notice;
+            }
+        }
     }
 
     /// Waits until the worker says that it takes nothing more.
     pub(crate) async fn draining(&mut self) {
         while !matches!(self.next().await, Hint::Draining) {}
+    }
+
+    async fn next(&mut self) -> Hint {
+        let hint = self.hints.recv().await;
+        hint.expect("the other end stands in the map until the desk is dropped")
     }
 }
 

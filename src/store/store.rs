@@ -352,7 +352,7 @@ impl Store {
     fn check_room(&self, event: &Event, current: &Operation, next: &Operation) -> Result<()> {
         match event {
             Event::Report(_, report) | Event::Renew(_, report) if !report.is_empty() => {
-                self.check_size("metadata", next)?;
+                self.check_size("report", next)?;
                 let growth = next.size().saturating_sub(current.size());
                 if growth != 0 && self.limits.max_bytes < self.view.bytes() + growth {
                     return Err(Error::StoreFull {

@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use longrunning::{Operations, proto::longrunning::v1::finish_operation_request::Outcome};
+use longrunning::{
+    Operations,
+    proto::longrunning::v1::{HeartbeatRequest, finish_operation_request::Outcome},
+};
 use tokio::time::advance;
 
 use crate::support::{
@@ -42,6 +45,23 @@ async fn what_a_worker_did_itself_is_no_news_to_it_and_a_lost_lease_is() {
     let directive = stream.message().await.unwrap().unwrap();
     assert_eq!(directive.kind(), Kind::LeaseLost);
     assert_eq!(directive.name, lost.name);
+}
+
+// worker.proto: DRAIN is a word of the server.
+#[tokio::test]
+async fn a_worker_that_drains_is_not_told_so() {
+    let shop = Shop::open().await;
+    let mut stream = shop.watch("w").await;
+    let lease = shop.hold("w").await;
+    let draining = HeartbeatRequest {
+        worker_id: "w".into(),
+        draining: true,
+        ..HeartbeatRequest::default()
+    };
+    shop.heartbeat(draining).await.unwrap();
+    shop.cancel(&lease.name).await;
+    let directive = stream.message().await.unwrap().unwrap();
+    assert_eq!(directive.kind(), Kind::CancelRequested);
 }
 
 #[tokio::test]

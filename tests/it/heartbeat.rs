@@ -6,7 +6,7 @@ use longrunning::{
     proto::{
         google::rpc,
         longrunning::v1::{
-            CreateOperationRequest, Directive, HeartbeatRequest, Lease, LeaseReport,
+            CreateOperationRequest, Directive, HeartbeatRequest, Lease, LeaseReport, Progress,
             finish_operation_request::Outcome,
         },
     },
@@ -185,6 +185,85 @@ async fn a_report_that_is_refused_takes_no_other_with_it() {
     }
     assert_eq!(why(&answer.directives[1]).fields[0].0, "metadata");
     assert_eq!(why(&answer.directives[2]).fields[0].0, "checkpoint");
+}
+
+// worker.proto: what no client could show is not recorded.
+#[tokio::test(start_paused = true)]
+async fn a_progress_out_of_range_is_refused_and_does_not_cost_the_lease() {
+    let shop = Shop::open().await;
+    let lease = shop.hold("w").await;
+    let good = progress(3);
+    let bad = [
+        Progress {
+            fraction: Some(f64::NAN),
+            ..good.clone()
+        },
+        Progress {
+            done_units: -1,
+            ..good.clone()
+        },
+        Progress {
+            eta: Some(prost_types::Timestamp {
+                seconds: i64::MAX,
+                nanos: 0,
+            }),
+            ..good.clone()
+        },
+    ];
+    for progress in bad {
+        advance(20 * SECOND).await;
+        let report = LeaseReport {
+            progress: Some(progress),
+            ..sign(&lease)
+        };
+        let answer = shop.heartbeat(beat("w", [report])).await.unwrap();
+        let told = &answer.directives[0];
+        assert_eq!(
+            (told.kind(), told.lease_remaining),
+            (Kind::Continue, seconds(30))
+        );
+        assert_eq!(why(told).key(), (Code::InvalidArgument, "INVALID_PROGRESS"));
+    }
+    assert_eq!(metadata(&shop.get(&lease.name).await).progress, None);
+}
+
+// BEHAVIOUR §3: a watch tells of changes.
+#[tokio::test(start_paused = true)]
+async fn a_report_that_says_the_same_again_renews_the_lease_and_changes_nothing() {
+    let shop = Shop::open().await;
+    let lease = shop.hold("w").await;
+    let report = || LeaseReport {
+        progress: Some(progress(3)),
+        checkpoint: Some(text("3")),
+        ..sign(&lease)
+    };
+    shop.heartbeat(beat("w", [report()])).await.unwrap();
+    let before = shop.get(&lease.name).await;
+    for _ in 0..3 {
+        advance(20 * SECOND).await;
+        let answer = shop.heartbeat(beat("w", [report()])).await.unwrap();
+        assert_eq!(answer.directives[0].lease_remaining, seconds(30));
+        assert_eq!(shop.get(&lease.name).await, before);
+    }
+    let news = LeaseReport {
+        progress: Some(progress(4)),
+        ..report()
+    };
+    shop.heartbeat(beat("w", [news])).await.unwrap();
+    assert_ne!(shop.get(&lease.name).await, before);
+}
+
+// worker.proto: the answer must fit into what clients take in.
+#[tokio::test]
+async fn a_heartbeat_with_more_than_1000_reports_is_refused() {
+    let shop = Shop::open().await;
+    let lease = shop.hold("w").await;
+    let reports = |count| std::iter::repeat_n(sign(&lease), count);
+    let answer = shop.heartbeat(beat("w", reports(1000))).await.unwrap();
+    assert_eq!(answer.directives.len(), 1000);
+    let refused = shop.heartbeat(beat("w", reports(1001))).await.unwrap_err();
+    let key = (Code::InvalidArgument, "INVALID_REPORTS");
+    assert_eq!(Problem::of(&refused).key(), key);
 }
 
 // worker.proto: Directive.error with another kind than LEASE_LOST.

@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 use longrunning::{
     Operations, Terms,
     proto::longrunning::v1::{
-        CreateOperationRequest, RetryPolicy,
+        CreateOperationRequest, Lease, RetryPolicy,
         create_operation_request::{Execution, Queued},
         finish_operation_request::Outcome,
     },
@@ -199,6 +199,23 @@ async fn the_same_request_again_brings_the_operation_and_the_live_lease_as_it_is
         (last.operation, last.lease, last.reused),
         (Some(done), None, true)
     );
+}
+
+// AIP-155: a client's retry may reach another instance of the service.
+#[tokio::test]
+async fn another_creator_with_the_same_request_gets_the_operation_and_no_lease() {
+    let shop = Shop::open().await;
+    let request = |worker| CreateOperationRequest {
+        request_id: "r".into(),
+        ..self_executed(worker)
+    };
+    let first = shop.create(request("host-1")).await.unwrap();
+    let other = shop.create(request("host-2")).await.unwrap();
+    assert_eq!(other.operation, first.operation);
+    assert_eq!((other.lease, other.reused), (None, true));
+    let again = shop.create(request("host-1")).await.unwrap();
+    let token = |lease: Option<Lease>| lease.map(|lease| lease.lease_token);
+    assert_eq!(token(again.lease), token(first.lease));
 }
 
 // AIP-155: the moment the lease is over, not when somebody looks.

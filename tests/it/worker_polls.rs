@@ -229,9 +229,9 @@ async fn a_shutdown_answers_open_polls_with_unavailable() {
     assert_eq!(refused.key(), (Code::Unavailable, "SHUTTING_DOWN"));
 }
 
-// worker.proto: over the limit of those who wait there is no wait, but a look.
+// worker.proto: an empty answer would be asked for again at once.
 #[tokio::test]
-async fn over_the_limit_of_waiters_a_poll_only_looks() {
+async fn over_the_limit_of_waiters_a_poll_looks_and_is_refused_if_there_is_nothing() {
     let limits = Limits {
         max_waiters: 1,
         ..Limits::default()
@@ -239,7 +239,11 @@ async fn over_the_limit_of_waiters_a_poll_only_looks() {
     let shop = Shop::with(Operations::builder().limits(limits)).await;
     let mut polls = waiting(&shop, &[poll(&["q"], "w", 600)]).await;
     let early = timeout(GUARD, shop.lease(poll(&["p"], "w", 600))).await;
-    assert_eq!(early.expect("it does not wait").unwrap(), []);
+    let refused = early.expect("it does not wait").unwrap_err();
+    let refused = Problem::of(&refused);
+    assert_eq!(refused.key(), (Code::ResourceExhausted, "TOO_MANY_WAITERS"));
+    assert!(refused.retry.is_some(), "it says when to come back");
+    assert_eq!(shop.lease(poll(&["p"], "w", 0)).await.unwrap(), []);
     shop.queue("p").await;
     assert_eq!(shop.lease(poll(&["p"], "w", 600)).await.unwrap().len(), 1);
     shop.queue("q").await;

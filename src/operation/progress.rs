@@ -1,0 +1,78 @@
+//! What `longrunning.v1.Progress` may say: nothing that a client could not show.
+
+use crate::{clock, proto::longrunning::v1::Progress};
+
+/// A value of a [`Progress`] is out of its range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidProgress(&'static str);
+
+pub(super) fn check(progress: &Progress) -> Result<(), InvalidProgress> {
+    let is_part = |fraction| (0.0..=1.0).contains(&fraction);
+    if !progress.fraction.is_none_or(is_part) {
+        return Err(InvalidProgress("fraction must be from 0 to 1"));
+    }
+    if progress.done_units < 0 || progress.total_units < 0 {
+        return Err(InvalidProgress(
+            "done_units and total_units must not be negative; 0 stands for not known",
+        ));
+    }
+    if !progress.eta.as_ref().is_none_or(clock::is_proper) {
+        return Err(InvalidProgress(
+            "eta must be a time of the years 1 to 9999, with 0 to 999999999 nanos",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_progress_that_no_client_could_show_is_refused() {
+        let good = Progress {
+            fraction: Some(1.0),
+            done_units: i64::MAX,
+            total_units: 3,
+            eta: Some(prost_types::Timestamp::default()),
+            ..Progress::default()
+        };
+        assert_eq!(check(&good), Ok(()));
+        assert_eq!(check(&Progress::default()), Ok(()));
+        for fraction in [f64::NAN, f64::INFINITY, -0.1, 1.000_001] {
+            let fraction = Some(fraction);
+            assert!(
+                check(&Progress {
+                    fraction,
+                    ..good.clone()
+                })
+                .is_err()
+            );
+        }
+        assert!(
+            check(&Progress {
+                done_units: -1,
+                ..good.clone()
+            })
+            .is_err()
+        );
+        assert!(
+            check(&Progress {
+                total_units: -1,
+                ..good.clone()
+            })
+            .is_err()
+        );
+        for (seconds, nanos) in [(i64::MAX, 0), (i64::MIN, 0), (0, -1), (0, 1_000_000_000)] {
+            let eta = Some(prost_types::Timestamp { seconds, nanos });
+            assert!(
+                check(&Progress {
+                    eta,
+                    ..good.clone()
+                })
+                .is_err()
+            );
+        }
+    }
+}
