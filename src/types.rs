@@ -1,18 +1,29 @@
 //! The registry of message types: what is inside an `Any`, as ProtoJSON, and
-//! back. Today it knows the built-in types; where more come from is for later.
+//! back. How JSON is written lives in `json`. Today it knows the built-in types;
+//! where more come from is for later.
+
+mod json;
+mod names;
 
 use std::sync::Arc;
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use parking_lot::RwLock;
 use prost::{Message, Name};
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use prost_types::Any;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
+pub(crate) use self::json::Enums;
+use self::{
+    json::Writer,
+    names::{is_special, message_name},
+};
 use crate::proto::{
     FILE_DESCRIPTOR_SET,
-    google::longrunning::{Operation, operation::Result as OperationResult},
+    google::{
+        longrunning::{Operation, operation::Result as OperationResult},
+        rpc::Status,
+    },
 };
 
 /// Message types by name. Clones are handles to the same types.
@@ -36,25 +47,6 @@ pub(crate) enum PackError {
 /// levels, and a Struct has three of them for each one of JSON.
 const MAX_DEPTH: usize = 32;
 
-/// The types whose JSON is not an object, so that it stands under `value`.
-const SPECIAL: [&str; 15] = [
-    "Any",
-    "BoolValue",
-    "BytesValue",
-    "DoubleValue",
-    "Duration",
-    "FieldMask",
-    "FloatValue",
-    "Int32Value",
-    "Int64Value",
-    "ListValue",
-    "StringValue",
-    "Struct",
-    "Timestamp",
-    "UInt32Value",
-    "UInt64Value",
-];
-
 impl Types {
     /// The types of `google.protobuf`, `google.rpc` and `longrunning`.
     pub fn built_in() -> Self {
@@ -76,48 +68,40 @@ impl Types {
         self.0.read().get_message_by_name(name)
     }
 
-    /// ProtoJSON of an operation. Fields come in the order of their numbers.
-    pub(crate) fn operation(&self, operation: &Operation) -> Value {
+    /// ProtoJSON of an operation. Fields come in the order of their numbers;
+    /// `done` is there even if it is false.
+    pub(crate) fn operation(&self, operation: &Operation, enums: Enums) -> Value {
+        let pool = self.pool();
+        let mut writer = Writer::new(&pool, enums);
         let mut json = Map::new();
         json.insert("name".into(), operation.name.as_str().into());
         if let Some(metadata) = &operation.metadata {
-            json.insert("metadata".into(), self.any(metadata));
+            json.insert("metadata".into(), writer.any(metadata, 1));
         }
         json.insert("done".into(), operation.done.into());
         match &operation.result {
             Some(OperationResult::Response(response)) => {
-                json.insert("response".into(), self.any(response));
+                json.insert("response".into(), writer.any(response, 1));
             }
             Some(OperationResult::Error(error)) => {
-                let details: Vec<Value> = error
-                    .details
-                    .iter()
-                    .map(|detail| self.any(detail))
-                    .collect();
-                let error =
-                    json!({ "code": error.code, "message": error.message, "details": details });
-                json.insert("error".into(), error);
+                json.insert("error".into(), status(&mut writer, error));
             }
             None => {}
         }
         Value::Object(json)
     }
 
+    /// ProtoJSON of a status: the code, and what else it has.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the HTTP gateway asks for it"))]
+    pub(crate) fn status(&self, error: &Status, enums: Enums) -> Value {
+        status(&mut Writer::new(&self.pool(), enums), error)
+    }
+
     /// ProtoJSON of an `Any`; `{"@type": …, "value": "<base64>"}` if its type
-    /// is not known or its bytes do not fit it.
+    /// is not known, its bytes do not fit it, or a value in it has no ProtoJSON,
+    /// as a time that is out of range.
     pub(crate) fn any(&self, any: &Any) -> Value {
-        let fallback = || json!({ "@type": any.type_url, "value": STANDARD.encode(&any.value) });
-        let name = message_name(&any.type_url);
-        match self.message(any) {
-            Some(Value::Object(fields)) if !is_special(name) => {
-                let mut json = Map::new();
-                json.insert("@type".into(), any.type_url.as_str().into());
-                json.extend(fields);
-                Value::Object(json)
-            }
-            Some(value) => json!({ "@type": any.type_url, "value": value }),
-            None => fallback(),
-        }
+        Writer::new(&self.pool(), Enums::Names).any(any, 0)
     }
 
     /// The JSON for whoever wants the value and not its type: a value of
@@ -126,7 +110,8 @@ impl Types {
     pub(crate) fn bare(&self, any: &Any) -> Value {
         let name = message_name(&any.type_url);
         let is_value = is_special(name) && (name.ends_with("Value") || name.ends_with("Struct"));
-        let bare = is_value.then(|| self.message(any)).flatten();
+        let content = || Writer::new(&self.pool(), Enums::Names).content(any, 0).ok();
+        let bare = is_value.then(content).flatten();
         bare.unwrap_or_else(|| self.any(any))
     }
 
@@ -158,11 +143,9 @@ impl Types {
         })
     }
 
-    fn message(&self, any: &Any) -> Option<Value> {
-        let options = SerializeOptions::new().stringify_64_bit_integers(true);
-        self.decode(any)?
-            .serialize_with_options(serde_json::value::Serializer, &options)
-            .ok()
+    /// The types as they are now.
+    fn pool(&self) -> DescriptorPool {
+        self.0.read().clone()
     }
 
     /// The message inside an `Any`, if it is an `M`.
@@ -175,6 +158,19 @@ impl Types {
     }
 }
 
+fn status(writer: &mut Writer<'_>, error: &Status) -> Value {
+    let mut json = Map::new();
+    json.insert("code".into(), error.code.into());
+    if !error.message.is_empty() {
+        json.insert("message".into(), error.message.as_str().into());
+    }
+    if !error.details.is_empty() {
+        let details = error.details.iter().map(|detail| writer.any(detail, 3));
+        json.insert("details".into(), details.collect());
+    }
+    Value::Object(json)
+}
+
 fn depth(json: &Value) -> usize {
     match json {
         Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
@@ -183,18 +179,10 @@ fn depth(json: &Value) -> usize {
     }
 }
 
-/// The full name of the message in a type URL.
-fn message_name(type_url: &str) -> &str {
-    type_url.rsplit('/').next().unwrap_or_default()
-}
-
-fn is_special(name: &str) -> bool {
-    name.strip_prefix("google.protobuf.")
-        .is_some_and(|name| SPECIAL.contains(&name) || name == "Value")
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::{
         operation::payload::Payload,
@@ -248,7 +236,7 @@ mod tests {
         for (name, json) in [
             ("StringValue", json!("x")),
             ("BoolValue", json!(true)),
-            ("ListValue", json!([1.0])),
+            ("ListValue", json!([1])),
             ("Int64Value", json!("7")),
         ] {
             let any = types
@@ -288,7 +276,7 @@ mod tests {
         let types = Types::built_in();
         let json = |text: &str| types.any(&types.of_text(text)).to_string();
         expect_test::expect![[
-            r#"{"@type":"type.googleapis.com/google.protobuf.Struct","value":{"a":1.0}}"#
+            r#"{"@type":"type.googleapis.com/google.protobuf.Struct","value":{"a":1}}"#
         ]]
         .assert_eq(&json(" {\"a\": 1}\n"));
         for text in ["[1]", "{a}", "7", "{\"a\": 1} {}"] {

@@ -29,7 +29,7 @@ use crate::{
     },
     server::{App, AppError, Config, LogFormat, init_telemetry, signals},
     tasks::Tasks,
-    types::Types,
+    types::{Enums, Types},
 };
 
 #[derive(Args, Debug)]
@@ -84,7 +84,7 @@ async fn show(args: DemoArgs) -> Result<u8, DemoError> {
     let serving = tasks.spawn("server", run(app, stop.clone()));
     let shown = follow(&operations, &directory, &clients).await;
     if let Ok((last, _)) = &shown {
-        say(&pretty(&Types::built_in().operation(last)));
+        say(&pretty(&Types::built_in().operation(last, Enums::Names)));
         print_lines(&last.name, &clients, admin.as_deref(), args.keep);
         if args.keep {
             let (stopped, _) = signals().map_err(|error| DemoError::Other(error.to_string()))?;

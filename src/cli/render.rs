@@ -15,7 +15,7 @@ use crate::{
         },
         longrunning::v1::{OperationMetadata, Progress},
     },
-    types::Types,
+    types::{Enums, Types},
 };
 
 /// A progress bar on standard error.
@@ -34,7 +34,9 @@ struct Row {
 /// Prints one operation.
 pub(super) fn print_one(operation: &Operation, output: Output) {
     if output.is_json() {
-        say(&pretty(&Types::built_in().operation(operation)));
+        say(&pretty(
+            &Types::built_in().operation(operation, Enums::Names),
+        ));
         return;
     }
     let types = Types::built_in();
@@ -70,7 +72,7 @@ pub(super) fn print_list(operations: &[Operation], output: Output) {
         let types = Types::built_in();
         let list: Vec<Value> = operations
             .iter()
-            .map(|operation| types.operation(operation))
+            .map(|operation| types.operation(operation, Enums::Names))
             .collect();
         say(&pretty(&json!({ "operations": list })));
         return;
@@ -109,7 +111,9 @@ pub(super) fn print_list(operations: &[Operation], output: Output) {
 /// Prints one state of several, on a line.
 pub(super) fn print_state(operation: &Operation, output: Output) {
     if output.is_json() {
-        say(&Types::built_in().operation(operation).to_string());
+        say(&Types::built_in()
+            .operation(operation, Enums::Names)
+            .to_string());
         return;
     }
     let row = Row::new(operation);
