@@ -118,7 +118,7 @@ pub use operations::{
 pub use prost_types::Any;
 pub use proto::longrunning::v1::{Progress, operation_metadata::State};
 pub use store::store::{Created, Limits};
-pub use types::Types;
+pub use types::{InvalidTypes, Types};
 #[cfg(feature = "command")]
 pub use worker::command::{CommandError, CommandHandler};
 pub use worker::{context::Context, handler::Handler};

@@ -1,22 +1,35 @@
 //! The registry of message types: what is inside an `Any`, as ProtoJSON, and
-//! back. How JSON is written lives in `json`. Today it knows the built-in types;
-//! where more come from is for later.
+//! back. How JSON is written lives in `json`, how it is read in `parse`, what a
+//! descriptor set must be like in `sets`. Where sets come from and when they
+//! are read again is the affair of `server` and `cli`.
 
 mod json;
 mod names;
+mod parse;
+mod sets;
+#[cfg(test)]
+mod tests;
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, LazyLock},
+};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use prost::{Message, Name};
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use prost_reflect::{DescriptorPool, DynamicMessage, FileDescriptor, MessageDescriptor};
 use prost_types::Any;
 use serde_json::{Map, Value};
 
-pub(crate) use self::json::Enums;
+pub use self::sets::InvalidTypes;
+pub(crate) use self::{
+    json::Enums,
+    sets::{DescriptorSet, Loaded},
+};
 use self::{
     json::Writer,
     names::{is_special, message_name},
+    parse::Reader,
 };
 use crate::proto::{
     FILE_DESCRIPTOR_SET,
@@ -26,22 +39,50 @@ use crate::proto::{
     },
 };
 
-/// Message types by name. Clones are handles to the same types.
+/// Message types by name. Clones are handles to the same types: what is added
+/// through one is known to all.
 #[derive(Clone, Debug)]
-pub struct Types(Arc<RwLock<DescriptorPool>>);
+pub struct Types(Arc<Registry>);
+
+#[derive(Debug)]
+struct Registry {
+    pool: RwLock<DescriptorPool>,
+    /// What the pool was made of, beside the built-in types. Who changes the
+    /// types holds this lock all along; who reads them never waits for it.
+    layers: Mutex<BTreeMap<Layer, Vec<DescriptorSet>>>,
+}
+
+/// Where types are from. What comes first wins over what comes later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Layer {
+    /// The program that the registry is part of.
+    Program,
+    /// The descriptor sets that somebody named.
+    Files,
+    /// The reflection of another server.
+    Reflection,
+}
 
 /// Why a JSON value is not the message that it should be.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PackError {
     #[error(
-        "{0:?} is not a known type; there are those of google.protobuf, google.rpc and longrunning.v1"
+        "{0:?} is not a known type; there are those of google.protobuf, google.rpc and longrunning.v1, \
+        and those of a --descriptor-set"
     )]
     Unknown(String),
     #[error("it is not the ProtoJSON of {0}: {1}")]
-    Unfit(String, serde_json::Error),
+    Unfit(String, String),
     #[error("it is nested too deeply for a {0}: at most {MAX_DEPTH} levels")]
     Deep(String),
 }
+
+static BUILT_IN: LazyLock<DescriptorPool> = LazyLock::new(|| {
+    let mut pool = DescriptorPool::global();
+    pool.decode_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .expect("the descriptors are our own");
+    pool
+});
 
 /// How deep a JSON value may be. Protobuf refuses what is nested more than 100
 /// levels, and a Struct has three of them for each one of JSON.
@@ -50,10 +91,52 @@ const MAX_DEPTH: usize = 32;
 impl Types {
     /// The types of `google.protobuf`, `google.rpc` and `longrunning`.
     pub fn built_in() -> Self {
-        let mut pool = DescriptorPool::global();
-        pool.decode_file_descriptor_set(FILE_DESCRIPTOR_SET)
-            .expect("the descriptors are our own");
-        Self(Arc::new(RwLock::new(pool)))
+        Self(Arc::new(Registry {
+            pool: RwLock::new(BUILT_IN.clone()),
+            layers: Mutex::default(),
+        }))
+    }
+
+    /// Adds the types of an encoded `google.protobuf.FileDescriptorSet`, such
+    /// as the one that a service gives to its reflection. Built-in files that
+    /// are in it too stay as they are.
+    ///
+    /// # Errors
+    /// [`InvalidTypes`] if it is something else, contradicts what is there, or
+    /// imports a file that it does not have. Nothing is added then.
+    pub fn add_descriptor_set(&self, encoded: &[u8]) -> Result<(), InvalidTypes> {
+        let set = DescriptorSet::decode("the program".to_owned(), encoded)?;
+        self.change(Layer::Program, |sets| sets.push(set)).map(drop)
+    }
+
+    /// Takes these sets for those that the layer has; the old ones stay if
+    /// the new ones are refused. Returns how much the layer adds.
+    pub(crate) fn replace(
+        &self,
+        layer: Layer,
+        sets: Vec<DescriptorSet>,
+    ) -> Result<Loaded, InvalidTypes> {
+        self.change(layer, |old| *old = sets)
+    }
+
+    fn change(
+        &self,
+        layer: Layer,
+        change: impl FnOnce(&mut Vec<DescriptorSet>),
+    ) -> Result<Loaded, InvalidTypes> {
+        let mut layers = self.0.layers.lock();
+        let mut next = layers.clone();
+        change(next.entry(layer).or_default());
+        let (mut pool, mut loaded) = (BUILT_IN.clone(), Loaded::default());
+        for (each, sets) in &next {
+            let added = sets::add(&mut pool, sets)?;
+            if *each == layer {
+                loaded = added;
+            }
+        }
+        *self.0.pool.write() = pool;
+        *layers = next;
+        Ok(loaded)
     }
 
     /// The message inside an `Any`, whatever it is; nothing if its type is not
@@ -65,7 +148,27 @@ impl Types {
 
     /// The type of this full name, such as `google.rpc.Status`.
     pub(crate) fn descriptor(&self, name: &str) -> Option<MessageDescriptor> {
-        self.0.read().get_message_by_name(name)
+        self.0.pool.read().get_message_by_name(name)
+    }
+
+    /// The `.proto` file of this name.
+    pub(crate) fn file(&self, name: &str) -> Option<FileDescriptor> {
+        self.0.pool.read().get_file_by_name(name)
+    }
+
+    /// The full names of the types in an operation that are not known.
+    pub(crate) fn unknown(&self, operation: &Operation) -> BTreeSet<String> {
+        let pool = self.pool();
+        let mut writer = Writer::new(&pool, Enums::Names);
+        let details = match &operation.result {
+            Some(OperationResult::Response(response)) => std::slice::from_ref(response),
+            Some(OperationResult::Error(error)) => &error.details,
+            None => &[],
+        };
+        for any in operation.metadata.iter().chain(details) {
+            writer.any(any, 0);
+        }
+        writer.unknown
     }
 
     /// ProtoJSON of an operation. Fields come in the order of their numbers;
@@ -123,7 +226,8 @@ impl Types {
         if MAX_DEPTH < depth(json) {
             return Err(PackError::Deep(name.to_owned()));
         }
-        let message = DynamicMessage::deserialize(descriptor, json)
+        let message = Reader::new(&self.pool())
+            .message(descriptor, json)
             .map_err(|error| PackError::Unfit(name.to_owned(), error))?;
         Ok(Any {
             type_url: format!("type.googleapis.com/{name}"),
@@ -144,8 +248,8 @@ impl Types {
     }
 
     /// The types as they are now.
-    fn pool(&self) -> DescriptorPool {
-        self.0.read().clone()
+    pub(crate) fn pool(&self) -> DescriptorPool {
+        self.0.pool.read().clone()
     }
 
     /// The message inside an `Any`, if it is an `M`.
@@ -176,135 +280,5 @@ fn depth(json: &Value) -> usize {
         Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
         Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
         _ => 0,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::{
-        operation::payload::Payload,
-        proto::longrunning::v1::{OperationMetadata, Progress},
-    };
-
-    fn json(any: &Any) -> String {
-        Types::built_in().any(any).to_string()
-    }
-
-    #[test]
-    fn a_known_type_is_unfolded_beside_its_type_url() {
-        let metadata = OperationMetadata {
-            state: 2,
-            progress: Some(Progress {
-                done_units: 3,
-                fraction: Some(0.5),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        expect_test::expect![[r#"{"@type":"type.googleapis.com/longrunning.v1.OperationMetadata","state":"RUNNING","progress":{"fraction":0.5,"doneUnits":"3"}}"#]]
-            .assert_eq(&json(Payload::pack(&metadata).any()));
-        assert_eq!(
-            json(Payload::empty().any()),
-            r#"{"@type":"type.googleapis.com/google.protobuf.Empty"}"#
-        );
-    }
-
-    #[test]
-    fn a_well_known_type_of_special_form_stands_under_value() {
-        let duration = Payload::pack(&prost_types::Duration {
-            seconds: 1,
-            nanos: 500_000_000,
-        });
-        let expected =
-            r#"{"@type":"type.googleapis.com/google.protobuf.Duration","value":"1.500s"}"#;
-        assert_eq!(json(duration.any()), expected);
-    }
-
-    #[test]
-    fn a_value_without_its_type_is_bare_json_and_comes_back() {
-        let types = Types::built_in();
-        let json: Value = serde_json::from_str(r#"{"a":[1.5,null,{"b":"c"}]}"#).unwrap();
-        for name in ["Struct", "Value"] {
-            let any = types
-                .pack(&format!("google.protobuf.{name}"), &json)
-                .unwrap();
-            assert_eq!(types.bare(&any), json);
-        }
-        for (name, json) in [
-            ("StringValue", json!("x")),
-            ("BoolValue", json!(true)),
-            ("ListValue", json!([1])),
-            ("Int64Value", json!("7")),
-        ] {
-            let any = types
-                .pack(&format!("google.protobuf.{name}"), &json)
-                .unwrap();
-            assert_eq!(types.bare(&any), json);
-        }
-        let duration = types
-            .pack("google.protobuf.Duration", &json!("1s"))
-            .unwrap();
-        assert_eq!(
-            types.bare(&duration),
-            types.any(&duration),
-            "its text could be anything"
-        );
-    }
-
-    #[test]
-    fn json_that_is_no_such_message_is_refused_with_what_is_wrong() {
-        let types = Types::built_in();
-        let refused = |name: &str, json: Value| types.pack(name, &json).unwrap_err().to_string();
-        assert!(refused("a.B", json!({})).contains("\"a.B\" is not a known type"));
-        let unfit = refused("google.rpc.Status", json!({ "cod": 1 }));
-        assert!(
-            unfit.contains("google.rpc.Status") && unfit.contains("cod"),
-            "{unfit}"
-        );
-        for depth in [32, 100] {
-            let deep = (0..depth).fold(json!({}), |inner, _| json!({ "a": inner }));
-            let deep = refused("google.protobuf.Struct", deep);
-            assert!(deep.contains("too deeply"), "{depth}: {deep}");
-        }
-    }
-
-    #[test]
-    fn the_text_of_a_program_is_a_struct_if_it_is_a_json_object_and_else_itself() {
-        let types = Types::built_in();
-        let json = |text: &str| types.any(&types.of_text(text)).to_string();
-        expect_test::expect![[
-            r#"{"@type":"type.googleapis.com/google.protobuf.Struct","value":{"a":1}}"#
-        ]]
-        .assert_eq(&json(" {\"a\": 1}\n"));
-        for text in ["[1]", "{a}", "7", "{\"a\": 1} {}"] {
-            let any = types.of_text(text);
-            assert_eq!(
-                (any.type_url, types.bare(&types.of_text(text))),
-                (String::type_url(), json!(text))
-            );
-        }
-    }
-
-    #[test]
-    fn an_unknown_type_or_damaged_bytes_are_shown_as_base64() {
-        let unknown = Any {
-            type_url: "type.googleapis.com/a.B".into(),
-            value: vec![1, 2],
-        };
-        assert_eq!(
-            json(&unknown),
-            r#"{"@type":"type.googleapis.com/a.B","value":"AQI="}"#
-        );
-        let damaged = Any {
-            type_url: "type.googleapis.com/google.rpc.Status".into(),
-            value: vec![0xff],
-        };
-        assert_eq!(
-            json(&damaged),
-            r#"{"@type":"type.googleapis.com/google.rpc.Status","value":"/w=="}"#
-        );
     }
 }

@@ -1,0 +1,130 @@
+//! Tests of the registry: what it knows, and the JSON of common messages.
+
+use serde_json::json;
+
+use prost_types::Any;
+use serde_json::Value;
+
+use super::*;
+use crate::{
+    operation::payload::Payload,
+    proto::longrunning::v1::{OperationMetadata, Progress},
+};
+
+fn json(any: &Any) -> String {
+    Types::built_in().any(any).to_string()
+}
+
+#[test]
+fn a_known_type_is_unfolded_beside_its_type_url() {
+    let metadata = OperationMetadata {
+        state: 2,
+        progress: Some(Progress {
+            done_units: 3,
+            fraction: Some(0.5),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    expect_test::expect![[r#"{"@type":"type.googleapis.com/longrunning.v1.OperationMetadata","state":"RUNNING","progress":{"fraction":0.5,"doneUnits":"3"}}"#]]
+        .assert_eq(&json(Payload::pack(&metadata).any()));
+    assert_eq!(
+        json(Payload::empty().any()),
+        r#"{"@type":"type.googleapis.com/google.protobuf.Empty"}"#
+    );
+}
+
+#[test]
+fn a_well_known_type_of_special_form_stands_under_value() {
+    let duration = Payload::pack(&prost_types::Duration {
+        seconds: 1,
+        nanos: 500_000_000,
+    });
+    let expected = r#"{"@type":"type.googleapis.com/google.protobuf.Duration","value":"1.500s"}"#;
+    assert_eq!(json(duration.any()), expected);
+}
+
+#[test]
+fn a_value_without_its_type_is_bare_json_and_comes_back() {
+    let types = Types::built_in();
+    let json: Value = serde_json::from_str(r#"{"a":[1.5,null,{"b":"c"}]}"#).unwrap();
+    for name in ["Struct", "Value"] {
+        let any = types
+            .pack(&format!("google.protobuf.{name}"), &json)
+            .unwrap();
+        assert_eq!(types.bare(&any), json);
+    }
+    for (name, json) in [
+        ("StringValue", json!("x")),
+        ("BoolValue", json!(true)),
+        ("ListValue", json!([1])),
+        ("Int64Value", json!("7")),
+    ] {
+        let any = types
+            .pack(&format!("google.protobuf.{name}"), &json)
+            .unwrap();
+        assert_eq!(types.bare(&any), json);
+    }
+    let duration = types
+        .pack("google.protobuf.Duration", &json!("1s"))
+        .unwrap();
+    assert_eq!(
+        types.bare(&duration),
+        types.any(&duration),
+        "its text could be anything"
+    );
+}
+
+#[test]
+fn json_that_is_no_such_message_is_refused_with_what_is_wrong() {
+    let types = Types::built_in();
+    let refused = |name: &str, json: Value| types.pack(name, &json).unwrap_err().to_string();
+    assert!(refused("a.B", json!({})).contains("\"a.B\" is not a known type"));
+    let unfit = refused("google.rpc.Status", json!({ "cod": 1 }));
+    assert!(
+        unfit.contains("google.rpc.Status") && unfit.contains("cod"),
+        "{unfit}"
+    );
+    for depth in [32, 100] {
+        let deep = (0..depth).fold(json!({}), |inner, _| json!({ "a": inner }));
+        let deep = refused("google.protobuf.Struct", deep);
+        assert!(deep.contains("too deeply"), "{depth}: {deep}");
+    }
+}
+
+#[test]
+fn the_text_of_a_program_is_a_struct_if_it_is_a_json_object_and_else_itself() {
+    let types = Types::built_in();
+    let json = |text: &str| types.any(&types.of_text(text)).to_string();
+    expect_test::expect![[
+        r#"{"@type":"type.googleapis.com/google.protobuf.Struct","value":{"a":1}}"#
+    ]]
+    .assert_eq(&json(" {\"a\": 1}\n"));
+    for text in ["[1]", "{a}", "7", "{\"a\": 1} {}"] {
+        let any = types.of_text(text);
+        assert_eq!(
+            (any.type_url, types.bare(&types.of_text(text))),
+            (String::type_url(), json!(text))
+        );
+    }
+}
+
+#[test]
+fn an_unknown_type_or_damaged_bytes_are_shown_as_base64() {
+    let unknown = Any {
+        type_url: "type.googleapis.com/a.B".into(),
+        value: vec![1, 2],
+    };
+    assert_eq!(
+        json(&unknown),
+        r#"{"@type":"type.googleapis.com/a.B","value":"AQI="}"#
+    );
+    let damaged = Any {
+        type_url: "type.googleapis.com/google.rpc.Status".into(),
+        value: vec![0xff],
+    };
+    assert_eq!(
+        json(&damaged),
+        r#"{"@type":"type.googleapis.com/google.rpc.Status","value":"/w=="}"#
+    );
+}
