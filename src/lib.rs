@@ -28,6 +28,7 @@
 //! | `server` | listeners, config, telemetry, drain: the program around the library |
 //! | `grpc` | the services: requests in, stored bytes out, errors as statuses |
 //! | `demo` | an API with one slow method, as a guest of the library |
+//! | `reflection` | the types of this server for others, and those of another one for us |
 //! | `remote` | workers and creators that are not in the server's process |
 //! | `operations` | [`Operations`], the handle; [`NewOperation`], what a creator asks for |
 //! | `worker` | [`Handler`], [`Context`] and the pools of in-process workers |
@@ -65,6 +66,8 @@ mod operation;
 mod operations;
 pub mod proto;
 mod query;
+#[cfg(feature = "server")]
+mod reflection;
 #[cfg(feature = "remote")]
 pub mod remote;
 #[cfg(feature = "server")]

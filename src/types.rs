@@ -119,6 +119,21 @@ impl Types {
         self.change(layer, |old| *old = sets)
     }
 
+    /// A registry of its own, with what the layers down to this one have.
+    pub(crate) fn down_to(&self, layer: Layer) -> Self {
+        let mut layers = self.0.layers.lock().clone();
+        layers.retain(|each, _| *each <= layer);
+        let mut pool = BUILT_IN.clone();
+        for sets in layers.values() {
+            // They are in the pool of this registry, so that they agree.
+            let _ = sets::add(&mut pool, sets);
+        }
+        Self(Arc::new(Registry {
+            pool: RwLock::new(pool),
+            layers: Mutex::new(layers),
+        }))
+    }
+
     fn change(
         &self,
         layer: Layer,

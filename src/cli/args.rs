@@ -3,7 +3,7 @@
 
 use clap::{Args, ValueEnum};
 
-use super::client::Endpoint;
+use super::{client::Endpoint, types::TypesArgs};
 use crate::server::ListenAddress;
 
 /// The operation failed.
@@ -51,6 +51,8 @@ pub(super) struct PrintArgs {
     /// A table for people, or ProtoJSON
     #[arg(long, short, value_enum, default_value_t = Output::Table)]
     pub(super) output: Output,
+    #[command(flatten)]
+    pub(super) types: TypesArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

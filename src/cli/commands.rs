@@ -39,16 +39,19 @@ type Done = Result<u8, CallError>;
 
 pub(super) async fn get(args: OneArgs) -> Done {
     let name = full_name(args.name.name);
-    let mut client = args.name.connect.endpoint.operations().await?;
+    let endpoint = &args.name.connect.endpoint;
+    let mut types = args.print.types.known(endpoint)?;
+    let mut client = endpoint.operations().await?;
     let operation = client
         .get_operation(GetOperationRequest { name })
         .await?
         .into_inner();
-    print_one(&operation, args.print.output);
+    print_one(types.of([&operation]).await, &operation, args.print.output);
     Ok(exit_code(&operation))
 }
 
 pub(super) async fn list(args: ListArgs) -> Done {
+    let mut types = args.print.types.known(&args.connect.endpoint)?;
     let mut client = args.connect.endpoint.operations().await?;
     let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
     let (mut operations, mut page_token) = (Vec::new(), String::new());
@@ -71,12 +74,20 @@ pub(super) async fn list(args: ListArgs) -> Done {
         }
     }
     operations.truncate(limit);
-    print_list(&operations, args.print.output);
+    // A table shows no more of metadata than what is built in.
+    let shown: &[Operation] = if args.print.output.is_json() {
+        &operations
+    } else {
+        &[]
+    };
+    print_list(types.of(shown).await, &operations, args.print.output);
     Ok(0)
 }
 
 pub(super) async fn wait(args: WaitArgs) -> Done {
     let name = full_name(args.one.name.name.clone());
+    let endpoint = &args.one.name.connect.endpoint;
+    let mut types = args.one.print.types.known(endpoint)?;
     let deadline = args
         .timeout
         .and_then(|timeout| Instant::now().checked_add(timeout));
@@ -95,7 +106,8 @@ pub(super) async fn wait(args: WaitArgs) -> Done {
             return Ok(NOT_IN_TIME);
         }
     };
-    print_one(&operation, args.one.print.output);
+    let known = types.of([&operation]).await;
+    print_one(known, &operation, args.one.print.output);
     Ok(exit_code(&operation))
 }
 
@@ -165,6 +177,7 @@ fn is_away(status: &Status) -> bool {
 pub(super) async fn watch(args: OneArgs) -> Done {
     let name = full_name(args.name.name);
     let output = args.print.output;
+    let mut types = args.print.types.known(&args.name.connect.endpoint)?;
     let mut client = args.name.connect.endpoint.watch().await?;
     let mut states = client
         .watch_operation(WatchOperationRequest { name })
@@ -173,7 +186,7 @@ pub(super) async fn watch(args: OneArgs) -> Done {
     let shown = async {
         let mut last = None;
         while let Some(operation) = states.message().await? {
-            print_state(&operation, output);
+            print_state(types.of([&operation]).await, &operation, output);
             last = Some(operation);
         }
         Ok::<_, Status>(last)

@@ -10,6 +10,7 @@ mod queues;
 mod render;
 mod serve;
 mod submit;
+mod types;
 mod work;
 
 pub use program::main;

@@ -4,7 +4,8 @@
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{
-    Arg, ArgMatches, Command, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind,
+    Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, Parser, Subcommand,
+    error::ErrorKind,
 };
 use tokio::runtime;
 
@@ -169,12 +170,14 @@ fn config_path(command: &Command, arguments: &[OsString]) -> Option<PathBuf> {
 
 fn with_defaults(mut serve: Command, table: toml::Table) -> Result<Command, String> {
     for (key, value) in table {
-        let is_flag = |arg: &&Arg| arg.get_long() == Some(&key) && key != "config";
-        let Some(id) = serve
-            .get_arguments()
-            .find(is_flag)
-            .map(|arg| arg.get_id().clone())
-        else {
+        let is_flag = |arg: &&Arg| {
+            let aliases = arg.get_all_aliases().unwrap_or_default();
+            key != "config" && (arg.get_long() == Some(&key) || aliases.contains(&key.as_str()))
+        };
+        let Some((id, is_list)) = serve.get_arguments().find(is_flag).map(|arg| {
+            let is_list = matches!(arg.get_action(), ArgAction::Append);
+            (arg.get_id().clone(), is_list)
+        }) else {
             let known: Vec<_> = serve
                 .get_arguments()
                 .filter_map(Arg::get_long)
@@ -186,6 +189,13 @@ fn with_defaults(mut serve: Command, table: toml::Table) -> Result<Command, Stri
             ));
         };
         let text = match value {
+            toml::Value::Array(values) if is_list => {
+                let texts = values.iter().map(|value| value.as_str().map(str::to_owned));
+                let texts: Option<Vec<String>> = texts.collect();
+                let texts = texts.ok_or_else(|| format!("{key} must be a list of strings"))?;
+                serve = serve.mut_arg(id, |arg| arg.default_values(texts));
+                continue;
+            }
             toml::Value::String(text) => text,
             toml::Value::Integer(number) => number.to_string(),
             other => {

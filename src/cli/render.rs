@@ -32,14 +32,11 @@ struct Row {
 }
 
 /// Prints one operation.
-pub(super) fn print_one(operation: &Operation, output: Output) {
+pub(super) fn print_one(types: &Types, operation: &Operation, output: Output) {
     if output.is_json() {
-        say(&pretty(
-            &Types::built_in().operation(operation, Enums::Names),
-        ));
+        say(&pretty(&types.operation(operation, Enums::Names)));
         return;
     }
-    let types = Types::built_in();
     let row = Row::new(operation);
     say(&format!("name      {}", row.name));
     say(&format!("state     {}", row.state));
@@ -67,9 +64,8 @@ pub(super) fn print_one(operation: &Operation, output: Output) {
 }
 
 /// Prints many operations.
-pub(super) fn print_list(operations: &[Operation], output: Output) {
+pub(super) fn print_list(types: &Types, operations: &[Operation], output: Output) {
     if output.is_json() {
-        let types = Types::built_in();
         let list: Vec<Value> = operations
             .iter()
             .map(|operation| types.operation(operation, Enums::Names))
@@ -109,16 +105,14 @@ pub(super) fn print_list(operations: &[Operation], output: Output) {
 }
 
 /// Prints one state of several, on a line.
-pub(super) fn print_state(operation: &Operation, output: Output) {
+pub(super) fn print_state(types: &Types, operation: &Operation, output: Output) {
     if output.is_json() {
-        say(&Types::built_in()
-            .operation(operation, Enums::Names)
-            .to_string());
+        say(&types.operation(operation, Enums::Names).to_string());
         return;
     }
     let row = Row::new(operation);
     let result = match &operation.result {
-        Some(operation::Result::Response(response)) => Types::built_in().any(response).to_string(),
+        Some(operation::Result::Response(response)) => types.any(response).to_string(),
         Some(operation::Result::Error(error)) => error_text(error),
         None => row.progress,
     };

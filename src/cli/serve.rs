@@ -1,17 +1,18 @@
 //! `longrunning serve`: its flags, and the run of the server.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use humantime::parse_duration;
 
-use super::args::BAD_CALL;
+use super::{args::BAD_CALL, client::Endpoint, types::named};
 use crate::{
     grpc::operations::WaitLimits,
     operation::{retry::RetryPolicy, terms::Terms},
     server::{
-        Config, Connections, Ended, ListenAddress, LogFormat, QueueConfig, init_telemetry, signals,
+        Config, Connections, Ended, ListenAddress, LogFormat, QueueConfig, hangups, init_telemetry,
+        signals,
     },
     store::store::Limits,
 };
@@ -131,6 +132,18 @@ pub(super) struct ServeArgs {
     /// Also serve the demo API, longrunning.demo.v1.Checksums, for the files below DIR
     #[arg(long, env = "LONGRUNNING_DEMO", value_name = "DIR", num_args = 0..=1, default_missing_value = ".")]
     demo: Option<PathBuf>,
+    /// A file with the message types of metadata and results; repeatable, and read again on SIGHUP
+    #[arg(
+        long = "descriptor-set",
+        alias = "descriptor_sets",
+        env = "LONGRUNNING_DESCRIPTOR_SET",
+        value_name = "FILE",
+        value_delimiter = ':'
+    )]
+    descriptor_sets: Vec<OsString>,
+    /// A server whose message types are known too, through its gRPC reflection
+    #[arg(long, env = "LONGRUNNING_REFLECT", value_name = "URL", value_parser = parse_reflect)]
+    reflect: Option<Reflect>,
     /// The `[[queue]]` tables of the config file.
     #[arg(skip)]
     pub(super) queues: Vec<QueueConfig>,
@@ -162,6 +175,15 @@ fn parse_optional_address(text: &str) -> Result<OptionalAddress, String> {
     }
 }
 
+/// A server, or nothing: a compose file writes an unset variable as an empty one.
+#[derive(Clone, Debug)]
+struct Reflect(Option<Endpoint>);
+
+fn parse_reflect(text: &str) -> Result<Reflect, String> {
+    let endpoint = (!text.is_empty()).then(|| text.parse()).transpose()?;
+    Ok(Reflect(endpoint))
+}
+
 fn parse_mode(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
@@ -188,8 +210,9 @@ pub(super) async fn serve(args: ServeArgs) -> u8 {
 async fn run(args: ServeArgs) -> Result<Ended, Box<dyn std::error::Error>> {
     // Before anything is bound, so that an early signal is not missed.
     let (stop, abort) = signals()?;
+    let hangups = hangups()?;
     let app = args.into_config().build().await?;
-    Ok(app.run(stop, abort).await?)
+    Ok(app.reload_on(hangups).run(stop, abort).await?)
 }
 
 // === impl ServeArgs ===
@@ -229,6 +252,11 @@ impl ServeArgs {
             },
             // A compose file writes an unset variable as an empty one.
             demo: self.demo.filter(|root| !root.as_os_str().is_empty()),
+            descriptor_sets: named(self.descriptor_sets),
+            reflect: self
+                .reflect
+                .and_then(|reflect| reflect.0)
+                .map(|url| url.to_string()),
             queues: self.queues,
         }
     }

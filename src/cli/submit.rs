@@ -102,8 +102,13 @@ pub(super) struct SubmitArgs {
 /// Creates the operation; returns the exit code.
 pub(super) async fn submit(args: SubmitArgs) -> Result<u8, CallError> {
     let mut new = args.new.apply(NewOperation::queued(&args.queue));
+    let mut types = args.print.types.known(&args.worker.worker_endpoint)?;
     if let Some(input) = &args.input {
-        let input = input_of(input, args.input_type.as_deref());
+        let types = match &args.input_type {
+            Some(name) => types.with(name).await,
+            None => types.of([]).await,
+        };
+        let input = input_of(types, input, args.input_type.as_deref());
         new = new.input(input.map_err(CallError::refused)?);
     }
     if args.priority != 0 {
@@ -121,7 +126,7 @@ pub(super) async fn submit(args: SubmitArgs) -> Result<u8, CallError> {
     let created = client.create_operation(request).await?.into_inner();
     let operation = created.operation.unwrap_or_default();
     if !args.wait {
-        print_one(&operation, args.print.output);
+        print_one(types.of([&operation]).await, &operation, args.print.output);
         return Ok(0);
     }
     let name = operation.name;
@@ -173,7 +178,7 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
 }
 
 /// The message that the flag `--input` stands for.
-fn input_of(input: &str, input_type: Option<&str>) -> Result<Any, String> {
+fn input_of(types: &Types, input: &str, input_type: Option<&str>) -> Result<Any, String> {
     let text = match input.strip_prefix('@') {
         Some(path) => std::fs::read_to_string(PathBuf::from(path))
             .map_err(|error| format!("--input: cannot read {path:?}: {error}"))?,
@@ -194,7 +199,7 @@ fn input_of(input: &str, input_type: Option<&str>) -> Result<Any, String> {
     } else {
         "google.protobuf.Value"
     };
-    let packed = Types::built_in().pack(input_type.unwrap_or(usual), &json);
+    let packed = types.pack(input_type.unwrap_or(usual), &json);
     packed.map_err(|error| format!("--input: {error}"))
 }
 
@@ -203,7 +208,7 @@ mod tests {
     use super::*;
 
     fn url(input: &str, input_type: Option<&str>) -> Result<String, String> {
-        input_of(input, input_type).map(|any| any.type_url)
+        input_of(&Types::built_in(), input, input_type).map(|any| any.type_url)
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::{
     commands::exit_code,
     render::{Bar, print_one},
     submit::{NewArgs, WorkerArgs},
+    types::TypesArgs,
 };
 use crate::{
     operations::creation::NewOperation,
@@ -38,6 +39,8 @@ pub(super) struct WorkArgs {
     /// How long running commands may go on after SIGTERM or Ctrl-C
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
     grace: Duration,
+    #[command(flatten)]
+    types: TypesArgs,
     #[command(flatten)]
     command: CommandArgs,
 }
@@ -80,8 +83,9 @@ pub(super) async fn work(args: WorkArgs) -> Result<u8, CallError> {
     let mut worker = Worker::new(channel, &id)
         .map_err(CallError::refused)?
         .grace(args.grace);
+    let types = args.types.load()?;
     for queue in &args.queues {
-        let handler = args.command.handler()?;
+        let handler = args.command.handler()?.types(&types);
         worker = worker.handler(queue, args.concurrency, handler);
     }
     eprintln!(
@@ -102,6 +106,7 @@ pub(super) async fn work(args: WorkArgs) -> Result<u8, CallError> {
 /// Runs the command as an operation; returns the exit code.
 pub(super) async fn run(args: RunArgs) -> Result<u8, CallError> {
     let (stop, abort) = signals().map_err(CallError::refused)?;
+    let mut types = args.print.types.known(&args.connect.endpoint)?;
     let handler = args.command.handler()?;
     let handler = handler.show_stderr(|_, line| eprintln!("{line}"));
     let channel = args.command.worker.worker_endpoint.channel(None).await?;
@@ -110,7 +115,8 @@ pub(super) async fn run(args: RunArgs) -> Result<u8, CallError> {
     let started = creator.start(new, handler).await?;
     let (name, signal) = (started.operation.name.clone(), started.stop_signal());
     if started.reused {
-        print_one(&started.operation, args.print.output);
+        let known = types.of([&started.operation]).await;
+        print_one(known, &started.operation, args.print.output);
         eprintln!("this request was made before; `longrunning wait {name}` follows its operation");
         return Ok(exit_code(&started.operation));
     }
@@ -134,7 +140,7 @@ pub(super) async fn run(args: RunArgs) -> Result<u8, CallError> {
             () = &mut bar => {}
         }
     };
-    print_one(&finished, args.print.output);
+    print_one(types.of([&finished]).await, &finished, args.print.output);
     Ok(if interrupted {
         INTERRUPTED
     } else {

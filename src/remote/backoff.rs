@@ -9,7 +9,7 @@ use crate::operation::{lease::LeaseToken, retry::RetryPolicy};
 /// Pauses that grow from 100 ms to 5 s, each a part random, so that the workers
 /// of a server that comes back do not all come at once.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     policy: RetryPolicy,
     tries: u32,
 }
@@ -30,14 +30,14 @@ impl Default for Backoff {
 
 impl Backoff {
     /// The next pause.
-    pub(super) fn pause(&mut self) -> Duration {
+    pub(crate) fn pause(&mut self) -> Duration {
         self.tries = self.tries.saturating_add(1);
         self.policy
             .backoff(self.tries, LeaseToken::random().fraction())
     }
 
     /// Begins anew, after a success.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.tries = 0;
     }
 }

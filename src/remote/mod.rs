@@ -22,7 +22,7 @@
 //! What the server makes of it lives in `grpc::worker`.
 
 mod attempt;
-mod backoff;
+pub(crate) mod backoff;
 mod creator;
 mod keeper;
 mod worker;

@@ -6,6 +6,7 @@ use std::{future::Future, io, time::Duration};
 
 use tokio::{
     select,
+    sync::mpsc,
     task::JoinSet,
     time::{Instant, timeout_at},
 };
@@ -19,12 +20,14 @@ use super::{
     lanes::Lanes,
     listener::{ListenAddress, Listener},
     services::{Health, Services},
+    types::TypeSources,
 };
 use crate::{
     demo::checksum,
     grpc::border::Border,
     operations::{builder::StartError, operations::Operations},
     tasks::Tasks,
+    types::InvalidTypes,
     worker::command::{CommandError, CommandHandler},
 };
 
@@ -39,6 +42,8 @@ const CLOSING: Duration = Duration::from_secs(2);
 pub struct App {
     operations: Operations,
     config: Config,
+    types: TypeSources,
+    hangups: Option<mpsc::Receiver<()>>,
     clients: Listener,
     workers: Option<Listener>,
     admin: Option<Listener>,
@@ -64,6 +69,12 @@ pub enum AppError {
     /// The command of a queue cannot be run.
     #[error("queue {0:?}: {1}")]
     Command(String, CommandError),
+    /// A descriptor set cannot be used.
+    #[error(transparent)]
+    Types(#[from] InvalidTypes),
+    /// The server whose types are wanted has no such address.
+    #[error("cannot ask {0:?} for its types: {1}")]
+    Reflect(String, tonic::transport::Error),
     /// The directory of the demo cannot be used.
     #[error("cannot offer {0:?} to the demo: {1}")]
     Demo(std::path::PathBuf, io::Error),
@@ -86,6 +97,7 @@ impl Config {
     /// # Errors
     /// [`AppError`] that says what cannot be had.
     pub async fn build(mut self) -> Result<App, AppError> {
+        let types = TypeSources::load(&self)?;
         let bind = |purpose, address: &ListenAddress| {
             Listener::bind(address, self.socket_mode)
                 .map_err(|error| AppError::Listen { purpose, error })
@@ -99,7 +111,8 @@ impl Config {
         let admin = bind_some("admin", &self.admin_listen)?;
         let mut builder = Operations::builder()
             .limits(self.limits.clone())
-            .defaults(self.defaults.clone());
+            .defaults(self.defaults.clone())
+            .types(types.types().clone());
         if let Some(root) = &mut self.demo {
             *root = root
                 .canonicalize()
@@ -109,6 +122,7 @@ impl Config {
         for queue in &self.queues {
             let command = CommandHandler::new(&queue.command)
                 .map_err(|error| AppError::Command(queue.name.clone(), error))?;
+            let command = command.types(types.types());
             builder = builder.handler(&queue.name, queue.concurrency, command);
             if let Some(policy) = &queue.retry {
                 builder = builder.retry(&queue.name, policy.clone());
@@ -117,6 +131,8 @@ impl Config {
         Ok(App {
             operations: builder.start().await?,
             config: self,
+            types,
+            hangups: None,
             clients,
             workers,
             admin,
@@ -130,6 +146,14 @@ impl App {
     /// The operations that it serves.
     pub fn operations(&self) -> &Operations {
         &self.operations
+    }
+
+    /// Reads the descriptor sets again, and asks the upstream for its types
+    /// again, at each word of [`hangups`](super::hangups).
+    #[must_use]
+    pub fn reload_on(mut self, hangups: mpsc::Receiver<()>) -> Self {
+        self.hangups = Some(hangups);
+        self
     }
 
     /// Where clients come in; with the real port.
@@ -159,6 +183,8 @@ impl App {
         let Self {
             operations,
             config,
+            types,
+            hangups,
             clients,
             workers,
             admin,
@@ -184,6 +210,10 @@ impl App {
         let lanes = Lanes::start(config.lanes).map_err(AppError::Lanes)?;
         let tasks = Tasks::default();
         let ready = Readiness::default();
+        let types_stop = CancellationToken::new();
+        // Without somebody who tells, the channel is closed and nothing comes.
+        let hangups = hangups.unwrap_or_else(|| mpsc::channel(1).1);
+        tasks.spawn("types", types.keep(hangups, types_stop.clone()));
         let calls_stop = CancellationToken::new();
         let mut health = Health::default();
         let mut serving = JoinSet::new();
@@ -219,6 +249,7 @@ impl App {
             });
         }
         stop.await;
+        types_stop.cancel();
         ready.set(false);
         info!(
             grace_seconds = config.grace.as_secs_f64(),

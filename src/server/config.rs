@@ -40,6 +40,12 @@ pub struct Config {
     pub defaults: Terms,
     /// The directory that the demo API offers to hash. None: no demo.
     pub demo: Option<PathBuf>,
+    /// The files with the descriptor sets of message types; read again when the
+    /// program is told to reload.
+    pub descriptor_sets: Vec<PathBuf>,
+    /// The server whose message types are known by its reflection:
+    /// `http://HOST:PORT` or `unix:PATH`. None: none.
+    pub reflect: Option<String>,
     /// The queues whose operations the server executes itself.
     pub queues: Vec<QueueConfig>,
 }
@@ -63,6 +69,8 @@ impl Default for Config {
             waits: WaitLimits::default(),
             defaults: Terms::default(),
             demo: None,
+            descriptor_sets: Vec::new(),
+            reflect: None,
             queues: Vec::new(),
         }
     }

@@ -22,10 +22,11 @@ mod listener;
 mod services;
 mod shutdown;
 mod telemetry;
+mod types;
 
 pub use app::{App, AppError, Ended};
 pub use config::{Config, QueueConfig};
 pub use connection::Connections;
 pub use listener::{ListenAddress, ListenAddressError};
-pub use shutdown::signals;
+pub use shutdown::{hangups, signals};
 pub use telemetry::{LogFormat, init as init_telemetry};

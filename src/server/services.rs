@@ -9,11 +9,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Request, Response, StatusCode, Version, header};
+use http::{Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::Incoming;
 use tonic::{Status, body::Body, server::NamedService};
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tonic_reflection::server::Builder;
 use tower::{Service, util::BoxCloneSyncService};
 
 use super::config::Config;
@@ -25,7 +24,8 @@ use crate::{
         worker::{OperationWorkerServer, WorkerService, worker_server_with},
     },
     operations::operations::Operations,
-    proto::FILE_DESCRIPTOR_SET,
+    reflection::service::reflection_server,
+    types::Types,
 };
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -42,7 +42,6 @@ struct Each {
     own: Own,
     health: Rare,
     reflection: Rare,
-    reflection_alpha: Rare,
 }
 
 /// The services that one listener has and the other has not.
@@ -68,6 +67,8 @@ const HEALTH: &str = tonic_health::pb::health_server::SERVICE_NAME;
 const OPERATIONS: &str = <OperationsServer<OperationsService> as NamedService>::NAME;
 const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 const REFLECTION_ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
+const REFLECTION_METHOD: &str = "/ServerReflectionInfo";
+const REFLECTION_PATH: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 const WATCH: &str = <OperationWatchServer<WatchService> as NamedService>::NAME;
 const WORKER: &str = <OperationWorkerServer<WorkerService> as NamedService>::NAME;
 
@@ -88,43 +89,27 @@ impl Services {
             watch: watch_server(operations).max_decoding_message_size(limit),
             checksums,
         };
-        Self::new(own, names)
+        Self::new(own, names, operations.types())
     }
 
     /// What workers and creators reach, and clients must not.
     pub(super) fn for_workers(operations: &Operations, config: &Config) -> (Self, Switch) {
         let worker = worker_server_with(operations, config.waits)
             .max_decoding_message_size(config.max_message_bytes);
-        Self::new(Own::Workers(worker), vec![WORKER])
+        Self::new(Own::Workers(worker), vec![WORKER], operations.types())
     }
 
-    fn new(own: Own, names: Vec<&'static str>) -> (Self, Switch) {
+    fn new(own: Own, names: Vec<&'static str>, types: &Types) -> (Self, Switch) {
         let (reporter, health) = tonic_health::server::health_reporter();
-        let (v1, v1alpha) = (reflection(&names), reflection(&names));
+        let services = [HEALTH, REFLECTION, REFLECTION_ALPHA];
+        let services = services.into_iter().chain(names.iter().copied()).collect();
         let each = Each {
             own,
             health: Rare::new(health),
-            reflection: Rare::new(v1.build_v1().expect("the descriptors are our own")),
-            reflection_alpha: Rare::new(
-                v1alpha
-                    .build_v1alpha()
-                    .expect("the descriptors are our own"),
-            ),
+            reflection: Rare::new(reflection_server(types, services)),
         };
         (Self(Arc::new(each)), Switch(reporter, names))
     }
-}
-
-fn reflection(names: &[&'static str]) -> Builder<'static> {
-    let builder = Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET);
-    [HEALTH, REFLECTION, REFLECTION_ALPHA]
-        .iter()
-        .chain(names)
-        .fold(builder, |builder, name| builder.with_service_name(*name))
 }
 
 impl Service<Request<Incoming>> for Services {
@@ -136,7 +121,7 @@ impl Service<Request<Incoming>> for Services {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Answer {
+    fn call(&mut self, mut request: Request<Incoming>) -> Answer {
         let path = request.uri().path();
         let service = path
             .get(1..)
@@ -156,7 +141,11 @@ impl Service<Request<Incoming>> for Services {
             (WORKER, Own::Workers(worker)) => worker.clone().call(request),
             (HEALTH, _) => each.health.clone().call(request),
             (REFLECTION, _) => each.reflection.clone().call(request),
-            (REFLECTION_ALPHA, _) => each.reflection_alpha.clone().call(request),
+            // The messages of both versions are the same.
+            (REFLECTION_ALPHA, _) if path.ends_with(REFLECTION_METHOD) => {
+                *request.uri_mut() = Uri::from_static(REFLECTION_PATH);
+                each.reflection.clone().call(request)
+            }
             _ => Box::pin(ready(Ok(unknown(&request)))),
         }
     }

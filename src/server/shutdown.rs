@@ -1,11 +1,12 @@
-//! Signals: the first SIGTERM or SIGINT drains, the second aborts. What a drain
-//! is, is decided in `app`.
+//! Signals: the first SIGTERM or SIGINT drains, the second aborts; SIGHUP
+//! reloads. What a drain is, is decided in `app`, and what is reloaded in `types`.
 
 use std::{future::Future, io};
 
 use tokio::{
     select,
     signal::unix::{SignalKind, signal},
+    sync::mpsc,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -31,4 +32,21 @@ pub fn signals() -> io::Result<(impl Future<Output = ()>, impl Future<Output = (
         }
     });
     Ok((first.cancelled_owned(), second.cancelled_owned()))
+}
+
+/// Receives a word for each SIGHUP from now on; several at once may be one.
+///
+/// # Errors
+/// If the system refuses to hand out signals.
+pub fn hangups() -> io::Result<mpsc::Receiver<()>> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let (tell, told) = mpsc::channel(1);
+    Tasks::default().spawn("hangups", async move {
+        while hangup.recv().await.is_some() {
+            if let Err(mpsc::error::TrySendError::Closed(())) = tell.try_send(()) {
+                return;
+            }
+        }
+    });
+    Ok(told)
 }

@@ -123,6 +123,14 @@ impl CommandHandler {
         })
     }
 
+    /// The types of which the program is given the JSON of its input. Without
+    /// it, those of `google.protobuf`, `google.rpc` and `longrunning.v1`.
+    #[must_use]
+    pub fn types(mut self, types: &Types) -> Self {
+        self.types = types.clone();
+        self
+    }
+
     /// How long after SIGTERM it gets SIGKILL; 10 s without it. The operation's
     /// `cancel_grace` may be shorter.
     #[must_use]
