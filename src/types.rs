@@ -250,12 +250,24 @@ impl Types {
         })
     }
 
-    /// What a program wrote: a JSON object as `google.protobuf.Struct`, other
-    /// text as `StringValue`.
+    /// What a program wrote: a JSON object with the `@type` of a known type as
+    /// a message of it, another one as `google.protobuf.Struct`, and other text
+    /// as `StringValue`.
     pub(crate) fn of_text(&self, text: &str) -> Any {
         let object = text.trim_start().starts_with('{');
         let object = object.then(|| serde_json::from_str(text).ok()).flatten();
-        let packed = object.and_then(|json| self.pack("google.protobuf.Struct", &json).ok());
+        let packed = object.and_then(|json: Value| {
+            let typed = json
+                .get("@type")
+                .and_then(Value::as_str)
+                .is_some_and(|url| {
+                    url.contains('/') && self.descriptor(message_name(url)).is_some()
+                });
+            let typed = typed && depth(&json) <= MAX_DEPTH;
+            let typed = typed.then(|| Reader::new(&self.pool()).any(&json).ok());
+            let plain = || self.pack("google.protobuf.Struct", &json).ok();
+            typed.flatten().or_else(plain)
+        });
         packed.unwrap_or_else(|| Any {
             type_url: String::type_url(),
             value: text.to_owned().encode_to_vec(),

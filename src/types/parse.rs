@@ -107,7 +107,8 @@ impl<'a> Reader<'a> {
         Ok(Field::Message(self.message(descriptor, json)?))
     }
 
-    fn any(&mut self, json: &Value) -> Result<Any, String> {
+    /// The `Any` that the JSON stands for, with its `@type`.
+    pub(super) fn any(&mut self, json: &Value) -> Result<Any, String> {
         let fields = json.as_object().ok_or("expected an object with @type")?;
         if fields.is_empty() {
             return Ok(Any::default());

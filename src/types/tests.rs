@@ -1,9 +1,13 @@
-//! Tests of the registry: what it knows, and the JSON of common messages.
+//! Tests of the registry: what it knows, and the JSON of common messages. The
+//! rules of JSON, of descriptor sets and of random operations have files of
+//! their own.
 
-use serde_json::json;
+mod json;
+mod random;
+mod sets;
 
 use prost_types::Any;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::{
@@ -127,4 +131,48 @@ fn an_unknown_type_or_damaged_bytes_are_shown_as_base64() {
         json(&damaged),
         r#"{"@type":"type.googleapis.com/google.rpc.Status","value":"/w=="}"#
     );
+}
+
+// === what the tests share ===
+
+/// The encoded descriptor set of these files and of all that they import.
+fn compile(files: &[(&str, &str)]) -> Vec<u8> {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, source) in files {
+        let path = directory.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, source).unwrap();
+    }
+    let names = files.iter().map(|(name, _)| name);
+    let set = protox::compile(names, [directory.path()]);
+    set.unwrap_or_else(|error| panic!("{error:?}"))
+        .encode_to_vec()
+}
+
+/// One file of a set.
+fn file(set: &[u8], name: &str) -> prost_types::FileDescriptorProto {
+    let set = prost_types::FileDescriptorSet::decode(set).unwrap();
+    let mut files = set.file.into_iter();
+    files.find(|file| file.name() == name).unwrap()
+}
+
+/// The set with that one file of a set.
+fn only(set: &[u8], name: &str) -> Vec<u8> {
+    let file = vec![file(set, name)];
+    prost_types::FileDescriptorSet { file }.encode_to_vec()
+}
+
+/// The built-in types and `test.Everything`, which has a field of each kind.
+fn everything() -> Types {
+    static SET: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let source = include_str!("tests/everything.proto");
+        compile(&[("everything.proto", source)])
+    });
+    let types = Types::built_in();
+    types.add_descriptor_set(&SET).unwrap();
+    types
+}
+
+fn pack<M: Name>(message: &M) -> Any {
+    Payload::pack(message).any().clone()
 }
