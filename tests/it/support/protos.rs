@@ -1,0 +1,23 @@
+//! Descriptor sets for the tests, made without protoc.
+
+use prost::Message;
+
+/// The encoded descriptor set of this `shop.proto` and of all that it imports.
+pub(crate) fn shop(source: &str) -> Vec<u8> {
+    let directory = tempfile::tempdir().unwrap();
+    let source = format!(
+        "syntax = \"proto3\"; package shop.v1; \
+        import \"google/longrunning/operations.proto\"; import \"google/protobuf/any.proto\"; {source}"
+    );
+    std::fs::write(directory.path().join("shop.proto"), source).unwrap();
+    let vendored = concat!(env!("CARGO_MANIFEST_DIR"), "/proto");
+    let set = protox::compile(["shop.proto"], [directory.path(), vendored.as_ref()]);
+    set.unwrap().encode_to_vec()
+}
+
+/// A type with what is special in JSON.
+pub(crate) const ITEM: &str =
+    "message Item { string title = 1; int64 cents = 2; google.protobuf.Any extra = 3; }";
+/// A service whose reflection leads to the type.
+pub(crate) const SERVICE: &str =
+    "service Shop { rpc Buy(Item) returns (google.longrunning.Operation); }";
