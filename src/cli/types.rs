@@ -7,7 +7,6 @@ use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
 use clap::Args;
 use tokio::time::timeout;
 
-
 use super::client::{CallError, Endpoint};
 use crate::{
     proto::google::longrunning::Operation,

@@ -30,9 +30,10 @@ const NANOS: i32 = 1_000_000_000;
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// How the values of enums are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Enums {
     /// `"RUNNING"`: the usual form.
+    #[default]
     Names,
     /// `2`: for who asks for it, as `$alt=json;enum-encoding=int` does.
     #[cfg_attr(not(test), expect(dead_code, reason = "the HTTP gateway asks for it"))]

@@ -104,6 +104,18 @@ fn the_text_of_a_program_is_a_struct_if_it_is_a_json_object_and_else_itself() {
         r#"{"@type":"type.googleapis.com/google.protobuf.Struct","value":{"a":1}}"#
     ]]
     .assert_eq(&json(" {\"a\": 1}\n"));
+    let typed = r#"{"@type": "a/google.rpc.Status", "code": 5}"#;
+    assert_eq!(types.of_text(typed).type_url, "a/google.rpc.Status");
+    for text in [
+        r#"{"@type": "Person", "name": "Ann"}"#,
+        r#"{"@type": "Status", "code": 5}"#,
+        r#"{"@type": "a/google.rpc.Status", "cod": 5}"#,
+        r#"{"@type": 7}"#,
+    ] {
+        let plain = types.of_text(text);
+        let name = message_name(&plain.type_url);
+        assert_eq!(name, "google.protobuf.Struct", "{text}");
+    }
     for text in ["[1]", "{a}", "7", "{\"a\": 1} {}"] {
         let any = types.of_text(text);
         assert_eq!(

@@ -263,7 +263,7 @@ async fn reflection_knows_what_serves_and_answers_on_after_something_unknown() {
             Question::FileContainingSymbol("no.Such".into()),
             Question::FileByFilename("no/such.proto".into()),
             Question::ListServices(String::new()),
-            Question::FileContainingSymbol(format!("{own}")),
+            Question::FileContainingSymbol(own.to_owned()),
             Question::FileByFilename("google/rpc/status.proto".into()),
             // google.longrunning.operation_info.
             extension(1049),
@@ -307,7 +307,7 @@ async fn reflection_knows_what_serves_and_answers_on_after_something_unknown() {
 }
 
 /// Serves the reflection of a shop on a Unix socket.
-async fn serve_shop(path: &str, is_alpha: bool) {
+fn serve_shop(path: &str, is_alpha: bool) {
     let set = shop(&format!("{ITEM} {SERVICE}"));
     let builder = Builder::configure().register_encoded_file_descriptor_set(&set);
     let incoming = UnixListenerStream::new(UnixListener::bind(path).unwrap());
@@ -326,7 +326,7 @@ async fn the_types_of_an_upstream_are_known_in_either_version_of_reflection() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("shop.sock");
         let socket = socket.to_str().unwrap();
-        serve_shop(socket, is_alpha).await;
+        serve_shop(socket, is_alpha);
         let mut program = Program::serve(&["--reflect", &format!("unix:{socket}")]).await;
         let line = until(&mut program, "types loaded").await;
         assert!(
@@ -345,7 +345,7 @@ async fn an_upstream_that_is_away_is_asked_again_while_the_server_serves() {
     let mut program = Program::serve(&["--reflect", &format!("unix:{socket}")]).await;
     until(&mut program, "it is asked again").await;
     assert_eq!(program.ask(&["healthcheck"]).await.status.code(), Some(0));
-    serve_shop(socket, false).await;
+    serve_shop(socket, false);
     until(&mut program, "types loaded").await;
     assert!(is_known(&program.clients, "shop.v1.Item").await);
 }

@@ -6,7 +6,10 @@ use prost_types::Any;
 use serde_json::{Value, json};
 
 use super::{everything, pack};
-use crate::types::Types;
+use crate::{
+    proto::google::rpc::Status,
+    types::{Enums, Types},
+};
 
 /// What the JSON of an `Everything` reads after it went through a message.
 fn again(json: &str) -> Value {
@@ -338,6 +341,22 @@ fn json_is_never_deeper_than_parsers_take() {
     };
     let text = types.any(&any).to_string();
     assert!(serde_json::from_str::<Value>(&text).is_ok(), "{text}");
+}
+
+#[test]
+fn a_status_has_its_code_and_what_else_it_has_and_enums_are_numbers_on_request() {
+    let types = everything();
+    let colored = types.pack("test.Everything", &json!({ "color": "RED", "colors": [7] }));
+    let status = |message: &str, details| Status {
+        code: 5,
+        message: message.to_owned(),
+        details,
+    };
+    let bare = types.status(&status("", vec![]), Enums::Names);
+    assert_eq!(bare.to_string(), r#"{"code":5}"#);
+    let full = types.status(&status("no", vec![colored.unwrap()]), Enums::Numbers);
+    let expected = r#"{"code":5,"message":"no","details":[{"@type":"type.googleapis.com/test.Everything","color":1,"colors":[7]}]}"#;
+    assert_eq!(full.to_string(), expected);
 }
 
 #[test]
