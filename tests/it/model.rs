@@ -5,7 +5,9 @@
 //! `PROPTEST_CASES` sets how many lives are tried; a failure shrinks to a short
 //! list of steps.
 
+mod answers;
 mod looks;
+mod operation;
 mod pure;
 mod real;
 mod steps;
@@ -19,7 +21,9 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 
-use pure::{Answer, At, Model, Proof, Refused};
+use answers::{Answer, Proof, Refused};
+use operation::{At, LEASE};
+use pure::Model;
 use real::Real;
 use steps::{PARENTS, Pick, Spec, Step, Token};
 use witness::Witness;
@@ -143,7 +147,7 @@ impl Life {
                 let shortest = lengths.into_iter().flatten().min();
                 let expected = Answer::Directives {
                     directives,
-                    next: shortest.unwrap_or(pure::LEASE) * 1_000_000 / 3,
+                    next: shortest.unwrap_or(LEASE) * 1_000_000 / 3,
                 };
                 (expected, self.real.heartbeat(&reports).await)
             }

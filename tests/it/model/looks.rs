@@ -4,7 +4,7 @@
 //! and at most 67 ms, or 18 minutes for what is only forgotten. The model says
 //! so exactly, so that every step can be compared to the millisecond.
 
-use super::pure::{At, Model};
+use super::{operation::At, pure::Model};
 
 /// Nanoseconds of a millisecond.
 const MILLI: i64 = 1_000_000;

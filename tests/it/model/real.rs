@@ -25,7 +25,7 @@ use prost::{Message, Name};
 use tonic::Status;
 
 use super::{
-    pure::{Answer, Directive, Lease, Metadata, Outcome, Proof, Shown},
+    answers::{Answer, Directive, Lease, Metadata, Outcome, Proof, Shown},
     steps::{End, Report, Spec},
 };
 use crate::support::{

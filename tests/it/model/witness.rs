@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::pure::{Answer, Lease, Metadata, Shown};
+use super::answers::{Answer, Lease, Metadata, Shown};
 
 /// What was seen so far.
 #[derive(Debug, Default)]
