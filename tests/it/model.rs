@@ -13,7 +13,7 @@ mod real;
 mod steps;
 mod witness;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use tokio::{
@@ -39,8 +39,8 @@ struct Life {
     witness: Witness,
     /// What was asked for, in order.
     created: Vec<Spec>,
-    /// What was there after the step before, or was created since.
-    names: BTreeSet<String>,
+    /// What Get said of each name when it last changed.
+    known: BTreeMap<String, Answer>,
     finished: Vec<real::Finish>,
     /// Whose each lease is, by its number.
     grants: Vec<String>,
@@ -63,7 +63,7 @@ proptest! {
                     TestCaseError::fail(format!("step {at}, {step:?}: {why}"))
                 })?;
             }
-            Ok::<(), TestCaseError>(())
+            life.end().await.map_err(TestCaseError::fail)
         })?;
     }
 }
@@ -78,7 +78,7 @@ impl Life {
             real,
             witness: Witness::default(),
             created: Vec::new(),
-            names: BTreeSet::new(),
+            known: BTreeMap::new(),
             finished: Vec::new(),
             grants: Vec::new(),
             begun: Instant::now(),
@@ -205,7 +205,7 @@ impl Life {
     async fn create(&mut self, spec: Spec) -> (Answer, Answer) {
         let expected = answer(self.model.create(&spec));
         let found = self.real.create(&spec).await;
-        self.names.insert(spec.name());
+        self.known.insert(spec.name(), Answer::Nothing);
         self.created.push(spec);
         (expected, found)
     }
@@ -236,15 +236,23 @@ impl Life {
             same(&self.model.list(parent), &found, "the list")?;
             self.witness.see(&found)?;
         }
-        for name in std::mem::take(&mut self.names) {
-            let expected = answer(self.model.get(&name));
-            same(&expected, &self.real.get(&name).await, "what Get says")?;
-            // What is gone is asked for once; should it come back, the list has it.
-            if expected != Answer::Refused("OPERATION_NOT_FOUND") {
-                self.names.insert(name);
+        // What did not change is in the list, and is asked for at the end.
+        for (name, known) in &mut self.known {
+            let expected = answer(self.model.get(name));
+            if *known != expected {
+                same(&expected, &self.real.get(name).await, "what Get says")?;
+                *known = expected;
             }
         }
         Ok(())
+    }
+
+    /// Asks for everything once more, what is gone included.
+    async fn end(&mut self) -> Result<(), String> {
+        for known in self.known.values_mut() {
+            *known = Answer::Nothing;
+        }
+        self.compare().await
     }
 
     /// Remembers whose the leases are that were handed out.
