@@ -56,7 +56,7 @@ pub(super) struct Wish {
 }
 
 /// Everything that a creator says; times in milliseconds.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub(super) struct Spec {
     pub(super) parent: &'static str,
     pub(super) id: usize,
@@ -166,6 +166,24 @@ impl fmt::Debug for Steps {
     /// One line for each.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (self.0.iter().enumerate()).try_for_each(|(at, step)| write!(f, "\n  {at}: {step:?}"))
+    }
+}
+
+impl fmt::Debug for Spec {
+    /// Only what was said.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let usual = Self::default();
+        let mut said = f.debug_struct("Spec");
+        macro_rules! say {
+            ($($field:ident)*) => {
+                $(if self.$field != usual.$field {
+                    said.field(stringify!($field), &self.$field);
+                })*
+            };
+        }
+        say!(parent id queue request priority not_before metadata altered lease);
+        say!(total_timeout attempt_timeout retention grace attempts backoff);
+        said.finish()
     }
 }
 
