@@ -18,6 +18,8 @@ mod counts;
 mod creation;
 mod delete;
 mod directives;
+#[cfg(all(feature = "remote", feature = "server"))]
+mod drain;
 mod durability;
 mod errors;
 #[cfg(feature = "command")]
@@ -30,6 +32,7 @@ mod heartbeat;
 mod jobs;
 mod limits;
 mod list;
+mod model;
 mod names;
 mod pages;
 mod pools;
@@ -37,6 +40,10 @@ mod pools;
 mod program;
 mod races;
 mod recovery;
+#[cfg(all(feature = "remote", feature = "server"))]
+mod remote;
+#[cfg(all(feature = "remote", feature = "server"))]
+mod remote_creator;
 mod results;
 mod shutdown;
 mod sizes;
@@ -55,3 +62,4 @@ mod worker_leases;
 mod worker_limits;
 mod worker_polls;
 mod worker_refusals;
+mod worker_sizes;
