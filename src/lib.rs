@@ -69,6 +69,7 @@ mod query;
 pub mod remote;
 #[cfg(feature = "server")]
 pub mod server;
+mod status;
 mod store;
 mod tasks;
 #[cfg_attr(
@@ -84,7 +85,7 @@ pub use grpc::{
     border::Border,
     codec::Encoded,
     operations::{
-        OperationsServer, OperationsService, WaitLimits, operations_server, operations_server_with,
+        OperationsServer, OperationsService, operations_server, operations_server_with,
     },
     watch::{OperationWatchServer, WatchService, watch_server},
     worker::{OperationWorkerServer, WorkerService, worker_server, worker_server_with},
@@ -110,6 +111,7 @@ pub use operation::{
 };
 pub use operations::{
     builder::{Builder, StartError},
+    calls::WaitLimits,
     creation::NewOperation,
     listing::Page,
     operations::Operations,

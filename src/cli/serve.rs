@@ -8,8 +8,8 @@ use humantime::parse_duration;
 
 use super::args::BAD_CALL;
 use crate::{
-    grpc::operations::WaitLimits,
     operation::{retry::RetryPolicy, terms::Terms},
+    operations::calls::WaitLimits,
     server::{
         Config, Connections, Ended, ListenAddress, LogFormat, QueueConfig, init_telemetry, signals,
     },

@@ -5,8 +5,8 @@ use std::{path::PathBuf, time::Duration};
 
 use super::{connection::Connections, listener::ListenAddress};
 use crate::{
-    grpc::operations::WaitLimits,
     operation::{retry::RetryPolicy, terms::Terms},
+    operations::calls::WaitLimits,
     store::store::Limits,
 };
 
