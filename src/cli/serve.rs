@@ -8,6 +8,7 @@ use humantime::parse_duration;
 
 use super::args::BAD_CALL;
 use crate::{
+    gateway::{cors::CorsOrigins, prefix::HttpPrefix, service::HttpOptions},
     operation::{retry::RetryPolicy, terms::Terms},
     operations::calls::WaitLimits,
     server::{
@@ -21,7 +22,7 @@ pub(super) struct ServeArgs {
     /// Read settings from a TOML file; its keys are the names of these flags
     #[arg(long, env = "LONGRUNNING_CONFIG", value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// Where clients connect: gRPC, health, reflection; HOST:PORT or unix:PATH
+    /// Where clients connect: gRPC, HTTP/JSON, health, reflection; HOST:PORT or unix:PATH
     #[arg(
         long,
         env = "LONGRUNNING_LISTEN",
@@ -117,6 +118,12 @@ pub(super) struct ServeArgs {
         default_value_t = 10_000
     )]
     max_connections: usize,
+    /// What every HTTP path begins with, as /v1 or /api/v2; / for nothing [default: any version]
+    #[arg(long, env = "LONGRUNNING_HTTP_PREFIX", value_name = "PATH")]
+    http_prefix: Option<HttpPrefix>,
+    /// Origins whose web pages may call the server, with commas between; * for any [default: none]
+    #[arg(long, env = "LONGRUNNING_CORS_ORIGIN", value_name = "ORIGINS")]
+    cors_origin: Option<CorsOrigins>,
     /// What to log: a level, or directives such as info,longrunning=debug
     #[arg(
         long,
@@ -198,6 +205,10 @@ impl ServeArgs {
     pub(super) fn into_config(self) -> Config {
         let StoreKind::Memory = self.store;
         let size = |size: ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
+        let waits = WaitLimits {
+            default: self.wait_default,
+            max: self.wait_max,
+        };
         Config {
             listen: self.listen,
             worker_listen: self.worker_listen.0,
@@ -217,9 +228,13 @@ impl ServeArgs {
                 max_queue: self.max_queue,
                 max_waiters: self.max_waiters,
             },
-            waits: WaitLimits {
-                default: self.wait_default,
-                max: self.wait_max,
+            waits,
+            http: HttpOptions {
+                prefix: self.http_prefix.unwrap_or_default(),
+                cors_origins: self.cors_origin.unwrap_or_default(),
+                waits,
+                max_body_bytes: size(self.max_message_bytes),
+                ..HttpOptions::default()
             },
             defaults: Terms {
                 retention: self.retention,

@@ -22,6 +22,7 @@ mod listener;
 mod services;
 mod shutdown;
 mod telemetry;
+mod unreadable;
 
 pub use app::{App, AppError, Ended};
 pub use config::{Config, QueueConfig};

@@ -9,7 +9,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Request, Response, StatusCode, Version, header};
+use http::{Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use tonic::{Status, body::Body, server::NamedService};
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -19,6 +19,7 @@ use tower::{Service, util::BoxCloneSyncService};
 use super::config::Config;
 use crate::{
     demo::service::{ChecksumService, ChecksumsServer, checksums_server},
+    gateway::service::{Gateway, gateway},
     grpc::{
         operations::{OperationsServer, OperationsService, operations_server_with},
         watch::{OperationWatchServer, WatchService, watch_server},
@@ -51,6 +52,7 @@ enum Own {
         operations: OperationsServer<OperationsService>,
         watch: OperationWatchServer<WatchService>,
         checksums: Option<ChecksumsServer<ChecksumService>>,
+        gateway: Gateway,
     },
     Workers(OperationWorkerServer<WorkerService>),
 }
@@ -87,6 +89,7 @@ impl Services {
             operations: operations_service.max_decoding_message_size(limit),
             watch: watch_server(operations).max_decoding_message_size(limit),
             checksums,
+            gateway: gateway(operations, config.http.clone()),
         };
         Self::new(own, names)
     }
@@ -137,6 +140,10 @@ impl Service<Request<Incoming>> for Services {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Answer {
+        // No gRPC call is anything else; this costs it two comparisons.
+        if request.method() != Method::POST || request.version() != Version::HTTP_2 {
+            return self.0.other(request);
+        }
         let path = request.uri().path();
         let service = path
             .get(1..)
@@ -157,23 +164,35 @@ impl Service<Request<Incoming>> for Services {
             (HEALTH, _) => each.health.clone().call(request),
             (REFLECTION, _) => each.reflection.clone().call(request),
             (REFLECTION_ALPHA, _) => each.reflection_alpha.clone().call(request),
-            _ => Box::pin(ready(Ok(unknown(&request)))),
+            _ => each.other(request),
         }
     }
 }
 
-/// The answer to a path that no service has. Somebody with a browser or curl
-/// gets a sentence instead of an empty gRPC error.
-fn unknown(request: &Request<Incoming>) -> Response<Body> {
-    let is_grpc = request
+// === impl Each ===
+
+impl Each {
+    /// The answer to what no gRPC service has.
+    fn other(&self, request: Request<Incoming>) -> Answer {
+        match &self.own {
+            _ if is_grpc(&request) => Box::pin(ready(Ok(Status::unimplemented("").into_http()))),
+            Own::Clients { gateway, .. } => gateway.clone().call(request),
+            Own::Workers(_) => Box::pin(ready(Ok(unknown()))),
+        }
+    }
+}
+
+/// Whether somebody expects an answer in the form of gRPC.
+fn is_grpc(request: &Request<Incoming>) -> bool {
+    request
         .headers()
         .get(header::CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    if is_grpc
-        || (request.version() == Version::HTTP_2 && request.headers().contains_key(header::TE))
-    {
-        return Status::unimplemented("").into_http();
-    }
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The answer to a path that workers cannot call. Somebody with a browser or
+/// curl gets a sentence instead of an empty gRPC error.
+fn unknown() -> Response<Body> {
     let text = "This port speaks gRPC over HTTP/2; try `grpcurl -plaintext HOST:PORT list`.\n";
     let mut response = Response::new(Body::new(http_body_util::Full::from(text)));
     *response.status_mut() = StatusCode::NOT_FOUND;

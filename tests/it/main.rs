@@ -26,6 +26,16 @@ mod finish;
 mod get;
 mod handlers;
 mod heartbeat;
+#[cfg(feature = "server")]
+mod http;
+#[cfg(feature = "server")]
+mod http_clients;
+#[cfg(feature = "server")]
+mod http_hostile;
+#[cfg(feature = "server")]
+mod http_json;
+#[cfg(feature = "server")]
+mod http_watch;
 #[cfg(feature = "cli")]
 mod jobs;
 mod limits;
