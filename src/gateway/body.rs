@@ -81,7 +81,13 @@ mod tests {
     }
 
     async fn code(headers: &HeaderMap, body: &'static str) -> Result<Bytes, u16> {
-        let read = read(headers, Full::from(body), 8, Duration::from_secs(1)).await;
+        let read = read(
+            headers,
+            Full::<Bytes>::from(body),
+            8,
+            Duration::from_secs(1),
+        )
+        .await;
         read.map_err(|refusal| refusal.code.as_u16())
     }
 
@@ -121,8 +127,8 @@ mod tests {
     #[tokio::test]
     async fn a_body_where_none_belongs_is_refused() {
         let time = Duration::from_secs(1);
-        assert!(refuse(Full::from(""), time).await.is_ok());
-        let refused = refuse(Full::from("{}"), time).await.unwrap_err();
+        assert!(refuse(Full::<Bytes>::from(""), time).await.is_ok());
+        let refused = refuse(Full::<Bytes>::from("{}"), time).await.unwrap_err();
         assert_eq!(refused.code.as_u16(), 400);
         assert!(refused.message().contains("takes no body"));
     }

@@ -210,13 +210,9 @@ async fn java_s_http_json_operations_stub() {
     )
     .await;
     for name in ["projects/p/operations/x", "operations/x"] {
-        let get = sent(
-            &site,
-            &format!("GET /v1/{name}?$alt=json;enum-encoding%3Dint"),
-            JAVA,
-            "\r\n",
-        );
-        assert_eq!(get.await.ok()["name"], name);
+        let get = format!("GET /v1/{name}?$alt=json;enum-encoding%3Dint");
+        let got = sent(&site, &get, JAVA, "\r\n").await;
+        assert_eq!(got.ok()["name"], name);
         // EmptyContent: a length of 0, and no type but that of all its requests.
         let cancel = format!("POST /v1/{name}:cancel?$alt=json;enum-encoding%3Dint");
         let cancelled = sent(&site, &cancel, JAVA, "Content-Length: 0\r\n\r\n").await;

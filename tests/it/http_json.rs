@@ -88,9 +88,13 @@ async fn an_any_is_written_as_its_type_wants_it() {
         (pack(&7_i64), json!("7")),
         (pack(&true), json!(true)),
         (
-            pack(&prost_types::FieldMask {
-                paths: vec!["create_time".into(), "a.b_c".into()],
-            }),
+            Any {
+                type_url: "type.googleapis.com/google.protobuf.FieldMask".into(),
+                value: prost_types::FieldMask {
+                    paths: vec!["create_time".into(), "a.b_c".into()],
+                }
+                .encode_to_vec(),
+            },
             json!("createTime,a.bC"),
         ),
         (
