@@ -205,10 +205,6 @@ impl ServeArgs {
     pub(super) fn into_config(self) -> Config {
         let StoreKind::Memory = self.store;
         let size = |size: ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
-        let waits = WaitLimits {
-            default: self.wait_default,
-            max: self.wait_max,
-        };
         Config {
             listen: self.listen,
             worker_listen: self.worker_listen.0,
@@ -228,12 +224,13 @@ impl ServeArgs {
                 max_queue: self.max_queue,
                 max_waiters: self.max_waiters,
             },
-            waits,
+            waits: WaitLimits {
+                default: self.wait_default,
+                max: self.wait_max,
+            },
             http: HttpOptions {
                 prefix: self.http_prefix.unwrap_or_default(),
                 cors_origins: self.cors_origin.unwrap_or_default(),
-                waits,
-                max_body_bytes: size(self.max_message_bytes),
                 ..HttpOptions::default()
             },
             defaults: Terms {

@@ -37,7 +37,7 @@ pub struct Config {
     pub limits: Limits,
     /// How long waits last.
     pub waits: WaitLimits,
-    /// How HTTP/JSON is served.
+    /// How HTTP/JSON is served; its limits on waits and bodies are those above.
     pub http: HttpOptions,
     /// The terms of operations whose creator leaves them out.
     pub defaults: Terms,
@@ -64,6 +64,7 @@ impl Default for Config {
             connections: Connections::default(),
             limits: Limits::default(),
             waits: WaitLimits::default(),
+            http: HttpOptions::default(),
             defaults: Terms::default(),
             demo: None,
             queues: Vec::new(),

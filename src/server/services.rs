@@ -19,7 +19,7 @@ use tower::{Service, util::BoxCloneSyncService};
 use super::config::Config;
 use crate::{
     demo::service::{ChecksumService, ChecksumsServer, checksums_server},
-    gateway::service::{Gateway, gateway},
+    gateway::service::{Gateway, HttpOptions, gateway},
     grpc::{
         operations::{OperationsServer, OperationsService, operations_server_with},
         watch::{OperationWatchServer, WatchService, watch_server},
@@ -85,11 +85,16 @@ impl Services {
         let mut names = vec![OPERATIONS, WATCH];
         names.extend(checksums.as_ref().map(|_| CHECKSUMS));
         let operations_service = operations_server_with(operations, config.waits);
+        let http = HttpOptions {
+            waits: config.waits,
+            max_body_bytes: limit,
+            ..config.http.clone()
+        };
         let own = Own::Clients {
             operations: operations_service.max_decoding_message_size(limit),
             watch: watch_server(operations).max_decoding_message_size(limit),
             checksums,
-            gateway: gateway(operations, config.http.clone()),
+            gateway: gateway(operations, http),
         };
         Self::new(own, names)
     }

@@ -164,7 +164,7 @@ async fn a_body_that_does_not_come_is_given_up() {
 
 #[tokio::test]
 async fn a_body_that_is_too_large_is_refused_before_it_is_read() {
-    let site = Site::with(|config| config.http.max_body_bytes = 1024).await;
+    let site = Site::with(|config| config.max_message_bytes = 1024).await;
     let head = "POST /v1/operations/x:cancel HTTP/1.1\r\nhost: x\r\n";
     let large = "content-length: 999999999999\r\nexpect: 100-continue\r\n\r\n".to_owned();
     let chunked = format!(

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use longrunning::{
-    Limits, Operations, Terms, WaitLimits,
-    server::{App, Config, Connections},
+    Operations,
+    server::{App, Config, ListenAddress},
 };
 use serde_json::Value;
 use tokio::{
@@ -45,29 +45,15 @@ impl Site {
 
     /// A server with a config that the test has changed.
     pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        let any = || "127.0.0.1:0".parse().unwrap();
         let mut config = Config {
-            listen: any(),
-            worker_listen: Some(any()),
-            admin_listen: Some(any()),
-            socket_mode: None,
             lanes: 1,
             grace: Duration::from_secs(5),
-            max_message_bytes: 4 << 20,
-            connections: Connections::default(),
-            limits: Limits::default(),
-            waits: WaitLimits::default(),
-            http: longrunning::HttpOptions::default(),
-            defaults: Terms::default(),
-            demo: None,
-            queues: Vec::new(),
+            ..Config::default()
         };
         change(&mut config);
         let app: App = config.build().await.unwrap();
         let operations = app.operations().clone();
-        let text = |address: Option<longrunning::server::ListenAddress>| {
-            address.expect("it is bound").to_string()
-        };
+        let text = |address: Option<ListenAddress>| address.expect("it is bound").to_string();
         let (address, workers, admin) = (
             app.clients().to_string(),
             text(app.workers()),
