@@ -2,7 +2,7 @@
 # Starts a server with a few operations and runs a check of a REST client, "$@",
 # against it. The check finds the server at ENDPOINT, and there:
 #
-#   operations/done      has succeeded with the text "done"
+#   operations/done      has succeeded with the Struct {"answer": 42}
 #   operations/waiting   waits for a worker that never comes, so does
 #   operations/other     for a second page and for delete
 #
@@ -21,7 +21,7 @@ start_server "$scratch" "$scratch/log"
 export ENDPOINT=http://$CLIENTS
 export LONGRUNNING_ENDPOINT=$ENDPOINT LONGRUNNING_WORKER_ENDPOINT=http://$WORKERS
 {
-  "$LONGRUNNING_BIN" run --id 'done' -- echo 'done'
+  "$LONGRUNNING_BIN" run --id 'done' -- echo '{"answer": 42}'
   "$LONGRUNNING_BIN" submit nobody --id waiting
   "$LONGRUNNING_BIN" submit nobody --id other
 } >"$scratch/made" 2>&1 || {

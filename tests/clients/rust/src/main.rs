@@ -62,8 +62,10 @@ async fn done(client: &Operations) -> Checked {
     ensure(operation.done && operation.name == "operations/done", &operation)?;
     let response = operation.response().ok_or("no response")?;
     let url = response.type_url().unwrap_or_default();
-    ensure(url == "type.googleapis.com/google.protobuf.StringValue", url)?;
-    Ok(serde_json::to_string(response)?)
+    ensure(url == "type.googleapis.com/google.protobuf.Struct", url)?;
+    let json = serde_json::to_value(response)?;
+    ensure(json["value"]["answer"] == 42.0, &json)?;
+    Ok(json.to_string())
 }
 
 async fn numbers(client: &Operations) -> Checked {
