@@ -19,6 +19,16 @@ use crate::proto::{
 #[derive(Clone, Debug)]
 pub struct Types(Arc<RwLock<DescriptorPool>>);
 
+/// How the values of enums are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Enums {
+    /// `"RUNNING"`: the usual form.
+    #[default]
+    Names,
+    /// `2`: for who asks for it, as `$alt=json;enum-encoding=int` does.
+    Numbers,
+}
+
 /// Why a JSON value is not the message that it should be.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PackError {
@@ -78,21 +88,26 @@ impl Types {
 
     /// ProtoJSON of an operation. Fields come in the order of their numbers.
     pub(crate) fn operation(&self, operation: &Operation) -> Value {
+        self.operation_with(operation, Enums::Names)
+    }
+
+    /// As [`Types::operation`], with a choice of how enums are written.
+    pub(crate) fn operation_with(&self, operation: &Operation, enums: Enums) -> Value {
         let mut json = Map::new();
         json.insert("name".into(), operation.name.as_str().into());
         if let Some(metadata) = &operation.metadata {
-            json.insert("metadata".into(), self.any(metadata));
+            json.insert("metadata".into(), self.any_with(metadata, enums));
         }
         json.insert("done".into(), operation.done.into());
         match &operation.result {
             Some(OperationResult::Response(response)) => {
-                json.insert("response".into(), self.any(response));
+                json.insert("response".into(), self.any_with(response, enums));
             }
             Some(OperationResult::Error(error)) => {
                 let details: Vec<Value> = error
                     .details
                     .iter()
-                    .map(|detail| self.any(detail))
+                    .map(|detail| self.any_with(detail, enums))
                     .collect();
                 let error =
                     json!({ "code": error.code, "message": error.message, "details": details });
@@ -106,9 +121,13 @@ impl Types {
     /// ProtoJSON of an `Any`; `{"@type": …, "value": "<base64>"}` if its type
     /// is not known or its bytes do not fit it.
     pub(crate) fn any(&self, any: &Any) -> Value {
+        self.any_with(any, Enums::Names)
+    }
+
+    fn any_with(&self, any: &Any, enums: Enums) -> Value {
         let fallback = || json!({ "@type": any.type_url, "value": STANDARD.encode(&any.value) });
         let name = message_name(&any.type_url);
-        match self.message(any) {
+        match self.message(any, enums) {
             Some(Value::Object(fields)) if !is_special(name) => {
                 let mut json = Map::new();
                 json.insert("@type".into(), any.type_url.as_str().into());
@@ -126,7 +145,7 @@ impl Types {
     pub(crate) fn bare(&self, any: &Any) -> Value {
         let name = message_name(&any.type_url);
         let is_value = is_special(name) && (name.ends_with("Value") || name.ends_with("Struct"));
-        let bare = is_value.then(|| self.message(any)).flatten();
+        let bare = is_value.then(|| self.message(any, Enums::Names)).flatten();
         bare.unwrap_or_else(|| self.any(any))
     }
 
@@ -158,8 +177,10 @@ impl Types {
         })
     }
 
-    fn message(&self, any: &Any) -> Option<Value> {
-        let options = SerializeOptions::new().stringify_64_bit_integers(true);
+    fn message(&self, any: &Any, enums: Enums) -> Option<Value> {
+        let options = SerializeOptions::new()
+            .stringify_64_bit_integers(true)
+            .use_enum_numbers(enums == Enums::Numbers);
         self.decode(any)?
             .serialize_with_options(serde_json::value::Serializer, &options)
             .ok()

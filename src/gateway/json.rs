@@ -15,7 +15,7 @@ use crate::{
     operations::{calls::parse_timeout, listing::Page},
     proto::google::longrunning::{CancelOperationRequest, WaitOperationRequest},
     status,
-    types::Types,
+    types::{Enums, Types},
 };
 
 /// From so many encoded bytes on, JSON is made on a thread of its own: it takes
@@ -25,17 +25,10 @@ const LARGE: usize = 64 * 1024;
 /// How an answer is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Form {
+    /// Inside an `Any` too.
     pub(super) enums: Enums,
     /// With line breaks, for people.
     pub(super) pretty: bool,
-}
-
-/// How the values of enums are written, inside an `Any` too.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Enums {
-    #[default]
-    Names,
-    Numbers,
 }
 
 // === impl Form ===
@@ -80,7 +73,7 @@ impl Form {
     }
 
     fn value(self, types: &Types, operation: &Operation) -> Value {
-        types.operation(&operation.to_proto())
+        types.operation_with(&operation.to_proto(), self.enums)
     }
 }
 

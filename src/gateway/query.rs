@@ -3,12 +3,14 @@
 //! that a misspelt `fliter` does not list everything.
 
 use super::{
-    json::{Enums, Form},
+    json::Form,
     routes::Action,
     status::Refusal,
     url::{Part, decode},
 };
-use crate::{error::Error, proto::google::longrunning::ListOperationsRequest, status};
+use crate::{
+    error::Error, proto::google::longrunning::ListOperationsRequest, status, types::Enums,
+};
 
 /// What a query says.
 #[derive(Clone, Debug, Default, PartialEq)]

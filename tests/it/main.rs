@@ -30,6 +30,8 @@ mod heartbeat;
 mod http;
 #[cfg(feature = "server")]
 mod http_clients;
+#[cfg(feature = "cli")]
+mod http_docs;
 #[cfg(feature = "server")]
 mod http_hostile;
 #[cfg(feature = "server")]

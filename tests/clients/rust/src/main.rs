@@ -22,13 +22,34 @@ async fn main() -> ExitCode {
         }
     };
     let checks = [
-        ("get_operation unpacks a done operation", done(&client).await),
-        ("metadata comes with enums as integers", numbers(&client).await),
-        ("list_operations goes from page to page", pages(&client).await),
-        ("cancel_operation ends a waiting one with code 1", cancel(&client).await),
-        ("delete_operation makes it not found, with the reason", delete(&client).await),
-        ("a bad page token is an error with its canonical code", refused(&client).await),
-        ("an id with a colon or a percent sign is only an error", odd(&client).await),
+        (
+            "get_operation unpacks a done operation",
+            done(&client).await,
+        ),
+        (
+            "metadata comes with enums as integers",
+            numbers(&client).await,
+        ),
+        (
+            "list_operations goes from page to page",
+            pages(&client).await,
+        ),
+        (
+            "cancel_operation ends a waiting one with code 1",
+            cancel(&client).await,
+        ),
+        (
+            "delete_operation makes it not found, with the reason",
+            delete(&client).await,
+        ),
+        (
+            "a bad page token is an error with its canonical code",
+            refused(&client).await,
+        ),
+        (
+            "an id with a colon or a percent sign is only an error",
+            odd(&client).await,
+        ),
     ];
     let mut failed = 0;
     for (claim, checked) in &checks {
@@ -41,8 +62,15 @@ async fn main() -> ExitCode {
             }
         }
     }
-    println!("\ngoogle-cloud-longrunning checks: {} ok, {failed} failed", checks.len() - failed);
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!(
+        "\ngoogle-cloud-longrunning checks: {} ok, {failed} failed",
+        checks.len() - failed
+    );
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 async fn connect() -> Result<Operations, Box<dyn Error>> {
@@ -54,12 +82,23 @@ async fn connect() -> Result<Operations, Box<dyn Error>> {
 }
 
 fn ensure(holds: bool, what: impl std::fmt::Debug) -> Result<(), Box<dyn Error>> {
-    if holds { Ok(()) } else { Err(format!("{what:?}").into()) }
+    if holds {
+        Ok(())
+    } else {
+        Err(format!("{what:?}").into())
+    }
 }
 
 async fn done(client: &Operations) -> Checked {
-    let operation = client.get_operation().set_name("operations/done").send().await?;
-    ensure(operation.done && operation.name == "operations/done", &operation)?;
+    let operation = client
+        .get_operation()
+        .set_name("operations/done")
+        .send()
+        .await?;
+    ensure(
+        operation.done && operation.name == "operations/done",
+        &operation,
+    )?;
     let response = operation.response().ok_or("no response")?;
     let url = response.type_url().unwrap_or_default();
     ensure(url == "type.googleapis.com/google.protobuf.Struct", url)?;
@@ -69,7 +108,11 @@ async fn done(client: &Operations) -> Checked {
 }
 
 async fn numbers(client: &Operations) -> Checked {
-    let operation = client.get_operation().set_name("operations/waiting").send().await?;
+    let operation = client
+        .get_operation()
+        .set_name("operations/waiting")
+        .send()
+        .await?;
     let metadata = serde_json::to_value(operation.metadata.ok_or("no metadata")?)?;
     ensure(metadata["state"] == 1, &metadata)?;
     Ok(String::new())
@@ -112,7 +155,10 @@ async fn delete(client: &Operations) -> Checked {
 }
 
 async fn refused(client: &Operations) -> Checked {
-    let list = client.list_operations().set_name("operations").set_page_token("x");
+    let list = client
+        .list_operations()
+        .set_name("operations")
+        .set_page_token("x");
     let error = list.send().await.err().ok_or("it was taken")?;
     let status = error.status().ok_or("no status")?;
     ensure(status.code == Code::InvalidArgument, status)?;
@@ -126,7 +172,10 @@ async fn odd(client: &Operations) -> Checked {
     ] {
         let error = client.get_operation().set_name(name).send().await.err();
         let status = error.as_ref().and_then(|error| error.status());
-        ensure(status.is_some_and(|status| status.code == code), (name, &error))?;
+        ensure(
+            status.is_some_and(|status| status.code == code),
+            (name, &error),
+        )?;
     }
     Ok(String::new())
 }
