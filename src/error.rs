@@ -1,5 +1,5 @@
 //! What can go wrong for a caller: the errors of the leaves, summed once. How
-//! an error looks to a gRPC client is decided in `grpc::status`.
+//! an error looks to a client is decided in `status`.
 
 use std::time::Duration;
 

@@ -27,13 +27,14 @@
 //! | `cli` | the commands of the binary |
 //! | `server` | listeners, config, telemetry, drain: the program around the library |
 //! | `grpc` | the services: requests in, stored bytes out, errors as statuses |
+//! | `gateway` | the same over HTTP/JSON; neither knows of the other |
 //! | `demo` | an API with one slow method, as a guest of the library |
 //! | `reflection` | the types of this server for others, and those of another one for us |
 //! | `remote` | workers and creators that are not in the server's process |
 //! | `operations` | [`Operations`], the handle; [`NewOperation`], what a creator asks for |
 //! | `worker` | [`Handler`], [`Context`] and the pools of in-process workers |
 //! | `store` | one door for writes, one for visibility; index, queues, waiters, deadlines |
-//! | `error` | [`Error`], the sum of what can go wrong for a caller |
+//! | `error`, `status` | [`Error`], the sum of what can go wrong for a caller, and how it is told |
 //! | `journal`, `query` | where changes are kept before they are shown; scopes and pages |
 //! | `operation` | the domain: names, leases, retries, the table of (stage, event), the bytes |
 //! | [`proto`], `clock`, `tasks`, `metrics`, `types` | leaves |
@@ -59,6 +60,8 @@ mod clock;
 #[cfg(feature = "server")]
 mod demo;
 mod error;
+#[cfg(feature = "gateway")]
+mod gateway;
 mod grpc;
 mod journal;
 mod metrics;
@@ -72,6 +75,7 @@ mod reflection;
 pub mod remote;
 #[cfg(feature = "server")]
 pub mod server;
+mod status;
 mod store;
 mod tasks;
 #[cfg_attr(
@@ -83,12 +87,16 @@ mod worker;
 
 pub use clock::{Clock, Timestamp};
 pub use error::{Error, Result};
+#[cfg(feature = "gateway")]
+pub use gateway::{
+    cors::{CorsOrigins, CorsOriginsError},
+    prefix::{HttpPrefix, HttpPrefixError},
+    service::{Gateway, HttpOptions, gateway},
+};
 pub use grpc::{
     border::Border,
     codec::Encoded,
-    operations::{
-        OperationsServer, OperationsService, WaitLimits, operations_server, operations_server_with,
-    },
+    operations::{OperationsServer, OperationsService, operations_server, operations_server_with},
     watch::{OperationWatchServer, WatchService, watch_server},
     worker::{OperationWorkerServer, WorkerService, worker_server, worker_server_with},
 };
@@ -113,6 +121,7 @@ pub use operation::{
 };
 pub use operations::{
     builder::{Builder, StartError},
+    calls::WaitLimits,
     creation::NewOperation,
     listing::Page,
     operations::Operations,

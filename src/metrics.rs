@@ -21,6 +21,8 @@ pub struct Metrics {
     attempt_seconds: Family<QueueLabel, Histogram>,
     rpcs: Family<RpcLabel, Counter>,
     rpc_seconds: Family<MethodLabel, Histogram>,
+    http_requests: Family<HttpLabel, Counter>,
+    http_seconds: Family<MethodLabel, Histogram>,
 }
 
 /// The counters of one RPC method, looked up once.
@@ -70,6 +72,12 @@ struct RpcLabel {
     code: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HttpLabel {
+    method: &'static str,
+    code: u32,
+}
+
 const STATES: [State; 5] = [
     State::Pending,
     State::Running,
@@ -101,11 +109,15 @@ impl Default for Metrics {
                 Histogram::new([0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0])
             }),
             rpcs: Family::default(),
-            rpc_seconds: Family::new_with_constructor(|| {
-                Histogram::new([0.000_01, 0.000_1, 0.001, 0.01, 0.1, 1.0, 10.0, 60.0])
-            }),
+            rpc_seconds: Family::new_with_constructor(call_seconds),
+            http_requests: Family::default(),
+            http_seconds: Family::new_with_constructor(call_seconds),
         }
     }
+}
+
+fn call_seconds() -> Histogram {
+    Histogram::new([0.000_01, 0.000_1, 0.001, 0.01, 0.1, 1.0, 10.0, 60.0])
 }
 
 impl Metrics {
@@ -148,6 +160,16 @@ impl Metrics {
             "Time from request to response, by method",
             self.rpc_seconds.clone(),
         );
+        registry.register(
+            "http_requests",
+            "HTTP/JSON calls, by the RPC that they stand for and HTTP code; a watch counts when it begins",
+            self.http_requests.clone(),
+        );
+        registry.register(
+            "http_request_duration_seconds",
+            "Time from HTTP request to response, by the RPC that it stands for",
+            self.http_seconds.clone(),
+        );
     }
 
     /// The number of operations in a state.
@@ -179,6 +201,21 @@ impl Metrics {
             .inc();
         self.attempt_seconds
             .get_or_create(&QueueLabel { queue })
+            .observe(seconds);
+    }
+
+    /// Counts an answer over HTTP.
+    #[cfg_attr(
+        not(feature = "gateway"),
+        expect(dead_code, reason = "only the gateway answers over HTTP")
+    )]
+    pub(crate) fn http(&self, method: &'static str, code: u16, seconds: f64) {
+        let code = u32::from(code);
+        self.http_requests
+            .get_or_create(&HttpLabel { method, code })
+            .inc();
+        self.http_seconds
+            .get_or_create(&MethodLabel { method })
             .observe(seconds);
     }
 

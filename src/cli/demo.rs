@@ -185,14 +185,7 @@ fn print_lines(name: &str, clients: &str, admin: Option<&str>, kept: bool) {
         "  grpcurl -plaintext -d '{{\"name\":\"{name}\"}}' {clients} google.longrunning.Operations/GetOperation"
     );
     eprintln!("  longrunning get {name} --endpoint http://{clients}");
-    // A gRPC message is a zero byte, its length and the bytes: here a string in field 1.
-    let field = name.len();
-    eprintln!(
-        "  printf '\\0\\0\\0\\0\\{:o}\\12\\{field:o}{name}' | curl -s --http2-prior-knowledge --data-binary @- \\\n    \
-         -H 'content-type: application/grpc' -H 'te: trailers' \\\n    \
-         http://{clients}/google.longrunning.Operations/GetOperation | strings",
-        field + 2,
-    );
+    eprintln!("  curl -s http://{clients}/v1/{name}");
     if let Some(admin) = admin {
         eprintln!("  curl -s http://{admin}/metrics");
     }

@@ -8,8 +8,9 @@ use humantime::parse_duration;
 
 use super::{args::BAD_CALL, client::Endpoint, types::named};
 use crate::{
-    grpc::operations::WaitLimits,
+    gateway::{cors::CorsOrigins, prefix::HttpPrefix, service::HttpOptions},
     operation::{retry::RetryPolicy, terms::Terms},
+    operations::calls::WaitLimits,
     server::{
         Config, Connections, Ended, ListenAddress, LogFormat, QueueConfig, hangups, init_telemetry,
         signals,
@@ -22,7 +23,7 @@ pub(super) struct ServeArgs {
     /// Read settings from a TOML file; its keys are the names of these flags
     #[arg(long, env = "LONGRUNNING_CONFIG", value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// Where clients connect: gRPC, health, reflection; HOST:PORT or unix:PATH
+    /// Where clients connect: gRPC, HTTP/JSON, health, reflection; HOST:PORT or unix:PATH
     #[arg(
         long,
         env = "LONGRUNNING_LISTEN",
@@ -118,6 +119,12 @@ pub(super) struct ServeArgs {
         default_value_t = 10_000
     )]
     max_connections: usize,
+    /// What every HTTP path begins with, as /v1 or /api/v2; / for nothing [default: any version]
+    #[arg(long, env = "LONGRUNNING_HTTP_PREFIX", value_name = "PATH")]
+    http_prefix: Option<HttpPrefix>,
+    /// Origins whose web pages may call the server, with commas between; * for any [default: none]
+    #[arg(long, env = "LONGRUNNING_CORS_ORIGIN", value_name = "ORIGINS")]
+    cors_origin: Option<CorsOrigins>,
     /// What to log: a level, or directives such as info,longrunning=debug
     #[arg(
         long,
@@ -243,6 +250,11 @@ impl ServeArgs {
             waits: WaitLimits {
                 default: self.wait_default,
                 max: self.wait_max,
+            },
+            http: HttpOptions {
+                prefix: self.http_prefix.unwrap_or_default(),
+                cors_origins: self.cors_origin.unwrap_or_default(),
+                ..HttpOptions::default()
             },
             defaults: Terms {
                 retention: self.retention,

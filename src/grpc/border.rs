@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response};
+use http::{Request, Response, header};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 use tower::Service;
@@ -71,10 +71,21 @@ impl<S> Border<S> {
         }
     }
 
-    fn method(&self, path: &str) -> &Arc<RpcMetrics> {
+    /// The counters for a request; none for one that is not gRPC, which is
+    /// counted by whoever serves it.
+    fn method<B>(&self, request: &Request<B>) -> Option<Arc<RpcMetrics>> {
         let Counters { methods, other } = &*self.counters;
+        let path = request.uri().path();
         let known = methods.iter().find(|(known, _)| *known == path);
-        known.map_or(other, |(_, method)| method)
+        let method = match known {
+            Some((_, method)) => method,
+            None => {
+                let kind = request.headers().get(header::CONTENT_TYPE)?;
+                let is_grpc = kind.as_bytes().starts_with(b"application/grpc");
+                is_grpc.then_some(other)?
+            }
+        };
+        Some(Arc::clone(method))
     }
 }
 
@@ -92,7 +103,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let method = Some(Arc::clone(self.method(request.uri().path())));
+        let method = self.method(&request);
         Crossing {
             answer: self.service.call(request),
             method,

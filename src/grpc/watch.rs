@@ -5,8 +5,11 @@ use std::pin::Pin;
 use futures_util::{Stream, stream};
 use tonic::{Request, Response, Status};
 
-use super::{codec::Encoded, operations::lookup};
-use crate::{operations::operations::Operations, proto::longrunning::v1::WatchOperationRequest};
+use super::codec::Encoded;
+use crate::{
+    operations::{calls::lookup, operations::Operations},
+    proto::longrunning::v1::WatchOperationRequest,
+};
 
 #[expect(unreachable_pub, reason = "generated")]
 mod generated {

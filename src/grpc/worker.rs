@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 use super::{
     codec::Encoded,
     lease::{lease_of, lost, noticed, renewed, to_worker},
-    operations::{WaitLimits, grpc_timeout, lookup},
+    operations::grpc_timeout,
 };
 use crate::{
     clock::{parse_duration, proto_duration},
@@ -29,7 +29,11 @@ use crate::{
         trace::TraceContext,
         wire,
     },
-    operations::{creation::NewOperation, operations::Operations},
+    operations::{
+        calls::{WaitLimits, lookup},
+        creation::NewOperation,
+        operations::Operations,
+    },
     proto::longrunning::v1::{
         CreateOperationRequest, CreateOperationResponse, Directive, FinishOperationRequest,
         HeartbeatRequest, HeartbeatResponse, LeaseOperationsRequest, LeaseOperationsResponse,

@@ -3,6 +3,7 @@
 //! and `store`.
 
 pub(crate) mod builder;
+pub(crate) mod calls;
 pub(crate) mod creation;
 pub(crate) mod listing;
 pub(crate) mod operations;

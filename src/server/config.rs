@@ -5,15 +5,16 @@ use std::{path::PathBuf, time::Duration};
 
 use super::{connection::Connections, listener::ListenAddress};
 use crate::{
-    grpc::operations::WaitLimits,
+    gateway::service::HttpOptions,
     operation::{retry::RetryPolicy, terms::Terms},
+    operations::calls::WaitLimits,
     store::store::Limits,
 };
 
 /// Everything that can be set.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where clients come in: gRPC, health, reflection.
+    /// Where clients come in: gRPC, HTTP/JSON, health, reflection.
     pub listen: ListenAddress,
     /// Where workers and creators come in: OperationWorker, health, reflection.
     /// None: nowhere.
@@ -36,6 +37,8 @@ pub struct Config {
     pub limits: Limits,
     /// How long waits last.
     pub waits: WaitLimits,
+    /// How HTTP/JSON is served; its limits on waits and bodies are those above.
+    pub http: HttpOptions,
     /// The terms of operations whose creator leaves them out.
     pub defaults: Terms,
     /// The directory that the demo API offers to hash. None: no demo.
@@ -67,6 +70,7 @@ impl Default for Config {
             connections: Connections::default(),
             limits: Limits::default(),
             waits: WaitLimits::default(),
+            http: HttpOptions::default(),
             defaults: Terms::default(),
             demo: None,
             descriptor_sets: Vec::new(),

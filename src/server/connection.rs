@@ -32,7 +32,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
-use super::{coalesce::coalesce, executor::InPlace};
+use super::{coalesce::coalesce, executor::InPlace, unreadable::Unreadable};
 
 #[cfg(test)]
 mod tests;
@@ -156,7 +156,8 @@ where
     };
     let builder = options.builder(InPlace::new(calls));
     let mut connection = coalesce(stream, |socket| {
-        Box::pin(builder.serve_connection(TokioIo::new(socket), service))
+        let socket = TokioIo::new(Unreadable::new(socket));
+        Box::pin(builder.serve_connection(socket, service))
     });
     let mut stop = pin!(stopping.cancelled());
     let mut stopped = false;

@@ -23,6 +23,7 @@ mod services;
 mod shutdown;
 mod telemetry;
 mod types;
+mod unreadable;
 
 pub use app::{App, AppError, Ended};
 pub use config::{Config, QueueConfig};

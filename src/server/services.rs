@@ -9,7 +9,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Request, Response, StatusCode, Uri, Version, header};
+use http::{Method, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::Incoming;
 use tonic::{Status, body::Body, server::NamedService};
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -18,6 +18,7 @@ use tower::{Service, util::BoxCloneSyncService};
 use super::config::Config;
 use crate::{
     demo::service::{ChecksumService, ChecksumsServer, checksums_server},
+    gateway::service::{Gateway, HttpOptions, gateway},
     grpc::{
         operations::{OperationsServer, OperationsService, operations_server_with},
         watch::{OperationWatchServer, WatchService, watch_server},
@@ -50,6 +51,7 @@ enum Own {
         operations: OperationsServer<OperationsService>,
         watch: OperationWatchServer<WatchService>,
         checksums: Option<ChecksumsServer<ChecksumService>>,
+        gateway: Gateway,
     },
     Workers(OperationWorkerServer<WorkerService>),
 }
@@ -84,10 +86,16 @@ impl Services {
         let mut names = vec![OPERATIONS, WATCH];
         names.extend(checksums.as_ref().map(|_| CHECKSUMS));
         let operations_service = operations_server_with(operations, config.waits);
+        let http = HttpOptions {
+            waits: config.waits,
+            max_body_bytes: limit,
+            ..config.http.clone()
+        };
         let own = Own::Clients {
             operations: operations_service.max_decoding_message_size(limit),
             watch: watch_server(operations).max_decoding_message_size(limit),
             checksums,
+            gateway: gateway(operations, http),
         };
         Self::new(own, names, operations.types())
     }
@@ -122,6 +130,10 @@ impl Service<Request<Incoming>> for Services {
     }
 
     fn call(&mut self, mut request: Request<Incoming>) -> Answer {
+        // No gRPC call is anything else; this costs it two comparisons.
+        if request.method() != Method::POST || request.version() != Version::HTTP_2 {
+            return self.0.other(request);
+        }
         let path = request.uri().path();
         let service = path
             .get(1..)
@@ -146,23 +158,35 @@ impl Service<Request<Incoming>> for Services {
                 *request.uri_mut() = Uri::from_static(REFLECTION_PATH);
                 each.reflection.clone().call(request)
             }
-            _ => Box::pin(ready(Ok(unknown(&request)))),
+            _ => each.other(request),
         }
     }
 }
 
-/// The answer to a path that no service has. Somebody with a browser or curl
-/// gets a sentence instead of an empty gRPC error.
-fn unknown(request: &Request<Incoming>) -> Response<Body> {
-    let is_grpc = request
+// === impl Each ===
+
+impl Each {
+    /// The answer to what no gRPC service has.
+    fn other(&self, request: Request<Incoming>) -> Answer {
+        match &self.own {
+            _ if is_grpc(&request) => Box::pin(ready(Ok(Status::unimplemented("").into_http()))),
+            Own::Clients { gateway, .. } => gateway.clone().call(request),
+            Own::Workers(_) => Box::pin(ready(Ok(unknown()))),
+        }
+    }
+}
+
+/// Whether somebody expects an answer in the form of gRPC.
+fn is_grpc(request: &Request<Incoming>) -> bool {
+    request
         .headers()
         .get(header::CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    if is_grpc
-        || (request.version() == Version::HTTP_2 && request.headers().contains_key(header::TE))
-    {
-        return Status::unimplemented("").into_http();
-    }
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The answer to a path that workers cannot call. Somebody with a browser or
+/// curl gets a sentence instead of an empty gRPC error.
+fn unknown() -> Response<Body> {
     let text = "This port speaks gRPC over HTTP/2; try `grpcurl -plaintext HOST:PORT list`.\n";
     let mut response = Response::new(Body::new(http_body_util::Full::from(text)));
     *response.status_mut() = StatusCode::NOT_FOUND;

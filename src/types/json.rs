@@ -36,7 +36,6 @@ pub(crate) enum Enums {
     #[default]
     Names,
     /// `2`: for who asks for it, as `$alt=json;enum-encoding=int` does.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the HTTP gateway asks for it"))]
     Numbers,
 }
 

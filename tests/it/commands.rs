@@ -39,7 +39,7 @@ async fn the_demo_hashes_a_directory_and_prints_the_operation_and_how_to_look_at
     }
     for line in [
         "grpcurl -plaintext",
-        "curl -s --http2-prior-knowledge",
+        "curl -s http://",
         "longrunning get operations/",
     ] {
         assert!(complained(&output).contains(line), "{line}");

@@ -28,6 +28,18 @@ mod finish;
 mod get;
 mod handlers;
 mod heartbeat;
+#[cfg(feature = "server")]
+mod http;
+#[cfg(feature = "server")]
+mod http_clients;
+#[cfg(feature = "cli")]
+mod http_docs;
+#[cfg(feature = "server")]
+mod http_hostile;
+#[cfg(feature = "server")]
+mod http_json;
+#[cfg(feature = "server")]
+mod http_watch;
 #[cfg(feature = "cli")]
 mod jobs;
 mod limits;

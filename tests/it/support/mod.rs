@@ -1,7 +1,9 @@
 //! What every test needs: a server with clients, and operations in each stage.
 //! Looking into errors is in `problem`, journals of the tests' own in `journal`,
-//! work as workers elsewhere do it in `shop`.
+//! work as workers elsewhere do it in `shop`, bytes over HTTP in `http`.
 
+#[cfg(feature = "server")]
+pub(crate) mod http;
 pub(crate) mod journal;
 #[cfg(all(feature = "remote", feature = "server"))]
 pub(crate) mod line;

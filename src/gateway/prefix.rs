@@ -1,0 +1,119 @@
+//! What stands in front of every path: the version. What follows it is the
+//! affair of `routes`.
+
+use std::str::FromStr;
+
+/// What stands in front of every HTTP path.
+///
+/// Clients have the version of their own API in the path (`/v1/`, `/v2/`,
+/// `/v1beta1/`), also when they ask for operations. So by default any version
+/// will do; another prefix, such as `/longrunning/v1`, is then the only one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HttpPrefix(Option<Box<str>>);
+
+/// A text that is not a prefix of paths.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is not a prefix of paths: write / for none, or segments of letters, digits and . _ ~ - such as /v1 or /api/v2"
+)]
+pub struct HttpPrefixError(String);
+
+// === impl HttpPrefix ===
+
+impl HttpPrefix {
+    /// The path behind the prefix, without a slash in front.
+    pub(super) fn strip<'a>(&self, path: &'a str) -> Option<&'a str> {
+        match &self.0 {
+            Some(prefix) => path.strip_prefix(&**prefix)?.strip_prefix('/'),
+            None => {
+                let (version, rest) = path.strip_prefix('/')?.split_once('/')?;
+                is_version(version).then_some(rest)
+            }
+        }
+    }
+
+    /// A prefix that requests can have.
+    pub fn example(&self) -> &str {
+        self.0.as_deref().unwrap_or("/v1")
+    }
+}
+
+impl FromStr for HttpPrefix {
+    type Err = HttpPrefixError;
+
+    /// The empty text is the default: any version.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        let segments = text.trim_end_matches('/');
+        let is_segment = |segment: &str| {
+            !segment.is_empty()
+                && segment
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
+        };
+        let behind = segments.strip_prefix('/');
+        let is_prefix = match behind {
+            Some(behind) => behind.split('/').all(is_segment),
+            None => segments.is_empty(),
+        };
+        if !is_prefix {
+            return Err(HttpPrefixError(text.to_owned()));
+        }
+        Ok(Self(Some(segments.into())))
+    }
+}
+
+/// `v1`, `v2beta`, `v1beta1`, `v1p1beta1` (AIP-185).
+fn is_version(text: &str) -> bool {
+    let Some(text) = text.strip_prefix('v') else {
+        return false;
+    };
+    text.starts_with(|letter: char| letter.is_ascii_digit())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn by_default_any_version_is_the_prefix() {
+        let any = HttpPrefix::default();
+        for version in ["v1", "v2", "v1beta1", "v1p1beta1", "v1alpha", "v10"] {
+            let path = format!("/{version}/operations/x");
+            assert_eq!(any.strip(&path), Some("operations/x"), "{version}");
+        }
+        for path in [
+            "/operations/x",
+            "/v/operations/x",
+            "/V1/operations/x",
+            "v1/operations",
+            "/v1",
+            "//operations",
+            "",
+            "*",
+            "/x/v1/operations",
+            "/v1%31/operations",
+        ] {
+            assert_eq!(any.strip(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_chosen_prefix_is_the_only_one() {
+        let chosen: HttpPrefix = "/api/v2/".parse().unwrap();
+        assert_eq!(chosen.strip("/api/v2/operations"), Some("operations"));
+        assert_eq!(chosen.strip("/v1/operations"), None);
+        assert_eq!(chosen.strip("/api/v22/operations"), None);
+        let none: HttpPrefix = "/".parse().unwrap();
+        assert_eq!(none.strip("/operations"), Some("operations"));
+        assert_eq!("".parse(), Ok(HttpPrefix::default()));
+        for bad in ["v1", "/a b", "/v1?", "//v1", "/v1//x", "/é"] {
+            assert!(bad.parse::<HttpPrefix>().is_err(), "{bad}");
+        }
+    }
+}

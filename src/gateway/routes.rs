@@ -1,0 +1,198 @@
+//! From a method and a path to the call that is meant: the bindings of
+//! operations.proto, and those that Google's REST clients have built in. The
+//! query and the body are read in `query` and `json`; nothing here does IO.
+//!
+//! | binding | call |
+//! | --- | --- |
+//! | `GET {name=operations}`, `GET {name=**}/operations` | list |
+//! | `GET {name=operations/**}`, `GET {name=**/operations/*}` | get |
+//! | `DELETE`, the same | delete |
+//! | `POST {name=…}:cancel`, `POST {name=…}:wait`, the same | cancel, wait |
+//! | `GET {name=…}:watch`, the same | watch |
+
+use http::Method;
+
+use super::{
+    prefix::HttpPrefix,
+    url::{BadUrl, Part, decode},
+};
+use crate::operation::name::COLLECTION;
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    List,
+    Get,
+    Delete,
+    Cancel,
+    Wait,
+    Watch,
+}
+
+/// A call, and the name that the path gives it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Route {
+    pub(super) action: Action,
+    pub(super) name: String,
+}
+
+/// Why there is no call for a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NoRoute {
+    /// No binding has such a path.
+    Path,
+    /// Bindings have it, but with these methods.
+    Method(&'static str),
+    /// The path cannot be read.
+    Url(BadUrl),
+}
+
+/// What a path can stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Resource {
+    Operation,
+    Collection,
+    /// `…/operations/operations`: Google's Python client lists the collection
+    /// `…/operations` so; it is also the name of an operation.
+    Either,
+    Verb(Action),
+}
+
+/// The call that a method and a raw path stand for.
+pub(super) fn find(prefix: &HttpPrefix, method: &Method, path: &str) -> Result<Route, NoRoute> {
+    let path = prefix.strip(path).ok_or(NoRoute::Path)?;
+    let (path, verb) = split_verb(path);
+    let resource = classify(path, verb).ok_or(NoRoute::Path)?;
+    let Some(action) = resource.action(method) else {
+        // What is posted to a verb that we have not is posted to nothing.
+        let last = path.rsplit('/').next().unwrap_or_default();
+        let to_a_verb = method == Method::POST && verb.is_none() && last.contains(':');
+        return Err(match to_a_verb {
+            true => NoRoute::Path,
+            false => NoRoute::Method(resource.methods()),
+        });
+    };
+    let name = match action {
+        Action::List => decode(parent(path), Part::Segments),
+        _ => name(path),
+    };
+    let name = name.map_err(NoRoute::Url)?;
+    Ok(Route { action, name })
+}
+
+/// Splits a custom verb from a raw path: what stands behind the last colon. It
+/// is split before decoding, so that an escaped colon belongs to the name. A
+/// raw one does too, unless a verb of ours stands behind it, because Google's
+/// Rust client does not escape colons.
+fn split_verb(path: &str) -> (&str, Option<Action>) {
+    let verb = path.rsplit_once(':').and_then(|(path, verb)| {
+        let action = match verb {
+            "cancel" => Action::Cancel,
+            "wait" => Action::Wait,
+            "watch" => Action::Watch,
+            _ => return None,
+        };
+        Some((path, Some(action)))
+    });
+    verb.unwrap_or((path, None))
+}
+
+fn classify(path: &str, verb: Option<Action>) -> Option<Resource> {
+    let (front, last) = path.rsplit_once('/').unwrap_or(("", path));
+    let before = front.rsplit('/').next();
+    let is_operation = before == Some(COLLECTION)
+        || path
+            .strip_prefix(COLLECTION)
+            .is_some_and(|rest| rest.starts_with('/') || (rest.is_empty() && verb.is_some()));
+    if let Some(verb) = verb {
+        return is_operation.then_some(Resource::Verb(verb));
+    }
+    match (is_operation, last == COLLECTION) {
+        (_, true) if before == Some(COLLECTION) => Some(Resource::Either),
+        (_, true) => Some(Resource::Collection),
+        (true, false) => Some(Resource::Operation),
+        (false, false) => None,
+    }
+}
+
+/// The name that a list is asked by: what stands in front of the collection, or
+/// the collection itself.
+fn parent(path: &str) -> &str {
+    path.strip_suffix(COLLECTION)
+        .and_then(|front| front.strip_suffix('/'))
+        .unwrap_or(path)
+}
+
+fn name(path: &str) -> Result<String, BadUrl> {
+    // google-gax for Node asks for `operations/{name}` and escapes the slashes
+    // of the whole name (gax/protos/operations.json). Nothing else can be meant,
+    // because no name has an escaped slash.
+    let single = path
+        .strip_prefix(COLLECTION)
+        .and_then(|rest| rest.strip_prefix('/'))
+        .filter(|segment| !segment.contains('/') && has_escaped_slash(segment));
+    match single {
+        Some(segment) => decode(segment, Part::Segment),
+        None => decode(path, Part::Segments),
+    }
+}
+
+fn has_escaped_slash(text: &str) -> bool {
+    text.contains("%2F") || text.contains("%2f")
+}
+
+// === impl Action ===
+
+impl Action {
+    #[cfg(test)]
+    pub(super) const ALL: [Self; 6] = [
+        Self::List,
+        Self::Get,
+        Self::Delete,
+        Self::Cancel,
+        Self::Wait,
+        Self::Watch,
+    ];
+
+    /// The RPC that it is the HTTP form of.
+    pub(super) fn rpc(self) -> &'static str {
+        match self {
+            Self::List => "ListOperations",
+            Self::Get => "GetOperation",
+            Self::Delete => "DeleteOperation",
+            Self::Cancel => "CancelOperation",
+            Self::Wait => "WaitOperation",
+            Self::Watch => "WatchOperation",
+        }
+    }
+}
+
+// === impl Resource ===
+
+impl Resource {
+    fn action(self, method: &Method) -> Option<Action> {
+        // HEAD is a GET without the body (RFC 9110).
+        let gets = method == Method::GET || method == Method::HEAD;
+        match self {
+            Self::Collection | Self::Either if gets => Some(Action::List),
+            Self::Operation if gets => Some(Action::Get),
+            Self::Operation | Self::Either if method == Method::DELETE => Some(Action::Delete),
+            Self::Verb(Action::Watch) => (method == Method::GET).then_some(Action::Watch),
+            Self::Verb(verb) => (method == Method::POST).then_some(verb),
+            _ => None,
+        }
+    }
+
+    /// As the header `Allow` has them.
+    fn methods(self) -> &'static str {
+        match self {
+            Self::Collection => "GET, HEAD, OPTIONS",
+            Self::Operation | Self::Either => "GET, HEAD, DELETE, OPTIONS",
+            Self::Verb(Action::Watch) => "GET, OPTIONS",
+            Self::Verb(_) => "POST, OPTIONS",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

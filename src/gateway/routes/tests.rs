@@ -1,0 +1,299 @@
+//! The table of paths, and what hostile ones come to.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn route(method: &str, path: &str) -> Result<(Action, String), NoRoute> {
+    let method = method.parse().unwrap();
+    find(&HttpPrefix::default(), &method, path).map(|route| (route.action, route.name))
+}
+
+fn found(method: &str, path: &str) -> (Action, String) {
+    route(method, path).unwrap_or_else(|error| panic!("{method} {path}: {error:?}"))
+}
+
+// HTTP-1, HTTP-2, HTTP-3
+#[test]
+fn every_binding_leads_to_its_call() {
+    for (method, path, action, name) in [
+        ("GET", "/v1/operations", Action::List, "operations"),
+        (
+            "GET",
+            "/v1/projects/p/operations",
+            Action::List,
+            "projects/p",
+        ),
+        (
+            "GET",
+            "/v1/projects/-/operations",
+            Action::List,
+            "projects/-",
+        ),
+        ("GET", "/v1/-/operations", Action::List, "-"),
+        (
+            "GET",
+            "/v1/operations/operations",
+            Action::List,
+            "operations",
+        ),
+        (
+            "GET",
+            "/v1/operations/ns/operations",
+            Action::List,
+            "operations/ns",
+        ),
+        ("GET", "/v1/operations/x", Action::Get, "operations/x"),
+        (
+            "GET",
+            "/v1/operations/a/b/c",
+            Action::Get,
+            "operations/a/b/c",
+        ),
+        (
+            "GET",
+            "/v2/projects/p/locations/l/operations/x",
+            Action::Get,
+            "projects/p/locations/l/operations/x",
+        ),
+        ("HEAD", "/v1/operations/x", Action::Get, "operations/x"),
+        ("HEAD", "/v1/operations", Action::List, "operations"),
+        ("DELETE", "/v1/operations/x", Action::Delete, "operations/x"),
+        (
+            "DELETE",
+            "/v1/operations/operations",
+            Action::Delete,
+            "operations/operations",
+        ),
+        (
+            "DELETE",
+            "/v1beta1/projects/p/operations/x",
+            Action::Delete,
+            "projects/p/operations/x",
+        ),
+        (
+            "POST",
+            "/v1/operations/x:cancel",
+            Action::Cancel,
+            "operations/x",
+        ),
+        (
+            "POST",
+            "/v1/projects/p/operations/x:cancel",
+            Action::Cancel,
+            "projects/p/operations/x",
+        ),
+        (
+            "POST",
+            "/v1/operations/x/y:cancel",
+            Action::Cancel,
+            "operations/x/y",
+        ),
+        (
+            "POST",
+            "/v1/operations/x:wait",
+            Action::Wait,
+            "operations/x",
+        ),
+        (
+            "POST",
+            "/v1/projects/p/operations/x:wait",
+            Action::Wait,
+            "projects/p/operations/x",
+        ),
+        (
+            "GET",
+            "/v1/operations/x:watch",
+            Action::Watch,
+            "operations/x",
+        ),
+        (
+            "GET",
+            "/v1/projects/p/operations/x:watch",
+            Action::Watch,
+            "projects/p/operations/x",
+        ),
+        // A variable of many segments may have none.
+        (
+            "POST",
+            "/v1/operations:cancel",
+            Action::Cancel,
+            "operations",
+        ),
+    ] {
+        assert_eq!(
+            found(method, path),
+            (action, name.to_owned()),
+            "{method} {path}"
+        );
+    }
+}
+
+// HTTP-4
+#[test]
+fn a_verb_is_split_before_decoding_and_a_colon_may_be_escaped_or_not() {
+    for (method, path, action, name) in [
+        ("GET", "/v1/operations/a:b", Action::Get, "operations/a:b"),
+        ("GET", "/v1/operations/a%3Ab", Action::Get, "operations/a:b"),
+        (
+            "DELETE",
+            "/v1/operations/a:b",
+            Action::Delete,
+            "operations/a:b",
+        ),
+        (
+            "GET",
+            "/v1/operations/x%3Acancel",
+            Action::Get,
+            "operations/x:cancel",
+        ),
+        (
+            "POST",
+            "/v1/operations/x%3Acancel:cancel",
+            Action::Cancel,
+            "operations/x:cancel",
+        ),
+        (
+            "POST",
+            "/v1/operations/a:b:wait",
+            Action::Wait,
+            "operations/a:b",
+        ),
+        (
+            "GET",
+            "/v1/a:cancel/operations/x",
+            Action::Get,
+            "a:cancel/operations/x",
+        ),
+    ] {
+        assert_eq!(
+            found(method, path),
+            (action, name.to_owned()),
+            "{method} {path}"
+        );
+    }
+}
+
+// HTTP-5
+#[test]
+fn a_name_is_decoded_but_for_its_escaped_slashes() {
+    for (path, name) in [
+        ("/v1/operations/a/b%3Ac%20d%25", "operations/a/b:c d%"),
+        (
+            "/v1/projects/a%2Fb/operations/x",
+            "projects/a%2Fb/operations/x",
+        ),
+        ("/v1/operations/a/b%2fc", "operations/a/b%2fc"),
+        ("/v1/operations/%C3%A9", "operations/\u{e9}"),
+        ("/v1/operations/%6Fperations", "operations/operations"),
+    ] {
+        assert_eq!(found("GET", path), (Action::Get, name.to_owned()), "{path}");
+    }
+    for (path, error) in [
+        ("/v1/operations/100%", BadUrl::Escape),
+        ("/v1/operations/%zz", BadUrl::Escape),
+        ("/v1/operations/%ff", BadUrl::Utf8),
+        ("/v1/projects/%ff/operations", BadUrl::Utf8),
+    ] {
+        assert_eq!(route("GET", path), Err(NoRoute::Url(error)), "{path}");
+    }
+}
+
+// HTTP-17
+#[test]
+fn a_single_segment_with_escaped_slashes_is_the_whole_name() {
+    for (path, name) in [
+        ("/v1/operations/operations%2Fx", "operations/x"),
+        (
+            "/v1/operations/projects%2fp%2Foperations%2Fx%3Ay%20z",
+            "projects/p/operations/x:y z",
+        ),
+    ] {
+        assert_eq!(found("GET", path), (Action::Get, name.to_owned()), "{path}");
+        let cancel = format!("{path}:cancel");
+        assert_eq!(found("POST", &cancel), (Action::Cancel, name.to_owned()));
+    }
+}
+
+// HTTP-14
+#[test]
+fn a_wrong_method_is_told_the_right_ones_and_a_wrong_path_is_none() {
+    for (method, path, allowed) in [
+        ("POST", "/v1/operations", "GET, HEAD, OPTIONS"),
+        ("DELETE", "/v1/operations", "GET, HEAD, OPTIONS"),
+        ("DELETE", "/v1/projects/p/operations", "GET, HEAD, OPTIONS"),
+        ("POST", "/v1/operations/x", "GET, HEAD, DELETE, OPTIONS"),
+        ("PATCH", "/v1/operations/x", "GET, HEAD, DELETE, OPTIONS"),
+        ("BREW", "/v1/operations/x", "GET, HEAD, DELETE, OPTIONS"),
+        ("OPTIONS", "/v1/operations/x", "GET, HEAD, DELETE, OPTIONS"),
+        (
+            "POST",
+            "/v1/operations/x%3Acancel",
+            "GET, HEAD, DELETE, OPTIONS",
+        ),
+        ("GET", "/v1/operations/x:cancel", "POST, OPTIONS"),
+        ("GET", "/v1/operations/x:wait", "POST, OPTIONS"),
+        ("POST", "/v1/operations/x:watch", "GET, OPTIONS"),
+        ("HEAD", "/v1/operations/x:watch", "GET, OPTIONS"),
+    ] {
+        assert_eq!(
+            route(method, path),
+            Err(NoRoute::Method(allowed)),
+            "{method} {path}"
+        );
+    }
+    for (method, path) in [
+        ("GET", "/"),
+        ("GET", ""),
+        ("OPTIONS", "*"),
+        ("GET", "/v1"),
+        ("GET", "/v1/"),
+        ("GET", "/operations/x"),
+        ("GET", "/v1/projects/p"),
+        ("GET", "/v1/operationsx"),
+        ("POST", "/v1/operations/x:frobnicate"),
+        ("POST", "/v1/projects/p/operations:cancel"),
+        ("POST", "/v1/projects/p:cancel"),
+        ("GET", "/google.longrunning.Operations/GetOperation"),
+    ] {
+        assert_eq!(route(method, path), Err(NoRoute::Path), "{method} {path}");
+    }
+}
+
+fn escape(text: &str, choice: &[bool]) -> String {
+    let mut choice = choice.iter().copied().cycle();
+    text.bytes()
+        .map(|byte| match byte {
+            b'/' => "/".to_owned(),
+            byte if choice.next().unwrap_or(true) => format!("%{byte:02X}"),
+            byte => char::from(byte).to_string(),
+        })
+        .collect()
+}
+
+proptest! {
+    // NAME-1
+    #[test]
+    fn a_name_comes_back_from_its_path_however_it_is_escaped(
+        parent in "([a-z]{1,9}/[a-zA-Z0-9._~]{1,9}/){0,3}",
+        id in "[a-z0-9]{1,20}",
+        choice in proptest::collection::vec(any::<bool>(), 1..40),
+    ) {
+        let name = format!("{parent}operations/{id}");
+        prop_assume!(id != COLLECTION);
+        let plain = format!("/v1/{name}");
+        prop_assert_eq!(found("GET", &plain), (Action::Get, name.clone()));
+        let escaped = format!("/v1/{parent}operations/{}", escape(&id, &choice));
+        prop_assert_eq!(found("DELETE", &escaped), (Action::Delete, name.clone()));
+        let wait = format!("/v1/{}operations/{}:wait", escape(&parent, &choice), escape(&id, &choice));
+        prop_assert_eq!(found("POST", &wait), (Action::Wait, name));
+    }
+
+    #[test]
+    fn any_path_is_routed_without_panic(
+        method in "GET|POST|DELETE|HEAD|PUT",
+        path in "(/v1/|/)?([a-z:%/2F]|operations|:cancel|:wait|:watch|%2F|\\PC){0,12}",
+    ) {
+        let _ = route(&method, &path);
+    }
+}
