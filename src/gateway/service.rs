@@ -192,7 +192,7 @@ impl Inner {
             Action::List => {
                 let mut list = query.list;
                 list.name = name;
-                let page = operations.list(&list)?;
+                let page = operations.list(&list).await?;
                 json(StatusCode::OK, form.page(types, page).await)
             }
             Action::Get => {

@@ -89,7 +89,7 @@ impl Real {
         let wire = reports.iter().map(|(name, proof, report)| LeaseReport {
             name: name.clone(),
             lease_token: self.token(*proof),
-            progress: report.progress.map(|n| progress(n)),
+            progress: report.progress.map(progress),
             metadata: report.metadata.map(own_metadata),
             checkpoint: report.checkpoint.map(own_metadata),
             detail: report.detail.map(own_metadata),
