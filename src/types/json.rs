@@ -150,8 +150,7 @@ impl<'a> Writer<'a> {
             Value::U32(value) => (*value).into(),
             Value::I64(value) => value.to_string().into(),
             Value::U64(value) => value.to_string().into(),
-            // The shortest text that is this float, not that of the double.
-            Value::F32(value) => double(value.to_string().parse().map_err(|_| Unprintable)?),
+            Value::F32(value) => double(shortest(*value)),
             Value::F64(value) => double(*value),
             Value::String(value) => value.as_str().into(),
             Value::Bytes(value) => STANDARD.encode(value).into(),
@@ -204,6 +203,16 @@ fn text(key: &MapKey) -> String {
         MapKey::U64(key) => key.to_string(),
         MapKey::String(key) => key.clone(),
     }
+}
+
+/// The double with the shortest text that is this float: 0.1, and not
+/// 0.10000000149011612. That of the largest float is larger than it, which
+/// parsers refuse.
+fn shortest(value: f32) -> f64 {
+    let short = value.to_string().parse().ok();
+    short
+        .filter(|short: &f64| short.abs() <= f32::MAX.into())
+        .unwrap_or(value.into())
 }
 
 fn double(value: f64) -> JsonValue {

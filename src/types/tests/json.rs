@@ -53,8 +53,8 @@ fn values_are_written_in_the_canonical_form_whatever_form_they_came_in() {
             r#"{"floatValue":1,"doubleValue":1e+300}"#,
         ),
         (
-            r#"{"floatValue": 3.4028235e38}"#,
-            r#"{"floatValue":3.4028235e+38}"#,
+            r#"{"floatValue": 3.4028234663852886e38}"#,
+            r#"{"floatValue":3.4028234663852886e+38}"#,
         ),
         (r#"{"doubleValue": "1.5"}"#, r#"{"doubleValue":1.5}"#),
         (
