@@ -5,9 +5,9 @@
 use std::{any::Any as Panic, future::Future, sync::Arc, time::Duration};
 
 use tokio::{
-    select,
+    pin, select,
     task::{JoinError, JoinHandle},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -25,6 +25,9 @@ use crate::{
     tasks::Tasks,
 };
 
+/// How long a handler that was told to stop may take to do so, where nobody
+/// knows better: enough for a program that tidies up at SIGTERM.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
 /// How long an aborted handler may take to its next await.
 const ABORT_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -46,46 +49,65 @@ struct Work {
 }
 
 /// Runs `handler` to its end, until `lost` resolves, or until `release` asks
-/// for the operation to be given back.
+/// for the operation to be given back. A handler that is to end early is told
+/// to stop first; on a release it may go on until `patience` resolves.
 pub(crate) async fn execute(
     handler: Arc<dyn AnyHandler>,
     context: Context,
     desk: Arc<Desk>,
     tasks: &Tasks,
     release: &CancellationToken,
+    patience: impl Future<Output = ()>,
     lost: impl Future<Output = ()>,
 ) -> Ended {
     let task = tasks.spawn("handler", handler.start(context));
     let mut work = Work { task, desk };
+    pin!(lost);
     select! {
         biased;
-        result = &mut work.task => concluded(result),
-        () = release.cancelled() => {
+        result = &mut work.task => return concluded(result),
+        () = release.cancelled() => {}
+        () = &mut lost => return work.give_up().await,
+    }
+    work.desk.cancelled.cancel();
+    let result = select! {
+        biased;
+        result = &mut work.task => Some(result),
+        () = patience => {
             // The operation is offered again only when nobody works on it any
             // more. A handler that blocks its thread is not waited for.
-            work.stop();
-            match timeout(ABORT_PATIENCE, &mut work.task).await {
-                Ok(Ok(Ok(response))) => Ended::With(End::Response(response)),
-                // It broke off because it was told to, not because it failed.
-                _ => Ended::With(End::Release),
-            }
+            work.task.abort();
+            timeout(ABORT_PATIENCE, &mut work.task).await.ok()
         }
-        () = lost => Ended::Lost,
+        () = lost => return work.give_up().await,
+    };
+    match result {
+        Some(Ok(Ok(response))) => Ended::With(End::Response(response)),
+        // It broke off because it was told to, not because it failed.
+        _ => Ended::With(End::Release),
     }
+}
+
+/// The patience with a handler where there is no grace left.
+pub(crate) async fn little_patience() {
+    sleep(STOP_PATIENCE).await;
 }
 
 // === impl Work ===
 
 impl Work {
-    fn stop(&self) {
+    /// Ends work that is somebody else's now, and hardly waits for it.
+    async fn give_up(mut self) -> Ended {
         self.desk.cancelled.cancel();
-        self.task.abort();
+        let _ = timeout(STOP_PATIENCE, &mut self.task).await;
+        Ended::Lost
     }
 }
 
 impl Drop for Work {
     fn drop(&mut self) {
-        self.stop();
+        self.desk.cancelled.cancel();
+        self.task.abort();
     }
 }
 

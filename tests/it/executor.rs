@@ -105,7 +105,12 @@ async fn a_command_finds_the_input_as_bare_json_on_standard_input_and_in_the_env
         let done = run(sh(script), queued().input(input)).await;
         assert_eq!(said(&done), format!("{json} {json}"));
     }
-    assert_eq!(said(&run(sh(script), queued()).await), "null null");
+}
+
+#[tokio::test]
+async fn without_an_input_a_command_reads_nothing_and_the_variable_is_not_set() {
+    let script = r#"printf '%s %s' "$(wc -c)" "${LONGRUNNING_INPUT-unset}""#;
+    assert_eq!(said(&run(sh(script), queued()).await), "0 unset");
 }
 
 #[tokio::test]
