@@ -28,6 +28,8 @@ mod handlers;
 mod heartbeat;
 #[cfg(feature = "cli")]
 mod jobs;
+#[cfg(feature = "cli")]
+mod keeper;
 mod limits;
 mod list;
 mod names;

@@ -1,8 +1,10 @@
 //! What every test needs: a server with clients, and operations in each stage.
 //! Looking into errors is in `problem`, journals of the tests' own in `journal`,
-//! work as workers elsewhere do it in `shop`.
+//! work as workers elsewhere do it in `shop`, a bad line to them in `line`.
 
 pub(crate) mod journal;
+#[cfg(feature = "cli")]
+pub(crate) mod line;
 pub(crate) mod problem;
 #[cfg(feature = "cli")]
 pub(crate) mod program;
