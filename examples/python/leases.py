@@ -84,7 +84,10 @@ class Keeper:
                     await self.beat()
             if job.why != "LEASE_LOST":
                 await tries(self.stub.FinishOperation, end, CALL, lambda: job.why == "LEASE_LOST")
-            logging.info("%s ended attempt %d: %s", lease.name, lease.attempt, job.why or "by itself")
+            if job.why == "LEASE_LOST":
+                logging.warning("not finished: the lease of %s is lost", lease.name)
+            else:
+                logging.info("%s ended attempt %d: %s", lease.name, lease.attempt, job.why or "by itself")
         except grpc.aio.AioRpcError as error:
             # The lease is lost, and the operation another's. Or the server does
             # not take what we say, and would not later: the lease runs out.

@@ -114,12 +114,6 @@ async fn without_an_input_a_command_reads_nothing_and_the_variable_is_not_set() 
 }
 
 #[tokio::test]
-async fn without_an_input_a_command_reads_nothing_and_the_variable_is_not_set() {
-    let script = r#"printf '%s %s' "$(wc -c)" "${LONGRUNNING_INPUT-unset}""#;
-    assert_eq!(said(&run(sh(script), queued()).await), "0 unset");
-}
-
-#[tokio::test]
 async fn a_large_input_comes_on_standard_input_only_and_need_not_be_read() {
     let large = queued().input(text(&"x".repeat(300 << 10)));
     let script = r#"printf '%s %s' "${LONGRUNNING_INPUT-unset}" "$(wc -c)""#;

@@ -32,8 +32,9 @@ async fn signal(child: &Child, name: &str) {
 /// A worker whose command says by a file that it runs.
 async fn busy(program: &Program, arguments: &[&str], script: &str, directory: &Path) -> Child {
     let flags = server(program);
-    let submitted = command(&["submit", "q", "--id", "one"]).args(&flags);
-    assert!(submitted.output().await.unwrap().status.success());
+    let mut submit = command(&["submit", "q", "--id", "one"]);
+    let submitted = submit.args(&flags).output().await.unwrap();
+    assert!(submitted.status.success());
     let ready = directory.join("ready");
     let script = format!(
         "{script}; echo > {}; while :; do sleep 0.01; done",
