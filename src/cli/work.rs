@@ -94,8 +94,7 @@ pub(super) async fn work(args: WorkArgs) -> Result<u8, CallError> {
     let channel = args.command.worker.worker_endpoint.lazy()?;
     let mut worker = Worker::new(channel, &id)
         .map_err(CallError::refused)?
-        .grace(args.grace)
-        .stop_within(args.command.kill_after);
+        .grace(args.grace);
     for queue in &args.queues {
         let handler = args.command.handler()?;
         worker = worker.handler(queue, args.concurrency, handler);

@@ -12,7 +12,7 @@ use tonic::{Request, Status};
 use tracing::{Instrument, Span, debug, info, info_span, warn};
 
 use super::{
-    backoff::{Backoff, is_lease_lost, is_passing, is_too_large},
+    backoff::{Backoff, is_passing, is_too_large},
     held::Held,
     keeper::{CALL, Keeper},
 };
@@ -66,7 +66,7 @@ pub(super) struct Release {
 
 impl Release {
     /// Waits for the work until the grace is over. Handlers are told to stop
-    /// when this much of it is left, or a quarter.
+    /// when this much of it is left, at most a quarter.
     pub(super) async fn after(
         &self,
         grace: Duration,
@@ -133,8 +133,8 @@ impl Attempt {
             info!("started");
             let context = Context::new(assignment, held.desk.clone(), Clock::system());
             let desk = held.desk.clone();
-            let (stop, patience) = (&release.stop, release.now.cancelled());
-            let ended = execute(handler, context, desk, tasks, stop, patience, held.lost()).await;
+            let (stop, now) = (&release.stop, Some(&release.now));
+            let ended = execute(handler, context, desk, tasks, stop, now, held.lost()).await;
             let finished = match ended {
                 Ended::With(end) | Ended::Panicked(end) => {
                     finish(&keeper, &held, end, &release.now).await
@@ -205,8 +205,9 @@ async fn finish(
                 }
             }
             // This very end ended the lease, and the answer to it got lost: the
-            // lease is not over, and only its holder could give it up.
-            Err(status) if may_be_recorded && is_lease_lost(&status) => {
+            // lease is not over, and only its holder could give it up. Another
+            // attempt may even have finished the operation.
+            Err(status) if may_be_recorded && status.code() == tonic::Code::FailedPrecondition => {
                 log(&outcome, None);
                 return Ok(None);
             }

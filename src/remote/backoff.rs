@@ -116,17 +116,11 @@ pub(super) fn is_passing(status: &Status) -> bool {
 pub(super) fn is_too_large(status: &Status) -> bool {
     match status.code() {
         Code::OutOfRange => true,
-        Code::ResourceExhausted => has_reason(status, b"TOO_LARGE"),
+        Code::ResourceExhausted => {
+            let reason: &[u8] = b"TOO_LARGE";
+            let mut parts = status.details().windows(reason.len());
+            parts.any(|part| part == reason)
+        }
         _ => false,
     }
-}
-
-/// Whether the lease is not held any more.
-pub(super) fn is_lease_lost(status: &Status) -> bool {
-    status.code() == Code::FailedPrecondition && has_reason(status, b"LEASE_LOST")
-}
-
-fn has_reason(status: &Status, reason: &[u8]) -> bool {
-    let mut parts = status.details().windows(reason.len());
-    parts.any(|part| part == reason)
 }

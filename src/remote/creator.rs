@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
@@ -46,6 +47,8 @@ struct Inner {
     _upkeep: Upkeep,
     tasks: Tasks,
     release: Release,
+    /// The longest patience of a handler.
+    patience: Mutex<Duration>,
 }
 
 /// An operation that runs in this process. Dropping it lets the work go on.
@@ -76,6 +79,7 @@ impl Creator {
             keeper,
             tasks: Tasks::default(),
             release: Release::default(),
+            patience: Mutex::default(),
         })))
     }
 
@@ -113,6 +117,9 @@ impl Creator {
         if let Some(attempt) = attempt {
             started.stop = attempt.stop_signal();
             started.reused = false;
+            let mut longest = self.0.patience.lock();
+            *longest = longest.max(handler.patience());
+            drop(longest);
             let (of_handler, release) = (tasks.clone(), self.0.release.clone());
             let work = async move {
                 let handler = Arc::new(handler);
@@ -124,11 +131,12 @@ impl Creator {
     }
 
     /// Waits at most for `grace` until all that was started here has ended, and
-    /// gives up the rest: it fails with WORKER_LOST. Before that, when less than
-    /// a quarter of the grace is left, handlers are told to stop.
+    /// gives up the rest: it fails with WORKER_LOST. Handlers with
+    /// [`patience`](Handler::patience) are told to stop before that.
     pub async fn shutdown(&self, grace: Duration) {
         let Inner { tasks, release, .. } = &*self.0;
-        release.after(grace, grace, tasks.stop()).await;
+        let patience = *self.0.patience.lock();
+        release.after(grace, patience, tasks.stop()).await;
         tasks.stop().await;
     }
 

@@ -52,7 +52,6 @@ pub struct Worker {
     id: WorkerId,
     queues: Vec<(String, usize, Arc<dyn AnyHandler>)>,
     grace: Duration,
-    stop_within: Duration,
 }
 
 /// Why a worker does not work.
@@ -100,7 +99,6 @@ impl Worker {
             id: WorkerId::parse(id)?,
             queues: Vec::new(),
             grace: Duration::from_secs(20),
-            stop_within: Duration::from_secs(10),
         })
     }
 
@@ -112,16 +110,11 @@ impl Worker {
     }
 
     /// How long handlers may go on after the worker was told to stop; then their
-    /// operations go back to the queue. Default 20 s.
+    /// operations go back to the queue. Those with
+    /// [`patience`](Handler::patience) are told to stop before that, all at once.
+    /// Default 20 s.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
-        self
-    }
-
-    /// How much of the grace, at its end, handlers get to stop by themselves
-    /// after they were told to; at most a quarter of it. Default 10 s.
-    pub fn stop_within(mut self, time: Duration) -> Self {
-        self.stop_within = time;
         self
     }
 
@@ -143,8 +136,9 @@ impl Worker {
         stop: impl Future<Output = ()>,
         abort: impl Future<Output = ()>,
     ) -> Result<bool, WorkerError> {
-        let mut queues = Vec::new();
+        let (mut queues, mut patience) = (Vec::new(), Duration::ZERO);
         for (queue, concurrency, handler) in self.queues {
+            patience = patience.max(handler.patience());
             if concurrency == 0 {
                 return Err(WorkerError::Concurrency(queue));
             }
@@ -191,7 +185,7 @@ impl Worker {
             }
         };
         select! {
-            () = release.after(self.grace, self.stop_within, drained) => {
+            () = release.after(self.grace, patience, drained) => {
                 tasks.stop().await;
                 ended
             }

@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 
 use super::{
     context::{Assignment, Context, Desk},
-    execution::{Ended, bad_result, execute, little_patience},
+    execution::{Ended, bad_result, execute},
     handler::AnyHandler,
 };
 use crate::{
@@ -71,18 +71,7 @@ impl Attempt {
     ) -> AttemptEnd {
         let context = Context::new(assignment, self.desk.clone(), self.store.clock);
         let desk = self.desk.clone();
-        let patience = little_patience();
-        match execute(
-            handler,
-            context,
-            desk,
-            tasks,
-            &release,
-            patience,
-            self.keep(),
-        )
-        .await
-        {
+        match execute(handler, context, desk, tasks, &release, None, self.keep()).await {
             Ended::With(end) => self.record(end, false, &release).await,
             Ended::Panicked(end) => self.record(end, true, &release).await,
             Ended::Lost => AttemptEnd::lost,

@@ -219,6 +219,10 @@ impl CommandHandler {
 }
 
 impl Handler for CommandHandler {
+    fn patience(&self) -> Duration {
+        self.kill_after
+    }
+
     async fn run(&self, context: Context) -> Result<Any, Failure> {
         let input = context.input().map(|input| self.types.bare(input));
         let input = input.map(|input| input.to_string());

@@ -25,8 +25,8 @@ use crate::{
     tasks::Tasks,
 };
 
-/// How long a handler that was told to stop may take to do so, where nobody
-/// knows better: enough for a program that tidies up at SIGTERM.
+/// The most patience with a handler that was told to stop, where there is no
+/// grace left: enough for a program that tidies up at SIGTERM.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
 /// How long an aborted handler may take to its next await.
 const ABORT_PATIENCE: Duration = Duration::from_secs(1);
@@ -46,22 +46,29 @@ pub(crate) enum Ended {
 struct Work {
     task: JoinHandle<HandlerResult>,
     desk: Arc<Desk>,
+    patience: Duration,
 }
 
 /// Runs `handler` to its end, until `lost` resolves, or until `release` asks
 /// for the operation to be given back. A handler that is to end early is told
-/// to stop first; on a release it may go on until `patience` resolves.
+/// to stop first, if it wants time for that: on a release until `now` is
+/// cancelled, else, and where there is no `now`, very little.
 pub(crate) async fn execute(
     handler: Arc<dyn AnyHandler>,
     context: Context,
     desk: Arc<Desk>,
     tasks: &Tasks,
     release: &CancellationToken,
-    patience: impl Future<Output = ()>,
+    now: Option<&CancellationToken>,
     lost: impl Future<Output = ()>,
 ) -> Ended {
+    let patience = handler.patience().min(STOP_PATIENCE);
     let task = tasks.spawn("handler", handler.start(context));
-    let mut work = Work { task, desk };
+    let mut work = Work {
+        task,
+        desk,
+        patience,
+    };
     pin!(lost);
     select! {
         biased;
@@ -70,10 +77,17 @@ pub(crate) async fn execute(
         () = &mut lost => return work.give_up().await,
     }
     work.desk.cancelled.cancel();
+    let hurry = async {
+        match now {
+            Some(now) => now.cancelled().await,
+            None if patience.is_zero() => {}
+            None => sleep(patience).await,
+        }
+    };
     let result = select! {
         biased;
         result = &mut work.task => Some(result),
-        () = patience => {
+        () = hurry => {
             // The operation is offered again only when nobody works on it any
             // more. A handler that blocks its thread is not waited for.
             work.task.abort();
@@ -88,18 +102,15 @@ pub(crate) async fn execute(
     }
 }
 
-/// The patience with a handler where there is no grace left.
-pub(crate) async fn little_patience() {
-    sleep(STOP_PATIENCE).await;
-}
-
 // === impl Work ===
 
 impl Work {
     /// Ends work that is somebody else's now, and hardly waits for it.
     async fn give_up(mut self) -> Ended {
         self.desk.cancelled.cancel();
-        let _ = timeout(STOP_PATIENCE, &mut self.task).await;
+        if !self.patience.is_zero() {
+            let _ = timeout(self.patience, &mut self.task).await;
+        }
         Ended::Lost
     }
 }
