@@ -4,13 +4,18 @@
 
 use std::{
     ffi::OsString,
-    io::{IsTerminal, stderr},
+    fmt::Display,
+    future::{Future, pending},
+    io::{self, IsTerminal, Write, stderr},
     time::Duration,
 };
 
 use clap::Args;
 use humantime::parse_duration;
-use tokio::select;
+use tokio::{
+    select,
+    signal::unix::{SignalKind, signal},
+};
 
 use super::{
     args::{ConnectArgs, INTERRUPTED, PrintArgs},
@@ -24,7 +29,7 @@ use crate::{
     operations::creation::NewOperation,
     proto::longrunning::v1::WatchOperationRequest,
     remote::{Creator, Worker, WorkerError},
-    server::{LogFormat, init_telemetry, signals},
+    server::{self, LogFormat, init_telemetry},
     worker::command::{CommandError, CommandHandler},
 };
 
@@ -36,9 +41,18 @@ pub(super) struct WorkArgs {
     /// How many operations of each queue run at once
     #[arg(long, value_name = "N", default_value_t = 1)]
     concurrency: usize,
-    /// How long running commands may go on after SIGTERM or Ctrl-C
+    /// How long running commands may go on after SIGTERM, SIGHUP or Ctrl-C; when --kill-after of it
+    /// is left, at most a quarter, they get SIGTERM
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
     grace: Duration,
+    /// What to log: a level, or directives such as info,longrunning=debug
+    #[arg(
+        long,
+        env = "LONGRUNNING_LOG",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    log: String,
     #[command(flatten)]
     types: TypesArgs,
     #[command(flatten)]
@@ -60,7 +74,7 @@ pub(super) struct RunArgs {
 /// The command, and who runs it for whom.
 #[derive(Args, Debug)]
 struct CommandArgs {
-    /// How long after SIGTERM a cancelled command gets SIGKILL
+    /// How long after SIGTERM a command gets SIGKILL
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     kill_after: Duration,
     /// Who works, for people; no other worker has the same [default: HOST/PID]
@@ -76,7 +90,8 @@ struct CommandArgs {
 /// Works until a signal; returns the exit code.
 pub(super) async fn work(args: WorkArgs) -> Result<u8, CallError> {
     // What is leased and how it ends is in the log.
-    init_telemetry(LogFormat::Auto, "info").map_err(CallError::refused)?;
+    let log = init_telemetry(LogFormat::Auto, &args.log);
+    log.map_err(|error| CallError::refused(format!("--log: {error}")))?;
     let (stop, abort) = signals().map_err(CallError::refused)?;
     let id = args.command.worker_id();
     let channel = args.command.worker.worker_endpoint.lazy()?;
@@ -88,19 +103,55 @@ pub(super) async fn work(args: WorkArgs) -> Result<u8, CallError> {
         let handler = args.command.handler()?.types(&types);
         worker = worker.handler(queue, args.concurrency, handler);
     }
-    eprintln!(
+    say(format_args!(
         "{id} works on {} of {}; Ctrl-C drains",
         args.queues.join(", "),
         args.command.worker.worker_endpoint
-    );
-    select! {
-        ended = worker.run(stop) => match ended {
-            Ok(()) => Ok(0),
-            Err(WorkerError::Refused(status)) => Err(status.into()),
-            Err(error) => Err(CallError::refused(error)),
-        },
-        () = abort => Ok(INTERRUPTED),
+    ));
+    match worker.run_or_abort(stop, abort).await {
+        Ok(true) => Ok(0),
+        Ok(false) => Ok(INTERRUPTED),
+        Err(WorkerError::Refused(status)) => Err(status.into()),
+        Err(error) => Err(CallError::refused(error)),
     }
+}
+
+/// As those of the server, and a hangup is a first signal: nobody would stop a
+/// command whose worker went down with its terminal.
+fn signals() -> io::Result<(impl Future<Output = ()>, impl Future<Output = ()>)> {
+    let (stop, abort) = server::signals()?;
+    // `nohup` has it ignored, and that is to stay so.
+    let hangup = (!is_hangup_ignored()).then(|| signal(SignalKind::hangup()));
+    let hangup = hangup.transpose()?;
+    let hung_up = async {
+        match hangup {
+            Some(mut hangup) => _ = hangup.recv().await,
+            None => pending().await,
+        }
+    };
+    let stop = async {
+        select! {
+            () = stop => {}
+            () = hung_up => {}
+        }
+    };
+    Ok((stop, abort))
+}
+
+/// Whether the program was started with SIGHUP ignored, where the system tells.
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // The lowest bit stands for signal 1.
+    ignored.is_some_and(|mask| {
+        mask.trim()
+            .ends_with(['1', '3', '5', '7', '9', 'b', 'd', 'f'])
+    })
+}
+
+/// A line on standard error, which may be gone with its terminal.
+fn say(line: impl Display) {
+    let _ = writeln!(stderr(), "{line}");
 }
 
 /// Runs the command as an operation; returns the exit code.
@@ -108,7 +159,7 @@ pub(super) async fn run(args: RunArgs) -> Result<u8, CallError> {
     let (stop, abort) = signals().map_err(CallError::refused)?;
     let mut types = args.print.types.known(&args.connect.endpoint)?;
     let handler = args.command.handler()?;
-    let handler = handler.show_stderr(|_, line| eprintln!("{line}"));
+    let handler = handler.show_stderr(|_, line| say(line));
     let channel = args.command.worker.worker_endpoint.channel(None).await?;
     let creator = Creator::new(channel, &args.command.worker_id()).map_err(CallError::refused)?;
     let new = args.new.apply(NewOperation::self_executed(""));
@@ -117,11 +168,13 @@ pub(super) async fn run(args: RunArgs) -> Result<u8, CallError> {
     if started.reused {
         let known = types.of([&started.operation]).await;
         print_one(known, &started.operation, args.print.output);
-        eprintln!("this request was made before; `longrunning wait {name}` follows its operation");
+        say(format_args!(
+            "this request was made before; `longrunning wait {name}` follows its operation"
+        ));
         return Ok(exit_code(&started.operation));
     }
     if stderr().is_terminal() {
-        eprintln!("created {name}");
+        say(format_args!("created {name}"));
     }
     let mut interrupted = false;
     let finished = started.finished();
@@ -133,7 +186,7 @@ pub(super) async fn run(args: RunArgs) -> Result<u8, CallError> {
             finished = &mut finished => break finished?,
             () = &mut stop, if !interrupted => {
                 interrupted = true;
-                eprintln!("cancelling {name}; press Ctrl-C again to leave at once");
+                say(format_args!("cancelling {name}; press Ctrl-C again to leave at once"));
                 signal.cancel();
             }
             () = &mut abort => return Ok(INTERRUPTED),

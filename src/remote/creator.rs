@@ -3,12 +3,19 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{task::JoinHandle, time::timeout};
+use parking_lot::Mutex;
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Status, transport::Channel};
+use tonic::{Code, Request, Status, transport::Channel};
+use tracing::debug;
+use uuid::Uuid;
 
 use super::{
-    attempt::Attempt,
+    attempt::{Attempt, Release},
+    backoff::{Backoff, is_passing},
     keeper::{CALL, Keeper, Upkeep},
 };
 use crate::{
@@ -26,6 +33,9 @@ use crate::{
     worker::handler::Handler,
 };
 
+/// How long a server that is away is waited for.
+const PERSIST: Duration = Duration::from_secs(30);
+
 /// Creates operations. Clones share one heartbeat; when the last one is dropped,
 /// what still runs is given up.
 #[derive(Clone, Debug)]
@@ -36,7 +46,9 @@ struct Inner {
     keeper: Arc<Keeper>,
     _upkeep: Upkeep,
     tasks: Tasks,
-    release: CancellationToken,
+    release: Release,
+    /// The longest patience of a handler.
+    patience: Mutex<Duration>,
 }
 
 /// An operation that runs in this process. Dropping it lets the work go on.
@@ -44,10 +56,10 @@ struct Inner {
 pub struct Started {
     /// The operation as it began; what a method returns.
     pub operation: Operation,
-    /// The same request had made it before: nothing runs here, it runs elsewhere
-    /// or is done.
+    /// The same request had made it before, and nothing was started by this one:
+    /// it runs already, here or elsewhere, or is done.
     pub reused: bool,
-    work: Option<JoinHandle<Result<Operation, Status>>>,
+    work: Option<JoinHandle<Result<Option<Operation>, Status>>>,
     stop: CancellationToken,
 }
 
@@ -66,11 +78,13 @@ impl Creator {
             _upkeep: keeper.start(),
             keeper,
             tasks: Tasks::default(),
-            release: CancellationToken::new(),
+            release: Release::default(),
+            patience: Mutex::default(),
         })))
     }
 
-    /// Creates an operation.
+    /// Creates an operation. A server that is away is waited for, for up to 30 s;
+    /// a `request_id`, random if `new` has none, lets no try make a second one.
     ///
     /// # Errors
     /// As OperationWorker.CreateOperation.
@@ -78,8 +92,9 @@ impl Creator {
         self.ask(new.into()).await
     }
 
-    /// Creates an operation and executes it here with `handler`. It is created
-    /// as self-executed by this creator, whatever `new` says of that.
+    /// Creates an operation, as [`create`](Self::create) does, and executes it
+    /// here with `handler`. It is created as self-executed by this creator,
+    /// whatever `new` says of that.
     ///
     /// # Errors
     /// As OperationWorker.CreateOperation.
@@ -96,10 +111,15 @@ impl Creator {
             work: None,
             stop: CancellationToken::new(),
         };
-        // The lease of a request that came before is its caller's to work on.
-        let lease = created.lease.filter(|_| !created.reused);
-        if let Some(attempt) = lease.and_then(|lease| Attempt::new(keeper, lease)) {
+        // The lease may be that of a try whose answer was lost, and is ours to
+        // work on then. One that is held already makes no second attempt.
+        let attempt = created.lease.and_then(|lease| Attempt::new(keeper, lease));
+        if let Some(attempt) = attempt {
             started.stop = attempt.stop_signal();
+            started.reused = false;
+            let mut longest = self.0.patience.lock();
+            *longest = longest.max(handler.patience());
+            drop(longest);
             let (of_handler, release) = (tasks.clone(), self.0.release.clone());
             let work = async move {
                 let handler = Arc::new(handler);
@@ -111,29 +131,46 @@ impl Creator {
     }
 
     /// Waits at most for `grace` until all that was started here has ended, and
-    /// gives up the rest: it fails with WORKER_LOST.
+    /// gives up the rest: it fails with WORKER_LOST. Handlers with
+    /// [`patience`](Handler::patience) are told to stop before that.
     pub async fn shutdown(&self, grace: Duration) {
         let Inner { tasks, release, .. } = &*self.0;
-        if timeout(grace, tasks.stop()).await.is_err() {
-            release.cancel();
-            tasks.stop().await;
-        }
+        let patience = *self.0.patience.lock();
+        release.after(grace, patience, tasks.stop()).await;
+        tasks.stop().await;
     }
 
     async fn ask(
         &self,
-        request: CreateOperationRequest,
+        mut request: CreateOperationRequest,
     ) -> Result<CreateOperationResponse, Status> {
-        let mut request = Request::new(request);
-        request.set_timeout(CALL);
-        let created = self.0.keeper.client().create_operation(request).await?;
-        Ok(created.into_inner())
+        if request.request_id.is_empty() {
+            request.request_id = Uuid::new_v4().to_string();
+        }
+        let (until, mut backoff) = (Instant::now() + PERSIST, Backoff::default());
+        loop {
+            let mut asked = Request::new(request.clone());
+            asked.set_timeout(CALL);
+            match self.0.keeper.client().create_operation(asked).await {
+                Ok(created) => return Ok(created.into_inner()),
+                // What is full is the caller's to know, who makes it full.
+                Err(status)
+                    if is_passing(&status)
+                        && status.code() != Code::ResourceExhausted
+                        && Instant::now() < until =>
+                {
+                    debug!(%status, "an operation could not be created; trying again");
+                    sleep(backoff.pause()).await;
+                }
+                Err(status) => return Err(status),
+            }
+        }
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.release.cancel();
+        self.release.at_once();
     }
 }
 
@@ -150,7 +187,7 @@ impl Started {
     pub async fn finished(self) -> Result<Operation, Status> {
         match self.work {
             Some(work) => match work.await {
-                Ok(ended) => ended,
+                Ok(ended) => Ok(ended?.unwrap_or(self.operation)),
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             },
             None => Ok(self.operation),

@@ -1,25 +1,26 @@
-//! Keeps the leases of one worker: one heartbeat for all that are due, with
-//! what their handlers reported, and one stream of directives. Running handlers
-//! and finishing is done by `attempt`.
+//! Keeps the leases of one worker: heartbeats for all that are due, with what
+//! their handlers reported, and one stream of directives. Running handlers and
+//! finishing is done by `attempt`.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{
     select,
-    sync::Notify,
+    sync::{self, MutexGuard, Notify},
     time::{Instant, sleep, sleep_until},
 };
-use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, transport::Channel};
-use tracing::{debug, warn};
+use tracing::debug;
 
-use super::backoff::Backoff;
+use super::{
+    backoff::{Backoff, Streak, is_too_large},
+    beat::Beat,
+    held::{Held, RETRY_PAUSE},
+};
 use crate::{
-    clock::parse_duration,
     operation::{
         lease::{LeaseToken, WorkerId},
-        payload::Payload,
         stage::Report,
     },
     proto::longrunning::v1::{
@@ -27,17 +28,15 @@ use crate::{
         operation_worker_client::OperationWorkerClient,
     },
     tasks::Tasks,
-    worker::context::Desk,
 };
 
 /// The shortest pause between two heartbeats that bring reports.
 const REPORT_PAUSE: Duration = Duration::from_millis(200);
-/// The pause before a heartbeat that did not get through is tried again.
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// How long a call may take that is answered at once.
 pub(super) const CALL: Duration = Duration::from_secs(10);
-/// How often a lease is renewed before it is over.
-const BEATS: u32 = 3;
+/// A stream of directives that lived for so long was a good one; another is
+/// opened soon.
+const STEADY: Duration = Duration::from_secs(10);
 
 /// The leases of one worker.
 #[derive(Debug)]
@@ -47,27 +46,14 @@ pub(super) struct Keeper {
     held: Mutex<HashMap<LeaseToken, Arc<Held>>>,
     /// Rings when there is something to tell the server.
     bell: Arc<Notify>,
+    /// Whose turn it is to take reports and send them: of two at once, the
+    /// older could arrive last.
+    turn: sync::Mutex<()>,
 }
 
 /// The heartbeats and the stream of a worker; they end when this is dropped.
 #[derive(Debug)]
 pub(super) struct Upkeep(Tasks);
-
-/// A lease that is held.
-#[derive(Debug)]
-pub(super) struct Held {
-    pub(super) name: String,
-    pub(super) token: LeaseToken,
-    pub(super) desk: Arc<Desk>,
-    lost: CancellationToken,
-    times: Mutex<Times>,
-}
-
-#[derive(Debug)]
-struct Times {
-    over_at: Instant,
-    renew_at: Instant,
-}
 
 // === impl Keeper ===
 
@@ -78,6 +64,7 @@ impl Keeper {
             worker,
             held: Mutex::default(),
             bell: Arc::default(),
+            turn: sync::Mutex::default(),
         })
     }
 
@@ -104,18 +91,21 @@ impl Keeper {
         Upkeep(tasks)
     }
 
-    /// Takes care of a lease that came just now.
-    pub(super) fn hold(&self, name: &str, token: LeaseToken, remaining: Duration) -> Arc<Held> {
-        let held = Arc::new(Held {
-            name: name.to_owned(),
-            token,
-            desk: Arc::new(Desk::with_bell(self.bell.clone())),
-            lost: CancellationToken::new(),
-            times: Mutex::new(Times::after(Instant::now(), remaining)),
-        });
-        self.held.lock().insert(token, held.clone());
+    /// Takes care of a lease that came just now. None if it is held already.
+    pub(super) fn hold(
+        &self,
+        name: &str,
+        token: LeaseToken,
+        remaining: Duration,
+    ) -> Option<Arc<Held>> {
+        let mut all = self.held.lock();
+        if all.contains_key(&token) {
+            return None;
+        }
+        let held = Arc::new(Held::new(name, token, remaining, self.bell.clone()));
+        all.insert(token, held.clone());
         self.bell.notify_one();
-        held
+        Some(held)
     }
 
     /// Takes care of it no longer.
@@ -123,9 +113,25 @@ impl Keeper {
         self.held.lock().remove(&held.token);
     }
 
+    /// Waits until no heartbeat is under way: what is on the desks then was
+    /// never sent, or is to be sent again.
+    pub(super) async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// Tells the last report of a lease, beside the heartbeats.
+    pub(super) async fn tell(&self, held: &Held, report: &Report) -> Result<(), Status> {
+        let sent = Instant::now();
+        for directive in self.heartbeat(vec![held.report(report)]).await? {
+            held.obey(&directive, sent);
+        }
+        Ok(())
+    }
+
     /// Sends heartbeats, for ever.
     async fn keep(self: Arc<Self>) {
         let mut report_at = Instant::now();
+        let mut streak = Streak::new("heartbeats");
         loop {
             let due = self.held.lock().values().map(|held| held.renew_at()).min();
             let renew = async {
@@ -138,79 +144,114 @@ impl Keeper {
                 () = renew => {}
                 () = async { sleep_until(report_at).await; self.bell.notified().await } => {}
             }
-            let now = Instant::now();
-            let beat: Vec<_> = (self.held.lock().values())
-                .filter_map(|held| held.beat(now))
-                .collect();
-            if !beat.is_empty() {
-                report_at = now + REPORT_PAUSE;
-                self.beat(beat).await;
+            match self.beat().await {
+                Some(Ok(())) => {
+                    streak.passed();
+                    report_at = Instant::now() + REPORT_PAUSE;
+                }
+                Some(Err(status)) => {
+                    streak.failed(&status);
+                    report_at = Instant::now() + RETRY_PAUSE;
+                }
+                None => {}
             }
         }
     }
 
-    /// Sends one heartbeat.
-    async fn beat(&self, beat: Vec<(Arc<Held>, Report)>) {
-        let sent = Instant::now();
-        let reports = beat.iter().map(|(held, report)| held.report(report));
-        let mut request = Request::new(HeartbeatRequest {
-            worker_id: self.worker_id(),
-            reports: reports.collect(),
-            draining: false,
-        });
-        request.set_timeout(CALL);
-        match self.client().heartbeat(request).await {
-            Ok(answer) => {
-                let directives = answer.into_inner().directives;
-                for ((held, _), directive) in beat.iter().zip(&directives) {
-                    self.obey(held, directive, sent);
-                }
+    /// Sends what there is to tell, each heartbeat whatever became of those
+    /// before it. Returns the last failure; none if there was nothing to tell.
+    async fn beat(&self) -> Option<Result<(), Status>> {
+        let _turn = self.turn().await;
+        let now = Instant::now();
+        let news: Vec<_> = (self.held.lock().values())
+            .filter_map(|held| Some((held.clone(), held.news(now)?)))
+            .collect();
+        let mut beats = Beat::split(news);
+        let mut ended = (!beats.is_empty()).then_some(Ok(()));
+        while let Some(beat) = beats.pop_front() {
+            let sent = Instant::now();
+            for held in beat.leases() {
+                held.set_renew_at(sent + RETRY_PAUSE); // unless the answer says when
             }
-            Err(status) => {
-                debug!(%status, "a heartbeat did not get through; trying again");
-                for (held, report) in beat {
-                    held.desk.put_back(report);
-                    held.times.lock().renew_at = Instant::now() + RETRY_PAUSE;
+            match self.heartbeat(beat.reports()).await {
+                Ok(directives) => {
+                    for (held, directive) in beat.leases().zip(&directives) {
+                        self.obey(held, directive, sent);
+                    }
+                }
+                Err(status) if is_too_large(&status) => {
+                    let smaller = beat.smaller(&status).into_iter();
+                    beats.extend(smaller.filter(|beat| !beat.is_empty()));
+                }
+                Err(status) => {
+                    beat.put_back();
+                    ended = Some(Err(status));
                 }
             }
         }
+        ended
+    }
+
+    async fn heartbeat(&self, reports: Vec<LeaseReport>) -> Result<Vec<Directive>, Status> {
+        let mut request = Request::new(HeartbeatRequest {
+            worker_id: self.worker_id(),
+            reports,
+            draining: false,
+        });
+        request.set_timeout(CALL);
+        Ok(self
+            .client()
+            .heartbeat(request)
+            .await?
+            .into_inner()
+            .directives)
     }
 
     /// Listens to directives, for ever.
     async fn listen(self: Arc<Self>) {
         let mut backoff = Backoff::default();
         loop {
-            let request = WatchDirectivesRequest {
-                worker_id: self.worker_id(),
+            let opened = Instant::now();
+            let ended = self.follow().await;
+            if STEADY <= opened.elapsed() {
+                backoff.reset();
+            }
+            let pause = match &ended {
+                // It goes away. Whoever comes after it tells what happened.
+                Ok(Kind::Drain) => backoff.longest(),
+                _ => backoff.pause(),
             };
-            let status = match self.client().watch_directives(request).await {
-                Ok(stream) => {
-                    let mut stream = stream.into_inner();
-                    loop {
-                        match stream.message().await {
-                            Ok(Some(directive)) => {
-                                backoff.reset();
-                                self.hear(&directive);
-                            }
-                            Ok(None) => break Status::unavailable("the server shuts down"),
-                            Err(status) => break status,
-                        }
-                    }
-                }
-                Err(status) => status,
-            };
-            debug!(%status, "no directives come at present; heartbeats tell the same");
-            sleep(backoff.pause()).await;
+            debug!(
+                ?ended,
+                "no directives come at present; heartbeats tell the same"
+            );
+            sleep(pause).await;
         }
+    }
+
+    /// Follows one stream to its end; returns its last directive.
+    async fn follow(&self) -> Result<Kind, Status> {
+        let request = WatchDirectivesRequest {
+            worker_id: self.worker_id(),
+        };
+        let stream = self.client().watch_directives(request).await?;
+        let (mut stream, mut last) = (stream.into_inner(), Kind::Unspecified);
+        while let Some(directive) = stream.message().await? {
+            last = directive.kind();
+            self.hear(&directive);
+        }
+        Ok(last)
     }
 
     fn hear(&self, directive: &Directive) {
         if directive.name.is_empty() {
             // What happened before the stream was open is told by a heartbeat.
-            for held in self.held.lock().values() {
-                held.times.lock().renew_at = Instant::now();
+            if directive.kind() == Kind::Continue {
+                for held in self.held.lock().values() {
+                    held.set_renew_at(Instant::now());
+                }
+                self.bell.notify_one();
             }
-            self.bell.notify_one();
             return;
         }
         let token = LeaseToken::from_bytes(&directive.lease_token);
@@ -221,27 +262,8 @@ impl Keeper {
     }
 
     fn obey(&self, held: &Held, directive: &Directive, sent: Instant) {
-        let said = directive.error.as_ref().map(|error| error.message.as_str());
-        match directive.kind() {
-            Kind::LeaseLost => {
-                let why = said.unwrap_or("the server says so");
-                warn!(operation.name = %held.name, why, "a lease is lost");
-                self.forget(held);
-                held.lost.cancel();
-                return;
-            }
-            Kind::CancelRequested => held.desk.cancelled.cancel(),
-            Kind::OperationDeleted => {
-                debug!(operation.name = %held.name, "the operation was deleted; nobody will see its result");
-            }
-            Kind::Continue | Kind::Drain | Kind::Unspecified => {}
-        }
-        if let Some(why) = said {
-            warn!(operation.name = %held.name, why, "a report was not taken");
-        }
-        let remaining = directive.lease_remaining.map(parse_duration);
-        if let Some(Ok(remaining)) = remaining {
-            *held.times.lock() = Times::after(sent, remaining);
+        if !held.obey(directive, sent) {
+            self.forget(held);
         }
     }
 }
@@ -251,65 +273,5 @@ impl Keeper {
 impl Drop for Upkeep {
     fn drop(&mut self) {
         self.0.stopping().cancel();
-    }
-}
-
-// === impl Held ===
-
-impl Held {
-    /// Resolves when the lease is lost: the server said so, or it was not
-    /// renewed in time.
-    pub(super) async fn lost(&self) {
-        let over = async {
-            loop {
-                let over_at = self.times.lock().over_at;
-                if over_at <= Instant::now() {
-                    warn!(operation.name = %self.name, "a lease is lost, because no heartbeat got through in time");
-                    return;
-                }
-                sleep_until(over_at).await;
-            }
-        };
-        select! {
-            () = self.lost.cancelled() => {}
-            () = over => {}
-        }
-    }
-
-    fn renew_at(&self) -> Instant {
-        self.times.lock().renew_at
-    }
-
-    /// What there is to tell of it now; none if nothing, and it is not due.
-    fn beat(self: &Arc<Self>, now: Instant) -> Option<(Arc<Self>, Report)> {
-        let report = self.desk.take();
-        if report.is_none() && now < self.renew_at() {
-            return None;
-        }
-        Some((self.clone(), report.unwrap_or_default()))
-    }
-
-    /// A sign of life with this report.
-    pub(super) fn report(&self, report: &Report) -> LeaseReport {
-        let any = |payload: &Option<Payload>| payload.as_ref().map(|it| it.any().clone());
-        LeaseReport {
-            name: self.name.clone(),
-            lease_token: self.token.as_bytes().to_vec(),
-            progress: report.progress.clone(),
-            metadata: any(&report.metadata),
-            detail: any(&report.detail),
-            checkpoint: any(&report.checkpoint),
-        }
-    }
-}
-
-// === impl Times ===
-
-impl Times {
-    fn after(sent: Instant, remaining: Duration) -> Self {
-        Self {
-            over_at: sent + remaining,
-            renew_at: sent + remaining / BEATS,
-        }
     }
 }

@@ -23,7 +23,9 @@
 
 mod attempt;
 pub(crate) mod backoff;
+mod beat;
 mod creator;
+mod held;
 mod keeper;
 mod worker;
 

@@ -1,20 +1,23 @@
 //! A worker of queues in another process: it polls for leases, runs handlers on
 //! them, so many at a time, and drains when it is told to stop.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::{Future, pending},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     select,
     sync::{OwnedSemaphorePermit, Semaphore, SetOnce},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
-use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, transport::Channel};
 use tracing::{debug, info, warn};
 
 use super::{
-    attempt::Attempt,
-    backoff::{Backoff, is_passing},
+    attempt::{Attempt, Release},
+    backoff::{Backoff, Streak, is_passing},
     keeper::{CALL, Keeper},
 };
 use crate::{
@@ -33,6 +36,10 @@ use crate::{
 
 /// How long one call waits for a lease; below what proxies cut off.
 const WAIT: Duration = Duration::from_secs(30);
+/// An answer without leases that comes sooner than this is followed by a pause.
+const SOON: Duration = Duration::from_secs(1);
+/// How long giving back may take where there is no grace.
+const ABORT: Duration = Duration::from_secs(3);
 /// The pause between two words that the worker takes nothing more.
 const DRAIN_PAUSE: Duration = Duration::from_millis(200);
 /// The largest answer with leases, in bytes: the server sends 3 MiB, or one.
@@ -73,7 +80,7 @@ struct Poll {
     /// Polls and attempts; stopping it ends the polls.
     tasks: Tasks,
     /// Ends attempts early: the grace is over.
-    release: CancellationToken,
+    release: Release,
 }
 
 // === impl Worker ===
@@ -103,21 +110,35 @@ impl Worker {
     }
 
     /// How long handlers may go on after the worker was told to stop; then their
-    /// operations go back to the queue. Default 20 s.
+    /// operations go back to the queue. Those with
+    /// [`patience`](Handler::patience) are told to stop before that, all at once.
+    /// Default 20 s.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
     }
 
     /// Works until `stop` resolves, then drains. A server that is away is waited
-    /// for. Dropping the future gives back at once what is under way.
+    /// for. If the future is dropped, tasks of the runtime give back what is
+    /// under way; it has to live on for that.
     ///
     /// # Errors
     /// [`WorkerError`] if a queue is out of range, or the server refuses the
     /// worker for good.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), WorkerError> {
-        let mut queues = Vec::new();
+        self.run_or_abort(stop, pending()).await.map(|_| ())
+    }
+
+    /// As [`run`](Self::run), with a drain that `abort` cuts short: what is under
+    /// way is given back at once. Returns whether it did not come to that.
+    pub(crate) async fn run_or_abort(
+        self,
+        stop: impl Future<Output = ()>,
+        abort: impl Future<Output = ()>,
+    ) -> Result<bool, WorkerError> {
+        let (mut queues, mut patience) = (Vec::new(), Duration::ZERO);
         for (queue, concurrency, handler) in self.queues {
+            patience = patience.max(handler.patience());
             if concurrency == 0 {
                 return Err(WorkerError::Concurrency(queue));
             }
@@ -128,10 +149,11 @@ impl Worker {
         }
         let keeper = Keeper::new(OperationWorkerClient::new(self.channel), self.id);
         let _upkeep = keeper.start();
-        let (tasks, release) = (Tasks::default(), CancellationToken::new());
+        let (tasks, release) = (Tasks::default(), Release::default());
         let _on_drop = (
             tasks.stopping().clone().drop_guard(),
-            release.clone().drop_guard(),
+            release.stop.clone().drop_guard(),
+            release.now.clone().drop_guard(),
         );
         let refused = Arc::new(SetOnce::new());
         for (queue, concurrency, handler) in queues {
@@ -151,7 +173,7 @@ impl Worker {
             });
         }
         let ended = select! {
-            () = stop => Ok(()),
+            () = stop => Ok(true),
             status = refused.wait() => Err(WorkerError::Refused(status.clone())),
         };
         info!("draining");
@@ -162,11 +184,19 @@ impl Worker {
                 () = keeper.take_nothing_more() => {}
             }
         };
-        if timeout(self.grace, drained).await.is_err() {
-            release.cancel();
-            tasks.stop().await;
+        select! {
+            () = release.after(self.grace, patience, drained) => {
+                tasks.stop().await;
+                ended
+            }
+            () = abort => {
+                release.at_once();
+                if timeout(ABORT, tasks.stop()).await.is_err() {
+                    warn!("what was under way could not be given back; its leases run out");
+                }
+                ended.map(|_| false)
+            }
         }
-        ended
     }
 }
 
@@ -186,7 +216,7 @@ impl Poll {
     /// Takes operations as long as there are permits, until the worker stops.
     async fn work(self) -> Result<(), Status> {
         let stopping = self.tasks.stopping().clone();
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut streak) = (Backoff::default(), Streak::new("LeaseOperations"));
         loop {
             let first = select! {
                 biased;
@@ -195,13 +225,15 @@ impl Poll {
             };
             // The server answers this call when it hears that the worker drains;
             // one that is given up could cost a lease that is on its way.
+            let asked = Instant::now();
             let leased = select! {
                 leased = self.lease(1 + self.permits.available_permits()) => leased,
-                () = self.release.cancelled() => return Ok(()),
+                () = self.release.now.cancelled() => return Ok(()),
             };
-            match leased {
+            let is_well = match leased {
                 Ok(leases) => {
-                    backoff.reset();
+                    streak.passed();
+                    let is_well = !leases.is_empty() || SOON <= asked.elapsed();
                     let mut first = Some(first);
                     for lease in leases {
                         let next = || self.permits.clone().try_acquire_owned().ok();
@@ -209,15 +241,23 @@ impl Poll {
                         let permit = first.take().or_else(next);
                         self.start(lease, permit);
                     }
+                    is_well
                 }
                 Err(status) if is_passing(&status) => {
-                    debug!(queue = %self.queue, %status, "no lease could be had; trying again");
-                    select! {
-                        () = sleep(backoff.pause()) => {}
-                        () = stopping.cancelled() => {}
-                    }
+                    streak.failed(&status);
+                    false
                 }
                 Err(status) => return Err(status),
+            };
+            if is_well {
+                backoff.reset();
+                continue;
+            }
+            // A server that cannot let the worker wait must not be asked again
+            // and again without a pause, whether it says so or not.
+            select! {
+                () = sleep(backoff.pause()) => {}
+                () = stopping.cancelled() => {}
             }
         }
     }

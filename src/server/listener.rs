@@ -14,7 +14,7 @@ use std::{
 };
 
 use thiserror::Error;
-use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
 
 #[cfg(test)]
 mod tests;
@@ -120,7 +120,7 @@ impl Listener {
     /// with IO, which is the one that will accept.
     ///
     /// A Unix socket that nobody listens on any more is replaced. Its file gets
-    /// the permissions `mode`, if given, before anybody is accepted.
+    /// the permissions `mode`, if given, before anybody can connect.
     ///
     /// # Errors
     ///
@@ -204,10 +204,13 @@ fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
 
 fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<Listener> {
     remove_stale(path)?;
-    let listener = UnixListener::bind(path)?;
+    let socket = UnixSocket::new_stream()?;
+    socket.bind(path)?;
+    // Nobody can connect to a socket that does not listen yet.
     if let Some(mode) = mode {
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     }
+    let listener = socket.listen(BACKLOG)?;
     let file = identity(path)?;
     let local = ListenAddress::Unix(path.to_owned());
     Ok(Listener {

@@ -30,17 +30,15 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), String> {
         LogFormat::Auto => stderr().is_terminal(),
     };
     let registry = tracing_subscriber::registry().with(filter);
+    // Nobody may read the log after a hangup, and there is no other place to
+    // complain about that; a program must not fall over it.
+    let layer = fmt::layer().with_writer(stderr).log_internal_errors(false);
     // A second start, as in tests, leaves the first log in place.
     let _ = if is_text {
-        let text = fmt::layer()
-            .with_writer(stderr)
-            .with_ansi(stderr().is_terminal())
-            .with_target(false);
+        let text = layer.with_ansi(stderr().is_terminal()).with_target(false);
         registry.with(text).try_init()
     } else {
-        registry
-            .with(fmt::layer().with_writer(stderr).json().flatten_event(true))
-            .try_init()
+        registry.with(layer.json().flatten_event(true)).try_init()
     };
     Ok(())
 }

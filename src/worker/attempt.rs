@@ -71,7 +71,7 @@ impl Attempt {
     ) -> AttemptEnd {
         let context = Context::new(assignment, self.desk.clone(), self.store.clock);
         let desk = self.desk.clone();
-        match execute(handler, context, desk, tasks, &release, self.keep()).await {
+        match execute(handler, context, desk, tasks, &release, None, self.keep()).await {
             Ended::With(end) => self.record(end, false, &release).await,
             Ended::Panicked(end) => self.record(end, true, &release).await,
             Ended::Lost => AttemptEnd::lost,

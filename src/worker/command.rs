@@ -13,7 +13,6 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use prost_types::Any;
 use rustix::process::{Pid, Signal, kill_process_group};
-use serde_json::Value;
 use tokio::{
     io::AsyncWriteExt,
     pin,
@@ -48,8 +47,9 @@ const TRACE: [&str; 4] = ["traceparent", "tracestate", "baggage", "b3"];
 /// The program gets the input as JSON on standard input and in
 /// `LONGRUNNING_INPUT` (there only up to 100 KiB): a `google.protobuf.Struct`,
 /// `Value`, `ListValue` or wrapper as the bare value, another known type as
-/// ProtoJSON with `@type`, an unknown one as `{"@type", "value": "<base64>"}`,
-/// and `null` for no input. Also set are `LONGRUNNING_OPERATION` (its full
+/// ProtoJSON with `@type`, an unknown one as `{"@type", "value": "<base64>"}`.
+/// Without an input there is nothing on standard input, and the variable is not
+/// set. Also set are `LONGRUNNING_OPERATION` (its full
 /// name), `LONGRUNNING_ATTEMPT`, `LONGRUNNING_LEASE_TOKEN` (base64),
 /// `LONGRUNNING_QUEUE` and `LONGRUNNING_CHECKPOINT` (JSON) if there is one, and
 /// `TRACEPARENT`, `TRACESTATE`, `BAGGAGE` and `B3` as the creator gave them.
@@ -60,9 +60,9 @@ const TRACE: [&str; 4] = ["traceparent", "tracestate", "baggage", "b3"];
 /// `google.protobuf.Struct`, nothing as `Empty`, and other text as `StringValue`.
 ///
 /// Exit code 0 is success. Another is a retryable failure, with the end of
-/// standard error in its message. A cancellation sends SIGTERM to the group,
-/// and SIGKILL if that does not end it. What the program leaves behind in its
-/// group is killed when it has ended, or when the lease is lost.
+/// standard error in its message. A cancellation, a lost lease and the end of a
+/// grace send SIGTERM to the group, and SIGKILL if that does not end it. What the
+/// program leaves behind in its group is killed when it has ended.
 pub struct CommandHandler {
     program: OsString,
     arguments: Vec<OsString>,
@@ -146,7 +146,7 @@ impl CommandHandler {
         self
     }
 
-    fn command(&self, context: &Context, input: &str) -> Command {
+    fn command(&self, context: &Context, input: Option<&str>) -> Command {
         let mut command = Command::new(&self.program);
         command
             .args(&self.arguments)
@@ -161,7 +161,7 @@ impl CommandHandler {
             warn!(operation.name = %context.name(), "the checkpoint is too long for a variable: the command begins without it");
         }
         for (key, value) in [
-            ("INPUT", Some(input.to_owned())),
+            ("INPUT", input.map(str::to_owned)),
             ("OPERATION", Some(context.name().to_owned())),
             ("ATTEMPT", Some(context.attempt().to_string())),
             (
@@ -227,10 +227,14 @@ impl CommandHandler {
 }
 
 impl Handler for CommandHandler {
+    fn patience(&self) -> Duration {
+        self.kill_after
+    }
+
     async fn run(&self, context: Context) -> Result<Any, Failure> {
         let input = context.input().map(|input| self.types.bare(input));
-        let input = input.unwrap_or(Value::Null).to_string();
-        let child = self.command(&context, &input).spawn();
+        let input = input.map(|input| input.to_string());
+        let child = self.command(&context, input.as_deref()).spawn();
         let mut group = Group::new(child.map_err(|error| self.not_started(&error))?);
         let (mut output, mut tail) = (Output::default(), Tail::default());
         let exit = {
@@ -243,7 +247,7 @@ impl Handler for CommandHandler {
                 // A command need not read its input.
                 let _ = stdin
                     .expect("it is piped")
-                    .write_all(input.as_bytes())
+                    .write_all(input.unwrap_or_default().as_bytes())
                     .await;
                 Ok(())
             };

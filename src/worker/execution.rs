@@ -5,9 +5,9 @@
 use std::{any::Any as Panic, future::Future, sync::Arc, time::Duration};
 
 use tokio::{
-    select,
+    pin, select,
     task::{JoinError, JoinHandle},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -25,6 +25,9 @@ use crate::{
     tasks::Tasks,
 };
 
+/// The most patience with a handler that was told to stop, where there is no
+/// grace left: enough for a program that tidies up at SIGTERM.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
 /// How long an aborted handler may take to its next await.
 const ABORT_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -43,49 +46,79 @@ pub(crate) enum Ended {
 struct Work {
     task: JoinHandle<HandlerResult>,
     desk: Arc<Desk>,
+    patience: Duration,
 }
 
 /// Runs `handler` to its end, until `lost` resolves, or until `release` asks
-/// for the operation to be given back.
+/// for the operation to be given back. A handler that is to end early is told
+/// to stop first, if it wants time for that: on a release until `now` is
+/// cancelled, else, and where there is no `now`, very little.
 pub(crate) async fn execute(
     handler: Arc<dyn AnyHandler>,
     context: Context,
     desk: Arc<Desk>,
     tasks: &Tasks,
     release: &CancellationToken,
+    now: Option<&CancellationToken>,
     lost: impl Future<Output = ()>,
 ) -> Ended {
+    let patience = handler.patience().min(STOP_PATIENCE);
     let task = tasks.spawn("handler", handler.start(context));
-    let mut work = Work { task, desk };
+    let mut work = Work {
+        task,
+        desk,
+        patience,
+    };
+    pin!(lost);
     select! {
         biased;
-        result = &mut work.task => concluded(result),
-        () = release.cancelled() => {
+        result = &mut work.task => return concluded(result),
+        () = release.cancelled() => {}
+        () = &mut lost => return work.give_up().await,
+    }
+    work.desk.cancelled.cancel();
+    let hurry = async {
+        match now {
+            Some(now) => now.cancelled().await,
+            None if patience.is_zero() => {}
+            None => sleep(patience).await,
+        }
+    };
+    let result = select! {
+        biased;
+        result = &mut work.task => Some(result),
+        () = hurry => {
             // The operation is offered again only when nobody works on it any
             // more. A handler that blocks its thread is not waited for.
-            work.stop();
-            match timeout(ABORT_PATIENCE, &mut work.task).await {
-                Ok(Ok(Ok(response))) => Ended::With(End::Response(response)),
-                // It broke off because it was told to, not because it failed.
-                _ => Ended::With(End::Release),
-            }
+            work.task.abort();
+            timeout(ABORT_PATIENCE, &mut work.task).await.ok()
         }
-        () = lost => Ended::Lost,
+        () = lost => return work.give_up().await,
+    };
+    match result {
+        Some(Ok(Ok(response))) => Ended::With(End::Response(response)),
+        // It broke off because it was told to, not because it failed.
+        _ => Ended::With(End::Release),
     }
 }
 
 // === impl Work ===
 
 impl Work {
-    fn stop(&self) {
+    /// Ends work that is somebody else's now, and hardly waits for it.
+    async fn give_up(mut self) -> Ended {
         self.desk.cancelled.cancel();
-        self.task.abort();
+        if !self.patience.is_zero() {
+            let _ = timeout(self.patience, &mut self.task).await;
+        }
+        Ended::Lost
     }
 }
 
 impl Drop for Work {
     fn drop(&mut self) {
-        self.stop();
+        self.desk.cancelled.cancel();
+        self.task.abort();
     }
 }
 

@@ -1,6 +1,6 @@
 //! Handlers: the work itself, as the user of the library writes it.
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, time::Duration};
 
 use prost_types::Any;
 
@@ -34,6 +34,14 @@ pub trait Handler: Send + Sync + 'static {
     /// The future is dropped when the lease is lost, and when the grace of a
     /// shutdown is over.
     fn run(&self, context: Context) -> impl Future<Output = Result<Any, Failure>> + Send;
+
+    /// How long the future should go on after [`Context::cancelled`] before it
+    /// is dropped, so that it can tidy up. Zero without it. After a lost lease
+    /// it gets 1 s at most; of the grace of a remote worker the last quarter at
+    /// most, and 1 s after that of a server.
+    fn patience(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 impl<F, W> Handler for F
@@ -55,10 +63,15 @@ pub(crate) type Work = Pin<Box<dyn Future<Output = HandlerResult> + Send>>;
 /// A handler that is known only at run time.
 pub(crate) trait AnyHandler: Send + Sync {
     fn start(self: std::sync::Arc<Self>, context: Context) -> Work;
+    fn patience(&self) -> Duration;
 }
 
 impl<H: Handler> AnyHandler for H {
     fn start(self: std::sync::Arc<Self>, context: Context) -> Work {
         Box::pin(async move { self.run(context).await })
+    }
+
+    fn patience(&self) -> Duration {
+        Handler::patience(self)
     }
 }

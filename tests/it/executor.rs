@@ -105,7 +105,12 @@ async fn a_command_finds_the_input_as_bare_json_on_standard_input_and_in_the_env
         let done = run(sh(script), queued().input(input)).await;
         assert_eq!(said(&done), format!("{json} {json}"));
     }
-    assert_eq!(said(&run(sh(script), queued()).await), "null null");
+}
+
+#[tokio::test]
+async fn without_an_input_a_command_reads_nothing_and_the_variable_is_not_set() {
+    let script = r#"printf '%s %s' "$(wc -c)" "${LONGRUNNING_INPUT-unset}""#;
+    assert_eq!(said(&run(sh(script), queued()).await), "0 unset");
 }
 
 #[tokio::test]
@@ -317,4 +322,18 @@ async fn a_command_whose_lease_is_lost_is_killed_with_all_that_it_started() {
     operations.shutdown(Duration::ZERO).await;
     is_gone(&id).await;
     is_gone(&other).await;
+}
+
+#[tokio::test]
+async fn a_command_that_outlives_the_grace_gets_sigterm_before_it_is_killed() {
+    let directory = tempfile::tempdir().unwrap();
+    let saved = directory.path().join("saved");
+    let script = format!(
+        "trap 'echo yes > {}; exit 0' TERM; echo '::progress 0.5'; while :; do sleep 0.01; done",
+        saved.display()
+    );
+    let operations = with(sh(&script)).await;
+    started(&operations, queued()).await;
+    operations.shutdown(Duration::ZERO).await;
+    assert_eq!(std::fs::read_to_string(saved).unwrap(), "yes\n");
 }

@@ -43,6 +43,8 @@ mod http_json;
 mod http_watch;
 #[cfg(feature = "cli")]
 mod jobs;
+#[cfg(feature = "cli")]
+mod keeper;
 mod limits;
 mod list;
 mod model;

@@ -9,11 +9,13 @@ import (
 	"context"
 	"errors"
 	"log"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -25,9 +27,12 @@ import (
 )
 
 const (
-	beat  = 250 * time.Millisecond // how old the progress that clients see may be
-	pause = 500 * time.Millisecond // before another try
-	call  = 5 * time.Second        // the deadline of a call
+	beat   = 250 * time.Millisecond // how old the progress that clients see may be
+	hasty  = 500 * time.Millisecond // the longest pause before another heartbeat: leases run out
+	call   = 5 * time.Second        // the deadline of a call
+	steady = 10 * time.Second       // after which a stream was a good one
+	small  = 2048                   // bytes of a report that shares a heartbeat with others
+	most   = 1000                   // reports of one heartbeat
 )
 
 // Why work is stopped: the cause of its context.
@@ -51,7 +56,9 @@ type Job struct {
 	over   *time.Timer
 	lost   atomic.Bool
 	mu     sync.Mutex
-	report *pb.LeaseReport
+	report *pb.LeaseReport // all there is to tell
+	told   *pb.LeaseReport // what of it the server knows
+	sent   *pb.LeaseReport // what of it is on the way
 }
 
 // The cause of a context is its first one. What was cancelled can still be lost.
@@ -65,6 +72,32 @@ func (j *Job) Tell(change func(*pb.LeaseReport)) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	change(j.report)
+}
+
+// What changed since the last heartbeat that got through.
+func (j *Job) news() *pb.LeaseReport {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.sent = proto.Clone(j.report).(*pb.LeaseReport)
+	news := j.proof()
+	if !proto.Equal(j.sent.Progress, j.told.Progress) {
+		news.Progress = j.sent.Progress
+	}
+	if !proto.Equal(j.sent.Metadata, j.told.Metadata) {
+		news.Metadata = j.sent.Metadata
+	}
+	if !proto.Equal(j.sent.Detail, j.told.Detail) {
+		news.Detail = j.sent.Detail
+	}
+	if !proto.Equal(j.sent.Checkpoint, j.told.Checkpoint) {
+		news.Checkpoint = j.sent.Checkpoint
+	}
+	return news
+}
+
+// A sign of life without news.
+func (j *Job) proof() *pb.LeaseReport {
+	return &pb.LeaseReport{Name: j.Lease.Name, LeaseToken: j.Lease.LeaseToken}
 }
 
 // Keeper has everything that one worker works on.
@@ -115,7 +148,7 @@ func (k *Keeper) Take(lease *pb.Lease) *Job {
 	}
 	ctx, stop := context.WithCancelCause(context.Background())
 	job := &Job{Lease: lease, ctx: ctx, stop: stop}
-	job.report = &pb.LeaseReport{Name: lease.Name, LeaseToken: lease.LeaseToken}
+	job.report, job.told = job.proof(), job.proof()
 	// Not renewed in time, the lease is lost; nobody needs to say so.
 	job.over = time.AfterFunc(lease.LeaseRemaining.AsDuration(), job.lose)
 	k.jobs[string(lease.LeaseToken)] = job
@@ -182,7 +215,7 @@ func (j *Job) end(response proto.Message, err error) *pb.FinishOperationRequest 
 
 // Tries calls until there is an answer, or it is enough.
 func Tries(try func(context.Context) error, enough func() bool) error {
-	for {
+	for pauses := (Pauses{}); ; {
 		ctx, done := context.WithTimeout(context.Background(), call)
 		err := try(ctx)
 		done()
@@ -190,8 +223,18 @@ func Tries(try func(context.Context) error, enough func() bool) error {
 			return err
 		}
 		log.Printf("%v; trying again", err)
-		time.Sleep(pause)
+		time.Sleep(pauses.Next())
 	}
+}
+
+// Pauses come before further tries: longer and longer, and not in step with the
+// other workers of a server that comes back.
+type Pauses struct{ last time.Duration }
+
+// Next is the next pause.
+func (p *Pauses) Next() time.Duration {
+	p.last = min(max(2*p.last, 100*time.Millisecond), 5*time.Second)
+	return p.last/2 + rand.N(p.last/2)
 }
 
 // Pack packs what JSON can say, for those without a message of their own.
@@ -203,32 +246,73 @@ func Pack(values map[string]any) (*anypb.Any, error) {
 	return anypb.New(packed)
 }
 
-// Again tells whether another try may help.
+// Again tells whether another try may help: what is full may have room later.
 func Again(err error) bool {
-	code := status.Code(err)
-	return code == codes.Unavailable || code == codes.DeadlineExceeded
+	switch status.Code(err) {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted:
+		return !tooLarge(err)
+	}
+	return false
+}
+
+// What is too large stays so.
+func tooLarge(err error) bool {
+	for _, detail := range status.Convert(err).Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.Reason == "TOO_LARGE" {
+			return true
+		}
+	}
+	return status.Code(err) == codes.OutOfRange
 }
 
 func (k *Keeper) beat() (time.Duration, error) {
 	k.oneBeat.Lock() // or an older checkpoint overtakes a newer one
 	defer k.oneBeat.Unlock()
-	jobs, since := k.held(), time.Now()
-	request := &pb.HeartbeatRequest{WorkerId: k.ID}
+	jobs, shared := k.held(), []*Job(nil)
+	var reports, large []*pb.LeaseReport
+	var alone []*Job
 	for _, job := range jobs {
-		job.Tell(func(report *pb.LeaseReport) {
-			request.Reports = append(request.Reports, proto.Clone(report).(*pb.LeaseReport))
-		})
+		if news := job.news(); proto.Size(news) <= small {
+			shared, reports = append(shared, job), append(reports, news)
+		} else { // so that it costs no lease of another
+			alone, large = append(alone, job), append(large, news)
+		}
 	}
+	// An empty one says at least that the worker drains.
+	first := min(most, len(shared))
+	next, err := k.tell(shared[:first], reports[:first])
+	for first < len(shared) && err == nil {
+		end := min(first+most, len(shared))
+		_, err = k.tell(shared[first:end], reports[first:end])
+		first = end
+	}
+	for i := range alone {
+		if err == nil {
+			_, err = k.tell(alone[i:i+1], large[i:i+1])
+		}
+	}
+	return next, err
+}
+
+// One heartbeat. A large report that the server refuses is left out.
+func (k *Keeper) tell(jobs []*Job, reports []*pb.LeaseReport) (time.Duration, error) {
+	since, request := time.Now(), &pb.HeartbeatRequest{WorkerId: k.ID, Reports: reports}
 	k.mu.Lock()
 	request.Draining = k.draining
 	k.mu.Unlock()
 	ctx, done := context.WithTimeout(context.Background(), call)
 	defer done()
 	answer, err := k.Client.Heartbeat(ctx, request)
+	if len(jobs) == 1 && tooLarge(err) {
+		log.Printf("a report is dropped: %v", err)
+		request.Reports = []*pb.LeaseReport{jobs[0].proof()}
+		answer, err = k.Client.Heartbeat(ctx, request)
+	}
 	if err != nil {
-		return pause, err
+		return 0, err
 	}
 	for i, job := range jobs {
+		job.told = job.sent
 		directive := answer.Directives[i]
 		if directive.Kind != pb.Directive_LEASE_LOST {
 			job.over.Reset(time.Until(since.Add(directive.LeaseRemaining.AsDuration())))
@@ -236,17 +320,21 @@ func (k *Keeper) beat() (time.Duration, error) {
 		k.obey(directive)
 	}
 	next := answer.NextHeartbeat.AsDuration()
-	if len(jobs) > 0 || request.Draining {
+	if len(k.held()) > 0 || request.Draining {
 		next = min(next, beat)
 	}
 	return next, nil
 }
 
 func (k *Keeper) heartbeats(ctx context.Context) error {
+	pauses := Pauses{}
 	for {
 		next, err := k.beat()
 		if err != nil {
 			log.Printf("no heartbeat: %v", err)
+			next = min(pauses.Next(), hasty)
+		} else {
+			pauses = Pauses{}
 		}
 		select {
 		case <-ctx.Done():
@@ -259,20 +347,24 @@ func (k *Keeper) heartbeats(ctx context.Context) error {
 
 // Only a hint, but a quick one. What it misses a heartbeat tells.
 func (k *Keeper) directives(ctx context.Context) error {
-	for ctx.Err() == nil {
+	for pauses := (Pauses{}); ctx.Err() == nil; {
+		opened := time.Now()
 		stream, err := k.Client.WatchDirectives(ctx, &pb.WatchDirectivesRequest{WorkerId: k.ID})
 		for err == nil {
 			var directive *pb.Directive
 			if directive, err = stream.Recv(); err == nil {
-				if directive.Name == "" {
+				if directive.Name == "" && directive.Kind == pb.Directive_CONTINUE {
 					k.hasten() // it has opened; what came before is not on it
 				}
 				k.obey(directive)
 			}
 		}
+		if time.Since(opened) > steady {
+			pauses = Pauses{} // not before: a server that drains ends each at once
+		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(pause):
+		case <-time.After(pauses.Next()):
 		}
 	}
 	return nil

@@ -72,17 +72,24 @@ func takeTurns(stop context.Context, keeper *leases.Keeper) error {
 	request := &pb.LeaseOperationsRequest{
 		Queues: []string{cmp.Or(os.Getenv("QUEUE"), "copy")}, WorkerId: keeper.ID, Wait: durationpb.New(poll),
 	}
-	for stop.Err() == nil {
+	for pauses := (leases.Pauses{}); stop.Err() == nil; {
+		asked := time.Now()
 		ctx, done := context.WithTimeout(context.Background(), poll+5*time.Second)
 		answer, err := keeper.Client.LeaseOperations(ctx, request)
 		done()
 		if leases.Again(err) {
 			log.Printf("%v; trying again", err)
-			time.Sleep(time.Second)
+			time.Sleep(pauses.Next())
+			continue
 		} else if err != nil {
 			return err
 		}
-		for _, lease := range answer.GetLeases() {
+		if len(answer.Leases) == 0 && time.Since(asked) < time.Second {
+			time.Sleep(pauses.Next()) // a server that lets nobody wait
+			continue
+		}
+		pauses = leases.Pauses{}
+		for _, lease := range answer.Leases {
 			keeper.Execute(keeper.Take(lease), copyRows)
 		}
 	}

@@ -1,7 +1,10 @@
 //! What every test needs: a server with clients, and operations in each stage.
 //! Looking into errors is in `problem`, journals of the tests' own in `journal`,
-//! work as workers elsewhere do it in `shop`, bytes over HTTP in `http`.
+//! work as workers elsewhere do it in `shop`, bytes over HTTP in `http`, a bad
+//! line to workers in `faults`, one that can be cut in `line`.
 
+#[cfg(feature = "cli")]
+pub(crate) mod faults;
 #[cfg(feature = "server")]
 pub(crate) mod http;
 pub(crate) mod journal;
