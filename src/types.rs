@@ -20,10 +20,9 @@ use crate::proto::{
 pub struct Types(Arc<RwLock<DescriptorPool>>);
 
 /// How the values of enums are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Enums {
     /// `"RUNNING"`: the usual form.
-    #[default]
     Names,
     /// `2`: for who asks for it, as `$alt=json;enum-encoding=int` does.
     Numbers,
