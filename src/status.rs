@@ -58,6 +58,10 @@ pub(crate) fn malformed(problem: &str) -> Status {
 }
 
 /// An argument breaks a rule, and which one it is only the caller knows.
+#[cfg_attr(
+    not(feature = "gateway"),
+    expect(dead_code, reason = "the parameters of URLs are open-ended")
+)]
 pub(crate) fn invalid(field: &str, reason: &str, rule: &str) -> Status {
     violated(field, reason, &format!("{field}: {rule}"), rule)
 }

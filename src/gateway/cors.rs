@@ -1,12 +1,14 @@
-//! Cross-origin calls from browsers (the CORS protocol of the Fetch standard):
-//! off unless origins are named.
+//! Calls from web pages of other origins: refused where they would change
+//! something, and unreadable otherwise (the CORS protocol of the Fetch standard),
+//! unless their origins are named.
 
 use std::str::FromStr;
 
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
 
 /// How long a browser may remember a permission, in seconds.
 const MAX_AGE: &str = "600";
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const METHODS: &str = "GET, HEAD, POST, DELETE";
 
 /// The origins whose pages may call the server, such as
@@ -24,6 +26,34 @@ pub struct CorsOriginsError(String);
 // === impl CorsOrigins ===
 
 impl CorsOrigins {
+    /// Whether a call comes from a page that may not call. A browser sends a
+    /// plain POST for any page, and only hides the answer from it.
+    pub(super) fn forbid(&self, request: &Parts) -> bool {
+        let headers = &request.headers;
+        let Some(origin) = headers.get(header::ORIGIN) else {
+            return false;
+        };
+        if self.find(origin).is_some() {
+            return false;
+        }
+        if let Some(site) = headers.get(SEC_FETCH_SITE) {
+            return site != "same-origin" && site != "none";
+        }
+        // HTTP/2 has the host in the URL.
+        let host = match request.uri.authority() {
+            Some(authority) => Some(authority.as_str()),
+            None => headers
+                .get(header::HOST)
+                .and_then(|host| host.to_str().ok()),
+        };
+        let own = origin.to_str().ok().and_then(|text| text.split_once("://"));
+        own.is_none_or(|(_, own)| Some(own) != host)
+    }
+
+    fn find(&self, origin: &HeaderValue) -> Option<&HeaderValue> {
+        self.0.iter().find(|one| *one == "*" || *one == origin)
+    }
+
     /// Adds what lets the page that asked read the answer, if it may.
     pub(super) fn permit(&self, method: &Method, request: &HeaderMap, answer: &mut HeaderMap) {
         if self.0.is_empty() {
@@ -34,8 +64,7 @@ impl CorsOrigins {
         let Some(origin) = request.get(header::ORIGIN) else {
             return;
         };
-        let permitted = self.0.iter().find(|one| *one == "*" || *one == origin);
-        let Some(permitted) = permitted else {
+        let Some(permitted) = self.find(origin) else {
             return;
         };
         let asked = header::ACCESS_CONTROL_REQUEST_METHOD;
@@ -142,6 +171,36 @@ mod tests {
              access-control-allow-origin: https://a.example\n\
              access-control-max-age: 600\nvary: origin"
         );
+    }
+
+    #[test]
+    fn a_page_of_another_origin_may_not_call() {
+        let forbids = |origins: &str, headers: &[(&str, &str)]| {
+            let mut request = http::Request::builder().uri("/v1/operations/x:cancel");
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let (parts, ()) = request.body(()).unwrap().into_parts();
+            origins.parse::<CorsOrigins>().unwrap().forbid(&parts)
+        };
+        let other = [("origin", "https://a.example"), ("host", "127.0.0.1:8470")];
+        assert!(forbids("", &other));
+        assert!(forbids("https://b.example", &other));
+        assert!(forbids("", &[("origin", "null")]));
+        assert!(!forbids("https://a.example", &other));
+        assert!(!forbids("*", &other));
+        // Who is no browser, and the server's own pages behind whatever proxy.
+        assert!(!forbids("", &[]));
+        assert!(!forbids(
+            "",
+            &[
+                ("origin", "http://localhost:8470"),
+                ("host", "localhost:8470")
+            ]
+        ));
+        let site = |site| [other[0], other[1], ("sec-fetch-site", site)];
+        assert!(!forbids("", &site("same-origin")));
+        assert!(forbids("", &site("same-site")) && forbids("", &site("cross-site")));
     }
 
     #[test]

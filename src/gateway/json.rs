@@ -23,7 +23,7 @@ use crate::{
 const LARGE: usize = 64 * 1024;
 
 /// How an answer is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Form {
     /// Inside an `Any` too.
     pub(super) enums: Enums,
@@ -32,6 +32,15 @@ pub(super) struct Form {
 }
 
 // === impl Form ===
+
+impl Default for Form {
+    fn default() -> Self {
+        Self {
+            enums: Enums::Names,
+            pretty: false,
+        }
+    }
+}
 
 impl Form {
     /// The text of a value.

@@ -76,6 +76,21 @@ struct Count<'a> {
 }
 
 /// The HTTP/JSON service. What it does not know it answers with an error.
+///
+/// ```
+/// use longrunning::{HttpOptions, Operations, gateway, operations_server};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let operations = Operations::builder().start().await?;
+/// let grpc = tonic::service::Routes::new(operations_server(&operations));
+/// let http = gateway(&operations, HttpOptions::default());
+/// // For axum::serve, which speaks HTTP/1.1 and HTTP/2.
+/// let router = grpc.into_axum_router().fallback_service(http);
+/// # let _ = router;
+/// # Ok(())
+/// # }
+/// ```
 pub fn gateway(operations: &Operations, options: HttpOptions) -> Gateway {
     Gateway(Arc::new(Inner {
         operations: operations.clone(),
@@ -174,6 +189,10 @@ impl Inner {
         B: http_body::Body,
         B::Error: Into<BoxError>,
     {
+        let reads = matches!(action, Action::Get | Action::List | Action::Watch);
+        if !reads && self.options.cors_origins.forbid(parts) {
+            return Err(Refusal::origin());
+        }
         let query = query::parse(action, parts.uri.query().unwrap_or_default())?;
         *form = query.form;
         let (operations, options, form) = (&self.operations, &self.options, query.form);
@@ -229,7 +248,10 @@ impl Inner {
     fn refused(&self, refusal: Refusal, form: Form) -> Response<Body> {
         let envelope = refusal.envelope(self.operations.types());
         let mut response = json(refusal.code, form.write(&envelope));
-        response.headers_mut().extend(refusal.header);
+        if let Some(header) = refusal.header {
+            let (name, value) = *header;
+            response.headers_mut().insert(name, value);
+        }
         response
     }
 }

@@ -18,8 +18,8 @@ use crate::{
 pub(crate) struct Refusal {
     pub(super) code: StatusCode,
     status: Status,
-    /// What tells the client how to go on.
-    pub(super) header: Option<(HeaderName, HeaderValue)>,
+    /// What tells the client how to go on; boxed, because it is rare and large.
+    pub(super) header: Option<Box<(HeaderName, HeaderValue)>>,
 }
 
 // === impl Refusal ===
@@ -48,8 +48,16 @@ impl Refusal {
         let message = format!("this path cannot be asked so; it takes {allowed}");
         let status = status::plain(Code::Unimplemented, "METHOD_NOT_ALLOWED", &message);
         let mut refusal = Self::new(StatusCode::METHOD_NOT_ALLOWED, status);
-        refusal.header = Some((header::ALLOW, HeaderValue::from_static(allowed)));
+        let value = HeaderValue::from_static(allowed);
+        refusal.header = Some(Box::new((header::ALLOW, value)));
         refusal
+    }
+
+    /// The call comes from a page that may not call.
+    pub(super) fn origin() -> Self {
+        let message =
+            "pages of this origin may not call; start the server with --cors-origin to let them";
+        status::plain(Code::PermissionDenied, "ORIGIN_NOT_ALLOWED", message).into()
     }
 
     /// The body is larger than the server takes.
@@ -78,6 +86,35 @@ impl Refusal {
         Self::new(StatusCode::REQUEST_TIMEOUT, status)
     }
 
+    /// A mistake of the server's own.
+    pub(super) fn internal() -> Self {
+        let message = "the server made a mistake, which its log tells of";
+        status::plain(Code::Internal, "INTERNAL", message).into()
+    }
+
+    #[cfg(test)]
+    pub(super) fn message(&self) -> &str {
+        &self.status.message
+    }
+
+    /// The body of the answer.
+    pub(super) fn envelope(&self, types: &Types) -> Value {
+        let details = self.status.details.iter();
+        let details: Vec<Value> = details.map(|detail| types.any(detail)).collect();
+        json!({ "error": {
+            "code": self.code.as_u16(),
+            "message": self.status.message,
+            "status": Code::try_from(self.status.code).unwrap_or(Code::Unknown).as_str_name(),
+            "details": details,
+        }})
+    }
+}
+
+#[cfg_attr(
+    not(feature = "server"),
+    expect(dead_code, reason = "another server has its own words for these")
+)]
+impl Refusal {
     /// hyper cannot read the request, and says so with this code.
     pub(crate) fn unreadable(code: StatusCode) -> Self {
         let status = match code {
@@ -94,32 +131,9 @@ impl Refusal {
         Self::new(code, status)
     }
 
-    /// A mistake of the server's own.
-    pub(super) fn internal() -> Self {
-        let message = "the server made a mistake, which its log tells of";
-        status::plain(Code::Internal, "INTERNAL", message).into()
-    }
-
-    #[cfg(test)]
-    pub(super) fn message(&self) -> &str {
-        &self.status.message
-    }
-
     /// The body of the answer, for those who know no types but the built-in ones.
     pub(crate) fn to_json(&self) -> Vec<u8> {
         self.envelope(&Types::built_in()).to_string().into_bytes()
-    }
-
-    /// The body of the answer.
-    pub(super) fn envelope(&self, types: &Types) -> Value {
-        let details = self.status.details.iter();
-        let details: Vec<Value> = details.map(|detail| types.any(detail)).collect();
-        json!({ "error": {
-            "code": self.code.as_u16(),
-            "message": self.status.message,
-            "status": Code::try_from(self.status.code).unwrap_or(Code::Unknown).as_str_name(),
-            "details": details,
-        }})
     }
 }
 
@@ -133,7 +147,8 @@ impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         let wait = error.retry_after();
         let mut refusal = Self::from(Status::from(error));
-        refusal.header = wait.map(|wait| (header::RETRY_AFTER, wait.as_secs().max(1).into()));
+        refusal.header =
+            wait.map(|wait| Box::new((header::RETRY_AFTER, wait.as_secs().max(1).into())));
         refusal
     }
 }
@@ -228,9 +243,7 @@ mod tests {
     fn who_may_try_again_is_told_when() {
         let refusal = Refusal::from(Error::ShuttingDown);
         assert_eq!(refusal.code, StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(
-            refusal.header,
-            Some((header::RETRY_AFTER, HeaderValue::from_static("1")))
-        );
+        let header = (header::RETRY_AFTER, HeaderValue::from_static("1"));
+        assert_eq!(refusal.header, Some(Box::new(header)));
     }
 }

@@ -524,6 +524,24 @@ async fn pages_of_named_origins_may_call_and_by_default_none() {
 
 // HTTP-16
 #[tokio::test]
+async fn a_page_of_another_origin_changes_nothing() {
+    let site = Site::start().await;
+    let name = pending(&site.operations).await;
+    let origin = "origin: https://evil.example\r\n";
+    let cancel = request("POST", &format!("/v1/{name}:cancel"), origin, "");
+    let refused = site.send(cancel).await;
+    let expected = error(403, "PERMISSION_DENIED", "ORIGIN_NOT_ALLOWED");
+    assert_eq!(refused.problem(), expected);
+    let got = site.get(&format!("/v1/{name}")).await.ok();
+    assert_eq!(got["done"], false);
+    let own = format!("origin: http://{}\r\n", site.address);
+    let own = request("POST", &format!("/v1/{name}:cancel"), &own, "");
+    let own = own.replace("host: test", &format!("host: {}", site.address));
+    site.send(own).await.ok();
+}
+
+// HTTP-16
+#[tokio::test]
 async fn a_header_does_not_make_another_method_of_a_call() {
     let site = Site::start().await;
     named(&site.operations, "operations/x").await;

@@ -154,9 +154,25 @@ async fn garbage_ends_the_connection_at_once() {
         peer.write_all(garbage.as_bytes()).await.unwrap();
         let mut received = Vec::new();
         peer.read_to_end(&mut received).await.unwrap();
+        drop(peer);
         assert_ne!(end(serving).await, "in peace");
         assert_eq!(start.elapsed().as_secs(), 0);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_goes_on_after_garbage_gets_an_answer_and_a_second_to_read_it() {
+    let start = Instant::now();
+    let (mut peer, serving, _) = connect(Page(1));
+    peer.write_all(b"garbage\r\n\r\n").await.unwrap();
+    let mut received = String::new();
+    peer.read_to_string(&mut received).await.unwrap();
+    assert!(received.starts_with("HTTP/1.1 400 "), "{received}");
+    assert!(received.contains("MALFORMED_REQUEST"), "{received}");
+    // What still comes is thrown away.
+    peer.write_all(&[0; 1000]).await.unwrap();
+    assert_ne!(end(serving).await, "in peace");
+    assert_eq!(start.elapsed().as_secs(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -163,7 +163,7 @@ impl Wire {
     /// The next answer; one to HEAD has no body.
     pub(crate) async fn answer_to(&mut self, method: &str) -> Answer {
         let mut answer = self.head().await;
-        let length = answer.header("content-length").map(|text| text.parse());
+        let length = answer.header("content-length").map(str::parse);
         if let (Some(length), true) = (length, method != "HEAD") {
             answer.body = vec![0; length.unwrap()];
             self.0.read_exact(&mut answer.body).await.unwrap();
