@@ -332,6 +332,11 @@ impl Operation {
         wire::decode(self.bytes())
     }
 
+    /// The parts of the encoded operation, for filters.
+    pub(crate) fn wire(&self) -> &Wire {
+        &self.wire
+    }
+
     /// Whether it is over.
     pub fn is_done(&self) -> bool {
         matches!(self.stage, Stage::Done(_))

@@ -44,6 +44,21 @@ impl Wire {
         std::str::from_utf8(name).expect("it was encoded from a str")
     }
 
+    /// The metadata.
+    pub(crate) fn metadata(&self) -> Option<AnyRef<'_>> {
+        find_field(&self.0, METADATA).map(AnyRef::read)
+    }
+
+    /// The response, if it ended with one.
+    pub(crate) fn response(&self) -> Option<AnyRef<'_>> {
+        find_field(&self.0, RESPONSE).map(AnyRef::read)
+    }
+
+    /// The encoded `google.rpc.Status`, if it ended with an error.
+    pub(crate) fn error(&self) -> Option<&[u8]> {
+        find_field(&self.0, ERROR)
+    }
+
     /// Whether it is done with this outcome, to the byte.
     pub(crate) fn ends_with(&self, outcome: &Outcome) -> bool {
         let (_, rest) = split_field(&self.0);
@@ -52,6 +67,43 @@ impl Wire {
         encoding::bool::encode(DONE, &true, &mut done);
         result.strip_prefix(&*done) == Some(&*encode_outcome(outcome))
     }
+}
+
+/// A `google.protobuf.Any` where it stands in the bytes of an operation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AnyRef<'a> {
+    pub(crate) type_url: &'a str,
+    pub(crate) value: &'a [u8],
+}
+
+// === impl AnyRef ===
+
+impl<'a> AnyRef<'a> {
+    fn read(bytes: &'a [u8]) -> Self {
+        let type_url = find_field(bytes, 1).unwrap_or_default();
+        Self {
+            type_url: std::str::from_utf8(type_url).unwrap_or_default(),
+            value: find_field(bytes, 2).unwrap_or_default(),
+        }
+    }
+}
+
+/// The first field with this number, one with a length.
+fn find_field(mut rest: &[u8], number: u32) -> Option<&[u8]> {
+    while !rest.is_empty() {
+        let (found, kind) = encoding::decode_key(&mut rest).ok()?;
+        let length = encoding::decode_varint(&mut rest).ok()?;
+        if kind != encoding::WireType::LengthDelimited {
+            // The bytes hold no other fields without a length than a varint.
+            continue;
+        }
+        let (field, behind) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+        if found == number {
+            return Some(field);
+        }
+        rest = behind;
+    }
+    None
 }
 
 /// Splits the first field, one with a length, from the fields behind it.

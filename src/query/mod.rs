@@ -1,5 +1,11 @@
-//! Questions to the store: scopes and pages today, filters later. Answering them is the
-//! store's affair.
+//! Questions to the store: scopes, pages and filters (AIP-160). Answering them
+//! is the store's affair.
 
+pub(crate) mod eval;
+pub(crate) mod fields;
+pub(crate) mod filter;
+pub(crate) mod inside;
+pub(crate) mod literal;
 pub(crate) mod page;
+pub(crate) mod parse;
 pub(crate) mod scope;

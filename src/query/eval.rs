@@ -1,0 +1,405 @@
+//! What a filter means: checked against the fields and types that there are,
+//! then asked about one operation after the other. Which operations must be
+//! asked at all is decided in `plan`.
+
+use std::{borrow::Cow, cell::OnceCell};
+
+use prost::Name;
+use prost_reflect::{DynamicMessage, MessageDescriptor};
+
+use super::{
+    fields::{Field, NAMES, Own},
+    filter::{Column, Comparator, Filter, InvalidFilter, Path, Restriction, Segment, Text},
+    inside::{self, Inside, Misfit, TYPE},
+    literal::{Held, Literal, Scalar, Truth},
+    parse::parse,
+};
+use crate::{
+    operation::{operation::Operation, wire::AnyRef},
+    proto::{google::rpc, longrunning::v1::OperationMetadata},
+    types::Types,
+};
+
+/// A filter that can be asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Query {
+    types: Types,
+    pub(crate) root: Node,
+}
+
+/// A part of a filter.
+#[derive(Clone, Debug)]
+pub(crate) enum Node {
+    All(Vec<Node>),
+    Any(Vec<Node>),
+    Not(Box<Node>),
+    /// A field of the operation itself.
+    Own(Own, Comparator, Literal),
+    /// A label, or all of them.
+    Labels(Box<[Segment]>, Comparator, Literal),
+    /// What is inside the error, the response or the metadata.
+    Inside(Part, Box<[Segment]>, Comparator, Literal),
+    /// A text, wherever it stands.
+    Anywhere(Text),
+}
+
+/// A message of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Error,
+    Response,
+    Metadata,
+}
+
+/// The types that the parts must have for a filter to be true, as far as it says so.
+#[derive(Clone, Default)]
+struct Said {
+    metadata: Option<MessageDescriptor>,
+    response: Option<MessageDescriptor>,
+}
+
+/// One operation, with its messages decoded at most once.
+struct Subject<'a> {
+    operation: &'a Operation,
+    error: OnceCell<Option<DynamicMessage>>,
+    response: OnceCell<Option<DynamicMessage>>,
+    metadata: OnceCell<Option<DynamicMessage>>,
+}
+
+// === impl Query ===
+
+impl Query {
+    /// Parses a filter and checks it.
+    ///
+    /// # Errors
+    /// [`InvalidFilter`] with the column: the text is no filter, names a field
+    /// that is not there, or compares one with what it cannot be.
+    pub(crate) fn parse(text: &str, types: &Types) -> Result<Self, InvalidFilter> {
+        Self::new(&parse(text)?, types)
+    }
+
+    pub(crate) fn new(filter: &Filter, types: &Types) -> Result<Self, InvalidFilter> {
+        Ok(Self {
+            types: types.clone(),
+            root: compile(filter, types, &Said::default())?,
+        })
+    }
+
+    /// Whether it is true of an operation. What is not known is not true.
+    pub(crate) fn matches(&self, operation: &Operation) -> bool {
+        let subject = Subject {
+            operation,
+            error: OnceCell::new(),
+            response: OnceCell::new(),
+            metadata: OnceCell::new(),
+        };
+        self.truth(&self.root, &subject) == Truth::True
+    }
+
+    fn truth(&self, node: &Node, subject: &Subject<'_>) -> Truth {
+        match node {
+            Node::All(nodes) => {
+                let mut truth = Truth::True;
+                for node in nodes {
+                    truth = truth.min(self.truth(node, subject));
+                    if truth == Truth::False {
+                        break;
+                    }
+                }
+                truth
+            }
+            Node::Any(nodes) => {
+                let mut truth = Truth::False;
+                for node in nodes {
+                    truth = truth.max(self.truth(node, subject));
+                    if truth == Truth::True {
+                        break;
+                    }
+                }
+                truth
+            }
+            Node::Not(node) => self.truth(node, subject).not(),
+            Node::Own(own, Comparator::Has, literal) if literal.text.is_star() => {
+                own.is_set(subject.operation).into()
+            }
+            Node::Own(own, comparator, literal) => own
+                .held(subject.operation)
+                .map_or(Truth::Unknown, |held| literal.test(*comparator, held)),
+            Node::Labels(path, comparator, literal) => {
+                labels(subject.operation, path, *comparator, literal)
+            }
+            Node::Inside(part, path, comparator, literal) => {
+                let inside = Inside::new(&self.types, *comparator, literal);
+                self.ask(*part, inside, path, subject)
+            }
+            Node::Anywhere(text) => self.is_anywhere(text, subject).into(),
+        }
+    }
+
+    fn ask(
+        &self,
+        part: Part,
+        inside: Inside<'_>,
+        path: &[Segment],
+        subject: &Subject<'_>,
+    ) -> Truth {
+        let wire = subject.operation.wire();
+        let any = match part {
+            Part::Error => {
+                let is_there = wire.error().is_some();
+                return match subject.error(&self.types) {
+                    Some(error) => inside.message(error, path),
+                    None if is_there => Truth::Unknown,
+                    None => inside.absent(),
+                };
+            }
+            Part::Response => wire.response(),
+            Part::Metadata => wire.metadata(),
+        };
+        match any {
+            None => inside.absent(),
+            Some(any) => {
+                let decode = || subject.message(part, any, &self.types).map(Cow::Borrowed);
+                inside.any(any.type_url, decode, path)
+            }
+        }
+    }
+
+    /// Whether a text stands in the name, the queue, the method, a label, the
+    /// message of the error or a text of the metadata.
+    fn is_anywhere(&self, text: &Text, subject: &Subject<'_>) -> bool {
+        let operation = subject.operation;
+        let own = [Own::Name, Own::Queue, Own::Method];
+        let in_own = own.iter().any(|own| match own.held(operation) {
+            Some(Held::Text(held)) => text.is_in(held),
+            _ => false,
+        });
+        if in_own || operation.labels().iter().any(|(_, value)| text.is_in(value)) {
+            return true;
+        }
+        let error = operation.wire().error().and_then(|_| {
+            let error = subject.error(&self.types)?;
+            Some(error.get_field_by_name("message")?.into_owned())
+        });
+        if error.is_some_and(|message| text.is_in(message.as_str().unwrap_or_default())) {
+            return true;
+        }
+        let metadata = operation.wire().metadata();
+        let metadata = metadata.and_then(|any| subject.message(Part::Metadata, any, &self.types));
+        metadata.is_some_and(|metadata| inside::says(&self.types, metadata, text))
+    }
+}
+
+// === impl Subject ===
+
+impl Subject<'_> {
+    fn error(&self, types: &Types) -> Option<&DynamicMessage> {
+        let error = self.error.get_or_init(|| {
+            let descriptor = types.descriptor(&rpc::Status::full_name())?;
+            DynamicMessage::decode(descriptor, self.operation.wire().error()?).ok()
+        });
+        error.as_ref()
+    }
+
+    fn message(&self, part: Part, any: AnyRef<'_>, types: &Types) -> Option<&DynamicMessage> {
+        let cell = match part {
+            Part::Error => &self.error,
+            Part::Response => &self.response,
+            Part::Metadata => &self.metadata,
+        };
+        cell.get_or_init(|| inside::decode(types, any)).as_ref()
+    }
+}
+
+fn labels(
+    operation: &Operation,
+    path: &[Segment],
+    comparator: Comparator,
+    literal: &Literal,
+) -> Truth {
+    let labels = operation.labels();
+    let asks_presence = comparator == Comparator::Has && literal.text.is_star();
+    let Some(key) = path.first() else {
+        let mut labels = labels.iter();
+        return labels.any(|(key, _)| literal.text.is(key)).into();
+    };
+    match labels.get(&key.name) {
+        None if asks_presence => Truth::False,
+        None => Truth::Unknown,
+        Some(_) if asks_presence => Truth::True,
+        Some(value) => literal.test(comparator, Held::Text(value)),
+    }
+}
+
+// === Checking ===
+
+fn compile(filter: &Filter, types: &Types, said: &Said) -> Result<Node, InvalidFilter> {
+    let many = |filters: &[Filter], said: &Said| {
+        let nodes = filters.iter().map(|filter| compile(filter, types, said));
+        nodes.collect::<Result<Vec<_>, _>>()
+    };
+    Ok(match filter {
+        Filter::And(filters) => Node::All(many(filters, &said.with(filters, types))?),
+        Filter::Or(filters) => Node::Any(many(filters, said)?),
+        Filter::Not(filter) => Node::Not(Box::new(compile(filter, types, said)?)),
+        Filter::Compare(restriction) => restrict(restriction, types, said)?,
+        Filter::Anywhere(text) => Node::Anywhere(text.clone()),
+    })
+}
+
+fn restrict(
+    restriction: &Restriction,
+    types: &Types,
+    said: &Said,
+) -> Result<Node, InvalidFilter> {
+    let Restriction {
+        path,
+        comparator,
+        value,
+    } = restriction;
+    let comparator = *comparator;
+    let literal = Literal::new(value.clone());
+    let (first, rest) = path.0.split_first().ok_or_else(|| no_field(path, 0))?;
+    let field = Field::parse(&first.name).ok_or_else(|| no_field(path, 0))?;
+    let part = match field {
+        Field::Own(own) => {
+            if !rest.is_empty() {
+                return Err(no_field(path, 1));
+            }
+            literal
+                .check(comparator, &own.scalar())
+                .map_err(|expected| unfit(restriction, &expected))?;
+            return Ok(Node::Own(own, comparator, literal));
+        }
+        Field::Labels => {
+            check_labels(restriction, rest, &literal)?;
+            return Ok(Node::Labels(rest.into(), comparator, literal));
+        }
+        Field::Error => Part::Error,
+        Field::Response => Part::Response,
+        Field::Metadata => Part::Metadata,
+    };
+    let is_type = rest.first().is_some_and(|segment| &*segment.name == TYPE);
+    if is_type && part != Part::Error {
+        if 1 < rest.len() {
+            return Err(no_field(path, 2));
+        }
+        literal
+            .check(comparator, &Scalar::Text)
+            .map_err(|expected| unfit(restriction, &expected))?;
+    } else if let Some(descriptor) = said.of(part, types) {
+        let checked = inside::check(&descriptor, rest, comparator, &literal);
+        checked.map_err(|misfit| misfit_of(restriction, misfit))?;
+    } else if part == Part::Metadata && comparator.is_ordering() {
+        // The type may be any. But what has an order in the server's own
+        // metadata is hardly meant to be compared with what has none.
+        let own = types.descriptor(&OperationMetadata::full_name());
+        let checked = own.map(|own| inside::check(&own, rest, comparator, &literal));
+        if let Some(Err(Misfit::Value(expected))) = checked {
+            return Err(unfit(restriction, &expected));
+        }
+    }
+    Ok(Node::Inside(part, rest.into(), comparator, literal))
+}
+
+fn check_labels(
+    restriction: &Restriction,
+    rest: &[Segment],
+    literal: &Literal,
+) -> Result<(), InvalidFilter> {
+    let Restriction {
+        path, comparator, ..
+    } = restriction;
+    match rest {
+        [] if *comparator == Comparator::Has => Ok(()),
+        [] => Err(misfit_of(
+            restriction,
+            Misfit::Comparator("`:`, for it is a map; one label is labels.KEY"),
+        )),
+        [_] => literal
+            .check(*comparator, &Scalar::Text)
+            .map_err(|expected| unfit(restriction, &expected)),
+        _ => Err(no_field(path, 2)),
+    }
+}
+
+// === impl Said ===
+
+impl Said {
+    /// Takes over what the parts of a conjunction say about types.
+    fn with(&self, filters: &[Filter], types: &Types) -> Self {
+        let mut said = self.clone();
+        for filter in filters {
+            let Filter::Compare(Restriction {
+                path,
+                comparator: Comparator::Equal,
+                value,
+            }) = filter
+            else {
+                continue;
+            };
+            let [part, field] = &*path.0 else {
+                continue;
+            };
+            let name = value.exact().and_then(|url| url.rsplit('/').next());
+            let Some(name) = name.filter(|_| &*field.name == TYPE) else {
+                continue;
+            };
+            match &*part.name {
+                "metadata" => said.metadata = types.descriptor(name),
+                "response" => said.response = types.descriptor(name),
+                _ => {}
+            }
+        }
+        said
+    }
+
+    fn of(&self, part: Part, types: &Types) -> Option<MessageDescriptor> {
+        match part {
+            Part::Error => types.descriptor(&rpc::Status::full_name()),
+            Part::Response => self.response.clone(),
+            Part::Metadata => self.metadata.clone(),
+        }
+    }
+}
+
+// === Errors ===
+
+fn no_field(path: &Path, at: usize) -> InvalidFilter {
+    let Some(segment) = path.0.get(at) else {
+        return InvalidFilter::new(Column(1), "expected a field");
+    };
+    let found = format!("{:?}", segment.name);
+    let expected = match at {
+        0 => format!("one of the fields {NAMES}"),
+        _ => {
+            let parent = Path(path.0[..at].into());
+            format!("a field of {parent}, or none")
+        }
+    };
+    InvalidFilter::expected(segment.column, &expected, &found)
+}
+
+fn unfit(restriction: &Restriction, expected: &str) -> InvalidFilter {
+    let Restriction { path, value, .. } = restriction;
+    let found = format!("{:?}", value.as_written());
+    InvalidFilter::expected(value.column, &format!("{expected} for {path}"), &found)
+}
+
+fn misfit_of(restriction: &Restriction, misfit: Misfit) -> InvalidFilter {
+    let Restriction {
+        path, comparator, ..
+    } = restriction;
+    match misfit {
+        Misfit::Value(expected) => unfit(restriction, &expected),
+        Misfit::NoField(from_end) => no_field(path, path.0.len().saturating_sub(from_end)),
+        Misfit::Comparator(expected) => {
+            let column = path.0[path.0.len() - 1].column;
+            let expected = format!("{path} to be compared with {expected}");
+            InvalidFilter::expected(column, &expected, comparator.as_str())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
