@@ -10,7 +10,7 @@ use crate::{
         terms::InvalidTerms, trace::InvalidTrace,
     },
     proto::google::rpc::Code,
-    query::page::InvalidPage,
+    query::{filter::InvalidFilter, page::InvalidPage},
 };
 
 /// The result of everything that a caller can ask.
@@ -94,9 +94,6 @@ pub enum Error {
         /// The most bytes that are allowed.
         limit: usize,
     },
-    /// List filters come in a later version.
-    #[error("filters are not supported; leave the filter empty")]
-    FilterUnsupported,
     /// The store cannot write at present.
     #[error("the store cannot write at present; try again")]
     StoreUnavailable,
@@ -131,7 +128,6 @@ impl Error {
             | Self::StoreFull { .. }
             | Self::TooLarge { .. }
             | Self::TooManyWaiters { .. } => Code::ResourceExhausted,
-            Self::FilterUnsupported => Code::Unimplemented,
             Self::StoreUnavailable | Self::ShuttingDown => Code::Unavailable,
         }
     }
@@ -163,7 +159,6 @@ impl Error {
             Self::StoreFull { .. } => "STORE_FULL",
             Self::TooManyWaiters { .. } => "TOO_MANY_WAITERS",
             Self::TooLarge { .. } => "TOO_LARGE",
-            Self::FilterUnsupported => "FILTER_UNSUPPORTED",
             Self::StoreUnavailable => "STORE_UNAVAILABLE",
             Self::ShuttingDown => "SHUTTING_DOWN",
         }
@@ -198,7 +193,7 @@ impl Error {
                     ("limit", limit.to_string()),
                 ]
             }
-            Self::FilterUnsupported | Self::StoreUnavailable | Self::ShuttingDown => Vec::new(),
+            Self::StoreUnavailable | Self::ShuttingDown => Vec::new(),
         }
     }
 
@@ -232,6 +227,12 @@ impl From<InvalidPage> for Error {
             InvalidPage::Size(_) => Self::invalid("page_size", "INVALID_PAGE_SIZE", error),
             InvalidPage::Token => Self::invalid("page_token", "INVALID_PAGE_TOKEN", error),
         }
+    }
+}
+
+impl From<InvalidFilter> for Error {
+    fn from(error: InvalidFilter) -> Self {
+        Self::invalid("filter", "INVALID_FILTER", error)
     }
 }
 

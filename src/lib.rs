@@ -33,7 +33,7 @@
 //! | `worker` | [`Handler`], [`Context`] and the pools of in-process workers |
 //! | `store` | one door for writes, one for visibility; index, queues, waiters, deadlines |
 //! | `error` | [`Error`], the sum of what can go wrong for a caller |
-//! | `journal`, `query` | where changes are kept before they are shown; scopes and pages |
+//! | `journal`, `query` | where changes are kept before they are shown; scopes, pages and filters |
 //! | `operation` | the domain: names, leases, retries, the table of (stage, event), the bytes |
 //! | [`proto`], `clock`, `tasks`, `metrics`, `types` | leaves |
 //!

@@ -96,7 +96,7 @@ impl generated::operations_server::Operations for OperationsService {
         &self,
         request: Request<ListOperationsRequest>,
     ) -> Result<Response<Encoded>, Status> {
-        let page = self.operations.list(request.get_ref())?;
+        let page = self.operations.list(request.get_ref()).await?;
         let operations = page
             .operations
             .iter()

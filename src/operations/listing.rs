@@ -1,29 +1,44 @@
-//! Lists: one page of the operations of a scope (AIP-158, AIP-159). What order
-//! they stand in is decided by the store's index.
+//! Lists: one page of the operations of a scope (AIP-158, AIP-159) of which a
+//! filter is true (AIP-160). What order they stand in is decided by the store's
+//! index, what a filter means by `query`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+use tokio::task::yield_now;
+use tracing::debug;
 
 use crate::{
+    clock::{Clock, Timestamp},
     error::{Error, Result},
     operation::operation::Operation,
     proto::google::longrunning::ListOperationsRequest,
     query::{
+        eval::Query,
         page::{Cursor, PageSize},
+        plan::Plan,
         scope::Scope,
     },
-    store::index::Index,
+    store::view::View,
+    types::Types,
 };
 
 /// A page ends before it holds more bytes of operations than this, because
 /// clients refuse messages over 4 MiB.
 const PAGE_BYTES: usize = 3 << 20;
 
-/// How many operations of other parents a list with a wildcard looks at for
-/// one page; then the page is short, which AIP-158 allows.
-const SCAN: usize = 20_000;
+/// How many operations a list looks at for one page, and for how long; then the
+/// page is short, which AIP-158 allows, and the next one goes on from there.
+const SCAN: usize = 100_000;
+const SCAN_TIME: Duration = Duration::from_millis(100);
 
-/// How many of them in one go; writers wait that long at the most.
-const CHUNK: usize = 1024;
+/// How many of them in one go; writers wait no longer than it takes to copy
+/// their handles.
+const STRETCH: usize = 1024;
+/// How many of them if each is asked whether a filter is true of it.
+const FILTERED_STRETCH: usize = 64;
+
+/// How long a list works before it lets other tasks of its thread have a turn.
+const TURN: Duration = Duration::from_micros(200);
 
 /// One page of a list.
 #[derive(Clone, Debug)]
@@ -34,58 +49,144 @@ pub struct Page {
     pub next_page_token: String,
 }
 
+/// What a request asks for.
+struct Listing<'a> {
+    request: &'a ListOperationsRequest,
+    scope: Scope,
+    query: Option<Query>,
+    size: usize,
+    /// The page begins below this number.
+    before: u64,
+}
+
+/// A page as it fills.
+struct Filling {
+    operations: Vec<Arc<Operation>>,
+    bytes: usize,
+    examined: usize,
+    /// The next page begins below this number.
+    before: u64,
+}
+
 /// The page that a request asks for.
-pub(crate) fn page(index: &Index, request: &ListOperationsRequest) -> Result<Page> {
-    let scope = Scope::parse(&request.name)
-        .map_err(|error| Error::invalid("name", "INVALID_NAME", error))?;
-    if request.return_partial_success && is_one_parent(&scope) {
-        let rule =
-            "needs a wildcard or a whole collection as name; one parent is never partly reachable";
-        return Err(Error::invalid(
-            "return_partial_success",
-            "INVALID_PARTIAL_SUCCESS",
-            rule,
-        ));
-    }
-    let size = PageSize::parse(request.page_size)?.get();
-    let cursor = Cursor::open(&request.page_token, &request.name, &request.filter)?;
-    if !request.filter.trim().is_empty() {
-        return Err(Error::FilterUnsupported);
-    }
-    let mut page = Page {
-        operations: Vec::with_capacity(size.min(100)),
-        next_page_token: String::new(),
+pub(crate) async fn page(
+    view: &View,
+    types: &Types,
+    clock: Clock,
+    request: &ListOperationsRequest,
+) -> Result<Page> {
+    let listing = Listing::parse(request, types)?;
+    let plan = listing.query.as_ref().map_or(Plan::EVERYTHING, Plan::of);
+    let mut filling = Filling {
+        operations: Vec::with_capacity(listing.size.min(100)),
+        bytes: 0,
+        examined: 0,
+        before: listing.before,
     };
-    let (mut bytes, mut seen, mut last) = (0, 0, None);
-    let mut before = cursor.map_or(u64::MAX, |Cursor(number)| number);
-    let mut is_full = false;
-    let complete = loop {
-        let chunk = seen + CHUNK;
-        let complete = index.scan(&scope, before, |operation| {
-            let shown = !operation.is_hidden() && scope.holds(operation.name());
-            is_full = page.operations.len() == size
-                || (!page.operations.is_empty() && PAGE_BYTES < bytes + operation.bytes().len());
-            is_full &= shown;
-            if is_full || seen == chunk {
+    let is_complete = listing.fill(&mut filling, view, &plan, clock).await;
+    if listing.query.is_some() {
+        debug!(
+            list.name = request.name,
+            list.filter = request.filter,
+            list.plan = %plan,
+            list.examined = filling.examined,
+            list.found = filling.operations.len(),
+            list.complete = is_complete,
+            "listed operations by a filter"
+        );
+    }
+    let next_page_token = if is_complete {
+        String::new()
+    } else {
+        Cursor(filling.before).seal(&request.name, &request.filter)
+    };
+    Ok(Page {
+        operations: filling.operations,
+        next_page_token,
+    })
+}
+
+// === impl Listing ===
+
+impl<'a> Listing<'a> {
+    fn parse(request: &'a ListOperationsRequest, types: &Types) -> Result<Self> {
+        let scope = Scope::parse(&request.name)
+            .map_err(|error| Error::invalid("name", "INVALID_NAME", error))?;
+        if request.return_partial_success && is_one_parent(&scope) {
+            let rule = "needs a wildcard or a whole collection as name; one parent is never partly reachable";
+            return Err(Error::invalid(
+                "return_partial_success",
+                "INVALID_PARTIAL_SUCCESS",
+                rule,
+            ));
+        }
+        let size = PageSize::parse(request.page_size)?.get();
+        let cursor = Cursor::open(&request.page_token, &request.name, &request.filter)?;
+        let is_blank = request.filter.trim().is_empty();
+        let query = (!is_blank).then(|| Query::parse(&request.filter, types));
+        Ok(Self {
+            request,
+            scope,
+            query: query.transpose()?,
+            size,
+            before: cursor.map_or(u64::MAX, |Cursor(number)| number),
+        })
+    }
+
+    /// Fills a page; tells whether nothing is left for another one.
+    async fn fill(&self, page: &mut Filling, view: &View, plan: &Plan, clock: Clock) -> bool {
+        let named = |name: &str| view.get(name).map(|operation| operation.number());
+        let walk = view.index.walk(&self.scope, plan, named);
+        let stretch = match self.query {
+            Some(_) => FILTERED_STRETCH,
+            None => STRETCH,
+        };
+        let begun = clock.now();
+        let mut turn: Timestamp = begun;
+        loop {
+            let next = view.index.stretch(&walk, page.before, stretch);
+            for operation in next.operations {
+                if !self.take(page, operation) {
+                    return false;
+                }
+            }
+            let Some(rest) = next.rest else {
+                return true;
+            };
+            page.before = rest;
+            let now = clock.now();
+            let is_full = page.operations.len() == self.size;
+            if is_full || SCAN <= page.examined || SCAN_TIME <= now.since(begun) {
                 return false;
             }
-            seen += 1;
-            last = Some(operation.number());
-            if shown {
-                bytes += operation.bytes().len();
-                page.operations.push(operation.clone());
+            if TURN <= now.since(turn) {
+                yield_now().await;
+                turn = clock.now();
             }
-            true
-        });
-        if complete || is_full || SCAN <= seen {
-            break complete;
         }
-        before = last.unwrap_or(before);
-    };
-    if !complete && let Some(last) = last {
-        page.next_page_token = Cursor(last).seal(&request.name, &request.filter);
     }
-    Ok(page)
+
+    /// Takes an operation into the page, if it belongs there; tells whether
+    /// there was room for it.
+    fn take(&self, page: &mut Filling, operation: Arc<Operation>) -> bool {
+        page.examined += 1;
+        let is_shown = !operation.is_hidden()
+            && self.scope.holds(operation.name())
+            && self.query.as_ref().is_none_or(|q| q.matches(&operation));
+        if is_shown {
+            let bytes = page.bytes + operation.bytes().len();
+            let is_empty = page.operations.is_empty();
+            if page.operations.len() == self.size || (!is_empty && PAGE_BYTES < bytes) {
+                return false;
+            }
+            page.bytes = bytes;
+        }
+        page.before = operation.number();
+        if is_shown {
+            page.operations.push(operation);
+        }
+        true
+    }
 }
 
 fn is_one_parent(scope: &Scope) -> bool {

@@ -95,14 +95,16 @@ impl Operations {
             .ok_or_else(|| Error::not_found(name.as_str()))
     }
 
-    /// One page of a list, newest first.
+    /// One page of a list, newest first. A page of a list with a filter ends
+    /// after 100 000 operations or 100 ms at the latest; it may be short, and
+    /// even empty, while its token leads on.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT for a bad name, page size or token, or for
-    /// `return_partial_success` with one concrete parent; UNIMPLEMENTED for a
-    /// filter.
-    pub fn list(&self, request: &ListOperationsRequest) -> Result<Page> {
-        listing::page(&self.0.store.view.index, request)
+    /// INVALID_ARGUMENT for a bad name, page size, token or filter, or for
+    /// `return_partial_success` with one concrete parent.
+    pub async fn list(&self, request: &ListOperationsRequest) -> Result<Page> {
+        let Inner { store, types, .. } = &*self.0;
+        listing::page(&store.view, types, store.clock, request).await
     }
 
     /// Asks for an operation to stop. A pending one is done at once; a running

@@ -8,4 +8,5 @@ pub(crate) mod inside;
 pub(crate) mod literal;
 pub(crate) mod page;
 pub(crate) mod parse;
+pub(crate) mod plan;
 pub(crate) mod scope;

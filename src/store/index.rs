@@ -1,58 +1,89 @@
 //! The index: operations in the order of their creation, all together and by
-//! parent, for lists. Which of them a list shows is decided by the caller.
+//! parent, for lists, and groups of them for filters. Which of them a list
+//! shows is decided by the caller.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use dashmap::DashMap;
 use foldhash::fast::RandomState;
 use parking_lot::RwLock;
 
+use super::{
+    groups::{Groups, Next, Set},
+    runs::Runs,
+};
 use crate::{
     operation::{name::parent_of, operation::Operation},
-    query::scope::Scope,
+    query::{
+        plan::{Among, Plan, Times},
+        scope::Scope,
+    },
 };
 
-/// How many operations stand in one run of a sequence.
-const RUN: usize = 256;
+/// How often sets take turns, in one go, to agree on an operation.
+const STEPS: usize = 1024;
 
-/// Every operation, by number and by parent and number.
+/// Every operation, by number, by parent and number, and by what filters ask for.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     all: RwLock<Sequence>,
     by_parent: DashMap<Box<str>, Sequence, RandomState>,
+    groups: Groups,
 }
 
-/// Operations by number, in sorted runs of 16 bytes an entry. New operations
-/// come at the end, so that runs are full but for gaps that deletion left.
+/// Operations by number, 16 bytes an entry.
+type Sequence = Runs<Arc<Operation>>;
+
+/// A way through the operations of a list, newest first.
+#[derive(Debug)]
+pub(crate) struct Walk<'a> {
+    scope: &'a Scope,
+    set: Set,
+    /// No operation of the list has a lower number.
+    from: u64,
+    /// Nor this one, or a higher one.
+    to: u64,
+}
+
+/// A stretch of a walk.
 #[derive(Debug, Default)]
-struct Sequence(BTreeMap<u64, Vec<(u64, Arc<Operation>)>>);
+pub(crate) struct Stretch {
+    /// Operations that may belong to the list, newest first.
+    pub(crate) operations: Vec<Arc<Operation>>,
+    /// The walk goes on below this number; none if this was the last stretch.
+    pub(crate) rest: Option<u64>,
+}
 
 // === impl Index ===
 
 impl Index {
     /// Takes in an operation, in place of its older record if there is one.
-    pub(crate) fn put(&self, operation: &Arc<Operation>) {
-        self.all.write().put(operation);
+    pub(crate) fn put(&self, previous: Option<&Operation>, operation: &Arc<Operation>) {
+        let number = operation.number();
+        let created = operation.create_time().nanos();
+        self.all.write().put(number, created, operation.clone());
         let parent = parent_of(operation.name());
         if let Some(mut sequence) = self.by_parent.get_mut(parent) {
-            sequence.put(operation);
-            return;
+            sequence.put(number, created, operation.clone());
+        } else {
+            self.by_parent
+                .entry(parent.into())
+                .or_default()
+                .put(number, created, operation.clone());
         }
-        self.by_parent
-            .entry(parent.into())
-            .or_default()
-            .put(operation);
+        self.groups.note(previous, Some(operation));
     }
 
     /// Forgets an operation.
     pub(crate) fn remove(&self, operation: &Operation) {
+        self.groups.note(Some(operation), None);
         self.all.write().remove(operation.number());
         let parent = parent_of(operation.name());
         if let Some(mut sequence) = self.by_parent.get_mut(parent) {
             sequence.remove(operation.number());
         }
         self.by_parent
-            .remove_if(parent, |_, sequence| sequence.0.is_empty());
+            .remove_if(parent, |_, sequence| sequence.is_empty());
     }
 
     /// The operation with this number.
@@ -60,105 +91,134 @@ impl Index {
         self.all.read().get(number).cloned()
     }
 
-    /// Shows `visit` the operations among which those of `scope` are, newest
-    /// first, beginning before number `before`, until it says `false`. Tells
-    /// whether it was shown all of them.
-    pub(crate) fn scan(
+    /// The way through the operations of a scope that a plan leaves. `named`
+    /// finds the number of a name.
+    pub(crate) fn walk<'a>(
         &self,
-        scope: &Scope,
-        before: u64,
-        visit: impl FnMut(&Arc<Operation>) -> bool,
-    ) -> bool {
-        match scope {
-            Scope::Everything | Scope::Matching(_) => self.all.read().scan(before, visit),
-            Scope::Under(parent) => self
-                .by_parent
-                .get(parent.as_str())
-                .is_none_or(|sequence| sequence.scan(before, visit)),
+        scope: &'a Scope,
+        plan: &Plan,
+        named: impl Fn(&str) -> Option<u64>,
+    ) -> Walk<'a> {
+        let (from, to) = match plan.created {
+            Times::EVER => (0, u64::MAX),
+            times => match scope {
+                Scope::Under(parent) => self
+                    .by_parent
+                    .get(parent.as_str())
+                    .map_or((0, 0), |sequence| sequence.within(times)),
+                Scope::Everything | Scope::Matching(_) => self.all.read().within(times),
+            },
+        };
+        let mut set = match &plan.among {
+            Among::Everything => Set::Everything,
+            among => self.groups.set(among, &named),
+        };
+        // A parent with few operations is looked through faster than a large group.
+        if let Scope::Under(parent) = scope
+            && !matches!(set, Set::Everything)
+        {
+            let sequence = self.by_parent.get(parent.as_str());
+            let size = sequence.map_or(0, |sequence| sequence.about());
+            if size < self.groups.read().about(&set) {
+                set = Set::Everything;
+            }
+        }
+        Walk {
+            scope,
+            set,
+            from,
+            to,
+        }
+    }
+
+    /// The next stretch of a walk, below number `before`: at most `limit`
+    /// operations, fewer if that would take long.
+    pub(crate) fn stretch(&self, walk: &Walk<'_>, before: u64, limit: usize) -> Stretch {
+        let before = before.min(walk.to);
+        match walk.scope {
+            Scope::Everything | Scope::Matching(_) if matches!(walk.set, Set::Everything) => {
+                walk.along(&self.all.read(), before, limit)
+            }
+            Scope::Everything | Scope::Matching(_) => self.pick(walk, before, limit),
+            Scope::Under(parent) => {
+                let Some(sequence) = self.by_parent.get(parent.as_str()) else {
+                    return Stretch::default();
+                };
+                if matches!(walk.set, Set::Everything) {
+                    walk.along(&sequence, before, limit)
+                } else {
+                    self.pick_of(walk, &sequence, before, limit)
+                }
+            }
+        }
+    }
+
+    fn pick(&self, walk: &Walk<'_>, before: u64, limit: usize) -> Stretch {
+        self.pick_of(walk, &self.all.read(), before, limit)
+    }
+
+    /// Goes from one operation of the walk's set to the next, as far as they
+    /// are in this sequence.
+    fn pick_of(
+        &self,
+        walk: &Walk<'_>,
+        sequence: &Sequence,
+        mut before: u64,
+        limit: usize,
+    ) -> Stretch {
+        let groups = self.groups.read();
+        let (mut operations, mut steps) = (Vec::new(), STEPS);
+        while operations.len() < limit && 0 < steps {
+            match groups.below(&walk.set, before, &mut steps) {
+                Next::Found(number) if walk.from <= number => {
+                    before = match sequence.get(number) {
+                        Some(operation) => {
+                            operations.push(operation.clone());
+                            number
+                        }
+                        None => {
+                            steps -= 1;
+                            sequence.below(number).map_or(0, |next| next + 1)
+                        }
+                    };
+                }
+                Next::Paused(bound) => before = bound,
+                Next::Found(_) | Next::End => {
+                    return Stretch {
+                        operations,
+                        rest: None,
+                    };
+                }
+            }
+        }
+        Stretch {
+            operations,
+            rest: Some(before),
         }
     }
 }
 
-// === impl Sequence ===
+// === impl Walk ===
 
-impl Sequence {
-    fn put(&mut self, operation: &Arc<Operation>) {
-        let number = operation.number();
-        let entry = (number, operation.clone());
-        let Some((_, run)) = self.0.range_mut(..=number).next_back() else {
-            self.put_first(entry);
-            return;
-        };
-        match run.binary_search_by_key(&number, |(number, _)| *number) {
-            Ok(at) => run[at] = entry,
-            Err(at) if run.len() < RUN => run.insert(at, entry),
-            // A full run that is the last one stays full: a new one begins.
-            Err(at) if at == RUN => {
-                self.0.insert(number, vec![entry]);
+impl Walk<'_> {
+    /// Goes from one operation of a sequence to the next.
+    fn along(&self, sequence: &Sequence, before: u64, limit: usize) -> Stretch {
+        let (mut operations, mut rest) = (Vec::with_capacity(limit.min(256)), before);
+        let is_over = sequence.scan(before, |number, operation| {
+            if number < self.from {
+                rest = 0;
+                return false;
             }
-            Err(at) => {
-                let tail = run.split_off(RUN / 2);
-                let first = tail[0].0;
-                self.0.insert(first, tail);
-                let run = if at <= RUN / 2 {
-                    self.0.range_mut(..first).next_back()
-                } else {
-                    self.0.range_mut(..=first).next_back()
-                };
-                let (_, run) = run.expect("both halves are there");
-                let at = run.partition_point(|(other, _)| *other < number);
-                run.insert(at, entry);
+            if operations.len() == limit {
+                return false;
             }
+            operations.push(operation.clone());
+            rest = number;
+            true
+        });
+        Stretch {
+            operations,
+            rest: (!is_over && rest != 0).then_some(rest),
         }
-    }
-
-    /// Puts an entry that is older than all others.
-    fn put_first(&mut self, entry: (u64, Arc<Operation>)) {
-        match self.0.first_entry() {
-            Some(first) if first.get().len() < RUN => {
-                let mut run = first.remove();
-                let number = entry.0;
-                run.insert(0, entry);
-                self.0.insert(number, run);
-            }
-            _ => {
-                self.0.insert(entry.0, vec![entry]);
-            }
-        }
-    }
-
-    fn remove(&mut self, number: u64) {
-        let Some((&first, run)) = self.0.range_mut(..=number).next_back() else {
-            return;
-        };
-        if let Ok(at) = run.binary_search_by_key(&number, |(number, _)| *number) {
-            run.remove(at);
-            if run.len() < run.capacity() / 4 {
-                run.shrink_to(run.len() * 2);
-            }
-            if run.is_empty() {
-                self.0.remove(&first);
-            }
-        }
-    }
-
-    fn get(&self, number: u64) -> Option<&Arc<Operation>> {
-        let (_, run) = self.0.range(..=number).next_back()?;
-        let at = run
-            .binary_search_by_key(&number, |(number, _)| *number)
-            .ok()?;
-        Some(&run[at].1)
-    }
-
-    fn scan(&self, before: u64, mut visit: impl FnMut(&Arc<Operation>) -> bool) -> bool {
-        for (_, run) in self.0.range(..before).rev() {
-            let end = run.partition_point(|(number, _)| *number < before);
-            for (_, operation) in run[..end].iter().rev() {
-                if !visit(operation) {
-                    return false;
-                }
-            }
-        }
-        true
     }
 }

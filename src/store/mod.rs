@@ -6,8 +6,10 @@
 pub(crate) mod claim;
 pub(crate) mod deadlines;
 pub(crate) mod directives;
+mod groups;
 pub(crate) mod index;
 pub(crate) mod ready;
+mod runs;
 pub(crate) mod store;
 pub(crate) mod turns;
 pub(crate) mod view;

@@ -108,7 +108,7 @@ impl View {
                 None
             }
         };
-        self.index.put(operation);
+        self.index.put(previous.as_deref(), operation);
         self.count(previous.as_deref(), Some(operation));
         if operation.is_hidden() {
             self.forget_request(operation);
