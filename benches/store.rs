@@ -70,7 +70,10 @@ fn get(criterion: &mut Criterion) {
             ..Default::default()
         };
         criterion.bench_function(&format!("page of {size}, of 1 M"), |bench| {
-            bench.iter(|| black_box(operations.list(&request).expect("the request is good")));
+            bench.iter(|| {
+                let page = runtime.block_on(operations.list(&request));
+                black_box(page.expect("the request is good"))
+            });
         });
     }
 }
@@ -89,7 +92,8 @@ fn pages(criterion: &mut Criterion) {
                     page_token: std::mem::take(&mut token),
                     ..Default::default()
                 };
-                let page = operations.list(&request).expect("the request is good");
+                let page = runtime.block_on(operations.list(&request));
+                let page = page.expect("the request is good");
                 token.clone_from(&page.next_page_token);
                 black_box(page)
             });

@@ -50,8 +50,7 @@ pub struct Page {
 }
 
 /// What a request asks for.
-struct Listing<'a> {
-    request: &'a ListOperationsRequest,
+struct Listing {
     scope: Scope,
     query: Option<Query>,
     size: usize,
@@ -108,8 +107,8 @@ pub(crate) async fn page(
 
 // === impl Listing ===
 
-impl<'a> Listing<'a> {
-    fn parse(request: &'a ListOperationsRequest, types: &Types) -> Result<Self> {
+impl Listing {
+    fn parse(request: &ListOperationsRequest, types: &Types) -> Result<Self> {
         let scope = Scope::parse(&request.name)
             .map_err(|error| Error::invalid("name", "INVALID_NAME", error))?;
         if request.return_partial_success && is_one_parent(&scope) {
@@ -125,7 +124,6 @@ impl<'a> Listing<'a> {
         let is_blank = request.filter.trim().is_empty();
         let query = (!is_blank).then(|| Query::parse(&request.filter, types));
         Ok(Self {
-            request,
             scope,
             query: query.transpose()?,
             size,

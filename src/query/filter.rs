@@ -81,11 +81,6 @@ pub struct InvalidFilter {
 // === impl Filter ===
 
 impl Filter {
-    /// Whether every operation matches.
-    pub(crate) fn is_blank(&self) -> bool {
-        matches!(self, Self::And(all) if all.is_empty())
-    }
-
     /// All of these; a single one stands for itself, nested ones are opened.
     pub(crate) fn all(filters: Vec<Self>) -> Self {
         join(filters, Self::And, |filter| match filter {

@@ -45,7 +45,7 @@ struct Token {
     column: Column,
 }
 
-/// Parses a filter; a blank one is [`Filter::is_blank`].
+/// Parses a filter; a blank one is an empty [`Filter::And`].
 ///
 /// # Errors
 /// [`InvalidFilter`] with the column, what was expected and what was found, or

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    hash::{BuildHasher, Hash},
+    hash::BuildHasher,
 };
 
 use foldhash::fast::RandomState;

@@ -193,11 +193,12 @@ mod tests {
                 }
             }
             let mut seen = Vec::new();
-            prop_assert!(runs.scan(before, |number, value| {
+            let is_over = runs.scan(before, |number, value| {
                 assert_eq!(*value, number * 2);
                 seen.push(number);
                 true
-            }));
+            });
+            prop_assert!(is_over);
             let expected: Vec<_> = plain.range(..before).rev().map(|(number, _)| *number).collect();
             prop_assert_eq!(&seen, &expected);
             prop_assert_eq!(runs.below(before), expected.first().copied());

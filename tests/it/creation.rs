@@ -33,6 +33,7 @@ async fn the_same_request_id_and_content_is_the_same_operation() {
     assert_eq!(
         operations
             .list(&Default::default())
+            .await
             .unwrap()
             .operations
             .len(),
@@ -94,6 +95,7 @@ async fn the_same_request_id_with_any_other_content_is_refused() {
     assert_eq!(
         operations
             .list(&Default::default())
+            .await
             .unwrap()
             .operations
             .len(),
@@ -200,7 +202,7 @@ async fn what_was_created_can_be_read_by_other_tasks_when_create_returns() {
             let mut read = 0;
             while let Some(name) = told.recv().await {
                 assert!(operations.get(&name).is_ok());
-                let list = operations.list(&Default::default()).unwrap();
+                let list = operations.list(&Default::default()).await.unwrap();
                 assert!(
                     list.operations
                         .iter()

@@ -43,6 +43,7 @@ async fn nothing_is_visible_before_the_journal_has_kept_it() {
     assert_eq!(
         operations
             .list(&Default::default())
+            .await
             .unwrap()
             .operations
             .len(),

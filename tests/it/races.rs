@@ -143,6 +143,7 @@ async fn finish_fail_cancel_and_delete_that_race_with_expiry_leave_nothing_behin
     // The last ones expire within a moment.
     while !operations
         .list(&Default::default())
+        .await
         .unwrap()
         .operations
         .is_empty()

@@ -44,8 +44,8 @@ async fn crash(operations: Operations, journal: TestJournal) -> TestJournal {
     TestJournal::with(kept)
 }
 
-fn list(operations: &Operations) -> Vec<(String, Vec<u8>)> {
-    let page = operations.list(&Default::default()).unwrap();
+async fn list(operations: &Operations) -> Vec<(String, Vec<u8>)> {
+    let page = operations.list(&Default::default()).await.unwrap();
     page.operations
         .iter()
         .map(|operation| (operation.name().to_owned(), operation.bytes().to_vec()))
@@ -76,11 +76,11 @@ async fn a_replay_brings_back_the_same_bytes_in_the_same_order_and_the_same_queu
         ..Report::default()
     };
     operations.report(&name, token, report).await.unwrap();
-    let before = list(&operations);
+    let before = list(&operations).await;
 
     let journal = crash(operations, journal).await;
     let operations = start(&journal).await;
-    assert_eq!(list(&operations), before);
+    assert_eq!(list(&operations).await, before);
     assert_eq!(
         operations
             .get(&name)
@@ -121,7 +121,7 @@ async fn a_replay_brings_back_the_same_bytes_in_the_same_order_and_the_same_queu
         .await
         .unwrap()
         .operation;
-    assert_eq!(list(&operations)[0].0, new.name());
+    assert_eq!(list(&operations).await[0].0, new.name());
 }
 
 // BEHAVIOUR §4
@@ -237,7 +237,7 @@ async fn request_ids_ids_and_what_was_deleted_are_remembered() {
         .unwrap_err();
     assert_eq!(taken.reason(), "OPERATION_EXISTS");
     assert!(operations.get(&hidden).is_err(), "it stays hidden");
-    assert_eq!(list(&operations).len(), 1);
+    assert_eq!(list(&operations).await.len(), 1);
     operations
         .succeed(&hidden, token, text("unseen"))
         .await

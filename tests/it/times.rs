@@ -300,6 +300,7 @@ async fn retention_counts_from_completion_and_a_running_operation_never_expires(
     assert!(
         operations
             .list(&Default::default())
+            .await
             .unwrap()
             .operations
             .is_empty()

@@ -357,6 +357,7 @@ async fn sixteen_creators_with_one_request_id_get_one_operation_and_one_lease() 
         server
             .operations
             .list(&Default::default())
+            .await
             .unwrap()
             .operations
             .len(),

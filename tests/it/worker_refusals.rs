@@ -143,7 +143,7 @@ async fn a_creation_out_of_range_names_the_field_at_fault_and_leaves_nothing_beh
             "{request:?}: {refused:?}"
         );
     }
-    let all = shop.operations.list(&Default::default()).unwrap();
+    let all = shop.operations.list(&Default::default()).await.unwrap();
     assert!(all.operations.is_empty());
     assert_eq!(shop.depth("q"), None, "no queue was made for them");
 }
