@@ -190,3 +190,6 @@ impl Listing {
 fn is_one_parent(scope: &Scope) -> bool {
     matches!(scope, Scope::Under(parent) if !parent.as_str().is_empty())
 }
+
+#[cfg(test)]
+mod tests;

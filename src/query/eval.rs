@@ -174,7 +174,12 @@ impl Query {
             Some(Held::Text(held)) => text.is_in(held),
             _ => false,
         });
-        if in_own || operation.labels().iter().any(|(_, value)| text.is_in(value)) {
+        if in_own
+            || operation
+                .labels()
+                .iter()
+                .any(|(_, value)| text.is_in(value))
+        {
             return true;
         }
         let error = operation.wire().error().and_then(|_| {
@@ -247,11 +252,7 @@ fn compile(filter: &Filter, types: &Types, said: &Said) -> Result<Node, InvalidF
     })
 }
 
-fn restrict(
-    restriction: &Restriction,
-    types: &Types,
-    said: &Said,
-) -> Result<Node, InvalidFilter> {
+fn restrict(restriction: &Restriction, types: &Types, said: &Said) -> Result<Node, InvalidFilter> {
     let Restriction {
         path,
         comparator,

@@ -3,7 +3,10 @@
 //! is in `inside`.
 
 use super::literal::{Held, Scalar};
-use crate::{clock::Timestamp, operation::operation::Operation, proto::longrunning::v1::operation_metadata::State};
+use crate::{
+    clock::Timestamp, operation::operation::Operation,
+    proto::longrunning::v1::operation_metadata::State,
+};
 
 /// The names of all fields, for errors.
 pub(crate) const NAMES: &str = "name, done, error, response, metadata, state, queue, method, \

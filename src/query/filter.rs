@@ -260,12 +260,7 @@ fn star(is_open: bool) -> &'static str {
     if is_open { "*" } else { "" }
 }
 
-fn quote(
-    body: &str,
-    open_start: bool,
-    open_end: bool,
-    f: &mut fmt::Formatter<'_>,
-) -> fmt::Result {
+fn quote(body: &str, open_start: bool, open_end: bool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     write!(f, "\"{}", star(open_start))?;
     for letter in body.chars() {
         match letter {

@@ -144,13 +144,17 @@ impl<'a> Inside<'a> {
         };
         if field.is_map() {
             let value = message.get_field(&field);
-            return self.map(&value, rest, |value, rest| self.value(value, &value_kind(&field), rest));
+            return self.map(&value, rest, |value, rest| {
+                self.value(value, &value_kind(&field), rest)
+            });
         }
         if field.is_list() {
             let value = message.get_field(&field);
-            return self.repeated(value.as_list().unwrap_or_default(), rest, |inside, value, rest| {
-                inside.value(value, &field.kind(), rest)
-            });
+            return self.repeated(
+                value.as_list().unwrap_or_default(),
+                rest,
+                |inside, value, rest| inside.value(value, &field.kind(), rest),
+            );
         }
         if self.asks_presence() && rest.is_empty() {
             return message.has_field(&field).into();
@@ -291,9 +295,11 @@ impl<'a> Inside<'a> {
     }
 
     fn list(self, values: &[Value], path: &[Segment]) -> Truth {
-        self.repeated(values, path, |inside, value, rest| match value.as_message() {
-            Some(value) => inside.in_value(value, rest),
-            None => Truth::Unknown,
+        self.repeated(values, path, |inside, value, rest| {
+            match value.as_message() {
+                Some(value) => inside.in_value(value, rest),
+                None => Truth::Unknown,
+            }
         })
     }
 }
@@ -420,16 +426,18 @@ fn well_known<'a>(
 }
 
 fn well_known_scalar(descriptor: &MessageDescriptor) -> Option<Scalar> {
-    Some(match descriptor.full_name().strip_prefix("google.protobuf.")? {
-        "Timestamp" => Scalar::Time,
-        "Duration" => Scalar::Duration,
-        "BoolValue" => Scalar::Bool,
-        "StringValue" => Scalar::Text,
-        "BytesValue" => Scalar::Opaque,
-        "DoubleValue" | "FloatValue" => Scalar::Float,
-        "Int32Value" | "Int64Value" | "UInt32Value" | "UInt64Value" => Scalar::Integer,
-        _ => return None,
-    })
+    Some(
+        match descriptor.full_name().strip_prefix("google.protobuf.")? {
+            "Timestamp" => Scalar::Time,
+            "Duration" => Scalar::Duration,
+            "BoolValue" => Scalar::Bool,
+            "StringValue" => Scalar::Text,
+            "BytesValue" => Scalar::Opaque,
+            "DoubleValue" | "FloatValue" => Scalar::Float,
+            "Int32Value" | "Int64Value" | "UInt32Value" | "UInt64Value" => Scalar::Integer,
+            _ => return None,
+        },
+    )
 }
 
 fn key_text(key: &MapKey) -> Cow<'_, str> {

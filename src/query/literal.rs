@@ -125,7 +125,11 @@ impl Literal {
             ),
             Scalar::Opaque => (false, "`:*`, for bytes have no text"),
         };
-        if fits { Ok(()) } else { Err(expected.to_owned()) }
+        if fits {
+            Ok(())
+        } else {
+            Err(expected.to_owned())
+        }
     }
 
     /// How a value compares; not known if the literal cannot mean such a value.
@@ -237,17 +241,17 @@ fn integer(text: &str) -> Option<i128> {
     }
     let number = float(text).filter(|_| text.contains(['e', 'E']))?;
     let is_exact = number.fract() == 0.0 && number.abs() < 9_007_199_254_740_992.0;
-    #[expect(clippy::cast_possible_truncation, reason = "it is whole and below 2^53")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "it is whole and below 2^53"
+    )]
     is_exact.then_some(number as i128)
 }
 
 fn float(text: &str) -> Option<f64> {
     // Rust also reads `inf` and `nan`, which are words here.
     let is_number = |letter: char| letter.is_ascii_digit() || "+-.eE".contains(letter);
-    let number: f64 = text
-        .parse()
-        .ok()
-        .filter(|_| text.chars().all(is_number))?;
+    let number: f64 = text.parse().ok().filter(|_| text.chars().all(is_number))?;
     number.is_finite().then_some(number)
 }
 
@@ -292,14 +296,22 @@ mod tests {
             assert_eq!(integer(none), None, "{none}");
         }
         assert_eq!(float("-2.5e1"), Some(-25.0));
-        for none in ["inf", "-inf", "nan", "NaN", "infinity", "1e999", "", "1.2.3"] {
+        for none in [
+            "inf", "-inf", "nan", "NaN", "infinity", "1e999", "", "1.2.3",
+        ] {
             assert_eq!(float(none), None, "{none}");
         }
         let noon = 1_522_238_400_000_000_000;
         assert_eq!(time("2018-03-28T12:00:00Z"), Some(noon));
         assert_eq!(time("2018-03-28T14:00:00+02:00"), Some(noon));
         assert_eq!(time("2018-03-28t12:00:00.5z"), Some(noon + 500_000_000));
-        for none in ["yesterday", "2018-03-28", "2018-03-28T12:00:00", "2018-02-30T12:00:00Z", "é018-03-28T12:00:00Z"] {
+        for none in [
+            "yesterday",
+            "2018-03-28",
+            "2018-03-28T12:00:00",
+            "2018-02-30T12:00:00Z",
+            "é018-03-28T12:00:00Z",
+        ] {
             assert_eq!(time(none), None, "{none}");
         }
         assert_eq!(duration("20s"), Some(20_000_000_000));

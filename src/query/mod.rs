@@ -9,4 +9,6 @@ pub(crate) mod literal;
 pub(crate) mod page;
 pub(crate) mod parse;
 pub(crate) mod plan;
+#[cfg(test)]
+pub(crate) mod samples;
 pub(crate) mod scope;

@@ -152,9 +152,7 @@ fn among(node: &Node, wanted: bool) -> Among {
         }
         Node::Labels(path, comparator, literal) if is_equal(*comparator, wanted) => {
             match (&**path, literal.text.exact()) {
-                ([key], Some(value)) => {
-                    Among::Group(Group::Label(key.name.clone(), value.into()))
-                }
+                ([key], Some(value)) => Among::Group(Group::Label(key.name.clone(), value.into())),
                 _ => Among::Everything,
             }
         }

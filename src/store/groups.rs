@@ -50,7 +50,10 @@ struct States {
 #[derive(Debug)]
 enum Members {
     One(u64),
-    #[expect(clippy::box_collection, reason = "most groups have one member, and pay for this one's size")]
+    #[expect(
+        clippy::box_collection,
+        reason = "most groups have one member, and pay for this one's size"
+    )]
     Few(Box<Vec<u64>>),
     Many(Box<Runs<()>>),
 }
@@ -89,7 +92,10 @@ impl Groups {
     /// Takes note of a change: of a new operation if there was none before, of
     /// one that goes away if there is none now.
     pub(super) fn note(&self, previous: Option<&Operation>, operation: Option<&Operation>) {
-        let (before, now) = (previous.map(Operation::state), operation.map(Operation::state));
+        let (before, now) = (
+            previous.map(Operation::state),
+            operation.map(Operation::state),
+        );
         let Some(subject) = operation.or(previous) else {
             return;
         };
@@ -169,7 +175,10 @@ impl Groups {
         let found = names
             .range((first, 0)..)
             .take_while(|(id, _)| id.starts_with(wanted));
-        let mut numbers: Vec<u64> = found.take(MAX_NAMES + 1).map(|(_, number)| *number).collect();
+        let mut numbers: Vec<u64> = found
+            .take(MAX_NAMES + 1)
+            .map(|(_, number)| *number)
+            .collect();
         numbers.sort_unstable();
         (numbers.len() <= MAX_NAMES).then_some(numbers)
     }
@@ -424,7 +433,11 @@ mod tests {
             ("oper", None),
             ("", None),
         ] {
-            assert_eq!(id_of(name).unwrap_or_default(), id.unwrap_or_default(), "{name}");
+            assert_eq!(
+                id_of(name).unwrap_or_default(),
+                id.unwrap_or_default(),
+                "{name}"
+            );
         }
     }
 
@@ -433,7 +446,12 @@ mod tests {
         for made in ["", "0", "01a1fd8a", "01a1fd8a-1bcf-7087-a3e3-f00827894941"] {
             assert!(begins_made_by_server(made), "{made}");
         }
-        for made in ["export", "01a1fd8a1", "A", "01a1fd8a-1bcf-7087-a3e3-f00827894941-"] {
+        for made in [
+            "export",
+            "01a1fd8a1",
+            "A",
+            "01a1fd8a-1bcf-7087-a3e3-f00827894941-",
+        ] {
             assert!(!begins_made_by_server(made), "{made}");
         }
         assert!(!is_made_by_server("01a1fd8a"));

@@ -66,10 +66,11 @@ impl Index {
         if let Some(mut sequence) = self.by_parent.get_mut(parent) {
             sequence.put(number, created, operation.clone());
         } else {
-            self.by_parent
-                .entry(parent.into())
-                .or_default()
-                .put(number, created, operation.clone());
+            self.by_parent.entry(parent.into()).or_default().put(
+                number,
+                created,
+                operation.clone(),
+            );
         }
         self.groups.note(previous, Some(operation));
     }

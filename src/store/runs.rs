@@ -37,7 +37,10 @@ impl<V> Runs<V> {
             self.put_first(entry, created);
             return;
         };
-        match run.entries.binary_search_by_key(&number, |(number, _)| *number) {
+        match run
+            .entries
+            .binary_search_by_key(&number, |(number, _)| *number)
+        {
             Ok(at) => run.entries[at] = entry,
             Err(at) if run.entries.len() < RUN => run.insert(at, entry, created),
             // A full run that is the last one stays full: a new one begins.

@@ -50,10 +50,7 @@ fn fil_2_or_binds_tighter_than_and_and_a_sequence_is_a_conjunction() {
         ("a OR b AND c", "(a OR b) AND c"),
         ("a b AND c AND d", "(a b) AND c AND d"),
         ("a\nb\tAND  c", "a AND b AND c"),
-        (
-            "New York Giants OR Yankees",
-            "New York (Giants OR Yankees)",
-        ),
+        ("New York Giants OR Yankees", "New York (Giants OR Yankees)"),
     ] {
         assert_eq!(parse(one).unwrap(), parse(other).unwrap(), "{one}");
     }
@@ -114,7 +111,11 @@ fn fil_10_a_star_is_a_wildcard_at_either_end_and_escaped_in_quotes_a_star() {
     let value = text(r#"a = "\*b\*""#);
     assert!(value.is("*b*") && !value.is("b"));
     assert!(text("a:*").is_star() && !text(r#"a:"\*""#).is_star());
-    is_refused(&[("a = b*c", 5, "a * is a wildcard at the beginning or the end")]);
+    is_refused(&[(
+        "a = b*c",
+        5,
+        "a * is a wildcard at the beginning or the end",
+    )]);
     means(&[(r#"a = "\*b*""#, r#"a = "\*b*""#), ("*x", "*x")]);
 }
 
@@ -134,17 +135,26 @@ fn fil_14_length_depth_terms_and_paths_have_limits() {
     assert!(parse(&nested(MAX_DEPTH)).is_ok());
     for depth in [MAX_DEPTH + 1, 4000] {
         let error = parse(&nested(depth)).unwrap_err();
-        assert_eq!((error.column, &*error.problem), (51, "more than 50 parentheses inside each other"));
+        assert_eq!(
+            (error.column, &*error.problem),
+            (51, "more than 50 parentheses inside each other")
+        );
     }
     let values = format!("a = {}", nested(MAX_DEPTH + 1));
     assert!(parse(&values).unwrap_err().problem.contains("parentheses"));
     assert!(parse(&"(".repeat(8000)).is_err());
     assert!(parse(&"a ".repeat(MAX_TERMS)).is_ok());
     let error = parse(&"a ".repeat(MAX_TERMS + 1)).unwrap_err();
-    assert_eq!((error.column, &*error.problem), (501, "more than 250 terms"));
+    assert_eq!(
+        (error.column, &*error.problem),
+        (501, "more than 250 terms")
+    );
     assert!(parse(&"a".repeat(MAX_BYTES)).is_ok());
     let error = parse(&"é".repeat(MAX_BYTES / 2 + 1)).unwrap_err();
-    assert_eq!(error.problem, "the filter has 8194 bytes; at most 8192 are allowed");
+    assert_eq!(
+        error.problem,
+        "the filter has 8194 bytes; at most 8192 are allowed"
+    );
     assert!(parse(&format!("{}=1", ["a"; MAX_PATH].join("."))).is_ok());
     assert!(parse(&format!("{}=1", ["a"; MAX_PATH + 1].join("."))).is_err());
     assert!(parse(&"-".repeat(8000)).is_err());
@@ -160,7 +170,9 @@ fn fil_15_true_false_and_null_alone_are_words() {
 
 #[test]
 fn space_may_stand_around_comparators_and_inside_parentheses() {
-    for text in ["a=b", "a = b", "a =b", "a\n=\tb", "(a = b)", "( a=b )", "(a=b )"] {
+    for text in [
+        "a=b", "a = b", "a =b", "a\n=\tb", "(a = b)", "( a=b )", "(a=b )",
+    ] {
         assert_eq!(shown(text), "a = b", "{text}");
     }
     means(&[
@@ -194,7 +206,11 @@ fn a_minus_in_front_of_a_lone_number_or_of_a_value_belongs_to_it() {
         ("-30a", "NOT 30a"),
         ("a = -b", "a = -b"),
     ]);
-    is_refused(&[("(-2.5) >= -2.4", 8, "expected a field or a word, found \">\"")]);
+    is_refused(&[(
+        "(-2.5) >= -2.4",
+        8,
+        "expected a field or a word, found \">\"",
+    )]);
 }
 
 #[test]
@@ -207,7 +223,10 @@ fn a_value_without_quotes_runs_over_dots_and_colons() {
             "! column 46: expected a space, AND, OR or the end, found \")\"",
         ),
         ("t > 2026-11-21T15:04:05.5Z", "t > 2026-11-21T15:04:05.5Z"),
-        ("t > 2026-11-21T15:04:05+02:00", "t > 2026-11-21T15:04:05+02:00"),
+        (
+            "t > 2026-11-21T15:04:05+02:00",
+            "t > 2026-11-21T15:04:05+02:00",
+        ),
         ("com.google", "\"com.google\""),
         ("2.5", "\"2.5\""),
     ]);
@@ -231,7 +250,11 @@ fn strings_have_either_quote_and_backslash_escapes() {
         (r#"a = "b\"#, 8, "found the end"),
         (r#"a = "b\x""#, 8, "after the backslash"),
         (r"a\b", 2, "a backslash, which needs quotes"),
-        ("\"a\" \"b\".c", 10, "a comparator after the field, found the end"),
+        (
+            "\"a\" \"b\".c",
+            10,
+            "a comparator after the field, found the end",
+        ),
         ("\"a\"b", 4, "expected a space"),
         ("a = b\"c\"", 6, "expected a space"),
     ]);
@@ -251,7 +274,11 @@ fn several_values_in_parentheses_are_compared_one_by_one() {
         ("a != (b OR c)", 6, "!= takes one value; write NOT a = "),
         ("a = (b = c)", 8, "expected a value"),
         ("a = ()", 6, "expected a value"),
-        ("a = (b", 7, "a closing parenthesis, AND or OR, found the end"),
+        (
+            "a = (b",
+            7,
+            "a closing parenthesis, AND or OR, found the end",
+        ),
     ]);
 }
 
@@ -266,7 +293,11 @@ fn what_is_wrong_is_told_with_its_column_in_characters() {
         ("a ! b", 3, "a comparator such as !="),
         ("a. = 1", 3, "a field after the dot"),
         (".a = 1", 1, "a field or a word, found \".\""),
-        ("a = b, c", 6, "expected a space, AND, OR or the end, found \",\""),
+        (
+            "a = b, c",
+            6,
+            "expected a space, AND, OR or the end, found \",\"",
+        ),
         ("(a", 3, "a closing parenthesis"),
         ("()", 2, "a field or a word, found \")\""),
         ("a)", 2, "expected a space, AND, OR or the end, found \")\""),
@@ -298,7 +329,13 @@ fn any_restriction() -> impl Strategy<Value = Filter> {
     let segment = prop_oneof![4 => "[a-z@_]{1,6}", 1 => "[ab\"*\\\\.:\\[\\] -]{0,5}", 1 => Just("OR".to_owned())];
     let path = proptest::collection::vec(segment, 1..4);
     let comparator = proptest::sample::select(vec![
-        Equal, NotEqual, Less, LessEqual, Greater, GreaterEqual, Has,
+        Equal,
+        NotEqual,
+        Less,
+        LessEqual,
+        Greater,
+        GreaterEqual,
+        Has,
     ]);
     (path, comparator, any_text()).prop_map(|(path, comparator, value)| {
         let column = Column(0);
