@@ -274,10 +274,10 @@ fn range(own: Own, comparator: Comparator, literal: &Literal, wanted: bool) -> T
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Types;
+    use crate::query::samples::types;
 
     fn plan(filter: &str) -> String {
-        let query = Query::parse(filter, &Types::built_in()).unwrap();
+        let query = Query::parse(filter, types()).unwrap();
         Plan::of(&query).to_string()
     }
 

@@ -2,7 +2,11 @@
 //! that says which belong together: it knows an operation as the plain facts
 //! that it was made of, and never looks at an `Operation`.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use proptest::prelude::*;
 
@@ -76,6 +80,12 @@ enum Found {
     Absent,
     /// Nobody can know.
     Hidden,
+}
+
+/// The built-in types, made once.
+pub(crate) fn types() -> &'static Types {
+    static TYPES: LazyLock<Types> = LazyLock::new(Types::built_in);
+    &TYPES
 }
 
 // === impl Facts ===
@@ -263,7 +273,7 @@ impl Metadata {
             Self::Own(_) => None,
             Self::Struct(size, tag) => {
                 let json = serde_json::json!({ "size": size, "tag": tag });
-                let any = Types::built_in().pack("google.protobuf.Struct", &json);
+                let any = types().pack("google.protobuf.Struct", &json);
                 Some(Payload::new(any.unwrap()).unwrap())
             }
             Self::Unknown => {

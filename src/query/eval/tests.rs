@@ -23,7 +23,7 @@ use crate::{
         trace::TraceContext,
     },
     proto::{google::rpc::Code, longrunning::v1::Progress},
-    query::samples::{any_facts, any_filter, naive},
+    query::samples::{any_facts, any_filter, naive, types},
 };
 
 const NOON: i64 = 1_790_000_000_000_000_000;
@@ -82,7 +82,7 @@ fn operation(metadata: Option<Payload>, outcome: Option<Outcome>) -> Operation {
 }
 
 fn packed(name: &str, json: serde_json::Value) -> Payload {
-    Payload::new(Types::built_in().pack(name, &json).unwrap()).unwrap()
+    Payload::new(types().pack(name, &json).unwrap()).unwrap()
 }
 
 fn running() -> Operation {
@@ -133,7 +133,7 @@ fn with_duration() -> Operation {
 }
 
 fn matches(filter: &str, operation: &Operation) -> bool {
-    let query = Query::parse(filter, &Types::built_in());
+    let query = Query::parse(filter, types());
     query
         .unwrap_or_else(|error| panic!("{filter}: {error}"))
         .matches(operation)
@@ -168,7 +168,7 @@ fn are_unknown(operation: &Operation, filters: &[&str]) {
 #[track_caller]
 fn is_refused(table: &[(&str, usize, &str)]) {
     for (filter, column, problem) in table {
-        let error = Query::parse(filter, &Types::built_in()).expect_err(filter);
+        let error = Query::parse(filter, types()).expect_err(filter);
         assert_eq!(error.column, *column, "{filter}: {error}");
         assert!(error.problem.contains(problem), "{filter}: {error}");
     }
@@ -592,9 +592,8 @@ proptest! {
         facts in proptest::collection::vec(any_facts(), 1..8),
         filters in proptest::collection::vec(any_filter(), 1..8),
     ) {
-        let types = Types::built_in();
         for filter in &filters {
-            let query = Query::new(filter, &types).map_err(|error| TestCaseError::fail(format!("{filter}: {error}")))?;
+            let query = Query::new(filter, types()).map_err(|error| TestCaseError::fail(format!("{filter}: {error}")))?;
             for facts in &facts {
                 let operation = facts.operation(1);
                 let expected = naive(filter, facts) == Some(true);
