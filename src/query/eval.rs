@@ -10,8 +10,8 @@ use prost_reflect::{DynamicMessage, MessageDescriptor};
 use super::{
     fields::{Field, NAMES, Own},
     filter::{Column, Comparator, Filter, InvalidFilter, Path, Restriction, Segment, Text},
-    inside::{self, Inside, Misfit, TYPE},
-    literal::{Held, Literal, Scalar, Truth},
+    inside::{self, Inside, TYPE},
+    literal::{Held, Literal, Misfit, Scalar, Truth},
     parse::parse,
 };
 use crate::{
@@ -269,7 +269,7 @@ fn restrict(restriction: &Restriction, types: &Types, said: &Said) -> Result<Nod
             }
             literal
                 .check(comparator, &own.scalar())
-                .map_err(|expected| unfit(restriction, &expected))?;
+                .map_err(|misfit| misfit_of(restriction, misfit))?;
             return Ok(Node::Own(own, comparator, literal));
         }
         Field::Labels => {
@@ -287,7 +287,7 @@ fn restrict(restriction: &Restriction, types: &Types, said: &Said) -> Result<Nod
         }
         literal
             .check(comparator, &Scalar::Text)
-            .map_err(|expected| unfit(restriction, &expected))?;
+            .map_err(|misfit| misfit_of(restriction, misfit))?;
     } else if let Some(descriptor) = said.of(part, types) {
         let checked = inside::check(&descriptor, rest, comparator, &literal);
         checked.map_err(|misfit| misfit_of(restriction, misfit))?;
@@ -319,7 +319,7 @@ fn check_labels(
         )),
         [_] => literal
             .check(*comparator, &Scalar::Text)
-            .map_err(|expected| unfit(restriction, &expected)),
+            .map_err(|misfit| misfit_of(restriction, misfit)),
         _ => Err(no_field(path, 2)),
     }
 }

@@ -11,7 +11,7 @@ use prost_reflect::{
 
 use super::{
     filter::{Comparator, Segment, Text},
-    literal::{Held, Literal, Scalar, Truth, nanoseconds},
+    literal::{Held, Literal, Misfit, Scalar, Truth, nanoseconds},
 };
 use crate::{operation::wire::AnyRef, types::Types};
 
@@ -32,17 +32,6 @@ pub(crate) struct Inside<'a> {
     /// Whether the question is to an element of a repeated field, where a text
     /// must be the value, not only stand in it.
     to_element: bool,
-}
-
-/// Why a path makes no sense for a type.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Misfit {
-    /// There is no such field; so many segments from the end of the path.
-    NoField(usize),
-    /// The literal cannot be compared with the field: this was expected.
-    Value(String),
-    /// This was expected in place of the comparator.
-    Comparator(&'static str),
 }
 
 // === impl Inside ===
@@ -326,7 +315,7 @@ pub(crate) fn check(
     }
     let [first, rest @ ..] = path else {
         return match (well_known_scalar(descriptor), comparator) {
-            (Some(scalar), _) => literal.check(comparator, &scalar).map_err(Misfit::Value),
+            (Some(scalar), _) => literal.check(comparator, &scalar),
             (None, Comparator::Has) => Ok(()),
             (None, _) => Err(Misfit::Comparator("`:`, for it is a message")),
         };
@@ -370,7 +359,7 @@ fn check_kind(
     if !rest.is_empty() {
         return Err(Misfit::NoField(rest.len()));
     }
-    literal.check(comparator, &scalar).map_err(Misfit::Value)
+    literal.check(comparator, &scalar)
 }
 
 fn enum_names(kind: &EnumDescriptor) -> Vec<String> {

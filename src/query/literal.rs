@@ -60,6 +60,17 @@ pub(crate) enum Scalar {
     Opaque,
 }
 
+/// Why a comparison makes no sense.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Misfit {
+    /// There is no such field; so many segments from the end of the path.
+    NoField(usize),
+    /// The literal cannot be compared with the field: this was expected.
+    Value(String),
+    /// This was expected in place of the comparator.
+    Comparator(&'static str),
+}
+
 // === impl Truth ===
 
 impl Truth {
@@ -92,9 +103,8 @@ impl Literal {
         }
     }
 
-    /// Whether it can be compared with values of a type; if not, what was
-    /// expected.
-    pub(crate) fn check(&self, comparator: Comparator, scalar: &Scalar) -> Result<(), String> {
+    /// Whether it can be compared with values of a type.
+    pub(crate) fn check(&self, comparator: Comparator, scalar: &Scalar) -> Result<(), Misfit> {
         let is_ordering = comparator.is_ordering();
         if comparator == Comparator::Has && self.text.is_star() {
             return Ok(());
@@ -103,7 +113,7 @@ impl Literal {
             Scalar::Text if is_ordering => (self.text.exact().is_some(), "a text without *"),
             Scalar::Text => (true, "a text"),
             Scalar::Bool | Scalar::Enum(_) if is_ordering => {
-                return Err(format!("= or !=, for it has no order, not {comparator}"));
+                return Err(Misfit::Comparator("= or !=, for it has no order"));
             }
             Scalar::Bool => (self.bool().is_some(), "true or false"),
             Scalar::Enum(names) => {
@@ -111,7 +121,7 @@ impl Literal {
                 if self.text.exact().is_some_and(is_one) {
                     return Ok(());
                 }
-                return Err(format!("one of {}", names.join(", ")));
+                return Err(Misfit::Value(format!("one of {}", names.join(", "))));
             }
             Scalar::Integer => (self.integer.is_some(), "a whole number"),
             Scalar::Float => (self.float.is_some(), "a number"),
@@ -123,12 +133,12 @@ impl Literal {
                 self.duration.is_some(),
                 "a duration in seconds, such as 90s or 1.5s",
             ),
-            Scalar::Opaque => (false, "`:*`, for bytes have no text"),
+            Scalar::Opaque => return Err(Misfit::Comparator("`:*`, for it is bytes")),
         };
         if fits {
             Ok(())
         } else {
-            Err(expected.to_owned())
+            Err(Misfit::Value(expected.to_owned()))
         }
     }
 

@@ -217,7 +217,11 @@ says 'a page of one holds the newest' "\"name\": *\"$slow\""
 says 'and leads to the next' '"nextPageToken": *"[A-Za-z0-9_-]+"'
 
 call -d '{"name": "operations", "filter": "done = true"}' "$CLIENTS" "$operations/ListOperations"
-fails_with 'a filter is refused, not ignored' Unimplemented FILTER_UNSUPPORTED
+says 'a filter shows what is done' "\"name\": *\"$small\""
+if grep -q "\"name\": *\"$slow\"" <<<"$output"; then fail 'a filter hides what is not'; fi
+
+call -d '{"name": "operations", "filter": "done = = true"}' "$CLIENTS" "$operations/ListOperations"
+fails_with 'a bad filter is refused with its column' InvalidArgument INVALID_FILTER
 
 "$GRPCURL" -plaintext -d "{\"name\": \"$slow\"}" "$CLIENTS" longrunning.v1.OperationWatch/WatchOperation \
   >"$scratch/watch" 2>&1 &

@@ -22,6 +22,7 @@ mod durability;
 mod errors;
 #[cfg(feature = "command")]
 mod executor;
+mod filter;
 mod finish;
 mod get;
 mod handlers;
