@@ -90,6 +90,16 @@ pub(super) struct ListArgs {
     /// A parent such as projects/p1; `operations` for the root, - for everything
     #[arg(value_name = "PARENT", default_value = "-")]
     pub(super) parent: String,
+    /// Only operations of which this is true, as 'done = false AND labels.env = prod';
+    /// docs/filters.md has the language
+    #[arg(
+        long,
+        short,
+        default_value = "",
+        hide_default_value = true,
+        value_name = "EXPR"
+    )]
+    pub(super) filter: String,
     /// Stop after so many operations
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) limit: u32,

@@ -58,6 +58,7 @@ pub(super) async fn list(args: ListArgs) -> Done {
             name: args.parent.clone(),
             page_size: i32::try_from(missing).unwrap_or(i32::MAX),
             page_token,
+            filter: args.filter.clone(),
             ..Default::default()
         };
         if missing == 0 {

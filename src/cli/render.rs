@@ -1,6 +1,9 @@
 //! How operations look: tables and bars for people, ProtoJSON for programs.
 
-use std::{io::Write, time::Duration};
+use std::{
+    io::{IsTerminal, Write},
+    time::Duration,
+};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -86,9 +89,13 @@ pub(super) fn print_list(operations: &[Operation], output: Output) {
         progress: "PROGRESS".into(),
         labels: "LABELS".into(),
     };
-    let rows: Vec<Row> = std::iter::once(titles)
-        .chain(operations.iter().map(Row::new))
-        .collect();
+    // A bar is for eyes; what reads the table as text gets the words alone.
+    let with_bar = std::io::stdout().is_terminal();
+    let rows = operations.iter().map(|operation| match with_bar {
+        true => Row::new(operation).with_bar(operation),
+        false => Row::new(operation),
+    });
+    let rows: Vec<Row> = std::iter::once(titles).chain(rows).collect();
     let width = |cell: fn(&Row) -> &str| {
         rows.iter()
             .map(|row| cell(row).chars().count())
@@ -186,6 +193,29 @@ impl Row {
             labels: tame(&labels.join(",")),
         }
     }
+
+    /// Puts a bar in front of the progress of what is not done.
+    fn with_bar(mut self, operation: &Operation) -> Self {
+        let progress = metadata(operation).and_then(|metadata| metadata.progress);
+        if let Some(fraction) = progress.as_ref().and_then(fraction)
+            && !operation.done
+        {
+            self.progress = format!("{} {}", bar(fraction), self.progress);
+        }
+        self
+    }
+}
+
+/// How far it is, as a picture of ten letters: `[====>     ]`.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "0 to 10"
+)]
+fn bar(fraction: f64) -> String {
+    let done = (fraction * 10.0) as usize;
+    let head = if done < 10 { ">" } else { "" };
+    format!("[{:<10}]", format!("{}{head}", "=".repeat(done)))
 }
 
 /// A progress in a few words: `42% 1.2 GiB of 3.4 GiB, 12 of 30 files`.
@@ -320,5 +350,18 @@ impl Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_of_a_table_has_ten_places() {
+        assert_eq!(bar(0.0), "[>         ]");
+        assert_eq!(bar(0.42), "[====>     ]");
+        assert_eq!(bar(0.99), "[=========>]");
+        assert_eq!(bar(1.0), "[==========]");
     }
 }

@@ -218,7 +218,7 @@ says 'and leads to the next' '"nextPageToken": *"[A-Za-z0-9_-]+"'
 
 call -d '{"name": "operations", "filter": "done = true"}' "$CLIENTS" "$operations/ListOperations"
 says 'a filter shows what is done' "\"name\": *\"$small\""
-if grep -q "\"name\": *\"$slow\"" <<<"$output"; then fail 'a filter hides what is not'; fi
+silent_on 'and hides what is not' "\"name\": *\"$slow\""
 
 call -d '{"name": "operations", "filter": "done = = true"}' "$CLIENTS" "$operations/ListOperations"
 fails_with 'a bad filter is refused with its column' InvalidArgument INVALID_FILTER

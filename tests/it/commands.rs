@@ -94,6 +94,17 @@ async fn commands_exit_with_0_for_success_and_1_for_a_failed_operation() {
         2
     );
 
+    let failed = program.ask(&["list", "--filter", "state = FAILED"]).await;
+    let names: Vec<_> = said(&failed).lines().skip(1).collect();
+    assert!(names.len() == 1 && names[0].starts_with(&bad), "{names:?}");
+    let json = program
+        .ask(&["list", "--filter", "error.code:*", "--output", "json"])
+        .await;
+    assert!(said(&json).contains(&bad) && !said(&json).contains(&good));
+    let refused = program.ask(&["list", "--filter", "state = = FAILED"]).await;
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(complained(&refused).contains("(INVALID_FILTER): filter: column 9"));
+
     assert_eq!(program.ask(&["delete", &good]).await.status.code(), Some(0));
     let gone = program.ask(&["get", &good]).await;
     assert_eq!(gone.status.code(), Some(2));

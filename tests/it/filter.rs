@@ -130,17 +130,18 @@ fn examples() -> Vec<(String, Vec<String>)> {
     let guide = include_str!("../../docs/filters.md");
     let code = |cell: &str| -> Vec<String> {
         let parts = cell.split('`').skip(1).step_by(2);
-        parts.map(|part| part.replace("\\|", "|")).collect()
+        parts.map(str::to_owned).collect()
     };
-    let rows = guide.lines().filter(|line| line.starts_with("| `"));
-    let cells = rows.map(|row| row.trim_matches('|').split(" | ").collect::<Vec<_>>());
-    cells
-        .filter(|cells| cells.len() == 3)
-        .map(|cells| {
-            let filter = code(cells[0]).remove(0);
-            (filter, code(cells[2]))
-        })
-        .collect()
+    let (mut examples, mut in_table) = (Vec::new(), false);
+    for line in guide.lines() {
+        in_table = line.starts_with("| filter |") || (in_table && line.starts_with('|'));
+        if in_table && line.starts_with("| `") {
+            let cells: Vec<&str> = line.trim_matches('|').split('|').collect();
+            assert_eq!(cells.len(), 3, "{line}");
+            examples.push((code(cells[0]).remove(0), code(cells[2])));
+        }
+    }
+    examples
 }
 
 #[tokio::test]

@@ -1,0 +1,128 @@
+//! Pages of filtered lists among 1 M operations of which 1 % are running: time
+//! per page, beside an unfiltered one. Run with `cargo bench --bench filter`.
+
+use std::{hint::black_box, time::Duration};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use longrunning::{
+    Any, Limits, NewOperation, Operations, proto::google::longrunning::ListOperationsRequest,
+};
+
+const COUNT: usize = 1_000_000;
+
+/// Operations that are done, but for every hundredth; every hundredth has the
+/// label `batch=nightly`, each `user` has a thousand, and each its own `order`.
+async fn filled() -> Operations {
+    let limits = Limits {
+        max_operations: 2 * COUNT,
+        max_bytes: usize::MAX,
+        ..Limits::default()
+    };
+    let operations = Operations::builder().limits(limits).start().await;
+    let operations = operations.expect("defaults are in range");
+    for number in 0..COUNT {
+        let mut new = NewOperation::self_executed("bench")
+            .label("user", &format!("user-{}", number % 1000))
+            .label("order", &format!("{number}"));
+        if number % 100 == 7 {
+            new = new.label("batch", "nightly");
+        }
+        if number % 10 == 3 {
+            new = new.id(&format!("export-{number}"));
+        }
+        let created = operations
+            .create(new)
+            .await
+            .expect("there is room")
+            .operation;
+        if number % 100 != 0 {
+            let token = created.lease().expect("it is self-executed").token;
+            let name = created.owned_name();
+            let done = operations.succeed(&name, token, Any::default()).await;
+            done.expect("the lease is held");
+        }
+    }
+    operations
+}
+
+fn filters(criterion: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime starts");
+    let operations = runtime.block_on(filled());
+    let noon = runtime.block_on(async {
+        let request = ListOperationsRequest {
+            page_size: 1,
+            page_token: String::new(),
+            ..Default::default()
+        };
+        let page = operations
+            .list(&request)
+            .await
+            .expect("the request is good");
+        prost_types::Timestamp::from(page.operations[0].create_time()).to_string()
+    });
+    let mut group = criterion.benchmark_group("page of 100 of 1 M");
+    for (what, filter) in [
+        ("no filter", String::new()),
+        ("done = false", "done = false".into()),
+        ("state = RUNNING", "state = RUNNING".into()),
+        ("a label of 1 %", "labels.batch = nightly".into()),
+        ("a label of 0.1 %", "labels.user = user-7".into()),
+        ("a label of one", "labels.order = 4711".into()),
+        (
+            "done = false AND a label of 1 %, none in common",
+            "done = false AND labels.batch = nightly".into(),
+        ),
+        (
+            "done = false AND a label of 0.1 %",
+            "done = false AND labels.user = user-100".into(),
+        ),
+        ("a name", "name = operations/export-3".into()),
+        (
+            "names with a prefix, 1111 of them",
+            "name = \"operations/export-77*\"".into(),
+        ),
+        (
+            "newer than the newest but one",
+            format!("create_time >= {noon}"),
+        ),
+        ("metadata, all match", "metadata.attempt = 1".into()),
+        ("metadata, 1 % match", "metadata.state = RUNNING".into()),
+        ("metadata, none matches", "metadata.attempt = 7".into()),
+        ("name, none matches", "name = *x".into()),
+        ("a word, none matches", "nowhere".into()),
+    ] {
+        let mut token = String::new();
+        let (mut pages, mut found) = (0, 0);
+        group.bench_function(what, |bench| {
+            bench.iter(|| {
+                // From page to page, so that the records are not the ones just seen.
+                let request = ListOperationsRequest {
+                    filter: filter.clone(),
+                    page_token: std::mem::take(&mut token),
+                    ..Default::default()
+                };
+                let page = runtime.block_on(operations.list(&request));
+                let page = page.expect("the request is good");
+                token.clone_from(&page.next_page_token);
+                pages += 1;
+                found += page.operations.len();
+                black_box(page)
+            });
+        });
+        println!("{what}: {found} operations in {pages} pages");
+    }
+    group.finish();
+}
+
+fn quick() -> Criterion {
+    Criterion::default()
+        .sample_size(10)
+        .measurement_time(Duration::from_secs(2))
+        .warm_up_time(Duration::from_millis(500))
+}
+
+criterion_group! { name = benches; config = quick(); targets = filters }
+criterion_main!(benches);
