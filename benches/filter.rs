@@ -1,5 +1,7 @@
 //! Pages of filtered lists among 1 M operations of which 1 % are running: time
-//! per page, beside an unfiltered one. Run with `cargo bench --bench filter`.
+//! per page, beside an unfiltered one, and what reads notice of it. Run with `cargo bench --bench filter`.
+
+#![expect(clippy::disallowed_methods, reason = "a bench owns its tasks")]
 
 use std::{hint::black_box, time::Duration};
 
@@ -115,6 +117,52 @@ fn filters(criterion: &mut Criterion) {
         println!("{what}: {found} operations in {pages} pages");
     }
     group.finish();
+    runtime.block_on(reads(&operations, None));
+    runtime.block_on(reads(&operations, Some("metadata.attempt = 7")));
+    runtime.block_on(reads(&operations, Some("name = *x")));
+}
+
+/// How long a read waits for its turn on a thread on which lists with a filter
+/// look at everything, again and again.
+async fn reads(operations: &Operations, filter: Option<&str>) {
+    const READS: usize = 20_000;
+    let lists = filter.map(|filter| {
+        let (operations, filter) = (operations.clone(), filter.to_owned());
+        tokio::spawn(async move {
+            let mut page_token = String::new();
+            loop {
+                let request = ListOperationsRequest {
+                    filter: filter.clone(),
+                    page_token,
+                    ..Default::default()
+                };
+                let page = operations.list(&request).await;
+                page_token = page.expect("the request is good").next_page_token;
+                tokio::task::yield_now().await;
+            }
+        })
+    });
+    let name = longrunning::OperationName::parse("operations/export-3").expect("it is a name");
+    let mut waits = Vec::with_capacity(READS);
+    for _ in 0..READS {
+        let asked = tokio::time::Instant::now();
+        tokio::task::yield_now().await;
+        black_box(operations.get(&name).expect("it exists"));
+        waits.push(asked.elapsed());
+    }
+    if let Some(lists) = lists {
+        lists.abort();
+    }
+    waits.sort_unstable();
+    let at = |share: usize| waits[READS * share / 1000];
+    let beside = filter.unwrap_or("nothing");
+    println!(
+        "a turn and a get, beside {beside}: p50 {:?}, p99 {:?}, p99.9 {:?}, longest {:?}",
+        at(500),
+        at(990),
+        at(999),
+        waits[READS - 1]
+    );
 }
 
 fn quick() -> Criterion {

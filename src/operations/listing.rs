@@ -135,9 +135,11 @@ impl Listing {
     async fn fill(&self, page: &mut Filling, view: &View, plan: &Plan, clock: Clock) -> bool {
         let named = |name: &str| view.get(name).map(|operation| operation.number());
         let walk = view.index.walk(&self.scope, plan, named);
-        let stretch = match self.query {
-            Some(_) => FILTERED_STRETCH,
-            None => STRETCH,
+        let stretch = match (&self.query, &self.scope) {
+            (Some(_), _) => FILTERED_STRETCH,
+            (None, Scope::Matching(_)) => STRETCH,
+            // All of them are shown, and one more tells whether another page follows.
+            (None, Scope::Everything | Scope::Under(_)) => self.size + 1,
         };
         let begun = clock.now();
         let mut turn: Timestamp = begun;
