@@ -30,6 +30,7 @@ mod heartbeat;
 mod jobs;
 mod limits;
 mod list;
+mod model;
 mod names;
 mod pages;
 mod pools;
