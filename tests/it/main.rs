@@ -18,6 +18,8 @@ mod counts;
 mod creation;
 mod delete;
 mod directives;
+#[cfg(all(feature = "remote", feature = "server"))]
+mod drain;
 mod durability;
 mod errors;
 #[cfg(feature = "command")]
@@ -38,6 +40,10 @@ mod pools;
 mod program;
 mod races;
 mod recovery;
+#[cfg(all(feature = "remote", feature = "server"))]
+mod remote;
+#[cfg(all(feature = "remote", feature = "server"))]
+mod remote_creator;
 mod results;
 mod shutdown;
 mod sizes;

@@ -3,6 +3,8 @@
 //! work as workers elsewhere do it in `shop`.
 
 pub(crate) mod journal;
+#[cfg(all(feature = "remote", feature = "server"))]
+pub(crate) mod line;
 pub(crate) mod problem;
 #[cfg(feature = "cli")]
 pub(crate) mod program;
