@@ -60,3 +60,4 @@ mod worker_leases;
 mod worker_limits;
 mod worker_polls;
 mod worker_refusals;
+mod worker_sizes;
