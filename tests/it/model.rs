@@ -116,11 +116,16 @@ impl Life {
                 };
                 self.create(spec).await
             }
-            Step::CreateAgain { nth, altered } => match nth_of(&self.created, *nth) {
+            Step::CreateAgain {
+                nth,
+                altered,
+                worker,
+            } => match nth_of(&self.created, *nth) {
                 Some(spec) => {
                     let altered = spec.altered || *altered;
                     let spec = Spec {
                         altered,
+                        worker,
                         ..spec.clone()
                     };
                     self.create(spec).await

@@ -24,12 +24,12 @@ use crate::support::{
     text,
 };
 
-/// A million; as many as a build with checks makes in a few seconds, there.
-const MANY: usize = if cfg!(debug_assertions) {
-    50_000
-} else {
-    1_000_000
-};
+/// How many operations wait in the long queue: `QUEUED_OPERATIONS`, which may
+/// well be a million, or as many as a build with checks makes in a few seconds.
+fn many() -> usize {
+    std::env::var("QUEUED_OPERATIONS").map_or(50_000, |many| many.parse().unwrap())
+}
+
 /// Leases of one call.
 const BATCH: usize = 1000;
 
@@ -44,22 +44,23 @@ fn busy() -> Duration {
 // whole queue for a fifth of them would be many times as much.
 #[tokio::test]
 async fn a_queue_as_long_as_the_store_is_leased_from_without_a_look_at_all_of_it() {
+    let many = many();
     let limits = Limits {
-        max_operations: 2 * MANY,
-        max_queue: MANY,
+        max_operations: 2 * many,
+        max_queue: many,
         max_bytes: usize::MAX,
         ..Limits::default()
     };
     let shop = Shop::with(Operations::builder().limits(limits)).await;
     let begun = busy();
     let mut by_priority = [const { Vec::new() }; 3];
-    for priority in [0, 1, 2].into_iter().cycle().take(MANY) {
+    for priority in [0, 1, 2].into_iter().cycle().take(many) {
         let new = NewOperation::queued("q").priority(priority);
         let created = shop.operations.create(new).await.unwrap().operation;
         by_priority[usize::try_from(priority).unwrap()].push(created.name().to_owned());
     }
     let creating = busy() - begun;
-    assert_eq!(shop.depth("q"), Some(MANY));
+    assert_eq!(shop.depth("q"), Some(many));
     let full = Problem::of(&shop.create(queued("q")).await.unwrap_err());
     assert_eq!(full.key(), (Code::ResourceExhausted, "QUEUE_FULL"));
     // Out of the middle and off the end, as clients do it.
@@ -69,7 +70,7 @@ async fn a_queue_as_long_as_the_store_is_leased_from_without_a_look_at_all_of_it
 
     let begun = busy();
     let mut leased = Vec::new();
-    while leased.len() < MANY / 5 {
+    while leased.len() < many / 5 {
         let batch = shop.lease(look(&["q"], "w", 1000)).await.unwrap();
         assert_eq!(batch.len(), BATCH);
         leased.extend(batch.into_iter().map(|lease| lease.name));
@@ -88,7 +89,7 @@ async fn a_queue_as_long_as_the_store_is_leased_from_without_a_look_at_all_of_it
         "by priority, then age"
     );
     // The cancelled one is done; the deleted one still waits for a worker, unseen.
-    assert_eq!(shop.depth("q"), Some(MANY - 1 - leased.len()));
+    assert_eq!(shop.depth("q"), Some(many - 1 - leased.len()));
     let request = ListOperationsRequest {
         page_size: 1,
         ..ListOperationsRequest::default()

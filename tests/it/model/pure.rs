@@ -69,11 +69,13 @@ impl Model {
         let key = spec.request.map(|id| (spec.parent.to_owned(), id));
         if let Some(number) = key.as_ref().and_then(|key| self.requests.get(key)) {
             let first = &self.operations[number];
-            if first.spec != *spec {
+            if !first.spec.is_same(spec) {
                 return Err("REQUEST_ID_REUSED");
             }
             let is_live = |at: &At| matches!(at, At::Held { until, .. } if self.now < *until);
-            let has_lease = spec.queue.is_none() && is_live(&first.at);
+            // Another instance of the creator does not get it.
+            let is_its = spec.queue.is_none() && spec.worker == first.spec.worker;
+            let has_lease = is_its && is_live(&first.at);
             return Ok(Answer::Created {
                 operation: first.shown(),
                 lease: has_lease.then(|| first.lease(self.now)),
@@ -189,8 +191,10 @@ impl Model {
         };
         let now = self.now;
         self.change(number, |one| {
-            if *report != Report::default() {
-                one.report.update(report);
+            // To say again what is known is no news.
+            let before = one.report.clone();
+            one.report.update(report);
+            if one.report != before {
                 one.updated = now;
             }
             let length = one.spec.lease.unwrap_or(LEASE);

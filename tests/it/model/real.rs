@@ -192,7 +192,7 @@ impl Real {
                 not_before: spec.not_before.map(|at| self.wall_time(at)),
             }),
             None => Execution::SelfExecuted(SelfExecuted {
-                worker_id: "w".to_owned(),
+                worker_id: spec.worker.to_owned(),
             }),
         };
         let (first, longest, times) = spec.backoff;

@@ -13,10 +13,11 @@ pub(super) struct Steps(pub(super) Vec<Step>);
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     Create(Wish),
-    /// The same call as an earlier one, or almost.
+    /// The same call as an earlier one, or almost, perhaps by another instance.
     CreateAgain {
         nth: usize,
         altered: bool,
+        worker: &'static str,
     },
     Lease {
         queues: Vec<&'static str>,
@@ -60,6 +61,8 @@ pub(super) struct Wish {
 pub(super) struct Spec {
     pub(super) parent: &'static str,
     pub(super) id: usize,
+    /// Who creates it.
+    pub(super) worker: &'static str,
     /// None: its creator executes it.
     pub(super) queue: Option<&'static str>,
     pub(super) request: Option<u8>,
@@ -123,6 +126,8 @@ pub(super) enum End {
 
 /// The queues.
 pub(super) const QUEUES: [&str; 3] = ["a", "b", "c"];
+/// Who creates and works.
+pub(super) const WORKERS: [&str; 2] = ["v", "w"];
 /// What operations live under.
 pub(super) const PARENTS: [&str; 2] = ["", "projects/p"];
 
@@ -136,6 +141,16 @@ impl Spec {
     pub(super) fn name(&self) -> String {
         let slash = if self.parent.is_empty() { "" } else { "/" };
         format!("{}{slash}operations/{}", self.parent, self.id())
+    }
+
+    /// Whether it asks for the same, whoever asks.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let worker = self.worker;
+        *self
+            == Self {
+                worker,
+                ..other.clone()
+            }
     }
 
     pub(super) fn is_in(&self, queues: &[&str]) -> bool {
@@ -152,6 +167,7 @@ impl Spec {
 // === impl Report ===
 
 impl Report {
+    /// Takes over what is said; what is left out stays.
     pub(super) fn update(&mut self, newer: &Self) {
         self.progress = newer.progress.or(self.progress);
         self.detail = newer.detail.or(self.detail);
@@ -181,7 +197,7 @@ impl fmt::Debug for Spec {
                 })*
             };
         }
-        say!(parent id queue request priority not_before metadata altered lease);
+        say!(parent id worker queue request priority not_before metadata altered lease);
         say!(total_timeout attempt_timeout retention grace attempts backoff);
         said.finish()
     }
@@ -198,8 +214,8 @@ fn step() -> impl Strategy<Value = Step> {
     let finish = (pick(), token(), end(), rarely(any::<u8>()));
     prop_oneof![
         5 => wish().prop_map(Step::Create),
-        1 => (0..32_usize, any::<bool>())
-            .prop_map(|(nth, altered)| Step::CreateAgain { nth, altered }),
+        1 => (0..32_usize, any::<bool>(), select(&WORKERS[..]))
+            .prop_map(|(nth, altered, worker)| Step::CreateAgain { nth, altered, worker }),
         6 => lease.prop_map(|(queues, most)| Step::Lease { queues, most }),
         5 => reports.prop_map(Step::Heartbeat),
         5 => finish.prop_map(|(pick, token, end, metadata)| Step::Finish { pick, token, end, metadata }),
@@ -215,7 +231,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn wish() -> impl Strategy<Value = Wish> {
     let who = (
-        select(&PARENTS[..]),
+        (select(&PARENTS[..]), select(&WORKERS[..])),
         option::weighted(0.8, select(&QUEUES[..])),
         rarely(0..4_u8),
         rarely(0..32_usize),
@@ -233,10 +249,11 @@ fn wish() -> impl Strategy<Value = Wish> {
     let first = select(&[0, 1, 500, 1_000, 20_000][..]);
     let retry = (1..5_u32, (first, 1..4_i64));
     (who, times, retry).prop_map(|(who, times, (attempts, (first, growth)))| {
-        let (parent, queue, request, id_of, metadata, priority) = who;
+        let ((parent, worker), queue, request, id_of, metadata, priority) = who;
         let (not_before, lease, total_timeout, attempt_timeout, retention, grace) = times;
         let spec = Spec {
             parent,
+            worker,
             queue,
             request,
             priority,
