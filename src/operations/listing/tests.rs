@@ -101,7 +101,7 @@ async fn a_page_of_a_long_search_is_short_and_leads_on() {
         metadata: Metadata::Own(None),
     };
     let view = View::new(Clock::system(), &Metrics::default(), 10);
-    let count = u64::try_from(SCAN).unwrap() + 10;
+    let count = u64::try_from(SCAN + 2 * FILTERED_STRETCH).unwrap();
     for number in 1..=count {
         let id = format!("a{number}");
         let facts = Facts {
