@@ -156,10 +156,9 @@ impl Types {
 
     /// The message inside an `Any`, whatever it is; nothing if its type is not
     /// known or its bytes do not fit it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "filters ask for it"))]
-    pub(crate) fn decode(&self, any: &Any) -> Option<DynamicMessage> {
-        let descriptor = self.descriptor(message_name(&any.type_url))?;
-        DynamicMessage::decode(descriptor, any.value.as_slice()).ok()
+    pub(crate) fn decode(&self, type_url: &str, value: &[u8]) -> Option<DynamicMessage> {
+        let descriptor = self.descriptor(message_name(type_url))?;
+        DynamicMessage::decode(descriptor, value).ok()
     }
 
     /// The type of this full name, such as `google.rpc.Status`.
@@ -208,12 +207,6 @@ impl Types {
             None => {}
         }
         Value::Object(json)
-    }
-
-    /// ProtoJSON of a status: the code, and what else it has.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the HTTP gateway asks for it"))]
-    pub(crate) fn status(&self, error: &Status, enums: Enums) -> Value {
-        status(&mut Writer::new(&self.pool(), enums), error)
     }
 
     /// ProtoJSON of an `Any`; `{"@type": …, "value": "<base64>"}` if its type

@@ -445,8 +445,7 @@ fn key_text(key: &MapKey) -> Cow<'_, str> {
 
 /// The message in an `Any`, if its type is registered and its bytes fit it.
 pub(crate) fn decode(types: &Types, any: AnyRef<'_>) -> Option<DynamicMessage> {
-    let name = any.type_url.rsplit('/').next()?;
-    DynamicMessage::decode(types.descriptor(name)?, any.value).ok()
+    types.decode(any.type_url, any.value)
 }
 
 fn parts_of_any(message: &DynamicMessage) -> (String, Vec<u8>) {

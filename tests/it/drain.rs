@@ -99,7 +99,7 @@ impl Victim {
                 async move {
                     // Some go on for longer than their lease.
                     let length = context.name().bytes().last().unwrap_or_default();
-                    sleep(Duration::from_millis(50) * u32::from(length)).await;
+                    sleep(Duration::from_millis(25) * u32::from(length)).await;
                     Ok::<Any, Failure>(text(&context.attempt().to_string()))
                 }
             }

@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 
 use super::{everything, pack};
 use crate::{
-    proto::google::rpc::Status,
+    proto::google::{
+        longrunning::{Operation, operation::Result as OperationResult},
+        rpc::Status,
+    },
     types::{Enums, Types},
 };
 
@@ -352,9 +355,16 @@ fn a_status_has_its_code_and_what_else_it_has_and_enums_are_numbers_on_request()
         message: message.to_owned(),
         details,
     };
-    let bare = types.status(&status("", vec![]), Enums::Names);
+    let written = |status, enums| {
+        let failed = Operation {
+            result: Some(OperationResult::Error(status)),
+            ..Operation::default()
+        };
+        types.operation(&failed, enums)["error"].clone()
+    };
+    let bare = written(status("", vec![]), Enums::Names);
     assert_eq!(bare.to_string(), r#"{"code":5}"#);
-    let full = types.status(&status("no", vec![colored.unwrap()]), Enums::Numbers);
+    let full = written(status("no", vec![colored.unwrap()]), Enums::Numbers);
     let expected = r#"{"code":5,"message":"no","details":[{"@type":"type.googleapis.com/test.Everything","color":1,"colors":[7]}]}"#;
     assert_eq!(full.to_string(), expected);
 }
