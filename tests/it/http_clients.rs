@@ -4,12 +4,9 @@
 use longrunning::Operations;
 use serde_json::{Value, json};
 
-use crate::{
-    http::named,
-    support::{
-        http::{Answer, Site, error},
-        pending,
-    },
+use crate::support::{
+    http::{Answer, Site, error, named},
+    pending,
 };
 
 const PYTHON: &str = "Host: 127.0.0.1:8470\r\n\

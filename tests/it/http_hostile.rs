@@ -6,12 +6,9 @@ use std::time::Duration;
 use longrunning::server::Connections;
 use tokio::time::timeout;
 
-use crate::{
-    http::named,
-    support::{
-        http::{Site, Wire, error, request},
-        running,
-    },
+use crate::support::{
+    http::{Site, Wire, error, named, request},
+    running,
 };
 
 /// So long a step may take before the test has failed.

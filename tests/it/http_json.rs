@@ -6,13 +6,10 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use prost::{Message, Name};
 use serde_json::{Value, json};
 
-use crate::{
-    http::named,
-    support::{
-        hold,
-        http::{Site, error},
-        own_metadata, pending, progress, running, text,
-    },
+use crate::support::{
+    hold,
+    http::{Site, error, named},
+    own_metadata, pending, progress, running, text,
 };
 
 /// A packed message.

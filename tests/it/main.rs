@@ -30,7 +30,7 @@ mod get;
 mod handlers;
 mod heartbeat;
 #[cfg(feature = "server")]
-mod http;
+mod http_calls;
 #[cfg(feature = "server")]
 mod http_clients;
 #[cfg(feature = "cli")]
@@ -39,6 +39,10 @@ mod http_docs;
 mod http_hostile;
 #[cfg(feature = "server")]
 mod http_json;
+#[cfg(feature = "server")]
+mod http_paths;
+#[cfg(feature = "server")]
+mod http_port;
 #[cfg(feature = "server")]
 mod http_watch;
 #[cfg(feature = "cli")]

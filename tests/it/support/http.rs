@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use longrunning::{
-    Operations,
+    NewOperation, OperationName, Operations,
     server::{App, Config, ListenAddress},
 };
 use serde_json::Value;
@@ -14,6 +14,8 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
+
+use super::hold;
 
 /// The server with all its listeners on free ports. Stops when dropped.
 pub(crate) struct Site {
@@ -128,6 +130,16 @@ impl Drop for Site {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// An operation with this name, which its creator executes.
+pub(crate) async fn named(operations: &Operations, name: &str) -> OperationName {
+    let (parent, id) = match name.rsplit_once("/operations/") {
+        Some((parent, id)) => (parent, id),
+        None => ("", name.strip_prefix("operations/").unwrap()),
+    };
+    let new = NewOperation::self_executed("test").parent(parent).id(id);
+    hold(operations, new).await.0
 }
 
 /// The bytes of a request, with more header lines and a body.
