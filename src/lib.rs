@@ -100,8 +100,10 @@ pub use grpc::{
     watch::{OperationWatchServer, WatchService, watch_server},
     worker::{OperationWorkerServer, WorkerService, worker_server, worker_server_with},
 };
+#[cfg(feature = "sqlite")]
+pub use journal::sqlite::SqliteJournal;
 pub use journal::{
-    journal::{BoxFuture, Entry, Journal, JournalError},
+    journal::{BoxFuture, Entry, Journal, JournalError, Show},
     memory::MemoryJournal,
 };
 pub use metrics::Metrics;

@@ -27,7 +27,7 @@ use crate::{
         },
         longrunning::v1::{WatchOperationRequest, operation_watch_client::OperationWatchClient},
     },
-    server::{App, AppError, Config, LogFormat, init_telemetry, signals},
+    server::{AppError, Config, LogFormat, init_telemetry, signals},
     tasks::Tasks,
     types::{Enums, Types},
 };
@@ -81,7 +81,8 @@ async fn show(args: DemoArgs) -> Result<u8, DemoError> {
 
     let stop = CancellationToken::new();
     let tasks = Tasks::default();
-    let serving = tasks.spawn("server", run(app, stop.clone()));
+    let stopped = stop.clone().cancelled_owned();
+    let serving = tasks.spawn("server", app.run(stopped, std::future::pending()));
     let shown = follow(&operations, &directory, &clients).await;
     if let Ok((last, _)) = &shown {
         say(&pretty(&Types::built_in().operation(last, Enums::Names)));
@@ -92,20 +93,15 @@ async fn show(args: DemoArgs) -> Result<u8, DemoError> {
         }
     }
     stop.cancel();
-    match serving.await {
-        Ok(ended) => ended?,
-        Err(error) => return Err(DemoError::Other(format!("the server broke off: {error}"))),
-    };
+    if let Err(error) = serving.await {
+        return Err(DemoError::Other(format!("the server broke off: {error}")));
+    }
     let (last, interrupted) = shown?;
     Ok(if interrupted {
         INTERRUPTED
     } else {
         exit_code(&last)
     })
-}
-
-async fn run(app: App, stop: CancellationToken) -> Result<crate::server::Ended, AppError> {
-    app.run(stop.cancelled(), std::future::pending()).await
 }
 
 /// Creates the operation and watches it to its end, through gRPC. Ctrl-C

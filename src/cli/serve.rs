@@ -12,8 +12,8 @@ use crate::{
     operation::{retry::RetryPolicy, terms::Terms},
     operations::calls::WaitLimits,
     server::{
-        Config, Connections, Ended, ListenAddress, LogFormat, QueueConfig, hangups, init_telemetry,
-        signals,
+        Config, Connections, Ended, ListenAddress, LogFormat, QueueConfig, StoreConfig, hangups,
+        init_telemetry, signals,
     },
     store::store::Limits,
 };
@@ -42,9 +42,14 @@ pub(super) struct ServeArgs {
     /// Permissions of the files of Unix sockets, as 660 [default: what the umask leaves]
     #[arg(long, env = "LONGRUNNING_SOCKET_MODE", value_name = "OCTAL", value_parser = parse_mode)]
     socket_mode: Option<u32>,
-    /// Where operations are kept; in memory they live as long as the process
-    #[arg(long, env = "LONGRUNNING_STORE", value_enum, default_value_t = StoreKind::Memory)]
-    store: StoreKind,
+    /// Where operations are kept: memory, for as long as the process lives, or sqlite:PATH
+    #[arg(
+        long,
+        env = "LONGRUNNING_STORE",
+        value_name = "STORE",
+        default_value = "memory"
+    )]
+    store: StoreConfig,
     /// Threads that serve connections; 0 for one per processor
     #[arg(long, env = "LONGRUNNING_LANES", value_name = "N", default_value_t = 0)]
     lanes: usize,
@@ -157,11 +162,6 @@ pub(super) struct ServeArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum StoreKind {
-    Memory,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {
     Auto,
     Text,
@@ -219,14 +219,13 @@ async fn run(args: ServeArgs) -> Result<Ended, Box<dyn std::error::Error>> {
     let (stop, abort) = signals()?;
     let hangups = hangups()?;
     let app = args.into_config().build().await?;
-    Ok(app.reload_on(hangups).run(stop, abort).await?)
+    Ok(app.reload_on(hangups).run(stop, abort).await)
 }
 
 // === impl ServeArgs ===
 
 impl ServeArgs {
     pub(super) fn into_config(self) -> Config {
-        let StoreKind::Memory = self.store;
         let size = |size: ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
         Config {
             listen: self.listen,
@@ -240,6 +239,7 @@ impl ServeArgs {
                 max_connections: self.max_connections,
                 ..Connections::default()
             },
+            store: self.store,
             limits: Limits {
                 max_operations: self.max_operations,
                 max_bytes: size(self.max_bytes),

@@ -1,5 +1,8 @@
-//! Where changes are kept before they are shown: one narrow trait, and the
-//! journal that keeps nothing. Nobody below `operations` names a concrete one.
+//! Where changes are kept before they are shown: one narrow trait, the journal
+//! that keeps nothing, and the one in a file. Nobody below `operations` names a
+//! concrete one.
 
 pub(crate) mod journal;
 pub(crate) mod memory;
+#[cfg(feature = "sqlite")]
+pub(crate) mod sqlite;

@@ -10,6 +10,8 @@ pub(crate) mod operation;
 pub(crate) mod outcome;
 pub(crate) mod payload;
 pub(crate) mod progress;
+#[cfg(feature = "sqlite")]
+pub(crate) mod record;
 pub(crate) mod retry;
 pub(crate) mod stage;
 pub(crate) mod terms;

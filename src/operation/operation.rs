@@ -27,28 +27,28 @@ use crate::{
 /// One operation at one moment.
 #[derive(Debug)]
 pub struct Operation {
-    number: u64,
-    revision: u32,
-    attempt: u32,
+    pub(super) number: u64,
+    pub(super) revision: u32,
+    pub(super) attempt: u32,
     /// Attempts that were given back and do not count.
-    released: u32,
-    cancel_requested: bool,
-    hidden: bool,
-    create_time: Timestamp,
-    start_time: Option<Timestamp>,
-    update_time: Timestamp,
-    stage: Stage,
-    terms: Arc<Terms>,
-    tags: Option<Arc<Tags>>,
-    work: Option<Arc<Work>>,
-    wire: Wire,
+    pub(super) released: u32,
+    pub(super) cancel_requested: bool,
+    pub(super) hidden: bool,
+    pub(super) create_time: Timestamp,
+    pub(super) start_time: Option<Timestamp>,
+    pub(super) update_time: Timestamp,
+    pub(super) stage: Stage,
+    pub(super) terms: Arc<Terms>,
+    pub(super) tags: Option<Arc<Tags>>,
+    pub(super) work: Option<Arc<Work>>,
+    pub(super) wire: Wire,
 }
 
 /// What is needed only until the operation is done; most have nothing of it.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Work {
-    input: Option<Payload>,
-    latest: Option<Box<Report>>,
+pub(super) struct Work {
+    pub(super) input: Option<Payload>,
+    pub(super) latest: Option<Box<Report>>,
 }
 
 /// What an event makes of an operation.
@@ -58,6 +58,8 @@ pub(crate) enum Change {
     Unchanged,
     /// This new record.
     Put(Operation),
+    /// This new record, whose lease lasts longer and which is otherwise the same.
+    Renew(Operation),
     /// The record goes away; this is how it ended, if it did so just now.
     Forget(Option<Operation>),
 }
@@ -65,7 +67,7 @@ pub(crate) enum Change {
 // === impl Work ===
 
 impl Work {
-    fn shared(self) -> Option<Arc<Self>> {
+    pub(super) fn shared(self) -> Option<Arc<Self>> {
         (self != Self::default()).then(|| Arc::new(self))
     }
 }
@@ -149,9 +151,9 @@ impl Operation {
             // A sign of life changes nothing that clients see.
             changed.update_time = self.update_time;
             changed.wire = self.wire.clone();
-        } else {
-            changed.encode(self.name(), None);
+            return Ok(Change::Renew(changed));
         }
+        changed.encode(self.name(), None);
         Ok(Change::Put(changed))
     }
 

@@ -33,6 +33,20 @@ impl Wire {
         Self(bytes.into_boxed_slice())
     }
 
+    /// Takes over what was encoded before; none if that is no operation.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn read(bytes: Vec<u8>) -> Option<Self> {
+        let mut rest = bytes.as_slice();
+        let (NAME, encoding::WireType::LengthDelimited) = encoding::decode_key(&mut rest).ok()?
+        else {
+            return None;
+        };
+        let name = find_field(&bytes, NAME)?;
+        OperationName::parse(std::str::from_utf8(name).ok()?).ok()?;
+        find_field(&bytes, METADATA)?;
+        Some(Self(bytes.into_boxed_slice()))
+    }
+
     /// The whole operation.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.0

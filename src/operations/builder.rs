@@ -113,6 +113,11 @@ impl Builder {
         self
     }
 
+    #[cfg(feature = "server")]
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// Reads back what the journal kept and starts the workers, on the current
     /// tokio runtime.
     ///

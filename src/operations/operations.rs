@@ -168,7 +168,7 @@ impl Operations {
             self.0.release.cancel();
             work.stop().await;
         }
-        self.0.store.tasks.stop().await;
+        self.0.store.close().await;
     }
 
     /// The metrics, to be registered where they are served.
@@ -184,6 +184,11 @@ impl Operations {
     /// The time as the operations see it.
     pub fn clock(&self) -> Clock {
         self.0.store.clock
+    }
+
+    /// Why changes cannot be kept at present, as a sentence; none while they can.
+    pub fn trouble(&self) -> Option<String> {
+        self.0.store.trouble()
     }
 
     /// How many waits and watches are open.

@@ -174,7 +174,7 @@ impl Facts {
         }
         events.into_iter().fold(born, |operation, (after, event)| {
             match operation.apply(&event, at(after)).unwrap() {
-                Change::Put(next) => next,
+                Change::Put(next) | Change::Renew(next) => next,
                 Change::Unchanged => operation,
                 Change::Forget(_) => panic!("nothing ends unseen"),
             }

@@ -4,10 +4,7 @@
 use std::{
     convert::Infallible,
     future::{Ready, ready},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -15,10 +12,11 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use parking_lot::RwLock;
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tower::Service;
 
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, operations::operations::Operations};
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PLAIN: &str = "text/plain; charset=utf-8";
@@ -32,17 +30,37 @@ pub(super) struct Admin {
 
 /// Whether the server wants traffic. Clones are the same switch.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Readiness(Arc<AtomicBool>);
+pub(super) struct Readiness(Arc<RwLock<Phase>>);
+
+#[derive(Debug, Default)]
+enum Phase {
+    /// What was kept is being read.
+    #[default]
+    Starting,
+    Serving(Operations),
+    Stopping,
+}
 
 // === impl Readiness ===
 
 impl Readiness {
-    pub(super) fn set(&self, ready: bool) {
-        self.0.store(ready, Ordering::Release);
+    pub(super) fn serve(&self, operations: &Operations) {
+        *self.0.write() = Phase::Serving(operations.clone());
     }
 
-    fn get(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+    pub(super) fn stop(&self) {
+        *self.0.write() = Phase::Stopping;
+    }
+
+    /// Why the server wants no traffic; none if it does.
+    fn refusal(&self) -> Option<String> {
+        match &*self.0.read() {
+            Phase::Starting => Some("starting: reading what was kept".to_owned()),
+            Phase::Serving(operations) => operations
+                .trouble()
+                .map(|trouble| format!("changes cannot be kept; reads go on: {trouble}")),
+            Phase::Stopping => Some("shutting down".to_owned()),
+        }
     }
 }
 
@@ -71,11 +89,13 @@ impl Admin {
         }
         match request.uri().path() {
             "/livez" => text(StatusCode::OK, "ok\n"),
-            "/readyz" if self.ready.get() => text(StatusCode::OK, "ok\n"),
-            "/readyz" => text(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "not ready: starting or shutting down\n",
-            ),
+            "/readyz" => match self.ready.refusal() {
+                None => text(StatusCode::OK, "ok\n"),
+                Some(why) => text(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    &format!("not ready: {why}\n"),
+                ),
+            },
             "/metrics" => self.metrics(),
             _ => text(
                 StatusCode::NOT_FOUND,

@@ -10,13 +10,13 @@ use tokio::{
     task::JoinSet,
     time::{Instant, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 use super::{
     accept::serve,
     admin::{Admin, Readiness},
-    config::Config,
+    config::{Config, StoreConfig},
     lanes::Lanes,
     listener::{ListenAddress, Listener},
     services::{Health, Services},
@@ -25,6 +25,7 @@ use super::{
 use crate::{
     demo::checksum,
     grpc::border::Border,
+    journal::sqlite::SqliteJournal,
     operations::{builder::StartError, operations::Operations},
     tasks::Tasks,
     types::InvalidTypes,
@@ -46,7 +47,11 @@ pub struct App {
     hangups: Option<mpsc::Receiver<()>>,
     clients: Listener,
     workers: Option<Listener>,
-    admin: Option<Listener>,
+    admin: Option<ListenAddress>,
+    ready: Readiness,
+    lanes: Lanes,
+    /// Operators are answered until it is dropped.
+    admin_end: DropGuard,
 }
 
 /// Why a server cannot begin.
@@ -109,6 +114,14 @@ impl Config {
         };
         let workers = bind_some("workers", &self.worker_listen)?;
         let admin = bind_some("admin", &self.admin_listen)?;
+        info!(clients = %clients.local(), "listening");
+        if let Some(workers) = &workers {
+            info!(workers = %workers.local(), "listening");
+        }
+        if let Some(admin) = &admin {
+            info!(admin = %admin.local(), "listening");
+        }
+        let lanes = Lanes::start(self.lanes).map_err(AppError::Lanes)?;
         let mut builder = Operations::builder()
             .limits(self.limits.clone())
             .defaults(self.defaults.clone())
@@ -128,6 +141,20 @@ impl Config {
                 builder = builder.retry(&queue.name, policy.clone());
             }
         }
+        if let StoreConfig::Sqlite(path) = &self.store {
+            builder = builder.journal(SqliteJournal::open(path).map_err(StartError::from)?);
+        }
+        // Operators are answered while the journal is read, which may take long.
+        let (ready, admin_stop) = (Readiness::default(), CancellationToken::new());
+        let admin_end = admin_stop.clone().drop_guard();
+        let admin_address = admin.as_ref().map(Listener::local);
+        if let Some(listener) = admin {
+            let service = Admin::new(builder.metrics(), ready.clone());
+            let (lanes, options) = (lanes.clone(), self.connections.clone());
+            Tasks::default().spawn("admin", async move {
+                serve(listener, service, &lanes, options, admin_stop).await;
+            });
+        }
         Ok(App {
             operations: builder.start().await?,
             config: self,
@@ -135,7 +162,10 @@ impl Config {
             hangups: None,
             clients,
             workers,
-            admin,
+            admin: admin_address,
+            ready,
+            lanes,
+            admin_end,
         })
     }
 }
@@ -168,18 +198,15 @@ impl App {
 
     /// Where operators come in, if anywhere; with the real port.
     pub fn admin(&self) -> Option<ListenAddress> {
-        self.admin.as_ref().map(Listener::local)
+        self.admin.clone()
     }
 
     /// Serves until `stop` resolves, then drains; `abort` cuts the drain short.
-    ///
-    /// # Errors
-    /// [`AppError::Lanes`] if the system refuses threads.
     pub async fn run(
         self,
         stop: impl Future<Output = ()>,
         abort: impl Future<Output = ()>,
-    ) -> Result<Ended, AppError> {
+    ) -> Ended {
         let Self {
             operations,
             config,
@@ -187,15 +214,11 @@ impl App {
             hangups,
             clients,
             workers,
-            admin,
+            admin: _,
+            ready,
+            lanes,
+            admin_end,
         } = self;
-        info!(clients = %clients.local(), "listening");
-        if let Some(workers) = &workers {
-            info!(workers = %workers.local(), "listening");
-        }
-        if let Some(admin) = &admin {
-            info!(admin = %admin.local(), "listening");
-        }
         if let Some(root) = &config.demo {
             info!(directory = %root.display(), "demo: longrunning.demo.v1.Checksums/CreateChecksum starts an operation");
         }
@@ -207,9 +230,7 @@ impl App {
                 "executing"
             );
         }
-        let lanes = Lanes::start(config.lanes).map_err(AppError::Lanes)?;
         let tasks = Tasks::default();
-        let ready = Readiness::default();
         let types_stop = CancellationToken::new();
         // Without somebody who tells, the channel is closed and nothing comes.
         let hangups = hangups.unwrap_or_else(|| mpsc::channel(1).1);
@@ -236,21 +257,10 @@ impl App {
         }
 
         health.set(true).await;
-        ready.set(true);
-        let admin_stop = CancellationToken::new();
-        if let Some(listener) = admin {
-            let (service, stop) = (
-                Admin::new(operations.metrics(), ready.clone()),
-                admin_stop.clone(),
-            );
-            let (lanes, options) = (lanes.clone(), config.connections.clone());
-            tasks.spawn("admin", async move {
-                serve(listener, service, &lanes, options, stop).await;
-            });
-        }
+        ready.serve(&operations);
         stop.await;
         types_stop.cancel();
-        ready.set(false);
+        ready.stop();
         info!(
             grace_seconds = config.grace.as_secs_f64(),
             "shutting down; a second signal aborts"
@@ -260,9 +270,9 @@ impl App {
             () = drain => Ended::Drained,
             () = abort => Ended::Aborted,
         };
-        admin_stop.cancel();
+        drop(admin_end);
         info!(?ended, "stopped");
-        Ok(ended)
+        ended
     }
 }
 

@@ -1,7 +1,7 @@
 //! The configuration of the program: plain data. Where the values come from
 //! (flags, environment, a file) is the affair of `cli`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use super::{connection::Connections, listener::ListenAddress};
 use crate::{
@@ -33,6 +33,8 @@ pub struct Config {
     pub max_message_bytes: usize,
     /// How connections are treated.
     pub connections: Connections,
+    /// Where operations are kept.
+    pub store: StoreConfig,
     /// How much the store takes in.
     pub limits: Limits,
     /// How long waits last.
@@ -68,6 +70,7 @@ impl Default for Config {
             grace: Duration::from_secs(20),
             max_message_bytes: 4 << 20,
             connections: Connections::default(),
+            store: StoreConfig::Memory,
             limits: Limits::default(),
             waits: WaitLimits::default(),
             http: HttpOptions::default(),
@@ -76,6 +79,41 @@ impl Default for Config {
             descriptor_sets: Vec::new(),
             reflect: None,
             queues: Vec::new(),
+        }
+    }
+}
+
+/// Where operations are kept. It reads and prints as `memory` or `sqlite:PATH`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreConfig {
+    /// In memory: they live as long as the process.
+    Memory,
+    /// In memory for readers, and in this SQLite file for the next start.
+    Sqlite(PathBuf),
+}
+
+/// The text names no store.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("use memory, or sqlite:PATH such as sqlite:/var/lib/longrunning/operations.db")]
+pub struct InvalidStore;
+
+impl FromStr for StoreConfig {
+    type Err = InvalidStore;
+
+    fn from_str(text: &str) -> Result<Self, InvalidStore> {
+        match text.split_once(':') {
+            None if text == "memory" => Ok(Self::Memory),
+            Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite(path.into())),
+            _ => Err(InvalidStore),
+        }
+    }
+}
+
+impl fmt::Display for StoreConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("memory"),
+            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
         }
     }
 }

@@ -26,7 +26,7 @@ mod types;
 mod unreadable;
 
 pub use app::{App, AppError, Ended};
-pub use config::{Config, QueueConfig};
+pub use config::{Config, InvalidStore, QueueConfig, StoreConfig};
 pub use connection::Connections;
 pub use listener::{ListenAddress, ListenAddressError};
 pub use shutdown::{hangups, signals};

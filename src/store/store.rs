@@ -13,7 +13,7 @@ use std::{
 
 use futures_util::{FutureExt, StreamExt, stream};
 use tokio::select;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     turns::Turns,
@@ -131,22 +131,34 @@ impl Store {
         Ok(store)
     }
 
-    async fn replay(&self) -> Result<(), JournalError> {
-        let kept = self.journal.0.replay().await?;
-        let now = self.clock.now();
-        for operation in kept {
-            let operation = Arc::new(operation.resumed(now));
-            self.numbers
-                .fetch_max(operation.number() + 1, Ordering::Relaxed);
-            self.held.fetch_add(1, Ordering::Relaxed);
-            if let (Some(queue), None) = (operation.queue(), operation.lease())
-                && !operation.is_done()
-            {
-                self.view.ready.queue(queue).enter();
-            }
-            self.view.publish(&operation);
+    async fn replay(self: &Arc<Self>) -> Result<(), JournalError> {
+        let (store, now) = (self.clone(), self.clock.now());
+        let show = move |operation: Operation| store.show_again(operation.resumed(now));
+        self.journal.0.replay(Arc::new(show)).await
+    }
+
+    fn show_again(&self, operation: Operation) {
+        let operation = Arc::new(operation);
+        self.numbers
+            .fetch_max(operation.number() + 1, Ordering::Relaxed);
+        self.held.fetch_add(1, Ordering::Relaxed);
+        if let (Some(queue), None) = (operation.queue(), operation.lease())
+            && !operation.is_done()
+        {
+            self.view.ready.queue(queue).enter();
         }
-        Ok(())
+        self.view.publish(&operation);
+    }
+
+    /// Why changes cannot be kept at present; none while they can.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.journal.0.trouble()
+    }
+
+    /// Ends: no change is under way any more, and none comes.
+    pub(crate) async fn close(&self) {
+        self.tasks.stop().await;
+        self.journal.0.close().await;
     }
 
     /// Makes an operation. It can be read, from anywhere, when this returns.
@@ -265,7 +277,7 @@ impl Store {
         };
         let change = current.apply(event, self.clock.now()).map_err(refused)?;
         match &change {
-            Change::Put(next) | Change::Forget(Some(next)) => {
+            Change::Put(next) | Change::Renew(next) | Change::Forget(Some(next)) => {
                 self.check_room(event, &current, next)?;
             }
             // The look that was asked for found nothing due: look again later.
@@ -293,12 +305,8 @@ impl Store {
     async fn keep(&self, current: Arc<Operation>, change: Change) -> Result<Arc<Operation>> {
         match change {
             Change::Unchanged => Ok(current),
-            Change::Put(operation) => {
-                let operation = Arc::new(operation);
-                self.append(Entry::Put(operation.clone())).await?;
-                self.view.publish(&operation);
-                Ok(operation)
-            }
+            Change::Put(operation) => self.put(operation, Entry::Put).await,
+            Change::Renew(operation) => self.put(operation, Entry::Renew).await,
             Change::Forget(last) => {
                 self.append(Entry::Forget(current.clone())).await?;
                 self.view.forget(&current);
@@ -308,9 +316,21 @@ impl Store {
         }
     }
 
+    async fn put(
+        &self,
+        operation: Operation,
+        entry: fn(Arc<Operation>) -> Entry,
+    ) -> Result<Arc<Operation>> {
+        let operation = Arc::new(operation);
+        self.append(entry(operation.clone())).await?;
+        self.view.publish(&operation);
+        Ok(operation)
+    }
+
     async fn append(&self, entry: Entry) -> Result<()> {
+        // The journal says once what ails it; here it would be said per call.
         self.journal.0.append(entry).await.map_err(|error| {
-            error!(%error, "a change was refused, because it could not be kept");
+            debug!(%error, "a change was refused, because it could not be kept");
             Error::StoreUnavailable
         })
     }

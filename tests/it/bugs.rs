@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use longrunning::{
-    Any, Context, Failure, NewOperation, Operations, RetryPolicy, State,
+    Any, Context, Failure, NewOperation, RetryPolicy, State,
     proto::google::{
         longrunning::{CancelOperationRequest, ListOperationsRequest, WaitOperationRequest},
         rpc,
@@ -43,7 +43,7 @@ async fn a_wait_ends_with_its_client_and_has_a_cap_without_a_timeout() {
         default: Duration::from_millis(50),
         ..Default::default()
     };
-    let server = Server::with_waits(Operations::builder(), waits).await;
+    let server = Server::with_waits(crate::support::operations(), waits).await;
     let (name, _) = running(&server.operations).await;
     let mut client = server.client().await;
     let endless = WaitOperationRequest {
@@ -72,7 +72,7 @@ async fn a_wait_ends_with_its_client_and_has_a_cap_without_a_timeout() {
 // 3, WAIT-11: the races themselves are in `races`; here the watch's first word.
 #[tokio::test]
 async fn a_watch_begins_with_the_present_state_and_misses_no_change_after_it() {
-    let operations = Operations::builder().start().await.unwrap();
+    let operations = crate::support::operations().start().await.unwrap();
     let (name, token) = running(&operations).await;
     let mut watch = operations.watch(&name).unwrap();
     // The change falls between entering and the first look.
@@ -90,7 +90,7 @@ async fn a_watch_begins_with_the_present_state_and_misses_no_change_after_it() {
 // 4: replicas come later; the nearest form is another handle on another thread.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_waiter_wakes_whichever_handle_and_thread_the_change_comes_from() {
-    let operations = Operations::builder().start().await.unwrap();
+    let operations = crate::support::operations().start().await.unwrap();
     let (name, token) = running(&operations).await;
     let other = operations.clone();
     let finish = {
@@ -166,7 +166,7 @@ async fn a_cancellation_over_grpc_reaches_the_code_that_runs() {
         context.cancelled().await;
         Err::<Any, _>(Failure::cancelled())
     };
-    let server = Server::with(Operations::builder().handler("q", 1, handler)).await;
+    let server = Server::with(crate::support::operations().handler("q", 1, handler)).await;
     let name = server
         .operations
         .submit("q", text(""))
@@ -193,7 +193,7 @@ async fn a_cancellation_over_grpc_reaches_the_code_that_runs() {
 #[tokio::test]
 async fn a_start_fails_nothing_that_somebody_else_executes() {
     let journal = crate::support::journal::TestJournal::new();
-    let operations = Operations::builder()
+    let operations = crate::support::operations()
         .journal(journal.clone())
         .start()
         .await
@@ -204,7 +204,7 @@ async fn a_start_fails_nothing_that_somebody_else_executes() {
         tokio::task::yield_now().await;
     }
     let journal = crate::support::journal::TestJournal::with(journal.into_kept());
-    let operations = Operations::builder()
+    let operations = crate::support::operations()
         .journal(journal)
         .start()
         .await

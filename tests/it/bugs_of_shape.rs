@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use longrunning::{
-    Any, Context, Failure, NewOperation, Operations, State,
+    Any, Context, Failure, NewOperation, State,
     proto::google::{
         longrunning::{CancelOperationRequest, DeleteOperationRequest, ListOperationsRequest},
         rpc,
@@ -38,7 +38,7 @@ async fn a_failed_operation_always_has_a_code() {
         };
         Err::<Any, _>(Failure::from(without))
     };
-    let operations = Operations::builder()
+    let operations = crate::support::operations()
         .handler("q", 1, failing)
         .start()
         .await
@@ -55,7 +55,7 @@ async fn a_failed_operation_always_has_a_code() {
 #[tokio::test]
 async fn a_done_operation_has_exactly_one_of_response_and_error() {
     let handler = |_: Context| async { Ok::<Any, Failure>(Any::default()) };
-    let server = Server::with(Operations::builder().handler("q", 1, handler)).await;
+    let server = Server::with(crate::support::operations().handler("q", 1, handler)).await;
     let name = server
         .operations
         .submit("q", text(""))
@@ -167,7 +167,7 @@ async fn names_are_random_and_tell_nothing_of_the_request() {
 // 15, OP-10
 #[tokio::test(start_paused = true)]
 async fn a_slow_operation_can_be_read_for_its_whole_retention_after_it_is_done() {
-    let operations = Operations::builder().start().await.unwrap();
+    let operations = crate::support::operations().start().await.unwrap();
     let day = Duration::from_secs(86_400);
     let new = NewOperation::self_executed("w").lease_duration(9 * day);
     let (name, token) = hold(&operations, new).await;

@@ -84,7 +84,7 @@ fn queues(operations: &Operations) -> Vec<String> {
 #[tokio::test]
 async fn a_queue_that_only_refused_operations_named_has_no_series() {
     let journal = TestJournal::new();
-    let builder = Operations::builder().journal(journal.clone());
+    let builder = crate::support::operations().journal(journal.clone());
     let operations = builder.start().await.unwrap();
     let new = |queue: &str| NewOperation::queued(queue).id("mine");
     operations.create(new("first")).await.unwrap();
@@ -98,7 +98,7 @@ async fn a_queue_that_only_refused_operations_named_has_no_series() {
 
 #[tokio::test]
 async fn a_queue_whose_operations_are_finished_has_no_series_any_more() {
-    let operations = Operations::builder().start().await.unwrap();
+    let operations = crate::support::operations().start().await.unwrap();
     let new = || NewOperation::queued("q");
     let first = operations.create(new()).await.unwrap().operation;
     let second = operations.create(new()).await.unwrap().operation;
@@ -118,7 +118,7 @@ fn busy() -> Failure {
 
 #[tokio::test]
 async fn an_attempt_that_may_be_retried_but_was_the_last_counts_as_failed() {
-    let operations = Operations::builder()
+    let operations = crate::support::operations()
         .handler("q", 1, |_: Context| async { Err::<Any, _>(busy()) })
         .start()
         .await
@@ -143,7 +143,7 @@ async fn an_attempt_that_was_cancelled_counts_as_cancelled_however_it_failed() {
             Err::<Any, _>(busy())
         }
     };
-    let builder = Operations::builder().handler("q", 1, handler);
+    let builder = crate::support::operations().handler("q", 1, handler);
     let operations = builder.start().await.unwrap();
     let new = NewOperation::queued("q").retry(RetryPolicy::attempts(9));
     let name = operations.create(new).await.unwrap().operation.owned_name();
@@ -154,7 +154,7 @@ async fn an_attempt_that_was_cancelled_counts_as_cancelled_however_it_failed() {
 
 #[tokio::test]
 async fn a_queue_whose_last_operation_was_claimed_and_finished_has_no_series_any_more() {
-    let operations = Operations::builder().start().await.unwrap();
+    let operations = crate::support::operations().start().await.unwrap();
     operations.submit("q", text("")).await.unwrap();
     let (queue, worker) = (QueueName::parse("q").unwrap(), WorkerId::new("w"));
     let leased = operations.lease(&queue, &worker).await.unwrap();

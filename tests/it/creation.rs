@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use crate::support::{hold, own_metadata, text};
 
 async fn start() -> Operations {
-    Operations::builder().start().await.unwrap()
+    crate::support::operations().start().await.unwrap()
 }
 
 fn queued() -> NewOperation {

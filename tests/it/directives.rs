@@ -3,10 +3,7 @@
 
 use std::time::Duration;
 
-use longrunning::{
-    Operations,
-    proto::longrunning::v1::{HeartbeatRequest, finish_operation_request::Outcome},
-};
+use longrunning::proto::longrunning::v1::{HeartbeatRequest, finish_operation_request::Outcome};
 use tokio::time::advance;
 
 use crate::support::{
@@ -66,7 +63,7 @@ async fn a_worker_that_drains_is_not_told_so() {
 
 #[tokio::test]
 async fn the_last_directive_of_a_server_that_shuts_down_is_drain() {
-    let shop = Shop::with(Operations::builder()).await;
+    let shop = Shop::with(crate::support::operations()).await;
     let mut stream = shop.watch("w").await;
     shop.operations.shutdown(Duration::ZERO).await;
     let directive = stream.message().await.unwrap().unwrap();

@@ -126,7 +126,7 @@ impl Victim {
 // BEHAVIOUR §§4, 5
 #[tokio::test(start_paused = true)]
 async fn workers_that_are_killed_at_random_lose_no_operation_and_no_attempt() {
-    let operations = Operations::builder().start().await.unwrap();
+    let operations = crate::support::operations().start().await.unwrap();
     let new = NewOperation::queued("q")
         .lease_duration(Duration::from_secs(2))
         .retry(RetryPolicy::attempts(1000));

@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 async fn start(journal: &TestJournal) -> Operations {
-    Operations::builder()
+    crate::support::operations()
         .journal(journal.clone())
         .start()
         .await
@@ -233,10 +233,8 @@ async fn a_journal_that_cannot_be_read_keeps_the_server_from_starting() {
     impl longrunning::Journal for Unreadable {
         fn replay(
             &self,
-        ) -> longrunning::BoxFuture<
-            '_,
-            Result<Vec<longrunning::Operation>, longrunning::JournalError>,
-        > {
+            _: longrunning::Show,
+        ) -> longrunning::BoxFuture<'_, Result<(), longrunning::JournalError>> {
             Box::pin(std::future::ready(Err(longrunning::JournalError(
                 "damaged".into(),
             ))))
@@ -249,7 +247,7 @@ async fn a_journal_that_cannot_be_read_keeps_the_server_from_starting() {
             Box::pin(std::future::ready(Ok(())))
         }
     }
-    let refused = Operations::builder()
+    let refused = crate::support::operations()
         .journal(Unreadable)
         .start()
         .await
@@ -269,7 +267,7 @@ async fn a_report_that_could_not_be_kept_is_tried_again_with_the_next_renewal() 
             std::future::pending::<Result<longrunning::Any, longrunning::Failure>>().await
         }
     };
-    let builder = Operations::builder().journal(journal.clone());
+    let builder = crate::support::operations().journal(journal.clone());
     let operations = builder.handler("q", 1, handler).start().await.unwrap();
     let name = operations.submit("q", text("")).await.unwrap().owned_name();
     let context = starts.recv().await.unwrap();
@@ -301,7 +299,7 @@ async fn an_outcome_that_could_not_be_kept_is_tried_again_until_it_can() {
             }
         }
     };
-    let builder = Operations::builder().journal(journal.clone());
+    let builder = crate::support::operations().journal(journal.clone());
     let operations = builder.handler("q", 1, handler).start().await.unwrap();
     let name = operations.submit("q", text("")).await.unwrap().owned_name();
     journal.begun(2).await;

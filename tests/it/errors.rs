@@ -213,7 +213,7 @@ async fn a_name_of_any_script_comes_back_whole_in_the_error() {
 // BEHAVIOUR §9
 #[tokio::test]
 async fn what_a_creator_asks_for_is_checked_and_the_field_is_named() {
-    let operations = Operations::builder().start().await.unwrap();
+    let operations = crate::support::operations().start().await.unwrap();
     let queued = || NewOperation::queued("q");
     let zero = std::time::Duration::ZERO;
     let bad = own_metadata(1);
@@ -278,7 +278,7 @@ async fn what_a_creator_asks_for_is_checked_and_the_field_is_named() {
 // BEHAVIOUR §9
 #[tokio::test]
 async fn what_is_taken_already_exists() {
-    let operations = Operations::builder().start().await.unwrap();
+    let operations = crate::support::operations().start().await.unwrap();
     operations
         .create(NewOperation::queued("q").id("mine"))
         .await
@@ -299,7 +299,7 @@ async fn what_is_taken_already_exists() {
 // BEHAVIOUR §9
 #[tokio::test]
 async fn a_lost_lease_and_another_outcome_are_failed_preconditions() {
-    let operations = Operations::builder().start().await.unwrap();
+    let operations = crate::support::operations().start().await.unwrap();
     let (name, token) = running(&operations).await;
     let foreign = longrunning::LeaseToken::random();
     let lost = over_grpc(operations.renew(&name, foreign).await.unwrap_err());
@@ -331,7 +331,11 @@ async fn a_full_queue_and_a_full_store_say_when_to_come_back() {
         max_operations: 2,
         ..Limits::default()
     };
-    let operations = Operations::builder().limits(limits).start().await.unwrap();
+    let operations = crate::support::operations()
+        .limits(limits)
+        .start()
+        .await
+        .unwrap();
     operations.submit("q", text("")).await.unwrap();
     let full = refused(&operations, NewOperation::queued("q")).await;
     assert_eq!(full.key(), (Code::ResourceExhausted, "QUEUE_FULL"));
@@ -347,7 +351,7 @@ async fn a_full_queue_and_a_full_store_say_when_to_come_back() {
 #[tokio::test]
 async fn a_store_that_cannot_write_is_unavailable_on_every_path_that_writes() {
     let journal = TestJournal::new();
-    let server = Server::with(Operations::builder().journal(journal.clone())).await;
+    let server = Server::with(crate::support::operations().journal(journal.clone())).await;
     let (name, token) = running(&server.operations).await;
     let done = succeeded(&server.operations).await;
     journal.set(Gate::Broken);
@@ -391,7 +395,7 @@ async fn a_store_that_cannot_write_is_unavailable_on_every_path_that_writes() {
 // BEHAVIOUR §9
 #[tokio::test]
 async fn a_server_that_shuts_down_takes_nothing_new_and_says_so() {
-    let operations = Operations::builder().start().await.unwrap();
+    let operations = crate::support::operations().start().await.unwrap();
     operations.shutdown(std::time::Duration::ZERO).await;
     let problem = refused(&operations, NewOperation::queued("q")).await;
     assert_eq!(problem.key(), (Code::Unavailable, "SHUTTING_DOWN"));

@@ -28,7 +28,7 @@ async fn with(command: CommandHandler) -> Operations {
         retry,
         ..Terms::default()
     };
-    let builder = Operations::builder().defaults(defaults);
+    let builder = crate::support::operations().defaults(defaults);
     builder.handler("q", 1, command).start().await.unwrap()
 }
 

@@ -23,7 +23,7 @@ async fn with<H: longrunning::Handler>(concurrency: usize, handler: H) -> Operat
         retry,
         ..Terms::default()
     };
-    let builder = Operations::builder().defaults(defaults);
+    let builder = crate::support::operations().defaults(defaults);
     builder
         .handler("q", concurrency, handler)
         .start()

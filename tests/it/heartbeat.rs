@@ -2,7 +2,7 @@
 //! worker is told about each.
 
 use longrunning::{
-    Any, Limits, Operations,
+    Any, Limits,
     proto::{
         google::rpc,
         longrunning::v1::{
@@ -273,7 +273,7 @@ async fn a_report_that_is_too_large_does_not_cost_the_lease() {
         max_operation_bytes: 1000,
         ..Limits::default()
     };
-    let shop = Shop::with(Operations::builder().limits(limits)).await;
+    let shop = Shop::with(crate::support::operations().limits(limits)).await;
     let lease = shop.hold("w").await;
     let before = shop.get(&lease.name).await;
     for _ in 0..3 {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use longrunning::{
-    Any, Context, Failure, NewOperation, Operation, Operations, RetryPolicy, WaitLimits,
+    Any, Context, Failure, NewOperation, Operation, RetryPolicy, WaitLimits,
     proto::google::rpc::Code,
     remote::{Creator, Worker},
 };
@@ -294,7 +294,7 @@ async fn a_server_that_lets_nobody_wait_is_asked_with_pauses() {
         max: Duration::ZERO,
         ..WaitLimits::default()
     };
-    let line = Line::with(Operations::builder(), waits).await;
+    let line = Line::with(crate::support::operations(), waits).await;
     let _worker = work(&line, async |_: Context| Ok(text("done")));
     sleep(60 * SECOND).await;
     let polls = line.calls.count("LeaseOperations");

@@ -15,7 +15,11 @@ use crate::support::{
 };
 
 async fn with(limits: Limits) -> Operations {
-    Operations::builder().limits(limits).start().await.unwrap()
+    crate::support::operations()
+        .limits(limits)
+        .start()
+        .await
+        .unwrap()
 }
 
 fn queued() -> NewOperation {
@@ -103,7 +107,7 @@ async fn a_store_holds_so_many_bytes() {
 /// before all have begun.
 async fn made_at_once(limits: Limits, creations: impl Iterator<Item = NewOperation>) -> usize {
     let journal = TestJournal::new();
-    let builder = Operations::builder()
+    let builder = crate::support::operations()
         .limits(limits)
         .journal(journal.clone());
     let operations = builder.start().await.unwrap();
@@ -288,7 +292,7 @@ async fn a_handler_whose_result_is_too_large_fails_with_that_reason() {
         max_operation_bytes: 5_000,
         ..Limits::default()
     };
-    let operations = Operations::builder()
+    let operations = crate::support::operations()
         .limits(limits)
         .defaults(Terms::default())
         .handler("q", 1, large)

@@ -53,6 +53,8 @@ mod limits;
 mod list;
 mod model;
 mod names;
+#[cfg(feature = "sqlite")]
+mod over_stores;
 mod pages;
 mod pools;
 #[cfg(feature = "cli")]

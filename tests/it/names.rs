@@ -1,6 +1,6 @@
 //! Names: what is one, what is not, and that both are looked up byte by byte.
 
-use longrunning::{NewOperation, Operations, Parent, proto::google::rpc::Code};
+use longrunning::{NewOperation, Parent, proto::google::rpc::Code};
 use tonic::Code as Grpc;
 
 use crate::support::{Server, get, pending, problem::problem};
@@ -133,7 +133,7 @@ async fn an_operation_lives_under_its_parent_and_is_found_only_there() {
 // BEHAVIOUR §1
 #[tokio::test]
 async fn a_caller_made_id_has_the_form_of_the_rule() {
-    let operations = Operations::builder().start().await.unwrap();
+    let operations = crate::support::operations().start().await.unwrap();
     let (short, long) = ("a".repeat(63), "a".repeat(64));
     for good in ["a", "0", "a-b", "0190b3f4-7a2e", "a--b", &short] {
         let created = operations
@@ -192,7 +192,7 @@ fn a_parent_is_pairs_of_collection_and_id() {
 // BEHAVIOUR §1
 #[tokio::test]
 async fn labels_are_64_at_most_with_keys_and_values_of_the_rule() {
-    let operations = Operations::builder().start().await.unwrap();
+    let operations = crate::support::operations().start().await.unwrap();
     let many = |count: usize| {
         (0..count).fold(NewOperation::queued("q"), |new, n| {
             new.label(&format!("k{n}"), "v")
@@ -231,7 +231,7 @@ async fn labels_are_64_at_most_with_keys_and_values_of_the_rule() {
 // OP-7: ids of the server come in the order of creation, so that they sort by time.
 #[tokio::test]
 async fn server_made_names_sort_by_the_time_of_creation() {
-    let operations = Operations::builder().start().await.unwrap();
+    let operations = crate::support::operations().start().await.unwrap();
     let mut names = Vec::new();
     for _ in 0..500 {
         names.push(pending(&operations).await);

@@ -17,7 +17,7 @@ use crate::support::text;
 const MINUTE: Duration = Duration::from_secs(60);
 
 async fn with<H: longrunning::Handler>(concurrency: usize, handler: H) -> Operations {
-    let builder = Operations::builder().handler("q", concurrency, handler);
+    let builder = crate::support::operations().handler("q", concurrency, handler);
     builder.start().await.unwrap()
 }
 

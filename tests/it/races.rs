@@ -13,7 +13,7 @@ use crate::support::{hold, pending, running, text};
 const MINUTE: Duration = Duration::from_secs(60);
 
 async fn start() -> Operations {
-    Operations::builder().start().await.unwrap()
+    crate::support::operations().start().await.unwrap()
 }
 
 /// Runs all of `racers` from one starting line; returns what each said.

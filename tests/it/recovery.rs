@@ -20,7 +20,7 @@ fn hours(time: Duration) -> u64 {
 }
 
 async fn start(journal: &TestJournal) -> Operations {
-    Operations::builder()
+    crate::support::operations()
         .journal(journal.clone())
         .start()
         .await
@@ -259,7 +259,7 @@ async fn limits_count_what_a_replay_brought_back() {
         max_queue: 3,
         ..Default::default()
     };
-    let builder = Operations::builder().journal(journal).limits(limits);
+    let builder = crate::support::operations().journal(journal).limits(limits);
     let operations = builder.start().await.unwrap();
     let full = operations
         .create(NewOperation::queued("q"))

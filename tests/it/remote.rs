@@ -64,7 +64,7 @@ impl Drop for Guard {
 }
 
 async fn start() -> (Operations, Line) {
-    let operations = Operations::builder().start().await.unwrap();
+    let operations = crate::support::operations().start().await.unwrap();
     let line = Line::to(&operations);
     (operations, line)
 }

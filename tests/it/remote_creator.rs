@@ -16,7 +16,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
 async fn open() -> (Operations, Line, Creator) {
-    let operations = Operations::builder().start().await.unwrap();
+    let operations = crate::support::operations().start().await.unwrap();
     let line = Line::to(&operations);
     let creator = Creator::new(line.channel(), "c").unwrap();
     (operations, line, creator)

@@ -28,7 +28,7 @@ async fn slow(time: Duration, started: mpsc::Sender<Context>, journal: &TestJour
             Ok::<Any, Failure>(text("finished"))
         }
     };
-    let builder = Operations::builder().journal(journal.clone());
+    let builder = crate::support::operations().journal(journal.clone());
     builder.handler("q", 1, handler).start().await.unwrap()
 }
 
@@ -159,7 +159,7 @@ async fn a_claim_that_the_shutdown_overtakes_goes_back_to_its_queue() {
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_leased_from_a_server_that_shuts_down() {
-    let operations = Operations::builder().start().await.unwrap();
+    let operations = crate::support::operations().start().await.unwrap();
     let (queue, worker) = (QueueName::parse("q").unwrap(), WorkerId::new("w"));
     let poll = {
         let (operations, queue, worker) = (operations.clone(), queue.clone(), worker.clone());
@@ -227,7 +227,7 @@ async fn a_handler_has_stopped_before_its_operation_is_offered_again() {
         }
     };
     let journal = TestJournal::new();
-    let builder = Operations::builder().journal(journal.clone());
+    let builder = crate::support::operations().journal(journal.clone());
     let operations = builder.handler("q", 1, handler).start().await.unwrap();
     operations.submit("q", text("")).await.unwrap();
     starts.recv().await.unwrap();

@@ -51,7 +51,7 @@ async fn a_wildcard_may_have_many_segments_but_not_more_bytes_than_a_name() {
 }
 
 async fn with(limits: Limits, handler: impl longrunning::Handler) -> Operations {
-    let builder = Operations::builder().limits(limits);
+    let builder = crate::support::operations().limits(limits);
     builder.handler("q", 1, handler).start().await.unwrap()
 }
 
@@ -127,7 +127,11 @@ async fn a_full_store_refuses_reports_that_grow_it_but_never_an_outcome() {
         max_bytes: 20_000,
         ..Limits::default()
     };
-    let operations = Operations::builder().limits(limits).start().await.unwrap();
+    let operations = crate::support::operations()
+        .limits(limits)
+        .start()
+        .await
+        .unwrap();
     let large = || text(&"x".repeat(15_000));
     operations.submit("nobody", large()).await.unwrap();
     let first = running(&operations).await;
@@ -218,7 +222,7 @@ async fn an_error_about_a_megabyte_is_short_and_its_connection_lives_on() {
 // ERR-1
 #[tokio::test]
 async fn a_refused_creation_does_not_repeat_a_megabyte() {
-    let operations = Operations::builder().start().await.unwrap();
+    let operations = crate::support::operations().start().await.unwrap();
     let long = "a".repeat(1 << 20);
     let queued = || NewOperation::queued("q");
     for new in [

@@ -15,7 +15,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
 
 async fn start() -> Operations {
-    Operations::builder().start().await.unwrap()
+    crate::support::operations().start().await.unwrap()
 }
 
 async fn lease(operations: &Operations) -> Arc<Operation> {

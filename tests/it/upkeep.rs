@@ -24,7 +24,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 const GUARD: Duration = Duration::from_secs(60);
 
 async fn start() -> Operations {
-    Operations::builder().start().await.unwrap()
+    crate::support::operations().start().await.unwrap()
 }
 
 async fn created(operations: &Operations, new: NewOperation) -> OperationName {
@@ -103,7 +103,7 @@ async fn a_handler_may_have_any_concurrency_above_zero() {
     for concurrency in [1, usize::MAX / 2, usize::MAX] {
         let echo =
             |context: Context| async move { Ok::<Any, Failure>(context.input().unwrap().clone()) };
-        let builder = Operations::builder().handler("q", concurrency, echo);
+        let builder = crate::support::operations().handler("q", concurrency, echo);
         let operations = builder.start().await.unwrap();
         let operation = operations.submit("q", text("x")).await.unwrap();
         let waited = operations.wait(&operation.owned_name(), GUARD).await;
@@ -122,7 +122,7 @@ async fn a_start_that_fails_leaves_no_worker_behind() {
                 async { Ok::<Any, Failure>(text("")) }
             }
         };
-        let started = Operations::builder()
+        let started = crate::support::operations()
             .handler("q", 1, handler())
             .handler(queue, concurrency, handler())
             .start()
@@ -139,7 +139,11 @@ async fn a_deleted_operation_that_no_worker_takes_up_goes_with_its_retention() {
         max_operations: 1,
         ..Limits::default()
     };
-    let operations = Operations::builder().limits(limits).start().await.unwrap();
+    let operations = crate::support::operations()
+        .limits(limits)
+        .start()
+        .await
+        .unwrap();
     let new = || NewOperation::queued("q").retention(60 * SECOND);
     // Deleted late, it stays as long.
     let name = created(&operations, new()).await;

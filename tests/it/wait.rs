@@ -170,7 +170,7 @@ async fn over_the_limit_of_waiters_a_wait_answers_early_and_does_not_fail() {
         max_waiters: 1,
         ..Limits::default()
     };
-    let server = Server::with(Operations::builder().limits(limits)).await;
+    let server = Server::with(crate::support::operations().limits(limits)).await;
     let (name, token) = running(&server.operations).await;
     let mut client = server.client().await;
     let (mut other, request) = (client.clone(), endless(&name));

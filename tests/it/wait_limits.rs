@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use longrunning::{Operations, WaitLimits, proto::google};
+use longrunning::{WaitLimits, proto::google};
 use tokio::time::Instant;
 use tonic::{Code, Request};
 
@@ -25,7 +25,7 @@ async fn without_timeout_and_deadline_the_servers_default_holds_and_its_maximum_
         default: 150 * MS,
         max: 250 * MS,
     };
-    let server = Server::with_waits(Operations::builder(), waits).await;
+    let server = Server::with_waits(crate::support::operations(), waits).await;
     let (name, _) = running(&server.operations).await;
     let mut client = server.client().await;
     let begun = Instant::now();
@@ -157,7 +157,7 @@ async fn the_longest_duration_of_protobuf_is_cut_to_the_servers_maximum() {
         default: MS,
         max: 50 * MS,
     };
-    let server = Server::with_waits(Operations::builder(), waits).await;
+    let server = Server::with_waits(crate::support::operations(), waits).await;
     let (name, _) = running(&server.operations).await;
     let timeout = Some(prost_types::Duration {
         seconds: 315_576_000_000,

@@ -1,7 +1,7 @@
 //! longrunning.v1.OperationWatch: the states of one operation as a stream.
 
 use longrunning::{
-    Limits, OperationName, Operations, Report,
+    Limits, OperationName, Report,
     proto::{google::longrunning::Operation, longrunning::v1::WatchOperationRequest},
 };
 use tonic::{Code, Status, Streaming};
@@ -80,7 +80,7 @@ async fn a_watch_of_a_done_operation_shows_it_once_and_ends() {
 
 #[tokio::test]
 async fn changes_that_come_faster_than_they_are_read_are_folded_and_the_newest_wins() {
-    let operations = Operations::builder().start().await.unwrap();
+    let operations = crate::support::operations().start().await.unwrap();
     let (name, token) = running(&operations).await;
     let mut watch = operations.watch(&name).unwrap();
     watch.next().await.unwrap().unwrap();
@@ -137,7 +137,7 @@ async fn a_watch_over_the_limit_of_waiters_is_refused_with_a_time_to_come_back()
         max_waiters: 1,
         ..Limits::default()
     };
-    let server = Server::with(Operations::builder().limits(limits)).await;
+    let server = Server::with(crate::support::operations().limits(limits)).await;
     let name = pending(&server.operations).await;
     let _open = watch(&server, &name).await;
     let request = WatchOperationRequest {

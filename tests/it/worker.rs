@@ -9,7 +9,7 @@ use longrunning::{
 use crate::support::{own_metadata, pending, progress, running, succeeded, text};
 
 async fn start() -> Operations {
-    Operations::builder().start().await.unwrap()
+    crate::support::operations().start().await.unwrap()
 }
 
 fn queue() -> QueueName {

@@ -4,7 +4,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use longrunning::{
-    Operations, Terms,
+    Terms,
     proto::longrunning::v1::{
         CreateOperationRequest, Lease, RetryPolicy,
         create_operation_request::{Execution, Queued},
@@ -125,7 +125,7 @@ async fn what_is_left_out_gets_the_defaults_of_the_server() {
         attempt_timeout: Some(std::time::Duration::from_secs(8)),
         ..Terms::default()
     };
-    let shop = Shop::with(Operations::builder().defaults(defaults)).await;
+    let shop = Shop::with(crate::support::operations().defaults(defaults)).await;
     shop.queue("q").await;
     let lease = shop.one("q", "w").await;
     assert_eq!(

@@ -229,7 +229,7 @@ async fn a_cancelled_operation_is_in_no_queue() {
 async fn a_lease_that_its_worker_never_got_goes_back_and_counts_for_nothing() {
     use crate::support::journal::{Gate, TestJournal};
     let journal = TestJournal::new();
-    let builder = longrunning::Operations::builder().journal(journal.clone());
+    let builder = crate::support::operations().journal(journal.clone());
     let shop = Shop::with(builder).await;
     let request = CreateOperationRequest {
         lease_duration: seconds(3600),

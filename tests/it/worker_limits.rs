@@ -2,7 +2,7 @@
 //! the store cannot write, at the end. And what is no request at all.
 
 use longrunning::{
-    Limits, Operations,
+    Limits,
     proto::longrunning::v1::{FinishOperationRequest, finish_operation_request::Outcome},
 };
 use tonic::Code;
@@ -33,7 +33,7 @@ async fn limits_are_resource_exhausted_and_say_when_to_try_again() {
         max_operation_bytes: 10_000,
         ..Limits::default()
     };
-    let shop = Shop::with(Operations::builder().limits(limits)).await;
+    let shop = Shop::with(crate::support::operations().limits(limits)).await;
     let refused = async |request| Problem::of(&shop.create(request).await.unwrap_err());
     let large = text(&"x".repeat(10_000));
     let size = refused(with_input("q", Some(large.clone()))).await;
@@ -72,7 +72,7 @@ async fn limits_are_resource_exhausted_and_say_when_to_try_again() {
 #[tokio::test]
 async fn a_store_that_cannot_write_is_unavailable_on_every_call_that_writes() {
     let journal = TestJournal::new();
-    let shop = Shop::with(Operations::builder().journal(journal.clone())).await;
+    let shop = Shop::with(crate::support::operations().journal(journal.clone())).await;
     let held = shop.hold("w").await;
     shop.queue("q").await;
     journal.set(Gate::Broken);

@@ -5,7 +5,7 @@ use std::{pin::Pin, time::Duration};
 
 use futures_util::poll as look_at;
 use longrunning::{
-    Limits, Operations, WaitLimits,
+    Limits, WaitLimits,
     proto::longrunning::v1::{
         HeartbeatRequest, Lease, LeaseOperationsRequest, finish_operation_request::Outcome,
     },
@@ -115,7 +115,7 @@ async fn a_poll_without_luck_is_empty_when_the_wait_is_over() {
 #[tokio::test]
 async fn a_poll_answers_before_the_deadline_of_the_call() {
     let waits = WaitLimits::default();
-    let server = Server::with_waits(Operations::builder(), waits).await;
+    let server = Server::with_waits(crate::support::operations(), waits).await;
     let mut worker = server.worker().await;
     // A machine that stands still for a moment may miss it, but not ten times.
     for _ in 0..10 {
@@ -243,7 +243,7 @@ async fn over_the_limit_of_waiters_a_poll_looks_and_is_refused_if_there_is_nothi
         max_waiters: 1,
         ..Limits::default()
     };
-    let shop = Shop::with(Operations::builder().limits(limits)).await;
+    let shop = Shop::with(crate::support::operations().limits(limits)).await;
     let mut polls = waiting(&shop, &[poll(&["q"], "w", 600)]).await;
     let early = timeout(GUARD, shop.lease(poll(&["p"], "w", 600))).await;
     let refused = early.expect("it does not wait").unwrap_err();

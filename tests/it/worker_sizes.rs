@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use longrunning::{
-    Limits, NewOperation, Operations,
+    Limits, NewOperation,
     proto::{
         google::longrunning::ListOperationsRequest,
         longrunning::v1::{
@@ -51,7 +51,7 @@ async fn a_queue_as_long_as_the_store_is_leased_from_without_a_look_at_all_of_it
         max_bytes: usize::MAX,
         ..Limits::default()
     };
-    let shop = Shop::with(Operations::builder().limits(limits)).await;
+    let shop = Shop::with(crate::support::operations().limits(limits)).await;
     let begun = busy();
     let mut by_priority = [const { Vec::new() }; 3];
     for priority in [0, 1, 2].into_iter().cycle().take(many) {

@@ -205,11 +205,11 @@ proptest! {
             let told = match &change {
                 Err(_) => Verdict::Refused,
                 Ok(Change::Unchanged) => Verdict::Same,
-                Ok(Change::Put(_)) => Verdict::Changed,
+                Ok(Change::Put(_) | Change::Renew(_)) => Verdict::Changed,
                 Ok(Change::Forget(_)) => Verdict::Forgotten,
             };
             prop_assert_eq!(told, verdict, "{:?} of {:?}", step, model);
-            if let Ok(Change::Put(next)) = change {
+            if let Ok(Change::Put(next) | Change::Renew(next)) = change {
                 prop_assert!(!operation.is_done(), "a done operation changed by {:?}", step);
                 prop_assert_eq!(next.revision(), operation.revision() + 1);
                 prop_assert!(operation.attempt() <= next.attempt());

@@ -88,7 +88,7 @@ impl Line {
     }
 
     pub(crate) async fn open() -> Self {
-        Self::with(Operations::builder(), WaitLimits::default()).await
+        Self::with(crate::support::operations(), WaitLimits::default()).await
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use longrunning::{
     NewOperation, OperationName, Operations,
-    server::{App, Config, ListenAddress},
+    server::{App, Config, ListenAddress, StoreConfig},
 };
 use serde_json::Value;
 use tokio::{
@@ -52,6 +52,10 @@ impl Site {
             grace: Duration::from_secs(5),
             ..Config::default()
         };
+        #[cfg(feature = "sqlite")]
+        if let Some(path) = super::stores::sqlite_file() {
+            config.store = StoreConfig::Sqlite(path);
+        }
         change(&mut config);
         let app: App = config.build().await.unwrap();
         let operations = app.operations().clone();
@@ -64,7 +68,7 @@ impl Site {
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         let task = tokio::spawn(async move {
-            app.run(stopped, std::future::pending()).await.unwrap();
+            app.run(stopped, std::future::pending()).await;
         });
         Self {
             operations,

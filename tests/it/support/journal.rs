@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use longrunning::{BoxFuture, Entry, Journal, JournalError, Operation};
+use longrunning::{BoxFuture, Entry, Journal, JournalError, Operation, Show};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -83,10 +83,11 @@ impl TestJournal {
 }
 
 impl Journal for TestJournal {
-    fn replay(&self) -> BoxFuture<'_, Result<Vec<Operation>, JournalError>> {
-        Box::pin(async {
-            let operations = std::mem::take(&mut *self.0.replay.lock());
-            Ok(operations)
+    fn replay(&self, show: Show) -> BoxFuture<'_, Result<(), JournalError>> {
+        Box::pin(async move {
+            let kept = std::mem::take(&mut *self.0.replay.lock());
+            kept.into_iter().for_each(|operation| show(operation));
+            Ok(())
         })
     }
 
@@ -99,7 +100,7 @@ impl Journal for TestJournal {
                 return Err(JournalError("the test broke it".into()));
             }
             match entry {
-                Entry::Put(operation) => {
+                Entry::Put(operation) | Entry::Renew(operation) => {
                     let line = format!("put {} r{}", operation.name(), operation.revision());
                     self.0.log.lock().push(line);
                     self.0

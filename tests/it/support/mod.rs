@@ -17,6 +17,8 @@ pub(crate) mod program;
 pub(crate) mod protos;
 pub(crate) mod raw;
 pub(crate) mod shop;
+#[cfg(feature = "sqlite")]
+pub(crate) mod stores;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -56,7 +58,7 @@ pub(crate) struct Server {
 impl Server {
     /// A server with an empty store and no workers.
     pub(crate) async fn start() -> Self {
-        Self::with(Operations::builder()).await
+        Self::with(operations()).await
     }
 
     /// A server of these operations.
@@ -122,6 +124,17 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Operations in the store that the behaviour is tried over: in memory, or as
+/// `over_stores` says in the environment.
+pub(crate) fn operations() -> Builder {
+    let builder = Operations::builder();
+    #[cfg(feature = "sqlite")]
+    if let Some(path) = stores::sqlite_file() {
+        return builder.journal(longrunning::SqliteJournal::open(path).unwrap());
+    }
+    builder
 }
 
 /// An operation that its creator executes, and the lease.

@@ -40,7 +40,7 @@ pub(crate) struct Shop {
 
 impl Shop {
     pub(crate) async fn open() -> Self {
-        Self::with(Operations::builder()).await
+        Self::with(crate::support::operations()).await
     }
 
     pub(crate) async fn with(builder: Builder) -> Self {

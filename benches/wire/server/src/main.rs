@@ -42,7 +42,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let admin = app.admin().ok_or("there is an admin listener")?;
     let workers = app.workers().ok_or("there is a listener for workers")?;
     println!("listening {} {admin} {workers}", app.clients());
-    app.run(stop, abort).await?;
+    app.run(stop, abort).await;
     Ok(())
 }
 
