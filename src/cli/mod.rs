@@ -5,6 +5,7 @@ mod args;
 mod client;
 mod commands;
 mod demo;
+mod files;
 mod program;
 mod queues;
 mod render;

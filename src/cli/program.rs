@@ -11,7 +11,7 @@ use tokio::runtime;
 
 use super::{
     args::{BAD_CALL, HealthArgs, ListArgs, NameArgs, OneArgs, WaitArgs},
-    commands, demo, queues, serve, submit, work,
+    commands, demo, files, queues, serve, submit, work,
 };
 
 /// The missing server for google.longrunning.Operations (AIP-151).
@@ -50,6 +50,10 @@ enum Action {
     Cancel(NameArgs),
     /// Delete an operation; what runs goes on, unseen
     Delete(NameArgs),
+    /// Copy the file of a server, also while that runs
+    Backup(files::BackupArgs),
+    /// Print what the file of a server holds, without a server
+    Inspect(files::InspectArgs),
     /// Exit with 0 if the server serves, for probes of containers
     Healthcheck(HealthArgs),
 }
@@ -102,6 +106,8 @@ async fn run(action: Action) -> u8 {
         Action::Watch(args) => commands::watch(args).await,
         Action::Cancel(args) => commands::cancel(args).await,
         Action::Delete(args) => commands::delete(args).await,
+        Action::Backup(args) => files::backup(&args),
+        Action::Inspect(args) => files::inspect(&args),
         // Probes of containers know 0 and 1 only.
         Action::Healthcheck(args) => commands::healthcheck(args).await.or_else(|error| {
             eprintln!("error: {error}");

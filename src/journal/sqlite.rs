@@ -5,8 +5,9 @@
 //! has no thread for it.
 //!
 //! How the file is opened lives in `file`, what a transaction does in `writer`,
-//! reading back in `replay`, and copies of a file in `backup`.
+//! reading back in `replay`, and looks at a file and copies of it in `copy`.
 
+pub(crate) mod copy;
 mod file;
 mod replay;
 mod writer;
@@ -240,3 +241,6 @@ impl Shared {
 fn closed() -> JournalError {
     JournalError("the journal is closed".to_owned())
 }
+
+#[cfg(test)]
+mod tests;

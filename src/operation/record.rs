@@ -35,7 +35,7 @@ pub(crate) enum Damage {
     Checksum,
     #[error("it cannot be decoded: {0}")]
     Decode(#[from] prost::DecodeError),
-    #[error("it has no proper {0}")]
+    #[error("its {0} is missing or wrong")]
     Field(&'static str),
 }
 
@@ -76,6 +76,8 @@ struct Record {
     /// The input, if it is not kept elsewhere.
     #[prost(message, optional, tag = "17")]
     input: Option<Any>,
+    #[prost(bool, tag = "18")]
+    input_is_elsewhere: bool,
 }
 
 #[derive(Clone, PartialEq, Oneof)]
@@ -207,6 +209,7 @@ fn encode_with(operation: &Operation, input: Option<Any>) -> Vec<u8> {
         terms: Some(RecordedTerms::from(&*operation.terms)),
         tags: operation.tags.as_deref().map(RecordedTags::from),
         latest: latest.map(|latest| RecordedReport::from(&**latest)),
+        input_is_elsewhere: input.is_none() && operation.input().is_some(),
         input,
     };
     seal(operation.number, &record)
@@ -253,8 +256,9 @@ impl Reader {
     ) -> Result<Operation, Damage> {
         let record = Record::decode(unseal(number, record)?)?;
         let input = match input {
-            Some(input) => Some(Any::decode(unseal(number, input)?)?),
-            None => record.input,
+            Some(input) if record.input_is_elsewhere => Some(Any::decode(unseal(number, input)?)?),
+            None if record.input_is_elsewhere => return Err(Damage::Field("input")),
+            _ => record.input,
         };
         let wire = Wire::read(record.wire).ok_or(Damage::Field("operation"))?;
         let latest = record

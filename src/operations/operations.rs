@@ -168,6 +168,13 @@ impl Operations {
             self.0.release.cancel();
             work.stop().await;
         }
+        self.0.store.tasks.stop().await;
+    }
+
+    /// Lets go of the journal, which then refuses every change. After a
+    /// shutdown, when nobody has a change to make any more; without it the
+    /// journal goes with the last handle.
+    pub async fn close(&self) {
         self.0.store.close().await;
     }
 

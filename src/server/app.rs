@@ -299,4 +299,5 @@ async fn drain(
         info!("streams that were still open were cut");
         serving.abort_all();
     }
+    operations.close().await;
 }

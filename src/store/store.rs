@@ -155,9 +155,7 @@ impl Store {
         self.journal.0.trouble()
     }
 
-    /// Ends: no change is under way any more, and none comes.
     pub(crate) async fn close(&self) {
-        self.tasks.stop().await;
         self.journal.0.close().await;
     }
 

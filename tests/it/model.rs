@@ -28,6 +28,8 @@ use real::Real;
 use steps::{PARENTS, Pick, Spec, Step, Token};
 use witness::Witness;
 
+use crate::support::stores::appends_under_way;
+
 /// How often the tasks of the server get a turn before they are taken to be
 /// idle. A change takes two or three; time stands still meanwhile.
 const TURNS: usize = 16;
@@ -307,8 +309,15 @@ impl Life {
 
 /// Lets the tasks of the server run until they are idle. Time stands still.
 async fn settle() {
-    for _ in 0..TURNS {
+    let mut turns = 0;
+    while turns < TURNS {
         yield_now().await;
+        // What waits for a file takes more turns than anybody can count.
+        turns = if appends_under_way() == 0 {
+            turns + 1
+        } else {
+            0
+        };
     }
 }
 

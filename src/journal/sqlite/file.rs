@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::journal::journal::JournalError;
 
 /// `LONG`, so that other programs can tell whose file it is.
-pub(super) const APPLICATION: i32 = 0x4c4f_4e47;
+const APPLICATION: i32 = 0x4c4f_4e47;
 
 /// What each version of the schema adds to the one before. Released ones never
 /// change.
@@ -55,10 +55,7 @@ impl File {
         let mut connection = open(&path, OpenFlags::SQLITE_OPEN_CREATE)?;
         let prepared = prepare(&mut connection, &path)?;
         if is_new {
-            // The name of a new file must survive the loss of power too.
-            path.parent()
-                .map_or(Ok(()), |parent| fs::File::open(parent)?.sync_all())
-                .map_err(|error| failed(&path, &error))?;
+            sync_directory(&path)?;
         }
         let (id, changes) = prepared;
         let file = Self {
@@ -111,6 +108,46 @@ impl File {
     }
 }
 
+/// Lets the name of a new file survive the loss of power too.
+pub(super) fn sync_directory(path: &Path) -> Result<(), JournalError> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    fs::File::open(parent)
+        .and_then(|parent| parent.sync_all())
+        .map_err(|error| failed(path, &error))
+}
+
+/// A new file for this process alone, which is about to get another name.
+pub(super) fn create(path: &Path) -> Result<Connection, JournalError> {
+    let mut connection = open(path, OpenFlags::SQLITE_OPEN_CREATE)?;
+    prepare(&mut connection, path)?;
+    Ok(connection)
+}
+
+/// A connection that changes nothing, to a file that a server may have open.
+pub(super) fn view(path: &Path) -> Result<Connection, JournalError> {
+    if !path.is_file() {
+        return Err(JournalError(format!("there is no file {}", path.display())));
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let at = |error: rusqlite::Error| describe(path, &error);
+    let connection = Connection::open_with_flags(path, flags).map_err(at)?;
+    tune(&connection).map_err(at)?;
+    check_owner(&connection, path)?;
+    if connection
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| {
+            row.get::<_, i64>(0)
+        })
+        .map_err(at)?
+        == 0
+    {
+        return Err(JournalError(format!("{} is empty", path.display())));
+    }
+    Ok(connection)
+}
+
 /// A further connection to a file that is open.
 pub(super) fn connect(path: &Path) -> Result<Connection, JournalError> {
     let connection = open(path, OpenFlags::empty())?;
@@ -161,7 +198,7 @@ fn prepare(connection: &mut Connection, path: &Path) -> Result<(String, u64), Jo
 }
 
 /// Whether the file is ours, or new, and not newer than this program.
-pub(super) fn check_owner(connection: &Connection, path: &Path) -> Result<(), JournalError> {
+fn check_owner(connection: &Connection, path: &Path) -> Result<(), JournalError> {
     let at = |error: rusqlite::Error| describe(path, &error);
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
     let tables = "SELECT count(*) FROM sqlite_schema";
@@ -186,7 +223,7 @@ pub(super) fn check_owner(connection: &Connection, path: &Path) -> Result<(), Jo
 }
 
 /// Runs the migrations that the file has not seen, all or none.
-fn migrate(connection: &mut Connection, migrations: &[&str]) -> rusqlite::Result<()> {
+pub(super) fn migrate(connection: &mut Connection, migrations: &[&str]) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let version: usize = transaction.pragma_query_value(None, "user_version", |row| {
         row.get::<_, i64>(0)
@@ -254,7 +291,7 @@ fn lock(path: &Path) -> Result<fs::File, JournalError> {
     }
 }
 
-fn failed(path: &Path, error: &io::Error) -> JournalError {
+pub(super) fn failed(path: &Path, error: &io::Error) -> JournalError {
     match error.kind() {
         io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => read_only(path),
         _ => JournalError(format!("{} cannot be used: {error}", path.display())),

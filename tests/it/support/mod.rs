@@ -17,7 +17,6 @@ pub(crate) mod program;
 pub(crate) mod protos;
 pub(crate) mod raw;
 pub(crate) mod shop;
-#[cfg(feature = "sqlite")]
 pub(crate) mod stores;
 
 use std::{net::SocketAddr, time::Duration};
@@ -132,7 +131,8 @@ pub(crate) fn operations() -> Builder {
     let builder = Operations::builder();
     #[cfg(feature = "sqlite")]
     if let Some(path) = stores::sqlite_file() {
-        return builder.journal(longrunning::SqliteJournal::open(path).unwrap());
+        let journal = longrunning::SqliteJournal::open(path).unwrap();
+        return builder.journal(stores::Counted(journal));
     }
     builder
 }
