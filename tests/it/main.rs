@@ -24,6 +24,8 @@ mod durability;
 mod errors;
 #[cfg(feature = "command")]
 mod executor;
+#[cfg(feature = "cli")]
+mod files;
 mod filter;
 mod finish;
 mod get;

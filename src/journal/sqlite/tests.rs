@@ -206,7 +206,7 @@ async fn a_damaged_record_is_noticed_named_and_can_be_left_behind() {
     let journal = place.open().unwrap();
     put(&journal, 1..1000).await;
     journal.close().await;
-    place.sql("UPDATE operations SET record = CAST(substr(record, 1, 9) || x'00' || substr(record, 11) AS BLOB) WHERE number = 7");
+    place.sql("UPDATE operations SET record = CAST(substr(record, 1, 9) || x'aa' || substr(record, 11) AS BLOB) WHERE number = 7");
     let journal = place.open().unwrap();
     let refusal = replayed(&journal).await.unwrap_err().to_string();
     assert!(
