@@ -22,14 +22,14 @@ use prost_types::Any;
 use serde_json::{Map, Value};
 
 pub use self::sets::InvalidTypes;
-pub(crate) use self::{
-    json::Enums,
-    sets::{DescriptorSet, Loaded},
-};
 use self::{
     json::Writer,
     names::{is_special, message_name},
     parse::Reader,
+};
+pub(crate) use self::{
+    json::{Enums, key_text},
+    sets::{DescriptorSet, Loaded},
 };
 use crate::proto::{
     FILE_DESCRIPTOR_SET,
