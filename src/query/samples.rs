@@ -61,6 +61,8 @@ pub(crate) enum End {
 pub(crate) enum Metadata {
     Own(Option<(i64, &'static str)>),
     Struct(i64, &'static str),
+    /// A Struct with a list of so many numbers, 15 bytes each.
+    Numbers(u16),
     Unknown,
 }
 
@@ -226,7 +228,9 @@ impl Facts {
             "error.message" => maybe(self.error().map(|(_, text)| Leaf::Text(text.into()))),
             "metadata.@type" => text(match self.metadata {
                 Metadata::Own(_) => "type.googleapis.com/longrunning.v1.OperationMetadata",
-                Metadata::Struct(..) => "type.googleapis.com/google.protobuf.Struct",
+                Metadata::Struct(..) | Metadata::Numbers(_) => {
+                    "type.googleapis.com/google.protobuf.Struct"
+                }
                 Metadata::Unknown => "example.com/x/Own",
             }),
             _ => self.find_in_metadata(path),
@@ -273,6 +277,12 @@ impl Metadata {
             Self::Own(_) => None,
             Self::Struct(size, tag) => {
                 let json = serde_json::json!({ "size": size, "tag": tag });
+                let any = types().pack("google.protobuf.Struct", &json);
+                Some(Payload::new(any.unwrap()).unwrap())
+            }
+            Self::Numbers(count) => {
+                let numbers: Vec<u16> = (0..*count).collect();
+                let json = serde_json::json!({ "numbers": numbers });
                 let any = types().pack("google.protobuf.Struct", &json);
                 Some(Payload::new(any.unwrap()).unwrap())
             }

@@ -101,3 +101,35 @@ impl<'a> Subject<'a> {
         opened
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        proto::google::rpc::Code,
+        query::samples::{End, Facts, Metadata, types},
+    };
+
+    #[test]
+    fn an_any_inside_a_message_is_decoded_once() {
+        let facts = Facts {
+            parent: "",
+            id: "a".into(),
+            end: End::Failed(Code::NotFound),
+            queue: None,
+            env: None,
+            team: None,
+            created: 0,
+            metadata: Metadata::Own(None),
+        };
+        let operation = facts.operation(1);
+        let subject = Subject::new(&operation, types());
+        let details = subject.error().unwrap().get_field_by_name("details");
+        let details = details.unwrap();
+        let any = details.as_list().unwrap()[0].as_message().unwrap();
+        let opened = subject.open(any).unwrap();
+        let reason = opened.get_field_by_name("reason").unwrap();
+        assert_eq!(reason.as_str(), Some("TEST"));
+        assert!(Rc::ptr_eq(&opened, &subject.open(any).unwrap()));
+    }
+}
