@@ -12,6 +12,7 @@ pub(crate) mod parse;
 pub(crate) mod plan;
 #[cfg(test)]
 pub(crate) mod samples;
+mod scan;
 pub(crate) mod scope;
 mod subject;
 mod words;
