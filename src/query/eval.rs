@@ -143,7 +143,12 @@ impl Node {
             Self::All(nodes) | Self::Any(nodes) => nodes.iter().map(Self::looks).sum(),
             Self::Not(node) => node.looks(),
             Self::Own(..) | Self::Labels(..) => 0,
-            Self::Inside(..) | Self::Anywhere(_) => 1,
+            // The type is known without a look into the message.
+            Self::Inside(part, path, ..) => {
+                let is_type = path.first().is_some_and(|first| &*first.name == TYPE);
+                usize::from(!is_type || *part == Part::Error)
+            }
+            Self::Anywhere(_) => 1,
         }
     }
 }

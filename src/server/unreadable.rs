@@ -79,6 +79,9 @@ impl<T> Unreadable<T> {
     /// Where a refusal that should be better begins in these bytes, and what
     /// is better. The first bytes of all decide for the whole connection.
     fn refusal(&mut self, bytes: &[u8]) -> Option<(usize, &'static [u8])> {
+        if bytes.is_empty() {
+            return None;
+        }
         let speaks = *self.speaks.get_or_insert_with(|| Protocol::of(bytes));
         match speaks {
             Protocol::Http1 => bare_refusal(bytes),
