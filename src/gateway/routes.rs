@@ -87,10 +87,6 @@ pub(super) fn find(prefix: &HttpPrefix, method: &Method, path: &str) -> Result<R
 
 /// Whether a raw path belongs to HTTP/JSON, and not to a gRPC service. Without a
 /// prefix, paths of both have the same form, and those that lead to a call do.
-#[cfg_attr(
-    not(feature = "server"),
-    expect(dead_code, reason = "another server has routes of its own")
-)]
 pub(super) fn is_ours(prefix: &HttpPrefix, path: &str) -> bool {
     let leads_to_a_call = |path: &str| {
         let (path, verb) = split_verb(path);
