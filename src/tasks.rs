@@ -1,16 +1,21 @@
 //! The only spawn outside of connections: every background task has a name, a
 //! span, an owner and an end. What the tasks do lives with those who start them.
+//! Work that would keep its thread for long is done aside.
 
 use std::{
-    future::{Future, poll_fn},
+    future::{Future, pending, poll_fn},
     panic::resume_unwind,
     pin::Pin,
     task::Poll,
 };
 
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, info_span};
+
+/// From so many bytes on, decoding, searching and printing take milliseconds,
+/// for which the other connections of a lane would stand still.
+pub(crate) const LARGE: usize = 64 * 1024;
 
 /// The tasks of one owner. Clones share the tracker and the stop signal.
 #[derive(Clone, Debug, Default)]
@@ -64,8 +69,30 @@ impl Tasks {
     }
 }
 
+/// Does the work that so many bytes make: at once, or, if they are many, on a
+/// thread for such work. If nobody waits for it any longer, it still ends.
+pub(crate) async fn aside<F, T>(bytes: usize, work: F) -> T
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    if bytes < LARGE {
+        return work();
+    }
+    match spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            // The runtime ends, and this future with it.
+            Err(_) => pending().await,
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use tokio::sync::oneshot;
 
     use super::*;
@@ -93,5 +120,13 @@ mod tests {
         let task = tasks.spawn("test", async move { stopping.cancelled().await });
         tasks.stop().await;
         assert!(task.is_finished());
+    }
+
+    #[tokio::test]
+    async fn much_work_is_done_on_another_thread_and_little_in_place() {
+        let here = thread::current().id();
+        let place = || thread::current().id();
+        assert_eq!(aside(LARGE - 1, place).await, here);
+        assert_ne!(aside(LARGE, place).await, here);
     }
 }

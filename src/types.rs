@@ -22,14 +22,14 @@ use prost_types::Any;
 use serde_json::{Map, Value};
 
 pub use self::sets::InvalidTypes;
-pub(crate) use self::{
-    json::Enums,
-    sets::{DescriptorSet, Loaded},
-};
 use self::{
     json::Writer,
     names::{is_special, message_name},
     parse::Reader,
+};
+pub(crate) use self::{
+    json::{Enums, key_text},
+    sets::{DescriptorSet, Loaded},
 };
 use crate::proto::{
     FILE_DESCRIPTOR_SET,
@@ -110,7 +110,9 @@ impl Types {
     }
 
     /// Takes these sets for those that the layer has; the old ones stay if
-    /// the new ones are refused. Returns how much the layer adds.
+    /// the new ones are refused. What reflection told before is left out if it
+    /// does not fit them: a change on both sides comes here one by one, and
+    /// the other server can be asked again. Returns how much the layer adds.
     pub(crate) fn replace(
         &self,
         layer: Layer,
@@ -144,10 +146,19 @@ impl Types {
         change(next.entry(layer).or_default());
         let (mut pool, mut loaded) = (BUILT_IN.clone(), Loaded::default());
         for (each, sets) in &next {
-            let added = sets::add(&mut pool, sets)?;
-            if *each == layer {
-                loaded = added;
+            let before = pool.clone();
+            match sets::add(&mut pool, sets) {
+                Ok(added) if *each == layer => loaded = added,
+                Ok(_) => {}
+                Err(error) if *each == Layer::Reflection && layer != Layer::Reflection => {
+                    pool = before;
+                    loaded.left_out = Some(error);
+                }
+                Err(error) => return Err(error),
             }
+        }
+        if loaded.left_out.is_some() {
+            next.remove(&Layer::Reflection);
         }
         *self.0.pool.write() = pool;
         *layers = next;

@@ -15,7 +15,7 @@ use crate::proto::{
     },
     longrunning::v1::operation_watch_client::OperationWatchClient,
 };
-use crate::{server::ListenAddress, types::Types};
+use crate::{remote::cause::cause, server::ListenAddress, types::Types};
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -151,10 +151,7 @@ impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect(endpoint, error) => {
-                let cause =
-                    std::iter::successors(std::error::Error::source(error), |error| error.source())
-                        .last();
-                let cause = cause.map_or_else(|| error.to_string(), ToString::to_string);
+                let cause = cause(error);
                 write!(
                     f,
                     "no server answers at {endpoint} ({cause}); start one with `longrunning serve`, "

@@ -1,12 +1,11 @@
 //! The JSON of requests and answers: ProtoJSON, as `types` has it. Operations
 //! are stored encoded; their JSON is made when it is asked for.
 
-use std::{future::pending, panic::resume_unwind, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use prost::{Message, Name};
 use serde_json::{Map, Value};
-use tokio::task::spawn_blocking;
 
 use super::status::Refusal;
 use crate::{
@@ -15,12 +14,9 @@ use crate::{
     operations::{calls::parse_timeout, listing::Page},
     proto::google::longrunning::{CancelOperationRequest, WaitOperationRequest},
     status,
+    tasks::aside,
     types::{Enums, Types},
 };
-
-/// From so many encoded bytes on, JSON is made on a thread of its own: it takes
-/// milliseconds, for which the other connections of the lane would stand still.
-const LARGE: usize = 64 * 1024;
 
 /// How an answer is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,24 +79,6 @@ impl Form {
 
     fn value(self, types: &Types, operation: &Operation) -> Value {
         types.operation(&operation.to_proto(), self.enums)
-    }
-}
-
-/// Makes the JSON of so many bytes, aside if it is much.
-async fn aside<F>(size: usize, make: F) -> Bytes
-where
-    F: FnOnce() -> Bytes + Send + 'static,
-{
-    if size < LARGE {
-        return make();
-    }
-    match spawn_blocking(make).await {
-        Ok(json) => json,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => resume_unwind(panic),
-            // The runtime ends, and this future with it.
-            Err(_) => pending().await,
-        },
     }
 }
 

@@ -32,6 +32,11 @@ impl HttpPrefix {
         }
     }
 
+    /// Whether nothing stands in front of the paths.
+    pub(super) fn is_none(&self) -> bool {
+        self.0.as_deref() == Some("")
+    }
+
     /// A prefix that requests can have.
     pub fn example(&self) -> &str {
         self.0.as_deref().unwrap_or("/v1")

@@ -61,6 +61,11 @@ enum Resource {
 /// The call that a method and a raw path stand for.
 pub(super) fn find(prefix: &HttpPrefix, method: &Method, path: &str) -> Result<Route, NoRoute> {
     let path = prefix.strip(path).ok_or(NoRoute::Path)?;
+    if path.starts_with('/') {
+        // An empty parent would be a list of everything, for nothing but a
+        // slash too many in a client's base URL.
+        return Err(NoRoute::Path);
+    }
     let (path, verb) = split_verb(path);
     let resource = classify(path, verb).ok_or(NoRoute::Path)?;
     let Some(action) = resource.action(method) else {
@@ -78,6 +83,18 @@ pub(super) fn find(prefix: &HttpPrefix, method: &Method, path: &str) -> Result<R
     };
     let name = name.map_err(NoRoute::Url)?;
     Ok(Route { action, name })
+}
+
+/// Whether a raw path belongs to HTTP/JSON, and not to a gRPC service. Without a
+/// prefix, paths of both have the same form, and those that lead to a call do.
+pub(super) fn is_ours(prefix: &HttpPrefix, path: &str) -> bool {
+    let leads_to_a_call = |path: &str| {
+        let (path, verb) = split_verb(path);
+        classify(path, verb).is_some()
+    };
+    prefix
+        .strip(path)
+        .is_some_and(|path| !prefix.is_none() || leads_to_a_call(path))
 }
 
 /// Splits a custom verb from a raw path: what stands behind the last colon. It

@@ -48,7 +48,8 @@ pub struct HttpOptions {
     pub cors_origins: CorsOrigins,
     /// How long waits last.
     pub waits: WaitLimits,
-    /// The largest body of a request, in bytes. Default 4 MiB.
+    /// The largest body of a request, in bytes; at most 64 KiB, which is much for
+    /// a name and a duration, whatever is said here. Default 64 KiB.
     pub max_body_bytes: usize,
     /// How long the body of a request may take. Default 30 s.
     pub body_time: Duration,
@@ -104,7 +105,7 @@ impl Default for HttpOptions {
             prefix: HttpPrefix::default(),
             cors_origins: CorsOrigins::default(),
             waits: WaitLimits::default(),
-            max_body_bytes: 4 << 20,
+            max_body_bytes: body::LARGEST,
             body_time: Duration::from_secs(30),
             heartbeat: Duration::from_secs(15),
         }
@@ -112,6 +113,17 @@ impl Default for HttpOptions {
 }
 
 // === impl Gateway ===
+
+#[cfg_attr(
+    not(feature = "server"),
+    expect(dead_code, reason = "another server has routes of its own")
+)]
+impl Gateway {
+    /// Whether a path is one of HTTP/JSON, and not of a gRPC service.
+    pub(crate) fn has(&self, path: &str) -> bool {
+        routes::is_ours(&self.0.options.prefix, path)
+    }
+}
 
 impl<B> Service<Request<B>> for Gateway
 where
@@ -199,11 +211,11 @@ impl Inner {
         let types = operations.types();
         let body = match action {
             Action::Cancel | Action::Wait => {
-                let limit = options.max_body_bytes;
+                let limit = options.max_body_bytes.min(body::LARGEST);
                 body::read(&parts.headers, body, limit, options.body_time).await?
             }
             _ => {
-                body::refuse(body, options.body_time).await?;
+                body::refuse(&parts.headers, body, options.body_time).await?;
                 Bytes::new()
             }
         };

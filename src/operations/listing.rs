@@ -18,7 +18,8 @@ use crate::{
         plan::Plan,
         scope::Scope,
     },
-    store::view::View,
+    store::{index::Walk, view::View},
+    tasks::{LARGE, aside},
     types::Types,
 };
 
@@ -26,8 +27,9 @@ use crate::{
 /// clients refuse messages over 4 MiB.
 const PAGE_BYTES: usize = 3 << 20;
 
-/// How many operations a list looks at for one page, and for how long; then the
-/// page is short, which AIP-158 allows, and the next one goes on from there.
+/// How many operations a list looks at for one page, and for how long, but for
+/// the last of them; then the page is short, which AIP-158 allows, and the next
+/// one goes on from there.
 const SCAN: usize = 100_000;
 const SCAN_TIME: Duration = Duration::from_millis(100);
 
@@ -39,6 +41,9 @@ const FILTERED_STRETCH: usize = 64;
 
 /// How long a list works before it lets other tasks of its thread have a turn.
 const TURN: Duration = Duration::from_micros(200);
+/// How many bytes are decoded for a filter between two looks at the clock, which
+/// happen after each stretch anyway.
+const GLANCE_BYTES: usize = 16 * 1024;
 
 /// One page of a list.
 #[derive(Clone, Debug)]
@@ -52,7 +57,7 @@ pub struct Page {
 /// What a request asks for.
 struct Listing {
     scope: Scope,
-    query: Option<Query>,
+    query: Option<Arc<Query>>,
     size: usize,
     /// The page begins below this number.
     before: u64,
@@ -67,6 +72,16 @@ struct Filling {
     before: u64,
 }
 
+/// What time a list takes.
+struct Pace {
+    clock: Clock,
+    begun: Timestamp,
+    /// Since when no other task had a turn.
+    turn: Timestamp,
+    /// Bytes that were decoded since the clock was looked at.
+    bytes: usize,
+}
+
 /// The page that a request asks for.
 pub(crate) async fn page(
     view: &View,
@@ -75,19 +90,25 @@ pub(crate) async fn page(
     request: &ListOperationsRequest,
 ) -> Result<Page> {
     let listing = Listing::parse(request, types)?;
-    let plan = listing.query.as_ref().map_or(Plan::EVERYTHING, Plan::of);
+    let plan = match &listing.query {
+        Some(query) => Plan::of(query),
+        None => Plan::EVERYTHING,
+    };
     let mut filling = Filling {
         operations: Vec::with_capacity(listing.size.min(100)),
         bytes: 0,
         examined: 0,
         before: listing.before,
     };
-    let is_complete = listing.fill(&mut filling, view, &plan, clock).await;
+    let pace = Pace::new(clock);
+    let named = |name: &str| view.get(name).map(|operation| operation.number());
+    let walk = view.index.walk(&listing.scope, &plan, named);
+    let is_complete = listing.fill(&mut filling, view, &walk, pace).await;
     if listing.query.is_some() {
         debug!(
             list.name = request.name,
             list.filter = request.filter,
-            list.plan = %plan,
+            list.plan = %walk,
             list.examined = filling.examined,
             list.found = filling.operations.len(),
             list.complete = is_complete,
@@ -122,7 +143,7 @@ impl Listing {
         let size = PageSize::parse(request.page_size)?.get();
         let cursor = Cursor::open(&request.page_token, &request.name, &request.filter)?;
         let is_blank = request.filter.trim().is_empty();
-        let query = (!is_blank).then(|| Query::parse(&request.filter, types));
+        let query = (!is_blank).then(|| Query::parse(&request.filter, types).map(Arc::new));
         Ok(Self {
             scope,
             query: query.transpose()?,
@@ -132,21 +153,21 @@ impl Listing {
     }
 
     /// Fills a page; tells whether nothing is left for another one.
-    async fn fill(&self, page: &mut Filling, view: &View, plan: &Plan, clock: Clock) -> bool {
-        let named = |name: &str| view.get(name).map(|operation| operation.number());
-        let walk = view.index.walk(&self.scope, plan, named);
+    async fn fill(&self, page: &mut Filling, view: &View, walk: &Walk<'_>, mut pace: Pace) -> bool {
         let stretch = match (&self.query, &self.scope) {
             (Some(_), _) => FILTERED_STRETCH,
             (None, Scope::Matching(_)) => STRETCH,
             // All of them are shown, and one more tells whether another page follows.
             (None, Scope::Everything | Scope::Under(_)) => self.size + 1,
         };
-        let begun = clock.now();
-        let mut turn: Timestamp = begun;
         loop {
-            let next = view.index.stretch(&walk, page.before, stretch);
+            let next = view.index.stretch(walk, page.before, stretch);
             for operation in next.operations {
-                if !self.take(page, operation) {
+                let is_shown = self.shows(&operation, &mut pace).await;
+                if !self.take(page, operation, is_shown) {
+                    return false;
+                }
+                if GLANCE_BYTES <= pace.bytes && pace.is_over().await {
                     return false;
                 }
             }
@@ -154,25 +175,34 @@ impl Listing {
                 return true;
             };
             page.before = rest;
-            let now = clock.now();
             let is_full = page.operations.len() == self.size;
-            if is_full || SCAN <= page.examined || SCAN_TIME <= now.since(begun) {
+            if is_full || SCAN <= page.examined || pace.is_over().await {
                 return false;
-            }
-            if TURN <= now.since(turn) {
-                yield_now().await;
-                turn = clock.now();
             }
         }
     }
 
-    /// Takes an operation into the page, if it belongs there; tells whether
-    /// there was room for it.
-    fn take(&self, page: &mut Filling, operation: Arc<Operation>) -> bool {
+    /// Whether an operation belongs to the list.
+    async fn shows(&self, operation: &Arc<Operation>, pace: &mut Pace) -> bool {
+        if operation.is_hidden() || !self.scope.holds(operation.name()) {
+            return false;
+        }
+        let Some(query) = &self.query else {
+            return true;
+        };
+        let bytes = query.work(operation);
+        pace.bytes += bytes;
+        if bytes < LARGE {
+            return query.matches(operation);
+        }
+        let (query, operation) = (Arc::clone(query), Arc::clone(operation));
+        aside(bytes, move || query.matches(&operation)).await
+    }
+
+    /// Takes an operation into the page, if it is shown; tells whether there was
+    /// room for it.
+    fn take(&self, page: &mut Filling, operation: Arc<Operation>, is_shown: bool) -> bool {
         page.examined += 1;
-        let is_shown = !operation.is_hidden()
-            && self.scope.holds(operation.name())
-            && self.query.as_ref().is_none_or(|q| q.matches(&operation));
         if is_shown {
             let bytes = page.bytes + operation.bytes().len();
             let is_empty = page.operations.is_empty();
@@ -186,6 +216,35 @@ impl Listing {
             page.operations.push(operation);
         }
         true
+    }
+}
+
+// === impl Pace ===
+
+impl Pace {
+    fn new(clock: Clock) -> Self {
+        let begun = clock.now();
+        Self {
+            clock,
+            begun,
+            turn: begun,
+            bytes: 0,
+        }
+    }
+
+    /// Looks at the clock: whether the page has had its time. If not, others
+    /// may have a turn now.
+    async fn is_over(&mut self) -> bool {
+        self.bytes = 0;
+        let now = self.clock.now();
+        if SCAN_TIME <= now.since(self.begun) {
+            return true;
+        }
+        if TURN <= now.since(self.turn) {
+            yield_now().await;
+            self.turn = self.clock.now();
+        }
+        false
     }
 }
 

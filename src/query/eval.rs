@@ -2,20 +2,21 @@
 //! then asked about one operation after the other. Which operations must be
 //! asked at all is decided in `plan`.
 
-use std::{borrow::Cow, cell::OnceCell};
-
 use prost::Name;
-use prost_reflect::{DynamicMessage, MessageDescriptor};
+use prost_reflect::MessageDescriptor;
 
 use super::{
+    check,
     fields::{Field, NAMES, Own},
     filter::{Column, Comparator, Filter, InvalidFilter, Path, Restriction, Segment, Text},
-    inside::{self, Inside, TYPE},
+    inside::{Inside, TYPE},
     literal::{Held, Literal, Misfit, Scalar, Truth},
     parse::parse,
+    subject::{Part, Subject},
+    words,
 };
 use crate::{
-    operation::{operation::Operation, wire::AnyRef},
+    operation::operation::Operation,
     proto::{google::rpc, longrunning::v1::OperationMetadata},
     types::Types,
 };
@@ -25,6 +26,8 @@ use crate::{
 pub(crate) struct Query {
     types: Types,
     pub(crate) root: Node,
+    /// How many of its terms look into messages.
+    looks: usize,
 }
 
 /// A part of a filter.
@@ -43,27 +46,11 @@ pub(crate) enum Node {
     Anywhere(Text),
 }
 
-/// A message of an operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
-    Error,
-    Response,
-    Metadata,
-}
-
 /// The types that the parts must have for a filter to be true, as far as it says so.
 #[derive(Clone, Default)]
 struct Said {
     metadata: Option<MessageDescriptor>,
     response: Option<MessageDescriptor>,
-}
-
-/// One operation, with its messages decoded at most once.
-struct Subject<'a> {
-    operation: &'a Operation,
-    error: OnceCell<Option<DynamicMessage>>,
-    response: OnceCell<Option<DynamicMessage>>,
-    metadata: OnceCell<Option<DynamicMessage>>,
 }
 
 // === impl Query ===
@@ -79,21 +66,31 @@ impl Query {
     }
 
     pub(crate) fn new(filter: &Filter, types: &Types) -> Result<Self, InvalidFilter> {
+        let root = compile(filter, types, &Said::default())?;
         Ok(Self {
             types: types.clone(),
-            root: compile(filter, types, &Said::default())?,
+            looks: root.looks(),
+            root,
         })
     }
 
     /// Whether it is true of an operation. What is not known is not true.
     pub(crate) fn matches(&self, operation: &Operation) -> bool {
-        let subject = Subject {
-            operation,
-            error: OnceCell::new(),
-            response: OnceCell::new(),
-            metadata: OnceCell::new(),
-        };
+        let subject = Subject::new(operation, &self.types);
         self.truth(&self.root, &subject) == Truth::True
+    }
+
+    /// About how many bytes have to be decoded to ask it about an operation. A
+    /// term that looks through them all takes a small part of that again.
+    pub(crate) fn work(&self, operation: &Operation) -> usize {
+        const PART: usize = 16;
+        match self.looks {
+            0 => 0,
+            looks => {
+                let bytes = operation.bytes().len();
+                bytes.saturating_add(bytes.saturating_mul(looks) / PART)
+            }
+        }
     }
 
     fn truth(&self, node: &Node, subject: &Subject<'_>) -> Truth {
@@ -129,90 +126,45 @@ impl Query {
                 labels(subject.operation, path, *comparator, literal)
             }
             Node::Inside(part, path, comparator, literal) => {
-                let inside = Inside::new(&self.types, *comparator, literal);
-                self.ask(*part, inside, path, subject)
+                let inside = Inside::new(subject, *comparator, literal);
+                ask(*part, inside, path, subject)
             }
-            Node::Anywhere(text) => self.is_anywhere(text, subject).into(),
+            Node::Anywhere(text) => words::is_anywhere(text, subject).into(),
         }
-    }
-
-    fn ask(
-        &self,
-        part: Part,
-        inside: Inside<'_>,
-        path: &[Segment],
-        subject: &Subject<'_>,
-    ) -> Truth {
-        let wire = subject.operation.wire();
-        let any = match part {
-            Part::Error => {
-                let is_there = wire.error().is_some();
-                return match subject.error(&self.types) {
-                    Some(error) => inside.message(error, path),
-                    None if is_there => Truth::Unknown,
-                    None => inside.absent(),
-                };
-            }
-            Part::Response => wire.response(),
-            Part::Metadata => wire.metadata(),
-        };
-        match any {
-            None => inside.absent(),
-            Some(any) => {
-                let decode = || subject.message(part, any, &self.types).map(Cow::Borrowed);
-                inside.any(any.type_url, decode, path)
-            }
-        }
-    }
-
-    /// Whether a text stands in the name, the queue, the method, a label, the
-    /// message of the error or a text of the metadata.
-    fn is_anywhere(&self, text: &Text, subject: &Subject<'_>) -> bool {
-        let operation = subject.operation;
-        let own = [Own::Name, Own::Queue, Own::Method];
-        let in_own = own.iter().any(|own| match own.held(operation) {
-            Some(Held::Text(held)) => text.is_in(held),
-            _ => false,
-        });
-        if in_own
-            || operation
-                .labels()
-                .iter()
-                .any(|(_, value)| text.is_in(value))
-        {
-            return true;
-        }
-        let error = operation.wire().error().and_then(|_| {
-            let error = subject.error(&self.types)?;
-            Some(error.get_field_by_name("message")?.into_owned())
-        });
-        if error.is_some_and(|message| text.is_in(message.as_str().unwrap_or_default())) {
-            return true;
-        }
-        let metadata = operation.wire().metadata();
-        let metadata = metadata.and_then(|any| subject.message(Part::Metadata, any, &self.types));
-        metadata.is_some_and(|metadata| inside::says(&self.types, metadata, text))
     }
 }
 
-// === impl Subject ===
+// === impl Node ===
 
-impl Subject<'_> {
-    fn error(&self, types: &Types) -> Option<&DynamicMessage> {
-        let error = self.error.get_or_init(|| {
-            let descriptor = types.descriptor(&rpc::Status::full_name())?;
-            DynamicMessage::decode(descriptor, self.operation.wire().error()?).ok()
-        });
-        error.as_ref()
+impl Node {
+    /// How many of its terms look into messages.
+    fn looks(&self) -> usize {
+        match self {
+            Self::All(nodes) | Self::Any(nodes) => nodes.iter().map(Self::looks).sum(),
+            Self::Not(node) => node.looks(),
+            Self::Own(..) | Self::Labels(..) => 0,
+            // The type is known without a look into the message.
+            Self::Inside(part, path, ..) => {
+                let is_type = path.first().is_some_and(|first| &*first.name == TYPE);
+                usize::from(!is_type || *part == Part::Error)
+            }
+            Self::Anywhere(_) => 1,
+        }
     }
+}
 
-    fn message(&self, part: Part, any: AnyRef<'_>, types: &Types) -> Option<&DynamicMessage> {
-        let cell = match part {
-            Part::Error => &self.error,
-            Part::Response => &self.response,
-            Part::Metadata => &self.metadata,
+fn ask(part: Part, inside: Inside<'_>, path: &[Segment], subject: &Subject<'_>) -> Truth {
+    if part == Part::Error {
+        let is_there = subject.operation.wire().error().is_some();
+        return match subject.error() {
+            Some(error) => inside.message(error, path),
+            None if is_there => Truth::Unknown,
+            None => inside.absent(),
         };
-        cell.get_or_init(|| inside::decode(types, any)).as_ref()
+    }
+    match subject.any(part) {
+        None => inside.absent(),
+        Some(any) => inside.any(any.type_url, || subject.message(part), path),
     }
 }
 
@@ -289,13 +241,13 @@ fn restrict(restriction: &Restriction, types: &Types, said: &Said) -> Result<Nod
             .check(comparator, &Scalar::Text)
             .map_err(|misfit| misfit_of(restriction, misfit))?;
     } else if let Some(descriptor) = said.of(part, types) {
-        let checked = inside::check(&descriptor, rest, comparator, &literal);
+        let checked = check::check(&descriptor, rest, comparator, &literal);
         checked.map_err(|misfit| misfit_of(restriction, misfit))?;
     } else if part == Part::Metadata && comparator.is_ordering() {
         // The type may be any. But what has an order in the server's own
         // metadata is hardly meant to be compared with what has none.
         let own = types.descriptor(&OperationMetadata::full_name());
-        let checked = own.map(|own| inside::check(&own, rest, comparator, &literal));
+        let checked = own.map(|own| check::check(&own, rest, comparator, &literal));
         if let Some(Err(Misfit::Value(expected))) = checked {
             return Err(unfit(restriction, &expected));
         }

@@ -83,41 +83,67 @@ impl fmt::Display for Plan {
 
 impl Among {
     fn all(sets: impl Iterator<Item = Self>) -> Self {
-        let mut some: Vec<_> = sets.filter(|set| *set != Self::Everything).collect();
-        match some.len() {
+        let mut all = Vec::new();
+        for set in sets {
+            match set {
+                Self::Everything => {}
+                Self::All(inner) => inner.into_iter().for_each(|set| put(&mut all, set)),
+                set => put(&mut all, set),
+            }
+        }
+        match all.len() {
             0 => Self::Everything,
-            1 => some.remove(0),
-            _ => Self::All(some),
+            1 => all.remove(0),
+            _ => Self::All(all),
         }
     }
 
     fn any(sets: impl Iterator<Item = Self>) -> Self {
-        let mut some: Vec<_> = sets.collect();
-        if some.contains(&Self::Everything) {
-            return Self::Everything;
+        let mut any = Vec::new();
+        for set in sets {
+            match set {
+                Self::Everything => return Self::Everything,
+                Self::Any(inner) => inner.into_iter().for_each(|set| put(&mut any, set)),
+                set => put(&mut any, set),
+            }
         }
-        match some.len() {
-            1 => some.remove(0),
-            _ => Self::Any(some),
+        match any.len() {
+            1 => any.remove(0),
+            _ => Self::Any(any),
         }
+    }
+}
+
+/// Adds a set to others, unless it is one of them: each costs look-ups.
+fn put(sets: &mut Vec<Among>, set: Among) {
+    if !sets.contains(&set) {
+        sets.push(set);
     }
 }
 
 impl fmt::Display for Among {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (sets, word) = match self {
-            Self::Everything => return f.write_str("everything"),
-            Self::Group(group) => return write!(f, "{group}"),
-            Self::All(sets) => (sets, " and "),
-            Self::Any(sets) => (sets, " or "),
-        };
-        f.write_str("(")?;
-        for (at, set) in sets.iter().enumerate() {
-            f.write_str(if at == 0 { "" } else { word })?;
-            write!(f, "{set}")?;
+        match self {
+            Self::Everything => f.write_str("everything"),
+            Self::Group(group) => write!(f, "{group}"),
+            Self::All(sets) => join(sets, " and ", f),
+            Self::Any(sets) => join(sets, " or ", f),
         }
-        f.write_str(")")
     }
+}
+
+/// Writes sets with a word between them.
+pub(crate) fn join<T: fmt::Display>(
+    sets: &[T],
+    word: &str,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    f.write_str("(")?;
+    for (at, set) in sets.iter().enumerate() {
+        f.write_str(if at == 0 { "" } else { word })?;
+        write!(f, "{set}")?;
+    }
+    f.write_str(")")
 }
 
 impl fmt::Display for Group {
@@ -303,6 +329,14 @@ mod tests {
             (
                 "queue = a OR NOT labels.env != prod",
                 "(queue a or label env=\"prod\")",
+            ),
+            (
+                "done = false OR state = RUNNING OR NOT done = true OR state = FAILED",
+                "(state PENDING or state RUNNING or state FAILED)",
+            ),
+            (
+                "labels.a = b AND NOT (labels.a != b OR queue != c) AND labels.a = b",
+                "(label a=\"b\" and queue c)",
             ),
             ("name = operations/a", "name \"operations/a\""),
             ("name = \"operations/a*\"", "names with \"operations/a\""),

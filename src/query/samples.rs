@@ -61,6 +61,8 @@ pub(crate) enum End {
 pub(crate) enum Metadata {
     Own(Option<(i64, &'static str)>),
     Struct(i64, &'static str),
+    /// A Struct with a list of so many numbers, 15 bytes each.
+    Numbers(u16),
     Unknown,
 }
 
@@ -77,6 +79,8 @@ enum Leaf {
 /// What is found under a path.
 enum Found {
     Value(Leaf),
+    /// The elements of a repeated field, each with the value or hidden.
+    Elements(Vec<Option<Leaf>>),
     Absent,
     /// Nobody can know.
     Hidden,
@@ -162,8 +166,11 @@ impl Facts {
                 events.push((2, Event::Finish(token, outcome, Report::default())));
             }
             End::Failed(code) => {
-                let error = Box::new(status(code, "TEST", "disk full"));
-                let outcome = Outcome::Error(error);
+                let mut error = status(code, "TEST", "disk full");
+                if code == Code::Internal {
+                    error.details.insert(0, unknown());
+                }
+                let outcome = Outcome::Error(Box::new(error));
                 events.push((2, Event::Finish(token, outcome, Report::default())));
             }
             End::Cancelled => {
@@ -224,9 +231,20 @@ impl Facts {
             "labels.team" => maybe(self.team.map(|team| Leaf::Text(team.into()))),
             "error.code" => maybe(self.error().map(|(code, _)| Leaf::Number(code))),
             "error.message" => maybe(self.error().map(|(_, text)| Leaf::Text(text.into()))),
+            "error.details.reason" => {
+                let reason = |reason: &str| Some(Leaf::Text(reason.to_owned()));
+                match self.end() {
+                    End::Failed(Code::Internal) => Found::Elements(vec![None, reason("TEST")]),
+                    End::Failed(_) => Found::Elements(vec![reason("TEST")]),
+                    End::Cancelled => Found::Elements(vec![reason("OPERATION_CANCELLED")]),
+                    _ => Found::Absent,
+                }
+            }
             "metadata.@type" => text(match self.metadata {
                 Metadata::Own(_) => "type.googleapis.com/longrunning.v1.OperationMetadata",
-                Metadata::Struct(..) => "type.googleapis.com/google.protobuf.Struct",
+                Metadata::Struct(..) | Metadata::Numbers(_) => {
+                    "type.googleapis.com/google.protobuf.Struct"
+                }
                 Metadata::Unknown => "example.com/x/Own",
             }),
             _ => self.find_in_metadata(path),
@@ -276,14 +294,22 @@ impl Metadata {
                 let any = types().pack("google.protobuf.Struct", &json);
                 Some(Payload::new(any.unwrap()).unwrap())
             }
-            Self::Unknown => {
-                let any = prost_types::Any {
-                    type_url: "example.com/x/Own".into(),
-                    value: vec![0xff],
-                };
-                Some(Payload::new(any).unwrap())
+            Self::Numbers(count) => {
+                let numbers: Vec<u16> = (0..*count).collect();
+                let json = serde_json::json!({ "numbers": numbers });
+                let any = types().pack("google.protobuf.Struct", &json);
+                Some(Payload::new(any.unwrap()).unwrap())
             }
+            Self::Unknown => Some(Payload::new(unknown()).unwrap()),
         }
+    }
+}
+
+/// A message of a type that nobody has registered.
+fn unknown() -> prost_types::Any {
+    prost_types::Any {
+        type_url: "example.com/x/Own".into(),
+        value: vec![0xff],
     }
 }
 
@@ -333,6 +359,17 @@ pub(crate) fn naive(filter: &Filter, facts: &Facts) -> Option<bool> {
                         && leaf != Leaf::Number(0),
                 ),
                 (Found::Value(leaf), false) => compare(&leaf, *comparator, value),
+                (Found::Elements(elements), _) => {
+                    let is_it = |leaf: &Leaf| match leaf {
+                        Leaf::Text(text) => asks_presence || is_whole(value, text),
+                        _ => false,
+                    };
+                    let known: Vec<_> = elements.iter().map(|e| e.as_ref().map(is_it)).collect();
+                    if known.contains(&Some(true)) {
+                        return Some(true);
+                    }
+                    (!known.contains(&None)).then_some(false)
+                }
             }
         }
     }
@@ -507,11 +544,16 @@ fn any_restriction() -> impl Strategy<Value = (String, Comparator, String)> {
         ),
         (one_of(&["state"]), no_order(), one_of(&states)),
         (
+            one_of(&["error.details.reason"]),
+            Just(":"),
+            one_of(&["TEST", "TES", "TE*", "OPERATION_CANCELLED", "x"])
+        ),
+        (
             prop_oneof![
                 one_of(&texts),
                 one_of(&numbers),
                 one_of(&times),
-                one_of(&["done", "state"])
+                one_of(&["done", "state", "error.details.reason"])
             ],
             Just(":"),
             Just("*".to_owned())

@@ -24,6 +24,8 @@
 mod attempt;
 pub(crate) mod backoff;
 mod beat;
+#[cfg(feature = "server")]
+pub(crate) mod cause;
 mod creator;
 mod held;
 mod keeper;

@@ -110,7 +110,9 @@ impl Connections {
             .keep_alive_interval(self.keepalive)
             .keep_alive_timeout(self.keepalive_timeout)
             .max_concurrent_streams(self.max_streams_per_connection)
-            .max_header_list_size(16 * 1024)
+            // As much as a URL may have over HTTP/1.1, so that a filter of any
+            // length fits into one, escaped or not.
+            .max_header_list_size(64 * 1024)
             // One request that nobody reads must not use up what the others
             // of its connection may send.
             .initial_stream_window_size(512 * 1024)

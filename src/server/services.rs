@@ -130,8 +130,8 @@ impl Service<Request<Incoming>> for Services {
     }
 
     fn call(&mut self, mut request: Request<Incoming>) -> Answer {
-        // No gRPC call is anything else; this costs it two comparisons.
-        if request.method() != Method::POST || request.version() != Version::HTTP_2 {
+        // This costs a gRPC call two comparisons.
+        if !can_be_grpc(&request) {
             return self.0.other(request);
         }
         let path = request.uri().path();
@@ -166,22 +166,33 @@ impl Service<Request<Incoming>> for Services {
 // === impl Each ===
 
 impl Each {
-    /// The answer to what no gRPC service has.
+    /// The answer to what no gRPC service has. One in the form of gRPC is a 200
+    /// to everybody else, who would take it for success.
     fn other(&self, request: Request<Incoming>) -> Answer {
+        let is_http = match &self.own {
+            Own::Clients { gateway, .. } => gateway.has(request.uri().path()),
+            Own::Workers(_) => false,
+        };
+        if !is_http && is_grpc(&request) {
+            return Box::pin(ready(Ok(Status::unimplemented("").into_http())));
+        }
         match &self.own {
-            _ if is_grpc(&request) => Box::pin(ready(Ok(Status::unimplemented("").into_http()))),
             Own::Clients { gateway, .. } => gateway.clone().call(request),
             Own::Workers(_) => Box::pin(ready(Ok(unknown()))),
         }
     }
 }
 
+/// Whether a request can be gRPC, by its method and version.
+fn can_be_grpc(request: &Request<Incoming>) -> bool {
+    request.method() == Method::POST && request.version() == Version::HTTP_2
+}
+
 /// Whether somebody expects an answer in the form of gRPC.
 fn is_grpc(request: &Request<Incoming>) -> bool {
-    request
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    let is_said = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    is_said && can_be_grpc(request)
 }
 
 /// The answer to a path that workers cannot call. Somebody with a browser or

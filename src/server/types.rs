@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 use super::{app::AppError, config::Config};
 use crate::{
     reflection::client::Reflector,
-    remote::backoff::Backoff,
+    remote::{backoff::Backoff, cause::cause},
     types::{DescriptorSet, InvalidTypes, Layer, Types},
 };
 
@@ -100,7 +100,7 @@ impl TypeSources {
                     Ok(()) => is_wanted = false,
                     Err(reason) if reason.is_final() => {
                         is_wanted = false;
-                        warn!(%reason, "the types of the upstream are not known; SIGHUP asks again");
+                        warn!(%reason, "the types of the upstream are not taken; SIGHUP asks again");
                     }
                     Err(reason) => {
                         if was_away {
@@ -139,6 +139,9 @@ impl TypeSources {
             messages = loaded.messages,
             "types loaded"
         );
+        if let Some(reason) = loaded.left_out {
+            warn!(%reason, "the types of the upstream do not fit the descriptor sets; it is asked again");
+        }
         Ok(())
     }
 
@@ -179,11 +182,4 @@ impl ReflectError {
             Self::Slow => false,
         }
     }
-}
-
-/// What is behind an error of the transport, which itself says little.
-fn cause(error: &tonic::transport::Error) -> String {
-    let causes =
-        std::iter::successors(std::error::Error::source(error), |error| error.source()).last();
-    causes.map_or_else(|| error.to_string(), ToString::to_string)
 }

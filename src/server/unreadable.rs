@@ -2,8 +2,10 @@
 //! the connection; here the answer gets the JSON of every other error, and the
 //! client the time to read it.
 //!
-//! hyper has no place for that, so it happens between hyper and the socket: an
-//! answer without a body is one that only hyper gives with these codes.
+//! hyper has no place for that, so it happens between hyper and the socket: over
+//! HTTP/1.1, an answer without a body is one that only hyper gives with these
+//! codes. Over HTTP/2 bytes are never looked at: there a message may end with
+//! anything, also with what a client has captured of such an answer.
 
 use std::{
     io,
@@ -42,9 +44,18 @@ static ANSWERS: LazyLock<[Vec<u8>; 3]> = LazyLock::new(|| CODES.map(answer));
 #[derive(Debug)]
 pub(super) struct Unreadable<T> {
     io: T,
+    /// What is spoken; not known before the first bytes are written.
+    speaks: Option<Protocol>,
     /// Of the better answer, what is still to be written.
     rest: &'static [u8],
     linger: Option<Linger>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    Http1,
+    /// HTTP/2, whose servers begin with SETTINGS, or whatever there may be.
+    Other,
 }
 
 #[derive(Debug)]
@@ -59,8 +70,22 @@ impl<T> Unreadable<T> {
     pub(super) fn new(io: T) -> Self {
         Self {
             io,
+            speaks: None,
             rest: &[],
             linger: None,
+        }
+    }
+
+    /// Where a refusal that should be better begins in these bytes, and what
+    /// is better. The first bytes of all decide for the whole connection.
+    fn refusal(&mut self, bytes: &[u8]) -> Option<(usize, &'static [u8])> {
+        if bytes.is_empty() {
+            return None;
+        }
+        let speaks = *self.speaks.get_or_insert_with(|| Protocol::of(bytes));
+        match speaks {
+            Protocol::Http1 => bare_refusal(bytes),
+            Protocol::Other => None,
         }
     }
 }
@@ -74,6 +99,20 @@ impl<T: AsyncWrite + Unpin> Unreadable<T> {
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+// === impl Protocol ===
+
+impl Protocol {
+    /// What a server speaks whose first write is this. hyper writes the head of
+    /// an answer as one piece, so that its first word is never cut.
+    fn of(first: &[u8]) -> Self {
+        if first.starts_with(b"HTTP/1.") {
+            Self::Http1
+        } else {
+            Self::Other
+        }
     }
 }
 
@@ -112,7 +151,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Unreadable<T> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_rest(context))?;
-        let Some((front, better)) = bare_refusal(bytes) else {
+        let Some((front, better)) = self.refusal(bytes) else {
             return Pin::new(&mut self.io).poll_write(context, bytes);
         };
         if 0 < front {
@@ -178,7 +217,26 @@ fn answer(code: StatusCode) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncWriteExt, empty, join, sink};
+
     use super::*;
+
+    const BARE: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+
+    #[tokio::test]
+    async fn the_first_write_of_a_connection_decides_whether_any_is_looked_at() {
+        for (first, is_better) in [
+            (&b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"[..], true),
+            (BARE, true),
+            // The SETTINGS of HTTP/2.
+            (b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64", false),
+        ] {
+            let mut socket = Unreadable::new(join(empty(), sink()));
+            socket.write_all(first).await.unwrap();
+            socket.write_all(BARE).await.unwrap();
+            assert_eq!(socket.linger.is_some(), is_better, "{first:?}");
+        }
+    }
 
     #[test]
     fn only_a_bare_refusal_at_the_end_is_made_better() {

@@ -1,29 +1,24 @@
 //! Groups of operations, so that a list with a filter need not look at all:
-//! by state, by queue, by label, and by name. They hold numbers only, and
-//! nothing for an operation that has succeeded without queue and labels under
-//! a name of the server's making. Which groups a filter needs is decided in
-//! `query::plan`.
+//! by state, by queue, by label, and by name (see `names`). They hold numbers
+//! only, and nothing for an operation that has succeeded without queue and
+//! labels under a name of the server's making. Which groups a filter needs is
+//! decided in `query::plan`.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    hash::BuildHasher,
-};
+use std::{collections::HashMap, fmt, hash::BuildHasher};
 
 use foldhash::fast::RandomState;
 use parking_lot::{RwLock, RwLockReadGuard};
 
-use super::runs::{RUN, Runs};
-use crate::{
-    operation::{name::segments, operation::Operation},
-    proto::longrunning::v1::operation_metadata::State,
-    query::plan::{Among, Group},
+use super::{
+    members::{Members, highest_below},
+    names::{MAX_NAMES, Names},
+    runs::Runs,
 };
-
-/// How many names a prefix may have to be worth a look into the names.
-const MAX_NAMES: usize = 4096;
-
-/// How many bytes of an id stand in the book of names.
-const ID: usize = 16;
+use crate::{
+    operation::operation::Operation,
+    proto::longrunning::v1::operation_metadata::State,
+    query::plan::{Among, Group, join},
+};
 
 /// The groups of all operations.
 #[derive(Debug, Default)]
@@ -33,8 +28,7 @@ pub(super) struct Groups {
     /// rare and does no harm, because the filter itself is asked in the end.
     others: RwLock<HashMap<u64, Members, RandomState>>,
     hasher: RandomState,
-    /// Ids that callers made, by their first bytes.
-    names: RwLock<BTreeSet<([u8; ID], u64)>>,
+    names: Names,
 }
 
 /// The operations of each state but SUCCEEDED.
@@ -46,28 +40,17 @@ struct States {
     cancelled: Runs<()>,
 }
 
-/// The operations of one queue or label; most labels are on a few only.
+/// A set of operations as it is looked up, for a plan that lives so long.
 #[derive(Debug)]
-enum Members {
-    One(u64),
-    #[expect(
-        clippy::box_collection,
-        reason = "most groups have one member, and pay for this one's size"
-    )]
-    Few(Box<Vec<u64>>),
-    Many(Box<Runs<()>>),
-}
-
-/// A set of operations as it is looked up.
-#[derive(Debug)]
-pub(super) enum Set {
+pub(super) enum Set<'p> {
     Everything,
     State(State),
-    Other(u64),
-    /// These, in ascending order.
-    These(Vec<u64>),
-    All(Vec<Set>),
-    Any(Vec<Set>),
+    /// A queue or a label, by its hash.
+    Other(u64, &'p Group),
+    /// These, in ascending order, found by name.
+    These(Vec<u64>, &'p Group),
+    All(Vec<Set<'p>>),
+    Any(Vec<Set<'p>>),
 }
 
 /// The next operation of a set, going down.
@@ -123,64 +106,55 @@ impl Groups {
                 }
             }
         }
-        if let Some(id) = made_id(subject.name()) {
-            let entry = (beginning(id), number);
-            if is_new {
-                self.names.write().insert(entry);
-            } else {
-                self.names.write().remove(&entry);
-            }
-        }
+        self.names.note(subject, is_new);
     }
 
     /// What is to be looked up for a plan. A name is found by `named`.
-    pub(super) fn set(&self, among: &Among, named: &dyn Fn(&str) -> Option<u64>) -> Set {
-        let sets = |all: &[Among]| all.iter().map(|among| self.set(among, named)).collect();
-        match among {
-            Among::Everything => Set::Everything,
-            Among::All(all) => {
-                let mut sets: Vec<Set> = sets(all);
-                sets.retain(|set| !matches!(set, Set::Everything));
-                if sets.is_empty() {
-                    return Set::Everything;
-                }
-                Set::All(sets)
-            }
-            Among::Any(any) => {
-                let sets: Vec<Set> = sets(any);
-                if sets.iter().any(|set| matches!(set, Set::Everything)) {
-                    return Set::Everything;
-                }
-                Set::Any(sets)
-            }
-            Among::Group(Group::State(State::Succeeded | State::Unspecified)) => Set::Everything,
-            Among::Group(Group::State(state)) => Set::State(*state),
-            Among::Group(Group::Queue(queue)) => Set::Other(self.queue(queue)),
-            Among::Group(Group::Label(key, value)) => Set::Other(self.label(key, value)),
-            Among::Group(Group::Named(name)) => Set::These(named(name).into_iter().collect()),
-            Among::Group(Group::Prefix(prefix)) => {
-                self.with_prefix(prefix).map_or(Set::Everything, Set::These)
-            }
-        }
+    pub(super) fn set<'p>(&self, among: &'p Among, named: &dyn Fn(&str) -> Option<u64>) -> Set<'p> {
+        self.part(among, named, &mut { MAX_NAMES })
     }
 
-    /// The operations whose names may begin so; none if they are too many, or
-    /// if the server itself may have made such names.
-    fn with_prefix(&self, prefix: &str) -> Option<Vec<u64>> {
-        let id = id_of(prefix).filter(|id| !begins_made_by_server(id))?;
-        let wanted = &id.as_bytes()[..id.len().min(ID)];
-        let mut first = [0; ID];
-        first[..wanted.len()].copy_from_slice(wanted);
-        let names = self.names.read();
-        let found = names
-            .range((first, 0)..)
-            .take_while(|(id, _)| id.starts_with(wanted));
-        let mut numbers: Vec<u64> = found
-            .take(MAX_NAMES + 1)
-            .map(|(_, number)| *number)
-            .collect();
-        numbers.sort_unstable();
-        (numbers.len() <= MAX_NAMES).then_some(numbers)
+    /// The same for a part of a plan, whose prefixes may still have so many names.
+    fn part<'p>(
+        &self,
+        among: &'p Among,
+        named: &dyn Fn(&str) -> Option<u64>,
+        names: &mut usize,
+    ) -> Set<'p> {
+        let group = match among {
+            Among::Everything => return Set::Everything,
+            Among::Group(group) => group,
+            Among::All(all) => {
+                let sets = all.iter().map(|among| self.part(among, named, names));
+                let mut sets: Vec<_> = sets.filter(|set| !matches!(set, Set::Everything)).collect();
+                return if sets.len() < 2 {
+                    sets.pop().unwrap_or(Set::Everything)
+                } else {
+                    Set::All(sets)
+                };
+            }
+            Among::Any(any) => {
+                let mut sets = Vec::with_capacity(any.len());
+                for among in any {
+                    match self.part(among, named, names) {
+                        Set::Everything => return Set::Everything,
+                        set => sets.push(set),
+                    }
+                }
+                return Set::Any(sets);
+            }
+        };
+        match group {
+            Group::State(State::Succeeded | State::Unspecified) => Set::Everything,
+            Group::State(state) => Set::State(*state),
+            Group::Queue(queue) => Set::Other(self.queue(queue), group),
+            Group::Label(key, value) => Set::Other(self.label(key, value), group),
+            Group::Named(name) => Set::These(named(name).into_iter().collect(), group),
+            Group::Prefix(prefix) => match self.names.with_prefix(prefix, names) {
+                Some(numbers) => Set::These(numbers, group),
+                None => Set::Everything,
+            },
+        }
     }
 
     pub(super) fn read(&self) -> Reading<'_> {
@@ -202,21 +176,24 @@ impl Groups {
 // === impl Reading ===
 
 impl Reading<'_> {
-    /// The highest number of a set below `before`, found in so many steps.
-    pub(super) fn below(&self, set: &Set, before: u64, steps: &mut usize) -> Next {
+    /// The highest number of a set below `before`. Each look into a group is a
+    /// step. When none is left, it only goes on until each group was looked into
+    /// once, so that there is some progress however wide the set is.
+    pub(super) fn below(&self, set: &Set<'_>, before: u64, steps: &mut usize) -> Next {
         let found = match set {
             Set::Everything => before.checked_sub(1),
             Set::State(state) => self.states.of(*state).and_then(|runs| runs.below(before)),
-            Set::Other(group) => self.others.get(group).and_then(|m| m.below(before)),
-            Set::These(numbers) => highest_below(numbers, before),
+            Set::Other(group, _) => self.others.get(group).and_then(|m| m.below(before)),
+            Set::These(numbers, _) => highest_below(numbers, before),
             Set::All(sets) => return self.below_all(sets, before, steps),
             Set::Any(sets) => return self.below_any(sets, before, steps),
         };
+        *steps = steps.saturating_sub(1);
         found.map_or(Next::End, Next::Found)
     }
 
     /// The sets take turns to lower the bound, until they agree.
-    fn below_all(&self, sets: &[Set], mut before: u64, steps: &mut usize) -> Next {
+    fn below_all(&self, sets: &[Set<'_>], mut before: u64, steps: &mut usize) -> Next {
         loop {
             let (mut lowest, mut is_common) = (None, true);
             for set in sets {
@@ -236,14 +213,13 @@ impl Reading<'_> {
                 return Next::Found(number);
             }
             before = number + 1;
-            *steps = steps.saturating_sub(1);
             if *steps == 0 {
                 return Next::Paused(before);
             }
         }
     }
 
-    fn below_any(&self, sets: &[Set], before: u64, steps: &mut usize) -> Next {
+    fn below_any(&self, sets: &[Set<'_>], before: u64, steps: &mut usize) -> Next {
         let (mut found, mut paused) = (None, None);
         for set in sets {
             match self.below(set, before, steps) {
@@ -262,17 +238,31 @@ impl Reading<'_> {
     }
 
     /// About how many operations a set has, at most.
-    pub(super) fn about(&self, set: &Set) -> usize {
+    pub(super) fn about(&self, set: &Set<'_>) -> usize {
         match set {
             Set::Everything => usize::MAX,
             Set::State(state) => self.states.of(*state).map_or(0, Runs::about),
-            Set::Other(group) => self.others.get(group).map_or(0, Members::about),
-            Set::These(numbers) => numbers.len(),
+            Set::Other(group, _) => self.others.get(group).map_or(0, Members::about),
+            Set::These(numbers, _) => numbers.len(),
             Set::All(sets) => sets.iter().map(|set| self.about(set)).min().unwrap_or(0),
             Set::Any(sets) => {
                 let sizes = sets.iter().map(|set| self.about(set));
                 sizes.fold(0, usize::saturating_add)
             }
+        }
+    }
+}
+
+// === impl Set ===
+
+impl fmt::Display for Set<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Everything => f.write_str("everything"),
+            Self::State(state) => write!(f, "{}", Group::State(*state)),
+            Self::Other(_, group) | Self::These(_, group) => write!(f, "{group}"),
+            Self::All(sets) => join(sets, " and ", f),
+            Self::Any(sets) => join(sets, " or ", f),
         }
     }
 }
@@ -310,150 +300,59 @@ impl States {
     }
 }
 
-// === impl Members ===
-
-impl Members {
-    fn put(&mut self, number: u64, created: i64) {
-        match self {
-            Self::One(one) => {
-                let mut few = vec![*one, number];
-                few.sort_unstable();
-                *self = Self::Few(Box::new(few));
-            }
-            Self::Few(few) if few.len() < RUN => {
-                let at = few.partition_point(|other| *other < number);
-                few.insert(at, number);
-            }
-            Self::Few(few) => {
-                let mut runs = Runs::default();
-                for number in few.drain(..) {
-                    runs.put(number, created, ());
-                }
-                runs.put(number, created, ());
-                *self = Self::Many(Box::new(runs));
-            }
-            Self::Many(runs) => runs.put(number, created, ()),
-        }
-    }
-
-    /// Takes a member away; tells whether that was the last one.
-    fn remove(&mut self, number: u64) -> bool {
-        match self {
-            Self::One(one) => *one == number,
-            Self::Few(few) => {
-                if let Ok(at) = few.binary_search(&number) {
-                    few.remove(at);
-                }
-                few.is_empty()
-            }
-            Self::Many(runs) => {
-                runs.remove(number);
-                runs.is_empty()
-            }
-        }
-    }
-
-    fn below(&self, before: u64) -> Option<u64> {
-        match self {
-            Self::One(one) => (*one < before).then_some(*one),
-            Self::Few(few) => highest_below(few, before),
-            Self::Many(runs) => runs.below(before),
-        }
-    }
-
-    fn about(&self) -> usize {
-        match self {
-            Self::One(_) => 1,
-            Self::Few(few) => few.len(),
-            Self::Many(runs) => runs.about(),
-        }
-    }
-}
-
-fn highest_below(numbers: &[u64], before: u64) -> Option<u64> {
-    let end = numbers.partition_point(|number| *number < before);
-    Some(numbers[end.checked_sub(1)?])
-}
-
-// === Names ===
-
-/// The id of a name, or the beginning of one: what follows the first
-/// `operations/` that stands in the place of a collection.
-fn id_of(name: &str) -> Option<&str> {
-    let mut at = 0;
-    for (collection, id) in segments(name) {
-        at += collection.len() + 1;
-        if collection == "operations" {
-            return name.get(at..);
-        }
-        at += id.len() + 1;
-    }
-    None
-}
-
-/// The id of a name, if the server did not make it.
-fn made_id(name: &str) -> Option<&str> {
-    id_of(name).filter(|id| !is_made_by_server(id))
-}
-
-fn is_made_by_server(id: &str) -> bool {
-    id.len() == 36 && begins_made_by_server(id)
-}
-
-/// Whether the server may make ids that begin so.
-fn begins_made_by_server(id: &str) -> bool {
-    id.len() <= 36
-        && id.bytes().enumerate().all(|(at, byte)| match at {
-            8 | 13 | 18 | 23 => byte == b'-',
-            _ => byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte),
-        })
-}
-
-fn beginning(id: &str) -> [u8; ID] {
-    let mut beginning = [0; ID];
-    let length = id.len().min(ID);
-    beginning[..length].copy_from_slice(&id.as_bytes()[..length]);
-    beginning
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::query::samples::{End, Facts, Metadata};
 
-    #[test]
-    fn the_id_of_a_name_follows_its_first_collection_of_operations() {
-        for (name, id) in [
-            ("operations/a", Some("a")),
-            ("operations/", Some("")),
-            ("projects/p/operations/ab", Some("ab")),
-            ("operations/ns/operations/x", Some("ns/operations/x")),
-            ("projects/operations/operations/x", Some("x")),
-            ("operations", Some("")),
-            ("projects/p", None),
-            ("oper", None),
-            ("", None),
-        ] {
-            assert_eq!(
-                id_of(name).unwrap_or_default(),
-                id.unwrap_or_default(),
-                "{name}"
-            );
+    /// Every second operation is running, the others have a label: none is both.
+    fn disjoint(count: u64) -> Groups {
+        let groups = Groups::default();
+        for number in 1..=count {
+            let is_running = number % 2 == 0;
+            let facts = Facts {
+                parent: "",
+                id: format!("a-{number}"),
+                end: if is_running {
+                    End::Running
+                } else {
+                    End::Succeeded
+                },
+                queue: None,
+                env: (!is_running).then_some("prod"),
+                team: None,
+                created: 0,
+                metadata: Metadata::Unknown,
+            };
+            groups.note(None, Some(&facts.operation(number)));
         }
+        groups
+    }
+
+    fn wide<'p>(width: usize, set: impl Fn() -> Set<'p>) -> Set<'p> {
+        Set::Any((0..width).map(|_| set()).collect())
     }
 
     #[test]
-    fn a_prefix_that_the_server_may_have_made_is_not_looked_up() {
-        for made in ["", "0", "01a1fd8a", "01a1fd8a-1bcf-7087-a3e3-f00827894941"] {
-            assert!(begins_made_by_server(made), "{made}");
+    fn the_steps_to_the_next_operation_are_bounded_however_wide_a_plan_is() {
+        let groups = disjoint(1000);
+        let group = Group::Label("env".into(), "prod".into());
+        let label = groups.label("env", "prod");
+        let both = Set::All(vec![
+            wide(120, || Set::State(State::Running)),
+            wide(120, || Set::Other(label, &group)),
+        ]);
+        let reading = groups.read();
+        let Next::Paused(bound) = reading.below(&both, 1001, &mut 1024) else {
+            panic!("none is in both, and not all have been looked at");
+        };
+        assert!(980 < bound && bound < 1001, "{bound}");
+        // Even a single step leads on.
+        let (mut before, mut turns) = (1001, 0);
+        while let Next::Paused(bound) = reading.below(&both, before, &mut 1) {
+            assert!(bound < before, "{bound}");
+            (before, turns) = (bound, turns + 1);
         }
-        for made in [
-            "export",
-            "01a1fd8a1",
-            "A",
-            "01a1fd8a-1bcf-7087-a3e3-f00827894941-",
-        ] {
-            assert!(!begins_made_by_server(made), "{made}");
-        }
-        assert!(!is_made_by_server("01a1fd8a"));
+        assert!(turns <= 1000, "{turns}");
     }
 }

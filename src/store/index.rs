@@ -2,7 +2,7 @@
 //! parent, for lists, and groups of them for filters. Which of them a list
 //! shows is decided by the caller.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use dashmap::DashMap;
 use foldhash::fast::RandomState;
@@ -20,7 +20,8 @@ use crate::{
     },
 };
 
-/// How often sets take turns, in one go, to agree on an operation.
+/// How often one stretch looks into groups, so that it takes no more than some
+/// 100 µs, for which those that create and finish operations may have to wait.
 const STEPS: usize = 1024;
 
 /// Every operation, by number, by parent and number, and by what filters ask for.
@@ -38,7 +39,7 @@ type Sequence = Runs<Arc<Operation>>;
 #[derive(Debug)]
 pub(crate) struct Walk<'a> {
     scope: &'a Scope,
-    set: Set,
+    set: Set<'a>,
     /// No operation of the list has a lower number.
     from: u64,
     /// Nor this one, or a higher one.
@@ -97,7 +98,7 @@ impl Index {
     pub(crate) fn walk<'a>(
         &self,
         scope: &'a Scope,
-        plan: &Plan,
+        plan: &'a Plan,
         named: impl Fn(&str) -> Option<u64>,
     ) -> Walk<'a> {
         let (from, to) = match plan.created {
@@ -178,7 +179,7 @@ impl Index {
                             number
                         }
                         None => {
-                            steps -= 1;
+                            steps = steps.saturating_sub(1);
                             sequence.below(number).map_or(0, |next| next + 1)
                         }
                     };
@@ -200,6 +201,17 @@ impl Index {
 }
 
 // === impl Walk ===
+
+impl fmt::Display for Walk<'_> {
+    /// Says what of the scope is looked at.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.set)?;
+        if (self.from, self.to) != (0, u64::MAX) {
+            f.write_str(", by creation time")?;
+        }
+        Ok(())
+    }
+}
 
 impl Walk<'_> {
     /// Goes from one operation of a sequence to the next.

@@ -8,6 +8,8 @@ pub(crate) mod deadlines;
 pub(crate) mod directives;
 mod groups;
 pub(crate) mod index;
+mod members;
+mod names;
 pub(crate) mod ready;
 mod runs;
 pub(crate) mod store;

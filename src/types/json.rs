@@ -7,7 +7,7 @@
 //! wrapper and times that are out of range, and follows `Any`s into each other
 //! as deep as the stack goes.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MapKey, ReflectMessage, Value};
@@ -170,7 +170,10 @@ impl<'a> Writer<'a> {
                 entries.sort_by_key(|(key, _)| *key);
                 let mut json = Map::new();
                 for (key, value) in entries {
-                    json.insert(text(key), self.value(value, &kind, depth + 1)?);
+                    json.insert(
+                        key_text(key).into_owned(),
+                        self.value(value, &kind, depth + 1)?,
+                    );
                 }
                 JsonValue::Object(json)
             }
@@ -194,14 +197,16 @@ fn known<M: prost::Message + Default>(message: &DynamicMessage) -> Result<M, Unp
     message.transcode_to().map_err(|_| Unprintable)
 }
 
-fn text(key: &MapKey) -> String {
+/// The key of a map as it is written in JSON.
+pub(crate) fn key_text(key: &MapKey) -> Cow<'_, str> {
+    let text = |key: &dyn ToString| Cow::Owned(key.to_string());
     match key {
-        MapKey::Bool(key) => key.to_string(),
-        MapKey::I32(key) => key.to_string(),
-        MapKey::I64(key) => key.to_string(),
-        MapKey::U32(key) => key.to_string(),
-        MapKey::U64(key) => key.to_string(),
-        MapKey::String(key) => key.clone(),
+        MapKey::String(key) => Cow::Borrowed(key),
+        MapKey::Bool(key) => text(key),
+        MapKey::I32(key) => text(key),
+        MapKey::I64(key) => text(key),
+        MapKey::U32(key) => text(key),
+        MapKey::U64(key) => text(key),
     }
 }
 

@@ -26,10 +26,12 @@ struct File {
 }
 
 /// How much was added.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Loaded {
     pub(crate) files: usize,
     pub(crate) messages: usize,
+    /// Why the types of another server, which were there, had to go.
+    pub(crate) left_out: Option<InvalidTypes>,
 }
 
 /// Why types are not taken in. The text says where they are from, and what to do.
@@ -266,6 +268,7 @@ pub(super) fn add(
     Ok(Loaded {
         files: files.len(),
         messages: pool.all_messages().len() - before,
+        left_out: None,
     })
 }
 

@@ -29,6 +29,22 @@ async fn the_bindings_of_operations_proto_list_get_cancel_and_delete() {
     assert_eq!(missing.problem(), expected);
 }
 
+// LIST-9
+#[tokio::test]
+async fn a_doubled_slash_does_not_list_the_operations_of_all_parents() {
+    let site = Site::start().await;
+    named(&site.operations, "projects/p/operations/b").await;
+    for target in ["/v1//operations", "/v1//operations?pageSize=5"] {
+        let refused = site.get(target).await;
+        let expected = error(404, "NOT_FOUND", "PATH_UNKNOWN");
+        assert_eq!(refused.problem(), expected, "{target}");
+    }
+    let root: longrunning::HttpPrefix = "/".parse().unwrap();
+    let site = Site::with(|config| config.http.prefix = root).await;
+    named(&site.operations, "projects/p/operations/b").await;
+    assert_eq!(site.get("//operations").await.problem().0, 404);
+}
+
 // HTTP-1, LIST-9
 #[tokio::test]
 async fn every_parent_of_a_list_has_its_path() {

@@ -46,6 +46,8 @@ mod http_paths;
 #[cfg(feature = "server")]
 mod http_port;
 #[cfg(feature = "server")]
+mod http_two;
+#[cfg(feature = "server")]
 mod http_watch;
 #[cfg(feature = "cli")]
 mod jobs;

@@ -404,6 +404,53 @@ fn fil_8_what_is_absent_or_of_an_unknown_type_is_neither_true_nor_false() {
 }
 
 #[test]
+fn fil_8_of_a_repeated_field_only_elements_of_an_unknown_type_are_not_known() {
+    let own = prost_types::Any {
+        type_url: "example.com/x/Own".into(),
+        value: vec![0xff],
+    };
+    let with = |details: &[prost_types::Any]| {
+        let mut error = status(Code::NotFound, "NO_FILE", "m");
+        error.details.extend_from_slice(details);
+        operation(None, Some(Outcome::Error(Box::new(error))))
+    };
+    let known = with(&[prost_types::Any::from_msg(&prost_types::Duration::default()).unwrap()]);
+    hold(
+        &known,
+        &[
+            "error.details.reason:NO_FILE",
+            "NOT error.details.reason:OTHER",
+            "NOT error.details.nope:1",
+            "-error.details.nope:*",
+        ],
+    );
+    let unknown = with(&[own]);
+    hold(
+        &unknown,
+        &[
+            "error.details.reason:NO_FILE",
+            "error.details.@type:*Own",
+            "error.details:*",
+            "NOT error.details.@type:*Nope",
+        ],
+    );
+    are_unknown(
+        &unknown,
+        &[
+            "error.details.reason:OTHER",
+            "error.details.nope:1",
+            "error.details.nope:*",
+        ],
+    );
+    // An element that cannot be such a value is not it.
+    hold(
+        &with_struct(),
+        &["NOT metadata.list:three", "NOT metadata.deep.er.x:z"],
+    );
+    hold(&with_struct(), &["NOT metadata.deep.er.nope:z"]);
+}
+
+#[test]
 fn fil_9_literals_must_fit_the_type_of_the_field() {
     is_refused(&[
         ("done = maybe", 8, "true or false for done, found \"maybe\""),

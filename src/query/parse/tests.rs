@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::query::filter::Filter;
+use crate::query::filter::{Filter, Text};
 
 fn shown(text: &str) -> String {
     match parse(text) {

@@ -134,6 +134,47 @@ fn sets_that_contradict_each_other_are_refused_with_both_names_and_the_old_ones_
 }
 
 #[test]
+fn what_reflection_told_gives_way_to_files_that_it_does_not_fit() {
+    let sale = |item: &str| {
+        format!(
+            r#"syntax = "proto3"; package shop; import "shop.proto"; message Sale {{ {item} item = 1; }}"#
+        )
+    };
+    let renamed = ITEM.replace("Item", "Thing");
+    let files = |item: &str| vec![set("shop.binpb", &[("shop.proto", item)])];
+    let told = |item: &str, name: &str| {
+        let files = [("shop.proto", item), ("sale.proto", &*sale(name))];
+        vec![set("upstream", &files)]
+    };
+    let types = Types::built_in();
+    types.replace(Layer::Files, files(ITEM)).unwrap();
+    let loaded = types.replace(Layer::Reflection, told(ITEM, "Item"));
+    assert_eq!(loaded.unwrap().files, 1, "the other one is in the file");
+
+    let loaded = types.replace(Layer::Files, files(&renamed)).unwrap();
+    assert_eq!(loaded.files, 1);
+    let why = loaded.left_out.unwrap().to_string();
+    assert!(
+        why.contains("sale.proto") && why.contains("upstream"),
+        "{why}"
+    );
+    assert!(types.descriptor("shop.Thing").is_some());
+    assert!(types.descriptor("shop.Sale").is_none());
+
+    // As long as the other server is the old one, it is refused, and no more.
+    let refused = types.replace(Layer::Reflection, told(ITEM, "Item"));
+    assert!(refused.is_err());
+    assert!(types.descriptor("shop.Thing").is_some());
+    let loaded = types.replace(Layer::Reflection, told(&renamed, "Thing"));
+    assert_eq!(loaded.unwrap().files, 1);
+    assert!(types.descriptor("shop.Sale").is_some());
+    // Files that fit leave it alone.
+    let loaded = types.replace(Layer::Files, files(&renamed)).unwrap();
+    assert!(loaded.left_out.is_none());
+    assert!(types.descriptor("shop.Sale").is_some());
+}
+
+#[test]
 fn what_is_no_set_is_refused_with_how_to_make_one() {
     let missing = DescriptorSet::read("/nowhere/x.binpb".as_ref()).unwrap_err();
     assert!(missing.to_string().contains("/nowhere/x.binpb"));
