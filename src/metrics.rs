@@ -16,6 +16,8 @@ pub struct Metrics {
     by_state: [Gauge; 6],
     pub(crate) bytes: Gauge,
     pub(crate) waiters: Gauge,
+    /// Told by whoever serves the metrics.
+    pub(crate) trouble: Gauge,
     queue_depth: Family<QueueLabel, Gauge>,
     attempts: Family<AttemptLabel, Counter>,
     attempt_seconds: Family<QueueLabel, Histogram>,
@@ -103,6 +105,7 @@ impl Default for Metrics {
             by_state,
             bytes: Gauge::default(),
             waiters: Gauge::default(),
+            trouble: Gauge::default(),
             queue_depth: Family::default(),
             attempts: Family::default(),
             attempt_seconds: Family::new_with_constructor(|| {
@@ -135,6 +138,11 @@ impl Metrics {
             self.bytes.clone(),
         );
         registry.register("waiters", "Open waits and watches", self.waiters.clone());
+        registry.register(
+            "store_trouble",
+            "Whether changes cannot be kept",
+            self.trouble.clone(),
+        );
         registry.register(
             "queue_depth",
             "Operations that wait for a worker, by queue",

@@ -7,6 +7,7 @@
 //! How the file is opened lives in `file`, what a transaction does in `writer`,
 //! reading back in `replay`, and looks at a file and copies of it in `copy`.
 
+#[cfg(feature = "cli")]
 pub(crate) mod copy;
 mod file;
 mod replay;
@@ -192,6 +193,7 @@ impl Shared {
             self.line.lock().waiting.clear();
             return;
         };
+        let _shift = Shift(&self.line);
         loop {
             let mut line = self.line.lock();
             if line.waiting.is_empty() && self.is_in_trouble() && !line.is_closing {
@@ -238,9 +240,23 @@ impl Shared {
     }
 }
 
+/// The time for which somebody writes. If a bug ends it before its time, those
+/// in line are told, and the next one sends another writer.
+struct Shift<'a>(&'a Mutex<Line>);
+
+impl Drop for Shift<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut line = self.0.lock();
+            line.is_written = false;
+            line.waiting.clear();
+        }
+    }
+}
+
 fn closed() -> JournalError {
     JournalError("the journal is closed".to_owned())
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "cli"))]
 mod tests;

@@ -105,6 +105,10 @@ impl Admin {
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
+        if let Phase::Serving(operations) = &*self.ready.0.read() {
+            let trouble = operations.trouble().is_some();
+            operations.metrics().trouble.set(i64::from(trouble));
+        }
         let mut body = String::new();
         match encode(&mut body, &self.registry) {
             Ok(()) => respond(StatusCode::OK, OPENMETRICS, body),

@@ -120,6 +120,7 @@ pub(super) fn sync_directory(path: &Path) -> Result<(), JournalError> {
 }
 
 /// A new file for this process alone, which is about to get another name.
+#[cfg(feature = "cli")]
 pub(super) fn create(path: &Path) -> Result<Connection, JournalError> {
     let mut connection = open(path, OpenFlags::SQLITE_OPEN_CREATE)?;
     prepare(&mut connection, path)?;
@@ -127,6 +128,7 @@ pub(super) fn create(path: &Path) -> Result<Connection, JournalError> {
 }
 
 /// A connection that changes nothing, to a file that a server may have open.
+#[cfg(feature = "cli")]
 pub(super) fn view(path: &Path) -> Result<Connection, JournalError> {
     if !path.is_file() {
         return Err(JournalError(format!("there is no file {}", path.display())));
