@@ -54,9 +54,9 @@ async fn the_examples_of_the_page_survive_a_kill_and_a_restore() {
         .unwrap();
     let text = said(&output);
     assert!(output.status.success(), "{text}\n{}", complained(&output));
-    // The list after the kill, what is in the backup, the list after the restore.
+    // The creation, the list after the kill, the backup, the list after the restore.
     let seen = text.matches("kind=report").count();
-    assert_eq!(seen, 3, "{text}");
+    assert_eq!(seen, 4, "{text}");
     assert!(text.contains("copied operations.db to monday.db"), "{text}");
     assert!(text.contains("operations  1: 1 PENDING"), "{text}");
 }
