@@ -24,6 +24,7 @@ use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     task::spawn_blocking,
+    time::Instant,
 };
 use tracing::{error, info};
 
@@ -42,6 +43,10 @@ const OVERHEAD: usize = 256;
 /// How long the writer waits before it tries again what could not be kept.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// The longest that the writer waits for those whose changes it has just
+/// committed.
+const PATIENCE: Duration = Duration::from_millis(2);
+
 /// A journal in a SQLite file, which one process at a time may hold open.
 ///
 /// A change is kept when SQLite has committed it with `synchronous=FULL`: it
@@ -57,7 +62,7 @@ pub struct SqliteJournal {
 #[derive(Debug)]
 struct Shared {
     line: Mutex<Line>,
-    /// Something new stands in line, or the journal is being closed.
+    /// As many stand in line as were wanted, or the journal is being closed.
     news: Condvar,
     /// The open file; none once it is closed.
     writer: Mutex<Option<Writer>>,
@@ -67,6 +72,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Line {
     waiting: Vec<Waiting>,
+    /// The writer sleeps until so many wait, or its patience ends.
+    wanted: usize,
     is_written: bool,
     is_closing: bool,
 }
@@ -120,6 +127,9 @@ impl SqliteJournal {
                 kept,
                 _room: room.map_err(|_| closed())?,
             });
+            if line.waiting.len() == line.wanted {
+                self.shared.news.notify_one();
+            }
             !std::mem::replace(&mut line.is_written, true)
         };
         if is_first {
@@ -128,8 +138,6 @@ impl SqliteJournal {
                 self.runtime()
                     .spawn_blocking(move || shared.write(&runtime)),
             );
-        } else {
-            self.shared.news.notify_one();
         }
         told.await.unwrap_or_else(|_| Err(closed()))
     }
@@ -194,24 +202,34 @@ impl Shared {
             return;
         };
         let _shift = Shift(&self.line);
+        let (mut wanted, mut patience) = (0, Duration::ZERO);
         loop {
             let mut line = self.line.lock();
-            if line.waiting.is_empty() && self.is_in_trouble() && !line.is_closing {
-                self.news.wait_for(&mut line, PAUSE);
+            let is_in_trouble = self.is_in_trouble();
+            if is_in_trouble {
+                (wanted, patience) = (1, PAUSE);
             }
-            let is_over = line.is_closing || !self.is_in_trouble();
-            if line.waiting.is_empty() && is_over {
+            line.wanted = wanted;
+            if line.waiting.len() < wanted && !line.is_closing {
+                self.news.wait_for(&mut line, patience);
+            }
+            line.wanted = 0;
+            if line.waiting.is_empty() && (line.is_closing || !is_in_trouble) {
                 line.is_written = false;
                 return;
             }
             let batch = std::mem::take(&mut line.waiting);
             drop(line);
+            let begun = Instant::now();
             let (rows, callers): (Vec<Row>, Vec<_>) = batch
                 .into_iter()
                 .map(|waiting| (waiting.row, (waiting.kept, waiting._room)))
                 .unzip();
             let kept = writer.commit(&rows);
             self.note(kept.as_ref().err());
+            // Those who are told now often come back at once; a commit of all of
+            // them is worth a part of what it takes.
+            (wanted, patience) = (rows.len(), (begun.elapsed() / 2).min(PATIENCE));
             for (caller, _room) in callers {
                 // Who does not wait any more finds the change in the view.
                 let _ = caller.send(kept.clone());
