@@ -1,0 +1,355 @@
+//! One story of a server and its disk: a fixed sequence of calls, told again
+//! with another fault each time.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use longrunning::{
+    Any, Progress,
+    proto::{
+        google::longrunning::{
+            CancelOperationRequest, DeleteOperationRequest, ListOperationsRequest, Operation,
+            operation,
+        },
+        longrunning::v1::{CreateOperationRequest, Lease, LeaseReport, finish_operation_request},
+    },
+};
+use tokio::time::{Instant, sleep};
+use tonic::{Code, Response, Status};
+
+use crate::support::{
+    disk::{Class, Disk, POWER_CUT, Point},
+    get,
+    ledger::{Effect, Ledger},
+    shop::{beat, failure, finish, look, self_executed, with_input},
+    stored::{Begun, Ended, Fail, Serving, begin},
+    text,
+};
+
+/// How long a server may need to notice that its disk works again.
+const HEALING: Duration = Duration::from_secs(60);
+
+/// A step, of the operation with this id.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Step {
+    Hold(&'static str),
+    /// With an input of so many bytes.
+    Queue(&'static str, usize),
+    Lease(&'static str),
+    Report(&'static str, i64),
+    Succeed(&'static str, usize),
+    Fail(&'static str),
+    Cancel(&'static str),
+    Delete(&'static str),
+    /// The server is asked to end, and started again.
+    Stop,
+    /// The server is killed, and started again.
+    Kill,
+}
+
+/// A server, its disk, and what is known of its operations.
+pub(super) struct Story {
+    pub(super) disk: Disk,
+    pub(super) ledger: Ledger,
+    pub(super) point: Option<Point>,
+    leases: BTreeMap<&'static str, Lease>,
+    /// How many calls were refused.
+    pub(super) refused: usize,
+    /// How many starts were.
+    pub(super) not_started: usize,
+}
+
+/// The power is lost.
+#[derive(Debug)]
+pub(super) struct Cut;
+
+// === impl Story ===
+
+impl Story {
+    pub(super) fn new(disk: Disk, point: Option<Point>) -> Self {
+        if let Some(point) = point {
+            disk.set(point);
+        }
+        Self {
+            disk,
+            ledger: Ledger::default(),
+            point,
+            leases: BTreeMap::new(),
+            refused: 0,
+            not_started: 0,
+        }
+    }
+
+    /// Tells it to its end, or to the loss of power.
+    pub(super) async fn tell(&mut self, steps: &[Step]) -> Result<(), Cut> {
+        let mut serving = self.start().await?;
+        for step in steps {
+            match step {
+                Step::Stop => {
+                    let ended = serving.stop().await;
+                    match ended.status.code() {
+                        Some(POWER_CUT) => return Err(Cut),
+                        code => assert_eq!(code, Some(0), "{ended:?}"),
+                    }
+                    serving = self.start().await?;
+                    self.settle(&mut serving).await?;
+                }
+                Step::Kill => {
+                    // A loss of power may have come before.
+                    if serving.kill().await.status.code() == Some(POWER_CUT) {
+                        return Err(Cut);
+                    }
+                    serving = self.start().await?;
+                    self.settle(&mut serving).await?;
+                }
+                step => {
+                    if let Err(Cut) = self.step(*step, &serving).await {
+                        let ended = serving.end().await;
+                        assert_eq!(ended.status.code(), Some(POWER_CUT), "{ended:?}");
+                        return Err(Cut);
+                    }
+                }
+            }
+        }
+        serving.kill().await;
+        Ok(())
+    }
+
+    /// A start that meets the fault works, or says clearly why it does not.
+    async fn start(&mut self) -> Result<Serving, Cut> {
+        let (file, environment) = (self.disk.file(), self.disk.environment());
+        match begin(&file, &environment).await {
+            Begun::Serving(serving) => Ok(serving),
+            Begun::Ended(ended) => {
+                if ended.status.code() == Some(POWER_CUT) {
+                    return Err(Cut);
+                }
+                check_refusal(&ended);
+                self.not_started += 1;
+                self.disk.mend();
+                match begin(&file, &environment).await {
+                    Begun::Serving(serving) => Ok(serving),
+                    Begun::Ended(ended) => panic!("{:?}: {ended:?}", self.point),
+                }
+            }
+        }
+    }
+
+    async fn settle(&mut self, serving: &mut Serving) -> Result<(), Cut> {
+        let Ok(there) = list(serving).await else {
+            return Err(Cut);
+        };
+        self.ledger.settle(&there);
+        Ok(())
+    }
+
+    /// Makes a call until it has success.
+    async fn step(&mut self, step: Step, serving: &Serving) -> Result<(), Cut> {
+        let name = format!("operations/{}", step.id());
+        loop {
+            let before = self.ledger.known(&name);
+            let ticket = step.effect().map(|effect| self.ledger.begin(&name, effect));
+            match self.call(step, serving).await {
+                Ok(shown) => {
+                    if let Some(ticket) = ticket {
+                        self.ledger.acknowledged(&ticket);
+                    }
+                    if let Some(operation) = shown {
+                        self.ledger.saw(&name, &before, Some(&operation));
+                    }
+                    return self.look(&name, serving).await.map(drop);
+                }
+                Err(Fail::Refused(Code::Unavailable, reason)) => {
+                    assert_eq!(reason, "STORE_UNAVAILABLE", "{step:?}");
+                    self.refused += 1;
+                    let now = self.look(&name, serving).await?;
+                    let shown = before.seen.filter(|_| !before.gone);
+                    let unchanged = now.as_ref() == shown.as_deref();
+                    assert!(unchanged, "{step:?} was refused: {shown:?} {now:?}");
+                    self.heal(serving).await?;
+                }
+                Err(Fail::Lost) => return Err(Cut),
+                Err(refused) => panic!("{step:?}: {refused:?}"),
+            }
+        }
+    }
+
+    /// Reads go on, whatever becomes of changes.
+    async fn look(&mut self, name: &str, serving: &Serving) -> Result<Option<Operation>, Cut> {
+        let before = self.ledger.known(name);
+        let answer = serving.client().get_operation(get(name)).await;
+        let operation = match answer.map_err(Fail::from) {
+            Ok(answer) => Some(answer.into_inner()),
+            Err(Fail::Refused(Code::NotFound, _)) => None,
+            Err(Fail::Lost) => return Err(Cut),
+            Err(refused) => panic!("{name}: {refused:?}"),
+        };
+        self.ledger.saw(name, &before, operation.as_ref());
+        let there = list(serving).await.map_err(|_| Cut)?;
+        assert_eq!(there.get(name), operation.as_ref());
+        Ok(operation)
+    }
+
+    /// A trouble that lasts is told to operators, and its end too.
+    async fn heal(&mut self, serving: &Serving) -> Result<(), Cut> {
+        let point = self.point.expect("nothing is refused without a fault");
+        if point.lasts && matches!(point.class, Class::Write | Class::Sync) && self.refused == 1 {
+            let ready = serving.readiness().await.ok_or(Cut)?;
+            assert!(ready.starts_with("HTTP/1.1 503"), "{point:?}: {ready}");
+            assert!(ready.contains("changes cannot be kept"), "{ready}");
+            let file = self.disk.file();
+            let file = file.file_name().unwrap().to_str().unwrap();
+            assert!(ready.contains(file), "it names the file: {ready}");
+        }
+        if point.lasts {
+            self.disk.mend();
+        }
+        // Nobody asks for a change meanwhile: the server finds out by itself.
+        let deadline = Instant::now() + HEALING;
+        while !serving
+            .readiness()
+            .await
+            .ok_or(Cut)?
+            .starts_with("HTTP/1.1 200")
+        {
+            assert!(Instant::now() < deadline, "{point:?}: it does not heal");
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    async fn call(&mut self, step: Step, serving: &Serving) -> Result<Option<Operation>, Fail> {
+        let (mut client, mut worker) = (serving.client(), serving.worker());
+        let name = format!("operations/{}", step.id());
+        let lease = self.leases.get(step.id()).cloned().unwrap_or_default();
+        match step {
+            Step::Hold(id) | Step::Queue(id, _) => {
+                let request = match step {
+                    Step::Queue(id, size) => with_input(id, Some(bulk(size))),
+                    _ => self_executed("w"),
+                };
+                let request = CreateOperationRequest {
+                    operation_id: id.into(),
+                    request_id: format!("request of {id}"),
+                    ..request
+                };
+                let created = worker.create_operation(request).await?.into_inner();
+                assert!(!created.reused, "{step:?}");
+                self.leases.extend(created.lease.map(|lease| (id, lease)));
+                Ok(created.operation)
+            }
+            Step::Lease(id) => {
+                // Each has a queue of its own.
+                let answer = worker.lease_operations(look(&[id], "w", 1)).await?;
+                let lease = answer.into_inner().leases.pop().expect("it waits");
+                self.ledger.claimed(&lease.name, lease.attempt);
+                self.leases.insert(id, lease);
+                Ok(None)
+            }
+            Step::Report(_, units) => {
+                let report = LeaseReport {
+                    name,
+                    lease_token: lease.lease_token,
+                    progress: Some(Progress {
+                        done_units: units,
+                        ..Progress::default()
+                    }),
+                    checkpoint: Some(bulk(usize::try_from(units).unwrap() * 1000)),
+                    ..LeaseReport::default()
+                };
+                worker.heartbeat(beat("w", [report])).await?;
+                Ok(None)
+            }
+            Step::Succeed(..) | Step::Fail(_) => {
+                let outcome = match step {
+                    Step::Succeed(_, size) => {
+                        finish_operation_request::Outcome::Response(bulk(size))
+                    }
+                    _ => failure(13, "broken"),
+                };
+                let answer = worker.finish_operation(finish(&lease, outcome)).await?;
+                Ok(Some(answer.into_inner()))
+            }
+            Step::Cancel(_) => {
+                let request = CancelOperationRequest { name };
+                done(client.cancel_operation(request).await)
+            }
+            Step::Delete(_) => {
+                let request = DeleteOperationRequest { name };
+                done(client.delete_operation(request).await)
+            }
+            Step::Stop | Step::Kill => unreachable!("they are no calls"),
+        }
+    }
+}
+
+// === impl Step ===
+
+impl Step {
+    fn id(self) -> &'static str {
+        match self {
+            Self::Hold(id)
+            | Self::Queue(id, _)
+            | Self::Lease(id)
+            | Self::Report(id, _)
+            | Self::Succeed(id, _)
+            | Self::Fail(id)
+            | Self::Cancel(id)
+            | Self::Delete(id) => id,
+            Self::Stop | Self::Kill => unreachable!("they are no calls"),
+        }
+    }
+
+    /// What it does; a lease notes for itself what it got.
+    fn effect(self) -> Option<Effect> {
+        Some(match self {
+            Self::Hold(_) | Self::Queue(..) => Effect::Create,
+            Self::Lease(_) => Effect::Claim,
+            Self::Report(_, units) => Effect::Units(units),
+            Self::Succeed(_, size) => Effect::Finish(operation::Result::Response(bulk(size))),
+            Self::Fail(_) => match failure(13, "broken") {
+                finish_operation_request::Outcome::Failure(failure) => {
+                    Effect::Finish(operation::Result::Error(failure.error?))
+                }
+                _ => return None,
+            },
+            Self::Cancel(_) => Effect::Cancel,
+            Self::Delete(_) => Effect::Delete,
+            Self::Stop | Self::Kill => return None,
+        })
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "as the other arms have it")]
+fn done(answer: Result<Response<()>, Status>) -> Result<Option<Operation>, Fail> {
+    answer.map(|_| None).map_err(Fail::from)
+}
+
+fn bulk(size: usize) -> Any {
+    text(&"0123456789".repeat(size / 10))
+}
+
+/// All operations.
+pub(super) async fn list(serving: &Serving) -> Result<BTreeMap<String, Operation>, Fail> {
+    let request = ListOperationsRequest {
+        page_size: 1000,
+        ..ListOperationsRequest::default()
+    };
+    let page = serving
+        .client()
+        .list_operations(request)
+        .await?
+        .into_inner();
+    assert_eq!(page.next_page_token, "");
+    let named = |operation: Operation| (operation.name.clone(), operation);
+    Ok(page.operations.into_iter().map(named).collect())
+}
+
+/// A start that fails ends with 2, and with one line that says why.
+fn check_refusal(ended: &Ended) {
+    assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+    let errors = ended.log.iter().filter(|line| line.starts_with("error: "));
+    assert_eq!(errors.count(), 1, "{ended:?}");
+    let last = ended.log.last().unwrap();
+    assert!(last.starts_with("error: "), "{ended:?}");
+    assert!(last.contains("operations.db"), "it names the file: {last}");
+}
