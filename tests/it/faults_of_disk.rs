@@ -14,7 +14,7 @@ use story::{Cut, Step, Story, list};
 
 use crate::support::{
     dice::Dice,
-    disk::{Class, Disk, Fault, Point},
+    disk::{Class, Course, Disk, Fault, Point},
     ledger::Ledger,
     stored::begin,
 };
@@ -67,24 +67,29 @@ const MUCH: [Step; 12] = [
 ];
 
 /// Which calls fail how. A disk that is full has room for what is there.
-const FAULTS: [(Class, Fault, bool); 17] = [
-    (Class::Open, Fault::Fail, false),
-    (Class::Open, Fault::Fail, true),
-    (Class::Open, Fault::Cut, false),
-    (Class::Read, Fault::Fail, false),
-    (Class::Read, Fault::Fail, true),
-    (Class::Write, Fault::Fail, false),
-    (Class::Write, Fault::Fail, true),
-    (Class::Write, Fault::Full, false),
-    (Class::Write, Fault::Full, true),
-    (Class::Write, Fault::Short, false),
-    (Class::Write, Fault::Cut, false),
-    (Class::Sync, Fault::Fail, false),
-    (Class::Sync, Fault::Fail, true),
-    (Class::Sync, Fault::Cut, false),
-    (Class::Truncate, Fault::Fail, false),
-    (Class::Truncate, Fault::Cut, false),
-    (Class::Unlink, Fault::Fail, false),
+const FAULTS: [(Class, Fault, Course); 22] = [
+    (Class::Open, Fault::Fail, Course::Once),
+    (Class::Open, Fault::Fail, Course::Heals),
+    (Class::Open, Fault::Cut, Course::Once),
+    (Class::Read, Fault::Fail, Course::Once),
+    (Class::Read, Fault::Fail, Course::Heals),
+    (Class::Write, Fault::Fail, Course::Once),
+    (Class::Write, Fault::Fail, Course::Heals),
+    (Class::Write, Fault::Fail, Course::Killed),
+    (Class::Write, Fault::Full, Course::Once),
+    (Class::Write, Fault::Full, Course::Heals),
+    (Class::Write, Fault::Full, Course::Killed),
+    (Class::Write, Fault::Full, Course::Stopped),
+    (Class::Write, Fault::Short, Course::Once),
+    (Class::Write, Fault::Cut, Course::Once),
+    (Class::Sync, Fault::Fail, Course::Once),
+    (Class::Sync, Fault::Fail, Course::Heals),
+    (Class::Sync, Fault::Fail, Course::Killed),
+    (Class::Sync, Fault::Fail, Course::Stopped),
+    (Class::Sync, Fault::Cut, Course::Once),
+    (Class::Truncate, Fault::Fail, Course::Once),
+    (Class::Truncate, Fault::Cut, Course::Once),
+    (Class::Unlink, Fault::Fail, Course::Once),
 ];
 
 // BEHAVIOUR §§5, 9: acknowledged means durable, refused means unchanged.
@@ -111,7 +116,7 @@ async fn try_all(title: &str, steps: &'static [Step], few: u64) {
 
     let every = std::env::var("EVERY_FAULT").is_ok_and(|every| every == "1");
     let mut points = Vec::new();
-    for (class, fault, lasts) in FAULTS {
+    for (class, fault, course) in FAULTS {
         let (_, calls) = calls[class as usize];
         let count = if every {
             calls.min(2000)
@@ -123,7 +128,7 @@ async fn try_all(title: &str, steps: &'static [Step], few: u64) {
             // In the middle of as many even parts.
             at: (calls * (2 * n - 1)).div_ceil(2 * count),
             fault,
-            lasts,
+            course,
         }));
     }
     let count = points.len();

@@ -14,13 +14,13 @@ use longrunning::{
     },
 };
 use tokio::time::{Instant, sleep};
-use tonic::{Code, Response, Status};
+use tonic::Code;
 
 use crate::support::{
-    disk::{Class, Disk, POWER_CUT, Point},
+    disk::{Class, Course, Disk, POWER_CUT, Point},
     get,
     ledger::{Effect, Ledger},
-    shop::{beat, failure, finish, look, self_executed, with_input},
+    shop::{beat, failure, finish, look, seconds, self_executed, with_input},
     stored::{Begun, Ended, Fail, Serving, begin},
     text,
 };
@@ -56,11 +56,31 @@ pub(super) struct Story {
     pub(super) refused: usize,
     /// How many starts were.
     pub(super) not_started: usize,
+    /// Whether the server ended while changes were refused: they may be there.
+    is_shaken: bool,
 }
 
 /// The power is lost.
 #[derive(Debug)]
 pub(super) struct Cut;
+
+/// What came of a step.
+enum Told {
+    Done,
+    Refused,
+    /// It took effect when it was refused and the server died; nobody has the
+    /// lease.
+    Taken,
+}
+
+/// What a call was answered.
+#[derive(Debug)]
+enum Answer {
+    /// Success, maybe with the operation.
+    Shown(Option<Operation>),
+    /// There is nothing to lease.
+    Nothing,
+}
 
 // === impl Story ===
 
@@ -76,6 +96,7 @@ impl Story {
             leases: BTreeMap::new(),
             refused: 0,
             not_started: 0,
+            is_shaken: false,
         }
     }
 
@@ -83,26 +104,17 @@ impl Story {
     pub(super) async fn tell(&mut self, steps: &[Step]) -> Result<(), Cut> {
         let mut serving = self.start().await?;
         for step in steps {
-            match step {
-                Step::Stop => {
-                    let ended = serving.stop().await;
-                    match ended.status.code() {
-                        Some(POWER_CUT) => return Err(Cut),
-                        code => assert_eq!(code, Some(0), "{ended:?}"),
-                    }
-                    serving = self.start().await?;
-                    self.settle(&mut serving).await?;
-                }
-                Step::Kill => {
-                    // A loss of power may have come before.
-                    if serving.kill().await.status.code() == Some(POWER_CUT) {
-                        return Err(Cut);
-                    }
-                    serving = self.start().await?;
-                    self.settle(&mut serving).await?;
-                }
-                step => {
-                    if let Err(Cut) = self.step(*step, &serving).await {
+            if let Step::Stop | Step::Kill = step {
+                serving = self.restart(serving, *step).await?;
+                continue;
+            }
+            loop {
+                match self.step(*step, &serving).await {
+                    Ok(Told::Done) => break,
+                    Ok(Told::Refused) => serving = self.mend(serving).await?,
+                    // Nobody can go on with it.
+                    Ok(Told::Taken) => return Ok(drop(serving.kill().await)),
+                    Err(Cut) => {
                         let ended = serving.end().await;
                         assert_eq!(ended.status.code(), Some(POWER_CUT), "{ended:?}");
                         return Err(Cut);
@@ -112,6 +124,22 @@ impl Story {
         }
         serving.kill().await;
         Ok(())
+    }
+
+    async fn restart(&mut self, serving: Serving, how: Step) -> Result<Serving, Cut> {
+        let ended = match how {
+            Step::Stop => serving.stop().await,
+            _ => serving.kill().await,
+        };
+        match (ended.status.code(), how) {
+            (Some(POWER_CUT), _) => return Err(Cut),
+            (code, Step::Stop) => assert_eq!(code, Some(0), "{ended:?}"),
+            _ => {}
+        }
+        let serving = self.start().await?;
+        let there = list(&serving).await.map_err(|_| Cut)?;
+        self.ledger.settle(&there);
+        Ok(serving)
     }
 
     /// A start that meets the fault works, or says clearly why it does not.
@@ -134,42 +162,38 @@ impl Story {
         }
     }
 
-    async fn settle(&mut self, serving: &mut Serving) -> Result<(), Cut> {
-        let Ok(there) = list(serving).await else {
-            return Err(Cut);
-        };
-        self.ledger.settle(&there);
-        Ok(())
-    }
-
-    /// Makes a call until it has success.
-    async fn step(&mut self, step: Step, serving: &Serving) -> Result<(), Cut> {
+    /// Makes a call; one that is refused has changed nothing.
+    async fn step(&mut self, step: Step, serving: &Serving) -> Result<Told, Cut> {
         let name = format!("operations/{}", step.id());
-        loop {
-            let before = self.ledger.known(&name);
-            let ticket = step.effect().map(|effect| self.ledger.begin(&name, effect));
-            match self.call(step, serving).await {
-                Ok(shown) => {
-                    if let Some(ticket) = ticket {
-                        self.ledger.acknowledged(&ticket);
-                    }
-                    if let Some(operation) = shown {
-                        self.ledger.saw(&name, &before, Some(&operation));
-                    }
-                    return self.look(&name, serving).await.map(drop);
+        let before = self.ledger.known(&name);
+        let ticket = step.effect().map(|effect| self.ledger.begin(&name, effect));
+        match self.call(step, serving).await {
+            Ok(Answer::Shown(shown)) => {
+                if let Some(ticket) = ticket {
+                    self.ledger.acknowledged(&ticket);
                 }
-                Err(Fail::Refused(Code::Unavailable, reason)) => {
-                    assert_eq!(reason, "STORE_UNAVAILABLE", "{step:?}");
-                    self.refused += 1;
-                    let now = self.look(&name, serving).await?;
-                    let shown = before.seen.filter(|_| !before.gone);
-                    let unchanged = now.as_ref() == shown.as_deref();
-                    assert!(unchanged, "{step:?} was refused: {shown:?} {now:?}");
-                    self.heal(serving).await?;
+                if let Some(operation) = shown {
+                    self.ledger.saw(&name, &before, Some(&operation));
                 }
-                Err(Fail::Lost) => return Err(Cut),
-                Err(refused) => panic!("{step:?}: {refused:?}"),
+                self.look(&name, serving).await?;
+                Ok(Told::Done)
             }
+            Ok(Answer::Nothing) if self.is_shaken => Ok(Told::Taken),
+            // The first call was refused, and took effect when the server died.
+            Err(Fail::Refused(Code::NotFound, _)) if self.is_shaken && before.gone => {
+                Ok(Told::Done)
+            }
+            Err(Fail::Refused(Code::Unavailable, reason)) => {
+                assert_eq!(reason, "STORE_UNAVAILABLE", "{step:?}");
+                self.refused += 1;
+                let now = self.look(&name, serving).await?;
+                let shown = before.seen.filter(|_| !before.gone);
+                let unchanged = now.as_ref() == shown.as_deref();
+                assert!(unchanged, "{step:?} was refused: {shown:?} {now:?}");
+                Ok(Told::Refused)
+            }
+            Err(Fail::Lost) => Err(Cut),
+            other => panic!("{step:?}: {other:?}"),
         }
     }
 
@@ -190,34 +214,45 @@ impl Story {
     }
 
     /// A trouble that lasts is told to operators, and its end too.
-    async fn heal(&mut self, serving: &Serving) -> Result<(), Cut> {
+    async fn mend(&mut self, serving: Serving) -> Result<Serving, Cut> {
         let point = self.point.expect("nothing is refused without a fault");
-        if point.lasts && matches!(point.class, Class::Write | Class::Sync) && self.refused == 1 {
+        let is_first = self.refused == 1 && point.course != Course::Once;
+        // Other calls need not be made again.
+        if is_first && matches!(point.class, Class::Write | Class::Sync) {
             let ready = serving.readiness().await.ok_or(Cut)?;
             assert!(ready.starts_with("HTTP/1.1 503"), "{point:?}: {ready}");
             assert!(ready.contains("changes cannot be kept"), "{ready}");
-            let file = self.disk.file();
-            let file = file.file_name().unwrap().to_str().unwrap();
-            assert!(ready.contains(file), "it names the file: {ready}");
+            assert!(
+                ready.contains("operations.db"),
+                "it names the file: {ready}"
+            );
         }
-        if point.lasts {
+        if is_first && matches!(point.course, Course::Killed | Course::Stopped) {
+            self.is_shaken = true;
+            let ended = match point.course {
+                Course::Killed => serving.kill().await,
+                _ => serving.stop().await,
+            };
+            let is_stopped = point.course == Course::Stopped;
+            assert!(!is_stopped || ended.status.code() == Some(0), "{ended:?}");
             self.disk.mend();
+            let serving = self.start().await?;
+            let there = list(&serving).await.map_err(|_| Cut)?;
+            self.ledger.settle(&there);
+            return Ok(serving);
         }
+        self.disk.mend();
         // Nobody asks for a change meanwhile: the server finds out by itself.
         let deadline = Instant::now() + HEALING;
-        while !serving
-            .readiness()
-            .await
-            .ok_or(Cut)?
-            .starts_with("HTTP/1.1 200")
-        {
+        let is_ready = |ready: String| ready.starts_with("HTTP/1.1 200");
+        while !serving.readiness().await.map(is_ready).ok_or(Cut)? {
             assert!(Instant::now() < deadline, "{point:?}: it does not heal");
             sleep(Duration::from_millis(20)).await;
         }
-        Ok(())
+        Ok(serving)
     }
 
-    async fn call(&mut self, step: Step, serving: &Serving) -> Result<Option<Operation>, Fail> {
+    async fn call(&mut self, step: Step, serving: &Serving) -> Result<Answer, Fail> {
         let (mut client, mut worker) = (serving.client(), serving.worker());
         let name = format!("operations/{}", step.id());
         let lease = self.leases.get(step.id()).cloned().unwrap_or_default();
@@ -230,20 +265,24 @@ impl Story {
                 let request = CreateOperationRequest {
                     operation_id: id.into(),
                     request_id: format!("request of {id}"),
+                    // Longer than any story takes.
+                    lease_duration: seconds(3600),
                     ..request
                 };
                 let created = worker.create_operation(request).await?.into_inner();
-                assert!(!created.reused, "{step:?}");
+                assert!(self.is_shaken || !created.reused, "{step:?}");
                 self.leases.extend(created.lease.map(|lease| (id, lease)));
-                Ok(created.operation)
+                Ok(Answer::Shown(created.operation))
             }
             Step::Lease(id) => {
                 // Each has a queue of its own.
                 let answer = worker.lease_operations(look(&[id], "w", 1)).await?;
-                let lease = answer.into_inner().leases.pop().expect("it waits");
+                let Some(lease) = answer.into_inner().leases.pop() else {
+                    return Ok(Answer::Nothing);
+                };
                 self.ledger.claimed(&lease.name, lease.attempt);
                 self.leases.insert(id, lease);
-                Ok(None)
+                Ok(Answer::Shown(None))
             }
             Step::Report(_, units) => {
                 let report = LeaseReport {
@@ -256,8 +295,9 @@ impl Story {
                     checkpoint: Some(bulk(usize::try_from(units).unwrap() * 1000)),
                     ..LeaseReport::default()
                 };
-                worker.heartbeat(beat("w", [report])).await?;
-                Ok(None)
+                let answer = worker.heartbeat(beat("w", [report])).await?;
+                assert_eq!(answer.into_inner().directives[0].error, None);
+                Ok(Answer::Shown(None))
             }
             Step::Succeed(..) | Step::Fail(_) => {
                 let outcome = match step {
@@ -267,15 +307,17 @@ impl Story {
                     _ => failure(13, "broken"),
                 };
                 let answer = worker.finish_operation(finish(&lease, outcome)).await?;
-                Ok(Some(answer.into_inner()))
+                Ok(Answer::Shown(Some(answer.into_inner())))
             }
             Step::Cancel(_) => {
                 let request = CancelOperationRequest { name };
-                done(client.cancel_operation(request).await)
+                client.cancel_operation(request).await?;
+                Ok(Answer::Shown(None))
             }
             Step::Delete(_) => {
                 let request = DeleteOperationRequest { name };
-                done(client.delete_operation(request).await)
+                client.delete_operation(request).await?;
+                Ok(Answer::Shown(None))
             }
             Step::Stop | Step::Kill => unreachable!("they are no calls"),
         }
@@ -317,11 +359,6 @@ impl Step {
             Self::Stop | Self::Kill => return None,
         })
     }
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "as the other arms have it")]
-fn done(answer: Result<Response<()>, Status>) -> Result<Option<Operation>, Fail> {
-    answer.map(|_| None).map_err(Fail::from)
 }
 
 fn bulk(size: usize) -> Any {

@@ -51,8 +51,20 @@ pub(crate) struct Point {
     /// The number of the call in its class, from 1.
     pub(crate) at: u64,
     pub(crate) fault: Fault,
-    /// Whether it stays until it is mended.
-    pub(crate) lasts: bool,
+    pub(crate) course: Course,
+}
+
+/// What becomes of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Course {
+    /// Just one call meets it.
+    Once,
+    /// It stays until a change is refused.
+    Heals,
+    /// It stays until then, and the program is killed.
+    Killed,
+    /// It stays until then, and the program is asked to end.
+    Stopped,
 }
 
 /// A disk; its files go when it is dropped.
@@ -128,7 +140,7 @@ impl Disk {
     pub(crate) fn set(&self, point: Point) {
         self.put(CLASSES, point.class as u64);
         self.put(CLASSES + 1, point.fault as u64);
-        self.put(CLASSES + 2, u64::from(point.lasts));
+        self.put(CLASSES + 2, u64::from(point.course != Course::Once));
         self.put(CLASSES + 3, point.at);
     }
 
