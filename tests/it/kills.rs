@@ -66,7 +66,7 @@ async fn a_server_that_is_killed_at_random_loses_nothing_that_was_acknowledged_o
         inspect(&mut hand).await;
         let hands = CLIENTS.map(|number| Hand::new(number, &world, dice.fork(), &serving));
         let mut running: JoinSet<()> = hands.into_iter().map(Hand::run).collect();
-        let enough = *world.answers.borrow() + dice.within(5..500);
+        let enough = *world.answers.borrow() + dice.within(5..300);
         let mut news = world.answers.subscribe();
         tokio::select! {
             _ = news.wait_for(|answers| enough <= *answers) => {}

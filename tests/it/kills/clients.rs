@@ -346,14 +346,15 @@ impl Hand {
 
     /// Looks at operations, each way that there is.
     async fn read(&mut self) -> Result<(), Fail> {
-        if self.dice.once_in(20) {
+        // All of them at once are a lot.
+        if self.dice.once_in(150) {
             return self.read_list().await;
         }
         let Some(name) = self.world.any(&mut self.dice) else {
             return self.read_list().await;
         };
         let before = self.world.known(&name);
-        let answer = if self.dice.once_in(3) {
+        let answer = if self.dice.once_in(2) {
             let request = WaitOperationRequest {
                 name: name.clone(),
                 timeout: Some(prost_types::Duration {

@@ -177,20 +177,16 @@ impl Disk {
     pub(crate) fn copy_torn(&self, dice: &mut Dice) -> tempfile::TempDir {
         self.copy_with(|durable, cached| {
             let longer = if dice.once_in(2) { durable } else { cached };
-            let mut torn = Vec::with_capacity(longer.len());
-            while torn.len() < longer.len() {
-                let at = torn.len();
-                let sector = |whole: &[u8]| {
-                    let mut sector = whole.get(at..).unwrap_or_default().to_vec();
-                    sector.resize(SECTOR.min(longer.len() - at), 0);
-                    sector
-                };
-                let (old, new) = (sector(durable), sector(cached));
-                torn.extend(if old == new || dice.once_in(2) {
-                    new
-                } else {
-                    old
-                });
+            let mut torn = durable.to_vec();
+            torn.resize(longer.len(), 0);
+            for (at, sector) in torn.chunks_mut(SECTOR).enumerate() {
+                let at = at * SECTOR;
+                let new = cached.get(at..at + sector.len());
+                if let Some(new) = new.filter(|new| *new != &*sector)
+                    && dice.once_in(2)
+                {
+                    sector.copy_from_slice(new);
+                }
             }
             torn
         })
