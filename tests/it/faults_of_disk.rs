@@ -104,6 +104,24 @@ async fn whatever_call_fails_while_the_log_is_shortened_what_was_acknowledged_is
     try_all("much", &MUCH, 1, 40).await;
 }
 
+// What would be the use of these tests if they noticed no loss?
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_lies_loses_what_was_acknowledged_and_that_is_noticed() {
+    let Some(disk) = Disk::new() else { return };
+    let point = Point {
+        class: Class::Sync,
+        at: 20,
+        fault: Fault::Lie,
+        course: Course::Heals,
+    };
+    let mut story = Story::new(disk, Some(point));
+    story.tell(&CHANGES).await.expect("nothing is cut");
+    let copy = story.disk.copy_durable();
+    let file = copy.path().join("operations.db");
+    let checked = tokio::spawn(async move { check_copy(&file, story.ledger).await });
+    assert!(checked.await.unwrap_err().is_panic());
+}
+
 /// Tells a story without a fault, and then with `few` of each kind, or with as
 /// many as there are up to `most`.
 async fn try_all(title: &str, steps: &'static [Step], few: u64, most: u64) {

@@ -6,6 +6,7 @@
 //! when the kill comes depends on the machine too.
 
 mod clients;
+mod lookers;
 mod world;
 
 use std::{

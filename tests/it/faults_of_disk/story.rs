@@ -113,7 +113,10 @@ impl Story {
                     Ok(Told::Done) => break,
                     Ok(Told::Refused) => serving = self.mend(serving).await?,
                     // Nobody can go on with it.
-                    Ok(Told::Taken) => return Ok(drop(serving.kill().await)),
+                    Ok(Told::Taken) => {
+                        serving.kill().await;
+                        return Ok(());
+                    }
                     Err(Cut) => {
                         let ended = serving.end().await;
                         assert_eq!(ended.status.code(), Some(POWER_CUT), "{ended:?}");
@@ -146,7 +149,7 @@ impl Story {
     async fn start(&mut self) -> Result<Serving, Cut> {
         let (file, environment) = (self.disk.file(), self.disk.environment());
         match begin(&file, &environment).await {
-            Begun::Serving(serving) => Ok(serving),
+            Begun::Serving(serving) => Ok(*serving),
             Begun::Ended(ended) => {
                 if ended.status.code() == Some(POWER_CUT) {
                     return Err(Cut);
@@ -155,7 +158,7 @@ impl Story {
                 self.not_started += 1;
                 self.disk.mend();
                 match begin(&file, &environment).await {
-                    Begun::Serving(serving) => Ok(serving),
+                    Begun::Serving(serving) => Ok(*serving),
                     Begun::Ended(ended) => panic!("{:?}: {ended:?}", self.point),
                 }
             }

@@ -1,14 +1,12 @@
-//! The clients of a server that is killed. Each goes on until an answer is lost.
+//! The clients of a server that is killed: each goes on until an answer is lost.
+//! Those that only look at what others make are in `lookers`.
 
 use std::sync::Arc;
 
 use longrunning::{
     Progress,
     proto::{
-        google::longrunning::{
-            CancelOperationRequest, DeleteOperationRequest, ListOperationsRequest, Operation,
-            WaitOperationRequest, operation,
-        },
+        google::longrunning::operation,
         google::rpc,
         longrunning::v1::{
             CreateOperationRequest, CreateOperationResponse, Lease, LeaseReport,
@@ -26,7 +24,6 @@ use super::world::{Checkpoints, Held, Requested, World, input, priority};
 use crate::support::{
     Client,
     dice::Dice,
-    get,
     ledger::{Effect, KEY, units},
     shop::{Kind, attempts, beat, failure, finish, look, release, retryable, sign},
     stored::{Fail, Serving},
@@ -107,7 +104,7 @@ impl Hand {
     }
 
     /// Creates a queued operation.
-    async fn create(&mut self, queue: &str) -> Result<(), Fail> {
+    pub(super) async fn create(&mut self, queue: &str) -> Result<(), Fail> {
         let key = self.world.new_key();
         let queued = Queued {
             queue: queue.into(),
@@ -319,95 +316,6 @@ impl Hand {
             Err(fail) => {
                 self.world.ends.lock().push((request, effect));
                 Err(fail)
-            }
-        }
-    }
-
-    /// Cancels or deletes.
-    async fn disturb(&mut self) -> Result<(), Fail> {
-        let Some(name) = self.world.any(&mut self.dice) else {
-            return self.create(WORK).await;
-        };
-        let mut client = self.client.clone();
-        let known = self.world.known(&name);
-        let request = name.clone();
-        let is_done = known.seen.is_some_and(|seen| seen.done);
-        if !is_done && self.dice.once_in(3) {
-            let cancel = CancelOperationRequest { name: request };
-            let answer = client.cancel_operation(cancel);
-            self.world.call(&name, Effect::Cancel, answer).await?;
-        } else if is_done || self.dice.once_in(8) {
-            let delete = DeleteOperationRequest { name: request };
-            let answer = client.delete_operation(delete);
-            self.world.call(&name, Effect::Delete, answer).await?;
-        }
-        Ok(())
-    }
-
-    /// Looks at operations, each way that there is.
-    async fn read(&mut self) -> Result<(), Fail> {
-        // All of them at once are a lot.
-        if self.dice.once_in(150) {
-            return self.read_list().await;
-        }
-        let Some(name) = self.world.any(&mut self.dice) else {
-            return self.read_list().await;
-        };
-        let before = self.world.known(&name);
-        let answer = if self.dice.once_in(2) {
-            let request = WaitOperationRequest {
-                name: name.clone(),
-                timeout: Some(prost_types::Duration {
-                    seconds: 0,
-                    nanos: 20_000_000,
-                }),
-            };
-            self.client.wait_operation(request).await
-        } else {
-            self.client.get_operation(get(&name)).await
-        };
-        match answer.map_err(Fail::from) {
-            Ok(answer) => self.world.saw(&before, answer.get_ref()),
-            Err(Fail::Refused(Code::NotFound, _)) => {
-                self.world.ledger.lock().saw(&name, &before, None);
-            }
-            Err(fail) => return Err(fail),
-        }
-        Ok(())
-    }
-
-    async fn read_list(&mut self) -> Result<(), Fail> {
-        let before = self.world.ledger.lock().all();
-        let all = self.list().await?;
-        let mut ledger = self.world.ledger.lock();
-        for operation in &all {
-            let none = Default::default();
-            let before = before.get(&operation.name).unwrap_or(&none);
-            ledger.saw(&operation.name, before, Some(operation));
-        }
-        let listed: std::collections::BTreeSet<_> = all.iter().map(|one| &one.name).collect();
-        for (name, before) in &before {
-            if !listed.contains(name) {
-                ledger.saw(name, before, None);
-            }
-        }
-        Ok(())
-    }
-
-    /// All operations, the newest first.
-    pub(super) async fn list(&mut self) -> Result<Vec<Operation>, Fail> {
-        let (mut all, mut token) = (Vec::new(), String::new());
-        loop {
-            let request = ListOperationsRequest {
-                page_size: 1000,
-                page_token: token,
-                ..ListOperationsRequest::default()
-            };
-            let page = self.client.list_operations(request).await?.into_inner();
-            all.extend(page.operations);
-            token = page.next_page_token;
-            if token.is_empty() {
-                return Ok(all);
             }
         }
     }

@@ -42,6 +42,8 @@ pub(crate) enum Fault {
     Short,
     /// The machine loses its power before it.
     Cut,
+    /// It is said to be made durable, and is not.
+    Lie,
 }
 
 /// A fault at a call.

@@ -42,7 +42,7 @@ pub(crate) struct Serving {
 
 /// What came of a start.
 pub(crate) enum Begun {
-    Serving(Serving),
+    Serving(Box<Serving>),
     /// It ended before it served.
     Ended(Ended),
 }
@@ -109,11 +109,11 @@ impl Starting {
     pub(crate) async fn begun(mut self) -> Begun {
         let patience = timeout(PATIENCE, self.wait()).await;
         match patience.expect("it serves or ends in time") {
-            Some(endpoints) => Begun::Serving(Serving {
+            Some(endpoints) => Begun::Serving(Box::new(Serving {
                 child: self.child,
                 log: self.log,
                 endpoints,
-            }),
+            })),
             None => Begun::Ended(end(self.child, self.log).await),
         }
     }
@@ -148,7 +148,7 @@ impl Begun {
     /// The server that must have come of it.
     pub(crate) fn serving(self) -> Serving {
         match self {
-            Self::Serving(serving) => serving,
+            Self::Serving(serving) => *serving,
             Self::Ended(ended) => panic!("it does not serve: {ended:?}"),
         }
     }
