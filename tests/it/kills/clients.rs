@@ -25,7 +25,7 @@ use crate::support::{
     Client,
     dice::Dice,
     ledger::{Effect, KEY, units},
-    shop::{Kind, attempts, beat, failure, finish, look, release, retryable, sign},
+    shop::{Kind, attempts, beat, failure, finish, look, release, retryable, seconds, sign},
     stored::{Fail, Serving},
     text,
 };
@@ -136,6 +136,8 @@ impl Hand {
             request_id: request_id.unwrap_or_default(),
             labels: [(KEY.to_owned(), key.to_owned())].into(),
             execution: Some(execution),
+            // Longer than a round takes on the slowest machine.
+            lease_duration: seconds(3600),
             ..CreateOperationRequest::default()
         }
     }
