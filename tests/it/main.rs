@@ -25,6 +25,8 @@ mod errors;
 #[cfg(feature = "command")]
 mod executor;
 #[cfg(feature = "cli")]
+mod faults_of_disk;
+#[cfg(feature = "cli")]
 mod files;
 mod filter;
 mod finish;
@@ -53,6 +55,8 @@ mod http_watch;
 mod jobs;
 #[cfg(feature = "cli")]
 mod keeper;
+#[cfg(feature = "cli")]
+mod kills;
 mod limits;
 mod list;
 mod model;

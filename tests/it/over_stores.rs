@@ -6,14 +6,16 @@ use std::process::Command;
 use crate::support::stores::SQLITE;
 
 /// Tests that run elsewhere only.
-const OTHERS: [&str; 14] = [
+const OTHERS: [&str; 16] = [
     // They say themselves what keeps the operations.
     "over_stores::",
     "durability::",
     "recovery::",
     // The flags of a program say it.
     "commands::",
+    "faults_of_disk::",
     "files::",
+    "kills::",
     "program::",
     // They look at who moves in a turn of the scheduler, and an fsync takes more.
     "worker_polls::polls_that_wait_get_one_operation_each",

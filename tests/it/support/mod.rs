@@ -1,13 +1,20 @@
 //! What every test needs: a server with clients, and operations in each stage.
 //! Looking into errors is in `problem`, journals of the tests' own in `journal`,
 //! work as workers elsewhere do it in `shop`, bytes over HTTP in `http`, a bad
-//! line to workers in `faults`, one that can be cut in `line`.
+//! line to workers in `faults`, one that can be cut in `line`, the program over a
+//! file in `stored`, what must be true of that in `ledger`.
 
+#[cfg(feature = "cli")]
+pub(crate) mod dice;
+#[cfg(feature = "cli")]
+pub(crate) mod disk;
 #[cfg(feature = "cli")]
 pub(crate) mod faults;
 #[cfg(feature = "server")]
 pub(crate) mod http;
 pub(crate) mod journal;
+#[cfg(feature = "cli")]
+pub(crate) mod ledger;
 #[cfg(all(feature = "remote", feature = "server"))]
 pub(crate) mod line;
 pub(crate) mod problem;
@@ -17,6 +24,8 @@ pub(crate) mod program;
 pub(crate) mod protos;
 pub(crate) mod raw;
 pub(crate) mod shop;
+#[cfg(feature = "cli")]
+pub(crate) mod stored;
 pub(crate) mod stores;
 
 use std::{net::SocketAddr, time::Duration};
