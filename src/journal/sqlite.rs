@@ -276,5 +276,5 @@ fn closed() -> JournalError {
     JournalError("the journal is closed".to_owned())
 }
 
-#[cfg(all(test, feature = "cli"))]
+#[cfg(test)]
 mod tests;

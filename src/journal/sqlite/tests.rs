@@ -1,4 +1,5 @@
 //! What only the file shows: how it is opened, what is refused, what is noticed.
+#![cfg(feature = "cli")]
 
 use std::{fs, path::PathBuf, sync::Arc};
 
