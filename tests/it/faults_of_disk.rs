@@ -168,8 +168,9 @@ async fn try_all(title: &str, steps: &'static [Step], few: u64, most: u64) {
 async fn try_point(steps: &[Step], point: Point) {
     let mut story = Story::new(Disk::new().expect("there was one"), Some(point));
     let cut = story.tell(steps).await;
-    let is_cut = matches!(cut, Err(Cut));
-    assert!(!is_cut || point.fault == Fault::Cut, "{point:?}: it died");
+    if let Err(Cut(heard)) = cut {
+        assert_eq!(point.fault, Fault::Cut, "{point:?}: it died: {heard}");
+    }
     eprintln!(
         "{point:?}: {} calls failed, {} changes and {} starts were refused",
         story.disk.failed(),

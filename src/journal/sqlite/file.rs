@@ -9,6 +9,7 @@ use std::{
 };
 
 use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags, TransactionBehavior};
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::journal::journal::JournalError;
@@ -65,6 +66,7 @@ impl File {
             changes,
         };
         file.check_complete()?;
+        empty_log(&connection, &file.path)?;
         Ok(file)
     }
 
@@ -106,6 +108,20 @@ impl File {
             "{path} holds {changes} changes, but {acknowledged} were acknowledged: its write-ahead log {path}-wal was lost or cut, or an older copy took its place; restore a backup, or remove {path}-lock to go on without the missing changes"
         )))
     }
+}
+
+/// Moves what the process before left in the log into the file.
+///
+/// That process may have ended because an fsync of the log failed. The log can
+/// be read now all the same, from memory, and never reaches the disk unless it
+/// is written again: what is committed behind it would be lost with the power.
+fn empty_log(connection: &Connection, path: &Path) -> Result<(), JournalError> {
+    let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0));
+    let is_busy: bool = emptied.map_err(|error| describe(path, &error))?;
+    if is_busy {
+        warn!(path = %path.display(), "another program reads the file, so that its log goes on");
+    }
+    Ok(())
 }
 
 /// Lets the name of a new file survive the loss of power too.

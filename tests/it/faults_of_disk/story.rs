@@ -13,7 +13,7 @@ use longrunning::{
         longrunning::v1::{CreateOperationRequest, Lease, LeaseReport, finish_operation_request},
     },
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::Code;
 
 use crate::support::{
@@ -60,9 +60,12 @@ pub(super) struct Story {
     is_shaken: bool,
 }
 
-/// The power is lost.
+/// The power is lost, as it seems: what was heard last.
 #[derive(Debug)]
-pub(super) struct Cut;
+pub(super) struct Cut(pub(super) String);
+
+/// How long a server without power may seem to have some.
+const DYING: Duration = Duration::from_secs(30);
 
 /// What came of a step.
 enum Told {
@@ -117,10 +120,11 @@ impl Story {
                         serving.kill().await;
                         return Ok(());
                     }
-                    Err(Cut) => {
-                        let ended = serving.end().await;
+                    Err(cut) => {
+                        let ended = timeout(DYING, serving.end()).await;
+                        let ended = ended.unwrap_or_else(|_| panic!("{step:?}: {cut:?}"));
                         assert_eq!(ended.status.code(), Some(POWER_CUT), "{ended:?}");
-                        return Err(Cut);
+                        return Err(cut);
                     }
                 }
             }
@@ -135,12 +139,12 @@ impl Story {
             _ => serving.kill().await,
         };
         match (ended.status.code(), how) {
-            (Some(POWER_CUT), _) => return Err(Cut),
+            (Some(POWER_CUT), _) => return Err(Cut("the end".to_owned())),
             (code, Step::Stop) => assert_eq!(code, Some(0), "{ended:?}"),
             _ => {}
         }
         let serving = self.start().await?;
-        let there = list(&serving).await.map_err(|_| Cut)?;
+        let there = list(&serving).await?;
         self.ledger.settle(&there);
         Ok(serving)
     }
@@ -152,7 +156,7 @@ impl Story {
             Begun::Serving(serving) => Ok(*serving),
             Begun::Ended(ended) => {
                 if ended.status.code() == Some(POWER_CUT) {
-                    return Err(Cut);
+                    return Err(Cut("the start".to_owned()));
                 }
                 check_refusal(&ended);
                 self.not_started += 1;
@@ -196,7 +200,7 @@ impl Story {
                 assert!(unchanged, "{step:?} was refused: {shown:?} {now:?}");
                 Ok(Told::Refused)
             }
-            Err(Fail::Lost) => Err(Cut),
+            Err(lost @ Fail::Lost(_)) => Err(lost.into()),
             other => panic!("{step:?}: {other:?}"),
         }
     }
@@ -208,11 +212,11 @@ impl Story {
         let operation = match answer.map_err(Fail::from) {
             Ok(answer) => Some(answer.into_inner()),
             Err(Fail::Refused(Code::NotFound, _)) => None,
-            Err(Fail::Lost) => return Err(Cut),
+            Err(lost @ Fail::Lost(_)) => return Err(lost.into()),
             Err(refused) => panic!("{name}: {refused:?}"),
         };
         self.ledger.saw(name, &before, operation.as_ref());
-        let there = list(serving).await.map_err(|_| Cut)?;
+        let there = list(serving).await?;
         assert_eq!(there.get(name), operation.as_ref());
         Ok(operation)
     }
@@ -223,7 +227,7 @@ impl Story {
         let is_first = self.refused == 1 && point.course != Course::Once;
         // Other calls need not be made again.
         if is_first && matches!(point.class, Class::Write | Class::Sync) {
-            let ready = serving.readiness().await.ok_or(Cut)?;
+            let ready = ready(&serving).await?;
             assert!(ready.starts_with("HTTP/1.1 503"), "{point:?}: {ready}");
             assert!(ready.contains("changes cannot be kept"), "{ready}");
             assert!(
@@ -241,15 +245,14 @@ impl Story {
             assert!(!is_stopped || ended.status.code() == Some(0), "{ended:?}");
             self.disk.mend();
             let serving = self.start().await?;
-            let there = list(&serving).await.map_err(|_| Cut)?;
+            let there = list(&serving).await?;
             self.ledger.settle(&there);
             return Ok(serving);
         }
         self.disk.mend();
         // Nobody asks for a change meanwhile: the server finds out by itself.
         let deadline = Instant::now() + HEALING;
-        let is_ready = |ready: String| ready.starts_with("HTTP/1.1 200");
-        while !serving.readiness().await.map(is_ready).ok_or(Cut)? {
+        while !ready(&serving).await?.starts_with("HTTP/1.1 200") {
             assert!(Instant::now() < deadline, "{point:?}: it does not heal");
             sleep(Duration::from_millis(20)).await;
         }
@@ -332,6 +335,17 @@ impl Story {
     }
 }
 
+// === impl Cut ===
+
+impl From<Fail> for Cut {
+    fn from(fail: Fail) -> Self {
+        Self(match fail {
+            Fail::Lost(status) => status.to_string(),
+            Fail::Refused(code, reason) => format!("{code:?}, {reason}"),
+        })
+    }
+}
+
 // === impl Step ===
 
 impl Step {
@@ -367,6 +381,12 @@ impl Step {
             Self::Stop | Self::Kill => return None,
         })
     }
+}
+
+/// What operators are told.
+async fn ready(serving: &Serving) -> Result<String, Cut> {
+    let ready = serving.readiness().await;
+    ready.ok_or_else(|| Cut("nobody tells whether it is ready".to_owned()))
 }
 
 fn bulk(size: usize) -> Any {

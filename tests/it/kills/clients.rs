@@ -71,7 +71,7 @@ impl Hand {
             match done {
                 Ok(()) => {}
                 // A server that was asked to end.
-                Err(Fail::Lost | Fail::Refused(Code::Unavailable, _)) => return,
+                Err(Fail::Lost(_) | Fail::Refused(Code::Unavailable, _)) => return,
                 Err(refused) => panic!("{refused:?}"),
             }
         }

@@ -96,7 +96,7 @@ impl World {
                 self.ledger.lock().refused(&ticket);
                 Err(Fail::Refused(code, reason))
             }
-            Err(Fail::Lost) => Err(Fail::Lost),
+            Err(lost) => Err(lost),
         }
     }
 

@@ -60,7 +60,7 @@ pub(crate) enum Fail {
     /// The server said no: the code and the reason.
     Refused(Code, String),
     /// Nobody knows.
-    Lost,
+    Lost(Box<Status>),
 }
 
 #[derive(Clone, Debug, Default)]
@@ -108,7 +108,8 @@ pub(crate) struct Starting {
 impl Starting {
     pub(crate) async fn begun(mut self) -> Begun {
         let patience = timeout(PATIENCE, self.wait()).await;
-        match patience.expect("it serves or ends in time") {
+        let said = || format!("it neither serves nor ends: {:?}", self.log.lines.lock());
+        match patience.unwrap_or_else(|_| panic!("{}", said())) {
             Some(endpoints) => Begun::Serving(Box::new(Serving {
                 child: self.child,
                 log: self.log,
@@ -211,7 +212,7 @@ impl From<Status> for Fail {
     /// The server gives every refusal of its own a reason.
     fn from(status: Status) -> Self {
         if status.details().is_empty() {
-            return Self::Lost;
+            return Self::Lost(Box::new(status));
         }
         let problem = Problem::of(&status);
         Self::Refused(problem.code, problem.reason)
@@ -220,7 +221,8 @@ impl From<Status> for Fail {
 
 async fn end(mut child: Child, log: Log) -> Ended {
     let patience = timeout(PATIENCE, child.wait()).await;
-    let status = patience.expect("it ends in time").unwrap();
+    let said = || format!("it does not end: {:?}", log.lines.lock());
+    let status = patience.unwrap_or_else(|_| panic!("{}", said())).unwrap();
     log.task.await.unwrap();
     let log = log.lines.lock().clone();
     Ended { status, log }
