@@ -10,6 +10,9 @@
 //! request, a column outside of the filter, or an answer that takes ten seconds.
 //! Nothing but stable Rust is needed.
 
+#[path = "fuzz/dice.rs"]
+mod dice;
+
 use std::{error::Error, panic::AssertUnwindSafe, time::Duration};
 
 use futures_util::FutureExt;
@@ -18,6 +21,8 @@ use longrunning::{
     proto::google::longrunning::ListOperationsRequest,
 };
 use tokio::time::Instant;
+
+use dice::Dice;
 
 /// What the inputs are made of.
 const SEEDS: [&str; 24] = [
@@ -56,63 +61,13 @@ const NAMES: [&str; 6] = [
     "projects/-/operations",
 ];
 
-/// xorshift64*: enough to make a mess, and the same one again from the same seed.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let number = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33;
-        usize::try_from(number).map_or(0, |number| number % limit.max(1))
-    }
-
-    fn seed(&mut self) -> &'static str {
-        SEEDS[self.below(SEEDS.len())]
-    }
-
-    /// A text like those before it, only worse.
-    fn mutate(&mut self, text: &str) -> String {
-        let mut letters: Vec<char> = text.chars().collect();
-        for _ in 0..=self.below(4) {
-            let at = self.below(letters.len() + 1);
-            let to = at + self.below(letters.len() - at + 1);
-            match self.below(7) {
-                0 => drop(letters.drain(at..to)),
-                1 => drop(letters.splice(at..at, self.seed().chars())),
-                2 => drop(letters.splice(at..to, self.seed().chars())),
-                3 => {
-                    let again = letters[at..to].to_vec();
-                    drop(letters.splice(at..at, again));
-                }
-                4 => {
-                    let letter = char::from_u32(u32::try_from(self.below(0x11_0000)).unwrap_or(0));
-                    letters.insert(at, letter.unwrap_or('\0'));
-                }
-                5 if at < letters.len() => {
-                    let other = self.below(letters.len());
-                    letters.swap(at, other);
-                }
-                _ => {
-                    let many = 1 << self.below(10);
-                    let letter = ['(', 'a', '.', '-', '"', ' '][self.below(6)];
-                    drop(letters.splice(at..at, std::iter::repeat_n(letter, many)));
-                }
-            }
-            letters.truncate(10_000);
-        }
-        letters.into_iter().collect()
-    }
-}
-
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let seconds = arguments.next().map_or(Ok(10), |text| text.parse())?;
     let seed = arguments.next().map_or(Ok(0x5eed), |text| text.parse())?;
     let operations = filled().await?;
-    let mut dice = Dice(seed | 1);
+    let mut dice = Dice::new(seed, &SEEDS);
     let mut pool: Vec<String> = SEEDS.map(str::to_owned).into();
     let (begun, mut count, mut good) = (Instant::now(), 0u64, 0u64);
     let mut token = String::new();
