@@ -2,7 +2,8 @@
 //! or whose machine loses its power there: what was acknowledged is kept, what
 //! was refused is not shown, reads go on, and the trouble ends with its cause.
 //!
-//! A few points are tried; all of them with `EVERY_FAULT=1`.
+//! A few points are tried; all of them with `EVERY_FAULT=1`, and those alone whose
+//! text has `FAULT` in it, as `FAULT='Sync, at: 33'`.
 
 mod story;
 
@@ -145,6 +146,9 @@ async fn try_all(title: &str, steps: &'static [Step], few: u64, most: u64) {
             fault,
             course,
         }));
+    }
+    if let Ok(wanted) = std::env::var("FAULT") {
+        points.retain(|point| format!("{point:?}").contains(&wanted));
     }
     let count = points.len();
     let room = Arc::new(Semaphore::new(AT_ONCE));

@@ -52,12 +52,10 @@ impl File {
     pub(super) fn open(path: &Path) -> Result<Self, JournalError> {
         let path = absolute(path)?;
         let lock = lock(&path)?;
-        let is_new = !path.exists();
         let mut connection = open(&path, OpenFlags::SQLITE_OPEN_CREATE)?;
         let prepared = prepare(&mut connection, &path)?;
-        if is_new {
-            sync_directory(&path)?;
-        }
+        // Each time, because the process that made the file may have died before.
+        sync_directory(&path)?;
         let (id, changes) = prepared;
         let file = Self {
             path,
