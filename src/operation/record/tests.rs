@@ -1,3 +1,5 @@
+//! What is written is what is read back, and no damage passes for an operation.
+
 use proptest::prelude::*;
 
 use super::*;
