@@ -22,7 +22,7 @@ const ROUNDS: usize = 4;
 /// Which types a command knows.
 #[derive(Args, Debug)]
 pub(super) struct TypesArgs {
-    /// A file with message types; repeatable [default: the server is asked for those it has]
+    /// A file with message types; repeatable. A server that is asked tells of its own
     #[arg(
         long = "descriptor-set",
         env = "LONGRUNNING_DESCRIPTOR_SET",

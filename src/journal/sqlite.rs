@@ -149,7 +149,7 @@ impl Journal for SqliteJournal {
         let shared = self.shared.clone();
         Box::pin(async move {
             let replayed = spawn_blocking(move || match &*shared.writer.lock() {
-                Some(writer) => replay::all(writer.path(), &*show),
+                Some(writer) => replay::all(writer.path(), replay::threads(), &*show),
                 None => Err(closed()),
             });
             replayed.await.unwrap_or_else(|_| Err(closed()))

@@ -145,10 +145,10 @@ impl Literal {
     /// How a value compares; not known if the literal cannot mean such a value.
     pub(crate) fn test(&self, comparator: Comparator, held: Held<'_>) -> Truth {
         if held == Held::Null || self.text.exact() == Some("null") {
-            return self.test_null(comparator, held);
+            return self.compare_null(comparator, held);
         }
         if let Held::Text(text) = held {
-            return self.test_text(comparator, text);
+            return self.compare_text(comparator, text);
         }
         match self.order(held) {
             None => Truth::Unknown,
@@ -159,7 +159,7 @@ impl Literal {
         }
     }
 
-    fn test_text(&self, comparator: Comparator, text: &str) -> Truth {
+    fn compare_text(&self, comparator: Comparator, text: &str) -> Truth {
         match comparator {
             Comparator::Equal => self.text.is(text).into(),
             Comparator::NotEqual => (!self.text.is(text)).into(),
@@ -172,10 +172,10 @@ impl Literal {
     }
 
     /// Null is equal to null, and to nothing else.
-    fn test_null(&self, comparator: Comparator, held: Held<'_>) -> Truth {
+    fn compare_null(&self, comparator: Comparator, held: Held<'_>) -> Truth {
         let means_null = self.text.exact() == Some("null");
         match (held, comparator) {
-            (Held::Text(text), _) => self.test_text(comparator, text),
+            (Held::Text(text), _) => self.compare_text(comparator, text),
             (Held::Null, Comparator::Equal | Comparator::Has) if means_null => Truth::True,
             (Held::Null, Comparator::NotEqual) if means_null => Truth::False,
             (Held::Null, _) => Truth::Unknown,

@@ -12,7 +12,10 @@ use rusqlite::{
     params,
 };
 
-use super::file::{create, describe, failed, sync_directory, view};
+use super::{
+    file::{create, describe, failed, sync_directory, view},
+    replay::Row,
+};
 use crate::{
     journal::journal::JournalError,
     operation::{operation::Operation, record::Reader},
@@ -35,15 +38,8 @@ pub(crate) struct Summary {
     pub(crate) changes: u64,
 }
 
-/// A row that can be read from the file.
-struct Row {
-    number: i64,
-    record: Vec<u8>,
-    input: Option<Vec<u8>>,
-}
-
-/// Goes through a file, from the oldest operation to the newest. What is
-/// damaged comes as a sentence.
+/// Goes through a file, from the oldest operation to the newest; what stands
+/// behind damage comes last, from the newest. What is damaged is a sentence.
 ///
 /// # Errors
 /// [`JournalError`] if there is no such file, or it is not ours.
@@ -112,7 +108,7 @@ pub(crate) fn salvage(from: &Path, to: &Path) -> Result<(u64, Vec<String>), Jour
             match row {
                 Ok(row) => {
                     failure = std::mem::replace(&mut failure, Ok(()))
-                        .and_then(|()| row.write(&transaction));
+                        .and_then(|()| put(&row, &transaction));
                     saved += 1;
                 }
                 Err(damage) => lost.push(damage),
@@ -224,25 +220,14 @@ fn write_whole(
     sync_directory(to)
 }
 
-// === impl Row ===
-
-impl Row {
-    fn decode(&self, reader: &mut Reader) -> Result<Operation, String> {
-        let number = u64::try_from(self.number).unwrap_or(0);
-        reader
-            .decode(number, &self.record, self.input.as_deref())
-            .map_err(|damage| format!("operation number {number} is damaged: {damage}"))
-    }
-
-    fn write(&self, connection: &Connection) -> rusqlite::Result<()> {
+fn put(row: &Row, connection: &Connection) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("INSERT INTO operations (number, record) VALUES (?1, ?2)")?
+        .execute(params![row.number, row.record])?;
+    if let Some(input) = &row.input {
         connection
-            .prepare_cached("INSERT INTO operations (number, record) VALUES (?1, ?2)")?
-            .execute(params![self.number, self.record])?;
-        if let Some(input) = &self.input {
-            connection
-                .prepare_cached("INSERT INTO inputs (number, input) VALUES (?1, ?2)")?
-                .execute(params![self.number, input])?;
-        }
-        Ok(())
+            .prepare_cached("INSERT INTO inputs (number, input) VALUES (?1, ?2)")?
+            .execute(params![row.number, input])?;
     }
+    Ok(())
 }

@@ -4,6 +4,7 @@
 use std::{
     path::Path,
     sync::{
+        Arc,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -38,14 +39,14 @@ const NEWS: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) number: i64,
-    record: Vec<u8>,
-    input: Option<Vec<u8>>,
+    pub(super) record: Vec<u8>,
+    pub(super) input: Option<Vec<u8>>,
 }
 
 // === impl Row ===
 
 impl Row {
-    pub(super) fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             number: row.get(0)?,
             record: row.get(1)?,
@@ -61,18 +62,24 @@ impl Row {
     }
 }
 
-/// Shows every operation in the file.
+/// How many threads are worth it.
+pub(super) fn threads() -> usize {
+    thread::available_parallelism().map_or(1, |cores| cores.get().clamp(1, 8))
+}
+
+/// Shows every operation in the file, with so many threads.
 ///
 /// # Errors
-/// [`JournalError`] at the first one that cannot be read.
+/// [`JournalError`] if one cannot be read.
 pub(super) fn all(
     path: &Path,
+    threads: usize,
     show: &(dyn Fn(Operation) + Send + Sync),
 ) -> Result<(), JournalError> {
     let connection = connect(path)?;
     let (batches, rest) = mpsc::sync_channel::<Vec<Row>>(BATCHES);
-    let (rest, shown) = (Mutex::new(rest), AtomicU64::new(0));
-    let work = || -> Result<(), JournalError> {
+    let (rest, shown) = (Arc::new(Mutex::new(rest)), AtomicU64::new(0));
+    let work = |rest: Arc<Mutex<mpsc::Receiver<Vec<Row>>>>| -> Result<(), JournalError> {
         let mut reader = Reader::default();
         loop {
             let next = rest.lock().recv();
@@ -86,12 +93,13 @@ pub(super) fn all(
             shown.fetch_add(batch.len() as u64, Ordering::Relaxed);
         }
     };
-    let workers = thread::available_parallelism().map_or(1, |cores| cores.get().clamp(1, 8));
     let begun = Instant::now();
     let span = info_span!("replay");
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..workers)
-            .map(|_| scope.spawn(|| span.in_scope(work)))
+        // Only the workers hold the other end, so that the walk ends with the
+        // last of them and does not wait for nobody.
+        let workers: Vec<_> = std::iter::repeat_n(rest, threads)
+            .map(|rest| scope.spawn(|| span.in_scope(|| work(rest))))
             .collect();
         let read = walk(&connection, batches, &shown);
         let read = read.map_err(|error| describe(path, &error));

@@ -224,6 +224,19 @@ async fn a_damaged_record_is_noticed_named_and_can_be_left_behind() {
 }
 
 #[tokio::test]
+async fn a_replay_that_meets_damage_ends_also_with_one_processor() {
+    let place = Place::new();
+    let journal = place.open().unwrap();
+    put(&journal, 1..9000).await;
+    journal.close().await;
+    place.sql("UPDATE operations SET record = x'00' WHERE number = 7");
+    let path = place.path();
+    let replay = tokio::task::spawn_blocking(move || replay::all(&path, 1, &|_| {}));
+    let refusal = replay.await.unwrap().unwrap_err().to_string();
+    assert!(refusal.contains("number 7"), "{refusal}");
+}
+
+#[tokio::test]
 async fn a_damaged_page_costs_no_more_than_what_stood_on_it() {
     let place = Place::new();
     let journal = place.open().unwrap();
