@@ -1,13 +1,25 @@
 //! What is written is what is read back, and no damage passes for an operation.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
+use uuid::Uuid;
 
 use super::*;
 use crate::{
     operation::{
-        birth::Birth, name::OperationName, operation::Change, outcome::Outcome, stage::Event,
+        birth::{Birth, Request},
+        labels::Labels,
+        lease::{LeaseToken, WorkerId},
+        name::OperationName,
+        operation::Change,
+        outcome::Outcome,
+        retry::RetryPolicy,
+        stage::{Event, Report},
+        terms::QueueName,
+        trace::TraceContext,
     },
-    proto::google::rpc::Status,
+    proto::{google::rpc::Status, longrunning::v1::Progress},
 };
 
 fn any(size: usize) -> Payload {
