@@ -258,6 +258,7 @@ impl App {
 
         health.set(true).await;
         ready.serve(&operations);
+        info!("serving");
         stop.await;
         types_stop.cancel();
         ready.stop();

@@ -89,11 +89,11 @@ class Server:
             text=True,
         )
         self._addresses = {}
-        self._bound = threading.Event()
+        self._serves = threading.Event()
         threading.Thread(target=self._read_log, daemon=True).start()
-        if not self._bound.wait(15):
+        if not self._serves.wait(15):
             self.process.kill()
-            raise RuntimeError("the server did not say where it listens:\n" + "".join(self.log))
+            raise RuntimeError("the server did not say that it serves:\n" + "".join(self.log))
         self.address = self._addresses["clients"]
         self.workers = self._addresses["workers"]
         self.admin = self._addresses["admin"]
@@ -114,8 +114,8 @@ class Server:
                     for listener in ("clients", "workers", "admin"):
                         if listener in fields:
                             self._addresses[listener] = fields[listener]
-            if {"clients", "workers", "admin"} <= self._addresses.keys():
-                self._bound.set()
+                if fields.get("message") == "serving":
+                    self._serves.set()
 
     def create(self, directory):
         """The RPC that begins an operation, as an API with a slow method has it."""

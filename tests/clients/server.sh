@@ -3,23 +3,23 @@
 # Sourced, by grpcurl.sh and .ci/run. Wants LONGRUNNING_BIN.
 
 # Offers directory $1. Sets SERVER_PID, CLIENTS, WORKERS and ADMIN (host:port each) once
-# the server says that it listens; its log goes to file $2.
+# the server says that it serves; its log goes to file $2.
 start_server() {
   local directory=$1 log=$2
   "$LONGRUNNING_BIN" serve --demo "$directory" \
     --listen 127.0.0.1:0 --worker-listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 >"$log" 2>&1 &
   SERVER_PID=$!
   for _ in {1..150}; do
-    CLIENTS=$(bound_address clients "$log")
-    WORKERS=$(bound_address workers "$log")
-    ADMIN=$(bound_address admin "$log")
-    if [[ -n $CLIENTS && -n $WORKERS && -n $ADMIN ]]; then
+    if grep -q '"message":"serving"' "$log"; then
+      CLIENTS=$(bound_address clients "$log")
+      WORKERS=$(bound_address workers "$log")
+      ADMIN=$(bound_address admin "$log")
       return 0
     fi
     kill -0 "$SERVER_PID" 2>/dev/null || break
     sleep 0.1
   done
-  echo "the server did not say where it listens; its log:" >&2
+  echo "the server did not say that it serves; its log:" >&2
   cat "$log" >&2
   return 1
 }

@@ -259,4 +259,6 @@ async fn the_log_is_json_where_there_is_no_terminal() {
             "{line}"
         );
     }
+    let line = lines.next_line().await.unwrap().expect("it serves");
+    assert!(line.contains("\"message\":\"serving\""), "{line}");
 }

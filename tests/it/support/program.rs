@@ -1,4 +1,4 @@
-//! The built binary as a child process: `serve` until it listens, the other
+//! The built binary as a child process: `serve` once it serves, the other
 //! commands to their end.
 
 use std::{
@@ -89,8 +89,12 @@ impl Program {
             admin: String::new(),
             log,
         };
-        while program.clients.is_empty() || program.admin.is_empty() {
+        // It listens before it has read what was kept, and serves after that.
+        loop {
             let line = program.line().await;
+            if line.contains(" serving") {
+                return program;
+            }
             if let Some((_, address)) = line.split_once("listening clients=") {
                 program.clients = address.trim().to_owned();
             }
@@ -101,7 +105,6 @@ impl Program {
                 program.admin = address.trim().to_owned();
             }
         }
-        program
     }
 
     /// The next line of the log.
