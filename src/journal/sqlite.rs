@@ -221,18 +221,14 @@ impl Shared {
             let batch = std::mem::take(&mut line.waiting);
             drop(line);
             let begun = Instant::now();
-            let (rows, callers): (Vec<Row>, Vec<_>) = batch
-                .into_iter()
-                .map(|waiting| (waiting.row, (waiting.kept, waiting._room)))
-                .unzip();
-            let kept = writer.commit(&rows);
+            let kept = writer.commit(batch.iter().map(|waiting| &waiting.row));
             self.note(kept.as_ref().err());
             // Those who are told now often come back at once; a commit of all of
             // them is worth a part of what it takes.
-            (wanted, patience) = (rows.len(), (begun.elapsed() / 2).min(PATIENCE));
-            for (caller, _room) in callers {
+            (wanted, patience) = (batch.len(), (begun.elapsed() / 2).min(PATIENCE));
+            for waiting in batch {
                 // Who does not wait any more finds the change in the view.
-                let _ = caller.send(kept.clone());
+                let _ = waiting.kept.send(kept.clone());
             }
             if kept.is_ok() {
                 writer.tidy(runtime);

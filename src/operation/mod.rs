@@ -5,6 +5,7 @@ pub(crate) mod birth;
 pub(crate) mod end;
 pub(crate) mod labels;
 pub(crate) mod lease;
+mod metadata;
 pub(crate) mod name;
 pub(crate) mod operation;
 pub(crate) mod outcome;

@@ -4,23 +4,26 @@
 
 use std::{sync::Arc, time::Duration};
 
+use prost_types::Any;
+
 use super::{
     birth::{Birth, Request, Tags},
     labels::Labels,
     lease::Lease,
+    metadata,
     name::OperationName,
     outcome::Outcome,
     payload::Payload,
     stage::{self, Ending, Event, Facts, Next, Refusal, Report, Stage},
     terms::{QueueName, Terms},
     trace::TraceContext,
-    wire::{self, Wire},
+    wire::{self, AnyRef, Wire},
 };
 use crate::{
     clock::Timestamp,
     proto::{
         google,
-        longrunning::v1::{OperationMetadata, Progress, operation_metadata::State},
+        longrunning::v1::{Progress, operation_metadata::State},
     },
 };
 
@@ -101,7 +104,7 @@ impl Operation {
                 latest: (report != Report::default()).then(|| Box::new(report)),
             }
             .shared(),
-            wire: Wire::encode(birth.name.as_str(), &Payload::empty(), None),
+            wire: Wire::default(),
         };
         if let Some((token, worker)) = birth.holder {
             let facts = operation.facts(now, false);
@@ -280,32 +283,17 @@ impl Operation {
     }
 
     fn encode(&mut self, name: &str, outcome: Option<&Outcome>) {
-        let own = self.latest().and_then(|latest| latest.metadata.clone());
-        let metadata = own.unwrap_or_else(|| Payload::pack(&self.metadata()));
-        self.wire = Wire::encode(name, &metadata, outcome);
-    }
-
-    /// The metadata of an operation whose producer has no type of its own.
-    fn metadata(&self) -> OperationMetadata {
-        let latest = self.latest();
-        OperationMetadata {
-            state: self.stage.state().into(),
-            create_time: Some(self.create_time.into()),
-            start_time: self.start_time.map(Into::into),
-            update_time: Some(self.update_time.into()),
-            end_time: self.end_time().map(Into::into),
-            progress: latest.and_then(|latest| latest.progress.clone()),
-            attempt: i32::try_from(self.attempt).unwrap_or(i32::MAX),
-            cancel_requested: self.cancel_requested,
-            queue: self.queue().map_or_else(String::new, ToString::to_string),
-            labels: self
-                .labels()
-                .iter()
-                .map(|(key, value)| (key.to_owned(), value.to_owned()))
-                .collect(),
-            detail: latest.and_then(|latest| Some(latest.detail.as_ref()?.any().clone())),
-            method: self.method().to_owned(),
-        }
+        let own = self.latest().and_then(|latest| latest.metadata.as_ref());
+        self.wire = match own {
+            Some(own) => {
+                let Any { type_url, value } = own.any();
+                Wire::encode(name, AnyRef { type_url, value }, outcome)
+            }
+            None => {
+                let (type_url, value) = (metadata::TYPE_URL, &*metadata::encode(self));
+                Wire::encode(name, AnyRef { type_url, value }, outcome)
+            }
+        };
     }
 
     fn latest(&self) -> Option<&Report> {
@@ -423,6 +411,11 @@ impl Operation {
     /// The latest progress; none once it is done, the metadata keeps it.
     pub fn progress(&self) -> Option<&Progress> {
         self.latest()?.progress.as_ref()
+    }
+
+    /// What the producer added to the metadata.
+    pub(super) fn detail(&self) -> Option<&Payload> {
+        self.latest()?.detail.as_ref()
     }
 
     /// The latest checkpoint; none once it is done.

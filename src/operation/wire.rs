@@ -4,11 +4,12 @@
 
 use prost::{Message, encoding};
 
-use super::{name::OperationName, outcome::Outcome, payload::Payload};
+use super::{name::OperationName, outcome::Outcome};
 
 const NAME: u32 = 1;
 const METADATA: u32 = 2;
-const DONE: u32 = 3;
+/// The field `done`, number 3, when it is true.
+const IS_DONE: &[u8] = &[3 << 3, 1];
 const ERROR: u32 = 4;
 const RESPONSE: u32 = 5;
 
@@ -21,15 +22,18 @@ pub(crate) struct Wire(Box<[u8]>);
 
 impl Wire {
     /// Encodes the fields in the order of their numbers.
-    pub(crate) fn encode(name: &str, metadata: &Payload, outcome: Option<&Outcome>) -> Self {
-        let room = name.len() + metadata.size() + outcome.map_or(0, Outcome::size) + 32;
-        let mut bytes = Vec::with_capacity(room);
+    pub(crate) fn encode(name: &str, metadata: AnyRef<'_>, outcome: Option<&Outcome>) -> Self {
+        let outcome = outcome.map(encode_outcome);
+        let done: &[u8] = if outcome.is_some() { IS_DONE } else { &[] };
+        let outcome = outcome.as_deref().unwrap_or_default();
+        let room = field_length(name.len()) + field_length(metadata.length());
+        // No byte too much, because the bytes are kept.
+        let mut bytes = Vec::with_capacity(room + done.len() + outcome.len());
         put_field(NAME, name.as_bytes(), &mut bytes);
-        encoding::message::encode(METADATA, metadata.any(), &mut bytes);
-        if let Some(outcome) = outcome {
-            encoding::bool::encode(DONE, &true, &mut bytes);
-            bytes.extend_from_slice(&encode_outcome(outcome));
-        }
+        metadata.put(METADATA, &mut bytes);
+        bytes.extend_from_slice(done);
+        bytes.extend_from_slice(outcome);
+        debug_assert_eq!(bytes.len(), bytes.capacity());
         Self(bytes.into_boxed_slice())
     }
 
@@ -77,9 +81,7 @@ impl Wire {
     pub(crate) fn ends_with(&self, outcome: &Outcome) -> bool {
         let (_, rest) = split_field(&self.0);
         let (_, result) = split_field(rest);
-        let mut done = Vec::new();
-        encoding::bool::encode(DONE, &true, &mut done);
-        result.strip_prefix(&*done) == Some(&*encode_outcome(outcome))
+        result.strip_prefix(IS_DONE) == Some(&*encode_outcome(outcome))
     }
 }
 
@@ -93,6 +95,24 @@ pub(crate) struct AnyRef<'a> {
 // === impl AnyRef ===
 
 impl<'a> AnyRef<'a> {
+    /// How many bytes it takes, encoded.
+    fn length(&self) -> usize {
+        let fields = [self.type_url.len(), self.value.len()];
+        // Fields that are empty are left out.
+        let fields = fields.into_iter().filter(|length| *length != 0);
+        fields.map(field_length).sum()
+    }
+
+    fn put(&self, number: u32, bytes: &mut Vec<u8>) {
+        encoding::encode_key(number, encoding::WireType::LengthDelimited, bytes);
+        encoding::encode_varint(self.length() as u64, bytes);
+        for (number, field) in [(1, self.type_url.as_bytes()), (2, self.value)] {
+            if !field.is_empty() {
+                put_field(number, field, bytes);
+            }
+        }
+    }
+
     fn read(bytes: &'a [u8]) -> Self {
         let type_url = find_field(bytes, 1).unwrap_or_default();
         Self {
@@ -156,6 +176,12 @@ fn put_field(number: u32, message: &[u8], bytes: &mut Vec<u8>) {
     encoding::encode_key(number, encoding::WireType::LengthDelimited, bytes);
     encoding::encode_varint(message.len() as u64, bytes);
     bytes.extend_from_slice(message);
+}
+
+/// How many bytes a field takes whose content has a length, and whose number
+/// is below 16.
+fn field_length(content: usize) -> usize {
+    1 + encoding::encoded_len_varint(content as u64) + content
 }
 
 /// Splices encoded operations into a `google.longrunning.ListOperationsResponse`.

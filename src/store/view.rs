@@ -200,16 +200,23 @@ impl View {
     }
 
     fn count(&self, previous: Option<&Operation>, operation: Option<&Arc<Operation>>) {
-        let signed = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
-        if let Some(operation) = operation {
-            self.bytes.fetch_add(operation.size(), Ordering::Relaxed);
-            self.metrics.bytes.inc_by(signed(operation.size()));
-            self.metrics.operations(operation.state()).inc();
+        let (before, now) = (
+            previous.map_or(0, Operation::size),
+            operation.map_or(0, |operation| operation.size()),
+        );
+        if before != now {
+            self.bytes.fetch_add(now, Ordering::Relaxed);
+            self.bytes.fetch_sub(before, Ordering::Relaxed);
+            let signed = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
+            self.metrics.bytes.inc_by(signed(now) - signed(before));
         }
-        if let Some(previous) = previous {
-            self.bytes.fetch_sub(previous.size(), Ordering::Relaxed);
-            self.metrics.bytes.dec_by(signed(previous.size()));
-            self.metrics.operations(previous.state()).dec();
+        let (before, now) = (
+            previous.map(Operation::state),
+            operation.map(|operation| operation.state()),
+        );
+        if before != now {
+            now.map(|state| self.metrics.operations(state).inc());
+            before.map(|state| self.metrics.operations(state).dec());
         }
     }
 

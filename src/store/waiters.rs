@@ -29,8 +29,11 @@ pub(crate) enum Interest {
 pub(crate) struct Waiters {
     rooms: DashMap<u64, Room, RandomState>,
     limit: usize,
+    /// Clients only.
     count: AtomicUsize,
     gauge: Gauge,
+    /// All waiters.
+    seats: AtomicUsize,
 }
 
 /// The waiters of one operation. Those who wait for the end are kept apart, so
@@ -69,6 +72,7 @@ impl Waiters {
             limit,
             count: AtomicUsize::new(0),
             gauge,
+            seats: AtomicUsize::new(0),
         }
     }
 
@@ -90,6 +94,7 @@ impl Waiters {
     }
 
     fn seat(self: &Arc<Self>, number: u64, interest: Interest, counted: bool) -> Waiter {
+        self.seats.fetch_add(1, Ordering::AcqRel);
         let mut room = self.rooms.entry(number).or_default();
         let seat = room.seats(interest).insert(Seat::Quiet(None));
         Waiter {
@@ -104,7 +109,7 @@ impl Waiters {
     /// Calls the waiters of an operation: all of them if this is its end.
     pub(crate) fn call(&self, number: u64, end: bool) {
         // The usual case is that nobody waits for anything.
-        if self.rooms.is_empty() {
+        if self.seats.load(Ordering::Acquire) == 0 {
             return;
         }
         let mut sleepers = Vec::new();
@@ -182,6 +187,7 @@ impl Drop for Waiter {
                 room.remove();
             }
         }
+        self.waiters.seats.fetch_sub(1, Ordering::AcqRel);
         if self.counted {
             self.waiters.count.fetch_sub(1, Ordering::Relaxed);
             self.waiters.gauge.dec();

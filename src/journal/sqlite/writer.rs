@@ -161,7 +161,7 @@ impl Writer {
             file,
         };
         // A full or read-only disk is noticed now and not by a caller.
-        writer.commit(&[])?;
+        writer.commit([].iter())?;
         Ok(writer)
     }
 
@@ -173,7 +173,10 @@ impl Writer {
     ///
     /// # Errors
     /// [`JournalError`] if they cannot be kept now.
-    pub(super) fn commit(&mut self, rows: &[Row]) -> Result<(), JournalError> {
+    pub(super) fn commit<'a>(
+        &mut self,
+        rows: impl ExactSizeIterator<Item = &'a Row>,
+    ) -> Result<(), JournalError> {
         let changes = self.changes + rows.len() as u64;
         write(&mut self.connection, rows, changes)
             .map_err(|error| describe(self.file.path(), &error))?;
@@ -217,7 +220,11 @@ fn move_log(path: &Path, connection: &Connection) {
     }
 }
 
-fn write(connection: &mut Connection, rows: &[Row], changes: u64) -> rusqlite::Result<()> {
+fn write<'a>(
+    connection: &mut Connection,
+    rows: impl Iterator<Item = &'a Row>,
+    changes: u64,
+) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let run = |sql: &str, values: &[&dyn ToSql]| transaction.prepare_cached(sql)?.execute(values);
     for row in rows {
