@@ -103,7 +103,7 @@ pub use grpc::{
 #[cfg(feature = "sqlite")]
 pub use journal::sqlite::SqliteJournal;
 pub use journal::{
-    journal::{BoxFuture, Entry, Journal, JournalError, Show},
+    journal::{BoxFuture, Entry, Journal, JournalError, Show, Then},
     memory::MemoryJournal,
 };
 pub use metrics::Metrics;
@@ -131,7 +131,7 @@ pub use operations::{
 };
 pub use prost_types::Any;
 pub use proto::longrunning::v1::{Progress, operation_metadata::State};
-pub use store::store::{Created, Limits};
+pub use store::{admit::Created, limits::Limits};
 pub use types::{InvalidTypes, Types};
 #[cfg(feature = "command")]
 pub use worker::command::{CommandError, CommandHandler};

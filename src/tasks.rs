@@ -10,7 +10,10 @@ use std::{
 };
 
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 use tracing::{Instrument, info_span};
 
 /// From so many bytes on, decoding, searching and printing take milliseconds,
@@ -45,6 +48,11 @@ impl Tasks {
         self.stopping.cancel();
         self.tracker.close();
         self.tracker.wait().await;
+    }
+
+    /// Counts as a task until it is dropped, for work that is in other hands.
+    pub(crate) fn token(&self) -> TaskTrackerToken {
+        self.tracker.token()
     }
 
     /// Runs `future` to its end even if the caller goes away, as tonic's

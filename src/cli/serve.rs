@@ -15,7 +15,7 @@ use crate::{
         Config, Connections, Ended, ListenAddress, LogFormat, QueueConfig, StoreConfig, hangups,
         init_telemetry, signals,
     },
-    store::store::Limits,
+    store::limits::Limits,
 };
 
 #[derive(Args, Debug)]

@@ -1,6 +1,7 @@
 //! What the store asks of a journal. What a journal does with it is its own affair.
 
 use std::{
+    fmt,
     future::{Future, ready},
     pin::Pin,
     sync::Arc,
@@ -24,8 +25,9 @@ pub trait Journal: Send + Sync + 'static {
     /// start.
     fn replay(&self, show: Show) -> BoxFuture<'_, Result<(), JournalError>>;
 
-    /// Keeps a change; resolves when it cannot be lost any more.
-    fn append(&self, entry: Entry) -> BoxFuture<'_, Result<(), JournalError>>;
+    /// Keeps a change, and calls `then` when it cannot be lost any more, or
+    /// when it cannot be kept. Does not block.
+    fn append(&self, entry: Entry, then: Then);
 
     /// Why changes cannot be kept at present; none while they can.
     fn trouble(&self) -> Option<String> {
@@ -39,6 +41,14 @@ pub trait Journal: Send + Sync + 'static {
     }
 }
 
+/// What the store does once a change is kept: it shows the change and tells
+/// those who asked for it, wherever they are by then. It may be called on any
+/// thread, at once or later; it is quick, but takes locks of the store. Dropped
+/// uncalled, it is called with an error.
+pub struct Then(Option<Box<Call>>);
+
+type Call = dyn FnOnce(Result<(), JournalError>) + Send;
+
 /// One change.
 #[derive(Clone, Debug)]
 pub enum Entry {
@@ -50,6 +60,38 @@ pub enum Entry {
     Renew(Arc<Operation>),
     /// The operation, last seen like this, is gone.
     Forget(Arc<Operation>),
+}
+
+// === impl Then ===
+
+impl Then {
+    /// What `call` does.
+    pub fn new(call: impl FnOnce(Result<(), JournalError>) + Send + 'static) -> Self {
+        Self(Some(Box::new(call)))
+    }
+
+    /// Says that the change is kept, or why not.
+    pub fn call(mut self, kept: Result<(), JournalError>) {
+        if let Some(call) = self.0.take() {
+            call(kept);
+        }
+    }
+}
+
+impl Drop for Then {
+    fn drop(&mut self) {
+        if let Some(call) = self.0.take() {
+            call(Err(JournalError(
+                "the journal let go of a change".to_owned(),
+            )));
+        }
+    }
+}
+
+impl fmt::Debug for Then {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Then")
+    }
 }
 
 /// What was to be kept, or was kept, cannot be: a sentence that says why.

@@ -14,31 +14,29 @@ mod replay;
 mod writer;
 
 use std::{
+    borrow::Cow,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use parking_lot::{Condvar, Mutex};
-use tokio::{
-    runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
-    task::spawn_blocking,
-    time::Instant,
-};
+use tokio::{runtime::Handle, task::spawn_blocking, time::Instant};
 use tracing::{error, info};
 
 use self::{
     file::File,
     writer::{Row, Writer},
 };
-use super::journal::{BoxFuture, Entry, Journal, JournalError, Show};
+use super::journal::{BoxFuture, Entry, Journal, JournalError, Show, Then};
 
-/// How many bytes of changes may stand in line; who comes then waits.
+/// How many bytes of rows may stand in line. A change that comes then becomes a
+/// row only when it is written, so that a slow disk does not fill the memory.
 const ROOM: usize = 32 << 20;
-
-/// What a change takes of the room besides its record.
-const OVERHEAD: usize = 256;
 
 /// How long the writer waits before it tries again what could not be kept.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -47,6 +45,9 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// committed.
 const PATIENCE: Duration = Duration::from_millis(2);
 
+/// To tell so many holds the next commit up for longer than to send somebody.
+const CROWD: usize = 128;
+
 /// A journal in a SQLite file, which one process at a time may hold open.
 ///
 /// A change is kept when SQLite has committed it with `synchronous=FULL`: it
@@ -54,7 +55,6 @@ const PATIENCE: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub struct SqliteJournal {
     shared: Arc<Shared>,
-    room: Arc<Semaphore>,
     /// The runtime that the journal was first used on; it lends the threads.
     runtime: OnceLock<Handle>,
 }
@@ -64,6 +64,8 @@ struct Shared {
     line: Mutex<Line>,
     /// As many stand in line as were wanted, or the journal is being closed.
     news: Condvar,
+    /// How many bytes of rows stand in line.
+    bytes: AtomicUsize,
     /// The open file; none once it is closed.
     writer: Mutex<Option<Writer>>,
     trouble: Mutex<Option<String>>,
@@ -81,10 +83,15 @@ struct Line {
 /// A change that stands in line.
 #[derive(Debug)]
 struct Waiting {
-    row: Row,
-    kept: oneshot::Sender<Result<(), JournalError>>,
-    /// Its part of the room.
-    _room: OwnedSemaphorePermit,
+    change: Change,
+    then: Then,
+}
+
+#[derive(Debug)]
+enum Change {
+    Row(Row),
+    /// It becomes a row when it is written.
+    Entry(Entry),
 }
 
 // === impl SqliteJournal ===
@@ -101,45 +108,16 @@ impl SqliteJournal {
             shared: Arc::new(Shared {
                 line: Mutex::default(),
                 news: Condvar::new(),
+                bytes: AtomicUsize::new(0),
                 writer: Mutex::new(Some(Writer::new(file)?)),
                 trouble: Mutex::default(),
             }),
-            room: Arc::new(Semaphore::new(ROOM)),
             runtime: OnceLock::new(),
         })
     }
 
     fn runtime(&self) -> &Handle {
         self.runtime.get_or_init(Handle::current)
-    }
-
-    async fn keep(&self, row: Row) -> Result<(), JournalError> {
-        let room = u32::try_from((row.size() + OVERHEAD).min(ROOM)).unwrap_or(u32::MAX);
-        let room = self.room.clone().acquire_many_owned(room).await;
-        let (kept, told) = oneshot::channel();
-        let is_first = {
-            let mut line = self.shared.line.lock();
-            if line.is_closing {
-                return Err(closed());
-            }
-            line.waiting.push(Waiting {
-                row,
-                kept,
-                _room: room.map_err(|_| closed())?,
-            });
-            if line.waiting.len() == line.wanted {
-                self.shared.news.notify_one();
-            }
-            !std::mem::replace(&mut line.is_written, true)
-        };
-        if is_first {
-            let (shared, runtime) = (self.shared.clone(), self.runtime().clone());
-            drop(
-                self.runtime()
-                    .spawn_blocking(move || shared.write(&runtime)),
-            );
-        }
-        told.await.unwrap_or_else(|_| Err(closed()))
     }
 }
 
@@ -156,13 +134,26 @@ impl Journal for SqliteJournal {
         })
     }
 
-    fn append(&self, entry: Entry) -> BoxFuture<'_, Result<(), JournalError>> {
-        let row = match entry {
-            Entry::Put(operation) => Row::put(&operation),
-            Entry::Forget(operation) => Row::forget(&operation),
-            Entry::Renew(_) => return Box::pin(async { Ok(()) }),
+    fn append(&self, entry: Entry, then: Then) {
+        if let Entry::Renew(_) = entry {
+            return then.call(Ok(()));
+        }
+        let shared = &self.shared;
+        // Made here and not by the writer, which everybody waits for.
+        let change = if shared.bytes.load(Ordering::Relaxed) < ROOM {
+            let row = Row::of(&entry);
+            shared.bytes.fetch_add(row.size(), Ordering::Relaxed);
+            Change::Row(row)
+        } else {
+            Change::Entry(entry)
         };
-        Box::pin(self.keep(row))
+        if shared.line_up(Waiting { change, then }) {
+            let (shared, runtime) = (shared.clone(), self.runtime().clone());
+            drop(
+                self.runtime()
+                    .spawn_blocking(move || shared.write(&runtime)),
+            );
+        }
     }
 
     fn trouble(&self) -> Option<String> {
@@ -193,15 +184,45 @@ impl Shared {
         self.news.notify_all();
     }
 
+    /// Puts a change in line. Tells whether somebody must be sent to write.
+    fn line_up(&self, waiting: Waiting) -> bool {
+        let mut line = self.line.lock();
+        if line.is_closing {
+            drop(line);
+            self.tell(vec![waiting], &Err(closed()));
+            return false;
+        }
+        line.waiting.push(waiting);
+        if line.waiting.len() == line.wanted {
+            self.news.notify_one();
+        }
+        !std::mem::replace(&mut line.is_written, true)
+    }
+
+    /// Tells those who stood in line what became of their changes.
+    fn tell(&self, batch: Vec<Waiting>, kept: &Result<(), JournalError>) {
+        for Waiting { change, then } in batch {
+            if let Change::Row(row) = &change {
+                self.bytes.fetch_sub(row.size(), Ordering::Relaxed);
+            }
+            // A bug that one of them meets must not keep the others waiting.
+            let told = catch_unwind(AssertUnwindSafe(|| then.call(kept.clone())));
+            if told.is_err() {
+                error!("showing a change panicked");
+            }
+        }
+    }
+
     /// Commits what stands in line until nothing does. While the file cannot be
     /// written, it stays and tries again.
-    fn write(&self, runtime: &Handle) {
+    fn write(self: &Arc<Self>, runtime: &Handle) {
         let mut writer = self.writer.lock();
         let Some(writer) = writer.as_mut() else {
-            self.line.lock().waiting.clear();
+            let batch = std::mem::take(&mut self.line.lock().waiting);
+            self.tell(batch, &Err(closed()));
             return;
         };
-        let _shift = Shift(&self.line);
+        let _shift = Shift(self);
         let (mut wanted, mut patience) = (0, Duration::ZERO);
         loop {
             let mut line = self.line.lock();
@@ -221,16 +242,19 @@ impl Shared {
             let batch = std::mem::take(&mut line.waiting);
             drop(line);
             let begun = Instant::now();
-            let kept = writer.commit(batch.iter().map(|waiting| &waiting.row));
+            let kept = writer.commit(batch.iter().map(|waiting| waiting.change.row()));
             self.note(kept.as_ref().err());
             // Those who are told now often come back at once; a commit of all of
             // them is worth a part of what it takes.
             (wanted, patience) = (batch.len(), (begun.elapsed() / 2).min(PATIENCE));
-            for waiting in batch {
-                // Who does not wait any more finds the change in the view.
-                let _ = waiting.kept.send(kept.clone());
+            let is_kept = kept.is_ok();
+            if batch.len() < CROWD {
+                self.tell(batch, &kept);
+            } else {
+                let shared = self.clone();
+                drop(runtime.spawn_blocking(move || shared.tell(batch, &kept)));
             }
-            if kept.is_ok() {
+            if is_kept {
                 writer.tidy(runtime);
             }
         }
@@ -256,14 +280,28 @@ impl Shared {
 
 /// The time for which somebody writes. If a bug ends it before its time, those
 /// in line are told, and the next one sends another writer.
-struct Shift<'a>(&'a Mutex<Line>);
+struct Shift<'a>(&'a Shared);
 
 impl Drop for Shift<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let mut line = self.0.lock();
+            let mut line = self.0.line.lock();
             line.is_written = false;
-            line.waiting.clear();
+            let batch = std::mem::take(&mut line.waiting);
+            drop(line);
+            let error = JournalError("the writer panicked".to_owned());
+            self.0.tell(batch, &Err(error));
+        }
+    }
+}
+
+// === impl Change ===
+
+impl Change {
+    fn row(&self) -> Cow<'_, Row> {
+        match self {
+            Self::Row(row) => Cow::Borrowed(row),
+            Self::Entry(entry) => Cow::Owned(Row::of(entry)),
         }
     }
 }

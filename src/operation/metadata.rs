@@ -7,7 +7,7 @@ use prost::{
     encoding::{self, WireType},
 };
 
-use super::operation::Operation;
+use super::{operation::Operation, payload::Payload};
 /// What the encoded message is packed as.
 pub(super) const TYPE_URL: &str = "type.googleapis.com/longrunning.v1.OperationMetadata";
 
@@ -45,7 +45,7 @@ pub(super) fn encode(operation: &Operation) -> Vec<u8> {
         put_text(1, key, buffer);
         put_text(2, value, buffer);
     }
-    put_message(11, operation.detail().map(|detail| detail.any()), buffer);
+    put_message(11, operation.detail().map(Payload::any), buffer);
     put_text(12, operation.method(), buffer);
     bytes
 }
@@ -87,7 +87,6 @@ mod tests {
             lease::{LeaseToken, WorkerId},
             name::OperationName,
             operation::Change,
-            payload::Payload,
             stage::{Event, Report},
             terms::{QueueName, Terms},
             trace::TraceContext,

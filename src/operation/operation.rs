@@ -172,14 +172,13 @@ impl Operation {
         })
     }
 
-    /// The same operation after a restart: a lease gets its full time again,
-    /// because its holder could not reach the server.
-    pub(crate) fn resumed(mut self, now: Timestamp) -> Self {
+    /// Goes on after a restart: a lease gets its full time again, because its
+    /// holder could not reach the server.
+    pub(crate) fn resume(&mut self, now: Timestamp) {
         let until = now + self.terms.lease_duration;
         if let Stage::Running(lease) | Stage::Cancelling(lease) = &mut self.stage {
             lease.until = lease.until.max(until);
         }
-        self
     }
 
     /// The next moment, seen from `now`, at which time alone may change the

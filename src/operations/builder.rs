@@ -20,7 +20,7 @@ use crate::{
         retry::RetryPolicy,
         terms::{InvalidTerms, QueueName, Terms},
     },
-    store::store::{Limits, Store},
+    store::{limits::Limits, store::Store},
     tasks::Tasks,
     types::Types,
     worker::{

@@ -21,10 +21,7 @@ use crate::{
     metrics::Metrics,
     operation::{name::OperationName, operation::Operation, stage::Event, terms::Terms},
     proto::google::longrunning::ListOperationsRequest,
-    store::{
-        store::{Created, Store},
-        waiters::Interest,
-    },
+    store::{admit::Created, store::Store, waiters::Interest},
     tasks::Tasks,
     types::Types,
 };

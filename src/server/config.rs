@@ -8,7 +8,7 @@ use crate::{
     gateway::service::HttpOptions,
     operation::{retry::RetryPolicy, terms::Terms},
     operations::calls::WaitLimits,
-    store::store::Limits,
+    store::limits::Limits,
 };
 
 /// Everything that can be set.

@@ -170,12 +170,9 @@ impl Store {
             token: LeaseToken::random(),
             worker: worker.clone(),
         };
-        let (store, name) = (self.clone(), taken.operation.owned_name());
-        let grant = async move {
-            let operation = store.change(&name, &claim).await?;
-            Ok(Granted(Some((store, operation))))
-        };
-        self.tasks.to_the_end("claim", grant).await
+        let name = taken.operation.owned_name();
+        let granted = |store: &Arc<Self>, operation| Granted(Some((store.clone(), operation)));
+        self.change(&name, claim, granted).await
     }
 }
 
@@ -212,10 +209,12 @@ impl Drop for Granted {
     fn drop(&mut self) {
         if let Some((store, operation)) = self.0.take()
             && let Some(lease) = operation.lease()
-            && tokio::runtime::Handle::try_current().is_ok()
         {
-            let tasks = store.tasks.clone();
             let release = Event::Release(lease.token, Report::default());
+            let tasks = store.tasks.clone();
+            // A journal may call from a thread of its own.
+            let runtime = store.runtime.clone();
+            let _context = runtime.enter();
             tasks.spawn("release", async move {
                 store.commit(&operation.owned_name(), release).await
             });

@@ -14,6 +14,10 @@ const FINE: u32 = 26;
 /// The coarsest quantum of retention: 2^40 ns, 18 minutes.
 const COARSE: u32 = 40;
 
+/// How many deadlines are taken out together, so that none waits long for its
+/// turn when many are over.
+const AT_ONCE: usize = 4096;
+
 /// Numbers of operations by the time at which to look at them. An entry is 8
 /// bytes; one that is not due any more costs a look, and goes with a sweep if
 /// its operation is gone.
@@ -66,14 +70,15 @@ impl Deadlines {
         book.swept = book.entries;
     }
 
-    /// Waits for the next deadlines and takes them out.
+    /// Waits for the next deadlines and takes them out, all that are over but not
+    /// many more than [`AT_ONCE`].
     pub(crate) async fn next(&self, clock: Clock) -> Vec<u64> {
         loop {
             let earlier = self.earlier.notified();
             let first = self.book.lock().due.keys().next().copied();
             match first {
                 None => earlier.await,
-                Some(at) if at <= clock.now() => return self.take(at),
+                Some(at) if at <= clock.now() => return self.take(clock.now()),
                 Some(at) => select! {
                     () = earlier => {}
                     () = sleep_until(clock.instant(at)) => {}
@@ -82,9 +87,14 @@ impl Deadlines {
         }
     }
 
-    fn take(&self, at: Timestamp) -> Vec<u64> {
-        let mut book = self.book.lock();
-        let numbers = book.due.remove(&at).unwrap_or_default();
+    fn take(&self, now: Timestamp) -> Vec<u64> {
+        let (mut book, mut numbers) = (self.book.lock(), Vec::new());
+        while numbers.len() < AT_ONCE
+            && let Some(first) = book.due.first_entry()
+            && *first.key() <= now
+        {
+            numbers.append(&mut first.remove());
+        }
         book.entries -= numbers.len();
         numbers
     }
@@ -122,6 +132,19 @@ mod tests {
         assert_eq!(next.await, [2]);
         assert_eq!(deadlines.next(clock).await, [1]);
         assert!(clock.now().since(now) < Duration::from_secs(61));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_that_are_over_come_together() {
+        let (deadlines, clock) = (Deadlines::default(), Clock::system());
+        let now = clock.now();
+        for millis in 0..100_u64 {
+            let long_ago = Timestamp::from_nanos(now.nanos() / 2) + Duration::from_millis(millis);
+            deadlines.arm(millis, long_ago, now, true);
+        }
+        deadlines.arm(100, now + Duration::from_secs(60), now, true);
+        assert_eq!(deadlines.next(clock).await, (0..100).collect::<Vec<_>>());
+        assert_eq!(deadlines.next(clock).await, [100]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,16 +3,19 @@
 //! queues, the waiters, the deadlines and the directives. It knows no concrete journal, no
 //! gRPC and no worker.
 
+pub(crate) mod admit;
 pub(crate) mod claim;
 pub(crate) mod deadlines;
 pub(crate) mod directives;
 mod groups;
 pub(crate) mod index;
+pub(crate) mod limits;
 mod members;
 mod names;
 pub(crate) mod ready;
 mod runs;
 pub(crate) mod store;
+mod time;
 pub(crate) mod turns;
 pub(crate) mod view;
 pub(crate) mod waiters;

@@ -1,66 +1,37 @@
 //! The store: the one door for writes. A change takes the operation's turn,
 //! asks the state machine, is kept by the journal and only then shown by the
-//! view. What a change means is decided in `operation`.
+//! view. What a change means is decided in `operation`; what a new operation
+//! needs in `admit`, and what time does in `time`.
 
 use std::{
-    panic::AssertUnwindSafe,
+    future::Future,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
-use futures_util::{FutureExt, StreamExt, stream};
-use tokio::select;
-use tracing::{debug, error, info, warn};
+use parking_lot::Mutex;
+use tokio::{runtime::Handle, sync::oneshot};
+use tracing::debug;
 
 use super::{
-    turns::Turns,
-    view::{RequestKey, View},
+    limits::Limits,
+    turns::{Turn, Turns},
+    view::View,
 };
 use crate::{
-    clock::{Clock, Timestamp},
+    clock::Clock,
     error::{Error, Result},
-    journal::journal::{Entry, Journal, JournalError},
+    journal::journal::{Entry, Journal, JournalError, Then},
     metrics::Metrics,
     operation::{
-        birth::Birth,
         name::OperationName,
         operation::{Change, Operation},
-        outcome::Outcome,
         stage::{Event, Refusal},
     },
     tasks::Tasks,
 };
-
-/// How many due operations are looked at side by side, so that a journal can
-/// keep their changes in one go.
-const LAPSES_AT_ONCE: usize = 256;
-
-/// The pause before a look that could not be kept is tried again.
-const LAPSE_PAUSE: Duration = Duration::from_secs(1);
-
-/// An error of at most so many bytes always has room.
-const SHORT_ERROR: usize = 4096;
-
-/// How much a store takes in.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Operations in all. Default 1 000 000. Over → STORE_FULL.
-    pub max_operations: usize,
-    /// Bytes of encoded operations, inputs and labels in all. Default 1 GiB.
-    /// Over, creations and reports are refused with STORE_FULL; outcomes never.
-    pub max_bytes: usize,
-    /// Bytes of one operation, its input included. Default 3 MiB, because
-    /// clients refuse messages over 4 MiB. Over → TOO_LARGE.
-    pub max_operation_bytes: usize,
-    /// Operations that wait in one queue. Default 100 000. Over → QUEUE_FULL.
-    pub max_queue: usize,
-    /// Open waits and watches. Default 100 000. Over, a wait answers at once
-    /// with the current state, which AIP-151 allows.
-    pub max_waiters: usize,
-}
 
 /// The operations, and how they change.
 #[derive(Debug)]
@@ -69,37 +40,37 @@ pub(crate) struct Store {
     pub(crate) clock: Clock,
     pub(crate) tasks: Tasks,
     pub(crate) limits: Limits,
+    /// Where the store was opened.
+    pub(super) runtime: Handle,
     journal: JournalHandle,
-    turns: Turns,
-    request_turns: Turns,
-    numbers: AtomicU64,
-    held: AtomicUsize,
+    pub(super) turns: Turns,
+    pub(super) request_turns: Turns,
+    pub(super) numbers: AtomicU64,
+    /// How many operations there are.
+    pub(super) held: AtomicUsize,
     /// Bytes of new operations that the journal is keeping just now.
-    promised: AtomicUsize,
+    pub(super) promised: AtomicUsize,
 }
 
 /// A journal has no name to print.
 struct JournalHandle(Arc<dyn Journal>);
 
-/// What came of a request to create an operation.
-#[derive(Clone, Debug)]
-pub struct Created {
-    /// The operation: new, or the one that this request made before.
-    pub operation: Arc<Operation>,
-    /// Whether the same request had made it before.
-    pub reused: bool,
+/// What came of a change, as soon as the journal knows. It comes about whether
+/// anybody waits for it or not.
+#[derive(Debug)]
+pub(super) enum Told<T> {
+    Now(T),
+    Later(oneshot::Receiver<Result<T>>),
 }
 
-// === impl Limits ===
+// === impl Told ===
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_operations: 1_000_000,
-            max_bytes: 1 << 30,
-            max_operation_bytes: 3 << 20,
-            max_queue: 100_000,
-            max_waiters: 100_000,
+impl<T> Told<T> {
+    pub(super) async fn told(self) -> Result<T> {
+        match self {
+            Self::Now(told) => Ok(told),
+            // Nobody tells only if showing the change panicked.
+            Self::Later(told) => told.await.unwrap_or(Err(Error::StoreUnavailable)),
         }
     }
 }
@@ -119,6 +90,7 @@ impl Store {
             clock,
             tasks: Tasks::default(),
             limits,
+            runtime: Handle::current(),
             journal: JournalHandle(journal),
             turns: Turns::default(),
             request_turns: Turns::default(),
@@ -127,18 +99,37 @@ impl Store {
             promised: AtomicUsize::new(0),
         });
         store.replay().await?;
-        store.tasks.spawn("deadlines", keep_time(store.clone()));
+        store.keep_time();
         Ok(store)
     }
 
     async fn replay(self: &Arc<Self>) -> Result<(), JournalError> {
-        let (store, now) = (self.clone(), self.clock.now());
-        let show = move |operation: Operation| store.show_again(operation.resumed(now));
-        self.journal.0.replay(Arc::new(show)).await
+        let leased = Arc::new(Mutex::new(Vec::new()));
+        let show = {
+            let (store, leased) = (self.clone(), leased.clone());
+            move |operation: Operation| {
+                let is_leased = operation.lease().is_some();
+                let operation = Arc::new(operation);
+                if is_leased {
+                    leased.lock().push(operation);
+                } else {
+                    store.show_again(&operation);
+                }
+            }
+        };
+        self.journal.0.replay(Arc::new(show)).await?;
+        // Their holders reach the server from now on, however long it has read.
+        let (leased, now) = (std::mem::take(&mut *leased.lock()), self.clock.now());
+        for mut operation in leased {
+            if let Some(operation) = Arc::get_mut(&mut operation) {
+                operation.resume(now);
+            }
+            self.show_again(&operation);
+        }
+        Ok(())
     }
 
-    fn show_again(&self, operation: Operation) {
-        let operation = Arc::new(operation);
+    fn show_again(&self, operation: &Arc<Operation>) {
         self.numbers
             .fetch_max(operation.number() + 1, Ordering::Relaxed);
         self.held.fetch_add(1, Ordering::Relaxed);
@@ -147,7 +138,7 @@ impl Store {
         {
             self.view.ready.queue(queue).enter();
         }
-        self.view.publish(&operation);
+        self.view.publish(operation);
     }
 
     /// Why changes cannot be kept at present; none while they can.
@@ -159,108 +150,59 @@ impl Store {
         self.journal.0.close().await;
     }
 
-    /// Makes an operation. It can be read, from anywhere, when this returns.
-    pub(crate) async fn create(self: &Arc<Self>, birth: Birth) -> Result<Created> {
-        if self.tasks.stopping().is_cancelled() {
-            return Err(Error::ShuttingDown);
-        }
-        let store = self.clone();
-        self.tasks
-            .to_the_end("create", async move { store.create_once(birth).await })
-            .await
-    }
-
-    async fn create_once(&self, birth: Birth) -> Result<Created> {
-        let request = birth.tags.as_ref().and_then(|tags| tags.request.as_ref());
-        let Some(request) = request else {
-            return self.admit(birth).await;
-        };
-        let key = RequestKey::new(
-            crate::operation::name::parent_of(birth.name.as_str()),
-            request,
-        );
-        let _turn = self.request_turns.of(&request.id).await;
-        let Some(before) = self.view.requested(&key) else {
-            return self.admit(birth).await;
-        };
-        if before.request.digest != request.digest {
-            return Err(Error::RequestIdReused {
-                request_id: request.id.clone().into(),
-            });
-        }
-        match self.view.get(before.name.as_str()) {
-            Some(operation) => Ok(Created {
-                operation,
-                reused: true,
-            }),
-            // It was deleted or has expired just now.
-            None => self.admit(birth).await,
-        }
-    }
-
-    async fn admit(&self, mut birth: Birth) -> Result<Created> {
-        let _turn = self.turns.of(birth.name.as_str()).await;
-        if self.view.find(birth.name.as_str()).is_some() {
-            return Err(Error::OperationExists {
-                name: birth.name.to_string(),
-            });
-        }
-        birth.number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let operation = Arc::new(Operation::new(birth, self.clock.now()));
-        self.check_size("operation", &operation)?;
-        let _promise = self.promise(operation.size())?;
-        let visit = operation.queue().map(|name| self.view.ready.visit(name));
-        if let Some(visit) = &visit
-            && !visit.queue().reserve(self.limits.max_queue)
-        {
-            let queue = operation
-                .queue()
-                .map_or_else(String::new, ToString::to_string);
-            return Err(Error::QueueFull {
-                queue,
-                limit: self.limits.max_queue,
-            });
-        }
-        let kept = match self.reserve() {
-            Ok(()) => self
-                .append(Entry::Put(operation.clone()))
-                .await
-                .inspect_err(|_| {
-                    self.held.fetch_sub(1, Ordering::Relaxed);
-                }),
-            full => full,
-        };
-        if let Err(error) = kept {
-            if let Some(visit) = visit {
-                visit.queue().give_up();
-            }
-            return Err(error);
-        }
-        self.view.publish(&operation);
-        drop(visit);
-        Ok(Created {
-            operation,
-            reused: false,
-        })
-    }
-
     /// What `event` makes of the operation, kept and shown.
     pub(crate) async fn commit(
         self: &Arc<Self>,
         name: &OperationName,
         event: Event,
     ) -> Result<Arc<Operation>> {
-        let (store, name) = (self.clone(), name.clone());
-        let change = async move { store.change(&name, &event).await };
-        self.tasks.to_the_end("commit", change).await
+        self.change(name, event, |_, operation| operation).await
     }
 
-    pub(super) async fn change(
-        &self,
+    /// Deletes: hides the operation from clients, or forgets it if it is done.
+    pub(crate) async fn delete(self: &Arc<Self>, name: &OperationName) -> Result<()> {
+        let (store, name) = (self.clone(), name.clone());
+        let begin = async move {
+            let turn = store.turns.of(name.as_str()).await;
+            let current = store
+                .view
+                .get(name.as_str())
+                .ok_or_else(|| Error::not_found(name.as_str()))?;
+            let change = current.delete(store.clock.now());
+            Ok(store.keep(turn, current, change, |_, _| ()))
+        };
+        self.to_the_end("delete", begin).await
+    }
+
+    /// The same as `commit`; what came of it is made by `then` as soon as it is
+    /// shown, and dropped if the caller has left.
+    pub(super) async fn change<T: Send + 'static>(
+        self: &Arc<Self>,
         name: &OperationName,
-        event: &Event,
-    ) -> Result<Arc<Operation>> {
-        let _turn = self.turns.of(name.as_str()).await;
+        event: Event,
+        then: impl FnOnce(&Arc<Self>, Arc<Operation>) -> T + Send + 'static,
+    ) -> Result<T> {
+        let (store, name) = (self.clone(), name.clone());
+        let begin = async move {
+            let turn = store.turns.of(name.as_str()).await;
+            let (current, change) = store.consider(&name, &event)?;
+            Ok(store.keep(turn, current, change, then))
+        };
+        self.to_the_end("commit", begin).await
+    }
+
+    /// Begins a change when its turn has come, also if the caller leaves before
+    /// that, and waits for what comes of it.
+    pub(super) async fn to_the_end<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        begin: impl Future<Output = Result<Told<T>>> + Send + 'static,
+    ) -> Result<T> {
+        self.tasks.to_the_end(name, begin).await?.told().await
+    }
+
+    /// What `event` would make of the operation.
+    fn consider(&self, name: &OperationName, event: &Event) -> Result<(Arc<Operation>, Change)> {
         let current = self
             .view
             .find(name.as_str())
@@ -282,191 +224,65 @@ impl Store {
             Change::Unchanged if *event == Event::Lapse => self.view.arm_again(&current),
             Change::Unchanged | Change::Forget(None) => {}
         }
-        self.keep(current, change).await
+        Ok((current, change))
     }
 
-    /// Hides the operation from clients, or forgets it if it is done.
-    pub(crate) async fn delete(self: &Arc<Self>, name: &OperationName) -> Result<()> {
-        let (store, name) = (self.clone(), name.clone());
-        let delete = async move {
-            let _turn = store.turns.of(name.as_str()).await;
-            let current = store
-                .view
-                .get(name.as_str())
-                .ok_or_else(|| Error::not_found(name.as_str()))?;
-            let change = current.delete(store.clock.now());
-            store.keep(current, change).await.map(drop)
-        };
-        self.tasks.to_the_end("delete", delete).await
-    }
-
-    async fn keep(&self, current: Arc<Operation>, change: Change) -> Result<Arc<Operation>> {
-        match change {
-            Change::Unchanged => Ok(current),
-            Change::Put(operation) => self.put(operation, Entry::Put).await,
-            Change::Renew(operation) => self.put(operation, Entry::Renew).await,
+    fn keep<T: Send + 'static>(
+        self: &Arc<Self>,
+        turn: Turn,
+        current: Arc<Operation>,
+        change: Change,
+        then: impl FnOnce(&Arc<Self>, Arc<Operation>) -> T + Send + 'static,
+    ) -> Told<T> {
+        let (entry, next): (fn(_) -> _, _) = match change {
+            Change::Unchanged => return Told::Now(then(self, current)),
+            Change::Put(next) => (Entry::Put, next),
+            Change::Renew(next) => (Entry::Renew, next),
             Change::Forget(last) => {
-                self.append(Entry::Forget(current.clone())).await?;
-                self.view.forget(&current);
-                self.held.fetch_sub(1, Ordering::Relaxed);
-                Ok(last.map_or(current, Arc::new))
+                return self.append(Entry::Forget(current.clone()), move |store, kept| {
+                    let _turn = turn;
+                    kept?;
+                    store.view.forget(&current);
+                    store.held.fetch_sub(1, Ordering::Relaxed);
+                    Ok(then(store, last.map_or(current, Arc::new)))
+                });
             }
-        }
-    }
-
-    async fn put(
-        &self,
-        operation: Operation,
-        entry: fn(Arc<Operation>) -> Entry,
-    ) -> Result<Arc<Operation>> {
-        let operation = Arc::new(operation);
-        self.append(entry(operation.clone())).await?;
-        self.view.publish(&operation);
-        Ok(operation)
-    }
-
-    async fn append(&self, entry: Entry) -> Result<()> {
-        // The journal says once what ails it; here it would be said per call.
-        self.journal.0.append(entry).await.map_err(|error| {
-            debug!(%error, "a change was refused, because it could not be kept");
-            Error::StoreUnavailable
+        };
+        let next = Arc::new(next);
+        self.append(entry(next.clone()), move |store, kept| {
+            let _turn = turn;
+            kept?;
+            store.view.publish(&next);
+            Ok(then(store, next))
         })
     }
 
-    fn reserve(&self) -> Result<()> {
-        let limit = self.limits.max_operations;
-        let more = |held| (held < limit).then_some(held + 1);
-        match self
-            .held
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
-        {
-            Ok(_) => Ok(()),
-            Err(_) => Err(Error::StoreFull {
-                unit: "operations",
-                limit,
-            }),
-        }
-    }
-
-    /// Promises so many bytes to a new operation, until that is shown.
-    fn promise(&self, size: usize) -> Result<Promise<'_>> {
-        let limit = self.limits.max_bytes;
-        let more =
-            |promised| (self.view.bytes() + promised + size <= limit).then(|| promised + size);
-        match self
-            .promised
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
-        {
-            Ok(_) => Ok(Promise { store: self, size }),
-            Err(_) => Err(Error::StoreFull {
-                unit: "bytes",
-                limit,
-            }),
-        }
-    }
-
-    /// Whether there is room for what a worker says. For a short error there
-    /// always is: an operation must be able to end.
-    fn check_room(&self, event: &Event, current: &Operation, next: &Operation) -> Result<()> {
-        match event {
-            Event::Report(_, report) | Event::Renew(_, report) if !report.is_empty() => {
-                self.check_size("report", next)?;
-                let growth = next.size().saturating_sub(current.size());
-                if growth != 0 && self.limits.max_bytes < self.view.bytes() + growth {
-                    return Err(Error::StoreFull {
-                        unit: "bytes",
-                        limit: self.limits.max_bytes,
-                    });
-                }
-                Ok(())
-            }
-            Event::Finish(_, outcome @ Outcome::Error(_), report)
-                if report.is_empty() && outcome.size() <= SHORT_ERROR =>
-            {
-                Ok(())
-            }
-            Event::Finish(..) => self.check_size("response", next),
-            Event::Fail { .. } => self.check_size("error", next),
-            Event::Release(_, report) if !report.is_empty() => self.check_size("metadata", next),
-            _ => Ok(()),
-        }
-    }
-
-    fn check_size(&self, field: &'static str, operation: &Operation) -> Result<()> {
-        let (size, limit) = (operation.size(), self.limits.max_operation_bytes);
-        if size <= limit {
-            Ok(())
-        } else {
-            Err(Error::TooLarge { field, size, limit })
-        }
-    }
-
-    /// Tells the state machine that time passed for one operation.
-    async fn lapse(self: &Arc<Self>, number: u64) {
-        let Some(operation) = self.view.index.get(number) else {
-            return;
-        };
-        if self.clock.now() < operation.deadline(Timestamp::default()) {
-            return;
-        }
-        match self.commit(&operation.owned_name(), Event::Lapse).await {
-            Ok(after) if after.state() != operation.state() => {
-                info!(
-                    operation.name = after.name(),
-                    operation.state = after.state().as_str_name(),
-                    "a timeout or a lost lease changed an operation"
-                );
-            }
-            Ok(_) => {}
-            Err(Error::NotFound { .. } | Error::Refused { .. }) => {}
-            Err(error) => {
-                warn!(operation.name = operation.name(), %error, "an operation is due, but that could not be kept; trying again");
-                self.view
-                    .look_at(&operation, self.clock.now() + LAPSE_PAUSE);
-            }
-        }
+    /// Keeps a change and then does `then`, on whatever thread the journal calls
+    /// from, before anybody is told. Until that is done, it counts as a task.
+    pub(super) fn append<T: Send + 'static>(
+        self: &Arc<Self>,
+        entry: Entry,
+        then: impl FnOnce(&Arc<Self>, Result<()>) -> Result<T> + Send + 'static,
+    ) -> Told<T> {
+        let (tell, told) = oneshot::channel();
+        let (store, task) = (self.clone(), self.tasks.token());
+        let then = Then::new(move |kept| {
+            let _task = task;
+            // The journal says once what ails it; here it would be said per call.
+            let kept = kept.map_err(|error| {
+                debug!(%error, "a change was refused, because it could not be kept");
+                Error::StoreUnavailable
+            });
+            // Who does not wait any more finds the change in the view.
+            let _ = tell.send(then(&store, kept));
+        });
+        self.journal.0.append(entry, then);
+        Told::Later(told)
     }
 }
 
 impl std::fmt::Debug for JournalHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Journal")
-    }
-}
-
-/// Looks at operations when they are due, until the store stops.
-async fn keep_time(store: Arc<Store>) {
-    let stopping = store.tasks.stopping().clone();
-    loop {
-        let due = select! {
-            due = store.view.deadlines.next(store.clock) => due,
-            () = stopping.cancelled() => return,
-        };
-        stream::iter(due)
-            .for_each_concurrent(LAPSES_AT_ONCE, |number| {
-                // One operation that cannot be looked at must not stop the clock for all.
-                let looked = AssertUnwindSafe(store.lapse(number)).catch_unwind();
-                looked.map(move |looked| {
-                    if looked.is_err() {
-                        error!(
-                            operation.number = number,
-                            "the look at an operation panicked"
-                        );
-                    }
-                })
-            })
-            .await;
-    }
-}
-
-/// Bytes that are promised until dropped.
-struct Promise<'a> {
-    store: &'a Store,
-    size: usize,
-}
-
-impl Drop for Promise<'_> {
-    fn drop(&mut self) {
-        self.store.promised.fetch_sub(self.size, Ordering::Relaxed);
     }
 }

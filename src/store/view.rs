@@ -37,6 +37,8 @@ pub(crate) struct View {
     pub(crate) ready: Ready,
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) deadlines: Deadlines,
+    /// When what is done expires.
+    pub(crate) retentions: Deadlines,
     pub(crate) directives: Arc<Directives>,
     clock: Clock,
     metrics: Metrics,
@@ -72,6 +74,7 @@ impl View {
             ready: Ready::new(metrics.clone()),
             waiters: Arc::new(Waiters::new(max_waiters, metrics.waiters.clone())),
             deadlines: Deadlines::default(),
+            retentions: Deadlines::default(),
             directives: Arc::new(Directives::new(max_waiters)),
             clock,
             metrics: metrics.clone(),
@@ -150,10 +153,13 @@ impl View {
     /// Puts an operation into the book of deadlines.
     pub(crate) fn look_at(&self, operation: &Operation, deadline: Timestamp) {
         let (now, is_retention) = (self.clock.now(), operation.is_done());
-        self.deadlines
-            .arm(operation.number(), deadline, now, is_retention);
-        self.deadlines
-            .sweep(|number| self.index.get(number).is_some());
+        let book = if is_retention {
+            &self.retentions
+        } else {
+            &self.deadlines
+        };
+        book.arm(operation.number(), deadline, now, is_retention);
+        book.sweep(|number| self.index.get(number).is_some());
     }
 
     /// Offers an operation to the workers of its queue, if it is ready.

@@ -2,6 +2,7 @@
 //! the write-ahead log short, without holding commits up.
 
 use std::{
+    borrow::Cow,
     path::Path,
     sync::{
         Arc,
@@ -15,7 +16,7 @@ use tracing::warn;
 
 use super::file::{File, connect, describe};
 use crate::{
-    journal::journal::JournalError,
+    journal::journal::{Entry, JournalError},
     operation::{
         operation::Operation,
         record::{encode, encode_input, encode_with_input},
@@ -59,7 +60,7 @@ struct Log {
 }
 
 /// A change as it is written.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Row {
     Put {
         number: i64,
@@ -72,7 +73,7 @@ pub(super) enum Row {
 }
 
 /// What becomes of an input that is kept beside the record.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Input {
     /// It stays as it is, or there is none.
     Same,
@@ -84,7 +85,16 @@ pub(super) enum Input {
 // === impl Row ===
 
 impl Row {
-    pub(super) fn put(operation: &Operation) -> Self {
+    pub(super) fn of(entry: &Entry) -> Self {
+        match entry {
+            Entry::Put(operation) | Entry::Renew(operation) => Self::put(operation),
+            Entry::Forget(operation) => Self::Forget {
+                number: key(operation),
+            },
+        }
+    }
+
+    fn put(operation: &Operation) -> Self {
         let large = operation.input().filter(|input| SMALL_INPUT < input.size());
         let (record, input) = match large {
             None => (
@@ -105,12 +115,6 @@ impl Row {
             number: key(operation),
             record,
             input,
-        }
-    }
-
-    pub(super) fn forget(operation: &Operation) -> Self {
-        Self::Forget {
-            number: key(operation),
         }
     }
 
@@ -161,7 +165,7 @@ impl Writer {
             file,
         };
         // A full or read-only disk is noticed now and not by a caller.
-        writer.commit([].iter())?;
+        writer.commit([].into_iter())?;
         Ok(writer)
     }
 
@@ -175,7 +179,7 @@ impl Writer {
     /// [`JournalError`] if they cannot be kept now.
     pub(super) fn commit<'a>(
         &mut self,
-        rows: impl ExactSizeIterator<Item = &'a Row>,
+        rows: impl ExactSizeIterator<Item = Cow<'a, Row>>,
     ) -> Result<(), JournalError> {
         let changes = self.changes + rows.len() as u64;
         write(&mut self.connection, rows, changes)
@@ -222,13 +226,13 @@ fn move_log(path: &Path, connection: &Connection) {
 
 fn write<'a>(
     connection: &mut Connection,
-    rows: impl Iterator<Item = &'a Row>,
+    rows: impl Iterator<Item = Cow<'a, Row>>,
     changes: u64,
 ) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let run = |sql: &str, values: &[&dyn ToSql]| transaction.prepare_cached(sql)?.execute(values);
     for row in rows {
-        match row {
+        match &*row {
             Row::Put {
                 number,
                 record,

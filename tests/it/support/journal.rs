@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use longrunning::{BoxFuture, Entry, Journal, JournalError, Operation, Show};
+use longrunning::{BoxFuture, Entry, Journal, JournalError, Operation, Show, Then};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -12,7 +12,9 @@ use tokio::sync::watch;
 pub(crate) struct TestJournal(Arc<Inner>);
 
 struct Inner {
-    gate: watch::Sender<Gate>,
+    gate: Mutex<Gate>,
+    /// What came while the gate was shut.
+    held_back: Mutex<Vec<(Entry, Then)>>,
     /// How many appends have begun.
     begun: watch::Sender<usize>,
     kept: Mutex<BTreeMap<String, Arc<Operation>>>,
@@ -40,7 +42,8 @@ impl TestJournal {
     /// A journal that kept these operations before.
     pub(crate) fn with(replay: Vec<Operation>) -> Self {
         Self(Arc::new(Inner {
-            gate: watch::Sender::new(Gate::Open),
+            gate: Mutex::new(Gate::Open),
+            held_back: Mutex::default(),
             begun: watch::Sender::new(0),
             kept: Mutex::default(),
             log: Mutex::default(),
@@ -50,7 +53,15 @@ impl TestJournal {
 
     /// Sets what happens to appends from now on, those that pend included.
     pub(crate) fn set(&self, gate: Gate) {
-        self.0.gate.send_replace(gate);
+        let mut held_back = self.0.held_back.lock();
+        *self.0.gate.lock() = gate;
+        if gate == Gate::Shut {
+            return;
+        }
+        let held_back = std::mem::take(&mut *held_back);
+        for (entry, then) in held_back {
+            self.0.go_on(gate, entry, then);
+        }
     }
 
     /// Waits until so many appends have begun in all.
@@ -91,32 +102,40 @@ impl Journal for TestJournal {
         })
     }
 
-    fn append(&self, entry: Entry) -> BoxFuture<'_, Result<(), JournalError>> {
-        Box::pin(async move {
-            self.0.begun.send_modify(|begun| *begun += 1);
-            let mut gate = self.0.gate.subscribe();
-            let open = gate.wait_for(|gate| *gate != Gate::Shut).await;
-            if *open.unwrap() == Gate::Broken {
-                return Err(JournalError("the test broke it".into()));
+    fn append(&self, entry: Entry, then: Then) {
+        // Broken or open is decided under the lock, so that `set` misses nobody.
+        let mut held_back = self.0.held_back.lock();
+        self.0.begun.send_modify(|begun| *begun += 1);
+        let gate = *self.0.gate.lock();
+        if gate == Gate::Shut {
+            held_back.push((entry, then));
+            return;
+        }
+        drop(held_back);
+        self.0.go_on(gate, entry, then);
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn go_on(&self, gate: Gate, entry: Entry, then: Then) {
+        if gate == Gate::Broken {
+            return then.call(Err(JournalError("the test broke it".into())));
+        }
+        match entry {
+            Entry::Put(operation) | Entry::Renew(operation) => {
+                let line = format!("put {} r{}", operation.name(), operation.revision());
+                self.log.lock().push(line);
+                self.kept
+                    .lock()
+                    .insert(operation.name().to_owned(), operation);
             }
-            match entry {
-                Entry::Put(operation) | Entry::Renew(operation) => {
-                    let line = format!("put {} r{}", operation.name(), operation.revision());
-                    self.0.log.lock().push(line);
-                    self.0
-                        .kept
-                        .lock()
-                        .insert(operation.name().to_owned(), operation);
-                }
-                Entry::Forget(operation) => {
-                    self.0
-                        .log
-                        .lock()
-                        .push(format!("forget {}", operation.name()));
-                    self.0.kept.lock().remove(operation.name());
-                }
+            Entry::Forget(operation) => {
+                self.log.lock().push(format!("forget {}", operation.name()));
+                self.kept.lock().remove(operation.name());
             }
-            Ok(())
-        })
+        }
+        then.call(Ok(()));
     }
 }

@@ -1,15 +1,15 @@
 //! The store that this process tries the behaviour over. The environment says
 //! it, because a test cannot: `over_stores` runs this program again for each.
 
-use std::cell::Cell;
 #[cfg(feature = "sqlite")]
-use std::{
-    path::PathBuf,
-    sync::atomic::{AtomicUsize, Ordering},
+use std::path::PathBuf;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 #[cfg(feature = "sqlite")]
-use longrunning::{BoxFuture, Entry, Journal, JournalError, Show};
+use longrunning::{BoxFuture, Entry, Journal, JournalError, Show, Then};
 
 /// A directory in which each server gets a SQLite file of its own.
 #[cfg(feature = "sqlite")]
@@ -17,13 +17,13 @@ pub(crate) const SQLITE: &str = "LONGRUNNING_TEST_SQLITE";
 
 thread_local! {
     /// Of a test whose runtime has one thread, which is its own.
-    static UNDER_WAY: Cell<isize> = const { Cell::new(0) };
+    static UNDER_WAY: Arc<AtomicUsize> = Arc::default();
 }
 
 /// How many changes the journals of this test, whose runtime has one thread,
 /// are keeping just now.
-pub(crate) fn appends_under_way() -> isize {
-    UNDER_WAY.get()
+pub(crate) fn appends_under_way() -> usize {
+    UNDER_WAY.with(|under_way| under_way.load(Ordering::Acquire))
 }
 
 /// The file of the next server; none if it keeps operations in memory.
@@ -45,13 +45,14 @@ impl<J: Journal> Journal for Counted<J> {
         self.0.replay(show)
     }
 
-    fn append(&self, entry: Entry) -> BoxFuture<'_, Result<(), JournalError>> {
-        Box::pin(async move {
-            UNDER_WAY.set(UNDER_WAY.get() + 1);
-            let kept = self.0.append(entry).await;
-            UNDER_WAY.set(UNDER_WAY.get() - 1);
-            kept
-        })
+    fn append(&self, entry: Entry, then: Then) {
+        let under_way = UNDER_WAY.with(Clone::clone);
+        under_way.fetch_add(1, Ordering::AcqRel);
+        let counted = Then::new(move |kept| {
+            then.call(kept);
+            under_way.fetch_sub(1, Ordering::AcqRel);
+        });
+        self.0.append(entry, counted);
     }
 
     fn trouble(&self) -> Option<String> {
