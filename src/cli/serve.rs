@@ -1,10 +1,11 @@
 //! `longrunning serve`: its flags, and the run of the server.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, pin::pin, time::Duration};
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use humantime::parse_duration;
+use tokio::select;
 
 use super::{args::BAD_CALL, client::Endpoint, types::named};
 use crate::{
@@ -218,7 +219,12 @@ async fn run(args: ServeArgs) -> Result<Ended, Box<dyn std::error::Error>> {
     // Before anything is bound, so that an early signal is not missed.
     let (stop, abort) = signals()?;
     let hangups = hangups()?;
-    let app = args.into_config().build().await?;
+    let mut stop = pin!(stop);
+    let app = select! {
+        app = args.into_config().build() => app?,
+        // It serves nobody yet, and has nothing to drain.
+        () = &mut stop => return Ok(Ended::Drained),
+    };
     Ok(app.reload_on(hangups).run(stop, abort).await)
 }
 

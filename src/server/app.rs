@@ -2,12 +2,16 @@
 //! The order of the drain is decided here: readiness off, waits answered,
 //! workers finished or released, connections closed.
 
-use std::{future::Future, io, time::Duration};
+use std::{
+    future::{Future, pending},
+    io,
+    time::Duration,
+};
 
 use tokio::{
     select,
     sync::mpsc,
-    task::JoinSet,
+    task::{JoinSet, spawn_blocking},
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -141,9 +145,6 @@ impl Config {
                 builder = builder.retry(&queue.name, policy.clone());
             }
         }
-        if let StoreConfig::Sqlite(path) = &self.store {
-            builder = builder.journal(SqliteJournal::open(path).map_err(StartError::from)?);
-        }
         // Operators are answered while the journal is read, which may take long.
         let (ready, admin_stop) = (Readiness::default(), CancellationToken::new());
         let admin_end = admin_stop.clone().drop_guard();
@@ -154,6 +155,12 @@ impl Config {
             Tasks::default().spawn("admin", async move {
                 serve(listener, service, &lanes, options, admin_stop).await;
             });
+        }
+        if let StoreConfig::Sqlite(path) = self.store.clone() {
+            let opened = spawn_blocking(move || SqliteJournal::open(path)).await;
+            // It fails only if the runtime ends, and this future with it.
+            let Ok(opened) = opened else { pending().await };
+            builder = builder.journal(opened.map_err(StartError::from)?);
         }
         Ok(App {
             operations: builder.start().await?,

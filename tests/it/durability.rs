@@ -220,7 +220,7 @@ async fn a_lease_that_nobody_waits_for_any_more_goes_back_to_its_queue() {
     // Somebody else gets it now, and not after the lease of a worker that is gone.
     let other = WorkerId::new("here");
     let leased = operations.lease(&queue, &other);
-    let leased = tokio::time::timeout(std::time::Duration::from_secs(5), leased).await;
+    let leased = tokio::time::timeout(std::time::Duration::from_secs(60), leased).await;
     let leased = leased.expect("the operation is free").unwrap();
     assert_eq!(leased.owned_name(), name);
     assert_eq!(leased.lease().unwrap().holder, other);

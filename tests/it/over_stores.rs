@@ -48,4 +48,6 @@ fn the_behaviour_is_the_same_over_a_sqlite_file() {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
+    let files = std::fs::read_dir(directory.path()).unwrap().count();
+    assert!(100 < files, "only {files} files: the tests ran over memory");
 }

@@ -1,7 +1,7 @@
 //! A journal whose every step the test decides: it can hold appends back, let
 //! them fail, and begin again with what it kept.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use longrunning::{BoxFuture, Entry, Journal, JournalError, Operation, Show, Then};
 use parking_lot::Mutex;
@@ -20,6 +20,7 @@ struct Inner {
     kept: Mutex<BTreeMap<String, Arc<Operation>>>,
     log: Mutex<Vec<String>>,
     replay: Mutex<Vec<Operation>>,
+    replay_takes: Mutex<Duration>,
 }
 
 /// What happens to appends.
@@ -48,7 +49,14 @@ impl TestJournal {
             kept: Mutex::default(),
             log: Mutex::default(),
             replay: Mutex::new(replay),
+            replay_takes: Mutex::default(),
         }))
+    }
+
+    /// The same journal, which reads for so long.
+    pub(crate) fn slow(self, time: Duration) -> Self {
+        *self.0.replay_takes.lock() = time;
+        self
     }
 
     /// Sets what happens to appends from now on, those that pend included.
@@ -98,6 +106,8 @@ impl Journal for TestJournal {
         Box::pin(async move {
             let kept = std::mem::take(&mut *self.0.replay.lock());
             kept.into_iter().for_each(|operation| show(operation));
+            let time = *self.0.replay_takes.lock();
+            tokio::time::sleep(time).await;
             Ok(())
         })
     }
