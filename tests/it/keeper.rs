@@ -338,6 +338,7 @@ async fn that_a_server_is_away_is_logged_once_and_that_it_is_back_too() {
     let _worker = work(&line, async |_: Context| Ok(text("done")));
     let operation = create(&line, queued(1)).await;
     assert_eq!(outcome(&line, &operation).await, text("done"));
+    sleep(SECOND).await; // the worker hears of it, too
     assert_eq!(lines(&log, "calls to the server fail"), 1);
     assert_eq!(lines(&log, "calls to the server get through again"), 1);
     assert_eq!(lines(&log, "succeeded"), 1);
