@@ -184,7 +184,12 @@ impl Listing {
 
     /// Whether an operation belongs to the list.
     async fn shows(&self, operation: &Arc<Operation>, pace: &mut Pace) -> bool {
-        if operation.is_hidden() || !self.scope.holds(operation.name()) {
+        // What is under one parent was found there, and its name need not be read.
+        let is_in_scope = match &self.scope {
+            Scope::Everything | Scope::Under(_) => true,
+            Scope::Matching(_) => self.scope.holds(operation.name()),
+        };
+        if operation.is_hidden() || !is_in_scope {
             return false;
         }
         let Some(query) = &self.query else {

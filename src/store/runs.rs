@@ -33,14 +33,11 @@ impl<V> Runs<V> {
     /// Takes in a value, in place of the one with the same number.
     pub(super) fn put(&mut self, number: u64, created: i64, value: V) {
         let entry = (number, value);
-        let Some((_, run)) = self.0.range_mut(..=number).next_back() else {
+        let Some((first, run)) = self.0.range_mut(..=number).next_back() else {
             self.put_first(entry, created);
             return;
         };
-        match run
-            .entries
-            .binary_search_by_key(&number, |(number, _)| *number)
-        {
+        match run.find(*first, number) {
             Ok(at) => run.entries[at] = entry,
             Err(at) if run.entries.len() < RUN => run.insert(at, entry, created),
             // A full run that is the last one stays full: a new one begins.
@@ -85,8 +82,8 @@ impl<V> Runs<V> {
         let Some((&first, run)) = self.0.range_mut(..=number).next_back() else {
             return;
         };
-        let entries = &mut run.entries;
-        if let Ok(at) = entries.binary_search_by_key(&number, |(number, _)| *number) {
+        if let Ok(at) = run.find(first, number) {
+            let entries = &mut run.entries;
             entries.remove(at);
             if entries.len() < entries.capacity() / 4 {
                 entries.shrink_to(entries.len() * 2);
@@ -98,11 +95,8 @@ impl<V> Runs<V> {
     }
 
     pub(super) fn get(&self, number: u64) -> Option<&V> {
-        let (_, run) = self.0.range(..=number).next_back()?;
-        let at = run
-            .entries
-            .binary_search_by_key(&number, |(number, _)| *number)
-            .ok()?;
+        let (first, run) = self.0.range(..=number).next_back()?;
+        let at = run.find(*first, number).ok()?;
         Some(&run.entries[at].1)
     }
 
@@ -159,6 +153,19 @@ impl<V> Run<V> {
             entries: vec![entry],
             created: (created, created),
         }
+    }
+
+    /// Where a number is, or would be, in this run, none of whose numbers is
+    /// below `first`. Where no number is missing before it, one look finds it.
+    fn find(&self, first: u64, number: u64) -> Result<usize, usize> {
+        let distance = usize::try_from(number - first).unwrap_or(usize::MAX);
+        let end = match self.entries.get(distance) {
+            Some((found, _)) if *found == number => return Ok(distance),
+            // The numbers ascend: behind this place all are higher.
+            Some(_) => distance,
+            None => self.entries.len(),
+        };
+        self.entries[..end].binary_search_by_key(&number, |(number, _)| *number)
     }
 
     fn insert(&mut self, at: usize, entry: (u64, V), created: i64) {
