@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::operation::operation::Operation;
+use crate::{clock::Timestamp, operation::operation::Operation};
 
 /// A future that a trait object can return.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -28,6 +28,12 @@ pub trait Journal: Send + Sync + 'static {
     /// Keeps a change, and calls `then` when it cannot be lost any more, or
     /// when it cannot be kept. Does not block.
     fn append(&self, entry: Entry, then: Then);
+
+    /// The latest time that a kept change bears; a clock that begins earlier has
+    /// gone backwards.
+    fn newest(&self) -> Option<Timestamp> {
+        None
+    }
 
     /// Why changes cannot be kept at present; none while they can.
     fn trouble(&self) -> Option<String> {

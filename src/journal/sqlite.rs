@@ -4,13 +4,18 @@
 //! everybody who came while the one before was under way, and an idle server
 //! has no thread for it.
 //!
-//! How the file is opened lives in `file`, what a transaction does in `writer`,
-//! reading back in `replay`, and looks at a file and copies of it in `copy`.
+//! How the file is opened lives in `file`, that nobody else opens it in `lock`,
+//! what is written for a change in `row`, what a transaction does in `writer`,
+//! reading back in `replay`, looks at a file and copies of it in `copy`, and what
+//! to say when it does not go well in `refusal`.
 
 #[cfg(feature = "cli")]
 pub(crate) mod copy;
 mod file;
+mod lock;
+mod refusal;
 mod replay;
+mod row;
 mod writer;
 
 use std::{
@@ -30,16 +35,15 @@ use tracing::{error, info};
 
 use self::{
     file::File,
-    writer::{Row, Writer},
+    row::Row,
+    writer::{PAUSE, Writer},
 };
 use super::journal::{BoxFuture, Entry, Journal, JournalError, Show, Then};
+use crate::clock::Timestamp;
 
 /// How many bytes of rows may stand in line. A change that comes then becomes a
 /// row only when it is written, so that a slow disk does not fill the memory.
 const ROOM: usize = 32 << 20;
-
-/// How long the writer waits before it tries again what could not be kept.
-const PAUSE: Duration = Duration::from_millis(500);
 
 /// The longest that the writer waits for those whose changes it has just
 /// committed.
@@ -156,6 +160,11 @@ impl Journal for SqliteJournal {
         }
     }
 
+    fn newest(&self) -> Option<Timestamp> {
+        let writer = self.shared.writer.lock();
+        writer.as_ref().and_then(Writer::newest)
+    }
+
     fn trouble(&self) -> Option<String> {
         self.shared.trouble.lock().clone()
     }
@@ -243,7 +252,7 @@ impl Shared {
             drop(line);
             let begun = Instant::now();
             let kept = writer.commit(batch.iter().map(|waiting| waiting.change.row()));
-            self.note(kept.as_ref().err());
+            self.note(writer.trouble());
             // Those who are told now often come back at once; a commit of all of
             // them is worth a part of what it takes.
             (wanted, patience) = (batch.len(), (begun.elapsed() / 2).min(PATIENCE));

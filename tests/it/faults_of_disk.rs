@@ -5,6 +5,7 @@
 //! A few points are tried; all of them with `EVERY_FAULT=1`, and those alone whose
 //! text has `FAULT` in it, as `FAULT='Sync, at: 33'`.
 
+mod copies;
 mod story;
 
 use std::{path::Path, sync::Arc};
@@ -68,7 +69,7 @@ const MUCH: [Step; 12] = [
 ];
 
 /// Which calls fail how. A disk that is full has room for what is there.
-const FAULTS: [(Class, Fault, Course); 22] = [
+const FAULTS: [(Class, Fault, Course); 25] = [
     (Class::Open, Fault::Fail, Course::Once),
     (Class::Open, Fault::Fail, Course::Heals),
     (Class::Open, Fault::Cut, Course::Once),
@@ -91,6 +92,9 @@ const FAULTS: [(Class, Fault, Course); 22] = [
     (Class::Truncate, Fault::Fail, Course::Once),
     (Class::Truncate, Fault::Cut, Course::Once),
     (Class::Unlink, Fault::Fail, Course::Once),
+    (Class::Names, Fault::Fail, Course::Once),
+    (Class::Names, Fault::Fail, Course::Heals),
+    (Class::Names, Fault::Cut, Course::Once),
 ];
 
 // BEHAVIOUR §§5, 9: acknowledged means durable, refused means unchanged.

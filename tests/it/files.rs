@@ -1,17 +1,21 @@
 //! The file of a server, as those who run it handle it: the examples of
 //! `docs/durability.md` as they stand there, and the commands for files.
 
-use std::process::Stdio;
+use std::{process::Stdio, time::Duration};
 
-use tokio::process::Command;
+use tokio::{process::Command, time::timeout};
 
 use crate::support::program::{Program, complained, run, said};
 
 const PAGE: &str = include_str!("../../docs/durability.md");
 
+/// Longer than the script takes on the slowest machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// The commands of the page, in one script: its jobs are those of one shell.
 fn script() -> String {
-    let mut script = String::new();
+    // Whatever ends it, no server is left.
+    let mut script = String::from("trap 'kill -9 $(jobs -p)' EXIT\n");
     for block in PAGE.split("<!-- tried -->\n```console\n").skip(1) {
         let (block, _) = block.split_once("```").unwrap();
         for line in block.lines() {
@@ -21,12 +25,12 @@ fn script() -> String {
             script.push_str(line);
             script.push('\n');
             if line.ends_with('&') {
-                // A reader takes longer to the next line than a server to start.
-                script.push_str("until longrunning healthcheck 2>/dev/null; do :; done\n");
+                // A reader takes longer to the next line than a server to start, and
+                // sees when it ends instead.
+                script.push_str("until longrunning healthcheck 2>/dev/null; do kill -0 $!; done\n");
             }
         }
     }
-    script.push_str("kill -9 $!\n");
     script
 }
 
@@ -36,8 +40,8 @@ async fn the_examples_of_the_page_survive_a_kill_and_a_restore() {
     let own = std::path::Path::new(env!("CARGO_BIN_EXE_longrunning"));
     let path = std::env::var("PATH").unwrap();
     let socket = |name: &str| format!("unix:{}", place.path().join(name).display());
-    let output = Command::new("bash")
-        .args(["-eo", "pipefail", "-c", &script()])
+    let mut bash = Command::new("bash");
+    bash.args(["-eo", "pipefail", "-c", &script()])
         .current_dir(place.path())
         .env(
             "PATH",
@@ -49,9 +53,16 @@ async fn the_examples_of_the_page_survive_a_kill_and_a_restore() {
         .env("LONGRUNNING_WORKER_ENDPOINT", socket("workers"))
         .env("LONGRUNNING_ADMIN_LISTEN", "none")
         .stdin(Stdio::null())
-        .output()
-        .await
-        .unwrap();
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    let child = bash.spawn().unwrap();
+    let group = format!("-{}", child.id().expect("it runs"));
+    let Ok(output) = timeout(PATIENCE, child.wait_with_output()).await else {
+        let kill = Command::new("kill").args(["-9", "--", &group]).status();
+        panic!("the script does not end: {:?}", kill.await);
+    };
+    let output = output.unwrap();
     let text = said(&output);
     assert!(output.status.success(), "{text}\n{}", complained(&output));
     // The creation, the list after the kill, the backup, the list after the restore.

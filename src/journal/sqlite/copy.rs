@@ -13,7 +13,8 @@ use rusqlite::{
 };
 
 use super::{
-    file::{create, describe, failed, sync_directory, view},
+    file::{create, sync_directory, view},
+    refusal::{describe, failed, read_by_others},
     replay::Row,
 };
 use crate::{
@@ -23,6 +24,7 @@ use crate::{
 
 const FORWARD: &str = "SELECT number, record FROM operations ORDER BY number";
 const BACKWARD: &str = "SELECT number, record FROM operations ORDER BY number DESC";
+const NEWEST: &str = "UPDATE journal SET newest = ?1";
 const INPUT: &str = "SELECT input FROM inputs WHERE number = ?1";
 
 /// What a file holds besides operations.
@@ -81,7 +83,7 @@ pub(crate) fn backup(from: &Path, to: &Path) -> Result<(), JournalError> {
             .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
             .map_err(at)?;
         if verdict == "ok" {
-            return Ok(());
+            return finish(copy, partial);
         }
         Err(JournalError(format!(
             "{} is damaged ({verdict}): save what can be read with --salvage",
@@ -102,20 +104,23 @@ pub(crate) fn salvage(from: &Path, to: &Path) -> Result<(u64, Vec<String>), Jour
         let at = |error: rusqlite::Error| describe(partial, &error);
         let mut new = create(partial)?;
         let transaction = new.transaction().map_err(at)?;
-        let (mut reader, mut failure) = (Reader::default(), Ok(()));
+        let (mut reader, mut failure, mut newest) = (Reader::default(), Ok(()), None);
         walk(&source, &mut |row| {
-            let row = row.and_then(|row| row.decode(&mut reader).map(|_| row));
+            let row = row.and_then(|row| Ok((row.decode(&mut reader)?.update_time(), row)));
             match row {
-                Ok(row) => {
+                Ok((time, row)) => {
                     failure = std::mem::replace(&mut failure, Ok(()))
                         .and_then(|()| put(&row, &transaction));
+                    newest = newest.max(Some(time.nanos()));
                     saved += 1;
                 }
                 Err(damage) => lost.push(damage),
             }
         });
         failure.map_err(at)?;
-        transaction.commit().map_err(at)
+        transaction.execute(NEWEST, [newest]).map_err(at)?;
+        transaction.commit().map_err(at)?;
+        finish(new, partial)
     })?;
     Ok((saved, lost))
 }
@@ -181,43 +186,83 @@ fn part(
 
 fn summary(connection: &Connection, path: &Path) -> rusqlite::Result<Summary> {
     let size = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
-    let mut log = path.as_os_str().to_owned();
-    log.push("-wal");
     let changes: i64 = connection.query_row("SELECT changes FROM journal", [], |row| row.get(0))?;
     Ok(Summary {
         bytes: size(path),
-        log_bytes: size(Path::new(&log)),
+        log_bytes: size(&beside(path, "-wal")),
         schema: connection.pragma_query_value(None, "user_version", |row| row.get(0))?,
         changes: u64::try_from(changes).unwrap_or(0),
     })
 }
 
 /// Makes a file that is whole or not there.
-fn write_whole(
+pub(super) fn write_whole(
     to: &Path,
     write: impl FnOnce(&Path) -> Result<(), JournalError>,
 ) -> Result<(), JournalError> {
-    if to.exists() {
-        return Err(JournalError(format!(
-            "{} exists already: choose another name, or remove it first",
-            to.display()
-        )));
+    // The log of another file would be taken for that of the new one.
+    for suffix in ["", "-wal", "-journal"] {
+        let taken = beside(to, suffix);
+        if taken.exists() {
+            return Err(JournalError(format!(
+                "{} exists already: choose another name, or remove it first",
+                taken.display()
+            )));
+        }
     }
-    let mut partial = to.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let remove = || match fs::remove_file(&partial) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&partial, &error)),
-        _ => Ok(()),
-    };
+    let partial = beside(to, ".partial");
     // One that an earlier try left behind.
-    remove()?;
-    if let Err(error) = write(&partial) {
-        let _ = remove();
-        return Err(error);
+    remove(&partial)?;
+    let written = write(&partial).and_then(|()| {
+        // What SQLite could not remove, it says nothing of.
+        remove_beside(&partial)?;
+        fs::rename(&partial, to).map_err(|error| failed(to, &error))?;
+        sync_directory(to).inspect_err(|_| drop(remove(to)))
+    });
+    if written.is_err() {
+        // What came before says more.
+        let _ = remove(&partial);
     }
-    fs::rename(&partial, to).map_err(|error| failed(to, &error))?;
-    sync_directory(to)
+    written
+}
+
+/// Moves everything into the one file that is about to get its name, and closes
+/// it. When it is just dropped, SQLite does the same and tells nobody of errors.
+pub(super) fn finish(connection: Connection, path: &Path) -> Result<(), JournalError> {
+    let at = |error: rusqlite::Error| describe(path, &error);
+    let mode: String = connection
+        .pragma_update_and_check(None, "journal_mode", "delete", |row| row.get(0))
+        .map_err(at)?;
+    if mode != "delete" {
+        return Err(read_by_others(path));
+    }
+    connection.close().map_err(|(_, error)| at(error))
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(suffix);
+    beside.into()
+}
+
+/// Removes a file that nobody has open, and what stands beside it.
+fn remove(path: &Path) -> Result<(), JournalError> {
+    remove_one(path)?;
+    remove_beside(path)
+}
+
+fn remove_beside(path: &Path) -> Result<(), JournalError> {
+    ["-wal", "-shm", "-journal"]
+        .iter()
+        .try_for_each(|suffix| remove_one(&beside(path, suffix)))
+}
+
+/// It need not be there.
+fn remove_one(path: &Path) -> Result<(), JournalError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(path, &error)),
+        _ => Ok(()),
+    }
 }
 
 fn put(row: &Row, connection: &Connection) -> rusqlite::Result<()> {

@@ -1,18 +1,22 @@
-//! The file: made, opened, locked, brought to the present schema, and what to
-//! say when that does not go well.
+//! The file: made, opened, locked, and brought to the present schema. What to say
+//! when that does not go well is in `refusal`.
 
 use std::{
     fs,
-    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags, TransactionBehavior};
-use tracing::warn;
+use parking_lot::Mutex;
+use rusqlite::{Connection, MAIN_DB, OpenFlags, TransactionBehavior};
 use uuid::Uuid;
 
-use crate::journal::journal::JournalError;
+use super::{
+    lock::Lock,
+    refusal::{describe, failed, read_by_others, read_only, restored},
+};
+use crate::{clock::Timestamp, journal::journal::JournalError};
 
 /// `LONG`, so that other programs can tell whose file it is.
 const APPLICATION: i32 = 0x4c4f_4e47;
@@ -22,7 +26,7 @@ const APPLICATION: i32 = 0x4c4f_4e47;
 const MIGRATIONS: [&str; 1] = ["
     CREATE TABLE operations (number INTEGER PRIMARY KEY, record BLOB NOT NULL) STRICT;
     CREATE TABLE inputs (number INTEGER PRIMARY KEY, input BLOB NOT NULL) STRICT;
-    CREATE TABLE journal (id TEXT NOT NULL, changes INTEGER NOT NULL) STRICT;
+    CREATE TABLE journal (id TEXT NOT NULL, changes INTEGER NOT NULL, newest INTEGER) STRICT;
 "];
 
 /// What the log may take of the disk when it is empty again.
@@ -32,16 +36,22 @@ const LOG_BYTES: u32 = 16 << 20;
 const BUSY: Duration = Duration::from_secs(5);
 
 /// An open file that no other process holds open.
-///
-/// The lock is a file of its own, because SQLite's locks end with each
-/// transaction. What was acknowledged is noted in it, so that a log that was
-/// lost or cut is noticed at the next start and not taken for an old file.
 #[derive(Debug)]
 pub(super) struct File {
     path: PathBuf,
-    lock: fs::File,
+    lock: Lock,
+    head: Head,
+}
+
+/// The one row of the table `journal`.
+#[derive(Debug)]
+struct Head {
+    /// Unlike that of any other file, but for copies of it.
     id: String,
+    /// How many changes were committed.
     changes: u64,
+    /// The latest time that one of them bears.
+    newest: Option<Timestamp>,
 }
 
 // === impl File ===
@@ -50,21 +60,22 @@ impl File {
     /// # Errors
     /// [`JournalError`] that says what is wrong and what to do.
     pub(super) fn open(path: &Path) -> Result<Self, JournalError> {
-        let path = absolute(path)?;
-        let lock = lock(&path)?;
-        let mut connection = open(&path, OpenFlags::SQLITE_OPEN_CREATE)?;
-        let prepared = prepare(&mut connection, &path)?;
-        // Each time, because the process that made the file may have died before.
-        sync_directory(&path)?;
-        let (id, changes) = prepared;
-        let file = Self {
-            path,
-            lock,
-            id,
-            changes,
-        };
+        Self::open_within(path, BUSY)
+    }
+
+    /// Opens it, and waits so long for those who read it.
+    pub(super) fn open_within(path: &Path, patience: Duration) -> Result<Self, JournalError> {
+        let path = settle(path)?;
+        let lock = Lock::take(&path)?;
+        let mut connection = open(&path, OpenFlags::empty())?;
+        if let Err(refusal) = check_owner(&connection, &path) {
+            lock.undo();
+            return Err(refusal);
+        }
+        let head = prepare(&mut connection, &path)?;
+        let file = Self { path, lock, head };
         file.check_complete()?;
-        empty_log(&connection, &file.path)?;
+        empty_log(&connection, &file.path, patience)?;
         Ok(file)
     }
 
@@ -74,36 +85,29 @@ impl File {
 
     /// How many changes the file held when it was opened.
     pub(super) fn changes(&self) -> u64 {
-        self.changes
+        self.head.changes
     }
 
-    /// Notes that so many changes are about to be acknowledged. The note is not
-    /// made durable: after a loss of power it may be older than the file, which
-    /// is no harm, but it is never newer.
+    /// The latest time that a change bore then.
+    pub(super) fn newest(&self) -> Option<Timestamp> {
+        self.head.newest
+    }
+
+    /// Notes that so many changes are about to be acknowledged.
     pub(super) fn acknowledge(&self, changes: u64) {
-        let note = format!("{:<10} {} {changes:020}\n", std::process::id(), self.id);
-        let mut lock = &self.lock;
-        // Without it a lost log would go unnoticed, and nothing else.
-        let _ = lock
-            .seek(SeekFrom::Start(0))
-            .and_then(|_| lock.write_all(note.as_bytes()));
+        self.lock.set_note(&self.head.id, changes);
     }
 
     fn check_complete(&self) -> Result<(), JournalError> {
-        let mut note = String::new();
-        let _ = (&self.lock).read_to_string(&mut note);
-        let mut words = note.split_whitespace().skip(1);
-        let (Some(id), Some(Ok(acknowledged))) =
-            (words.next(), words.next().map(str::parse::<u64>))
-        else {
-            return Ok(());
-        };
-        if id != self.id || acknowledged <= self.changes {
+        let note = self.lock.note().filter(|note| note.id == self.head.id);
+        let acknowledged = note.map_or(0, |note| note.changes);
+        if acknowledged <= self.head.changes {
             return Ok(());
         }
-        let (path, changes) = (self.path.display(), self.changes);
+        let (path, changes) = (self.path.display(), self.head.changes);
         Err(JournalError(format!(
-            "{path} holds {changes} changes, but {acknowledged} were acknowledged: its write-ahead log {path}-wal was lost or cut, or an older copy took its place; restore a backup, or remove {path}-lock to go on without the missing changes"
+            "{path} holds {changes} changes, but {acknowledged} were acknowledged: its write-ahead log {path}-wal was lost or cut, or an older copy took its place; {}; else restore a backup, or remove {path}-lock to go on without the missing changes",
+            restored(&self.path)
         )))
     }
 }
@@ -113,11 +117,16 @@ impl File {
 /// That process may have ended because an fsync of the log failed. The log can
 /// be read now all the same, from memory, and never reaches the disk unless it
 /// is written again: what is committed behind it would be lost with the power.
-fn empty_log(connection: &Connection, path: &Path) -> Result<(), JournalError> {
+///
+/// # Errors
+/// [`JournalError`] if somebody reads the log, so that it cannot begin anew.
+fn empty_log(connection: &Connection, path: &Path, patience: Duration) -> Result<(), JournalError> {
+    let at = |error: rusqlite::Error| describe(path, &error);
+    connection.busy_timeout(patience).map_err(at)?;
     let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0));
-    let is_busy: bool = emptied.map_err(|error| describe(path, &error))?;
+    let is_busy: bool = emptied.map_err(at)?;
     if is_busy {
-        warn!(path = %path.display(), "another program reads the file, so that its log goes on");
+        return Err(read_by_others(path));
     }
     Ok(())
 }
@@ -187,10 +196,9 @@ fn tune(connection: &Connection) -> rusqlite::Result<()> {
     ))
 }
 
-/// Checks whose file it is, and brings it to the present schema.
-fn prepare(connection: &mut Connection, path: &Path) -> Result<(String, u64), JournalError> {
+/// Brings a file of ours to the present schema.
+fn prepare(connection: &mut Connection, path: &Path) -> Result<Head, JournalError> {
     let at = |error: rusqlite::Error| describe(path, &error);
-    check_owner(connection, path)?;
     if connection.is_readonly(MAIN_DB).map_err(at)? {
         return Err(read_only(path));
     }
@@ -206,9 +214,13 @@ fn prepare(connection: &mut Connection, path: &Path) -> Result<(String, u64), Jo
     tune(connection).map_err(at)?;
     migrate(connection, &MIGRATIONS).map_err(at)?;
     connection
-        .query_row("SELECT id, changes FROM journal", [], |row| {
+        .query_row("SELECT id, changes, newest FROM journal", [], |row| {
             let changes: i64 = row.get(1)?;
-            Ok((row.get(0)?, u64::try_from(changes).unwrap_or(0)))
+            Ok(Head {
+                id: row.get(0)?,
+                changes: u64::try_from(changes).unwrap_or(0),
+                newest: row.get::<_, Option<i64>>(2)?.map(Timestamp::from_nanos),
+            })
         })
         .map_err(at)
 }
@@ -261,85 +273,49 @@ pub(super) fn migrate(connection: &mut Connection, migrations: &[&str]) -> rusql
     transaction.commit()
 }
 
-/// Two paths to one file must lead to one lock.
-fn absolute(path: &Path) -> Result<PathBuf, JournalError> {
-    if let Ok(whole) = path.canonicalize() {
-        return Ok(whole);
+/// Makes the file if there is none, and tells its one path: the log and the lock
+/// stand beside that, and two processes must not have two of them.
+fn settle(path: &Path) -> Result<PathBuf, JournalError> {
+    // Whoever closes a file loses all locks of the process on it, those of SQLite
+    // too. So one that is there is never opened here, and one that is not is made
+    // by one thread at a time.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let making = MAKING.lock();
+    if !path.exists() {
+        check_directory(path)?;
+        // If it is a link, what that leads to is made.
+        let made = fs::File::options().append(true).create(true).open(path);
+        made.map_err(|error| failed(path, &error))?;
     }
-    let parent = match path.parent() {
+    drop(making);
+    let at = |error: std::io::Error| failed(path, &error);
+    let whole = path.canonicalize().map_err(at)?;
+    let metadata = whole.metadata().map_err(at)?;
+    let shown = whole.display();
+    if !metadata.is_file() {
+        return Err(JournalError(format!(
+            "{shown} cannot be used: it is not a file"
+        )));
+    }
+    match metadata.nlink() {
+        0 | 1 => Ok(whole),
+        names => Err(JournalError(format!(
+            "{shown} has {names} names (hard links), and each of them would have a log and a lock of its own: remove the others, or copy it with `longrunning backup` and use the copy"
+        ))),
+    }
+}
+
+/// A clearer word than that the file is not found.
+fn check_directory(of: &Path) -> Result<(), JournalError> {
+    let parent = match of.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let name = path
-        .file_name()
-        .ok_or_else(|| JournalError(format!("{} is not the path of a file", path.display())))?;
     match parent.canonicalize() {
-        Ok(parent) => Ok(parent.join(name)),
+        Ok(_) => Ok(()),
         Err(error) => Err(JournalError(format!(
             "the directory {} cannot be used: {error}",
             parent.display()
         ))),
     }
-}
-
-fn lock(path: &Path) -> Result<fs::File, JournalError> {
-    let mut lock_path = path.as_os_str().to_owned();
-    lock_path.push("-lock");
-    let lock = fs::File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&lock_path)
-        .map_err(|error| failed(Path::new(&lock_path), &error))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(fs::TryLockError::WouldBlock) => {
-            let mut note = String::new();
-            let _ = (&lock).read_to_string(&mut note);
-            let holder = note.split_whitespace().next().unwrap_or("unknown");
-            Err(JournalError(format!(
-                "{} is in use by another process (pid {holder}): stop it first, or choose another path",
-                path.display()
-            )))
-        }
-        Err(fs::TryLockError::Error(error)) => Err(failed(Path::new(&lock_path), &error)),
-    }
-}
-
-pub(super) fn failed(path: &Path, error: &io::Error) -> JournalError {
-    match error.kind() {
-        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => read_only(path),
-        _ => JournalError(format!("{} cannot be used: {error}", path.display())),
-    }
-}
-
-fn read_only(path: &Path) -> JournalError {
-    JournalError(format!(
-        "{} cannot be written: give this user the right to write the file and its directory",
-        path.display()
-    ))
-}
-
-/// What an error of SQLite means for whoever has to mend it.
-pub(super) fn describe(path: &Path, error: &rusqlite::Error) -> JournalError {
-    let shown = path.display();
-    JournalError(match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => format!(
-            "{shown} is not a SQLite file, or its beginning is damaged: choose another path, or restore a backup"
-        ),
-        Some(ErrorCode::DatabaseCorrupt) => format!(
-            "{shown} is damaged ({error}): restore a backup, or save what can be read with `longrunning backup --salvage`"
-        ),
-        Some(ErrorCode::DiskFull) => format!("the disk of {shown} is full: make room"),
-        Some(ErrorCode::ReadOnly) => return read_only(path),
-        Some(ErrorCode::CannotOpen) => format!(
-            "{shown} cannot be opened: check that it is a file, and that this user may read and write it and its directory"
-        ),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            format!("{shown} is locked by another program: end that first")
-        }
-        Some(ErrorCode::SystemIoFailure) => format!("the disk of {shown} fails: {error}"),
-        _ => format!("{shown} cannot be used: {error}"),
-    })
 }

@@ -17,7 +17,10 @@ use rusqlite::Connection;
 use tokio::time::Instant;
 use tracing::{info, info_span};
 
-use super::file::{connect, describe};
+use super::{
+    file::connect,
+    refusal::{describe, restored},
+};
 use crate::{
     journal::journal::JournalError,
     operation::{operation::Operation, record::Reader},
@@ -86,7 +89,7 @@ pub(super) fn all(
             let Ok(batch) = next else { return Ok(()) };
             for row in &batch {
                 let operation = row.decode(&mut reader).map_err(|damage| {
-                    JournalError(format!("{}: {damage}; restore a backup, or save what can be read with `longrunning backup --salvage`", path.display()))
+                    JournalError(format!("{}: {damage}; {}; else restore a backup, or save what can be read with `longrunning backup --salvage`", path.display(), restored(path)))
                 })?;
                 show(operation);
             }

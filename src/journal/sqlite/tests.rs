@@ -1,10 +1,13 @@
-//! What only the file shows: how it is opened, what is refused, what is noticed.
+//! What only the file shows: what is kept, what is damaged, what is copied. How it
+//! is opened is in `opening`, what it takes of the disk in `room`.
 #![cfg(feature = "cli")]
+
+mod opening;
+mod room;
 
 use std::{fs, path::PathBuf, sync::Arc};
 
 use parking_lot::Mutex;
-use rusqlite::params;
 use tempfile::TempDir;
 
 use super::*;
@@ -61,7 +64,9 @@ fn operation(number: u64, input: usize) -> Arc<Operation> {
         not_before: None,
         holder: None,
     };
-    Arc::new(Operation::new(birth, Timestamp::from_nanos(7)))
+    // The time says which one it is.
+    let now = Timestamp::from_nanos(i64::try_from(number).unwrap());
+    Arc::new(Operation::new(birth, now))
 }
 
 /// What becomes of a change.
@@ -72,7 +77,12 @@ async fn keep(journal: &SqliteJournal, entry: Entry) -> Result<(), JournalError>
 }
 
 async fn put(journal: &SqliteJournal, numbers: std::ops::Range<u64>) {
-    let puts = numbers.map(|number| keep(journal, Entry::Put(operation(number, 10))));
+    put_large(journal, numbers, 10).await;
+}
+
+/// With inputs of so many bytes.
+async fn put_large(journal: &SqliteJournal, numbers: std::ops::Range<u64>, input: usize) {
+    let puts = numbers.map(|number| keep(journal, Entry::Put(operation(number, input))));
     for kept in futures_util::future::join_all(puts).await {
         kept.unwrap();
     }
@@ -86,6 +96,15 @@ async fn replayed(journal: &SqliteJournal) -> Result<Vec<u64>, JournalError> {
     let mut seen = std::mem::take(&mut *seen.lock());
     seen.sort_unstable();
     Ok(seen)
+}
+
+/// A connection in the middle of reading.
+fn reading(path: &std::path::Path) -> rusqlite::Connection {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    connection
+        .execute_batch("BEGIN; SELECT count(*) FROM journal")
+        .unwrap();
+    connection
 }
 
 /// What a `kill -9` leaves behind: the log as it is, and no lock.
@@ -122,93 +141,6 @@ async fn what_was_kept_is_there_again_and_what_was_forgotten_is_not() {
 }
 
 #[tokio::test]
-async fn a_second_process_is_refused_and_told_who_has_the_file() {
-    let place = Place::new();
-    let journal = place.open().unwrap();
-    let refusal = place.refusal();
-    let pid = std::process::id().to_string();
-    assert!(
-        refusal.contains("in use") && refusal.contains(&pid),
-        "{refusal}"
-    );
-    // By another path too.
-    let link = place.0.path().join("link.db");
-    std::os::unix::fs::symlink(place.path(), &link).unwrap();
-    assert!(SqliteJournal::open(&link).is_err());
-    drop(journal);
-    place.open().unwrap();
-}
-
-#[test]
-fn files_of_others_and_of_newer_versions_are_refused_and_not_touched() {
-    let place = Place::new();
-    fs::write(place.path(), "a letter to my mother, which is long enough to be read as the head of a file, and is none at all").unwrap();
-    assert!(place.refusal().contains("not a SQLite file"));
-    fs::remove_file(place.path()).unwrap();
-
-    place.sql("CREATE TABLE letters (text TEXT)");
-    let before = fs::read(place.path()).unwrap();
-    assert!(
-        place.refusal().contains("another program"),
-        "{}",
-        place.refusal()
-    );
-    assert_eq!(fs::read(place.path()).unwrap(), before);
-    fs::remove_file(place.path()).unwrap();
-
-    drop(place.open().unwrap());
-    place.sql("PRAGMA user_version = 99");
-    assert!(
-        place.refusal().contains("newer longrunning"),
-        "{}",
-        place.refusal()
-    );
-
-    let nowhere = SqliteJournal::open(place.0.path().join("no/such.db")).unwrap_err();
-    assert!(nowhere.to_string().contains("directory"), "{nowhere}");
-    let directory = SqliteJournal::open(place.0.path()).unwrap_err();
-    assert!(directory.to_string().contains("cannot be"), "{directory}");
-}
-
-#[tokio::test]
-async fn a_log_that_was_lost_or_cut_is_noticed() {
-    for cut in [None, Some(0), Some(5_000)] {
-        let place = Place::new();
-        let journal = place.open().unwrap();
-        put(&journal, 1..100).await;
-        let place = crash(&place, journal);
-        match cut {
-            None => fs::remove_file(place.beside("-wal")).unwrap(),
-            Some(length) => {
-                let log = fs::File::options().write(true).open(place.beside("-wal"));
-                log.unwrap().set_len(length).unwrap();
-            }
-        }
-        let refusal = place.refusal();
-        assert!(refusal.contains("were acknowledged"), "{refusal}");
-        // The way out that the text names.
-        fs::remove_file(place.beside("-lock")).unwrap();
-        place.open().unwrap();
-    }
-}
-
-#[tokio::test]
-async fn a_log_that_is_whole_is_taken_over_and_so_is_a_fresh_file() {
-    let place = Place::new();
-    let journal = place.open().unwrap();
-    put(&journal, 1..100).await;
-    let place = crash(&place, journal);
-    let journal = place.open().unwrap();
-    assert_eq!(replayed(&journal).await.unwrap().len(), 99);
-    drop(journal);
-    // Who removes the file and leaves the lock wants to begin anew.
-    fs::remove_file(place.path()).unwrap();
-    let _ = fs::remove_file(place.beside("-wal"));
-    let journal = place.open().unwrap();
-    assert!(replayed(&journal).await.unwrap().is_empty());
-}
-
-#[tokio::test]
 async fn a_damaged_record_is_noticed_named_and_can_be_left_behind() {
     let place = Place::new();
     let journal = place.open().unwrap();
@@ -228,6 +160,7 @@ async fn a_damaged_record_is_noticed_named_and_can_be_left_behind() {
     assert_eq!((count, lost.len()), (998, 1), "{lost:?}");
     let journal = SqliteJournal::open(&saved).unwrap();
     assert_eq!(replayed(&journal).await.unwrap().len(), 998);
+    assert_eq!(journal.newest(), Some(Timestamp::from_nanos(999)));
 }
 
 #[tokio::test]
@@ -291,47 +224,35 @@ async fn a_backup_is_one_moment_of_a_file_that_is_written_meanwhile() {
     assert_eq!(replayed(&journal).await.unwrap().len(), 2999);
 }
 
-#[tokio::test]
-async fn the_log_stays_short_while_commits_go_on() {
+#[test]
+fn a_copy_that_cannot_be_put_into_one_file_is_an_error_and_leaves_nothing() {
     let place = Place::new();
-    let journal = place.open().unwrap();
-    let mut longest = 0;
-    for round in 0..300 {
-        put(&journal, round * 100 + 1..round * 100 + 101).await;
-        let log = fs::metadata(place.beside("-wal")).unwrap().len();
-        longest = longest.max(log);
+    let partial = place.beside(".partial");
+    let reader = Mutex::new(None);
+    // Somebody looks at the unfinished copy, so that its log cannot be emptied.
+    let refused = copy::write_whole(&place.path(), |partial| {
+        let connection = file::create(partial)?;
+        *reader.lock() = Some(reading(partial));
+        connection
+            .execute_batch("UPDATE journal SET changes = 1")
+            .unwrap();
+        connection.busy_timeout(Duration::from_millis(10)).unwrap();
+        copy::finish(connection, partial)
+    });
+    let refusal = refused.unwrap_err().to_string();
+    assert!(refusal.contains("another program"), "{refusal}");
+    drop(reader);
+    for suffix in ["", ".partial", ".partial-wal", ".partial-shm"] {
+        assert!(!place.beside(suffix).exists(), "{suffix}");
     }
-    assert!(longest < 4 * 2048 * 4096, "{longest}");
-    assert_eq!(replayed(&journal).await.unwrap().len(), 30_000);
+    assert!(!partial.exists());
 }
 
-#[tokio::test]
-async fn a_file_of_an_older_schema_is_brought_up_once_or_not_at_all() {
-    let mut connection = rusqlite::Connection::open_in_memory().unwrap();
-    let version = |connection: &rusqlite::Connection| -> i64 {
-        connection
-            .pragma_query_value(None, "user_version", |row| row.get(0))
-            .unwrap()
-    };
-    let base = "CREATE TABLE journal (id TEXT, changes INTEGER);";
-    file::migrate(&mut connection, &[base]).unwrap();
-    file::migrate(&mut connection, &[base]).unwrap();
-    assert_eq!(version(&connection), 1);
-    let more = "ALTER TABLE journal ADD COLUMN more TEXT";
-    file::migrate(&mut connection, &[base, more]).unwrap();
-    assert_eq!(version(&connection), 2);
-    assert!(
-        file::migrate(
-            &mut connection,
-            &[base, more, "CREATE TABLE x (y)", "nonsense"]
-        )
-        .is_err()
-    );
-    assert_eq!(version(&connection), 2);
-    let tables = connection.query_row(
-        "SELECT count(*) FROM sqlite_schema WHERE name = 'x'",
-        params![],
-        |row| row.get::<_, i64>(0),
-    );
-    assert_eq!(tables.unwrap(), 0);
+#[test]
+fn a_copy_beside_the_log_of_another_file_is_refused() {
+    let (from, place) = (Place::new(), Place::new());
+    drop(from.open().unwrap());
+    fs::write(place.beside("-wal"), "of a file that was removed").unwrap();
+    let refusal = copy::backup(&from.path(), &place.path()).unwrap_err();
+    assert!(refusal.to_string().contains("-wal exists"), "{refusal}");
 }

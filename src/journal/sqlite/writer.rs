@@ -1,5 +1,6 @@
-//! What a transaction does: the rows of many changes, one fsync. It also keeps
-//! the write-ahead log short, without holding commits up.
+//! What a transaction does: the rows of many changes, one fsync. It also finds
+//! out when a trouble with the disk is over, and keeps the write-ahead log short,
+//! without holding commits up.
 
 use std::{
     borrow::Cow,
@@ -8,23 +9,19 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use rusqlite::{Connection, ToSql, TransactionBehavior, hooks::Wal};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::Instant};
 use tracing::warn;
 
-use super::file::{File, connect, describe};
-use crate::{
-    journal::journal::{Entry, JournalError},
-    operation::{
-        operation::Operation,
-        record::{encode, encode_input, encode_with_input},
-    },
+use super::{
+    file::{File, connect, sync_directory},
+    refusal::describe,
+    row::{Input, Row},
 };
-
-/// An input of more bytes is not written again with each change.
-const SMALL_INPUT: usize = 1024;
+use crate::{clock::Timestamp, journal::journal::JournalError};
 
 /// The log is moved into the file when it has so many pages of 4 KiB.
 const LOG_PAGES: u32 = 2048;
@@ -33,7 +30,20 @@ const PUT: &str = "INSERT OR REPLACE INTO operations (number, record) VALUES (?1
 const PUT_INPUT: &str = "INSERT OR REPLACE INTO inputs (number, input) VALUES (?1, ?2)";
 const FORGET: &str = "DELETE FROM operations WHERE number = ?1";
 const FORGET_INPUT: &str = "DELETE FROM inputs WHERE number = ?1";
-const COUNT: &str = "UPDATE journal SET changes = ?1";
+const COUNT: &str = "UPDATE journal SET changes = ?1, newest = ?2";
+const FILL: &str = "INSERT INTO inputs (number, input) VALUES (?1, zeroblob(?2))";
+
+/// Numbers of operations begin with 1.
+const FILLER: i64 = 0;
+
+/// How long the writer waits before it tries again what could not be kept.
+pub(super) const PAUSE: Duration = Duration::from_millis(500);
+
+/// SQLite writes pages.
+const PAGE: usize = 4096;
+
+/// The most that is written to find out whether a trouble is over.
+const MOST: usize = 64 << 20;
 
 /// Writes changes, and holds the file open.
 #[derive(Debug)]
@@ -41,6 +51,9 @@ pub(super) struct Writer {
     connection: Connection,
     /// How many changes were committed since the file was made.
     changes: u64,
+    /// The latest time that one of them bears.
+    newest: Option<Timestamp>,
+    trouble: Option<Trouble>,
     log: Arc<Log>,
     /// Whether a thread moves the log into the file.
     is_moving: bool,
@@ -50,6 +63,16 @@ pub(super) struct Writer {
     file: File,
 }
 
+/// Changes could not be kept, and it is not known that they can be again.
+#[derive(Debug)]
+struct Trouble {
+    error: JournalError,
+    /// How much could not be written.
+    bytes: usize,
+    /// When it is tried again.
+    next: Instant,
+}
+
 /// The write-ahead log.
 #[derive(Debug, Default)]
 struct Log {
@@ -57,84 +80,6 @@ struct Log {
     pages: AtomicU32,
     /// Whether the thread is through.
     is_moved: AtomicBool,
-}
-
-/// A change as it is written.
-#[derive(Clone, Debug)]
-pub(super) enum Row {
-    Put {
-        number: i64,
-        record: Vec<u8>,
-        input: Input,
-    },
-    Forget {
-        number: i64,
-    },
-}
-
-/// What becomes of an input that is kept beside the record.
-#[derive(Clone, Debug)]
-pub(super) enum Input {
-    /// It stays as it is, or there is none.
-    Same,
-    New(Vec<u8>),
-    /// Nobody needs it any more.
-    Gone,
-}
-
-// === impl Row ===
-
-impl Row {
-    pub(super) fn of(entry: &Entry) -> Self {
-        match entry {
-            Entry::Put(operation) | Entry::Renew(operation) => Self::put(operation),
-            Entry::Forget(operation) => Self::Forget {
-                number: key(operation),
-            },
-        }
-    }
-
-    fn put(operation: &Operation) -> Self {
-        let large = operation.input().filter(|input| SMALL_INPUT < input.size());
-        let (record, input) = match large {
-            None => (
-                encode_with_input(operation),
-                if operation.is_done() {
-                    Input::Gone
-                } else {
-                    Input::Same
-                },
-            ),
-            Some(input) if operation.revision() == 0 => (
-                encode(operation),
-                Input::New(encode_input(operation.number(), input)),
-            ),
-            Some(_) => (encode(operation), Input::Same),
-        };
-        Self::Put {
-            number: key(operation),
-            record,
-            input,
-        }
-    }
-
-    /// How many bytes it holds.
-    pub(super) fn size(&self) -> usize {
-        match self {
-            Self::Put {
-                record,
-                input: Input::New(input),
-                ..
-            } => record.len() + input.len(),
-            Self::Put { record, .. } => record.len(),
-            Self::Forget { .. } => 0,
-        }
-    }
-}
-
-/// Numbers are handed out one by one, from 1: they fit.
-fn key(operation: &Operation) -> i64 {
-    i64::try_from(operation.number()).unwrap_or(i64::MAX)
 }
 
 // === impl Writer ===
@@ -158,6 +103,8 @@ impl Writer {
             .map_err(|error| describe(file.path(), &error))?;
         let mut writer = Self {
             changes: file.changes(),
+            newest: file.newest(),
+            trouble: None,
             connection,
             log,
             is_moving: false,
@@ -165,7 +112,11 @@ impl Writer {
             file,
         };
         // A full or read-only disk is noticed now and not by a caller.
-        writer.commit([].into_iter())?;
+        writer.probe(1)?;
+        // The names of the file and of its log must survive the loss of power too.
+        // SQLite sees to that, but goes on when it fails. Each time, because a log
+        // that the process before made may be there already.
+        sync_directory(writer.path())?;
         Ok(writer)
     }
 
@@ -173,20 +124,98 @@ impl Writer {
         self.file.path()
     }
 
-    /// Keeps all of the rows, or none.
+    /// The latest time that a kept change bears.
+    pub(super) fn newest(&self) -> Option<Timestamp> {
+        self.newest
+    }
+
+    /// Why changes cannot be kept at present.
+    pub(super) fn trouble(&self) -> Option<&JournalError> {
+        self.trouble.as_ref().map(|trouble| &trouble.error)
+    }
+
+    /// Keeps all of the rows, or none. In a trouble, it also finds out whether
+    /// that is over, with or without rows.
     ///
     /// # Errors
     /// [`JournalError`] if they cannot be kept now.
     pub(super) fn commit<'a>(
         &mut self,
+        rows: impl ExactSizeIterator<Item = Cow<'a, Row>> + Clone,
+    ) -> Result<(), JournalError> {
+        let kept = match rows.len() {
+            0 => Ok(()),
+            _ => self.keep(rows.clone()),
+        };
+        match &kept {
+            Ok(()) if self.trouble.is_none() => {}
+            Ok(()) => self.heal(footprint(rows)),
+            Err(error) => self.suffer(error.clone(), footprint(rows)),
+        }
+        kept
+    }
+
+    fn keep<'a>(
+        &mut self,
         rows: impl ExactSizeIterator<Item = Cow<'a, Row>>,
     ) -> Result<(), JournalError> {
         let changes = self.changes + rows.len() as u64;
-        write(&mut self.connection, rows, changes)
+        let newest = write(&mut self.connection, rows, changes, self.newest)
             .map_err(|error| describe(self.file.path(), &error))?;
-        self.changes = changes;
+        (self.changes, self.newest) = (changes, newest);
         self.file.acknowledge(changes);
         Ok(())
+    }
+
+    fn suffer(&mut self, error: JournalError, bytes: usize) {
+        let before = self.trouble.as_ref().map_or(0, |trouble| trouble.bytes);
+        self.trouble = Some(Trouble {
+            error,
+            bytes: bytes.max(before).min(MOST),
+            next: Instant::now() + PAUSE,
+        });
+    }
+
+    /// Ends a trouble, if as much can be written as could not be.
+    ///
+    /// Less would prove nothing: on a full disk, what fits into a log that is
+    /// longer than its contents can be written all the same. So small changes are
+    /// kept while large ones are refused, and the trouble goes on.
+    fn heal(&mut self, written: usize) {
+        let Some(trouble) = &self.trouble else { return };
+        let bytes = trouble.bytes;
+        if written < bytes {
+            if Instant::now() < trouble.next {
+                return;
+            }
+            if let Err(error) = self.probe(bytes) {
+                return self.suffer(error, bytes);
+            }
+        }
+        self.trouble = None;
+    }
+
+    /// Writes so much, and takes it out again. In two transactions, because pages
+    /// that come and go in one are not written. The file grows by it, no more
+    /// than it would have for the changes that were refused, and uses that space
+    /// for others.
+    fn probe(&mut self, bytes: usize) -> Result<(), JournalError> {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        for is_in in [true, false] {
+            fill(&mut self.connection, bytes, is_in)
+                .map_err(|error| describe(self.file.path(), &error))?;
+        }
+        Ok(())
+    }
+
+    /// Lets the file have so many pages, as if the disk had no room for more.
+    /// Returns how many it could have before.
+    #[cfg(test)]
+    pub(super) fn limit(&self, pages: u32) -> u32 {
+        let pragma = |sql: &str| self.connection.query_row(sql, [], |row| row.get(0));
+        let before = pragma("PRAGMA max_page_count").expect("it can be asked");
+        let _: u32 = pragma(&format!("PRAGMA max_page_count = {pages}")).expect("it can be set");
+        before
     }
 
     /// Shortens the log when it is long. To move it into the file takes an
@@ -224,11 +253,13 @@ fn move_log(path: &Path, connection: &Connection) {
     }
 }
 
+/// Writes them, and returns the latest time that a change bears now.
 fn write<'a>(
     connection: &mut Connection,
     rows: impl Iterator<Item = Cow<'a, Row>>,
     changes: u64,
-) -> rusqlite::Result<()> {
+    mut newest: Option<Timestamp>,
+) -> rusqlite::Result<Option<Timestamp>> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let run = |sql: &str, values: &[&dyn ToSql]| transaction.prepare_cached(sql)?.execute(values);
     for row in rows {
@@ -237,7 +268,9 @@ fn write<'a>(
                 number,
                 record,
                 input,
+                time,
             } => {
+                newest = newest.max(Some(*time));
                 run(PUT, &[number, record])?;
                 match input {
                     Input::Same => 0,
@@ -251,6 +284,25 @@ fn write<'a>(
             }
         }
     }
-    run(COUNT, &[&i64::try_from(changes).unwrap_or(i64::MAX)])?;
+    let changes = i64::try_from(changes).unwrap_or(i64::MAX);
+    run(COUNT, &[&changes, &newest.map(Timestamp::nanos)])?;
+    transaction.commit()?;
+    Ok(newest)
+}
+
+/// Puts a row in that no operation has, or takes it out.
+fn fill(connection: &mut Connection, bytes: i64, is_in: bool) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // One may have been left. SQLite does not write a row that is the same again.
+    transaction.execute(FORGET_INPUT, [FILLER])?;
+    if is_in {
+        transaction.execute(FILL, [FILLER, bytes])?;
+    }
     transaction.commit()
+}
+
+/// How much is written for them, about: what they hold, and for each the rest of
+/// a page of each table.
+fn footprint<'a>(rows: impl Iterator<Item = Cow<'a, Row>>) -> usize {
+    rows.map(|row| row.size() + 2 * PAGE).sum()
 }

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::Code;
 
 use crate::support::{
-    disk::{Class, Course, Disk, POWER_CUT, Point},
+    disk::{Class, Course, Disk, Fault, POWER_CUT, Point},
     get,
     ledger::{Effect, Ledger},
     shop::{beat, failure, finish, look, seconds, self_executed, with_input},
@@ -25,8 +25,12 @@ use crate::support::{
     text,
 };
 
-/// How long a server may need to notice that its disk works again.
-const HEALING: Duration = Duration::from_secs(60);
+/// Longer than a server takes to try again, or to notice the loss of power, even
+/// on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// So many calls fail after a refusal, one each time that the server tries again.
+const TRIES: u64 = 3;
 
 /// A step, of the operation with this id.
 #[derive(Clone, Copy, Debug)]
@@ -58,14 +62,13 @@ pub(super) struct Story {
     pub(super) not_started: usize,
     /// Whether the server ended while changes were refused: they may be there.
     is_shaken: bool,
+    /// Whether it said that changes can be kept again before the disk was mended.
+    has_healed: bool,
 }
 
 /// The power is lost, as it seems: what was heard last.
 #[derive(Debug)]
 pub(super) struct Cut(pub(super) String);
-
-/// How long a server without power may seem to have some.
-const DYING: Duration = Duration::from_secs(30);
 
 /// What came of a step.
 enum Told {
@@ -100,6 +103,7 @@ impl Story {
             refused: 0,
             not_started: 0,
             is_shaken: false,
+            has_healed: false,
         }
     }
 
@@ -113,7 +117,10 @@ impl Story {
             }
             loop {
                 match self.step(*step, &serving).await {
-                    Ok(Told::Done) => break,
+                    Ok(Told::Done) => {
+                        self.has_healed = false;
+                        break;
+                    }
                     Ok(Told::Refused) => serving = self.mend(serving).await?,
                     // Nobody can go on with it.
                     Ok(Told::Taken) => {
@@ -121,7 +128,7 @@ impl Story {
                         return Ok(());
                     }
                     Err(cut) => {
-                        let ended = timeout(DYING, serving.end()).await;
+                        let ended = timeout(PATIENCE, serving.end()).await;
                         let ended = ended.unwrap_or_else(|_| panic!("{step:?}: {cut:?}"));
                         assert_eq!(ended.status.code(), Some(POWER_CUT), "{ended:?}");
                         return Err(cut);
@@ -224,6 +231,10 @@ impl Story {
     /// A trouble that lasts is told to operators, and its end too.
     async fn mend(&mut self, serving: Serving) -> Result<Serving, Cut> {
         let point = self.point.expect("nothing is refused without a fault");
+        assert!(
+            !self.has_healed,
+            "{point:?}: it said that changes can be kept again, and refuses the same"
+        );
         let is_first = self.refused == 1 && point.course != Course::Once;
         // Other calls need not be made again.
         if is_first && matches!(point.class, Class::Write | Class::Sync) {
@@ -249,14 +260,41 @@ impl Story {
             self.ledger.settle(&there);
             return Ok(serving);
         }
+        if is_first && matches!(point.class, Class::Write | Class::Sync) {
+            self.has_healed = self.lasts(point, &serving).await?;
+            if self.has_healed {
+                return Ok(serving);
+            }
+        }
         self.disk.mend();
         // Nobody asks for a change meanwhile: the server finds out by itself.
-        let deadline = Instant::now() + HEALING;
+        let deadline = Instant::now() + PATIENCE;
         while !ready(&serving).await?.starts_with("HTTP/1.1 200") {
             assert!(Instant::now() < deadline, "{point:?}: it does not heal");
             sleep(Duration::from_millis(20)).await;
         }
         Ok(serving)
+    }
+
+    /// The trouble goes on while the disk does not work: however often the server
+    /// tries, it does not say anything else. Returns whether it did.
+    async fn lasts(&mut self, point: Point, serving: &Serving) -> Result<bool, Cut> {
+        let enough = self.disk.failed() + TRIES;
+        let deadline = Instant::now() + PATIENCE;
+        while self.disk.failed() < enough {
+            let ready = ready(serving).await?;
+            if ready.starts_with("HTTP/1.1 200") {
+                // A full disk has room again when the log was moved meanwhile. If
+                // so, the change that was refused is not refused again.
+                assert_eq!(point.fault, Fault::Full, "{point:?}: the disk still fails");
+                return Ok(true);
+            }
+            assert!(Instant::now() < deadline, "{point:?}: it does not try");
+            sleep(Duration::from_millis(20)).await;
+        }
+        let ready = ready(serving).await?;
+        assert!(ready.starts_with("HTTP/1.1 503"), "{point:?}: {ready}");
+        Ok(false)
     }
 
     async fn call(&mut self, step: Step, serving: &Serving) -> Result<Answer, Fail> {

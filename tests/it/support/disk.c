@@ -8,10 +8,15 @@
  *   DISK_CONTROL    the control file
  *   DISK_DURABLE    a directory for what would survive a loss of power
  *
+ * What a file holds survives when it was synced; that it is there under its name,
+ * when its directory was, after that. POSIX promises no more, though many file
+ * systems do. A removal survives at once: what is removed is of no use.
+ *
  * The calls that SQLite makes on memory that is mapped (of the -shm file) are not
  * seen, and neither are locks: none of that is on the disk after a loss of power.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -26,7 +31,8 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-enum class { OPEN, READ, WRITE, SYNC, TRUNCATE, UNLINK, CLASSES = 8 };
+/* To sync a directory is to keep names. */
+enum class { OPEN, READ, WRITE, SYNC, TRUNCATE, UNLINK, NAMES, RENAME, CLASSES = 8 };
 enum fault { NONE, FAIL, FULL, SHORT, CUT, LIE };
 
 /* The exit code of a machine without power. */
@@ -64,8 +70,9 @@ static const char *directory;
 static size_t directory_length;
 static const char *durable;
 static struct file files[FILES];
-/* What is watched but not kept: the directory itself, and the -shm file. */
+/* What is watched but not kept: the -shm file. */
 static struct file fleeting = {.durable = -1};
+static struct file the_directory = {.durable = -1};
 static struct file *opened[DESCRIPTORS];
 
 static int (*real_open)(const char *, int, ...);
@@ -77,6 +84,7 @@ static ssize_t (*real_pwrite)(int, const void *, size_t, off_t);
 static int (*real_fsync)(int);
 static int (*real_ftruncate)(int, off_t);
 static int (*real_unlink)(const char *);
+static int (*real_rename)(const char *, const char *);
 
 static void *symbol(const char *name) {
     void *found = dlsym(RTLD_NEXT, name);
@@ -96,6 +104,7 @@ __attribute__((constructor)) static void begin(void) {
     real_fsync = symbol("fsync");
     real_ftruncate = symbol("ftruncate64");
     real_unlink = symbol("unlink");
+    real_rename = symbol("rename");
     real_open = symbol("open64");
     const char *path = getenv("DISK_CONTROL");
     directory = getenv("DISK_DIRECTORY");
@@ -139,9 +148,25 @@ static int fail(enum fault fault) {
     return -1;
 }
 
-static struct file *find(const char *name) {
+static int is_fleeting(const char *name) {
     size_t length = strlen(name);
-    if (length == 0 || (4 < length && strcmp(name + length - 4, "-shm") == 0))
+    return 4 < length && strcmp(name + length - 4, "-shm") == 0;
+}
+
+/* Where something about a file is kept: what of it survives (""), which pages
+   do not (".dirty"), and that its name does (".named"). */
+static const char *kept(const char *name, const char *what) {
+    static char path[2][4096];
+    static int turn;
+    turn = !turn;
+    snprintf(path[turn], sizeof path[turn], "%s/%s%s", durable, name, what);
+    return path[turn];
+}
+
+static struct file *find(const char *name) {
+    if (!*name)
+        return &the_directory;
+    if (is_fleeting(name))
         return &fleeting;
     struct file *unused = NULL;
     for (int i = 0; i < FILES; i++) {
@@ -150,11 +175,8 @@ static struct file *find(const char *name) {
         if (!unused && !files[i].name[0])
             unused = &files[i];
     }
-    char path[4096];
-    snprintf(path, sizeof path, "%s/%s", durable, name);
-    int fd = real_open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    strncat(path, ".dirty", sizeof path - strlen(path) - 1);
-    int dirty = real_open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    int fd = real_open(kept(name, ""), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    int dirty = real_open(kept(name, ".dirty"), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (!unused || fd < 0 || dirty < 0 || real_ftruncate(dirty, PAGES) != 0)
         abort();
     unused->durable = fd;
@@ -249,11 +271,11 @@ static ssize_t allowed(int fd, size_t length, off_t offset) {
         return length; /* What is there already needs no room. */
     if (fault == FULL && !control->lasts)
         control->is_full = 1;
-    if ((fault == FULL || fault == SHORT) && 1 < length) {
+    /* On a disk that stays full, only the first finds a little room. */
+    int is_part = !control->lasts || control->failed == 0;
+    if ((fault == FULL || fault == SHORT) && 1 < length && is_part) {
         control->failed++;
-        /* On a disk that stays full, only the first finds a little room. */
-        if (!control->lasts || control->failed == 1)
-            return length / 2;
+        return length / 2;
     }
     return fault ? fail(fault) : (ssize_t)length;
 }
@@ -300,17 +322,35 @@ static void make_durable(struct file *file, int fd) {
     }
 }
 
+/* From now on whatever is in the directory survives under its name. */
+static void keep_names(void) {
+    DIR *listed = opendir(directory);
+    if (!listed)
+        abort();
+    for (struct dirent *entry; (entry = readdir(listed));) {
+        if (entry->d_name[0] == '.' || is_fleeting(entry->d_name))
+            continue;
+        int fd = real_open(kept(entry->d_name, ".named"), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+        if (fd < 0)
+            abort();
+        real_close(fd);
+    }
+    closedir(listed);
+}
+
 int fsync(int fd) {
     begin();
     struct file *file = watched_fd(fd);
     if (!file)
         return real_fsync(fd);
     pthread_mutex_lock(&mutex);
-    enum fault fault = fate(SYNC);
+    enum fault fault = fate(file == &the_directory ? NAMES : SYNC);
     if (fault == LIE) {
         pthread_mutex_unlock(&mutex);
         return 0;
     }
+    if (!fault && file == &the_directory)
+        keep_names();
     if (!fault && file->dirty)
         make_durable(file, fd);
     /* After a failure the kernel takes the pages for clean all the same: what is
@@ -354,11 +394,9 @@ int unlink(const char *path) {
     int done = fault ? fail(fault) : real_unlink(path);
     struct file *file = done == 0 ? find(name) : &fleeting;
     if (file != &fleeting) {
-        char kept[4096];
-        snprintf(kept, sizeof kept, "%s/%s", durable, name);
-        real_unlink(kept);
-        strncat(kept, ".dirty", sizeof kept - strlen(kept) - 1);
-        real_unlink(kept);
+        real_unlink(kept(name, ""));
+        real_unlink(kept(name, ".dirty"));
+        real_unlink(kept(name, ".named"));
         /* Descriptors that are still open write to nobody's file. */
         for (int fd = 0; fd < DESCRIPTORS; fd++)
             if (opened[fd] == file)
@@ -366,6 +404,27 @@ int unlink(const char *path) {
         real_close(file->durable);
         munmap(file->dirty, PAGES);
         memset(file, 0, sizeof *file);
+    }
+    pthread_mutex_unlock(&mutex);
+    return done;
+}
+
+/* Only to a name that nobody has. Until the directory is synced, neither survives. */
+int rename(const char *from, const char *to) {
+    begin();
+    const char *old = watched(from), *new = watched(to);
+    if (!old || !new)
+        return real_rename(from, to);
+    pthread_mutex_lock(&mutex);
+    enum fault fault = fate(RENAME);
+    int done = fault ? fail(fault) : real_rename(from, to);
+    if (done == 0) {
+        struct file *file = find(old);
+        if (real_rename(kept(old, ""), kept(new, "")) != 0 ||
+            real_rename(kept(old, ".dirty"), kept(new, ".dirty")) != 0)
+            abort();
+        real_unlink(kept(old, ".named"));
+        snprintf(file->name, sizeof file->name, "%s", new);
     }
     pthread_mutex_unlock(&mutex);
     return done;

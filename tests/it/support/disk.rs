@@ -29,6 +29,9 @@ pub(crate) enum Class {
     Sync,
     Truncate,
     Unlink,
+    /// A directory is made durable, and with it the names in it.
+    Names,
+    Rename,
 }
 
 /// What happens at a call.
@@ -69,6 +72,16 @@ pub(crate) enum Course {
     Stopped,
 }
 
+/// A file on a disk.
+struct Kept {
+    /// What programs see.
+    cached: Vec<u8>,
+    /// What would survive a loss of power.
+    durable: Vec<u8>,
+    /// Whether its name would.
+    is_named: bool,
+}
+
 /// A disk; its files go when it is dropped.
 pub(crate) struct Disk {
     root: tempfile::TempDir,
@@ -77,13 +90,15 @@ pub(crate) struct Disk {
 }
 
 impl Class {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Open,
         Self::Read,
         Self::Write,
         Self::Sync,
         Self::Truncate,
         Self::Unlink,
+        Self::Names,
+        Self::Rename,
     ];
 }
 
@@ -165,22 +180,26 @@ impl Disk {
 
     /// A copy of what programs see after the death of this one.
     pub(crate) fn copy(&self) -> tempfile::TempDir {
-        self.copy_with(|_, cached| cached.to_vec())
+        self.copy_with(|kept| Some(kept.cached))
     }
 
     /// A copy of what is left when the power is lost now, and nothing was
     /// written that nobody waited for.
     pub(crate) fn copy_durable(&self) -> tempfile::TempDir {
-        self.copy_with(|durable, _| durable.to_vec())
+        self.copy_with(|kept| kept.is_named.then_some(kept.durable))
     }
 
     /// A copy of what is left when the power is lost now, and chance had written
     /// some of the rest.
     pub(crate) fn copy_torn(&self, dice: &mut Dice) -> tempfile::TempDir {
-        self.copy_with(|durable, cached| {
-            let longer = if dice.once_in(2) { durable } else { cached };
-            let mut torn = durable.to_vec();
-            torn.resize(longer.len(), 0);
+        self.copy_with(|kept| {
+            if !kept.is_named && dice.once_in(2) {
+                return None;
+            }
+            let (mut torn, cached) = (kept.durable, kept.cached);
+            if dice.once_in(2) {
+                torn.resize(cached.len(), 0);
+            }
             for (at, sector) in torn.chunks_mut(SECTOR).enumerate() {
                 let at = at * SECTOR;
                 let new = cached.get(at..at + sector.len());
@@ -190,11 +209,12 @@ impl Disk {
                     sector.copy_from_slice(new);
                 }
             }
-            torn
+            Some(torn)
         })
     }
 
-    fn copy_with(&self, mut mix: impl FnMut(&[u8], &[u8]) -> Vec<u8>) -> tempfile::TempDir {
+    /// Copies what is left of each file, if it is there at all.
+    fn copy_with(&self, mut left: impl FnMut(Kept) -> Option<Vec<u8>>) -> tempfile::TempDir {
         let copy = tempfile::tempdir().unwrap();
         for entry in fs::read_dir(self.root.path().join("store")).unwrap() {
             let entry = entry.unwrap();
@@ -203,9 +223,17 @@ impl Disk {
             if name.to_string_lossy().ends_with("-shm") {
                 continue;
             }
-            let cached = fs::read(entry.path()).unwrap();
-            let durable = fs::read(self.root.path().join("durable").join(&name)).unwrap();
-            fs::write(copy.path().join(name), mix(&durable, &cached)).unwrap();
+            let durable = self.root.path().join("durable");
+            let mut mark = name.clone();
+            mark.push(".named");
+            let kept = Kept {
+                cached: fs::read(entry.path()).unwrap(),
+                durable: fs::read(durable.join(&name)).unwrap(),
+                is_named: durable.join(mark).exists(),
+            };
+            if let Some(left) = left(kept) {
+                fs::write(copy.path().join(name), left).unwrap();
+            }
         }
         copy
     }

@@ -68,6 +68,7 @@ struct Endpoints {
     clients: String,
     workers: String,
     admin: String,
+    are_served: bool,
 }
 
 /// The log of a program; whoever does not read it stops the program some day.
@@ -81,7 +82,7 @@ struct Log {
 pub(crate) fn spawn(file: &Path, environment: &[(&str, OsString)]) -> Starting {
     let mut store = OsString::from("sqlite:");
     store.push(file);
-    let mut command = command(&["serve", "--log-format", "text", "--grace", "5s"]);
+    let mut command = command(&["serve", "--log-format", "text", "--grace", "60s"]);
     for listener in ["--listen", "--worker-listen", "--admin-listen"] {
         command.args([listener, "127.0.0.1:0"]);
     }
@@ -106,7 +107,7 @@ pub(crate) struct Starting {
 // === impl Starting ===
 
 impl Starting {
-    pub(crate) async fn begun(mut self) -> Begun {
+    pub(crate) async fn begun(self) -> Begun {
         let patience = timeout(PATIENCE, self.wait()).await;
         let said = || format!("it neither serves nor ends: {:?}", self.log.lines.lock());
         match patience.unwrap_or_else(|_| panic!("{}", said())) {
@@ -125,21 +126,12 @@ impl Starting {
         end(self.child, self.log).await;
     }
 
-    async fn wait(&mut self) -> Option<Endpoints> {
-        let bound = |endpoints: &Endpoints| !endpoints.admin.is_empty();
+    async fn wait(&self) -> Option<Endpoints> {
+        // It listens before the file is read, and says when it serves. The log
+        // ends when it ends.
         let mut news = self.log.endpoints.clone();
-        let endpoints = news.wait_for(bound).await.ok()?.clone();
-        // It listens before the file is read, and answers afterwards.
-        loop {
-            let ready = admin(&endpoints.admin, "/readyz");
-            tokio::select! {
-                _ = self.child.wait() => return None,
-                ready = ready => match ready {
-                    Some(answer) if !answer.contains("starting") => return Some(endpoints),
-                    _ => {}
-                }
-            }
-        }
+        let serving = news.wait_for(|endpoints| endpoints.are_served).await;
+        Some(serving.ok()?.clone())
     }
 }
 
@@ -277,5 +269,6 @@ impl Endpoints {
                 found.trim().clone_into(address);
             }
         }
+        self.are_served |= line.trim_end().ends_with(" serving");
     }
 }
