@@ -51,6 +51,14 @@ impl Clock {
         }
     }
 
+    /// The same clock, put forward to `time` if it is behind that.
+    pub(crate) fn at_least(self, time: Timestamp) -> Self {
+        Self {
+            wall: self.wall + time.since(self.now()),
+            ..self
+        }
+    }
+
     /// The present time. Never runs backwards.
     pub fn now(&self) -> Timestamp {
         self.wall + self.anchor.elapsed()

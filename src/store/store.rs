@@ -13,7 +13,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::oneshot};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{
     limits::Limits,
@@ -85,6 +85,17 @@ impl Store {
         metrics: &Metrics,
         limits: Limits,
     ) -> Result<Arc<Self>, JournalError> {
+        let clock = match journal.newest() {
+            Some(newest) if clock.now() < newest => {
+                let behind = newest.since(clock.now());
+                warn!(
+                    seconds = behind.as_secs_f64(),
+                    "the clock is behind the newest change that was kept; time goes on from that"
+                );
+                clock.at_least(newest)
+            }
+            Some(_) | None => clock,
+        };
         let store = Arc::new(Self {
             view: View::new(clock, metrics, limits.max_waiters),
             clock,

@@ -124,6 +124,27 @@ async fn a_replay_brings_back_the_same_bytes_in_the_same_order_and_the_same_queu
     assert_eq!(list(&operations).await[0].0, new.name());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_went_back_over_a_restart_holds_up_no_queue() {
+    let journal = TestJournal::new();
+    let operations = start(&journal).await;
+    let new = NewOperation::queued("q");
+    let queued = operations.create(new).await.unwrap().operation;
+    // As if the clock had been two hours ahead, and the operation not ready before.
+    let ahead = queued.create_time() + 2 * HOUR;
+    let new = NewOperation::queued("q").not_before(std::time::SystemTime::now() + HOUR);
+    operations.create(new).await.unwrap();
+    drop(queued);
+    let journal = crash(operations, journal).await.up_to(ahead);
+    let operations = start(&journal).await;
+    let begun = Instant::now();
+    for _ in 0..2 {
+        let leased = operations.lease(&queue(), &WorkerId::new("w")).await;
+        assert!(ahead <= leased.unwrap().update_time());
+    }
+    assert_eq!(hours(begun.elapsed()), 0);
+}
+
 // BEHAVIOUR §4
 #[tokio::test(start_paused = true)]
 async fn after_a_restart_no_lease_is_over_for_a_full_lease_duration() {

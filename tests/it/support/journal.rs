@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use longrunning::{BoxFuture, Entry, Journal, JournalError, Operation, Show, Then};
+use longrunning::{BoxFuture, Entry, Journal, JournalError, Operation, Show, Then, Timestamp};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -21,6 +21,7 @@ struct Inner {
     log: Mutex<Vec<String>>,
     replay: Mutex<Vec<Operation>>,
     replay_takes: Mutex<Duration>,
+    newest: Mutex<Option<Timestamp>>,
 }
 
 /// What happens to appends.
@@ -50,12 +51,19 @@ impl TestJournal {
             log: Mutex::default(),
             replay: Mutex::new(replay),
             replay_takes: Mutex::default(),
+            newest: Mutex::default(),
         }))
     }
 
     /// The same journal, which reads for so long.
     pub(crate) fn slow(self, time: Duration) -> Self {
         *self.0.replay_takes.lock() = time;
+        self
+    }
+
+    /// The same journal, with changes up to this time.
+    pub(crate) fn up_to(self, time: Timestamp) -> Self {
+        *self.0.newest.lock() = Some(time);
         self
     }
 
@@ -110,6 +118,10 @@ impl Journal for TestJournal {
             tokio::time::sleep(time).await;
             Ok(())
         })
+    }
+
+    fn newest(&self) -> Option<Timestamp> {
+        *self.0.newest.lock()
     }
 
     fn append(&self, entry: Entry, then: Then) {
