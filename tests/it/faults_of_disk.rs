@@ -6,13 +6,15 @@
 //! text has `FAULT` in it, as `FAULT='Sync, at: 33'`.
 
 mod copies;
+mod step;
 mod story;
 
 use std::{path::Path, sync::Arc};
 
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use story::{Cut, Step, Story, list};
+use step::Step;
+use story::{Cut, Story, list};
 
 use crate::support::{
     dice::Dice,

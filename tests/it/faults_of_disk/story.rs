@@ -4,11 +4,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use longrunning::{
-    Any, Progress,
+    Progress,
     proto::{
         google::longrunning::{
             CancelOperationRequest, DeleteOperationRequest, ListOperationsRequest, Operation,
-            operation,
         },
         longrunning::v1::{CreateOperationRequest, Lease, LeaseReport, finish_operation_request},
     },
@@ -16,13 +15,13 @@ use longrunning::{
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Code;
 
+use super::step::{Step, bulk};
 use crate::support::{
     disk::{Class, Course, Disk, Fault, POWER_CUT, Point},
     get,
-    ledger::{Effect, Ledger},
+    ledger::Ledger,
     shop::{beat, failure, finish, look, seconds, self_executed, with_input},
     stored::{Begun, Ended, Fail, Serving, begin},
-    text,
 };
 
 /// Longer than a server takes to try again, or to notice the loss of power, even
@@ -31,24 +30,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// So many calls fail after a refusal, one each time that the server tries again.
 const TRIES: u64 = 3;
-
-/// A step, of the operation with this id.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Step {
-    Hold(&'static str),
-    /// With an input of so many bytes.
-    Queue(&'static str, usize),
-    Lease(&'static str),
-    Report(&'static str, i64),
-    Succeed(&'static str, usize),
-    Fail(&'static str),
-    Cancel(&'static str),
-    Delete(&'static str),
-    /// The server is asked to end, and started again.
-    Stop,
-    /// The server is killed, and started again.
-    Kill,
-}
 
 /// A server, its disk, and what is known of its operations.
 pub(super) struct Story {
@@ -384,51 +365,10 @@ impl From<Fail> for Cut {
     }
 }
 
-// === impl Step ===
-
-impl Step {
-    fn id(self) -> &'static str {
-        match self {
-            Self::Hold(id)
-            | Self::Queue(id, _)
-            | Self::Lease(id)
-            | Self::Report(id, _)
-            | Self::Succeed(id, _)
-            | Self::Fail(id)
-            | Self::Cancel(id)
-            | Self::Delete(id) => id,
-            Self::Stop | Self::Kill => unreachable!("they are no calls"),
-        }
-    }
-
-    /// What it does; a lease notes for itself what it got.
-    fn effect(self) -> Option<Effect> {
-        Some(match self {
-            Self::Hold(_) | Self::Queue(..) => Effect::Create,
-            Self::Lease(_) => Effect::Claim,
-            Self::Report(_, units) => Effect::Units(units),
-            Self::Succeed(_, size) => Effect::Finish(operation::Result::Response(bulk(size))),
-            Self::Fail(_) => match failure(13, "broken") {
-                finish_operation_request::Outcome::Failure(failure) => {
-                    Effect::Finish(operation::Result::Error(failure.error?))
-                }
-                _ => return None,
-            },
-            Self::Cancel(_) => Effect::Cancel,
-            Self::Delete(_) => Effect::Delete,
-            Self::Stop | Self::Kill => return None,
-        })
-    }
-}
-
 /// What operators are told.
 async fn ready(serving: &Serving) -> Result<String, Cut> {
     let ready = serving.readiness().await;
     ready.ok_or_else(|| Cut("nobody tells whether it is ready".to_owned()))
-}
-
-fn bulk(size: usize) -> Any {
-    text(&"0123456789".repeat(size / 10))
 }
 
 /// All operations.
