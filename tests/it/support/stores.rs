@@ -55,6 +55,10 @@ impl<J: Journal> Journal for Counted<J> {
         self.0.append(entry, counted);
     }
 
+    fn newest(&self) -> Option<longrunning::Timestamp> {
+        self.0.newest()
+    }
+
     fn trouble(&self) -> Option<String> {
         self.0.trouble()
     }
