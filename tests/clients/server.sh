@@ -4,6 +4,7 @@
 
 # Offers directory $1. Sets SERVER_PID, CLIENTS, WORKERS and ADMIN (host:port each) once
 # the server says that it serves; its log goes to file $2.
+# shellcheck disable=SC2034  # For those who source this.
 start_server() {
   local directory=$1 log=$2
   "$LONGRUNNING_BIN" serve --demo "$directory" \
