@@ -1,12 +1,12 @@
 //! The program under load: `longrunning serve` with its defaults and one lane,
 //! holding the operations that the load asks for.
 //!
-//! `wire-server DIR [LANES]` writes to DIR what the load sends (`NAME.request`),
-//! what it must get (`NAME.stored`) and all operations in one message for the
-//! peers (`stored.binpb`); then prints `listening CLIENTS ADMIN WORKERS` and
-//! serves.
+//! `wire-server DIR [LANES [MORE]]` writes to DIR what the load sends
+//! (`NAME.request`), what it must get (`NAME.stored`) and all operations in one
+//! message for the peers (`stored.binpb`), makes so many more that run, then
+//! prints `listening CLIENTS ADMIN WORKERS` and serves.
 
-use std::{env, error::Error, fs, path::Path};
+use std::{env, error::Error, fs, path::Path, time::Duration};
 
 use longrunning::{
     Any, NewOperation, Operations,
@@ -31,14 +31,21 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args().skip(1);
     let dir = arguments.next().ok_or("wire-server DIR [LANES]")?;
     let lanes = arguments.next().map_or(Ok(1), |text| text.parse())?;
+    let more = arguments.next().map_or(Ok(0), |text| text.parse())?;
     init_telemetry(LogFormat::Text, "warn")?;
     let (stop, abort) = signals()?;
-    let config = Config {
+    let mut config = Config {
         lanes,
         ..Config::default()
     };
+    config.limits.max_operations += more;
     let app = config.build().await?;
     fill(app.operations(), Path::new(&dir)).await?;
+    for _ in 0..more {
+        // Nobody renews them.
+        let new = NewOperation::self_executed("wire").lease_duration(Duration::from_secs(86_400));
+        app.operations().create(new).await?;
+    }
     let admin = app.admin().ok_or("there is an admin listener")?;
     let workers = app.workers().ok_or("there is a listener for workers")?;
     println!("listening {} {admin} {workers}", app.clients());

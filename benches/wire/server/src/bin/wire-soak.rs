@@ -65,8 +65,8 @@ async fn soak() -> Result<(), Failed> {
         workers: OperationWorkerClient::new(channel(workers).await?),
         found: Arc::default(),
     };
-    // A user makes some two calls a turn: a poll and, now and then, another.
-    let pause = Duration::from_secs_f64(USERS as f64 / rate.parse::<f64>()?);
+    // Of an operation's some 19 calls, 12 are polls, one a turn.
+    let pause = Duration::from_secs_f64(USERS as f64 * 19.0 / 12.0 / rate.parse::<f64>()?);
     for number in 0..USERS {
         tokio::spawn(user.clone().live(number, pause));
     }
