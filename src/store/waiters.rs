@@ -14,6 +14,13 @@ use dashmap::{DashMap, mapref::entry::Entry};
 use foldhash::fast::RandomState;
 use prometheus_client::metrics::gauge::Gauge;
 use slab::Slab;
+use tokio::{runtime::Handle, task::yield_now};
+
+use crate::tasks::Tasks;
+
+/// So many waiters of one operation are served in some 20 ms. Fewer at a time would
+/// leave in smaller writes, which cost more.
+const CROWD: usize = 2048;
 
 /// What a waiter wants to hear of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +131,17 @@ impl Waiters {
             }
         }
         // Woken outside of the lock, because they come back for it.
-        sleepers.into_iter().for_each(Waker::wake);
+        if sleepers.len() <= CROWD || Handle::try_current().is_err() {
+            return sleepers.into_iter().for_each(Waker::wake);
+        }
+        // All at once, they would be ahead of whoever calls next.
+        drop(Tasks::default().spawn("wake", async move {
+            let mut sleepers = sleepers.into_iter();
+            while sleepers.len() != 0 {
+                sleepers.by_ref().take(CROWD).for_each(Waker::wake);
+                yield_now().await;
+            }
+        }));
     }
 
     /// How many clients wait at present.
