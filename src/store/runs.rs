@@ -116,9 +116,11 @@ impl<V> Runs<V> {
 
     /// The highest number below `before`.
     pub(super) fn below(&self, before: u64) -> Option<u64> {
-        let (_, run) = self.0.range(..before).next_back()?;
-        let end = run.entries.partition_point(|(number, _)| *number < before);
-        Some(run.entries[end.checked_sub(1)?].0)
+        // A run whose first entries were removed may have none below it.
+        self.0.range(..before).rev().find_map(|(_, run)| {
+            let end = run.entries.partition_point(|(number, _)| *number < before);
+            Some(run.entries[end.checked_sub(1)?].0)
+        })
     }
 
     /// Numbers between which all are that were created in this time: the lowest
@@ -182,6 +184,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_run_whose_first_entries_went_hides_nothing_below_it() {
+        let mut runs = Runs::default();
+        for number in 0..600 {
+            runs.put(number, 0, ());
+        }
+        for number in 256..300 {
+            runs.remove(number);
+        }
+        assert_eq!(runs.below(300), Some(255));
+        assert_eq!(runs.below(301), Some(300));
+    }
 
     proptest! {
         #[test]
