@@ -40,8 +40,8 @@ pub trait Journal: Send + Sync + 'static {
         None
     }
 
-    /// Lets go of what the journal holds. Called once, at the end, when no
-    /// append is under way.
+    /// Lets go of what the journal holds. Called at the end, as a rule when no
+    /// append is under way; appends that come later are refused.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(ready(()))
     }

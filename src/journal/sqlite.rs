@@ -152,11 +152,12 @@ impl Journal for SqliteJournal {
             Change::Entry(entry)
         };
         if shared.line_up(Waiting { change, then }) {
-            let (shared, runtime) = (shared.clone(), self.runtime().clone());
-            drop(
-                self.runtime()
-                    .spawn_blocking(move || shared.write(&runtime)),
-            );
+            let shift = Shift {
+                shared: shared.clone(),
+                is_over: false,
+            };
+            let runtime = self.runtime().clone();
+            drop(self.runtime().spawn_blocking(move || shift.work(&runtime)));
         }
     }
 
@@ -231,7 +232,6 @@ impl Shared {
             self.tell(batch, &Err(closed()));
             return;
         };
-        let _shift = Shift(self);
         let (mut wanted, mut patience) = (0, Duration::ZERO);
         loop {
             let mut line = self.line.lock();
@@ -261,7 +261,12 @@ impl Shared {
                 self.tell(batch, &kept);
             } else {
                 let shared = self.clone();
-                drop(runtime.spawn_blocking(move || shared.tell(batch, &kept)));
+                let crowd = Crowd {
+                    shared,
+                    batch,
+                    kept,
+                };
+                drop(runtime.spawn_blocking(move || drop(crowd)));
             }
             if is_kept {
                 writer.tidy(runtime);
@@ -287,20 +292,49 @@ impl Shared {
     }
 }
 
-/// The time for which somebody writes. If a bug ends it before its time, those
-/// in line are told, and the next one sends another writer.
-struct Shift<'a>(&'a Shared);
+/// The time for which somebody writes. If it ends before its time, by a bug or
+/// because there is no thread for it, those in line are told, and the next one
+/// sends another writer.
+struct Shift {
+    shared: Arc<Shared>,
+    is_over: bool,
+}
 
-impl Drop for Shift<'_> {
+/// Those who are told when it is dropped, also if there is no thread for that.
+struct Crowd {
+    shared: Arc<Shared>,
+    batch: Vec<Waiting>,
+    kept: Result<(), JournalError>,
+}
+
+// === impl Shift ===
+
+impl Shift {
+    fn work(mut self, runtime: &Handle) {
+        self.shared.write(runtime);
+        self.is_over = true;
+    }
+}
+
+impl Drop for Shift {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            let mut line = self.0.line.lock();
+        if !self.is_over {
+            let mut line = self.shared.line.lock();
             line.is_written = false;
             let batch = std::mem::take(&mut line.waiting);
             drop(line);
-            let error = JournalError("the writer panicked".to_owned());
-            self.0.tell(batch, &Err(error));
+            let error = JournalError("there is no writer".to_owned());
+            self.shared.tell(batch, &Err(error));
         }
+    }
+}
+
+// === impl Crowd ===
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        self.shared
+            .tell(std::mem::take(&mut self.batch), &self.kept);
     }
 }
 

@@ -5,6 +5,7 @@
 use std::{
     future::{Future, pending},
     io,
+    panic::resume_unwind,
     time::Duration,
 };
 
@@ -157,9 +158,14 @@ impl Config {
             });
         }
         if let StoreConfig::Sqlite(path) = self.store.clone() {
-            let opened = spawn_blocking(move || SqliteJournal::open(path)).await;
-            // It fails only if the runtime ends, and this future with it.
-            let Ok(opened) = opened else { pending().await };
+            let opened = match spawn_blocking(move || SqliteJournal::open(path)).await {
+                Ok(opened) => opened,
+                Err(error) => match error.try_into_panic() {
+                    Ok(panic) => resume_unwind(panic),
+                    // The runtime ends, and this future with it.
+                    Err(_) => pending().await,
+                },
+            };
             builder = builder.journal(opened.map_err(StartError::from)?);
         }
         Ok(App {

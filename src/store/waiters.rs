@@ -60,6 +60,9 @@ enum Seat {
     Called,
 }
 
+/// Sleepers who were called, and are woken when this is dropped at the latest.
+struct Sleepers(std::vec::IntoIter<Waker>);
+
 /// A place among the waiters of one operation, left when dropped.
 #[derive(Debug)]
 pub(crate) struct Waiter {
@@ -113,7 +116,9 @@ impl Waiters {
         }
     }
 
-    /// Calls the waiters of an operation: all of them if this is its end.
+    /// Calls the waiters of an operation: all of them if this is its end. The
+    /// change was made under a lock that they take to look, so that whoever looks
+    /// too early to see it has a seat by now.
     pub(crate) fn call(&self, number: u64, end: bool) {
         // The usual case is that nobody waits for anything.
         if self.seats.load(Ordering::Acquire) == 0 {
@@ -131,14 +136,14 @@ impl Waiters {
             }
         }
         // Woken outside of the lock, because they come back for it.
-        if sleepers.len() <= CROWD || Handle::try_current().is_err() {
-            return sleepers.into_iter().for_each(Waker::wake);
+        let mut sleepers = Sleepers(sleepers.into_iter());
+        if sleepers.0.len() <= CROWD || Handle::try_current().is_err() {
+            return;
         }
         // All at once, they would be ahead of whoever calls next.
         drop(Tasks::default().spawn("wake", async move {
-            let mut sleepers = sleepers.into_iter();
-            while sleepers.len() != 0 {
-                sleepers.by_ref().take(CROWD).for_each(Waker::wake);
+            while sleepers.0.len() != 0 {
+                sleepers.0.by_ref().take(CROWD).for_each(Waker::wake);
                 yield_now().await;
             }
         }));
@@ -169,6 +174,14 @@ impl Seat {
             Self::Quiet(waker) => waker,
             Self::Called => None,
         }
+    }
+}
+
+// === impl Sleepers ===
+
+impl Drop for Sleepers {
+    fn drop(&mut self) {
+        self.0.by_ref().for_each(Waker::wake);
     }
 }
 
@@ -214,7 +227,7 @@ impl Drop for Waiter {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicU64;
+    use parking_lot::Mutex;
 
     use super::*;
 
@@ -266,17 +279,17 @@ mod tests {
     async fn no_wake_up_is_lost_in_100_000_races_of_enter_and_publish() {
         let waiters = waiters(10);
         for _ in 0..100_000 {
-            let value = Arc::new(AtomicU64::new(0));
+            let value = Arc::new(Mutex::new(0));
             let publisher = tokio::task::spawn_blocking({
                 let (waiters, value) = (waiters.clone(), value.clone());
                 move || {
-                    value.store(1, Ordering::Release);
+                    *value.lock() = 1;
                     waiters.call(7, true);
                 }
             });
             // Enter, look, sleep: whichever comes first, this ends.
             let mut waiter = waiters.enter(7, Interest::End).unwrap();
-            while value.load(Ordering::Acquire) == 0 {
+            while *value.lock() == 0 {
                 waiter.called().await;
             }
             publisher.await.unwrap();

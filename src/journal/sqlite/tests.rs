@@ -256,3 +256,19 @@ fn a_copy_beside_the_log_of_another_file_is_refused() {
     let refusal = copy::backup(&from.path(), &place.path()).unwrap_err();
     assert!(refusal.to_string().contains("-wal exists"), "{refusal}");
 }
+
+#[tokio::test]
+async fn a_journal_whose_runtime_has_ended_refuses_changes_and_holds_nobody_up() {
+    let place = Place::new();
+    let journal = Arc::new(place.open().unwrap());
+    let used = journal.clone();
+    let elsewhere = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async { used.replay(Arc::new(|_| {})).await })
+    });
+    elsewhere.join().unwrap().unwrap();
+    for number in 1..=2 {
+        let kept = keep(&journal, Entry::Put(operation(number, 10))).await;
+        assert!(kept.is_err());
+    }
+}
