@@ -6,6 +6,7 @@ of open waits as its name; DeleteOperation does nothing and so is the empty unar
 """
 
 import asyncio
+import itertools
 import sys
 
 import grpc
@@ -48,6 +49,10 @@ class Operations(pb_grpc.OperationsServicer):
         operation.error.message = "cancelled"
         self.finished[request.name].set()
         return empty_pb2.Empty()
+
+    async def ListOperations(self, request, context):
+        newest = itertools.islice(reversed(self.operations.values()), request.page_size)
+        return pb.ListOperationsResponse(operations=newest)
 
     async def DeleteOperation(self, request, context):
         return empty_pb2.Empty()

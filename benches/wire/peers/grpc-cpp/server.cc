@@ -43,6 +43,7 @@ class Service final : public lro::Operations::CallbackService {
   explicit Service(lro::ListOperationsResponse stored) {
     for (auto& operation : *stored.mutable_operations()) {
       std::string name = operation.name();
+      names_.push_back(name);
       entries_[name].operation = std::move(operation);
     }
   }
@@ -118,8 +119,22 @@ class Service final : public lro::Operations::CallbackService {
     return reactor;
   }
 
+  ServerUnaryReactor* ListOperations(CallbackServerContext* context, const lro::ListOperationsRequest* request,
+                                     lro::ListOperationsResponse* response) override {
+    ServerUnaryReactor* reactor = context->DefaultReactor();
+    {
+      std::shared_lock lock(mutex_);
+      for (auto name = names_.rbegin(); name != names_.rend() && response->operations_size() < request->page_size(); ++name)
+        *response->add_operations() = entries_.find(*name)->second.operation;
+    }
+    reactor->Finish(Status::OK);
+    return reactor;
+  }
+
  private:
   std::shared_mutex mutex_;
+  // In the order of creation, which never changes here.
+  std::vector<std::string> names_;
   std::unordered_map<std::string, Entry> entries_;
   std::atomic<size_t> waiters_{0};
 };

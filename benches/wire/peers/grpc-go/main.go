@@ -33,6 +33,8 @@ type server struct {
 	pb.UnimplementedOperationsServer
 	mutex   sync.RWMutex
 	entries map[string]*entry
+	// In the order of creation, which never changes here.
+	names   []string
 	waiters atomic.Int64
 }
 
@@ -92,6 +94,16 @@ func (s *server) DeleteOperation(context.Context, *pb.DeleteOperationRequest) (*
 	return &emptypb.Empty{}, nil
 }
 
+func (s *server) ListOperations(_ context.Context, request *pb.ListOperationsRequest) (*pb.ListOperationsResponse, error) {
+	s.mutex.RLock()
+	defer s.mutex.RUnlock()
+	page := &pb.ListOperationsResponse{}
+	for i := len(s.names) - 1; i >= 0 && len(page.Operations) < int(request.GetPageSize()); i-- {
+		page.Operations = append(page.Operations, s.entries[s.names[i]].operation)
+	}
+	return page, nil
+}
+
 func main() {
 	bytes, err := os.ReadFile(os.Args[1])
 	if err != nil {
@@ -104,6 +116,7 @@ func main() {
 	served := &server{entries: map[string]*entry{}}
 	for _, operation := range stored.GetOperations() {
 		served.entries[operation.GetName()] = &entry{operation, make(chan struct{})}
+		served.names = append(served.names, operation.GetName())
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

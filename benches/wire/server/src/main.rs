@@ -4,13 +4,16 @@
 //! `wire-server DIR [LANES [MORE]]` writes to DIR what the load sends
 //! (`NAME.request`), what it must get (`NAME.stored`) and all operations in one
 //! message for the peers (`stored.binpb`), makes so many more that run, then
-//! prints `listening CLIENTS ADMIN WORKERS` and serves.
+//! prints `listening CLIENTS ADMIN WORKERS` and serves. LOG is the filter of its
+//! log, by default that of the program.
 
 use std::{env, error::Error, fs, path::Path, time::Duration};
 
 use longrunning::{
     Any, NewOperation, Operations,
-    proto::google::longrunning::{GetOperationRequest, ListOperationsResponse, Operation},
+    proto::google::longrunning::{
+        GetOperationRequest, ListOperationsRequest, ListOperationsResponse, Operation,
+    },
     server::{Config, LogFormat, init_telemetry, signals},
 };
 use prost::Message;
@@ -32,7 +35,10 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let dir = arguments.next().ok_or("wire-server DIR [LANES]")?;
     let lanes = arguments.next().map_or(Ok(1), |text| text.parse())?;
     let more = arguments.next().map_or(Ok(0), |text| text.parse())?;
-    init_telemetry(LogFormat::Text, "warn")?;
+    init_telemetry(
+        LogFormat::Text,
+        &env::var("LOG").unwrap_or("info".to_owned()),
+    )?;
     let (stop, abort) = signals()?;
     let mut config = Config {
         lanes,
@@ -70,6 +76,11 @@ async fn fill(operations: &Operations, dir: &Path) -> Result<(), Box<dyn Error>>
             .operations
             .push(Operation::decode(operation.bytes())?);
     }
+    let page = ListOperationsRequest {
+        page_size: 100,
+        ..Default::default()
+    };
+    fs::write(dir.join("list.request"), framed(&page.encode_to_vec()))?;
     fs::write(dir.join("empty.request"), framed(&[]))?;
     fs::write(dir.join("stored.binpb"), stored.encode_to_vec())?;
     Ok(())

@@ -55,6 +55,8 @@ struct Entry {
 
 struct Store {
     entries: RwLock<HashMap<String, Entry>>,
+    /// In the order of creation, which never changes here.
+    names: Vec<String>,
     waiters: AtomicUsize,
 }
 
@@ -133,9 +135,15 @@ impl Operations for Store {
 
     async fn list_operations(
         &self,
-        _: Request<ListOperationsRequest>,
+        request: Request<ListOperationsRequest>,
     ) -> Result<Response<ListOperationsResponse>, Status> {
-        Err(Status::unimplemented("nobody asks"))
+        let size = usize::try_from(request.into_inner().page_size).unwrap_or(0);
+        let entries = self.entries.read().expect("no writer panics");
+        let newest = self.names.iter().rev().take(size);
+        Ok(Response::new(ListOperationsResponse {
+            operations: newest.map(|name| entries[name].operation.clone()).collect(),
+            ..Default::default()
+        }))
     }
 }
 
@@ -152,7 +160,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             },
         )
     };
+    let names = stored.operations.iter().map(|each| each.name.clone());
     let store = Store {
+        names: names.collect(),
         entries: RwLock::new(stored.operations.into_iter().map(entry).collect()),
         waiters: AtomicUsize::new(0),
     };
