@@ -2,12 +2,14 @@
 //! then asked about one operation after the other. Which operations must be
 //! asked at all is decided in `plan`.
 
+use std::cell::Cell;
+
 use prost::Name;
 use prost_reflect::MessageDescriptor;
 
 use super::{
     check,
-    fields::{Field, NAMES, Own},
+    fields::{Field, NAMES, Own, STATES},
     filter::{Column, Comparator, Filter, InvalidFilter, Path, Restriction, Segment, Text},
     inside::{Inside, TYPE},
     literal::{Held, Literal, Misfit, Scalar, Truth},
@@ -17,7 +19,10 @@ use super::{
 };
 use crate::{
     operation::operation::Operation,
-    proto::{google::rpc, longrunning::v1::OperationMetadata},
+    proto::{
+        google::rpc,
+        longrunning::v1::{OperationMetadata, operation_metadata::State},
+    },
     types::Types,
 };
 
@@ -28,6 +33,8 @@ pub(crate) struct Query {
     pub(crate) root: Node,
     /// How many of its terms look into messages.
     looks: usize,
+    /// In which states it is true, if it asks for nothing but the state.
+    states: Option<Vec<State>>,
 }
 
 /// A part of a filter.
@@ -70,14 +77,18 @@ impl Query {
         Ok(Self {
             types: types.clone(),
             looks: root.looks(),
+            states: root.states(),
             root,
         })
     }
 
     /// Whether it is true of an operation. What is not known is not true.
     pub(crate) fn matches(&self, operation: &Operation) -> bool {
+        if let Some(states) = &self.states {
+            return states.contains(&operation.state());
+        }
         let subject = Subject::new(operation, &self.types);
-        self.truth(&self.root, &subject) == Truth::True
+        self.root.truth(&|term| term.about(&subject)) == Truth::True
     }
 
     /// About how many bytes have to be decoded to ask it about an operation. A
@@ -92,51 +103,76 @@ impl Query {
             }
         }
     }
+}
 
-    fn truth(&self, node: &Node, subject: &Subject<'_>) -> Truth {
-        match node {
-            Node::All(nodes) => {
+// === impl Node ===
+
+impl Node {
+    /// What follows from what its terms say.
+    fn truth(&self, term: &impl Fn(&Self) -> Truth) -> Truth {
+        match self {
+            Self::All(nodes) => {
                 let mut truth = Truth::True;
                 for node in nodes {
-                    truth = truth.min(self.truth(node, subject));
+                    truth = truth.min(node.truth(term));
                     if truth == Truth::False {
                         break;
                     }
                 }
                 truth
             }
-            Node::Any(nodes) => {
+            Self::Any(nodes) => {
                 let mut truth = Truth::False;
                 for node in nodes {
-                    truth = truth.max(self.truth(node, subject));
+                    truth = truth.max(node.truth(term));
                     if truth == Truth::True {
                         break;
                     }
                 }
                 truth
             }
-            Node::Not(node) => self.truth(node, subject).not(),
-            Node::Own(own, Comparator::Has, literal) if literal.text.is_star() => {
-                own.is_set(subject.operation).into()
+            Self::Not(node) => node.truth(term).not(),
+            term_itself => term(term_itself),
+        }
+    }
+
+    /// What a term says about an operation.
+    fn about(&self, subject: &Subject<'_>) -> Truth {
+        match self {
+            Self::Own(own, comparator, literal) => {
+                compare(own.held(subject.operation), *comparator, literal)
             }
-            Node::Own(own, comparator, literal) => own
-                .held(subject.operation)
-                .map_or(Truth::Unknown, |held| literal.test(*comparator, held)),
-            Node::Labels(path, comparator, literal) => {
+            Self::Labels(path, comparator, literal) => {
                 labels(subject.operation, path, *comparator, literal)
             }
-            Node::Inside(part, path, comparator, literal) => {
+            Self::Inside(part, path, comparator, literal) => {
                 let inside = Inside::new(subject, *comparator, literal);
                 ask(*part, inside, path, subject)
             }
-            Node::Anywhere(text) => words::is_anywhere(text, subject).into(),
+            Self::Anywhere(text) => words::is_anywhere(text, subject).into(),
+            Self::All(_) | Self::Any(_) | Self::Not(_) => self.truth(&|term| term.about(subject)),
         }
     }
-}
 
-// === impl Node ===
+    /// In which states it is true, if it asks for nothing but the state.
+    fn states(&self) -> Option<Vec<State>> {
+        let asks_else = Cell::new(false);
+        let is_true = |state: &State| {
+            let term = |term: &Self| match term {
+                Self::Own(own @ (Own::Done | Own::State), comparator, literal) => {
+                    compare(own.held_in(*state), *comparator, literal)
+                }
+                _ => {
+                    asks_else.set(true);
+                    Truth::Unknown
+                }
+            };
+            self.truth(&term) == Truth::True
+        };
+        let states = STATES.into_iter().filter(is_true).collect();
+        (!asks_else.get()).then_some(states)
+    }
 
-impl Node {
     /// How many of its terms look into messages.
     fn looks(&self) -> usize {
         match self {
@@ -151,6 +187,18 @@ impl Node {
             Self::Anywhere(_) => 1,
         }
     }
+}
+
+/// How a field's value compares; none is not known.
+fn compare(held: Option<Held<'_>>, comparator: Comparator, literal: &Literal) -> Truth {
+    if comparator == Comparator::Has && literal.text.is_star() {
+        let is_default = matches!(
+            held,
+            None | Some(Held::Text("") | Held::Bool(false) | Held::Integer(0))
+        );
+        return (!is_default).into();
+    }
+    held.map_or(Truth::Unknown, |held| literal.test(comparator, held))
 }
 
 fn ask(part: Part, inside: Inside<'_>, path: &[Segment], subject: &Subject<'_>) -> Truth {

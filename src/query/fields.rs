@@ -96,8 +96,7 @@ impl Own {
         let time = |time: Timestamp| Held::Time(time.nanos().into());
         Some(match self {
             Self::Name => Held::Text(operation.name()),
-            Self::Done => Held::Bool(operation.is_done()),
-            Self::State => Held::Enum(operation.state().as_str_name()),
+            Self::Done | Self::State => self.held_in(operation.state())?,
             Self::Queue => Held::Text(operation.queue().map_or("", |queue| queue.as_str())),
             Self::Method => Held::Text(operation.method()),
             Self::CreateTime => time(operation.create_time()),
@@ -110,11 +109,15 @@ impl Own {
         })
     }
 
-    /// Whether it has another value than the default of its type.
-    pub(crate) fn is_set(self, operation: &Operation) -> bool {
-        match self.held(operation) {
-            None | Some(Held::Text("") | Held::Bool(false) | Held::Integer(0)) => false,
-            Some(_) => true,
+    /// The value that it has in a state, if nothing else matters for it.
+    pub(crate) fn held_in(self, state: State) -> Option<Held<'static>> {
+        match self {
+            Self::Done => Some(Held::Bool(!matches!(
+                state,
+                State::Pending | State::Running
+            ))),
+            Self::State => Some(Held::Enum(state.as_str_name())),
+            _ => None,
         }
     }
 }

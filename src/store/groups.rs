@@ -10,7 +10,8 @@ use foldhash::fast::RandomState;
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use super::{
-    members::{Members, highest_below},
+    descent::{Descent, DownRuns},
+    members::Members,
     names::{MAX_NAMES, Names},
     runs::Runs,
 };
@@ -51,16 +52,6 @@ pub(super) enum Set<'p> {
     These(Vec<u64>, &'p Group),
     All(Vec<Set<'p>>),
     Any(Vec<Set<'p>>),
-}
-
-/// The next operation of a set, going down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
-    Found(u64),
-    /// None was found yet; there is none at this number or above.
-    Paused(u64),
-    /// There is none.
-    End,
 }
 
 /// The groups, while they cannot change.
@@ -176,64 +167,21 @@ impl Groups {
 // === impl Reading ===
 
 impl Reading<'_> {
-    /// The highest number of a set below `before`. Each look into a group is a
-    /// step. When none is left, it only goes on until each group was looked into
-    /// once, so that there is some progress however wide the set is.
-    pub(super) fn below(&self, set: &Set<'_>, before: u64, steps: &mut usize) -> Next {
-        let found = match set {
-            Set::Everything => before.checked_sub(1),
-            Set::State(state) => self.states.of(*state).and_then(|runs| runs.below(before)),
-            Set::Other(group, _) => self.others.get(group).and_then(|m| m.below(before)),
-            Set::These(numbers, _) => highest_below(numbers, before),
-            Set::All(sets) => return self.below_all(sets, before, steps),
-            Set::Any(sets) => return self.below_any(sets, before, steps),
-        };
-        *steps = steps.saturating_sub(1);
-        found.map_or(Next::End, Next::Found)
-    }
-
-    /// The sets take turns to lower the bound, until they agree.
-    fn below_all(&self, sets: &[Set<'_>], mut before: u64, steps: &mut usize) -> Next {
-        loop {
-            let (mut lowest, mut is_common) = (None, true);
-            for set in sets {
-                let bound = lowest.map_or(before, |lowest| lowest + 1);
-                match self.below(set, bound, steps) {
-                    Next::Found(number) => {
-                        is_common &= lowest.is_none_or(|lowest| lowest == number);
-                        lowest = Some(number);
-                    }
-                    other => return other,
-                }
-            }
-            let Some(number) = lowest else {
-                return Next::End;
-            };
-            if is_common {
-                return Next::Found(number);
-            }
-            before = number + 1;
-            if *steps == 0 {
-                return Next::Paused(before);
-            }
-        }
-    }
-
-    fn below_any(&self, sets: &[Set<'_>], before: u64, steps: &mut usize) -> Next {
-        let (mut found, mut paused) = (None, None);
-        for set in sets {
-            match self.below(set, before, steps) {
-                Next::Found(number) => found = found.max(Some(number)),
-                Next::Paused(bound) => paused = paused.max(Some(bound)),
-                Next::End => {}
-            }
-        }
-        match (found, paused) {
-            // What is above the bound of a pause is known.
-            (Some(number), Some(bound)) if number < bound => Next::Paused(bound),
-            (Some(number), _) => Next::Found(number),
-            (None, Some(bound)) => Next::Paused(bound),
-            (None, None) => Next::End,
+    /// The way down through a set.
+    pub(super) fn descend<'a>(&'a self, set: &'a Set<'_>) -> Descent<'a> {
+        let all = |sets: &'a [Set<'_>]| sets.iter().map(|set| self.descend(set)).collect();
+        match set {
+            Set::Everything => Descent::Everything,
+            Set::State(state) => self.states.of(*state).map_or(Descent::These(&[]), |runs| {
+                Descent::Runs(DownRuns::new(runs))
+            }),
+            Set::Other(group, _) => self
+                .others
+                .get(group)
+                .map_or(Descent::These(&[]), Members::descend),
+            Set::These(numbers, _) => Descent::These(numbers),
+            Set::All(sets) => Descent::All(all(sets)),
+            Set::Any(sets) => Descent::Any(all(sets)),
         }
     }
 
@@ -302,7 +250,7 @@ impl States {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::descent::Next, *};
     use crate::query::samples::{End, Facts, Metadata};
 
     /// Every second operation is running, the others have a label: none is both.
@@ -343,13 +291,14 @@ mod tests {
             wide(120, || Set::Other(label, &group)),
         ]);
         let reading = groups.read();
-        let Next::Paused(bound) = reading.below(&both, 1001, &mut 1024) else {
+        let Next::Paused(bound) = reading.descend(&both).below(1001, &mut 1024) else {
             panic!("none is in both, and not all have been looked at");
         };
         assert!(980 < bound && bound < 1001, "{bound}");
         // Even a single step leads on.
         let (mut before, mut turns) = (1001, 0);
-        while let Next::Paused(bound) = reading.below(&both, before, &mut 1) {
+        let mut descent = reading.descend(&both);
+        while let Next::Paused(bound) = descent.below(before, &mut 1) {
             assert!(bound < before, "{bound}");
             (before, turns) = (bound, turns + 1);
         }

@@ -9,7 +9,8 @@ use foldhash::fast::RandomState;
 use parking_lot::RwLock;
 
 use super::{
-    groups::{Groups, Next, Set},
+    descent::Next,
+    groups::{Groups, Set},
     runs::Runs,
 };
 use crate::{
@@ -169,9 +170,10 @@ impl Index {
         limit: usize,
     ) -> Stretch {
         let groups = self.groups.read();
-        let (mut operations, mut steps) = (Vec::new(), STEPS);
+        let mut descent = groups.descend(&walk.set);
+        let (mut operations, mut steps) = (Vec::with_capacity(limit.min(64)), STEPS);
         while operations.len() < limit && 0 < steps {
-            match groups.below(&walk.set, before, &mut steps) {
+            match descent.below(before, &mut steps) {
                 Next::Found(number) if walk.from <= number => {
                     before = match sequence.get(number) {
                         Some(operation) => {

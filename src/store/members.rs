@@ -1,7 +1,12 @@
 //! The members of one group, in as little room as their count allows. Which
 //! groups there are is known in `groups`.
 
-use super::runs::{RUN, Runs};
+use std::slice;
+
+use super::{
+    descent::{Descent, DownRuns},
+    runs::{RUN, Runs},
+};
 
 /// The operations of one queue or label; most labels are on a few only.
 #[derive(Debug)]
@@ -58,11 +63,12 @@ impl Members {
         }
     }
 
-    pub(super) fn below(&self, before: u64) -> Option<u64> {
+    /// The way down through them.
+    pub(super) fn descend(&self) -> Descent<'_> {
         match self {
-            Self::One(one) => (*one < before).then_some(*one),
-            Self::Few(few) => highest_below(few, before),
-            Self::Many(runs) => runs.below(before),
+            Self::One(one) => Descent::These(slice::from_ref(one)),
+            Self::Few(few) => Descent::These(few),
+            Self::Many(runs) => Descent::Runs(DownRuns::new(runs)),
         }
     }
 
@@ -73,10 +79,4 @@ impl Members {
             Self::Many(runs) => runs.about(),
         }
     }
-}
-
-/// The highest of these numbers, which ascend, below `before`.
-pub(super) fn highest_below(numbers: &[u64], before: u64) -> Option<u64> {
-    let end = numbers.partition_point(|number| *number < before);
-    Some(numbers[end.checked_sub(1)?])
 }

@@ -6,6 +6,7 @@
 pub(crate) mod admit;
 pub(crate) mod claim;
 pub(crate) mod deadlines;
+mod descent;
 pub(crate) mod directives;
 mod groups;
 pub(crate) mod index;

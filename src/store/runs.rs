@@ -116,11 +116,20 @@ impl<V> Runs<V> {
 
     /// The highest number below `before`.
     pub(super) fn below(&self, before: u64) -> Option<u64> {
+        Some(self.entries_below(before).last()?.0)
+    }
+
+    /// The entries below `before` of the run that has the highest of them; none
+    /// if there are none.
+    pub(super) fn entries_below(&self, before: u64) -> &[(u64, V)] {
         // A run whose first entries were removed may have none below it.
-        self.0.range(..before).rev().find_map(|(_, run)| {
-            let end = run.entries.partition_point(|(number, _)| *number < before);
-            Some(run.entries[end.checked_sub(1)?].0)
-        })
+        let runs = self.0.range(..before).rev();
+        let mut below = runs.map(|(_, run)| {
+            let mut entries = run.entries.as_slice();
+            pass(&mut entries, before, |(number, _)| *number);
+            entries
+        });
+        below.find(|entries| !entries.is_empty()).unwrap_or(&[])
     }
 
     /// Numbers between which all are that were created in this time: the lowest
@@ -145,6 +154,20 @@ impl<V> Runs<V> {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+/// Cuts off the end of entries whose numbers ascend, from number `before` on;
+/// the highest number that is left. Mostly that is the last or the one before.
+pub(super) fn pass<T>(entries: &mut &[T], before: u64, number: impl Fn(&T) -> u64) -> Option<u64> {
+    for _ in 0..2 {
+        match entries.split_last() {
+            Some((last, rest)) if before <= number(last) => *entries = rest,
+            last => return last.map(|(last, _)| number(last)),
+        }
+    }
+    let end = entries.partition_point(|entry| number(entry) < before);
+    *entries = &entries[..end];
+    entries.last().map(number)
 }
 
 // === impl Run ===
