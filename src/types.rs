@@ -46,7 +46,9 @@ pub struct Types(Arc<Registry>);
 
 #[derive(Debug)]
 struct Registry {
-    pool: RwLock<DescriptorPool>,
+    /// None while there are just the built-in types: a server whose types nobody
+    /// asks for does not pay for them.
+    pool: RwLock<Option<DescriptorPool>>,
     /// What the pool was made of, beside the built-in types. Who changes the
     /// types holds this lock all along; who reads them never waits for it.
     layers: Mutex<BTreeMap<Layer, Vec<DescriptorSet>>>,
@@ -79,10 +81,23 @@ pub(crate) enum PackError {
 
 static BUILT_IN: LazyLock<DescriptorPool> = LazyLock::new(|| {
     let mut pool = DescriptorPool::global();
-    pool.decode_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .expect("the descriptors are our own");
+    for set in BUILT_IN_SETS {
+        pool.decode_file_descriptor_set(*set)
+            .expect("the descriptors are our own");
+    }
     pool
 });
+
+/// The types of this crate, and those of the other services that a server has.
+const BUILT_IN_SETS: &[&[u8]] = &[
+    FILE_DESCRIPTOR_SET,
+    #[cfg(feature = "server")]
+    tonic_health::pb::FILE_DESCRIPTOR_SET,
+    #[cfg(feature = "server")]
+    tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+    #[cfg(feature = "server")]
+    tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+];
 
 /// How deep a JSON value may be. Protobuf refuses what is nested more than 100
 /// levels, and a Struct has three of them for each one of JSON.
@@ -92,7 +107,7 @@ impl Types {
     /// The types of `google.protobuf`, `google.rpc` and `longrunning`.
     pub fn built_in() -> Self {
         Self(Arc::new(Registry {
-            pool: RwLock::new(BUILT_IN.clone()),
+            pool: RwLock::default(),
             layers: Mutex::default(),
         }))
     }
@@ -131,7 +146,7 @@ impl Types {
             let _ = sets::add(&mut pool, sets);
         }
         Self(Arc::new(Registry {
-            pool: RwLock::new(pool),
+            pool: RwLock::new(Some(pool)),
             layers: Mutex::new(layers),
         }))
     }
@@ -160,7 +175,7 @@ impl Types {
         if loaded.left_out.is_some() {
             next.remove(&Layer::Reflection);
         }
-        *self.0.pool.write() = pool;
+        *self.0.pool.write() = Some(pool);
         *layers = next;
         Ok(loaded)
     }
@@ -174,12 +189,12 @@ impl Types {
 
     /// The type of this full name, such as `google.rpc.Status`.
     pub(crate) fn descriptor(&self, name: &str) -> Option<MessageDescriptor> {
-        self.0.pool.read().get_message_by_name(name)
+        self.with_pool(|pool| pool.get_message_by_name(name))
     }
 
     /// The `.proto` file of this name.
     pub(crate) fn file(&self, name: &str) -> Option<FileDescriptor> {
-        self.0.pool.read().get_file_by_name(name)
+        self.with_pool(|pool| pool.get_file_by_name(name))
     }
 
     /// The full names of the types in an operation that are not known.
@@ -281,7 +296,11 @@ impl Types {
 
     /// The types as they are now.
     pub(crate) fn pool(&self) -> DescriptorPool {
-        self.0.pool.read().clone()
+        self.with_pool(DescriptorPool::clone)
+    }
+
+    fn with_pool<T>(&self, ask: impl FnOnce(&DescriptorPool) -> T) -> T {
+        ask(self.0.pool.read().as_ref().unwrap_or(&BUILT_IN))
     }
 
     /// The message inside an `Any`, if it is an `M`.

@@ -49,21 +49,13 @@ enum ReflectError {
 impl TypeSources {
     /// Reads the files. The upstream is asked later, for it may start later.
     pub(super) fn load(config: &Config) -> Result<Self, AppError> {
-        let types = Types::built_in();
-        for set in [
-            tonic_health::pb::FILE_DESCRIPTOR_SET,
-            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-        ] {
-            types.add_descriptor_set(set)?;
-        }
         let endpoint = |url: &String| {
             let endpoint = Endpoint::from_shared(url.clone());
             let endpoint = endpoint.map_err(|error| AppError::Reflect(url.clone(), error))?;
             Ok::<_, AppError>((url.clone(), endpoint.connect_timeout(CONNECT)))
         };
         let sources = Self {
-            types,
+            types: Types::built_in(),
             files: config.descriptor_sets.clone(),
             upstream: config.reflect.as_ref().map(endpoint).transpose()?,
         };
