@@ -5,8 +5,8 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use longrunning::{
-    Any, Limits, NewOperation, OperationName, Operations, Progress, QueueName, Report, WorkerId,
-    proto::google::longrunning::ListOperationsRequest,
+    Any, Builder, Limits, NewOperation, OperationName, Operations, Progress, QueueName, Report,
+    SqliteJournal, Terms, WorkerId, proto::google::longrunning::ListOperationsRequest,
 };
 use tokio::runtime::Runtime;
 
@@ -17,18 +17,23 @@ fn runtime() -> Runtime {
         .expect("a runtime starts")
 }
 
-async fn operations() -> Operations {
+fn builder() -> Builder {
     let limits = Limits {
         max_operations: 20_000_000,
         max_bytes: usize::MAX,
         max_queue: 20_000_000,
         ..Limits::default()
     };
-    Operations::builder()
-        .limits(limits)
-        .start()
-        .await
-        .expect("defaults are in range")
+    let day = Duration::from_secs(86_400);
+    Operations::builder().limits(limits).defaults(Terms {
+        lease_duration: day,
+        ..Terms::default()
+    })
+}
+
+async fn operations() -> Operations {
+    let operations = builder().start().await;
+    operations.expect("defaults are in range")
 }
 
 /// `count` operations that are done; every hundredth is still running.
@@ -102,12 +107,23 @@ fn pages(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// The same over each journal: what one client makes, change after change.
 fn changes(criterion: &mut Criterion) {
-    let runtime = runtime();
-    let operations = runtime.block_on(operations());
+    let (runtime, files) = (
+        runtime(),
+        tempfile::tempdir().expect("a place for the file"),
+    );
+    changes_in("memory", &runtime, builder(), criterion);
+    let journal = SqliteJournal::open(files.path().join("bench.db")).expect("the file is new");
+    changes_in("SQLite", &runtime, builder().journal(journal), criterion);
+}
+
+fn changes_in(journal: &str, runtime: &Runtime, builder: Builder, criterion: &mut Criterion) {
+    let operations = runtime.block_on(builder.start());
+    let operations = operations.expect("defaults are in range");
     let queue = QueueName::parse("bench").expect("the name is good");
     let worker = WorkerId::new("bench");
-    let mut group = criterion.benchmark_group("changes");
+    let mut group = criterion.benchmark_group(format!("changes, {journal}"));
     group.throughput(Throughput::Elements(1));
     group.bench_function("create", |bench| {
         bench.iter(|| runtime.block_on(operations.create(NewOperation::self_executed("bench"))));
@@ -128,28 +144,44 @@ fn changes(criterion: &mut Criterion) {
             })
         });
     });
-    let created = runtime
-        .block_on(operations.create(NewOperation::self_executed("bench")))
-        .expect("there is room");
-    let (name, token) = (
-        created.operation.owned_name(),
-        created.operation.lease().expect("self-executed").token,
-    );
-    group.bench_function("report progress", |bench| {
-        let report = || Report {
-            progress: Some(Progress {
-                done_units: 7,
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        bench.iter_batched(
-            report,
-            |report| runtime.block_on(operations.report(&name, token, report)),
-            BatchSize::SmallInput,
+    // A report is encoded with the metadata, whose size shows what that costs.
+    for size in [0, 1 << 10, 64 << 10] {
+        let created = runtime
+            .block_on(operations.create(NewOperation::self_executed("bench")))
+            .expect("there is room");
+        let (name, token) = (
+            created.operation.owned_name(),
+            created.operation.lease().expect("self-executed").token,
         );
-    });
+        let mut done_units = 0;
+        // To say the same again would be no change.
+        let mut report = || {
+            done_units += 1;
+            Report {
+                progress: Some(Progress {
+                    done_units,
+                    message: "x".repeat(size),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }
+        };
+        group.bench_function(
+            BenchmarkId::new("report, message of bytes", size),
+            |bench| {
+                bench.iter_batched(
+                    &mut report,
+                    |report| {
+                        let reported = operations.report(&name, token, report);
+                        runtime.block_on(reported).expect("the lease is held")
+                    },
+                    BatchSize::SmallInput,
+                );
+            },
+        );
+    }
     group.finish();
+    runtime.block_on(operations.close());
 }
 
 fn waits(criterion: &mut Criterion) {

@@ -46,8 +46,9 @@ pub struct Types(Arc<Registry>);
 
 #[derive(Debug)]
 struct Registry {
-    /// None while there are just the built-in types: a server whose types nobody
-    /// asks for does not pay for them.
+    /// The types that are always there, made when somebody asks for the first one.
+    built_in: &'static LazyLock<DescriptorPool>,
+    /// None while there are no others.
     pool: RwLock<Option<DescriptorPool>>,
     /// What the pool was made of, beside the built-in types. Who changes the
     /// types holds this lock all along; who reads them never waits for it.
@@ -81,23 +82,10 @@ pub(crate) enum PackError {
 
 static BUILT_IN: LazyLock<DescriptorPool> = LazyLock::new(|| {
     let mut pool = DescriptorPool::global();
-    for set in BUILT_IN_SETS {
-        pool.decode_file_descriptor_set(*set)
-            .expect("the descriptors are our own");
-    }
+    pool.decode_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .expect("the descriptors are our own");
     pool
 });
-
-/// The types of this crate, and those of the other services that a server has.
-const BUILT_IN_SETS: &[&[u8]] = &[
-    FILE_DESCRIPTOR_SET,
-    #[cfg(feature = "server")]
-    tonic_health::pb::FILE_DESCRIPTOR_SET,
-    #[cfg(feature = "server")]
-    tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-    #[cfg(feature = "server")]
-    tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-];
 
 /// How deep a JSON value may be. Protobuf refuses what is nested more than 100
 /// levels, and a Struct has three of them for each one of JSON.
@@ -106,7 +94,25 @@ const MAX_DEPTH: usize = 32;
 impl Types {
     /// The types of `google.protobuf`, `google.rpc` and `longrunning`.
     pub fn built_in() -> Self {
+        Self::above(&BUILT_IN)
+    }
+
+    /// The built-in types and those of these encoded descriptor sets, for a pool
+    /// that lives as long as the program.
+    #[cfg(feature = "server")]
+    pub(crate) fn built_in_with(sets: &[&[u8]]) -> DescriptorPool {
+        let mut pool = BUILT_IN.clone();
+        for set in sets {
+            pool.decode_file_descriptor_set(*set)
+                .expect("they are those of a dependency");
+        }
+        pool
+    }
+
+    /// A registry whose built-in types are these.
+    pub(crate) fn above(built_in: &'static LazyLock<DescriptorPool>) -> Self {
         Self(Arc::new(Registry {
+            built_in,
             pool: RwLock::default(),
             layers: Mutex::default(),
         }))
@@ -140,12 +146,13 @@ impl Types {
     pub(crate) fn down_to(&self, layer: Layer) -> Self {
         let mut layers = self.0.layers.lock().clone();
         layers.retain(|each, _| *each <= layer);
-        let mut pool = BUILT_IN.clone();
+        let mut pool = DescriptorPool::clone(self.0.built_in);
         for sets in layers.values() {
             // They are in the pool of this registry, so that they agree.
             let _ = sets::add(&mut pool, sets);
         }
         Self(Arc::new(Registry {
+            built_in: self.0.built_in,
             pool: RwLock::new(Some(pool)),
             layers: Mutex::new(layers),
         }))
@@ -159,7 +166,8 @@ impl Types {
         let mut layers = self.0.layers.lock();
         let mut next = layers.clone();
         change(next.entry(layer).or_default());
-        let (mut pool, mut loaded) = (BUILT_IN.clone(), Loaded::default());
+        let mut pool = DescriptorPool::clone(self.0.built_in);
+        let mut loaded = Loaded::default();
         for (each, sets) in &next {
             let before = pool.clone();
             match sets::add(&mut pool, sets) {
@@ -300,7 +308,7 @@ impl Types {
     }
 
     fn with_pool<T>(&self, ask: impl FnOnce(&DescriptorPool) -> T) -> T {
-        ask(self.0.pool.read().as_ref().unwrap_or(&BUILT_IN))
+        ask(self.0.pool.read().as_ref().unwrap_or(self.0.built_in))
     }
 
     /// The message inside an `Any`, if it is an `M`.

@@ -2,8 +2,9 @@
 //! that are read at start and at each SIGHUP, and the reflection of a server
 //! upstream, which is asked until it answers.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::LazyLock, time::Duration};
 
+use prost_reflect::DescriptorPool;
 use tokio::{
     select,
     sync::mpsc,
@@ -24,6 +25,15 @@ use crate::{
 const ANSWER: Duration = Duration::from_secs(30);
 /// How long a connection to it may take.
 const CONNECT: Duration = Duration::from_secs(5);
+
+/// The types that are always there: those of all services of a server.
+static SERVED: LazyLock<DescriptorPool> = LazyLock::new(|| {
+    Types::built_in_with(&[
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ])
+});
 
 /// The types of a server, and where more of them are found.
 #[derive(Debug)]
@@ -55,7 +65,7 @@ impl TypeSources {
             Ok::<_, AppError>((url.clone(), endpoint.connect_timeout(CONNECT)))
         };
         let sources = Self {
-            types: Types::built_in(),
+            types: Types::above(&SERVED),
             files: config.descriptor_sets.clone(),
             upstream: config.reflect.as_ref().map(endpoint).transpose()?,
         };

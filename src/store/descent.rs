@@ -4,7 +4,7 @@
 
 use super::runs::{Runs, pass};
 
-/// A way down. Whoever goes it asks for numbers below ever lower ones.
+/// A way down. What was passed on it is not found again.
 #[derive(Debug)]
 pub(super) enum Descent<'a> {
     Everything,
@@ -38,7 +38,10 @@ pub(super) struct DownRuns<'a> {
 // === impl Descent ===
 
 impl Descent<'_> {
-    /// The highest number below `before`, which is no higher than the last time.
+    /// The highest number below `before`. Whoever asks goes on below what was found
+    /// last; a part of a set may be asked again about numbers that it has passed,
+    /// because another part was not that far, and none of them was in the set.
+    ///
     /// Each look into a group is a step. When none is left, it only goes on until
     /// each group was looked into once, so that there is some progress however
     /// wide the set is.
@@ -114,5 +117,112 @@ impl<'a> DownRuns<'a> {
         }
         self.entries = self.runs.entries_below(before);
         self.entries.last().map(number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    const END: u64 = 2000;
+
+    /// A set, and what it is made of.
+    #[derive(Debug)]
+    enum Whole {
+        Everything,
+        Runs(Runs<()>),
+        These(Vec<u64>),
+        All(Vec<Whole>),
+        Any(Vec<Whole>),
+    }
+
+    impl Whole {
+        fn descend(&self) -> Descent<'_> {
+            match self {
+                Self::Everything => Descent::Everything,
+                Self::Runs(runs) => Descent::Runs(DownRuns::new(runs)),
+                Self::These(numbers) => Descent::These(numbers),
+                Self::All(wholes) => Descent::All(wholes.iter().map(Self::descend).collect()),
+                Self::Any(wholes) => Descent::Any(wholes.iter().map(Self::descend).collect()),
+            }
+        }
+
+        fn has(&self, number: u64) -> bool {
+            match self {
+                Self::Everything => true,
+                Self::Runs(runs) => runs.get(number).is_some(),
+                Self::These(numbers) => numbers.binary_search(&number).is_ok(),
+                Self::All(wholes) => wholes.iter().all(|whole| whole.has(number)),
+                Self::Any(wholes) => wholes.iter().any(|whole| whole.has(number)),
+            }
+        }
+    }
+
+    /// Numbers at even distances, in several runs, some of which went.
+    fn runs() -> impl Strategy<Value = Whole> {
+        (0..END, 1..5usize, 0..900usize, 2..9u64).prop_map(|(first, step, count, gone)| {
+            let mut runs = Runs::default();
+            let numbers = (first..END).step_by(step).take(count);
+            for number in numbers.clone() {
+                runs.put(number, 0, ());
+            }
+            for number in numbers.filter(|number| number / 40 % gone == 0) {
+                runs.remove(number);
+            }
+            Whole::Runs(runs)
+        })
+    }
+
+    fn these() -> impl Strategy<Value = Whole> {
+        proptest::collection::btree_set(0..END, 0..60)
+            .prop_map(|numbers| Whole::These(numbers.into_iter().collect()))
+    }
+
+    fn sets() -> impl Strategy<Value = Whole> {
+        let leaf = || prop_oneof![1 => Just(()).prop_map(|()| Whole::Everything), 6 => runs(), 3 => these()];
+        let pair = move || {
+            prop_oneof![
+                vec(leaf(), 1..4).prop_map(Whole::All),
+                vec(leaf(), 1..4).prop_map(Whole::Any),
+                leaf(),
+            ]
+        };
+        prop_oneof![
+            vec(pair(), 1..4).prop_map(Whole::All),
+            vec(pair(), 1..4).prop_map(Whole::Any),
+            pair(),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn the_way_down_leads_to_each_number_of_the_set_whatever_the_steps(
+            whole in sets(),
+            steps in 1..40usize,
+            begins_anew in any::<bool>(),
+        ) {
+            let (mut descent, mut before, mut found) = (whole.descend(), END, Vec::new());
+            loop {
+                match descent.below(before, &mut { steps }) {
+                    Next::Found(number) => {
+                        prop_assert!(number < before);
+                        found.push(number);
+                        before = number;
+                    }
+                    Next::Paused(bound) => {
+                        prop_assert!(bound < before);
+                        before = bound;
+                        if begins_anew {
+                            descent = whole.descend();
+                        }
+                    }
+                    Next::End => break,
+                }
+            }
+            let expected: Vec<u64> = (0..END).rev().filter(|number| whole.has(*number)).collect();
+            prop_assert_eq!(found, expected);
+        }
     }
 }

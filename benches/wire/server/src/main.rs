@@ -13,6 +13,7 @@ use longrunning::{
     Any, NewOperation, Operations,
     proto::google::longrunning::{
         GetOperationRequest, ListOperationsRequest, ListOperationsResponse, Operation,
+        WaitOperationRequest,
     },
     server::{Config, LogFormat, init_telemetry, signals},
 };
@@ -81,6 +82,17 @@ async fn fill(operations: &Operations, dir: &Path) -> Result<(), Box<dyn Error>>
         ..Default::default()
     };
     fs::write(dir.join("list.request"), framed(&page.encode_to_vec()))?;
+    // None is found, so that each page is looked for as long as one may be.
+    let scan = ListOperationsRequest {
+        filter: "metadata.attempt = 7".to_owned(),
+        ..page
+    };
+    fs::write(dir.join("scan.request"), framed(&scan.encode_to_vec()))?;
+    let wait = WaitOperationRequest {
+        name: "operations/waited-0000".to_owned(),
+        timeout: Some(Duration::from_secs(300).try_into()?),
+    };
+    fs::write(dir.join("wait.request"), framed(&wait.encode_to_vec()))?;
     fs::write(dir.join("empty.request"), framed(&[]))?;
     fs::write(dir.join("stored.binpb"), stored.encode_to_vec())?;
     Ok(())
