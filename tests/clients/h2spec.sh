@@ -38,7 +38,7 @@ for address in "$CLIENTS" "$WORKERS"; do
   cases=("${sections[@]}") total=0 bad=1
   # An answer that was on its way before the bad frame came is a failure to h2spec,
   # and a matter of chance on a busy machine: what failed is tried again by itself.
-  for _ in {1..10}; do
+  for _ in {1..20}; do
     "$H2SPEC" -h "${address%:*}" -p "${address##*:}" --timeout 5 "${cases[@]}" >"$scratch/out" 2>&1 || true
     # A run that broke off has no such line, and is repeated as it was; so is one
     # that did not find its cases.
