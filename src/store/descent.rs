@@ -4,7 +4,7 @@
 
 use super::runs::{Runs, pass};
 
-/// A way down. What was passed on it is not found again.
+/// A way down, of which each part remembers how far it has come.
 #[derive(Debug)]
 pub(super) enum Descent<'a> {
     Everything,
