@@ -59,6 +59,15 @@ impl Clock {
         }
     }
 
+    /// A clock that shows `time` now.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn at(time: Timestamp) -> Self {
+        Self {
+            anchor: Instant::now(),
+            wall: time,
+        }
+    }
+
     /// The present time. Never runs backwards.
     pub fn now(&self) -> Timestamp {
         self.wall + self.anchor.elapsed()

@@ -100,10 +100,14 @@ pub use grpc::{
     watch::{OperationWatchServer, WatchService, watch_server},
     worker::{OperationWorkerServer, WorkerService, worker_server, worker_server_with},
 };
+#[cfg(feature = "postgres")]
+pub use journal::postgres::PostgresJournal;
 #[cfg(feature = "sqlite")]
 pub use journal::sqlite::SqliteJournal;
 pub use journal::{
-    journal::{BoxFuture, Entry, Journal, JournalError, Show, Then},
+    journal::{
+        Apply, BoxFuture, Entry, Journal, JournalError, News, Shared, Show, Then, Unkept,
+    },
     memory::MemoryJournal,
 };
 pub use metrics::Metrics;

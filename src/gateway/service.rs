@@ -227,7 +227,7 @@ impl Inner {
                 json(StatusCode::OK, form.page(types, page).await)
             }
             Action::Get => {
-                let operation = operations.get(&lookup(name)?)?;
+                let operation = operations.look(&lookup(name)?).await?;
                 json(StatusCode::OK, form.operation(types, operation).await)
             }
             Action::Delete => {
@@ -247,7 +247,8 @@ impl Inner {
             }
             Action::Watch => {
                 let name = lookup(name)?;
-                if watch::has_seen_the_end(&parts.headers) && operations.get(&name)?.is_done() {
+                let current = operations.look(&name).await?;
+                if watch::has_seen_the_end(&parts.headers) && current.is_done() {
                     return Ok(status_only(StatusCode::NO_CONTENT));
                 }
                 let watch = operations.watch(&name)?;

@@ -60,7 +60,7 @@ impl generated::operations_server::Operations for OperationsService {
     ) -> Result<Response<Encoded>, Status> {
         let name = lookup(request.into_inner().name)?;
         Ok(Response::new(Encoded::Operation(
-            self.operations.get(&name)?,
+            self.operations.look(&name).await?,
         )))
     }
 

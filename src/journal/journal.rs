@@ -1,13 +1,17 @@
 //! What the store asks of a journal. What a journal does with it is its own affair.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     future::{Future, ready},
     pin::Pin,
     sync::Arc,
 };
 
-use crate::{clock::Timestamp, operation::operation::Operation};
+use crate::{
+    clock::{Clock, Timestamp},
+    operation::{name::OperationName, operation::Operation},
+};
 
 /// A future that a trait object can return.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -40,11 +44,60 @@ pub trait Journal: Send + Sync + 'static {
         None
     }
 
+    /// What there is beside, if several servers share the journal.
+    fn shared(&self) -> Option<&dyn Shared> {
+        None
+    }
+
     /// Lets go of what the journal holds. Called at the end, as a rule when no
     /// append is under way; appends that come later are refused.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(ready(()))
     }
+}
+
+/// What a journal that several servers share can do besides.
+///
+/// A change is kept only if the operation is still what it was made from: of the
+/// revision before, or not there if it is new. Else the append ends with
+/// [`Unkept::Stale`].
+pub trait Shared: Send + Sync + 'static {
+    /// The operation as it is kept; none if it is not there.
+    fn fetch<'a>(
+        &'a self,
+        name: &'a OperationName,
+    ) -> BoxFuture<'a, Result<Option<Arc<Operation>>, JournalError>>;
+
+    /// A number for a new operation, which no server of the journal has got or
+    /// gets, and above those that were handed out long before.
+    fn number(&self) -> u64;
+
+    /// The clock that the servers of the journal go by; without one, each goes by
+    /// its own.
+    fn clock(&self) -> Option<Clock> {
+        None
+    }
+
+    /// Reads what became of operations since the replay and hands it to `apply`,
+    /// until the journal is closed. Every change is read, those of this server
+    /// too; of several changes of one operation the last may stand for all. What
+    /// is read after `apply` has ended is no older than what was read before.
+    fn follow(&self, apply: Apply) -> BoxFuture<'_, ()>;
+}
+
+/// Takes in what became of operations.
+pub type Apply = Arc<dyn Fn(Vec<News>) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// What became of an operation.
+#[derive(Clone, Debug)]
+pub enum News {
+    /// It is like this.
+    Changed(Arc<Operation>),
+    /// The one with this number is gone.
+    Gone(u64),
+    /// Only those with these numbers are left: so much was missed that each change
+    /// cannot be told any more.
+    Left(BTreeSet<u64>),
 }
 
 /// What the store does once a change is kept: it shows the change and tells
@@ -53,7 +106,7 @@ pub trait Journal: Send + Sync + 'static {
 /// uncalled, it is called with an error.
 pub struct Then(Option<Box<Call>>);
 
-type Call = dyn FnOnce(Result<(), JournalError>) + Send;
+type Call = dyn FnOnce(Result<(), Unkept>) + Send;
 
 /// One change.
 #[derive(Clone, Debug)]
@@ -72,12 +125,12 @@ pub enum Entry {
 
 impl Then {
     /// What `call` does.
-    pub fn new(call: impl FnOnce(Result<(), JournalError>) + Send + 'static) -> Self {
+    pub fn new(call: impl FnOnce(Result<(), Unkept>) + Send + 'static) -> Self {
         Self(Some(Box::new(call)))
     }
 
     /// Says that the change is kept, or why not.
-    pub fn call(mut self, kept: Result<(), JournalError>) {
+    pub fn call(mut self, kept: Result<(), Unkept>) {
         if let Some(call) = self.0.take() {
             call(kept);
         }
@@ -87,9 +140,8 @@ impl Then {
 impl Drop for Then {
     fn drop(&mut self) {
         if let Some(call) = self.0.take() {
-            call(Err(JournalError(
-                "the journal let go of a change".to_owned(),
-            )));
+            let error = JournalError("the journal let go of a change".to_owned());
+            call(Err(error.into()));
         }
     }
 }
@@ -98,6 +150,18 @@ impl fmt::Debug for Then {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Then")
     }
+}
+
+/// Why a change is not kept.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Unkept {
+    /// It cannot be.
+    #[error(transparent)]
+    Failed(#[from] JournalError),
+    /// Another server was first. This is what stands in the way; none if the
+    /// operation is gone.
+    #[error("another server changed the operation first")]
+    Stale(Option<Arc<Operation>>),
 }
 
 /// What was to be kept, or was kept, cannot be: a sentence that says why.

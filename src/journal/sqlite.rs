@@ -38,7 +38,7 @@ use self::{
     row::Row,
     writer::{PAUSE, Writer},
 };
-use super::journal::{BoxFuture, Entry, Journal, JournalError, Show, Then};
+use super::journal::{BoxFuture, Entry, Journal, JournalError, Show, Then, Unkept};
 use crate::clock::Timestamp;
 
 /// How many bytes of rows may stand in line. A change that comes then becomes a
@@ -216,7 +216,9 @@ impl Shared {
                 self.bytes.fetch_sub(row.size(), Ordering::Relaxed);
             }
             // A bug that one of them meets must not keep the others waiting.
-            let told = catch_unwind(AssertUnwindSafe(|| then.call(kept.clone())));
+            let told = catch_unwind(AssertUnwindSafe(|| {
+                then.call(kept.clone().map_err(Unkept::from));
+            }));
             if told.is_err() {
                 error!("showing a change panicked");
             }

@@ -16,7 +16,7 @@ use super::{
 use crate::clock::Timestamp;
 
 /// What a new operation begins with.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Birth {
     pub(crate) name: OperationName,
     pub(crate) number: u64,

@@ -11,7 +11,7 @@ pub(crate) mod operation;
 pub(crate) mod outcome;
 pub(crate) mod payload;
 pub(crate) mod progress;
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "record")]
 pub(crate) mod record;
 pub(crate) mod retry;
 pub(crate) mod stage;

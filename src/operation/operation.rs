@@ -437,13 +437,19 @@ impl Operation {
         self.tags.as_ref()?.request.as_ref()
     }
 
+    /// The request id that its creator gave, by which it is found within its
+    /// parent (AIP-155); none if it did not.
+    pub fn request_id(&self) -> Option<&str> {
+        self.request().map(|request| &*request.id)
+    }
+
     /// Its place in the order of creation.
-    pub(crate) fn number(&self) -> u64 {
+    pub fn number(&self) -> u64 {
         self.number
     }
 
     /// Whether it was deleted and goes on unseen.
-    pub(crate) fn is_hidden(&self) -> bool {
+    pub fn is_hidden(&self) -> bool {
         self.hidden
     }
 

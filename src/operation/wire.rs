@@ -38,7 +38,7 @@ impl Wire {
     }
 
     /// Takes over what was encoded before; none if that is no operation.
-    #[cfg(feature = "sqlite")]
+    #[cfg(feature = "record")]
     pub(crate) fn read(bytes: Vec<u8>) -> Option<Self> {
         let mut rest = bytes.as_slice();
         let (NAME, encoding::WireType::LengthDelimited) = encoding::decode_key(&mut rest).ok()?

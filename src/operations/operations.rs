@@ -92,6 +92,21 @@ impl Operations {
             .ok_or_else(|| Error::not_found(name.as_str()))
     }
 
+    /// The same, but what is not shown here is looked up in the journal, if
+    /// other servers share it: they may have made it just now.
+    ///
+    /// # Errors
+    /// NOT_FOUND, or UNAVAILABLE if the journal cannot be asked.
+    pub async fn look(&self, name: &OperationName) -> Result<Arc<Operation>> {
+        match self.get(name) {
+            Err(_) if self.0.store.has_others() => {
+                self.0.store.ask(name).await?;
+                self.get(name)
+            }
+            found => found,
+        }
+    }
+
     /// One page of a list, newest first. A page of a list with a filter ends
     /// after 100 000 operations or 100 ms at the latest; it may be short, and
     /// even empty, while its token leads on.
@@ -129,7 +144,7 @@ impl Operations {
     /// # Errors
     /// NOT_FOUND, also if it is deleted or expires in the meantime.
     pub async fn wait(&self, name: &OperationName, limit: Duration) -> Result<Arc<Operation>> {
-        let current = self.get(name)?;
+        let current = self.look(name).await?;
         if current.is_done() || limit.is_zero() {
             return Ok(current);
         }

@@ -4,7 +4,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use super::{
-    store::{Store, Told},
+    store::{Lost, Store, TRIES, Told},
     turns::Turn,
     view::RequestKey,
 };
@@ -43,10 +43,27 @@ struct Room {
 
 impl Store {
     /// Makes an operation. It can be read, from anywhere, when this returns.
-    pub(crate) async fn create(self: &Arc<Self>, birth: Birth) -> Result<Created> {
+    pub(crate) async fn create(self: &Arc<Self>, mut birth: Birth) -> Result<Created> {
         if self.tasks.stopping().is_cancelled() {
             return Err(Error::ShuttingDown);
         }
+        let mut tries = TRIES;
+        loop {
+            let again = self.others.as_ref().map(|_| birth.clone());
+            match (self.try_to_create(birth).await, again) {
+                (Ok(created), _) => return Ok(created),
+                (Err(Lost::Error(error)), _) => return Err(error),
+                (Err(Lost::Outrun(winner)), Some(again)) => {
+                    self.meet(winner, &again.name, &mut tries).await?;
+                    birth = again;
+                }
+                // Nobody can have been faster.
+                (Err(Lost::Outrun(_)), None) => return Err(Error::StoreUnavailable),
+            }
+        }
+    }
+
+    async fn try_to_create(self: &Arc<Self>, birth: Birth) -> Result<Created, Lost> {
         let store = self.clone();
         let begin = async move {
             let request = birth.tags.as_ref().and_then(|tags| tags.request.clone());
@@ -97,7 +114,10 @@ impl Store {
                 name: birth.name.to_string(),
             });
         }
-        birth.number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        birth.number = match self.journal.0.shared() {
+            Some(shared) => shared.number(),
+            None => self.numbers.fetch_add(1, Ordering::Relaxed),
+        };
         let operation = Arc::new(Operation::new(birth, self.clock.now()));
         self.check_size("operation", &operation)?;
         let room = self.make_room(&operation)?;

@@ -94,6 +94,16 @@ impl Index {
         self.all.read().get(number).cloned()
     }
 
+    /// The numbers of all operations.
+    pub(super) fn numbers(&self) -> Vec<u64> {
+        let mut numbers = Vec::new();
+        self.all.read().scan(u64::MAX, |number, _| {
+            numbers.push(number);
+            true
+        });
+        numbers
+    }
+
     /// The way through the operations of a scope that a plan leaves. `named`
     /// finds the number of a name.
     pub(crate) fn walk<'a>(

@@ -16,6 +16,7 @@ use tokio::{runtime::Handle, sync::oneshot};
 use tracing::{debug, warn};
 
 use super::{
+    follow::Others,
     limits::Limits,
     turns::{Turn, Turns},
     view::View,
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     clock::Clock,
     error::{Error, Result},
-    journal::journal::{Entry, Journal, JournalError, Then},
+    journal::journal::{Entry, Journal, JournalError, Shared, Then, Unkept},
     metrics::Metrics,
     operation::{
         name::OperationName,
@@ -32,6 +33,10 @@ use crate::{
     },
     tasks::Tasks,
 };
+
+/// How often a change is tried anew because other servers were faster. Each time
+/// one of them got on with its own.
+pub(super) const TRIES: usize = 64;
 
 /// The operations, and how they change.
 #[derive(Debug)]
@@ -42,7 +47,9 @@ pub(crate) struct Store {
     pub(crate) limits: Limits,
     /// Where the store was opened.
     pub(super) runtime: Handle,
-    journal: JournalHandle,
+    pub(super) journal: JournalHandle,
+    /// What other servers of the journal do; none if there are none.
+    pub(super) others: Option<Others>,
     pub(super) turns: Turns,
     pub(super) request_turns: Turns,
     pub(super) numbers: AtomicU64,
@@ -53,24 +60,54 @@ pub(crate) struct Store {
 }
 
 /// A journal has no name to print.
-struct JournalHandle(Arc<dyn Journal>);
+pub(super) struct JournalHandle(pub(super) Arc<dyn Journal>);
 
 /// What came of a change, as soon as the journal knows. It comes about whether
 /// anybody waits for it or not.
 #[derive(Debug)]
 pub(super) enum Told<T> {
     Now(T),
-    Later(oneshot::Receiver<Result<T>>),
+    Later(oneshot::Receiver<Result<T, Lost>>),
+}
+
+/// Why nothing came of a change.
+#[derive(Debug)]
+pub(super) enum Lost {
+    Error(Error),
+    /// Another server was first, and this is what it made; none if the operation
+    /// is gone.
+    Outrun(Option<Arc<Operation>>),
 }
 
 // === impl Told ===
 
 impl<T> Told<T> {
-    pub(super) async fn told(self) -> Result<T> {
+    pub(super) async fn told(self) -> Result<T, Lost> {
         match self {
             Self::Now(told) => Ok(told),
             // Nobody tells only if showing the change panicked.
-            Self::Later(told) => told.await.unwrap_or(Err(Error::StoreUnavailable)),
+            Self::Later(told) => told.await.unwrap_or(Err(Error::StoreUnavailable.into())),
+        }
+    }
+}
+
+// === impl Lost ===
+
+impl From<Error> for Lost {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<Unkept> for Lost {
+    fn from(unkept: Unkept) -> Self {
+        match unkept {
+            Unkept::Failed(error) => {
+                // The journal says once what ails it; here it would be said per call.
+                debug!(%error, "a change was refused, because it could not be kept");
+                Self::Error(Error::StoreUnavailable)
+            }
+            Unkept::Stale(winner) => Self::Outrun(winner),
         }
     }
 }
@@ -85,6 +122,7 @@ impl Store {
         metrics: &Metrics,
         limits: Limits,
     ) -> Result<Arc<Self>, JournalError> {
+        let clock = journal.shared().and_then(Shared::clock).unwrap_or(clock);
         let clock = match journal.newest() {
             Some(newest) if clock.now() < newest => {
                 let behind = newest.since(clock.now());
@@ -102,6 +140,7 @@ impl Store {
             tasks: Tasks::default(),
             limits,
             runtime: Handle::current(),
+            others: journal.shared().map(|_| Others::default()),
             journal: JournalHandle(journal),
             turns: Turns::default(),
             request_turns: Turns::default(),
@@ -111,6 +150,7 @@ impl Store {
         });
         store.replay().await?;
         store.keep_time();
+        store.follow();
         Ok(store)
     }
 
@@ -129,10 +169,12 @@ impl Store {
             }
         };
         self.journal.0.replay(Arc::new(show)).await?;
-        // Their holders reach the server from now on, however long it has read.
+        // Their holders reach the server from now on, however long it has read; if
+        // there are other servers, they were never out of reach.
+        let is_alone = self.others.is_none();
         let (leased, now) = (std::mem::take(&mut *leased.lock()), self.clock.now());
         for mut operation in leased {
-            if let Some(operation) = Arc::get_mut(&mut operation) {
+            if is_alone && let Some(operation) = Arc::get_mut(&mut operation) {
                 operation.resume(now);
             }
             self.show_again(&operation);
@@ -140,7 +182,17 @@ impl Store {
         Ok(())
     }
 
-    fn show_again(&self, operation: &Arc<Operation>) {
+    /// Takes an operation out of what is shown.
+    pub(super) fn forget(&self, operation: &Operation) {
+        self.view.forget(operation);
+        self.held.fetch_sub(1, Ordering::Relaxed);
+        if let Some(others) = &self.others {
+            others.bury(operation.number());
+        }
+    }
+
+    /// Shows an operation that another process, or an earlier one, has made.
+    pub(super) fn show_again(&self, operation: &Arc<Operation>) {
         self.numbers
             .fetch_max(operation.number() + 1, Ordering::Relaxed);
         self.held.fetch_add(1, Ordering::Relaxed);
@@ -172,17 +224,15 @@ impl Store {
 
     /// Deletes: hides the operation from clients, or forgets it if it is done.
     pub(crate) async fn delete(self: &Arc<Self>, name: &OperationName) -> Result<()> {
-        let (store, name) = (self.clone(), name.clone());
-        let begin = async move {
-            let turn = store.turns.of(name.as_str()).await;
+        let hide = |store: &Self, name: &OperationName| {
             let current = store
                 .view
                 .get(name.as_str())
                 .ok_or_else(|| Error::not_found(name.as_str()))?;
             let change = current.delete(store.clock.now());
-            Ok(store.keep(turn, current, change, |_, _| ()))
+            Ok((current, change))
         };
-        self.to_the_end("delete", begin).await
+        self.make("delete", name, hide, |_, _| ()).await
     }
 
     /// The same as `commit`; what came of it is made by `then` as soon as it is
@@ -191,15 +241,50 @@ impl Store {
         self: &Arc<Self>,
         name: &OperationName,
         event: Event,
-        then: impl FnOnce(&Arc<Self>, Arc<Operation>) -> T + Send + 'static,
+        then: impl Fn(&Arc<Self>, Arc<Operation>) -> T + Copy + Send + 'static,
     ) -> Result<T> {
-        let (store, name) = (self.clone(), name.clone());
-        let begin = async move {
-            let turn = store.turns.of(name.as_str()).await;
-            let (current, change) = store.consider(&name, &event)?;
-            Ok(store.keep(turn, current, change, then))
-        };
-        self.to_the_end("commit", begin).await
+        let event = Arc::new(event);
+        let consider =
+            move |store: &Self, name: &OperationName| store.consider(name, &event);
+        self.make("commit", name, consider, then).await
+    }
+
+    /// Makes the change that `decide` wants when the operation's turn has come,
+    /// again and again until no other server was faster.
+    async fn make<T: Send + 'static>(
+        self: &Arc<Self>,
+        title: &'static str,
+        name: &OperationName,
+        decide: impl Fn(&Self, &OperationName) -> Result<(Arc<Operation>, Change)>
+        + Clone
+        + Send
+        + 'static,
+        then: impl Fn(&Arc<Self>, Arc<Operation>) -> T + Copy + Send + 'static,
+    ) -> Result<T> {
+        let mut tries = TRIES;
+        loop {
+            let (store, own_name, decide) = (self.clone(), name.clone(), decide.clone());
+            let is_fresh = self.others.is_none() || tries < TRIES;
+            let begin = async move {
+                let name = own_name;
+                let turn = store.turns.of(name.as_str()).await;
+                let decided = match decide(&store, &name) {
+                    // Others may have made true what is not in what is shown.
+                    Err(_) if !is_fresh => {
+                        store.refresh(&name).await?;
+                        decide(&store, &name)
+                    }
+                    decided => decided,
+                };
+                let (current, change) = decided?;
+                Ok(store.keep(turn, current, change, then))
+            };
+            match self.to_the_end(title, begin).await {
+                Ok(made) => return Ok(made),
+                Err(Lost::Error(error)) => return Err(error),
+                Err(Lost::Outrun(winner)) => self.meet(winner, name, &mut tries).await?,
+            }
+        }
     }
 
     /// Begins a change when its turn has come, also if the caller leaves before
@@ -208,7 +293,7 @@ impl Store {
         &self,
         name: &'static str,
         begin: impl Future<Output = Result<Told<T>>> + Send + 'static,
-    ) -> Result<T> {
+    ) -> Result<T, Lost> {
         self.tasks.to_the_end(name, begin).await?.told().await
     }
 
@@ -253,8 +338,7 @@ impl Store {
                 return self.append(Entry::Forget(current.clone()), move |store, kept| {
                     let _turn = turn;
                     kept?;
-                    store.view.forget(&current);
-                    store.held.fetch_sub(1, Ordering::Relaxed);
+                    store.forget(&current);
                     Ok(then(store, last.map_or(current, Arc::new)))
                 });
             }
@@ -273,19 +357,14 @@ impl Store {
     pub(super) fn append<T: Send + 'static>(
         self: &Arc<Self>,
         entry: Entry,
-        then: impl FnOnce(&Arc<Self>, Result<()>) -> Result<T> + Send + 'static,
+        then: impl FnOnce(&Arc<Self>, Result<(), Unkept>) -> Result<T, Unkept> + Send + 'static,
     ) -> Told<T> {
         let (tell, told) = oneshot::channel();
         let (store, task) = (self.clone(), self.tasks.token());
         let then = Then::new(move |kept| {
             let _task = task;
-            // The journal says once what ails it; here it would be said per call.
-            let kept = kept.map_err(|error| {
-                debug!(%error, "a change was refused, because it could not be kept");
-                Error::StoreUnavailable
-            });
             // Who does not wait any more finds the change in the view.
-            let _ = tell.send(then(&store, kept));
+            let _ = tell.send(then(&store, kept).map_err(Lost::from));
         });
         self.journal.0.append(entry, then);
         Told::Later(told)

@@ -73,6 +73,7 @@ mod recovery;
 mod remote;
 #[cfg(all(feature = "remote", feature = "server"))]
 mod remote_creator;
+mod replicas;
 mod results;
 mod shutdown;
 mod sizes;

@@ -143,7 +143,7 @@ impl Journal for TestJournal {
 impl Inner {
     fn go_on(&self, gate: Gate, entry: Entry, then: Then) {
         if gate == Gate::Broken {
-            return then.call(Err(JournalError("the test broke it".into())));
+            return then.call(Err(JournalError("the test broke it".into()).into()));
         }
         match entry {
             Entry::Put(operation) | Entry::Renew(operation) => {

@@ -1,7 +1,7 @@
 //! What every test needs: a server with clients, and operations in each stage.
 //! Looking into errors is in `problem`, journals of the tests' own in `journal`,
 //! work as workers elsewhere do it in `shop`, bytes over HTTP in `http`, a bad
-//! line to workers in `faults`, one that can be cut in `line`, the program over a
+//! line to workers in `faults`, a table that servers share in `table`, one that can be cut in `line`, the program over a
 //! file in `stored`, what must be true of that in `ledger`.
 
 #[cfg(feature = "cli")]
@@ -27,6 +27,7 @@ pub(crate) mod shop;
 #[cfg(feature = "cli")]
 pub(crate) mod stored;
 pub(crate) mod stores;
+pub(crate) mod table;
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -1,0 +1,39 @@
+WITH given AS MATERIALIZED (
+  SELECT *
+  FROM unnest($1::int2[], $2::int8[], $3::int4[], $4::int4[], $5::text[], $6::text[], $7::bool[], $8::bytea[])
+    AS given (kind, number, seen, revision, name, request, is_done, record)
+),
+-- Locked in one order everywhere, so that no two batches wait for each other.
+ours AS MATERIALIZED (
+  SELECT operations.number
+  FROM longrunning.operations JOIN given ON given.number = operations.number
+  WHERE given.kind > 0 AND operations.revision = given.seen
+  ORDER BY operations.number
+  FOR UPDATE OF operations
+),
+changed AS (
+  UPDATE longrunning.operations
+  SET revision = given.revision, request = given.request, is_done = given.is_done, record = given.record
+  FROM given JOIN ours ON ours.number = given.number
+  WHERE given.kind = 1 AND operations.number = given.number
+  RETURNING operations.number
+),
+gone AS (
+  DELETE FROM longrunning.operations
+  USING given JOIN ours ON ours.number = given.number
+  WHERE given.kind = 2 AND operations.number = given.number
+  RETURNING operations.number
+),
+made AS (
+  INSERT INTO longrunning.operations (number, name, request, revision, is_done, record)
+  SELECT number, name, request, revision, is_done, record FROM given WHERE kind = 0 ORDER BY number
+  ON CONFLICT DO NOTHING
+  RETURNING number
+),
+kept AS (
+  SELECT number FROM changed UNION ALL SELECT number FROM gone UNION ALL SELECT number FROM made
+),
+noted AS (
+  INSERT INTO longrunning.changes (number) SELECT number FROM kept
+)
+SELECT number FROM kept

@@ -1,0 +1,161 @@
+//! What is written for a change, and read back.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use tokio_postgres::{
+    Client,
+    types::{ToSql, Type},
+};
+
+pub(super) use crate::operation::record::Reader;
+use crate::{
+    journal::journal::{Entry, JournalError, Unkept},
+    operation::{name::parent_of, operation::Operation, record::encode_with_input},
+};
+
+use super::link::refused;
+
+pub(super) const TEXT: Type = Type::TEXT;
+
+const MADE: i16 = 0;
+const CHANGED: i16 = 1;
+const GONE: i16 = 2;
+
+/// The columns of `commit.sql`.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    kinds: Vec<i16>,
+    numbers: Vec<i64>,
+    seen: Vec<i32>,
+    revisions: Vec<i32>,
+    names: Vec<String>,
+    requests: Vec<Option<String>>,
+    are_done: Vec<bool>,
+    records: Vec<Option<Vec<u8>>>,
+}
+
+// === impl Batch ===
+
+impl Batch {
+    pub(super) fn of(entries: &[Entry]) -> Self {
+        let mut batch = Self::default();
+        for entry in entries {
+            batch.push(entry);
+        }
+        batch
+    }
+
+    fn push(&mut self, entry: &Entry) {
+        let (Entry::Put(operation) | Entry::Renew(operation) | Entry::Forget(operation)) = entry;
+        let revision = i32::try_from(operation.revision()).unwrap_or(i32::MAX);
+        let (kind, seen, record) = match entry {
+            Entry::Forget(_) => (GONE, revision, None),
+            _ if revision == 0 => (MADE, 0, Some(encode_with_input(operation))),
+            _ => (CHANGED, revision - 1, Some(encode_with_input(operation))),
+        };
+        self.kinds.push(kind);
+        self.numbers.push(key(operation));
+        self.seen.push(seen);
+        self.revisions.push(revision);
+        self.names.push(operation.name().to_owned());
+        self.requests.push(request_of(operation));
+        self.are_done.push(operation.is_done());
+        self.records.push(record);
+    }
+
+    pub(super) fn parameters(&self) -> [(&(dyn ToSql + Sync), Type); 8] {
+        [
+            (&self.kinds, Type::INT2_ARRAY),
+            (&self.numbers, Type::INT8_ARRAY),
+            (&self.seen, Type::INT4_ARRAY),
+            (&self.revisions, Type::INT4_ARRAY),
+            (&self.names, Type::TEXT_ARRAY),
+            (&self.requests, Type::TEXT_ARRAY),
+            (&self.are_done, Type::BOOL_ARRAY),
+            (&self.records, Type::BYTEA_ARRAY),
+        ]
+    }
+
+    /// What stood in the way of the changes that were not kept, by their places.
+    /// One that a lost connection made twice was kept the first time.
+    pub(super) async fn stale(
+        &self,
+        client: &Client,
+        kept: &HashSet<i64>,
+    ) -> Result<HashMap<usize, Unkept>, JournalError> {
+        let others = "SELECT number, record, name, request FROM longrunning.operations
+             WHERE number = ANY($1) OR name = ANY($2) OR request = ANY($3)";
+        let late: Vec<usize> = (0..self.numbers.len())
+            .filter(|at| !kept.contains(&self.numbers[*at]))
+            .collect();
+        let is_made = |at: &&usize| self.kinds[**at] == MADE;
+        let numbers: Vec<i64> = late.iter().map(|at| self.numbers[*at]).collect();
+        let made = late.iter().filter(is_made);
+        let names: Vec<&str> = made.clone().map(|at| self.names[*at].as_str()).collect();
+        let requests: Vec<&str> = made.filter_map(|at| self.requests[*at].as_deref()).collect();
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] = [
+            (&numbers, Type::INT8_ARRAY),
+            (&names, Type::TEXT_ARRAY),
+            (&requests, Type::TEXT_ARRAY),
+        ];
+        let rows = client.query_typed(others, &parameters).await.map_err(refused)?;
+        let mut stale = HashMap::new();
+        for at in late {
+            let (number, name, request) = (self.numbers[at], &self.names[at], &self.requests[at]);
+            let is_in_the_way = |row: &&tokio_postgres::Row| {
+                let is_new = self.kinds[at] == MADE;
+                row.get::<_, i64>(0) == number
+                    || (is_new && row.get::<_, &str>(2) == name)
+                    || (is_new && request.is_some() && row.get::<_, Option<&str>>(3) == request.as_deref())
+            };
+            let Some(row) = rows.iter().find(is_in_the_way) else {
+                if self.kinds[at] != GONE {
+                    stale.insert(at, Unkept::Stale(None));
+                }
+                continue;
+            };
+            if Some(row.get::<_, &[u8]>(1)) == self.records[at].as_deref() {
+                continue;
+            }
+            let other = decode(&mut Reader::default(), row.get(0), row.get(1))?;
+            stale.insert(at, Unkept::Stale(Some(Arc::new(other))));
+        }
+        Ok(stale)
+    }
+}
+
+/// The operation of a row.
+pub(super) fn decode(
+    reader: &mut Reader,
+    number: i64,
+    record: &[u8],
+) -> Result<Operation, JournalError> {
+    let key = u64::try_from(number).unwrap_or_default();
+    reader.decode(key, record, None).map_err(|damage| {
+        JournalError(format!(
+            "the row of longrunning.operations with number {number} cannot be read: {damage}"
+        ))
+    })
+}
+
+/// How many bytes a change is, about.
+pub(super) fn size(entry: &Entry) -> usize {
+    match entry {
+        Entry::Put(operation) | Entry::Renew(operation) => operation.size(),
+        Entry::Forget(_) => 0,
+    }
+}
+
+/// Numbers are microseconds since 1970 and ten bits: they fit until 2255.
+fn key(operation: &Operation) -> i64 {
+    i64::try_from(operation.number()).unwrap_or(i64::MAX)
+}
+
+/// What the creator's request is found by, while clients see the operation.
+fn request_of(operation: &Operation) -> Option<String> {
+    let id = operation.request_id().filter(|_| !operation.is_hidden())?;
+    Some(format!("{}/{id}", parent_of(operation.name())))
+}

@@ -1,0 +1,233 @@
+//! Following: what other servers of one journal make of operations is taken over
+//! into the view. Which change wins is decided by the journal; here it is only
+//! kept from the view that it goes back.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    mem,
+    sync::Arc,
+};
+
+use futures_util::{StreamExt, stream};
+use parking_lot::Mutex;
+use tokio::select;
+use tracing::warn;
+
+use super::store::Store;
+use crate::{
+    error::{Error, Result},
+    journal::journal::{BoxFuture, News},
+    operation::{name::OperationName, operation::Operation},
+};
+
+/// How many pieces of news are taken in side by side: each waits for the turn of
+/// its operation.
+const AT_ONCE: usize = 256;
+
+/// What is known of the other servers.
+#[derive(Debug, Default)]
+pub(super) struct Others(Mutex<Graves>);
+
+/// Operations that are gone, for as long as somebody may still be on the way
+/// with an older word of them: with news that were read before, or with an answer
+/// to a question that was asked before.
+#[derive(Debug, Default)]
+struct Graves {
+    fresh: HashSet<u64>,
+    old: HashSet<u64>,
+    /// How many ask just now: since the fresh graves are dug, and since before.
+    asking: [usize; 2],
+    /// Which of the two those are who ask from now on.
+    turn: usize,
+}
+
+/// Somebody asks the journal.
+struct Asking<'a> {
+    others: &'a Others,
+    turn: usize,
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Takes in what other servers do, until the store stops.
+    pub(super) fn follow(self: &Arc<Self>) {
+        if self.others.is_none() {
+            return;
+        }
+        let (store, stopping) = (self.clone(), self.tasks.stopping().clone());
+        let apply = {
+            let store = self.clone();
+            move |news: Vec<News>| -> BoxFuture<'static, ()> {
+                let store = store.clone();
+                Box::pin(async move { store.take_in(news).await })
+            }
+        };
+        self.tasks.spawn("follow", async move {
+            let Some(shared) = store.journal.0.shared() else {
+                return;
+            };
+            select! {
+                () = shared.follow(Arc::new(apply)) => {}
+                () = stopping.cancelled() => {}
+            }
+        });
+    }
+
+    /// Whether other servers share the journal.
+    pub(crate) fn has_others(&self) -> bool {
+        self.others.is_some()
+    }
+
+    /// Asks the journal how an operation is now.
+    pub(crate) async fn ask(&self, name: &OperationName) -> Result<()> {
+        let _turn = self.turns.of(name.as_str()).await;
+        self.refresh(name).await
+    }
+
+    async fn take_in(self: &Arc<Self>, news: Vec<News>) {
+        stream::iter(news)
+            .for_each_concurrent(AT_ONCE, |news| async {
+                match news {
+                    News::Changed(operation) => {
+                        let _turn = self.turns.of(operation.name()).await;
+                        self.take_over(&operation);
+                    }
+                    News::Gone(number) => self.let_go(number).await,
+                    News::Left(numbers) => self.keep_only(&numbers).await,
+                }
+            })
+            .await;
+        if let Some(others) = &self.others {
+            others.tidy();
+        }
+    }
+
+    /// Asks the journal how an operation is now. The caller has its turn.
+    pub(super) async fn refresh(&self, name: &OperationName) -> Result<()> {
+        let (Some(others), Some(shared)) = (&self.others, self.journal.0.shared()) else {
+            return Ok(());
+        };
+        let _asking = others.ask();
+        match shared.fetch(name).await {
+            Ok(Some(operation)) => self.take_over(&operation),
+            Ok(None) => {
+                if let Some(shown) = self.view.find(name.as_str()) {
+                    self.forget(&shown);
+                }
+            }
+            Err(error) => {
+                warn!(operation.name = %name, %error, "cannot ask the journal for an operation");
+                return Err(Error::StoreUnavailable);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at what another server has made of an operation, so that a change of
+    /// ours can be tried again, unless that was tried too often.
+    pub(super) async fn meet(
+        self: &Arc<Self>,
+        winner: Option<Arc<Operation>>,
+        name: &OperationName,
+        tries: &mut usize,
+    ) -> Result<()> {
+        *tries = tries.checked_sub(1).ok_or(Error::StoreUnavailable)?;
+        // A request id may have been taken by an operation of another name. Since
+        // it was in the way, it may have changed again.
+        let name = winner.map_or_else(|| name.clone(), |winner| winner.owned_name());
+        self.ask(&name).await
+    }
+
+    /// Shows an operation as the journal has it, unless something newer is shown.
+    /// The caller has its turn.
+    fn take_over(&self, operation: &Arc<Operation>) {
+        let others = self.others.as_ref();
+        if others.is_some_and(|others| others.is_gone(operation.number())) {
+            return;
+        }
+        match self.view.find(operation.name()) {
+            None => self.show_again(operation),
+            Some(shown) if shown.number() == operation.number() => {
+                if shown.revision() < operation.revision() {
+                    self.view.publish(operation);
+                }
+            }
+            // The name was free for a while.
+            Some(shown) if shown.number() < operation.number() => {
+                self.forget(&shown);
+                self.show_again(operation);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Another server has let go of an operation.
+    async fn let_go(&self, number: u64) {
+        let Some(shown) = self.view.index.get(number) else {
+            if let Some(others) = &self.others {
+                others.bury(number);
+            }
+            return;
+        };
+        let _turn = self.turns.of(shown.name()).await;
+        if let Some(shown) = self.view.index.get(number) {
+            self.forget(&shown);
+        }
+    }
+
+    /// Only these are left of what was there. The others may be newer than that,
+    /// so that each is asked for.
+    async fn keep_only(&self, numbers: &BTreeSet<u64>) {
+        for number in self.view.index.numbers() {
+            if !numbers.contains(&number)
+                && let Some(shown) = self.view.index.get(number)
+                && self.ask(&shown.owned_name()).await.is_err()
+            {
+                // The journal says what ails it, and is read again.
+                return;
+            }
+        }
+    }
+}
+
+// === impl Others ===
+
+impl Others {
+    /// Remembers that an operation is gone.
+    pub(super) fn bury(&self, number: u64) {
+        self.0.lock().fresh.insert(number);
+    }
+
+    fn is_gone(&self, number: u64) -> bool {
+        let graves = self.0.lock();
+        graves.fresh.contains(&number) || graves.old.contains(&number)
+    }
+
+    fn ask(&self) -> Asking<'_> {
+        let mut graves = self.0.lock();
+        let turn = graves.turn;
+        graves.asking[turn] += 1;
+        Asking { others: self, turn }
+    }
+
+    /// All news that were read are taken in, and those that will be read know
+    /// what is gone. When the questions from before the last time are answered,
+    /// so do all answers to come know of the old graves.
+    fn tidy(&self) {
+        let mut graves = self.0.lock();
+        let before = 1 - graves.turn;
+        if graves.asking[before] == 0 {
+            graves.old = mem::take(&mut graves.fresh);
+            graves.turn = before;
+        }
+    }
+}
+
+// === impl Asking ===
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.others.0.lock().asking[self.turn] -= 1;
+    }
+}
