@@ -136,7 +136,7 @@ impl News {
         let parameters = [(&since as &(dyn ToSql + Sync), TEXT)];
         let rows = client.query_typed(NEWS, &parameters).await.map_err(refused)?;
         let first = rows.first().ok_or_else(no_meta)?;
-        let (snapshot, is_whole) = (first.get(0), first.get(1));
+        let (snapshot, is_whole): (String, bool) = (first.get(0), first.get(1));
         if !is_whole {
             info!("so much was missed that all operations are read anew");
             return all(&client).await;

@@ -70,7 +70,7 @@ fn operation(number: u64, input: usize) -> Arc<Operation> {
 }
 
 /// What becomes of a change.
-async fn keep(journal: &SqliteJournal, entry: Entry) -> Result<(), JournalError> {
+async fn keep(journal: &SqliteJournal, entry: Entry) -> Result<(), Unkept> {
     let (tell, told) = tokio::sync::oneshot::channel();
     journal.append(entry, Then::new(|kept| drop(tell.send(kept))));
     told.await.unwrap()

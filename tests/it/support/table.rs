@@ -27,7 +27,6 @@ struct Inner {
     /// How long the log is.
     changes: watch::Sender<usize>,
     numbers: AtomicU64,
-    stale: AtomicUsize,
     asked: AtomicUsize,
 }
 
@@ -73,11 +72,6 @@ impl Table {
         }
     }
 
-    /// How many changes came too late.
-    pub(crate) fn stale(&self) -> usize {
-        self.0.stale.load(Ordering::Relaxed)
-    }
-
     /// How often an operation was asked for.
     pub(crate) fn asked(&self) -> usize {
         self.0.asked.load(Ordering::Relaxed)
@@ -119,9 +113,6 @@ impl Journal for Share {
         let inner = &*self.table.0;
         let mut rows = inner.rows.lock();
         let kept = rows.append(&entry);
-        if kept.is_err() {
-            inner.stale.fetch_add(1, Ordering::Relaxed);
-        }
         let length = rows.log.len();
         drop(rows);
         inner.changes.send_replace(length);
