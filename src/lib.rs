@@ -101,13 +101,11 @@ pub use grpc::{
     worker::{OperationWorkerServer, WorkerService, worker_server, worker_server_with},
 };
 #[cfg(feature = "postgres")]
-pub use journal::postgres::PostgresJournal;
+pub use journal::postgres::{PostgresJournal, PostgresOptions};
 #[cfg(feature = "sqlite")]
 pub use journal::sqlite::SqliteJournal;
 pub use journal::{
-    journal::{
-        Apply, BoxFuture, Entry, Journal, JournalError, News, Shared, Show, Then, Unkept,
-    },
+    journal::{Apply, BoxFuture, Entry, Journal, JournalError, News, Shared, Show, Then, Unkept},
     memory::MemoryJournal,
 };
 pub use metrics::Metrics;

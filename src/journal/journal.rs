@@ -1,7 +1,7 @@
 //! What the store asks of a journal. What a journal does with it is its own affair.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fmt,
     future::{Future, ready},
     pin::Pin,
@@ -95,9 +95,9 @@ pub enum News {
     Changed(Arc<Operation>),
     /// The one with this number is gone.
     Gone(u64),
-    /// Only those with these numbers are left: so much was missed that each change
-    /// cannot be told any more.
-    Left(BTreeSet<u64>),
+    /// Only those with these numbers are left, and they are of these revisions: so
+    /// much was missed that each change cannot be told any more.
+    Left(BTreeMap<u64, u32>),
 }
 
 /// What the store does once a change is kept: it shows the change and tells

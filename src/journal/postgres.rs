@@ -1,11 +1,16 @@
 //! The journal in PostgreSQL, which several servers may share. Each change is
 //! kept by compare-and-set on the operation's revision; changes that come at the
-//! same time are one statement and one commit. What other servers change is read
-//! in `news`, what is written for a change is made in `row`.
+//! same time are one statement and one commit.
+//!
+//! What other servers change is read in `news`, hints to do so at once live in
+//! `listen`, what is written for a change in `row`, the statements in `sql`, and a
+//! connection in `link`.
 
 mod link;
+mod listen;
 mod news;
 mod row;
+mod sql;
 
 use std::{
     collections::HashMap,
@@ -20,26 +25,27 @@ use std::{
 
 use futures_util::TryStreamExt;
 use parking_lot::Mutex;
-use tokio::{select, sync::Notify, time::sleep};
-use tokio_postgres::{Client, types::ToSql};
-use tracing::{error, info};
+use tokio::{
+    select,
+    sync::Notify,
+    time::{interval, sleep},
+};
+use tokio_postgres::{Client, Config, types::ToSql};
+use tracing::{debug, error, info};
 
 use self::{
     link::{Link, refused},
-    news::News as Reader,
+    listen::Hints,
+    news::News,
     row::{Batch, decode},
+    sql::{Sql, is_plain},
 };
-use super::journal::{
-    Apply, BoxFuture, Entry, Journal, JournalError, Shared, Show, Then, Unkept,
-};
+use super::journal::{Apply, BoxFuture, Entry, Journal, JournalError, Shared, Show, Then, Unkept};
 use crate::{
     clock::{Clock, Timestamp},
     operation::{name::OperationName, operation::Operation},
     tasks::Tasks,
 };
-
-const SCHEMA: &str = include_str!("postgres/schema.sql");
-const COMMIT: &str = include_str!("postgres/commit.sql");
 
 /// The version of the tables.
 const VERSION: i32 = 1;
@@ -50,6 +56,9 @@ const BATCH_BYTES: usize = 8 << 20;
 
 /// The pause before a database that could not be reached is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// How often old changes are forgotten.
+const TRIMS: Duration = Duration::from_secs(60);
 
 /// A number is a time in microseconds and so many bits of chance, so that servers
 /// need not agree on each.
@@ -68,7 +77,9 @@ struct Inner {
     writer: Link,
     /// Answers questions, beside the writer.
     reader: Link,
-    news: Reader,
+    news: News,
+    hints: Hints,
+    sql: Sql,
     clock: Clock,
     numbers: AtomicU64,
     trouble: Mutex<Option<String>>,
@@ -81,58 +92,110 @@ struct Line {
     is_closed: bool,
 }
 
+/// Which database, and how it is used.
+#[derive(Clone, Debug)]
+pub struct PostgresOptions {
+    /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, or `host=… user=…`.
+    pub url: String,
+    /// The same database for the one connection that listens, if `url` leads to a
+    /// pooler that gives each transaction another connection. None: `url`.
+    pub listen_url: Option<String>,
+    /// The schema that holds the tables: letters a to z, digits and `_`, at most 63.
+    /// Servers of the same schema share their operations.
+    pub schema: String,
+}
+
+// === impl PostgresOptions ===
+
+impl PostgresOptions {
+    /// The schema `longrunning` of a database.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            listen_url: None,
+            schema: "longrunning".to_owned(),
+        }
+    }
+}
+
 // === impl PostgresJournal ===
 
 impl PostgresJournal {
-    /// Connects to a database, `postgres://USER:PASSWORD@HOST/DATABASE`, and makes
-    /// the tables in its schema `longrunning` if there are none.
+    /// Connects to a database, and makes the tables if there are none.
     ///
     /// # Errors
     /// A sentence that says why the database cannot be used.
-    pub async fn open(url: &str) -> Result<Self, JournalError> {
-        let (writer, reader) = (Link::new(url)?, Link::new(url)?);
+    pub async fn open(options: &PostgresOptions) -> Result<Self, JournalError> {
+        let PostgresOptions {
+            url,
+            listen_url,
+            schema,
+        } = options;
+        if !is_plain(schema) {
+            return Err(JournalError(format!(
+                "{schema:?} is no name for a schema: use 1 to 63 letters a to z, digits and _, beginning \
+                 with a letter"
+            )));
+        }
+        let config = config(url)?;
+        let hints = Hints::new(
+            &listen_url
+                .as_deref()
+                .map_or(Ok(config.clone()), self::config)?,
+        );
+        let (writer, sql) = (Link::new(&config), Sql::new(schema));
         let client = writer.client().await?;
-        prepare(&client).await?;
+        prepare(&client, &sql).await?;
         let clock = clock_of(&client).await?;
-        let journal = Self(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             line: Mutex::default(),
             comers: Notify::new(),
-            news: Reader::new(Link::new(url)?),
+            news: News::new(&config),
+            hints,
+            sql,
             writer,
-            reader,
+            reader: Link::new(&config),
             clock,
             numbers: AtomicU64::new(0),
             trouble: Mutex::default(),
             tasks: Tasks::default(),
-        }));
-        let inner = journal.0.clone();
-        journal.0.tasks.spawn("postgres", async move { inner.write().await });
-        let inner = journal.0.clone();
-        journal.0.tasks.spawn("postgres hints", async move {
+        });
+        inner.spawn("postgres", async |inner| inner.write().await);
+        inner.spawn("postgres hints", async |inner| {
             let stopping = inner.tasks.stopping();
             select! {
-                () = inner.news.hint(&inner.reader) => {}
+                () = inner.hints.give(&inner.reader, &inner.sql) => {}
+                () = inner.hints.listen(&inner.reader, &inner.sql) => {}
+                () = inner.trim() => {}
                 () = stopping.cancelled() => {}
             }
         });
-        Ok(journal)
+        Ok(Self(inner))
     }
 }
 
+/// Where the database is.
+fn config(url: &str) -> Result<Config, JournalError> {
+    let mut config: Config = url.parse().map_err(refused)?;
+    config
+        .application_name("longrunning")
+        .connect_timeout(Duration::from_secs(5));
+    Ok(config)
+}
+
 /// Makes the tables, one server at a time, or looks whether they are ours.
-async fn prepare(client: &Client) -> Result<(), JournalError> {
-    let version = "SELECT version FROM longrunning.meta";
-    let find = "SELECT to_regclass('longrunning.meta') IS NOT NULL";
-    let make = format!(
-        "BEGIN; SELECT pg_advisory_xact_lock(hashtext('longrunning'));
-         DO $longrunning$ BEGIN IF to_regclass('longrunning.meta') IS NULL THEN {SCHEMA} END IF; END $longrunning$;
-         COMMIT"
-    );
-    let row = client.query_typed_one(find, &[]).await.map_err(refused)?;
+async fn prepare(client: &Client, sql: &Sql) -> Result<(), JournalError> {
+    let row = client
+        .query_typed_one(&sql.find, &[])
+        .await
+        .map_err(refused)?;
     if !row.get::<_, bool>(0) {
-        client.batch_execute(&make).await.map_err(refused)?;
+        client.batch_execute(&sql.make).await.map_err(refused)?;
     }
-    let row = client.query_typed_one(version, &[]).await.map_err(refused)?;
+    let row = client
+        .query_typed_one(&sql.version, &[])
+        .await
+        .map_err(refused)?;
     match row.get::<_, i32>(0) {
         VERSION => Ok(()),
         other => Err(JournalError(format!(
@@ -149,7 +212,9 @@ async fn clock_of(client: &Client) -> Result<Clock, JournalError> {
     let row = client.query_typed_one(now, &[]).await.map_err(refused)?;
     let way = clock.now().since(asked) / 2;
     let micros: i64 = row.get(0);
-    Ok(Clock::at(Timestamp::from_nanos(micros.saturating_mul(1000)) + way))
+    Ok(Clock::at(
+        Timestamp::from_nanos(micros.saturating_mul(1000)) + way,
+    ))
 }
 
 impl Journal for PostgresJournal {
@@ -213,7 +278,7 @@ impl Shared for PostgresJournal {
     }
 
     fn follow(&self, apply: Apply) -> BoxFuture<'_, ()> {
-        Box::pin(self.0.news.follow(apply))
+        Box::pin(self.0.news.follow(&self.0.hints, &self.0.sql, apply))
     }
 }
 
@@ -228,12 +293,38 @@ impl Drop for PostgresJournal {
 // === impl Inner ===
 
 impl Inner {
+    /// Begins a task, which ends when it is told to stop.
+    fn spawn<F: Future<Output = ()> + Send + 'static>(
+        self: &Arc<Self>,
+        title: &'static str,
+        task: impl FnOnce(Arc<Self>) -> F,
+    ) {
+        self.tasks.spawn(title, task(self.clone()));
+    }
+
+    /// Forgets what everybody has read long ago.
+    async fn trim(&self) {
+        let mut times = interval(TRIMS);
+        loop {
+            times.tick().await;
+            let trimmed = self
+                .reader
+                .ask(async |client| client.execute_typed(&self.sql.trim, &[]).await)
+                .await;
+            if let Err(error) = trimmed {
+                debug!(%error, "cannot forget old changes");
+            }
+        }
+    }
+
     async fn replay(&self, show: Show) -> Result<(), JournalError> {
+        self.news.begin().await?;
         let client = self.reader.client().await?;
-        self.news.begin(&client).await?;
-        let all = "SELECT number, record FROM longrunning.operations ORDER BY number";
         let none: [(&(dyn ToSql + Sync), _); 0] = [];
-        let rows = client.query_typed_raw(all, none).await.map_err(refused)?;
+        let rows = client
+            .query_typed_raw(&self.sql.replay, none)
+            .await
+            .map_err(refused)?;
         let mut rows = std::pin::pin!(rows);
         let mut reader = row::Reader::default();
         while let Some(row) = rows.try_next().await.map_err(refused)? {
@@ -243,11 +334,12 @@ impl Inner {
     }
 
     async fn fetch(&self, name: &OperationName) -> Result<Option<Arc<Operation>>, JournalError> {
-        let client = self.reader.client().await?;
-        let named = "SELECT number, record FROM longrunning.operations WHERE name = $1";
         let name = name.as_str();
         let parameters = [(&name as &(dyn ToSql + Sync), row::TEXT)];
-        let row = client.query_typed_opt(named, &parameters).await.map_err(refused)?;
+        let row = self
+            .reader
+            .ask(async |client| client.query_typed_opt(&self.sql.named, &parameters).await)
+            .await?;
         let read = |row: tokio_postgres::Row| {
             decode(&mut row::Reader::default(), row.get(0), row.get(1)).map(Arc::new)
         };
@@ -276,7 +368,7 @@ impl Inner {
                     for (at, then) in thens.into_iter().enumerate() {
                         tell(then, stale.remove(&at).map_or(Ok(()), Err));
                     }
-                    self.news.tell();
+                    self.hints.tell();
                 }
                 Err(error) => {
                     error!(%error, "changes cannot be kept");
@@ -295,17 +387,20 @@ impl Inner {
     /// Keeps changes; those that came too late, by their places, with what was
     /// there.
     async fn commit(&self, entries: &[Entry]) -> Result<HashMap<usize, Unkept>, JournalError> {
-        let client = self.writer.client().await?;
         let batch = Batch::of(entries);
-        let kept = client
-            .query_typed(COMMIT, &batch.parameters())
-            .await
-            .map_err(refused)?;
+        let kept = self
+            .writer
+            .ask(async |client| {
+                client
+                    .query_typed(&self.sql.commit, &batch.parameters())
+                    .await
+            })
+            .await?;
         if kept.len() == entries.len() {
             return Ok(HashMap::new());
         }
         let kept = kept.iter().map(|row| row.get(0)).collect();
-        batch.stale(&client, &kept).await
+        batch.stale(&self.writer, &self.sql, &kept).await
     }
 
     /// Waits until the database can be reached again, or the journal is closed.

@@ -3,7 +3,7 @@
 //! kept from the view that it goes back.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, HashSet},
     mem,
     sync::Arc,
 };
@@ -110,7 +110,17 @@ impl Store {
         };
         let _asking = others.ask();
         match shared.fetch(name).await {
-            Ok(Some(operation)) => self.take_over(&operation),
+            // Whoever shows something newer waits for its turn, so that what was just
+            // read is the truth even if it is older: a database may have lost what
+            // it said it had kept.
+            Ok(Some(operation)) => match self.view.find(name.as_str()) {
+                Some(shown) if shown.number() == operation.number() => {
+                    if shown.revision() != operation.revision() {
+                        self.view.publish(&operation);
+                    }
+                }
+                _ => self.take_over(&operation),
+            },
             Ok(None) => {
                 if let Some(shown) = self.view.find(name.as_str()) {
                     self.forget(&shown);
@@ -176,12 +186,12 @@ impl Store {
         }
     }
 
-    /// Only these are left of what was there. The others may be newer than that,
-    /// so that each is asked for.
-    async fn keep_only(&self, numbers: &BTreeSet<u64>) {
+    /// Only these are left of what was there. What is otherwise here may be newer
+    /// than that, so that it is asked for.
+    async fn keep_only(&self, left: &BTreeMap<u64, u32>) {
         for number in self.view.index.numbers() {
-            if !numbers.contains(&number)
-                && let Some(shown) = self.view.index.get(number)
+            if let Some(shown) = self.view.index.get(number)
+                && left.get(&number) != Some(&shown.revision())
                 && self.ask(&shown.owned_name()).await.is_err()
             {
                 // The journal says what ails it, and is read again.

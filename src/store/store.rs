@@ -244,8 +244,7 @@ impl Store {
         then: impl Fn(&Arc<Self>, Arc<Operation>) -> T + Copy + Send + 'static,
     ) -> Result<T> {
         let event = Arc::new(event);
-        let consider =
-            move |store: &Self, name: &OperationName| store.consider(name, &event);
+        let consider = move |store: &Self, name: &OperationName| store.consider(name, &event);
         self.make("commit", name, consider, then).await
     }
 

@@ -61,7 +61,7 @@ mod limits;
 mod list;
 mod model;
 mod names;
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod over_stores;
 mod pages;
 mod pools;

@@ -3,14 +3,18 @@
 
 use std::process::Command;
 
+#[cfg(feature = "sqlite")]
 use crate::support::stores::SQLITE;
+#[cfg(feature = "postgres")]
+use crate::support::{postgres::Postgres, stores::POSTGRES};
 
 /// Tests that run elsewhere only.
-const OTHERS: [&str; 16] = [
+const OTHERS: [&str; 17] = [
     // They say themselves what keeps the operations.
     "over_stores::",
     "durability::",
     "recovery::",
+    "replicas::",
     // The flags of a program say it.
     "commands::",
     "faults_of_disk::",
@@ -30,12 +34,35 @@ const OTHERS: [&str; 16] = [
     "worker_sizes::a_queue_as_long_as_the_store",
 ];
 
+#[cfg(feature = "sqlite")]
 #[test]
 fn the_behaviour_is_the_same_over_a_sqlite_file() {
     let directory = tempfile::tempdir().unwrap();
+    run_again(SQLITE, directory.path().to_str().unwrap());
+    let files = std::fs::read_dir(directory.path()).unwrap().count();
+    assert!(100 < files, "only {files} files: the tests ran over memory");
+}
+
+#[cfg(feature = "postgres")]
+#[test]
+fn the_behaviour_is_the_same_over_postgresql() {
+    let Some(postgres) = Postgres::start(&["fsync=off"]) else {
+        return;
+    };
+    run_again(POSTGRES, &postgres.url());
+    let count = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'test_%'";
+    let schemas: usize = postgres.ask(count).parse().unwrap();
+    assert!(
+        100 < schemas,
+        "only {schemas} schemas: the tests ran over memory"
+    );
+}
+
+/// Runs the tests again, with this in the environment.
+fn run_again(key: &str, value: &str) {
     let mut again = Command::new(std::env::current_exe().unwrap());
     again
-        .env(SQLITE, directory.path())
+        .env(key, value)
         .env("PROPTEST_CASES", "16")
         .arg("--quiet");
     for other in OTHERS {
@@ -48,6 +75,4 @@ fn the_behaviour_is_the_same_over_a_sqlite_file() {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    let files = std::fs::read_dir(directory.path()).unwrap().count();
-    assert!(100 < files, "only {files} files: the tests ran over memory");
 }

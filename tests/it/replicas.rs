@@ -59,7 +59,11 @@ async fn a_wait_at_one_server_ends_when_the_work_ends_at_another() {
     };
     let lease = one.operations.lease(&jobs(), &worker("w")).await.unwrap();
     let token = lease.lease().unwrap().token;
-    let done = one.operations.succeed(&name, token, text("done")).await.unwrap();
+    let done = one
+        .operations
+        .succeed(&name, token, text("done"))
+        .await
+        .unwrap();
     assert_eq!(waits.await.unwrap().bytes(), done.bytes());
 }
 
@@ -71,7 +75,11 @@ async fn work_begun_through_one_server_ends_through_another_that_has_not_heard_o
     let lease = one.operations.lease(&jobs(), &worker("w")).await.unwrap();
     let token = lease.lease().unwrap().token;
     other.operations.renew(&name, token).await.unwrap();
-    let done = other.operations.succeed(&name, token, text("done")).await.unwrap();
+    let done = other
+        .operations
+        .succeed(&name, token, text("done"))
+        .await
+        .unwrap();
     assert!(done.is_done());
     assert!(one.operations.cancel(&name).await.unwrap().is_done());
 }
@@ -106,7 +114,10 @@ async fn what_was_deleted_at_one_server_does_not_come_back_at_another() {
     other.catch_up().await;
     one.operations.cancel(&name).await.unwrap();
     one.operations.delete(&name).await.unwrap();
-    assert_eq!(other.operations.delete(&name).await.unwrap_err().reason(), "OPERATION_NOT_FOUND");
+    assert_eq!(
+        other.operations.delete(&name).await.unwrap_err().reason(),
+        "OPERATION_NOT_FOUND"
+    );
     other.catch_up().await;
     assert!(other.operations.look(&name).await.is_err());
 }
@@ -126,7 +137,11 @@ async fn a_lease_that_runs_out_at_three_servers_is_one_lost_attempt() {
     let made = replicas[0].operations.create(new).await.unwrap().operation;
     let name = made.owned_name();
     replicas[1].catch_up().await;
-    replicas[1].operations.lease(&jobs(), &worker("dies")).await.unwrap();
+    replicas[1]
+        .operations
+        .lease(&jobs(), &worker("dies"))
+        .await
+        .unwrap();
     tokio::time::sleep(2 * MINUTE).await;
     for replica in &mut replicas {
         replica.catch_up().await;
@@ -134,7 +149,11 @@ async fn a_lease_that_runs_out_at_three_servers_is_one_lost_attempt() {
         assert!(matches!(operation.stage(), Stage::Pending { .. }));
         assert_eq!(operation.attempt(), 1);
     }
-    let lease = replicas[2].operations.lease(&jobs(), &worker("next")).await.unwrap();
+    let lease = replicas[2]
+        .operations
+        .lease(&jobs(), &worker("next"))
+        .await
+        .unwrap();
     assert_eq!(lease.attempt(), 2);
 }
 
@@ -155,7 +174,10 @@ async fn queues_of_three_servers_are_drained_with_one_outcome_for_each_operation
         workers.spawn(async move {
             let mut done = Vec::new();
             loop {
-                let leased = operations.lease(&jobs(), &worker(&format!("w{at}"))).await.unwrap();
+                let leased = operations
+                    .lease(&jobs(), &worker(&format!("w{at}")))
+                    .await
+                    .unwrap();
                 let (name, token) = (leased.owned_name(), leased.lease().unwrap().token);
                 if leased.labels().get("last").is_some() {
                     finishes.succeed(&name, token, text("last")).await.unwrap();
@@ -170,7 +192,9 @@ async fn queues_of_three_servers_are_drained_with_one_outcome_for_each_operation
         queued(&replicas[number % 3].operations).await;
     }
     for number in 0..9 {
-        let last = NewOperation::queued("jobs").label("last", "true").priority(-1);
+        let last = NewOperation::queued("jobs")
+            .label("last", "true")
+            .priority(-1);
         replicas[number % 3].operations.create(last).await.unwrap();
     }
     let mut times: BTreeMap<OperationName, usize> = BTreeMap::new();
@@ -182,7 +206,10 @@ async fn queues_of_three_servers_are_drained_with_one_outcome_for_each_operation
     assert_eq!(times.len(), COUNT);
     assert!(times.values().all(|times| *times == 1));
     let rows = table.rows();
-    assert!(rows.iter().all(|row| row.state() == State::Succeeded && row.attempt() == 1));
+    assert!(
+        rows.iter()
+            .all(|row| row.state() == State::Succeeded && row.attempt() == 1)
+    );
     for replica in &mut replicas {
         replica.catch_up().await;
         for row in &rows {
@@ -205,8 +232,10 @@ async fn servers_that_hear_of_each_other_late_agree_in_the_end() {
         ];
         let mut callers = JoinSet::new();
         for caller in 0..4_u64 {
-            let servers: Vec<Operations> =
-                replicas.iter().map(|replica| replica.operations.clone()).collect();
+            let servers: Vec<Operations> = replicas
+                .iter()
+                .map(|replica| replica.operations.clone())
+                .collect();
             callers.spawn(async move {
                 let mut dice = round * 4 + caller + 1;
                 let mut roll = |sides: u64| {
@@ -239,7 +268,11 @@ async fn servers_that_hear_of_each_other_late_agree_in_the_end() {
             tokio::task::yield_now().await;
         }
         callers.join_all().await;
-        let kept: Vec<Arc<_>> = table.rows().into_iter().filter(|row| !row.is_hidden()).collect();
+        let kept: Vec<Arc<_>> = table
+            .rows()
+            .into_iter()
+            .filter(|row| !row.is_hidden())
+            .collect();
         for replica in &mut replicas {
             replica.reads(true);
             replica.catch_up().await;
@@ -247,7 +280,10 @@ async fn servers_that_hear_of_each_other_late_agree_in_the_end() {
             let mut shown = replica.operations.list(&request).await.unwrap().operations;
             shown.reverse();
             let bytes = |operations: &[Arc<longrunning::Operation>]| {
-                operations.iter().map(|each| each.bytes().to_vec()).collect::<Vec<_>>()
+                operations
+                    .iter()
+                    .map(|each| each.bytes().to_vec())
+                    .collect::<Vec<_>>()
             };
             assert_eq!(bytes(&shown), bytes(&kept), "round {round}");
         }

@@ -5,6 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use futures_util::future::poll_fn;
 use tokio::{sync::Mutex, time::timeout};
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{journal::journal::JournalError, tasks::Tasks};
@@ -12,39 +13,43 @@ use crate::{journal::journal::JournalError, tasks::Tasks};
 /// How long it may take to connect.
 const CONNECT: Duration = Duration::from_secs(5);
 
+/// How long an answer may take. A database that is cut off says nothing, and
+/// whoever waits for it would wait for as long as TCP does.
+const ANSWER: Duration = Duration::from_secs(15);
+
 /// A connection.
 pub(super) struct Link {
     config: Config,
-    client: Mutex<Option<Arc<Client>>>,
-    /// What is said first on a new connection.
-    greeting: &'static str,
-    /// Called at each notification.
-    heard: Option<Arc<dyn Fn() + Send + Sync>>,
+    current: Mutex<Option<Connected>>,
+    /// Called with the payload of each notification.
+    heard: Option<Heard>,
     tasks: Tasks,
+}
+
+type Heard = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// A connection that was made.
+#[derive(Clone)]
+pub(super) struct Connected {
+    pub(super) client: Arc<Client>,
+    /// Cancelled when the connection is lost.
+    pub(super) lost: CancellationToken,
 }
 
 // === impl Link ===
 
 impl Link {
-    pub(super) fn new(url: &str) -> Result<Self, JournalError> {
-        let mut config: Config = url.parse().map_err(refused)?;
-        config.application_name("longrunning").connect_timeout(CONNECT);
-        Ok(Self {
-            config,
-            client: Mutex::default(),
-            greeting: "",
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            config: config.clone(),
+            current: Mutex::default(),
             heard: None,
             tasks: Tasks::default(),
-        })
-    }
-
-    /// The same link, on which this is said first.
-    pub(super) fn greeting(self, greeting: &'static str) -> Self {
-        Self { greeting, ..self }
+        }
     }
 
     /// The same link, on which notifications are heard.
-    pub(super) fn hearing(self, heard: impl Fn() + Send + Sync + 'static) -> Self {
+    pub(super) fn hearing(self, heard: impl Fn(&str) + Send + Sync + 'static) -> Self {
         Self {
             heard: Some(Arc::new(heard)),
             ..self
@@ -53,41 +58,61 @@ impl Link {
 
     /// The connection; a new one if the last is lost.
     pub(super) async fn client(&self) -> Result<Arc<Client>, JournalError> {
-        let mut current = self.client.lock().await;
-        if let Some(client) = current.as_ref().filter(|client| !client.is_closed()) {
-            return Ok(client.clone());
+        Ok(self.connected().await?.client)
+    }
+
+    pub(super) async fn connected(&self) -> Result<Connected, JournalError> {
+        let mut current = self.current.lock().await;
+        if let Some(connected) = current.as_ref().filter(|last| !last.client.is_closed()) {
+            return Ok(connected.clone());
         }
         let (client, mut connection) = timeout(CONNECT, self.config.connect(NoTls))
             .await
-            .map_err(|_| {
-                JournalError(format!(
-                    "the database does not answer within {} s",
-                    CONNECT.as_secs()
-                ))
-            })?
+            .map_err(|_| silent(CONNECT))?
             .map_err(refused)?;
         let heard = self.heard.clone();
+        let connected = Connected {
+            client: Arc::new(client),
+            lost: CancellationToken::new(),
+        };
+        let is_over = connected.lost.clone().drop_guard();
         // It ends with its client.
         self.tasks.spawn("postgres connection", async move {
+            let _is_over = is_over;
             loop {
                 match poll_fn(|context| connection.poll_message(context)).await {
-                    Some(Ok(AsyncMessage::Notification(_))) => {
+                    Some(Ok(AsyncMessage::Notification(notification))) => {
                         if let Some(heard) = &heard {
-                            heard();
+                            heard(notification.payload());
                         }
                     }
                     Some(Ok(_)) => {}
-                    Some(Err(error)) => return debug!(%error, "a connection to the database is lost"),
+                    Some(Err(error)) => {
+                        return debug!(%error, "a connection to the database is lost");
+                    }
                     None => return,
                 }
             }
         });
-        if !self.greeting.is_empty() {
-            client.batch_execute(self.greeting).await.map_err(refused)?;
+        *current = Some(connected.clone());
+        Ok(connected)
+    }
+
+    /// What `ask` gets from the connection. One that does not answer in time is
+    /// given up.
+    pub(super) async fn ask<T>(
+        &self,
+        ask: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, JournalError> {
+        let client = self.client().await?;
+        match timeout(ANSWER, ask(&client)).await {
+            Ok(answer) => answer.map_err(refused),
+            Err(_) => {
+                let mut current = self.current.lock().await;
+                current.take_if(|current| Arc::ptr_eq(&current.client, &client));
+                Err(silent(ANSWER))
+            }
         }
-        let client = Arc::new(client);
-        *current = Some(client.clone());
-        Ok(client)
     }
 }
 
@@ -98,12 +123,23 @@ impl fmt::Debug for Link {
     }
 }
 
+fn silent(limit: Duration) -> JournalError {
+    JournalError(format!(
+        "the database does not answer within {} s",
+        limit.as_secs()
+    ))
+}
+
 /// What the database said, as a sentence for people.
 #[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
 pub(super) fn refused(error: tokio_postgres::Error) -> JournalError {
     let cause = std::error::Error::source(&error);
     JournalError(match (error.as_db_error(), cause) {
-        (Some(said), _) => format!("the database says: {} ({})", said.message(), said.code().code()),
+        (Some(said), _) => format!(
+            "the database says: {} ({})",
+            said.message(),
+            said.code().code()
+        ),
         (None, Some(cause)) => format!("the database cannot be used: {error}: {cause}"),
         (None, None) => format!("the database cannot be used: {error}"),
     })

@@ -6,7 +6,8 @@ WITH changed AS (
   WHERE tx >= pg_snapshot_xmin($1::text::pg_snapshot)
     AND NOT pg_visible_in_snapshot(tx, $1::text::pg_snapshot)
 )
-SELECT pg_current_snapshot()::text, meta.trimmed <= pg_snapshot_xmin($1::text::pg_snapshot),
+SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::text,
+  meta.trimmed <= pg_snapshot_xmin($1::text::pg_snapshot),
   changed.number, operations.record
 FROM longrunning.meta
   LEFT JOIN changed ON true

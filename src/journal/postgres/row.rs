@@ -5,10 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use tokio_postgres::{
-    Client,
-    types::{ToSql, Type},
-};
+use tokio_postgres::types::{ToSql, Type};
 
 pub(super) use crate::operation::record::Reader;
 use crate::{
@@ -16,7 +13,7 @@ use crate::{
     operation::{name::parent_of, operation::Operation, record::encode_with_input},
 };
 
-use super::link::refused;
+use super::{link::Link, sql::Sql};
 
 pub(super) const TEXT: Type = Type::TEXT;
 
@@ -83,11 +80,10 @@ impl Batch {
     /// One that a lost connection made twice was kept the first time.
     pub(super) async fn stale(
         &self,
-        client: &Client,
+        link: &Link,
+        sql: &Sql,
         kept: &HashSet<i64>,
     ) -> Result<HashMap<usize, Unkept>, JournalError> {
-        let others = "SELECT number, record, name, request FROM longrunning.operations
-             WHERE number = ANY($1) OR name = ANY($2) OR request = ANY($3)";
         let late: Vec<usize> = (0..self.numbers.len())
             .filter(|at| !kept.contains(&self.numbers[*at]))
             .collect();
@@ -95,13 +91,17 @@ impl Batch {
         let numbers: Vec<i64> = late.iter().map(|at| self.numbers[*at]).collect();
         let made = late.iter().filter(is_made);
         let names: Vec<&str> = made.clone().map(|at| self.names[*at].as_str()).collect();
-        let requests: Vec<&str> = made.filter_map(|at| self.requests[*at].as_deref()).collect();
+        let requests: Vec<&str> = made
+            .filter_map(|at| self.requests[*at].as_deref())
+            .collect();
         let parameters: [(&(dyn ToSql + Sync), Type); 3] = [
             (&numbers, Type::INT8_ARRAY),
             (&names, Type::TEXT_ARRAY),
             (&requests, Type::TEXT_ARRAY),
         ];
-        let rows = client.query_typed(others, &parameters).await.map_err(refused)?;
+        let rows = link
+            .ask(async |client| client.query_typed(&sql.others, &parameters).await)
+            .await?;
         let mut stale = HashMap::new();
         for at in late {
             let (number, name, request) = (self.numbers[at], &self.names[at], &self.requests[at]);
@@ -109,7 +109,9 @@ impl Batch {
                 let is_new = self.kinds[at] == MADE;
                 row.get::<_, i64>(0) == number
                     || (is_new && row.get::<_, &str>(2) == name)
-                    || (is_new && request.is_some() && row.get::<_, Option<&str>>(3) == request.as_deref())
+                    || (is_new
+                        && request.is_some()
+                        && row.get::<_, Option<&str>>(3) == request.as_deref())
             };
             let Some(row) = rows.iter().find(is_in_the_way) else {
                 if self.kinds[at] != GONE {

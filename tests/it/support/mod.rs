@@ -17,6 +17,8 @@ pub(crate) mod journal;
 pub(crate) mod ledger;
 #[cfg(all(feature = "remote", feature = "server"))]
 pub(crate) mod line;
+#[cfg(feature = "postgres")]
+pub(crate) mod postgres;
 pub(crate) mod problem;
 #[cfg(feature = "cli")]
 pub(crate) mod program;
@@ -139,6 +141,10 @@ impl Drop for Server {
 /// `over_stores` says in the environment.
 pub(crate) fn operations() -> Builder {
     let builder = Operations::builder();
+    #[cfg(feature = "postgres")]
+    if stores::is_postgres() {
+        return builder.journal(stores::Counted(stores::Aside::open()));
+    }
     #[cfg(feature = "sqlite")]
     if let Some(path) = stores::sqlite_file() {
         let journal = longrunning::SqliteJournal::open(path).unwrap();

@@ -8,12 +8,22 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "postgres")]
+use std::sync::OnceLock;
+
+#[cfg(feature = "postgres")]
+use longrunning::{Apply, Clock, Operation, OperationName, Shared};
 use longrunning::{BoxFuture, Entry, Journal, JournalError, Show, Then};
+#[cfg(feature = "postgres")]
+use tokio::runtime::Handle;
 
 /// A directory in which each server gets a SQLite file of its own.
 #[cfg(feature = "sqlite")]
 pub(crate) const SQLITE: &str = "LONGRUNNING_TEST_SQLITE";
+
+/// If it is there, each server gets a schema of its own in PostgreSQL.
+#[cfg(feature = "postgres")]
+pub(crate) const POSTGRES: &str = "LONGRUNNING_TEST_POSTGRES";
 
 thread_local! {
     /// Of a test whose runtime has one thread, which is its own.
@@ -35,11 +45,114 @@ pub(crate) fn sqlite_file() -> Option<PathBuf> {
     Some(directory.join(format!("{number}.db")))
 }
 
+/// Whether the behaviour is tried over PostgreSQL.
+#[cfg(feature = "postgres")]
+pub(crate) fn is_postgres() -> bool {
+    std::env::var_os(POSTGRES).is_some()
+}
+
+/// A journal that lives on a runtime of its own, whose time goes on when a test
+/// pauses its own.
+#[cfg(feature = "postgres")]
+pub(crate) struct Aside(Arc<longrunning::PostgresJournal>);
+
+#[cfg(feature = "postgres")]
+impl Aside {
+    fn runtime() -> &'static tokio::runtime::Runtime {
+        static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
+        RUNTIME.get_or_init(|| tokio::runtime::Runtime::new().unwrap())
+    }
+
+    /// In a schema of its own.
+    pub(crate) fn open() -> Self {
+        let options = super::postgres::schema().expect("PostgreSQL is there");
+        let (tell, told) = std::sync::mpsc::channel();
+        Self::runtime().spawn(async move {
+            tell.send(super::postgres::journal(&options).await).unwrap();
+        });
+        Self(Arc::new(told.recv().unwrap()))
+    }
+
+    /// What comes of a future there. Until then the caller's time stands still.
+    async fn there<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
+        let _still = standstill();
+        Self::runtime().spawn(future).await.unwrap()
+    }
+}
+
+/// Keeps the paused time of the current runtime from going on by itself.
+#[cfg(feature = "postgres")]
+fn standstill() -> std::sync::mpsc::Sender<()> {
+    let (go, wait) = std::sync::mpsc::channel();
+    // Time goes on only when nobody is at work, and this counts as work.
+    tokio::task::spawn_blocking(move || wait.recv());
+    go
+}
+
+#[cfg(feature = "postgres")]
+impl Journal for Aside {
+    fn replay(&self, show: Show) -> BoxFuture<'_, Result<(), JournalError>> {
+        let journal = self.0.clone();
+        Box::pin(Self::there(async move { journal.replay(show).await }))
+    }
+
+    fn append(&self, entry: Entry, then: Then) {
+        let (runtime, still) = (Handle::current(), standstill());
+        let back = Then::new(move |kept| {
+            let _time = runtime.enter();
+            then.call(kept);
+            drop(still);
+        });
+        self.0.append(entry, back);
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.0.trouble()
+    }
+
+    fn shared(&self) -> Option<&dyn Shared> {
+        Some(self)
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        let journal = self.0.clone();
+        Box::pin(Self::there(async move { journal.close().await }))
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl Shared for Aside {
+    fn fetch<'a>(
+        &'a self,
+        name: &'a OperationName,
+    ) -> BoxFuture<'a, Result<Option<Arc<Operation>>, JournalError>> {
+        let (journal, name) = (self.0.clone(), name.clone());
+        Box::pin(Self::there(async move { journal.fetch(&name).await }))
+    }
+
+    fn number(&self) -> u64 {
+        self.0.number()
+    }
+
+    fn clock(&self) -> Option<Clock> {
+        self.0.clock()
+    }
+
+    fn follow(&self, apply: Apply) -> BoxFuture<'_, ()> {
+        let (journal, runtime) = (self.0.clone(), Handle::current());
+        let apply: Apply = Arc::new(move |news| {
+            let taken_in = runtime.spawn(apply(news));
+            // The runtime of a test that has ended takes in nothing.
+            Box::pin(async { drop(taken_in.await) })
+        });
+        let following = Self::runtime().spawn(async move { journal.follow(apply).await });
+        Box::pin(async { following.await.unwrap() })
+    }
+}
+
 /// A journal whose appends are counted while they are under way.
-#[cfg(feature = "sqlite")]
 pub(crate) struct Counted<J>(pub(crate) J);
 
-#[cfg(feature = "sqlite")]
 impl<J: Journal> Journal for Counted<J> {
     fn replay(&self, show: Show) -> BoxFuture<'_, Result<(), JournalError>> {
         self.0.replay(show)
@@ -61,6 +174,10 @@ impl<J: Journal> Journal for Counted<J> {
 
     fn trouble(&self) -> Option<String> {
         self.0.trouble()
+    }
+
+    fn shared(&self) -> Option<&dyn longrunning::Shared> {
+        self.0.shared()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

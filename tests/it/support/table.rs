@@ -104,7 +104,10 @@ impl Journal for Share {
     fn replay(&self, show: Show) -> BoxFuture<'_, Result<(), JournalError>> {
         let rows = self.table.0.rows.lock();
         // A number that was read is enough: what is shown must be ours alone.
-        assert!(rows.by_number.is_empty(), "it begins before there is anything");
+        assert!(
+            rows.by_number.is_empty(),
+            "it begins before there is anything"
+        );
         drop(show);
         Box::pin(std::future::ready(Ok(())))
     }
@@ -211,10 +214,12 @@ impl Rows {
     fn since(&self, position: &mut usize) -> Vec<News> {
         let numbers: BTreeSet<u64> = self.log[*position..].iter().copied().collect();
         *position = self.log.len();
-        let news = numbers.into_iter().map(|number| match self.by_number.get(&number) {
-            Some(row) => News::Changed(row.clone()),
-            None => News::Gone(number),
-        });
+        let news = numbers
+            .into_iter()
+            .map(|number| match self.by_number.get(&number) {
+                Some(row) => News::Changed(row.clone()),
+                None => News::Gone(number),
+            });
         news.collect()
     }
 }

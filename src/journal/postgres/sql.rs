@@ -1,0 +1,61 @@
+//! The statements, for the schema that holds the tables.
+
+/// The statements of one journal. Every name is written out with its schema, so
+/// that no session has to be told where to look: a pooler may give each
+/// statement another one.
+#[derive(Debug)]
+pub(super) struct Sql {
+    pub(super) commit: String,
+    pub(super) others: String,
+    pub(super) news: String,
+    pub(super) all: String,
+    pub(super) named: String,
+    pub(super) replay: String,
+    pub(super) trim: String,
+    pub(super) version: String,
+    pub(super) find: String,
+    pub(super) make: String,
+    pub(super) listen: String,
+    pub(super) notify: String,
+}
+
+/// A name that PostgreSQL takes without quotes.
+pub(super) fn is_plain(schema: &str) -> bool {
+    let mut letters = schema.bytes();
+    letters
+        .next()
+        .is_some_and(|first| first.is_ascii_lowercase() || first == b'_')
+        && letters
+            .all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == b'_')
+        && schema.len() < 64
+}
+
+// === impl Sql ===
+
+impl Sql {
+    /// The statements for a schema, whose name [`is_plain`].
+    pub(super) fn new(schema: &str) -> Self {
+        let own = |text: &str| text.replace("longrunning", schema);
+        let make = include_str!("schema.sql");
+        Self {
+            commit: own(include_str!("commit.sql")),
+            others: own("SELECT number, record, name, request FROM longrunning.operations
+                 WHERE number = ANY($1) OR name = ANY($2) OR request = ANY($3)"),
+            news: own(include_str!("news.sql")),
+            all: own("SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::text, number, record
+                 FROM longrunning.meta LEFT JOIN longrunning.operations ON true"),
+            named: own("SELECT number, record FROM longrunning.operations WHERE name = $1"),
+            replay: own("SELECT number, record FROM longrunning.operations ORDER BY number"),
+            trim: own(include_str!("trim.sql")),
+            version: own("SELECT version FROM longrunning.meta"),
+            find: own("SELECT to_regclass('longrunning.meta') IS NOT NULL"),
+            make: own(&format!(
+                "BEGIN; SELECT pg_advisory_xact_lock(hashtext('longrunning'));
+                 DO $do$ BEGIN IF to_regclass('longrunning.meta') IS NULL THEN {make} END IF; END $do$;
+                 COMMIT"
+            )),
+            listen: own("LISTEN longrunning"),
+            notify: own("SELECT pg_notify('longrunning', $1)"),
+        }
+    }
+}
