@@ -23,7 +23,7 @@ CREATE TABLE longrunning.changes (
 CREATE INDEX changes_tx ON longrunning.changes (tx);
 
 CREATE TABLE longrunning.meta (
-  only boolean PRIMARY KEY DEFAULT true CHECK (only),
+  is_single boolean PRIMARY KEY DEFAULT true CHECK (is_single),
   version integer NOT NULL,
   -- No change of a transaction before this one is in `changes` any more.
   trimmed xid8 NOT NULL DEFAULT '0'

@@ -8,10 +8,7 @@ use std::{
     os::unix::{fs::MetadataExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
-    sync::{
-        OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::OnceLock,
 };
 
 use longrunning::{PostgresJournal, PostgresOptions};
@@ -33,7 +30,6 @@ pub(crate) struct Postgres {
 /// PostgreSQL, which is said.
 pub(crate) fn schema() -> Option<PostgresOptions> {
     static SHARED: OnceLock<Option<Postgres>> = OnceLock::new();
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
     // `over_stores` has started one for this process.
     let url = match env::var(POSTGRES) {
         Ok(url) => url,
@@ -43,7 +39,7 @@ pub(crate) fn schema() -> Option<PostgresOptions> {
             .url(),
     };
     let mut options = PostgresOptions::new(url);
-    options.schema = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    options.schema = format!("test_{}", uuid::Uuid::new_v4().simple());
     Some(options)
 }
 
