@@ -16,6 +16,8 @@ use longrunning::{Apply, Clock, Operation, OperationName, Shared};
 use longrunning::{BoxFuture, Entry, Journal, JournalError, Show, Then};
 #[cfg(feature = "postgres")]
 use tokio::runtime::Handle;
+#[cfg(feature = "postgres")]
+use tokio_util::task::AbortOnDropHandle;
 
 /// A directory in which each server gets a SQLite file of its own.
 #[cfg(feature = "sqlite")]
@@ -145,7 +147,9 @@ impl Shared for Aside {
             // The runtime of a test that has ended takes in nothing.
             Box::pin(async { drop(taken_in.await) })
         });
-        let following = Self::runtime().spawn(async move { journal.follow(apply).await });
+        let following = async move { journal.follow(apply).await };
+        // Who follows no longer lets go of the journal.
+        let following = AbortOnDropHandle::new(Self::runtime().spawn(following));
         Box::pin(async { following.await.unwrap() })
     }
 }
