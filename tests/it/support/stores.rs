@@ -12,7 +12,7 @@ use std::sync::{
 use std::sync::OnceLock;
 
 #[cfg(feature = "postgres")]
-use longrunning::{Apply, Clock, Operation, OperationName, Shared};
+use longrunning::{Apply, Operation, OperationName, Shared};
 use longrunning::{BoxFuture, Entry, Journal, JournalError, Show, Then};
 #[cfg(feature = "postgres")]
 use tokio::runtime::Handle;
@@ -134,10 +134,6 @@ impl Shared for Aside {
 
     fn number(&self) -> u64 {
         self.0.number()
-    }
-
-    fn clock(&self) -> Option<Clock> {
-        self.0.clock()
     }
 
     fn follow(&self, apply: Apply) -> BoxFuture<'_, ()> {
