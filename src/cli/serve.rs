@@ -10,6 +10,7 @@ use tokio::select;
 use super::{args::BAD_CALL, client::Endpoint, types::named};
 use crate::{
     gateway::{cors::CorsOrigins, prefix::HttpPrefix, service::HttpOptions},
+    journal::postgres::PostgresOptions,
     operation::{retry::RetryPolicy, terms::Terms},
     operations::calls::WaitLimits,
     server::{
@@ -43,14 +44,32 @@ pub(super) struct ServeArgs {
     /// Permissions of the files of Unix sockets, as 660 [default: what the umask leaves]
     #[arg(long, env = "LONGRUNNING_SOCKET_MODE", value_name = "OCTAL", value_parser = parse_mode)]
     socket_mode: Option<u32>,
-    /// Where operations are kept: memory, for as long as the process lives, or sqlite:PATH
+    /// Where operations are kept: memory, for as long as the process lives, sqlite:PATH, or
+    /// postgres://USER:PASSWORD@HOST/DATABASE for all servers of that database
     #[arg(
         long,
         env = "LONGRUNNING_STORE",
         value_name = "STORE",
-        default_value = "memory"
+        default_value = "memory",
+        hide_env_values = true
     )]
     store: StoreConfig,
+    /// The schema in PostgreSQL; servers of the same schema share their operations
+    #[arg(
+        long,
+        env = "LONGRUNNING_STORE_SCHEMA",
+        value_name = "NAME",
+        default_value = "longrunning"
+    )]
+    store_schema: String,
+    /// PostgreSQL itself, to listen there, if --store leads to a pooler of transactions
+    #[arg(
+        long,
+        env = "LONGRUNNING_STORE_LISTEN",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    store_listen: Option<String>,
     /// Threads that serve connections; 0 for one per processor
     #[arg(long, env = "LONGRUNNING_LANES", value_name = "N", default_value_t = 0)]
     lanes: usize,
@@ -245,7 +264,14 @@ impl ServeArgs {
                 max_connections: self.max_connections,
                 ..Connections::default()
             },
-            store: self.store,
+            store: match self.store {
+                StoreConfig::Postgres(options) => StoreConfig::Postgres(PostgresOptions {
+                    listen_url: self.store_listen.filter(|url| !url.is_empty()),
+                    schema: self.store_schema,
+                    ..options
+                }),
+                store => store,
+            },
             limits: Limits {
                 max_operations: self.max_operations,
                 max_bytes: size(self.max_bytes),

@@ -14,7 +14,7 @@ mod sql;
 
 use std::{
     collections::HashMap,
-    mem,
+    fmt, mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -92,8 +92,8 @@ struct Line {
     is_closed: bool,
 }
 
-/// Which database, and how it is used.
-#[derive(Clone, Debug)]
+/// Which database, and how it is used. It prints without a password.
+#[derive(Clone, PartialEq, Eq)]
 pub struct PostgresOptions {
     /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, or `host=… user=…`.
     pub url: String,
@@ -115,6 +115,21 @@ impl PostgresOptions {
             listen_url: None,
             schema: "longrunning".to_owned(),
         }
+    }
+}
+
+impl fmt::Display for PostgresOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.url.split_once("://").zip(self.url.rsplit_once('@')) {
+            Some(((scheme, _), (_, place))) => write!(f, "{scheme}://…@{place}"),
+            None => f.write_str("postgres://…"),
+        }
+    }
+}
+
+impl fmt::Debug for PostgresOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PostgresOptions({self}, {:?})", self.schema)
     }
 }
 

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     demo::checksum,
     grpc::border::Border,
-    journal::sqlite::SqliteJournal,
+    journal::{postgres::PostgresJournal, sqlite::SqliteJournal},
     operations::{builder::StartError, operations::Operations},
     tasks::Tasks,
     types::InvalidTypes,
@@ -157,17 +157,24 @@ impl Config {
                 serve(listener, service, &lanes, options, admin_stop).await;
             });
         }
-        if let StoreConfig::Sqlite(path) = self.store.clone() {
-            let opened = match spawn_blocking(move || SqliteJournal::open(path)).await {
-                Ok(opened) => opened,
-                Err(error) => match error.try_into_panic() {
-                    Ok(panic) => resume_unwind(panic),
-                    // The runtime ends, and this future with it.
-                    Err(_) => pending().await,
-                },
-            };
-            builder = builder.journal(opened.map_err(StartError::from)?);
-        }
+        builder = match self.store.clone() {
+            StoreConfig::Memory => builder,
+            StoreConfig::Sqlite(path) => {
+                let opened = match spawn_blocking(move || SqliteJournal::open(path)).await {
+                    Ok(opened) => opened,
+                    Err(error) => match error.try_into_panic() {
+                        Ok(panic) => resume_unwind(panic),
+                        // The runtime ends, and this future with it.
+                        Err(_) => pending().await,
+                    },
+                };
+                builder.journal(opened.map_err(StartError::from)?)
+            }
+            StoreConfig::Postgres(options) => {
+                let opened = PostgresJournal::open(&options).await;
+                builder.journal(opened.map_err(StartError::from)?)
+            }
+        };
         Ok(App {
             operations: builder.start().await?,
             config: self,

@@ -6,6 +6,7 @@ use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 use super::{connection::Connections, listener::ListenAddress};
 use crate::{
     gateway::service::HttpOptions,
+    journal::postgres::PostgresOptions,
     operation::{retry::RetryPolicy, terms::Terms},
     operations::calls::WaitLimits,
     store::limits::Limits,
@@ -83,18 +84,24 @@ impl Default for Config {
     }
 }
 
-/// Where operations are kept. It reads and prints as `memory` or `sqlite:PATH`.
+/// Where operations are kept. It reads as `memory`, `sqlite:PATH` or
+/// `postgres://USER@HOST/DATABASE`, and prints so, without a password.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreConfig {
     /// In memory: they live as long as the process.
     Memory,
     /// In memory for readers, and in this SQLite file for the next start.
     Sqlite(PathBuf),
+    /// In PostgreSQL, where all servers of the same schema serve all operations.
+    Postgres(PostgresOptions),
 }
 
 /// The text names no store.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("use memory, or sqlite:PATH such as sqlite:/var/lib/longrunning/operations.db")]
+#[error(
+    "use memory, sqlite:PATH such as sqlite:/var/lib/longrunning/operations.db, or \
+     postgres://USER:PASSWORD@HOST/DATABASE"
+)]
 pub struct InvalidStore;
 
 impl FromStr for StoreConfig {
@@ -104,6 +111,7 @@ impl FromStr for StoreConfig {
         match text.split_once(':') {
             None if text == "memory" => Ok(Self::Memory),
             Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite(path.into())),
+            Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres(PostgresOptions::new(text))),
             _ => Err(InvalidStore),
         }
     }
@@ -114,6 +122,7 @@ impl fmt::Display for StoreConfig {
         match self {
             Self::Memory => f.write_str("memory"),
             Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            Self::Postgres(options) => options.fmt(f),
         }
     }
 }

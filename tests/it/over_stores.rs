@@ -9,7 +9,7 @@ use crate::support::stores::SQLITE;
 use crate::support::{postgres::Postgres, stores::POSTGRES};
 
 /// Tests that run elsewhere only.
-const OTHERS: [&str; 17] = [
+const OTHERS: [&str; 18] = [
     // They say themselves what keeps the operations.
     "over_stores::",
     "durability::",
@@ -28,6 +28,7 @@ const OTHERS: [&str; 17] = [
     "wait_limits::",
     // They make so many changes that the fsyncs would take minutes.
     "drain::",
+    "handlers::the_lease_of_a_handler_is_renewed_as_long_as_it_works",
     "pages::a_wildcard_that_matches_few_among_many",
     "races::",
     "upkeep::a_request_that_races_with_a_deletion",
