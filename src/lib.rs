@@ -133,7 +133,7 @@ pub use operations::{
 };
 pub use prost_types::Any;
 pub use proto::longrunning::v1::{Progress, operation_metadata::State};
-pub use store::{admit::Created, limits::Limits};
+pub use store::{admit::Created, follow::Reads, limits::Limits};
 pub use types::{InvalidTypes, Types};
 #[cfg(feature = "command")]
 pub use worker::command::{CommandError, CommandHandler};

@@ -17,7 +17,7 @@ use crate::{
         Config, Connections, Ended, ListenAddress, LogFormat, QueueConfig, StoreConfig, hangups,
         init_telemetry, signals,
     },
-    store::limits::Limits,
+    store::{follow::Reads, limits::Limits},
 };
 
 #[derive(Args, Debug)]
@@ -70,6 +70,16 @@ pub(super) struct ServeArgs {
         hide_env_values = true
     )]
     store_listen: Option<String>,
+    /// What clients read with PostgreSQL: view, what this server knows, or fresh, what any
+    /// server has done
+    #[arg(
+        long,
+        env = "LONGRUNNING_READ",
+        value_name = "HOW",
+        default_value = "view",
+        value_parser = parse_reads
+    )]
+    read: Reads,
     /// Threads that serve connections; 0 for one per processor
     #[arg(long, env = "LONGRUNNING_LANES", value_name = "N", default_value_t = 0)]
     lanes: usize,
@@ -211,6 +221,14 @@ fn parse_reflect(text: &str) -> Result<Reflect, String> {
     Ok(Reflect(endpoint))
 }
 
+fn parse_reads(text: &str) -> Result<Reads, String> {
+    match text {
+        "view" => Ok(Reads::View),
+        "fresh" => Ok(Reads::Fresh),
+        _ => Err("say view or fresh".to_owned()),
+    }
+}
+
 fn parse_mode(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
@@ -257,6 +275,7 @@ impl ServeArgs {
             worker_listen: self.worker_listen.0,
             admin_listen: self.admin_listen.0,
             socket_mode: self.socket_mode,
+            reads: self.read,
             lanes: self.lanes,
             grace: self.grace,
             max_message_bytes: size(self.max_message_bytes),

@@ -38,7 +38,9 @@ impl generated::operation_watch_server::OperationWatch for WatchService {
         &self,
         request: Request<WatchOperationRequest>,
     ) -> Result<Response<Self::WatchOperationStream>, Status> {
-        let watch = self.0.watch(&lookup(request.into_inner().name)?)?;
+        let name = lookup(request.into_inner().name)?;
+        self.0.look(&name).await?;
+        let watch = self.0.watch(&name)?;
         let states = stream::unfold(Some(watch), |watch| async move {
             let mut watch = watch?;
             match watch.next().await? {

@@ -78,6 +78,9 @@ pub trait Shared: Send + Sync + 'static {
         None
     }
 
+    /// Returns when `apply` has taken in all that was changed before this call.
+    fn catch_up(&self) -> BoxFuture<'_, Result<(), JournalError>>;
+
     /// Reads what became of operations since the replay and hands it to `apply`,
     /// until the journal is closed. Every change is read, those of this server
     /// too; of several changes of one operation the last may stand for all. What

@@ -292,6 +292,10 @@ impl Shared for PostgresJournal {
         Some(self.0.clock)
     }
 
+    fn catch_up(&self) -> BoxFuture<'_, Result<(), JournalError>> {
+        Box::pin(self.0.news.catch_up(&self.0.hints))
+    }
+
     fn follow(&self, apply: Apply) -> BoxFuture<'_, ()> {
         Box::pin(self.0.news.follow(&self.0.hints, &self.0.sql, apply))
     }

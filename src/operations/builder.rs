@@ -20,7 +20,7 @@ use crate::{
         retry::RetryPolicy,
         terms::{InvalidTerms, QueueName, Terms},
     },
-    store::{limits::Limits, store::Store},
+    store::{follow::Reads, limits::Limits, store::Store},
     tasks::Tasks,
     types::Types,
     worker::{
@@ -30,10 +30,12 @@ use crate::{
 };
 
 /// Puts together an [`Operations`].
+#[derive(Clone)]
 #[must_use = "call start() to begin"]
 pub struct Builder {
     journal: Arc<dyn Journal>,
     limits: Limits,
+    reads: Reads,
     defaults: Terms,
     retry: Vec<(String, RetryPolicy)>,
     metrics: Metrics,
@@ -63,6 +65,7 @@ impl Operations {
         Builder {
             journal: Arc::new(MemoryJournal),
             limits: Limits::default(),
+            reads: Reads::default(),
             defaults: Terms::default(),
             retry: Vec::new(),
             metrics: Metrics::default(),
@@ -85,6 +88,12 @@ impl Builder {
     /// How much is taken in.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// How new what clients read is, if several servers share the journal.
+    pub fn reads(mut self, reads: Reads) -> Self {
+        self.reads = reads;
         self
     }
 
@@ -138,7 +147,14 @@ impl Builder {
             retry.insert(QueueName::parse(&queue)?, policy);
         }
         // From here on nothing fails, so that no worker is left behind.
-        let store = Store::open(self.journal, Clock::system(), &self.metrics, self.limits).await?;
+        let store = Store::open(
+            self.journal,
+            Clock::system(),
+            &self.metrics,
+            self.limits,
+            self.reads,
+        )
+        .await?;
         let (work, release) = (Tasks::default(), CancellationToken::new());
         for (queue, concurrency, handler) in handlers {
             let pool = Pool {

@@ -93,11 +93,13 @@ impl Operations {
     }
 
     /// The same, but what is not shown here is looked up in the journal, if
-    /// other servers share it: they may have made it just now.
+    /// other servers share it: they may have made it just now. With
+    /// [`Reads::Fresh`](crate::Reads) it is what any server has made of it.
     ///
     /// # Errors
     /// NOT_FOUND, or UNAVAILABLE if the journal cannot be asked.
     pub async fn look(&self, name: &OperationName) -> Result<Arc<Operation>> {
+        self.0.store.freshen().await?;
         match self.get(name) {
             Err(_) if self.0.store.has_others() => {
                 self.0.store.ask(name).await?;
@@ -116,6 +118,7 @@ impl Operations {
     /// `return_partial_success` with one concrete parent.
     pub async fn list(&self, request: &ListOperationsRequest) -> Result<Page> {
         let Inner { store, types, .. } = &*self.0;
+        store.freshen().await?;
         listing::page(&store.view, types, store.clock, request).await
     }
 

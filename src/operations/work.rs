@@ -68,6 +68,7 @@ impl Operations {
         most: usize,
         wait: Duration,
     ) -> Result<Vec<Arc<Operation>>> {
+        self.store().freshen().await?;
         let mut desk = self.store().view.directives.enter(worker);
         let deadline = Instant::now().checked_add(wait).unwrap_or_else(far_future);
         let enough = async {

@@ -129,6 +129,7 @@ impl Config {
         let lanes = Lanes::start(self.lanes).map_err(AppError::Lanes)?;
         let mut builder = Operations::builder()
             .limits(self.limits.clone())
+            .reads(self.reads)
             .defaults(self.defaults.clone())
             .types(types.types().clone());
         if let Some(root) = &mut self.demo {

@@ -9,7 +9,7 @@ use crate::{
     journal::postgres::PostgresOptions,
     operation::{retry::RetryPolicy, terms::Terms},
     operations::calls::WaitLimits,
-    store::limits::Limits,
+    store::{follow::Reads, limits::Limits},
 };
 
 /// Everything that can be set.
@@ -36,6 +36,8 @@ pub struct Config {
     pub connections: Connections,
     /// Where operations are kept.
     pub store: StoreConfig,
+    /// How new what clients read is, if several servers share the store.
+    pub reads: Reads,
     /// How much the store takes in.
     pub limits: Limits,
     /// How long waits last.
@@ -72,6 +74,7 @@ impl Default for Config {
             max_message_bytes: 4 << 20,
             connections: Connections::default(),
             store: StoreConfig::Memory,
+            reads: Reads::default(),
             limits: Limits::default(),
             waits: WaitLimits::default(),
             http: HttpOptions::default(),

@@ -13,7 +13,7 @@ use crate::{
     journal::journal::Entry,
     operation::{
         birth::{Birth, Request},
-        name::parent_of,
+        name::{OperationName, parent_of},
         operation::Operation,
         terms::QueueName,
     },
@@ -71,6 +71,9 @@ impl Store {
                 None => None,
                 Some(request) => Some(store.request_turns.of(&request.id).await),
             };
+            if let Some(name) = store.in_the_way(&birth, request.as_ref()) {
+                store.ask(&name).await?;
+            }
             if let Some(operation) = store.made_before(&birth, request.as_ref())? {
                 return Ok(Told::Now(Created {
                     operation,
@@ -81,6 +84,21 @@ impl Store {
             store.admit((request_turn, turn), birth)
         };
         self.to_the_end("create", begin).await
+    }
+
+    /// The operation because of which this one may not be made, if another server
+    /// may have let go of it by now.
+    fn in_the_way(&self, birth: &Birth, request: Option<&Request>) -> Option<OperationName> {
+        self.others.as_ref()?;
+        let key = |request| RequestKey::new(parent_of(birth.name.as_str()), request);
+        let before = request.and_then(|request| self.view.requested(&key(request)));
+        match before {
+            Some(before) => Some(before.name.clone()),
+            None => self
+                .view
+                .find(birth.name.as_str())
+                .map(|_| birth.name.clone()),
+        }
     }
 
     /// The operation that the same request made before, if it is still there.

@@ -11,7 +11,7 @@ use std::{
 use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::select;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::store::Store;
 use crate::{
@@ -23,6 +23,18 @@ use crate::{
 /// How many pieces of news are taken in side by side: each waits for the turn of
 /// its operation.
 const AT_ONCE: usize = 256;
+
+/// How new what clients read is, if several servers share the journal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reads {
+    /// What this server knows: what was done through it at once, and what was done
+    /// through others within the time that word of it takes.
+    #[default]
+    View,
+    /// All that was done before, through whatever server. Each read asks the
+    /// journal what is new; those that come together ask once.
+    Fresh,
+}
 
 /// What is known of the other servers.
 #[derive(Debug, Default)]
@@ -77,6 +89,18 @@ impl Store {
     /// Whether other servers share the journal.
     pub(crate) fn has_others(&self) -> bool {
         self.others.is_some()
+    }
+
+    /// Sees to it that what is shown is no older than this call, if reads are to
+    /// be fresh.
+    pub(crate) async fn freshen(&self) -> Result<()> {
+        match (self.reads, self.journal.0.shared()) {
+            (Reads::Fresh, Some(shared)) => shared.catch_up().await.map_err(|error| {
+                debug!(%error, "cannot read what other servers do");
+                Error::StoreUnavailable
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Asks the journal how an operation is now.

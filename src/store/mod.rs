@@ -8,7 +8,7 @@ pub(crate) mod claim;
 pub(crate) mod deadlines;
 mod descent;
 pub(crate) mod directives;
-mod follow;
+pub(crate) mod follow;
 mod groups;
 pub(crate) mod index;
 pub(crate) mod limits;

@@ -16,7 +16,7 @@ use tokio::{runtime::Handle, sync::oneshot};
 use tracing::{debug, warn};
 
 use super::{
-    follow::Others,
+    follow::{Others, Reads},
     limits::Limits,
     turns::{Turn, Turns},
     view::View,
@@ -45,6 +45,7 @@ pub(crate) struct Store {
     pub(crate) clock: Clock,
     pub(crate) tasks: Tasks,
     pub(crate) limits: Limits,
+    pub(super) reads: Reads,
     /// Where the store was opened.
     pub(super) runtime: Handle,
     pub(super) journal: JournalHandle,
@@ -121,6 +122,7 @@ impl Store {
         clock: Clock,
         metrics: &Metrics,
         limits: Limits,
+        reads: Reads,
     ) -> Result<Arc<Self>, JournalError> {
         let clock = journal.shared().and_then(Shared::clock).unwrap_or(clock);
         let clock = match journal.newest() {
@@ -139,6 +141,7 @@ impl Store {
             clock,
             tasks: Tasks::default(),
             limits,
+            reads,
             runtime: Handle::current(),
             others: journal.shared().map(|_| Others::default()),
             journal: JournalHandle(journal),

@@ -6,7 +6,10 @@ use std::process::Command;
 #[cfg(feature = "sqlite")]
 use crate::support::stores::SQLITE;
 #[cfg(feature = "postgres")]
-use crate::support::{postgres::Postgres, stores::POSTGRES};
+use crate::support::{
+    postgres::Postgres,
+    stores::{POSTGRES, REPLICAS},
+};
 
 /// Tests that run elsewhere only.
 const OTHERS: [&str; 18] = [
@@ -35,11 +38,15 @@ const OTHERS: [&str; 18] = [
     "worker_sizes::a_queue_as_long_as_the_store",
 ];
 
+/// Tests that look at one server from inside, where three are not one.
+#[cfg(feature = "postgres")]
+const BOUND_TO_ONE: [&str; 0] = [];
+
 #[cfg(feature = "sqlite")]
 #[test]
 fn the_behaviour_is_the_same_over_a_sqlite_file() {
     let directory = tempfile::tempdir().unwrap();
-    run_again(SQLITE, directory.path().to_str().unwrap());
+    run_again(&[(SQLITE, directory.path().to_str().unwrap())], &[]);
     let files = std::fs::read_dir(directory.path()).unwrap().count();
     assert!(100 < files, "only {files} files: the tests ran over memory");
 }
@@ -50,7 +57,7 @@ fn the_behaviour_is_the_same_over_postgresql() {
     let Some(postgres) = Postgres::start(&["fsync=off"]) else {
         return;
     };
-    run_again(POSTGRES, &postgres.url());
+    run_again(&[(POSTGRES, &postgres.url())], &[]);
     let count = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'test_%'";
     let schemas: usize = postgres.ask(count).parse().unwrap();
     assert!(
@@ -59,14 +66,26 @@ fn the_behaviour_is_the_same_over_postgresql() {
     );
 }
 
-/// Runs the tests again, with this in the environment.
-fn run_again(key: &str, value: &str) {
+#[cfg(feature = "postgres")]
+#[test]
+fn the_behaviour_is_the_same_when_each_call_goes_to_another_of_three_servers() {
+    let Some(postgres) = Postgres::start(&["fsync=off"]) else {
+        return;
+    };
+    run_again(
+        &[(POSTGRES, &postgres.url()), (REPLICAS, "3")],
+        &BOUND_TO_ONE,
+    );
+}
+
+/// Runs the tests again, with this in the environment, but for these.
+fn run_again(environment: &[(&str, &str)], others: &[&str]) {
     let mut again = Command::new(std::env::current_exe().unwrap());
     again
-        .env(key, value)
+        .envs(environment.iter().copied())
         .env("PROPTEST_CASES", "16")
         .arg("--quiet");
-    for other in OTHERS {
+    for other in OTHERS.iter().chain(others) {
         again.arg("--skip").arg(other);
     }
     let output = again.output().unwrap();

@@ -2,10 +2,17 @@
 //! `news.sql`. A notification is only a hint to read at once; without any, it is
 //! read every so often.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
-use tokio::time::{sleep, timeout};
+use tokio::{sync::watch, time::timeout};
 use tokio_postgres::{Config, types::ToSql};
 use tracing::{info, warn};
 
@@ -30,6 +37,10 @@ pub(super) struct News {
     /// Up to where it was read, as PostgreSQL writes a snapshot, and when the
     /// server began from which it was read.
     read: Mutex<Place>,
+    /// How many asked for what is new.
+    asked: AtomicU64,
+    /// To how many of them it was given, or why the last could not have it.
+    given: watch::Sender<(u64, Result<(), JournalError>)>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,6 +56,8 @@ impl News {
         Self {
             link: Link::new(config),
             read: Mutex::default(),
+            asked: AtomicU64::new(0),
+            given: watch::Sender::new((0, Ok(()))),
         }
     }
 
@@ -62,10 +75,23 @@ impl News {
         Ok(())
     }
 
+    /// Returns when everything is taken in that was there before this call. Those
+    /// who ask while it is read share the next look.
+    pub(super) async fn catch_up(&self, hints: &Hints) -> Result<(), JournalError> {
+        let mut given = self.given.subscribe();
+        let us = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        hints.heard.notify_one();
+        match given.wait_for(|(count, _)| us <= *count).await {
+            Ok(given) => given.1.clone(),
+            Err(_) => Err(JournalError("the journal is closed".to_owned())),
+        }
+    }
+
     /// Reads on and on.
     pub(super) async fn follow(&self, hints: &Hints, sql: &Sql, apply: Apply) {
         let mut is_broken = false;
         loop {
+            let asked = self.asked.load(Ordering::Acquire);
             match self.read(sql).await {
                 Ok((news, place)) => {
                     if !news.is_empty() {
@@ -73,6 +99,7 @@ impl News {
                     }
                     // What was not taken in is read again.
                     *self.read.lock() = place;
+                    drop(self.given.send_replace((asked, Ok(()))));
                     if std::mem::take(&mut is_broken) {
                         info!("reads again what other servers do");
                     }
@@ -83,7 +110,8 @@ impl News {
                     if !std::mem::replace(&mut is_broken, true) {
                         warn!(%error, "cannot read what other servers do; trying again");
                     }
-                    sleep(PAUSE).await;
+                    drop(self.given.send_replace((asked, Err(error))));
+                    let _ = timeout(PAUSE, hints.heard.notified()).await;
                 }
             }
         }

@@ -4,6 +4,7 @@
 //! line to workers in `faults`, a table that servers share in `table`, one that can be cut in `line`, the program over a
 //! file in `stored`, what must be true of that in `ledger`.
 
+pub(crate) mod anyone;
 #[cfg(feature = "cli")]
 pub(crate) mod dice;
 #[cfg(feature = "cli")]
@@ -50,8 +51,9 @@ use longrunning::{
     watch_server, worker_server_with,
 };
 use prost::{Message, Name};
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio::{net::TcpListener, task::JoinSet};
 use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Server as Stock};
 
 pub(crate) type Client = OperationsClient<Channel>;
@@ -59,9 +61,9 @@ pub(crate) type Client = OperationsClient<Channel>;
 /// A server on a port of its own. Stops, without grace, when dropped.
 pub(crate) struct Server {
     pub(crate) operations: Operations,
-    address: SocketAddr,
-    stop: Option<oneshot::Sender<()>>,
-    task: JoinHandle<()>,
+    addresses: Vec<SocketAddr>,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
 }
 
 // === impl Server ===
@@ -79,34 +81,42 @@ impl Server {
 
     /// A server of these operations, with other limits on waits.
     pub(crate) async fn with_waits(builder: Builder, waits: WaitLimits) -> Self {
-        let operations = builder.start().await.unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let metrics = operations.metrics().clone();
-        let serving = Stock::builder()
-            .layer(tower::layer::layer_fn(move |service| {
-                Border::new(service, &metrics)
-            }))
-            .add_service(operations_server_with(&operations, waits))
-            .add_service(watch_server(&operations))
-            .add_service(worker_server_with(&operations, waits))
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
-                let _ = stopped.await;
-            });
-        let task = tokio::spawn(async { serving.await.unwrap() });
+        let replicas = replicas(builder).await;
+        let (stop, mut addresses, mut tasks) =
+            (CancellationToken::new(), Vec::new(), JoinSet::new());
+        for operations in &replicas {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            addresses.push(listener.local_addr().unwrap());
+            let metrics = operations.metrics().clone();
+            let serving = Stock::builder()
+                .layer(tower::layer::layer_fn(move |service| {
+                    Border::new(service, &metrics)
+                }))
+                .add_service(operations_server_with(operations, waits))
+                .add_service(watch_server(operations))
+                .add_service(worker_server_with(operations, waits))
+                .serve_with_incoming_shutdown(
+                    TcpListenerStream::new(listener),
+                    stop.clone().cancelled_owned(),
+                );
+            tasks.spawn(async { serving.await.unwrap() });
+        }
         Self {
-            operations,
-            address,
-            stop: Some(stop),
-            task,
+            operations: replicas[0].clone(),
+            addresses,
+            stop,
+            tasks,
         }
     }
 
-    /// A new connection.
+    /// A new connection; to each server, if there are several, of which each call
+    /// goes to another one.
     pub(crate) async fn channel(&self) -> Channel {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
-        endpoint.connect().await.unwrap()
+        let at = |address| Endpoint::from_shared(format!("http://{address}")).unwrap();
+        match self.addresses.as_slice() {
+            [address] => at(address).connect().await.unwrap(),
+            addresses => Channel::balance_list(addresses.iter().map(at)),
+        }
     }
 
     /// A client with a connection of its own.
@@ -126,14 +136,10 @@ impl Server {
 
     /// Closes the listener, lets open calls end and waits for that.
     pub(crate) async fn close(mut self) {
-        drop(self.stop.take());
-        (&mut self.task).await.unwrap();
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.task.abort();
+        self.stop.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.unwrap();
+        }
     }
 }
 
@@ -143,7 +149,12 @@ pub(crate) fn operations() -> Builder {
     let builder = Operations::builder();
     #[cfg(feature = "postgres")]
     if stores::is_postgres() {
-        return builder.journal(stores::Counted(stores::Aside::open()));
+        let builder = builder.journal(stores::Counted(stores::Aside::open()));
+        return if stores::has_replicas() {
+            builder.reads(longrunning::Reads::Fresh)
+        } else {
+            builder
+        };
     }
     #[cfg(feature = "sqlite")]
     if let Some(path) = stores::sqlite_file() {
@@ -151,6 +162,24 @@ pub(crate) fn operations() -> Builder {
         return builder.journal(stores::Counted(journal));
     }
     builder
+}
+
+/// These operations; and two more servers of them, if `over_stores` says so in the
+/// environment and what [`operations`] gave last has their journal.
+pub(crate) async fn replicas(builder: Builder) -> Vec<Operations> {
+    let mut builders = vec![builder];
+    #[cfg(feature = "postgres")]
+    if stores::has_replicas() {
+        for other in stores::Aside::others() {
+            let builder = builders[0].clone().journal(stores::Counted(other));
+            builders.push(builder);
+        }
+    }
+    let mut replicas = Vec::new();
+    for builder in builders {
+        replicas.push(builder.start().await.unwrap());
+    }
+    replicas
 }
 
 /// An operation that its creator executes, and the lease.

@@ -26,14 +26,14 @@ use longrunning::{
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tonic::{Status, Streaming};
 
-use super::get;
+use super::{anyone::Anyone, get, replicas};
 
 /// Operations, and the clients of their services.
 #[derive(Clone)]
 pub(crate) struct Shop {
     pub(crate) operations: Operations,
-    pub(crate) worker: OperationWorkerClient<OperationWorkerServer<WorkerService>>,
-    pub(crate) client: OperationsClient<OperationsServer<OperationsService>>,
+    pub(crate) worker: OperationWorkerClient<Anyone<OperationWorkerServer<WorkerService>>>,
+    pub(crate) client: OperationsClient<Anyone<OperationsServer<OperationsService>>>,
 }
 
 // === impl Shop ===
@@ -44,11 +44,11 @@ impl Shop {
     }
 
     pub(crate) async fn with(builder: Builder) -> Self {
-        let operations = builder.start().await.unwrap();
+        let servers = replicas(builder).await;
         Self {
-            worker: OperationWorkerClient::new(worker_server(&operations)),
-            client: OperationsClient::new(operations_server(&operations)),
-            operations,
+            worker: OperationWorkerClient::new(Anyone::of(servers.iter().map(worker_server))),
+            client: OperationsClient::new(Anyone::of(servers.iter().map(operations_server))),
+            operations: servers[0].clone(),
         }
     }
 

@@ -9,10 +9,13 @@ use std::sync::{
 };
 
 #[cfg(feature = "postgres")]
-use std::sync::OnceLock;
+use std::{
+    cell::RefCell,
+    sync::{OnceLock, Weak},
+};
 
 #[cfg(feature = "postgres")]
-use longrunning::{Apply, Operation, OperationName, Shared};
+use longrunning::{Apply, Operation, OperationName, PostgresJournal, PostgresOptions, Shared};
 use longrunning::{BoxFuture, Entry, Journal, JournalError, Show, Then};
 #[cfg(feature = "postgres")]
 use tokio::runtime::Handle;
@@ -26,6 +29,12 @@ pub(crate) const SQLITE: &str = "LONGRUNNING_TEST_SQLITE";
 /// If it is there, each server gets a schema of its own in PostgreSQL.
 #[cfg(feature = "postgres")]
 pub(crate) const POSTGRES: &str = "LONGRUNNING_TEST_POSTGRES";
+
+#[cfg(feature = "postgres")]
+thread_local! {
+    /// The journal that was opened last by this test, and where.
+    static LAST: RefCell<Option<(Weak<PostgresJournal>, PostgresOptions)>> = RefCell::default();
+}
 
 thread_local! {
     /// Of a test whose runtime has one thread, which is its own.
@@ -47,6 +56,16 @@ pub(crate) fn sqlite_file() -> Option<PathBuf> {
     Some(directory.join(format!("{number}.db")))
 }
 
+/// If it is there, each server is three, and each call goes to one of them.
+#[cfg(feature = "postgres")]
+pub(crate) const REPLICAS: &str = "LONGRUNNING_TEST_REPLICAS";
+
+/// Whether each server is three.
+#[cfg(feature = "postgres")]
+pub(crate) fn has_replicas() -> bool {
+    std::env::var_os(REPLICAS).is_some()
+}
+
 /// Whether the behaviour is tried over PostgreSQL.
 #[cfg(feature = "postgres")]
 pub(crate) fn is_postgres() -> bool {
@@ -56,7 +75,7 @@ pub(crate) fn is_postgres() -> bool {
 /// A journal that lives on a runtime of its own, whose time goes on when a test
 /// pauses its own.
 #[cfg(feature = "postgres")]
-pub(crate) struct Aside(Arc<longrunning::PostgresJournal>);
+pub(crate) struct Aside(Arc<PostgresJournal>);
 
 #[cfg(feature = "postgres")]
 impl Aside {
@@ -68,6 +87,23 @@ impl Aside {
     /// In a schema of its own.
     pub(crate) fn open() -> Self {
         let options = super::postgres::schema().expect("PostgreSQL is there");
+        let journal = Self::open_in(options.clone());
+        LAST.set(Some((Arc::downgrade(&journal.0), options)));
+        journal
+    }
+
+    /// Two more in the schema of the one that was opened last, if that is in use.
+    pub(crate) fn others() -> Vec<Self> {
+        let last = LAST.take();
+        let options = last
+            .filter(|(last, _)| last.strong_count() != 0)
+            .map(|(_, options)| options);
+        let others =
+            options.map(|options| [Self::open_in(options.clone()), Self::open_in(options)]);
+        others.into_iter().flatten().collect()
+    }
+
+    fn open_in(options: PostgresOptions) -> Self {
         let (tell, told) = std::sync::mpsc::channel();
         Self::runtime().spawn(async move {
             tell.send(super::postgres::journal(&options).await).unwrap();
@@ -134,6 +170,11 @@ impl Shared for Aside {
 
     fn number(&self) -> u64 {
         self.0.number()
+    }
+
+    fn catch_up(&self) -> BoxFuture<'_, Result<(), JournalError>> {
+        let journal = self.0.clone();
+        Box::pin(Self::there(async move { journal.catch_up().await }))
     }
 
     fn follow(&self, apply: Apply) -> BoxFuture<'_, ()> {

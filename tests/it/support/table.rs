@@ -145,6 +145,15 @@ impl Shared for Share {
         self.table.0.numbers.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    fn catch_up(&self) -> BoxFuture<'_, Result<(), JournalError>> {
+        Box::pin(async {
+            let (changes, mut seen) = (*self.table.0.changes.borrow(), self.seen.subscribe());
+            let read = seen.wait_for(|seen| changes <= *seen).await;
+            drop(read.map_err(|_| JournalError("nobody reads".to_owned()))?);
+            Ok(())
+        })
+    }
+
     fn follow(&self, apply: Apply) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let (mut reads, mut changes) = (self.reads.clone(), self.table.0.changes.subscribe());

@@ -1,0 +1,40 @@
+//! Several servers behind one client: each call goes to one of them by chance.
+
+use std::task::{Context, Poll};
+
+use http::Request;
+use tower::Service;
+use uuid::Uuid;
+
+/// One of several services, another one at each call.
+#[derive(Clone)]
+pub(crate) struct Anyone<S>(Vec<S>);
+
+impl<S> Anyone<S> {
+    pub(crate) fn of(services: impl IntoIterator<Item = S>) -> Self {
+        Self(services.into_iter().collect())
+    }
+
+    fn any(&mut self) -> &mut S {
+        let chance = Uuid::new_v4().as_u128() % self.0.len() as u128;
+        &mut self.0[usize::try_from(chance).unwrap()]
+    }
+}
+
+impl<S, B> Service<Request<B>> for Anyone<S>
+where
+    S: Service<Request<B>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    /// The services of this crate are always ready.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> S::Future {
+        self.any().call(request)
+    }
+}
