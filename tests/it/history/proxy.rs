@@ -72,7 +72,7 @@ impl Drop for Proxy {
 }
 
 /// One connection. Both sides see its end, however it comes.
-async fn pass_on(near: TcpStream, port: u16, mut way: watch::Receiver<Way>) {
+async fn pass_on(near: TcpStream, port: u16, way: watch::Receiver<Way>) {
     let pumps = async {
         let Ok(far) = TcpStream::connect(("127.0.0.1", port)).await else {
             return;
@@ -86,7 +86,7 @@ async fn pass_on(near: TcpStream, port: u16, mut way: watch::Receiver<Way>) {
     };
     let mut seen = way.clone();
     let cut = seen.wait_for(|way| *way == Way::Cut);
-    if *way.borrow_and_update() != Way::Cut {
+    if *way.borrow() != Way::Cut {
         select! {
             () = pumps => {}
             _ = cut => {}

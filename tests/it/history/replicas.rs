@@ -64,18 +64,17 @@ pub(super) enum Fault {
 // === impl Fault ===
 
 impl Fault {
-    /// Any, but the database only if it is said so.
-    pub(super) fn any(dice: &mut Dice, with_database: bool) -> Self {
+    /// Any of those that befall servers.
+    pub(super) fn any(dice: &mut Dice) -> Self {
         let at = usize::try_from(dice.next() % 3).unwrap_or(0);
         let short = Duration::from_millis(dice.within(100..1200));
-        match dice.within(0..if with_database { 7 } else { 6 }) {
+        match dice.within(0..6) {
             0 | 1 => Self::Kill(at),
             // Some longer than a lease.
             2 => Self::Stop(at, Duration::from_millis(dice.within(200..2000))),
             3 => Self::Cut(at, short),
             4 => Self::Freeze(at, short),
-            5 => Self::FreezeAndCut(at, short),
-            _ => Self::Database,
+            _ => Self::FreezeAndCut(at, short),
         }
     }
 }
