@@ -10,6 +10,7 @@
 mod checker;
 mod clients;
 mod drained;
+mod found;
 mod judged;
 mod proxy;
 mod replicas;

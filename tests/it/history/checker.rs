@@ -11,7 +11,7 @@ use std::{collections::HashSet, fmt::Write};
 use super::spec::{Answer, Ask, Call, NEVER, Reads, Rules, State, Time};
 
 /// So many states are searched; a history that needs more is no good history.
-const MOST: usize = 1_000_000;
+const MOST: usize = 200_000;
 
 /// Why there is no order that explains a history.
 #[derive(Debug)]
