@@ -8,7 +8,7 @@
 
 use std::{collections::HashSet, fmt::Write};
 
-use super::spec::{Answer, Ask, Call, NEVER, Reads, Rules, State, Time};
+use super::spec::{Answer, Ask, Call, NEVER, Name, Reads, Rules, State, Time};
 
 /// So many states are searched; a history that needs more is no good history.
 const MOST: usize = 200_000;
@@ -105,14 +105,14 @@ pub(super) fn check(rules: &Rules, calls: &[Call]) -> Result<(), Box<Stuck>> {
 }
 
 /// Which calls have taken effect before each: those that ended before it began.
-/// A read that may be late is behind only what its own process has done, and what
-/// was done when that began.
+/// A read that may be late is behind only what its own process has said of that
+/// name, and what was done when that process began.
 fn predecessors(calls: &[Call]) -> Vec<Set> {
     let behind = |call: &Call| {
         let mut set = Set::of(calls.len());
         for (at, other) in calls.iter().enumerate() {
             let is_seen = !call.may_be_late()
-                || other.process == call.process
+                || (other.process == call.process && other.name() == call.name())
                 || other.ended < call.since;
             if other.is_answered() && other.ended < call.begun && is_seen {
                 set.put(at);
@@ -182,6 +182,22 @@ fn until(calls: &[Call], time: Time) -> Vec<Call> {
 impl Call {
     fn is_answered(&self) -> bool {
         self.answer != Answer::Lost
+    }
+
+    /// The name that it is about, as far as anybody knows.
+    pub(super) fn name(&self) -> Option<Name> {
+        match (&self.ask, &self.answer) {
+            (
+                Ask::Beat(name, ..)
+                | Ask::Finish(name, ..)
+                | Ask::Cancel(name)
+                | Ask::Delete(name)
+                | Ask::Get(name, _),
+                _,
+            )
+            | (_, Answer::Created { name, .. } | Answer::Leased { name, .. }) => Some(*name),
+            (Ask::Create | Ask::Lease, _) => None,
+        }
     }
 
     /// What a process does not show, it asks the database for.

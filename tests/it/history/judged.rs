@@ -187,6 +187,14 @@ fn a_read_that_goes_back_or_misses_what_was_done_through_its_server_is_rejected(
     };
     rejects(RULES, &back(&waiting));
     accepts(RULES, &back(&cancelled));
+    // Of another operation it need not have heard.
+    let other = vec![
+        call(0, 1, Ask::Create, Answer::Created { name: 0, reused: false }),
+        call(2, 3, Ask::Delete(0), Answer::Ok),
+        elsewhere(call(4, 5, Ask::Create, Answer::Created { name: 1, reused: false })),
+        elsewhere(late(7, &waiting)),
+    ];
+    accepts(REQUEST, &other);
     // A server that began later knows what was done before.
     let mut young = elsewhere(late(5, &waiting));
     young.since = 4;
@@ -290,7 +298,8 @@ fn is_explained(rules: &Rules, calls: &[Call]) -> bool {
                 let other = &calls[other];
                 let is_late = matches!(call.ask, Ask::Get(_, Reads::MayBeLate))
                     && call.answer != Answer::Missing;
-                let is_behind = is_late && other.process != call.process;
+                let is_told = other.process == call.process && other.name() == call.name();
+                let is_behind = is_late && !is_told;
                 call.begun <= other.ended || is_behind && call.since <= other.ended
             });
             let mut rest = left.clone();
