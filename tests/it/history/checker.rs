@@ -6,12 +6,14 @@
 //! call and, the first, no calls without an answer; neither knows changes that
 //! only time makes.
 
-use std::{collections::HashSet, fmt::Write};
+use std::{collections::HashMap, fmt::Write};
 
 use super::spec::{Answer, Ask, Call, NEVER, Name, Reads, Rules, State, Time};
 
-/// So many states are searched; a history that needs more is no good history.
+/// So many states are searched; a history that needs more is no good history. To
+/// explain one, fewer are enough.
 const MOST: usize = 200_000;
+const FEW: usize = 10_000;
 
 /// Why there is no order that explains a history.
 #[derive(Debug)]
@@ -36,10 +38,14 @@ struct Node {
 /// Finds an order of the calls, each between its beginning and its end, in which
 /// every answer is the one that the rules give.
 pub(super) fn check(rules: &Rules, calls: &[Call]) -> Result<(), Box<Stuck>> {
+    search(rules, calls, MOST)
+}
+
+fn search(rules: &Rules, calls: &[Call], most: usize) -> Result<(), Box<Stuck>> {
     let before = predecessors(calls);
     let mut ends: Vec<usize> = (0..calls.len()).collect();
     ends.sort_by_key(|at| calls[*at].ended);
-    let mut tried = HashSet::new();
+    let mut tried: HashMap<(Set, State), Time> = HashMap::new();
     let start = Node {
         placed: Set::of(calls.len()),
         order: Vec::new(),
@@ -58,10 +64,14 @@ pub(super) fn check(rules: &Rules, calls: &[Call]) -> Result<(), Box<Stuck>> {
             return Ok(());
         };
         let latest = first.ended;
-        if !tried.insert((node.placed.clone(), node.state.clone())) {
+        // At an earlier time everything is possible that is so later.
+        let (state, time) = node.state.timeless();
+        let known = tried.entry((node.placed.clone(), state)).or_insert(Time::MAX);
+        if *known <= time {
             continue;
         }
-        if MOST < tried.len() {
+        *known = time;
+        if most < tried.len() {
             return Err(best.stuck(true));
         }
         // The last that is pushed is tried first: what was answered, the earliest
@@ -75,7 +85,10 @@ pub(super) fn check(rules: &Rules, calls: &[Call]) -> Result<(), Box<Stuck>> {
         let mut lost: Vec<&Ask> = Vec::new();
         let mut is_candidate = |at: usize| {
             let call = &calls[at];
-            if node.placed.has(at) || latest < call.begun || !before[at].is_within(&node.placed) {
+            if node.placed.has(at) || !before[at].is_within(&node.placed) {
+                return false;
+            }
+            if !call.is_answered() && !call.can_matter(calls) {
                 return false;
             }
             // Of those that are alike, whichever begun first can do all that the
@@ -128,7 +141,8 @@ fn predecessors(calls: &[Call]) -> Vec<Set> {
 pub(super) fn explain(rules: &Rules, calls: &[Call], why: &Stuck) -> String {
     let mut ends: Vec<Time> = calls.iter().map(|call| call.ended).collect();
     ends.sort_unstable();
-    let shortest = ends.partition_point(|end| check(rules, &until(calls, *end)).is_ok());
+    let is_fine = |calls: &[Call]| search(rules, calls, FEW).is_ok();
+    let shortest = ends.partition_point(|end| is_fine(&until(calls, *end)));
     let mut few = ends
         .get(shortest)
         .map_or_else(|| calls.to_vec(), |end| until(calls, *end));
@@ -139,13 +153,13 @@ pub(super) fn explain(rules: &Rules, calls: &[Call], why: &Stuck) -> String {
         let mut fewer = few.clone();
         fewer.remove(at);
         // Without a call that changes something, all could be wrong.
-        if is_look && check(rules, &fewer).is_err() {
+        if is_look && !is_fine(&fewer) {
             few = fewer;
         } else {
             at += 1;
         }
     }
-    let stuck = check(rules, &few).err();
+    let stuck = search(rules, &few, FEW).err();
     let stuck = stuck.as_deref().unwrap_or(why);
     let mut text = String::new();
     for (at, call) in few.iter().enumerate() {
@@ -182,6 +196,22 @@ fn until(calls: &[Call], time: Time) -> Vec<Call> {
 impl Call {
     fn is_answered(&self) -> bool {
         self.answer != Answer::Lost
+    }
+
+    /// Whether anything can come of it that somebody else was told of: a renewal
+    /// after which nobody was heard is none.
+    fn can_matter(&self, calls: &[Self]) -> bool {
+        let Ask::Beat(_, token, units) = self.ask else {
+            return true;
+        };
+        calls.iter().any(|other| match (&other.ask, &other.answer) {
+            (_, Answer::Shown(shown)) if units == Some(shown.units) => true,
+            (Ask::Beat(_, theirs, _), Answer::Go(_))
+            | (Ask::Finish(_, theirs, _), Answer::Shown(_)) => {
+                *theirs == token && self.begun < other.ended
+            }
+            _ => false,
+        })
     }
 
     /// The name that it is about, as far as anybody knows.

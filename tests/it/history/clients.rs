@@ -106,10 +106,10 @@ impl Key {
     }
 
     /// Some lose their work for ever.
-    pub(super) fn attempts(self) -> u32 {
+    pub(super) fn attempts(self) -> Option<u32> {
         match self {
-            Self::Id(0) | Self::Request(0) => 3,
-            Self::Id(_) | Self::Request(_) => 1000,
+            Self::Id(0) | Self::Request(0) => Some(3),
+            Self::Id(_) | Self::Request(_) => None,
         }
     }
 
@@ -131,7 +131,7 @@ impl Key {
                 queue: QUEUE.to_owned(),
                 ..Queued::default()
             })),
-            retry_policy: attempts(self.attempts().cast_signed()).map(|policy| RetryPolicy {
+            retry_policy: attempts(self.attempts().map_or(1_000_000, u32::cast_signed)).map(|policy| RetryPolicy {
                 initial_backoff: Some(Duration::from_millis(10).try_into().unwrap()),
                 max_backoff: Some(Duration::from_millis(10).try_into().unwrap()),
                 ..policy

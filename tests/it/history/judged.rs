@@ -12,7 +12,7 @@ use super::{
 
 const RULES: Rules = Rules {
     is_named: true,
-    attempts: 3,
+    attempts: Some(3),
     lease: 1000,
     slack: 100,
 };
@@ -252,7 +252,7 @@ fn a_lease_that_nobody_got_goes_back_or_runs_out() {
 #[test]
 fn a_worker_is_lost_with_its_last_attempt_only() {
     let lost = shown(Stage::Done(Outcome::WorkerLost), 1);
-    let one = Rules { attempts: 1, ..RULES };
+    let one = Rules { attempts: Some(1), ..RULES };
     let calls = |answer| [created(), leased(2, 1, 1), got(2000, Reads::Fresh, answer)];
     accepts(one, &calls(lost.clone()));
     rejects(RULES, &calls(lost));

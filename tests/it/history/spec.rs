@@ -18,8 +18,9 @@ pub(super) struct Rules {
     /// Created under an id that its creator chose, not by a request id under
     /// names of the server's.
     pub(super) is_named: bool,
-    /// How many attempts count before a lost or failed one is the last.
-    pub(super) attempts: u32,
+    /// How many attempts count before a lost or failed one is the last; none for
+    /// more than anybody makes.
+    pub(super) attempts: Option<u32>,
     /// How long leases last.
     pub(super) lease: Time,
     /// By how much two servers may disagree on what time it is.
@@ -141,8 +142,8 @@ struct Operation {
     is_hidden: bool,
     is_cancelled: bool,
     attempt: u32,
-    /// How many attempts were given back.
-    released: u32,
+    /// How many attempts count, if they are counted.
+    counted: u32,
     units: i64,
     at: At,
 }
@@ -168,7 +169,7 @@ impl Rules {
     pub(super) fn apply(&self, state: &State, call: &Call) -> Vec<State> {
         let mut next = match &call.ask {
             Ask::Create => self.create(state, &call.answer),
-            Ask::Lease => Self::lease(state, call),
+            Ask::Lease => self.lease(state, call),
             Ask::Beat(name, ..)
             | Ask::Finish(name, ..)
             | Ask::Cancel(name)
@@ -208,14 +209,14 @@ impl Rules {
                 let mut next = state.clone();
                 next.floor = next.floor.max(over);
                 let one = &mut next.operations[at];
-                let is_last = self.attempts <= one.attempt - one.released;
+                let is_last = self.is_last(one);
                 one.go_back(is_last.then_some(Outcome::WorkerLost));
                 all.push(next.tidy());
             }
             if token.is_none() {
                 let mut next = state.clone();
                 let one = &mut next.operations[at];
-                one.released += 1;
+                one.counted = one.counted.saturating_sub(1);
                 one.go_back(None);
                 all.push(next.tidy());
             }
@@ -231,7 +232,7 @@ impl Rules {
                 is_hidden: false,
                 is_cancelled: false,
                 attempt: 0,
-                released: 0,
+                counted: 0,
                 units: 0,
                 at: At::Waiting,
             });
@@ -257,7 +258,7 @@ impl Rules {
         }
     }
 
-    fn lease(state: &State, call: &Call) -> Vec<State> {
+    fn lease(&self, state: &State, call: &Call) -> Vec<State> {
         let candidates = match call.answer {
             Answer::Leased { name, .. } => state.find(name),
             Answer::Lost => {
@@ -275,6 +276,7 @@ impl Rules {
                 continue;
             }
             one.attempt += 1;
+            one.counted += u32::from(self.attempts.is_some());
             let token = match call.answer {
                 Answer::Leased { attempt, .. } if attempt != one.attempt => continue,
                 Answer::Leased { token, .. } => Some(token),
@@ -334,7 +336,7 @@ impl Rules {
                 {
                     return when(is(&Answer::Shown(one.shown())), state);
                 }
-                let is_last = self.attempts <= one.attempt - one.released;
+                let is_last = self.is_last(&one);
                 let mut ended = one;
                 match end {
                     End::Response(_) | End::Failure(_) => {
@@ -342,7 +344,7 @@ impl Rules {
                     }
                     End::Retryable(_) => ended.go_back(end.outcome().filter(|_| is_last)),
                     End::Release => {
-                        ended.released += 1;
+                        ended.counted = ended.counted.saturating_sub(1);
                         ended.go_back(None);
                     }
                 }
@@ -354,6 +356,10 @@ impl Rules {
             }
             Ask::Create | Ask::Lease => Vec::new(),
         }
+    }
+
+    fn is_last(&self, one: &Operation) -> bool {
+        self.attempts.is_some_and(|attempts| attempts <= one.counted)
     }
 
     /// How the holder of a token may be refused, and whether it need not be.
@@ -377,6 +383,15 @@ impl Rules {
 // === impl State ===
 
 impl State {
+    /// The same at no time, and the time.
+    pub(super) fn timeless(&self) -> (Self, Time) {
+        let state = Self {
+            floor: 0,
+            ..self.clone()
+        };
+        (state, self.floor)
+    }
+
     /// The operation of a name, and none if there is no such. An operation whose
     /// name nobody knows may be it.
     fn find(&self, name: Name) -> Vec<(Self, Option<usize>)> {
