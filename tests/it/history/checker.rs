@@ -54,7 +54,7 @@ fn search(rules: &Rules, calls: &[Call], most: usize) -> Result<(), Box<Stuck>> 
     let mut best = start.clone();
     let mut open = vec![start];
     while let Some(mut node) = open.pop() {
-        node.place_all_that_change_nothing(rules, calls, &before);
+        node.place_all_that_only_look(rules, calls, &before);
         if best.order.len() < node.order.len() {
             best = node.clone();
         }
@@ -108,7 +108,7 @@ fn search(rules: &Rules, calls: &[Call], most: usize) -> Result<(), Box<Stuck>> 
             .collect();
         for at in unanswered.into_iter().chain(answered) {
             for state in rules.apply(&node.state, &calls[at]) {
-                if state != node.state {
+                if calls[at].is_answered() || state != node.state {
                     open.push(node.with(at, state));
                 }
             }
@@ -198,6 +198,16 @@ impl Call {
         self.answer != Answer::Lost
     }
 
+    /// Whether it changes nothing with this answer, whenever that was. That a
+    /// cancellation is granted, for one, does not say so.
+    fn only_looks(&self) -> bool {
+        let is_refused = matches!(
+            self.answer,
+            Answer::Exists | Answer::Missing | Answer::LeaseLost | Answer::Over
+        );
+        is_refused || matches!(self.ask, Ask::Get(..))
+    }
+
     /// Whether anything can come of it that somebody else was told of: a renewal
     /// after which nobody was heard is none.
     fn can_matter(&self, calls: &[Self]) -> bool {
@@ -252,13 +262,13 @@ impl std::fmt::Display for Call {
 // === impl Node ===
 
 impl Node {
-    /// A call whose answer is right and that changes nothing can as well come at
-    /// once as later.
-    fn place_all_that_change_nothing(&mut self, rules: &Rules, calls: &[Call], before: &[Set]) {
+    /// A call whose answer is right and that changes nothing, whenever it comes, can
+    /// as well come at once as later.
+    fn place_all_that_only_look(&mut self, rules: &Rules, calls: &[Call], before: &[Set]) {
         loop {
             let count = self.order.len();
             for (at, call) in calls.iter().enumerate() {
-                if call.is_answered()
+                if call.only_looks()
                     && !self.placed.has(at)
                     && before[at].is_within(&self.placed)
                     && rules.apply(&self.state, call).contains(&self.state)

@@ -44,7 +44,7 @@ use crate::support::{
 const QUEUE: &str = "jobs";
 
 /// Who creates, and who works, at each server.
-const CREATORS: usize = 8;
+const CREATORS: usize = 64;
 const WORKERS: usize = 3;
 
 /// How many leases a worker takes at once, and how many it ends at once.

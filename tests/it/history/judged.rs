@@ -219,6 +219,21 @@ fn what_was_deleted_does_not_come_back() {
 }
 
 #[test]
+fn what_was_granted_without_need_may_have_been_granted_later() {
+    let cancelled = || shown(Stage::Done(Outcome::Cancelled), 0);
+    let calls = [
+        created(),
+        call(2, 3, Ask::Cancel(0), Answer::Ok),
+        // There is nothing to do when it begins, and there may be before it ends.
+        call(4, 20, Ask::Cancel(0), Answer::Ok),
+        call(5, 6, Ask::Delete(0), Answer::Ok),
+        Call { begun: 7, ended: 8, ..created() },
+        got(10, Reads::Fresh, cancelled()),
+    ];
+    accepts(RULES, &calls);
+}
+
+#[test]
 fn a_call_without_an_answer_may_have_taken_effect_or_not() {
     let cancelled = shown(Stage::Done(Outcome::Cancelled), 0);
     let waiting = shown(Stage::Waiting, 0);

@@ -17,7 +17,7 @@ use crate::support::{
     Client,
     dice::Dice,
     postgres::Postgres,
-    stored::{Begun, Serving, spawn_over},
+    stored::{Begun, Ended, Serving, spawn_over},
 };
 
 pub(super) const REPLICAS: usize = 3;
@@ -151,8 +151,12 @@ impl Replicas {
         loop {
             let since = self.now();
             let begun = spawn_over(&store, &arguments, &[]).begun().await;
-            let Begun::Serving(serving) = begun else {
-                continue;
+            let serving = match begun {
+                Begun::Serving(serving) => serving,
+                Begun::Ended(ended) => {
+                    sound(&ended);
+                    continue;
+                }
             };
             let number = {
                 let mut count = self.count.lock();
@@ -184,7 +188,7 @@ impl Replicas {
                 let process = self.processes.lock()[at].take();
                 if let Some(process) = process {
                     // Clients see it a little later.
-                    process.kill().await;
+                    sound(&process.kill().await);
                     self.open.lock()[at] = None;
                     self.begin(at).await;
                 }
@@ -230,6 +234,14 @@ impl Replicas {
     pub(super) async fn end(&self) {
         let all: Vec<Serving> = self.processes.lock().iter_mut().filter_map(Option::take).collect();
         let mut ends: JoinSet<_> = all.into_iter().map(Serving::kill).collect();
-        while ends.join_next().await.is_some() {}
+        while let Some(ended) = ends.join_next().await {
+            sound(&ended.unwrap());
+        }
     }
+}
+
+/// Whatever befell it, nothing in it panicked.
+fn sound(ended: &Ended) {
+    let mut lines = ended.log.iter();
+    assert!(!lines.any(|line| line.contains("panicked")), "{ended:?}");
 }
