@@ -232,7 +232,10 @@ async fn clock_of(client: &Client) -> Result<Clock, JournalError> {
     let mut best: Option<(Duration, Timestamp, Timestamp)> = None;
     for _ in 0..QUESTIONS {
         let asked = clock.now();
-        let row = client.query_typed_one(question, &[]).await.map_err(refused)?;
+        let row = client
+            .query_typed_one(question, &[])
+            .await
+            .map_err(refused)?;
         let heard = clock.now();
         let (took, micros) = (heard.since(asked), row.get::<_, i64>(0));
         if best.is_none_or(|(best, ..)| took < best) {

@@ -8,7 +8,7 @@
 
 use std::{collections::HashMap, fmt::Write};
 
-use super::spec::{Answer, Ask, Call, NEVER, Name, Reads, Rules, State, Time};
+use super::spec::{Answer, Ask, Call, End, NEVER, Name, Reads, Rules, Shown, State, Time};
 
 /// So many states are searched; a history that needs more is no good history. To
 /// explain one, fewer are enough.
@@ -42,7 +42,16 @@ pub(super) fn check(rules: &Rules, calls: &[Call]) -> Result<(), Box<Stuck>> {
 }
 
 fn search(rules: &Rules, calls: &[Call], most: usize) -> Result<(), Box<Stuck>> {
+    let alike = alike(calls);
+    let calls = &alike[..];
     let before = predecessors(calls);
+    let attempts = calls.iter().filter_map(|call| match &call.answer {
+        Answer::Shown(Shown { attempt, .. }) | Answer::Leased { attempt, .. } => Some(*attempt),
+        _ => None,
+    });
+    // Leases that nobody got may be many. Only those matter which explain what was
+    // shown, and a few more that may use up the attempts unseen.
+    let attempts = attempts.max().unwrap_or(0) + rules.attempts.unwrap_or(0) + 2;
     let mut ends: Vec<usize> = (0..calls.len()).collect();
     ends.sort_by_key(|at| calls[*at].ended);
     let mut tried: HashMap<(Set, State), Time> = HashMap::new();
@@ -66,7 +75,9 @@ fn search(rules: &Rules, calls: &[Call], most: usize) -> Result<(), Box<Stuck>> 
         let latest = first.ended;
         // At an earlier time everything is possible that is so later.
         let (state, time) = node.state.timeless();
-        let known = tried.entry((node.placed.clone(), state)).or_insert(Time::MAX);
+        let known = tried
+            .entry((node.placed.clone(), state))
+            .or_insert(Time::MAX);
         if *known <= time {
             continue;
         }
@@ -108,13 +119,42 @@ fn search(rules: &Rules, calls: &[Call], most: usize) -> Result<(), Box<Stuck>> 
             .collect();
         for at in unanswered.into_iter().chain(answered) {
             for state in rules.apply(&node.state, &calls[at]) {
-                if calls[at].is_answered() || state != node.state {
+                let is_new = calls[at].is_answered() || state != node.state;
+                if is_new && state.attempts() <= attempts {
                     open.push(node.with(at, state));
                 }
             }
         }
     }
     Err(best.stuck(false))
+}
+
+/// The same calls, where all that was said in vain and that nobody was ever shown is
+/// alike.
+fn alike(calls: &[Call]) -> Vec<Call> {
+    let is_shown = |number: i64| {
+        calls.iter().any(|call| {
+            matches!(&call.answer, Answer::Shown(shown)
+                if shown.units == number || shown.stage.is_of(number))
+        })
+    };
+    let same = |number: i64| if is_shown(number) { number } else { -1 };
+    let mut calls = calls.to_vec();
+    for call in &mut calls {
+        if call.is_answered() {
+            continue;
+        }
+        match &mut call.ask {
+            Ask::Beat(_, _, Some(number))
+            | Ask::Finish(
+                _,
+                _,
+                End::Response(number) | End::Failure(number) | End::Retryable(number),
+            ) => *number = same(*number),
+            _ => {}
+        }
+    }
+    calls
 }
 
 /// Which calls have taken effect before each: those that ended before it began.
@@ -171,7 +211,11 @@ pub(super) fn explain(rules: &Rules, calls: &[Call], why: &Stuck) -> String {
         text,
         "the first column is the order as far as one was found; then it stood at\n{:#?}{}",
         stuck.state,
-        if why.is_given_up { "\nTOO MANY STATES" } else { "" }
+        if why.is_given_up {
+            "\nTOO MANY STATES"
+        } else {
+            ""
+        }
     );
     text
 }
@@ -255,7 +299,10 @@ impl std::fmt::Display for Call {
         };
         let (begun, process) = (micros(self.begun), self.process);
         let (ask, answer) = (&self.ask, &self.answer);
-        write!(f, "{begun:>9}..{ended:<9} µs  process {process:<2} {ask:?} -> {answer:?}")
+        write!(
+            f,
+            "{begun:>9}..{ended:<9} µs  process {process:<2} {ask:?} -> {answer:?}"
+        )
     }
 }
 

@@ -205,7 +205,9 @@ impl Rules {
                 continue;
             };
             let over = from + self.lease - self.slack;
-            if over <= latest {
+            // Where attempts are not counted, it is all one how a lease that nobody
+            // has comes back.
+            if over <= latest && (token.is_some() || self.attempts.is_some()) {
                 let mut next = state.clone();
                 next.floor = next.floor.max(over);
                 let one = &mut next.operations[at];
@@ -243,7 +245,13 @@ impl Rules {
             .iter()
             .any(|one| self.is_named || !one.is_hidden);
         match (in_the_way, answer) {
-            (false, Answer::Created { name, reused: false }) => with(Some(*name)),
+            (
+                false,
+                Answer::Created {
+                    name,
+                    reused: false,
+                },
+            ) => with(Some(*name)),
             // The only name that an id gives is number 0.
             (false, Answer::Lost) => with(self.is_named.then_some(0)),
             (true, Answer::Exists) if self.is_named => vec![state.clone()],
@@ -282,10 +290,15 @@ impl Rules {
                 Answer::Leased { token, .. } => Some(token),
                 _ => None,
             };
+            let is_timeless = token.is_none() && self.attempts.is_none();
             one.at = At::Held {
                 token,
                 // It was decided after what it builds on was kept.
-                from: call.begun.max(floor),
+                from: if is_timeless {
+                    0
+                } else {
+                    call.begun.max(floor)
+                },
                 upto: call.ended,
             };
             all.push(next);
@@ -306,10 +319,7 @@ impl Rules {
                 when(call.answer == Answer::Missing, state)
             }
             Ask::Cancel(_) => when(is(&Answer::Ok), state.with(at, Operation::cancel)),
-            Ask::Delete(_) => when(
-                is(&Answer::Ok),
-                state.with(at, |one| one.is_hidden = true),
-            ),
+            Ask::Delete(_) => when(is(&Answer::Ok), state.with(at, |one| one.is_hidden = true)),
             Ask::Beat(_, token, units) => {
                 let (lost, held) = self.held(&one, *token, call);
                 let go = match (one.is_cancelled, one.is_hidden) {
@@ -359,7 +369,8 @@ impl Rules {
     }
 
     fn is_last(&self, one: &Operation) -> bool {
-        self.attempts.is_some_and(|attempts| attempts <= one.counted)
+        self.attempts
+            .is_some_and(|attempts| attempts <= one.counted)
     }
 
     /// How the holder of a token may be refused, and whether it need not be.
@@ -390,6 +401,12 @@ impl State {
             ..self.clone()
         };
         (state, self.floor)
+    }
+
+    /// The most attempts that any of its operations has had.
+    pub(super) fn attempts(&self) -> u32 {
+        let attempts = self.operations.iter().map(|one| one.attempt);
+        attempts.max().unwrap_or(0)
     }
 
     /// The operation of a name, and none if there is no such. An operation whose
@@ -455,6 +472,16 @@ impl Operation {
     fn go_back(&mut self, last: Option<Outcome>) {
         let cancelled = self.is_cancelled.then_some(Outcome::Cancelled);
         self.at = cancelled.or(last).map_or(At::Waiting, At::Done);
+    }
+}
+
+// === impl Stage ===
+
+impl Stage {
+    /// Whether it is the outcome that has this number.
+    pub(super) fn is_of(self, number: i64) -> bool {
+        let outcomes = [Outcome::Response(number), Outcome::Failure(number)];
+        matches!(self, Self::Done(outcome) if outcomes.contains(&outcome))
     }
 }
 
