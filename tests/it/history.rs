@@ -9,6 +9,7 @@
 //! the clients and the faults do comes of the seed; when, of the machine too, so
 //! that a seed may have to be tried several times.
 
+mod calls;
 mod checker;
 mod clients;
 mod drained;
@@ -17,6 +18,7 @@ mod judged;
 mod proxy;
 mod replicas;
 mod spec;
+mod world;
 
 use std::{collections::BTreeMap, env, sync::Arc, time::Duration};
 
@@ -27,10 +29,12 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+use calls::{Reads, Time};
 use checker::{check, explain};
-use clients::{Client, World};
+use clients::Client;
 use replicas::{Fault, Replicas};
-use spec::{Reads, Rules, Time};
+use spec::Rules;
+use world::World;
 
 use crate::support::{dice::Dice, get, postgres::Postgres, stored::Fail};
 

@@ -8,7 +8,10 @@
 
 use std::{collections::HashMap, fmt::Write};
 
-use super::spec::{Answer, Ask, Call, End, NEVER, Name, Reads, Rules, Shown, State, Time};
+use super::{
+    calls::{Answer, Ask, Call, End, NEVER, Shown, Time},
+    spec::{Rules, State},
+};
 
 /// So many states are searched; a history that needs more is no good history. To
 /// explain one, fewer are enough.
@@ -233,77 +236,6 @@ fn until(calls: &[Call], time: Time) -> Vec<Call> {
             call
         })
         .collect()
-}
-
-// === impl Call ===
-
-impl Call {
-    fn is_answered(&self) -> bool {
-        self.answer != Answer::Lost
-    }
-
-    /// Whether it changes nothing with this answer, whenever that was. That a
-    /// cancellation is granted, for one, does not say so.
-    fn only_looks(&self) -> bool {
-        let is_refused = matches!(
-            self.answer,
-            Answer::Exists | Answer::Missing | Answer::LeaseLost | Answer::Over
-        );
-        is_refused || matches!(self.ask, Ask::Get(..))
-    }
-
-    /// Whether anything can come of it that somebody else was told of: a renewal
-    /// after which nobody was heard is none.
-    fn can_matter(&self, calls: &[Self]) -> bool {
-        let Ask::Beat(_, token, units) = self.ask else {
-            return true;
-        };
-        calls.iter().any(|other| match (&other.ask, &other.answer) {
-            (_, Answer::Shown(shown)) if units == Some(shown.units) => true,
-            (Ask::Beat(_, theirs, _), Answer::Go(_))
-            | (Ask::Finish(_, theirs, _), Answer::Shown(_)) => {
-                *theirs == token && self.begun < other.ended
-            }
-            _ => false,
-        })
-    }
-
-    /// The name that it is about, as far as anybody knows.
-    pub(super) fn name(&self) -> Option<Name> {
-        match (&self.ask, &self.answer) {
-            (
-                Ask::Beat(name, ..)
-                | Ask::Finish(name, ..)
-                | Ask::Cancel(name)
-                | Ask::Delete(name)
-                | Ask::Get(name, _),
-                _,
-            )
-            | (_, Answer::Created { name, .. } | Answer::Leased { name, .. }) => Some(*name),
-            (Ask::Create | Ask::Lease, _) => None,
-        }
-    }
-
-    /// What a process does not show, it asks the database for.
-    fn may_be_late(&self) -> bool {
-        matches!(self.ask, Ask::Get(_, Reads::MayBeLate)) && self.answer != Answer::Missing
-    }
-}
-
-impl std::fmt::Display for Call {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let micros = |time: Time| time / 1000;
-        let ended = match self.ended {
-            NEVER => String::new(),
-            ended => micros(ended).to_string(),
-        };
-        let (begun, process) = (micros(self.begun), self.process);
-        let (ask, answer) = (&self.ask, &self.answer);
-        write!(
-            f,
-            "{begun:>9}..{ended:<9} µs  process {process:<2} {ask:?} -> {answer:?}"
-        )
-    }
 }
 
 // === impl Node ===

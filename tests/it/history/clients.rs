@@ -1,278 +1,38 @@
 //! Those who call the servers, each any server at any time, about a few operations
-//! that all of them know; and the record of what they asked and were told.
+//! that all of them know.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use longrunning::{
     Progress,
     proto::{
-        google::longrunning::{
-            CancelOperationRequest, DeleteOperationRequest, Operation, operation,
-        },
+        google::longrunning::{CancelOperationRequest, DeleteOperationRequest},
         google::rpc::{self, Code},
         longrunning::v1::{
-            CreateOperationRequest, FinishOperationRequest, LeaseReport, RetryPolicy,
-            create_operation_request::{Execution, Queued},
-            directive::Kind,
+            FinishOperationRequest, LeaseReport, directive::Kind,
             finish_operation_request::Outcome as Ended,
-            operation_metadata::State,
         },
     },
 };
-use parking_lot::Mutex;
 use prost::{Message, Name as _};
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 use tonic::{Response, Status};
 
 use super::{
-    replicas::{Process, Replicas},
-    spec::{Answer, Ask, Call, End, Go, NEVER, Name, Outcome, Reads, Shown, Stage, Time, Token},
+    calls::{Answer, Ask, End, Go, Reads},
+    replicas::Process,
+    world::{Held, KEY, Key, QUEUE, World, shown},
 };
 use crate::support::{
     dice::Dice,
-    get, metadata, reason,
-    shop::{attempts, beat, failure, look, poll, release, retryable},
+    get,
+    shop::{beat, failure, look, poll, release, retryable},
     stored::Fail,
     text,
 };
 
-/// The label by which operations are told apart, and the queue of all.
-const KEY: &str = "key";
-const QUEUE: &str = "jobs";
-
-/// How many ids there are, and how many requests.
-const IDS: u64 = 4;
-const REQUESTS: u64 = 3;
-
 /// How long a client waits for an answer. Shorter than most faults.
 const PATIENCE: Duration = Duration::from_millis(900);
-
-/// What is at stake for one id or one request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Key {
-    Id(u64),
-    Request(u64),
-}
-
-/// What all clients share.
-pub(super) struct World {
-    pub(super) replicas: Arc<Replicas>,
-    reads: Reads,
-    lease: Time,
-    record: Mutex<Record>,
-    is_over: watch::Sender<bool>,
-}
-
-#[derive(Default)]
-struct Record {
-    calls: Vec<(Key, Call)>,
-    names: HashMap<String, (Key, Name)>,
-    latest: HashMap<Key, Vec<String>>,
-    leases: Vec<Held>,
-    tokens: Token,
-    numbers: i64,
-}
-
-/// A lease that somebody got; others may use it too.
-#[derive(Clone, Debug)]
-struct Held {
-    name: String,
-    token: Token,
-    bytes: Vec<u8>,
-    /// How its holder said it ended, when the answer was lost.
-    end: Option<End>,
-}
-
-/// A call that is under way.
-struct Begun {
-    at: Time,
-    process: usize,
-    since: Time,
-}
-
-// === impl Key ===
-
-impl Key {
-    pub(super) fn all() -> impl Iterator<Item = Self> {
-        let requests = (0..REQUESTS).map(Self::Request);
-        (0..IDS).map(Self::Id).chain(requests)
-    }
-
-    pub(super) fn is_named(self) -> bool {
-        matches!(self, Self::Id(_))
-    }
-
-    /// Some lose their work for ever.
-    pub(super) fn attempts(self) -> Option<u32> {
-        match self {
-            Self::Id(0) | Self::Request(0) => Some(3),
-            Self::Id(_) | Self::Request(_) => None,
-        }
-    }
-
-    fn text(self) -> String {
-        match self {
-            Self::Id(number) => format!("id-{number}"),
-            Self::Request(number) => format!("request-{number}"),
-        }
-    }
-
-    fn of(text: &str) -> Option<Self> {
-        Self::all().find(|key| key.text() == text)
-    }
-
-    fn request(self) -> CreateOperationRequest {
-        let mut request = CreateOperationRequest {
-            labels: [(KEY.to_owned(), self.text())].into(),
-            execution: Some(Execution::Queued(Queued {
-                queue: QUEUE.to_owned(),
-                ..Queued::default()
-            })),
-            retry_policy: attempts(self.attempts().map_or(1_000_000, u32::cast_signed)).map(
-                |policy| RetryPolicy {
-                    initial_backoff: Some(Duration::from_millis(10).try_into().unwrap()),
-                    max_backoff: Some(Duration::from_millis(10).try_into().unwrap()),
-                    ..policy
-                },
-            ),
-            ..CreateOperationRequest::default()
-        };
-        match self {
-            Self::Id(_) => request.operation_id = self.text(),
-            Self::Request(_) => request.request_id = self.text(),
-        }
-        request
-    }
-}
-
-// === impl World ===
-
-impl World {
-    pub(super) fn new(replicas: Arc<Replicas>, reads: Reads, lease: Time) -> Self {
-        Self {
-            replicas,
-            reads,
-            lease,
-            record: Mutex::default(),
-            is_over: watch::Sender::new(false),
-        }
-    }
-
-    /// Clients end with what they are about.
-    pub(super) fn end(&self) {
-        self.is_over.send_replace(true);
-    }
-
-    /// What was recorded, by what was at stake, in the order of the beginnings.
-    pub(super) fn histories(&self) -> Vec<(Key, Vec<Call>)> {
-        let record = self.record.lock();
-        let of = |key| {
-            let calls = record.calls.iter().filter(|(of, _)| *of == key);
-            let mut calls: Vec<Call> = calls.map(|(_, call)| call.clone()).collect();
-            calls.sort_by_key(|call| call.begun);
-            (key, calls)
-        };
-        Key::all().map(of).collect()
-    }
-
-    /// All names that there ever were.
-    pub(super) fn names(&self) -> Vec<String> {
-        self.record.lock().names.keys().cloned().collect()
-    }
-
-    /// The name of an operation, of which nobody may have heard.
-    pub(super) fn meet(&self, operation: &longrunning::Operation) {
-        let key = operation.labels().get(KEY).and_then(Key::of);
-        self.name(key.expect("all have a key"), operation.name());
-    }
-
-    /// What the database holds in the end, as if somebody had read it.
-    pub(super) fn read(&self, name: &str, begun: Time, operation: Option<&Operation>) {
-        let begun = Begun {
-            at: begun,
-            process: 0,
-            since: begun,
-        };
-        let (key, number) = self.known(name);
-        let answer = operation.map_or(Answer::Missing, |operation| Answer::Shown(shown(operation)));
-        self.put(&begun, key, Ask::Get(number, Reads::Fresh), answer);
-    }
-
-    fn begin(&self, process: &Process) -> Begun {
-        Begun {
-            at: self.replicas.now(),
-            process: process.number,
-            since: process.since,
-        }
-    }
-
-    fn put(&self, begun: &Begun, key: Key, ask: Ask, answer: Answer) {
-        let ended = match answer {
-            Answer::Lost => NEVER,
-            _ => self.replicas.now(),
-        };
-        let call = Call {
-            begun: begun.at,
-            ended,
-            process: begun.process,
-            since: begun.since,
-            ask,
-            answer,
-        };
-        self.record.lock().calls.push((key, call));
-    }
-
-    /// Notes a name. An id has only one; those of a request are numbered.
-    fn name(&self, key: Key, name: &str) -> Name {
-        let mut record = self.record.lock();
-        if let Some((_, number)) = record.names.get(name) {
-            return *number;
-        }
-        let latest = record.latest.entry(key).or_default();
-        latest.push(name.to_owned());
-        let number = latest.len() - 1;
-        record.names.insert(name.to_owned(), (key, number));
-        number
-    }
-
-    fn known(&self, name: &str) -> (Key, Name) {
-        self.record.lock().names[name]
-    }
-}
-
-/// What an operation shows.
-fn shown(operation: &Operation) -> Shown {
-    let ours = metadata(operation);
-    let stage = match (&operation.result, ours.state()) {
-        (None, State::Pending) => Stage::Waiting,
-        (None, State::Running) => Stage::Held,
-        (Some(operation::Result::Response(any)), State::Succeeded) => {
-            let number = String::decode(any.value.as_slice()).unwrap();
-            Stage::Done(Outcome::Response(number.parse().unwrap()))
-        }
-        (Some(operation::Result::Error(error)), State::Cancelled) => {
-            assert_eq!(error.code, Code::Cancelled as i32);
-            Stage::Done(Outcome::Cancelled)
-        }
-        (Some(operation::Result::Error(error)), State::Failed) if error.details.is_empty() => {
-            Stage::Done(Outcome::Failure(error.message.parse().unwrap()))
-        }
-        (Some(operation::Result::Error(error)), State::Failed) => {
-            assert_eq!(reason(error), "WORKER_LOST");
-            Stage::Done(Outcome::WorkerLost)
-        }
-        _ => panic!("its result is not that of its state: {operation:?}"),
-    };
-    Shown {
-        stage,
-        attempt: ours.attempt.try_into().unwrap(),
-        is_cancelled: ours.cancel_requested,
-        units: ours.progress.map_or(0, |progress| progress.done_units),
-    }
-}
 
 /// What a refusal says; nothing if nobody knows what came of the call.
 fn refusal(status: Status) -> Answer {

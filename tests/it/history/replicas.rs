@@ -14,7 +14,7 @@ use tokio::{
 };
 use tonic::transport::Channel;
 
-use super::{proxy::Proxy, spec::Time};
+use super::{calls::Time, proxy::Proxy};
 use crate::support::{
     Client,
     dice::Dice,

@@ -3,14 +3,7 @@
 //! `worker.proto`, without a line of the server's. In which order calls took
 //! effect is found by `checker`.
 
-/// Nanoseconds since the run began, by the clock of the test.
-pub(super) type Time = i64;
-/// Operations and leases by number, in the order in which they were met.
-pub(super) type Name = usize;
-pub(super) type Token = usize;
-
-/// When a call ended that never got an answer.
-pub(super) const NEVER: Time = i64::MAX / 4;
+use super::calls::{Answer, Ask, Call, End, Go, Name, Outcome, Reads, Shown, Stage, Time, Token};
 
 /// What a history is checked against.
 #[derive(Clone, Copy, Debug)]
@@ -25,104 +18,6 @@ pub(super) struct Rules {
     pub(super) lease: Time,
     /// By how much two servers may disagree on what time it is.
     pub(super) slack: Time,
-}
-
-/// One call, or one of the leases that a call got.
-#[derive(Clone, Debug)]
-pub(super) struct Call {
-    pub(super) begun: Time,
-    pub(super) ended: Time,
-    /// The process that was asked, by number, and when it began to serve.
-    pub(super) process: usize,
-    pub(super) since: Time,
-    pub(super) ask: Ask,
-    pub(super) answer: Answer,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Ask {
-    Create,
-    Lease,
-    Beat(Name, Token, Option<i64>),
-    Finish(Name, Token, End),
-    Cancel(Name),
-    Delete(Name),
-    /// Whether what this process shows may be older than what others have done.
-    Get(Name, Reads),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reads {
-    Fresh,
-    MayBeLate,
-}
-
-/// How an attempt ends. Each has a number that nobody else uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    Response(i64),
-    Failure(i64),
-    Retryable(i64),
-    Release,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
-    /// None came: it may have taken effect at any time since, or never.
-    Lost,
-    /// Made, or found again because the request was made before.
-    Created {
-        name: Name,
-        reused: bool,
-    },
-    Exists,
-    Leased {
-        name: Name,
-        token: Token,
-        attempt: u32,
-    },
-    /// The lease was renewed.
-    Go(Go),
-    Ok,
-    Shown(Shown),
-    /// NOT_FOUND.
-    Missing,
-    /// LEASE_LOST.
-    LeaseLost,
-    /// OPERATION_DONE.
-    Over,
-}
-
-/// What the holder of a lease is told to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Go {
-    On,
-    Stop,
-    Unseen,
-}
-
-/// An operation as clients see it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Shown {
-    pub(super) stage: Stage,
-    pub(super) attempt: u32,
-    pub(super) is_cancelled: bool,
-    pub(super) units: i64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Stage {
-    Waiting,
-    Held,
-    Done(Outcome),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Outcome {
-    Response(i64),
-    Failure(i64),
-    Cancelled,
-    WorkerLost,
 }
 
 /// What there is at one moment: for an id at most one operation, for a request
@@ -472,27 +367,5 @@ impl Operation {
     fn go_back(&mut self, last: Option<Outcome>) {
         let cancelled = self.is_cancelled.then_some(Outcome::Cancelled);
         self.at = cancelled.or(last).map_or(At::Waiting, At::Done);
-    }
-}
-
-// === impl Stage ===
-
-impl Stage {
-    /// Whether it is the outcome that has this number.
-    pub(super) fn is_of(self, number: i64) -> bool {
-        let outcomes = [Outcome::Response(number), Outcome::Failure(number)];
-        matches!(self, Self::Done(outcome) if outcomes.contains(&outcome))
-    }
-}
-
-// === impl End ===
-
-impl End {
-    fn outcome(self) -> Option<Outcome> {
-        match self {
-            Self::Response(number) => Some(Outcome::Response(number)),
-            Self::Failure(number) | Self::Retryable(number) => Some(Outcome::Failure(number)),
-            Self::Release => None,
-        }
     }
 }
