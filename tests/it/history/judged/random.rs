@@ -150,11 +150,47 @@ fn history() -> impl Strategy<Value = (Rules, Vec<Call>)> {
     })
 }
 
+/// What may well have happened: calls that were answered as the rules say, at times
+/// that overlap, but for one that was left out.
+fn likely() -> impl Strategy<Value = (Rules, Vec<Call>)> {
+    let around = || (0..25_i64, 0..25_i64);
+    any::<bool>().prop_flat_map(move |is_named| {
+        let rules = Rules { is_named, ..RULES };
+        let calls = proptest::collection::vec((any_call(is_named), around()), 1..40);
+        (calls, 0..12_usize).prop_map(move |(raw, left_out)| {
+            let (mut state, mut calls, mut now) = (State::default(), Vec::new(), 30);
+            for (mut call, (before, after)) in [(created(), (0, 0))].into_iter().chain(raw) {
+                (call.begun, call.since) = (now - before, 0);
+                if call.ended != NEVER {
+                    call.ended = now + after;
+                }
+                if calls.len() < 7
+                    && let Some(next) = rules.apply(&state, &call).pop()
+                {
+                    state = next;
+                    calls.push(call);
+                    now += 10;
+                }
+            }
+            if left_out < calls.len() {
+                calls.remove(left_out);
+            }
+            calls.sort_by_key(|call| call.begun);
+            (rules, calls)
+        })
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
     #[test]
     fn the_search_finds_an_order_exactly_if_trying_every_order_does((rules, calls) in history()) {
+        prop_assert_eq!(check(&rules, &calls).is_ok(), is_explained(&rules, &calls));
+    }
+
+    #[test]
+    fn the_search_is_right_about_what_nearly_happened((rules, calls) in likely()) {
         prop_assert_eq!(check(&rules, &calls).is_ok(), is_explained(&rules, &calls));
     }
 }
