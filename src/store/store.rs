@@ -271,8 +271,9 @@ impl Store {
                 let name = own_name;
                 let turn = store.turns.of(name.as_str()).await;
                 let decided = match decide(&store, &name) {
-                    // Others may have made true what is not in what is shown.
-                    Err(_) if !is_fresh => {
+                    // Others may have made true what is not in what is shown, or undone
+                    // what there is nothing to add to.
+                    Err(_) | Ok((_, Change::Unchanged)) if !is_fresh => {
                         store.refresh(&name).await?;
                         decide(&store, &name)
                     }

@@ -33,6 +33,8 @@ mod finish;
 mod get;
 mod handlers;
 mod heartbeat;
+#[cfg(all(feature = "cli", feature = "postgres"))]
+mod history;
 #[cfg(feature = "server")]
 mod http_calls;
 #[cfg(feature = "server")]

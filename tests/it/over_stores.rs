@@ -12,7 +12,7 @@ use crate::support::{
 };
 
 /// Tests that run elsewhere only.
-const OTHERS: [&str; 18] = [
+const OTHERS: [&str; 19] = [
     // They say themselves what keeps the operations.
     "over_stores::",
     "durability::",
@@ -22,6 +22,7 @@ const OTHERS: [&str; 18] = [
     "commands::",
     "faults_of_disk::",
     "files::",
+    "history::",
     "kills::",
     "program::",
     // They look at who moves in a turn of the scheduler, and an fsync takes more.

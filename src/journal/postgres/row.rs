@@ -113,10 +113,10 @@ impl Batch {
                         && request.is_some()
                         && row.get::<_, Option<&str>>(3) == request.as_deref())
             };
+            // Nor did this one let go of what is not there any more: two servers may
+            // want to, and only the first has done it.
             let Some(row) = rows.iter().find(is_in_the_way) else {
-                if self.kinds[at] != GONE {
-                    stale.insert(at, Unkept::Stale(None));
-                }
+                stale.insert(at, Unkept::Stale(None));
                 continue;
             };
             if Some(row.get::<_, &[u8]>(1)) == self.records[at].as_deref() {

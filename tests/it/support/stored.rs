@@ -1,9 +1,9 @@
-//! The built program over a SQLite file, as it is started again and again: with
-//! an environment of its own, a log that is always read, and an end that may
+//! The built program over a SQLite file, or over another store, as it is started
+//! again and again: with an environment of its own, a log that is always read, and an end that may
 //! come before it serves.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     path::Path,
     process::{ExitStatus, Stdio},
     sync::Arc,
@@ -82,11 +82,21 @@ struct Log {
 pub(crate) fn spawn(file: &Path, environment: &[(&str, OsString)]) -> Starting {
     let mut store = OsString::from("sqlite:");
     store.push(file);
+    spawn_over(&store, &[], environment)
+}
+
+/// Starts the program over any store.
+pub(crate) fn spawn_over(
+    store: &OsStr,
+    arguments: &[&str],
+    environment: &[(&str, OsString)],
+) -> Starting {
     let mut command = command(&["serve", "--log-format", "text", "--grace", "60s"]);
     for listener in ["--listen", "--worker-listen", "--admin-listen"] {
         command.args([listener, "127.0.0.1:0"]);
     }
     command.arg("--store").arg(store).args(["--lanes", "1"]);
+    command.args(arguments);
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let log = Log::of(&mut child);
@@ -180,6 +190,14 @@ impl Serving {
         // It may have ended by itself.
         let _ = self.child.start_kill();
         end(self.child, self.log).await
+    }
+
+    /// Sends it a signal; it may have ended by itself.
+    pub(crate) fn signal(&self, name: &str) {
+        if let Some(pid) = self.child.id() {
+            let mut kill = std::process::Command::new("kill");
+            let _ = kill.args(["-s", name, &pid.to_string()]).status();
+        }
     }
 
     /// Waits for its end.
