@@ -58,7 +58,11 @@ fn seeds() -> Vec<u64> {
     let runs = setting("HISTORY_RUNS").unwrap_or(3);
     let seeds: Vec<u64> = match setting("HISTORY_SEED") {
         Some(seed) => (seed..).take(usize::try_from(runs).unwrap()).collect(),
-        None => SEEDS.into_iter().chain(1000..).take(usize::try_from(runs).unwrap()).collect(),
+        None => SEEDS
+            .into_iter()
+            .chain(1000..)
+            .take(usize::try_from(runs).unwrap())
+            .collect(),
     };
     seeds
 }
@@ -113,7 +117,10 @@ async fn run(postgres: &Arc<Mutex<Postgres>>, seed: u64, reads: Reads) {
     }
     replicas.note("clients are done");
     if timeout(PATIENCE, settle(&world)).await.is_err() {
-        panic!("HISTORY_SEED={seed} ({reads:?}): they do not agree\n{}", replicas.faults());
+        panic!(
+            "HISTORY_SEED={seed} ({reads:?}): they do not agree\n{}",
+            replicas.faults()
+        );
     }
     replicas.end().await;
     let histories = world.histories();
@@ -138,7 +145,9 @@ async fn run(postgres: &Arc<Mutex<Postgres>>, seed: u64, reads: Reads) {
         }
     });
     let judged = begun.elapsed() - played;
-    eprintln!("HISTORY_SEED={seed} {reads:?}: {count} calls in {played:.1?}, judged in {judged:.1?}");
+    eprintln!(
+        "HISTORY_SEED={seed} {reads:?}: {count} calls in {played:.1?}, judged in {judged:.1?}"
+    );
 }
 
 /// Waits until no lease is held and all servers show what the database holds, and
@@ -168,7 +177,10 @@ async fn agreed(world: &World) -> Option<BTreeMap<String, Operation>> {
     if rows.values().any(|row| row.lease().is_some()) {
         return None;
     }
-    let rows: BTreeMap<_, _> = rows.into_iter().filter(|(_, row)| !row.is_hidden()).collect();
+    let rows: BTreeMap<_, _> = rows
+        .into_iter()
+        .filter(|(_, row)| !row.is_hidden())
+        .collect();
     let open = world.replicas.open();
     for name in world.names() {
         for process in &open {

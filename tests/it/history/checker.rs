@@ -66,7 +66,9 @@ fn search(rules: &Rules, calls: &[Call], most: usize) -> Result<(), Box<Stuck>> 
         let latest = first.ended;
         // At an earlier time everything is possible that is so later.
         let (state, time) = node.state.timeless();
-        let known = tried.entry((node.placed.clone(), state)).or_insert(Time::MAX);
+        let known = tried
+            .entry((node.placed.clone(), state))
+            .or_insert(Time::MAX);
         if *known <= time {
             continue;
         }
@@ -171,7 +173,11 @@ pub(super) fn explain(rules: &Rules, calls: &[Call], why: &Stuck) -> String {
         text,
         "the first column is the order as far as one was found; then it stood at\n{:#?}{}",
         stuck.state,
-        if why.is_given_up { "\nTOO MANY STATES" } else { "" }
+        if why.is_given_up {
+            "\nTOO MANY STATES"
+        } else {
+            ""
+        }
     );
     text
 }
@@ -245,7 +251,10 @@ impl std::fmt::Display for Call {
         };
         let (begun, process) = (micros(self.begun), self.process);
         let (ask, answer) = (&self.ask, &self.answer);
-        write!(f, "{begun:>9}..{ended:<9} µs  process {process:<2} {ask:?} -> {answer:?}")
+        write!(
+            f,
+            "{begun:>9}..{ended:<9} µs  process {process:<2} {ask:?} -> {answer:?}"
+        )
     }
 }
 

@@ -131,11 +131,13 @@ impl Key {
                 queue: QUEUE.to_owned(),
                 ..Queued::default()
             })),
-            retry_policy: attempts(self.attempts().map_or(1_000_000, u32::cast_signed)).map(|policy| RetryPolicy {
-                initial_backoff: Some(Duration::from_millis(10).try_into().unwrap()),
-                max_backoff: Some(Duration::from_millis(10).try_into().unwrap()),
-                ..policy
-            }),
+            retry_policy: attempts(self.attempts().map_or(1_000_000, u32::cast_signed)).map(
+                |policy| RetryPolicy {
+                    initial_backoff: Some(Duration::from_millis(10).try_into().unwrap()),
+                    max_backoff: Some(Duration::from_millis(10).try_into().unwrap()),
+                    ..policy
+                },
+            ),
             ..CreateOperationRequest::default()
         };
         match self {
@@ -288,9 +290,7 @@ fn refusal(status: Status) -> Answer {
 }
 
 /// The answer of a call, or why there is none.
-async fn answer<T>(
-    call: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T, Answer> {
+async fn answer<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Answer> {
     match timeout(PATIENCE, call).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
         Ok(Err(status)) => Err(refusal(status)),
@@ -405,7 +405,10 @@ impl Client {
         for lease in leases {
             let key = Key::of(&lease.labels[KEY]).unwrap();
             let name = self.world.name(key, &lease.name);
-            assert!(!lease.cancel_requested, "what waits is not to be stopped: {lease:?}");
+            assert!(
+                !lease.cancel_requested,
+                "what waits is not to be stopped: {lease:?}"
+            );
             let token = {
                 let mut record = self.world.record.lock();
                 record.tokens += 1;
@@ -419,7 +422,11 @@ impl Client {
                 token
             };
             let attempt = lease.attempt.try_into().unwrap();
-            let leased = Answer::Leased { name, token, attempt };
+            let leased = Answer::Leased {
+                name,
+                token,
+                attempt,
+            };
             self.world.put(&begun, key, Ask::Lease, leased);
         }
         is_answered
@@ -519,8 +526,12 @@ impl Client {
     async fn cancel(&mut self, process: &mut Process, name: String) -> bool {
         let (key, number) = self.world.known(&name);
         let begun = self.world.begin(process);
-        let call = process.client.cancel_operation(CancelOperationRequest { name });
-        let answered = answer(call).await.map_or_else(|other| other, |()| Answer::Ok);
+        let call = process
+            .client
+            .cancel_operation(CancelOperationRequest { name });
+        let answered = answer(call)
+            .await
+            .map_or_else(|other| other, |()| Answer::Ok);
         let is_answered = answered != Answer::Lost;
         self.world.put(&begun, key, Ask::Cancel(number), answered);
         is_answered
@@ -529,8 +540,12 @@ impl Client {
     async fn delete(&mut self, process: &mut Process, name: String) -> bool {
         let (key, number) = self.world.known(&name);
         let begun = self.world.begin(process);
-        let call = process.client.delete_operation(DeleteOperationRequest { name });
-        let answered = answer(call).await.map_or_else(|other| other, |()| Answer::Ok);
+        let call = process
+            .client
+            .delete_operation(DeleteOperationRequest { name });
+        let answered = answer(call)
+            .await
+            .map_or_else(|other| other, |()| Answer::Ok);
         let is_answered = answered != Answer::Lost;
         self.world.put(&begun, key, Ask::Delete(number), answered);
         is_answered
@@ -565,5 +580,7 @@ fn why(status: &rpc::Status) -> String {
     let infos = status.details.iter();
     let mut infos = infos.filter(|detail| detail.type_url == rpc::ErrorInfo::type_url());
     let info = infos.next().expect("a refusal has a reason");
-    rpc::ErrorInfo::decode(info.value.as_slice()).unwrap().reason
+    rpc::ErrorInfo::decode(info.value.as_slice())
+        .unwrap()
+        .reason
 }

@@ -95,7 +95,9 @@ async fn a_queue_is_emptied_through_kills_of_servers_and_a_restart_of_the_databa
         (3, Fault::Kill(1)),
     ] {
         let mut done = work.done.subscribe();
-        done.wait_for(|done| count * part / 4 <= *done).await.unwrap();
+        done.wait_for(|done| count * part / 4 <= *done)
+            .await
+            .unwrap();
         replicas.suffer(fault).await;
     }
     let open = "SELECT count(*) FROM longrunning.operations WHERE NOT is_done";
@@ -109,10 +111,20 @@ async fn a_queue_is_emptied_through_kills_of_servers_and_a_restart_of_the_databa
     let rows = rows(&replicas).await;
     replicas.end().await;
     let ledger = work.ledger.lock();
-    assert_eq!(rows.len(), count, "each is there once\n{}", replicas.faults());
+    assert_eq!(
+        rows.len(),
+        count,
+        "each is there once\n{}",
+        replicas.faults()
+    );
     let mut again = 0;
     for (name, row) in &rows {
-        assert_eq!(row.state(), State::Succeeded, "{name}\n{}", replicas.faults());
+        assert_eq!(
+            row.state(),
+            State::Succeeded,
+            "{name}\n{}",
+            replicas.faults()
+        );
         let Some(operation::Result::Response(any)) = row.to_proto().result else {
             panic!("{name} has no response: {row:?}");
         };
@@ -125,7 +137,11 @@ async fn a_queue_is_emptied_through_kills_of_servers_and_a_restart_of_the_databa
         let Some(operation::Result::Response(any)) = rows[name].to_proto().result else {
             panic!("{name} has no response");
         };
-        assert_eq!(String::decode(any.value.as_slice()).unwrap(), *outcome, "{name}");
+        assert_eq!(
+            String::decode(any.value.as_slice()).unwrap(),
+            *outcome,
+            "{name}"
+        );
     }
     eprintln!(
         "{count} operations made in {created:.1?}, done after {drained:.1?}; {} ends acknowledged, \

@@ -1,8 +1,6 @@
 //! What histories have shown to be wrong, each as small as it can be.
 
-use longrunning::{
-    Entry, Journal, NewOperation, Operations, PostgresJournal, Then, Unkept,
-};
+use longrunning::{Entry, Journal, NewOperation, Operations, PostgresJournal, Then, Unkept};
 use tokio::sync::oneshot;
 
 use crate::support::{
@@ -24,8 +22,12 @@ async fn of_two_servers_that_let_go_of_an_operation_one_is_told_that_it_is_gone(
     let (one, other) = (journal(&options).await, journal(&options).await);
     let maker = Operations::builder().start().await.unwrap();
     let made = maker.create(NewOperation::queued("jobs")).await.unwrap();
-    append(&one, Entry::Put(made.operation.clone())).await.unwrap();
-    append(&one, Entry::Forget(made.operation.clone())).await.unwrap();
+    append(&one, Entry::Put(made.operation.clone()))
+        .await
+        .unwrap();
+    append(&one, Entry::Forget(made.operation.clone()))
+        .await
+        .unwrap();
     let late = append(&other, Entry::Forget(made.operation)).await;
     assert!(matches!(late, Err(Unkept::Stale(None))), "{late:?}");
 }
@@ -34,7 +36,11 @@ async fn of_two_servers_that_let_go_of_an_operation_one_is_told_that_it_is_gone(
 async fn a_server_that_has_nothing_to_change_knows_that_the_operation_is_gone() {
     let table = Table::default();
     let (one, mut other) = (table.replica().await, table.replica().await);
-    let made = one.operations.create(NewOperation::queued("jobs")).await.unwrap();
+    let made = one
+        .operations
+        .create(NewOperation::queued("jobs"))
+        .await
+        .unwrap();
     let name = made.operation.owned_name();
     one.operations.cancel(&name).await.unwrap();
     other.catch_up().await;

@@ -124,8 +124,19 @@ fn two_leases_at_a_time_are_rejected() {
     accepts(RULES, &[created(), leased(2, 1, 1), leased(902, 2, 2)]);
     // A renewal begins the time anew.
     let renewed = call(500, 501, Ask::Beat(0, 1, None), Answer::Go(Go::On));
-    rejects(RULES, &[created(), leased(2, 1, 1), renewed.clone(), leased(1300, 2, 2)]);
-    accepts(RULES, &[created(), leased(2, 1, 1), renewed, leased(1402, 2, 2)]);
+    rejects(
+        RULES,
+        &[
+            created(),
+            leased(2, 1, 1),
+            renewed.clone(),
+            leased(1300, 2, 2),
+        ],
+    );
+    accepts(
+        RULES,
+        &[created(), leased(2, 1, 1), renewed, leased(1402, 2, 2)],
+    );
 }
 
 #[test]
@@ -151,7 +162,14 @@ fn an_outcome_that_is_lost_or_replaced_is_rejected() {
 
 #[test]
 fn two_outcomes_at_a_time_are_rejected() {
-    let at_once = |number| call(4, 20, Ask::Finish(0, 1, End::Response(number)), done(number));
+    let at_once = |number| {
+        call(
+            4,
+            20,
+            Ask::Finish(0, 1, End::Response(number)),
+            done(number),
+        )
+    };
     rejects(RULES, &[created(), leased(2, 1, 1), at_once(7), at_once(8)]);
     let over = call(4, 20, Ask::Finish(0, 1, End::Response(8)), Answer::Over);
     accepts(RULES, &[created(), leased(2, 1, 1), at_once(7), over]);
@@ -189,9 +207,25 @@ fn a_read_that_goes_back_or_misses_what_was_done_through_its_server_is_rejected(
     accepts(RULES, &back(&cancelled));
     // Of another operation it need not have heard.
     let other = vec![
-        call(0, 1, Ask::Create, Answer::Created { name: 0, reused: false }),
+        call(
+            0,
+            1,
+            Ask::Create,
+            Answer::Created {
+                name: 0,
+                reused: false,
+            },
+        ),
         call(2, 3, Ask::Delete(0), Answer::Ok),
-        elsewhere(call(4, 5, Ask::Create, Answer::Created { name: 1, reused: false })),
+        elsewhere(call(
+            4,
+            5,
+            Ask::Create,
+            Answer::Created {
+                name: 1,
+                reused: false,
+            },
+        )),
         elsewhere(late(7, &waiting)),
     ];
     accepts(REQUEST, &other);
@@ -215,7 +249,14 @@ fn what_was_deleted_does_not_come_back() {
     // Its work goes on unseen, and its name is taken until that is done.
     accepts(RULES, &and(leased(5, 1, 1)));
     accepts(RULES, &and(call(5, 6, Ask::Create, Answer::Exists)));
-    rejects(RULES, &and(Call { begun: 5, ended: 6, ..created() }));
+    rejects(
+        RULES,
+        &and(Call {
+            begun: 5,
+            ended: 6,
+            ..created()
+        }),
+    );
 }
 
 #[test]
@@ -226,8 +267,24 @@ fn a_call_without_an_answer_may_have_taken_effect_or_not() {
     let get = |begun, answer: &Answer| got(begun, Reads::Fresh, answer.clone());
     accepts(RULES, &[created(), cancel.clone(), get(5, &waiting)]);
     accepts(RULES, &[created(), cancel.clone(), get(5, &cancelled)]);
-    accepts(RULES, &[created(), cancel.clone(), get(5, &waiting), get(90, &cancelled)]);
-    rejects(RULES, &[created(), cancel.clone(), get(5, &cancelled), get(90, &waiting)]);
+    accepts(
+        RULES,
+        &[
+            created(),
+            cancel.clone(),
+            get(5, &waiting),
+            get(90, &cancelled),
+        ],
+    );
+    rejects(
+        RULES,
+        &[
+            created(),
+            cancel.clone(),
+            get(5, &cancelled),
+            get(90, &waiting),
+        ],
+    );
     rejects(RULES, &[created(), get(0, &cancelled), cancel]);
     // Nor did it happen twice.
     let twice = [
@@ -244,7 +301,10 @@ fn a_call_without_an_answer_may_have_taken_effect_or_not() {
 fn a_lease_that_nobody_got_goes_back_or_runs_out() {
     let claim = lost(2, Ask::Lease);
     let held = got(5, Reads::Fresh, shown(Stage::Held, 1));
-    accepts(RULES, &[created(), claim.clone(), held.clone(), leased(20, 1, 2)]);
+    accepts(
+        RULES,
+        &[created(), claim.clone(), held.clone(), leased(20, 1, 2)],
+    );
     rejects(RULES, &[created(), held, leased(20, 1, 2)]);
     rejects(RULES, &[created(), claim, leased(20, 1, 3)]);
 }
@@ -252,7 +312,10 @@ fn a_lease_that_nobody_got_goes_back_or_runs_out() {
 #[test]
 fn a_worker_is_lost_with_its_last_attempt_only() {
     let lost = shown(Stage::Done(Outcome::WorkerLost), 1);
-    let one = Rules { attempts: Some(1), ..RULES };
+    let one = Rules {
+        attempts: Some(1),
+        ..RULES
+    };
     let calls = |answer| [created(), leased(2, 1, 1), got(2000, Reads::Fresh, answer)];
     accepts(one, &calls(lost.clone()));
     rejects(RULES, &calls(lost));
@@ -263,18 +326,29 @@ fn a_worker_is_lost_with_its_last_attempt_only() {
 #[test]
 fn a_request_makes_one_operation_at_a_time() {
     let made = |begun, name, reused| {
-        call(begun, begun + 1, Ask::Create, Answer::Created { name, reused })
+        call(
+            begun,
+            begun + 1,
+            Ask::Create,
+            Answer::Created { name, reused },
+        )
     };
     let delete = call(3, 4, Ask::Delete(0), Answer::Ok);
     accepts(REQUEST, &[made(0, 0, false), made(2, 0, true)]);
     rejects(REQUEST, &[made(0, 0, false), made(2, 1, false)]);
     rejects(REQUEST, &[made(0, 0, false), made(2, 1, true)]);
-    rejects(REQUEST, &[made(0, 0, false), delete.clone(), made(5, 0, true)]);
+    rejects(
+        REQUEST,
+        &[made(0, 0, false), delete.clone(), made(5, 0, true)],
+    );
     accepts(REQUEST, &[made(0, 0, false), delete, made(5, 1, false)]);
     // Whose answer was lost, who asks again finds out.
     accepts(REQUEST, &[lost(0, Ask::Create), made(2, 4, true)]);
     accepts(REQUEST, &[lost(0, Ask::Create), made(2, 4, false)]);
-    rejects(REQUEST, &[lost(0, Ask::Create), made(2, 4, true), made(5, 3, true)]);
+    rejects(
+        REQUEST,
+        &[lost(0, Ask::Create), made(2, 4, true), made(5, 3, true)],
+    );
 }
 
 /// Whether any order at all explains a history, the long way round.
@@ -305,8 +379,7 @@ fn is_explained(rules: &Rules, calls: &[Call]) -> bool {
             let mut rest = left.clone();
             rest.remove(at);
             is_next
-                && (rules.apply(state, call).iter())
-                    .any(|next| go_on(rules, calls, next, &rest))
+                && (rules.apply(state, call).iter()).any(|next| go_on(rules, calls, next, &rest))
         })
     }
     let all = (0..calls.len()).collect();
@@ -341,29 +414,57 @@ fn any_call(is_named: bool) -> impl Strategy<Value = Call> {
         (Ask::Create, if is_refused { Answer::Exists } else { made })
     });
     let lease = (name.clone(), 1..3_usize, 1..3_u32).prop_map(|(name, token, attempt)| {
-        (Ask::Lease, Answer::Leased { name, token, attempt })
+        (
+            Ask::Lease,
+            Answer::Leased {
+                name,
+                token,
+                attempt,
+            },
+        )
     });
     let refused = || prop_oneof![Just(Answer::LeaseLost), Just(Answer::Over)];
     let end = prop_oneof![Just(End::Response(7)), Just(End::Release)];
-    let finish = (name.clone(), 1..3_usize, end, prop_oneof![3 => seen(), 1 => refused()])
+    let finish = (
+        name.clone(),
+        1..3_usize,
+        end,
+        prop_oneof![3 => seen(), 1 => refused()],
+    )
         .prop_map(|(name, token, end, answer)| (Ask::Finish(name, token, end), answer));
-    let beat = (name.clone(), 1..3_usize, prop_oneof![Just(Answer::Go(Go::On)), refused()])
+    let beat = (
+        name.clone(),
+        1..3_usize,
+        prop_oneof![Just(Answer::Go(Go::On)), refused()],
+    )
         .prop_map(|(name, token, answer)| (Ask::Beat(name, token, None), answer));
     let yes = || prop_oneof![2 => Just(Answer::Ok), 1 => Just(Answer::Missing)];
     let cancel = (name.clone(), yes()).prop_map(|(name, answer)| (Ask::Cancel(name), answer));
     let delete = (name.clone(), yes()).prop_map(|(name, answer)| (Ask::Delete(name), answer));
-    let get = (name, reads, prop_oneof![3 => seen(), 1 => Just(Answer::Missing)])
+    let get = (
+        name,
+        reads,
+        prop_oneof![3 => seen(), 1 => Just(Answer::Missing)],
+    )
         .prop_map(|(name, reads, answer)| (Ask::Get(name, reads), answer));
     let what = prop_oneof![
         2 => create, 3 => lease, 3 => finish, 1 => beat, 1 => cancel, 2 => delete, 4 => get
     ];
     let times = (0..30_i64, prop_oneof![4 => 0..20_i64, 1 => 900..1500_i64]);
-    let ways = (1..3_usize, prop_oneof![3 => Just(0), 1 => Just(10)], 0..5_u8);
+    let ways = (
+        1..3_usize,
+        prop_oneof![3 => Just(0), 1 => Just(10)],
+        0..5_u8,
+    );
     (what, times, ways).prop_map(|((ask, answer), (begun, length), (process, since, luck))| {
         let is_lost = luck == 0 && !matches!(ask, Ask::Get(..));
         Call {
             begun: begun.max(since),
-            ended: if is_lost { NEVER } else { begun.max(since) + length },
+            ended: if is_lost {
+                NEVER
+            } else {
+                begun.max(since) + length
+            },
             process,
             since,
             ask,
@@ -377,7 +478,11 @@ fn history() -> impl Strategy<Value = (Rules, Vec<Call>)> {
         let rules = Rules { is_named, ..RULES };
         let calls = proptest::collection::vec(any_call(is_named), 1..6);
         calls.prop_map(move |calls| {
-            let begun = Call { process: 1, since: 0, ..created() };
+            let begun = Call {
+                process: 1,
+                since: 0,
+                ..created()
+            };
             let mut calls = [vec![begun], calls].concat();
             calls.sort_by_key(|call| call.begun);
             (rules, calls)

@@ -4,7 +4,9 @@
 
 use std::{ffi::OsString, sync::Arc, time::Duration};
 
-use longrunning::{PostgresOptions, proto::longrunning::v1::operation_worker_client::OperationWorkerClient};
+use longrunning::{
+    PostgresOptions, proto::longrunning::v1::operation_worker_client::OperationWorkerClient,
+};
 use parking_lot::Mutex;
 use tokio::{
     task::{JoinSet, block_in_place},
@@ -228,7 +230,12 @@ impl Replicas {
 
     /// Ends all servers.
     pub(super) async fn end(&self) {
-        let all: Vec<Serving> = self.processes.lock().iter_mut().filter_map(Option::take).collect();
+        let all: Vec<Serving> = self
+            .processes
+            .lock()
+            .iter_mut()
+            .filter_map(Option::take)
+            .collect();
         let mut ends: JoinSet<_> = all.into_iter().map(Serving::kill).collect();
         while ends.join_next().await.is_some() {}
     }

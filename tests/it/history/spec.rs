@@ -243,7 +243,13 @@ impl Rules {
             .iter()
             .any(|one| self.is_named || !one.is_hidden);
         match (in_the_way, answer) {
-            (false, Answer::Created { name, reused: false }) => with(Some(*name)),
+            (
+                false,
+                Answer::Created {
+                    name,
+                    reused: false,
+                },
+            ) => with(Some(*name)),
             // The only name that an id gives is number 0.
             (false, Answer::Lost) => with(self.is_named.then_some(0)),
             (true, Answer::Exists) if self.is_named => vec![state.clone()],
@@ -306,10 +312,7 @@ impl Rules {
                 when(call.answer == Answer::Missing, state)
             }
             Ask::Cancel(_) => when(is(&Answer::Ok), state.with(at, Operation::cancel)),
-            Ask::Delete(_) => when(
-                is(&Answer::Ok),
-                state.with(at, |one| one.is_hidden = true),
-            ),
+            Ask::Delete(_) => when(is(&Answer::Ok), state.with(at, |one| one.is_hidden = true)),
             Ask::Beat(_, token, units) => {
                 let (lost, held) = self.held(&one, *token, call);
                 let go = match (one.is_cancelled, one.is_hidden) {
@@ -359,7 +362,8 @@ impl Rules {
     }
 
     fn is_last(&self, one: &Operation) -> bool {
-        self.attempts.is_some_and(|attempts| attempts <= one.counted)
+        self.attempts
+            .is_some_and(|attempts| attempts <= one.counted)
     }
 
     /// How the holder of a token may be refused, and whether it need not be.
