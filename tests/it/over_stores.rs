@@ -12,10 +12,11 @@ use crate::support::{
 };
 
 /// Tests that run elsewhere only.
-const OTHERS: [&str; 19] = [
+const OTHERS: [&str; 20] = [
     // They say themselves what keeps the operations.
     "over_stores::",
     "durability::",
+    "postgres::",
     "recovery::",
     "replicas::",
     // The flags of a program say it.
@@ -51,8 +52,8 @@ const BOUND_TO_ONE: [&str; 13] = [
     "keeper::a_server_that_drains",
     "shutdown::",
     "upkeep::an_operation_that_is_deleted_when_its_time_comes",
-    "wait::a_client_that_goes_away",
-    "wait::a_hundred_waits_on_one_connection",
+    "wait::",
+    "directives::what_a_worker_did_itself",
     // They look into one server without a call.
     "bugs_of_shape::deleting_a_running_operation",
     "heartbeat::a_renewal_without_news",
