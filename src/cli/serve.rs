@@ -70,6 +70,15 @@ pub(super) struct ServeArgs {
         hide_env_values = true
     )]
     store_listen: Option<String>,
+    /// Done operations to have in memory with PostgreSQL; older ones are read from the database
+    /// when they are asked for
+    #[arg(
+        long,
+        env = "LONGRUNNING_VIEW_LIMIT",
+        value_name = "N",
+        default_value_t = 100_000
+    )]
+    view_limit: usize,
     /// What clients read with PostgreSQL: view, what this server knows, or fresh, what any
     /// server has done
     #[arg(
@@ -287,6 +296,7 @@ impl ServeArgs {
                 StoreConfig::Postgres(options) => StoreConfig::Postgres(PostgresOptions {
                     listen_url: self.store_listen.filter(|url| !url.is_empty()),
                     schema: self.store_schema,
+                    view_limit: Some(self.view_limit),
                     ..options
                 }),
                 store => store,

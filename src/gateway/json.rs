@@ -72,6 +72,9 @@ impl Form {
             if !page.next_page_token.is_empty() {
                 json.insert("nextPageToken".into(), page.next_page_token.into());
             }
+            if !page.unreachable.is_empty() {
+                json.insert("unreachable".into(), page.unreachable.into());
+            }
             self.write(&Value::Object(json))
         })
         .await

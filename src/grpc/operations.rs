@@ -73,7 +73,7 @@ impl generated::operations_server::Operations for OperationsService {
             .operations
             .iter()
             .map(|operation| Operation::bytes(operation));
-        let list = wire::encode_list(operations, &page.next_page_token);
+        let list = wire::encode_list(operations, &page.next_page_token, &page.unreachable);
         Ok(Response::new(Encoded::Bytes(Bytes::from(list))))
     }
 

@@ -10,7 +10,10 @@ use std::{
 
 use crate::{
     clock::{Clock, Timestamp},
-    operation::{name::OperationName, operation::Operation},
+    operation::{
+        name::{OperationName, Parent},
+        operation::Operation,
+    },
 };
 
 /// A future that a trait object can return.
@@ -25,7 +28,8 @@ pub type Show = Arc<dyn Fn(Operation) + Send + Sync>;
 /// The store appends a change before it shows it, and never has two appends
 /// for one operation under way.
 pub trait Journal: Send + Sync + 'static {
-    /// Shows all operations that were kept, in any order. Called once, at the
+    /// Shows all operations that were kept, in any order; if the view has a limit,
+    /// all that are not done and the newest of the others. Called once, at the
     /// start.
     fn replay(&self, show: Show) -> BoxFuture<'_, Result<(), JournalError>>;
 
@@ -76,6 +80,25 @@ pub trait Shared: Send + Sync + 'static {
     /// its own.
     fn clock(&self) -> Option<Clock> {
         None
+    }
+
+    /// How many done operations a server shows at the most; it reads the older ones
+    /// from the journal when they are asked for. Without it, it shows all.
+    fn view_limit(&self) -> Option<usize> {
+        None
+    }
+
+    /// Operations with a lower number than `before`, of one parent if it is given,
+    /// the newest first and at most `limit`; fewer if they are large, but none only
+    /// if there are none.
+    fn older<'a>(
+        &'a self,
+        parent: Option<&'a Parent>,
+        before: u64,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Arc<Operation>>, JournalError>> {
+        let (_, _, _) = (parent, before, limit);
+        Box::pin(ready(Ok(Vec::new())))
     }
 
     /// Returns when `apply` has taken in all that was changed before this call.

@@ -30,7 +30,10 @@ use tokio::{
     sync::Notify,
     time::{interval, sleep},
 };
-use tokio_postgres::{Client, Config, types::ToSql};
+use tokio_postgres::{
+    Client, Config, Row,
+    types::{ToSql, Type},
+};
 use tracing::{debug, error, info};
 
 use self::{
@@ -43,7 +46,10 @@ use self::{
 use super::journal::{Apply, BoxFuture, Entry, Journal, JournalError, Shared, Show, Then, Unkept};
 use crate::{
     clock::{Clock, Timestamp},
-    operation::{name::OperationName, operation::Operation},
+    operation::{
+        name::{OperationName, Parent},
+        operation::Operation,
+    },
     tasks::Tasks,
 };
 
@@ -57,8 +63,8 @@ const BATCH_BYTES: usize = 8 << 20;
 /// The pause before a database that could not be reached is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// How often old changes are forgotten.
-const TRIMS: Duration = Duration::from_secs(60);
+/// How often what has expired goes, and old changes are forgotten.
+const TRIMS: Duration = Duration::from_secs(20);
 
 /// How often the database is asked for the time, unless an answer is quick: its
 /// error is at most half of what it took.
@@ -85,6 +91,7 @@ struct Inner {
     news: News,
     hints: Hints,
     sql: Sql,
+    view_limit: Option<usize>,
     clock: Clock,
     numbers: AtomicU64,
     trouble: Mutex<Option<String>>,
@@ -105,6 +112,9 @@ pub struct PostgresOptions {
     /// The same database for the one connection that listens, if `url` leads to a
     /// pooler that gives each transaction another connection. None: `url`.
     pub listen_url: Option<String>,
+    /// How many done operations a server has in memory at the most; it reads the
+    /// older ones from the database when they are asked for. None: all of them.
+    pub view_limit: Option<usize>,
     /// The schema that holds the tables: letters a to z, digits and `_`, at most 63.
     /// Servers of the same schema share their operations.
     pub schema: String,
@@ -118,6 +128,7 @@ impl PostgresOptions {
         Self {
             url: url.into(),
             listen_url: None,
+            view_limit: None,
             schema: "longrunning".to_owned(),
         }
     }
@@ -149,6 +160,7 @@ impl PostgresJournal {
         let PostgresOptions {
             url,
             listen_url,
+            view_limit,
             schema,
         } = options;
         if !is_plain(schema) {
@@ -175,6 +187,7 @@ impl PostgresJournal {
             sql,
             writer,
             reader: Link::new(&config),
+            view_limit: *view_limit,
             clock,
             numbers: AtomicU64::new(0),
             trouble: Mutex::default(),
@@ -216,12 +229,19 @@ async fn prepare(client: &Client, sql: &Sql) -> Result<(), JournalError> {
         .query_typed_one(&sql.version, &[])
         .await
         .map_err(refused)?;
-    match row.get::<_, i32>(0) {
-        VERSION => Ok(()),
-        other => Err(JournalError(format!(
-            "the tables of the database are of version {other}, and this program knows version {VERSION}"
-        ))),
+    let (version, least): (i32, i32) = (row.get(0), row.get(1));
+    if VERSION < least {
+        return Err(JournalError(format!(
+            "the tables are of version {version}, which programs that know version {least} and up may \
+             write; this one knows version {VERSION}: use a newer longrunning"
+        )));
     }
+    if version < VERSION {
+        return Err(JournalError(format!(
+            "the tables are of version {version}, and this program needs version {VERSION}"
+        )));
+    }
+    Ok(())
 }
 
 /// The clock of the database, as far as the way there can be measured: by the
@@ -310,12 +330,25 @@ impl Shared for PostgresJournal {
         Some(self.0.clock)
     }
 
+    fn view_limit(&self) -> Option<usize> {
+        self.0.view_limit
+    }
+
+    fn older<'a>(
+        &'a self,
+        parent: Option<&'a Parent>,
+        before: u64,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Arc<Operation>>, JournalError>> {
+        Box::pin(self.0.older(parent, before, limit))
+    }
+
     fn catch_up(&self) -> BoxFuture<'_, Result<(), JournalError>> {
         Box::pin(self.0.news.catch_up(&self.0.hints))
     }
 
     fn follow(&self, apply: Apply) -> BoxFuture<'_, ()> {
-        Box::pin(self.0.news.follow(&self.0.hints, &self.0.sql, apply))
+        Box::pin(self.0.follow(apply))
     }
 }
 
@@ -344,12 +377,19 @@ impl Inner {
         let mut times = interval(TRIMS);
         loop {
             times.tick().await;
-            let trimmed = self
-                .reader
-                .ask(async |client| client.execute_typed(&self.sql.trim, &[]).await)
-                .await;
-            if let Err(error) = trimmed {
-                debug!(%error, "cannot forget old changes");
+            for text in [&self.sql.expire, &self.sql.trim] {
+                let ask = async |client: &Client| client.execute_typed(text, &[]).await;
+                // As long as there are many, by small batches.
+                loop {
+                    match self.reader.ask(ask).await {
+                        Ok(1000..) => self.hints.tell(),
+                        Ok(_) => break,
+                        Err(error) => {
+                            debug!(%error, "cannot let go of what is old");
+                            break;
+                        }
+                    }
+                }
             }
         }
     }
@@ -357,9 +397,10 @@ impl Inner {
     async fn replay(&self, show: Show) -> Result<(), JournalError> {
         self.news.begin().await?;
         let client = self.reader.client().await?;
-        let none: [(&(dyn ToSql + Sync), _); 0] = [];
+        let limit = self.view_limit.map(count);
+        let parameters = [(&limit as &(dyn ToSql + Sync), Type::INT8)];
         let rows = client
-            .query_typed_raw(&self.sql.replay, none)
+            .query_typed_raw(&self.sql.replay, parameters)
             .await
             .map_err(refused)?;
         let mut rows = std::pin::pin!(rows);
@@ -381,6 +422,36 @@ impl Inner {
             decode(&mut row::Reader::default(), row.get(0), row.get(1)).map(Arc::new)
         };
         row.map(read).transpose()
+    }
+
+    async fn follow(&self, apply: Apply) {
+        let limit = self.view_limit.map(count);
+        self.news.follow(&self.hints, &self.sql, limit, apply).await;
+    }
+
+    async fn older(
+        &self,
+        parent: Option<&Parent>,
+        before: u64,
+        limit: usize,
+    ) -> Result<Vec<Arc<Operation>>, JournalError> {
+        let (before, limit) = (i64::try_from(before).unwrap_or(i64::MAX), count(limit));
+        let (text, parent) = match parent {
+            Some(parent) => (&self.sql.older, Some(parent.as_str())),
+            None => (&self.sql.older_everywhere, None),
+        };
+        let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![(&before, Type::INT8)];
+        if let Some(parent) = &parent {
+            parameters.push((parent, row::TEXT));
+        }
+        parameters.push((&limit, Type::INT8));
+        let rows = self
+            .reader
+            .ask(async |client| client.query_typed(text, &parameters).await)
+            .await?;
+        let mut reader = row::Reader::default();
+        let mut read = |row: &Row| Ok(Arc::new(decode(&mut reader, row.get(0), row.get(1))?));
+        rows.iter().map(&mut read).collect()
     }
 
     /// Commits what stands in line, until the journal is closed and nobody does.
@@ -459,6 +530,10 @@ impl Inner {
             }
         }
     }
+}
+
+fn count(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// A bug that one of them meets must not keep the others waiting.

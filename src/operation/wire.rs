@@ -188,6 +188,7 @@ fn field_length(content: usize) -> usize {
 pub(crate) fn encode_list<'a>(
     operations: impl Iterator<Item = &'a [u8]>,
     next_page_token: &str,
+    unreachable: &[String],
 ) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(32 * 1024);
     for operation in operations {
@@ -196,6 +197,7 @@ pub(crate) fn encode_list<'a>(
     if !next_page_token.is_empty() {
         encoding::string::encode(2, &next_page_token.to_owned(), &mut bytes);
     }
+    encoding::string::encode_repeated(3, unreachable, &mut bytes);
     bytes
 }
 

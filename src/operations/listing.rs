@@ -18,7 +18,7 @@ use crate::{
         plan::Plan,
         scope::Scope,
     },
-    store::{index::Walk, view::View},
+    store::{index::Walk, store::Store, view::View},
     tasks::{LARGE, aside},
     types::Types,
 };
@@ -39,6 +39,9 @@ const STRETCH: usize = 1024;
 /// How many of them if each is asked whether a filter is true of it.
 const FILTERED_STRETCH: usize = 64;
 
+/// How many of them are read from the journal in one go.
+const OLDER_STRETCH: usize = 256;
+
 /// How long a list works before it lets other tasks of its thread have a turn.
 const TURN: Duration = Duration::from_micros(200);
 /// How many bytes are decoded for a filter between two looks at the clock, which
@@ -52,6 +55,9 @@ pub struct Page {
     pub operations: Vec<Arc<Operation>>,
     /// Leads to the next page; empty if this is the last one.
     pub next_page_token: String,
+    /// The name of the request, if what the journal has beyond this could not be
+    /// read and the request takes what there is; else empty.
+    pub unreachable: Vec<String>,
 }
 
 /// What a request asks for.
@@ -85,6 +91,7 @@ struct Pace {
 /// The page that a request asks for.
 pub(crate) async fn page(
     view: &View,
+    older: Option<&Store>,
     types: &Types,
     clock: Clock,
     request: &ListOperationsRequest,
@@ -100,10 +107,39 @@ pub(crate) async fn page(
         examined: 0,
         before: listing.before,
     };
-    let pace = Pace::new(clock);
+    let mut pace = Pace::new(clock);
     let named = |name: &str| view.get(name).map(|operation| operation.number());
     let walk = view.index.walk(&listing.scope, &plan, named);
-    let is_complete = listing.fill(&mut filling, view, &walk, pace).await;
+    let is_cut_off = older.is_some_and(|store| store.trouble().is_some());
+    let older = older.filter(|_| plan.among.may_be_done());
+    let mut is_complete = listing
+        .fill(&mut filling, view, &walk, &mut pace, older.is_some())
+        .await;
+    // Of what is older, the view has only some.
+    let mut unreachable = Vec::new();
+    let place = if request.name.is_empty() {
+        "-"
+    } else {
+        &request.name
+    };
+    if let Some(store) = older
+        && 0 < view.older.floor()
+        && is_complete
+    {
+        is_complete = match listing
+            .fill_with_older(&mut filling, store, &mut pace)
+            .await
+        {
+            Err(_) if request.return_partial_success => {
+                unreachable.push(place.to_owned());
+                true
+            }
+            filled => filled?,
+        };
+    }
+    if request.return_partial_success && is_cut_off && unreachable.is_empty() {
+        unreachable.push(place.to_owned());
+    }
     if listing.query.is_some() {
         debug!(
             list.name = request.name,
@@ -123,6 +159,7 @@ pub(crate) async fn page(
     Ok(Page {
         operations: filling.operations,
         next_page_token,
+        unreachable,
     })
 }
 
@@ -153,7 +190,16 @@ impl Listing {
     }
 
     /// Fills a page; tells whether nothing is left for another one.
-    async fn fill(&self, page: &mut Filling, view: &View, walk: &Walk<'_>, mut pace: Pace) -> bool {
+    /// What is below the floor of the view may not be all that there is, and is left
+    /// out if the journal has the rest.
+    async fn fill(
+        &self,
+        page: &mut Filling,
+        view: &View,
+        walk: &Walk<'_>,
+        pace: &mut Pace,
+        has_older: bool,
+    ) -> bool {
         let stretch = match (&self.query, &self.scope) {
             (Some(_), _) => FILTERED_STRETCH,
             (None, Scope::Matching(_)) => STRETCH,
@@ -162,8 +208,14 @@ impl Listing {
         };
         loop {
             let next = view.index.stretch(walk, page.before, stretch);
+            // Looked at after the stretch: whatever was let go of before is below it.
+            let floor = if has_older { view.older.floor() } else { 0 };
             for operation in next.operations {
-                let is_shown = self.shows(&operation, &mut pace).await;
+                if operation.number() < floor {
+                    page.before = page.before.min(floor);
+                    return true;
+                }
+                let is_shown = self.shows(&operation, pace).await;
                 if !self.take(page, operation, is_shown) {
                     return false;
                 }
@@ -171,13 +223,47 @@ impl Listing {
                     return false;
                 }
             }
-            let Some(rest) = next.rest else {
+            let Some(rest) = next.rest.filter(|rest| floor < *rest) else {
+                page.before = page.before.min(floor);
                 return true;
             };
             page.before = rest;
             let is_full = page.operations.len() == self.size;
             if is_full || SCAN <= page.examined || pace.is_over().await {
                 return false;
+            }
+        }
+    }
+
+    /// Goes on with what the journal has; tells whether nothing is left for another
+    /// page.
+    async fn fill_with_older(
+        &self,
+        page: &mut Filling,
+        store: &Store,
+        pace: &mut Pace,
+    ) -> Result<bool> {
+        let parent = match &self.scope {
+            Scope::Under(parent) => Some(parent),
+            Scope::Everything | Scope::Matching(_) => None,
+        };
+        loop {
+            let wanted = match self.query {
+                Some(_) => OLDER_STRETCH,
+                None => (self.size + 1 - page.operations.len()).min(OLDER_STRETCH),
+            };
+            let older = store.older(parent, page.before, wanted).await?;
+            if older.is_empty() {
+                return Ok(true);
+            }
+            for operation in older {
+                let is_shown = self.shows(&operation, pace).await;
+                if !self.take(page, operation, is_shown) {
+                    return Ok(false);
+                }
+            }
+            if SCAN <= page.examined || pace.is_over().await {
+                return Ok(false);
             }
         }
     }

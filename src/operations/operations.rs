@@ -101,9 +101,8 @@ impl Operations {
     pub async fn look(&self, name: &OperationName) -> Result<Arc<Operation>> {
         self.0.store.freshen().await?;
         match self.get(name) {
-            Err(_) if self.0.store.has_others() => {
-                self.0.store.ask(name).await?;
-                self.get(name)
+            Err(error) if self.0.store.has_others() => {
+                self.0.store.look_up(name).await?.ok_or(error)
             }
             found => found,
         }
@@ -118,8 +117,13 @@ impl Operations {
     /// `return_partial_success` with one concrete parent.
     pub async fn list(&self, request: &ListOperationsRequest) -> Result<Page> {
         let Inner { store, types, .. } = &*self.0;
-        store.freshen().await?;
-        listing::page(&store.view, types, store.clock, request).await
+        if let Err(error) = store.freshen().await
+            && !request.return_partial_success
+        {
+            return Err(error);
+        }
+        let older = store.has_others().then_some(&**store);
+        listing::page(&store.view, older, types, store.clock, request).await
     }
 
     /// Asks for an operation to stop. A pending one is done at once; a running
@@ -160,7 +164,7 @@ impl Operations {
         drop(current);
         let deadline = Instant::now().checked_add(limit);
         loop {
-            let current = self.get_numbered(name, number)?;
+            let current = self.get_numbered(name, number).await?;
             if current.is_done() || stopping.is_cancelled() {
                 return Ok(current);
             }
@@ -168,7 +172,7 @@ impl Operations {
             select! {
                 () = waiter.called() => {}
                 () = stopping.cancelled() => {}
-                () = sleep_until(deadline.unwrap_or_else(far_future)) => return self.get_numbered(name, number),
+                () = sleep_until(deadline.unwrap_or_else(far_future)) => return self.get_numbered(name, number).await,
             }
         }
     }
@@ -218,8 +222,18 @@ impl Operations {
         self.0.store.view.waiters.count()
     }
 
-    pub(super) fn get_numbered(&self, name: &OperationName, number: u64) -> Result<Arc<Operation>> {
-        let current = self.get(name)?;
+    pub(super) async fn get_numbered(
+        &self,
+        name: &OperationName,
+        number: u64,
+    ) -> Result<Arc<Operation>> {
+        let current = match self.get(name) {
+            // It may be done for so long that it is not shown any more.
+            Err(error) if self.0.store.view.older.floor() != 0 => {
+                self.0.store.look_up(name).await?.ok_or(error)?
+            }
+            current => current?,
+        };
         // Another one with the same name is not the one that was waited for.
         if current.number() == number {
             Ok(current)

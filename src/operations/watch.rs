@@ -61,7 +61,7 @@ impl Watch {
         }
         let stopping = self.operations.store().tasks.stopping().clone();
         loop {
-            match self.operations.get_numbered(&self.name, self.number) {
+            match self.operations.get_numbered(&self.name, self.number).await {
                 Err(error) => return Some(Err(error)),
                 Ok(current) if self.is_news(&current) => {
                     self.shown = Some(current.clone());

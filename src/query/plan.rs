@@ -82,6 +82,16 @@ impl fmt::Display for Plan {
 // === impl Among ===
 
 impl Among {
+    /// Whether an operation that is done may be one of them.
+    pub(crate) fn may_be_done(&self) -> bool {
+        match self {
+            Self::Group(Group::State(state)) => !matches!(state, State::Pending | State::Running),
+            Self::Everything | Self::Group(_) => true,
+            Self::All(sets) => sets.iter().all(Self::may_be_done),
+            Self::Any(sets) => sets.iter().any(Self::may_be_done),
+        }
+    }
+
     fn all(sets: impl Iterator<Item = Self>) -> Self {
         let mut all = Vec::new();
         for set in sets {

@@ -115,7 +115,10 @@ impl Store {
                 match news {
                     News::Changed(operation) => {
                         let _turn = self.turns.of(operation.name()).await;
-                        self.take_over(&operation);
+                        let is_shown = self.view.index.get(operation.number()).is_some();
+                        if is_shown || !self.is_old(&operation) {
+                            self.take_over(&operation);
+                        }
                     }
                     News::Gone(number) => self.let_go(number).await,
                     News::Left(numbers) => self.keep_only(&numbers).await,
@@ -125,6 +128,7 @@ impl Store {
         if let Some(others) = &self.others {
             others.tidy();
         }
+        self.shorten().await;
     }
 
     /// Asks the journal how an operation is now. The caller has its turn.

@@ -14,6 +14,7 @@ pub(crate) mod index;
 pub(crate) mod limits;
 mod members;
 mod names;
+pub(crate) mod older;
 pub(crate) mod ready;
 mod runs;
 pub(crate) mod store;

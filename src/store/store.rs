@@ -137,7 +137,12 @@ impl Store {
             Some(_) | None => clock,
         };
         let store = Arc::new(Self {
-            view: View::new(clock, metrics, limits.max_waiters),
+            view: View::new(
+                clock,
+                metrics,
+                limits.max_waiters,
+                journal.shared().and_then(Shared::view_limit),
+            ),
             clock,
             tasks: Tasks::default(),
             limits,
@@ -182,6 +187,7 @@ impl Store {
             }
             self.show_again(&operation);
         }
+        self.view.older.begin();
         Ok(())
     }
 

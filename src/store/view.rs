@@ -15,7 +15,8 @@ use dashmap::{DashMap, mapref::entry::Entry};
 use foldhash::fast::RandomState;
 
 use super::{
-    deadlines::Deadlines, directives::Directives, index::Index, ready::Ready, waiters::Waiters,
+    deadlines::Deadlines, directives::Directives, index::Index, older::Older, ready::Ready,
+    waiters::Waiters,
 };
 use crate::{
     clock::{Clock, Timestamp},
@@ -40,6 +41,7 @@ pub(crate) struct View {
     /// When what is done expires.
     pub(crate) retentions: Deadlines,
     pub(crate) directives: Arc<Directives>,
+    pub(crate) older: Older,
     clock: Clock,
     metrics: Metrics,
     bytes: AtomicUsize,
@@ -66,7 +68,12 @@ pub(crate) struct Requested {
 // === impl View ===
 
 impl View {
-    pub(crate) fn new(clock: Clock, metrics: &Metrics, max_waiters: usize) -> Self {
+    pub(crate) fn new(
+        clock: Clock,
+        metrics: &Metrics,
+        max_waiters: usize,
+        limit: Option<usize>,
+    ) -> Self {
         Self {
             records: DashMap::default(),
             requests: DashMap::default(),
@@ -76,6 +83,7 @@ impl View {
             deadlines: Deadlines::default(),
             retentions: Deadlines::default(),
             directives: Arc::new(Directives::new(max_waiters)),
+            older: Older::new(limit),
             clock,
             metrics: metrics.clone(),
             bytes: AtomicUsize::new(0),
@@ -113,6 +121,7 @@ impl View {
         };
         self.index.put(previous.as_deref(), operation);
         self.count(previous.as_deref(), Some(operation));
+        self.older.note(operation);
         if operation.is_hidden() {
             self.forget_request(operation);
         } else if previous.is_none() {
@@ -137,6 +146,7 @@ impl View {
         };
         self.index.remove(&previous);
         self.count(Some(&previous), None);
+        self.older.forget(&previous);
         self.forget_request(&previous);
         self.line_up(Some(&previous), None);
         self.waiters.call(previous.number(), true);

@@ -67,6 +67,8 @@ mod names;
 mod over_stores;
 mod pages;
 mod pools;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "cli")]
 mod program;
 mod races;

@@ -12,10 +12,11 @@ use crate::support::{
 };
 
 /// Tests that run elsewhere only.
-const OTHERS: [&str; 19] = [
+const OTHERS: [&str; 20] = [
     // They say themselves what keeps the operations.
     "over_stores::",
     "durability::",
+    "postgres::",
     "recovery::",
     "replicas::",
     // The flags of a program say it.
@@ -41,7 +42,24 @@ const OTHERS: [&str; 19] = [
 
 /// Tests that look at one server from inside, where three are not one.
 #[cfg(feature = "postgres")]
-const BOUND_TO_ONE: [&str; 0] = [];
+const BOUND_TO_ONE: [&str; 13] = [
+    // They count who waits at a server, or how a server ends.
+    "bugs::a_wait_ends_with_its_client",
+    "counts::",
+    "directives::the_last_directive_of_a_server_that_shuts_down",
+    "get::get_answers_at_once_while_a_thousand_waits_are_open",
+    "heartbeat::when_the_server_shuts_down",
+    "keeper::a_server_that_drains",
+    "shutdown::",
+    "upkeep::an_operation_that_is_deleted_when_its_time_comes",
+    "wait::",
+    "directives::what_a_worker_did_itself",
+    // They look into one server without a call.
+    "bugs_of_shape::deleting_a_running_operation",
+    "heartbeat::a_renewal_without_news",
+    // Each server takes its own time to see that something is due.
+    "model::",
+];
 
 #[cfg(feature = "sqlite")]
 #[test]

@@ -1,7 +1,9 @@
 WITH given AS MATERIALIZED (
   SELECT *
-  FROM unnest($1::int2[], $2::int8[], $3::int4[], $4::int4[], $5::text[], $6::text[], $7::bool[], $8::bytea[])
-    AS given (kind, number, seen, revision, name, request, is_done, record)
+  FROM unnest(
+    $1::int2[], $2::int8[], $3::int4[], $4::int4[], $5::text[], $6::text[], $7::text[], $8::bool[], $9::int8[],
+    $10::bytea[]
+  ) AS given (kind, number, seen, revision, name, parent, request, is_done, expires, record)
 ),
 -- Locked in one order everywhere, so that no two batches wait for each other.
 ours AS MATERIALIZED (
@@ -13,7 +15,8 @@ ours AS MATERIALIZED (
 ),
 changed AS (
   UPDATE longrunning.operations
-  SET revision = given.revision, request = given.request, is_done = given.is_done, record = given.record
+  SET revision = given.revision, request = given.request, is_done = given.is_done,
+    expires = given.expires, record = given.record
   FROM given JOIN ours ON ours.number = given.number
   WHERE given.kind = 1 AND operations.number = given.number
   RETURNING operations.number
@@ -25,8 +28,9 @@ gone AS (
   RETURNING operations.number
 ),
 made AS (
-  INSERT INTO longrunning.operations (number, name, request, revision, is_done, record)
-  SELECT number, name, request, revision, is_done, record FROM given WHERE kind = 0 ORDER BY number
+  INSERT INTO longrunning.operations (number, name, parent, request, revision, is_done, expires, record)
+  SELECT number, name, parent, request, revision, is_done, expires, record
+  FROM given WHERE kind = 0 ORDER BY number
   ON CONFLICT DO NOTHING
   RETURNING number
 ),

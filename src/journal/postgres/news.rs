@@ -13,7 +13,10 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::timeout};
-use tokio_postgres::{Config, types::ToSql};
+use tokio_postgres::{
+    Config,
+    types::{ToSql, Type},
+};
 use tracing::{info, warn};
 
 use super::{
@@ -88,11 +91,17 @@ impl News {
     }
 
     /// Reads on and on.
-    pub(super) async fn follow(&self, hints: &Hints, sql: &Sql, apply: Apply) {
+    pub(super) async fn follow(
+        &self,
+        hints: &Hints,
+        sql: &Sql,
+        view_limit: Option<i64>,
+        apply: Apply,
+    ) {
         let mut is_broken = false;
         loop {
             let asked = self.asked.load(Ordering::Acquire);
-            match self.read(sql).await {
+            match self.read(sql, view_limit).await {
                 Ok((news, place)) => {
                     if !news.is_empty() {
                         apply(news).await;
@@ -117,7 +126,11 @@ impl News {
         }
     }
 
-    async fn read(&self, sql: &Sql) -> Result<(Vec<Changes>, Place), JournalError> {
+    async fn read(
+        &self,
+        sql: &Sql,
+        view_limit: Option<i64>,
+    ) -> Result<(Vec<Changes>, Place), JournalError> {
         let since = self.read.lock().clone();
         let parameters = [(&since.snapshot as &(dyn ToSql + Sync), TEXT)];
         let rows = self
@@ -133,7 +146,7 @@ impl News {
         // of transactions that were lost with the last one may be given again.
         if !first.get::<_, bool>(2) || place.began != since.began {
             info!("reads all operations anew");
-            return self.read_all(sql).await;
+            return self.read_all(sql, view_limit).await;
         }
         let mut reader = Reader::default();
         let mut news = Vec::with_capacity(rows.len());
@@ -149,10 +162,18 @@ impl News {
     }
 
     /// Everything that is there, and nothing else.
-    async fn read_all(&self, sql: &Sql) -> Result<(Vec<Changes>, Place), JournalError> {
+    async fn read_all(
+        &self,
+        sql: &Sql,
+        view_limit: Option<i64>,
+    ) -> Result<(Vec<Changes>, Place), JournalError> {
         let rows = self
             .link
-            .ask(async |client| client.query_typed(&sql.all, &[]).await)
+            .ask(async |client| {
+                client
+                    .query_typed(&sql.all, &[(&view_limit, Type::INT8)])
+                    .await
+            })
             .await?;
         let first = rows.first().ok_or_else(no_meta)?;
         let place = Place {

@@ -9,6 +9,7 @@ use tokio_postgres::types::{ToSql, Type};
 
 pub(super) use crate::operation::record::Reader;
 use crate::{
+    clock::Timestamp,
     journal::journal::{Entry, JournalError, Unkept},
     operation::{name::parent_of, operation::Operation, record::encode_with_input},
 };
@@ -29,8 +30,10 @@ pub(super) struct Batch {
     seen: Vec<i32>,
     revisions: Vec<i32>,
     names: Vec<String>,
+    parents: Vec<String>,
     requests: Vec<Option<String>>,
     are_done: Vec<bool>,
+    expire: Vec<Option<i64>>,
     records: Vec<Option<Vec<u8>>>,
 }
 
@@ -58,20 +61,24 @@ impl Batch {
         self.seen.push(seen);
         self.revisions.push(revision);
         self.names.push(operation.name().to_owned());
+        self.parents.push(parent_of(operation.name()).to_owned());
         self.requests.push(request_of(operation));
         self.are_done.push(operation.is_done());
+        self.expire.push(expires(operation));
         self.records.push(record);
     }
 
-    pub(super) fn parameters(&self) -> [(&(dyn ToSql + Sync), Type); 8] {
+    pub(super) fn parameters(&self) -> [(&(dyn ToSql + Sync), Type); 10] {
         [
             (&self.kinds, Type::INT2_ARRAY),
             (&self.numbers, Type::INT8_ARRAY),
             (&self.seen, Type::INT4_ARRAY),
             (&self.revisions, Type::INT4_ARRAY),
             (&self.names, Type::TEXT_ARRAY),
+            (&self.parents, Type::TEXT_ARRAY),
             (&self.requests, Type::TEXT_ARRAY),
             (&self.are_done, Type::BOOL_ARRAY),
+            (&self.expire, Type::INT8_ARRAY),
             (&self.records, Type::BYTEA_ARRAY),
         ]
     }
@@ -154,6 +161,12 @@ pub(super) fn size(entry: &Entry) -> usize {
 /// Numbers are microseconds since 1970 and ten bits: they fit until 2255.
 fn key(operation: &Operation) -> i64 {
     i64::try_from(operation.number()).unwrap_or(i64::MAX)
+}
+
+/// When the retention of an operation is over, in microseconds, if it is done.
+fn expires(operation: &Operation) -> Option<i64> {
+    let at = operation.deadline(Timestamp::default()).nanos();
+    (operation.is_done() && at != i64::MAX).then_some(at / 1000)
 }
 
 /// What the creator's request is found by, while clients see the operation.

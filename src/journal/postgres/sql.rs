@@ -11,6 +11,9 @@ pub(super) struct Sql {
     pub(super) all: String,
     pub(super) named: String,
     pub(super) replay: String,
+    pub(super) older: String,
+    pub(super) older_everywhere: String,
+    pub(super) expire: String,
     pub(super) trim: String,
     pub(super) version: String,
     pub(super) find: String,
@@ -37,17 +40,27 @@ impl Sql {
     pub(super) fn new(schema: &str) -> Self {
         let own = |text: &str| text.replace("longrunning", schema);
         let make = include_str!("schema.sql");
+        let older = include_str!("older.sql");
+        // As much as a view shows: what is not done, and the newest of what is.
+        let shown = "SELECT number, record FROM longrunning.operations WHERE NOT is_done
+             UNION ALL (SELECT number, record FROM longrunning.operations WHERE is_done
+               ORDER BY number DESC LIMIT $1)";
         Self {
             commit: own(include_str!("commit.sql")),
             others: own("SELECT number, record, name, request FROM longrunning.operations
                  WHERE number = ANY($1) OR name = ANY($2) OR request = ANY($3)"),
             news: own(include_str!("news.sql")),
-            all: own("SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::text, number, record
-                 FROM longrunning.meta LEFT JOIN longrunning.operations ON true"),
+            all: own(&format!(
+                "SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::text, number, record
+                 FROM longrunning.meta LEFT JOIN ({shown}) AS shown ON true"
+            )),
             named: own("SELECT number, record FROM longrunning.operations WHERE name = $1"),
-            replay: own("SELECT number, record FROM longrunning.operations ORDER BY number"),
+            replay: own(shown),
+            older: own(older),
+            older_everywhere: own(&older.replace(" AND parent = $2", "").replace("$3", "$2")),
+            expire: own(include_str!("expire.sql")),
             trim: own(include_str!("trim.sql")),
-            version: own("SELECT version FROM longrunning.meta"),
+            version: own("SELECT version, least FROM longrunning.meta"),
             find: own("SELECT to_regclass('longrunning.meta') IS NOT NULL"),
             make: own(&format!(
                 "BEGIN; SELECT pg_advisory_xact_lock(hashtext('longrunning'));

@@ -28,7 +28,7 @@ const PLAIN: Facts = Facts {
 
 /// So many operations, with so many numbers in their metadata.
 fn heavy(count: u64, numbers: u16) -> View {
-    let view = View::new(Clock::system(), &Metrics::default(), 10);
+    let view = View::new(Clock::system(), &Metrics::default(), 10, None);
     for number in 1..=count {
         let facts = Facts {
             id: format!("a{number}"),
@@ -50,7 +50,7 @@ fn request(filter: &str) -> ListOperationsRequest {
 /// A view of these operations, of which every seventh has gone away again and
 /// every fifth is as it was made only after it was something else.
 fn view(all: &[Facts]) -> View {
-    let view = View::new(Clock::system(), &Metrics::default(), 10);
+    let view = View::new(Clock::system(), &Metrics::default(), 10, None);
     for (number, facts) in (1..).zip(all) {
         if view.find(&facts.name()).is_some() {
             continue;
@@ -82,7 +82,7 @@ async fn names(view: &View, name: &str, filter: &str, page_size: i32) -> Vec<Str
             page_token,
             ..Default::default()
         };
-        let page = page(view, types(), Clock::system(), &request)
+        let page = page(view, None, types(), Clock::system(), &request)
             .await
             .unwrap();
         names.extend(page.operations.iter().map(|found| found.name().to_owned()));
@@ -128,7 +128,7 @@ fn full_scan(view: &View, scope: &str, query: &Query) -> Vec<String> {
 
 #[tokio::test]
 async fn a_page_of_a_long_search_is_short_and_leads_on() {
-    let view = View::new(Clock::system(), &Metrics::default(), 10);
+    let view = View::new(Clock::system(), &Metrics::default(), 10, None);
     let count = u64::try_from(SCAN + 2 * FILTERED_STRETCH).unwrap();
     for number in 1..=count {
         let id = format!("a{number}");
@@ -136,7 +136,7 @@ async fn a_page_of_a_long_search_is_short_and_leads_on() {
         view.publish(&Arc::new(facts.operation(number)));
     }
     let request = request("name = \"*/a1\"");
-    let first = page(&view, types(), Clock::system(), &request)
+    let first = page(&view, None, types(), Clock::system(), &request)
         .await
         .unwrap();
     assert!(first.operations.is_empty() && !first.next_page_token.is_empty());
@@ -155,7 +155,7 @@ async fn others_have_a_turn_after_each_operation_that_takes_long() {
             "nowhere OR metadata.x = 1",
         ] {
             let request = request(filter);
-            let mut listed = pin!(page(&view, types(), Clock::system(), &request));
+            let mut listed = pin!(page(&view, None, types(), Clock::system(), &request));
             let mut turns = 0;
             let listed = poll_fn(|context| {
                 turns += 1;
@@ -181,7 +181,7 @@ async fn a_page_ends_in_time_however_long_each_operation_takes() {
         }
     };
     let first = tokio::select! {
-        first = page(&view, types(), clock, &request) => first.unwrap(),
+        first = page(&view, None, types(), clock, &request) => first.unwrap(),
         () = time => panic!("time has no end"),
     };
     // The one that was begun is asked to its end.
@@ -199,7 +199,7 @@ async fn a_page_ends_in_time_however_long_each_operation_takes() {
 
 #[test]
 fn what_a_list_looks_at_is_told_and_not_only_planned() {
-    let view = View::new(Clock::system(), &Metrics::default(), 10);
+    let view = View::new(Clock::system(), &Metrics::default(), 10, None);
     for number in 1..=1000 {
         let facts = Facts {
             parent: if number == 1 { "projects/p" } else { "" },

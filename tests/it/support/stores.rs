@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
 #[cfg(feature = "postgres")]
@@ -15,7 +15,9 @@ use std::{
 };
 
 #[cfg(feature = "postgres")]
-use longrunning::{Apply, Operation, OperationName, PostgresJournal, PostgresOptions, Shared};
+use longrunning::{
+    Apply, Clock, Operation, OperationName, PostgresJournal, PostgresOptions, Shared,
+};
 use longrunning::{BoxFuture, Entry, Journal, JournalError, Show, Then};
 #[cfg(feature = "postgres")]
 use tokio::runtime::Handle;
@@ -33,7 +35,7 @@ pub(crate) const POSTGRES: &str = "LONGRUNNING_TEST_POSTGRES";
 #[cfg(feature = "postgres")]
 thread_local! {
     /// The journal that was opened last by this test, and where.
-    static LAST: RefCell<Option<(Weak<PostgresJournal>, PostgresOptions)>> = RefCell::default();
+    static LAST: RefCell<Option<(Weak<PostgresJournal>, PostgresOptions, Clock)>> = RefCell::default();
 }
 
 thread_local! {
@@ -75,7 +77,7 @@ pub(crate) fn is_postgres() -> bool {
 /// A journal that lives on a runtime of its own, whose time goes on when a test
 /// pauses its own.
 #[cfg(feature = "postgres")]
-pub(crate) struct Aside(Arc<PostgresJournal>);
+pub(crate) struct Aside(Arc<PostgresJournal>, Clock);
 
 #[cfg(feature = "postgres")]
 impl Aside {
@@ -87,28 +89,29 @@ impl Aside {
     /// In a schema of its own.
     pub(crate) fn open() -> Self {
         let options = super::postgres::schema().expect("PostgreSQL is there");
-        let journal = Self::open_in(options.clone());
-        LAST.set(Some((Arc::downgrade(&journal.0), options)));
+        let clock = Clock::system();
+        let journal = Self::open_in(options.clone(), clock);
+        LAST.set(Some((Arc::downgrade(&journal.0), options, clock)));
         journal
     }
 
     /// Two more in the schema of the one that was opened last, if that is in use.
     pub(crate) fn others() -> Vec<Self> {
-        let last = LAST.take();
-        let options = last
-            .filter(|(last, _)| last.strong_count() != 0)
-            .map(|(_, options)| options);
-        let others =
-            options.map(|options| [Self::open_in(options.clone()), Self::open_in(options)]);
-        others.into_iter().flatten().collect()
+        match LAST.take() {
+            Some((last, options, clock)) if last.strong_count() != 0 => {
+                let other = || Self::open_in(options.clone(), clock);
+                vec![other(), other()]
+            }
+            _ => Vec::new(),
+        }
     }
 
-    fn open_in(options: PostgresOptions) -> Self {
+    fn open_in(options: PostgresOptions, clock: Clock) -> Self {
         let (tell, told) = std::sync::mpsc::channel();
         Self::runtime().spawn(async move {
             tell.send(super::postgres::journal(&options).await).unwrap();
         });
-        Self(Arc::new(told.recv().unwrap()))
+        Self(Arc::new(told.recv().unwrap()), clock)
     }
 
     /// What comes of a future there. Until then the caller's time stands still.
@@ -168,8 +171,15 @@ impl Shared for Aside {
         Box::pin(Self::there(async move { journal.fetch(&name).await }))
     }
 
+    /// In the order of the calls, which time that stands still does not tell.
     fn number(&self) -> u64 {
-        self.0.number()
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// In time that can be paused.
+    fn clock(&self) -> Option<Clock> {
+        Some(self.1)
     }
 
     fn catch_up(&self) -> BoxFuture<'_, Result<(), JournalError>> {

@@ -1,0 +1,14 @@
+-- Some of the operations whose retention is over go, but for those that another
+-- server lets go of just now.
+WITH old AS MATERIALIZED (
+  SELECT number FROM longrunning.operations
+  WHERE expires < (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+  ORDER BY expires LIMIT 1000
+  FOR UPDATE SKIP LOCKED
+),
+gone AS (
+  DELETE FROM longrunning.operations USING old
+  WHERE operations.number = old.number
+  RETURNING operations.number
+)
+INSERT INTO longrunning.changes (number) SELECT number FROM gone
