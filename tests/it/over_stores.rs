@@ -12,7 +12,7 @@ use crate::support::{
 };
 
 /// Tests that run elsewhere only.
-const OTHERS: [&str; 20] = [
+const OTHERS: [&str; 19] = [
     // They say themselves what keeps the operations.
     "over_stores::",
     "durability::",
@@ -33,16 +33,29 @@ const OTHERS: [&str; 20] = [
     "wait_limits::",
     // They make so many changes that the fsyncs would take minutes.
     "drain::",
-    "handlers::the_lease_of_a_handler_is_renewed_as_long_as_it_works",
     "pages::a_wildcard_that_matches_few_among_many",
     "races::",
     "upkeep::a_request_that_races_with_a_deletion",
     "worker_sizes::a_queue_as_long_as_the_store",
 ];
 
+/// Tests of thousands of changes one after another, each of which is a round trip
+/// to the database.
+#[cfg(feature = "postgres")]
+const MANY_CHANGES: [&str; 8] = [
+    "creation::what_was_created_can_be_read_by_other_tasks",
+    "filter::pages_of_a_filtered_list",
+    "handlers::the_lease_of_a_handler_is_renewed_as_long_as_it_works",
+    "heartbeat::a_heartbeat_with_more_than_1000_reports",
+    "heartbeat::a_thousand_reports_in_one_heartbeat",
+    "times::an_operation_whose_pause_is_over_in_microseconds",
+    "upkeep::an_operation_that_is_deleted_when_its_time_comes",
+    "worker_polls::polls_that_give_up",
+];
+
 /// Tests that look at one server from inside, where three are not one.
 #[cfg(feature = "postgres")]
-const BOUND_TO_ONE: [&str; 13] = [
+const BOUND_TO_ONE: [&str; 12] = [
     // They count who waits at a server, or how a server ends.
     "bugs::a_wait_ends_with_its_client",
     "counts::",
@@ -51,7 +64,6 @@ const BOUND_TO_ONE: [&str; 13] = [
     "heartbeat::when_the_server_shuts_down",
     "keeper::a_server_that_drains",
     "shutdown::",
-    "upkeep::an_operation_that_is_deleted_when_its_time_comes",
     "wait::",
     "directives::what_a_worker_did_itself",
     // They look into one server without a call.
@@ -76,7 +88,7 @@ fn the_behaviour_is_the_same_over_postgresql() {
     let Some(postgres) = Postgres::start(&["fsync=off"]) else {
         return;
     };
-    run_again(&[(POSTGRES, &postgres.url())], &[]);
+    run_again(&[(POSTGRES, &postgres.url())], &MANY_CHANGES);
     let count = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'test_%'";
     let schemas: usize = postgres.ask(count).parse().unwrap();
     assert!(
@@ -91,10 +103,8 @@ fn the_behaviour_is_the_same_when_each_call_goes_to_another_of_three_servers() {
     let Some(postgres) = Postgres::start(&["fsync=off"]) else {
         return;
     };
-    run_again(
-        &[(POSTGRES, &postgres.url()), (REPLICAS, "3")],
-        &BOUND_TO_ONE,
-    );
+    let others = [MANY_CHANGES.as_slice(), &BOUND_TO_ONE].concat();
+    run_again(&[(POSTGRES, &postgres.url()), (REPLICAS, "3")], &others);
 }
 
 /// Runs the tests again, with this in the environment, but for these.
