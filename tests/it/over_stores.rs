@@ -55,17 +55,24 @@ const MANY_CHANGES: [&str; 8] = [
 
 /// Tests that look at one server from inside, where three are not one.
 #[cfg(feature = "postgres")]
-const BOUND_TO_ONE: [&str; 12] = [
+const BOUND_TO_ONE: [&str; 17] = [
     // They count who waits at a server, or how a server ends.
     "bugs::a_wait_ends_with_its_client",
     "counts::",
-    "directives::the_last_directive_of_a_server_that_shuts_down",
     "get::get_answers_at_once_while_a_thousand_waits_are_open",
     "heartbeat::when_the_server_shuts_down",
     "keeper::a_server_that_drains",
     "shutdown::",
     "wait::",
-    "directives::what_a_worker_did_itself",
+    "watch::a_watch_ends_with_unavailable_when_the_server_shuts_down",
+    "watch::a_watch_whose_client_goes_away",
+    "worker_limits::",
+    "worker_polls::",
+    // What is pushed comes from the server that the worker is connected to.
+    "directives::",
+    // Each server takes its own moment to see that a time has come.
+    "worker_leases::a_batch_comes_by_priority",
+    "worker_leases::nobody_gets_an_operation_before_its_time",
     // They look into one server without a call.
     "bugs_of_shape::deleting_a_running_operation",
     "heartbeat::a_renewal_without_news",
