@@ -176,9 +176,8 @@ impl PostgresJournal {
                 .map_or(Ok(config.clone()), self::config)?,
         );
         let (writer, sql) = (Link::new(&config), Sql::new(schema));
-        let client = writer.client().await?;
-        prepare(&client, &sql).await?;
-        let clock = clock_of(&client).await?;
+        prepare(&writer, &sql).await?;
+        let clock = clock_of(&writer).await?;
         let inner = Arc::new(Inner {
             line: Mutex::default(),
             comers: Notify::new(),
@@ -217,18 +216,16 @@ fn config(url: &str) -> Result<Config, JournalError> {
 }
 
 /// Makes the tables, one server at a time, or looks whether they are ours.
-async fn prepare(client: &Client, sql: &Sql) -> Result<(), JournalError> {
-    let row = client
-        .query_typed_one(&sql.find, &[])
-        .await
-        .map_err(refused)?;
-    if !row.get::<_, bool>(0) {
-        client.batch_execute(&sql.make).await.map_err(refused)?;
+async fn prepare(link: &Link, sql: &Sql) -> Result<(), JournalError> {
+    let find = async |client: &Client| client.query_typed_one(&sql.find, &[]).await;
+    if !link.ask(find).await?.get::<_, bool>(0) {
+        link.ask(async |client| client.batch_execute(&sql.make).await)
+            .await?;
     }
-    let row = client
-        .query_typed_one(&sql.version, &[])
-        .await
-        .map_err(refused)?;
+    link.ask(async |client| client.execute_typed(&sql.mend, &[]).await)
+        .await?;
+    let version = async |client: &Client| client.query_typed_one(&sql.version, &[]).await;
+    let row = link.ask(version).await?;
     let (version, least): (i32, i32) = (row.get(0), row.get(1));
     if VERSION < least {
         return Err(JournalError(format!(
@@ -246,16 +243,14 @@ async fn prepare(client: &Client, sql: &Sql) -> Result<(), JournalError> {
 
 /// The clock of the database, as far as the way there can be measured: by the
 /// quickest of a few answers, because nobody knows on which way one was held up.
-async fn clock_of(client: &Client) -> Result<Clock, JournalError> {
+async fn clock_of(link: &Link) -> Result<Clock, JournalError> {
     let clock = Clock::system();
     let question = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
     let mut best: Option<(Duration, Timestamp, Timestamp)> = None;
     for _ in 0..QUESTIONS {
         let asked = clock.now();
-        let row = client
-            .query_typed_one(question, &[])
-            .await
-            .map_err(refused)?;
+        let ask = async |client: &Client| client.query_typed_one(question, &[]).await;
+        let row = link.ask(ask).await?;
         let heard = clock.now();
         let (took, micros) = (heard.since(asked), row.get::<_, i64>(0));
         if best.is_none_or(|(best, ..)| took < best) {
@@ -511,6 +506,21 @@ impl Inner {
         batch.stale(&self.writer, &self.sql, &kept).await
     }
 
+    /// Whether the database takes changes. One that only reads has given its place to
+    /// another, which a new connection may find.
+    async fn can_write(&self) -> bool {
+        let question = "SELECT current_setting('transaction_read_only') = 'off'";
+        let ask = async |client: &Client| client.query_typed_one(question, &[]).await;
+        match (self.writer.ask(ask).await, self.writer.client().await) {
+            (Ok(row), _) if row.get(0) => true,
+            (Ok(_), Ok(client)) => {
+                self.writer.give_up(&client).await;
+                false
+            }
+            _ => false,
+        }
+    }
+
     /// Waits until the database can be reached again, or the journal is closed.
     async fn heal(&self) {
         loop {
@@ -521,9 +531,7 @@ impl Inner {
             if self.line.lock().is_closed {
                 return;
             }
-            if let Ok(client) = self.writer.client().await
-                && client.query_typed_one("SELECT 1", &[]).await.is_ok()
-            {
+            if self.can_write().await {
                 info!("changes can be kept again");
                 *self.trouble.lock() = None;
                 return;

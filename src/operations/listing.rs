@@ -92,6 +92,7 @@ struct Pace {
 pub(crate) async fn page(
     view: &View,
     older: Option<&Store>,
+    is_fresh: bool,
     types: &Types,
     clock: Clock,
     request: &ListOperationsRequest,
@@ -110,7 +111,7 @@ pub(crate) async fn page(
     let mut pace = Pace::new(clock);
     let named = |name: &str| view.get(name).map(|operation| operation.number());
     let walk = view.index.walk(&listing.scope, &plan, named);
-    let is_cut_off = older.is_some_and(|store| store.trouble().is_some());
+    let is_cut_off = !is_fresh || older.is_some_and(|store| store.trouble().is_some());
     let older = older.filter(|_| plan.among.may_be_done());
     let mut is_complete = listing
         .fill(&mut filling, view, &walk, &mut pace, older.is_some())

@@ -117,13 +117,12 @@ impl Operations {
     /// `return_partial_success` with one concrete parent.
     pub async fn list(&self, request: &ListOperationsRequest) -> Result<Page> {
         let Inner { store, types, .. } = &*self.0;
-        if let Err(error) = store.freshen().await
-            && !request.return_partial_success
-        {
-            return Err(error);
-        }
+        let is_fresh = match store.freshen().await {
+            Err(_) if request.return_partial_success => false,
+            fresh => fresh.map(|()| true)?,
+        };
         let older = store.has_others().then_some(&**store);
-        listing::page(&store.view, older, types, store.clock, request).await
+        listing::page(&store.view, older, is_fresh, types, store.clock, request).await
     }
 
     /// Asks for an operation to stop. A pending one is done at once; a running

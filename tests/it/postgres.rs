@@ -8,6 +8,7 @@ use longrunning::{
     WorkerId, proto::google::longrunning::ListOperationsRequest,
 };
 use tokio::{task::JoinSet, time::timeout};
+use tokio_postgres::{Client, NoTls};
 
 use crate::support::{
     postgres::{Postgres, journal, schema},
@@ -19,6 +20,13 @@ const MINUTE: Duration = Duration::from_secs(60);
 async fn server(options: &PostgresOptions) -> Operations {
     let builder = Operations::builder().journal(journal(options).await);
     builder.start().await.unwrap()
+}
+
+/// A connection of the test's own.
+async fn client(options: &PostgresOptions) -> Client {
+    let (client, connection) = tokio_postgres::connect(&options.url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
 }
 
 async fn queued(operations: &Operations) -> OperationName {
@@ -199,27 +207,33 @@ async fn a_restart_of_the_database_costs_nothing_that_was_said_to_be_kept() {
     };
     let options = PostgresOptions::new(postgres.url());
     let (one, other) = (server(&options).await, server(&options).await);
+    let fresh = Operations::builder()
+        .reads(Reads::Fresh)
+        .journal(journal(&options).await);
+    let fresh = fresh.start().await.unwrap();
     let mut kept = BTreeSet::new();
     for round in 0..3 {
         let name = queued(&one).await;
         other.look(&name).await.unwrap();
         postgres.end(round % 2 == 0);
-        let error = one.cancel(&name).await.unwrap_err();
-        assert_eq!(error.reason(), "STORE_UNAVAILABLE");
-        for server in [&one, &other] {
-            assert!(!server.look(&name).await.unwrap().is_done());
-            let everything = ListOperationsRequest {
-                return_partial_success: true,
-                ..Default::default()
-            };
-            let page = server.list(&everything).await.unwrap();
-            assert_eq!(page.operations[0].name(), name.as_str());
-        }
-        // The one that tried to write knows that there may be more.
         let everything = ListOperationsRequest {
             return_partial_success: true,
             ..Default::default()
         };
+        assert_eq!(fresh.list(&everything).await.unwrap().unreachable, ["-"]);
+        let all = ListOperationsRequest::default();
+        assert_eq!(
+            fresh.list(&all).await.unwrap_err().reason(),
+            "STORE_UNAVAILABLE"
+        );
+        let error = one.cancel(&name).await.unwrap_err();
+        assert_eq!(error.reason(), "STORE_UNAVAILABLE");
+        for server in [&one, &other] {
+            assert!(!server.look(&name).await.unwrap().is_done());
+            let page = server.list(&everything).await.unwrap();
+            assert_eq!(page.operations[0].name(), name.as_str());
+        }
+        // The one that tried to write knows that there may be more.
         assert_eq!(one.list(&everything).await.unwrap().unreachable, ["-"]);
         let unknown = OperationName::parse("operations/unknown").unwrap();
         assert_eq!(
@@ -247,14 +261,39 @@ async fn a_restart_of_the_database_costs_nothing_that_was_said_to_be_kept() {
     assert_eq!(listed, kept);
 }
 
+// The numbers of its transactions begin anew, and those that the dump bears are yet to
+// come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_was_restored_from_a_dump_is_followed_from_now_on() {
+    let Some(options) = schema() else { return };
+    let one = server(&options).await;
+    let name = queued(&one).await;
+    one.close().await;
+    let client = client(&options).await;
+    let schema = &options.schema;
+    let restored = format!(
+        "UPDATE {schema}.meta SET trimmed = '9000000000';
+         UPDATE {schema}.changes SET tx = '9000000001'"
+    );
+    client.batch_execute(&restored).await.unwrap();
+    let (one, other) = (server(&options).await, server(&options).await);
+    let left = format!(
+        "SELECT count(*) FROM {schema}.meta, {schema}.changes
+         WHERE trimmed > '8000000000' OR tx > '8000000000'"
+    );
+    assert_eq!(
+        client.query_one(&left, &[]).await.unwrap().get::<_, i64>(0),
+        0
+    );
+    one.cancel(&name).await.unwrap();
+    assert!(other.wait(&name, MINUTE).await.unwrap().is_done());
+}
+
 #[tokio::test]
 async fn tables_of_a_version_that_this_program_may_not_write_are_refused_in_clear_words() {
     let Some(options) = schema() else { return };
     drop(server(&options).await);
-    let (client, connection) = tokio_postgres::connect(&options.url, tokio_postgres::NoTls)
-        .await
-        .unwrap();
-    let running = tokio::spawn(connection);
+    let client = client(&options).await;
     let newer = format!("UPDATE {}.meta SET version = 8", options.schema);
     client.batch_execute(&newer).await.unwrap();
     // A newer version that still knows how this one writes.
@@ -269,8 +308,6 @@ async fn tables_of_a_version_that_this_program_may_not_write_are_refused_in_clea
         error.contains("version 8") && error.contains("use a newer longrunning"),
         "{error}"
     );
-    drop(client);
-    running.await.unwrap().unwrap();
 }
 
 #[tokio::test]

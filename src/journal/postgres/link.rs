@@ -104,15 +104,29 @@ impl Link {
         &self,
         ask: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
     ) -> Result<T, JournalError> {
+        self.ask_within(ANSWER, ask).await
+    }
+
+    /// The same, for what may take longer.
+    pub(super) async fn ask_within<T>(
+        &self,
+        limit: Duration,
+        ask: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, JournalError> {
         let client = self.client().await?;
-        match timeout(ANSWER, ask(&client)).await {
+        match timeout(limit, ask(&client)).await {
             Ok(answer) => answer.map_err(refused),
             Err(_) => {
-                let mut current = self.current.lock().await;
-                current.take_if(|current| Arc::ptr_eq(&current.client, &client));
-                Err(silent(ANSWER))
+                self.give_up(&client).await;
+                Err(silent(limit))
             }
         }
+    }
+
+    /// Lets go of a connection, so that the next question makes a new one.
+    pub(super) async fn give_up(&self, client: &Arc<Client>) {
+        let mut current = self.current.lock().await;
+        current.take_if(|current| Arc::ptr_eq(&current.client, client));
     }
 }
 

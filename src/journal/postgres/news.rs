@@ -30,6 +30,8 @@ use crate::journal::journal::{Apply, JournalError, News as Changes};
 /// How often it is read without a hint: if hints arrive, and if they do not.
 const POLL: Duration = Duration::from_secs(1);
 const POLL_ALONE: Duration = Duration::from_millis(100);
+/// How long it may take to read everything.
+const ALL: Duration = Duration::from_secs(600);
 /// The pause before it is tried again after an error.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -169,7 +171,7 @@ impl News {
     ) -> Result<(Vec<Changes>, Place), JournalError> {
         let rows = self
             .link
-            .ask(async |client| {
+            .ask_within(ALL, async |client| {
                 client
                     .query_typed(&sql.all, &[(&view_limit, Type::INT8)])
                     .await

@@ -18,6 +18,7 @@ pub(super) struct Sql {
     pub(super) version: String,
     pub(super) find: String,
     pub(super) make: String,
+    pub(super) mend: String,
     pub(super) listen: String,
     pub(super) notify: String,
 }
@@ -67,6 +68,7 @@ impl Sql {
                  DO $do$ BEGIN IF to_regclass('longrunning.meta') IS NULL THEN {make} END IF; END $do$;
                  COMMIT"
             )),
+            mend: own(include_str!("mend.sql")),
             listen: own("LISTEN longrunning"),
             notify: own("SELECT pg_notify('longrunning', $1)"),
         }

@@ -82,7 +82,7 @@ async fn names(view: &View, name: &str, filter: &str, page_size: i32) -> Vec<Str
             page_token,
             ..Default::default()
         };
-        let page = page(view, None, types(), Clock::system(), &request)
+        let page = page(view, None, true, types(), Clock::system(), &request)
             .await
             .unwrap();
         names.extend(page.operations.iter().map(|found| found.name().to_owned()));
@@ -136,7 +136,7 @@ async fn a_page_of_a_long_search_is_short_and_leads_on() {
         view.publish(&Arc::new(facts.operation(number)));
     }
     let request = request("name = \"*/a1\"");
-    let first = page(&view, None, types(), Clock::system(), &request)
+    let first = page(&view, None, true, types(), Clock::system(), &request)
         .await
         .unwrap();
     assert!(first.operations.is_empty() && !first.next_page_token.is_empty());
@@ -155,7 +155,7 @@ async fn others_have_a_turn_after_each_operation_that_takes_long() {
             "nowhere OR metadata.x = 1",
         ] {
             let request = request(filter);
-            let mut listed = pin!(page(&view, None, types(), Clock::system(), &request));
+            let mut listed = pin!(page(&view, None, true, types(), Clock::system(), &request));
             let mut turns = 0;
             let listed = poll_fn(|context| {
                 turns += 1;
@@ -181,7 +181,7 @@ async fn a_page_ends_in_time_however_long_each_operation_takes() {
         }
     };
     let first = tokio::select! {
-        first = page(&view, None, types(), clock, &request) => first.unwrap(),
+        first = page(&view, None, true, types(), clock, &request) => first.unwrap(),
         () = time => panic!("time has no end"),
     };
     // The one that was begun is asked to its end.
