@@ -7,6 +7,13 @@
 //! LONGRUNNING_BENCH_POSTGRES=postgres://… cargo bench --bench postgres
 //! ```
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::cast_precision_loss,
+    reason = "a bench reads its environment and the real time, and prints rough figures"
+)]
+
 use std::{
     env,
     time::{Duration, Instant},
@@ -80,7 +87,7 @@ async fn rounds(client: &Client, servers: &[Operations], callers: usize, most: u
     for at in 0..callers {
         let operations = servers[at % servers.len()].clone();
         tasks.spawn(async move {
-            let queue = QueueName::parse(format!("bench-{at}")).expect("a proper name");
+            let queue = QueueName::parse(&format!("bench-{at}")).expect("a proper name");
             let worker = WorkerId::new("bench");
             for _ in 0..each / most {
                 let mut made = JoinSet::new();

@@ -55,7 +55,7 @@ const MANY_CHANGES: [&str; 8] = [
 
 /// Tests that look at one server from inside, where three are not one.
 #[cfg(feature = "postgres")]
-const BOUND_TO_ONE: [&str; 17] = [
+const BOUND_TO_ONE: [&str; 18] = [
     // They count who waits at a server, or how a server ends.
     "bugs::a_wait_ends_with_its_client",
     "counts::",
@@ -65,6 +65,7 @@ const BOUND_TO_ONE: [&str; 17] = [
     "shutdown::",
     "wait::",
     "watch::a_watch_ends_with_unavailable_when_the_server_shuts_down",
+    "watch::a_watch_over_the_limit_of_waiters",
     "watch::a_watch_whose_client_goes_away",
     "worker_limits::",
     "worker_polls::",
