@@ -101,7 +101,7 @@ pub use grpc::{
     worker::{OperationWorkerServer, WorkerService, worker_server, worker_server_with},
 };
 #[cfg(feature = "postgres")]
-pub use journal::postgres::{PostgresJournal, PostgresOptions};
+pub use journal::postgres::{PostgresJournal, options::PostgresOptions};
 #[cfg(feature = "sqlite")]
 pub use journal::sqlite::SqliteJournal;
 pub use journal::{

@@ -10,7 +10,7 @@ use tokio::select;
 use super::{args::BAD_CALL, client::Endpoint, types::named};
 use crate::{
     gateway::{cors::CorsOrigins, prefix::HttpPrefix, service::HttpOptions},
-    journal::postgres::PostgresOptions,
+    journal::postgres::options::PostgresOptions,
     operation::{retry::RetryPolicy, terms::Terms},
     operations::calls::WaitLimits,
     server::{

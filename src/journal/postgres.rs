@@ -3,18 +3,20 @@
 //! same time are one statement and one commit.
 //!
 //! What other servers change is read in `news`, hints to do so at once live in
-//! `listen`, what is written for a change in `row`, the statements in `sql`, and a
-//! connection in `link`.
+//! `listen`, what is written for a change in `row`, the statements in `sql`, a
+//! connection in `link`, and what comes first in `opening` and `options`.
 
 mod link;
 mod listen;
 mod news;
+mod opening;
+pub(crate) mod options;
 mod row;
 mod sql;
 
 use std::{
     collections::HashMap,
-    fmt, mem,
+    mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -31,7 +33,7 @@ use tokio::{
     time::{interval, sleep},
 };
 use tokio_postgres::{
-    Client, Config, Row,
+    Client, Row,
     types::{ToSql, Type},
 };
 use tracing::{debug, error, info};
@@ -40,21 +42,20 @@ use self::{
     link::{Link, refused},
     listen::Hints,
     news::News,
+    opening::{clock_of, config, prepare},
+    options::PostgresOptions,
     row::{Batch, decode},
     sql::{Sql, is_plain},
 };
 use super::journal::{Apply, BoxFuture, Entry, Journal, JournalError, Shared, Show, Then, Unkept};
 use crate::{
-    clock::{Clock, Timestamp},
+    clock::Clock,
     operation::{
         name::{OperationName, Parent},
         operation::Operation,
     },
     tasks::Tasks,
 };
-
-/// The version of the tables.
-const VERSION: i32 = 1;
 
 /// So many changes, or so many bytes of them, are one commit.
 const BATCH: usize = 1024;
@@ -65,11 +66,6 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// How often what has expired goes, and old changes are forgotten.
 const TRIMS: Duration = Duration::from_secs(20);
-
-/// How often the database is asked for the time, unless an answer is quick: its
-/// error is at most half of what it took.
-const QUESTIONS: usize = 8;
-const QUICK: Duration = Duration::from_millis(5);
 
 /// A number is a time in microseconds and so many bits of chance, so that servers
 /// need not agree on each.
@@ -104,51 +100,6 @@ struct Line {
     is_closed: bool,
 }
 
-/// Which database, and how it is used. It prints without a password.
-#[derive(Clone, PartialEq, Eq)]
-pub struct PostgresOptions {
-    /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, or `host=… user=…`.
-    pub url: String,
-    /// The same database for the one connection that listens, if `url` leads to a
-    /// pooler that gives each transaction another connection. None: `url`.
-    pub listen_url: Option<String>,
-    /// How many done operations a server has in memory at the most; it reads the
-    /// older ones from the database when they are asked for. None: all of them.
-    pub view_limit: Option<usize>,
-    /// The schema that holds the tables: letters a to z, digits and `_`, at most 63.
-    /// Servers of the same schema share their operations.
-    pub schema: String,
-}
-
-// === impl PostgresOptions ===
-
-impl PostgresOptions {
-    /// The schema `longrunning` of a database.
-    pub fn new(url: impl Into<String>) -> Self {
-        Self {
-            url: url.into(),
-            listen_url: None,
-            view_limit: None,
-            schema: "longrunning".to_owned(),
-        }
-    }
-}
-
-impl fmt::Display for PostgresOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.url.split_once("://").zip(self.url.rsplit_once('@')) {
-            Some(((scheme, _), (_, place))) => write!(f, "{scheme}://…@{place}"),
-            None => f.write_str("postgres://…"),
-        }
-    }
-}
-
-impl fmt::Debug for PostgresOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PostgresOptions({self}, {:?})", self.schema)
-    }
-}
-
 // === impl PostgresJournal ===
 
 impl PostgresJournal {
@@ -169,12 +120,8 @@ impl PostgresJournal {
                  with a letter"
             )));
         }
-        let config = config(url)?;
-        let hints = Hints::new(
-            &listen_url
-                .as_deref()
-                .map_or(Ok(config.clone()), self::config)?,
-        );
+        let listening = config(listen_url.as_deref().unwrap_or(url))?;
+        let (hints, config) = (Hints::new(&listening), config(url)?);
         let (writer, sql) = (Link::new(&config), Sql::new(schema));
         prepare(&writer, &sql).await?;
         let clock = clock_of(&writer).await?;
@@ -204,65 +151,6 @@ impl PostgresJournal {
         });
         Ok(Self(inner))
     }
-}
-
-/// Where the database is.
-fn config(url: &str) -> Result<Config, JournalError> {
-    let mut config: Config = url.parse().map_err(refused)?;
-    config
-        .application_name("longrunning")
-        .connect_timeout(Duration::from_secs(5));
-    Ok(config)
-}
-
-/// Makes the tables, one server at a time, or looks whether they are ours.
-async fn prepare(link: &Link, sql: &Sql) -> Result<(), JournalError> {
-    let find = async |client: &Client| client.query_typed_one(&sql.find, &[]).await;
-    if !link.ask(find).await?.get::<_, bool>(0) {
-        link.ask(async |client| client.batch_execute(&sql.make).await)
-            .await?;
-    }
-    link.ask(async |client| client.execute_typed(&sql.mend, &[]).await)
-        .await?;
-    let version = async |client: &Client| client.query_typed_one(&sql.version, &[]).await;
-    let row = link.ask(version).await?;
-    let (version, least): (i32, i32) = (row.get(0), row.get(1));
-    if VERSION < least {
-        return Err(JournalError(format!(
-            "the tables are of version {version}, which programs that know version {least} and up may \
-             write; this one knows version {VERSION}: use a newer longrunning"
-        )));
-    }
-    if version < VERSION {
-        return Err(JournalError(format!(
-            "the tables are of version {version}, and this program needs version {VERSION}"
-        )));
-    }
-    Ok(())
-}
-
-/// The clock of the database, as far as the way there can be measured: by the
-/// quickest of a few answers, because nobody knows on which way one was held up.
-async fn clock_of(link: &Link) -> Result<Clock, JournalError> {
-    let clock = Clock::system();
-    let question = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
-    let mut best: Option<(Duration, Timestamp, Timestamp)> = None;
-    for _ in 0..QUESTIONS {
-        let asked = clock.now();
-        let ask = async |client: &Client| client.query_typed_one(question, &[]).await;
-        let row = link.ask(ask).await?;
-        let heard = clock.now();
-        let (took, micros) = (heard.since(asked), row.get::<_, i64>(0));
-        if best.is_none_or(|(best, ..)| took < best) {
-            let theirs = Timestamp::from_nanos(micros.saturating_mul(1000)) + took / 2;
-            best = Some((took, theirs, heard));
-        }
-        if took < QUICK {
-            break;
-        }
-    }
-    let (_, theirs, heard) = best.expect("it was asked");
-    Ok(Clock::at(theirs + clock.now().since(heard)))
 }
 
 impl Journal for PostgresJournal {

@@ -6,7 +6,7 @@ use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 use super::{connection::Connections, listener::ListenAddress};
 use crate::{
     gateway::service::HttpOptions,
-    journal::postgres::PostgresOptions,
+    journal::postgres::options::PostgresOptions,
     operation::{retry::RetryPolicy, terms::Terms},
     operations::calls::WaitLimits,
     store::{follow::Reads, limits::Limits},
