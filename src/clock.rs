@@ -87,6 +87,12 @@ impl Timestamp {
         Self(nanos)
     }
 
+    /// The time with this many microseconds since the epoch.
+    #[cfg(feature = "postgres")]
+    pub(crate) const fn from_micros(micros: i64) -> Self {
+        Self(micros.saturating_mul(1000))
+    }
+
     /// Nanoseconds since the epoch.
     pub const fn nanos(self) -> i64 {
         self.0

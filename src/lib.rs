@@ -105,7 +105,9 @@ pub use journal::postgres::{PostgresJournal, options::PostgresOptions};
 #[cfg(feature = "sqlite")]
 pub use journal::sqlite::SqliteJournal;
 pub use journal::{
-    journal::{Apply, BoxFuture, Entry, Journal, JournalError, News, Shared, Show, Then, Unkept},
+    journal::{
+        Apply, BoxFuture, Entry, Journal, JournalError, News, Reach, Shared, Show, Then, Unkept,
+    },
     memory::MemoryJournal,
 };
 pub use metrics::Metrics;

@@ -1,6 +1,8 @@
 //! Plain metric handles, passed down to those who count. Registering and
 //! serving them is for whoever composes; nothing here is global.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -18,6 +20,9 @@ pub struct Metrics {
     pub(crate) waiters: Gauge,
     /// Told by whoever serves the metrics.
     pub(crate) trouble: Gauge,
+    pub(crate) follow_seconds: Histogram,
+    /// Told by whoever serves the metrics.
+    pub(crate) follow_age: Gauge<f64, AtomicU64>,
     queue_depth: Family<QueueLabel, Gauge>,
     attempts: Family<AttemptLabel, Counter>,
     attempt_seconds: Family<QueueLabel, Histogram>,
@@ -106,6 +111,8 @@ impl Default for Metrics {
             bytes: Gauge::default(),
             waiters: Gauge::default(),
             trouble: Gauge::default(),
+            follow_seconds: call_seconds(),
+            follow_age: Gauge::default(),
             queue_depth: Family::default(),
             attempts: Family::default(),
             attempt_seconds: Family::new_with_constructor(|| {
@@ -142,6 +149,16 @@ impl Metrics {
             "store_trouble",
             "Whether changes cannot be kept",
             self.trouble.clone(),
+        );
+        registry.register(
+            "follow_lag_seconds",
+            "From a change in a shared database until it is shown here, for the first of each read",
+            self.follow_seconds.clone(),
+        );
+        registry.register(
+            "follow_age_seconds",
+            "Time since everything was shown that was in a shared database",
+            self.follow_age.clone(),
         );
         registry.register(
             "queue_depth",

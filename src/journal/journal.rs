@@ -82,6 +82,11 @@ pub trait Shared: Send + Sync + 'static {
         None
     }
 
+    /// How the journal has been within reach; without it, it always was.
+    fn reach(&self) -> Option<Reach> {
+        None
+    }
+
     /// How many done operations a server shows at the most; it reads the older ones
     /// from the journal when they are asked for. Without it, it shows all.
     fn view_limit(&self) -> Option<usize> {
@@ -111,14 +116,34 @@ pub trait Shared: Send + Sync + 'static {
     fn follow(&self, apply: Apply) -> BoxFuture<'_, ()>;
 }
 
-/// Takes in what became of operations.
-pub type Apply = Arc<dyn Fn(Vec<News>) -> BoxFuture<'static, ()> + Send + Sync>;
+/// How a journal that several servers share has been within reach of one.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach {
+    /// Since when changes could be kept without a break; now, while they cannot. A
+    /// lease that could not be renewed before lasts its full time from then on.
+    pub since: Timestamp,
+    /// Up to when all that was changed has been read.
+    pub read: Timestamp,
+}
+
+/// Takes in what became of operations, and since when the first of them could be
+/// known, if that is known.
+pub type Apply = Arc<dyn Fn(Vec<News>, Option<Timestamp>) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// What became of an operation.
 #[derive(Clone, Debug)]
 pub enum News {
     /// It is like this.
     Changed(Arc<Operation>),
+    /// The lease of the one with this number was renewed, which is its revision now.
+    Renewed {
+        /// Which operation.
+        number: u64,
+        /// How often it has changed.
+        revision: u32,
+        /// When the lease is over.
+        until: Timestamp,
+    },
     /// The one with this number is gone.
     Gone(u64),
     /// Only those with these numbers are left, and they are of these revisions: so

@@ -2,10 +2,12 @@
 //! kept by compare-and-set on the operation's revision; changes that come at the
 //! same time are one statement and one commit.
 //!
-//! What other servers change is read in `news`, hints to do so at once live in
-//! `listen`, what is written for a change in `row`, the statements in `sql`, a
+//! Changes are written in `writer`, and what is written for one in `row`. What other
+//! servers change is read in `news`, and hints to do so at once live in `listen`.
+//! Since when all of that has worked is in `contact`, the statements are in `sql`, a
 //! connection in `link`, and what comes first in `opening` and `options`.
 
+mod contact;
 mod link;
 mod listen;
 mod news;
@@ -13,11 +15,9 @@ mod opening;
 pub(crate) mod options;
 mod row;
 mod sql;
+mod writer;
 
 use std::{
-    collections::HashMap,
-    mem,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -26,28 +26,24 @@ use std::{
 };
 
 use futures_util::TryStreamExt;
-use parking_lot::Mutex;
-use tokio::{
-    select,
-    sync::Notify,
-    time::{interval, sleep},
-};
+use tokio::{select, time::interval};
 use tokio_postgres::{
-    Client, Row,
+    Client,
     types::{ToSql, Type},
 };
-use tracing::{debug, error, info};
+use tracing::debug;
 
 use self::{
+    contact::Contact,
     link::{Link, refused},
     listen::Hints,
     news::News,
     opening::{clock_of, config, prepare},
     options::PostgresOptions,
-    row::{Batch, decode},
     sql::{Sql, is_plain},
+    writer::Writer,
 };
-use super::journal::{Apply, BoxFuture, Entry, Journal, JournalError, Shared, Show, Then, Unkept};
+use super::journal::{Apply, BoxFuture, Entry, Journal, JournalError, Reach, Shared, Show, Then};
 use crate::{
     clock::Clock,
     operation::{
@@ -56,13 +52,6 @@ use crate::{
     },
     tasks::Tasks,
 };
-
-/// So many changes, or so many bytes of them, are one commit.
-const BATCH: usize = 1024;
-const BATCH_BYTES: usize = 8 << 20;
-
-/// The pause before a database that could not be reached is tried again.
-const PAUSE: Duration = Duration::from_millis(500);
 
 /// How often what has expired goes, and old changes are forgotten.
 const TRIMS: Duration = Duration::from_secs(20);
@@ -78,26 +67,17 @@ pub struct PostgresJournal(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    line: Mutex<Line>,
-    /// Somebody stands in line.
-    comers: Notify,
-    writer: Link,
+    writer: Writer,
     /// Answers questions, beside the writer.
     reader: Link,
     news: News,
     hints: Hints,
+    contact: Contact,
     sql: Sql,
     view_limit: Option<usize>,
     clock: Clock,
     numbers: AtomicU64,
-    trouble: Mutex<Option<String>>,
     tasks: Tasks,
-}
-
-#[derive(Debug, Default)]
-struct Line {
-    waiting: Vec<(Entry, Then)>,
-    is_closed: bool,
 }
 
 // === impl PostgresJournal ===
@@ -126,20 +106,29 @@ impl PostgresJournal {
         prepare(&writer, &sql).await?;
         let clock = clock_of(&writer).await?;
         let inner = Arc::new(Inner {
-            line: Mutex::default(),
-            comers: Notify::new(),
+            writer: Writer::new(writer),
+            contact: Contact::new(clock),
             news: News::new(&config),
             hints,
             sql,
-            writer,
             reader: Link::new(&config),
             view_limit: *view_limit,
             clock,
             numbers: AtomicU64::new(0),
-            trouble: Mutex::default(),
             tasks: Tasks::default(),
         });
-        inner.spawn("postgres", async |inner| inner.write().await);
+        inner.spawn("postgres", async |inner| {
+            let Inner {
+                writer,
+                sql,
+                hints,
+                contact,
+                ..
+            } = &*inner;
+            writer
+                .write(sql, hints, contact, inner.tasks.stopping())
+                .await;
+        });
         inner.spawn("postgres hints", async |inner| {
             let stopping = inner.tasks.stopping();
             select! {
@@ -159,23 +148,14 @@ impl Journal for PostgresJournal {
     }
 
     fn append(&self, entry: Entry, then: Then) {
-        let mut line = self.0.line.lock();
-        if line.is_closed {
-            drop(line);
-            return then.call(Err(JournalError("the journal is closed".to_owned()).into()));
-        }
-        // While the database is out of reach, nobody waits for it.
-        if let Some(trouble) = self.trouble() {
-            drop(line);
-            return then.call(Err(JournalError(trouble).into()));
-        }
-        line.waiting.push((entry, then));
-        drop(line);
-        self.0.comers.notify_one();
+        self.0.writer.append(entry, then);
     }
 
     fn trouble(&self) -> Option<String> {
-        self.0.trouble.lock().clone()
+        let Inner {
+            writer, contact, ..
+        } = &*self.0;
+        writer.trouble().or_else(|| contact.trouble())
     }
 
     fn shared(&self) -> Option<&dyn Shared> {
@@ -184,8 +164,7 @@ impl Journal for PostgresJournal {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            self.0.line.lock().is_closed = true;
-            self.0.comers.notify_one();
+            self.0.writer.close();
             self.0.tasks.stop().await;
         })
     }
@@ -213,6 +192,10 @@ impl Shared for PostgresJournal {
         Some(self.0.clock)
     }
 
+    fn reach(&self) -> Option<Reach> {
+        Some(self.0.reach())
+    }
+
     fn view_limit(&self) -> Option<usize> {
         self.0.view_limit
     }
@@ -237,8 +220,7 @@ impl Shared for PostgresJournal {
 
 impl Drop for PostgresJournal {
     fn drop(&mut self) {
-        self.0.line.lock().is_closed = true;
-        self.0.comers.notify_one();
+        self.0.writer.close();
         self.0.tasks.stopping().cancel();
     }
 }
@@ -289,7 +271,7 @@ impl Inner {
         let mut rows = std::pin::pin!(rows);
         let mut reader = row::Reader::default();
         while let Some(row) = rows.try_next().await.map_err(refused)? {
-            show(decode(&mut reader, row.get(0), row.get(1))?);
+            show(reader.operation(&row, 0)?);
         }
         Ok(())
     }
@@ -301,15 +283,29 @@ impl Inner {
             .reader
             .ask(async |client| client.query_typed_opt(&self.sql.named, &parameters).await)
             .await?;
-        let read = |row: tokio_postgres::Row| {
-            decode(&mut row::Reader::default(), row.get(0), row.get(1)).map(Arc::new)
-        };
-        row.map(read).transpose()
+        let mut reader = row::Reader::default();
+        let row = row.map(|row| reader.operation(&row, 0));
+        row.transpose().map(|found| found.map(Arc::new))
     }
 
     async fn follow(&self, apply: Apply) {
         let limit = self.view_limit.map(count);
-        self.news.follow(&self.hints, &self.sql, limit, apply).await;
+        let Self {
+            hints,
+            sql,
+            contact,
+            ..
+        } = self;
+        self.news.follow(hints, sql, limit, contact, apply).await;
+    }
+
+    /// As long as the database takes no changes, it is not within reach.
+    fn reach(&self) -> Reach {
+        let mut reach = self.contact.reach();
+        if self.writer.trouble().is_some() {
+            reach.since = self.clock.now();
+        }
+        reach
     }
 
     async fn older(
@@ -333,119 +329,11 @@ impl Inner {
             .ask(async |client| client.query_typed(text, &parameters).await)
             .await?;
         let mut reader = row::Reader::default();
-        let mut read = |row: &Row| Ok(Arc::new(decode(&mut reader, row.get(0), row.get(1))?));
-        rows.iter().map(&mut read).collect()
-    }
-
-    /// Commits what stands in line, until the journal is closed and nobody does.
-    async fn write(&self) {
-        loop {
-            let batch = {
-                let mut line = self.line.lock();
-                if line.waiting.is_empty() && line.is_closed {
-                    return;
-                }
-                let count = fits(&line.waiting);
-                let rest = line.waiting.split_off(count);
-                mem::replace(&mut line.waiting, rest)
-            };
-            if batch.is_empty() {
-                self.comers.notified().await;
-                continue;
-            }
-            let (entries, thens): (Vec<Entry>, Vec<Then>) = batch.into_iter().unzip();
-            match self.commit(&entries).await {
-                Ok(mut stale) => {
-                    for (at, then) in thens.into_iter().enumerate() {
-                        tell(then, stale.remove(&at).map_or(Ok(()), Err));
-                    }
-                    self.hints.tell();
-                }
-                Err(error) => {
-                    error!(%error, "changes cannot be kept");
-                    *self.trouble.lock() = Some(error.to_string());
-                    let waiting = mem::take(&mut self.line.lock().waiting);
-                    let waiting = waiting.into_iter().map(|(_, then)| then);
-                    for then in thens.into_iter().chain(waiting) {
-                        tell(then, Err(error.clone().into()));
-                    }
-                    self.heal().await;
-                }
-            }
-        }
-    }
-
-    /// Keeps changes; those that came too late, by their places, with what was
-    /// there.
-    async fn commit(&self, entries: &[Entry]) -> Result<HashMap<usize, Unkept>, JournalError> {
-        let batch = Batch::of(entries);
-        let kept = self
-            .writer
-            .ask(async |client| {
-                client
-                    .query_typed(&self.sql.commit, &batch.parameters())
-                    .await
-            })
-            .await?;
-        if kept.len() == entries.len() {
-            return Ok(HashMap::new());
-        }
-        let kept = kept.iter().map(|row| row.get(0)).collect();
-        batch.stale(&self.writer, &self.sql, &kept).await
-    }
-
-    /// Whether the database takes changes. One that only reads has given its place to
-    /// another, which a new connection may find.
-    async fn can_write(&self) -> bool {
-        let question = "SELECT current_setting('transaction_read_only') = 'off'";
-        let ask = async |client: &Client| client.query_typed_one(question, &[]).await;
-        match (self.writer.ask(ask).await, self.writer.client().await) {
-            (Ok(row), _) if row.get(0) => true,
-            (Ok(_), Ok(client)) => {
-                self.writer.give_up(&client).await;
-                false
-            }
-            _ => false,
-        }
-    }
-
-    /// Waits until the database can be reached again, or the journal is closed.
-    async fn heal(&self) {
-        loop {
-            select! {
-                () = sleep(PAUSE) => {}
-                () = self.tasks.stopping().cancelled() => return,
-            }
-            if self.line.lock().is_closed {
-                return;
-            }
-            if self.can_write().await {
-                info!("changes can be kept again");
-                *self.trouble.lock() = None;
-                return;
-            }
-        }
+        let read = |row| Ok(Arc::new(reader.operation(row, 0)?));
+        rows.iter().map(read).collect()
     }
 }
 
 fn count(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
-}
-
-/// A bug that one of them meets must not keep the others waiting.
-fn tell(then: Then, kept: Result<(), Unkept>) {
-    if catch_unwind(AssertUnwindSafe(|| then.call(kept))).is_err() {
-        error!("showing a change panicked");
-    }
-}
-
-/// How many of the waiting changes fit in one commit, and at least one.
-fn fits(waiting: &[(Entry, Then)]) -> usize {
-    let mut bytes = 0;
-    let count = waiting.iter().take(BATCH).take_while(|(entry, _)| {
-        let fits = bytes < BATCH_BYTES;
-        bytes += row::size(entry);
-        fits
-    });
-    count.count()
 }

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// One operation at one moment.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Operation {
     pub(super) number: u64,
     pub(super) revision: u32,
@@ -170,6 +170,14 @@ impl Operation {
             wire: self.wire.clone(),
             ..self.successor(now.max(self.update_time))
         })
+    }
+
+    /// The lease was renewed, which is all that is new in this revision.
+    pub(crate) fn renew(&mut self, revision: u32, until: Timestamp) {
+        self.revision = revision;
+        if let Stage::Running(lease) | Stage::Cancelling(lease) = &mut self.stage {
+            lease.until = until;
+        }
     }
 
     /// Goes on after a restart: a lease gets its full time again, because its

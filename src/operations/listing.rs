@@ -191,6 +191,7 @@ impl Listing {
     }
 
     /// Fills a page; tells whether nothing is left for another one.
+    ///
     /// What is below the floor of the view may not be all that there is, and is left
     /// out if the journal has the rest.
     async fn fill(
@@ -208,21 +209,17 @@ impl Listing {
             (None, Scope::Everything | Scope::Under(_)) => self.size + 1,
         };
         loop {
-            let next = view.index.stretch(walk, page.before, stretch);
+            let mut next = view.index.stretch(walk, page.before, stretch);
             // Looked at after the stretch: whatever was let go of before is below it.
             let floor = if has_older { view.older.floor() } else { 0 };
-            for operation in next.operations {
-                if operation.number() < floor {
-                    page.before = page.before.min(floor);
-                    return true;
-                }
-                let is_shown = self.shows(&operation, pace).await;
-                if !self.take(page, operation, is_shown) {
-                    return false;
-                }
-                if GLANCE_BYTES <= pace.bytes && pace.is_over().await {
-                    return false;
-                }
+            let is_above = |operation: &Arc<Operation>| floor <= operation.number();
+            let above = next.operations.partition_point(is_above);
+            if above < next.operations.len() {
+                next.operations.truncate(above);
+                next.rest = None;
+            }
+            if !self.add(page, next.operations, pace).await {
+                return false;
             }
             let Some(rest) = next.rest.filter(|rest| floor < *rest) else {
                 page.before = page.before.min(floor);
@@ -257,16 +254,33 @@ impl Listing {
             if older.is_empty() {
                 return Ok(true);
             }
-            for operation in older {
-                let is_shown = self.shows(&operation, pace).await;
-                if !self.take(page, operation, is_shown) {
-                    return Ok(false);
-                }
+            if !self.add(page, older, pace).await {
+                return Ok(false);
             }
             if SCAN <= page.examined || pace.is_over().await {
                 return Ok(false);
             }
         }
+    }
+
+    /// Adds those that belong to the list; tells whether there was room and time for
+    /// all of them.
+    async fn add(
+        &self,
+        page: &mut Filling,
+        operations: Vec<Arc<Operation>>,
+        pace: &mut Pace,
+    ) -> bool {
+        for operation in operations {
+            let is_shown = self.shows(&operation, pace).await;
+            if !self.take(page, operation, is_shown) {
+                return false;
+            }
+            if GLANCE_BYTES <= pace.bytes && pace.is_over().await {
+                return false;
+            }
+        }
+        true
     }
 
     /// Whether an operation belongs to the list.

@@ -216,6 +216,13 @@ impl Operations {
         self.0.store.trouble()
     }
 
+    /// How long ago everything was shown that other servers of a shared journal had
+    /// done; none if the journal is not shared.
+    pub fn follow_age(&self) -> Option<Duration> {
+        let store = &self.0.store;
+        Some(store.clock.now().since(store.read_until()?))
+    }
+
     /// How many waits and watches are open.
     pub fn waiters(&self) -> usize {
         self.0.store.view.waiters.count()

@@ -108,6 +108,8 @@ impl Admin {
         if let Phase::Serving(operations) = &*self.ready.0.read() {
             let trouble = operations.trouble().is_some();
             operations.metrics().trouble.set(i64::from(trouble));
+            let age = operations.follow_age().unwrap_or_default();
+            operations.metrics().follow_age.set(age.as_secs_f64());
         }
         let mut body = String::new();
         match encode(&mut body, &self.registry) {

@@ -15,8 +15,9 @@ use tracing::{debug, warn};
 
 use super::store::Store;
 use crate::{
+    clock::Timestamp,
     error::{Error, Result},
-    journal::journal::{BoxFuture, News},
+    journal::journal::{BoxFuture, News, Reach, Shared},
     operation::{name::OperationName, operation::Operation},
 };
 
@@ -70,9 +71,15 @@ impl Store {
         let (store, stopping) = (self.clone(), self.tasks.stopping().clone());
         let apply = {
             let store = self.clone();
-            move |news: Vec<News>| -> BoxFuture<'static, ()> {
+            move |news: Vec<News>, since: Option<Timestamp>| -> BoxFuture<'static, ()> {
                 let store = store.clone();
-                Box::pin(async move { store.take_in(news).await })
+                Box::pin(async move {
+                    store.take_in(news).await;
+                    if let Some(since) = since {
+                        let lag = store.clock.now().since(since);
+                        store.view.metrics.follow_seconds.observe(lag.as_secs_f64());
+                    }
+                })
             }
         };
         self.tasks.spawn("follow", async move {
@@ -84,6 +91,25 @@ impl Store {
                 () = stopping.cancelled() => {}
             }
         });
+    }
+
+    /// The operation as time may judge it: a lease gets its full time again once
+    /// the journal is within reach, because until then nobody could renew it.
+    pub(super) fn judged(&self, operation: Arc<Operation>) -> Arc<Operation> {
+        let now = self.clock.now();
+        let is_over = operation.lease().is_some_and(|lease| lease.is_over(now));
+        let shared = self.journal.0.shared().filter(|_| is_over);
+        let Some(Reach { since, .. }) = shared.and_then(Shared::reach) else {
+            return operation;
+        };
+        let mut resumed = Operation::clone(&operation);
+        resumed.resume(since);
+        Arc::new(resumed)
+    }
+
+    /// Up to when everything is shown that other servers did.
+    pub(crate) fn read_until(&self) -> Option<Timestamp> {
+        Some(self.journal.0.shared()?.reach()?.read)
     }
 
     /// Whether other servers share the journal.
@@ -120,6 +146,11 @@ impl Store {
                             self.take_over(&operation);
                         }
                     }
+                    News::Renewed {
+                        number,
+                        revision,
+                        until,
+                    } => self.renew(number, revision, until).await,
                     News::Gone(number) => self.let_go(number).await,
                     News::Left(numbers) => self.keep_only(&numbers).await,
                 }
@@ -197,6 +228,21 @@ impl Store {
                 self.show_again(operation);
             }
             Some(_) => {}
+        }
+    }
+
+    /// A lease was renewed elsewhere, which is all that was new until then.
+    async fn renew(&self, number: u64, revision: u32, until: Timestamp) {
+        let Some(shown) = self.view.index.get(number) else {
+            return;
+        };
+        let _turn = self.turns.of(shown.name()).await;
+        if let Some(shown) = self.view.index.get(number)
+            && shown.revision() < revision
+        {
+            let mut renewed = Operation::clone(&shown);
+            renewed.renew(revision, until);
+            self.view.publish(&Arc::new(renewed));
         }
     }
 

@@ -312,6 +312,7 @@ impl Store {
             .view
             .find(name.as_str())
             .ok_or_else(|| Error::not_found(name.as_str()))?;
+        let current = self.judged(current);
         // Only clients ask to cancel, and they see nothing that was deleted.
         if current.is_hidden() && matches!(event, Event::RequestCancel) {
             return Err(Error::not_found(name.as_str()));

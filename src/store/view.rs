@@ -43,7 +43,7 @@ pub(crate) struct View {
     pub(crate) directives: Arc<Directives>,
     pub(crate) older: Older,
     clock: Clock,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
     bytes: AtomicUsize,
 }
 

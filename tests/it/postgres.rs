@@ -4,8 +4,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use longrunning::{
-    NewOperation, OperationName, Operations, PostgresJournal, PostgresOptions, QueueName, Reads,
-    WorkerId, proto::google::longrunning::ListOperationsRequest,
+    Any, NewOperation, OperationName, Operations, PostgresJournal, PostgresOptions, QueueName,
+    Reads, WorkerId, proto::google::longrunning::ListOperationsRequest,
 };
 use tokio::{task::JoinSet, time::timeout};
 use tokio_postgres::{Client, NoTls};
@@ -250,7 +250,12 @@ async fn a_restart_of_the_database_costs_nothing_that_was_said_to_be_kept() {
             .await
             .expect("it is cancelled in the end");
         assert!(other.wait(&name, MINUTE).await.unwrap().is_done());
-        assert!(one.list(&everything).await.unwrap().unreachable.is_empty());
+        let whole = async {
+            while !one.list(&everything).await.unwrap().unreachable.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(MINUTE, whole).await.expect("it reads again");
         kept.insert(name.to_string());
     }
     let third = server(&options).await;
@@ -289,25 +294,137 @@ async fn a_database_that_was_restored_from_a_dump_is_followed_from_now_on() {
     assert!(other.wait(&name, MINUTE).await.unwrap().is_done());
 }
 
+// A rolling restart: a newer program changes the tables while servers of this one go on.
 #[tokio::test]
-async fn tables_of_a_version_that_this_program_may_not_write_are_refused_in_clear_words() {
+async fn tables_of_a_newer_program_are_used_as_long_as_it_knows_how_this_one_writes() {
     let Some(options) = schema() else { return };
-    drop(server(&options).await);
+    let running = server(&options).await;
+    let name = queued(&running).await;
     let client = client(&options).await;
-    let newer = format!("UPDATE {}.meta SET version = 8", options.schema);
-    client.batch_execute(&newer).await.unwrap();
-    // A newer version that still knows how this one writes.
-    queued(&server(&options).await).await;
-    let newer = format!("UPDATE {}.meta SET least = 7", options.schema);
-    client.batch_execute(&newer).await.unwrap();
-    let error = PostgresJournal::open(&options)
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("version 8") && error.contains("use a newer longrunning"),
-        "{error}"
+    let schema = &options.schema;
+    let more = format!(
+        "ALTER TABLE {schema}.operations ADD COLUMN news text NOT NULL DEFAULT 'none';
+         ALTER TABLE {schema}.changes ADD COLUMN news text;
+         ALTER TABLE {schema}.meta ADD COLUMN news text;
+         CREATE INDEX ON {schema}.operations (news, number);
+         UPDATE {schema}.meta SET version = 8"
     );
+    client.batch_execute(&more).await.unwrap();
+    let another = server(&options).await;
+    another.cancel(&name).await.unwrap();
+    assert!(running.wait(&name, MINUTE).await.unwrap().is_done());
+    queued(&running).await;
+    // The last servers of this program should have gone by now.
+    let all = format!("UPDATE {schema}.meta SET least = 7");
+    client.batch_execute(&all).await.unwrap();
+    let before = format!("SELECT count(*), max(revision) FROM {schema}.operations");
+    let rows = client.query_one(&before, &[]).await.unwrap();
+    let refused = PostgresJournal::open(&options).await.unwrap_err();
+    let error = running.cancel(&queued_before(&running).await).await;
+    assert_eq!(error.unwrap_err().reason(), "STORE_UNAVAILABLE");
+    for words in [refused.to_string(), running.trouble().unwrap()] {
+        assert!(
+            words.contains("version 8") && words.contains("use a newer longrunning"),
+            "{words}"
+        );
+    }
+    let new = NewOperation::queued("jobs");
+    let error = another.create(new).await.unwrap_err();
+    assert_eq!(error.reason(), "STORE_UNAVAILABLE");
+    let after = client.query_one(&before, &[]).await.unwrap();
+    assert_eq!(after.get::<_, i64>(0), rows.get::<_, i64>(0));
+    assert_eq!(after.get::<_, i32>(1), rows.get::<_, i32>(1));
+}
+
+/// One that is not done.
+async fn queued_before(operations: &Operations) -> OperationName {
+    let request = ListOperationsRequest {
+        filter: "NOT done".into(),
+        ..Default::default()
+    };
+    let page = operations.list(&request).await.unwrap();
+    page.operations[0].owned_name()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewal_writes_neither_the_record_nor_an_index_and_is_known_everywhere() {
+    let Some(options) = schema() else { return };
+    let (one, other) = (server(&options).await, server(&options).await);
+    let input = Any {
+        type_url: "type.example.com/bytes".into(),
+        // Nothing that PostgreSQL could press together.
+        value: (0..8192)
+            .flat_map(|_| *uuid::Uuid::new_v4().as_bytes())
+            .collect(),
+    };
+    let new = NewOperation::queued("jobs").input(input.clone());
+    let name = one.create(new).await.unwrap().operation.owned_name();
+    let queue = QueueName::parse("jobs").unwrap();
+    let lease = one.lease(&queue, &WorkerId::new("test")).await.unwrap();
+    let token = lease.lease().unwrap().token;
+    let client = client(&options).await;
+    let size = format!(
+        "SELECT pg_table_size('{0}.operations') + pg_indexes_size('{0}.operations')",
+        options.schema
+    );
+    let size = async || client.query_one(&size, &[]).await.unwrap().get::<_, i64>(0);
+    let before = size().await;
+    let mut renewed = lease;
+    for _ in 0..100 {
+        renewed = one.renew(&name, token).await.unwrap();
+    }
+    // As records they would be 13 MB.
+    let more = size().await - before;
+    assert!(more <= 64 * 1024, "{more} bytes more");
+    let third = server(&options).await;
+    for server in [&other, &third] {
+        let heard = async {
+            while server.get(&name).unwrap().revision() < renewed.revision() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(MINUTE, heard).await.expect("it is heard of");
+        let shown = server.get(&name).unwrap();
+        assert_eq!(shown.lease(), renewed.lease());
+        assert_eq!(shown.input().unwrap().any(), &input);
+    }
+    other.succeed(&name, token, text("done")).await.unwrap();
+    assert!(one.wait(&name, MINUTE).await.unwrap().is_done());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_outlasts_a_database_that_was_away_for_longer() {
+    let Some(mut postgres) = Postgres::start(&[]) else {
+        return;
+    };
+    let options = PostgresOptions::new(postgres.url());
+    let (one, other) = (server(&options).await, server(&options).await);
+    let short = NewOperation::queued("jobs").lease_duration(Duration::from_secs(5));
+    let name = one.create(short).await.unwrap().operation.owned_name();
+    let queue = QueueName::parse("jobs").unwrap();
+    let lease = one.lease(&queue, &WorkerId::new("test")).await.unwrap();
+    let lease = lease.lease().unwrap().clone();
+    other.look(&name).await.unwrap();
+    postgres.end(true);
+    // It is the length of the outage that is tested here.
+    let over = lease.until + Duration::from_secs(1);
+    tokio::time::sleep_until(one.clock().instant(over)).await;
+    let refused = other.renew(&name, lease.token).await.unwrap_err();
+    assert_eq!(refused.reason(), "STORE_UNAVAILABLE");
+    postgres.begin();
+    let renewed = async {
+        loop {
+            match one.renew(&name, lease.token).await {
+                Ok(renewed) => return renewed,
+                Err(error) => assert_eq!(error.reason(), "STORE_UNAVAILABLE"),
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let renewed = timeout(MINUTE, renewed).await.expect("it is back");
+    assert_eq!(renewed.attempt(), 1);
+    let ended = other.succeed(&name, lease.token, text("done")).await;
+    assert!(ended.unwrap().is_done());
 }
 
 #[tokio::test]

@@ -157,6 +157,53 @@ async fn a_lease_that_runs_out_at_three_servers_is_one_lost_attempt() {
     assert_eq!(lease.attempt(), 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_was_renewed_at_one_server_lasts_as_long_at_another() {
+    let (_table, one, mut other) = two().await;
+    let name = queued(&one.operations).await;
+    let lease = one.operations.lease(&jobs(), &worker("w")).await.unwrap();
+    let token = lease.lease().unwrap().token;
+    other.catch_up().await;
+    for _ in 0..10 {
+        tokio::time::sleep(MINUTE / 6).await;
+        let renewed = one.operations.renew(&name, token).await.unwrap();
+        other.catch_up().await;
+        let shown = other.operations.get(&name).unwrap();
+        assert_eq!(shown.revision(), renewed.revision());
+        assert_eq!(shown.lease(), renewed.lease());
+        assert_eq!(shown.bytes(), renewed.bytes());
+    }
+    // Nor has the other one taken it away in all that time.
+    other
+        .operations
+        .succeed(&name, token, text("done"))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_nobody_could_renew_lasts_its_full_time_once_the_journal_is_back() {
+    let (table, one, mut other) = two().await;
+    let name = queued(&one.operations).await;
+    let lease = one.operations.lease(&jobs(), &worker("w")).await.unwrap();
+    let lease = lease.lease().unwrap().clone();
+    let length = lease.until.since(one.operations.clock().now());
+    other.catch_up().await;
+    table.leave();
+    tokio::time::sleep(5 * length).await;
+    let refused = one.operations.renew(&name, lease.token).await.unwrap_err();
+    assert_eq!(refused.reason(), "STORE_UNAVAILABLE");
+    table.come_back();
+    tokio::time::sleep(length / 2).await;
+    let renewed = other.operations.renew(&name, lease.token).await.unwrap();
+    assert_eq!(renewed.attempt(), 1);
+    // Whoever then says nothing has lost it.
+    tokio::time::sleep(2 * length).await;
+    other.catch_up().await;
+    let lost = other.operations.get(&name).unwrap();
+    assert_eq!(lost.state(), State::Failed);
+}
+
 // Whoever takes an operation from the queues of three servers, has it alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queues_of_three_servers_are_drained_with_one_outcome_for_each_operation() {

@@ -2,8 +2,10 @@ WITH given AS MATERIALIZED (
   SELECT *
   FROM unnest(
     $1::int2[], $2::int8[], $3::int4[], $4::int4[], $5::text[], $6::text[], $7::text[], $8::bool[], $9::int8[],
-    $10::bytea[]
-  ) AS given (kind, number, seen, revision, name, parent, request, is_done, expires, record)
+    $10::bigint[], $11::bytea[]
+  ) AS given (kind, number, seen, revision, name, parent, request, is_done, expires, renewed_until, record)
+  -- A program that is too old for the tables keeps nothing.
+  WHERE (SELECT least FROM longrunning.meta) <= $12
 ),
 -- Locked in one order everywhere, so that no two batches wait for each other.
 ours AS MATERIALIZED (
@@ -16,10 +18,12 @@ ours AS MATERIALIZED (
 changed AS (
   UPDATE longrunning.operations
   SET revision = given.revision, request = given.request, is_done = given.is_done,
-    expires = given.expires, record = given.record
+    expires = given.expires, renewed_until = given.renewed_until,
+    -- What was not written anew need not be read, nor its parts that are kept elsewhere.
+    record = coalesce(given.record, operations.record)
   FROM given JOIN ours ON ours.number = given.number
   WHERE given.kind = 1 AND operations.number = given.number
-  RETURNING operations.number
+  RETURNING operations.number, given.record IS NULL AS is_renewal
 ),
 gone AS (
   DELETE FROM longrunning.operations
@@ -35,9 +39,11 @@ made AS (
   RETURNING number
 ),
 kept AS (
-  SELECT number FROM changed UNION ALL SELECT number FROM gone UNION ALL SELECT number FROM made
+  SELECT number, is_renewal FROM changed
+  UNION ALL SELECT number, false FROM gone
+  UNION ALL SELECT number, false FROM made
 ),
 noted AS (
-  INSERT INTO longrunning.changes (number) SELECT number FROM kept
+  INSERT INTO longrunning.changes (number, is_renewal) SELECT number, is_renewal FROM kept
 )
 SELECT number FROM kept

@@ -11,4 +11,4 @@ gone AS (
   WHERE operations.number = old.number
   RETURNING operations.number
 )
-INSERT INTO longrunning.changes (number) SELECT number FROM gone
+INSERT INTO longrunning.changes (number, is_renewal) SELECT number, false FROM gone

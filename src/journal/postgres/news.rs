@@ -4,10 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -20,12 +17,16 @@ use tokio_postgres::{
 use tracing::{info, warn};
 
 use super::{
+    contact::Contact,
     link::Link,
     listen::Hints,
-    row::{Reader, TEXT, decode},
+    row::{Reader, TEXT},
     sql::Sql,
 };
-use crate::journal::journal::{Apply, JournalError, News as Changes};
+use crate::{
+    clock::Timestamp,
+    journal::journal::{Apply, JournalError, News as Changes},
+};
 
 /// How often it is read without a hint: if hints arrive, and if they do not.
 const POLL: Duration = Duration::from_secs(1);
@@ -46,6 +47,14 @@ pub(super) struct News {
     asked: AtomicU64,
     /// To how many of them it was given, or why the last could not have it.
     given: watch::Sender<(u64, Result<(), JournalError>)>,
+}
+
+/// What was read.
+struct Fresh {
+    news: Vec<Changes>,
+    /// When the first of it was written.
+    since: Option<Timestamp>,
+    place: Place,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,41 +107,39 @@ impl News {
         hints: &Hints,
         sql: &Sql,
         view_limit: Option<i64>,
+        contact: &Contact,
         apply: Apply,
     ) {
-        let mut is_broken = false;
         loop {
-            let asked = self.asked.load(Ordering::Acquire);
-            match self.read(sql, view_limit).await {
-                Ok((news, place)) => {
+            let (asked, asked_at) = (self.asked.load(Ordering::Acquire), contact.now());
+            let pause = match self.read(sql, view_limit).await {
+                Ok(Fresh { news, since, place }) => {
                     if !news.is_empty() {
-                        apply(news).await;
+                        apply(news, since).await;
                     }
                     // What was not taken in is read again.
                     *self.read.lock() = place;
-                    drop(self.given.send_replace((asked, Ok(()))));
-                    if std::mem::take(&mut is_broken) {
+                    if contact.answered(asked_at) {
                         info!("reads again what other servers do");
                     }
-                    let poll = if hints.arrive() { POLL } else { POLL_ALONE };
-                    let _ = timeout(poll, hints.heard.notified()).await;
+                    drop(self.given.send_replace((asked, Ok(()))));
+                    if hints.arrive() { POLL } else { POLL_ALONE }
                 }
                 Err(error) => {
-                    if !std::mem::replace(&mut is_broken, true) {
+                    let is_first = contact.broke(error.to_string());
+                    if is_first {
                         warn!(%error, "cannot read what other servers do; trying again");
                     }
                     drop(self.given.send_replace((asked, Err(error))));
-                    let _ = timeout(PAUSE, hints.heard.notified()).await;
+                    // Often there is nothing but a connection to be made anew.
+                    if is_first { Duration::ZERO } else { PAUSE }
                 }
-            }
+            };
+            let _ = timeout(pause, hints.heard.notified()).await;
         }
     }
 
-    async fn read(
-        &self,
-        sql: &Sql,
-        view_limit: Option<i64>,
-    ) -> Result<(Vec<Changes>, Place), JournalError> {
+    async fn read(&self, sql: &Sql, view_limit: Option<i64>) -> Result<Fresh, JournalError> {
         let since = self.read.lock().clone();
         let parameters = [(&since.snapshot as &(dyn ToSql + Sync), TEXT)];
         let rows = self
@@ -146,29 +153,22 @@ impl News {
         };
         // Another server has taken over, or the same one has begun anew. The numbers
         // of transactions that were lost with the last one may be given again.
-        if !first.get::<_, bool>(2) || place.began != since.began {
+        if !first.get::<_, bool>(6) || place.began != since.began {
             info!("reads all operations anew");
             return self.read_all(sql, view_limit).await;
         }
         let mut reader = Reader::default();
-        let mut news = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let (number, record): (Option<i64>, Option<&[u8]>) = (row.get(3), row.get(4));
-            let Some(number) = number else { continue };
-            news.push(match record {
-                Some(record) => Changes::Changed(Arc::new(decode(&mut reader, number, record)?)),
-                None => Changes::Gone(u64::try_from(number).unwrap_or_default()),
-            });
-        }
-        Ok((news, place))
+        let news = rows
+            .iter()
+            .filter_map(|row| reader.news(row, 2).transpose());
+        let news = news.collect::<Result<Vec<_>, _>>()?;
+        let times = rows.iter().filter_map(|row| row.get::<_, Option<i64>>(7));
+        let since = times.min().map(Timestamp::from_micros);
+        Ok(Fresh { news, since, place })
     }
 
     /// Everything that is there, and nothing else.
-    async fn read_all(
-        &self,
-        sql: &Sql,
-        view_limit: Option<i64>,
-    ) -> Result<(Vec<Changes>, Place), JournalError> {
+    async fn read_all(&self, sql: &Sql, view_limit: Option<i64>) -> Result<Fresh, JournalError> {
         let rows = self
             .link
             .ask_within(ALL, async |client| {
@@ -184,15 +184,17 @@ impl News {
         };
         let (mut reader, mut news, mut left) = (Reader::default(), Vec::new(), BTreeMap::new());
         for row in &rows {
-            let (number, record): (Option<i64>, Option<&[u8]>) = (row.get(2), row.get(3));
-            if let (Some(number), Some(record)) = (number, record) {
-                let operation = decode(&mut reader, number, record)?;
+            if let Some(Changes::Changed(operation)) = reader.news(row, 2)? {
                 left.insert(operation.number(), operation.revision());
-                news.push(Changes::Changed(Arc::new(operation)));
+                news.push(Changes::Changed(operation));
             }
         }
         news.push(Changes::Left(left));
-        Ok((news, place))
+        Ok(Fresh {
+            news,
+            since: None,
+            place,
+        })
     }
 }
 

@@ -1,14 +1,18 @@
 -- What changed since a snapshot: the changes of all transactions that can be seen
--- now and could not be seen then. Whichever commits first, none is missed.
+-- now and could not be seen then. Whichever commits first, none is missed. The record
+-- of an operation is read only if it was written anew.
 WITH changed AS (
-  SELECT DISTINCT number
+  SELECT number, bool_and(is_renewal) AS is_renewal, min(at) AS at
   FROM longrunning.changes
   WHERE tx >= pg_snapshot_xmin($1::text::pg_snapshot)
     AND NOT pg_visible_in_snapshot(tx, $1::text::pg_snapshot)
+  GROUP BY number
 )
 SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::text,
+  changed.number, operations.revision, operations.renewed_until,
+  CASE WHEN NOT changed.is_renewal THEN operations.record END,
   meta.trimmed <= pg_snapshot_xmin($1::text::pg_snapshot),
-  changed.number, operations.record
+  (extract(epoch FROM changed.at) * 1000000)::bigint
 FROM longrunning.meta
   LEFT JOIN changed ON true
   LEFT JOIN longrunning.operations ON operations.number = changed.number

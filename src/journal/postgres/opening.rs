@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The version of the tables.
-const VERSION: i32 = 1;
+pub(super) const VERSION: i32 = 1;
 
 /// How often the database is asked for the time, unless an answer is quick: its
 /// error is at most half of what it took.
@@ -40,6 +40,12 @@ pub(super) async fn prepare(link: &Link, sql: &Sql) -> Result<(), JournalError> 
     }
     link.ask(async |client| client.execute_typed(&sql.mend, &[]).await)
         .await?;
+    check_version(link, sql).await
+}
+
+/// Looks whether this program may write the tables: they are as new as it needs,
+/// and no newer program has made of them what this one would not understand.
+pub(super) async fn check_version(link: &Link, sql: &Sql) -> Result<(), JournalError> {
     let version = async |client: &Client| client.query_typed_one(&sql.version, &[]).await;
     let row = link.ask(version).await?;
     let (version, least): (i32, i32) = (row.get(0), row.get(1));
@@ -70,7 +76,7 @@ pub(super) async fn clock_of(link: &Link) -> Result<Clock, JournalError> {
         let heard = clock.now();
         let (took, micros) = (heard.since(asked), row.get::<_, i64>(0));
         if best.is_none_or(|(best, ..)| took < best) {
-            let theirs = Timestamp::from_nanos(micros.saturating_mul(1000)) + took / 2;
+            let theirs = Timestamp::from_micros(micros) + took / 2;
             best = Some((took, theirs, heard));
         }
         if took < QUICK {

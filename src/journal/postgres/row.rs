@@ -5,22 +5,33 @@ use std::{
     sync::Arc,
 };
 
-use tokio_postgres::types::{ToSql, Type};
-
-pub(super) use crate::operation::record::Reader;
-use crate::{
-    clock::Timestamp,
-    journal::journal::{Entry, JournalError, Unkept},
-    operation::{name::parent_of, operation::Operation, record::encode_with_input},
+use tokio_postgres::{
+    Row,
+    types::{ToSql, Type},
 };
 
-use super::{link::Link, sql::Sql};
+use crate::{
+    clock::Timestamp,
+    journal::journal::{Entry, JournalError, News, Unkept},
+    operation::{
+        name::parent_of,
+        operation::Operation,
+        record::{self, encode_with_input},
+    },
+};
+
+use super::{link::Link, opening::VERSION, sql::Sql};
 
 pub(super) const TEXT: Type = Type::TEXT;
 
 const MADE: i16 = 0;
 const CHANGED: i16 = 1;
 const GONE: i16 = 2;
+
+/// Reads rows: the columns number, revision, renewed_until and record, which stand
+/// together in each answer.
+#[derive(Debug, Default)]
+pub(super) struct Reader(record::Reader);
 
 /// The columns of `commit.sql`.
 #[derive(Debug, Default)]
@@ -34,6 +45,7 @@ pub(super) struct Batch {
     requests: Vec<Option<String>>,
     are_done: Vec<bool>,
     expire: Vec<Option<i64>>,
+    renewed: Vec<Option<i64>>,
     records: Vec<Option<Vec<u8>>>,
 }
 
@@ -53,8 +65,9 @@ impl Batch {
         let revision = i32::try_from(operation.revision()).unwrap_or(i32::MAX);
         let (kind, seen, record) = match entry {
             Entry::Forget(_) => (GONE, revision, None),
-            _ if revision == 0 => (MADE, 0, Some(encode_with_input(operation))),
-            _ => (CHANGED, revision - 1, Some(encode_with_input(operation))),
+            Entry::Renew(_) => (CHANGED, revision - 1, None),
+            Entry::Put(_) if revision == 0 => (MADE, 0, Some(encode_with_input(operation))),
+            Entry::Put(_) => (CHANGED, revision - 1, Some(encode_with_input(operation))),
         };
         self.kinds.push(kind);
         self.numbers.push(key(operation));
@@ -65,10 +78,12 @@ impl Batch {
         self.requests.push(request_of(operation));
         self.are_done.push(operation.is_done());
         self.expire.push(expires(operation));
+        let lease = operation.lease().filter(|_| record.is_none());
+        self.renewed.push(lease.map(|lease| lease.until.nanos()));
         self.records.push(record);
     }
 
-    pub(super) fn parameters(&self) -> [(&(dyn ToSql + Sync), Type); 10] {
+    pub(super) fn parameters(&self) -> [(&(dyn ToSql + Sync), Type); 12] {
         [
             (&self.kinds, Type::INT2_ARRAY),
             (&self.numbers, Type::INT8_ARRAY),
@@ -79,7 +94,9 @@ impl Batch {
             (&self.requests, Type::TEXT_ARRAY),
             (&self.are_done, Type::BOOL_ARRAY),
             (&self.expire, Type::INT8_ARRAY),
+            (&self.renewed, Type::INT8_ARRAY),
             (&self.records, Type::BYTEA_ARRAY),
+            (&VERSION, Type::INT4),
         ]
     }
 
@@ -109,16 +126,16 @@ impl Batch {
         let rows = link
             .ask(async |client| client.query_typed(&sql.others, &parameters).await)
             .await?;
-        let mut stale = HashMap::new();
+        let (mut stale, mut reader) = (HashMap::new(), Reader::default());
         for at in late {
             let (number, name, request) = (self.numbers[at], &self.names[at], &self.requests[at]);
             let is_in_the_way = |row: &&tokio_postgres::Row| {
                 let is_new = self.kinds[at] == MADE;
                 row.get::<_, i64>(0) == number
-                    || (is_new && row.get::<_, &str>(2) == name)
+                    || (is_new && row.get::<_, &str>(4) == name)
                     || (is_new
                         && request.is_some()
-                        && row.get::<_, Option<&str>>(3) == request.as_deref())
+                        && row.get::<_, Option<&str>>(5) == request.as_deref())
             };
             // Nor did this one let go of what is not there any more: two servers may
             // want to, and only the first has done it.
@@ -126,35 +143,77 @@ impl Batch {
                 stale.insert(at, Unkept::Stale(None));
                 continue;
             };
-            if Some(row.get::<_, &[u8]>(1)) == self.records[at].as_deref() {
+            if self.is(at, row) {
                 continue;
             }
-            let other = decode(&mut Reader::default(), row.get(0), row.get(1))?;
+            let other = reader.operation(row, 0)?;
             stale.insert(at, Unkept::Stale(Some(Arc::new(other))));
         }
         Ok(stale)
     }
+
+    /// Whether a row is just as a change of ours makes it.
+    fn is(&self, at: usize, row: &Row) -> bool {
+        let is_record = |record: &Vec<u8>| row.get::<_, &[u8]>(3) == record;
+        self.kinds[at] != GONE
+            && row.get::<_, i32>(1) == self.revisions[at]
+            && row.get::<_, Option<i64>>(2) == self.renewed[at]
+            && self.records[at].as_ref().is_none_or(is_record)
+    }
 }
 
-/// The operation of a row.
-pub(super) fn decode(
-    reader: &mut Reader,
-    number: i64,
-    record: &[u8],
-) -> Result<Operation, JournalError> {
-    let key = u64::try_from(number).unwrap_or_default();
-    reader.decode(key, record, None).map_err(|damage| {
-        JournalError(format!(
-            "the row of longrunning.operations with number {number} cannot be read: {damage}"
-        ))
-    })
+// === impl Reader ===
+
+impl Reader {
+    /// The operation of a row, whose columns begin at `at`.
+    pub(super) fn operation(&mut self, row: &Row, at: usize) -> Result<Operation, JournalError> {
+        let number: i64 = row.get(at);
+        let key = u64::try_from(number).unwrap_or_default();
+        let mut operation = self.0.decode(key, row.get(at + 3), None).map_err(|damage| {
+            JournalError(format!(
+                "the row of longrunning.operations with number {number} cannot be read: {damage}"
+            ))
+        })?;
+        if let Some((revision, until)) = renewal(row, at) {
+            operation.renew(revision, until);
+        }
+        Ok(operation)
+    }
+
+    /// What became of an operation: it is like this, its lease was renewed, or it is
+    /// gone. None if a row is about nothing.
+    pub(super) fn news(&mut self, row: &Row, at: usize) -> Result<Option<News>, JournalError> {
+        let Some(number) = row.get::<_, Option<i64>>(at) else {
+            return Ok(None);
+        };
+        let has_record = row.get::<_, Option<&[u8]>>(at + 3).is_some();
+        let number = u64::try_from(number).unwrap_or_default();
+        Ok(Some(match renewal(row, at) {
+            _ if has_record => News::Changed(Arc::new(self.operation(row, at)?)),
+            Some((revision, until)) => News::Renewed {
+                number,
+                revision,
+                until,
+            },
+            None => News::Gone(number),
+        }))
+    }
+}
+
+/// The revision and the end of a lease that was renewed since the record was written.
+fn renewal(row: &Row, at: usize) -> Option<(u32, Timestamp)> {
+    let (revision, until): (Option<i32>, Option<i64>) = (row.get(at + 1), row.get(at + 2));
+    Some((
+        u32::try_from(revision?).ok()?,
+        Timestamp::from_nanos(until?),
+    ))
 }
 
 /// How many bytes a change is, about.
 pub(super) fn size(entry: &Entry) -> usize {
     match entry {
-        Entry::Put(operation) | Entry::Renew(operation) => operation.size(),
-        Entry::Forget(_) => 0,
+        Entry::Put(operation) => operation.size(),
+        Entry::Renew(_) | Entry::Forget(_) => 0,
     }
 }
 

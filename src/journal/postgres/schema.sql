@@ -15,6 +15,9 @@ CREATE TABLE longrunning.operations (
   is_done boolean NOT NULL,
   -- When its retention is over, in microseconds since 1970, once it is done.
   expires bigint,
+  -- How long its lease lasts, in nanoseconds since 1970, if it was renewed since
+  -- `record` was written: a renewal writes this and `revision`, and not the record.
+  renewed_until bigint,
   record bytea NOT NULL
 ) WITH (
   fillfactor = 70,
@@ -30,6 +33,8 @@ CREATE INDEX operations_expires ON longrunning.operations (expires) WHERE expire
 CREATE TABLE longrunning.changes (
   tx xid8 NOT NULL DEFAULT pg_current_xact_id(),
   number bigint NOT NULL,
+  -- Nothing but the lease was renewed.
+  is_renewal boolean NOT NULL,
   at timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (
   autovacuum_vacuum_scale_factor = 0.05,

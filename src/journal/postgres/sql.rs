@@ -6,6 +6,7 @@
 #[derive(Debug)]
 pub(super) struct Sql {
     pub(super) commit: String,
+    pub(super) can_write: String,
     pub(super) others: String,
     pub(super) news: String,
     pub(super) all: String,
@@ -43,19 +44,25 @@ impl Sql {
         let make = include_str!("schema.sql");
         let older = include_str!("older.sql");
         // As much as a view shows: what is not done, and the newest of what is.
-        let shown = "SELECT number, record FROM longrunning.operations WHERE NOT is_done
-             UNION ALL (SELECT number, record FROM longrunning.operations WHERE is_done
+        let shown = "SELECT number, revision, renewed_until, record FROM longrunning.operations WHERE NOT is_done
+             UNION ALL (SELECT number, revision, renewed_until, record FROM longrunning.operations WHERE is_done
                ORDER BY number DESC LIMIT $1)";
         Self {
             commit: own(include_str!("commit.sql")),
-            others: own("SELECT number, record, name, request FROM longrunning.operations
+            can_write: own(
+                "SELECT current_setting('transaction_read_only') = 'off' AND least <= $1
+                 FROM longrunning.meta",
+            ),
+            others: own("SELECT number, revision, renewed_until, record, name, request FROM longrunning.operations
                  WHERE number = ANY($1) OR name = ANY($2) OR request = ANY($3)"),
             news: own(include_str!("news.sql")),
             all: own(&format!(
-                "SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::text, number, record
+                "SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::text,
+                   number, revision, renewed_until, record
                  FROM longrunning.meta LEFT JOIN ({shown}) AS shown ON true"
             )),
-            named: own("SELECT number, record FROM longrunning.operations WHERE name = $1"),
+            named: own("SELECT number, revision, renewed_until, record
+                 FROM longrunning.operations WHERE name = $1"),
             replay: own(shown),
             older: own(older),
             older_everywhere: own(&older.replace(" AND parent = $2", "").replace("$3", "$2")),

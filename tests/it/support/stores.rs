@@ -189,8 +189,8 @@ impl Shared for Aside {
 
     fn follow(&self, apply: Apply) -> BoxFuture<'_, ()> {
         let (journal, runtime) = (self.0.clone(), Handle::current());
-        let apply: Apply = Arc::new(move |news| {
-            let taken_in = runtime.spawn(apply(news));
+        let apply: Apply = Arc::new(move |news, since| {
+            let taken_in = runtime.spawn(apply(news, since));
             // The runtime of a test that has ended takes in nothing.
             Box::pin(async { drop(taken_in.await) })
         });

@@ -3,7 +3,7 @@
 //! when the test lets it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -11,18 +11,20 @@ use std::{
 };
 
 use longrunning::{
-    Apply, BoxFuture, Entry, Journal, JournalError, News, Operation, OperationName, Operations,
-    Shared, Show, Then, Unkept,
+    Apply, BoxFuture, Clock, Entry, Journal, JournalError, News, Operation, OperationName,
+    Operations, Reach, Shared, Show, Then, Timestamp, Unkept,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 /// The table. Clones are the same one.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Table(Arc<Inner>);
 
-#[derive(Default)]
 struct Inner {
+    clock: Clock,
+    /// Since when it has been there; none while it is away.
+    since: Mutex<Option<Timestamp>>,
     rows: Mutex<Rows>,
     /// How long the log is.
     changes: watch::Sender<usize>,
@@ -33,7 +35,8 @@ struct Inner {
 #[derive(Default)]
 struct Rows {
     by_number: BTreeMap<u64, Arc<Operation>>,
-    log: Vec<u64>,
+    /// Which operations changed, and whether only their leases were renewed.
+    log: Vec<(u64, bool)>,
 }
 
 /// What one server has of the table.
@@ -53,7 +56,31 @@ pub(crate) struct Replica {
 
 // === impl Table ===
 
+impl Default for Table {
+    fn default() -> Self {
+        let clock = Clock::system();
+        Self(Arc::new(Inner {
+            clock,
+            since: Mutex::new(Some(clock.now())),
+            rows: Mutex::default(),
+            changes: watch::Sender::default(),
+            numbers: AtomicU64::default(),
+            asked: AtomicUsize::default(),
+        }))
+    }
+}
+
 impl Table {
+    /// Nobody reaches the table.
+    pub(crate) fn leave(&self) {
+        *self.0.since.lock() = None;
+    }
+
+    /// Everybody reaches it again.
+    pub(crate) fn come_back(&self) {
+        *self.0.since.lock() = Some(self.0.clock.now());
+    }
+
     /// One more server.
     pub(crate) async fn replica(&self) -> Replica {
         let (reads, may_read) = watch::channel(true);
@@ -114,6 +141,9 @@ impl Journal for Share {
 
     fn append(&self, entry: Entry, then: Then) {
         let inner = &*self.table.0;
+        if inner.since.lock().is_none() {
+            return then.call(Err(JournalError("it is away".to_owned()).into()));
+        }
         let mut rows = inner.rows.lock();
         let kept = rows.append(&entry);
         let length = rows.log.len();
@@ -138,6 +168,18 @@ impl Shared for Share {
             // An answer takes a while.
             tokio::task::yield_now().await;
             Ok(found)
+        })
+    }
+
+    fn clock(&self) -> Option<Clock> {
+        Some(self.table.0.clock)
+    }
+
+    fn reach(&self) -> Option<Reach> {
+        let now = self.table.0.clock.now();
+        Some(Reach {
+            since: self.table.0.since.lock().unwrap_or(now),
+            read: now,
         })
     }
 
@@ -167,7 +209,7 @@ impl Shared for Share {
                 let news = self.table.0.rows.lock().since(&mut position);
                 // They are on their way for a while.
                 tokio::task::yield_now().await;
-                apply(news).await;
+                apply(news, None).await;
                 self.seen.send_replace(position);
             }
         })
@@ -195,7 +237,7 @@ impl Rows {
                     return Err(Unkept::Stale(Some(other)));
                 }
                 self.by_number.insert(operation.number(), operation.clone());
-                self.log.push(operation.number());
+                self.log.push((operation.number(), false));
             }
             Entry::Put(operation) | Entry::Renew(operation) => {
                 let row = self.by_number.get_mut(&operation.number());
@@ -204,7 +246,8 @@ impl Rows {
                     return Err(Unkept::Stale(Some(row.clone())));
                 }
                 *row = operation.clone();
-                self.log.push(operation.number());
+                let is_renewal = matches!(entry, Entry::Renew(_));
+                self.log.push((operation.number(), is_renewal));
             }
             Entry::Forget(operation) => {
                 let row = self.by_number.get(&operation.number());
@@ -213,7 +256,7 @@ impl Rows {
                     return Err(Unkept::Stale(Some(row.clone())));
                 }
                 self.by_number.remove(&operation.number());
-                self.log.push(operation.number());
+                self.log.push((operation.number(), false));
             }
         }
         Ok(())
@@ -221,14 +264,23 @@ impl Rows {
 
     /// What became of the operations that changed since a place in the log.
     fn since(&self, position: &mut usize) -> Vec<News> {
-        let numbers: BTreeSet<u64> = self.log[*position..].iter().copied().collect();
+        let mut changed: BTreeMap<u64, bool> = BTreeMap::new();
+        for (number, is_renewal) in &self.log[*position..] {
+            *changed.entry(*number).or_insert(true) &= is_renewal;
+        }
         *position = self.log.len();
-        let news = numbers
-            .into_iter()
-            .map(|number| match self.by_number.get(&number) {
-                Some(row) => News::Changed(row.clone()),
-                None => News::Gone(number),
-            });
+        let news =
+            changed
+                .into_iter()
+                .map(|(number, is_renewal)| match self.by_number.get(&number) {
+                    Some(row) if is_renewal => News::Renewed {
+                        number,
+                        revision: row.revision(),
+                        until: row.lease().unwrap().until,
+                    },
+                    Some(row) => News::Changed(row.clone()),
+                    None => News::Gone(number),
+                });
         news.collect()
     }
 }
