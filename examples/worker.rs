@@ -56,7 +56,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let name = operations.create(new).await?.operation.owned_name();
 
     // Each change up to the end. `operations.wait` waits for the end alone.
-    let mut watch = operations.watch(&name)?;
+    let mut watch = operations.watch(&name).await?;
     while let Some(state) = watch.next().await {
         let operation = state?;
         let state = operation.state().as_str_name();

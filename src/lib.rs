@@ -116,7 +116,7 @@ pub use operation::{
     labels::{InvalidLabels, Labels},
     lease::{InvalidWorkerId, Lease, LeaseToken, WorkerId},
     name::{InvalidName, OperationId, OperationName, Parent},
-    operation::Operation,
+    operation::{Operation, Version},
     outcome::{Failure, InvalidOutcome},
     payload::{InvalidAny, Payload},
     progress::InvalidProgress,

@@ -251,7 +251,7 @@ impl Inner {
                 if watch::has_seen_the_end(&parts.headers) && current.is_done() {
                     return Ok(status_only(StatusCode::NO_CONTENT));
                 }
-                let watch = operations.watch(&name)?;
+                let watch = operations.watch_from(&current)?;
                 let events = watch::events(watch, types.clone(), form, options.heartbeat);
                 response(StatusCode::OK, watch::KIND, events)
             }

@@ -39,8 +39,7 @@ impl generated::operation_watch_server::OperationWatch for WatchService {
         request: Request<WatchOperationRequest>,
     ) -> Result<Response<Self::WatchOperationStream>, Status> {
         let name = lookup(request.into_inner().name)?;
-        self.0.look(&name).await?;
-        let watch = self.0.watch(&name)?;
+        let watch = self.0.watch(&name).await?;
         let states = stream::unfold(Some(watch), |watch| async move {
             let mut watch = watch?;
             match watch.next().await? {

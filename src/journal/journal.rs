@@ -12,7 +12,7 @@ use crate::{
     clock::{Clock, Timestamp},
     operation::{
         name::{OperationName, Parent},
-        operation::Operation,
+        operation::{Operation, Version},
     },
 };
 
@@ -127,8 +127,12 @@ pub struct Reach {
 }
 
 /// Takes in what became of operations, and since when the first of them could be
-/// known, if that is known.
-pub type Apply = Arc<dyn Fn(Vec<News>, Option<Timestamp>) -> BoxFuture<'static, ()> + Send + Sync>;
+/// known, if that is known. What could not be taken in is to be read again.
+pub type Apply = Arc<
+    dyn Fn(Vec<News>, Option<Timestamp>) -> BoxFuture<'static, Result<(), JournalError>>
+        + Send
+        + Sync,
+>;
 
 /// What became of an operation.
 #[derive(Clone, Debug)]
@@ -146,9 +150,9 @@ pub enum News {
     },
     /// The one with this number is gone.
     Gone(u64),
-    /// Only those with these numbers are left, and they are of these revisions: so
+    /// Only those with these numbers are left, and they are of these versions: so
     /// much was missed that each change cannot be told any more.
-    Left(BTreeMap<u64, u32>),
+    Left(BTreeMap<u64, Version>),
 }
 
 /// What the store does once a change is kept: it shows the change and tells

@@ -18,6 +18,7 @@ mod sql;
 mod writer;
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -25,17 +26,17 @@ use std::{
     time::Duration,
 };
 
-use futures_util::TryStreamExt;
-use tokio::{select, time::interval};
+use futures_util::FutureExt;
+use tokio::{join, time::interval};
 use tokio_postgres::{
     Client,
     types::{ToSql, Type},
 };
-use tracing::debug;
+use tracing::{debug, error};
 
 use self::{
     contact::Contact,
-    link::{Link, refused},
+    link::Link,
     listen::Hints,
     news::News,
     opening::{clock_of, config, prepare},
@@ -70,6 +71,8 @@ struct Inner {
     writer: Writer,
     /// Answers questions, beside the writer.
     reader: Link,
+    /// Lets go of what is old, beside both.
+    sweeper: Link,
     news: News,
     hints: Hints,
     contact: Contact,
@@ -112,31 +115,28 @@ impl PostgresJournal {
             hints,
             sql,
             reader: Link::new(&config),
+            sweeper: Link::new(&config),
             view_limit: *view_limit,
             clock,
             numbers: AtomicU64::new(0),
             tasks: Tasks::default(),
         });
         inner.spawn("postgres", async |inner| {
-            let Inner {
-                writer,
-                sql,
-                hints,
-                contact,
-                ..
-            } = &*inner;
-            writer
-                .write(sql, hints, contact, inner.tasks.stopping())
-                .await;
+            inner.writer.write(&inner).await;
         });
         inner.spawn("postgres hints", async |inner| {
+            let Inner {
+                hints, reader, sql, ..
+            } = &*inner;
             let stopping = inner.tasks.stopping();
-            select! {
-                () = inner.hints.give(&inner.reader, &inner.sql) => {}
-                () = inner.hints.listen(&inner.reader, &inner.sql) => {}
-                () = inner.trim() => {}
-                () = stopping.cancelled() => {}
-            }
+            let all = async {
+                join!(
+                    hints.give(reader, sql),
+                    hints.listen(reader, sql),
+                    inner.trim()
+                )
+            };
+            let _ = stopping.run_until_cancelled(all).await;
         });
         Ok(Self(inner))
     }
@@ -228,16 +228,37 @@ impl Drop for PostgresJournal {
 // === impl Inner ===
 
 impl Inner {
-    /// Begins a task, which ends when it is told to stop.
+    /// Begins a task. Without it the journal is of no use, so that its panic is trouble.
     fn spawn<F: Future<Output = ()> + Send + 'static>(
         self: &Arc<Self>,
         title: &'static str,
         task: impl FnOnce(Arc<Self>) -> F,
     ) {
-        self.tasks.spawn(title, task(self.clone()));
+        let (inner, task) = (self.clone(), task(self.clone()));
+        self.tasks.spawn(title, async move {
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                error!(task = title, "a task of the journal panicked");
+                inner
+                    .writer
+                    .fail("the journal has met a bug of ours; restart this server");
+            }
+        });
     }
 
-    /// Forgets what everybody has read long ago.
+    /// Makes all connections anew: the server at their other end may have given its
+    /// place to another one, and go on to answer.
+    async fn reconnect(&self) {
+        for link in [
+            &self.reader,
+            &self.sweeper,
+            &self.news.link,
+            &self.hints.ear,
+        ] {
+            link.renew().await;
+        }
+    }
+
+    /// Lets go of what has expired, and of changes that everybody has read long ago.
     async fn trim(&self) {
         let mut times = interval(TRIMS);
         loop {
@@ -246,9 +267,9 @@ impl Inner {
                 let ask = async |client: &Client| client.execute_typed(text, &[]).await;
                 // As long as there are many, by small batches.
                 loop {
-                    match self.reader.ask(ask).await {
-                        Ok(1000..) => self.hints.tell(),
-                        Ok(_) => break,
+                    match self.sweeper.ask(ask).await {
+                        Ok(0) => break,
+                        Ok(_) => self.hints.tell(),
                         Err(error) => {
                             debug!(%error, "cannot let go of what is old");
                             break;
@@ -260,20 +281,15 @@ impl Inner {
     }
 
     async fn replay(&self, show: Show) -> Result<(), JournalError> {
-        self.news.begin().await?;
-        let client = self.reader.client().await?;
         let limit = self.view_limit.map(count);
-        let parameters = [(&limit as &(dyn ToSql + Sync), Type::INT8)];
-        let rows = client
-            .query_typed_raw(&self.sql.replay, parameters)
-            .await
-            .map_err(refused)?;
-        let mut rows = std::pin::pin!(rows);
-        let mut reader = row::Reader::default();
-        while let Some(row) = rows.try_next().await.map_err(refused)? {
-            show(reader.operation(&row, 0)?);
+        let mut everything = self.news.everything(&self.sql, limit).await?;
+        loop {
+            let operations = everything.next().await?;
+            if operations.is_empty() {
+                return Ok(());
+            }
+            operations.into_iter().for_each(|operation| show(operation));
         }
-        Ok(())
     }
 
     async fn fetch(&self, name: &OperationName) -> Result<Option<Arc<Operation>>, JournalError> {

@@ -47,6 +47,14 @@ pub struct Operation {
     pub(super) wire: Wire,
 }
 
+/// Which record of an operation. Others of it are of another version, also those of a
+/// database that lost what it had kept, and went on from before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    revision: u32,
+    update_time: Timestamp,
+}
+
 /// What is needed only until the operation is done; most have nothing of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Work {
@@ -357,6 +365,14 @@ impl Operation {
     /// How often it changed.
     pub fn revision(&self) -> u32 {
         self.revision
+    }
+
+    /// Which record of the operation this is.
+    pub fn version(&self) -> Version {
+        Version {
+            revision: self.revision,
+            update_time: self.update_time,
+        }
     }
 
     /// The number of the current or last attempt; 0 before the first. It only grows.

@@ -236,6 +236,9 @@ impl Operations {
         let current = match self.get(name) {
             // It may be done for so long that it is not shown any more.
             Err(error) if self.0.store.view.older.floor() != 0 => {
+                if self.0.store.is_gone(number) {
+                    return Err(error);
+                }
                 self.0.store.look_up(name).await?.ok_or(error)?
             }
             current => current?,
@@ -254,6 +257,7 @@ impl Drop for Inner {
         self.work.stopping().cancel();
         self.release.cancel();
         self.store.tasks.stopping().cancel();
+        self.store.unfollow();
     }
 }
 

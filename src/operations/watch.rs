@@ -29,8 +29,12 @@ impl Operations {
     ///
     /// # Errors
     /// NOT_FOUND; RESOURCE_EXHAUSTED if the server has too many waiters.
-    pub fn watch(&self, name: &OperationName) -> Result<Watch> {
-        let current = self.get(name)?;
+    pub async fn watch(&self, name: &OperationName) -> Result<Watch> {
+        self.watch_from(&*self.look(name).await?)
+    }
+
+    /// Follows an operation that was just looked at.
+    pub(crate) fn watch_from(&self, current: &Operation) -> Result<Watch> {
         let waiters = &self.store().view.waiters;
         let Some(waiter) = waiters.enter(current.number(), Interest::Change) else {
             return Err(Error::TooManyWaiters {
@@ -39,7 +43,7 @@ impl Operations {
         };
         Ok(Watch {
             operations: self.clone(),
-            name: name.clone(),
+            name: current.owned_name(),
             waiter,
             number: current.number(),
             shown: None,

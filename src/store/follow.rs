@@ -5,20 +5,24 @@
 use std::{
     collections::{BTreeMap, HashSet},
     mem,
+    panic::AssertUnwindSafe,
     sync::Arc,
 };
 
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, TryStreamExt, stream};
 use parking_lot::Mutex;
-use tokio::select;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::store::Store;
 use crate::{
     clock::Timestamp,
     error::{Error, Result},
-    journal::journal::{BoxFuture, News, Reach, Shared},
-    operation::{name::OperationName, operation::Operation},
+    journal::journal::{Apply, JournalError, News, Reach, Shared},
+    operation::{
+        name::OperationName,
+        operation::{Operation, Version},
+    },
+    tasks::Tasks,
 };
 
 /// How many pieces of news are taken in side by side: each waits for the turn of
@@ -39,7 +43,10 @@ pub enum Reads {
 
 /// What is known of the other servers.
 #[derive(Debug, Default)]
-pub(super) struct Others(Mutex<Graves>);
+pub(super) struct Others {
+    graves: Mutex<Graves>,
+    pub(super) tasks: Tasks,
+}
 
 /// Operations that are gone, for as long as somebody may still be on the way
 /// with an older word of them: with news that were read before, or with an answer
@@ -63,34 +70,30 @@ struct Asking<'a> {
 // === impl Store ===
 
 impl Store {
-    /// Takes in what other servers do, until the store stops.
+    /// Takes in what other servers do, until the store is closed: those who drain are
+    /// still asked.
     pub(super) fn follow(self: &Arc<Self>) {
-        if self.others.is_none() {
-            return;
-        }
-        let (store, stopping) = (self.clone(), self.tasks.stopping().clone());
-        let apply = {
+        let Some(others) = &self.others else { return };
+        let (store, stopping) = (self.clone(), others.tasks.stopping().clone());
+        let apply: Apply = {
             let store = self.clone();
-            move |news: Vec<News>, since: Option<Timestamp>| -> BoxFuture<'static, ()> {
+            Arc::new(move |news, since| {
                 let store = store.clone();
-                Box::pin(async move {
-                    store.take_in(news).await;
-                    if let Some(since) = since {
-                        let lag = store.clock.now().since(since);
-                        store.view.metrics.follow_seconds.observe(lag.as_secs_f64());
-                    }
-                })
-            }
+                Box::pin(async move { store.take_in(news, since).await })
+            })
         };
-        self.tasks.spawn("follow", async move {
-            let Some(shared) = store.journal.0.shared() else {
-                return;
-            };
-            select! {
-                () = shared.follow(Arc::new(apply)) => {}
-                () = stopping.cancelled() => {}
+        others.tasks.spawn("follow", async move {
+            if let Some(shared) = store.journal.0.shared() {
+                let _ = stopping.run_until_cancelled(shared.follow(apply)).await;
             }
         });
+    }
+
+    /// Takes in nothing more.
+    pub(crate) fn unfollow(&self) {
+        if let Some(others) = &self.others {
+            others.tasks.stopping().cancel();
+        }
     }
 
     /// The operation as time may judge it: a lease gets its full time again once
@@ -105,6 +108,12 @@ impl Store {
         let mut resumed = Operation::clone(&operation);
         resumed.resume(since);
         Arc::new(resumed)
+    }
+
+    /// Whether an operation was let go of, here or elsewhere.
+    pub(crate) fn is_gone(&self, number: u64) -> bool {
+        let others = self.others.as_ref();
+        others.is_some_and(|others| others.is_gone(number))
     }
 
     /// Up to when everything is shown that other servers did.
@@ -135,59 +144,77 @@ impl Store {
         self.refresh(name).await
     }
 
-    async fn take_in(self: &Arc<Self>, news: Vec<News>) {
-        stream::iter(news)
-            .for_each_concurrent(AT_ONCE, |news| async {
-                match news {
-                    News::Changed(operation) => {
-                        let _turn = self.turns.of(operation.name()).await;
-                        let is_shown = self.view.index.get(operation.number()).is_some();
-                        if is_shown || !self.is_old(&operation) {
-                            self.take_over(&operation);
-                        }
-                    }
-                    News::Renewed {
-                        number,
-                        revision,
-                        until,
-                    } => self.renew(number, revision, until).await,
-                    News::Gone(number) => self.let_go(number).await,
-                    News::Left(numbers) => self.keep_only(&numbers).await,
-                }
+    async fn take_in(&self, news: Vec<News>, since: Option<Timestamp>) -> Result<(), JournalError> {
+        stream::iter(news.into_iter().map(Ok))
+            .try_for_each_concurrent(AT_ONCE, |news| {
+                // One operation that cannot be shown must not hide all others.
+                let taken = AssertUnwindSafe(self.take_in_one(news)).catch_unwind();
+                taken.map(|taken| {
+                    taken.unwrap_or_else(|_| {
+                        error!("to take in what another server did panicked");
+                        Ok(())
+                    })
+                })
             })
-            .await;
+            .await
+            .map_err(|error| JournalError(format!("what is new cannot be shown: {error}")))?;
         if let Some(others) = &self.others {
             others.tidy();
         }
         self.shorten().await;
+        if let Some(since) = since {
+            let lag = self.clock.now().since(since);
+            self.view.metrics.follow_seconds.observe(lag.as_secs_f64());
+        }
+        Ok(())
     }
 
-    /// Asks the journal how an operation is now. The caller has its turn.
+    async fn take_in_one(&self, news: News) -> Result<()> {
+        match news {
+            News::Changed(operation) => {
+                let _turn = self.turns.of(operation.name()).await;
+                let is_shown = self.view.index.get(operation.number()).is_some();
+                if is_shown || !self.is_old(&operation) {
+                    self.take_over(&operation).await?;
+                }
+            }
+            News::Renewed {
+                number,
+                revision,
+                until,
+            } => self.renew(number, revision, until).await,
+            News::Gone(number) => self.let_go(number).await,
+            News::Left(versions) => self.keep_only(&versions).await?,
+        }
+        Ok(())
+    }
+
+    /// Asks the journal how an operation is now. The caller has its turn: whoever shows
+    /// something newer waits for it, so that what was just read is the truth even if it
+    /// is older, for a database may have lost what it said it had kept.
     pub(super) async fn refresh(&self, name: &OperationName) -> Result<()> {
         let (Some(others), Some(shared)) = (&self.others, self.journal.0.shared()) else {
             return Ok(());
         };
         let _asking = others.ask();
-        match shared.fetch(name).await {
-            // Whoever shows something newer waits for its turn, so that what was just
-            // read is the truth even if it is older: a database may have lost what
-            // it said it had kept.
-            Ok(Some(operation)) => match self.view.find(name.as_str()) {
-                Some(shown) if shown.number() == operation.number() => {
-                    if shown.revision() != operation.revision() {
-                        self.view.publish(&operation);
-                    }
-                }
-                _ => self.take_over(&operation),
-            },
-            Ok(None) => {
-                if let Some(shown) = self.view.find(name.as_str()) {
-                    self.forget(&shown);
+        let found = shared.fetch(name).await.map_err(|error| {
+            warn!(operation.name = %name, %error, "cannot ask the journal for an operation");
+            Error::StoreUnavailable
+        })?;
+        let found = found.filter(|found| !others.is_gone(found.number()));
+        match (self.view.find(name.as_str()), found) {
+            (Some(shown), Some(found)) if shown.number() == found.number() => {
+                if shown.version() != found.version() {
+                    self.view.publish(&found);
                 }
             }
-            Err(error) => {
-                warn!(operation.name = %name, %error, "cannot ask the journal for an operation");
-                return Err(Error::StoreUnavailable);
+            (shown, found) => {
+                if let Some(shown) = shown {
+                    self.forget(&shown);
+                }
+                if let Some(found) = found {
+                    self.show_again(&found);
+                }
             }
         }
         Ok(())
@@ -210,10 +237,10 @@ impl Store {
 
     /// Shows an operation as the journal has it, unless something newer is shown.
     /// The caller has its turn.
-    fn take_over(&self, operation: &Arc<Operation>) {
+    async fn take_over(&self, operation: &Arc<Operation>) -> Result<()> {
         let others = self.others.as_ref();
         if others.is_some_and(|others| others.is_gone(operation.number())) {
-            return;
+            return Ok(());
         }
         match self.view.find(operation.name()) {
             None => self.show_again(operation),
@@ -222,13 +249,10 @@ impl Store {
                     self.view.publish(operation);
                 }
             }
-            // The name was free for a while.
-            Some(shown) if shown.number() < operation.number() => {
-                self.forget(&shown);
-                self.show_again(operation);
-            }
-            Some(_) => {}
+            // The name was free for a while. Clocks do not tell who had it first.
+            Some(_) => self.refresh(&operation.owned_name()).await?,
         }
+        Ok(())
     }
 
     /// A lease was renewed elsewhere, which is all that was new until then.
@@ -262,16 +286,17 @@ impl Store {
 
     /// Only these are left of what was there. What is otherwise here may be newer
     /// than that, so that it is asked for.
-    async fn keep_only(&self, left: &BTreeMap<u64, u32>) {
-        for number in self.view.index.numbers() {
-            if let Some(shown) = self.view.index.get(number)
-                && left.get(&number) != Some(&shown.revision())
-                && self.ask(&shown.owned_name()).await.is_err()
-            {
-                // The journal says what ails it, and is read again.
-                return;
+    async fn keep_only(&self, left: &BTreeMap<u64, Version>) -> Result<()> {
+        let numbers = self.view.index.numbers().into_iter().map(Ok);
+        let check = async |number| match self.view.index.get(number) {
+            Some(shown) if left.get(&number) != Some(&shown.version()) => {
+                self.ask(&shown.owned_name()).await
             }
-        }
+            _ => Ok(()),
+        };
+        stream::iter(numbers)
+            .try_for_each_concurrent(AT_ONCE, check)
+            .await
     }
 }
 
@@ -280,16 +305,16 @@ impl Store {
 impl Others {
     /// Remembers that an operation is gone.
     pub(super) fn bury(&self, number: u64) {
-        self.0.lock().fresh.insert(number);
+        self.graves.lock().fresh.insert(number);
     }
 
-    fn is_gone(&self, number: u64) -> bool {
-        let graves = self.0.lock();
+    pub(super) fn is_gone(&self, number: u64) -> bool {
+        let graves = self.graves.lock();
         graves.fresh.contains(&number) || graves.old.contains(&number)
     }
 
     fn ask(&self) -> Asking<'_> {
-        let mut graves = self.0.lock();
+        let mut graves = self.graves.lock();
         let turn = graves.turn;
         graves.asking[turn] += 1;
         Asking { others: self, turn }
@@ -299,7 +324,7 @@ impl Others {
     /// what is gone. When the questions from before the last time are answered,
     /// so do all answers to come know of the old graves.
     fn tidy(&self) {
-        let mut graves = self.0.lock();
+        let mut graves = self.graves.lock();
         let before = 1 - graves.turn;
         if graves.asking[before] == 0 {
             graves.old = mem::take(&mut graves.fresh);
@@ -312,6 +337,6 @@ impl Others {
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        self.others.0.lock().asking[self.turn] -= 1;
+        self.others.graves.lock().asking[self.turn] -= 1;
     }
 }

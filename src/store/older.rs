@@ -109,8 +109,12 @@ impl Store {
                 .fetch(name)
                 .await
                 .map_err(|error| cannot_read(&error))?;
-            if let Some(found) = found.filter(|found| self.is_old(found)) {
-                return Ok((!found.is_hidden()).then_some(found));
+            match found {
+                None => return Ok(None),
+                Some(found) if self.is_old(&found) => {
+                    return Ok((!found.is_hidden()).then_some(found));
+                }
+                Some(_) => {}
             }
         }
         self.ask(name).await?;

@@ -219,6 +219,9 @@ impl Store {
     }
 
     pub(crate) async fn close(&self) {
+        if let Some(others) = &self.others {
+            others.tasks.stop().await;
+        }
         self.journal.0.close().await;
     }
 

@@ -121,6 +121,9 @@ impl View {
         };
         self.index.put(previous.as_deref(), operation);
         self.count(previous.as_deref(), Some(operation));
+        if let Some(previous) = &previous {
+            self.older.forget(previous);
+        }
         self.older.note(operation);
         if operation.is_hidden() {
             self.forget_request(operation);

@@ -74,7 +74,7 @@ async fn a_wait_ends_with_its_client_and_has_a_cap_without_a_timeout() {
 async fn a_watch_begins_with_the_present_state_and_misses_no_change_after_it() {
     let operations = crate::support::operations().start().await.unwrap();
     let (name, token) = running(&operations).await;
-    let mut watch = operations.watch(&name).unwrap();
+    let mut watch = operations.watch(&name).await.unwrap();
     // The change falls between entering and the first look.
     operations
         .succeed(&name, token, text("quick"))

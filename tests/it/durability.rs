@@ -28,7 +28,7 @@ async fn nothing_is_visible_before_the_journal_has_kept_it() {
     let operations = start(&journal).await;
     let (name, token) = running(&operations).await;
     let before = operations.get(&name).unwrap();
-    let mut watch = operations.watch(&name).unwrap();
+    let mut watch = operations.watch(&name).await.unwrap();
     watch.next().await.unwrap().unwrap();
 
     journal.set(Gate::Shut);

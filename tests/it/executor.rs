@@ -59,7 +59,7 @@ fn said(operation: &google::Operation) -> String {
 /// Runs a command until it reports progress.
 async fn started(operations: &Operations, new: NewOperation) -> Arc<Operation> {
     let created = operations.create(new).await.unwrap().operation;
-    let mut watch = operations.watch(&created.owned_name()).unwrap();
+    let mut watch = operations.watch(&created.owned_name()).await.unwrap();
     while let Some(state) = watch.next().await {
         let state = state.unwrap();
         if metadata(&state.to_proto()).progress.is_some() {

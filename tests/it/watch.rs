@@ -82,7 +82,7 @@ async fn a_watch_of_a_done_operation_shows_it_once_and_ends() {
 async fn changes_that_come_faster_than_they_are_read_are_folded_and_the_newest_wins() {
     let operations = crate::support::operations().start().await.unwrap();
     let (name, token) = running(&operations).await;
-    let mut watch = operations.watch(&name).unwrap();
+    let mut watch = operations.watch(&name).await.unwrap();
     watch.next().await.unwrap().unwrap();
     for done in 1..=1000 {
         operations.report(&name, token, units(done)).await.unwrap();

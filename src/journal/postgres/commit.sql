@@ -1,7 +1,7 @@
 WITH given AS MATERIALIZED (
   SELECT *
   FROM unnest(
-    $1::int2[], $2::int8[], $3::int4[], $4::int4[], $5::text[], $6::text[], $7::text[], $8::bool[], $9::int8[],
+    $1::int2[], $2::int8[], $3::int4[], $4::int4[], $5::text[], $6::text[], $7::bytea[], $8::bool[], $9::int8[],
     $10::bigint[], $11::bytea[]
   ) AS given (kind, number, seen, revision, name, parent, request, is_done, expires, renewed_until, record)
   -- A program that is too old for the tables keeps nothing.
@@ -34,7 +34,9 @@ gone AS (
 made AS (
   INSERT INTO longrunning.operations (number, name, parent, request, revision, is_done, expires, record)
   SELECT number, name, parent, request, revision, is_done, expires, record
-  FROM given WHERE kind = 0 ORDER BY number
+  -- In the order of what one may have to wait for, so that seldom two batches wait for
+  -- each other; one of those is told so, and tries again.
+  FROM given WHERE kind = 0 ORDER BY coalesce(request, name::bytea)
   ON CONFLICT DO NOTHING
   RETURNING number
 ),

@@ -3,7 +3,10 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::future::poll_fn;
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -15,18 +18,28 @@ const CONNECT: Duration = Duration::from_secs(5);
 
 /// How long an answer may take. A database that is cut off says nothing, and
 /// whoever waits for it would wait for as long as TCP does.
-const ANSWER: Duration = Duration::from_secs(15);
+pub(super) const ANSWER: Duration = Duration::from_secs(15);
+
+/// How long nobody tries again after a connection could not be made.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// A connection.
 pub(super) struct Link {
     config: Config,
-    current: Mutex<Option<Connected>>,
+    current: Mutex<Current>,
     /// Called with the payload of each notification.
     heard: Option<Heard>,
     tasks: Tasks,
 }
 
 type Heard = Arc<dyn Fn(&str) + Send + Sync>;
+
+#[derive(Default)]
+struct Current {
+    connected: Option<Connected>,
+    /// When the last one could not be made, and why.
+    refused: Option<(Instant, JournalError)>,
+}
 
 /// A connection that was made.
 #[derive(Clone)]
@@ -63,9 +76,25 @@ impl Link {
 
     pub(super) async fn connected(&self) -> Result<Connected, JournalError> {
         let mut current = self.current.lock().await;
-        if let Some(connected) = current.as_ref().filter(|last| !last.client.is_closed()) {
+        let last = current.connected.as_ref();
+        if let Some(connected) = last.filter(|last| !last.client.is_closed()) {
             return Ok(connected.clone());
         }
+        // Those who waited while it was tried need not each try it again.
+        if let Some((at, error)) = &current.refused
+            && at.elapsed() < PAUSE
+        {
+            return Err(error.clone());
+        }
+        let connected = self.connect().await;
+        match &connected {
+            Ok(connected) => current.connected = Some(connected.clone()),
+            Err(error) => current.refused = Some((Instant::now(), error.clone())),
+        }
+        connected
+    }
+
+    async fn connect(&self) -> Result<Connected, JournalError> {
         let (client, mut connection) = timeout(CONNECT, self.config.connect(NoTls))
             .await
             .map_err(|_| silent(CONNECT))?
@@ -94,7 +123,6 @@ impl Link {
                 }
             }
         });
-        *current = Some(connected.clone());
         Ok(connected)
     }
 
@@ -104,21 +132,12 @@ impl Link {
         &self,
         ask: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
     ) -> Result<T, JournalError> {
-        self.ask_within(ANSWER, ask).await
-    }
-
-    /// The same, for what may take longer.
-    pub(super) async fn ask_within<T>(
-        &self,
-        limit: Duration,
-        ask: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
-    ) -> Result<T, JournalError> {
         let client = self.client().await?;
-        match timeout(limit, ask(&client)).await {
+        match timeout(ANSWER, ask(&client)).await {
             Ok(answer) => answer.map_err(refused),
             Err(_) => {
                 self.give_up(&client).await;
-                Err(silent(limit))
+                Err(silent(ANSWER))
             }
         }
     }
@@ -126,7 +145,13 @@ impl Link {
     /// Lets go of a connection, so that the next question makes a new one.
     pub(super) async fn give_up(&self, client: &Arc<Client>) {
         let mut current = self.current.lock().await;
-        current.take_if(|current| Arc::ptr_eq(&current.client, client));
+        let connected = &mut current.connected;
+        connected.take_if(|connected| Arc::ptr_eq(&connected.client, client));
+    }
+
+    /// Makes a new connection for the next question, whatever became of the last.
+    pub(super) async fn renew(&self) {
+        *self.current.lock().await = Current::default();
     }
 }
 
@@ -137,7 +162,7 @@ impl fmt::Debug for Link {
     }
 }
 
-fn silent(limit: Duration) -> JournalError {
+pub(super) fn silent(limit: Duration) -> JournalError {
     JournalError(format!(
         "the database does not answer within {} s",
         limit.as_secs()

@@ -32,7 +32,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Gives hints and hears those of others.
 #[derive(Debug)]
 pub(super) struct Hints {
-    ear: Link,
+    pub(super) ear: Link,
     /// Somebody has changed something.
     pub(super) heard: Arc<Notify>,
     /// What was said to ourselves was heard.

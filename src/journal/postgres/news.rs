@@ -4,21 +4,26 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicU64, Ordering},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
+use futures_util::StreamExt;
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::timeout};
 use tokio_postgres::{
-    Config,
+    Client, Config, Row, RowStream,
     types::{ToSql, Type},
 };
 use tracing::{info, warn};
 
 use super::{
     contact::Contact,
-    link::Link,
+    link::{ANSWER, Link, refused, silent},
     listen::Hints,
     row::{Reader, TEXT},
     sql::Sql,
@@ -26,36 +31,43 @@ use super::{
 use crate::{
     clock::Timestamp,
     journal::journal::{Apply, JournalError, News as Changes},
+    operation::operation::Operation,
 };
 
 /// How often it is read without a hint: if hints arrive, and if they do not.
 const POLL: Duration = Duration::from_secs(1);
 const POLL_ALONE: Duration = Duration::from_millis(100);
-/// How long it may take to read everything.
-const ALL: Duration = Duration::from_secs(600);
+/// How many operations are read and taken in at once.
+const AT_ONCE: usize = 1000;
 /// The pause before it is tried again after an error.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Reads what became of operations.
 #[derive(Debug)]
 pub(super) struct News {
-    link: Link,
+    pub(super) link: Link,
     /// Up to where it was read, as PostgreSQL writes a snapshot, and when the
     /// server began from which it was read.
     read: Mutex<Place>,
     /// How many asked for what is new.
     asked: AtomicU64,
-    /// To how many of them it was given, or why the last could not have it.
-    given: watch::Sender<(u64, Result<(), JournalError>)>,
+    given: watch::Sender<Given>,
 }
 
-/// What was read.
-struct Fresh {
-    news: Vec<Changes>,
-    /// When the first of it was written.
-    since: Option<Timestamp>,
-    place: Place,
+/// Everything that a view shows, as it comes.
+pub(super) struct Everything {
+    rows: Pin<Box<RowStream>>,
+    reader: Reader,
+    /// Answers as long as somebody has it.
+    _client: Arc<Client>,
 }
+
+/// Nobody reads any more when it is dropped.
+struct End<'a>(&'a watch::Sender<Given>);
+
+/// To how many of those who asked for what is new it was given, or why the last could
+/// not have it.
+type Given = (u64, Result<(), JournalError>);
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Place {
@@ -76,16 +88,13 @@ impl News {
     }
 
     /// Begins before everything that is read from now on.
-    pub(super) async fn begin(&self) -> Result<(), JournalError> {
+    async fn begin(&self) -> Result<(), JournalError> {
         let now = "SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::text";
         let row = self
             .link
             .ask(async |client| client.query_typed_one(now, &[]).await)
             .await?;
-        *self.read.lock() = Place {
-            snapshot: row.get(0),
-            began: row.get(1),
-        };
+        *self.read.lock() = Place::of(&row);
         Ok(())
     }
 
@@ -101,6 +110,23 @@ impl News {
         }
     }
 
+    /// Begins to read everything that a view shows.
+    pub(super) async fn everything(
+        &self,
+        sql: &Sql,
+        view_limit: Option<i64>,
+    ) -> Result<Everything, JournalError> {
+        self.begin().await?;
+        let client = self.link.client().await?;
+        let parameters = [(&view_limit as &(dyn ToSql + Sync), Type::INT8)];
+        let rows = within(client.query_typed_raw(&sql.replay, parameters)).await?;
+        Ok(Everything {
+            rows: Box::pin(rows.map_err(refused)?),
+            reader: Reader::default(),
+            _client: client,
+        })
+    }
+
     /// Reads on and on.
     pub(super) async fn follow(
         &self,
@@ -110,15 +136,11 @@ impl News {
         contact: &Contact,
         apply: Apply,
     ) {
+        let _end = End(&self.given);
         loop {
             let (asked, asked_at) = (self.asked.load(Ordering::Acquire), contact.now());
-            let pause = match self.read(sql, view_limit).await {
-                Ok(Fresh { news, since, place }) => {
-                    if !news.is_empty() {
-                        apply(news, since).await;
-                    }
-                    // What was not taken in is read again.
-                    *self.read.lock() = place;
+            let pause = match self.read(sql, view_limit, &apply).await {
+                Ok(()) => {
                     if contact.answered(asked_at) {
                         info!("reads again what other servers do");
                     }
@@ -139,7 +161,13 @@ impl News {
         }
     }
 
-    async fn read(&self, sql: &Sql, view_limit: Option<i64>) -> Result<Fresh, JournalError> {
+    /// Reads what is new. What was not taken in is read again.
+    async fn read(
+        &self,
+        sql: &Sql,
+        view_limit: Option<i64>,
+        apply: &Apply,
+    ) -> Result<(), JournalError> {
         let since = self.read.lock().clone();
         let parameters = [(&since.snapshot as &(dyn ToSql + Sync), TEXT)];
         let rows = self
@@ -147,55 +175,112 @@ impl News {
             .ask(async |client| client.query_typed(&sql.news, &parameters).await)
             .await?;
         let first = rows.first().ok_or_else(no_meta)?;
-        let place = Place {
-            snapshot: first.get(0),
-            began: first.get(1),
-        };
+        let place = Place::of(first);
         // Another server has taken over, or the same one has begun anew. The numbers
         // of transactions that were lost with the last one may be given again.
-        if !first.get::<_, bool>(6) || place.began != since.began {
+        if !first.get::<_, bool>(7) || place.began != since.began {
             info!("reads all operations anew");
-            return self.read_all(sql, view_limit).await;
+            return self.read_all(sql, view_limit, apply).await;
         }
-        let mut reader = Reader::default();
-        let news = rows
-            .iter()
-            .filter_map(|row| reader.news(row, 2).transpose());
-        let news = news.collect::<Result<Vec<_>, _>>()?;
-        let times = rows.iter().filter_map(|row| row.get::<_, Option<i64>>(7));
+        let is_near = |row: &&Row| row.get::<_, Option<bool>>(6) == Some(true);
+        let (near, far): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(is_near);
+        let times = rows.iter().filter_map(|row| row.get::<_, Option<i64>>(8));
         let since = times.min().map(Timestamp::from_micros);
-        Ok(Fresh { news, since, place })
+        if !near.is_empty() {
+            apply(read(&near, 2)?, since).await?;
+        }
+        let far: Vec<i64> = far.iter().filter_map(|row| row.get(2)).collect();
+        for numbers in far.chunks(AT_ONCE) {
+            let parameters = [(&numbers as &(dyn ToSql + Sync), Type::INT8_ARRAY)];
+            let rows = self
+                .link
+                .ask(async |client| client.query_typed(&sql.numbered, &parameters).await)
+                .await?;
+            apply(read(&rows.iter().collect::<Vec<_>>(), 0)?, since).await?;
+        }
+        *self.read.lock() = place;
+        Ok(())
     }
 
-    /// Everything that is there, and nothing else.
-    async fn read_all(&self, sql: &Sql, view_limit: Option<i64>) -> Result<Fresh, JournalError> {
-        let rows = self
-            .link
-            .ask_within(ALL, async |client| {
-                client
-                    .query_typed(&sql.all, &[(&view_limit, Type::INT8)])
-                    .await
-            })
-            .await?;
-        let first = rows.first().ok_or_else(no_meta)?;
-        let place = Place {
-            snapshot: first.get(0),
-            began: first.get(1),
-        };
-        let (mut reader, mut news, mut left) = (Reader::default(), Vec::new(), BTreeMap::new());
-        for row in &rows {
-            if let Some(Changes::Changed(operation)) = reader.news(row, 2)? {
-                left.insert(operation.number(), operation.revision());
-                news.push(Changes::Changed(operation));
+    /// Reads everything that is there, and lets go of everything else.
+    async fn read_all(
+        &self,
+        sql: &Sql,
+        view_limit: Option<i64>,
+        apply: &Apply,
+    ) -> Result<(), JournalError> {
+        let before = self.read.lock().clone();
+        let mut left = BTreeMap::new();
+        let taken = async {
+            let mut everything = self.everything(sql, view_limit).await?;
+            loop {
+                let operations = everything.next().await?;
+                if operations.is_empty() {
+                    return apply(vec![Changes::Left(left)], None).await;
+                }
+                let versions = operations.iter();
+                left.extend(versions.map(|operation| (operation.number(), operation.version())));
+                let news = operations.into_iter().map(Arc::new).map(Changes::Changed);
+                apply(news.collect(), None).await?;
             }
+        };
+        let taken = taken.await;
+        if taken.is_err() {
+            *self.read.lock() = before;
         }
-        news.push(Changes::Left(left));
-        Ok(Fresh {
-            news,
-            since: None,
-            place,
-        })
+        taken
     }
+}
+
+// === impl Everything ===
+
+impl Everything {
+    /// The next thousand, or what is left; none at the end.
+    pub(super) async fn next(&mut self) -> Result<Vec<Operation>, JournalError> {
+        let mut some = Vec::new();
+        while some.len() < AT_ONCE
+            && let Some(row) = within(self.rows.next()).await?
+        {
+            some.push(self.reader.operation(&row.map_err(refused)?, 0)?);
+        }
+        Ok(some)
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    /// As the first columns of a row have it.
+    fn of(row: &Row) -> Self {
+        Self {
+            snapshot: row.get(0),
+            began: row.get(1),
+        }
+    }
+}
+
+// === impl End ===
+
+impl Drop for End<'_> {
+    /// Those who ask from now on are told so.
+    fn drop(&mut self) {
+        let closed = JournalError("the journal is closed".to_owned());
+        drop(self.0.send_replace((u64::MAX, Err(closed))));
+    }
+}
+
+/// What became of operations, by the rows whose columns for it begin at `at`.
+fn read(rows: &[&Row], at: usize) -> Result<Vec<Changes>, JournalError> {
+    let mut reader = Reader::default();
+    let news = rows
+        .iter()
+        .filter_map(|row| reader.news(row, at).transpose());
+    news.collect()
+}
+
+/// What comes of an answer, unless it takes too long.
+async fn within<T>(answer: impl Future<Output = T>) -> Result<T, JournalError> {
+    timeout(ANSWER, answer).await.map_err(|_| silent(ANSWER))
 }
 
 fn no_meta() -> JournalError {

@@ -38,9 +38,10 @@ pub(super) async fn prepare(link: &Link, sql: &Sql) -> Result<(), JournalError> 
         link.ask(async |client| client.batch_execute(&sql.make).await)
             .await?;
     }
+    check_version(link, sql).await?;
     link.ask(async |client| client.execute_typed(&sql.mend, &[]).await)
         .await?;
-    check_version(link, sql).await
+    Ok(())
 }
 
 /// Looks whether this program may write the tables: they are as new as it needs,

@@ -1,7 +1,7 @@
 //! What is written for a change, and read back.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashSet},
     sync::Arc,
 };
 
@@ -42,7 +42,7 @@ pub(super) struct Batch {
     revisions: Vec<i32>,
     names: Vec<String>,
     parents: Vec<String>,
-    requests: Vec<Option<String>>,
+    requests: Vec<Option<Vec<u8>>>,
     are_done: Vec<bool>,
     expire: Vec<Option<i64>>,
     renewed: Vec<Option<i64>>,
@@ -91,7 +91,7 @@ impl Batch {
             (&self.revisions, Type::INT4_ARRAY),
             (&self.names, Type::TEXT_ARRAY),
             (&self.parents, Type::TEXT_ARRAY),
-            (&self.requests, Type::TEXT_ARRAY),
+            (&self.requests, Type::BYTEA_ARRAY),
             (&self.are_done, Type::BOOL_ARRAY),
             (&self.expire, Type::INT8_ARRAY),
             (&self.renewed, Type::INT8_ARRAY),
@@ -100,34 +100,38 @@ impl Batch {
         ]
     }
 
-    /// What stood in the way of the changes that were not kept, by their places.
-    /// One that a lost connection made twice was kept the first time.
-    pub(super) async fn stale(
+    /// The places of the changes that were not kept, if these operations were changed.
+    pub(super) fn late(&self, kept: &HashSet<i64>) -> BTreeSet<usize> {
+        (0..self.numbers.len())
+            .filter(|at| !kept.contains(&self.numbers[*at]))
+            .collect()
+    }
+
+    /// What stood in the way of the changes at these places. One that was sent twice was
+    /// kept the first time.
+    pub(super) async fn met(
         &self,
+        late: &BTreeSet<usize>,
         link: &Link,
         sql: &Sql,
-        kept: &HashSet<i64>,
-    ) -> Result<HashMap<usize, Unkept>, JournalError> {
-        let late: Vec<usize> = (0..self.numbers.len())
-            .filter(|at| !kept.contains(&self.numbers[*at]))
-            .collect();
+    ) -> Result<Vec<(usize, Result<(), Unkept>)>, JournalError> {
         let is_made = |at: &&usize| self.kinds[**at] == MADE;
         let numbers: Vec<i64> = late.iter().map(|at| self.numbers[*at]).collect();
         let made = late.iter().filter(is_made);
         let names: Vec<&str> = made.clone().map(|at| self.names[*at].as_str()).collect();
-        let requests: Vec<&str> = made
+        let requests: Vec<&[u8]> = made
             .filter_map(|at| self.requests[*at].as_deref())
             .collect();
         let parameters: [(&(dyn ToSql + Sync), Type); 3] = [
             (&numbers, Type::INT8_ARRAY),
             (&names, Type::TEXT_ARRAY),
-            (&requests, Type::TEXT_ARRAY),
+            (&requests, Type::BYTEA_ARRAY),
         ];
         let rows = link
             .ask(async |client| client.query_typed(&sql.others, &parameters).await)
             .await?;
-        let (mut stale, mut reader) = (HashMap::new(), Reader::default());
-        for at in late {
+        let (mut met, mut reader) = (Vec::with_capacity(late.len()), Reader::default());
+        for &at in late {
             let (number, name, request) = (self.numbers[at], &self.names[at], &self.requests[at]);
             let is_in_the_way = |row: &&tokio_postgres::Row| {
                 let is_new = self.kinds[at] == MADE;
@@ -135,21 +139,22 @@ impl Batch {
                     || (is_new && row.get::<_, &str>(4) == name)
                     || (is_new
                         && request.is_some()
-                        && row.get::<_, Option<&str>>(5) == request.as_deref())
+                        && row.get::<_, Option<&[u8]>>(5) == request.as_deref())
             };
             // Nor did this one let go of what is not there any more: two servers may
             // want to, and only the first has done it.
             let Some(row) = rows.iter().find(is_in_the_way) else {
-                stale.insert(at, Unkept::Stale(None));
+                met.push((at, Err(Unkept::Stale(None))));
                 continue;
             };
             if self.is(at, row) {
+                met.push((at, Ok(())));
                 continue;
             }
-            let other = reader.operation(row, 0)?;
-            stale.insert(at, Unkept::Stale(Some(Arc::new(other))));
+            let other = Arc::new(reader.operation(row, 0)?);
+            met.push((at, Err(Unkept::Stale(Some(other)))));
         }
-        Ok(stale)
+        Ok(met)
     }
 
     /// Whether a row is just as a change of ours makes it.
@@ -228,8 +233,9 @@ fn expires(operation: &Operation) -> Option<i64> {
     (operation.is_done() && at != i64::MAX).then_some(at / 1000)
 }
 
-/// What the creator's request is found by, while clients see the operation.
-fn request_of(operation: &Operation) -> Option<String> {
+/// What the creator's request is found by, while clients see the operation: no parent
+/// has a colon.
+fn request_of(operation: &Operation) -> Option<Vec<u8>> {
     let id = operation.request_id().filter(|_| !operation.is_hidden())?;
-    Some(format!("{}/{id}", parent_of(operation.name())))
+    Some(format!("{}:{id}", parent_of(operation.name())).into_bytes())
 }

@@ -9,8 +9,9 @@ CREATE TABLE longrunning.operations (
   number bigint PRIMARY KEY,
   name text COLLATE "C" NOT NULL UNIQUE,
   parent text COLLATE "C" NOT NULL,
-  -- The parent and the request id of its creator, while clients see it.
-  request text COLLATE "C" UNIQUE,
+  -- The parent and the request id of its creator, while clients see it: as bytes,
+  -- because it may hold any character.
+  request bytea UNIQUE,
   revision integer NOT NULL,
   is_done boolean NOT NULL,
   -- When its retention is over, in microseconds since 1970, once it is done.

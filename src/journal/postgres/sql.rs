@@ -9,7 +9,7 @@ pub(super) struct Sql {
     pub(super) can_write: String,
     pub(super) others: String,
     pub(super) news: String,
-    pub(super) all: String,
+    pub(super) numbered: String,
     pub(super) named: String,
     pub(super) replay: String,
     pub(super) older: String,
@@ -24,7 +24,7 @@ pub(super) struct Sql {
     pub(super) notify: String,
 }
 
-/// A name that PostgreSQL takes without quotes.
+/// A name that means the same with quotes and without, if it is no word of SQL.
 pub(super) fn is_plain(schema: &str) -> bool {
     let mut letters = schema.bytes();
     letters
@@ -40,7 +40,8 @@ pub(super) fn is_plain(schema: &str) -> bool {
 impl Sql {
     /// The statements for a schema, whose name [`is_plain`].
     pub(super) fn new(schema: &str) -> Self {
-        let own = |text: &str| text.replace("longrunning", schema);
+        // In quotes, because it may be a word of SQL.
+        let own = |text: &str| text.replace("longrunning", &format!("\"{schema}\""));
         let make = include_str!("schema.sql");
         let older = include_str!("older.sql");
         // As much as a view shows: what is not done, and the newest of what is.
@@ -56,11 +57,9 @@ impl Sql {
             others: own("SELECT number, revision, renewed_until, record, name, request FROM longrunning.operations
                  WHERE number = ANY($1) OR name = ANY($2) OR request = ANY($3)"),
             news: own(include_str!("news.sql")),
-            all: own(&format!(
-                "SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::text,
-                   number, revision, renewed_until, record
-                 FROM longrunning.meta LEFT JOIN ({shown}) AS shown ON true"
-            )),
+            numbered: own("SELECT given.number, revision, renewed_until, record
+                 FROM unnest($1::bigint[]) AS given (number)
+                   LEFT JOIN longrunning.operations ON operations.number = given.number"),
             named: own("SELECT number, revision, renewed_until, record
                  FROM longrunning.operations WHERE name = $1"),
             replay: own(shown),
@@ -77,7 +76,7 @@ impl Sql {
             )),
             mend: own(include_str!("mend.sql")),
             listen: own("LISTEN longrunning"),
-            notify: own("SELECT pg_notify('longrunning', $1)"),
+            notify: format!("SELECT pg_notify('{schema}', $1)"),
         }
     }
 }

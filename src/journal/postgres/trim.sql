@@ -1,11 +1,17 @@
--- Changes that are old are forgotten, as far as no transaction from before is under
--- way; a server that was away for longer reads everything anew.
-WITH old AS (
-  DELETE FROM longrunning.changes
+-- Some changes that are old are forgotten, as far as no transaction from before is
+-- under way, but for those that another server forgets just now. A server that was
+-- away for longer reads everything anew.
+WITH old AS MATERIALIZED (
+  SELECT ctid FROM longrunning.changes
   WHERE at < clock_timestamp() - interval '10 minutes'
     AND tx < pg_snapshot_xmin(pg_current_snapshot())
+  ORDER BY tx LIMIT 10000
+  FOR UPDATE SKIP LOCKED
+),
+gone AS (
+  DELETE FROM longrunning.changes WHERE ctid IN (SELECT ctid FROM old)
   RETURNING tx
 )
 UPDATE longrunning.meta
-SET trimmed = greatest(trimmed, (SELECT (max(tx::text::bigint) + 1)::text::xid8 FROM old))
-WHERE EXISTS (SELECT 1 FROM old)
+SET trimmed = greatest(trimmed, (SELECT (max(tx::text::bigint) + 1)::text::xid8 FROM gone))
+WHERE EXISTS (SELECT 1 FROM gone)

@@ -2,7 +2,7 @@
 //! one commit.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
     time::Duration,
@@ -10,14 +10,12 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::{select, sync::Notify, time::sleep};
-use tokio_postgres::{Client, types::Type};
-use tokio_util::sync::CancellationToken;
+use tokio_postgres::{Client, Error, error::SqlState, types::Type};
 use tracing::{error, info};
 
 use super::{
-    contact::Contact,
+    Inner,
     link::Link,
-    listen::Hints,
     opening::{VERSION, check_version},
     row::{self, Batch},
     sql::Sql,
@@ -27,6 +25,9 @@ use crate::journal::journal::{Entry, JournalError, Then, Unkept};
 /// So many changes, or so many bytes of them, are one commit.
 const BATCH: usize = 1024;
 const BATCH_BYTES: usize = 8 << 20;
+
+/// How often a batch is tried again that met another one in the database.
+const TRIES: usize = 8;
 
 /// The pause before a database that could not be reached is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -87,14 +88,13 @@ impl Writer {
         self.comers.notify_one();
     }
 
+    /// Keeps nothing any more, for this reason.
+    pub(super) fn fail(&self, why: &str) {
+        self.refuse(Vec::new(), &JournalError(why.to_owned()));
+    }
+
     /// Commits what stands in line, until the line is closed and empty.
-    pub(super) async fn write(
-        &self,
-        sql: &Sql,
-        hints: &Hints,
-        contact: &Contact,
-        stopping: &CancellationToken,
-    ) {
+    pub(super) async fn write(&self, journal: &Inner) {
         loop {
             let batch = {
                 let mut line = self.line.lock();
@@ -110,88 +110,115 @@ impl Writer {
                 continue;
             }
             let (entries, thens): (Vec<Entry>, Vec<Then>) = batch.into_iter().unzip();
-            match self.commit(&entries, sql).await {
-                Ok(mut stale) => {
-                    for (at, then) in thens.into_iter().enumerate() {
-                        tell(then, stale.remove(&at).map_or(Ok(()), Err));
-                    }
-                    // That a lease lasts longer, nobody waits for.
-                    if entries
-                        .iter()
-                        .any(|entry| !matches!(entry, Entry::Renew(_)))
-                    {
-                        hints.tell();
-                    }
+            let mut thens: Vec<Option<Then>> = thens.into_iter().map(Some).collect();
+            let mut told = |at: usize, kept| {
+                if let Some(then) = thens[at].take() {
+                    tell(then, kept);
                 }
-                Err(error) => {
-                    error!(%error, "changes cannot be kept");
-                    *self.trouble.lock() = Some(error.to_string());
-                    let waiting = mem::take(&mut self.line.lock().waiting);
-                    let waiting = waiting.into_iter().map(|(_, then)| then);
-                    for then in thens.into_iter().chain(waiting) {
-                        tell(then, Err(error.clone().into()));
-                    }
-                    self.heal(sql, contact, stopping).await;
-                }
+            };
+            let committed = self.commit(&entries, &journal.sql, &mut told).await;
+            // That a lease lasts longer, nobody waits for.
+            if entries
+                .iter()
+                .any(|entry| !matches!(entry, Entry::Renew(_)))
+            {
+                journal.hints.tell();
+            }
+            if let Err(error) = committed {
+                error!(%error, "changes cannot be kept");
+                self.refuse(thens.into_iter().flatten().collect(), &error);
+                self.heal(journal).await;
             }
         }
     }
 
-    /// Keeps changes; those that came too late, by their places, with what was
-    /// there.
+    /// Keeps changes, and says of each, by its place, whether it was kept; those that
+    /// came too late hear what was there. Of the others nothing is known after an error.
     async fn commit(
         &self,
         entries: &[Entry],
         sql: &Sql,
-    ) -> Result<HashMap<usize, Unkept>, JournalError> {
+        told: &mut impl FnMut(usize, Result<(), Unkept>),
+    ) -> Result<(), JournalError> {
         let batch = Batch::of(entries);
-        let write =
-            async |client: &Client| client.query_typed(&sql.commit, &batch.parameters()).await;
+        let write = async |client: &Client| {
+            let mut tries = TRIES;
+            loop {
+                let kept = client.query_typed(&sql.commit, &batch.parameters()).await;
+                match kept {
+                    Err(error) if tries != 0 && may_go_well(&error) => tries -= 1,
+                    kept => return kept,
+                }
+            }
+        };
         let kept = self.link.ask(write).await?;
-        if kept.len() == entries.len() {
-            return Ok(HashMap::new());
+        let kept: HashSet<i64> = kept.iter().map(|row| row.get(0)).collect();
+        let late = batch.late(&kept);
+        for at in (0..entries.len()).filter(|at| !late.contains(at)) {
+            told(at, Ok(()));
+        }
+        if late.is_empty() {
+            return Ok(());
         }
         // Nothing is kept in tables that a newer program has made its own.
         if kept.is_empty() {
             check_version(&self.link, sql).await?;
         }
-        let kept = kept.iter().map(|row| row.get(0)).collect();
-        batch.stale(&self.link, sql, &kept).await
+        for (at, kept) in batch.met(&late, &self.link, sql).await? {
+            told(at, kept);
+        }
+        Ok(())
+    }
+
+    /// Nothing can be kept: says so to these, to those who stand in line, and to those
+    /// who come.
+    fn refuse(&self, thens: Vec<Then>, error: &JournalError) {
+        *self.trouble.lock() = Some(error.0.clone());
+        let waiting = mem::take(&mut self.line.lock().waiting);
+        let waiting = waiting.into_iter().map(|(_, then)| then);
+        for then in thens.into_iter().chain(waiting) {
+            tell(then, Err(error.clone().into()));
+        }
     }
 
     /// Waits until the database can be reached again, or the journal is closed.
-    async fn heal(&self, sql: &Sql, contact: &Contact, stopping: &CancellationToken) {
+    async fn heal(&self, journal: &Inner) {
         loop {
             select! {
                 () = sleep(PAUSE) => {}
-                () = stopping.cancelled() => return,
+                () = journal.tasks.stopping().cancelled() => return,
             }
             if self.line.lock().is_closed {
                 return;
             }
-            if self.can_write(sql).await {
-                info!("changes can be kept again");
-                contact.begin();
+            if self.can_write(&journal.sql).await {
+                journal.reconnect().await;
+                journal.contact.begin();
                 *self.trouble.lock() = None;
-                return;
+                return info!("changes can be kept again");
             }
+            // One that only reads has given its place to another, which a new connection
+            // may find.
+            self.link.renew().await;
         }
     }
 
-    /// Whether the database takes our changes. One that only reads has given its
-    /// place to another, which a new connection may find.
+    /// Whether the database takes our changes.
     async fn can_write(&self, sql: &Sql) -> bool {
         let parameters = [(&VERSION as _, Type::INT4)];
         let ask = async |client: &Client| client.query_typed_one(&sql.can_write, &parameters).await;
-        match (self.link.ask(ask).await, self.link.client().await) {
-            (Ok(row), _) if row.get(0) => true,
-            (Ok(_), Ok(client)) => {
-                self.link.give_up(&client).await;
-                false
-            }
-            _ => false,
-        }
+        self.link.ask(ask).await.is_ok_and(|row| row.get(0))
     }
+}
+
+/// Whether the database says that two batches waited for each other, or met in another
+/// way that does not come again.
+fn may_go_well(error: &Error) -> bool {
+    let codes = [
+        SqlState::T_R_DEADLOCK_DETECTED,
+        SqlState::T_R_SERIALIZATION_FAILURE,
+    ];
+    error.code().is_some_and(|code| codes.contains(code))
 }
 
 /// A bug that one of them meets must not keep the others waiting.

@@ -192,7 +192,7 @@ impl Shared for Aside {
         let apply: Apply = Arc::new(move |news, since| {
             let taken_in = runtime.spawn(apply(news, since));
             // The runtime of a test that has ended takes in nothing.
-            Box::pin(async { drop(taken_in.await) })
+            Box::pin(async { taken_in.await.unwrap_or(Ok(())) })
         });
         let following = async move { journal.follow(apply).await };
         // Who follows no longer lets go of the journal.

@@ -209,7 +209,7 @@ impl Shared for Share {
                 let news = self.table.0.rows.lock().since(&mut position);
                 // They are on their way for a while.
                 tokio::task::yield_now().await;
-                apply(news, None).await;
+                apply(news, None).await.unwrap();
                 self.seen.send_replace(position);
             }
         })
