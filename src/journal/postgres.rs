@@ -4,8 +4,10 @@
 //!
 //! What other servers change is read in `news`, hints to do so at once live in
 //! `listen`, what is written for a change in `row`, the statements in `sql`, a
-//! connection in `link`, and what comes first in `opening` and `options`.
+//! connection in `link`, the way to the database in `url`, `tls` and `database`, and
+//! what comes first in `opening` and `options`.
 
+mod database;
 mod link;
 mod listen;
 mod news;
@@ -13,6 +15,8 @@ mod opening;
 pub(crate) mod options;
 mod row;
 mod sql;
+mod tls;
+mod url;
 
 use std::{
     collections::HashMap,
@@ -39,10 +43,11 @@ use tokio_postgres::{
 use tracing::{debug, error, info};
 
 use self::{
+    database::Database,
     link::{Link, refused},
     listen::Hints,
     news::News,
-    opening::{clock_of, config, prepare},
+    opening::{clock_of, prepare},
     options::PostgresOptions,
     row::{Batch, decode},
     sql::{Sql, is_plain},
@@ -120,19 +125,19 @@ impl PostgresJournal {
                  with a letter"
             )));
         }
-        let listening = config(listen_url.as_deref().unwrap_or(url))?;
-        let (hints, config) = (Hints::new(&listening), config(url)?);
-        let (writer, sql) = (Link::new(&config), Sql::new(schema));
+        let listening = Database::new(listen_url.as_deref().unwrap_or(url))?;
+        let (hints, database) = (Hints::new(&listening), Database::new(url)?);
+        let (writer, sql) = (Link::new(&database), Sql::new(schema));
         prepare(&writer, &sql).await?;
         let clock = clock_of(&writer).await?;
         let inner = Arc::new(Inner {
             line: Mutex::default(),
             comers: Notify::new(),
-            news: News::new(&config),
+            news: News::new(&database),
             hints,
             sql,
             writer,
-            reader: Link::new(&config),
+            reader: Link::new(&database),
             view_limit: *view_limit,
             clock,
             numbers: AtomicU64::new(0),

@@ -4,10 +4,11 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::future::poll_fn;
 use tokio::{sync::Mutex, time::timeout};
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
+use tokio_postgres::{AsyncMessage, Client};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::database::Database;
 use crate::{journal::journal::JournalError, tasks::Tasks};
 
 /// How long it may take to connect.
@@ -19,7 +20,7 @@ const ANSWER: Duration = Duration::from_secs(15);
 
 /// A connection.
 pub(super) struct Link {
-    config: Config,
+    database: Database,
     current: Mutex<Option<Connected>>,
     /// Called with the payload of each notification.
     heard: Option<Heard>,
@@ -39,9 +40,9 @@ pub(super) struct Connected {
 // === impl Link ===
 
 impl Link {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(database: &Database) -> Self {
         Self {
-            config: config.clone(),
+            database: database.clone(),
             current: Mutex::default(),
             heard: None,
             tasks: Tasks::default(),
@@ -66,10 +67,9 @@ impl Link {
         if let Some(connected) = current.as_ref().filter(|last| !last.client.is_closed()) {
             return Ok(connected.clone());
         }
-        let (client, mut connection) = timeout(CONNECT, self.config.connect(NoTls))
+        let (client, mut connection) = timeout(CONNECT, self.database.connect())
             .await
-            .map_err(|_| silent(CONNECT))?
-            .map_err(refused)?;
+            .map_err(|_| silent(CONNECT))??;
         let heard = self.heard.clone();
         let connected = Connected {
             client: Arc::new(client),

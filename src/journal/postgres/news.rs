@@ -13,13 +13,11 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::timeout};
-use tokio_postgres::{
-    Config,
-    types::{ToSql, Type},
-};
+use tokio_postgres::types::{ToSql, Type};
 use tracing::{info, warn};
 
 use super::{
+    database::Database,
     link::Link,
     listen::Hints,
     row::{Reader, TEXT, decode},
@@ -57,9 +55,9 @@ struct Place {
 // === impl News ===
 
 impl News {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(database: &Database) -> Self {
         Self {
-            link: Link::new(config),
+            link: Link::new(database),
             read: Mutex::default(),
             asked: AtomicU64::new(0),
             given: watch::Sender::new((0, Ok(()))),
