@@ -45,7 +45,7 @@ pub(super) struct ServeArgs {
     #[arg(long, env = "LONGRUNNING_SOCKET_MODE", value_name = "OCTAL", value_parser = parse_mode)]
     socket_mode: Option<u32>,
     /// Where operations are kept: memory, for as long as the process lives, sqlite:PATH, or
-    /// postgres://USER:PASSWORD@HOST/DATABASE for all servers of that database
+    /// postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full for all servers of that database
     #[arg(
         long,
         env = "LONGRUNNING_STORE",

@@ -5,9 +5,11 @@
 //! Changes are written in `writer`, and what is written for one in `row`. What other
 //! servers change is read in `news`, and hints to do so at once live in `listen`.
 //! Since when all of that has worked is in `contact`, the statements are in `sql`, a
-//! connection in `link`, and what comes first in `opening` and `options`.
+//! connection in `link`, the way to the database in `url`, `tls` and `database`, and
+//! what comes first in `opening` and `options`.
 
 mod contact;
+mod database;
 mod link;
 mod listen;
 mod news;
@@ -15,6 +17,8 @@ mod opening;
 pub(crate) mod options;
 mod row;
 mod sql;
+mod tls;
+mod url;
 mod writer;
 
 use std::{
@@ -36,10 +40,11 @@ use tracing::{debug, error};
 
 use self::{
     contact::Contact,
+    database::Database,
     link::Link,
     listen::Hints,
     news::News,
-    opening::{clock_of, config, prepare},
+    opening::{clock_of, prepare},
     options::PostgresOptions,
     sql::{Sql, is_plain},
     writer::Writer,
@@ -103,19 +108,19 @@ impl PostgresJournal {
                  with a letter"
             )));
         }
-        let listening = config(listen_url.as_deref().unwrap_or(url))?;
-        let (hints, config) = (Hints::new(&listening), config(url)?);
-        let (writer, sql) = (Link::new(&config), Sql::new(schema));
+        let listening = Database::new(listen_url.as_deref().unwrap_or(url))?;
+        let (hints, database) = (Hints::new(&listening), Database::new(url)?);
+        let (writer, sql) = (Link::new(&database), Sql::new(schema));
         prepare(&writer, &sql).await?;
         let clock = clock_of(&writer).await?;
         let inner = Arc::new(Inner {
             writer: Writer::new(writer),
             contact: Contact::new(clock),
-            news: News::new(&config),
+            news: News::new(&database),
             hints,
             sql,
-            reader: Link::new(&config),
-            sweeper: Link::new(&config),
+            reader: Link::new(&database),
+            sweeper: Link::new(&database),
             view_limit: *view_limit,
             clock,
             numbers: AtomicU64::new(0),

@@ -69,6 +69,8 @@ mod pages;
 mod pools;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "postgres")]
+mod postgres_tls;
 #[cfg(feature = "cli")]
 mod program;
 mod races;

@@ -12,11 +12,12 @@ use crate::support::{
 };
 
 /// Tests that run elsewhere only.
-const OTHERS: [&str; 19] = [
+const OTHERS: [&str; 20] = [
     // They say themselves what keeps the operations.
     "over_stores::",
     "durability::",
     "postgres::",
+    "postgres_tls::",
     "recovery::",
     "replicas::",
     // The flags of a program say it.

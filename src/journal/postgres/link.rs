@@ -7,10 +7,11 @@ use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
 };
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
+use tokio_postgres::{AsyncMessage, Client};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::database::Database;
 use crate::{journal::journal::JournalError, tasks::Tasks};
 
 /// How long it may take to connect.
@@ -25,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 
 /// A connection.
 pub(super) struct Link {
-    config: Config,
+    database: Database,
     current: Mutex<Current>,
     /// Called with the payload of each notification.
     heard: Option<Heard>,
@@ -52,9 +53,9 @@ pub(super) struct Connected {
 // === impl Link ===
 
 impl Link {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(database: &Database) -> Self {
         Self {
-            config: config.clone(),
+            database: database.clone(),
             current: Mutex::default(),
             heard: None,
             tasks: Tasks::default(),
@@ -95,10 +96,9 @@ impl Link {
     }
 
     async fn connect(&self) -> Result<Connected, JournalError> {
-        let (client, mut connection) = timeout(CONNECT, self.config.connect(NoTls))
+        let (client, mut connection) = timeout(CONNECT, Box::pin(self.database.connect()))
             .await
-            .map_err(|_| silent(CONNECT))?
-            .map_err(refused)?;
+            .map_err(|_| silent(CONNECT))??;
         let heard = self.heard.clone();
         let connected = Connected {
             client: Arc::new(client),

@@ -16,10 +16,10 @@ use tokio::{
     sync::Notify,
     time::{sleep, timeout},
 };
-use tokio_postgres::{Config, types::ToSql};
+use tokio_postgres::types::ToSql;
 use tracing::{debug, info, warn};
 
-use super::{link::Link, row::TEXT, sql::Sql};
+use super::{database::Database, link::Link, row::TEXT, sql::Sql};
 use crate::journal::journal::JournalError;
 
 /// The least time between two hints: they take turns at one lock of the database.
@@ -49,7 +49,7 @@ pub(super) struct Hints {
 
 impl Hints {
     /// Hints that are heard on a connection of its own.
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(database: &Database) -> Self {
         let us = uuid::Uuid::new_v4().to_string();
         let (heard, returned) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let hear = {
@@ -63,7 +63,7 @@ impl Hints {
             }
         };
         Self {
-            ear: Link::new(config).hearing(hear),
+            ear: Link::new(database).hearing(hear),
             heard,
             returned,
             arrive: AtomicBool::new(false),

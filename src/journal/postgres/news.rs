@@ -16,13 +16,14 @@ use futures_util::StreamExt;
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::timeout};
 use tokio_postgres::{
-    Client, Config, Row, RowStream,
+    Client, Row, RowStream,
     types::{ToSql, Type},
 };
 use tracing::{info, warn};
 
 use super::{
     contact::Contact,
+    database::Database,
     link::{ANSWER, Link, refused, silent},
     listen::Hints,
     row::{Reader, TEXT},
@@ -78,9 +79,9 @@ struct Place {
 // === impl News ===
 
 impl News {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(database: &Database) -> Self {
         Self {
-            link: Link::new(config),
+            link: Link::new(database),
             read: Mutex::default(),
             asked: AtomicU64::new(0),
             given: watch::Sender::new((0, Ok(()))),

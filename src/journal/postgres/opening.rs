@@ -3,12 +3,9 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Client, Config};
+use tokio_postgres::Client;
 
-use super::{
-    link::{Link, refused},
-    sql::Sql,
-};
+use super::{link::Link, sql::Sql};
 use crate::{
     clock::{Clock, Timestamp},
     journal::journal::JournalError,
@@ -21,15 +18,6 @@ pub(super) const VERSION: i32 = 1;
 /// error is at most half of what it took.
 const QUESTIONS: usize = 8;
 const QUICK: Duration = Duration::from_millis(5);
-
-/// Where the database is.
-pub(super) fn config(url: &str) -> Result<Config, JournalError> {
-    let mut config: Config = url.parse().map_err(refused)?;
-    config
-        .application_name("longrunning")
-        .connect_timeout(Duration::from_secs(5));
-    Ok(config)
-}
 
 /// Makes the tables, one server at a time, or looks whether they are ours.
 pub(super) async fn prepare(link: &Link, sql: &Sql) -> Result<(), JournalError> {

@@ -6,6 +6,13 @@ use std::fmt;
 #[derive(Clone, PartialEq, Eq)]
 pub struct PostgresOptions {
     /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, or `host=… user=…`.
+    ///
+    /// Parameters are those of libpq. TLS is set by `sslmode`: `disable`, `prefer` (the
+    /// default), `require`, `verify-ca` or `verify-full`; `sslrootcert`, the PEM file of
+    /// the authorities, or `system`; and `sslcert` with `sslkey`, the PEM files of a
+    /// certificate of our own. Only `verify-full` makes sure that it is the right
+    /// database: `…?sslmode=verify-full&sslrootcert=/etc/ssl/database.pem`. Without
+    /// `sslrootcert` it goes by the authorities of the system.
     pub url: String,
     /// The same database for the one connection that listens, if `url` leads to a
     /// pooler that gives each transaction another connection. None: `url`.
@@ -34,8 +41,8 @@ impl PostgresOptions {
 
 impl fmt::Display for PostgresOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.url.split_once("://").zip(self.url.rsplit_once('@')) {
-            Some(((scheme, _), (_, place))) => write!(f, "{scheme}://…@{place}"),
+        match place(&self.url) {
+            Some(place) => write!(f, "postgres://…@{place}"),
             None => f.write_str("postgres://…"),
         }
     }
@@ -44,5 +51,47 @@ impl fmt::Display for PostgresOptions {
 impl fmt::Debug for PostgresOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PostgresOptions({self}, {:?})", self.schema)
+    }
+}
+
+/// The host and the database in a URL. None where it is not sure what of it is a
+/// password, which may stand among the parameters too.
+fn place(url: &str) -> Option<&str> {
+    let (scheme, rest) = url.split_once("://")?;
+    let (user, place) = rest.split_once('@')?;
+    let place = place.split_once('?').map_or(place, |(place, _)| place);
+    let is_sure = matches!(scheme, "postgres" | "postgresql")
+        && rest.matches('@').count() == 1
+        && !user.contains(['/', '?']);
+    is_sure.then_some(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_prints_the_place_and_nothing_that_may_be_a_password() {
+        let cases = [
+            ("postgres://u:secret@h:1,i/d", "postgres://…@h:1,i/d"),
+            ("postgresql://u@h", "postgres://…@h"),
+            (
+                "postgres://u@h/d?sslmode=verify-full&password=secret",
+                "postgres://…@h/d",
+            ),
+            ("postgres://u:p@h?password=secret", "postgres://…@h"),
+            ("postgres://h/d?password=secret", "postgres://…"),
+            ("postgres://h/d?password=se@cret", "postgres://…"),
+            ("postgres://h?password=se@cret", "postgres://…"),
+            ("postgres://u:se@cret@h/d", "postgres://…"),
+            ("postgres://u:p@h?password=se@cret", "postgres://…"),
+            ("host=h password=secret", "postgres://…"),
+            ("password=a://secret user=u@h", "postgres://…"),
+        ];
+        for (url, printed) in cases {
+            let options = PostgresOptions::new(url);
+            assert_eq!(options.to_string(), printed, "{url}");
+            assert!(!format!("{options:?}").contains("cret"), "{url}");
+        }
     }
 }

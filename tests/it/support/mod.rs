@@ -1,10 +1,12 @@
 //! What every test needs: a server with clients, and operations in each stage.
 //! Looking into errors is in `problem`, journals of the tests' own in `journal`,
-//! work as workers elsewhere do it in `shop`, bytes over HTTP in `http`, a bad
+//! work as workers elsewhere do it in `shop`, certificates for TLS in `certificates`, bytes over HTTP in `http`, a bad
 //! line to workers in `faults`, a table that servers share in `table`, one that can be cut in `line`, the program over a
 //! file in `stored`, what must be true of that in `ledger`.
 
 pub(crate) mod anyone;
+#[cfg(feature = "postgres")]
+pub(crate) mod certificates;
 #[cfg(feature = "cli")]
 pub(crate) mod dice;
 #[cfg(feature = "cli")]

@@ -6,7 +6,10 @@ use std::{
     env, fs,
     io::{self, Write},
     net::TcpListener,
-    os::unix::{fs::MetadataExt, process::CommandExt},
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     sync::{Once, OnceLock},
@@ -87,6 +90,11 @@ impl Postgres {
     /// Makes a server, and starts it with these settings; none without PostgreSQL,
     /// which is said, unless CI runs, where it must be there.
     pub(crate) fn start(settings: &[&str]) -> Option<Self> {
+        Self::start_with(settings, &[])
+    }
+
+    /// The same, with these files among its data, which nobody else may read.
+    pub(crate) fn start_with(settings: &[&str], files: &[(&str, &str)]) -> Option<Self> {
         let Some(bin) = bin() else {
             assert!(env::var_os("CI").is_none(), "there is no PostgreSQL");
             // Not by a macro, whose words a test that passes keeps to itself.
@@ -132,6 +140,14 @@ impl Postgres {
             "{}",
             String::from_utf8_lossy(&made.stderr)
         );
+        for (name, content) in files {
+            let file = server.data().join(name);
+            fs::write(&file, content).unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+            if let Some((uid, gid)) = user {
+                std::os::unix::fs::chown(&file, Some(uid), Some(gid)).unwrap();
+            }
+        }
         server.begin();
         Some(server)
     }
@@ -158,6 +174,11 @@ impl Postgres {
         self.port
     }
 
+    /// Where its Unix socket is.
+    pub(crate) fn socket(&self) -> &Path {
+        self.directory.path()
+    }
+
     fn data(&self) -> PathBuf {
         self.directory.path().join("data")
     }
@@ -168,7 +189,10 @@ impl Postgres {
 
     fn command_of(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(self.directory.path());
+        // psql would look for certificates at somebody's home.
+        command
+            .current_dir(self.directory.path())
+            .env("HOME", self.directory.path());
         if let Some((uid, gid)) = user() {
             command.uid(uid).gid(gid);
         }
