@@ -70,6 +70,8 @@ mod pools;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "postgres")]
+mod postgres_faults;
+#[cfg(feature = "postgres")]
 mod postgres_tls;
 #[cfg(feature = "cli")]
 mod program;

@@ -1,40 +1,45 @@
 //! Servers of one PostgreSQL: what is asked of a real database. Without one on the
 //! machine these tests say so and do nothing.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, future::poll_fn, process::Stdio, time::Duration};
 
 use longrunning::{
     Any, NewOperation, OperationName, Operations, PostgresJournal, PostgresOptions, QueueName,
     Reads, WorkerId, proto::google::longrunning::ListOperationsRequest,
 };
-use tokio::{task::JoinSet, time::timeout};
-use tokio_postgres::{Client, NoTls};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_postgres::{AsyncMessage, Client, NoTls};
 
 use crate::support::{
-    postgres::{Postgres, journal, schema},
+    postgres::{journal, schema},
+    program::command,
     text,
 };
 
-const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
-async fn server(options: &PostgresOptions) -> Operations {
+pub(super) async fn server(options: &PostgresOptions) -> Operations {
     let builder = Operations::builder().journal(journal(options).await);
     builder.start().await.unwrap()
 }
 
 /// A connection of the test's own.
-async fn client(options: &PostgresOptions) -> Client {
+pub(super) async fn client(options: &PostgresOptions) -> Client {
     let (client, connection) = tokio_postgres::connect(&options.url, NoTls).await.unwrap();
     tokio::spawn(connection);
     client
 }
 
-async fn queued(operations: &Operations) -> OperationName {
+pub(super) async fn queued(operations: &Operations) -> OperationName {
     let new = NewOperation::queued("jobs");
     operations.create(new).await.unwrap().operation.owned_name()
 }
 
-async fn finished(operations: &Operations) -> OperationName {
+pub(super) async fn finished(operations: &Operations) -> OperationName {
     let new = NewOperation::self_executed("test");
     let operation = operations.create(new).await.unwrap().operation;
     let (name, token) = (operation.owned_name(), operation.lease().unwrap().token);
@@ -46,7 +51,7 @@ async fn finished(operations: &Operations) -> OperationName {
 }
 
 /// The names on all pages of a list.
-async fn list(operations: &Operations, request: ListOperationsRequest) -> Vec<String> {
+pub(super) async fn list(operations: &Operations, request: ListOperationsRequest) -> Vec<String> {
     let (mut request, mut names) = (request, Vec::new());
     loop {
         let page = operations.list(&request).await.unwrap();
@@ -83,6 +88,104 @@ async fn a_wait_at_one_server_ends_when_another_finishes_with_hints_and_without(
     let done = one.succeed(&name, token, text("done")).await.unwrap();
     for waited in waits.join_all().await {
         assert_eq!(waited.bytes(), done.bytes());
+    }
+}
+
+#[tokio::test]
+async fn notifications_arrive_at_a_server_and_go_out_from_it() {
+    let Some(options) = schema() else { return };
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let (client, mut connection) = tokio_postgres::connect(&options.url, NoTls).await.unwrap();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+            if let AsyncMessage::Notification(said) = message {
+                tell.send(said.payload().to_owned()).unwrap();
+            }
+        }
+    });
+    let listen = format!("LISTEN {}", options.schema);
+    client.batch_execute(&listen).await.unwrap();
+    let one = server(&options).await;
+    let trial = told.recv().await.unwrap();
+    queued(&one).await;
+    let hint = timeout(MINUTE, told.recv())
+        .await
+        .expect("others hear of a change");
+    assert_eq!(hint.unwrap(), trial, "both are signed by the server");
+    let mut serve = command(&[
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--worker-listen",
+        "none",
+    ]);
+    serve
+        .args(["--admin-listen", "none", "--store", &options.url])
+        .args(["--store-schema", &options.schema])
+        .stderr(Stdio::piped());
+    let mut program = serve.spawn().unwrap();
+    let mut log = BufReader::new(program.stderr.take().unwrap()).lines();
+    let hears = async {
+        while let Some(line) = log.next_line().await.unwrap() {
+            if line.contains("hears at once what other servers change") {
+                return;
+            }
+        }
+        panic!("it ended");
+    };
+    timeout(MINUTE, hears)
+        .await
+        .expect("its own words come back to it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_id_may_hold_anything_and_belongs_to_its_parent() {
+    let Some(options) = schema() else { return };
+    let (one, other) = (server(&options).await, server(&options).await);
+    let requests = [
+        ("", "a\0b"),
+        ("", "a"),
+        ("projects/p", "locations/eu/a"),
+        ("projects/p/locations/eu", "a"),
+        ("projects/p", ":a"),
+        ("projects/p", "\u{10ffff}\u{e000}"),
+    ];
+    let mut names = BTreeSet::new();
+    for (under, id) in requests {
+        let new = || NewOperation::queued("jobs").parent(under).request_id(id);
+        let made = one.create(new()).await.unwrap();
+        assert!(!made.reused);
+        let again = other.create(new()).await.unwrap();
+        assert!(again.reused);
+        assert_eq!(again.operation.name(), made.operation.name());
+        names.insert(made.operation.name().to_owned());
+    }
+    assert_eq!(names.len(), requests.len());
+    assert!(one.trouble().is_none() && other.trouble().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_names_that_come_to_two_servers_in_another_order_are_made_once() {
+    let Some(options) = schema() else { return };
+    let (one, other) = (server(&options).await, server(&options).await);
+    for round in 0..10 {
+        let mut all = JoinSet::new();
+        for (at, server) in [&one, &other].into_iter().enumerate() {
+            for number in 0..300 {
+                let number = if at == 0 { number } else { 299 - number };
+                let (server, id) = (server.clone(), format!("op-{round}-{number}"));
+                let new = NewOperation::queued("jobs").id(&id);
+                all.spawn(async move { server.create(new).await });
+            }
+        }
+        let mut made = 0;
+        for outcome in all.join_all().await {
+            match outcome {
+                Ok(_) => made += 1,
+                Err(error) => assert_eq!(error.reason(), "OPERATION_EXISTS"),
+            }
+        }
+        assert_eq!(made, 300);
     }
 }
 
@@ -165,6 +268,10 @@ async fn what_is_beyond_the_limit_of_the_view_is_read_from_the_database() {
                 other.wait(&name, MINUTE).await.unwrap().bytes(),
                 here.bytes()
             );
+            let mut watch = other.watch(&name).await.unwrap();
+            let seen = watch.next().await.unwrap().unwrap();
+            assert_eq!(seen.bytes(), here.bytes());
+            assert!(watch.next().await.is_none());
             assert!(other.cancel(&name).await.unwrap().is_done());
             other.delete(&name).await.unwrap();
             assert_eq!(
@@ -196,102 +303,6 @@ async fn fresh_reads_see_at_once_what_another_server_did() {
         one.delete(&name).await.unwrap();
         assert!(other.look(&name).await.is_err());
     }
-}
-
-// A database that is gone for a while: what is written meanwhile is refused, what is
-// read goes on, and all of it works again by itself.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_of_the_database_costs_nothing_that_was_said_to_be_kept() {
-    let Some(mut postgres) = Postgres::start(&[]) else {
-        return;
-    };
-    let options = PostgresOptions::new(postgres.url());
-    let (one, other) = (server(&options).await, server(&options).await);
-    let fresh = Operations::builder()
-        .reads(Reads::Fresh)
-        .journal(journal(&options).await);
-    let fresh = fresh.start().await.unwrap();
-    let mut kept = BTreeSet::new();
-    for round in 0..3 {
-        let name = queued(&one).await;
-        other.look(&name).await.unwrap();
-        postgres.end(round % 2 == 0);
-        let everything = ListOperationsRequest {
-            return_partial_success: true,
-            ..Default::default()
-        };
-        assert_eq!(fresh.list(&everything).await.unwrap().unreachable, ["-"]);
-        let all = ListOperationsRequest::default();
-        assert_eq!(
-            fresh.list(&all).await.unwrap_err().reason(),
-            "STORE_UNAVAILABLE"
-        );
-        let error = one.cancel(&name).await.unwrap_err();
-        assert_eq!(error.reason(), "STORE_UNAVAILABLE");
-        for server in [&one, &other] {
-            assert!(!server.look(&name).await.unwrap().is_done());
-            let page = server.list(&everything).await.unwrap();
-            assert_eq!(page.operations[0].name(), name.as_str());
-        }
-        // The one that tried to write knows that there may be more.
-        assert_eq!(one.list(&everything).await.unwrap().unreachable, ["-"]);
-        let unknown = OperationName::parse("operations/unknown").unwrap();
-        assert_eq!(
-            other.look(&unknown).await.unwrap_err().reason(),
-            "STORE_UNAVAILABLE"
-        );
-        postgres.begin();
-        let again = async {
-            while one.cancel(&name).await.is_err() {
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(MINUTE, again)
-            .await
-            .expect("it is cancelled in the end");
-        assert!(other.wait(&name, MINUTE).await.unwrap().is_done());
-        let whole = async {
-            while !one.list(&everything).await.unwrap().unreachable.is_empty() {
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(MINUTE, whole).await.expect("it reads again");
-        kept.insert(name.to_string());
-    }
-    let third = server(&options).await;
-    let listed: BTreeSet<String> = list(&third, ListOperationsRequest::default())
-        .await
-        .into_iter()
-        .collect();
-    assert_eq!(listed, kept);
-}
-
-// The numbers of its transactions begin anew, and those that the dump bears are yet to
-// come.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_was_restored_from_a_dump_is_followed_from_now_on() {
-    let Some(options) = schema() else { return };
-    let one = server(&options).await;
-    let name = queued(&one).await;
-    one.close().await;
-    let client = client(&options).await;
-    let schema = &options.schema;
-    let restored = format!(
-        "UPDATE {schema}.meta SET trimmed = '9000000000';
-         UPDATE {schema}.changes SET tx = '9000000001'"
-    );
-    client.batch_execute(&restored).await.unwrap();
-    let (one, other) = (server(&options).await, server(&options).await);
-    let left = format!(
-        "SELECT count(*) FROM {schema}.meta, {schema}.changes
-         WHERE trimmed > '8000000000' OR tx > '8000000000'"
-    );
-    assert_eq!(
-        client.query_one(&left, &[]).await.unwrap().get::<_, i64>(0),
-        0
-    );
-    one.cancel(&name).await.unwrap();
-    assert!(other.wait(&name, MINUTE).await.unwrap().is_done());
 }
 
 // A rolling restart: a newer program changes the tables while servers of this one go on.
@@ -390,41 +401,6 @@ async fn a_renewal_writes_neither_the_record_nor_an_index_and_is_known_everywher
     }
     other.succeed(&name, token, text("done")).await.unwrap();
     assert!(one.wait(&name, MINUTE).await.unwrap().is_done());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lease_outlasts_a_database_that_was_away_for_longer() {
-    let Some(mut postgres) = Postgres::start(&[]) else {
-        return;
-    };
-    let options = PostgresOptions::new(postgres.url());
-    let (one, other) = (server(&options).await, server(&options).await);
-    let short = NewOperation::queued("jobs").lease_duration(Duration::from_secs(5));
-    let name = one.create(short).await.unwrap().operation.owned_name();
-    let queue = QueueName::parse("jobs").unwrap();
-    let lease = one.lease(&queue, &WorkerId::new("test")).await.unwrap();
-    let lease = lease.lease().unwrap().clone();
-    other.look(&name).await.unwrap();
-    postgres.end(true);
-    // It is the length of the outage that is tested here.
-    let over = lease.until + Duration::from_secs(1);
-    tokio::time::sleep_until(one.clock().instant(over)).await;
-    let refused = other.renew(&name, lease.token).await.unwrap_err();
-    assert_eq!(refused.reason(), "STORE_UNAVAILABLE");
-    postgres.begin();
-    let renewed = async {
-        loop {
-            match one.renew(&name, lease.token).await {
-                Ok(renewed) => return renewed,
-                Err(error) => assert_eq!(error.reason(), "STORE_UNAVAILABLE"),
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    let renewed = timeout(MINUTE, renewed).await.expect("it is back");
-    assert_eq!(renewed.attempt(), 1);
-    let ended = other.succeed(&name, lease.token, text("done")).await;
-    assert!(ended.unwrap().is_done());
 }
 
 #[tokio::test]

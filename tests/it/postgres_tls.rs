@@ -5,10 +5,14 @@ use std::{fs, sync::OnceLock};
 
 use longrunning::{NewOperation, Operations, PostgresJournal, PostgresOptions};
 use tempfile::TempDir;
+use tokio::time::timeout;
 
-use crate::support::{
-    certificates::Authority,
-    postgres::{Postgres, schema},
+use crate::{
+    postgres::MINUTE,
+    support::{
+        certificates::Authority,
+        postgres::{Postgres, schema},
+    },
 };
 
 /// Who may come how. All names but these are `hostssl` only.
@@ -209,9 +213,12 @@ async fn all_connections_of_a_server_use_tls() {
         JOIN pg_stat_activity USING (pid)
         WHERE application_name = 'longrunning' AND usename = 'watched'";
     // The one that listens may come last.
-    while secure.postgres.ask(question) != "4 4" {
-        tokio::task::yield_now().await;
-    }
+    let all = async {
+        while secure.postgres.ask(question) != "5 5" {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(MINUTE, all).await.expect("all five use it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

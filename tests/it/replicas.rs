@@ -57,6 +57,9 @@ async fn a_wait_at_one_server_ends_when_the_work_ends_at_another() {
         let (operations, name) = (other.operations.clone(), name.clone());
         tokio::spawn(async move { operations.wait(&name, MINUTE).await.unwrap() })
     };
+    while other.operations.waiters() == 0 {
+        tokio::task::yield_now().await;
+    }
     let lease = one.operations.lease(&jobs(), &worker("w")).await.unwrap();
     let token = lease.lease().unwrap().token;
     let done = one

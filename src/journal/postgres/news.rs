@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream::Fuse};
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::timeout};
 use tokio_postgres::{
@@ -57,7 +57,7 @@ pub(super) struct News {
 
 /// Everything that a view shows, as it comes.
 pub(super) struct Everything {
-    rows: Pin<Box<RowStream>>,
+    rows: Pin<Box<Fuse<RowStream>>>,
     reader: Reader,
     /// Answers as long as somebody has it.
     _client: Arc<Client>,
@@ -122,7 +122,7 @@ impl News {
         let parameters = [(&view_limit as &(dyn ToSql + Sync), Type::INT8)];
         let rows = within(client.query_typed_raw(&sql.replay, parameters)).await?;
         Ok(Everything {
-            rows: Box::pin(rows.map_err(refused)?),
+            rows: Box::pin(rows.map_err(refused)?.fuse()),
             reader: Reader::default(),
             _client: client,
         })

@@ -102,9 +102,13 @@ async fn a_queue_is_emptied_through_kills_of_servers_and_a_restart_of_the_databa
     }
     let open = "SELECT count(*) FROM longrunning.operations WHERE NOT is_done";
     // Ends whose acknowledgement was lost are counted by nobody but the database.
-    while replicas.ask(open) != "0" {
-        sleep(Duration::from_millis(200)).await;
-    }
+    let last = async {
+        while replicas.ask(open) != "0" {
+            sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let last = timeout(Duration::from_secs(600), last).await;
+    last.unwrap_or_else(|_| panic!("some are never done\n{}", replicas.faults()));
     let drained = begun.elapsed();
     workers.abort_all();
     while workers.join_next().await.is_some() {}
