@@ -52,6 +52,8 @@ const LEASE: Time = 1_000_000_000;
 /// what the quickest of its questions took: a few milliseconds, and on a machine
 /// that is busy not much more. After that their clocks are that of the machine.
 const SLACK: Time = 200_000_000;
+/// How long after the end of a fault the last server may reach the database again.
+const RECOVERY: Time = 3_000_000_000;
 
 /// Longer than servers take to agree once nothing disturbs them any more.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -147,6 +149,9 @@ async fn run(postgres: &Arc<Mutex<Postgres>>, seed: u64, reads: Reads) {
                 attempts: key.attempts(),
                 lease: LEASE,
                 slack: SLACK,
+                outage: replicas
+                    .outage()
+                    .map(|(begun, ended)| (begun, ended + RECOVERY)),
             };
             if let Err(why) = check(&rules, &calls) {
                 panic!(

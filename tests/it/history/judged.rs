@@ -14,6 +14,7 @@ const RULES: Rules = Rules {
     attempts: Some(3),
     lease: 1000,
     slack: 100,
+    outage: None,
 };
 
 const REQUEST: Rules = Rules {
@@ -143,6 +144,14 @@ fn a_lease_that_is_over_serves_no_more() {
     let late = |begun| finish(begun, 1, 7, done(7));
     accepts(RULES, &[created(), leased(2, 1, 1), late(1100)]);
     rejects(RULES, &[created(), leased(2, 1, 1), late(1110)]);
+    // Unless nobody could renew it.
+    let away = |begun, ended| Rules {
+        outage: Some((begun, ended)),
+        ..RULES
+    };
+    accepts(away(500, 2000), &[created(), leased(2, 1, 1), late(3100)]);
+    rejects(away(500, 2000), &[created(), leased(2, 1, 1), late(3110)]);
+    rejects(away(1200, 2000), &[created(), leased(2, 1, 1), late(1300)]);
     let refused = |begun| finish(begun, 1, 7, Answer::LeaseLost);
     rejects(RULES, &[created(), leased(2, 1, 1), refused(800)]);
     accepts(RULES, &[created(), leased(2, 1, 1), refused(1000)]);

@@ -40,6 +40,8 @@ pub(super) struct Replicas {
     count: Mutex<usize>,
     /// What befell them, for people.
     faults: Mutex<Vec<String>>,
+    /// From the begin of the first to the end of the last.
+    outage: Mutex<Option<(Time, Time)>>,
 }
 
 /// One process of a server, for its clients.
@@ -110,6 +112,7 @@ impl Replicas {
             open: Mutex::new(vec![None; REPLICAS]),
             count: Mutex::new(0),
             faults: Mutex::default(),
+            outage: Mutex::default(),
         };
         for at in 0..REPLICAS {
             replicas.begin(at).await;
@@ -129,6 +132,11 @@ impl Replicas {
     /// What befell them so far.
     pub(super) fn faults(&self) -> String {
         self.faults.lock().join("\n")
+    }
+
+    /// From the begin of the first fault to the end of the last.
+    pub(super) fn outage(&self) -> Option<(Time, Time)> {
+        *self.outage.lock()
     }
 
     /// Those that can be asked.
@@ -185,6 +193,7 @@ impl Replicas {
     /// Lets something happen, until it is over.
     pub(super) async fn suffer(&self, fault: Fault) {
         self.note(&format!("{fault:?}"));
+        let begun = self.now();
         match fault {
             Fault::Kill(at) => {
                 let process = self.processes.lock()[at].take();
@@ -224,6 +233,9 @@ impl Replicas {
             }),
         }
         self.note(&format!("{fault:?} is over"));
+        let mut outage = self.outage.lock();
+        let first = outage.map_or(begun, |(first, _)| first.min(begun));
+        *outage = Some((first, self.now()));
     }
 
     fn signal(&self, at: usize, name: &str) {

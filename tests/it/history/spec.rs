@@ -18,6 +18,9 @@ pub(super) struct Rules {
     pub(super) lease: Time,
     /// By how much two servers may disagree on what time it is.
     pub(super) slack: Time,
+    /// From the first to the last moment at which some server may not have reached the
+    /// database: a lease that ran out meanwhile lasts its full time from then on.
+    pub(super) outage: Option<(Time, Time)>,
 }
 
 /// What there is at one moment: for an id at most one operation, for a request
@@ -263,6 +266,14 @@ impl Rules {
         }
     }
 
+    /// Until when a lease may be held that is over by then, if nothing is amiss.
+    fn last(&self, over: Time) -> Time {
+        match self.outage {
+            Some((begun, ended)) if begun <= over => over.max(ended + self.lease + self.slack),
+            _ => over,
+        }
+    }
+
     fn is_last(&self, one: &Operation) -> bool {
         self.attempts
             .is_some_and(|attempts| attempts <= one.counted)
@@ -278,7 +289,7 @@ impl Rules {
                 upto,
             } if current == token => {
                 let may_be_over = from + self.lease - self.slack <= call.ended;
-                let may_be_held = call.begun <= upto + self.lease + self.slack;
+                let may_be_held = call.begun <= self.last(upto + self.lease + self.slack);
                 (may_be_over.then_some(Answer::LeaseLost), may_be_held)
             }
             At::Held { .. } | At::Waiting => (Some(Answer::LeaseLost), false),
