@@ -2,7 +2,10 @@
 //! pauses and advances tokio's time moves leases, retention and timestamps
 //! together. Nothing else in the crate reads time.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use tokio::time::Instant;
 
@@ -30,6 +33,9 @@ pub(crate) struct InvalidDuration {
 pub struct Clock {
     anchor: Instant,
     wall: Timestamp,
+    /// By how many nanoseconds it was put forward since. Clocks are copied and live as
+    /// long as the process, and so does this.
+    forward: Option<&'static AtomicU64>,
 }
 
 // === impl Clock ===
@@ -48,6 +54,7 @@ impl Clock {
         Self {
             anchor: Instant::now(),
             wall: Timestamp::default() + wall,
+            forward: None,
         }
     }
 
@@ -59,23 +66,39 @@ impl Clock {
         }
     }
 
-    /// A clock that shows `time` now.
+    /// A clock that shows `time` now, and can be put forward.
     #[cfg(feature = "postgres")]
     pub(crate) fn at(time: Timestamp) -> Self {
         Self {
             anchor: Instant::now(),
             wall: time,
+            forward: Some(Box::leak(Box::default())),
         }
+    }
+
+    /// Puts it and all of its copies forward to `time`, if they are behind that.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn put_forward(&self, time: Timestamp) {
+        let behind = u64::try_from(time.since(self.now()).as_nanos()).unwrap_or(0);
+        if let Some(forward) = self.forward {
+            forward.fetch_add(behind, Ordering::Relaxed);
+        }
+    }
+
+    /// By how much it was put forward.
+    fn forward(&self) -> Duration {
+        let forward = self.forward.map(|forward| forward.load(Ordering::Relaxed));
+        Duration::from_nanos(forward.unwrap_or(0))
     }
 
     /// The present time. Never runs backwards.
     pub fn now(&self) -> Timestamp {
-        self.wall + self.anchor.elapsed()
+        self.wall + self.forward() + self.anchor.elapsed()
     }
 
     /// The instant at which this clock will show `at`.
     pub fn instant(&self, at: Timestamp) -> Instant {
-        self.anchor + at.since(self.wall)
+        self.anchor + at.since(self.wall + self.forward())
     }
 }
 
@@ -162,6 +185,19 @@ mod tests {
         let after = clock.now();
         assert_eq!(after.since(before), Duration::from_secs(90));
         assert_eq!(clock.instant(after), Instant::now());
+    }
+
+    #[cfg(feature = "postgres")]
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_behind_is_put_forward_with_its_copies_and_never_back() {
+        let clock = Clock::at(Timestamp::from_nanos(1_000_000_000));
+        let copy = clock;
+        let (now, minute) = (clock.now(), Duration::from_secs(60));
+        clock.put_forward(now + minute);
+        assert_eq!(copy.now(), now + minute);
+        assert_eq!(copy.instant(now + minute), Instant::now());
+        clock.put_forward(now);
+        assert_eq!(copy.now(), now + minute);
     }
 
     #[test]

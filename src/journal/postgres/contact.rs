@@ -1,9 +1,10 @@
 //! Since when the database has been within reach. Who could not reach it cannot
 //! have renewed a lease, so that leases are judged by this.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use parking_lot::Mutex;
+use tracing::warn;
 
 use crate::{
     clock::{Clock, Timestamp},
@@ -13,6 +14,9 @@ use crate::{
 /// It is asked what is new at least every second. If nothing was heard for longer
 /// than this, the database was silent, or we were paused.
 const BREAK: Duration = Duration::from_secs(5);
+
+/// How far our clock may be ahead of that of the database before it is said.
+const AHEAD: Duration = Duration::from_secs(1);
 
 /// When the database was within reach.
 #[derive(Debug)]
@@ -29,6 +33,8 @@ struct Heard {
     last: Timestamp,
     /// Up to when all that was changed has been read.
     read: Timestamp,
+    /// It was said that our clock is ahead.
+    is_ahead: bool,
     /// Why what was asked last got no answer.
     trouble: Option<String>,
 }
@@ -45,6 +51,7 @@ impl Contact {
                 since: now,
                 last: now,
                 read: now,
+                is_ahead: false,
                 trouble: None,
             }),
         }
@@ -62,6 +69,21 @@ impl Contact {
         heard.last = now;
         heard.read = asked;
         heard.trouble.take().is_some()
+    }
+
+    /// Its clock showed `theirs` after it was asked: ours cannot be behind that, and
+    /// was ahead if it showed more when we asked.
+    pub(super) fn told_time(&self, asked: Timestamp, theirs: Timestamp) {
+        self.clock.put_forward(theirs);
+        let mut heard = self.heard.lock();
+        let ahead = asked.since(theirs);
+        if AHEAD < ahead && !mem::replace(&mut heard.is_ahead, true) {
+            warn!(
+                seconds = ahead.as_secs_f64(),
+                "the clock goes faster here than at the database, so that leases may end early; \
+                 restart this server"
+            );
+        }
     }
 
     /// It did not answer, for this reason; tells whether it had until then.

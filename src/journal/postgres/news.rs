@@ -140,7 +140,7 @@ impl News {
         let _end = End(&self.given);
         loop {
             let (asked, asked_at) = (self.asked.load(Ordering::Acquire), contact.now());
-            let pause = match self.read(sql, view_limit, &apply).await {
+            let pause = match self.read(sql, view_limit, contact, &apply).await {
                 Ok(()) => {
                     if contact.answered(asked_at) {
                         info!("reads again what other servers do");
@@ -167,8 +167,10 @@ impl News {
         &self,
         sql: &Sql,
         view_limit: Option<i64>,
+        contact: &Contact,
         apply: &Apply,
     ) -> Result<(), JournalError> {
+        let asked = contact.now();
         let since = self.read.lock().clone();
         let parameters = [(&since.snapshot as &(dyn ToSql + Sync), TEXT)];
         let rows = self
@@ -177,6 +179,7 @@ impl News {
             .await?;
         let first = rows.first().ok_or_else(no_meta)?;
         let place = Place::of(first);
+        contact.told_time(asked, Timestamp::from_micros(first.get(9)));
         // Another server has taken over, or the same one has begun anew. The numbers
         // of transactions that were lost with the last one may be given again.
         if !first.get::<_, bool>(7) || place.began != since.began {

@@ -14,7 +14,8 @@ SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::text,
   CASE WHEN NOT changed.is_renewal THEN operations.record END,
   changed.is_near,
   meta.trimmed <= pg_snapshot_xmin($1::text::pg_snapshot),
-  (extract(epoch FROM changed.at) * 1000000)::bigint
+  (extract(epoch FROM changed.at) * 1000000)::bigint,
+  (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
 FROM longrunning.meta
   LEFT JOIN changed ON true
   LEFT JOIN longrunning.operations ON changed.is_near AND operations.number = changed.number
