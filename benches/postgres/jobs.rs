@@ -8,14 +8,14 @@ use std::{
     time::Instant,
 };
 
-use longrunning::{Any, NewOperation, Operations, QueueName, WorkerId};
+use longrunning::{NewOperation, Operations, QueueName, WorkerId};
 use tokio::task::JoinSet;
 use tokio_postgres::NoTls;
 
 use crate::{
     MINUTE,
     database::{Database, SCHEMA},
-    end,
+    empty, end,
 };
 
 const JOBS: usize = 20_000;
@@ -82,7 +82,7 @@ pub(crate) async fn rounds(
 pub(crate) async fn make(operations: &Operations, queue: &QueueName, count: usize) {
     let mut made = JoinSet::new();
     for _ in 0..count {
-        let new = NewOperation::queued(queue.as_str()).input(Any::default());
+        let new = NewOperation::queued(queue.as_str()).input(empty());
         let operations = operations.clone();
         made.spawn(async move { operations.create(new).await.expect("it is kept") });
     }

@@ -22,7 +22,7 @@ pub(crate) async fn renewals(database: &Database, servers: &[Operations]) {
         let random = || (0..bytes / 16 + 1).flat_map(|_| *uuid::Uuid::new_v4().as_bytes());
         for _ in 0..LEASES {
             let input = Any {
-                type_url: "type.example.com/bytes".to_owned(),
+                type_url: "type.example.com/example.Bytes".to_owned(),
                 value: random().collect(),
             };
             let new = NewOperation::queued(queue.as_str()).input(input);

@@ -85,14 +85,17 @@ async fn begun(operations: &Operations) -> (OperationName, LeaseToken) {
 }
 
 async fn end(operations: Operations, name: OperationName, token: LeaseToken) {
-    let response = Any {
-        type_url: "type.googleapis.com/google.protobuf.Empty".to_owned(),
-        value: Vec::new(),
-    };
     operations
-        .succeed(&name, token, response)
+        .succeed(&name, token, empty())
         .await
         .expect("it is ours");
+}
+
+fn empty() -> Any {
+    Any {
+        type_url: "type.googleapis.com/google.protobuf.Empty".to_owned(),
+        value: Vec::new(),
+    }
 }
 
 /// The median and the 99th of a hundred.

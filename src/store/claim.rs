@@ -8,7 +8,7 @@ use tokio::select;
 
 use super::{
     ready::{Call, Queue, Visit},
-    store::Store,
+    store::{Lost, Store},
 };
 use crate::{
     error::{Error, Result},
@@ -73,8 +73,8 @@ impl Store {
             let grants = join_all(batch.iter().map(|taken| self.grant(taken, worker))).await;
             let (mut claimed, mut failed) = (Vec::with_capacity(grants.len()), None);
             for grant in grants {
-                match grant.map(Granted::take) {
-                    Ok(operation) if operation.lease().is_some() => claimed.push(operation),
+                match grant.map(|granted| granted.map(Granted::take)) {
+                    Ok(Some(operation)) if operation.lease().is_some() => claimed.push(operation),
                     // It was done, cancelled or taken away in the meantime.
                     Ok(_) | Err(Error::Refused { .. } | Error::NotFound { .. }) => {}
                     Err(error) => failed = Some(error),
@@ -165,14 +165,33 @@ impl Store {
         batch
     }
 
-    async fn grant(self: &Arc<Self>, taken: &Taken<'_>, worker: &WorkerId) -> Result<Granted> {
+    /// The lease of an operation; none if another server was first.
+    async fn grant(
+        self: &Arc<Self>,
+        taken: &Taken<'_>,
+        worker: &WorkerId,
+    ) -> Result<Option<Granted>> {
         let claim = Event::Claim {
             token: LeaseToken::random(),
             worker: worker.clone(),
         };
         let name = taken.operation.owned_name();
         let granted = |store: &Arc<Self>, operation| Granted(Some((store.clone(), operation)));
-        self.change(&name, claim, granted).await
+        let (store, own_name) = (self.clone(), name.clone());
+        let begin = async move {
+            let turn = store.turns.of(own_name.as_str()).await;
+            let (current, change) = store.consider(&own_name, &claim)?;
+            Ok(store.keep(turn, current, change, granted))
+        };
+        match self.to_the_end("claim", begin).await {
+            Ok(granted) => Ok(Some(granted)),
+            Err(Lost::Error(error)) => Err(error),
+            // Whoever has it now, there are others to claim.
+            Err(Lost::Outrun(winner)) => {
+                self.concede(winner, &name).await?;
+                Ok(None)
+            }
+        }
     }
 }
 

@@ -235,6 +235,19 @@ impl Store {
         self.ask(&name).await
     }
 
+    /// Shows what another server has made of an operation, instead of our change.
+    pub(super) async fn concede(
+        &self,
+        winner: Option<Arc<Operation>>,
+        name: &OperationName,
+    ) -> Result<()> {
+        let _turn = self.turns.of(name.as_str()).await;
+        match winner {
+            Some(winner) => self.take_over(&winner).await,
+            None => self.refresh(name).await,
+        }
+    }
+
     /// Shows an operation as the journal has it, unless something newer is shown.
     /// The caller has its turn.
     async fn take_over(&self, operation: &Arc<Operation>) -> Result<()> {

@@ -310,7 +310,11 @@ impl Store {
     }
 
     /// What `event` would make of the operation.
-    fn consider(&self, name: &OperationName, event: &Event) -> Result<(Arc<Operation>, Change)> {
+    pub(super) fn consider(
+        &self,
+        name: &OperationName,
+        event: &Event,
+    ) -> Result<(Arc<Operation>, Change)> {
         let current = self
             .view
             .find(name.as_str())
@@ -336,7 +340,7 @@ impl Store {
         Ok((current, change))
     }
 
-    fn keep<T: Send + 'static>(
+    pub(super) fn keep<T: Send + 'static>(
         self: &Arc<Self>,
         turn: Turn,
         current: Arc<Operation>,

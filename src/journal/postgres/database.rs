@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Duration};
 
+use tokio::time::timeout;
 use tokio_postgres::{
     Client, Config, Connection, Socket,
     config::{Host, SslMode, SslNegotiation},
@@ -9,7 +10,7 @@ use tokio_postgres::{
     tls::MakeTlsConnect,
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::{
     link::refused,
@@ -23,6 +24,9 @@ pub(super) type Connecting = (
     Client,
     Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>,
 );
+
+/// How long it may take to connect.
+pub(super) const CONNECT: Duration = Duration::from_secs(5);
 
 /// Which database, and how it is reached.
 #[derive(Clone)]
@@ -42,7 +46,7 @@ impl Database {
         let mut config: Config = url.parse().map_err(refused)?;
         config
             .application_name("longrunning")
-            .connect_timeout(Duration::from_secs(5))
+            .connect_timeout(CONNECT)
             .ssl_mode(tls.mode);
         // Without a name, the certificate must be for the address.
         if config.get_hosts().is_empty() {
@@ -80,6 +84,17 @@ impl Database {
             Err(second) => {
                 let second = refused(second);
                 Err(JournalError(format!("{first}; and without TLS: {second}")))
+            }
+        }
+    }
+
+    /// Asks the server to leave what a connection has asked for last.
+    pub(super) async fn cancel(&self, client: &Client) {
+        if let Ok(connector) = self.connector() {
+            let token = client.cancel_token();
+            let asked = token.cancel_query(connector);
+            if let Ok(Err(error)) = timeout(CONNECT, asked).await {
+                debug!(%error, "a question to the database cannot be taken back");
             }
         }
     }

@@ -11,11 +11,8 @@ use tokio_postgres::{AsyncMessage, Client};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::database::Database;
+use super::database::{CONNECT, Database};
 use crate::{journal::journal::JournalError, tasks::Tasks};
-
-/// How long it may take to connect.
-const CONNECT: Duration = Duration::from_secs(5);
 
 /// How long an answer may take. A database that is cut off says nothing, and
 /// whoever waits for it would wait for as long as TCP does.
@@ -137,13 +134,17 @@ impl Link {
             Ok(answer) => answer.map_err(refused),
             Err(_) => {
                 self.give_up(&client).await;
+                // The database may still be at it, and would be at the next one as well.
+                let (database, client) = (self.database.clone(), client);
+                let cancel = async move { database.cancel(&client).await };
+                self.tasks.spawn("postgres cancel", cancel);
                 Err(silent(ANSWER))
             }
         }
     }
 
     /// Lets go of a connection, so that the next question makes a new one.
-    pub(super) async fn give_up(&self, client: &Arc<Client>) {
+    async fn give_up(&self, client: &Arc<Client>) {
         let mut current = self.current.lock().await;
         let connected = &mut current.connected;
         connected.take_if(|connected| Arc::ptr_eq(&connected.client, client));

@@ -42,6 +42,8 @@ CREATE TABLE longrunning.changes (
   autovacuum_vacuum_insert_scale_factor = 0.2
 );
 CREATE INDEX changes_tx ON longrunning.changes (tx);
+-- What is old stands together, because rows come in the order of time.
+CREATE INDEX changes_at ON longrunning.changes USING brin (at);
 
 CREATE TABLE longrunning.meta (
   is_single boolean PRIMARY KEY DEFAULT true CHECK (is_single),

@@ -3,9 +3,9 @@
 -- away for longer reads everything anew.
 WITH old AS MATERIALIZED (
   SELECT ctid FROM longrunning.changes
-  WHERE at < clock_timestamp() - interval '10 minutes'
+  WHERE at < statement_timestamp() - interval '10 minutes'
     AND tx < pg_snapshot_xmin(pg_current_snapshot())
-  ORDER BY tx LIMIT 10000
+  LIMIT 10000
   FOR UPDATE SKIP LOCKED
 ),
 gone AS (

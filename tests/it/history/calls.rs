@@ -142,6 +142,14 @@ impl Call {
         })
     }
 
+    /// The attempt that its answer shows.
+    pub(super) fn attempt(&self) -> Option<u32> {
+        match &self.answer {
+            Answer::Shown(Shown { attempt, .. }) | Answer::Leased { attempt, .. } => Some(*attempt),
+            _ => None,
+        }
+    }
+
     /// The name that it is about, as far as anybody knows.
     pub(super) fn name(&self) -> Option<Name> {
         match (&self.ask, &self.answer) {

@@ -9,7 +9,7 @@
 use std::{collections::HashMap, fmt::Write};
 
 use super::{
-    calls::{Answer, Ask, Call, End, NEVER, Shown, Time},
+    calls::{Answer, Ask, Call, End, NEVER, Time},
     spec::{Rules, State},
 };
 
@@ -48,10 +48,7 @@ fn search(rules: &Rules, calls: &[Call], most: usize) -> Result<(), Box<Stuck>> 
     let alike = alike(calls);
     let calls = &alike[..];
     let before = predecessors(calls);
-    let attempts = calls.iter().filter_map(|call| match &call.answer {
-        Answer::Shown(Shown { attempt, .. }) | Answer::Leased { attempt, .. } => Some(*attempt),
-        _ => None,
-    });
+    let attempts = calls.iter().filter_map(Call::attempt);
     // Leases that nobody got may be many. Only those matter which explain what was
     // shown, and a few more that may use up the attempts unseen.
     let attempts = attempts.max().unwrap_or(0) + rules.attempts.unwrap_or(0) + 2;
@@ -124,7 +121,10 @@ fn search(rules: &Rules, calls: &[Call], most: usize) -> Result<(), Box<Stuck>> 
             for state in rules.apply(&node.state, &calls[at]) {
                 let is_new = calls[at].is_answered() || state != node.state;
                 if is_new && state.attempts() <= attempts {
-                    open.push(node.with(at, state));
+                    let next = node.with(at, state);
+                    if !next.is_past(rules, calls) {
+                        open.push(next);
+                    }
                 }
             }
         }
@@ -241,6 +241,17 @@ fn until(calls: &[Call], time: Time) -> Vec<Call> {
 // === impl Node ===
 
 impl Node {
+    /// Whether an operation has had more attempts than a call shows that comes later:
+    /// they only grow, unless its name is given again.
+    fn is_past(&self, rules: &Rules, calls: &[Call]) -> bool {
+        let mut later = calls.iter().enumerate();
+        !rules.is_named
+            && later.any(|(at, call)| {
+                let had = call.name().and_then(|name| self.state.attempt(name));
+                !self.placed.has(at) && call.attempt() < had && call.attempt().is_some()
+            })
+    }
+
     /// A call whose answer is right and that changes nothing, whenever it comes, can
     /// as well come at once as later.
     fn place_all_that_only_look(&mut self, rules: &Rules, calls: &[Call], before: &[Set]) {

@@ -315,6 +315,12 @@ impl State {
         attempts.max().unwrap_or(0)
     }
 
+    /// How many attempts the operation of a name has had, if it is there.
+    pub(super) fn attempt(&self, name: Name) -> Option<u32> {
+        let mut all = self.operations.iter();
+        Some(all.find(|one| one.name == Some(name))?.attempt)
+    }
+
     /// The operation of a name, and none if there is no such. An operation whose
     /// name nobody knows may be it.
     fn find(&self, name: Name) -> Vec<(Self, Option<usize>)> {

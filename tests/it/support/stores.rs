@@ -16,7 +16,7 @@ use std::{
 
 #[cfg(feature = "postgres")]
 use longrunning::{
-    Apply, Clock, Operation, OperationName, PostgresJournal, PostgresOptions, Shared,
+    Apply, Clock, Operation, OperationName, Parent, PostgresJournal, PostgresOptions, Shared,
 };
 use longrunning::{BoxFuture, Entry, Journal, JournalError, Show, Then};
 #[cfg(feature = "postgres")]
@@ -107,6 +107,11 @@ impl Aside {
     }
 
     fn open_in(options: PostgresOptions, clock: Clock) -> Self {
+        // So that servers of three have to read what they do not show.
+        let options = PostgresOptions {
+            view_limit: has_replicas().then_some(3),
+            ..options
+        };
         let (tell, told) = std::sync::mpsc::channel();
         Self::runtime().spawn(async move {
             tell.send(super::postgres::journal(&options).await).unwrap();
@@ -180,6 +185,22 @@ impl Shared for Aside {
     /// In time that can be paused.
     fn clock(&self) -> Option<Clock> {
         Some(self.1)
+    }
+
+    fn view_limit(&self) -> Option<usize> {
+        self.0.view_limit()
+    }
+
+    fn older<'a>(
+        &'a self,
+        parent: Option<&'a Parent>,
+        before: u64,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Arc<Operation>>, JournalError>> {
+        let (journal, parent) = (self.0.clone(), parent.cloned());
+        Box::pin(Self::there(async move {
+            journal.older(parent.as_ref(), before, limit).await
+        }))
     }
 
     fn catch_up(&self) -> BoxFuture<'_, Result<(), JournalError>> {
