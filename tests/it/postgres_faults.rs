@@ -147,17 +147,15 @@ async fn a_lease_outlasts_a_database_that_was_away_for_longer() {
     let refused = other.renew(&name, lease.token).await.unwrap_err();
     assert_eq!(refused.reason(), "STORE_UNAVAILABLE");
     postgres.begin();
-    let renewed = async {
-        loop {
-            match one.renew(&name, lease.token).await {
-                Ok(renewed) => return renewed,
-                Err(error) => assert_eq!(error.reason(), "STORE_UNAVAILABLE"),
-            }
-            tokio::task::yield_now().await;
+    until(async || match one.renew(&name, lease.token).await {
+        Ok(renewed) => renewed.attempt() == 1,
+        Err(error) => {
+            assert_eq!(error.reason(), "STORE_UNAVAILABLE");
+            false
         }
-    };
-    let renewed = timeout(MINUTE, renewed).await.expect("it is back");
-    assert_eq!(renewed.attempt(), 1);
+    })
+    .await;
+    until(async || other.trouble().is_none()).await;
     let ended = other.succeed(&name, lease.token, text("done")).await;
     assert!(ended.unwrap().is_done());
 }

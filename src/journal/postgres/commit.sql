@@ -7,9 +7,10 @@ WITH given AS MATERIALIZED (
   -- A program that is too old for the tables keeps nothing.
   WHERE (SELECT least FROM longrunning.meta) <= $12
 ),
--- Locked in one order everywhere, so that no two batches wait for each other.
+-- Locked in one order everywhere, so that no two batches wait for each other. All that
+-- is needed stands here, because to join two lists without an index takes the square.
 ours AS MATERIALIZED (
-  SELECT operations.number
+  SELECT given.*
   FROM longrunning.operations JOIN given ON given.number = operations.number
   WHERE given.kind > 0 AND operations.revision = given.seen
   ORDER BY operations.number
@@ -17,18 +18,18 @@ ours AS MATERIALIZED (
 ),
 changed AS (
   UPDATE longrunning.operations
-  SET revision = given.revision, request = given.request, is_done = given.is_done,
-    expires = given.expires, renewed_until = given.renewed_until,
+  SET revision = ours.revision, request = ours.request, is_done = ours.is_done,
+    expires = ours.expires, renewed_until = ours.renewed_until,
     -- What was not written anew need not be read, nor its parts that are kept elsewhere.
-    record = coalesce(given.record, operations.record)
-  FROM given JOIN ours ON ours.number = given.number
-  WHERE given.kind = 1 AND operations.number = given.number
-  RETURNING operations.number, given.record IS NULL AS is_renewal
+    record = coalesce(ours.record, operations.record)
+  FROM ours
+  WHERE ours.kind = 1 AND operations.number = ours.number
+  RETURNING operations.number, ours.record IS NULL AS is_renewal
 ),
 gone AS (
   DELETE FROM longrunning.operations
-  USING given JOIN ours ON ours.number = given.number
-  WHERE given.kind = 2 AND operations.number = given.number
+  USING ours
+  WHERE ours.kind = 2 AND operations.number = ours.number
   RETURNING operations.number
 ),
 made AS (
