@@ -74,10 +74,7 @@ async fn measure(database: &Database, options: &PostgresOptions, old: &[Operatio
     };
     let first = pages(&operations, &everything, 1).await;
     let later = pages(&operations, &everything, 12).await.split_off(11);
-    println!(
-        "  page of 100: {:.1?}, of older ones {:.1?}",
-        first[0], later[0]
-    );
+    println!("  page: {:.1?}, of older ones {:.1?}", first[0], later[0]);
     claims(&operations).await;
     jobs::rounds(database, &[operations], 1024, 1).await;
 }
@@ -93,7 +90,6 @@ async fn pages(
         let began = Instant::now();
         let page = operations.list(&request).await.expect("a page");
         times.push(began.elapsed());
-        assert_eq!(page.operations.len(), 100);
         request.page_token = page.next_page_token;
     }
     times
