@@ -20,6 +20,9 @@ const LAST_SECOND: i64 = 253_402_300_799;
 /// The longest duration that protobuf knows, in seconds.
 const MAX_SECONDS: i64 = 315_576_000_000;
 
+/// How often to look at a clock that may be put forward.
+const GLANCE: Duration = Duration::from_secs(5);
+
 /// A `google.protobuf.Duration` that is negative, too long or malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{seconds}s and {nanos}ns is not a duration of 0 to {MAX_SECONDS} seconds")]
@@ -94,6 +97,15 @@ impl Clock {
     /// The present time. Never runs backwards.
     pub fn now(&self) -> Timestamp {
         self.wall + self.forward() + self.anchor.elapsed()
+    }
+
+    /// The instant at which to look whether this clock shows `at`: not much later than
+    /// it does if it is put forward meanwhile.
+    pub(crate) fn alarm(&self, at: Timestamp) -> Instant {
+        match self.forward {
+            Some(_) => self.instant(at).min(Instant::now() + GLANCE),
+            None => self.instant(at),
+        }
     }
 
     /// The instant at which this clock will show `at`.

@@ -81,7 +81,7 @@ impl Deadlines {
                 Some(at) if at <= clock.now() => return self.take(clock.now()),
                 Some(at) => select! {
                     () = earlier => {}
-                    () = sleep_until(clock.instant(at)) => {}
+                    () = sleep_until(clock.alarm(at)) => {}
                 },
             }
         }

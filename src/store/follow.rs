@@ -145,6 +145,7 @@ impl Store {
     }
 
     async fn take_in(&self, news: Vec<News>, since: Option<Timestamp>) -> Result<(), JournalError> {
+        let is_everything = news.iter().any(|news| matches!(news, News::Left(_)));
         stream::iter(news.into_iter().map(Ok))
             .try_for_each_concurrent(AT_ONCE, |news| {
                 // One operation that cannot be shown must not hide all others.
@@ -162,6 +163,9 @@ impl Store {
             others.tidy();
         }
         self.shorten().await;
+        if is_everything {
+            self.view.older.begin();
+        }
         if let Some(since) = since {
             let lag = self.clock.now().since(since);
             self.view.metrics.follow_seconds.observe(lag.as_secs_f64());
@@ -242,9 +246,15 @@ impl Store {
         name: &OperationName,
     ) -> Result<()> {
         let _turn = self.turns.of(name.as_str()).await;
-        match winner {
-            Some(winner) => self.take_over(&winner).await,
-            None => self.refresh(name).await,
+        let shown = self.view.find(name.as_str());
+        match (shown, winner) {
+            (Some(shown), Some(winner))
+                if shown.number() == winner.number() && shown.revision() < winner.revision() =>
+            {
+                self.view.publish(&winner);
+                Ok(())
+            }
+            _ => self.refresh(name).await,
         }
     }
 

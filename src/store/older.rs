@@ -55,12 +55,12 @@ impl Older {
         }
     }
 
-    /// The journal has shown as many as the limit allows: it may have more.
+    /// The journal has shown the newest, as many as the limit allows: it may have more.
     pub(super) fn begin(&self) {
         let done = self.done.lock();
         if self.limit.is_some_and(|limit| limit <= done.len()) {
-            self.floor
-                .store(done.first().copied().unwrap_or(u64::MAX), Ordering::Release);
+            let first = done.first().copied().unwrap_or(u64::MAX);
+            self.floor.fetch_max(first, Ordering::AcqRel);
         }
     }
 

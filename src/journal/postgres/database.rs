@@ -25,8 +25,8 @@ pub(super) type Connecting = (
     Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>,
 );
 
-/// How long it may take to connect.
-pub(super) const CONNECT: Duration = Duration::from_secs(5);
+/// How long it may take to connect to one address, unless the URL says it.
+const CONNECT: Duration = Duration::from_secs(3);
 
 /// Which database, and how it is reached.
 #[derive(Clone)]
@@ -44,10 +44,11 @@ impl Database {
         let (url, parameters) = take_tls(url);
         let tls = Tls::new(parameters)?;
         let mut config: Config = url.parse().map_err(refused)?;
-        config
-            .application_name("longrunning")
-            .connect_timeout(CONNECT)
-            .ssl_mode(tls.mode);
+        config.application_name("longrunning").ssl_mode(tls.mode);
+        // For each address, of which the next one may answer.
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(CONNECT);
+        }
         // Without a name, the certificate must be for the address.
         if config.get_hosts().is_empty() {
             for address in config.get_hostaddrs().to_vec() {

@@ -11,7 +11,7 @@ use tokio_postgres::{AsyncMessage, Client};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::database::{CONNECT, Database};
+use super::database::Database;
 use crate::{journal::journal::JournalError, tasks::Tasks};
 
 /// How long an answer may take. A database that is cut off says nothing, and
@@ -93,9 +93,9 @@ impl Link {
     }
 
     async fn connect(&self) -> Result<Connected, JournalError> {
-        let (client, mut connection) = timeout(CONNECT, Box::pin(self.database.connect()))
+        let (client, mut connection) = timeout(ANSWER, Box::pin(self.database.connect()))
             .await
-            .map_err(|_| silent(CONNECT))??;
+            .map_err(|_| silent(ANSWER))??;
         let heard = self.heard.clone();
         let connected = Connected {
             client: Arc::new(client),

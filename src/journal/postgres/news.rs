@@ -191,7 +191,7 @@ impl News {
         let times = rows.iter().filter_map(|row| row.get::<_, Option<i64>>(8));
         let since = times.min().map(Timestamp::from_micros);
         if !near.is_empty() {
-            apply(read(&near, 2)?, since).await?;
+            apply(read(near, 2), since).await?;
         }
         let far: Vec<i64> = far.iter().filter_map(|row| row.get(2)).collect();
         for numbers in far.chunks(AT_ONCE) {
@@ -200,7 +200,7 @@ impl News {
                 .link
                 .ask(async |client| client.query_typed(&sql.numbered, &parameters).await)
                 .await?;
-            apply(read(&rows.iter().collect::<Vec<_>>(), 0)?, since).await?;
+            apply(read(&rows, 0), since).await?;
         }
         *self.read.lock() = place;
         Ok(())
@@ -274,11 +274,9 @@ impl Drop for End<'_> {
 }
 
 /// What became of operations, by the rows whose columns for it begin at `at`.
-fn read(rows: &[&Row], at: usize) -> Result<Vec<Changes>, JournalError> {
+fn read<'a>(rows: impl IntoIterator<Item = &'a Row>, at: usize) -> Vec<Changes> {
     let mut reader = Reader::default();
-    let news = rows
-        .iter()
-        .filter_map(|row| reader.news(row, at).transpose());
+    let news = rows.into_iter().filter_map(|row| reader.news(row, at));
     news.collect()
 }
 

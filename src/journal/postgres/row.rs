@@ -10,6 +10,8 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
+use tracing::error;
+
 use crate::{
     clock::Timestamp,
     journal::journal::{Entry, JournalError, News, Unkept},
@@ -151,8 +153,13 @@ impl Batch {
                 met.push((at, Ok(())));
                 continue;
             }
-            let other = Arc::new(reader.operation(row, 0)?);
-            met.push((at, Err(Unkept::Stale(Some(other)))));
+            met.push((
+                at,
+                Err(match reader.operation(row, 0) {
+                    Ok(other) => Unkept::Stale(Some(Arc::new(other))),
+                    Err(damage) => damage.into(),
+                }),
+            ));
         }
         Ok(met)
     }
@@ -186,22 +193,27 @@ impl Reader {
     }
 
     /// What became of an operation: it is like this, its lease was renewed, or it is
-    /// gone. None if a row is about nothing.
-    pub(super) fn news(&mut self, row: &Row, at: usize) -> Result<Option<News>, JournalError> {
-        let Some(number) = row.get::<_, Option<i64>>(at) else {
-            return Ok(None);
-        };
+    /// gone. None if a row is about nothing, or cannot be read, which is said.
+    pub(super) fn news(&mut self, row: &Row, at: usize) -> Option<News> {
+        let number = row.get::<_, Option<i64>>(at)?;
         let has_record = row.get::<_, Option<&[u8]>>(at + 3).is_some();
         let number = u64::try_from(number).unwrap_or_default();
-        Ok(Some(match renewal(row, at) {
-            _ if has_record => News::Changed(Arc::new(self.operation(row, at)?)),
+        Some(match renewal(row, at) {
+            // What nobody can read must not hide all that comes after it.
+            _ if has_record => match self.operation(row, at) {
+                Ok(operation) => News::Changed(Arc::new(operation)),
+                Err(error) => {
+                    error!(%error, "a change by another server is not shown");
+                    return None;
+                }
+            },
             Some((revision, until)) => News::Renewed {
                 number,
                 revision,
                 until,
             },
             None => News::Gone(number),
-        }))
+        })
     }
 }
 
