@@ -205,7 +205,13 @@ impl Store {
             warn!(operation.name = %name, %error, "cannot ask the journal for an operation");
             Error::StoreUnavailable
         })?;
-        let found = found.filter(|found| !others.is_gone(found.number()));
+        // It went while the answer was on its way.
+        if found
+            .as_ref()
+            .is_some_and(|found| others.is_gone(found.number()))
+        {
+            return Ok(());
+        }
         match (self.view.find(name.as_str()), found) {
             (Some(shown), Some(found)) if shown.number() == found.number() => {
                 if shown.version() != found.version() {

@@ -73,6 +73,8 @@ mod postgres;
 mod postgres_faults;
 #[cfg(feature = "postgres")]
 mod postgres_tls;
+#[cfg(feature = "postgres")]
+mod postgres_view;
 #[cfg(feature = "cli")]
 mod program;
 mod races;

@@ -18,6 +18,7 @@ const OTHERS: &[&str] = &[
     "durability::",
     "postgres::",
     "postgres_faults::",
+    "postgres_view::",
     "postgres_tls::",
     "recovery::",
     "replicas::",
