@@ -191,23 +191,31 @@ impl Writer {
             if self.line.lock().is_closed {
                 return;
             }
-            if self.can_write(&journal.sql).await {
-                journal.reconnect().await;
-                journal.contact.begin();
-                *self.trouble.lock() = None;
-                return info!("changes can be kept again");
+            if let Err(error) = self.look(&journal.sql).await {
+                *self.trouble.lock() = Some(error.0);
+                // One that only reads has given its place to another, which a new
+                // connection may find.
+                self.link.renew().await;
+                continue;
             }
-            // One that only reads has given its place to another, which a new connection
-            // may find.
-            self.link.renew().await;
+            journal.reconnect().await;
+            journal.contact.begin();
+            *self.trouble.lock() = None;
+            return info!("changes can be kept again");
         }
     }
 
-    /// Whether the database takes our changes.
-    async fn can_write(&self, sql: &Sql) -> bool {
+    /// Looks whether the database takes our changes, and why it does not.
+    async fn look(&self, sql: &Sql) -> Result<(), JournalError> {
         let parameters = [(&VERSION as _, Type::INT4)];
         let ask = async |client: &Client| client.query_typed_one(&sql.can_write, &parameters).await;
-        self.link.ask(ask).await.is_ok_and(|row| row.get(0))
+        if self.link.ask(ask).await?.get(0) {
+            return Ok(());
+        }
+        check_version(&self.link, sql).await?;
+        let words =
+            "the database is read-only: is it a standby, or has another one taken its place?";
+        Err(JournalError(words.to_owned()))
     }
 }
 
