@@ -51,7 +51,8 @@ impl Database {
     }
 
     pub(crate) async fn done(&self) -> Done {
-        // What sessions have not told yet would be missing.
+        // A session that has nothing more to do tells what it did after 10 s.
+        tokio::time::sleep(std::time::Duration::from_secs(11)).await;
         self.run("SELECT pg_stat_force_next_flush()").await;
         Done {
             wal: self.number("pg_current_wal_insert_lsn() - '0/0'").await,

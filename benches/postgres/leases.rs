@@ -68,8 +68,6 @@ pub(crate) async fn renewals(database: &Database, servers: &[Operations]) {
         let count = LEASES * RENEWALS;
         let took = began.elapsed().as_secs_f64();
         let each = database.done().await.each(before, count);
-        // Sessions tell what they did a little later.
-        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
         let hot = database.number(&hot).await - hot_before;
         println!(
             "  inputs of {bytes:6} bytes: {:6.0}/s, {:4.0} bytes of WAL each, {:.0} % in place",

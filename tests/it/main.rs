@@ -70,7 +70,11 @@ mod pools;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "postgres")]
+mod postgres_failover;
+#[cfg(feature = "postgres")]
 mod postgres_faults;
+#[cfg(feature = "postgres")]
+mod postgres_pooler;
 #[cfg(feature = "postgres")]
 mod postgres_tls;
 #[cfg(feature = "postgres")]

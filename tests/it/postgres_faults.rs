@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Waits until something is so.
-async fn until(mut is_so: impl AsyncFnMut() -> bool) {
+pub(super) async fn until(mut is_so: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !is_so().await {
             yield_now().await;

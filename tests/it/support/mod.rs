@@ -1,8 +1,10 @@
 //! What every test needs: a server with clients, and operations in each stage.
 //! Looking into errors is in `problem`, journals of the tests' own in `journal`,
-//! work as workers elsewhere do it in `shop`, certificates for TLS in `certificates`, bytes over HTTP in `http`, a bad
-//! line to workers in `faults`, a table that servers share in `table`, one that can be cut in `line`, the program over a
-//! file in `stored`, what must be true of that in `ledger`.
+//! work as workers elsewhere do it in `shop`, certificates for TLS in `certificates`,
+//! bytes over HTTP in `http`, a bad line to workers in `faults`, a database in
+//! `postgres`, a pooler before it in `pooler`, a table that servers share in `table`,
+//! a line that can be cut in `line`, the program over a file in `stored`, what must be
+//! true of that in `ledger`.
 
 pub(crate) mod anyone;
 #[cfg(feature = "postgres")]
@@ -20,6 +22,8 @@ pub(crate) mod journal;
 pub(crate) mod ledger;
 #[cfg(all(feature = "remote", feature = "server"))]
 pub(crate) mod line;
+#[cfg(feature = "postgres")]
+pub(crate) mod pooler;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
 pub(crate) mod problem;

@@ -7,7 +7,7 @@ use std::{
     io::{self, Write},
     net::TcpListener,
     os::unix::{
-        fs::{MetadataExt, PermissionsExt},
+        fs::{MetadataExt, PermissionsExt, chown},
         process::CommandExt,
     },
     path::{Path, PathBuf},
@@ -68,6 +68,16 @@ fn bin() -> Option<PathBuf> {
     all.find(|bin| bin.join("initdb").exists() && bin.join("postgres").exists())
 }
 
+/// Says once what is skipped, and why; in CI nothing may be.
+pub(super) fn skip(said: &'static Once, what: &str) {
+    assert!(env::var_os("CI").is_none(), "{what} on this machine");
+    // Not by a macro, whose words a test that passes keeps to itself.
+    said.call_once(|| {
+        let words = format!("SKIPPED: {what} on this machine\n");
+        io::stderr().write_all(words.as_bytes()).unwrap();
+    });
+}
+
 /// Who may run a database server: not root, for which `postgres` or `nobody` does.
 fn user() -> Option<(u32, u32)> {
     if fs::metadata("/proc/self").ok()?.uid() != 0 {
@@ -84,6 +94,26 @@ fn user() -> Option<(u32, u32)> {
     of("postgres").or_else(|| of("nobody"))
 }
 
+/// Makes this a thing of the one who runs the server.
+pub(super) fn give(path: &Path) {
+    if let Some((uid, gid)) = user() {
+        chown(path, Some(uid), Some(gid)).unwrap();
+    }
+}
+
+pub(super) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// What the program says.
+fn succeed(command: &mut Command) -> Vec<u8> {
+    let ended = command.output().unwrap();
+    let complaint = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success(), "{complaint}");
+    ended.stdout
+}
+
 // === impl Postgres ===
 
 impl Postgres {
@@ -96,33 +126,11 @@ impl Postgres {
     /// The same, with these files among its data, which nobody else may read.
     pub(crate) fn start_with(settings: &[&str], files: &[(&str, &str)]) -> Option<Self> {
         let Some(bin) = bin() else {
-            assert!(env::var_os("CI").is_none(), "there is no PostgreSQL");
-            // Not by a macro, whose words a test that passes keeps to itself.
             static SAID: Once = Once::new();
-            SAID.call_once(|| {
-                let words =
-                    b"SKIPPED: what needs PostgreSQL: no initdb and postgres on this machine\n";
-                io::stderr().write_all(words).unwrap();
-            });
+            skip(&SAID, "what needs PostgreSQL: no initdb and postgres");
             return None;
         };
-        let directory = TempDir::new().unwrap();
-        let user = user();
-        if let Some((uid, gid)) = user {
-            std::os::unix::fs::chown(directory.path(), Some(uid), Some(gid)).unwrap();
-        }
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let mut server = Self {
-            bin,
-            directory,
-            port,
-            settings: settings.iter().map(ToString::to_string).collect(),
-            running: None,
-        };
+        let mut server = Self::empty(bin, settings);
         let data = server.data();
         let mut init = server.command("initdb");
         init.args([
@@ -134,22 +142,45 @@ impl Postgres {
         ])
         .arg("--pgdata")
         .arg(&data);
-        let made = init.output().unwrap();
-        assert!(
-            made.status.success(),
-            "{}",
-            String::from_utf8_lossy(&made.stderr)
-        );
+        succeed(&mut init);
         for (name, content) in files {
             let file = server.data().join(name);
             fs::write(&file, content).unwrap();
             fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-            if let Some((uid, gid)) = user {
-                std::os::unix::fs::chown(&file, Some(uid), Some(gid)).unwrap();
-            }
+            give(&file);
         }
         server.begin();
         Some(server)
+    }
+
+    /// Another server that takes over what this one commits, before this one answers.
+    pub(crate) fn standby(&self) -> Self {
+        let settings: Vec<_> = self.settings.iter().map(String::as_str).collect();
+        let mut standby = Self::empty(self.bin.clone(), &settings);
+        let mut copy = standby.command("pg_basebackup");
+        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])
+            .arg("--pgdata")
+            .arg(standby.data())
+            .args(["--dbname", &self.url()]);
+        succeed(&mut copy);
+        standby.begin();
+        self.ask("ALTER SYSTEM SET synchronous_standby_names = '*'");
+        self.ask("SELECT pg_reload_conf()");
+        while self.ask("SELECT sync_state FROM pg_stat_replication") != "sync" {}
+        standby
+    }
+
+    /// One that has nothing yet.
+    fn empty(bin: PathBuf, settings: &[&str]) -> Self {
+        let directory = TempDir::new().unwrap();
+        give(directory.path());
+        Self {
+            bin,
+            directory,
+            port: free_port(),
+            settings: settings.iter().map(ToString::to_string).collect(),
+            running: None,
+        }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -161,13 +192,10 @@ impl Postgres {
         let mut ask = self.command("psql");
         ask.args(["-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", question])
             .arg(self.url());
-        let answer = ask.output().unwrap();
-        assert!(
-            answer.status.success(),
-            "{}",
-            String::from_utf8_lossy(&answer.stderr)
-        );
-        String::from_utf8(answer.stdout).unwrap().trim().to_owned()
+        String::from_utf8(succeed(&mut ask))
+            .unwrap()
+            .trim()
+            .to_owned()
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -199,15 +227,19 @@ impl Postgres {
         command
     }
 
+    /// A program that is ended when its input ends, however this process does.
+    pub(super) fn lasting(&self, program: &Path) -> Command {
+        // The shell outlives this process by as much as it takes to stop the program.
+        let script = "\"$@\" & program=$!; cat; kill -INT $program 2>/dev/null; wait $program";
+        let mut shell = self.command_of(Path::new("sh"));
+        shell.args(["-c", script, "sh"]).arg(program);
+        shell.stdin(Stdio::piped()).stdout(Stdio::null());
+        shell
+    }
+
     /// Starts the server, and returns when it answers.
     pub(crate) fn begin(&mut self) {
-        // The shell outlives this process by as much as it takes to stop the server,
-        // however this process ends.
-        let script = "\"$@\" & server=$!; cat; kill -INT $server 2>/dev/null; wait $server";
-        let mut shell = self.command_of(Path::new("sh"));
-        shell
-            .args(["-c", script, "sh"])
-            .arg(self.bin.join("postgres"));
+        let mut shell = self.lasting(&self.bin.join("postgres"));
         shell
             .arg("-D")
             .arg(self.data())
@@ -224,11 +256,7 @@ impl Postgres {
             shell.args(["-c", &setting]);
         }
         let log = fs::File::create(self.directory.path().join("log")).unwrap();
-        shell
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(log);
-        let mut child = shell.spawn().unwrap();
+        let mut child = shell.stderr(log).spawn().unwrap();
         let input = child.stdin.take().unwrap();
         self.running = Some((child, input));
         loop {
