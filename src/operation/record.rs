@@ -14,7 +14,6 @@ use self::parts::{RecordedReport, RecordedStage, RecordedTags, RecordedTerms, pa
 use super::{
     birth::Tags,
     operation::{Operation, Work},
-    payload::Payload,
     terms::Terms,
     wire::Wire,
 };
@@ -78,6 +77,7 @@ struct Record {
 }
 
 /// The record of an operation, without its input.
+#[cfg(feature = "sqlite")]
 pub(crate) fn encode(operation: &Operation) -> Vec<u8> {
     encode_with(operation, None)
 }
@@ -91,8 +91,9 @@ pub(crate) fn encode_with_input(operation: &Operation) -> Vec<u8> {
 }
 
 /// An input that is kept beside the record.
-pub(crate) fn encode_input(number: u64, input: &Payload) -> Vec<u8> {
-    seal(number, input.any())
+#[cfg(feature = "sqlite")]
+pub(crate) fn encode_input(number: u64, input: &Any) -> Vec<u8> {
+    seal(number, input)
 }
 
 fn encode_with(operation: &Operation, input: Option<Any>) -> Vec<u8> {

@@ -62,7 +62,7 @@ impl Row {
             ),
             Some(input) if operation.revision() == 0 => (
                 encode(operation),
-                Input::New(encode_input(operation.number(), input)),
+                Input::New(encode_input(operation.number(), input.any())),
             ),
             Some(_) => (encode(operation), Input::Same),
         };

@@ -14,6 +14,7 @@ use crate::{
         name::OperationName,
         operation::Change,
         outcome::Outcome,
+        payload::Payload,
         retry::RetryPolicy,
         stage::{Event, Report},
         terms::QueueName,
@@ -134,7 +135,7 @@ proptest! {
         let operation = live(birth, &events);
         let number = operation.number();
         let again = if beside {
-            let input = operation.input().map(|input| encode_input(number, input));
+            let input = operation.input().map(|input| encode_input(number, input.any()));
             Reader::default().decode(number, &encode(&operation), input.as_deref())
         } else {
             Reader::default().decode(number, &encode_with_input(&operation), None)

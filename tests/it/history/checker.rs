@@ -18,6 +18,10 @@ use super::{
 const MOST: usize = 200_000;
 const FEW: usize = 10_000;
 
+/// So many steps that nobody was told of may come between two answers; at first few,
+/// because few explain most, and with many there are too many ways.
+const UNTOLD: [usize; 4] = [1, 3, 6, usize::MAX];
+
 /// Why there is no order that explains a history.
 #[derive(Debug)]
 pub(super) struct Stuck {
@@ -36,6 +40,8 @@ struct Node {
     placed: Set,
     order: Vec<usize>,
     state: State,
+    /// How many steps nobody was told of since the last answer.
+    untold: usize,
 }
 
 /// Finds an order of the calls, each between its beginning and its end, in which
@@ -45,8 +51,24 @@ pub(super) fn check(rules: &Rules, calls: &[Call]) -> Result<(), Box<Stuck>> {
 }
 
 fn search(rules: &Rules, calls: &[Call], most: usize) -> Result<(), Box<Stuck>> {
-    let alike = alike(calls);
-    let calls = &alike[..];
+    let calls = alike(calls);
+    let mut found = Ok(());
+    for untold in UNTOLD {
+        found = search_with(rules, &calls, most, untold);
+        if found.is_ok() {
+            break;
+        }
+    }
+    found
+}
+
+/// Finds an order with at most so many states, and so many steps between two answers.
+fn search_with(
+    rules: &Rules,
+    calls: &[Call],
+    most: usize,
+    untold: usize,
+) -> Result<(), Box<Stuck>> {
     let before = predecessors(calls);
     let attempts = calls.iter().filter_map(Call::attempt);
     // Leases that nobody got may be many. Only those matter which explain what was
@@ -54,11 +76,12 @@ fn search(rules: &Rules, calls: &[Call], most: usize) -> Result<(), Box<Stuck>> 
     let attempts = attempts.max().unwrap_or(0) + rules.attempts.unwrap_or(0) + 2;
     let mut ends: Vec<usize> = (0..calls.len()).collect();
     ends.sort_by_key(|at| calls[*at].ended);
-    let mut tried: HashMap<(Set, State), Time> = HashMap::new();
+    let mut tried: HashMap<(Set, State), (Time, usize)> = HashMap::new();
     let start = Node {
         placed: Set::of(calls.len()),
         order: Vec::new(),
         state: State::default(),
+        untold: 0,
     };
     let mut best = start.clone();
     let mut open = vec![start];
@@ -73,25 +96,30 @@ fn search(rules: &Rules, calls: &[Call], most: usize) -> Result<(), Box<Stuck>> 
             return Ok(());
         };
         let latest = first.ended;
-        // At an earlier time everything is possible that is so later.
+        // At an earlier time everything is possible that is so later, and with fewer
+        // steps everything that is so with more.
         let (state, time) = node.state.timeless();
         let known = tried
             .entry((node.placed.clone(), state))
-            .or_insert(Time::MAX);
-        if *known <= time {
+            .or_insert((Time::MAX, usize::MAX));
+        if known.0 <= time && known.1 <= node.untold {
             continue;
         }
-        *known = time;
+        *known = (time, node.untold);
         if most < tried.len() {
             return Err(best.stuck(true));
         }
         // The last that is pushed is tried first: what was answered, the earliest
         // answer first of all.
+        let may_go_on = node.untold < untold;
         for state in rules.pass(&node.state, latest) {
-            open.push(Node {
-                state,
-                ..node.clone()
-            });
+            if may_go_on {
+                open.push(Node {
+                    state,
+                    untold: node.untold + 1,
+                    ..node.clone()
+                });
+            }
         }
         let mut lost: Vec<&Ask> = Vec::new();
         let mut is_candidate = |at: usize| {
@@ -99,7 +127,7 @@ fn search(rules: &Rules, calls: &[Call], most: usize) -> Result<(), Box<Stuck>> 
             if node.placed.has(at) || !before[at].is_within(&node.placed) {
                 return false;
             }
-            if !call.is_answered() && !call.can_matter(calls) {
+            if !call.is_answered() && !(may_go_on && call.can_matter(calls)) {
                 return false;
             }
             // Of those that are alike, whichever begun first can do all that the
@@ -119,9 +147,14 @@ fn search(rules: &Rules, calls: &[Call], most: usize) -> Result<(), Box<Stuck>> 
             .collect();
         for at in unanswered.into_iter().chain(answered) {
             for state in rules.apply(&node.state, &calls[at]) {
-                let is_new = calls[at].is_answered() || state != node.state;
+                let is_answered = calls[at].is_answered();
+                let is_new = is_answered || state != node.state;
                 if is_new && state.attempts() <= attempts {
-                    let next = node.with(at, state);
+                    let untold = if is_answered { 0 } else { node.untold + 1 };
+                    let next = Node {
+                        untold,
+                        ..node.with(at, state)
+                    };
                     if !next.is_past(rules, calls) {
                         open.push(next);
                     }
@@ -265,6 +298,7 @@ impl Node {
                 {
                     self.placed.put(at);
                     self.order.push(at);
+                    self.untold = 0;
                 }
             }
             if self.order.len() == count {

@@ -79,15 +79,24 @@ impl Client {
     /// Calls on and on, until it is over.
     pub(super) async fn run(mut self) {
         let mut over = self.world.is_over.subscribe();
+        let mut unanswered = 0;
         while !*over.borrow_and_update() {
             let open = self.world.replicas.open();
             let was_answered = match self.dice.one_of(&open) {
                 Some(process) => self.call(process.clone()).await,
                 None => false,
             };
-            // Who hears nothing asks less often, as clients do: what has no answer
-            // makes a history hard to judge.
-            let pause = if was_answered { 1..8 } else { 20..80 };
+            // Who hears nothing asks less and less often, as clients do: what has no
+            // answer makes a history hard to judge.
+            unanswered = if was_answered {
+                0
+            } else {
+                4.min(unanswered + 1)
+            };
+            let pause = match unanswered {
+                0 => 1..8,
+                times => 10 << times..40 << times,
+            };
             sleep(Duration::from_millis(self.dice.within(pause))).await;
         }
     }

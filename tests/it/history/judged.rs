@@ -1,6 +1,7 @@
 //! The checker, checked: histories made by hand that it must accept or reject.
-//! Random ones are in `random`.
+//! Random ones are in `random`, long outages in `outage`.
 
+mod outage;
 mod random;
 
 use super::{
