@@ -10,6 +10,7 @@
 
 mod contact;
 mod database;
+mod hosts;
 mod link;
 mod listen;
 mod news;
@@ -253,14 +254,12 @@ impl Inner {
     /// Makes all connections anew: the server at their other end may have given its
     /// place to another one, and go on to answer.
     async fn reconnect(&self) {
-        for link in [
-            &self.reader,
-            &self.sweeper,
-            &self.news.link,
-            &self.hints.ear,
-        ] {
-            link.renew().await;
-        }
+        join!(
+            self.reader.renew(),
+            self.sweeper.renew(),
+            self.news.link.renew(),
+            self.hints.ear.renew(),
+        );
     }
 
     /// Lets go of what has expired, and of changes that everybody has read long ago.

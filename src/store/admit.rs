@@ -146,6 +146,7 @@ impl Store {
                 kept?;
                 store.view.publish(&operation);
                 room.keep();
+                store.forget_if_gone(&operation);
                 Ok(Created {
                     operation,
                     reused: false,

@@ -301,10 +301,11 @@ impl Store {
 
     /// Another server has let go of an operation.
     async fn let_go(&self, number: u64) {
+        // Before it is looked for, so that whoever shows it later knows.
+        if let Some(others) = &self.others {
+            others.bury(number);
+        }
         let Some(shown) = self.view.index.get(number) else {
-            if let Some(others) = &self.others {
-                others.bury(number);
-            }
             return;
         };
         let _turn = self.turns.of(shown.name()).await;

@@ -211,6 +211,14 @@ impl Store {
             self.view.ready.queue(queue).enter();
         }
         self.view.publish(operation);
+        self.forget_if_gone(operation);
+    }
+
+    /// What was let go of elsewhere just before it was shown, nobody found here.
+    pub(super) fn forget_if_gone(&self, operation: &Operation) {
+        if self.is_gone(operation.number()) {
+            self.forget(operation);
+        }
     }
 
     /// Why changes cannot be kept at present; none while they can.

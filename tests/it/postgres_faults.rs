@@ -183,7 +183,7 @@ async fn a_database_that_only_reads_is_left_by_every_connection_until_one_writes
     until(async || one.cancel(&name).await.is_err()).await;
     until(async || {
         one.trouble()
-            .is_some_and(|trouble| trouble.contains("read-only"))
+            .is_some_and(|trouble| trouble.contains("is it a standby"))
     })
     .await;
     postgres.ask("SET transaction_read_only = off; ALTER ROLE test RESET ALL");

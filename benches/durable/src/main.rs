@@ -62,7 +62,11 @@ async fn load(store: Arc<impl Durable>, clients: u64, time: Duration) -> Figures
 
 fn median(mut values: Vec<f64>) -> (f64, f64, f64) {
     values.sort_by(f64::total_cmp);
-    (values[values.len() / 2], values[0], values[values.len() - 1])
+    (
+        values[values.len() / 2],
+        values[0],
+        values[values.len() - 1],
+    )
 }
 
 struct Args {
@@ -109,16 +113,54 @@ const STORES: [&str; 5] = ["longrunning", "SQLite", "redb", "fjall", "log + fdat
 async fn round(store: usize, directory: &Path, clients: u64, time: Duration) -> Figures {
     let place = tempfile::tempdir_in(directory).expect("a directory");
     match store {
-        0 => load(Arc::new(ours::Ours::open(place.path(), clients).await), clients, time).await,
-        1 => load(peers::Peer::new(peers::Sqlite::open(place.path())), clients, time).await,
-        2 => load(peers::Peer::new(peers::Redb::open(place.path())), clients, time).await,
-        3 => load(peers::Peer::new(peers::Fjall::open(place.path())), clients, time).await,
-        _ => load(peers::Peer::new(peers::Log::open(place.path())), clients, time).await,
+        0 => {
+            load(
+                Arc::new(ours::Ours::open(place.path(), clients).await),
+                clients,
+                time,
+            )
+            .await
+        }
+        1 => {
+            load(
+                peers::Peer::new(peers::Sqlite::open(place.path())),
+                clients,
+                time,
+            )
+            .await
+        }
+        2 => {
+            load(
+                peers::Peer::new(peers::Redb::open(place.path())),
+                clients,
+                time,
+            )
+            .await
+        }
+        3 => {
+            load(
+                peers::Peer::new(peers::Fjall::open(place.path())),
+                clients,
+                time,
+            )
+            .await
+        }
+        _ => {
+            load(
+                peers::Peer::new(peers::Log::open(place.path())),
+                clients,
+                time,
+            )
+            .await
+        }
     }
 }
 
 async fn changes(args: &Args) {
-    println!("| changes per second, median (lowest–highest); p50 / p99 | {} |", STORES.join(" | "));
+    println!(
+        "| changes per second, median (lowest–highest); p50 / p99 | {} |",
+        STORES.join(" | ")
+    );
     println!("| --- | {} |", STORES.map(|_| "---").join(" | "));
     for clients in args.clients.clone() {
         let mut found: [Vec<Figures>; 5] = Default::default();
@@ -137,7 +179,13 @@ async fn changes(args: &Args) {
             }
             let (middle, low, high) = median(rounds.iter().map(|round| round.per_second).collect());
             let millis = |of: fn(&Figures) -> Duration| {
-                median(rounds.iter().map(|round| of(round).as_secs_f64() * 1000.0).collect()).0
+                median(
+                    rounds
+                        .iter()
+                        .map(|round| of(round).as_secs_f64() * 1000.0)
+                        .collect(),
+                )
+                .0
             };
             let (p50, p99) = (millis(|round| round.p50), millis(|round| round.p99));
             format!("{middle:.0} ({low:.0}–{high:.0}); {p50:.2} / {p99:.2} ms")

@@ -7,7 +7,8 @@ use std::{
 };
 
 use longrunning::{
-    Any, LeaseToken, Limits, NewOperation, OperationName, Operations, Progress, Report, SqliteJournal,
+    Any, LeaseToken, Limits, NewOperation, OperationName, Operations, Progress, Report,
+    SqliteJournal,
 };
 
 use crate::{Durable, RECORD, median};
@@ -38,7 +39,9 @@ impl Ours {
         let operations = start(&directory.join("ours.db")).await;
         let mut held = Vec::new();
         for _ in 0..clients {
-            let created = operations.create(NewOperation::self_executed("bench")).await;
+            let created = operations
+                .create(NewOperation::self_executed("bench"))
+                .await;
             let operation = created.expect("it is created").operation;
             let token = operation.lease().expect("its creator holds it").token;
             held.push((operation.owned_name(), token));
@@ -77,7 +80,9 @@ pub async fn reads(directory: &Path, rounds: usize) {
             let operations = Operations::builder().start().await.expect("it starts");
             let mut held = Vec::new();
             for _ in 0..1024 {
-                let created = operations.create(NewOperation::self_executed("bench")).await;
+                let created = operations
+                    .create(NewOperation::self_executed("bench"))
+                    .await;
                 let operation = created.expect("it is created").operation;
                 let token = operation.lease().expect("its creator holds it").token;
                 held.push((operation.owned_name(), token));
@@ -144,7 +149,11 @@ pub async fn recovery(directory: &Path, records: u64, rounds: usize) {
                     _ => NewOperation::self_executed("bench"),
                 };
                 let new = new.label("client", &client.to_string());
-                let operation = operations.create(new).await.expect("it is created").operation;
+                let operation = operations
+                    .create(new)
+                    .await
+                    .expect("it is created")
+                    .operation;
                 if let Some(lease) = operation.lease()
                     && number % 4 == 1
                 {
@@ -162,7 +171,10 @@ pub async fn recovery(directory: &Path, records: u64, rounds: usize) {
     drop(operations);
     let size = std::fs::metadata(&path).map_or(0, |file| file.len()) as f64 / 1048576.0;
     println!();
-    println!("{records} operations, made in {:.1} s, {size:.0} MiB on the disk:", made.as_secs_f64());
+    println!(
+        "{records} operations, made in {:.1} s, {size:.0} MiB on the disk:",
+        made.as_secs_f64()
+    );
     let (mut starts, mut scans, mut memory) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         let begun = Instant::now();
@@ -173,7 +185,12 @@ pub async fn recovery(directory: &Path, records: u64, rounds: usize) {
         let mut rows = all.query([]).expect("rows");
         let mut bytes = 0;
         while let Some(row) = rows.next().expect("a row") {
-            bytes += row.get_ref(1).expect("a blob").as_blob().expect("a blob").len();
+            bytes += row
+                .get_ref(1)
+                .expect("a blob")
+                .as_blob()
+                .expect("a blob")
+                .len();
         }
         std::hint::black_box(bytes);
         drop(rows);

@@ -38,7 +38,10 @@ impl Durable for Peer {
         let mut record = vec![7; RECORD];
         record[..8].copy_from_slice(&count.to_le_bytes());
         let (kept, told) = oneshot::channel();
-        self.0.send(((client, record), kept)).await.expect("the thread lives");
+        self.0
+            .send(((client, record), kept))
+            .await
+            .expect("the thread lives");
         told.await.expect("it was committed");
     }
 }
@@ -130,7 +133,10 @@ pub struct Log(File, Vec<u8>);
 
 impl Log {
     pub fn open(directory: &Path) -> Self {
-        Self(File::create(directory.join("peer.log")).expect("a file"), Vec::new())
+        Self(
+            File::create(directory.join("peer.log")).expect("a file"),
+            Vec::new(),
+        )
     }
 }
 

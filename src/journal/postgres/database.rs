@@ -13,7 +13,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::{debug, info};
 
 use super::{
-    link::refused,
+    hosts::each,
+    link::{refused, silent},
     tls::{Tls, is_of_tls},
     url::take_tls,
 };
@@ -25,7 +26,8 @@ pub(super) type Connecting = (
     Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>,
 );
 
-/// How long it may take to connect to one address, unless the URL says it.
+/// How long it may take to connect to one address, unless the URL says it; and one host
+/// has twice as long until it has let us in.
 const CONNECT: Duration = Duration::from_secs(3);
 
 /// Which database, and how it is reached.
@@ -67,15 +69,31 @@ impl Database {
         Ok(database)
     }
 
-    /// A new connection.
+    /// A new connection, to the first host that lets us in.
     pub(super) async fn connect(&self) -> Result<Connecting, JournalError> {
+        let limit = 2 * self
+            .config
+            .get_connect_timeout()
+            .map_or(CONNECT, |one| *one);
+        let mut last = JournalError("the URL names no host".to_owned());
+        for host in each(&self.config) {
+            match timeout(limit, Box::pin(self.connect_to(&host))).await {
+                Ok(Ok(connecting)) => return Ok(connecting),
+                Ok(Err(error)) => last = error,
+                Err(_) => last = silent(limit),
+            }
+        }
+        Err(last)
+    }
+
+    async fn connect_to(&self, host: &Config) -> Result<Connecting, JournalError> {
         let connector = self.connector()?;
-        let first = match self.config.connect(connector.clone()).await {
+        let first = match host.connect(connector.clone()).await {
             Ok(connecting) => return Ok(connecting),
             Err(error) if !self.may_go_without(&error) => return Err(self.tls.refused(error)),
             Err(error) => self.tls.refused(error),
         };
-        let mut without = self.config.clone();
+        let mut without = host.clone();
         without.ssl_mode(SslMode::Disable);
         match without.connect(connector).await {
             Ok(connecting) => {

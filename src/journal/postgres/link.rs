@@ -93,9 +93,7 @@ impl Link {
     }
 
     async fn connect(&self) -> Result<Connected, JournalError> {
-        let (client, mut connection) = timeout(ANSWER, Box::pin(self.database.connect()))
-            .await
-            .map_err(|_| silent(ANSWER))??;
+        let (client, mut connection) = self.database.connect().await?;
         let heard = self.heard.clone();
         let connected = Connected {
             client: Arc::new(client),

@@ -109,10 +109,12 @@ impl Hints {
     }
 
     async fn listen_once(&self, mouth: &Link, sql: &Sql) -> Result<(), JournalError> {
+        // First, so that a connection that is made anew meanwhile does not pass for the
+        // one that listens.
+        let lost = self.ear.connected().await?.lost;
         self.ear
             .ask(async |client| client.batch_execute(&sql.listen).await)
             .await?;
-        let lost = self.ear.connected().await?.lost;
         // There may have been hints that nobody heard.
         self.heard.notify_one();
         self.say(mouth, sql).await?;

@@ -5,11 +5,12 @@ use std::{
     collections::HashSet,
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::OnceLock,
     time::Duration,
 };
 
 use parking_lot::Mutex;
-use tokio::{select, sync::Notify, time::sleep};
+use tokio::{sync::Notify, time::sleep};
 use tokio_postgres::{Client, Error, error::SqlState, types::Type};
 use tracing::{error, info};
 
@@ -40,6 +41,8 @@ pub(super) struct Writer {
     /// Somebody stands in line, or the line is closed.
     comers: Notify,
     trouble: Mutex<Option<String>>,
+    /// Why nothing can be kept for good.
+    broken: OnceLock<&'static str>,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +60,7 @@ impl Writer {
             line: Mutex::default(),
             comers: Notify::new(),
             trouble: Mutex::default(),
+            broken: OnceLock::new(),
         }
     }
 
@@ -79,7 +83,8 @@ impl Writer {
 
     /// Why changes cannot be kept at present.
     pub(super) fn trouble(&self) -> Option<String> {
-        self.trouble.lock().clone()
+        let broken = self.broken.get().map(ToString::to_string);
+        broken.or_else(|| self.trouble.lock().clone())
     }
 
     /// Nobody may stand in line any more.
@@ -89,7 +94,8 @@ impl Writer {
     }
 
     /// Keeps nothing any more, for this reason.
-    pub(super) fn fail(&self, why: &str) {
+    pub(super) fn fail(&self, why: &'static str) {
+        self.broken.get_or_init(|| why);
         self.refuse(Vec::new(), &JournalError(why.to_owned()));
     }
 
@@ -184,14 +190,17 @@ impl Writer {
     /// Waits until the database can be reached again, or the journal is closed.
     async fn heal(&self, journal: &Inner) {
         loop {
-            select! {
-                () = sleep(PAUSE) => {}
-                () = journal.tasks.stopping().cancelled() => return,
-            }
+            let look = async {
+                sleep(PAUSE).await;
+                self.look(&journal.sql).await
+            };
+            let Some(looked) = journal.tasks.stopping().run_until_cancelled(look).await else {
+                return;
+            };
             if self.line.lock().is_closed {
                 return;
             }
-            if let Err(error) = self.look(&journal.sql).await {
+            if let Err(error) = looked {
                 *self.trouble.lock() = Some(error.0);
                 // One that only reads has given its place to another, which a new
                 // connection may find.

@@ -83,7 +83,7 @@ fn search_with(
         state: State::default(),
         untold: 0,
     };
-    let mut best = start.clone();
+    let (mut best, mut searched) = (start.clone(), 0);
     let mut open = vec![start];
     while let Some(mut node) = open.pop() {
         node.place_all_that_only_look(rules, calls, &before);
@@ -106,17 +106,20 @@ fn search_with(
             continue;
         }
         *known = (time, node.untold);
-        if most < tried.len() {
+        searched += 1;
+        if most < searched {
             return Err(best.stuck(true));
         }
         // The last that is pushed is tried first: what was answered, the earliest
         // answer first of all.
         let may_go_on = node.untold < untold;
+        // Where there is no limit, how many there were makes no difference.
+        let step = usize::from(untold != usize::MAX);
         for state in rules.pass(&node.state, latest) {
             if may_go_on {
                 open.push(Node {
                     state,
-                    untold: node.untold + 1,
+                    untold: node.untold + step,
                     ..node.clone()
                 });
             }
@@ -127,7 +130,8 @@ fn search_with(
             if node.placed.has(at) || !before[at].is_within(&node.placed) {
                 return false;
             }
-            if !call.is_answered() && !(may_go_on && call.can_matter(calls)) {
+            let can_matter = may_go_on && call.can_matter(calls);
+            if !call.is_answered() && !can_matter {
                 return false;
             }
             // Of those that are alike, whichever begun first can do all that the
@@ -150,7 +154,7 @@ fn search_with(
                 let is_answered = calls[at].is_answered();
                 let is_new = is_answered || state != node.state;
                 if is_new && state.attempts() <= attempts {
-                    let untold = if is_answered { 0 } else { node.untold + 1 };
+                    let untold = if is_answered { 0 } else { node.untold + step };
                     let next = Node {
                         untold,
                         ..node.with(at, state)

@@ -321,6 +321,13 @@ impl State {
         Some(all.find(|one| one.name == Some(name))?.attempt)
     }
 
+    /// What a look at the operation of a name shows.
+    pub(super) fn shown(&self, name: Name) -> Answer {
+        let mut all = self.operations.iter();
+        let found = all.find(|one| one.name == Some(name) && !one.is_hidden);
+        found.map_or(Answer::Missing, |one| Answer::Shown(one.shown()))
+    }
+
     /// The operation of a name, and none if there is no such. An operation whose
     /// name nobody knows may be it.
     fn find(&self, name: Name) -> Vec<(Self, Option<usize>)> {

@@ -57,8 +57,9 @@ impl Pooler {
         let mut child = command.arg(&config).stderr(log).spawn().unwrap();
         let input = child.stdin.take().unwrap();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            let said = || fs::read_to_string(directory.path().join("log")).unwrap();
-            assert!(!said().contains("FATAL"), "pgbouncer ended: {}", said());
+            let said = fs::read_to_string(directory.path().join("log")).unwrap();
+            let is_there = child.try_wait().unwrap().is_none() && !said.contains("FATAL");
+            assert!(is_there, "pgbouncer ended: {said}");
         }
         Some(Self {
             port,

@@ -166,7 +166,8 @@ impl Postgres {
         standby.begin();
         self.ask("ALTER SYSTEM SET synchronous_standby_names = '*'");
         self.ask("SELECT pg_reload_conf()");
-        while self.ask("SELECT sync_state FROM pg_stat_replication") != "sync" {}
+        let state = "SELECT sync_state FROM pg_stat_replication";
+        assert!((0..1000).any(|_| self.ask(state) == "sync"), "it follows");
         standby
     }
 

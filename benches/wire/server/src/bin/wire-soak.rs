@@ -142,7 +142,11 @@ impl User {
 
     /// From the creation of an operation to its end, and for one of three to
     /// its deletion.
-    async fn follow(&mut self, round: u64, turns: &mut tokio::time::Interval) -> Result<(), Status> {
+    async fn follow(
+        &mut self,
+        round: u64,
+        turns: &mut tokio::time::Interval,
+    ) -> Result<(), Status> {
         let created = self.workers.create_operation(CreateOperationRequest {
             labels: [("round".to_owned(), (round % 100).to_string())].into(),
             execution: Some(Execution::SelfExecuted(SelfExecuted {
@@ -151,8 +155,14 @@ impl User {
             ..CreateOperationRequest::default()
         });
         let created = created.await?.into_inner();
-        let name = created.operation.map(|operation| operation.name).unwrap_or_default();
-        let lease_token = created.lease.map(|lease| lease.lease_token).unwrap_or_default();
+        let name = created
+            .operation
+            .map(|operation| operation.name)
+            .unwrap_or_default();
+        let lease_token = created
+            .lease
+            .map(|lease| lease.lease_token)
+            .unwrap_or_default();
         let waiter = (round % 10 == 0).then(|| {
             let (mut clients, name) = (self.clients.clone(), name.clone());
             tokio::spawn(async move {
@@ -213,13 +223,17 @@ impl User {
         };
         self.workers.finish_operation(finish).await?;
         if let Some(waiter) = waiter {
-            let waited = waiter.await.map_err(|error| Status::internal(error.to_string()))??;
+            let waited = waiter
+                .await
+                .map_err(|error| Status::internal(error.to_string()))??;
             if !waited.into_inner().done {
                 return Err(Status::internal("a wait ended before its operation"));
             }
         }
         if round % 3 == 0 {
-            self.clients.delete_operation(DeleteOperationRequest { name }).await?;
+            self.clients
+                .delete_operation(DeleteOperationRequest { name })
+                .await?;
         }
         self.found.lock().await.calls += 3;
         Ok(())
