@@ -116,6 +116,14 @@ impl Store {
         others.is_some_and(|others| others.is_gone(number))
     }
 
+    /// Forgets what was let go of elsewhere just before it was shown here: nobody found
+    /// it then. The caller has its turn.
+    pub(super) fn forget_if_gone(&self, operation: &Operation) {
+        if self.is_gone(operation.number()) {
+            self.forget(operation);
+        }
+    }
+
     /// Up to when everything is shown that other servers did.
     pub(crate) fn read_until(&self) -> Option<Timestamp> {
         Some(self.journal.0.shared()?.reach()?.read)

@@ -214,13 +214,6 @@ impl Store {
         self.forget_if_gone(operation);
     }
 
-    /// What was let go of elsewhere just before it was shown, nobody found here.
-    pub(super) fn forget_if_gone(&self, operation: &Operation) {
-        if self.is_gone(operation.number()) {
-            self.forget(operation);
-        }
-    }
-
     /// Why changes cannot be kept at present; none while they can.
     pub(crate) fn trouble(&self) -> Option<String> {
         self.journal.0.trouble()
