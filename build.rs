@@ -142,25 +142,25 @@ fn checksums() -> manual::Service {
 }
 
 fn method(route: &str, input: &str) -> manual::Method {
-    declare(route, input).build()
+    method_builder(route, input).build()
 }
 
 fn stream(route: &str, input: &str) -> manual::Method {
-    declare(route, input).server_streaming().build()
+    method_builder(route, input).server_streaming().build()
 }
 
-fn declare(route: &str, input: &str) -> manual::MethodBuilder {
+fn method_builder(route: &str, input: &str) -> manual::MethodBuilder {
     let mut name = String::new();
-    for letter in route.chars() {
-        if letter.is_uppercase() && !name.is_empty() {
+    for character in route.chars() {
+        if character.is_uppercase() && !name.is_empty() {
             name.push('_');
         }
-        name.push(letter.to_ascii_lowercase());
+        name.push(character.to_ascii_lowercase());
     }
     manual::Method::builder()
         .name(name)
         .route_name(route)
         .input_type(format!("crate::proto::{input}"))
-        .output_type("crate::grpc::codec::Encoded")
+        .output_type("crate::grpc::codec::EncodedMessage")
         .codec_path("crate::grpc::codec::EncodedCodec")
 }

@@ -10,19 +10,19 @@ use longrunning::{
     Any, Limits, NewOperation, Operations, proto::google::longrunning::ListOperationsRequest,
 };
 
-const COUNT: usize = 1_000_000;
+const OPERATION_COUNT: usize = 1_000_000;
 
 /// Operations that are done, but for every hundredth; every hundredth has the
 /// label `batch=nightly`, each `user` has a thousand, and each its own `order`.
-async fn filled() -> Operations {
+async fn populated_operations() -> Operations {
     let limits = Limits {
-        max_operations: 2 * COUNT,
-        max_bytes: usize::MAX,
+        max_operations: 2 * OPERATION_COUNT,
+        max_total_bytes: usize::MAX,
         ..Limits::default()
     };
     let operations = Operations::builder().limits(limits).start().await;
     let operations = operations.expect("defaults are in range");
-    for number in 0..COUNT {
+    for number in 0..OPERATION_COUNT {
         let mut new = NewOperation::self_executed("bench")
             .label("user", &format!("user-{}", number % 1000))
             .label("order", &format!("{number}"));
@@ -39,7 +39,7 @@ async fn filled() -> Operations {
             .operation;
         if number % 100 != 0 {
             let token = created.lease().expect("it is self-executed").token;
-            let name = created.owned_name();
+            let name = created.name_owned();
             let done = operations.succeed(&name, token, Any::default()).await;
             done.expect("the lease is held");
         }
@@ -47,13 +47,13 @@ async fn filled() -> Operations {
     operations
 }
 
-fn filters(criterion: &mut Criterion) {
+fn bench_filters(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime starts");
-    let operations = runtime.block_on(filled());
-    let noon = runtime.block_on(async {
+    let operations = runtime.block_on(populated_operations());
+    let newest_create_time = runtime.block_on(async {
         let request = ListOperationsRequest {
             page_size: 1,
             page_token: String::new(),
@@ -66,7 +66,7 @@ fn filters(criterion: &mut Criterion) {
         prost_types::Timestamp::from(page.operations[0].create_time()).to_string()
     });
     let mut group = criterion.benchmark_group("page of 100 of 1 M");
-    for (what, filter) in [
+    for (name, filter) in [
         ("no filter", String::new()),
         ("done = false", "done = false".into()),
         ("state = RUNNING", "state = RUNNING".into()),
@@ -88,7 +88,7 @@ fn filters(criterion: &mut Criterion) {
         ),
         (
             "newer than the newest but one",
-            format!("create_time >= {noon}"),
+            format!("create_time >= {newest_create_time}"),
         ),
         ("metadata, all match", "metadata.attempt = 1".into()),
         ("metadata, 1 % match", "metadata.state = RUNNING".into()),
@@ -97,8 +97,8 @@ fn filters(criterion: &mut Criterion) {
         ("a word, none matches", "nowhere".into()),
     ] {
         let mut token = String::new();
-        let (mut pages, mut found) = (0, 0);
-        group.bench_function(what, |bench| {
+        let (mut pages, mut operation_count) = (0, 0);
+        group.bench_function(name, |bench| {
             bench.iter(|| {
                 // From page to page, so that the records are not the ones just seen.
                 let request = ListOperationsRequest {
@@ -110,22 +110,22 @@ fn filters(criterion: &mut Criterion) {
                 let page = page.expect("the request is good");
                 token.clone_from(&page.next_page_token);
                 pages += 1;
-                found += page.operations.len();
+                operation_count += page.operations.len();
                 black_box(page)
             });
         });
-        println!("{what}: {found} operations in {pages} pages");
+        println!("{name}: {operation_count} operations in {pages} pages");
     }
     group.finish();
-    runtime.block_on(reads(&operations, None));
-    runtime.block_on(reads(&operations, Some("metadata.attempt = 7")));
-    runtime.block_on(reads(&operations, Some("name = *x")));
+    runtime.block_on(measure_read_latency(&operations, None));
+    runtime.block_on(measure_read_latency(&operations, Some("metadata.attempt = 7")));
+    runtime.block_on(measure_read_latency(&operations, Some("name = *x")));
 }
 
 /// How long a read waits for its turn on a thread on which lists with a filter
 /// look at everything, again and again.
-async fn reads(operations: &Operations, filter: Option<&str>) {
-    const READS: usize = 20_000;
+async fn measure_read_latency(operations: &Operations, filter: Option<&str>) {
+    const READ_COUNT: usize = 20_000;
     let lists = filter.map(|filter| {
         let (operations, filter) = (operations.clone(), filter.to_owned());
         tokio::spawn(async move {
@@ -143,34 +143,34 @@ async fn reads(operations: &Operations, filter: Option<&str>) {
         })
     });
     let name = longrunning::OperationName::parse("operations/export-3").expect("it is a name");
-    let mut waits = Vec::with_capacity(READS);
-    for _ in 0..READS {
-        let asked = tokio::time::Instant::now();
+    let mut latencies = Vec::with_capacity(READ_COUNT);
+    for _ in 0..READ_COUNT {
+        let started = tokio::time::Instant::now();
         tokio::task::yield_now().await;
-        black_box(operations.get(&name).expect("it exists"));
-        waits.push(asked.elapsed());
+        black_box(operations.get_cached(&name).expect("it exists"));
+        latencies.push(started.elapsed());
     }
     if let Some(lists) = lists {
         lists.abort();
     }
-    waits.sort_unstable();
-    let at = |share: usize| waits[READS * share / 1000];
-    let beside = filter.unwrap_or("nothing");
+    latencies.sort_unstable();
+    let quantile = |per_mille: usize| latencies[READ_COUNT * per_mille / 1000];
+    let load = filter.unwrap_or("nothing");
     println!(
-        "a turn and a get, beside {beside}: p50 {:?}, p99 {:?}, p99.9 {:?}, longest {:?}",
-        at(500),
-        at(990),
-        at(999),
-        waits[READS - 1]
+        "a turn and a get, beside {load}: p50 {:?}, p99 {:?}, p99.9 {:?}, longest {:?}",
+        quantile(500),
+        quantile(990),
+        quantile(999),
+        latencies[READ_COUNT - 1]
     );
 }
 
-fn quick() -> Criterion {
+fn quick_config() -> Criterion {
     Criterion::default()
         .sample_size(10)
         .measurement_time(Duration::from_secs(2))
         .warm_up_time(Duration::from_millis(500))
 }
 
-criterion_group! { name = benches; config = quick(); targets = filters }
+criterion_group! { name = benches; config = quick_config(); targets = bench_filters }
 criterion_main!(benches);

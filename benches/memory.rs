@@ -9,8 +9,8 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-const OPERATIONS: usize = 1_000_000;
-const WAITERS: usize = 100_000;
+const OPERATION_COUNT: usize = 1_000_000;
+const WAITER_COUNT: usize = 100_000;
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -19,47 +19,47 @@ fn main() {
         .expect("a runtime starts");
     runtime.block_on(async {
         println!("| what | encoded | held beyond | in all |\n| --- | --- | --- | --- |");
-        measure("running, self-executed", |operations| async move {
-            create(&operations, false).await
+        measure_operations("running, self-executed", |operations| async move {
+            create_operations(&operations, false).await
         })
         .await;
-        measure("done", |operations| async move {
-            create(&operations, true).await
+        measure_operations("done", |operations| async move {
+            create_operations(&operations, true).await
         })
         .await;
-        waiters().await;
+        measure_waiters().await;
     });
 }
 
-async fn measure<F>(what: &str, fill: impl FnOnce(Operations) -> F)
+async fn measure_operations<F>(name: &str, populate: impl FnOnce(Operations) -> F)
 where
     F: Future<Output = usize>,
 {
-    let operations = start().await;
+    let operations = start_operations().await;
     let region = Region::new(ALLOCATOR);
-    let encoded = fill(operations.clone()).await / OPERATIONS;
-    let held = held(&region) / OPERATIONS;
+    let encoded = populate(operations.clone()).await / OPERATION_COUNT;
+    let allocated = allocated_bytes(&region) / OPERATION_COUNT;
     // What is freed later would count against the next measure.
     operations.shutdown(Duration::ZERO).await;
     drop(operations);
     println!(
-        "| {what} operation | {encoded} B | {} B | {held} B |",
-        held.saturating_sub(encoded)
+        "| {name} operation | {encoded} B | {} B | {allocated} B |",
+        allocated.saturating_sub(encoded)
     );
 }
 
-async fn create(operations: &Operations, done: bool) -> usize {
+async fn create_operations(operations: &Operations, finish: bool) -> usize {
     let mut encoded = 0;
-    for _ in 0..OPERATIONS {
+    for _ in 0..OPERATION_COUNT {
         let created = operations
             .create(NewOperation::self_executed("bench"))
             .await
             .expect("there is room")
             .operation;
-        let last = if done {
+        let last = if finish {
             let token = created.lease().expect("it is self-executed").token;
             operations
-                .succeed(&created.owned_name(), token, Any::default())
+                .succeed(&created.name_owned(), token, Any::default())
                 .await
                 .expect("the lease is held")
         } else {
@@ -71,40 +71,40 @@ async fn create(operations: &Operations, done: bool) -> usize {
 }
 
 /// Waiters of as many operations, each a task as a server would have it.
-async fn waiters() {
-    let operations = start().await;
-    let mut names = Vec::with_capacity(WAITERS);
-    for _ in 0..WAITERS {
+async fn measure_waiters() {
+    let operations = start_operations().await;
+    let mut names = Vec::with_capacity(WAITER_COUNT);
+    for _ in 0..WAITER_COUNT {
         let created = operations
             .create(NewOperation::self_executed("bench"))
             .await
             .expect("there is room");
-        names.push(created.operation.owned_name());
+        names.push(created.operation.name_owned());
     }
     let region = Region::new(ALLOCATOR);
-    let mut waits = tokio::task::JoinSet::new();
+    let mut waiter_tasks = tokio::task::JoinSet::new();
     for name in names {
         let operations = operations.clone();
-        waits.spawn(async move {
+        waiter_tasks.spawn(async move {
             operations
                 .wait(&name, Duration::from_secs(600))
                 .await
                 .is_ok()
         });
     }
-    while operations.waiters() < WAITERS {
+    while operations.waiter_count() < WAITER_COUNT {
         tokio::task::yield_now().await;
     }
     println!(
         "| waiter, with its task | | | {} B |",
-        held(&region) / WAITERS
+        allocated_bytes(&region) / WAITER_COUNT
     );
 }
 
-async fn start() -> Operations {
+async fn start_operations() -> Operations {
     let limits = Limits {
-        max_operations: 2 * OPERATIONS,
-        max_bytes: usize::MAX,
+        max_operations: 2 * OPERATION_COUNT,
+        max_total_bytes: usize::MAX,
         max_waiters: usize::MAX,
         ..Limits::default()
     };
@@ -115,7 +115,7 @@ async fn start() -> Operations {
         .expect("defaults are in range")
 }
 
-fn held(region: &Region<'_, System>) -> usize {
+fn allocated_bytes(region: &Region<'_, System>) -> usize {
     let change = region.change();
     change
         .bytes_allocated

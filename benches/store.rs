@@ -6,7 +6,7 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use longrunning::{
     Any, Builder, Limits, NewOperation, OperationName, Operations, Progress, QueueName, Report,
-    SqliteJournal, Terms, WorkerId, proto::google::longrunning::ListOperationsRequest,
+    SqliteStorage, ExecutionOptions, WorkerId, proto::google::longrunning::ListOperationsRequest,
 };
 use tokio::runtime::Runtime;
 
@@ -20,25 +20,25 @@ fn runtime() -> Runtime {
 fn builder() -> Builder {
     let limits = Limits {
         max_operations: 20_000_000,
-        max_bytes: usize::MAX,
-        max_queue: 20_000_000,
+        max_total_bytes: usize::MAX,
+        max_queue_length: 20_000_000,
         ..Limits::default()
     };
     let day = Duration::from_secs(86_400);
-    Operations::builder().limits(limits).defaults(Terms {
+    Operations::builder().limits(limits).default_options(ExecutionOptions {
         lease_duration: day,
-        ..Terms::default()
+        ..ExecutionOptions::default()
     })
 }
 
-async fn operations() -> Operations {
+async fn start_operations() -> Operations {
     let operations = builder().start().await;
     operations.expect("defaults are in range")
 }
 
 /// `count` operations that are done; every hundredth is still running.
-async fn filled(count: usize) -> (Operations, Vec<OperationName>) {
-    let operations = operations().await;
+async fn populated_operations(count: usize) -> (Operations, Vec<OperationName>) {
+    let operations = start_operations().await;
     let mut names = Vec::with_capacity(count);
     for number in 0..count {
         let created = operations
@@ -46,7 +46,7 @@ async fn filled(count: usize) -> (Operations, Vec<OperationName>) {
             .await
             .expect("there is room")
             .operation;
-        let name = created.owned_name();
+        let name = created.name_owned();
         if number % 100 != 0 {
             let token = created.lease().expect("it is self-executed").token;
             operations
@@ -59,14 +59,14 @@ async fn filled(count: usize) -> (Operations, Vec<OperationName>) {
     (operations, names)
 }
 
-fn get(criterion: &mut Criterion) {
+fn bench_get(criterion: &mut Criterion) {
     let runtime = runtime();
-    let (operations, names) = runtime.block_on(filled(1_000_000));
-    let mut at = 0;
+    let (operations, names) = runtime.block_on(populated_operations(1_000_000));
+    let mut index = 0;
     criterion.bench_function("get, a random one of 1 M", |bench| {
         bench.iter(|| {
-            at = (at + 7_919_777) % names.len();
-            black_box(operations.get(&names[at]).expect("it exists"))
+            index = (index + 7_919_777) % names.len();
+            black_box(operations.get_cached(&names[index]).expect("it exists"))
         });
     });
     for size in [100, 1000] {
@@ -83,11 +83,11 @@ fn get(criterion: &mut Criterion) {
     }
 }
 
-fn pages(criterion: &mut Criterion) {
+fn bench_pages(criterion: &mut Criterion) {
     let runtime = runtime();
     let mut group = criterion.benchmark_group("page of 100 of one parent");
     for count in [10_000, 100_000, 1_000_000] {
-        let (operations, _) = runtime.block_on(filled(count));
+        let (operations, _) = runtime.block_on(populated_operations(count));
         let mut token = String::new();
         group.bench_function(BenchmarkId::from_parameter(count), |bench| {
             bench.iter(|| {
@@ -108,22 +108,22 @@ fn pages(criterion: &mut Criterion) {
 }
 
 /// The same over each journal: what one client makes, change after change.
-fn changes(criterion: &mut Criterion) {
+fn bench_changes(criterion: &mut Criterion) {
     let (runtime, files) = (
         runtime(),
         tempfile::tempdir().expect("a place for the file"),
     );
-    changes_in("memory", &runtime, builder(), criterion);
-    let journal = SqliteJournal::open(files.path().join("bench.db")).expect("the file is new");
-    changes_in("SQLite", &runtime, builder().journal(journal), criterion);
+    bench_changes_in("memory", &runtime, builder(), criterion);
+    let storage = SqliteStorage::open(files.path().join("bench.db")).expect("the file is new");
+    bench_changes_in("SQLite", &runtime, builder().storage(storage), criterion);
 }
 
-fn changes_in(journal: &str, runtime: &Runtime, builder: Builder, criterion: &mut Criterion) {
+fn bench_changes_in(storage: &str, runtime: &Runtime, builder: Builder, criterion: &mut Criterion) {
     let operations = runtime.block_on(builder.start());
     let operations = operations.expect("defaults are in range");
     let queue = QueueName::parse("bench").expect("the name is good");
     let worker = WorkerId::new("bench");
-    let mut group = criterion.benchmark_group(format!("changes, {journal}"));
+    let mut group = criterion.benchmark_group(format!("changes, {storage}"));
     group.throughput(Throughput::Elements(1));
     group.bench_function("create", |bench| {
         bench.iter(|| runtime.block_on(operations.create(NewOperation::self_executed("bench"))));
@@ -138,7 +138,7 @@ fn changes_in(journal: &str, runtime: &Runtime, builder: Builder, criterion: &mu
                 let leased = operations.lease(&queue, &worker).await.expect("one waits");
                 let token = leased.lease().expect("it is leased").token;
                 operations
-                    .succeed(&leased.owned_name(), token, Any::default())
+                    .succeed(&leased.name_owned(), token, Any::default())
                     .await
                     .expect("the lease is held")
             })
@@ -150,7 +150,7 @@ fn changes_in(journal: &str, runtime: &Runtime, builder: Builder, criterion: &mu
             .block_on(operations.create(NewOperation::self_executed("bench")))
             .expect("there is room");
         let (name, token) = (
-            created.operation.owned_name(),
+            created.operation.name_owned(),
             created.operation.lease().expect("self-executed").token,
         );
         let mut done_units = 0;
@@ -184,60 +184,60 @@ fn changes_in(journal: &str, runtime: &Runtime, builder: Builder, criterion: &mu
     runtime.block_on(operations.close());
 }
 
-fn waits(criterion: &mut Criterion) {
+fn bench_waits(criterion: &mut Criterion) {
     let runtime = runtime();
-    let operations = runtime.block_on(operations());
+    let operations = runtime.block_on(start_operations());
     let mut group = criterion.benchmark_group("finish wakes all waiters");
     for count in [1, 10_000] {
         group.bench_function(BenchmarkId::from_parameter(count), |bench| {
-            bench.iter_custom(|rounds| runtime.block_on(wake(&operations, count, rounds)));
+            bench.iter_custom(|rounds| runtime.block_on(measure_wake_up(&operations, count, rounds)));
         });
     }
     group.finish();
 }
 
 /// The time from finish to the last answer, over so many rounds.
-async fn wake(operations: &Operations, waiters: usize, rounds: u64) -> Duration {
-    let mut spent = Duration::ZERO;
+async fn measure_wake_up(operations: &Operations, waiters: usize, rounds: u64) -> Duration {
+    let mut elapsed = Duration::ZERO;
     for _ in 0..rounds {
         let created = operations
             .create(NewOperation::self_executed("bench"))
             .await
             .expect("there is room")
             .operation;
-        let name = Arc::new(created.owned_name());
-        let mut waits = tokio::task::JoinSet::new();
+        let name = Arc::new(created.name_owned());
+        let mut waiter_tasks = tokio::task::JoinSet::new();
         for _ in 0..waiters {
             let (operations, name) = (operations.clone(), name.clone());
-            waits.spawn(async move { operations.wait(&name, Duration::from_secs(60)).await });
+            waiter_tasks.spawn(async move { operations.wait(&name, Duration::from_secs(60)).await });
         }
-        while operations.waiters() < waiters {
+        while operations.waiter_count() < waiters {
             tokio::task::yield_now().await;
         }
-        let begun = tokio::time::Instant::now();
+        let started = tokio::time::Instant::now();
         let token = created.lease().expect("it is self-executed").token;
         operations
             .succeed(&name, token, Any::default())
             .await
             .expect("the lease is held");
-        while let Some(answer) = waits.join_next().await {
+        while let Some(result) = waiter_tasks.join_next().await {
             assert!(
-                answer
+                result
                     .expect("no waiter panics")
                     .expect("it exists")
                     .is_done()
             );
         }
-        spent += begun.elapsed();
+        elapsed += started.elapsed();
     }
-    spent
+    elapsed
 }
 
-fn quick() -> Criterion {
+fn quick_config() -> Criterion {
     Criterion::default()
         .sample_size(20)
         .measurement_time(Duration::from_secs(3))
 }
 
-criterion_group! { name = benches; config = quick(); targets = get, pages, changes, waits }
+criterion_group! { name = benches; config = quick_config(); targets = bench_get, bench_pages, bench_changes, bench_waits }
 criterion_main!(benches);

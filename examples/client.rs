@@ -30,7 +30,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let page = client.list_operations(request).await?.into_inner();
     for operation in &page.operations {
-        println!("{} {}", operation.name, state(operation));
+        println!("{} {}", operation.name, state_name(operation));
     }
     let Some(newest) = page.operations.first() else {
         println!("the server has no operations");
@@ -39,8 +39,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let name = newest.name.clone();
     let get = GetOperationRequest { name: name.clone() };
-    let now = client.get_operation(get).await?.into_inner();
-    println!("the newest: {} {}", now.name, state(&now));
+    let current = client.get_operation(get).await?.into_inner();
+    println!("the newest: {} {}", current.name, state_name(&current));
 
     match wait(&mut client, name).await?.result {
         Some(Response(response)) => println!("done: {}", response.type_url),
@@ -58,7 +58,7 @@ async fn wait(client: &mut OperationsClient<Channel>, name: String) -> Result<Op
             timeout: Duration::from_secs(30).try_into().ok(),
         };
         match client.wait_operation(request).await {
-            Ok(answer) if answer.get_ref().done => return Ok(answer.into_inner()),
+            Ok(response) if response.get_ref().done => return Ok(response.into_inner()),
             Ok(_) => {}
             Err(status) if status.code() == Code::Unavailable => {}
             Err(status) => return Err(status),
@@ -69,7 +69,7 @@ async fn wait(client: &mut OperationsClient<Channel>, name: String) -> Result<Op
 }
 
 /// The state in the server's own metadata; a producer may send another type.
-fn state(operation: &Operation) -> &'static str {
+fn state_name(operation: &Operation) -> &'static str {
     let metadata = operation.metadata.as_ref();
     let metadata = metadata.and_then(|any| any.to_msg::<OperationMetadata>().ok());
     metadata.map_or("?", |metadata| metadata.state().as_str_name())

@@ -20,7 +20,7 @@ async fn report(context: Context) -> Result<Any, Failure> {
             () = context.cancelled() => return Err(Failure::cancelled()),
             () = sleep(Duration::from_millis(200)) => {}
         }
-        context.progress(Progress {
+        context.report_progress(Progress {
             done_units: page,
             total_units: 5,
             unit: "pages".to_owned(),
@@ -51,10 +51,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("serving on {}", incoming.local_addr()?);
 
     let api = Reports(operations.clone());
-    let answer = api
+    let response = api
         .create_report(Request::new("2026-07".to_owned()))
         .await?;
-    let name = answer.into_inner().name.parse()?;
+    let name = response.into_inner().name.parse()?;
     println!("created {name}");
     let last = operations.wait(&name, Duration::from_secs(10)).await?;
     println!("{}", last.state().as_str_name());

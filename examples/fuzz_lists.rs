@@ -22,10 +22,10 @@ use longrunning::{
 };
 use tokio::time::Instant;
 
-use dice::Dice;
+use dice::Mutator;
 
 /// What the inputs are made of.
-const SEEDS: [&str; 24] = [
+const FRAGMENTS: [&str; 24] = [
     "done = false AND labels.env = prod",
     "NOT (state = RUNNING OR state = (FAILED OR CANCELLED))",
     "metadata.@type = \"type.googleapis.com/longrunning.v1.OperationMetadata\" metadata.progress.done_units > 5",
@@ -66,53 +66,53 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let seconds = arguments.next().map_or(Ok(10), |text| text.parse())?;
     let seed = arguments.next().map_or(Ok(0x5eed), |text| text.parse())?;
-    let operations = filled().await?;
-    let mut dice = Dice::new(seed, &SEEDS);
-    let mut pool: Vec<String> = SEEDS.map(str::to_owned).into();
-    let (begun, mut count, mut good) = (Instant::now(), 0u64, 0u64);
+    let operations = sample_operations().await?;
+    let mut mutator = Mutator::new(seed, &FRAGMENTS);
+    let mut corpus: Vec<String> = FRAGMENTS.map(str::to_owned).into();
+    let (started, mut count, mut succeeded) = (Instant::now(), 0u64, 0u64);
     let mut token = String::new();
-    while begun.elapsed() < Duration::from_secs(seconds) {
-        let source = dice.below(pool.len());
-        let filter = dice.mutate(&pool[source].clone());
+    while started.elapsed() < Duration::from_secs(seconds) {
+        let source = mutator.below(corpus.len());
+        let filter = mutator.mutate(&corpus[source].clone());
         let request = ListOperationsRequest {
-            name: match dice.below(8) {
-                0 => dice.mutate(NAMES[1]),
+            name: match mutator.below(8) {
+                0 => mutator.mutate(NAMES[1]),
                 other => NAMES[other % NAMES.len()].to_owned(),
             },
-            page_token: match dice.below(4) {
-                0 => dice.mutate(&token),
+            page_token: match mutator.below(4) {
+                0 => mutator.mutate(&token),
                 _ => String::new(),
             },
-            page_size: i32::try_from(dice.below(5)).unwrap_or(0),
+            page_size: i32::try_from(mutator.below(5)).unwrap_or(0),
             filter,
             ..Default::default()
         };
-        let asked = Instant::now();
-        let answer = AssertUnwindSafe(operations.list(&request)).catch_unwind();
-        let finding = match answer.await {
+        let call_started = Instant::now();
+        let list_result = AssertUnwindSafe(operations.list(&request)).catch_unwind();
+        let is_finding = match list_result.await {
             Err(_) => true,
             Ok(Ok(page)) => {
-                good += 1;
+                succeeded += 1;
                 token = page.next_page_token;
-                pool.push(request.filter.clone());
+                corpus.push(request.filter.clone());
                 false
             }
-            Ok(Err(error)) => !is_expected(&error, &request),
+            Ok(Err(error)) => !is_expected_error(&error, &request),
         };
-        if finding || Duration::from_secs(10) < asked.elapsed() {
+        if is_finding || Duration::from_secs(10) < call_started.elapsed() {
             return Err(format!("seed {seed}, call {count}: {request:?}").into());
         }
-        if 5000 < pool.len() {
-            let at = dice.below(pool.len() - SEEDS.len());
-            pool.swap_remove(SEEDS.len() + at);
+        if 5000 < corpus.len() {
+            let index = mutator.below(corpus.len() - FRAGMENTS.len());
+            corpus.swap_remove(FRAGMENTS.len() + index);
         }
         count += 1;
     }
-    println!("{count} lists in {seconds} s from seed {seed}, {good} of them answered; no finding");
+    println!("{count} lists in {seconds} s from seed {seed}, {succeeded} of them answered; no finding");
     Ok(())
 }
 
-fn is_expected(error: &longrunning::Error, request: &ListOperationsRequest) -> bool {
+fn is_expected_error(error: &longrunning::Error, request: &ListOperationsRequest) -> bool {
     let text = error.to_string();
     match error.reason() {
         "INVALID_NAME" | "INVALID_PAGE_TOKEN" => true,
@@ -121,15 +121,15 @@ fn is_expected(error: &longrunning::Error, request: &ListOperationsRequest) -> b
                 .strip_prefix("filter: column ")
                 .and_then(|rest| rest.split(':').next());
             let column: Option<usize> = column.and_then(|column| column.parse().ok());
-            let end = request.filter.chars().count() + 1;
-            column.is_some_and(|column| (1..=end).contains(&column))
+            let max_column = request.filter.chars().count() + 1;
+            column.is_some_and(|column| (1..=max_column).contains(&column))
         }
         _ => false,
     }
 }
 
 /// Operations of every state, with metadata and labels.
-async fn filled() -> Result<Operations, Box<dyn Error>> {
+async fn sample_operations() -> Result<Operations, Box<dyn Error>> {
     let operations = Operations::builder().start().await?;
     for number in 0..30 {
         let mut new = NewOperation::self_executed("fuzz").id(&format!("ex-{number}"));
@@ -139,7 +139,7 @@ async fn filled() -> Result<Operations, Box<dyn Error>> {
         }
         let created = operations.create(new).await?.operation;
         let (name, token) = (
-            created.owned_name(),
+            created.name_owned(),
             created.lease().ok_or("no lease")?.token,
         );
         let progress = Progress {

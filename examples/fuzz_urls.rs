@@ -21,10 +21,10 @@ use longrunning::{HttpOptions, NewOperation, Operations, WaitLimits, gateway};
 use tokio::time::Instant;
 use tower::Service;
 
-use dice::Dice;
+use dice::Mutator;
 
 /// What the inputs are made of.
-const SEEDS: [&str; 32] = [
+const FRAGMENTS: [&str; 32] = [
     "/v1/operations/x",
     "/v1/operations",
     "/v1/operations/x:cancel",
@@ -69,7 +69,7 @@ const METHODS: [Method; 7] = [
     Method::OPTIONS,
 ];
 
-const TYPES: [&str; 5] = [
+const CONTENT_TYPES: [&str; 5] = [
     "application/json",
     "application/json; charset=latin1",
     "text/plain",
@@ -84,17 +84,17 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let seed = arguments.next().map_or(Ok(0x5eed), |text| text.parse())?;
     let operations = Operations::builder().start().await?;
     let options = HttpOptions {
-        waits: WaitLimits {
-            default: Duration::ZERO,
-            max: Duration::ZERO,
+        wait_limits: WaitLimits {
+            default_timeout: Duration::ZERO,
+            max_timeout: Duration::ZERO,
         },
         ..HttpOptions::default()
     };
     let mut gateway = gateway(&operations, options);
-    let mut dice = Dice::new(seed, &SEEDS);
-    let mut pool: Vec<String> = SEEDS.map(str::to_owned).into();
-    let (begun, mut count, mut good) = (Instant::now(), 0u64, 0u64);
-    while begun.elapsed() < Duration::from_secs(seconds) {
+    let mut mutator = Mutator::new(seed, &FRAGMENTS);
+    let mut corpus: Vec<String> = FRAGMENTS.map(str::to_owned).into();
+    let (started, mut count, mut succeeded) = (Instant::now(), 0u64, 0u64);
+    while started.elapsed() < Duration::from_secs(seconds) {
         // Some are deleted on the way.
         if count.is_multiple_of(1000) {
             let _ = operations
@@ -105,54 +105,54 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 .await;
         }
         count += 1;
-        let (url, body) = (dice.below(pool.len()), dice.below(pool.len()));
-        let url = dice.mutate(&pool[url].clone());
-        let body = dice.mutate(&pool[body].clone());
-        let method = METHODS[dice.below(METHODS.len())].clone();
+        let (url_index, body_index) = (mutator.below(corpus.len()), mutator.below(corpus.len()));
+        let url = mutator.mutate(&corpus[url_index].clone());
+        let body = mutator.mutate(&corpus[body_index].clone());
+        let method = METHODS[mutator.below(METHODS.len())].clone();
         let request = Request::builder()
             .method(&method)
             .uri(&url)
-            .header("content-type", TYPES[dice.below(TYPES.len())])
+            .header("content-type", CONTENT_TYPES[mutator.below(CONTENT_TYPES.len())])
             .body(Full::<bytes::Bytes>::from(body.clone()));
         // What is no URL at all does not get past HTTP.
         let Ok(request) = request else { continue };
-        let asked = Instant::now();
-        let answer = AssertUnwindSafe(async {
-            let Ok(answer) = gateway.call(request).await;
-            let (head, body) = answer.into_parts();
-            let is_stream = head
+        let call_started = Instant::now();
+        let result = AssertUnwindSafe(async {
+            let Ok(response) = gateway.call(request).await;
+            let (parts, body) = response.into_parts();
+            let is_stream = parts
                 .headers
                 .get("content-type")
                 .is_some_and(|kind| kind == "text/event-stream");
-            if head.status.is_success() || is_stream {
+            if parts.status.is_success() || is_stream {
                 return Some(true);
             }
             let body = body.collect().await.ok()?.to_bytes();
-            let is_told = method == Method::HEAD || is_envelope(&body);
-            (is_told && !head.status.is_server_error()).then_some(false)
+            let has_valid_body = method == Method::HEAD || is_error_envelope(&body);
+            (has_valid_body && !parts.status.is_server_error()).then_some(false)
         });
-        let Ok(Some(is_good)) = answer.catch_unwind().await else {
+        let Ok(Some(is_success)) = result.catch_unwind().await else {
             return Err(format!("seed {seed}, call {count}: {method} {url:?} {body:?}").into());
         };
-        if Duration::from_secs(10) < asked.elapsed() {
+        if Duration::from_secs(10) < call_started.elapsed() {
             return Err(format!("slow: seed {seed}, call {count}: {method} {url:?}").into());
         }
-        if is_good {
-            good += 1;
-            pool.push(url);
+        if is_success {
+            succeeded += 1;
+            corpus.push(url);
         }
-        if 5000 < pool.len() {
-            pool.drain(SEEDS.len()..2500);
+        if 5000 < corpus.len() {
+            corpus.drain(FRAGMENTS.len()..2500);
         }
     }
     println!(
-        "{count} requests in {seconds} s from seed {seed}, {good} of them answered; no finding"
+        "{count} requests in {seconds} s from seed {seed}, {succeeded} of them answered; no finding"
     );
     Ok(())
 }
 
 /// Whether it is the envelope, with the code and the status that belong in it.
-fn is_envelope(body: &[u8]) -> bool {
+fn is_error_envelope(body: &[u8]) -> bool {
     let Ok(json) = serde_json::from_slice::<serde_json::Value>(body) else {
         return false;
     };

@@ -9,7 +9,7 @@ async fn report(context: Context) -> Result<Any, Failure> {
         tokio::time::sleep(Duration::from_secs(1)).await; // the slow work
         let mut progress = Progress::default();
         (progress.done_units, progress.total_units) = (page, 5);
-        context.progress(progress);
+        context.report_progress(progress);
     }
     Ok(Any::default()) // a message of your own
 }

@@ -13,7 +13,7 @@ use longrunning::{
     proto::google::longrunning::{
         Operation, WaitOperationRequest, operations_client::OperationsClient,
     },
-    remote::Creator,
+    remote::Client,
 };
 use tokio::{select, time::sleep};
 use tonic::{Request, Response, Status, transport::Channel};
@@ -25,7 +25,7 @@ async fn export(context: Context) -> Result<Any, Failure> {
             () = context.cancelled() => return Err(Failure::cancelled()),
             () = sleep(Duration::from_millis(100)) => {}
         }
-        context.progress(Progress {
+        context.report_progress(Progress {
             done_units: shelf,
             total_units: 10,
             unit: "shelves".to_owned(),
@@ -36,7 +36,7 @@ async fn export(context: Context) -> Result<Any, Failure> {
 }
 
 /// Your API. Its slow method returns the operation at once.
-struct Bookstore(Creator);
+struct Bookstore(Client);
 
 impl Bookstore {
     /// Has the signature of a method that tonic generates from
@@ -45,26 +45,26 @@ impl Bookstore {
         let new = NewOperation::self_executed("")
             .method("bookstore.v1.Bookstore/ExportBooks")
             .label("store", request.get_ref());
-        let started = self.0.start(new, export).await?;
-        Ok(Response::new(started.operation)) // the work goes on
+        let running = self.0.start(new, export).await?;
+        Ok(Response::new(running.operation)) // the work goes on
     }
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let workers = endpoint("LONGRUNNING_WORKER_ENDPOINT", "http://127.0.0.1:8471")?;
+    let worker_channel = channel_from_env("LONGRUNNING_WORKER_ENDPOINT", "http://127.0.0.1:8471")?;
     let id = format!("bookstore/{}", process::id());
-    let api = Bookstore(Creator::new(workers, &id)?);
+    let api = Bookstore(Client::new(worker_channel, &id)?);
     let request = Request::new("main-street".to_owned());
     let operation = api.export_books(request).await?.into_inner();
     println!("created {}", operation.name);
 
-    let clients = endpoint("LONGRUNNING_ENDPOINT", "http://127.0.0.1:8470")?;
+    let client_channel = channel_from_env("LONGRUNNING_ENDPOINT", "http://127.0.0.1:8470")?;
     let request = WaitOperationRequest {
         name: operation.name,
         timeout: Duration::from_secs(30).try_into().ok(),
     };
-    let last = OperationsClient::new(clients)
+    let last = OperationsClient::new(client_channel)
         .wait_operation(request)
         .await?;
     println!("done: {}", last.into_inner().done);
@@ -73,8 +73,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a program of its own")]
-fn endpoint(variable: &str, usual: &str) -> Result<Channel, Box<dyn Error>> {
-    let url = env::var(variable).unwrap_or_else(|_| usual.to_owned());
+fn channel_from_env(variable: &str, default_url: &str) -> Result<Channel, Box<dyn Error>> {
+    let url = env::var(variable).unwrap_or_else(|_| default_url.to_owned());
     let channel = Channel::from_shared(url)?
         .http2_keep_alive_interval(Duration::from_secs(20))
         .keep_alive_while_idle(true);

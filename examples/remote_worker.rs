@@ -19,33 +19,33 @@ use tonic::transport::Channel;
 /// that changes other systems should pass them `context.attempt()`, so that
 /// they can refuse an older attempt.
 async fn copy(context: Context) -> Result<Any, Failure> {
-    let rows = rows(&context)?;
-    let kept = context.checkpoint().and_then(|kept| kept.to_msg().ok());
-    let first: i64 = kept.unwrap_or(0);
+    let rows = requested_rows(&context)?;
+    let checkpoint = context.checkpoint().and_then(|value| value.to_msg().ok());
+    let first_row: i64 = checkpoint.unwrap_or(0);
     println!(
-        "{} attempt {} begins at row {first}",
+        "{} attempt {} begins at row {first_row}",
         context.name(),
         context.attempt()
     );
-    for row in first..rows {
+    for row in first_row..rows {
         select! {
             () = context.cancelled() => return Err(Failure::cancelled()),
             () = sleep(Duration::from_millis(100)) => {}
         }
-        context.progress(Progress {
+        context.report_progress(Progress {
             done_units: row + 1,
             total_units: rows,
             unit: "rows".to_owned(),
             ..Progress::default()
         });
-        context.keep_checkpoint(Payload::pack(&(row + 1)).any().clone())?;
+        context.save_checkpoint(Payload::pack(&(row + 1)).any().clone())?;
     }
     Ok(Payload::pack(&rows).any().clone())
 }
 
 /// The field `rows` of an input like `{"rows": 30}`, which is a
 /// google.protobuf.Struct.
-fn rows(context: &Context) -> Result<i64, Failure> {
+fn requested_rows(context: &Context) -> Result<i64, Failure> {
     let input = context
         .input()
         .and_then(|input| Struct::decode(&*input.value).ok());
@@ -80,7 +80,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let id = format!("copier/{}", process::id());
     remote::Worker::new(channel, &id)?
         .handler("copy", 4, copy)
-        .grace(Duration::from_secs(10))
+        .shutdown_timeout(Duration::from_secs(10))
         .run(stop)
         .await?;
     println!("drained");

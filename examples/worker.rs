@@ -18,10 +18,10 @@ struct Copy {
 
 impl Handler for Copy {
     async fn run(&self, context: Context) -> Result<Any, Failure> {
-        let kept = context.checkpoint().and_then(|kept| kept.to_msg().ok());
-        let first: i64 = kept.unwrap_or(0);
-        println!("attempt {} begins at row {first}", context.attempt());
-        for row in first..self.rows {
+        let checkpoint = context.checkpoint().and_then(|value| value.to_msg().ok());
+        let first_row: i64 = checkpoint.unwrap_or(0);
+        println!("attempt {} begins at row {first_row}", context.attempt());
+        for row in first_row..self.rows {
             select! {
                 () = context.cancelled() => return Err(Failure::cancelled()),
                 () = sleep(Duration::from_millis(100)) => {}
@@ -31,15 +31,15 @@ impl Handler for Copy {
                 return Err(failure.with_reason("SOURCE_GONE").retryable());
             }
             let copied = row + 1;
-            context.progress(Progress {
+            context.report_progress(Progress {
                 done_units: copied,
                 total_units: self.rows,
                 unit: "rows".to_owned(),
                 ..Progress::default()
             });
             let checkpoint = Payload::pack(&copied).any().clone();
-            let kept = context.keep_checkpoint(checkpoint);
-            kept.expect("a packed message has a proper type");
+            let saved = context.save_checkpoint(checkpoint);
+            saved.expect("a packed message has a proper type");
         }
         Ok(Payload::pack(&self.rows).any().clone())
     }
@@ -52,8 +52,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let new = NewOperation::queued("copy")
         .label("table", "users")
         .attempt_timeout(Duration::from_secs(30))
-        .retry(RetryPolicy::attempts(3));
-    let name = operations.create(new).await?.operation.owned_name();
+        .retry_policy(RetryPolicy::with_max_attempts(3));
+    let name = operations.create(new).await?.operation.name_owned();
 
     // Each change up to the end. `operations.wait` waits for the end alone.
     let mut watch = operations.watch(&name).await?;
@@ -65,7 +65,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             None => println!("{state}"),
         }
     }
-    println!("{:#?}", operations.get(&name)?.to_proto().result);
+    println!("{:#?}", operations.get_cached(&name)?.to_proto().result);
     operations.shutdown(Duration::from_secs(5)).await;
     Ok(())
 }

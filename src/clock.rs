@@ -18,14 +18,14 @@ pub struct Timestamp(i64);
 const FIRST_SECOND: i64 = -62_135_596_800;
 const LAST_SECOND: i64 = 253_402_300_799;
 /// The longest duration that protobuf knows, in seconds.
-const MAX_SECONDS: i64 = 315_576_000_000;
+const MAX_DURATION_SECONDS: i64 = 315_576_000_000;
 
 /// How often to look at a clock that may be put forward.
-const GLANCE: Duration = Duration::from_secs(5);
+const MAX_SLEEP: Duration = Duration::from_secs(5);
 
 /// A `google.protobuf.Duration` that is negative, too long or malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{seconds}s and {nanos}ns is not a duration of 0 to {MAX_SECONDS} seconds")]
+#[error("{seconds}s and {nanos}ns is not a duration of 0 to {MAX_DURATION_SECONDS} seconds")]
 pub(crate) struct InvalidDuration {
     seconds: i64,
     nanos: i32,
@@ -38,7 +38,7 @@ pub struct Clock {
     wall: Timestamp,
     /// By how many nanoseconds it was put forward since. Clocks are copied and live as
     /// long as the process, and so does this.
-    forward: Option<&'static AtomicU64>,
+    offset_ns: Option<&'static AtomicU64>,
 }
 
 // === impl Clock ===
@@ -57,12 +57,12 @@ impl Clock {
         Self {
             anchor: Instant::now(),
             wall: Timestamp::default() + wall,
-            forward: None,
+            offset_ns: None,
         }
     }
 
     /// The same clock, put forward to `time` if it is behind that.
-    pub(crate) fn at_least(self, time: Timestamp) -> Self {
+    pub(crate) fn not_before(self, time: Timestamp) -> Self {
         Self {
             wall: self.wall + time.since(self.now()),
             ..self
@@ -71,46 +71,46 @@ impl Clock {
 
     /// A clock that shows `time` now, and can be put forward.
     #[cfg(feature = "postgres")]
-    pub(crate) fn at(time: Timestamp) -> Self {
+    pub(crate) fn adjustable_from(time: Timestamp) -> Self {
         Self {
             anchor: Instant::now(),
             wall: time,
-            forward: Some(Box::leak(Box::default())),
+            offset_ns: Some(Box::leak(Box::default())),
         }
     }
 
     /// Puts it and all of its copies forward to `time`, if they are behind that.
     #[cfg(feature = "postgres")]
-    pub(crate) fn put_forward(&self, time: Timestamp) {
+    pub(crate) fn advance_to(&self, time: Timestamp) {
         let behind = u64::try_from(time.since(self.now()).as_nanos()).unwrap_or(0);
-        if let Some(forward) = self.forward {
-            forward.fetch_add(behind, Ordering::Relaxed);
+        if let Some(offset_ns) = self.offset_ns {
+            offset_ns.fetch_add(behind, Ordering::Relaxed);
         }
     }
 
     /// By how much it was put forward.
-    fn forward(&self) -> Duration {
-        let forward = self.forward.map(|forward| forward.load(Ordering::Relaxed));
-        Duration::from_nanos(forward.unwrap_or(0))
+    fn offset(&self) -> Duration {
+        let offset_ns = self.offset_ns.map(|offset_ns| offset_ns.load(Ordering::Relaxed));
+        Duration::from_nanos(offset_ns.unwrap_or(0))
     }
 
     /// The present time. Never runs backwards.
     pub fn now(&self) -> Timestamp {
-        self.wall + self.forward() + self.anchor.elapsed()
+        self.wall + self.offset() + self.anchor.elapsed()
     }
 
     /// The instant at which to look whether this clock shows `at`: not much later than
     /// it does if it is put forward meanwhile.
-    pub(crate) fn alarm(&self, at: Timestamp) -> Instant {
-        match self.forward {
-            Some(_) => self.instant(at).min(Instant::now() + GLANCE),
-            None => self.instant(at),
+    pub(crate) fn wakeup_instant(&self, at: Timestamp) -> Instant {
+        match self.offset_ns {
+            Some(_) => self.instant_at(at).min(Instant::now() + MAX_SLEEP),
+            None => self.instant_at(at),
         }
     }
 
     /// The instant at which this clock will show `at`.
-    pub fn instant(&self, at: Timestamp) -> Instant {
-        self.anchor + at.since(self.wall + self.forward())
+    pub fn instant_at(&self, at: Timestamp) -> Instant {
+        self.anchor + at.since(self.wall + self.offset())
     }
 }
 
@@ -160,7 +160,7 @@ impl From<Timestamp> for prost_types::Timestamp {
 }
 
 /// Whether a timestamp is one of the years 1 to 9999, as protobuf has it.
-pub(crate) fn is_proper(time: &prost_types::Timestamp) -> bool {
+pub(crate) fn is_valid_timestamp(time: &prost_types::Timestamp) -> bool {
     (FIRST_SECOND..=LAST_SECOND).contains(&time.seconds) && (0..=999_999_999).contains(&time.nanos)
 }
 
@@ -170,7 +170,7 @@ pub(crate) fn parse_duration(duration: prost_types::Duration) -> Result<Duration
     let whole = u64::try_from(seconds).ok();
     let part = u32::try_from(nanos).ok();
     match (whole, part) {
-        (Some(whole), Some(part @ 0..=999_999_999)) if seconds <= MAX_SECONDS => {
+        (Some(whole), Some(part @ 0..=999_999_999)) if seconds <= MAX_DURATION_SECONDS => {
             Ok(Duration::new(whole, part))
         }
         _ => Err(InvalidDuration { seconds, nanos }),
@@ -178,9 +178,9 @@ pub(crate) fn parse_duration(duration: prost_types::Duration) -> Result<Duration
 }
 
 /// The duration as protobuf has it; the longest one stands for what is longer.
-pub(crate) fn proto_duration(duration: Duration) -> prost_types::Duration {
+pub(crate) fn to_proto_duration(duration: Duration) -> prost_types::Duration {
     prost_types::Duration::try_from(duration).unwrap_or(prost_types::Duration {
-        seconds: MAX_SECONDS,
+        seconds: MAX_DURATION_SECONDS,
         nanos: 0,
     })
 }
@@ -190,30 +190,30 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn paused_time_moves_the_clock_and_instants_agree_with_it() {
+    async fn clock_and_instants_follow_paused_tokio_time() {
         let clock = Clock::system();
         let before = clock.now();
         tokio::time::advance(Duration::from_secs(90)).await;
         let after = clock.now();
         assert_eq!(after.since(before), Duration::from_secs(90));
-        assert_eq!(clock.instant(after), Instant::now());
+        assert_eq!(clock.instant_at(after), Instant::now());
     }
 
     #[cfg(feature = "postgres")]
     #[tokio::test(start_paused = true)]
-    async fn a_clock_that_is_behind_is_put_forward_with_its_copies_and_never_back() {
-        let clock = Clock::at(Timestamp::from_nanos(1_000_000_000));
+    async fn advance_to_moves_all_copies_forward_and_never_back() {
+        let clock = Clock::adjustable_from(Timestamp::from_nanos(1_000_000_000));
         let copy = clock;
         let (now, minute) = (clock.now(), Duration::from_secs(60));
-        clock.put_forward(now + minute);
+        clock.advance_to(now + minute);
         assert_eq!(copy.now(), now + minute);
-        assert_eq!(copy.instant(now + minute), Instant::now());
-        clock.put_forward(now);
+        assert_eq!(copy.instant_at(now + minute), Instant::now());
+        clock.advance_to(now);
         assert_eq!(copy.now(), now + minute);
     }
 
     #[test]
-    fn addition_saturates_instead_of_wrapping() {
+    fn timestamp_addition_saturates_instead_of_wrapping() {
         let late = Timestamp::from_nanos(5) + Duration::MAX;
         assert_eq!(late.nanos(), i64::MAX);
         assert_eq!(Timestamp::from_nanos(3).since(late), Duration::ZERO);

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::{
     operation::{
-        end::InvalidEnd, labels::InvalidLabels, lease::InvalidWorkerId, name::InvalidName,
-        outcome::InvalidOutcome, payload::InvalidAny, progress::InvalidProgress, stage::Refusal,
-        terms::InvalidTerms, trace::InvalidTrace,
+        end::InvalidAttemptResult, labels::InvalidLabels, lease::InvalidWorkerId, name::InvalidName,
+        outcome::InvalidOutcome, payload::InvalidAny, progress::InvalidProgress, stage::TransitionError,
+        terms::InvalidExecutionOptions, trace::InvalidTraceContext,
     },
     proto::google::rpc::Code,
     query::{filter::InvalidFilter, page::InvalidPage},
@@ -51,12 +51,12 @@ pub enum Error {
         request_id: String,
     },
     /// The operation is not in a stage for that, or the lease is not right.
-    #[error("{name}: {refusal}")]
-    Refused {
+    #[error("{name}: {error}")]
+    FailedPrecondition {
         /// The operation.
         name: String,
         /// Why.
-        refusal: Refusal,
+        error: TransitionError,
     },
     /// The queue holds as many waiting operations as it may.
     #[error("queue {queue:?} is full: {limit} operations wait in it; try again later")]
@@ -105,11 +105,11 @@ pub enum Error {
 // === impl Error ===
 
 impl Error {
-    pub(crate) fn invalid(field: &'static str, reason: &'static str, rule: impl ToString) -> Self {
+    pub(crate) fn invalid(field: &'static str, reason: &'static str, message: impl ToString) -> Self {
         Self::Invalid {
             field,
             reason,
-            message: rule.to_string(),
+            message: message.to_string(),
         }
     }
 
@@ -123,7 +123,7 @@ impl Error {
             Self::NotFound { .. } => Code::NotFound,
             Self::Invalid { .. } => Code::InvalidArgument,
             Self::OperationExists { .. } | Self::RequestIdReused { .. } => Code::AlreadyExists,
-            Self::Refused { .. } => Code::FailedPrecondition,
+            Self::FailedPrecondition { .. } => Code::FailedPrecondition,
             Self::QueueFull { .. }
             | Self::StoreFull { .. }
             | Self::TooLarge { .. }
@@ -139,20 +139,20 @@ impl Error {
             Self::Invalid { reason, .. } => reason,
             Self::OperationExists { .. } => "OPERATION_EXISTS",
             Self::RequestIdReused { .. } => "REQUEST_ID_REUSED",
-            Self::Refused {
-                refusal: Refusal::AlreadyDone,
+            Self::FailedPrecondition {
+                error: TransitionError::AlreadyDone,
                 ..
             } => "OPERATION_DONE",
-            Self::Refused {
-                refusal: Refusal::LeaseLost(_),
+            Self::FailedPrecondition {
+                error: TransitionError::LeaseLost(_),
                 ..
             } => "LEASE_LOST",
-            Self::Refused {
-                refusal: Refusal::StillHeld,
+            Self::FailedPrecondition {
+                error: TransitionError::LeaseHeld,
                 ..
             } => "LEASE_HELD",
-            Self::Refused {
-                refusal: Refusal::NotReady,
+            Self::FailedPrecondition {
+                error: TransitionError::NotReady,
                 ..
             } => "NOT_READY",
             Self::QueueFull { .. } => "QUEUE_FULL",
@@ -169,7 +169,7 @@ impl Error {
         match self {
             Self::NotFound { name }
             | Self::OperationExists { name }
-            | Self::Refused { name, .. } => {
+            | Self::FailedPrecondition { name, .. } => {
                 vec![("name", name.clone())]
             }
             Self::Invalid { field, message, .. } => {
@@ -254,8 +254,8 @@ impl From<InvalidProgress> for Error {
     }
 }
 
-impl From<InvalidTrace> for Error {
-    fn from(error: InvalidTrace) -> Self {
+impl From<InvalidTraceContext> for Error {
+    fn from(error: InvalidTraceContext) -> Self {
         Self::invalid("trace_context", "INVALID_TRACE_CONTEXT", error)
     }
 }
@@ -272,22 +272,22 @@ impl From<InvalidOutcome> for Error {
     }
 }
 
-impl From<InvalidEnd> for Error {
-    fn from(error: InvalidEnd) -> Self {
+impl From<InvalidAttemptResult> for Error {
+    fn from(error: InvalidAttemptResult) -> Self {
         match error {
-            InvalidEnd::Response(error) => Self::invalid("response", "INVALID_ANY", error),
-            InvalidEnd::Error(error) => error.into(),
+            InvalidAttemptResult::Response(error) => Self::invalid("response", "INVALID_ANY", error),
+            InvalidAttemptResult::Error(error) => error.into(),
         }
     }
 }
 
-impl From<InvalidTerms> for Error {
-    fn from(error: InvalidTerms) -> Self {
+impl From<InvalidExecutionOptions> for Error {
+    fn from(error: InvalidExecutionOptions) -> Self {
         let field = match error {
-            InvalidTerms::Queue(_) => "queue",
-            InvalidTerms::LeaseDuration(_) => "lease_duration",
-            InvalidTerms::Zero(field) => field,
-            InvalidTerms::Retry(_) => "retry_policy",
+            InvalidExecutionOptions::Queue(_) => "queue",
+            InvalidExecutionOptions::LeaseDuration(_) => "lease_duration",
+            InvalidExecutionOptions::ZeroTimeout(field) => field,
+            InvalidExecutionOptions::RetryPolicy(_) => "retry_policy",
         };
         Self::invalid(
             field,

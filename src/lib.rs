@@ -89,41 +89,41 @@ pub use clock::{Clock, Timestamp};
 pub use error::{Error, Result};
 #[cfg(feature = "gateway")]
 pub use gateway::{
-    cors::{CorsOrigins, CorsOriginsError},
-    prefix::{HttpPrefix, HttpPrefixError},
+    cors::{CorsOrigins, InvalidCorsOrigins},
+    prefix::{HttpPrefix, InvalidHttpPrefix},
     service::{Gateway, HttpOptions, gateway},
 };
 pub use grpc::{
-    border::Border,
-    codec::Encoded,
+    border::GrpcMetrics,
+    codec::EncodedMessage,
     operations::{OperationsServer, OperationsService, operations_server, operations_server_with},
     watch::{OperationWatchServer, WatchService, watch_server},
     worker::{OperationWorkerServer, WorkerService, worker_server, worker_server_with},
 };
 #[cfg(feature = "postgres")]
-pub use journal::postgres::{PostgresJournal, options::PostgresOptions};
+pub use journal::postgres::{PostgresStorage, options::PostgresConfig};
 #[cfg(feature = "sqlite")]
-pub use journal::sqlite::SqliteJournal;
+pub use journal::sqlite::SqliteStorage;
 pub use journal::{
     journal::{
-        Apply, BoxFuture, Entry, Journal, JournalError, News, Reach, Shared, Show, Then, Unkept,
+        ChangeSink, BoxFuture, Write, Storage, StorageError, Change, StorageStatus, SharedStorage, LoadSink, Completion, WriteError,
     },
-    memory::MemoryJournal,
+    memory::MemoryStorage,
 };
 pub use metrics::Metrics;
 pub use operation::{
-    end::{End, InvalidEnd},
+    end::{AttemptResult, InvalidAttemptResult},
     labels::{InvalidLabels, Labels},
     lease::{InvalidWorkerId, Lease, LeaseToken, WorkerId},
     name::{InvalidName, OperationId, OperationName, Parent},
-    operation::{Operation, Version},
+    operation::{Operation, OperationVersion},
     outcome::{Failure, InvalidOutcome},
     payload::{InvalidAny, Payload},
     progress::InvalidProgress,
     retry::{InvalidRetryPolicy, RetryPolicy},
-    stage::{Ending, Loss, Refusal, Report, Stage},
-    terms::{InvalidTerms, QueueName, Terms},
-    trace::{InvalidTrace, TraceContext},
+    stage::{TerminalState, LeaseLostReason, TransitionError, Report, Phase},
+    terms::{InvalidExecutionOptions, QueueName, ExecutionOptions},
+    trace::{InvalidTraceContext, TraceContext},
 };
 pub use operations::{
     builder::{Builder, StartError},
@@ -135,8 +135,8 @@ pub use operations::{
 };
 pub use prost_types::Any;
 pub use proto::longrunning::v1::{Progress, operation_metadata::State};
-pub use store::{admit::Created, follow::Reads, limits::Limits};
-pub use types::{InvalidTypes, Types};
+pub use store::{admit::Created, follow::ReadConsistency, limits::Limits};
+pub use types::{InvalidDescriptorSet, TypeRegistry};
 #[cfg(feature = "command")]
-pub use worker::command::{CommandError, CommandHandler};
+pub use worker::command::{InvalidCommand, CommandHandler};
 pub use worker::{context::Context, handler::Handler};

@@ -16,33 +16,33 @@ use crate::proto::{google::rpc::Code, longrunning::v1::operation_metadata::State
 pub struct Metrics {
     operations: Family<StateLabel, Gauge>,
     by_state: [Gauge; 6],
-    pub(crate) bytes: Gauge,
+    pub(crate) stored_bytes: Gauge,
     pub(crate) waiters: Gauge,
     /// Told by whoever serves the metrics.
-    pub(crate) trouble: Gauge,
-    pub(crate) follow_seconds: Histogram,
+    pub(crate) store_unwritable: Gauge,
+    pub(crate) replication_delay: Histogram,
     /// Told by whoever serves the metrics.
-    pub(crate) follow_age: Gauge<f64, AtomicU64>,
+    pub(crate) replication_lag: Gauge<f64, AtomicU64>,
     queue_depth: Family<QueueLabel, Gauge>,
     attempts: Family<AttemptLabel, Counter>,
-    attempt_seconds: Family<QueueLabel, Histogram>,
-    rpcs: Family<RpcLabel, Counter>,
-    rpc_seconds: Family<MethodLabel, Histogram>,
+    attempt_duration: Family<QueueLabel, Histogram>,
+    grpc_requests: Family<RpcLabel, Counter>,
+    grpc_request_duration: Family<MethodLabel, Histogram>,
     http_requests: Family<HttpLabel, Counter>,
-    http_seconds: Family<MethodLabel, Histogram>,
+    http_request_duration: Family<MethodLabel, Histogram>,
 }
 
 /// The counters of one RPC method, looked up once.
 #[derive(Clone, Debug)]
 pub(crate) struct RpcMetrics {
     by_code: [Counter; 17],
-    seconds: Histogram,
+    duration: Histogram,
 }
 
 /// How an attempt ended, as a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[expect(non_camel_case_types, reason = "the names are the values of the label")]
-pub(crate) enum AttemptEnd {
+pub(crate) enum AttemptOutcome {
     succeeded,
     failed,
     cancelled,
@@ -65,7 +65,7 @@ struct QueueLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AttemptLabel {
     queue: String,
-    end: AttemptEnd,
+    outcome: AttemptOutcome,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -108,25 +108,25 @@ impl Default for Metrics {
         Self {
             operations,
             by_state,
-            bytes: Gauge::default(),
+            stored_bytes: Gauge::default(),
             waiters: Gauge::default(),
-            trouble: Gauge::default(),
-            follow_seconds: call_seconds(),
-            follow_age: Gauge::default(),
+            store_unwritable: Gauge::default(),
+            replication_delay: request_duration_histogram(),
+            replication_lag: Gauge::default(),
             queue_depth: Family::default(),
             attempts: Family::default(),
-            attempt_seconds: Family::new_with_constructor(|| {
+            attempt_duration: Family::new_with_constructor(|| {
                 Histogram::new([0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0])
             }),
-            rpcs: Family::default(),
-            rpc_seconds: Family::new_with_constructor(call_seconds),
+            grpc_requests: Family::default(),
+            grpc_request_duration: Family::new_with_constructor(request_duration_histogram),
             http_requests: Family::default(),
-            http_seconds: Family::new_with_constructor(call_seconds),
+            http_request_duration: Family::new_with_constructor(request_duration_histogram),
         }
     }
 }
 
-fn call_seconds() -> Histogram {
+fn request_duration_histogram() -> Histogram {
     Histogram::new([0.000_01, 0.000_1, 0.001, 0.01, 0.1, 1.0, 10.0, 60.0])
 }
 
@@ -142,23 +142,23 @@ impl Metrics {
         registry.register(
             "stored_bytes",
             "Bytes of encoded operations, inputs and labels",
-            self.bytes.clone(),
+            self.stored_bytes.clone(),
         );
         registry.register("waiters", "Open waits and watches", self.waiters.clone());
         registry.register(
             "store_trouble",
             "Whether changes cannot be kept",
-            self.trouble.clone(),
+            self.store_unwritable.clone(),
         );
         registry.register(
             "follow_lag_seconds",
             "From a change in a shared database until it is shown here, for the first of each read",
-            self.follow_seconds.clone(),
+            self.replication_delay.clone(),
         );
         registry.register(
             "follow_age_seconds",
             "Time since everything was shown that was in a shared database",
-            self.follow_age.clone(),
+            self.replication_lag.clone(),
         );
         registry.register(
             "queue_depth",
@@ -173,17 +173,17 @@ impl Metrics {
         registry.register(
             "attempt_duration_seconds",
             "Length of attempts, by queue",
-            self.attempt_seconds.clone(),
+            self.attempt_duration.clone(),
         );
         registry.register(
             "rpcs",
             "RPCs, by method and code; a watch counts when it begins",
-            self.rpcs.clone(),
+            self.grpc_requests.clone(),
         );
         registry.register(
             "rpc_duration_seconds",
             "Time from request to response, by method",
-            self.rpc_seconds.clone(),
+            self.grpc_request_duration.clone(),
         );
         registry.register(
             "http_requests",
@@ -193,7 +193,7 @@ impl Metrics {
         registry.register(
             "http_request_duration_seconds",
             "Time from HTTP request to response, by the RPC that it stands for",
-            self.http_seconds.clone(),
+            self.http_request_duration.clone(),
         );
     }
 
@@ -209,22 +209,22 @@ impl Metrics {
     }
 
     /// Drops the series of a queue that is gone.
-    pub(crate) fn forget_queue(&self, queue: &str) {
+    pub(crate) fn remove_queue(&self, queue: &str) {
         self.queue_depth.remove(&QueueLabel {
             queue: queue.to_owned(),
         });
     }
 
     /// Counts the end of an attempt.
-    pub(crate) fn attempt(&self, queue: &str, end: AttemptEnd, seconds: f64) {
+    pub(crate) fn record_attempt(&self, queue: &str, outcome: AttemptOutcome, seconds: f64) {
         let queue = queue.to_owned();
         self.attempts
             .get_or_create(&AttemptLabel {
                 queue: queue.clone(),
-                end,
+                outcome,
             })
             .inc();
-        self.attempt_seconds
+        self.attempt_duration
             .get_or_create(&QueueLabel { queue })
             .observe(seconds);
     }
@@ -234,28 +234,28 @@ impl Metrics {
         not(feature = "gateway"),
         expect(dead_code, reason = "only the gateway answers over HTTP")
     )]
-    pub(crate) fn http(&self, method: &'static str, code: u16, seconds: f64) {
+    pub(crate) fn record_http_request(&self, method: &'static str, code: u16, seconds: f64) {
         let code = u32::from(code);
         self.http_requests
             .get_or_create(&HttpLabel { method, code })
             .inc();
-        self.http_seconds
+        self.http_request_duration
             .get_or_create(&MethodLabel { method })
             .observe(seconds);
     }
 
-    pub(crate) fn rpc(&self, method: &'static str) -> RpcMetrics {
+    pub(crate) fn rpc_metrics(&self, method: &'static str) -> RpcMetrics {
         let by_code = std::array::from_fn(|code| {
             let code = Code::try_from(i32::try_from(code).unwrap_or(2)).unwrap_or(Code::Unknown);
-            self.rpcs.get_or_create_owned(&RpcLabel {
+            self.grpc_requests.get_or_create_owned(&RpcLabel {
                 method,
                 code: code.as_str_name(),
             })
         });
         RpcMetrics {
             by_code,
-            seconds: self
-                .rpc_seconds
+            duration: self
+                .grpc_request_duration
                 .get_or_create_owned(&MethodLabel { method }),
         }
     }
@@ -265,8 +265,8 @@ impl Metrics {
 
 impl RpcMetrics {
     /// Counts one answer.
-    pub(crate) fn answered(&self, code: usize, seconds: f64) {
+    pub(crate) fn observe(&self, code: usize, seconds: f64) {
         self.by_code.get(code).unwrap_or(&self.by_code[2]).inc();
-        self.seconds.observe(seconds);
+        self.duration.observe(seconds);
     }
 }

@@ -9,7 +9,7 @@ use prost_types::Any;
 
 use crate::{
     error::Error,
-    operation::{outcome::DOMAIN, payload::Payload},
+    operation::{outcome::ERROR_DOMAIN, payload::Payload},
     proto::google::rpc::{
         BadRequest, Code, ErrorInfo, RetryInfo, Status, bad_request::FieldViolation,
     },
@@ -17,8 +17,8 @@ use crate::{
 
 /// The most bytes of a message, and of a value in the details. Longer ones are
 /// cut: they only repeat what the caller sent.
-const MAX_MESSAGE: usize = 1024;
-const MAX_VALUE: usize = 512;
+const MAX_MESSAGE_BYTES: usize = 1024;
+const MAX_VALUE_BYTES: usize = 512;
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
@@ -29,7 +29,7 @@ impl From<Error> for Status {
             message,
         } = &error
         {
-            details.push(violation(field, reason, message));
+            details.push(field_violation(field, reason, message));
         }
         if let Some(delay) = error.retry_after() {
             let retry_delay = prost_types::Duration::try_from(delay).ok();
@@ -40,7 +40,7 @@ impl From<Error> for Status {
             .into_iter()
             .map(|(key, value)| (key.to_owned(), value))
             .collect();
-        build(
+        build_status(
             error.code(),
             error.reason(),
             metadata,
@@ -52,9 +52,9 @@ impl From<Error> for Status {
 
 /// The request is not the message that it should be: a name that is not UTF-8,
 /// for one.
-pub(crate) fn malformed(problem: &str) -> Status {
+pub(crate) fn malformed_request(problem: &str) -> Status {
     let message = format!("the request cannot be read: {problem}");
-    violated("", "MALFORMED_REQUEST", &message, &message)
+    bad_request("", "MALFORMED_REQUEST", &message, &message)
 }
 
 /// An argument breaks a rule, and which one it is only the caller knows.
@@ -62,26 +62,26 @@ pub(crate) fn malformed(problem: &str) -> Status {
     not(feature = "gateway"),
     expect(dead_code, reason = "the parameters of URLs are open-ended")
 )]
-pub(crate) fn invalid(field: &str, reason: &str, rule: &str) -> Status {
-    violated(field, reason, &format!("{field}: {rule}"), rule)
+pub(crate) fn invalid_argument(field: &str, reason: &str, description: &str) -> Status {
+    bad_request(field, reason, &format!("{field}: {description}"), description)
 }
 
 /// A status with one ErrorInfo, for an error of the stack below.
-pub(crate) fn plain(code: Code, reason: &str, message: &str) -> Status {
+pub(crate) fn with_reason(code: Code, reason: &str, message: &str) -> Status {
     let metadata = [("description".to_owned(), message.to_owned())];
-    build(code, reason, metadata.into(), message, Vec::new())
+    build_status(code, reason, metadata.into(), message, Vec::new())
 }
 
-fn violated(field: &str, reason: &str, message: &str, rule: &str) -> Status {
-    let mut metadata = HashMap::from([("description".to_owned(), rule.to_owned())]);
+fn bad_request(field: &str, reason: &str, message: &str, description: &str) -> Status {
+    let mut metadata = HashMap::from([("description".to_owned(), description.to_owned())]);
     if !field.is_empty() {
         metadata.insert("field".to_owned(), field.to_owned());
     }
-    let details = vec![violation(field, reason, rule)];
-    build(Code::InvalidArgument, reason, metadata, message, details)
+    let details = vec![field_violation(field, reason, description)];
+    build_status(Code::InvalidArgument, reason, metadata, message, details)
 }
 
-fn build(
+fn build_status(
     code: Code,
     reason: &str,
     metadata: HashMap<String, String>,
@@ -89,13 +89,13 @@ fn build(
     mut details: Vec<Any>,
 ) -> Status {
     // A response whose headers are too large ends the connection of many clients.
-    let message = shorten(message, MAX_MESSAGE);
+    let message = truncate(message, MAX_MESSAGE_BYTES);
     let metadata = metadata
         .into_iter()
-        .map(|(key, value)| (key, shorten(&value, MAX_VALUE).to_owned()));
+        .map(|(key, value)| (key, truncate(&value, MAX_VALUE_BYTES).to_owned()));
     let info = ErrorInfo {
         reason: reason.to_owned(),
-        domain: DOMAIN.to_owned(),
+        domain: ERROR_DOMAIN.to_owned(),
         metadata: metadata.collect(),
     };
     details.insert(0, Payload::pack(&info).any().clone());
@@ -106,15 +106,15 @@ fn build(
     }
 }
 
-fn shorten(text: &str, most: usize) -> &str {
-    &text[..text.floor_char_boundary(most)]
+fn truncate(text: &str, max_bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(max_bytes)]
 }
 
-fn violation(field: &str, reason: &str, description: &str) -> Any {
+fn field_violation(field: &str, reason: &str, description: &str) -> Any {
     let violation = FieldViolation {
-        field: shorten(field, MAX_VALUE).to_owned(),
+        field: truncate(field, MAX_VALUE_BYTES).to_owned(),
         reason: reason.to_owned(),
-        description: shorten(description, MAX_VALUE).to_owned(),
+        description: truncate(description, MAX_VALUE_BYTES).to_owned(),
         ..Default::default()
     };
     Payload::pack(&BadRequest {

@@ -18,13 +18,13 @@ use tracing::{Instrument, info_span};
 
 /// From so many bytes on, decoding, searching and printing take milliseconds,
 /// for which the other connections of a lane would stand still.
-pub(crate) const LARGE: usize = 64 * 1024;
+pub(crate) const BLOCKING_THRESHOLD_BYTES: usize = 64 * 1024;
 
 /// The tasks of one owner. Clones share the tracker and the stop signal.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tasks {
     tracker: TaskTracker,
-    stopping: CancellationToken,
+    stop_token: CancellationToken,
 }
 
 impl Tasks {
@@ -39,13 +39,13 @@ impl Tasks {
     }
 
     /// The signal that tells the tasks to end.
-    pub(crate) fn stopping(&self) -> &CancellationToken {
-        &self.stopping
+    pub(crate) fn stop_token(&self) -> &CancellationToken {
+        &self.stop_token
     }
 
     /// Raises the signal and waits until every task has ended.
     pub(crate) async fn stop(&self) {
-        self.stopping.cancel();
+        self.stop_token.cancel();
         self.tracker.close();
         self.tracker.wait().await;
     }
@@ -59,14 +59,14 @@ impl Tasks {
     /// handlers do when their client leaves. It is polled once in place, which
     /// is all that a future without IO needs, and becomes a task only if that
     /// was not enough.
-    pub(crate) async fn to_the_end<F>(&self, name: &'static str, future: F) -> F::Output
+    pub(crate) async fn run_to_completion<F>(&self, name: &'static str, future: F) -> F::Output
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
         let mut future: Pin<Box<F>> = Box::pin(future);
-        let first = poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await;
-        match first {
+        let first_poll = poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await;
+        match first_poll {
             Poll::Ready(output) => output,
             Poll::Pending => match self.spawn(name, future).await {
                 Ok(output) => output,
@@ -79,16 +79,16 @@ impl Tasks {
 
 /// Does the work that so many bytes make: at once, or, if they are many, on a
 /// thread for such work. If nobody waits for it any longer, it still ends.
-pub(crate) async fn aside<F, T>(bytes: usize, work: F) -> T
+pub(crate) async fn spawn_blocking_if_large<F, T>(bytes: usize, work: F) -> T
 where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    if bytes < LARGE {
+    if bytes < BLOCKING_THRESHOLD_BYTES {
         return work();
     }
     match spawn_blocking(work).await {
-        Ok(done) => done,
+        Ok(output) => output,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => resume_unwind(panic),
             // The runtime ends, and this future with it.
@@ -106,35 +106,35 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn work_goes_to_its_end_when_its_caller_leaves() {
+    async fn run_to_completion_finishes_after_caller_is_dropped() {
         let tasks = Tasks::default();
-        let (open, gate) = oneshot::channel::<()>();
-        let (tell, told) = oneshot::channel::<()>();
-        let work = tasks.to_the_end("test", async move {
-            gate.await.expect("the test opens the gate");
-            tell.send(()).expect("the test listens");
+        let (gate_sender, gate_receiver) = oneshot::channel::<()>();
+        let (done_sender, done_receiver) = oneshot::channel::<()>();
+        let work = tasks.run_to_completion("test", async move {
+            gate_receiver.await.expect("the test opens the gate");
+            done_sender.send(()).expect("the test listens");
         });
         let mut caller = Box::pin(work);
         assert!(futures_util::poll!(caller.as_mut()).is_pending());
         drop(caller);
-        open.send(()).expect("the work waits at the gate");
-        told.await.expect("the work goes on without its caller");
+        gate_sender.send(()).expect("the work waits at the gate");
+        done_receiver.await.expect("the work goes on without its caller");
     }
 
     #[tokio::test]
-    async fn stop_waits_for_the_last_task() {
+    async fn stop_waits_for_all_tasks() {
         let tasks = Tasks::default();
-        let stopping = tasks.stopping().clone();
-        let task = tasks.spawn("test", async move { stopping.cancelled().await });
+        let stop_token = tasks.stop_token().clone();
+        let task = tasks.spawn("test", async move { stop_token.cancelled().await });
         tasks.stop().await;
         assert!(task.is_finished());
     }
 
     #[tokio::test]
-    async fn much_work_is_done_on_another_thread_and_little_in_place() {
-        let here = thread::current().id();
-        let place = || thread::current().id();
-        assert_eq!(aside(LARGE - 1, place).await, here);
-        assert_ne!(aside(LARGE, place).await, here);
+    async fn large_work_is_offloaded_and_small_work_runs_inline() {
+        let current_thread = thread::current().id();
+        let thread_id = || thread::current().id();
+        assert_eq!(spawn_blocking_if_large(BLOCKING_THRESHOLD_BYTES - 1, thread_id).await, current_thread);
+        assert_ne!(spawn_blocking_if_large(BLOCKING_THRESHOLD_BYTES, thread_id).await, current_thread);
     }
 }

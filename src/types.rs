@@ -21,15 +21,15 @@ use prost_reflect::{DescriptorPool, DynamicMessage, FileDescriptor, MessageDescr
 use prost_types::Any;
 use serde_json::{Map, Value};
 
-pub use self::sets::InvalidTypes;
+pub use self::sets::InvalidDescriptorSet;
 use self::{
-    json::Writer,
-    names::{is_special, message_name},
-    parse::Reader,
+    json::JsonWriter,
+    names::{has_special_json, message_name},
+    parse::JsonReader,
 };
 pub(crate) use self::{
-    json::{Enums, key_text},
-    sets::{DescriptorSet, Loaded},
+    json::{EnumFormat, map_key_text},
+    sets::{DescriptorSet, LoadSummary},
 };
 use crate::proto::{
     FILE_DESCRIPTOR_SET,
@@ -42,22 +42,22 @@ use crate::proto::{
 /// Message types by name. Clones are handles to the same types: what is added
 /// through one is known to all.
 #[derive(Clone, Debug)]
-pub struct Types(Arc<Registry>);
+pub struct TypeRegistry(Arc<RegistryInner>);
 
 #[derive(Debug)]
-struct Registry {
+struct RegistryInner {
     /// The types that are always there, made when somebody asks for the first one.
     built_in: &'static LazyLock<DescriptorPool>,
     /// None while there are no others.
     pool: RwLock<Option<DescriptorPool>>,
     /// What the pool was made of, beside the built-in types. Who changes the
     /// types holds this lock all along; who reads them never waits for it.
-    layers: Mutex<BTreeMap<Layer, Vec<DescriptorSet>>>,
+    sets_by_source: Mutex<BTreeMap<TypeSource, Vec<DescriptorSet>>>,
 }
 
 /// Where types are from. What comes first wins over what comes later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Layer {
+pub(crate) enum TypeSource {
     /// The program that the registry is part of.
     Program,
     /// The descriptor sets that somebody named.
@@ -73,14 +73,14 @@ pub(crate) enum PackError {
         "{0:?} is not a known type; there are those of google.protobuf, google.rpc and longrunning.v1, \
         and those of a --descriptor-set"
     )]
-    Unknown(String),
+    UnknownType(String),
     #[error("it is not the ProtoJSON of {0}: {1}")]
-    Unfit(String, String),
-    #[error("it is nested too deeply for a {0}: at most {MAX_DEPTH} levels")]
-    Deep(String),
+    InvalidJson(String, String),
+    #[error("it is nested too deeply for a {0}: at most {MAX_JSON_INPUT_DEPTH} levels")]
+    TooDeep(String),
 }
 
-static BUILT_IN: LazyLock<DescriptorPool> = LazyLock::new(|| {
+static BUILT_IN_POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
     let mut pool = DescriptorPool::global();
     pool.decode_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .expect("the descriptors are our own");
@@ -89,19 +89,19 @@ static BUILT_IN: LazyLock<DescriptorPool> = LazyLock::new(|| {
 
 /// How deep a JSON value may be. Protobuf refuses what is nested more than 100
 /// levels, and a Struct has three of them for each one of JSON.
-const MAX_DEPTH: usize = 32;
+const MAX_JSON_INPUT_DEPTH: usize = 32;
 
-impl Types {
+impl TypeRegistry {
     /// The types of `google.protobuf`, `google.rpc` and `longrunning`.
     pub fn built_in() -> Self {
-        Self::above(&BUILT_IN)
+        Self::with_built_in(&BUILT_IN_POOL)
     }
 
     /// The built-in types and those of these encoded descriptor sets, for a pool
     /// that lives as long as the program.
     #[cfg(feature = "server")]
-    pub(crate) fn built_in_with(sets: &[&[u8]]) -> DescriptorPool {
-        let mut pool = BUILT_IN.clone();
+    pub(crate) fn built_in_pool_with(sets: &[&[u8]]) -> DescriptorPool {
+        let mut pool = BUILT_IN_POOL.clone();
         for set in sets {
             pool.decode_file_descriptor_set(*set)
                 .expect("they are those of a dependency");
@@ -110,11 +110,11 @@ impl Types {
     }
 
     /// A registry whose built-in types are these.
-    pub(crate) fn above(built_in: &'static LazyLock<DescriptorPool>) -> Self {
-        Self(Arc::new(Registry {
+    pub(crate) fn with_built_in(built_in: &'static LazyLock<DescriptorPool>) -> Self {
+        Self(Arc::new(RegistryInner {
             built_in,
             pool: RwLock::default(),
-            layers: Mutex::default(),
+            sets_by_source: Mutex::default(),
         }))
     }
 
@@ -125,66 +125,66 @@ impl Types {
     /// # Errors
     /// [`InvalidTypes`] if it is something else, contradicts what is there, or
     /// imports a file that it does not have. Nothing is added then.
-    pub fn add_descriptor_set(&self, encoded: &[u8]) -> Result<(), InvalidTypes> {
+    pub fn add_descriptor_set(&self, encoded: &[u8]) -> Result<(), InvalidDescriptorSet> {
         let set = DescriptorSet::decode("the program".to_owned(), encoded)?;
-        self.change(Layer::Program, |sets| sets.push(set)).map(drop)
+        self.update_source(TypeSource::Program, |sets| sets.push(set)).map(drop)
     }
 
     /// Takes these sets for those that the layer has; the old ones stay if
     /// the new ones are refused. What reflection told before is left out if it
     /// does not fit them: a change on both sides comes here one by one, and
     /// the other server can be asked again. Returns how much the layer adds.
-    pub(crate) fn replace(
+    pub(crate) fn replace_source(
         &self,
-        layer: Layer,
+        source: TypeSource,
         sets: Vec<DescriptorSet>,
-    ) -> Result<Loaded, InvalidTypes> {
-        self.change(layer, |old| *old = sets)
+    ) -> Result<LoadSummary, InvalidDescriptorSet> {
+        self.update_source(source, |current| *current = sets)
     }
 
     /// A registry of its own, with what the layers down to this one have.
-    pub(crate) fn down_to(&self, layer: Layer) -> Self {
-        let mut layers = self.0.layers.lock().clone();
-        layers.retain(|each, _| *each <= layer);
+    pub(crate) fn up_to(&self, source: TypeSource) -> Self {
+        let mut sets_by_source = self.0.sets_by_source.lock().clone();
+        sets_by_source.retain(|other, _| *other <= source);
         let mut pool = DescriptorPool::clone(self.0.built_in);
-        for sets in layers.values() {
+        for sets in sets_by_source.values() {
             // They are in the pool of this registry, so that they agree.
-            let _ = sets::add(&mut pool, sets);
+            let _ = sets::add_sets(&mut pool, sets);
         }
-        Self(Arc::new(Registry {
+        Self(Arc::new(RegistryInner {
             built_in: self.0.built_in,
             pool: RwLock::new(Some(pool)),
-            layers: Mutex::new(layers),
+            sets_by_source: Mutex::new(sets_by_source),
         }))
     }
 
-    fn change(
+    fn update_source(
         &self,
-        layer: Layer,
-        change: impl FnOnce(&mut Vec<DescriptorSet>),
-    ) -> Result<Loaded, InvalidTypes> {
-        let mut layers = self.0.layers.lock();
-        let mut next = layers.clone();
-        change(next.entry(layer).or_default());
+        source: TypeSource,
+        update: impl FnOnce(&mut Vec<DescriptorSet>),
+    ) -> Result<LoadSummary, InvalidDescriptorSet> {
+        let mut sets_by_source = self.0.sets_by_source.lock();
+        let mut next = sets_by_source.clone();
+        update(next.entry(source).or_default());
         let mut pool = DescriptorPool::clone(self.0.built_in);
-        let mut loaded = Loaded::default();
-        for (each, sets) in &next {
-            let before = pool.clone();
-            match sets::add(&mut pool, sets) {
-                Ok(added) if *each == layer => loaded = added,
+        let mut loaded = LoadSummary::default();
+        for (current_source, sets) in &next {
+            let previous_pool = pool.clone();
+            match sets::add_sets(&mut pool, sets) {
+                Ok(added) if *current_source == source => loaded = added,
                 Ok(_) => {}
-                Err(error) if *each == Layer::Reflection && layer != Layer::Reflection => {
-                    pool = before;
-                    loaded.left_out = Some(error);
+                Err(error) if *current_source == TypeSource::Reflection && source != TypeSource::Reflection => {
+                    pool = previous_pool;
+                    loaded.dropped_reflection = Some(error);
                 }
                 Err(error) => return Err(error),
             }
         }
-        if loaded.left_out.is_some() {
-            next.remove(&Layer::Reflection);
+        if loaded.dropped_reflection.is_some() {
+            next.remove(&TypeSource::Reflection);
         }
         *self.0.pool.write() = Some(pool);
-        *layers = next;
+        *sets_by_source = next;
         Ok(loaded)
     }
 
@@ -206,37 +206,37 @@ impl Types {
     }
 
     /// The full names of the types in an operation that are not known.
-    pub(crate) fn unknown(&self, operation: &Operation) -> BTreeSet<String> {
+    pub(crate) fn unknown_types(&self, operation: &Operation) -> BTreeSet<String> {
         let pool = self.pool();
-        let mut writer = Writer::new(&pool, Enums::Names);
+        let mut writer = JsonWriter::new(&pool, EnumFormat::Names);
         let details = match &operation.result {
             Some(OperationResult::Response(response)) => std::slice::from_ref(response),
             Some(OperationResult::Error(error)) => &error.details,
             None => &[],
         };
         for any in operation.metadata.iter().chain(details) {
-            writer.any(any, 0);
+            writer.any_to_json(any, 0);
         }
-        writer.unknown
+        writer.unknown_types
     }
 
     /// ProtoJSON of an operation. Fields come in the order of their numbers;
     /// `done` is there even if it is false.
-    pub(crate) fn operation(&self, operation: &Operation, enums: Enums) -> Value {
+    pub(crate) fn operation_to_json(&self, operation: &Operation, enum_format: EnumFormat) -> Value {
         let pool = self.pool();
-        let mut writer = Writer::new(&pool, enums);
+        let mut writer = JsonWriter::new(&pool, enum_format);
         let mut json = Map::new();
         json.insert("name".into(), operation.name.as_str().into());
         if let Some(metadata) = &operation.metadata {
-            json.insert("metadata".into(), writer.any(metadata, 1));
+            json.insert("metadata".into(), writer.any_to_json(metadata, 1));
         }
         json.insert("done".into(), operation.done.into());
         match &operation.result {
             Some(OperationResult::Response(response)) => {
-                json.insert("response".into(), writer.any(response, 1));
+                json.insert("response".into(), writer.any_to_json(response, 1));
             }
             Some(OperationResult::Error(error)) => {
-                json.insert("error".into(), status(&mut writer, error));
+                json.insert("error".into(), status_to_json(&mut writer, error));
             }
             None => {}
         }
@@ -246,32 +246,32 @@ impl Types {
     /// ProtoJSON of an `Any`; `{"@type": …, "value": "<base64>"}` if its type
     /// is not known, its bytes do not fit it, or a value in it has no ProtoJSON,
     /// as a time that is out of range.
-    pub(crate) fn any(&self, any: &Any) -> Value {
-        Writer::new(&self.pool(), Enums::Names).any(any, 0)
+    pub(crate) fn any_to_json(&self, any: &Any) -> Value {
+        JsonWriter::new(&self.pool(), EnumFormat::Names).any_to_json(any, 0)
     }
 
     /// The JSON for whoever wants the value and not its type: a value of
     /// `google.protobuf`, such as `Struct` or `StringValue`, stands for itself;
     /// everything else is as in [`Types::any`].
-    pub(crate) fn bare(&self, any: &Any) -> Value {
+    pub(crate) fn to_plain_json(&self, any: &Any) -> Value {
         let name = message_name(&any.type_url);
-        let is_value = is_special(name) && (name.ends_with("Value") || name.ends_with("Struct"));
-        let content = || Writer::new(&self.pool(), Enums::Names).content(any, 0).ok();
-        let bare = is_value.then(content).flatten();
-        bare.unwrap_or_else(|| self.any(any))
+        let is_value = has_special_json(name) && (name.ends_with("Value") || name.ends_with("Struct"));
+        let content = || JsonWriter::new(&self.pool(), EnumFormat::Names).content_to_json(any, 0).ok();
+        let plain = is_value.then(content).flatten();
+        plain.unwrap_or_else(|| self.any_to_json(any))
     }
 
     /// The message of this type that a ProtoJSON value stands for.
     pub(crate) fn pack(&self, name: &str, json: &Value) -> Result<Any, PackError> {
         let descriptor = self
             .descriptor(name)
-            .ok_or_else(|| PackError::Unknown(name.to_owned()))?;
-        if MAX_DEPTH < depth(json) {
-            return Err(PackError::Deep(name.to_owned()));
+            .ok_or_else(|| PackError::UnknownType(name.to_owned()))?;
+        if MAX_JSON_INPUT_DEPTH < nesting_depth(json) {
+            return Err(PackError::TooDeep(name.to_owned()));
         }
-        let message = Reader::new(&self.pool())
-            .message(descriptor, json)
-            .map_err(|error| PackError::Unfit(name.to_owned(), error))?;
+        let message = JsonReader::new(&self.pool())
+            .read_message(descriptor, json)
+            .map_err(|error| PackError::InvalidJson(name.to_owned(), error))?;
         Ok(Any {
             type_url: format!("type.googleapis.com/{name}"),
             value: message.encode_to_vec(),
@@ -281,20 +281,20 @@ impl Types {
     /// What a program wrote: a JSON object with the `@type` of a known type as
     /// a message of it, another one as `google.protobuf.Struct`, and other text
     /// as `StringValue`.
-    pub(crate) fn of_text(&self, text: &str) -> Any {
-        let object = text.trim_start().starts_with('{');
-        let object = object.then(|| serde_json::from_str(text).ok()).flatten();
+    pub(crate) fn parse_output(&self, text: &str) -> Any {
+        let is_object = text.trim_start().starts_with('{');
+        let object = is_object.then(|| serde_json::from_str(text).ok()).flatten();
         let packed = object.and_then(|json: Value| {
-            let typed = json
+            let has_known_type = json
                 .get("@type")
                 .and_then(Value::as_str)
                 .is_some_and(|url| {
                     url.contains('/') && self.descriptor(message_name(url)).is_some()
                 });
-            let typed = typed && depth(&json) <= MAX_DEPTH;
-            let typed = typed.then(|| Reader::new(&self.pool()).any(&json).ok());
-            let plain = || self.pack("google.protobuf.Struct", &json).ok();
-            typed.flatten().or_else(plain)
+            let is_typed_message = has_known_type && nesting_depth(&json) <= MAX_JSON_INPUT_DEPTH;
+            let message = is_typed_message.then(|| JsonReader::new(&self.pool()).read_any(&json).ok());
+            let pack_struct = || self.pack("google.protobuf.Struct", &json).ok();
+            message.flatten().or_else(pack_struct)
         });
         packed.unwrap_or_else(|| Any {
             type_url: String::type_url(),
@@ -307,37 +307,37 @@ impl Types {
         self.with_pool(DescriptorPool::clone)
     }
 
-    fn with_pool<T>(&self, ask: impl FnOnce(&DescriptorPool) -> T) -> T {
-        ask(self.0.pool.read().as_ref().unwrap_or(self.0.built_in))
+    fn with_pool<T>(&self, read: impl FnOnce(&DescriptorPool) -> T) -> T {
+        read(self.0.pool.read().as_ref().unwrap_or(self.0.built_in))
     }
 
     /// The message inside an `Any`, if it is an `M`.
     pub(crate) fn unpack<M: Name + Default>(any: Option<&Any>) -> Option<M> {
         let any = any?;
-        let is_wanted = message_name(&any.type_url) == M::full_name();
-        is_wanted
+        let is_requested_type = message_name(&any.type_url) == M::full_name();
+        is_requested_type
             .then(|| Message::decode(any.value.as_slice()).ok())
             .flatten()
     }
 }
 
-fn status(writer: &mut Writer<'_>, error: &Status) -> Value {
+fn status_to_json(writer: &mut JsonWriter<'_>, error: &Status) -> Value {
     let mut json = Map::new();
     json.insert("code".into(), error.code.into());
     if !error.message.is_empty() {
         json.insert("message".into(), error.message.as_str().into());
     }
     if !error.details.is_empty() {
-        let details = error.details.iter().map(|detail| writer.any(detail, 3));
+        let details = error.details.iter().map(|detail| writer.any_to_json(detail, 3));
         json.insert("details".into(), details.collect());
     }
     Value::Object(json)
 }
 
-fn depth(json: &Value) -> usize {
+fn nesting_depth(json: &Value) -> usize {
     match json {
-        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
-        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
+        Value::Array(items) => 1 + items.iter().map(nesting_depth).max().unwrap_or(0),
+        Value::Object(fields) => 1 + fields.values().map(nesting_depth).max().unwrap_or(0),
         _ => 0,
     }
 }

@@ -18,31 +18,31 @@ use picture::{Panel, Series};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-const SIZES: [usize; 5] = [1_000, 10_000, 100_000, 1_000_000, 10_000_000];
+const OPERATION_COUNTS: [usize; 5] = [1_000, 10_000, 100_000, 1_000_000, 10_000_000];
 
 /// What the process takes for each operation at most, while a map of them grows.
-const ROOM: usize = 1_000;
+const MAX_BYTES_PER_OPERATION: usize = 1_000;
 
 /// So many operations are got and changed at most: more than a cache holds.
-const SAMPLE: usize = 1_000_000;
+const MAX_SAMPLED_OPERATIONS: usize = 1_000_000;
 
 /// A figure is the median of so many stretches.
-const STRETCHES: usize = 5;
+const ROUNDS: usize = 5;
 
 /// What was measured of one size; times are seconds of a processor.
-struct Cost {
-    operations: usize,
-    get: f64,
-    page: f64,
-    report: f64,
-    encoded: usize,
-    bytes: usize,
+struct MeasuredCost {
+    operation_count: usize,
+    get_secs: f64,
+    page_secs: f64,
+    report_secs: f64,
+    encoded_bytes: usize,
+    heap_bytes: usize,
 }
 
 /// An operation that is looked at, with its lease if it is running.
-struct Known {
+struct SampledOperation {
     name: OperationName,
-    lease: Option<LeaseToken>,
+    lease_token: Option<LeaseToken>,
 }
 
 fn main() {
@@ -53,75 +53,75 @@ fn main() {
     println!("| operations | get | page of 100 | report | encoded | held, in all |");
     println!("| --: | --: | --: | --: | --: | --: |");
     let mut costs = Vec::new();
-    for operations in SIZES {
-        let available = available();
-        if operations * ROOM <= available {
-            let cost = runtime.block_on(measure(operations));
-            println!("{}", row(&cost));
+    for operations in OPERATION_COUNTS {
+        let available_bytes = available_memory_bytes();
+        if operations * MAX_BYTES_PER_OPERATION <= available_bytes {
+            let cost = runtime.block_on(measure_cost(operations));
+            println!("{}", table_row(&cost));
             costs.push(cost);
         } else {
             println!(
                 "\nLEFT OUT: {} operations may take {} MB, and {} MB are free",
-                picture::count(operations),
-                operations * ROOM / 1_000_000,
-                available / 1_000_000
+                picture::format_count(operations),
+                operations * MAX_BYTES_PER_OPERATION / 1_000_000,
+                available_bytes / 1_000_000
             );
         }
     }
     // cargo adds an option of its own.
     if let Some(path) = std::env::args().skip(1).find(|arg| !arg.starts_with('-')) {
-        fs::write(&path, draw(&costs)).expect("the picture can be written");
+        fs::write(&path, draw_chart(&costs)).expect("the picture can be written");
         println!("\ndrawn to {path}");
     }
 }
 
 /// The bytes that can be had without swapping.
-fn available() -> usize {
-    let told = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = told.lines().find(|line| line.starts_with("MemAvailable:"));
+fn available_memory_bytes() -> usize {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = meminfo.lines().find(|line| line.starts_with("MemAvailable:"));
     let kibibytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<usize>().ok());
     kibibytes.expect("the curve is measured on Linux") * 1024
 }
 
-fn row(cost: &Cost) -> String {
+fn table_row(cost: &MeasuredCost) -> String {
     format!(
         "| {} | {:.0} ns | {:.1} µs | {:.2} µs | {} B | {} B |",
-        picture::count(cost.operations),
-        cost.get * 1e9,
-        cost.page * 1e6,
-        cost.report * 1e6,
-        cost.encoded,
-        cost.bytes
+        picture::format_count(cost.operation_count),
+        cost.get_secs * 1e9,
+        cost.page_secs * 1e6,
+        cost.report_secs * 1e6,
+        cost.encoded_bytes,
+        cost.heap_bytes
     )
 }
 
-fn draw(costs: &[Cost]) -> String {
-    let series = |name, of: fn(&Cost) -> f64| Series {
+fn draw_chart(costs: &[MeasuredCost]) -> String {
+    let series = |name, value: fn(&MeasuredCost) -> f64| Series {
         name,
         points: costs
             .iter()
-            .map(|cost| (picture::float(cost.operations), of(cost)))
+            .map(|cost| (picture::to_f64(cost.operation_count), value(cost)))
             .collect(),
     };
-    picture::draw(&[
+    picture::draw_svg(&[
         Panel {
             title: "time of one",
-            label: |seconds| match seconds {
+            format_value: |seconds| match seconds {
                 _ if seconds < 0.9e-6 => format!("{:.0} ns", seconds * 1e9),
                 _ => format!("{:.0} µs", seconds * 1e6),
             },
             series: vec![
-                series("page of 100", |cost| cost.page),
-                series("report", |cost| cost.report),
-                series("get", |cost| cost.get),
+                series("page of 100", |cost| cost.page_secs),
+                series("report", |cost| cost.report_secs),
+                series("get", |cost| cost.get_secs),
             ],
         },
         Panel {
             title: "bytes of an operation",
-            label: |bytes| format!("{bytes:.0} B"),
+            format_value: |bytes| format!("{bytes:.0} B"),
             series: vec![
-                series("held, in all", |cost| picture::float(cost.bytes)),
-                series("encoded", |cost| picture::float(cost.encoded)),
+                series("held, in all", |cost| picture::to_f64(cost.heap_bytes)),
+                series("encoded", |cost| picture::to_f64(cost.encoded_bytes)),
             ],
         },
     ])
@@ -129,27 +129,27 @@ fn draw(costs: &[Cost]) -> String {
 
 // === what is measured ===
 
-async fn measure(count: usize) -> Cost {
+async fn measure_cost(count: usize) -> MeasuredCost {
     let limits = Limits {
         max_operations: usize::MAX,
-        max_bytes: usize::MAX,
+        max_total_bytes: usize::MAX,
         ..Limits::default()
     };
     let operations = Operations::builder().limits(limits).start().await;
     let operations = operations.expect("defaults are in range");
-    let mut known = Vec::with_capacity(count.min(SAMPLE));
+    let mut sampled = Vec::with_capacity(count.min(MAX_SAMPLED_OPERATIONS));
     let region = Region::new(ALLOCATOR);
-    let encoded = fill(&operations, count, &mut known).await;
+    let encoded = populate(&operations, count, &mut sampled).await;
     let change = region.change();
-    let ours: usize = known.iter().map(|known| known.name.as_str().len()).sum();
-    let held = change.bytes_allocated - change.bytes_deallocated - ours;
-    let cost = Cost {
-        operations: count,
-        get: get(&operations, &known),
-        page: page(&operations).await,
-        report: report(&operations, &known).await,
-        encoded: encoded / count,
-        bytes: held / count,
+    let sampled_name_bytes: usize = sampled.iter().map(|sample| sample.name.as_str().len()).sum();
+    let heap_bytes = change.bytes_allocated - change.bytes_deallocated - sampled_name_bytes;
+    let cost = MeasuredCost {
+        operation_count: count,
+        get_secs: measure_get(&operations, &sampled),
+        page_secs: measure_page(&operations).await,
+        report_secs: measure_report(&operations, &sampled).await,
+        encoded_bytes: encoded / count,
+        heap_bytes: heap_bytes / count,
     };
     // What is freed later would count against the next size.
     operations.shutdown(Duration::ZERO).await;
@@ -157,48 +157,48 @@ async fn measure(count: usize) -> Cost {
 }
 
 /// Creates so many, of which every seventh goes on running; returns their bytes.
-async fn fill(operations: &Operations, count: usize, known: &mut Vec<Known>) -> usize {
+async fn populate(operations: &Operations, count: usize, sampled: &mut Vec<SampledOperation>) -> usize {
     let mut encoded = 0;
     for number in 0..count {
         let new = NewOperation::self_executed("bench").lease_duration(Duration::from_secs(86_400));
         let created = operations.create(new).await;
         let mut operation = created.expect("there is room").operation;
-        let name = operation.owned_name();
-        let mut lease = operation.lease().map(|lease| lease.token);
+        let name = operation.name_owned();
+        let mut lease_token = operation.lease().map(|lease| lease.token);
         if number % 7 != 0
-            && let Some(token) = lease.take()
+            && let Some(token) = lease_token.take()
         {
             let done = operations.succeed(&name, token, Any::default()).await;
             operation = done.expect("the lease is held");
         }
         encoded += operation.bytes().len();
-        if number % count.div_ceil(SAMPLE) == 0 {
-            known.push(Known { name, lease });
+        if number % count.div_ceil(MAX_SAMPLED_OPERATIONS) == 0 {
+            sampled.push(SampledOperation { name, lease_token });
         }
     }
     encoded
 }
 
-fn get(operations: &Operations, known: &[Known]) -> f64 {
-    const GETS: u32 = 200_000;
-    let mut turns = scattered(known);
-    median(|| {
-        let begun = spent();
-        for known in turns.by_ref().take(GETS as usize) {
-            black_box(operations.get(&known.name).expect("it exists"));
+fn measure_get(operations: &Operations, sampled: &[SampledOperation]) -> f64 {
+    const GETS_PER_ROUND: u32 = 200_000;
+    let mut samples = in_scattered_order(sampled);
+    median_of_rounds(|| {
+        let started = thread_cpu_secs();
+        for sample in samples.by_ref().take(GETS_PER_ROUND as usize) {
+            black_box(operations.get_cached(&sample.name).expect("it exists"));
         }
-        (spent() - begun) / f64::from(GETS)
+        (thread_cpu_secs() - started) / f64::from(GETS_PER_ROUND)
     })
 }
 
 /// From page to page, so that the operations are not the ones just seen.
-async fn page(operations: &Operations) -> f64 {
-    const PAGES: u32 = 2_000;
+async fn measure_page(operations: &Operations) -> f64 {
+    const PAGES_PER_ROUND: u32 = 2_000;
     let mut token = String::new();
-    let mut stretches = Vec::new();
-    for _ in 0..STRETCHES {
-        let begun = spent();
-        for _ in 0..PAGES {
+    let mut round_secs = Vec::new();
+    for _ in 0..ROUNDS {
+        let started = thread_cpu_secs();
+        for _ in 0..PAGES_PER_ROUND {
             let request = ListOperationsRequest {
                 name: "operations".to_owned(),
                 page_size: 100,
@@ -208,19 +208,19 @@ async fn page(operations: &Operations) -> f64 {
             let page = operations.list(&request).await;
             token = page.expect("the request is good").next_page_token;
         }
-        stretches.push((spent() - begun) / f64::from(PAGES));
+        round_secs.push((thread_cpu_secs() - started) / f64::from(PAGES_PER_ROUND));
     }
-    middle(stretches)
+    median(round_secs)
 }
 
-async fn report(operations: &Operations, known: &[Known]) -> f64 {
-    const REPORTS: u32 = 20_000;
-    let mut running = scattered(known).filter_map(|known| Some((&known.name, known.lease?)));
-    let mut stretches = Vec::new();
+async fn measure_report(operations: &Operations, sampled: &[SampledOperation]) -> f64 {
+    const REPORTS_PER_ROUND: u32 = 20_000;
+    let mut running = in_scattered_order(sampled).filter_map(|sample| Some((&sample.name, sample.lease_token?)));
+    let mut round_secs = Vec::new();
     let mut done_units = 0;
-    for _ in 0..STRETCHES {
-        let begun = spent();
-        for (name, token) in running.by_ref().take(REPORTS as usize) {
+    for _ in 0..ROUNDS {
+        let started = thread_cpu_secs();
+        for (name, token) in running.by_ref().take(REPORTS_PER_ROUND as usize) {
             // Never the same twice, because that would be no change.
             done_units += 1;
             let progress = Progress {
@@ -234,32 +234,32 @@ async fn report(operations: &Operations, known: &[Known]) -> f64 {
             let reported = operations.report(name, token, report).await;
             reported.expect("the lease is held");
         }
-        stretches.push((spent() - begun) / f64::from(REPORTS));
+        round_secs.push((thread_cpu_secs() - started) / f64::from(REPORTS_PER_ROUND));
     }
-    middle(stretches)
+    median(round_secs)
 }
 
 /// What this thread has had of its processor, in seconds: others on the machine
 /// hardly change it, as they do the time on the wall. Linux tells.
-fn spent() -> f64 {
+fn thread_cpu_secs() -> f64 {
     // The kernel counts when a thread gives way, or at its next tick.
     std::thread::yield_now();
-    let told = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanos = told.split(' ').next().and_then(|nanos| nanos.parse().ok());
+    let schedstat = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = schedstat.split(' ').next().and_then(|nanos| nanos.parse().ok());
     Duration::from_nanos(nanos.expect("the curve is measured on Linux")).as_secs_f64()
 }
 
 /// All of them again and again, none near the one before.
-fn scattered(known: &[Known]) -> impl Iterator<Item = &Known> {
+fn in_scattered_order(sampled: &[SampledOperation]) -> impl Iterator<Item = &SampledOperation> {
     // A prime, and so in common with no number of operations.
-    (0..).map(|turn: usize| &known[turn.wrapping_mul(7_919_777) % known.len()])
+    (0..).map(|index: usize| &sampled[index.wrapping_mul(7_919_777) % sampled.len()])
 }
 
-fn median(stretch: impl FnMut() -> f64) -> f64 {
-    middle(std::iter::repeat_with(stretch).take(STRETCHES).collect())
+fn median_of_rounds(measure_round: impl FnMut() -> f64) -> f64 {
+    median(std::iter::repeat_with(measure_round).take(ROUNDS).collect())
 }
 
-fn middle(mut stretches: Vec<f64>) -> f64 {
-    stretches.sort_by(f64::total_cmp);
-    stretches[stretches.len() / 2]
+fn median(mut round_secs: Vec<f64>) -> f64 {
+    round_secs.sort_by(f64::total_cmp);
+    round_secs[round_secs.len() / 2]
 }

@@ -4,16 +4,16 @@
 use std::fmt::Write;
 
 /// The plane of a panel, and what is around it: labels below and at both sides.
-const WIDTH: f64 = 260.0;
-const HEIGHT: f64 = 220.0;
-const ABOVE: f64 = 34.0;
-const BELOW: f64 = 44.0;
-const LEFT: f64 = 56.0;
-const RIGHT: f64 = 84.0;
+const PLOT_WIDTH: f64 = 260.0;
+const PLOT_HEIGHT: f64 = 220.0;
+const MARGIN_TOP: f64 = 34.0;
+const MARGIN_BOTTOM: f64 = 44.0;
+const MARGIN_LEFT: f64 = 56.0;
+const MARGIN_RIGHT: f64 = 84.0;
 
 /// Colours of the middle, which stand out from white and from black; the greys
 /// follow what the reader prefers.
-const STYLE: &str = "
+const STYLESHEET: &str = "
 text { font: 12px sans-serif; fill: #57606a }
 .title { font-weight: bold }
 .grid { stroke: #d0d7de; stroke-width: 1 }
@@ -28,7 +28,7 @@ text { fill: #9da7b1 } .grid { stroke: #30363d }
 pub(crate) struct Panel {
     pub(crate) title: &'static str,
     /// How a value is told.
-    pub(crate) label: fn(f64) -> String,
+    pub(crate) format_value: fn(f64) -> String,
     pub(crate) series: Vec<Series>,
 }
 
@@ -40,20 +40,20 @@ pub(crate) struct Series {
 
 /// An axis: from which to which power of ten, over so many pixels.
 struct Axis {
-    from: f64,
-    to: f64,
-    pixels: f64,
+    min_power: f64,
+    max_power: f64,
+    length_px: f64,
 }
 
-pub(crate) fn draw(panels: &[Panel]) -> String {
-    let each = LEFT + WIDTH + RIGHT;
-    let (width, height) = (each * float(panels.len()), ABOVE + HEIGHT + BELOW);
+pub(crate) fn draw_svg(panels: &[Panel]) -> String {
+    let panel_width = MARGIN_LEFT + PLOT_WIDTH + MARGIN_RIGHT;
+    let (width, height) = (panel_width * to_f64(panels.len()), MARGIN_TOP + PLOT_HEIGHT + MARGIN_BOTTOM);
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\">\n<style>{STYLE}</style>\n"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\">\n<style>{STYLESHEET}</style>\n"
     );
     for (number, panel) in panels.iter().enumerate() {
-        let left = each * float(number) + LEFT;
-        writeln!(svg, "<g transform=\"translate({left} {ABOVE})\">").expect(WRITTEN);
+        let left = panel_width * to_f64(number) + MARGIN_LEFT;
+        writeln!(svg, "<g transform=\"translate({left} {MARGIN_TOP})\">").expect(STRING_WRITE_IS_INFALLIBLE);
         panel.draw(&mut svg);
         svg.push_str("</g>\n");
     }
@@ -62,7 +62,7 @@ pub(crate) fn draw(panels: &[Panel]) -> String {
 }
 
 /// A number of operations, in short.
-pub(crate) fn count(operations: usize) -> String {
+pub(crate) fn format_count(operations: usize) -> String {
     match operations {
         1_000_000.. => format!("{} M", operations / 1_000_000),
         1_000.. => format!("{} k", operations / 1_000),
@@ -71,43 +71,43 @@ pub(crate) fn count(operations: usize) -> String {
 }
 
 /// Numbers here are far below those that a float cannot hold.
-pub(crate) fn float(number: usize) -> f64 {
+pub(crate) fn to_f64(number: usize) -> f64 {
     f64::from(u32::try_from(number).unwrap_or(u32::MAX))
 }
 
-const WRITTEN: &str = "a string can be written to";
+const STRING_WRITE_IS_INFALLIBLE: &str = "a string can be written to";
 
 // === impl Panel ===
 
 impl Panel {
     fn draw(&self, svg: &mut String) {
-        let across = Axis::over(self.points().map(|(x, _)| x), WIDTH);
-        let up = Axis::over(self.points().map(|(_, y)| y), HEIGHT);
-        text(svg, 0.0, -16.0, "start", "title", self.title);
-        text(svg, WIDTH / 2.0, HEIGHT + 36.0, "middle", "", "operations");
-        for power in across.powers() {
-            let x = across.place(10_f64.powi(power));
-            line(svg, (x, 0.0), (x, HEIGHT));
-            let label = count(10_usize.pow(power.unsigned_abs()));
-            text(svg, x, HEIGHT + 18.0, "middle", "", &label);
+        let x_axis = Axis::from_values(self.points().map(|(x, _)| x), PLOT_WIDTH);
+        let y_axis = Axis::from_values(self.points().map(|(_, y)| y), PLOT_HEIGHT);
+        write_text(svg, 0.0, -16.0, "start", "title", self.title);
+        write_text(svg, PLOT_WIDTH / 2.0, PLOT_HEIGHT + 36.0, "middle", "", "operations");
+        for power in x_axis.powers() {
+            let x = x_axis.position(10_f64.powi(power));
+            write_line(svg, (x, 0.0), (x, PLOT_HEIGHT));
+            let label = format_count(10_usize.pow(power.unsigned_abs()));
+            write_text(svg, x, PLOT_HEIGHT + 18.0, "middle", "", &label);
         }
-        for power in up.powers() {
-            for step in up.steps() {
+        for power in y_axis.powers() {
+            for step in y_axis.tick_steps() {
                 let value = f64::from(*step) * 10_f64.powi(power);
-                let y = HEIGHT - up.place(value);
+                let y = PLOT_HEIGHT - y_axis.position(value);
                 // The last power has no steps above it.
                 if -0.5 < y {
-                    line(svg, (0.0, y), (WIDTH, y));
-                    text(svg, -8.0, y + 4.0, "end", "", &(self.label)(value));
+                    write_line(svg, (0.0, y), (PLOT_WIDTH, y));
+                    write_text(svg, -8.0, y + 4.0, "end", "", &(self.format_value)(value));
                 }
             }
         }
         for (number, series) in self.series.iter().enumerate() {
-            let place = |&(x, y): &(f64, f64)| (across.place(x), HEIGHT - up.place(y));
+            let position = |&(x, y): &(f64, f64)| (x_axis.position(x), PLOT_HEIGHT - y_axis.position(y));
             let path: Vec<String> = series
                 .points
                 .iter()
-                .map(place)
+                .map(position)
                 .map(|(x, y)| format!("{x:.1},{y:.1}"))
                 .collect();
             writeln!(
@@ -115,9 +115,9 @@ impl Panel {
                 "<polyline class=\"line c{number}\" points=\"{}\"/>",
                 path.join(" ")
             )
-            .expect(WRITTEN);
-            if let Some((x, y)) = series.points.last().map(place) {
-                text(svg, x + 8.0, y + 4.0, "start", "", series.name);
+            .expect(STRING_WRITE_IS_INFALLIBLE);
+            if let Some((x, y)) = series.points.last().map(position) {
+                write_text(svg, x + 8.0, y + 4.0, "start", "", series.name);
             }
         }
     }
@@ -134,27 +134,27 @@ impl Panel {
 
 impl Axis {
     /// From the power of ten below the least to the one above the most.
-    fn over(values: impl Iterator<Item = f64>, pixels: f64) -> Self {
-        let (least, most) = values.fold((f64::MAX, f64::MIN_POSITIVE), |(least, most), value| {
-            (least.min(value), most.max(value))
+    fn from_values(values: impl Iterator<Item = f64>, length_px: f64) -> Self {
+        let (min, max) = values.fold((f64::MAX, f64::MIN_POSITIVE), |(min, max), value| {
+            (min.min(value), max.max(value))
         });
-        let from = least.log10().floor();
-        let to = most.log10().ceil().max(from + 1.0);
-        Self { from, to, pixels }
+        let min_power = min.log10().floor();
+        let max_power = max.log10().ceil().max(min_power + 1.0);
+        Self { min_power, max_power, length_px }
     }
 
-    fn place(&self, value: f64) -> f64 {
-        (value.log10() - self.from) / (self.to - self.from) * self.pixels
+    fn position(&self, value: f64) -> f64 {
+        (value.log10() - self.min_power) / (self.max_power - self.min_power) * self.length_px
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "they are whole and small")]
     fn powers(&self) -> std::ops::RangeInclusive<i32> {
-        self.from as i32..=self.to as i32
+        self.min_power as i32..=self.max_power as i32
     }
 
     /// What is labelled within a power: more if there are few powers.
-    fn steps(&self) -> &'static [u8] {
-        if self.to - self.from < 1.5 {
+    fn tick_steps(&self) -> &'static [u8] {
+        if self.max_power - self.min_power < 1.5 {
             &[1, 2, 3, 4, 5, 7]
         } else {
             &[1]
@@ -162,19 +162,19 @@ impl Axis {
     }
 }
 
-fn line(svg: &mut String, from: (f64, f64), to: (f64, f64)) {
+fn write_line(svg: &mut String, from: (f64, f64), to: (f64, f64)) {
     let ((x1, y1), (x2, y2)) = (from, to);
     writeln!(
         svg,
         "<line class=\"grid\" x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\"/>"
     )
-    .expect(WRITTEN);
+    .expect(STRING_WRITE_IS_INFALLIBLE);
 }
 
-fn text(svg: &mut String, x: f64, y: f64, anchor: &str, class: &str, text: &str) {
+fn write_text(svg: &mut String, x: f64, y: f64, anchor: &str, class: &str, text: &str) {
     writeln!(
         svg,
         "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>"
     )
-    .expect(WRITTEN);
+    .expect(STRING_WRITE_IS_INFALLIBLE);
 }

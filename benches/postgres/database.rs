@@ -9,15 +9,15 @@ pub(crate) struct Database(pub(crate) Client);
 
 /// What was done up to a moment, or between two of them.
 #[derive(Clone, Copy)]
-pub(crate) struct Done {
+pub(crate) struct DatabaseStats {
     /// Bytes of the write-ahead log.
-    pub(crate) wal: f64,
+    pub(crate) wal_bytes: f64,
     /// Statements, of which each is a transaction.
     pub(crate) statements: f64,
 }
 
 impl Database {
-    pub(crate) async fn begin(url: &str) -> Self {
+    pub(crate) async fn connect(url: &str) -> Self {
         let (client, connection) = tokio_postgres::connect(url, NoTls)
             .await
             .expect("the database");
@@ -27,37 +27,37 @@ impl Database {
         database
     }
 
-    pub(crate) async fn end(&self) {
+    pub(crate) async fn cleanup(&self) {
         self.drop_schema().await;
     }
 
     async fn drop_schema(&self) {
-        self.run(&format!("DROP SCHEMA IF EXISTS {SCHEMA} CASCADE"))
+        self.execute(&format!("DROP SCHEMA IF EXISTS {SCHEMA} CASCADE"))
             .await;
     }
 
-    pub(crate) async fn run(&self, text: &str) {
-        self.0.batch_execute(text).await.expect("it can be done");
+    pub(crate) async fn execute(&self, sql: &str) {
+        self.0.batch_execute(sql).await.expect("it can be done");
     }
 
     /// One number.
-    pub(crate) async fn number(&self, question: &str) -> f64 {
-        let question = format!("SELECT ({question})::float8");
+    pub(crate) async fn query_number(&self, query: &str) -> f64 {
+        let query = format!("SELECT ({query})::float8");
         self.0
-            .query_one(&question, &[])
+            .query_one(&query, &[])
             .await
             .expect("an answer")
             .get(0)
     }
 
-    pub(crate) async fn done(&self) -> Done {
+    pub(crate) async fn read_stats(&self) -> DatabaseStats {
         // A session that has nothing more to do tells what it did after 10 s.
         tokio::time::sleep(std::time::Duration::from_secs(11)).await;
-        self.run("SELECT pg_stat_force_next_flush()").await;
-        Done {
-            wal: self.number("pg_current_wal_insert_lsn() - '0/0'").await,
+        self.execute("SELECT pg_stat_force_next_flush()").await;
+        DatabaseStats {
+            wal_bytes: self.query_number("pg_current_wal_insert_lsn() - '0/0'").await,
             statements: self
-                .number(
+                .query_number(
                     "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()",
                 )
                 .await,
@@ -65,9 +65,9 @@ impl Database {
     }
 
     /// How large the tables are, and how many of their rows are dead.
-    pub(crate) async fn bloat(&self) -> String {
-        let size = |table: &str| format!("pg_total_relation_size('{SCHEMA}.{table}') / 1e6");
-        let of = |column: &str, table: &str| {
+    pub(crate) async fn describe_bloat(&self) -> String {
+        let size_query = |table: &str| format!("pg_total_relation_size('{SCHEMA}.{table}') / 1e6");
+        let stat_query = |column: &str, table: &str| {
             format!(
                 "SELECT {column} FROM pg_stat_user_tables
                  WHERE schemaname = '{SCHEMA}' AND relname = '{table}'"
@@ -77,22 +77,22 @@ impl Database {
         for table in ["operations", "changes"] {
             text += &format!(
                 "{table} {:.0} MB with indexes, {:.0} rows, {:.0} dead, vacuumed {:.0} times; ",
-                self.number(&size(table)).await,
-                self.number(&of("n_live_tup", table)).await,
-                self.number(&of("n_dead_tup", table)).await,
-                self.number(&of("autovacuum_count", table)).await,
+                self.query_number(&size_query(table)).await,
+                self.query_number(&stat_query("n_live_tup", table)).await,
+                self.query_number(&stat_query("n_dead_tup", table)).await,
+                self.query_number(&stat_query("autovacuum_count", table)).await,
             );
         }
         text
     }
 }
 
-impl Done {
+impl DatabaseStats {
     /// From then to now, for each of so many.
-    pub(crate) fn each(self, then: Self, count: usize) -> Self {
+    pub(crate) fn per_item_since(self, before: Self, count: usize) -> Self {
         Self {
-            wal: (self.wal - then.wal) / count as f64,
-            statements: (self.statements - then.statements) / count as f64,
+            wal_bytes: (self.wal_bytes - before.wal_bytes) / count as f64,
+            statements: (self.statements - before.statements) / count as f64,
         }
     }
 }

@@ -13,157 +13,157 @@ use tokio::task::JoinSet;
 use tokio_postgres::NoTls;
 
 use crate::{
-    MINUTE,
+    WAIT_TIMEOUT,
     database::{Database, SCHEMA},
-    empty, end,
+    empty_any, finish_operation,
 };
 
-const JOBS: usize = 20_000;
+const JOB_COUNT: usize = 20_000;
 /// Claims of one queue, by so many workers.
-const CLAIMS: usize = 10_000;
-const WORKERS: usize = 48;
+const LEASE_COUNT: usize = 10_000;
+const WORKER_COUNT: usize = 48;
 
-pub(crate) async fn all(database: &Database, servers: &[Operations]) {
+pub(crate) async fn bench_jobs(database: &Database, servers: &[Operations]) {
     println!("create → lease → finish on 3 servers:");
-    for (callers, most) in [(1, 1), (64, 1), (1024, 1), (16, 100)] {
-        rounds(database, servers, callers, most).await;
+    for (callers, batch_size) in [(1, 1), (64, 1), (1024, 1), (16, 100)] {
+        run_jobs(database, servers, callers, batch_size).await;
     }
-    println!("  then: {}", database.bloat().await);
+    println!("  then: {}", database.describe_bloat().await);
 }
 
 /// So many callers, each of which makes operations, leases at most so many at
 /// once, whosever they are, and finishes them.
-pub(crate) async fn rounds(
+pub(crate) async fn run_jobs(
     database: &Database,
     servers: &[Operations],
     callers: usize,
-    most: usize,
+    batch_size: usize,
 ) {
-    let count = if callers == 1 { JOBS / 20 } else { JOBS };
-    let each = count / callers;
-    let (before, began) = (database.done().await, Instant::now());
+    let count = if callers == 1 { JOB_COUNT / 20 } else { JOB_COUNT };
+    let jobs_per_caller = count / callers;
+    let (before, started) = (database.read_stats().await, Instant::now());
     let mut tasks = JoinSet::new();
-    for at in 0..callers {
-        let operations = servers[at % servers.len()].clone();
+    for index in 0..callers {
+        let operations = servers[index % servers.len()].clone();
         tasks.spawn(async move {
-            let queue = QueueName::parse(&format!("bench-{at}")).expect("a proper name");
+            let queue = QueueName::parse(&format!("bench-{index}")).expect("a proper name");
             let worker = WorkerId::new("bench");
-            for _ in 0..each / most {
-                make(&operations, &queue, most).await;
-                let mut left = most;
-                while left != 0 {
+            for _ in 0..jobs_per_caller / batch_size {
+                create_queued(&operations, &queue, batch_size).await;
+                let mut remaining = batch_size;
+                while remaining != 0 {
                     let leases = operations
-                        .lease_batch(std::slice::from_ref(&queue), &worker, left, MINUTE)
+                        .lease_batch(std::slice::from_ref(&queue), &worker, remaining, WAIT_TIMEOUT)
                         .await
                         .expect("there are some");
-                    left -= leases.len();
-                    let mut ends = JoinSet::new();
+                    remaining -= leases.len();
+                    let mut finishes = JoinSet::new();
                     for lease in leases {
                         let token = lease.lease().expect("it is ours").token;
-                        ends.spawn(end(operations.clone(), lease.owned_name(), token));
+                        finishes.spawn(finish_operation(operations.clone(), lease.name_owned(), token));
                     }
-                    ends.join_all().await;
+                    finishes.join_all().await;
                 }
             }
         });
     }
     tasks.join_all().await;
-    let done = each / most * most * callers;
-    let took = began.elapsed().as_secs_f64();
-    let each = database.done().await.each(before, done);
+    let finished_jobs = jobs_per_caller / batch_size * batch_size * callers;
+    let elapsed_secs = started.elapsed().as_secs_f64();
+    let per_job = database.read_stats().await.per_item_since(before, finished_jobs);
     println!(
-        "  {callers:5} callers, {most:3} at once: {:7.0} jobs/s, {:5.2} statements and {:5.0} bytes of WAL each",
-        done as f64 / took,
-        each.statements,
-        each.wal,
+        "  {callers:5} callers, {batch_size:3} at once: {:7.0} jobs/s, {:5.2} statements and {:5.0} bytes of WAL each",
+        finished_jobs as f64 / elapsed_secs,
+        per_job.statements,
+        per_job.wal_bytes,
     );
 }
 
-pub(crate) async fn make(operations: &Operations, queue: &QueueName, count: usize) {
-    let mut made = JoinSet::new();
+pub(crate) async fn create_queued(operations: &Operations, queue: &QueueName, count: usize) {
+    let mut creates = JoinSet::new();
     for _ in 0..count {
-        let new = NewOperation::queued(queue.as_str()).input(empty());
+        let new = NewOperation::queued(queue.as_str()).input(empty_any());
         let operations = operations.clone();
-        made.spawn(async move { operations.create(new).await.expect("it is kept") });
+        creates.spawn(async move { operations.create(new).await.expect("it is kept") });
     }
-    made.join_all().await;
+    creates.join_all().await;
 }
 
 /// Workers at three servers claim from one queue: by compare-and-set on what their
 /// server shows, and, beside it, by SKIP LOCKED on a table of the same shape, with one
 /// connection for each worker.
-pub(crate) async fn claims(database: &Database, url: &str, servers: &[Operations]) {
-    println!("{CLAIMS} claims of one queue by {WORKERS} workers on 3 servers:");
-    for most in [1, 50] {
-        let queue = QueueName::parse(&format!("claims-{most}")).expect("a proper name");
-        for _ in 0..CLAIMS / 1000 {
-            make(&servers[0], &queue, 1000).await;
+pub(crate) async fn bench_lease_acquisition(database: &Database, url: &str, servers: &[Operations]) {
+    println!("{LEASE_COUNT} claims of one queue by {WORKER_COUNT} workers on 3 servers:");
+    for batch_size in [1, 50] {
+        let queue = QueueName::parse(&format!("claims-{batch_size}")).expect("a proper name");
+        for _ in 0..LEASE_COUNT / 1000 {
+            create_queued(&servers[0], &queue, 1000).await;
         }
-        let (before, began) = (database.done().await, Instant::now());
-        let claimed = Arc::new(AtomicUsize::new(0));
+        let (before, started) = (database.read_stats().await, Instant::now());
+        let leased_count = Arc::new(AtomicUsize::new(0));
         let mut workers = JoinSet::new();
-        for at in 0..WORKERS {
-            let (operations, claimed) = (servers[at % servers.len()].clone(), claimed.clone());
+        for index in 0..WORKER_COUNT {
+            let (operations, leased_count) = (servers[index % servers.len()].clone(), leased_count.clone());
             let queue = queue.clone();
             workers.spawn(async move {
-                let worker = WorkerId::new(&format!("worker-{at}"));
+                let worker = WorkerId::new(&format!("worker-{index}"));
                 let queues = std::slice::from_ref(&queue);
-                while claimed.load(Ordering::Relaxed) < CLAIMS {
-                    let wait = std::time::Duration::from_millis(20);
-                    let leases = operations.lease_batch(queues, &worker, most, wait);
-                    claimed.fetch_add(leases.await.expect("an answer").len(), Ordering::Relaxed);
+                while leased_count.load(Ordering::Relaxed) < LEASE_COUNT {
+                    let wait_timeout = std::time::Duration::from_millis(20);
+                    let leases = operations.lease_batch(queues, &worker, batch_size, wait_timeout);
+                    leased_count.fetch_add(leases.await.expect("an answer").len(), Ordering::Relaxed);
                 }
             });
         }
         workers.join_all().await;
-        let took = began.elapsed().as_secs_f64();
-        let each = database.done().await.each(before, CLAIMS);
+        let elapsed_secs = started.elapsed().as_secs_f64();
+        let per_lease = database.read_stats().await.per_item_since(before, LEASE_COUNT);
         println!(
-            "  compare-and-set, {most:2} at once: {:7.0}/s, {:.2} statements and {:.0} bytes of WAL each",
-            CLAIMS as f64 / took,
-            each.statements,
-            each.wal,
+            "  compare-and-set, {batch_size:2} at once: {:7.0}/s, {:.2} statements and {:.0} bytes of WAL each",
+            LEASE_COUNT as f64 / elapsed_secs,
+            per_lease.statements,
+            per_lease.wal_bytes,
         );
-        skip_locked(database, url, &queue, most).await;
+        bench_skip_locked(database, url, &queue, batch_size).await;
     }
 }
 
-async fn skip_locked(database: &Database, url: &str, queue: &QueueName, most: usize) {
+async fn bench_skip_locked(database: &Database, url: &str, queue: &QueueName, batch_size: usize) {
     // The same rows with the same indexes, and what a queue needs to be searched.
-    let table = format!(
+    let setup_sql = format!(
         "CREATE TABLE {SCHEMA}.jobs (LIKE {SCHEMA}.operations INCLUDING ALL);
          INSERT INTO {SCHEMA}.jobs SELECT * FROM {SCHEMA}.operations
-         WHERE NOT is_done ORDER BY number DESC LIMIT {CLAIMS};
+         WHERE NOT is_done ORDER BY number DESC LIMIT {LEASE_COUNT};
          ALTER TABLE {SCHEMA}.jobs ADD COLUMN queue text NOT NULL DEFAULT '{queue}';
          ALTER TABLE {SCHEMA}.jobs ADD COLUMN holder text;
          CREATE INDEX ON {SCHEMA}.jobs (queue, number) WHERE holder IS NULL;
          ANALYZE {SCHEMA}.jobs",
         queue = queue.as_str()
     );
-    database.run(&table).await;
-    let claim = format!(
+    database.execute(&setup_sql).await;
+    let lease_sql = format!(
         "UPDATE {SCHEMA}.jobs SET holder = 'worker', revision = revision + 1
          WHERE number IN (
            SELECT number FROM {SCHEMA}.jobs WHERE holder IS NULL AND queue = '{queue}'
-           ORDER BY number LIMIT {most} FOR UPDATE SKIP LOCKED
+           ORDER BY number LIMIT {batch_size} FOR UPDATE SKIP LOCKED
          ) RETURNING number, record",
         queue = queue.as_str()
     );
     let mut workers = JoinSet::new();
     let mut clients = Vec::new();
-    for _ in 0..WORKERS {
+    for _ in 0..WORKER_COUNT {
         let (client, connection) = tokio_postgres::connect(url, NoTls)
             .await
             .expect("the database");
         tokio::spawn(connection);
-        let claim = client.prepare(&claim).await.expect("a statement");
-        clients.push((client, claim));
+        let lease_statement = client.prepare(&lease_sql).await.expect("a statement");
+        clients.push((client, lease_statement));
     }
-    let (before, began) = (database.done().await, Instant::now());
-    for (client, claim) in clients {
+    let (before, started) = (database.read_stats().await, Instant::now());
+    for (client, lease_statement) in clients {
         workers.spawn(async move {
             while !client
-                .query(&claim, &[])
+                .query(&lease_statement, &[])
                 .await
                 .expect("an answer")
                 .is_empty()
@@ -171,13 +171,13 @@ async fn skip_locked(database: &Database, url: &str, queue: &QueueName, most: us
         });
     }
     workers.join_all().await;
-    let took = began.elapsed().as_secs_f64();
-    let each = database.done().await.each(before, CLAIMS);
+    let elapsed_secs = started.elapsed().as_secs_f64();
+    let per_lease = database.read_stats().await.per_item_since(before, LEASE_COUNT);
     println!(
-        "  SKIP LOCKED,     {most:2} at once: {:7.0}/s, {:.2} statements and {:.0} bytes of WAL each",
-        CLAIMS as f64 / took,
-        each.statements,
-        each.wal,
+        "  SKIP LOCKED,     {batch_size:2} at once: {:7.0}/s, {:.2} statements and {:.0} bytes of WAL each",
+        LEASE_COUNT as f64 / elapsed_secs,
+        per_lease.statements,
+        per_lease.wal_bytes,
     );
-    database.run(&format!("DROP TABLE {SCHEMA}.jobs")).await;
+    database.execute(&format!("DROP TABLE {SCHEMA}.jobs")).await;
 }

@@ -11,66 +11,66 @@ use std::{
 use longrunning::Operations;
 use tokio::task::{JoinSet, yield_now};
 
-use crate::{MINUTE, begun, end, middle_and_late};
+use crate::{WAIT_TIMEOUT, create_operation, finish_operation, median_and_p99};
 
 /// From an end at one server to the answer of a wait at another, one after the other.
-pub(crate) async fn wakes(how: &str, one: &Operations, other: &Operations, count: usize) {
-    let mut times = Vec::with_capacity(count);
+pub(crate) async fn bench_wake_up(mode: &str, source: &Operations, observer: &Operations, count: usize) {
+    let mut latencies = Vec::with_capacity(count);
     for _ in 0..count {
-        let (name, token) = begun(one).await;
-        other.look(&name).await.expect("it is there");
-        let waits = {
-            let (operations, name) = (other.clone(), name.clone());
+        let (name, token) = create_operation(source).await;
+        observer.get(&name).await.expect("it is there");
+        let waiter = {
+            let (operations, name) = (observer.clone(), name.clone());
             tokio::spawn(async move {
-                operations.wait(&name, MINUTE).await.expect("it ends");
+                operations.wait(&name, WAIT_TIMEOUT).await.expect("it ends");
                 Instant::now()
             })
         };
-        while other.waiters() == 0 {
+        while observer.waiter_count() == 0 {
             yield_now().await;
         }
-        end(one.clone(), name, token).await;
-        let ended = Instant::now();
-        let woken = waits.await.expect("it is awake");
-        times.push(woken.saturating_duration_since(ended));
+        finish_operation(source.clone(), name, token).await;
+        let finished_at = Instant::now();
+        let woken_at = waiter.await.expect("it is awake");
+        latencies.push(woken_at.saturating_duration_since(finished_at));
     }
-    let (middle, late) = middle_and_late(times);
-    println!("finish → wake at another server, {how}: p50 {middle:?}, p99 {late:?}");
+    let (median, p99) = median_and_p99(latencies);
+    println!("finish → wake at another server, {mode}: p50 {median:?}, p99 {p99:?}");
 }
 
 /// From an acknowledged change to its sight at another server, while all are busy.
-pub(crate) async fn under_load(servers: &[Operations]) {
-    let is_over = Arc::new(AtomicBool::new(false));
-    let mut load = JoinSet::new();
-    let began = Instant::now();
-    for at in 0..512 {
-        let (operations, is_over) = (servers[at % 2].clone(), is_over.clone());
-        load.spawn(async move {
+pub(crate) async fn bench_visibility_under_load(servers: &[Operations]) {
+    let is_stopped = Arc::new(AtomicBool::new(false));
+    let mut load_tasks = JoinSet::new();
+    let started = Instant::now();
+    for index in 0..512 {
+        let (operations, is_stopped) = (servers[index % 2].clone(), is_stopped.clone());
+        load_tasks.spawn(async move {
             let mut count = 0;
-            while !is_over.load(Ordering::Relaxed) {
-                let (name, token) = begun(&operations).await;
-                end(operations.clone(), name, token).await;
+            while !is_stopped.load(Ordering::Relaxed) {
+                let (name, token) = create_operation(&operations).await;
+                finish_operation(operations.clone(), name, token).await;
                 count += 2;
             }
             count
         });
     }
-    let (from, to) = (&servers[0], &servers[2]);
-    let mut times = Vec::new();
-    while times.len() < 500 {
-        let (name, token) = begun(from).await;
-        let made = Instant::now();
-        while to.get(&name).is_err() {
+    let (source, observer) = (&servers[0], &servers[2]);
+    let mut latencies = Vec::new();
+    while latencies.len() < 500 {
+        let (name, token) = create_operation(source).await;
+        let created_at = Instant::now();
+        while observer.get_cached(&name).is_err() {
             tokio::time::sleep(std::time::Duration::from_micros(200)).await;
         }
-        times.push(made.elapsed());
-        end(from.clone(), name, token).await;
+        latencies.push(created_at.elapsed());
+        finish_operation(source.clone(), name, token).await;
     }
-    is_over.store(true, Ordering::Relaxed);
-    let changes: usize = load.join_all().await.into_iter().sum();
-    let rate = changes as f64 / began.elapsed().as_secs_f64();
-    let (middle, late) = middle_and_late(times);
+    is_stopped.store(true, Ordering::Relaxed);
+    let changes: usize = load_tasks.join_all().await.into_iter().sum();
+    let rate = changes as f64 / started.elapsed().as_secs_f64();
+    let (median, p99) = median_and_p99(latencies);
     println!(
-        "creation → sight at another server, beside {rate:.0} changes/s: p50 {middle:?}, p99 {late:?}"
+        "creation → sight at another server, beside {rate:.0} changes/s: p50 {median:?}, p99 {p99:?}"
     );
 }

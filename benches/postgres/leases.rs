@@ -6,21 +6,21 @@ use longrunning::{Any, NewOperation, Operations, QueueName, WorkerId};
 use tokio::task::JoinSet;
 
 use crate::{
-    MINUTE,
+    WAIT_TIMEOUT,
     database::{Database, SCHEMA},
-    end,
+    finish_operation,
 };
 
-const LEASES: usize = 500;
-const RENEWALS: usize = 40;
+const LEASE_COUNT: usize = 500;
+const RENEWALS_PER_LEASE: usize = 40;
 
-pub(crate) async fn renewals(database: &Database, servers: &[Operations]) {
-    println!("{RENEWALS} renewals of each of {LEASES} leases, through 3 servers:");
+pub(crate) async fn bench_renewals(database: &Database, servers: &[Operations]) {
+    println!("{RENEWALS_PER_LEASE} renewals of each of {LEASE_COUNT} leases, through 3 servers:");
     for bytes in [100, 2_000, 64_000] {
         let queue = QueueName::parse(&format!("renewed-{bytes}")).expect("a proper name");
         // What cannot be pressed together.
         let random = || (0..bytes / 16 + 1).flat_map(|_| *uuid::Uuid::new_v4().as_bytes());
-        for _ in 0..LEASES {
+        for _ in 0..LEASE_COUNT {
             let input = Any {
                 type_url: "type.example.com/example.Bytes".to_owned(),
                 value: random().collect(),
@@ -29,51 +29,51 @@ pub(crate) async fn renewals(database: &Database, servers: &[Operations]) {
             servers[0].create(new).await.expect("it is kept");
         }
         let mut leases = Vec::new();
-        while leases.len() < LEASES {
+        while leases.len() < LEASE_COUNT {
             let worker = WorkerId::new("bench");
-            let some = servers[0].lease_batch(std::slice::from_ref(&queue), &worker, 50, MINUTE);
-            leases.extend(some.await.expect("there are some"));
+            let batch = servers[0].lease_batch(std::slice::from_ref(&queue), &worker, 50, WAIT_TIMEOUT);
+            leases.extend(batch.await.expect("there are some"));
         }
         for lease in &leases {
             for server in servers {
-                server.look(&lease.owned_name()).await.expect("it is there");
+                server.get(&lease.name_owned()).await.expect("it is there");
             }
         }
         // So that pages are not written whole for the first change after a checkpoint.
-        database.run("CHECKPOINT").await;
-        let updates = |column: &str| {
+        database.execute("CHECKPOINT").await;
+        let stat_query = |column: &str| {
             format!(
                 "SELECT {column} FROM pg_stat_user_tables
                  WHERE schemaname = '{SCHEMA}' AND relname = 'operations'"
             )
         };
-        let hot = updates("n_tup_hot_upd::float8");
-        let (before, hot_before, began) = (
-            database.done().await,
-            database.number(&hot).await,
+        let hot_updates_query = stat_query("n_tup_hot_upd::float8");
+        let (before, hot_updates_before, started) = (
+            database.read_stats().await,
+            database.query_number(&hot_updates_query).await,
             Instant::now(),
         );
         let mut tasks = JoinSet::new();
-        for (at, lease) in leases.iter().enumerate() {
-            let (server, name) = (servers[at % servers.len()].clone(), lease.owned_name());
+        for (index, lease) in leases.iter().enumerate() {
+            let (server, name) = (servers[index % servers.len()].clone(), lease.name_owned());
             let token = lease.lease().expect("it is ours").token;
             tasks.spawn(async move {
-                for _ in 0..RENEWALS {
+                for _ in 0..RENEWALS_PER_LEASE {
                     server.renew(&name, token).await.expect("it is ours");
                 }
-                end(server, name, token).await;
+                finish_operation(server, name, token).await;
             });
         }
         tasks.join_all().await;
-        let count = LEASES * RENEWALS;
-        let took = began.elapsed().as_secs_f64();
-        let each = database.done().await.each(before, count);
-        let hot = database.number(&hot).await - hot_before;
+        let count = LEASE_COUNT * RENEWALS_PER_LEASE;
+        let elapsed_secs = started.elapsed().as_secs_f64();
+        let per_renewal = database.read_stats().await.per_item_since(before, count);
+        let hot_updates = database.query_number(&hot_updates_query).await - hot_updates_before;
         println!(
             "  inputs of {bytes:6} bytes: {:6.0}/s, {:4.0} bytes of WAL each, {:.0} % in place",
-            count as f64 / took,
-            each.wal,
-            100.0 * hot / count as f64,
+            count as f64 / elapsed_secs,
+            per_renewal.wal_bytes,
+            100.0 * hot_updates / count as f64,
         );
     }
 }

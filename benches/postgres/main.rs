@@ -25,12 +25,12 @@ mod rows;
 use std::{env, time::Duration};
 
 use longrunning::{
-    Any, LeaseToken, NewOperation, OperationName, Operations, PostgresJournal, PostgresOptions,
+    Any, LeaseToken, NewOperation, OperationName, Operations, PostgresStorage, PostgresConfig,
 };
 
 use self::database::{Database, SCHEMA};
 
-const MINUTE: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[tokio::main]
 async fn main() {
@@ -38,60 +38,60 @@ async fn main() {
         println!("SKIPPED: LONGRUNNING_BENCH_POSTGRES names no database");
         return;
     };
-    let rows = env::var("LONGRUNNING_BENCH_ROWS").map_or(1_000_000, |rows| {
+    let done_row_count = env::var("LONGRUNNING_BENCH_ROWS").map_or(1_000_000, |rows| {
         rows.parse().expect("LONGRUNNING_BENCH_ROWS is a number")
     });
-    let database = Database::begin(&url).await;
-    let mut options = PostgresOptions::new(&url);
+    let database = Database::connect(&url).await;
+    let mut options = PostgresConfig::new(&url);
     options.schema = SCHEMA.to_owned();
-    options.view_limit = Some(100_000);
+    options.cache_limit = Some(100_000);
     let servers = [
-        server(&options).await,
-        server(&options).await,
-        server(&options).await,
+        start_server(&options).await,
+        start_server(&options).await,
+        start_server(&options).await,
     ];
     // One that nobody tells anything.
-    let deaf = PostgresOptions {
-        listen_url: Some("postgres://127.0.0.1:1/nowhere".to_owned()),
+    let polling_options = PostgresConfig {
+        notify_url: Some("postgres://127.0.0.1:1/nowhere".to_owned()),
         ..options.clone()
     };
-    let deaf = server(&deaf).await;
-    late::wakes("hints", &servers[0], &servers[1], 2000).await;
-    late::wakes("polling alone", &servers[0], &deaf, 200).await;
-    drop(deaf);
-    jobs::all(&database, &servers).await;
-    late::under_load(&servers).await;
-    jobs::claims(&database, &url, &servers).await;
-    leases::renewals(&database, &servers).await;
-    rows::beside_many(&database, &options, rows).await;
+    let polling_server = start_server(&polling_options).await;
+    late::bench_wake_up("hints", &servers[0], &servers[1], 2000).await;
+    late::bench_wake_up("polling alone", &servers[0], &polling_server, 200).await;
+    drop(polling_server);
+    jobs::bench_jobs(&database, &servers).await;
+    late::bench_visibility_under_load(&servers).await;
+    jobs::bench_lease_acquisition(&database, &url, &servers).await;
+    leases::bench_renewals(&database, &servers).await;
+    rows::bench_large_tables(&database, &options, done_row_count).await;
     drop(servers);
-    database.end().await;
+    database.cleanup().await;
 }
 
-async fn server(options: &PostgresOptions) -> Operations {
-    let journal = PostgresJournal::open(options).await.expect("the database");
-    let builder = Operations::builder().journal(journal);
+async fn start_server(options: &PostgresConfig) -> Operations {
+    let storage = PostgresStorage::open(options).await.expect("the database");
+    let builder = Operations::builder().storage(storage);
     builder.start().await.expect("what is kept can be read")
 }
 
 /// Makes an operation that its maker executes.
-async fn begun(operations: &Operations) -> (OperationName, LeaseToken) {
+async fn create_operation(operations: &Operations) -> (OperationName, LeaseToken) {
     let new = NewOperation::self_executed("bench");
-    let made = operations.create(new).await.expect("it is kept").operation;
+    let created = operations.create(new).await.expect("it is kept").operation;
     (
-        made.owned_name(),
-        made.lease().expect("it has a holder").token,
+        created.name_owned(),
+        created.lease().expect("it has a holder").token,
     )
 }
 
-async fn end(operations: Operations, name: OperationName, token: LeaseToken) {
+async fn finish_operation(operations: Operations, name: OperationName, token: LeaseToken) {
     operations
-        .succeed(&name, token, empty())
+        .succeed(&name, token, empty_any())
         .await
         .expect("it is ours");
 }
 
-fn empty() -> Any {
+fn empty_any() -> Any {
     Any {
         type_url: "type.googleapis.com/google.protobuf.Empty".to_owned(),
         value: Vec::new(),
@@ -99,7 +99,7 @@ fn empty() -> Any {
 }
 
 /// The median and the 99th of a hundred.
-fn middle_and_late(mut times: Vec<Duration>) -> (Duration, Duration) {
-    times.sort();
-    (times[times.len() / 2], times[times.len() * 99 / 100])
+fn median_and_p99(mut latencies: Vec<Duration>) -> (Duration, Duration) {
+    latencies.sort();
+    (latencies[latencies.len() / 2], latencies[latencies.len() * 99 / 100])
 }

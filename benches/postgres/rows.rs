@@ -3,123 +3,123 @@
 use std::time::{Duration, Instant};
 
 use longrunning::{
-    NewOperation, OperationName, Operations, PostgresOptions, QueueName, WorkerId,
+    NewOperation, OperationName, Operations, PostgresConfig, QueueName, WorkerId,
     proto::google::longrunning::ListOperationsRequest,
 };
 use tokio::task::JoinSet;
 
 use crate::{
-    MINUTE, begun,
+    WAIT_TIMEOUT, create_operation,
     database::{Database, SCHEMA},
-    end, jobs, middle_and_late, server,
+    finish_operation, jobs, median_and_p99, start_server,
 };
 
-const OLD: usize = 2_000;
-const LIVE: usize = 100_000;
-const TIMES: usize = 1_000;
+const OLD_OPERATION_COUNT: usize = 2_000;
+const QUEUED_OPERATION_COUNT: usize = 100_000;
+const SAMPLE_COUNT: usize = 1_000;
 
-pub(crate) async fn beside_many(database: &Database, options: &PostgresOptions, rows: usize) {
+pub(crate) async fn bench_large_tables(database: &Database, options: &PostgresConfig, done_row_count: usize) {
     // The same size of the view, so that what is older is read from the database.
-    let options = PostgresOptions {
-        view_limit: Some(OLD / 2),
+    let options = PostgresConfig {
+        cache_limit: Some(OLD_OPERATION_COUNT / 2),
         ..options.clone()
     };
-    let small = server(&options).await;
-    let mut old = Vec::new();
-    for _ in 0..OLD {
-        let (name, token) = begun(&small).await;
-        end(small.clone(), name.clone(), token).await;
-        old.push(name);
+    let small_cache_server = start_server(&options).await;
+    let mut old_names = Vec::new();
+    for _ in 0..OLD_OPERATION_COUNT {
+        let (name, token) = create_operation(&small_cache_server).await;
+        finish_operation(small_cache_server.clone(), name.clone(), token).await;
+        old_names.push(name);
     }
     println!("with few rows:");
-    measure(database, &options, &old).await;
+    measure_server(database, &options, &old_names).await;
     // Older than all others, so that nobody reads what they hold.
-    let began = Instant::now();
-    let fill = format!(
+    let started = Instant::now();
+    let fill_sql = format!(
         "INSERT INTO {SCHEMA}.operations (number, name, parent, revision, is_done, expires, record)
          SELECT number, 'operations/' || gen_random_uuid(), '', 2, true, 9000000000000000 + number, record
-         FROM generate_series(1, {rows}) AS number,
+         FROM generate_series(1, {done_row_count}) AS number,
            (SELECT record FROM {SCHEMA}.operations WHERE is_done LIMIT 1) AS done"
     );
-    database.run(&fill).await;
-    database.run(&format!("ANALYZE {SCHEMA}.operations")).await;
-    println!("{rows} done ones put in within {:.0?}", began.elapsed());
-    let began = Instant::now();
+    database.execute(&fill_sql).await;
+    database.execute(&format!("ANALYZE {SCHEMA}.operations")).await;
+    println!("{done_row_count} done ones put in within {:.0?}", started.elapsed());
+    let started = Instant::now();
     let queue = QueueName::parse("live").expect("a proper name");
-    for _ in 0..LIVE / 1000 {
-        jobs::make(&small, &queue, 1000).await;
+    for _ in 0..QUEUED_OPERATION_COUNT / 1000 {
+        jobs::create_queued(&small_cache_server, &queue, 1000).await;
     }
-    println!("{LIVE} queued ones made within {:.0?}", began.elapsed());
-    println!("with {rows} done ones, and {LIVE} that are not:");
-    measure(database, &options, &old).await;
-    println!("  {}", database.bloat().await);
+    println!("{QUEUED_OPERATION_COUNT} queued ones made within {:.0?}", started.elapsed());
+    println!("with {done_row_count} done ones, and {QUEUED_OPERATION_COUNT} that are not:");
+    measure_server(database, &options, &old_names).await;
+    println!("  {}", database.describe_bloat().await);
 }
 
-async fn measure(database: &Database, options: &PostgresOptions, old: &[OperationName]) {
-    let began = Instant::now();
-    let operations = server(options).await;
-    println!("  start of a server: {:.0?}", began.elapsed());
-    let mut times = Vec::with_capacity(TIMES);
-    for at in 0..TIMES {
-        let began = Instant::now();
-        let found = operations.look(&old[at % (OLD / 4)]).await;
-        times.push(began.elapsed());
+async fn measure_server(database: &Database, options: &PostgresConfig, old_names: &[OperationName]) {
+    let started = Instant::now();
+    let operations = start_server(options).await;
+    println!("  start of a server: {:.0?}", started.elapsed());
+    let mut latencies = Vec::with_capacity(SAMPLE_COUNT);
+    for index in 0..SAMPLE_COUNT {
+        let started = Instant::now();
+        let found = operations.get(&old_names[index % (OLD_OPERATION_COUNT / 4)]).await;
+        latencies.push(started.elapsed());
         assert!(found.expect("it is there").is_done());
     }
-    tell("Get of an older one", times);
-    let everything = ListOperationsRequest {
+    print_percentiles("Get of an older one", latencies);
+    let done_request = ListOperationsRequest {
         filter: "done = true".to_owned(),
         page_size: 100,
         ..Default::default()
     };
-    let first = pages(&operations, &everything, 1).await;
-    let later = pages(&operations, &everything, 12).await.split_off(11);
-    println!("  page: {:.1?}, of older ones {:.1?}", first[0], later[0]);
-    claims(&operations).await;
-    jobs::rounds(database, &[operations], 1024, 1).await;
+    let first_page = page_latencies(&operations, &done_request, 1).await;
+    let later_pages = page_latencies(&operations, &done_request, 12).await.split_off(11);
+    println!("  page: {:.1?}, of older ones {:.1?}", first_page[0], later_pages[0]);
+    measure_lease_acquisition(&operations).await;
+    jobs::run_jobs(database, &[operations], 1024, 1).await;
 }
 
 /// How long each of so many pages takes.
-async fn pages(
+async fn page_latencies(
     operations: &Operations,
     request: &ListOperationsRequest,
     count: usize,
 ) -> Vec<Duration> {
-    let (mut request, mut times) = (request.clone(), Vec::new());
+    let (mut request, mut latencies) = (request.clone(), Vec::new());
     for _ in 0..count {
-        let began = Instant::now();
+        let started = Instant::now();
         let page = operations.list(&request).await.expect("a page");
-        times.push(began.elapsed());
+        latencies.push(started.elapsed());
         request.page_token = page.next_page_token;
     }
-    times
+    latencies
 }
 
-async fn claims(operations: &Operations) {
+async fn measure_lease_acquisition(operations: &Operations) {
     let queue = QueueName::parse("claimed").expect("a proper name");
-    let mut made = JoinSet::new();
-    for _ in 0..TIMES {
+    let mut creates = JoinSet::new();
+    for _ in 0..SAMPLE_COUNT {
         let operations = operations.clone();
-        made.spawn(async move {
+        creates.spawn(async move {
             let new = NewOperation::queued("claimed");
             operations.create(new).await.expect("it is kept");
         });
     }
-    made.join_all().await;
-    let mut times = Vec::with_capacity(TIMES);
-    for _ in 0..TIMES {
-        let began = Instant::now();
+    creates.join_all().await;
+    let mut latencies = Vec::with_capacity(SAMPLE_COUNT);
+    for _ in 0..SAMPLE_COUNT {
+        let started = Instant::now();
         let worker = WorkerId::new("bench");
-        let lease = operations.lease_batch(std::slice::from_ref(&queue), &worker, 1, MINUTE);
+        let lease = operations.lease_batch(std::slice::from_ref(&queue), &worker, 1, WAIT_TIMEOUT);
         let lease = lease.await.expect("there is one").remove(0);
-        times.push(began.elapsed());
+        latencies.push(started.elapsed());
         let token = lease.lease().expect("it is ours").token;
-        end(operations.clone(), lease.owned_name(), token).await;
+        finish_operation(operations.clone(), lease.name_owned(), token).await;
     }
-    tell("claim", times);
+    print_percentiles("claim", latencies);
 }
 
-fn tell(what: &str, times: Vec<Duration>) {
-    let (middle, late) = middle_and_late(times);
-    println!("  {what}: p50 {middle:.1?}, p99 {late:.1?}");
+fn print_percentiles(name: &str, latencies: Vec<Duration>) {
+    let (median, p99) = median_and_p99(latencies);
+    println!("  {name}: p50 {median:.1?}, p99 {p99:.1?}");
 }

@@ -1,16 +1,16 @@
 //! Random damage to text, the same again from the same seed.
 
 /// xorshift64*: enough to make a mess, and the same one again from the same seed.
-pub(crate) struct Dice {
+pub(crate) struct Mutator {
     state: u64,
-    seeds: &'static [&'static str],
+    fragments: &'static [&'static str],
 }
 
-impl Dice {
+impl Mutator {
     /// The same seed makes the same mess; `seeds` is what it is made of.
-    pub(crate) fn new(seed: u64, seeds: &'static [&'static str]) -> Self {
+    pub(crate) fn new(seed: u64, fragments: &'static [&'static str]) -> Self {
         let state = seed | 1;
-        Self { state, seeds }
+        Self { state, fragments }
     }
 
     pub(crate) fn below(&mut self, limit: usize) -> usize {
@@ -21,40 +21,40 @@ impl Dice {
         usize::try_from(number).map_or(0, |number| number % limit.max(1))
     }
 
-    fn seed(&mut self) -> &'static str {
-        self.seeds[self.below(self.seeds.len())]
+    fn pick_fragment(&mut self) -> &'static str {
+        self.fragments[self.below(self.fragments.len())]
     }
 
     /// A text like those before it, only worse.
     pub(crate) fn mutate(&mut self, text: &str) -> String {
-        let mut letters: Vec<char> = text.chars().collect();
+        let mut chars: Vec<char> = text.chars().collect();
         for _ in 0..=self.below(4) {
-            let at = self.below(letters.len() + 1);
-            let to = at + self.below(letters.len() - at + 1);
+            let start = self.below(chars.len() + 1);
+            let end = start + self.below(chars.len() - start + 1);
             match self.below(7) {
-                0 => drop(letters.drain(at..to)),
-                1 => drop(letters.splice(at..at, self.seed().chars())),
-                2 => drop(letters.splice(at..to, self.seed().chars())),
+                0 => drop(chars.drain(start..end)),
+                1 => drop(chars.splice(start..start, self.pick_fragment().chars())),
+                2 => drop(chars.splice(start..end, self.pick_fragment().chars())),
                 3 => {
-                    let again = letters[at..to].to_vec();
-                    drop(letters.splice(at..at, again));
+                    let repeated = chars[start..end].to_vec();
+                    drop(chars.splice(start..start, repeated));
                 }
                 4 => {
                     let letter = char::from_u32(u32::try_from(self.below(0x11_0000)).unwrap_or(0));
-                    letters.insert(at, letter.unwrap_or('\0'));
+                    chars.insert(start, letter.unwrap_or('\0'));
                 }
-                5 if at < letters.len() => {
-                    let other = self.below(letters.len());
-                    letters.swap(at, other);
+                5 if start < chars.len() => {
+                    let other = self.below(chars.len());
+                    chars.swap(start, other);
                 }
                 _ => {
-                    let many = 1 << self.below(10);
+                    let count = 1 << self.below(10);
                     let letter = ['(', 'a', '.', '-', '"', ' '][self.below(6)];
-                    drop(letters.splice(at..at, std::iter::repeat_n(letter, many)));
+                    drop(chars.splice(start..start, std::iter::repeat_n(letter, count)));
                 }
             }
-            letters.truncate(10_000);
+            chars.truncate(10_000);
         }
-        letters.into_iter().collect()
+        chars.into_iter().collect()
     }
 }

@@ -7,18 +7,18 @@ use super::{client::Endpoint, types::TypesArgs};
 use crate::server::ListenAddress;
 
 /// The operation failed.
-pub(super) const FAILED: u8 = 1;
+pub(super) const EXIT_FAILED: u8 = 1;
 /// A command was not run, because the call was bad or the server refused it.
-pub(super) const BAD_CALL: u8 = 2;
+pub(super) const EXIT_ERROR: u8 = 2;
 
 /// The operation was not done in time.
-pub(super) const NOT_IN_TIME: u8 = 3;
+pub(super) const EXIT_TIMEOUT: u8 = 3;
 /// Ctrl-C.
-pub(super) const INTERRUPTED: u8 = 130;
+pub(super) const EXIT_INTERRUPTED: u8 = 130;
 
 /// Where the server is.
 #[derive(Args, Debug)]
-pub(super) struct ConnectArgs {
+pub(super) struct EndpointArgs {
     /// The server, http://HOST:PORT or unix:PATH
     #[arg(
         long,
@@ -49,14 +49,14 @@ pub(super) struct HealthArgs {
 #[derive(Args, Debug)]
 pub(super) struct PrintArgs {
     /// A table for people, or ProtoJSON
-    #[arg(long, short, value_enum, default_value_t = Output::Table)]
-    pub(super) output: Output,
+    #[arg(long, short, value_enum, default_value_t = OutputFormat::Table)]
+    pub(super) output: OutputFormat,
     #[command(flatten)]
     pub(super) types: TypesArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Output {
+pub(super) enum OutputFormat {
     Table,
     Json,
 }
@@ -67,11 +67,11 @@ pub(super) struct NameArgs {
     #[arg(value_name = "NAME")]
     pub(super) name: String,
     #[command(flatten)]
-    pub(super) connect: ConnectArgs,
+    pub(super) server: EndpointArgs,
 }
 
 #[derive(Args, Debug)]
-pub(super) struct OneArgs {
+pub(super) struct OperationArgs {
     #[command(flatten)]
     pub(super) name: NameArgs,
     #[command(flatten)]
@@ -81,7 +81,7 @@ pub(super) struct OneArgs {
 #[derive(Args, Debug)]
 pub(super) struct WaitArgs {
     #[command(flatten)]
-    pub(super) one: OneArgs,
+    pub(super) operation: OperationArgs,
     /// Give up after this time, as 30s or 5m [default: wait until it is done]
     #[arg(long, value_parser = humantime::parse_duration)]
     pub(super) timeout: Option<std::time::Duration>,
@@ -106,14 +106,14 @@ pub(super) struct ListArgs {
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) limit: u32,
     #[command(flatten)]
-    pub(super) connect: ConnectArgs,
+    pub(super) server: EndpointArgs,
     #[command(flatten)]
     pub(super) print: PrintArgs,
 }
 
 // === impl Output ===
 
-impl Output {
+impl OutputFormat {
     pub(super) fn is_json(self) -> bool {
         self == Self::Json
     }

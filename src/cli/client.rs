@@ -15,16 +15,16 @@ use crate::proto::{
     },
     longrunning::v1::operation_watch_client::OperationWatchClient,
 };
-use crate::{remote::cause::cause, server::ListenAddress, types::Types};
+use crate::{remote::cause::root_cause, server::ListenAddress, types::TypeRegistry};
 
 /// How long a connection may take.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often a connection on which nothing happens is tried.
-const KEEP_ALIVE: Duration = Duration::from_secs(20);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 
 /// How long a call may take that is answered at once.
-pub(super) const CALL: Duration = Duration::from_secs(20);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Where a server is: `http://HOST:PORT` or `unix:PATH`.
 #[derive(Clone, Debug)]
@@ -32,11 +32,11 @@ pub(super) struct Endpoint(String);
 
 /// Why a command could not be done.
 #[derive(Debug)]
-pub(super) enum CallError {
+pub(super) enum CliError {
     /// There is no server.
     Connect(Endpoint, tonic::transport::Error),
     /// What was asked for makes no sense, as this program can tell.
-    Refused(String),
+    Local(String),
     /// The server says no.
     Status(Status),
 }
@@ -47,19 +47,19 @@ impl FromStr for Endpoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const FORM: &str = "use http://HOST:PORT or unix:PATH";
+        const EXPECTED_FORM: &str = "use http://HOST:PORT or unix:PATH";
         if text
             .strip_prefix("unix:")
             .is_some_and(|path| !path.is_empty())
         {
             return Ok(Self(text.to_owned()));
         }
-        let uri: Uri = text.parse().map_err(|error| format!("{error}; {FORM}"))?;
+        let uri: Uri = text.parse().map_err(|error| format!("{error}; {EXPECTED_FORM}"))?;
         match uri.authority() {
             Some(authority) if uri.scheme_str() == Some("http") => {
                 Ok(Self(format!("http://{authority}")))
             }
-            _ => Err(FORM.to_owned()),
+            _ => Err(EXPECTED_FORM.to_owned()),
         }
     }
 }
@@ -72,7 +72,7 @@ impl fmt::Display for Endpoint {
 
 impl Endpoint {
     /// The server that listens there, seen from its own machine.
-    pub(super) fn of_listener(listen: &ListenAddress) -> Self {
+    pub(super) fn from_listen_address(listen: &ListenAddress) -> Self {
         let address = match listen {
             ListenAddress::Unix(_) => return Self(listen.to_string()),
             ListenAddress::Tcp(address) => address,
@@ -87,40 +87,40 @@ impl Endpoint {
     }
 
     /// A connection that is made when it is needed, again and again.
-    pub(super) fn lazy(&self) -> Result<Channel, CallError> {
-        let endpoint = self.endpoint()?.http2_keep_alive_interval(KEEP_ALIVE);
+    pub(super) fn connect_lazy(&self) -> Result<Channel, CliError> {
+        let endpoint = self.tonic_endpoint()?.http2_keep_alive_interval(KEEP_ALIVE_INTERVAL);
         Ok(endpoint.keep_alive_while_idle(true).connect_lazy())
     }
 
-    fn endpoint(&self) -> Result<transport::Endpoint, CallError> {
+    fn tonic_endpoint(&self) -> Result<transport::Endpoint, CliError> {
         // Of the two `from_shared`, only this one knows Unix sockets.
         let endpoint = transport::Endpoint::from_shared(self.0.clone());
-        let endpoint = endpoint.map_err(|error| CallError::refused(format!("{self}: {error}")))?;
-        Ok(endpoint.connect_timeout(CONNECT))
+        let endpoint = endpoint.map_err(|error| CliError::local(format!("{self}: {error}")))?;
+        Ok(endpoint.connect_timeout(CONNECT_TIMEOUT))
     }
 
     /// A connection whose calls may last `limit`.
-    pub(super) async fn channel(&self, limit: Option<Duration>) -> Result<Channel, CallError> {
-        let refused = |error| CallError::Connect(self.clone(), error);
-        let mut endpoint = self.endpoint()?;
-        if let Some(limit) = limit {
-            endpoint = endpoint.timeout(limit);
+    pub(super) async fn connect(&self, call_timeout: Option<Duration>) -> Result<Channel, CliError> {
+        let connect_error = |error| CliError::Connect(self.clone(), error);
+        let mut endpoint = self.tonic_endpoint()?;
+        if let Some(call_timeout) = call_timeout {
+            endpoint = endpoint.timeout(call_timeout);
         }
-        endpoint.connect().await.map_err(refused)
+        endpoint.connect().await.map_err(connect_error)
     }
 
     /// A client for calls that are answered at once.
-    pub(super) async fn operations(&self) -> Result<OperationsClient<Channel>, CallError> {
-        Ok(OperationsClient::new(self.channel(Some(CALL)).await?))
+    pub(super) async fn operations_client(&self) -> Result<OperationsClient<Channel>, CliError> {
+        Ok(OperationsClient::new(self.connect(Some(CALL_TIMEOUT)).await?))
     }
 
     /// A client for calls that wait.
-    pub(super) async fn waiting(&self) -> Result<OperationsClient<Channel>, CallError> {
-        Ok(OperationsClient::new(self.channel(None).await?))
+    pub(super) async fn operations_client_without_timeout(&self) -> Result<OperationsClient<Channel>, CliError> {
+        Ok(OperationsClient::new(self.connect(None).await?))
     }
 
-    pub(super) async fn watch(&self) -> Result<OperationWatchClient<Channel>, CallError> {
-        Ok(OperationWatchClient::new(self.channel(None).await?))
+    pub(super) async fn watch_client(&self) -> Result<OperationWatchClient<Channel>, CliError> {
+        Ok(OperationWatchClient::new(self.connect(None).await?))
     }
 }
 
@@ -135,33 +135,33 @@ pub(super) fn full_name(name: String) -> String {
 
 // === impl CallError ===
 
-impl CallError {
-    pub(super) fn refused(why: impl fmt::Display) -> Self {
-        Self::Refused(why.to_string())
+impl CliError {
+    pub(super) fn local(error: impl fmt::Display) -> Self {
+        Self::Local(error.to_string())
     }
 }
 
-impl From<Status> for CallError {
+impl From<Status> for CliError {
     fn from(status: Status) -> Self {
         Self::Status(status)
     }
 }
 
-impl fmt::Display for CallError {
+impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect(endpoint, error) => {
-                let cause = cause(error);
+                let cause = root_cause(error);
                 write!(
                     f,
                     "no server answers at {endpoint} ({cause}); start one with `longrunning serve`, "
                 )?;
                 f.write_str("or name another with --endpoint (for workers, --worker-endpoint)")
             }
-            Self::Refused(why) => f.write_str(why),
+            Self::Local(message) => f.write_str(message),
             Self::Status(status) => {
                 let reason =
-                    reason(status).map_or_else(String::new, |reason| format!(" ({reason})"));
+                    error_reason(status).map_or_else(String::new, |reason| format!(" ({reason})"));
                 write!(
                     f,
                     "{}{reason}: {}",
@@ -174,12 +174,12 @@ impl fmt::Display for CallError {
 }
 
 /// The reason in the ErrorInfo of a status.
-fn reason(status: &Status) -> Option<String> {
-    let full = rpc::Status::decode(status.details()).ok()?;
-    let info = full
+fn error_reason(status: &Status) -> Option<String> {
+    let rpc_status = rpc::Status::decode(status.details()).ok()?;
+    let info = rpc_status
         .details
         .iter()
-        .find_map(|detail| Types::unpack::<ErrorInfo>(Some(detail)))?;
+        .find_map(|detail| TypeRegistry::unpack::<ErrorInfo>(Some(detail)))?;
     Some(info.reason)
 }
 
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_probe_finds_the_server_of_its_own_container() {
+    fn endpoint_of_wildcard_listen_address_is_loopback() {
         for (listen, endpoint) in [
             ("127.0.0.1:8470", "http://127.0.0.1:8470"),
             ("0.0.0.0:9000", "http://127.0.0.1:9000"),
@@ -202,7 +202,7 @@ mod tests {
             ("[::1]:9", "http://[::1]:9"),
         ] {
             assert_eq!(
-                Endpoint::of_listener(&listen.parse().unwrap()).to_string(),
+                Endpoint::from_listen_address(&listen.parse().unwrap()).to_string(),
                 endpoint
             );
         }

@@ -13,9 +13,9 @@ use tonic_health::pb::{
 };
 
 use super::{
-    args::{FAILED, HealthArgs, INTERRUPTED, ListArgs, NOT_IN_TIME, NameArgs, OneArgs, WaitArgs},
-    client::{CallError, Endpoint, full_name},
-    render::{Bar, print_list, print_one, print_state},
+    args::{EXIT_FAILED, HealthArgs, EXIT_INTERRUPTED, ListArgs, EXIT_TIMEOUT, NameArgs, OperationArgs, WaitArgs},
+    client::{CliError, Endpoint, full_name},
+    render::{ProgressDisplay, print_operations, print_operation, print_state},
 };
 use crate::proto::{
     google::longrunning::{
@@ -26,45 +26,45 @@ use crate::proto::{
 };
 
 /// How long one call of a wait asks for; below what proxies cut off.
-const WAIT_SLICE: Duration = Duration::from_secs(30);
+const WAIT_CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause before a wait that the server broke off is taken up again.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// How long a probe waits.
-const PROBE: Duration = Duration::from_secs(5);
+const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// So many tries in a row find no server before a wait gives up.
-const FAILURES: u32 = 30;
+const MAX_CONSECUTIVE_FAILURES: u32 = 30;
 
-type Done = Result<u8, CallError>;
+type CommandResult = Result<u8, CliError>;
 
-pub(super) async fn get(args: OneArgs) -> Done {
+pub(super) async fn get(args: OperationArgs) -> CommandResult {
     let name = full_name(args.name.name);
-    let endpoint = &args.name.connect.endpoint;
-    let mut types = args.print.types.known(endpoint)?;
-    let mut client = endpoint.operations().await?;
+    let endpoint = &args.name.server.endpoint;
+    let mut types = args.print.types.resolver(endpoint)?;
+    let mut client = endpoint.operations_client().await?;
     let operation = client
         .get_operation(GetOperationRequest { name })
         .await?
         .into_inner();
-    print_one(types.of([&operation]).await, &operation, args.print.output);
+    print_operation(types.resolve_for([&operation]).await, &operation, args.print.output);
     Ok(exit_code(&operation))
 }
 
-pub(super) async fn list(args: ListArgs) -> Done {
-    let mut types = args.print.types.known(&args.connect.endpoint)?;
-    let mut client = args.connect.endpoint.operations().await?;
+pub(super) async fn list(args: ListArgs) -> CommandResult {
+    let mut types = args.print.types.resolver(&args.server.endpoint)?;
+    let mut client = args.server.endpoint.operations_client().await?;
     let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
     let (mut operations, mut page_token) = (Vec::new(), String::new());
     loop {
-        let missing = limit.saturating_sub(operations.len());
+        let remaining = limit.saturating_sub(operations.len());
         let request = ListOperationsRequest {
             name: args.parent.clone(),
-            page_size: i32::try_from(missing).unwrap_or(i32::MAX),
+            page_size: i32::try_from(remaining).unwrap_or(i32::MAX),
             page_token,
             filter: args.filter.clone(),
             ..Default::default()
         };
-        if missing == 0 {
+        if remaining == 0 {
             break;
         }
         let page = client.list_operations(request).await?.into_inner();
@@ -76,45 +76,45 @@ pub(super) async fn list(args: ListArgs) -> Done {
     }
     operations.truncate(limit);
     // A table shows no more of metadata than what is built in.
-    let shown: &[Operation] = if args.print.output.is_json() {
+    let unresolved: &[Operation] = if args.print.output.is_json() {
         &operations
     } else {
         &[]
     };
-    print_list(types.of(shown).await, &operations, args.print.output);
+    print_operations(types.resolve_for(unresolved).await, &operations, args.print.output);
     Ok(0)
 }
 
-pub(super) async fn wait(args: WaitArgs) -> Done {
-    let name = full_name(args.one.name.name.clone());
-    let endpoint = &args.one.name.connect.endpoint;
-    let mut types = args.one.print.types.known(endpoint)?;
+pub(super) async fn wait(args: WaitArgs) -> CommandResult {
+    let name = full_name(args.operation.name.name.clone());
+    let endpoint = &args.operation.name.server.endpoint;
+    let mut types = args.operation.print.types.resolver(endpoint)?;
     let deadline = args
         .timeout
         .and_then(|timeout| Instant::now().checked_add(timeout));
-    let with_bar = std::io::stderr().is_terminal();
-    let waited = async {
-        if with_bar && let Some(operation) = wait_watching(&args, &name).await? {
+    let show_progress = std::io::stderr().is_terminal();
+    let wait_until_done = async {
+        if show_progress && let Some(operation) = wait_via_watch(&args, &name).await? {
             return Ok(operation);
         }
-        wait_waiting(&args, &name).await
+        wait_via_poll(&args, &name).await
     };
-    let operation = match within(deadline, interruptible(waited)).await {
+    let operation = match with_deadline(deadline, interruptible(wait_until_done)).await {
         Some(Some(operation)) => operation?,
-        Some(None) => return Ok(INTERRUPTED),
+        Some(None) => return Ok(EXIT_INTERRUPTED),
         None => {
             eprintln!("{name} is not done yet; wait longer, or watch it");
-            return Ok(NOT_IN_TIME);
+            return Ok(EXIT_TIMEOUT);
         }
     };
-    let known = types.of([&operation]).await;
-    print_one(known, &operation, args.one.print.output);
+    let known = types.resolve_for([&operation]).await;
+    print_operation(known, &operation, args.operation.print.output);
     Ok(exit_code(&operation))
 }
 
 /// Waits with a progress bar; none if the server has no watch to offer.
-async fn wait_watching(args: &WaitArgs, name: &str) -> Result<Option<Operation>, CallError> {
-    let mut client = args.one.name.connect.endpoint.watch().await?;
+async fn wait_via_watch(args: &WaitArgs, name: &str) -> Result<Option<Operation>, CliError> {
+    let mut client = args.operation.name.server.endpoint.watch_client().await?;
     let request = WatchOperationRequest {
         name: name.to_owned(),
     };
@@ -126,25 +126,25 @@ async fn wait_watching(args: &WaitArgs, name: &str) -> Result<Option<Operation>,
         }
         Err(status) => return Err(status.into()),
     };
-    let bar = Bar::new();
+    let bar = ProgressDisplay::new();
     loop {
         match states.message().await {
             Ok(Some(operation)) if operation.done => return Ok(Some(operation)),
-            Ok(Some(operation)) => bar.show(&operation),
+            Ok(Some(operation)) => bar.update(&operation),
             // The server shuts down, or broke off: the plain wait goes on.
             Ok(None) => return Ok(None),
-            Err(status) if is_away(&status) => return Ok(None),
+            Err(status) if is_unavailable(&status) => return Ok(None),
             Err(status) => return Err(status.into()),
         }
     }
 }
 
-async fn wait_waiting(args: &WaitArgs, name: &str) -> Result<Operation, CallError> {
-    let mut client = args.one.name.connect.endpoint.waiting().await?;
+async fn wait_via_poll(args: &WaitArgs, name: &str) -> Result<Operation, CliError> {
+    let mut client = args.operation.name.server.endpoint.operations_client_without_timeout().await?;
     let mut failures = 0;
     loop {
-        let timeout = prost_types::Duration::try_from(WAIT_SLICE).ok();
-        let begun = Instant::now();
+        let timeout = prost_types::Duration::try_from(WAIT_CALL_TIMEOUT).ok();
+        let started = Instant::now();
         let request = WaitOperationRequest {
             name: name.to_owned(),
             timeout,
@@ -152,7 +152,7 @@ async fn wait_waiting(args: &WaitArgs, name: &str) -> Result<Operation, CallErro
         match client.wait_operation(request).await {
             Ok(response) if response.get_ref().done => return Ok(response.into_inner()),
             Ok(_) => failures = 0,
-            Err(status) if is_away(&status) && failures < FAILURES => {
+            Err(status) if is_unavailable(&status) && failures < MAX_CONSECUTIVE_FAILURES => {
                 if failures == 0 {
                     eprintln!("the server is away ({}); trying again", status.message());
                 }
@@ -161,13 +161,13 @@ async fn wait_waiting(args: &WaitArgs, name: &str) -> Result<Operation, CallErro
             Err(status) => return Err(status.into()),
         }
         // A server may answer early; that must not become a storm of calls.
-        sleep(RETRY.saturating_sub(begun.elapsed())).await;
+        sleep(RETRY_DELAY.saturating_sub(started.elapsed())).await;
     }
 }
 
 /// Whether the server restarts, drains or cannot be reached, so that another
 /// try may help. UNKNOWN without details is how a broken connection looks.
-fn is_away(status: &Status) -> bool {
+fn is_unavailable(status: &Status) -> bool {
     match status.code() {
         Code::Unavailable => true,
         Code::Unknown => status.details().is_empty(),
@@ -175,32 +175,32 @@ fn is_away(status: &Status) -> bool {
     }
 }
 
-pub(super) async fn watch(args: OneArgs) -> Done {
+pub(super) async fn watch(args: OperationArgs) -> CommandResult {
     let name = full_name(args.name.name);
     let output = args.print.output;
-    let mut types = args.print.types.known(&args.name.connect.endpoint)?;
-    let mut client = args.name.connect.endpoint.watch().await?;
+    let mut types = args.print.types.resolver(&args.name.server.endpoint)?;
+    let mut client = args.name.server.endpoint.watch_client().await?;
     let mut states = client
         .watch_operation(WatchOperationRequest { name })
         .await?
         .into_inner();
-    let shown = async {
+    let print_states = async {
         let mut last = None;
         while let Some(operation) = states.message().await? {
-            print_state(types.of([&operation]).await, &operation, output);
+            print_state(types.resolve_for([&operation]).await, &operation, output);
             last = Some(operation);
         }
         Ok::<_, Status>(last)
     };
-    match interruptible(shown).await {
-        None => Ok(INTERRUPTED),
+    match interruptible(print_states).await {
+        None => Ok(EXIT_INTERRUPTED),
         Some(last) => Ok(last?.as_ref().map_or(0, exit_code)),
     }
 }
 
-pub(super) async fn cancel(args: NameArgs) -> Done {
+pub(super) async fn cancel(args: NameArgs) -> CommandResult {
     let name = full_name(args.name);
-    let mut client = args.connect.endpoint.operations().await?;
+    let mut client = args.server.endpoint.operations_client().await?;
     client
         .cancel_operation(CancelOperationRequest { name: name.clone() })
         .await?;
@@ -208,9 +208,9 @@ pub(super) async fn cancel(args: NameArgs) -> Done {
     Ok(0)
 }
 
-pub(super) async fn delete(args: NameArgs) -> Done {
+pub(super) async fn delete(args: NameArgs) -> CommandResult {
     let name = full_name(args.name);
-    let mut client = args.connect.endpoint.operations().await?;
+    let mut client = args.server.endpoint.operations_client().await?;
     client
         .delete_operation(DeleteOperationRequest { name: name.clone() })
         .await?;
@@ -218,11 +218,11 @@ pub(super) async fn delete(args: NameArgs) -> Done {
     Ok(0)
 }
 
-pub(super) async fn healthcheck(args: HealthArgs) -> Done {
+pub(super) async fn healthcheck(args: HealthArgs) -> CommandResult {
     let endpoint = args
         .endpoint
-        .unwrap_or_else(|| Endpoint::of_listener(&args.listen));
-    let mut client = HealthClient::new(endpoint.channel(Some(PROBE)).await?);
+        .unwrap_or_else(|| Endpoint::from_listen_address(&args.listen));
+    let mut client = HealthClient::new(endpoint.connect(Some(HEALTHCHECK_TIMEOUT)).await?);
     let health = client
         .check(HealthCheckRequest {
             service: String::new(),
@@ -233,13 +233,13 @@ pub(super) async fn healthcheck(args: HealthArgs) -> Done {
         return Ok(0);
     }
     eprintln!("the server at {endpoint} is not serving");
-    Ok(FAILED)
+    Ok(EXIT_FAILED)
 }
 
 /// The exit code that tells how an operation stands.
 pub(super) fn exit_code(operation: &Operation) -> u8 {
     match operation.result {
-        Some(operation::Result::Error(_)) => FAILED,
+        Some(operation::Result::Error(_)) => EXIT_FAILED,
         Some(operation::Result::Response(_)) | None => 0,
     }
 }
@@ -252,7 +252,7 @@ pub(super) async fn interruptible<T>(future: impl Future<Output = T>) -> Option<
     }
 }
 
-async fn within<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
+async fn with_deadline<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
     match deadline {
         Some(deadline) => tokio::time::timeout_at(deadline, future).await.ok(),
         None => Some(future.await),

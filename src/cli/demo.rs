@@ -13,13 +13,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming, transport::Channel};
 
 use super::{
-    args::{BAD_CALL, INTERRUPTED},
-    client::{CallError, Endpoint},
+    args::{EXIT_ERROR, EXIT_INTERRUPTED},
+    client::{CliError, Endpoint},
     commands::exit_code,
-    render::{Bar, pretty, say},
+    render::{ProgressDisplay, pretty_json, print_line},
 };
 use crate::{
-    demo::service::new_checksum,
+    demo::service::new_checksum_operation,
     operations::operations::Operations,
     proto::{
         google::longrunning::{
@@ -27,9 +27,9 @@ use crate::{
         },
         longrunning::v1::{WatchOperationRequest, operation_watch_client::OperationWatchClient},
     },
-    server::{AppError, Config, LogFormat, init_telemetry, signals},
+    server::{AppError, Config, LogFormat, init_telemetry, shutdown_signals},
     tasks::Tasks,
-    types::{Enums, Types},
+    types::{EnumFormat, TypeRegistry},
 };
 
 #[derive(Args, Debug)]
@@ -39,7 +39,7 @@ pub(super) struct DemoArgs {
     directory: PathBuf,
     /// Leave the server up until Ctrl-C
     #[arg(long)]
-    keep: bool,
+    keep_running: bool,
 }
 
 /// Why the demo could not be shown.
@@ -50,7 +50,7 @@ enum DemoError {
     #[error(transparent)]
     Create(#[from] crate::error::Error),
     #[error("{0}")]
-    Call(CallError),
+    Cli(CliError),
     #[error("{0}")]
     Other(String),
 }
@@ -59,46 +59,46 @@ enum DemoError {
 pub(super) async fn demo(args: DemoArgs) -> u8 {
     // The log of the server would tear the bar.
     let _ = init_telemetry(LogFormat::Text, "warn");
-    match show(args).await {
+    match run_demo(args).await {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
-            BAD_CALL
+            EXIT_ERROR
         }
     }
 }
 
-async fn show(args: DemoArgs) -> Result<u8, DemoError> {
-    let unusable = |error| DemoError::App(AppError::Demo(args.directory.clone(), error));
-    let directory = args.directory.canonicalize().map_err(unusable)?;
-    let app = config(directory.clone()).build().await?;
+async fn run_demo(args: DemoArgs) -> Result<u8, DemoError> {
+    let directory_error = |error| DemoError::App(AppError::DemoDirectory(args.directory.clone(), error));
+    let directory = args.directory.canonicalize().map_err(directory_error)?;
+    let app = demo_config(directory.clone()).bind_and_start().await?;
     let operations = app.operations().clone();
-    let (clients, admin) = (
-        app.clients().to_string(),
-        app.admin().map(|admin| admin.to_string()),
+    let (client_address, admin_address) = (
+        app.client_addr().to_string(),
+        app.admin_addr().map(|admin| admin.to_string()),
     );
-    eprintln!("serving google.longrunning.Operations on {clients}");
+    eprintln!("serving google.longrunning.Operations on {client_address}");
 
     let stop = CancellationToken::new();
     let tasks = Tasks::default();
     let stopped = stop.clone().cancelled_owned();
-    let serving = tasks.spawn("server", app.run(stopped, std::future::pending()));
-    let shown = follow(&operations, &directory, &clients).await;
-    if let Ok((last, _)) = &shown {
-        say(&pretty(&Types::built_in().operation(last, Enums::Names)));
-        print_lines(&last.name, &clients, admin.as_deref(), args.keep);
-        if args.keep {
-            let (stopped, _) = signals().map_err(|error| DemoError::Other(error.to_string()))?;
+    let server_task = tasks.spawn("server", app.run(stopped, std::future::pending()));
+    let result = create_and_watch(&operations, &directory, &client_address).await;
+    if let Ok((last, _)) = &result {
+        print_line(&pretty_json(&TypeRegistry::built_in().operation_to_json(last, EnumFormat::Names)));
+        print_lookup_commands(&last.name, &client_address, admin_address.as_deref(), args.keep_running);
+        if args.keep_running {
+            let (stopped, _) = shutdown_signals().map_err(|error| DemoError::Other(error.to_string()))?;
             stopped.await;
         }
     }
     stop.cancel();
-    if let Err(error) = serving.await {
+    if let Err(error) = server_task.await {
         return Err(DemoError::Other(format!("the server broke off: {error}")));
     }
-    let (last, interrupted) = shown?;
+    let (last, interrupted) = result?;
     Ok(if interrupted {
-        INTERRUPTED
+        EXIT_INTERRUPTED
     } else {
         exit_code(&last)
     })
@@ -106,42 +106,42 @@ async fn show(args: DemoArgs) -> Result<u8, DemoError> {
 
 /// Creates the operation and watches it to its end, through gRPC. Ctrl-C
 /// cancels it, and its end is still watched.
-async fn follow(
+async fn create_and_watch(
     operations: &Operations,
     directory: &std::path::Path,
-    clients: &str,
+    client_address: &str,
 ) -> Result<(Operation, bool), DemoError> {
-    let created = operations.create(new_checksum(directory)).await?;
+    let created = operations.create(new_checksum_operation(directory)).await?;
     let name = created.operation.name().to_owned();
     eprintln!(
         "created {name}: SHA-256 of every file below {}",
         directory.display()
     );
-    let endpoint: Endpoint = format!("http://{clients}")
+    let endpoint: Endpoint = format!("http://{client_address}")
         .parse()
         .map_err(DemoError::Other)?;
-    let channel = endpoint.channel(None).await.map_err(DemoError::Call)?;
+    let channel = endpoint.connect(None).await.map_err(DemoError::Cli)?;
     let mut watch = OperationWatchClient::new(channel.clone());
     let states = watch
         .watch_operation(WatchOperationRequest { name: name.clone() })
         .await?
         .into_inner();
-    watch_to_the_end(states, channel, &name).await
+    watch_until_done(states, channel, &name).await
 }
 
-async fn watch_to_the_end(
+async fn watch_until_done(
     mut states: Streaming<Operation>,
     channel: Channel,
     name: &str,
 ) -> Result<(Operation, bool), DemoError> {
-    let bar = stderr().is_terminal().then(Bar::new);
+    let bar = stderr().is_terminal().then(ProgressDisplay::new);
     let (mut interrupted, mut last) = (false, None);
     loop {
         select! {
             state = states.message() => match state? {
                 Some(operation) => {
                     if let Some(bar) = &bar {
-                        bar.show(&operation);
+                        bar.update(&operation);
                     }
                     last = Some(operation);
                 }
@@ -154,7 +154,7 @@ async fn watch_to_the_end(
                 }
                 let text = format!("cancelling {name}; press Ctrl-C again to leave at once");
                 match &bar {
-                    Some(bar) => bar.say(&text),
+                    Some(bar) => bar.print_above(&text),
                     None => eprintln!("{text}"),
                 }
                 let cancel = CancelOperationRequest { name: name.to_owned() };
@@ -170,35 +170,35 @@ async fn watch_to_the_end(
 }
 
 /// The lines with which anybody can look at the operation.
-fn print_lines(name: &str, clients: &str, admin: Option<&str>, kept: bool) {
-    let up = if kept {
+fn print_lookup_commands(name: &str, client_address: &str, admin_address: Option<&str>, keep_running: bool) {
+    let lifetime_hint = if keep_running {
         "the server stays up until Ctrl-C"
     } else {
         "with --keep the server stays up for this"
     };
-    eprintln!("\nLook at it ({up}):");
+    eprintln!("\nLook at it ({lifetime_hint}):");
     eprintln!(
-        "  grpcurl -plaintext -d '{{\"name\":\"{name}\"}}' {clients} google.longrunning.Operations/GetOperation"
+        "  grpcurl -plaintext -d '{{\"name\":\"{name}\"}}' {client_address} google.longrunning.Operations/GetOperation"
     );
-    eprintln!("  longrunning get {name} --endpoint http://{clients}");
-    eprintln!("  curl -s http://{clients}/v1/{name}");
-    if let Some(admin) = admin {
+    eprintln!("  longrunning get {name} --endpoint http://{client_address}");
+    eprintln!("  curl -s http://{client_address}/v1/{name}");
+    if let Some(admin) = admin_address {
         eprintln!("  curl -s http://{admin}/metrics");
     }
 }
 
 /// A server whose clients are this program and whoever it tells.
-fn config(directory: PathBuf) -> Config {
+fn demo_config(directory: PathBuf) -> Config {
     Config {
         worker_listen: None,
-        grace: Duration::from_secs(5),
-        demo: Some(directory),
+        shutdown_timeout: Duration::from_secs(5),
+        demo_directory: Some(directory),
         ..Config::default()
     }
 }
 
 impl From<Status> for DemoError {
     fn from(status: Status) -> Self {
-        Self::Call(status.into())
+        Self::Cli(status.into())
     }
 }

@@ -12,29 +12,29 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{
-    args::{FAILED, PrintArgs},
-    client::CallError,
-    render::{pretty, print_list, say},
+    args::{EXIT_FAILED, PrintArgs},
+    client::CliError,
+    render::{pretty_json, print_operations, print_line},
 };
 use crate::{
     journal::sqlite::copy::{self, Summary},
     operation::operation::Operation,
     proto::{google, longrunning::v1::operation_metadata::State},
     server::StoreConfig,
-    types::Enums,
+    types::EnumFormat,
 };
 
 #[derive(Args, Debug)]
 pub(super) struct BackupArgs {
     /// The file to make; there must be none of that name
     #[arg(value_name = "PATH")]
-    to: PathBuf,
+    destination: PathBuf,
     /// What to copy: sqlite:PATH, as `serve` has it; a server may have it open
     #[arg(long, env = "LONGRUNNING_STORE", value_name = "STORE")]
     store: StoreConfig,
     /// Copy operation by operation what can be read of a damaged file
     #[arg(long)]
-    salvage: bool,
+    recover: bool,
 }
 
 #[derive(Args, Debug)]
@@ -51,77 +51,77 @@ pub(super) struct InspectArgs {
 
 /// What was found in a file.
 #[derive(Debug, Default)]
-struct Found {
+struct FileReport {
     states: BTreeMap<State, u64>,
     /// Deleted, and still at work.
-    hidden: u64,
+    deleted: u64,
     damaged: Vec<String>,
     newest: VecDeque<google::longrunning::Operation>,
 }
 
 /// Copies the file of a server.
-pub(super) fn backup(args: &BackupArgs) -> Result<u8, CallError> {
-    let StoreConfig::Sqlite(from) = &args.store else {
-        return Err(CallError::refused(format!(
+pub(super) fn backup(args: &BackupArgs) -> Result<u8, CliError> {
+    let StoreConfig::Sqlite(source) = &args.store else {
+        return Err(CliError::local(format!(
             "--store {}: only what is kept in a file can be copied; say sqlite:PATH",
             args.store
         )));
     };
-    if args.salvage {
-        let (saved, lost) = copy::salvage(from, &args.to).map_err(CallError::refused)?;
-        for damage in &lost {
+    if args.recover {
+        let (recovered, unreadable) = copy::recover(source, &args.destination).map_err(CliError::local)?;
+        for damage in &unreadable {
             eprintln!("lost: {damage}");
         }
-        say(&format!(
-            "saved {saved} operations of {} in {}",
-            from.display(),
-            args.to.display()
+        print_line(&format!(
+            "saved {recovered} operations of {} in {}",
+            source.display(),
+            args.destination.display()
         ));
-        return Ok(if lost.is_empty() { 0 } else { FAILED });
+        return Ok(if unreadable.is_empty() { 0 } else { EXIT_FAILED });
     }
-    copy::backup(from, &args.to).map_err(CallError::refused)?;
-    let size = std::fs::metadata(&args.to).map_or(0, |file| file.len());
-    say(&format!(
+    copy::backup(source, &args.destination).map_err(CliError::local)?;
+    let size = std::fs::metadata(&args.destination).map_or(0, |file| file.len());
+    print_line(&format!(
         "copied {} to {}, {}",
-        from.display(),
-        args.to.display(),
+        source.display(),
+        args.destination.display(),
         ByteSize(size).display().iec()
     ));
     Ok(0)
 }
 
 /// Prints what a file holds.
-pub(super) fn inspect(args: &InspectArgs) -> Result<u8, CallError> {
+pub(super) fn inspect(args: &InspectArgs) -> Result<u8, CliError> {
     let types = args.print.types.load()?;
     let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
-    let mut found = Found::default();
-    let summary = copy::inspect(&args.path, |row| found.take(row, limit));
-    let summary = summary.map_err(CallError::refused)?;
-    let newest: Vec<_> = found.newest.iter().rev().cloned().collect();
+    let mut report = FileReport::default();
+    let summary = copy::inspect(&args.path, |row| report.add_row(row, limit));
+    let summary = summary.map_err(CliError::local)?;
+    let newest: Vec<_> = report.newest.iter().rev().cloned().collect();
     if args.print.output.is_json() {
-        let mut whole = found.json(&summary);
-        whole["operations"] = newest
+        let mut document = report.to_json(&summary);
+        document["operations"] = newest
             .iter()
-            .map(|operation| types.operation(operation, Enums::Names))
+            .map(|operation| types.operation_to_json(operation, EnumFormat::Names))
             .collect();
-        say(&pretty(&whole));
+        print_line(&pretty_json(&document));
     } else {
-        found.print(&summary);
+        report.print(&summary);
         if !newest.is_empty() {
-            say("");
-            print_list(&types, &newest, args.print.output);
+            print_line("");
+            print_operations(&types, &newest, args.print.output);
         }
     }
-    Ok(if found.damaged.is_empty() { 0 } else { FAILED })
+    Ok(if report.damaged.is_empty() { 0 } else { EXIT_FAILED })
 }
 
 // === impl Found ===
 
-impl Found {
-    fn take(&mut self, row: Result<Operation, String>, limit: usize) {
+impl FileReport {
+    fn add_row(&mut self, row: Result<Operation, String>, limit: usize) {
         match row {
             Err(damage) => self.damaged.push(damage),
-            Ok(operation) if operation.is_hidden() => self.hidden += 1,
+            Ok(operation) if operation.is_deleted() => self.deleted += 1,
             Ok(operation) => {
                 *self.states.entry(operation.state()).or_default() += 1;
                 self.newest.push_back(operation.to_proto());
@@ -133,40 +133,40 @@ impl Found {
     }
 
     fn print(&self, summary: &Summary) {
-        let size = |bytes| ByteSize(bytes).display().iec();
+        let format_size = |bytes| ByteSize(bytes).display().iec();
         let states: Vec<String> = self
             .states
             .iter()
             .map(|(state, count)| format!("{count} {}", state.as_str_name()))
             .collect();
-        let all: u64 = self.states.values().sum();
-        say(&format!("size        {}", size(summary.bytes)));
-        say(&format!("log         {}", size(summary.log_bytes)));
-        say(&format!("schema      {}", summary.schema));
-        say(&format!("changes     {}", summary.changes));
+        let total: u64 = self.states.values().sum();
+        print_line(&format!("size        {}", format_size(summary.file_bytes)));
+        print_line(&format!("log         {}", format_size(summary.wal_bytes)));
+        print_line(&format!("schema      {}", summary.schema_version));
+        print_line(&format!("changes     {}", summary.write_count));
         let colon = if states.is_empty() { "" } else { ": " };
-        say(&format!("operations  {all}{colon}{}", states.join(", ")));
-        if self.hidden != 0 {
-            say(&format!("deleted     {}, still at work", self.hidden));
+        print_line(&format!("operations  {total}{colon}{}", states.join(", ")));
+        if self.deleted != 0 {
+            print_line(&format!("deleted     {}, still at work", self.deleted));
         }
         for damage in &self.damaged {
-            say(&format!("damaged     {damage}"));
+            print_line(&format!("damaged     {damage}"));
         }
     }
 
-    fn json(&self, summary: &Summary) -> Value {
+    fn to_json(&self, summary: &Summary) -> Value {
         let states: serde_json::Map<String, Value> = self
             .states
             .iter()
             .map(|(state, count)| (state.as_str_name().to_owned(), json!(count)))
             .collect();
         json!({
-            "bytes": summary.bytes,
-            "logBytes": summary.log_bytes,
-            "schema": summary.schema,
-            "changes": summary.changes,
+            "bytes": summary.file_bytes,
+            "logBytes": summary.wal_bytes,
+            "schema": summary.schema_version,
+            "changes": summary.write_count,
             "states": states,
-            "deleted": self.hidden,
+            "deleted": self.deleted,
             "damaged": self.damaged,
         })
     }

@@ -10,7 +10,7 @@ use clap::{
 use tokio::runtime;
 
 use super::{
-    args::{BAD_CALL, HealthArgs, ListArgs, NameArgs, OneArgs, WaitArgs},
+    args::{EXIT_ERROR, HealthArgs, ListArgs, NameArgs, OperationArgs, WaitArgs},
     commands, demo, files, queues, serve, submit, work,
 };
 
@@ -23,11 +23,11 @@ use super::{
 )]
 struct Cli {
     #[command(subcommand)]
-    command: Action,
+    command: CliCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Action {
+enum CliCommand {
     /// Serve operations to clients
     Serve(Box<serve::ServeArgs>),
     /// Hash a directory as a long-running operation, watched live through gRPC
@@ -39,13 +39,13 @@ enum Action {
     /// Run a command as one operation, right here
     Run(Box<work::RunArgs>),
     /// Print an operation as it is now
-    Get(OneArgs),
+    Get(OperationArgs),
     /// Print operations, newest first
     List(ListArgs),
     /// Wait until an operation is done and print it
     Wait(WaitArgs),
     /// Print each state of an operation until it is done
-    Watch(OneArgs),
+    Watch(OperationArgs),
     /// Ask an operation to stop
     Cancel(NameArgs),
     /// Delete an operation; what runs goes on, unseen
@@ -70,53 +70,53 @@ pub fn main() -> ExitCode {
                     "A value may also come from the environment (LONGRUNNING_...) or from the --config file."
                 );
             }
-            return ExitCode::from(if error.use_stderr() { BAD_CALL } else { 0 });
+            return ExitCode::from(if error.use_stderr() { EXIT_ERROR } else { 0 });
         }
     };
     let runtime = match cli.command {
-        Action::Serve(_) | Action::Demo(_) => {
+        CliCommand::Serve(_) | CliCommand::Demo(_) => {
             runtime::Builder::new_multi_thread().enable_all().build()
         }
         _ => runtime::Builder::new_current_thread().enable_all().build(),
     };
     match runtime {
         Ok(runtime) => {
-            let code = runtime.block_on(run(cli.command));
+            let code = runtime.block_on(dispatch(cli.command));
             // Blocking work of a demo that was cut short must not hold the exit.
             runtime.shutdown_background();
             ExitCode::from(code)
         }
         Err(error) => {
             eprintln!("error: cannot start: {error}");
-            ExitCode::from(BAD_CALL)
+            ExitCode::from(EXIT_ERROR)
         }
     }
 }
 
-async fn run(action: Action) -> u8 {
-    let done = match action {
-        Action::Serve(args) => return serve::serve(*args).await,
-        Action::Demo(args) => return demo::demo(args).await,
-        Action::Submit(args) => submit::submit(*args).await,
-        Action::Work(args) => work::work(*args).await,
-        Action::Run(args) => work::run(*args).await,
-        Action::Get(args) => commands::get(args).await,
-        Action::List(args) => commands::list(args).await,
-        Action::Wait(args) => commands::wait(args).await,
-        Action::Watch(args) => commands::watch(args).await,
-        Action::Cancel(args) => commands::cancel(args).await,
-        Action::Delete(args) => commands::delete(args).await,
-        Action::Backup(args) => files::backup(&args),
-        Action::Inspect(args) => files::inspect(&args),
+async fn dispatch(command: CliCommand) -> u8 {
+    let result = match command {
+        CliCommand::Serve(args) => return serve::serve(*args).await,
+        CliCommand::Demo(args) => return demo::demo(args).await,
+        CliCommand::Submit(args) => submit::submit(*args).await,
+        CliCommand::Work(args) => work::work(*args).await,
+        CliCommand::Run(args) => work::run(*args).await,
+        CliCommand::Get(args) => commands::get(args).await,
+        CliCommand::List(args) => commands::list(args).await,
+        CliCommand::Wait(args) => commands::wait(args).await,
+        CliCommand::Watch(args) => commands::watch(args).await,
+        CliCommand::Cancel(args) => commands::cancel(args).await,
+        CliCommand::Delete(args) => commands::delete(args).await,
+        CliCommand::Backup(args) => files::backup(&args),
+        CliCommand::Inspect(args) => files::inspect(&args),
         // Probes of containers know 0 and 1 only.
-        Action::Healthcheck(args) => commands::healthcheck(args).await.or_else(|error| {
+        CliCommand::Healthcheck(args) => commands::healthcheck(args).await.or_else(|error| {
             eprintln!("error: {error}");
             Ok(1)
         }),
     };
-    done.unwrap_or_else(|error| {
+    result.unwrap_or_else(|error| {
         eprintln!("error: {error}");
-        BAD_CALL
+        EXIT_ERROR
     })
 }
 
@@ -127,31 +127,31 @@ fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
     let mut command = Cli::command();
     let mut queues = Vec::new();
     if let Some(path) = config_path(&command, arguments) {
-        let refuse = |text: String| Cli::command().error(ErrorKind::InvalidValue, text);
+        let config_error = |text: String| Cli::command().error(ErrorKind::InvalidValue, text);
         let text = std::fs::read_to_string(&path).map_err(|error| {
-            refuse(format!(
+            config_error(format!(
                 "cannot read the config file {}: {error}",
                 path.display()
             ))
         })?;
         let mut table: toml::Table = text.parse().map_err(|error| {
-            refuse(format!(
+            config_error(format!(
                 "the config file {} is not TOML: {error}",
                 path.display()
             ))
         })?;
-        let refuse_setting = |error: String| refuse(format!("{}: {error}", path.display()));
-        queues = queues::take(&mut table).map_err(refuse_setting)?;
+        let setting_error = |error: String| config_error(format!("{}: {error}", path.display()));
+        queues = queues::take_queues(&mut table).map_err(setting_error)?;
         let serve = command
             .find_subcommand("serve")
             .expect("the command is declared above")
             .clone();
-        let serve = with_defaults(serve, table).map_err(refuse_setting)?;
+        let serve = with_config_defaults(serve, table).map_err(setting_error)?;
         command = command.mut_subcommand("serve", |_| serve);
     }
     let matches = command.try_get_matches_from(arguments)?;
     let mut cli = Cli::from_arg_matches(&matches)?;
-    if let Action::Serve(serve) = &mut cli.command {
+    if let CliCommand::Serve(serve) = &mut cli.command {
         serve.queues = queues;
     }
     Ok(cli)
@@ -174,7 +174,7 @@ fn config_path(command: &Command, arguments: &[OsString]) -> Option<PathBuf> {
         .filter(|path| !path.as_os_str().is_empty())
 }
 
-fn with_defaults(mut serve: Command, table: toml::Table) -> Result<Command, String> {
+fn with_config_defaults(mut serve: Command, table: toml::Table) -> Result<Command, String> {
     for (key, value) in table {
         let is_flag = |arg: &&Arg| {
             let aliases = arg.get_all_aliases().unwrap_or_default();
@@ -221,12 +221,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_declared_without_contradiction() {
+    fn cli_declaration_is_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn values_of_the_config_file_become_defaults_and_flags_win_over_them() {
+    fn config_file_values_become_defaults_and_flags_override_them() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(
             file.path(),
@@ -235,22 +235,22 @@ mod tests {
         )
         .unwrap();
         let path = file.path().to_str().unwrap();
-        let line = ["longrunning", "serve", "--config", path, "--grace", "4s"].map(OsString::from);
-        let Action::Serve(args) = parse(&line).unwrap().command else {
+        let arguments = ["longrunning", "serve", "--config", path, "--grace", "4s"].map(OsString::from);
+        let CliCommand::Serve(args) = parse(&arguments).unwrap().command else {
             panic!("it is serve")
         };
         let config = args.into_config();
         assert_eq!(config.listen.to_string(), "127.0.0.1:1");
         assert_eq!(config.limits.max_operations, 7);
-        assert_eq!(config.grace.as_secs(), 4);
+        assert_eq!(config.shutdown_timeout.as_secs(), 4);
         assert_eq!(config.queues[0].name, "thumbs");
     }
 
     #[test]
-    fn a_broken_config_file_is_refused_with_its_name_and_the_setting() {
+    fn invalid_config_file_is_rejected_with_path_and_setting() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let path = file.path().to_str().unwrap();
-        let line = ["longrunning", "serve", "--config", path].map(OsString::from);
+        let arguments = ["longrunning", "serve", "--config", path].map(OsString::from);
         for (text, problem) in [
             ("lissen = \"x\"", "\"lissen\" is not a setting"),
             (
@@ -262,7 +262,7 @@ mod tests {
             ("grace = \"soon\"", "soon"),
         ] {
             std::fs::write(file.path(), text).unwrap();
-            let error = parse(&line).unwrap_err().to_string();
+            let error = parse(&arguments).unwrap_err().to_string();
             assert!(error.contains(problem), "{error}");
         }
         let missing = ["longrunning", "serve", "--config", "/nowhere.toml"].map(OsString::from);

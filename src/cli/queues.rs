@@ -12,12 +12,12 @@ use crate::{
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Queue {
+struct QueueTable {
     name: String,
     command: Vec<String>,
     #[serde(default = "one")]
     concurrency: usize,
-    retry: Option<Retry>,
+    retry: Option<RetrySetting>,
 }
 
 /// A number of attempts, or all of a policy.
@@ -27,14 +27,14 @@ struct Queue {
     expecting = "write a number of attempts, or a table of max_attempts, \
     initial_backoff and max_backoff as \"1s\", multiplier and jitter"
 )]
-enum Retry {
+enum RetrySetting {
     Attempts(u32),
-    Policy(Policy),
+    Policy(RetryPolicyTable),
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Policy {
+struct RetryPolicyTable {
     max_attempts: u32,
     #[serde(default, deserialize_with = "duration")]
     initial_backoff: Option<Duration>,
@@ -45,7 +45,7 @@ struct Policy {
 }
 
 /// Takes the queues out of the config file. The error names the queue.
-pub(super) fn take(table: &mut toml::Table) -> Result<Vec<QueueConfig>, String> {
+pub(super) fn take_queues(table: &mut toml::Table) -> Result<Vec<QueueConfig>, String> {
     let tables = match table.remove("queue") {
         None => return Ok(Vec::new()),
         Some(toml::Value::Array(tables)) => tables,
@@ -60,7 +60,7 @@ pub(super) fn take(table: &mut toml::Table) -> Result<Vec<QueueConfig>, String> 
             |name| format!("queue {name:?}"),
         );
         // The message of toml has lines.
-        let queue = read(table).map_err(|error| format!("{title}: {}", error.trim()))?;
+        let queue = parse_queue(table).map_err(|error| format!("{title}: {}", error.trim()))?;
         if !names.insert(queue.name.clone()) {
             return Err(format!(
                 "{title} is there twice; give each one its own name"
@@ -71,8 +71,8 @@ pub(super) fn take(table: &mut toml::Table) -> Result<Vec<QueueConfig>, String> 
     Ok(queues)
 }
 
-fn read(table: toml::Value) -> Result<QueueConfig, String> {
-    let queue: Queue = table.try_into().map_err(|error| error.to_string())?;
+fn parse_queue(table: toml::Value) -> Result<QueueConfig, String> {
+    let queue: QueueTable = table.try_into().map_err(|error| error.to_string())?;
     QueueName::parse(&queue.name).map_err(|error| format!("name: {error}"))?;
     if queue.concurrency == 0 {
         return Err("concurrency: must be at least 1".to_owned());
@@ -85,27 +85,27 @@ fn read(table: toml::Value) -> Result<QueueConfig, String> {
         name: queue.name,
         command: queue.command,
         concurrency: queue.concurrency,
-        retry,
+        retry_policy: retry,
     })
 }
 
-impl From<Retry> for RetryPolicy {
-    fn from(retry: Retry) -> Self {
+impl From<RetrySetting> for RetryPolicy {
+    fn from(retry: RetrySetting) -> Self {
         let policy = match retry {
-            Retry::Attempts(attempts) => return Self::attempts(attempts),
-            Retry::Policy(policy) => policy,
+            RetrySetting::Attempts(attempts) => return Self::with_max_attempts(attempts),
+            RetrySetting::Policy(policy) => policy,
         };
-        let usual = Self::default();
-        let initial_backoff = policy.initial_backoff.unwrap_or(usual.initial_backoff);
+        let defaults = Self::default();
+        let initial_backoff = policy.initial_backoff.unwrap_or(defaults.initial_backoff);
         Self {
             max_attempts: policy.max_attempts,
             initial_backoff,
             // A long first pause alone is no contradiction.
             max_backoff: policy
                 .max_backoff
-                .unwrap_or_else(|| usual.max_backoff.max(initial_backoff)),
-            multiplier: policy.multiplier.unwrap_or(usual.multiplier),
-            jitter: policy.jitter.unwrap_or(usual.jitter),
+                .unwrap_or_else(|| defaults.max_backoff.max(initial_backoff)),
+            multiplier: policy.multiplier.unwrap_or(defaults.multiplier),
+            jitter: policy.jitter.unwrap_or(defaults.jitter),
         }
     }
 }
@@ -124,13 +124,13 @@ fn one() -> usize {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<Vec<QueueConfig>, String> {
-        take(&mut text.parse().unwrap())
+    fn parse_config(text: &str) -> Result<Vec<QueueConfig>, String> {
+        take_queues(&mut text.parse().unwrap())
     }
 
     #[test]
-    fn a_queue_has_a_command_and_may_have_concurrency_and_retries() {
-        let queues = read(
+    fn queue_table_accepts_command_concurrency_and_retry() {
+        let queues = parse_config(
             r#"
             [[queue]]
             name = "thumbs"
@@ -150,21 +150,21 @@ mod tests {
         )
         .unwrap();
         assert_eq!(queues[0].command, ["thumbs", "--small"]);
-        assert_eq!((queues[0].concurrency, &queues[0].retry), (1, &None));
+        assert_eq!((queues[0].concurrency, &queues[0].retry_policy), (1, &None));
         assert_eq!(queues[1].concurrency, 2);
-        assert_eq!(queues[1].retry, Some(RetryPolicy::attempts(3)));
+        assert_eq!(queues[1].retry_policy, Some(RetryPolicy::with_max_attempts(3)));
         let policy = RetryPolicy {
             initial_backoff: Duration::from_secs(120),
             max_backoff: Duration::from_secs(120),
             jitter: 0.5,
-            ..RetryPolicy::attempts(5)
+            ..RetryPolicy::with_max_attempts(5)
         };
-        assert_eq!(queues[2].retry, Some(policy));
-        assert!(read("").unwrap().is_empty());
+        assert_eq!(queues[2].retry_policy, Some(policy));
+        assert!(parse_config("").unwrap().is_empty());
     }
 
     #[test]
-    fn a_broken_queue_is_refused_with_its_name_and_the_setting() {
+    fn invalid_queue_table_is_rejected_with_name_and_setting() {
         let queue = |rest: &str| format!("[[queue]]\nname = \"a\"\ncommand = [\"c\"]\n{rest}");
         for (text, title, problem) in [
             (queue("comand = 1"), "queue \"a\"", "`comand`"),
@@ -200,7 +200,7 @@ mod tests {
             ("[queue]\nname = \"a\"".into(), "[[queue]]", "two brackets"),
             (format!("{0}\n{0}", queue("")), "queue \"a\"", "twice"),
         ] {
-            let error = read(&text).unwrap_err();
+            let error = parse_config(&text).unwrap_err();
             println!("{error}");
             assert!(
                 error.starts_with(title) || error.contains("write [[queue]]"),

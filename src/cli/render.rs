@@ -8,7 +8,7 @@ use std::{
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::args::Output;
+use super::args::OutputFormat;
 use crate::{
     clock::{Clock, Timestamp},
     proto::{
@@ -18,15 +18,15 @@ use crate::{
         },
         longrunning::v1::{OperationMetadata, Progress},
     },
-    types::{Enums, Types},
+    types::{EnumFormat, TypeRegistry},
 };
 
 /// A progress bar on standard error.
 #[derive(Debug)]
-pub(super) struct Bar(ProgressBar);
+pub(super) struct ProgressDisplay(ProgressBar);
 
 /// What a row of a table shows.
-struct Row {
+struct OperationRow {
     name: String,
     state: String,
     age: String,
@@ -35,31 +35,31 @@ struct Row {
 }
 
 /// Prints one operation.
-pub(super) fn print_one(types: &Types, operation: &Operation, output: Output) {
+pub(super) fn print_operation(types: &TypeRegistry, operation: &Operation, output: OutputFormat) {
     if output.is_json() {
-        say(&pretty(&types.operation(operation, Enums::Names)));
+        print_line(&pretty_json(&types.operation_to_json(operation, EnumFormat::Names)));
         return;
     }
-    let row = Row::new(operation);
-    say(&format!("name      {}", row.name));
-    say(&format!("state     {}", row.state));
+    let row = OperationRow::new(operation);
+    print_line(&format!("name      {}", row.name));
+    print_line(&format!("state     {}", row.state));
     for (key, value) in [
         ("age", row.age),
         ("progress", row.progress),
         ("labels", row.labels),
     ] {
         if !value.is_empty() {
-            say(&format!("{key:<9} {value}"));
+            print_line(&format!("{key:<9} {value}"));
         }
     }
     match &operation.result {
         Some(operation::Result::Response(response)) => {
-            say(&format!("response  {}", types.any(response)));
+            print_line(&format!("response  {}", types.any_to_json(response)));
         }
         Some(operation::Result::Error(error)) => {
-            say(&format!("error     {}", error_text(error)));
+            print_line(&format!("error     {}", error_text(error)));
             for detail in &error.details {
-                say(&format!("          {}", types.any(detail)));
+                print_line(&format!("          {}", types.any_to_json(detail)));
             }
         }
         None => {}
@@ -67,20 +67,20 @@ pub(super) fn print_one(types: &Types, operation: &Operation, output: Output) {
 }
 
 /// Prints many operations.
-pub(super) fn print_list(types: &Types, operations: &[Operation], output: Output) {
+pub(super) fn print_operations(types: &TypeRegistry, operations: &[Operation], output: OutputFormat) {
     if output.is_json() {
         let list: Vec<Value> = operations
             .iter()
-            .map(|operation| types.operation(operation, Enums::Names))
+            .map(|operation| types.operation_to_json(operation, EnumFormat::Names))
             .collect();
-        say(&pretty(&json!({ "operations": list })));
+        print_line(&pretty_json(&json!({ "operations": list })));
         return;
     }
     if operations.is_empty() {
         eprintln!("no operations");
         return;
     }
-    let titles = Row {
+    let header = OperationRow {
         name: "NAME".into(),
         state: "STATE".into(),
         age: "AGE".into(),
@@ -88,13 +88,13 @@ pub(super) fn print_list(types: &Types, operations: &[Operation], output: Output
         labels: "LABELS".into(),
     };
     // A bar is for eyes; what reads the table as text gets the words alone.
-    let with_bar = std::io::stdout().is_terminal();
-    let rows = operations.iter().map(|operation| match with_bar {
-        true => Row::new(operation).with_bar(operation),
-        false => Row::new(operation),
+    let is_terminal = std::io::stdout().is_terminal();
+    let rows = operations.iter().map(|operation| match is_terminal {
+        true => OperationRow::new(operation).with_progress_bar(operation),
+        false => OperationRow::new(operation),
     });
-    let rows: Vec<Row> = std::iter::once(titles).chain(rows).collect();
-    let width = |cell: fn(&Row) -> &str| {
+    let rows: Vec<OperationRow> = std::iter::once(header).chain(rows).collect();
+    let width = |cell: fn(&OperationRow) -> &str| {
         rows.iter()
             .map(|row| cell(row).chars().count())
             .max()
@@ -107,57 +107,57 @@ pub(super) fn print_list(types: &Types, operations: &[Operation], output: Output
             "{:<name$}  {:<state$}  {:>age$}  {:<progress$}  {}",
             row.name, row.state, row.age, row.progress, row.labels
         );
-        say(line.trim_end());
+        print_line(line.trim_end());
     }
 }
 
 /// Prints one state of several, on a line.
-pub(super) fn print_state(types: &Types, operation: &Operation, output: Output) {
+pub(super) fn print_state(types: &TypeRegistry, operation: &Operation, output: OutputFormat) {
     if output.is_json() {
-        say(&types.operation(operation, Enums::Names).to_string());
+        print_line(&types.operation_to_json(operation, EnumFormat::Names).to_string());
         return;
     }
-    let row = Row::new(operation);
+    let row = OperationRow::new(operation);
     let result = match &operation.result {
-        Some(operation::Result::Response(response)) => types.any(response).to_string(),
+        Some(operation::Result::Response(response)) => types.any_to_json(response).to_string(),
         Some(operation::Result::Error(error)) => error_text(error),
         None => row.progress,
     };
-    say(&format!("{:<10}  {result}", row.state));
+    print_line(&format!("{:<10}  {result}", row.state));
 }
 
 /// Prints a line on standard output. Whoever closed it, as `head` does, has
 /// seen enough: that ends the program, and is no error.
-pub(super) fn say(line: &str) {
+pub(super) fn print_line(line: &str) {
     if writeln!(std::io::stdout(), "{line}").is_err() {
         std::process::exit(0);
     }
 }
 
 /// Text that somebody else wrote, without what would control the terminal.
-fn tame(text: &str) -> String {
+fn sanitize(text: &str) -> String {
     text.replace(char::is_control, "\u{fffd}")
 }
 
 /// ProtoJSON on several lines.
-pub(super) fn pretty(json: &Value) -> String {
+pub(super) fn pretty_json(json: &Value) -> String {
     format!("{json:#}")
 }
 
 fn error_text(error: &rpc::Status) -> String {
     let code = rpc::Code::try_from(error.code).map_or("UNKNOWN", |code| code.as_str_name());
-    format!("{code}: {}", tame(&error.message))
+    format!("{code}: {}", sanitize(&error.message))
 }
 
-fn metadata(operation: &Operation) -> Option<OperationMetadata> {
-    Types::unpack(operation.metadata.as_ref())
+fn operation_metadata(operation: &Operation) -> Option<OperationMetadata> {
+    TypeRegistry::unpack(operation.metadata.as_ref())
 }
 
 // === impl Row ===
 
-impl Row {
+impl OperationRow {
     fn new(operation: &Operation) -> Self {
-        let metadata = metadata(operation);
+        let metadata = operation_metadata(operation);
         let state = match (&metadata, &operation.result) {
             (Some(metadata), _) => metadata.state().as_str_name(),
             (None, Some(operation::Result::Error(_))) => "FAILED",
@@ -183,22 +183,22 @@ impl Row {
             },
             age: metadata
                 .create_time
-                .map_or_else(String::new, |time| age(&time)),
+                .map_or_else(String::new, |time| format_age(&time)),
             progress: metadata
                 .progress
                 .as_ref()
-                .map_or_else(String::new, progress),
-            labels: tame(&labels.join(",")),
+                .map_or_else(String::new, progress_text),
+            labels: sanitize(&labels.join(",")),
         }
     }
 
     /// Puts a bar in front of the progress of what is not done.
-    fn with_bar(mut self, operation: &Operation) -> Self {
-        let progress = metadata(operation).and_then(|metadata| metadata.progress);
-        if let Some(fraction) = progress.as_ref().and_then(fraction)
+    fn with_progress_bar(mut self, operation: &Operation) -> Self {
+        let progress = operation_metadata(operation).and_then(|metadata| metadata.progress);
+        if let Some(fraction) = progress.as_ref().and_then(progress_fraction)
             && !operation.done
         {
-            self.progress = format!("{} {}", bar(fraction), self.progress);
+            self.progress = format!("{} {}", text_bar(fraction), self.progress);
         }
         self
     }
@@ -210,20 +210,20 @@ impl Row {
     clippy::cast_sign_loss,
     reason = "0 to 10"
 )]
-fn bar(fraction: f64) -> String {
+fn text_bar(fraction: f64) -> String {
     let done = (fraction * 10.0) as usize;
     let head = if done < 10 { ">" } else { "" };
     format!("[{:<10}]", format!("{}{head}", "=".repeat(done)))
 }
 
 /// A progress in a few words: `42% 1.2 GiB of 3.4 GiB, 12 of 30 files`.
-fn progress(progress: &Progress) -> String {
-    let mut words = Vec::new();
-    if let Some(fraction) = fraction(progress) {
-        words.push(format!("{:.0}%", fraction * 100.0));
+fn progress_text(progress: &Progress) -> String {
+    let mut parts = Vec::new();
+    if let Some(fraction) = progress_fraction(progress) {
+        parts.push(format!("{:.0}%", fraction * 100.0));
     }
     let unit = progress.unit.as_str();
-    let amount = |units: i64| match unit {
+    let format_units = |units: i64| match unit {
         "bytes" => HumanBytes(u64::try_from(units).unwrap_or(0)).to_string(),
         _ => units.to_string(),
     };
@@ -234,19 +234,19 @@ fn progress(progress: &Progress) -> String {
     };
     match (progress.done_units, progress.total_units) {
         (0, 0) => {}
-        (done, 0) => words.push(format!("{}{unit}", amount(done))),
-        (done, total) => words.push(format!("{} of {}{unit}", amount(done), amount(total))),
+        (done, 0) => parts.push(format!("{}{unit}", format_units(done))),
+        (done, total) => parts.push(format!("{} of {}{unit}", format_units(done), format_units(total))),
     }
     if !progress.message.is_empty() {
-        words.push(progress.message.clone());
+        parts.push(progress.message.clone());
     } else if !progress.stage.is_empty() {
-        words.push(progress.stage.clone());
+        parts.push(progress.stage.clone());
     }
-    tame(&words.join(", "))
+    sanitize(&parts.join(", "))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a part of a bar")]
-fn fraction(progress: &Progress) -> Option<f64> {
+fn progress_fraction(progress: &Progress) -> Option<f64> {
     let units = || {
         (0 < progress.total_units).then(|| progress.done_units as f64 / progress.total_units as f64)
     };
@@ -256,9 +256,9 @@ fn fraction(progress: &Progress) -> Option<f64> {
         .map(|fraction| fraction.clamp(0.0, 1.0))
 }
 
-fn age(time: &prost_types::Timestamp) -> String {
-    let since = Clock::system().now().since(nanos(time));
-    let seconds = since.as_secs();
+fn format_age(time: &prost_types::Timestamp) -> String {
+    let elapsed = Clock::system().now().since(to_timestamp(time));
+    let seconds = elapsed.as_secs();
     match seconds {
         0..120 => format!("{seconds}s"),
         120..7200 => format!("{}m", seconds / 60),
@@ -267,7 +267,7 @@ fn age(time: &prost_types::Timestamp) -> String {
     }
 }
 
-fn nanos(time: &prost_types::Timestamp) -> Timestamp {
+fn to_timestamp(time: &prost_types::Timestamp) -> Timestamp {
     Timestamp::from_nanos(
         time.seconds
             .saturating_mul(1_000_000_000)
@@ -277,7 +277,7 @@ fn nanos(time: &prost_types::Timestamp) -> Timestamp {
 
 // === impl Bar ===
 
-impl Bar {
+impl ProgressDisplay {
     /// A bar that is only drawn on a terminal.
     pub(super) fn new() -> Self {
         let bar = ProgressBar::new(1000);
@@ -293,8 +293,8 @@ impl Bar {
     }
 
     /// Shows how far an operation is.
-    pub(super) fn show(&self, operation: &Operation) {
-        let Some(metadata) = metadata(operation) else {
+    pub(super) fn update(&self, operation: &Operation) {
+        let Some(metadata) = operation_metadata(operation) else {
             return;
         };
         let Some(progress) = metadata.progress else {
@@ -302,40 +302,40 @@ impl Bar {
                 .set_prefix(metadata.state().as_str_name().to_lowercase());
             return;
         };
-        self.0.set_prefix(tame(&progress.stage));
+        self.0.set_prefix(sanitize(&progress.stage));
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "0 to 1000"
         )]
         self.0
-            .set_position(fraction(&progress).map_or(0, |fraction| (fraction * 1000.0) as u64));
-        self.0.set_message(self.words(&progress));
+            .set_position(progress_fraction(&progress).map_or(0, |fraction| (fraction * 1000.0) as u64));
+        self.0.set_message(self.message_text(&progress));
     }
 
-    fn words(&self, progress: &Progress) -> String {
-        let mut words = vec![progress.message.clone()];
+    fn message_text(&self, progress: &Progress) -> String {
+        let mut parts = vec![progress.message.clone()];
         if progress.unit == "bytes" && 0 < progress.total_units {
             let bytes = |units: i64| HumanBytes(u64::try_from(units).unwrap_or(0));
-            words.push(format!(
+            parts.push(format!(
                 "{} of {}",
                 bytes(progress.done_units),
                 bytes(progress.total_units)
             ));
         }
         if let Some(eta) = &progress.eta {
-            let left = nanos(eta).since(Clock::system().now());
-            words.push(format!(
+            let remaining = to_timestamp(eta).since(Clock::system().now());
+            parts.push(format!(
                 "{} left",
-                humantime::format_duration(Duration::from_secs(left.as_secs()))
+                humantime::format_duration(Duration::from_secs(remaining.as_secs()))
             ));
         }
-        words.retain(|word| !word.is_empty());
-        tame(&words.join(", "))
+        parts.retain(|word| !word.is_empty());
+        sanitize(&parts.join(", "))
     }
 
     /// Says something above the bar.
-    pub(super) fn say(&self, text: &str) {
+    pub(super) fn print_above(&self, text: &str) {
         self.0.println(text);
     }
 
@@ -345,7 +345,7 @@ impl Bar {
     }
 }
 
-impl Drop for Bar {
+impl Drop for ProgressDisplay {
     fn drop(&mut self) {
         self.clear();
     }
@@ -356,10 +356,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bar_of_a_table_has_ten_places() {
-        assert_eq!(bar(0.0), "[>         ]");
-        assert_eq!(bar(0.42), "[====>     ]");
-        assert_eq!(bar(0.99), "[=========>]");
-        assert_eq!(bar(1.0), "[==========]");
+    fn text_bar_has_10_columns() {
+        assert_eq!(text_bar(0.0), "[>         ]");
+        assert_eq!(text_bar(0.42), "[====>     ]");
+        assert_eq!(text_bar(0.99), "[=========>]");
+        assert_eq!(text_bar(1.0), "[==========]");
     }
 }

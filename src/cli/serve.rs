@@ -7,17 +7,17 @@ use clap::{Args, ValueEnum};
 use humantime::parse_duration;
 use tokio::select;
 
-use super::{args::BAD_CALL, client::Endpoint, types::named};
+use super::{args::EXIT_ERROR, client::Endpoint, types::non_empty_paths};
 use crate::{
     gateway::{cors::CorsOrigins, prefix::HttpPrefix, service::HttpOptions},
-    journal::postgres::options::PostgresOptions,
-    operation::{retry::RetryPolicy, terms::Terms},
+    journal::postgres::options::PostgresConfig,
+    operation::{retry::RetryPolicy, terms::ExecutionOptions},
     operations::calls::WaitLimits,
     server::{
-        Config, Connections, Ended, ListenAddress, LogFormat, QueueConfig, StoreConfig, hangups,
-        init_telemetry, signals,
+        Config, ConnectionOptions, ShutdownOutcome, ListenAddress, LogFormat, QueueConfig, StoreConfig, reload_signals,
+        init_telemetry, shutdown_signals,
     },
-    store::{follow::Reads, limits::Limits},
+    store::{follow::ReadConsistency, limits::Limits},
 };
 
 #[derive(Args, Debug)]
@@ -42,7 +42,7 @@ pub(super) struct ServeArgs {
         value_parser = parse_optional_address)]
     admin_listen: OptionalAddress,
     /// Permissions of the files of Unix sockets, as 660 [default: what the umask leaves]
-    #[arg(long, env = "LONGRUNNING_SOCKET_MODE", value_name = "OCTAL", value_parser = parse_mode)]
+    #[arg(long, env = "LONGRUNNING_SOCKET_MODE", value_name = "OCTAL", value_parser = parse_socket_mode)]
     socket_mode: Option<u32>,
     /// Where operations are kept: memory, for as long as the process lives, sqlite:PATH, or
     /// postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full for all servers of that database
@@ -69,7 +69,7 @@ pub(super) struct ServeArgs {
         value_name = "URL",
         hide_env_values = true
     )]
-    store_listen: Option<String>,
+    store_notify_url: Option<String>,
     /// Done operations to have in memory with PostgreSQL; older ones are read from the database
     /// when they are asked for
     #[arg(
@@ -78,7 +78,7 @@ pub(super) struct ServeArgs {
         value_name = "N",
         default_value_t = 100_000
     )]
-    view_limit: usize,
+    cache_done_operations: usize,
     /// What clients read with PostgreSQL: view, what this server knows, or fresh, what any
     /// server has done
     #[arg(
@@ -86,21 +86,21 @@ pub(super) struct ServeArgs {
         env = "LONGRUNNING_READ",
         value_name = "HOW",
         default_value = "view",
-        value_parser = parse_reads
+        value_parser = parse_read_consistency
     )]
-    read: Reads,
+    read_consistency: ReadConsistency,
     /// Threads that serve connections; 0 for one per processor
     #[arg(long, env = "LONGRUNNING_LANES", value_name = "N", default_value_t = 0)]
-    lanes: usize,
+    connection_threads: usize,
     /// How long a shutdown may take
     #[arg(long, env = "LONGRUNNING_GRACE", value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
-    grace: Duration,
+    shutdown_timeout: Duration,
     /// How long WaitOperation waits without a timeout and without a deadline
     #[arg(long, env = "LONGRUNNING_WAIT_DEFAULT", value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
-    wait_default: Duration,
+    default_wait_timeout: Duration,
     /// How long WaitOperation waits at the most
     #[arg(long, env = "LONGRUNNING_WAIT_MAX", value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
-    wait_max: Duration,
+    max_wait_timeout: Duration,
     /// How long done operations can be read
     #[arg(long, env = "LONGRUNNING_RETENTION", value_name = "TIME", default_value = "24h", value_parser = parse_duration)]
     retention: Duration,
@@ -146,7 +146,7 @@ pub(super) struct ServeArgs {
         value_name = "N",
         default_value_t = 100_000
     )]
-    max_queue: usize,
+    max_queue_length: usize,
     /// Open waits and watches; over that a wait answers at once
     #[arg(
         long,
@@ -176,10 +176,10 @@ pub(super) struct ServeArgs {
         value_name = "FILTER",
         default_value = "info"
     )]
-    log: String,
+    log_filter: String,
     /// The form of the log: text on a terminal and JSON otherwise, or one of them
-    #[arg(long, env = "LONGRUNNING_LOG_FORMAT", value_enum, default_value_t = Format::Auto)]
-    log_format: Format,
+    #[arg(long, env = "LONGRUNNING_LOG_FORMAT", value_enum, default_value_t = LogFormatArg::Auto)]
+    log_format: LogFormatArg,
     /// Also serve the demo API, longrunning.demo.v1.Checksums, for the files below DIR
     #[arg(long, env = "LONGRUNNING_DEMO", value_name = "DIR", num_args = 0..=1, default_missing_value = ".")]
     demo: Option<PathBuf>,
@@ -193,15 +193,15 @@ pub(super) struct ServeArgs {
     )]
     descriptor_sets: Vec<OsString>,
     /// A server whose message types are known too, through its gRPC reflection
-    #[arg(long, env = "LONGRUNNING_REFLECT", value_name = "URL", value_parser = parse_reflect)]
-    reflect: Option<Reflect>,
+    #[arg(long, env = "LONGRUNNING_REFLECT", value_name = "URL", value_parser = parse_optional_endpoint)]
+    reflection_upstream: Option<OptionalEndpoint>,
     /// The `[[queue]]` tables of the config file.
     #[arg(skip)]
     pub(super) queues: Vec<QueueConfig>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
+enum LogFormatArg {
     Auto,
     Text,
     Json,
@@ -223,22 +223,22 @@ fn parse_optional_address(text: &str) -> Result<OptionalAddress, String> {
 
 /// A server, or nothing: a compose file writes an unset variable as an empty one.
 #[derive(Clone, Debug)]
-struct Reflect(Option<Endpoint>);
+struct OptionalEndpoint(Option<Endpoint>);
 
-fn parse_reflect(text: &str) -> Result<Reflect, String> {
+fn parse_optional_endpoint(text: &str) -> Result<OptionalEndpoint, String> {
     let endpoint = (!text.is_empty()).then(|| text.parse()).transpose()?;
-    Ok(Reflect(endpoint))
+    Ok(OptionalEndpoint(endpoint))
 }
 
-fn parse_reads(text: &str) -> Result<Reads, String> {
+fn parse_read_consistency(text: &str) -> Result<ReadConsistency, String> {
     match text {
-        "view" => Ok(Reads::View),
-        "fresh" => Ok(Reads::Fresh),
+        "view" => Ok(ReadConsistency::Local),
+        "fresh" => Ok(ReadConsistency::Linearizable),
         _ => Err("say view or fresh".to_owned()),
     }
 }
 
-fn parse_mode(text: &str) -> Result<u32, String> {
+fn parse_socket_mode(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
         _ => Err("write three octal digits, such as 660".to_owned()),
@@ -247,87 +247,87 @@ fn parse_mode(text: &str) -> Result<u32, String> {
 
 /// Serves until a signal; returns the exit code.
 pub(super) async fn serve(args: ServeArgs) -> u8 {
-    if let Err(error) = init_telemetry(args.log_format.into(), &args.log) {
+    if let Err(error) = init_telemetry(args.log_format.into(), &args.log_filter) {
         eprintln!("error: --log: {error}");
-        return BAD_CALL;
+        return EXIT_ERROR;
     }
-    match run(args).await {
-        Ok(Ended::Drained) => 0,
-        Ok(Ended::Aborted) => 1,
+    match run_server(args).await {
+        Ok(ShutdownOutcome::Drained) => 0,
+        Ok(ShutdownOutcome::Aborted) => 1,
         Err(error) => {
             eprintln!("error: {error}");
-            BAD_CALL
+            EXIT_ERROR
         }
     }
 }
 
-async fn run(args: ServeArgs) -> Result<Ended, Box<dyn std::error::Error>> {
+async fn run_server(args: ServeArgs) -> Result<ShutdownOutcome, Box<dyn std::error::Error>> {
     // Before anything is bound, so that an early signal is not missed.
-    let (stop, abort) = signals()?;
-    let hangups = hangups()?;
+    let (stop, abort) = shutdown_signals()?;
+    let reload_signal = reload_signals()?;
     let mut stop = pin!(stop);
     let app = select! {
-        app = args.into_config().build() => app?,
+        app = args.into_config().bind_and_start() => app?,
         // It serves nobody yet, and has nothing to drain.
-        () = &mut stop => return Ok(Ended::Drained),
+        () = &mut stop => return Ok(ShutdownOutcome::Drained),
     };
-    Ok(app.reload_on(hangups).run(stop, abort).await)
+    Ok(app.with_reload(reload_signal).run(stop, abort).await)
 }
 
 // === impl ServeArgs ===
 
 impl ServeArgs {
     pub(super) fn into_config(self) -> Config {
-        let size = |size: ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
+        let to_bytes = |size: ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
         Config {
             listen: self.listen,
             worker_listen: self.worker_listen.0,
             admin_listen: self.admin_listen.0,
             socket_mode: self.socket_mode,
-            reads: self.read,
-            lanes: self.lanes,
-            grace: self.grace,
-            max_message_bytes: size(self.max_message_bytes),
-            connections: Connections {
+            read_consistency: self.read_consistency,
+            connection_threads: self.connection_threads,
+            shutdown_timeout: self.shutdown_timeout,
+            max_message_bytes: to_bytes(self.max_message_bytes),
+            connections: ConnectionOptions {
                 max_connections: self.max_connections,
-                ..Connections::default()
+                ..ConnectionOptions::default()
             },
             store: match self.store {
-                StoreConfig::Postgres(options) => StoreConfig::Postgres(PostgresOptions {
-                    listen_url: self.store_listen.filter(|url| !url.is_empty()),
+                StoreConfig::Postgres(options) => StoreConfig::Postgres(PostgresConfig {
+                    notify_url: self.store_notify_url.filter(|url| !url.is_empty()),
                     schema: self.store_schema,
-                    view_limit: Some(self.view_limit),
+                    cache_limit: Some(self.cache_done_operations),
                     ..options
                 }),
                 store => store,
             },
             limits: Limits {
                 max_operations: self.max_operations,
-                max_bytes: size(self.max_bytes),
-                max_operation_bytes: size(self.max_operation_bytes),
-                max_queue: self.max_queue,
+                max_total_bytes: to_bytes(self.max_bytes),
+                max_operation_bytes: to_bytes(self.max_operation_bytes),
+                max_queue_length: self.max_queue_length,
                 max_waiters: self.max_waiters,
             },
-            waits: WaitLimits {
-                default: self.wait_default,
-                max: self.wait_max,
+            wait_limits: WaitLimits {
+                default_timeout: self.default_wait_timeout,
+                max_timeout: self.max_wait_timeout,
             },
             http: HttpOptions {
                 prefix: self.http_prefix.unwrap_or_default(),
                 cors_origins: self.cors_origin.unwrap_or_default(),
                 ..HttpOptions::default()
             },
-            defaults: Terms {
+            default_options: ExecutionOptions {
                 retention: self.retention,
                 lease_duration: self.lease_duration,
-                retry: RetryPolicy::default(),
-                ..Terms::default()
+                retry_policy: RetryPolicy::default(),
+                ..ExecutionOptions::default()
             },
             // A compose file writes an unset variable as an empty one.
-            demo: self.demo.filter(|root| !root.as_os_str().is_empty()),
-            descriptor_sets: named(self.descriptor_sets),
-            reflect: self
-                .reflect
+            demo_directory: self.demo.filter(|root| !root.as_os_str().is_empty()),
+            descriptor_sets: non_empty_paths(self.descriptor_sets),
+            reflection_upstream: self
+                .reflection_upstream
                 .and_then(|reflect| reflect.0)
                 .map(|url| url.to_string()),
             queues: self.queues,
@@ -335,12 +335,12 @@ impl ServeArgs {
     }
 }
 
-impl From<Format> for LogFormat {
-    fn from(format: Format) -> Self {
+impl From<LogFormatArg> for LogFormat {
+    fn from(format: LogFormatArg) -> Self {
         match format {
-            Format::Auto => Self::Auto,
-            Format::Text => Self::Text,
-            Format::Json => Self::Json,
+            LogFormatArg::Auto => Self::Auto,
+            LogFormatArg::Text => Self::Text,
+            LogFormatArg::Json => Self::Json,
         }
     }
 }

@@ -13,19 +13,19 @@ use prost_types::Any;
 use serde_json::Value;
 
 use super::{
-    args::{ConnectArgs, INTERRUPTED, NameArgs, OneArgs, PrintArgs, WaitArgs},
-    client::{CallError, Endpoint},
+    args::{EndpointArgs, EXIT_INTERRUPTED, NameArgs, OperationArgs, PrintArgs, WaitArgs},
+    client::{CliError, Endpoint},
     commands,
-    render::print_one,
+    render::print_operation,
 };
 use crate::{
     operation::retry::RetryPolicy, operations::creation::NewOperation,
-    proto::longrunning::v1::operation_worker_client::OperationWorkerClient, types::Types,
+    proto::longrunning::v1::operation_worker_client::OperationWorkerClient, types::TypeRegistry,
 };
 
 /// Where services and workers connect.
 #[derive(Args, Debug)]
-pub(super) struct WorkerArgs {
+pub(super) struct WorkerEndpointArgs {
     /// The server's listener for workers, http://HOST:PORT or unix:PATH
     #[arg(
         long,
@@ -38,7 +38,7 @@ pub(super) struct WorkerArgs {
 
 /// What a new operation is called by, and how long it may take.
 #[derive(Args, Debug)]
-pub(super) struct NewArgs {
+pub(super) struct NewOperationArgs {
     /// What it lives under, such as projects/p1
     #[arg(
         long,
@@ -76,7 +76,7 @@ pub(super) struct SubmitArgs {
     #[arg(long = "type", value_name = "MESSAGE", requires = "input")]
     input_type: Option<String>,
     #[command(flatten)]
-    new: NewArgs,
+    new_operation: NewOperationArgs,
     /// Higher is leased first
     #[arg(
         long,
@@ -92,56 +92,56 @@ pub(super) struct SubmitArgs {
     #[arg(long)]
     wait: bool,
     #[command(flatten)]
-    worker: WorkerArgs,
+    worker: WorkerEndpointArgs,
     #[command(flatten)]
-    connect: ConnectArgs,
+    server: EndpointArgs,
     #[command(flatten)]
     print: PrintArgs,
 }
 
 /// Creates the operation; returns the exit code.
-pub(super) async fn submit(args: SubmitArgs) -> Result<u8, CallError> {
-    let mut new = args.new.apply(NewOperation::queued(&args.queue));
-    let mut types = args.print.types.known(&args.worker.worker_endpoint)?;
+pub(super) async fn submit(args: SubmitArgs) -> Result<u8, CliError> {
+    let mut new_operation = args.new_operation.apply(NewOperation::queued(&args.queue));
+    let mut types = args.print.types.resolver(&args.worker.worker_endpoint)?;
     if let Some(input) = &args.input {
         let types = match &args.input_type {
-            Some(name) => types.with(name).await,
-            None => types.of([]).await,
+            Some(name) => types.resolve(name).await,
+            None => types.resolve_for([]).await,
         };
-        let input = input_of(types, input, args.input_type.as_deref());
-        new = new.input(input.map_err(CallError::refused)?);
+        let input = parse_input(types, input, args.input_type.as_deref());
+        new_operation = new_operation.input(input.map_err(CliError::local)?);
     }
     if args.priority != 0 {
-        new = new.priority(args.priority);
+        new_operation = new_operation.priority(args.priority);
     }
     if let Some(retries) = args.retries {
-        new = new.retry(RetryPolicy::attempts(retries.saturating_add(1)));
+        new_operation = new_operation.retry_policy(RetryPolicy::with_max_attempts(retries.saturating_add(1)));
     }
     let channel = args
         .worker
         .worker_endpoint
-        .channel(Some(super::client::CALL));
+        .connect(Some(super::client::CALL_TIMEOUT));
     let mut client = OperationWorkerClient::new(channel.await?);
-    let request = tonic::Request::new(new.into());
+    let request = tonic::Request::new(new_operation.into());
     let created = client.create_operation(request).await?.into_inner();
     let operation = created.operation.unwrap_or_default();
     if !args.wait {
-        print_one(types.of([&operation]).await, &operation, args.print.output);
+        print_operation(types.resolve_for([&operation]).await, &operation, args.print.output);
         return Ok(0);
     }
     let name = operation.name;
     if std::io::stderr().is_terminal() {
         eprintln!("created {name}");
     }
-    let one = OneArgs {
+    let operation = OperationArgs {
         name: NameArgs {
             name: name.clone(),
-            connect: args.connect,
+            server: args.server,
         },
         print: args.print,
     };
-    let code = commands::wait(WaitArgs { one, timeout: None }).await?;
-    if code == INTERRUPTED {
+    let code = commands::wait(WaitArgs { operation, timeout: None }).await?;
+    if code == EXIT_INTERRUPTED {
         eprintln!("{name} goes on; `longrunning cancel {name}` asks it to stop");
     }
     Ok(code)
@@ -149,26 +149,26 @@ pub(super) async fn submit(args: SubmitArgs) -> Result<u8, CallError> {
 
 // === impl NewArgs ===
 
-impl NewArgs {
+impl NewOperationArgs {
     /// Puts these wishes into a new operation.
-    pub(super) fn apply(self, mut new: NewOperation) -> NewOperation {
-        new = new.parent(&self.parent);
+    pub(super) fn apply(self, mut new_operation: NewOperation) -> NewOperation {
+        new_operation = new_operation.parent(&self.parent);
         if let Some(id) = &self.id {
-            new = new.id(id);
+            new_operation = new_operation.id(id);
         }
         if let Some(id) = &self.request_id {
-            new = new.request_id(id);
+            new_operation = new_operation.request_id(id);
         }
         for (key, value) in &self.labels {
-            new = new.label(key, value);
+            new_operation = new_operation.label(key, value);
         }
         if let Some(method) = &self.method {
-            new = new.method(method);
+            new_operation = new_operation.method(method);
         }
         if let Some(timeout) = self.timeout {
-            new = new.total_timeout(timeout);
+            new_operation = new_operation.total_timeout(timeout);
         }
-        new
+        new_operation
     }
 }
 
@@ -178,7 +178,7 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
 }
 
 /// The message that the flag `--input` stands for.
-fn input_of(types: &Types, input: &str, input_type: Option<&str>) -> Result<Any, String> {
+fn parse_input(types: &TypeRegistry, input: &str, input_type: Option<&str>) -> Result<Any, String> {
     let text = match input.strip_prefix('@') {
         Some(path) => std::fs::read_to_string(PathBuf::from(path))
             .map_err(|error| format!("--input: cannot read {path:?}: {error}"))?,
@@ -194,12 +194,12 @@ fn input_of(types: &Types, input: &str, input_type: Option<&str>) -> Result<Any,
     let json: Value = serde_json::from_str(&text).map_err(|error| {
         format!("--input is not JSON: {error}; a text stands in quotes, as in '\"text\"'")
     })?;
-    let usual = if json.is_object() {
+    let default_type = if json.is_object() {
         "google.protobuf.Struct"
     } else {
         "google.protobuf.Value"
     };
-    let packed = types.pack(input_type.unwrap_or(usual), &json);
+    let packed = types.pack(input_type.unwrap_or(default_type), &json);
     packed.map_err(|error| format!("--input: {error}"))
 }
 
@@ -207,23 +207,23 @@ fn input_of(types: &Types, input: &str, input_type: Option<&str>) -> Result<Any,
 mod tests {
     use super::*;
 
-    fn url(input: &str, input_type: Option<&str>) -> Result<String, String> {
-        input_of(&Types::built_in(), input, input_type).map(|any| any.type_url)
+    fn input_type_url(input: &str, input_type: Option<&str>) -> Result<String, String> {
+        parse_input(&TypeRegistry::built_in(), input, input_type).map(|any| any.type_url)
     }
 
     #[test]
-    fn an_object_is_a_struct_and_other_json_a_value_unless_a_type_is_named() {
+    fn object_is_struct_and_other_json_is_value_unless_type_is_given() {
         let google = |name: &str| Ok(format!("type.googleapis.com/google.{name}"));
-        assert_eq!(url(r#"{"a": 1}"#, None), google("protobuf.Struct"));
-        assert_eq!(url("[1]", None), google("protobuf.Value"));
+        assert_eq!(input_type_url(r#"{"a": 1}"#, None), google("protobuf.Struct"));
+        assert_eq!(input_type_url("[1]", None), google("protobuf.Value"));
         assert_eq!(
-            url(r#"{"code": 5}"#, Some("google.rpc.Status")),
+            input_type_url(r#"{"code": 5}"#, Some("google.rpc.Status")),
             google("rpc.Status")
         );
     }
 
     #[test]
-    fn what_is_no_input_is_refused_in_words() {
+    fn invalid_input_is_rejected_with_message() {
         for (input, input_type, problem) in [
             ("text", None, "is not JSON"),
             ("@/nowhere", None, "cannot read \"/nowhere\""),
@@ -234,8 +234,8 @@ mod tests {
                 "google.rpc.Status",
             ),
         ] {
-            let refused = url(input, input_type).unwrap_err();
-            assert!(refused.contains(problem), "{refused}");
+            let error = input_type_url(input, input_type).unwrap_err();
+            assert!(error.contains(problem), "{error}");
         }
     }
 }

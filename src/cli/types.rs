@@ -7,17 +7,17 @@ use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
 use clap::Args;
 use tokio::time::timeout;
 
-use super::client::{CallError, Endpoint};
+use super::client::{CliError, Endpoint};
 use crate::{
     proto::google::longrunning::Operation,
-    reflection::client::Reflector,
-    types::{DescriptorSet, Layer, Types},
+    reflection::client::ReflectionClient,
+    types::{DescriptorSet, TypeSource, TypeRegistry},
 };
 
 /// How long the server may take to tell of a type.
-const ANSWER: Duration = Duration::from_secs(5);
+const REFLECTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// An unknown type may hold another one, and that another one.
-const ROUNDS: usize = 4;
+const MAX_FETCH_ROUNDS: usize = 4;
 
 /// Which types a command knows.
 #[derive(Args, Debug)]
@@ -35,59 +35,59 @@ pub(super) struct TypesArgs {
 /// The types that a command knows. Those that it meets and does not know are
 /// asked of a server, each once.
 #[derive(Debug)]
-pub(super) struct KnownTypes {
-    types: Types,
+pub(super) struct TypeResolver {
+    types: TypeRegistry,
     server: Endpoint,
-    asked: BTreeSet<String>,
-    told: Vec<DescriptorSet>,
+    requested: BTreeSet<String>,
+    fetched: Vec<DescriptorSet>,
 }
 
 // === impl TypesArgs ===
 
 impl TypesArgs {
     /// The types of the files.
-    pub(super) fn load(&self) -> Result<Types, CallError> {
-        let types = Types::built_in();
-        let files = named(self.descriptor_sets.clone());
+    pub(super) fn load(&self) -> Result<TypeRegistry, CliError> {
+        let types = TypeRegistry::built_in();
+        let files = non_empty_paths(self.descriptor_sets.clone());
         let sets = files.iter().map(|path| DescriptorSet::read(path)).collect();
         let sets: Result<Vec<_>, _> = sets;
-        let loaded = sets.and_then(|sets| types.replace(Layer::Files, sets));
+        let loaded = sets.and_then(|sets| types.replace_source(TypeSource::Files, sets));
         match loaded {
             Ok(_) => Ok(types),
-            Err(error) => Err(CallError::refused(error)),
+            Err(error) => Err(CliError::local(error)),
         }
     }
 
     /// The types of the files, and what `server` tells of others.
-    pub(super) fn known(&self, server: &Endpoint) -> Result<KnownTypes, CallError> {
-        Ok(KnownTypes {
+    pub(super) fn resolver(&self, server: &Endpoint) -> Result<TypeResolver, CliError> {
+        Ok(TypeResolver {
             types: self.load()?,
             server: server.clone(),
-            asked: BTreeSet::new(),
-            told: Vec::new(),
+            requested: BTreeSet::new(),
+            fetched: Vec::new(),
         })
     }
 }
 
 /// The files of a list. A compose file writes an unset variable as an empty one.
-pub(super) fn named(files: Vec<OsString>) -> Vec<PathBuf> {
-    let named = files.into_iter().filter(|file| !file.is_empty());
-    named.map(PathBuf::from).collect()
+pub(super) fn non_empty_paths(files: Vec<OsString>) -> Vec<PathBuf> {
+    let non_empty = files.into_iter().filter(|file| !file.is_empty());
+    non_empty.map(PathBuf::from).collect()
 }
 
 // === impl KnownTypes ===
 
-impl KnownTypes {
+impl TypeResolver {
     /// The types, with those that are in the operations as far as anybody knows
     /// them. A server that does not tell is no reason to print nothing.
-    pub(super) async fn of<'a>(
+    pub(super) async fn resolve_for<'a>(
         &mut self,
         operations: impl IntoIterator<Item = &'a Operation> + Clone,
-    ) -> &Types {
-        for _ in 0..ROUNDS {
+    ) -> &TypeRegistry {
+        for _ in 0..MAX_FETCH_ROUNDS {
             let operations = operations.clone().into_iter();
-            let unknown = operations.flat_map(|operation| self.types.unknown(operation));
-            if !self.ask(unknown.collect()).await {
+            let unknown = operations.flat_map(|operation| self.types.unknown_types(operation));
+            if !self.fetch(unknown.collect()).await {
                 break;
             }
         }
@@ -95,36 +95,36 @@ impl KnownTypes {
     }
 
     /// The types, with this one if anybody knows it.
-    pub(super) async fn with(&mut self, name: &str) -> &Types {
+    pub(super) async fn resolve(&mut self, name: &str) -> &TypeRegistry {
         if self.types.descriptor(name).is_none() {
-            self.ask(BTreeSet::from([name.to_owned()])).await;
+            self.fetch(BTreeSet::from([name.to_owned()])).await;
         }
         &self.types
     }
 
     /// Asks for types; returns whether there is news.
-    async fn ask(&mut self, names: BTreeSet<String>) -> bool {
-        let new: Vec<String> = names.difference(&self.asked).cloned().collect();
+    async fn fetch(&mut self, names: BTreeSet<String>) -> bool {
+        let new: Vec<String> = names.difference(&self.requested).cloned().collect();
         if new.is_empty() {
             return false;
         }
-        self.asked.extend(new.iter().cloned());
-        let asked = async {
-            let channel = self.server.channel(Some(ANSWER)).await.ok()?;
-            Reflector::new(channel).symbols(new, &self.types).await.ok()
+        self.requested.extend(new.iter().cloned());
+        let fetched_files = async {
+            let channel = self.server.connect(Some(REFLECTION_TIMEOUT)).await.ok()?;
+            ReflectionClient::new(channel).fetch_symbol_files(new, &self.types).await.ok()
         };
-        let Ok(Some(files)) = timeout(ANSWER, asked).await else {
+        let Ok(Some(files)) = timeout(REFLECTION_TIMEOUT, fetched_files).await else {
             return false;
         };
-        let Ok(set) = DescriptorSet::of_files(self.server.to_string(), files) else {
+        let Ok(set) = DescriptorSet::from_encoded_files(self.server.to_string(), files) else {
             return false;
         };
-        let mut told = self.told.clone();
-        told.push(set);
-        let is_taken = self.types.replace(Layer::Reflection, told.clone()).is_ok();
-        if is_taken {
-            self.told = told;
+        let mut fetched = self.fetched.clone();
+        fetched.push(set);
+        let is_accepted = self.types.replace_source(TypeSource::Reflection, fetched.clone()).is_ok();
+        if is_accepted {
+            self.fetched = fetched;
         }
-        is_taken
+        is_accepted
     }
 }

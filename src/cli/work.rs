@@ -18,19 +18,19 @@ use tokio::{
 };
 
 use super::{
-    args::{ConnectArgs, INTERRUPTED, PrintArgs},
-    client::CallError,
+    args::{EndpointArgs, EXIT_INTERRUPTED, PrintArgs},
+    client::CliError,
     commands::exit_code,
-    render::{Bar, print_one},
-    submit::{NewArgs, WorkerArgs},
+    render::{ProgressDisplay, print_operation},
+    submit::{NewOperationArgs, WorkerEndpointArgs},
     types::TypesArgs,
 };
 use crate::{
     operations::creation::NewOperation,
     proto::longrunning::v1::WatchOperationRequest,
-    remote::{Creator, Worker, WorkerError},
+    remote::{Client, Worker, WorkerError},
     server::{self, LogFormat, init_telemetry},
-    worker::command::{CommandError, CommandHandler},
+    worker::command::{InvalidCommand, CommandHandler},
 };
 
 #[derive(Args, Debug)]
@@ -44,7 +44,7 @@ pub(super) struct WorkArgs {
     /// How long running commands may go on after SIGTERM, SIGHUP or Ctrl-C; when --kill-after of it
     /// is left, at most a quarter, they get SIGTERM
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
-    grace: Duration,
+    shutdown_timeout: Duration,
     /// What to log: a level, or directives such as info,longrunning=debug
     #[arg(
         long,
@@ -52,7 +52,7 @@ pub(super) struct WorkArgs {
         value_name = "FILTER",
         default_value = "info"
     )]
-    log: String,
+    log_filter: String,
     #[command(flatten)]
     types: TypesArgs,
     #[command(flatten)]
@@ -62,9 +62,9 @@ pub(super) struct WorkArgs {
 #[derive(Args, Debug)]
 pub(super) struct RunArgs {
     #[command(flatten)]
-    new: NewArgs,
+    new_operation: NewOperationArgs,
     #[command(flatten)]
-    connect: ConnectArgs,
+    server: EndpointArgs,
     #[command(flatten)]
     print: PrintArgs,
     #[command(flatten)]
@@ -81,49 +81,49 @@ struct CommandArgs {
     #[arg(long, value_name = "ID")]
     worker_id: Option<String>,
     #[command(flatten)]
-    worker: WorkerArgs,
+    worker: WorkerEndpointArgs,
     /// The program and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
 /// Works until a signal; returns the exit code.
-pub(super) async fn work(args: WorkArgs) -> Result<u8, CallError> {
+pub(super) async fn work(args: WorkArgs) -> Result<u8, CliError> {
     // What is leased and how it ends is in the log.
-    let log = init_telemetry(LogFormat::Auto, &args.log);
-    log.map_err(|error| CallError::refused(format!("--log: {error}")))?;
-    let (stop, abort) = signals().map_err(CallError::refused)?;
+    let telemetry = init_telemetry(LogFormat::Auto, &args.log_filter);
+    telemetry.map_err(|error| CliError::local(format!("--log: {error}")))?;
+    let (stop, abort) = stop_signals().map_err(CliError::local)?;
     let id = args.command.worker_id();
-    let channel = args.command.worker.worker_endpoint.lazy()?;
+    let channel = args.command.worker.worker_endpoint.connect_lazy()?;
     let mut worker = Worker::new(channel, &id)
-        .map_err(CallError::refused)?
-        .grace(args.grace);
+        .map_err(CliError::local)?
+        .shutdown_timeout(args.shutdown_timeout);
     let types = args.types.load()?;
     for queue in &args.queues {
-        let handler = args.command.handler()?.types(&types);
+        let handler = args.command.handler()?.with_types(&types);
         worker = worker.handler(queue, args.concurrency, handler);
     }
-    say(format_args!(
+    print_stderr_line(format_args!(
         "{id} works on {} of {}; Ctrl-C drains",
         args.queues.join(", "),
         args.command.worker.worker_endpoint
     ));
     match worker.run_or_abort(stop, abort).await {
         Ok(true) => Ok(0),
-        Ok(false) => Ok(INTERRUPTED),
-        Err(WorkerError::Refused(status)) => Err(status.into()),
-        Err(error) => Err(CallError::refused(error)),
+        Ok(false) => Ok(EXIT_INTERRUPTED),
+        Err(WorkerError::Rejected(status)) => Err(status.into()),
+        Err(error) => Err(CliError::local(error)),
     }
 }
 
 /// As those of the server, and a hangup is a first signal: nobody would stop a
 /// command whose worker went down with its terminal.
-fn signals() -> io::Result<(impl Future<Output = ()>, impl Future<Output = ()>)> {
-    let (stop, abort) = server::signals()?;
+fn stop_signals() -> io::Result<(impl Future<Output = ()>, impl Future<Output = ()>)> {
+    let (stop, abort) = server::shutdown_signals()?;
     // `nohup` has it ignored, and that is to stay so.
     let hangup = (!is_hangup_ignored()).then(|| signal(SignalKind::hangup()));
     let hangup = hangup.transpose()?;
-    let hung_up = async {
+    let hangup_received = async {
         match hangup {
             Some(mut hangup) => _ = hangup.recv().await,
             None => pending().await,
@@ -132,7 +132,7 @@ fn signals() -> io::Result<(impl Future<Output = ()>, impl Future<Output = ()>)>
     let stop = async {
         select! {
             () = stop => {}
-            () = hung_up => {}
+            () = hangup_received => {}
         }
     };
     Ok((stop, abort))
@@ -150,52 +150,52 @@ fn is_hangup_ignored() -> bool {
 }
 
 /// A line on standard error, which may be gone with its terminal.
-fn say(line: impl Display) {
+fn print_stderr_line(line: impl Display) {
     let _ = writeln!(stderr(), "{line}");
 }
 
 /// Runs the command as an operation; returns the exit code.
-pub(super) async fn run(args: RunArgs) -> Result<u8, CallError> {
-    let (stop, abort) = signals().map_err(CallError::refused)?;
-    let mut types = args.print.types.known(&args.connect.endpoint)?;
+pub(super) async fn run(args: RunArgs) -> Result<u8, CliError> {
+    let (stop, abort) = stop_signals().map_err(CliError::local)?;
+    let mut types = args.print.types.resolver(&args.server.endpoint)?;
     let handler = args.command.handler()?;
-    let handler = handler.show_stderr(|_, line| say(line));
-    let channel = args.command.worker.worker_endpoint.channel(None).await?;
-    let creator = Creator::new(channel, &args.command.worker_id()).map_err(CallError::refused)?;
-    let new = args.new.apply(NewOperation::self_executed(""));
-    let started = creator.start(new, handler).await?;
-    let (name, signal) = (started.operation.name.clone(), started.stop_signal());
-    if started.reused {
-        let known = types.of([&started.operation]).await;
-        print_one(known, &started.operation, args.print.output);
-        say(format_args!(
+    let handler = handler.on_stderr_line(|_, line| print_stderr_line(line));
+    let channel = args.command.worker.worker_endpoint.connect(None).await?;
+    let client = Client::new(channel, &args.command.worker_id()).map_err(CliError::local)?;
+    let new_operation = args.new_operation.apply(NewOperation::self_executed(""));
+    let running = client.start(new_operation, handler).await?;
+    let (name, cancellation_token) = (running.operation.name.clone(), running.cancellation_token());
+    if running.already_existed {
+        let known = types.resolve_for([&running.operation]).await;
+        print_operation(known, &running.operation, args.print.output);
+        print_stderr_line(format_args!(
             "this request was made before; `longrunning wait {name}` follows its operation"
         ));
-        return Ok(exit_code(&started.operation));
+        return Ok(exit_code(&running.operation));
     }
     if stderr().is_terminal() {
-        say(format_args!("created {name}"));
+        print_stderr_line(format_args!("created {name}"));
     }
     let mut interrupted = false;
-    let finished = started.finished();
+    let finished = running.join();
     tokio::pin!(finished, stop, abort);
-    let bar = show(&args.connect, &name);
+    let bar = show_progress(&args.server, &name);
     tokio::pin!(bar);
     let finished = loop {
         select! {
             finished = &mut finished => break finished?,
             () = &mut stop, if !interrupted => {
                 interrupted = true;
-                say(format_args!("cancelling {name}; press Ctrl-C again to leave at once"));
-                signal.cancel();
+                print_stderr_line(format_args!("cancelling {name}; press Ctrl-C again to leave at once"));
+                cancellation_token.cancel();
             }
-            () = &mut abort => return Ok(INTERRUPTED),
+            () = &mut abort => return Ok(EXIT_INTERRUPTED),
             () = &mut bar => {}
         }
     };
-    print_one(types.of([&finished]).await, &finished, args.print.output);
+    print_operation(types.resolve_for([&finished]).await, &finished, args.print.output);
     Ok(if interrupted {
-        INTERRUPTED
+        EXIT_INTERRUPTED
     } else {
         exit_code(&finished)
     })
@@ -203,17 +203,17 @@ pub(super) async fn run(args: RunArgs) -> Result<u8, CallError> {
 
 /// Shows a progress bar on a terminal, for ever. A server that cannot be asked
 /// for progress is no reason to stop the work.
-async fn show(connect: &ConnectArgs, name: &str) {
+async fn show_progress(server: &EndpointArgs, name: &str) {
     if stderr().is_terminal()
-        && let Ok(mut client) = connect.endpoint.watch().await
+        && let Ok(mut client) = server.endpoint.watch_client().await
     {
         let request = WatchOperationRequest {
             name: name.to_owned(),
         };
         if let Ok(states) = client.watch_operation(request).await {
-            let (mut states, bar) = (states.into_inner(), Bar::new());
+            let (mut states, bar) = (states.into_inner(), ProgressDisplay::new());
             while let Ok(Some(operation)) = states.message().await {
-                bar.show(&operation);
+                bar.update(&operation);
             }
         }
     }
@@ -223,18 +223,18 @@ async fn show(connect: &ConnectArgs, name: &str) {
 // === impl CommandArgs ===
 
 impl CommandArgs {
-    fn handler(&self) -> Result<CommandHandler, CallError> {
+    fn handler(&self) -> Result<CommandHandler, CliError> {
         let handler = CommandHandler::new(&self.command);
-        let handler = handler.map_err(|error: CommandError| CallError::refused(error))?;
+        let handler = handler.map_err(|error: InvalidCommand| CliError::local(error))?;
         Ok(handler.kill_after(self.kill_after))
     }
 
     fn worker_id(&self) -> String {
-        let usual = || {
+        let default_id = || {
             let host = rustix::system::uname();
             let host = host.nodename().to_string_lossy().into_owned();
             format!("{host}/{}", std::process::id())
         };
-        self.worker_id.clone().unwrap_or_else(usual)
+        self.worker_id.clone().unwrap_or_else(default_id)
     }
 }

@@ -31,79 +31,79 @@ pub(crate) const QUEUE: &str = "checksum";
 /// How many directories are hashed at once.
 pub(crate) const CONCURRENCY: usize = 2;
 /// How much is read between two looks at the wish to stop.
-const CHUNK: usize = 256 * 1024;
+const CHUNK_BYTES: usize = 256 * 1024;
 
 /// A file to hash: its place, its name in the list, its size when found.
-struct Found {
+struct FileEntry {
     path: PathBuf,
-    relative: Vec<u8>,
-    size: u64,
+    relative_path: Vec<u8>,
+    size_bytes: u64,
 }
 
 /// The work under way.
-struct Walk {
+struct ChecksumJob {
     context: Context,
     started: Instant,
     total_bytes: u64,
-    bytes: u64,
-    files: usize,
+    hashed_bytes: u64,
+    hashed_files: usize,
 }
 
 /// Hashes the directory that the input names. The files are read on a thread
 /// of their own, so that the runtime stays free.
-pub(crate) async fn checksum(context: Context) -> Result<Any, Failure> {
+pub(crate) async fn compute_checksum(context: Context) -> Result<Any, Failure> {
     let request: CreateChecksumRequest = context.input_as()?;
     let started = Instant::now();
-    let walk = Walk {
+    let job = ChecksumJob {
         context,
         started,
         total_bytes: 0,
-        bytes: 0,
-        files: 0,
+        hashed_bytes: 0,
+        hashed_files: 0,
     };
-    let hashed = tokio::task::spawn_blocking(move || walk.run(Path::new(&request.directory))).await;
-    let checksum = hashed
+    let result = tokio::task::spawn_blocking(move || job.run(Path::new(&request.directory))).await;
+    let checksum = result
         .map_err(|error| Failure::new(Code::Internal, format!("the walk broke off: {error}")))??;
     Ok(Payload::pack(&checksum).any().clone())
 }
 
 // === impl Walk ===
 
-impl Walk {
+impl ChecksumJob {
     fn run(mut self, directory: &Path) -> Result<Checksum, Failure> {
         if !directory.is_dir() {
             let message = format!("{} is not a directory", directory.display());
             return Err(Failure::new(Code::NotFound, message).with_reason("DIRECTORY_NOT_FOUND"));
         }
-        let (mut files, mut unreadable) = self.find(directory)?;
-        files.sort_by(|one, other| one.relative.cmp(&other.relative));
-        self.total_bytes = files.iter().map(|file| file.size).sum();
-        let mut list = Sha256::new();
+        let (mut files, mut unreadable) = self.collect_files(directory)?;
+        files.sort_by(|left, right| left.relative_path.cmp(&right.relative_path));
+        self.total_bytes = files.iter().map(|file| file.size_bytes).sum();
+        let mut list_hasher = Sha256::new();
         for file in &files {
-            match self.hash(file, files.len()) {
+            match self.hash_file(file, files.len()) {
                 Ok(digest) => {
-                    list.update(hex(&digest));
-                    list.update(b"  ");
-                    list.update(&file.relative);
-                    list.update(b"\n");
-                    self.files += 1;
+                    list_hasher.update(hex(&digest));
+                    list_hasher.update(b"  ");
+                    list_hasher.update(&file.relative_path);
+                    list_hasher.update(b"\n");
+                    self.hashed_files += 1;
                 }
-                Err(HashError::Stopped) => return Err(Failure::cancelled()),
+                Err(HashError::Cancelled) => return Err(Failure::cancelled()),
                 Err(HashError::Unreadable(_)) => unreadable += 1,
             }
         }
-        self.report("hashing", files.len());
+        self.report_progress("hashing", files.len());
         Ok(Checksum {
             directory: directory.display().to_string(),
-            files: count(self.files),
-            bytes: i64::try_from(self.bytes).unwrap_or(i64::MAX),
-            sha256: hex(&list.finalize()),
+            files: to_i64(self.hashed_files),
+            bytes: i64::try_from(self.hashed_bytes).unwrap_or(i64::MAX),
+            sha256: hex(&list_hasher.finalize()),
             unreadable,
         })
     }
 
     /// Finds the files first, so that the progress has a total.
-    fn find(&mut self, directory: &Path) -> Result<(Vec<Found>, i64), Failure> {
+    fn collect_files(&mut self, directory: &Path) -> Result<(Vec<FileEntry>, i64), Failure> {
         let (mut files, mut unreadable) = (Vec::new(), 0);
         for entry in WalkDir::new(directory) {
             if self.context.is_cancelled() {
@@ -112,15 +112,15 @@ impl Walk {
             match entry.and_then(|entry| Ok((entry.metadata()?, entry))) {
                 Ok((metadata, entry)) if metadata.is_file() => {
                     self.total_bytes += metadata.len();
-                    let relative = entry.path().strip_prefix(directory).unwrap_or(entry.path());
-                    let relative = relative.as_os_str().as_encoded_bytes().to_vec();
-                    files.push(Found {
+                    let relative_path = entry.path().strip_prefix(directory).unwrap_or(entry.path());
+                    let relative_path = relative_path.as_os_str().as_encoded_bytes().to_vec();
+                    files.push(FileEntry {
                         path: entry.into_path(),
-                        relative,
-                        size: metadata.len(),
+                        relative_path,
+                        size_bytes: metadata.len(),
                     });
                     if files.len() % 1000 == 0 {
-                        self.report("scanning", files.len());
+                        self.report_progress("scanning", files.len());
                     }
                 }
                 Ok(_) => {}
@@ -130,48 +130,48 @@ impl Walk {
         Ok((files, unreadable))
     }
 
-    fn hash(&mut self, file: &Found, files: usize) -> Result<[u8; 32], HashError> {
+    fn hash_file(&mut self, file: &FileEntry, file_count: usize) -> Result<[u8; 32], HashError> {
         let mut reader = File::open(&file.path)?;
-        let mut digest = Sha256::new();
+        let mut hasher = Sha256::new();
         let mut chunk = vec![
             0;
-            CHUNK
-                .min(usize::try_from(file.size).unwrap_or(CHUNK))
+            CHUNK_BYTES
+                .min(usize::try_from(file.size_bytes).unwrap_or(CHUNK_BYTES))
                 .max(4096)
         ];
         loop {
             if self.context.is_cancelled() {
-                return Err(HashError::Stopped);
+                return Err(HashError::Cancelled);
             }
             let read = match reader.read(&mut chunk) {
-                Ok(0) => return Ok(digest.finalize().into()),
+                Ok(0) => return Ok(hasher.finalize().into()),
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error.into()),
             };
-            digest.update(&chunk[..read]);
-            self.bytes += read as u64;
-            self.report("hashing", files);
+            hasher.update(&chunk[..read]);
+            self.hashed_bytes += read as u64;
+            self.report_progress("hashing", file_count);
         }
     }
 
-    fn report(&self, stage: &str, files: usize) {
+    fn report_progress(&self, stage: &str, file_count: usize) {
         let elapsed = self.started.elapsed().as_secs_f64().max(0.001);
         #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-        let (done, total, rate) = (
-            self.bytes as f64,
+        let (done, total, bytes_per_sec) = (
+            self.hashed_bytes as f64,
             self.total_bytes as f64,
-            self.bytes as f64 / elapsed,
+            self.hashed_bytes as f64 / elapsed,
         );
-        let left = if 0.0 < rate {
-            ((total - done) / rate).max(0.0)
+        let remaining_secs = if 0.0 < bytes_per_sec {
+            ((total - done) / bytes_per_sec).max(0.0)
         } else {
             0.0
         };
         let is_hashing = stage == "hashing";
-        self.context.progress(Progress {
+        self.context.report_progress(Progress {
             fraction: (is_hashing && 0.0 < total).then(|| (done / total).min(1.0)),
-            done_units: i64::try_from(self.bytes).unwrap_or(i64::MAX),
+            done_units: i64::try_from(self.hashed_bytes).unwrap_or(i64::MAX),
             total_units: if is_hashing {
                 i64::try_from(self.total_bytes).unwrap_or(i64::MAX)
             } else {
@@ -181,22 +181,22 @@ impl Walk {
             stage: stage.to_owned(),
             message: if is_hashing {
                 format!(
-                    "{} of {files} files, {:.0} MiB/s",
-                    self.files,
-                    rate / 1_048_576.0
+                    "{} of {file_count} files, {:.0} MiB/s",
+                    self.hashed_files,
+                    bytes_per_sec / 1_048_576.0
                 )
             } else {
-                format!("{files} files found")
+                format!("{file_count} files found")
             },
-            eta: (is_hashing && 0.0 < rate)
-                .then(|| (self.context.now() + Duration::from_secs_f64(left)).into()),
+            eta: (is_hashing && 0.0 < bytes_per_sec)
+                .then(|| (self.context.now() + Duration::from_secs_f64(remaining_secs)).into()),
         });
     }
 }
 
 /// Why a file has no hash.
 enum HashError {
-    Stopped,
+    Cancelled,
     Unreadable(#[expect(dead_code, reason = "unreadable files are only counted")] io::Error),
 }
 
@@ -215,6 +215,6 @@ fn hex(bytes: &[u8]) -> String {
         })
 }
 
-fn count(files: usize) -> i64 {
+fn to_i64(files: usize) -> i64 {
     i64::try_from(files).unwrap_or(i64::MAX)
 }

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::checksum::QUEUE;
 use crate::{
     error::{Error, Result},
-    grpc::codec::Encoded,
+    grpc::codec::EncodedMessage,
     operation::{name::excerpt, payload::Payload},
     operations::creation::NewOperation,
     operations::operations::Operations,
@@ -44,7 +44,7 @@ pub(crate) fn checksums_server(
 }
 
 /// An operation that hashes `directory`.
-pub(crate) fn new_checksum(directory: &Path) -> NewOperation {
+pub(crate) fn new_checksum_operation(directory: &Path) -> NewOperation {
     let directory = directory.display().to_string();
     let input = Payload::pack(&CreateChecksumRequest { directory });
     NewOperation::queued(QUEUE)
@@ -57,13 +57,13 @@ impl generated::checksums_server::Checksums for ChecksumService {
     async fn create_checksum(
         &self,
         request: Request<CreateChecksumRequest>,
-    ) -> Result<Response<Encoded>, Status> {
+    ) -> Result<Response<EncodedMessage>, Status> {
         let (service, directory) = (self.clone(), request.into_inner().directory);
         // A slow disk must not hold up the other calls of the lane.
-        let inside = tokio::task::spawn_blocking(move || service.inside(&directory)).await;
-        let directory = inside.map_err(|_| Error::ShuttingDown)??;
-        let created = self.operations.create(new_checksum(&directory)).await?;
-        Ok(Response::new(Encoded::Operation(created.operation)))
+        let resolved = tokio::task::spawn_blocking(move || service.resolve_directory(&directory)).await;
+        let directory = resolved.map_err(|_| Error::ShuttingDown)??;
+        let created = self.operations.create(new_checksum_operation(&directory)).await?;
+        Ok(Response::new(EncodedMessage::Operation(created.operation)))
     }
 }
 
@@ -72,22 +72,22 @@ impl generated::checksums_server::Checksums for ChecksumService {
 impl ChecksumService {
     /// The directory that is asked for, if it lies inside the offered one. One
     /// that does not exist is let through: the operation will say so.
-    fn inside(&self, directory: &str) -> Result<PathBuf> {
-        let asked = self.root.join(directory);
-        let real = match asked.canonicalize() {
-            Ok(real) => Some(real),
-            Err(_) if !directory.split('/').any(|part| part == "..") => Some(asked),
+    fn resolve_directory(&self, directory: &str) -> Result<PathBuf> {
+        let requested = self.root.join(directory);
+        let canonical = match requested.canonicalize() {
+            Ok(path) => Some(path),
+            Err(_) if !directory.split('/').any(|part| part == "..") => Some(requested),
             // Where it would lead cannot be told.
             Err(_) => None,
         };
-        if let Some(real) = real.filter(|real| real.starts_with(&self.root)) {
-            return Ok(real);
+        if let Some(path) = canonical.filter(|path| path.starts_with(&self.root)) {
+            return Ok(path);
         }
-        let rule = format!(
+        let message = format!(
             "{:?} is not inside of {:?}, the directory that this demo offers",
             excerpt(directory),
             self.root
         );
-        Err(Error::invalid("directory", "DIRECTORY_OUTSIDE", rule))
+        Err(Error::invalid("directory", "DIRECTORY_OUTSIDE", message))
     }
 }

@@ -13,27 +13,27 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-use super::status::Refusal;
+use super::status::HttpError;
 use crate::status;
 
 pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// The largest body that any call takes, in bytes: room for a name and a
 /// duration, and so little that its JSON is read in no time.
-pub(super) const LARGEST: usize = 64 << 10;
+pub(super) const MAX_BODY_BYTES: usize = 64 << 10;
 
 /// How much of a body that is too large is thrown away, and for how long, so that
 /// a client that sends first and reads then still gets the answer.
-const DISCARD: usize = 4 << 20;
-const LINGER: Duration = Duration::from_secs(1);
+const MAX_DRAIN_BYTES: usize = 4 << 20;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Reads a whole JSON body of at most `limit` bytes.
 pub(super) async fn read<B>(
     headers: &HeaderMap,
     body: B,
     limit: usize,
-    time: Duration,
-) -> Result<Bytes, Refusal>
+    read_timeout: Duration,
+) -> Result<Bytes, HttpError>
 where
     B: Body,
     B::Error: Into<BoxError>,
@@ -42,80 +42,80 @@ where
         return Ok(Bytes::new());
     }
     let mut body = pin!(body);
-    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-    let read = if announced <= limit {
-        let read = timeout(time, collect(body.as_mut(), limit)).await;
-        let read = read.map_err(|_| Refusal::slow())?;
-        read.map_err(|error| status::malformed(&format!("the body: {}", error.into())))?
-    } else if DISCARD < announced || headers.contains_key(header::EXPECT) {
+    let declared_len = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    let collected = if declared_len <= limit {
+        let result = timeout(read_timeout, read_limited(body.as_mut(), limit)).await;
+        let result = result.map_err(|_| HttpError::body_timeout())?;
+        result.map_err(|error| status::malformed_request(&format!("the body: {}", error.into())))?
+    } else if MAX_DRAIN_BYTES < declared_len || headers.contains_key(header::EXPECT) {
         // A client that asks first is answered before anything is read, and
         // sends nothing then.
-        return Err(Refusal::too_large(limit));
+        return Err(HttpError::body_too_large(limit));
     } else {
         None
     };
-    let Some(body) = read else {
-        let _ = timeout(LINGER, discard(body)).await;
-        return Err(Refusal::too_large(limit));
+    let Some(body) = collected else {
+        let _ = timeout(DRAIN_TIMEOUT, drain(body)).await;
+        return Err(HttpError::body_too_large(limit));
     };
     // Without a body its type does not matter: some clients always send one.
     if !body.is_empty() && !is_json(headers) {
-        return Err(Refusal::content_type());
+        return Err(HttpError::unsupported_media_type());
     }
     Ok(body)
 }
 
 /// All of a body; nothing as soon as it is larger than `limit`.
-async fn collect<B: Body>(mut body: Pin<&mut B>, limit: usize) -> Result<Option<Bytes>, B::Error> {
-    let mut all = BytesMut::new();
+async fn read_limited<B: Body>(mut body: Pin<&mut B>, limit: usize) -> Result<Option<Bytes>, B::Error> {
+    let mut buffer = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else {
             continue;
         };
-        if limit - all.len() < data.remaining() {
+        if limit - buffer.len() < data.remaining() {
             return Ok(None);
         }
-        all.put(data);
+        buffer.put(data);
     }
-    Ok(Some(all.freeze()))
+    Ok(Some(buffer.freeze()))
 }
 
 /// Reads the rest of a body for nothing.
-async fn discard<B: Body>(mut body: Pin<&mut B>) {
-    let mut left = DISCARD;
+async fn drain<B: Body>(mut body: Pin<&mut B>) {
+    let mut remaining_bytes = MAX_DRAIN_BYTES;
     while let Some(Ok(frame)) = body.frame().await {
         let size = frame.data_ref().map_or(0, Buf::remaining);
-        if left < size {
+        if remaining_bytes < size {
             return;
         }
-        left -= size;
+        remaining_bytes -= size;
     }
 }
 
 /// Refuses a body where none belongs.
-pub(super) async fn refuse<B>(headers: &HeaderMap, body: B, time: Duration) -> Result<(), Refusal>
+pub(super) async fn reject_body<B>(headers: &HeaderMap, body: B, read_timeout: Duration) -> Result<(), HttpError>
 where
     B: Body,
     B::Error: Into<BoxError>,
 {
-    match read(headers, body, 0, time).await {
+    match read(headers, body, 0, read_timeout).await {
         Ok(_) => Ok(()),
-        Err(refusal) if refusal.code == http::StatusCode::PAYLOAD_TOO_LARGE => Err(Refusal::body()),
-        Err(refusal) => Err(refusal),
+        Err(error) if error.code == http::StatusCode::PAYLOAD_TOO_LARGE => Err(HttpError::unexpected_body()),
+        Err(error) => Err(error),
     }
 }
 
 /// Whether the content type is JSON, or left out.
 fn is_json(headers: &HeaderMap) -> bool {
-    let Some(kind) = headers.get(header::CONTENT_TYPE) else {
+    let Some(content_type) = headers.get(header::CONTENT_TYPE) else {
         return true;
     };
-    let kind = kind.to_str().unwrap_or_default().to_ascii_lowercase();
-    let kind = kind.split(';').next().unwrap_or_default().trim();
+    let content_type = content_type.to_str().unwrap_or_default().to_ascii_lowercase();
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
     // The messages of gRPC have a frame around them, also if they are JSON.
-    let is_grpc = kind.starts_with("application/grpc");
-    let is_some_json = kind.starts_with("application/") && kind.ends_with("+json");
-    kind == "application/json" || (is_some_json && !is_grpc)
+    let is_grpc = media_type.starts_with("application/grpc");
+    let has_json_suffix = media_type.starts_with("application/") && media_type.ends_with("+json");
+    media_type == "application/json" || (has_json_suffix && !is_grpc)
 }
 
 #[cfg(test)]
@@ -124,66 +124,66 @@ mod tests {
 
     use super::*;
 
-    fn headers(kind: &'static str) -> HeaderMap {
-        [(header::CONTENT_TYPE, http::HeaderValue::from_static(kind))]
+    fn headers(content_type: &'static str) -> HeaderMap {
+        [(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type))]
             .into_iter()
             .collect()
     }
 
-    async fn code(headers: &HeaderMap, body: &'static str) -> Result<Bytes, u16> {
-        let read = read(
+    async fn read_or_status_code(headers: &HeaderMap, body: &'static str) -> Result<Bytes, u16> {
+        let result = read(
             headers,
             Full::<Bytes>::from(body),
             8,
             Duration::from_secs(1),
         )
         .await;
-        read.map_err(|refusal| refusal.code.as_u16())
+        result.map_err(|error| error.code.as_u16())
     }
 
     #[tokio::test]
-    async fn a_body_is_json_of_a_limited_size_or_nothing() {
-        let none = HeaderMap::new();
-        assert_eq!(code(&none, "{}").await.unwrap(), "{}");
-        assert_eq!(code(&none, "").await.unwrap(), "");
-        assert_eq!(code(&none, "123456789").await, Err(413));
-        for kind in [
+    async fn body_must_be_json_within_the_size_limit_or_empty() {
+        let no_headers = HeaderMap::new();
+        assert_eq!(read_or_status_code(&no_headers, "{}").await.unwrap(), "{}");
+        assert_eq!(read_or_status_code(&no_headers, "").await.unwrap(), "");
+        assert_eq!(read_or_status_code(&no_headers, "123456789").await, Err(413));
+        for content_type in [
             "application/json",
             "Application/JSON; charset=UTF-8",
             "application/merge-patch+json",
         ] {
-            assert!(code(&headers(kind), "{}").await.is_ok(), "{kind}");
+            assert!(read_or_status_code(&headers(content_type), "{}").await.is_ok(), "{content_type}");
         }
-        for kind in [
+        for content_type in [
             "text/plain",
             "application/x-www-form-urlencoded",
             "",
             "json",
             "application/grpc+json",
         ] {
-            assert_eq!(code(&headers(kind), "{}").await, Err(415), "{kind}");
-            assert!(code(&headers(kind), "").await.is_ok(), "{kind}");
+            assert_eq!(read_or_status_code(&headers(content_type), "{}").await, Err(415), "{content_type}");
+            assert!(read_or_status_code(&headers(content_type), "").await.is_ok(), "{content_type}");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_does_not_come_is_not_waited_for() {
+    async fn stalled_request_body_times_out_with_408() {
         let never = StreamBody::new(futures_util::stream::pending::<
             Result<http_body::Frame<Bytes>, std::convert::Infallible>,
         >());
-        let read = read(&HeaderMap::new(), never, 8, Duration::from_secs(1)).await;
-        assert_eq!(read.unwrap_err().code.as_u16(), 408);
+        let result = read(&HeaderMap::new(), never, 8, Duration::from_secs(1)).await;
+        assert_eq!(result.unwrap_err().code.as_u16(), 408);
     }
 
     #[tokio::test]
-    async fn a_body_where_none_belongs_is_refused() {
-        let time = Duration::from_secs(1);
-        let none = HeaderMap::new();
-        let refused = refuse(&none, Full::<Bytes>::from(""), time).await;
-        assert!(refused.is_ok());
-        let refused = refuse(&none, Full::<Bytes>::from("{}"), time).await;
-        let refused = refused.unwrap_err();
-        assert_eq!(refused.code.as_u16(), 400);
-        assert!(refused.message().contains("takes no body"));
+    async fn body_of_a_bodyless_method_is_rejected() {
+        let read_timeout = Duration::from_secs(1);
+        let no_headers = HeaderMap::new();
+        let result = reject_body(&no_headers, Full::<Bytes>::from(""), read_timeout).await;
+        assert!(result.is_ok());
+        let result = reject_body(&no_headers, Full::<Bytes>::from("{}"), read_timeout).await;
+        let error = result.unwrap_err();
+        assert_eq!(error.code.as_u16(), 400);
+        assert!(error.message().contains("takes no body"));
     }
 }

@@ -7,9 +7,9 @@ use std::str::FromStr;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
 
 /// How long a browser may remember a permission, in seconds.
-const MAX_AGE: &str = "600";
+const PREFLIGHT_MAX_AGE_SECONDS: &str = "600";
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-const METHODS: &str = "GET, HEAD, POST, DELETE";
+const ALLOWED_METHODS: &str = "GET, HEAD, POST, DELETE";
 
 /// The origins whose pages may call the server, such as
 /// `https://app.example.com`; `*` is any. By default there are none.
@@ -21,19 +21,19 @@ pub struct CorsOrigins(Vec<HeaderValue>);
 #[error(
     "{0:?} is not an origin: write SCHEME://HOST or SCHEME://HOST:PORT, as browsers do, without a path; or * for any"
 )]
-pub struct CorsOriginsError(String);
+pub struct InvalidCorsOrigins(String);
 
 // === impl CorsOrigins ===
 
 impl CorsOrigins {
     /// Whether a call comes from a page that may not call. A browser sends a
     /// plain POST for any page, and only hides the answer from it.
-    pub(super) fn forbid(&self, request: &Parts) -> bool {
+    pub(super) fn is_forbidden(&self, request: &Parts) -> bool {
         let headers = &request.headers;
         let Some(origin) = headers.get(header::ORIGIN) else {
             return false;
         };
-        if self.find(origin).is_some() {
+        if self.find_allowed(origin).is_some() {
             return false;
         }
         if let Some(site) = headers.get(SEC_FETCH_SITE) {
@@ -46,49 +46,49 @@ impl CorsOrigins {
                 .get(header::HOST)
                 .and_then(|host| host.to_str().ok()),
         };
-        let own = origin.to_str().ok().and_then(|text| text.split_once("://"));
-        own.is_none_or(|(_, own)| Some(own) != host)
+        let origin_parts = origin.to_str().ok().and_then(|text| text.split_once("://"));
+        origin_parts.is_none_or(|(_, origin_host)| Some(origin_host) != host)
     }
 
-    fn find(&self, origin: &HeaderValue) -> Option<&HeaderValue> {
-        self.0.iter().find(|one| *one == "*" || *one == origin)
+    fn find_allowed(&self, origin: &HeaderValue) -> Option<&HeaderValue> {
+        self.0.iter().find(|allowed| *allowed == "*" || *allowed == origin)
     }
 
     /// Adds what lets the page that asked read the answer, if it may.
-    pub(super) fn permit(&self, method: &Method, request: &HeaderMap, answer: &mut HeaderMap) {
+    pub(super) fn add_cors_headers(&self, method: &Method, request: &HeaderMap, response: &mut HeaderMap) {
         if self.0.is_empty() {
             return;
         }
         // The answer to another origin is another one, also for caches.
-        answer.append(header::VARY, header::ORIGIN.into());
+        response.append(header::VARY, header::ORIGIN.into());
         let Some(origin) = request.get(header::ORIGIN) else {
             return;
         };
-        let Some(permitted) = self.find(origin) else {
+        let Some(allowed_origin) = self.find_allowed(origin) else {
             return;
         };
-        let asked = header::ACCESS_CONTROL_REQUEST_METHOD;
-        answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, permitted.clone());
-        if method != Method::OPTIONS || !request.contains_key(asked) {
-            let shown = HeaderValue::from_static("retry-after");
-            answer.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, shown);
+        let request_method_header = header::ACCESS_CONTROL_REQUEST_METHOD;
+        response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed_origin.clone());
+        if method != Method::OPTIONS || !request.contains_key(request_method_header) {
+            let exposed_headers = HeaderValue::from_static("retry-after");
+            response.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed_headers);
             return;
         }
-        let methods = HeaderValue::from_static(METHODS);
-        answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
-        answer.insert(
+        let methods = HeaderValue::from_static(ALLOWED_METHODS);
+        response.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+        response.insert(
             header::ACCESS_CONTROL_MAX_AGE,
-            HeaderValue::from_static(MAX_AGE),
+            HeaderValue::from_static(PREFLIGHT_MAX_AGE_SECONDS),
         );
         // Clients send headers of their own kind, none of which means anything here.
         if let Some(headers) = request.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
-            answer.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, headers.clone());
+            response.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, headers.clone());
         }
     }
 }
 
 impl FromStr for CorsOrigins {
-    type Err = CorsOriginsError;
+    type Err = InvalidCorsOrigins;
 
     /// Origins with commas between them; the empty text is none.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -98,7 +98,7 @@ impl FromStr for CorsOrigins {
             HeaderValue::from_str(origin)
                 .ok()
                 .filter(|_| is_origin(origin))
-                .ok_or_else(|| CorsOriginsError(origin.to_owned()))
+                .ok_or_else(|| InvalidCorsOrigins(origin.to_owned()))
         };
         origins.map(parse).collect::<Result<_, _>>().map(Self)
     }
@@ -119,15 +119,15 @@ fn is_origin(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn permitted(origins: &str, method: Method, request: &[(&'static str, &str)]) -> String {
+    fn cors_headers(origins: &str, method: Method, request: &[(&'static str, &str)]) -> String {
         let request: HeaderMap = request
             .iter()
             .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
             .collect();
-        let mut answer = HeaderMap::new();
+        let mut response = HeaderMap::new();
         let origins: CorsOrigins = origins.parse().unwrap();
-        origins.permit(&method, &request, &mut answer);
-        let mut lines: Vec<String> = answer
+        origins.add_cors_headers(&method, &request, &mut response);
+        let mut lines: Vec<String> = response
             .iter()
             .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
             .collect();
@@ -136,36 +136,36 @@ mod tests {
     }
 
     #[test]
-    fn without_origins_nothing_is_permitted() {
-        let asked = [("origin", "https://a.example")];
-        assert_eq!(permitted("", Method::GET, &asked), "");
+    fn no_cors_headers_are_added_without_configured_origins() {
+        let request = [("origin", "https://a.example")];
+        assert_eq!(cors_headers("", Method::GET, &request), "");
     }
 
     #[test]
-    fn an_origin_of_the_list_may_read_answers_and_another_may_not() {
-        let list = "https://a.example, http://localhost:3000";
+    fn listed_origin_may_read_responses_and_others_may_not() {
+        let allowed_origins = "https://a.example, http://localhost:3000";
         assert_eq!(
-            permitted(list, Method::GET, &[("origin", "http://localhost:3000")]),
+            cors_headers(allowed_origins, Method::GET, &[("origin", "http://localhost:3000")]),
             "access-control-allow-origin: http://localhost:3000\n\
              access-control-expose-headers: retry-after\nvary: origin"
         );
-        let others = ["https://a.example.evil", "http://a.example", "null"];
-        for other in others {
-            let answer = permitted(list, Method::GET, &[("origin", other)]);
-            assert_eq!(answer, "vary: origin", "{other}");
+        let other_origins = ["https://a.example.evil", "http://a.example", "null"];
+        for other in other_origins {
+            let headers = cors_headers(allowed_origins, Method::GET, &[("origin", other)]);
+            assert_eq!(headers, "vary: origin", "{other}");
         }
-        assert!(permitted("*", Method::GET, &[("origin", "null")]).contains("origin: *"));
+        assert!(cors_headers("*", Method::GET, &[("origin", "null")]).contains("origin: *"));
     }
 
     #[test]
-    fn a_preflight_is_told_what_it_asks() {
-        let asked = [
+    fn preflight_response_allows_requested_method_and_headers() {
+        let request = [
             ("origin", "https://a.example"),
             ("access-control-request-method", "DELETE"),
             ("access-control-request-headers", "x-goog-api-client"),
         ];
         assert_eq!(
-            permitted("https://a.example", Method::OPTIONS, &asked),
+            cors_headers("https://a.example", Method::OPTIONS, &request),
             "access-control-allow-headers: x-goog-api-client\n\
              access-control-allow-methods: GET, HEAD, POST, DELETE\n\
              access-control-allow-origin: https://a.example\n\
@@ -174,38 +174,38 @@ mod tests {
     }
 
     #[test]
-    fn a_page_of_another_origin_may_not_call() {
-        let forbids = |origins: &str, headers: &[(&str, &str)]| {
+    fn cross_origin_call_is_forbidden_unless_origin_is_listed() {
+        let is_forbidden = |origins: &str, headers: &[(&str, &str)]| {
             let mut request = http::Request::builder().uri("/v1/operations/x:cancel");
             for (name, value) in headers {
                 request = request.header(*name, *value);
             }
             let (parts, ()) = request.body(()).unwrap().into_parts();
-            origins.parse::<CorsOrigins>().unwrap().forbid(&parts)
+            origins.parse::<CorsOrigins>().unwrap().is_forbidden(&parts)
         };
         let other = [("origin", "https://a.example"), ("host", "127.0.0.1:8470")];
-        assert!(forbids("", &other));
-        assert!(forbids("https://b.example", &other));
-        assert!(forbids("", &[("origin", "null")]));
-        assert!(!forbids("https://a.example", &other));
-        assert!(!forbids("*", &other));
+        assert!(is_forbidden("", &other));
+        assert!(is_forbidden("https://b.example", &other));
+        assert!(is_forbidden("", &[("origin", "null")]));
+        assert!(!is_forbidden("https://a.example", &other));
+        assert!(!is_forbidden("*", &other));
         // Who is no browser, and the server's own pages behind whatever proxy.
-        assert!(!forbids("", &[]));
-        assert!(!forbids(
+        assert!(!is_forbidden("", &[]));
+        assert!(!is_forbidden(
             "",
             &[
                 ("origin", "http://localhost:8470"),
                 ("host", "localhost:8470")
             ]
         ));
-        let site = |site| [other[0], other[1], ("sec-fetch-site", site)];
-        assert!(!forbids("", &site("same-origin")));
-        assert!(forbids("", &site("same-site")) && forbids("", &site("cross-site")));
+        let with_fetch_site = |site| [other[0], other[1], ("sec-fetch-site", site)];
+        assert!(!is_forbidden("", &with_fetch_site("same-origin")));
+        assert!(is_forbidden("", &with_fetch_site("same-site")) && is_forbidden("", &with_fetch_site("cross-site")));
     }
 
     #[test]
-    fn what_is_not_an_origin_is_refused() {
-        for bad in [
+    fn invalid_cors_origin_is_rejected() {
+        for invalid in [
             "a.example",
             "https://",
             "https://a/",
@@ -213,7 +213,7 @@ mod tests {
             "https://é",
             "**",
         ] {
-            assert!(bad.parse::<CorsOrigins>().is_err(), "{bad}");
+            assert!(invalid.parse::<CorsOrigins>().is_err(), "{invalid}");
         }
     }
 }

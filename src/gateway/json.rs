@@ -7,40 +7,40 @@ use bytes::Bytes;
 use prost::{Message, Name};
 use serde_json::{Map, Value};
 
-use super::status::Refusal;
+use super::status::HttpError;
 use crate::{
     error::Error,
     operation::operation::Operation,
     operations::{calls::parse_timeout, listing::Page},
     proto::google::longrunning::{CancelOperationRequest, WaitOperationRequest},
     status,
-    tasks::aside,
-    types::{Enums, Types},
+    tasks::spawn_blocking_if_large,
+    types::{EnumFormat, TypeRegistry},
 };
 
 /// How an answer is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Form {
+pub(super) struct JsonFormat {
     /// Inside an `Any` too.
-    pub(super) enums: Enums,
+    pub(super) enum_encoding: EnumFormat,
     /// With line breaks, for people.
     pub(super) pretty: bool,
 }
 
 // === impl Form ===
 
-impl Default for Form {
+impl Default for JsonFormat {
     fn default() -> Self {
         Self {
-            enums: Enums::Names,
+            enum_encoding: EnumFormat::Names,
             pretty: false,
         }
     }
 }
 
-impl Form {
+impl JsonFormat {
     /// The text of a value.
-    pub(super) fn write(self, json: &Value) -> Bytes {
+    pub(super) fn serialize(self, json: &Value) -> Bytes {
         if self.pretty {
             format!("{json:#}\n").into()
         } else {
@@ -49,24 +49,24 @@ impl Form {
     }
 
     /// An operation.
-    pub(super) async fn operation(self, types: &Types, operation: Arc<Operation>) -> Bytes {
+    pub(super) async fn serialize_operation(self, types: &TypeRegistry, operation: Arc<Operation>) -> Bytes {
         let types = types.clone();
-        aside(operation.bytes().len(), move || {
-            self.write(&self.value(&types, &operation))
+        spawn_blocking_if_large(operation.bytes().len(), move || {
+            self.serialize(&self.operation_to_json(&types, &operation))
         })
         .await
     }
 
     /// A `google.longrunning.ListOperationsResponse`. What is empty is left out:
     /// older Python clients know no `unreachable`, and refuse what they do not know.
-    pub(super) async fn page(self, types: &Types, page: Page) -> Bytes {
+    pub(super) async fn serialize_page(self, types: &TypeRegistry, page: Page) -> Bytes {
         let size = page.operations.iter().map(|one| one.bytes().len()).sum();
         let types = types.clone();
-        aside(size, move || {
+        spawn_blocking_if_large(size, move || {
             let mut json = Map::new();
             if !page.operations.is_empty() {
                 let operations = page.operations.iter();
-                let operations = operations.map(|one| self.value(&types, one)).collect();
+                let operations = operations.map(|one| self.operation_to_json(&types, one)).collect();
                 json.insert("operations".into(), Value::Array(operations));
             }
             if !page.next_page_token.is_empty() {
@@ -75,85 +75,85 @@ impl Form {
             if !page.unreachable.is_empty() {
                 json.insert("unreachable".into(), page.unreachable.into());
             }
-            self.write(&Value::Object(json))
+            self.serialize(&Value::Object(json))
         })
         .await
     }
 
-    fn value(self, types: &Types, operation: &Operation) -> Value {
-        types.operation(&operation.to_proto(), self.enums)
+    fn operation_to_json(self, types: &TypeRegistry, operation: &Operation) -> Value {
+        types.operation_to_json(&operation.to_proto(), self.enum_encoding)
     }
 }
 
 /// Checks the body of a cancel call; the path has the name already.
-pub(super) fn read_cancel(types: &Types, name: &str, body: &[u8]) -> Result<(), Refusal> {
-    let request: CancelOperationRequest = message(types, object(body)?)?;
-    same_name(name, &request.name)
+pub(super) fn parse_cancel_body(types: &TypeRegistry, name: &str, body: &[u8]) -> Result<(), HttpError> {
+    let request: CancelOperationRequest = decode_message(types, parse_object(body)?)?;
+    check_name_matches_path(name, &request.name)
 }
 
 /// Reads the timeout in the body of a wait call.
-pub(super) fn read_wait(
-    types: &Types,
+pub(super) fn parse_wait_body(
+    types: &TypeRegistry,
     name: &str,
     body: &[u8],
-) -> Result<Option<Duration>, Refusal> {
-    let mut fields = object(body)?;
+) -> Result<Option<Duration>, HttpError> {
+    let mut fields = parse_object(body)?;
     // Read by itself, so that a bad one is named.
     let timeout = match fields.remove("timeout") {
         None | Some(Value::Null) => None,
         Some(timeout) => {
-            let refuse =
+            let invalid_timeout =
                 |error: &dyn std::fmt::Display| Error::invalid("timeout", "INVALID_TIMEOUT", error);
             let duration = types
                 .pack("google.protobuf.Duration", &timeout)
-                .map_err(|error| refuse(&error))?;
+                .map_err(|error| invalid_timeout(&error))?;
             let duration = prost_types::Duration::decode(duration.value.as_slice())
-                .map_err(|error| refuse(&error))?;
+                .map_err(|error| invalid_timeout(&error))?;
             Some(parse_timeout(duration)?)
         }
     };
-    let request: WaitOperationRequest = message(types, fields)?;
-    same_name(name, &request.name)?;
+    let request: WaitOperationRequest = decode_message(types, fields)?;
+    check_name_matches_path(name, &request.name)?;
     Ok(timeout)
 }
 
 /// The fields of a body. An empty one has none.
-fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
+fn parse_object(body: &[u8]) -> Result<Map<String, Value>, HttpError> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(Map::new());
     }
     match serde_json::from_slice(body) {
         Ok(Value::Object(fields)) => Ok(fields),
-        Ok(_) => Err(status::malformed("the body must be a JSON object").into()),
-        Err(error) => Err(status::malformed(&format!("the body is not JSON: {error}")).into()),
+        Ok(_) => Err(status::malformed_request("the body must be a JSON object").into()),
+        Err(error) => Err(status::malformed_request(&format!("the body is not JSON: {error}")).into()),
     }
 }
 
-fn message<M: Name + Default>(types: &Types, fields: Map<String, Value>) -> Result<M, Refusal> {
+fn decode_message<M: Name + Default>(types: &TypeRegistry, fields: Map<String, Value>) -> Result<M, HttpError> {
     let any = types
         .pack(&M::full_name(), &Value::Object(fields))
-        .map_err(|error| status::malformed(&format!("the body: {error}")))?;
-    M::decode(any.value.as_slice()).map_err(|error| status::malformed(&error.to_string()).into())
+        .map_err(|error| status::malformed_request(&format!("the body: {error}")))?;
+    M::decode(any.value.as_slice()).map_err(|error| status::malformed_request(&error.to_string()).into())
 }
 
-fn same_name(path: &str, body: &str) -> Result<(), Refusal> {
+fn check_name_matches_path(path: &str, body: &str) -> Result<(), HttpError> {
     if body.is_empty() || body == path {
         return Ok(());
     }
-    let rule = "the body names another operation than the path; leave it out there";
-    Err(Error::invalid("name", "INVALID_NAME", rule).into())
+    let message = "the body names another operation than the path; leave it out there";
+    Err(Error::invalid("name", "INVALID_NAME", message).into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn timeout(body: &str) -> Result<Option<Duration>, Refusal> {
-        read_wait(&Types::built_in(), "operations/x", body.as_bytes())
+    fn parse_wait_timeout(body: &str) -> Result<Option<Duration>, HttpError> {
+        parse_wait_body(&TypeRegistry::built_in(), "operations/x", body.as_bytes())
     }
 
     #[test]
-    fn the_timeout_of_a_wait_is_a_proto_json_duration() {
+    fn wait_body_timeout_is_a_proto_json_duration() {
         for (body, millis) in [
             ("", None),
             (" \n", None),
@@ -164,13 +164,13 @@ mod tests {
             (r#"{"timeout": "9s", "timeout": "0s"}"#, Some(0)),
         ] {
             let expected = millis.map(Duration::from_millis);
-            assert_eq!(timeout(body).unwrap(), expected, "{body}");
+            assert_eq!(parse_wait_timeout(body).unwrap(), expected, "{body}");
         }
     }
 
     #[test]
-    fn a_body_that_is_no_such_request_is_refused_with_what_is_wrong() {
-        for (body, said) in [
+    fn invalid_wait_body_is_rejected_with_the_cause() {
+        for (body, expected) in [
             (r#"{"timeout": "soon"}"#, "timeout"),
             (r#"{"timeout": 3}"#, "timeout"),
             (r#"{"timeout": "-1s"}"#, "timeout"),
@@ -184,11 +184,11 @@ mod tests {
             ("{} {}", "not JSON"),
             ("timeout=3s", "not JSON"),
         ] {
-            let refusal = timeout(body).expect_err(body);
-            let message = refusal.message();
-            assert!(message.contains(said), "{body}: {message}");
+            let error = parse_wait_timeout(body).expect_err(body);
+            let message = error.message();
+            assert!(message.contains(expected), "{body}: {message}");
         }
-        let deep = "[".repeat(100_000);
-        assert!(timeout(&deep).is_err());
+        let deeply_nested = "[".repeat(100_000);
+        assert!(parse_wait_timeout(&deeply_nested).is_err());
     }
 }

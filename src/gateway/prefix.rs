@@ -16,7 +16,7 @@ pub struct HttpPrefix(Option<Box<str>>);
 #[error(
     "{0:?} is not a prefix of paths: write / for none, or segments of letters, digits and . _ ~ - such as /v1 or /api/v2"
 )]
-pub struct HttpPrefixError(String);
+pub struct InvalidHttpPrefix(String);
 
 // === impl HttpPrefix ===
 
@@ -33,7 +33,7 @@ impl HttpPrefix {
     }
 
     /// Whether nothing stands in front of the paths.
-    pub(super) fn is_none(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0.as_deref() == Some("")
     }
 
@@ -44,7 +44,7 @@ impl HttpPrefix {
 }
 
 impl FromStr for HttpPrefix {
-    type Err = HttpPrefixError;
+    type Err = InvalidHttpPrefix;
 
     /// The empty text is the default: any version.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -58,13 +58,13 @@ impl FromStr for HttpPrefix {
                     .bytes()
                     .all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
         };
-        let behind = segments.strip_prefix('/');
-        let is_prefix = match behind {
-            Some(behind) => behind.split('/').all(is_segment),
+        let path = segments.strip_prefix('/');
+        let is_valid = match path {
+            Some(path) => path.split('/').all(is_segment),
             None => segments.is_empty(),
         };
-        if !is_prefix {
-            return Err(HttpPrefixError(text.to_owned()));
+        if !is_valid {
+            return Err(InvalidHttpPrefix(text.to_owned()));
         }
         Ok(Self(Some(segments.into())))
     }
@@ -86,11 +86,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn by_default_any_version_is_the_prefix() {
-        let any = HttpPrefix::default();
+    fn default_http_prefix_matches_any_api_version() {
+        let default_prefix = HttpPrefix::default();
         for version in ["v1", "v2", "v1beta1", "v1p1beta1", "v1alpha", "v10"] {
             let path = format!("/{version}/operations/x");
-            assert_eq!(any.strip(&path), Some("operations/x"), "{version}");
+            assert_eq!(default_prefix.strip(&path), Some("operations/x"), "{version}");
         }
         for path in [
             "/operations/x",
@@ -104,21 +104,21 @@ mod tests {
             "/x/v1/operations",
             "/v1%31/operations",
         ] {
-            assert_eq!(any.strip(path), None, "{path}");
+            assert_eq!(default_prefix.strip(path), None, "{path}");
         }
     }
 
     #[test]
-    fn a_chosen_prefix_is_the_only_one() {
-        let chosen: HttpPrefix = "/api/v2/".parse().unwrap();
-        assert_eq!(chosen.strip("/api/v2/operations"), Some("operations"));
-        assert_eq!(chosen.strip("/v1/operations"), None);
-        assert_eq!(chosen.strip("/api/v22/operations"), None);
-        let none: HttpPrefix = "/".parse().unwrap();
-        assert_eq!(none.strip("/operations"), Some("operations"));
+    fn configured_http_prefix_is_the_only_match() {
+        let configured: HttpPrefix = "/api/v2/".parse().unwrap();
+        assert_eq!(configured.strip("/api/v2/operations"), Some("operations"));
+        assert_eq!(configured.strip("/v1/operations"), None);
+        assert_eq!(configured.strip("/api/v22/operations"), None);
+        let empty: HttpPrefix = "/".parse().unwrap();
+        assert_eq!(empty.strip("/operations"), Some("operations"));
         assert_eq!("".parse(), Ok(HttpPrefix::default()));
-        for bad in ["v1", "/a b", "/v1?", "//v1", "/v1//x", "/é"] {
-            assert!(bad.parse::<HttpPrefix>().is_err(), "{bad}");
+        for invalid in ["v1", "/a b", "/v1?", "//v1", "/v1//x", "/é"] {
+            assert!(invalid.parse::<HttpPrefix>().is_err(), "{invalid}");
         }
     }
 }

@@ -3,27 +3,27 @@
 //! that a misspelt `fliter` does not list everything.
 
 use super::{
-    json::Form,
+    json::JsonFormat,
     routes::Action,
-    status::Refusal,
-    url::{Part, decode},
+    status::HttpError,
+    url::{UrlPart, percent_decode},
 };
 use crate::{
-    error::Error, proto::google::longrunning::ListOperationsRequest, status, types::Enums,
+    error::Error, proto::google::longrunning::ListOperationsRequest, status, types::EnumFormat,
 };
 
 /// What a query says.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Query {
+pub(super) struct QueryParams {
     /// The fields of a list; its name is in the path.
-    pub(super) list: ListOperationsRequest,
+    pub(super) list_request: ListOperationsRequest,
     /// How the answer is to be written.
-    pub(super) form: Form,
+    pub(super) format: JsonFormat,
 }
 
 /// Parameters of every Google API that say nothing to this server. So do all
 /// whose name begins with `$`.
-const SYSTEM: [&str; 13] = [
+const SYSTEM_PARAMETERS: [&str; 13] = [
     "access_token",
     "apiVersion",
     "callback",
@@ -40,30 +40,30 @@ const SYSTEM: [&str; 13] = [
 ];
 
 /// Reads the query of a call.
-pub(super) fn parse(action: Action, query: &str) -> Result<Query, Refusal> {
-    let mut parsed = Query::default();
+pub(super) fn parse(action: Action, query: &str) -> Result<QueryParams, HttpError> {
+    let mut parsed = QueryParams::default();
     let mut seen: Vec<&'static str> = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let key = decode(key, Part::Query)?;
-        let value = decode(value, Part::Query)?;
-        if parsed.form.take(action, &key, &value)? || is_system(&key) {
+        let key = percent_decode(key, UrlPart::Query)?;
+        let value = percent_decode(value, UrlPart::Query)?;
+        if parsed.format.apply_parameter(action, &key, &value)? || is_system_parameter(&key) {
             continue;
         }
-        let Some(field) = field(action, &key) else {
-            return Err(unknown(action, &key));
+        let Some(field) = field_name(action, &key) else {
+            return Err(unknown_parameter(action, &key));
         };
         if seen.contains(&field) {
-            return Err(refuse(&key, "it is there twice; give it once"));
+            return Err(invalid_parameter(&key, "it is there twice; give it once"));
         }
         seen.push(field);
-        parsed.set(field, value)?;
+        parsed.set_field(field, value)?;
     }
     Ok(parsed)
 }
 
 /// The field that a key stands for, in the JSON form or as in the proto.
-fn field(action: Action, key: &str) -> Option<&'static str> {
+fn field_name(action: Action, key: &str) -> Option<&'static str> {
     if action != Action::List {
         return None;
     }
@@ -76,12 +76,12 @@ fn field(action: Action, key: &str) -> Option<&'static str> {
     })
 }
 
-fn is_system(key: &str) -> bool {
-    key.starts_with('$') || SYSTEM.contains(&key)
+fn is_system_parameter(key: &str) -> bool {
+    key.starts_with('$') || SYSTEM_PARAMETERS.contains(&key)
 }
 
-fn unknown(action: Action, key: &str) -> Refusal {
-    let rule = match (action, key) {
+fn unknown_parameter(action: Action, key: &str) -> HttpError {
+    let message = match (action, key) {
         (_, "name") => "the name is in the path, and must not be in the query too",
         (Action::Wait, "timeout") => r#"it belongs into the body, as {"timeout": "30s"}"#,
         (Action::List, _) => {
@@ -89,34 +89,34 @@ fn unknown(action: Action, key: &str) -> Refusal {
         }
         _ => "there is no such parameter; this call has none",
     };
-    refuse(key, rule)
+    invalid_parameter(key, message)
 }
 
-fn refuse(key: &str, rule: &str) -> Refusal {
-    status::invalid(key, "INVALID_PARAMETER", rule).into()
+fn invalid_parameter(key: &str, message: &str) -> HttpError {
+    status::invalid_argument(key, "INVALID_PARAMETER", message).into()
 }
 
 // === impl Query ===
 
-impl Query {
-    fn set(&mut self, field: &'static str, value: String) -> Result<(), Refusal> {
-        let list = &mut self.list;
+impl QueryParams {
+    fn set_field(&mut self, field: &'static str, value: String) -> Result<(), HttpError> {
+        let list_request = &mut self.list_request;
         match field {
-            "filter" => list.filter = value,
-            "page_token" => list.page_token = value,
+            "filter" => list_request.filter = value,
+            "page_token" => list_request.page_token = value,
             // Clients send the fields that they leave unset, too.
             _ if value.is_empty() => {}
             "page_size" => {
-                list.page_size = integer(&value).ok_or_else(|| {
-                    let rule = "it must be a whole number of 32 bits";
-                    Error::invalid("page_size", "INVALID_PAGE_SIZE", rule)
+                list_request.page_size = parse_i32(&value).ok_or_else(|| {
+                    let message = "it must be a whole number of 32 bits";
+                    Error::invalid("page_size", "INVALID_PAGE_SIZE", message)
                 })?;
             }
             _ => {
-                list.return_partial_success = match value.as_str() {
+                list_request.return_partial_success = match value.as_str() {
                     "true" => true,
                     "false" => false,
-                    _ => return Err(refuse("return_partial_success", "it must be true or false")),
+                    _ => return Err(invalid_parameter("return_partial_success", "it must be true or false")),
                 };
             }
         }
@@ -125,31 +125,31 @@ impl Query {
 }
 
 /// Digits with or without a minus, and nothing else.
-fn integer(text: &str) -> Option<i32> {
+fn parse_i32(text: &str) -> Option<i32> {
     let digits = text.strip_prefix('-').unwrap_or(text);
-    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| text.parse().ok()).flatten()
+    let is_all_digits = digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_all_digits.then(|| text.parse().ok()).flatten()
 }
 
 // === impl Form ===
 
-impl Form {
+impl JsonFormat {
     /// Takes a parameter that says how the answer is written; whether it did.
-    fn take(&mut self, action: Action, key: &str, value: &str) -> Result<bool, Refusal> {
+    fn apply_parameter(&mut self, action: Action, key: &str, value: &str) -> Result<bool, HttpError> {
         match key {
             "alt" | "$alt" => {
                 let mut parts = value.split(';');
-                let kind = parts.next().unwrap_or_default();
-                let is_known =
-                    matches!(kind, "" | "json") || (kind == "sse" && action == Action::Watch);
-                let rule = "it must be json, or json;enum-encoding=int";
-                if !is_known {
-                    return Err(refuse(key, rule));
+                let format_name = parts.next().unwrap_or_default();
+                let is_supported =
+                    matches!(format_name, "" | "json") || (format_name == "sse" && action == Action::Watch);
+                let message = "it must be json, or json;enum-encoding=int";
+                if !is_supported {
+                    return Err(invalid_parameter(key, message));
                 }
                 for part in parts {
                     match part {
-                        "enum-encoding=int" => self.enums = Enums::Numbers,
-                        _ => return Err(refuse(key, rule)),
+                        "enum-encoding=int" => self.enum_encoding = EnumFormat::Numbers,
+                        _ => return Err(invalid_parameter(key, message)),
                     }
                 }
             }
@@ -164,47 +164,47 @@ impl Form {
 mod tests {
     use super::*;
 
-    fn list(query: &str) -> Query {
-        parse(Action::List, query).unwrap_or_else(|refusal| panic!("{query}: {refusal:?}"))
+    fn parse_list(query: &str) -> QueryParams {
+        parse(Action::List, query).unwrap_or_else(|error| panic!("{query}: {error:?}"))
     }
 
-    fn refused(action: Action, query: &str) -> String {
+    fn parse_error(action: Action, query: &str) -> String {
         parse(action, query).expect_err(query).message().to_owned()
     }
 
     #[test]
-    fn fields_are_known_by_their_json_and_their_proto_names() {
-        let wanted = Query {
-            list: ListOperationsRequest {
+    fn list_fields_accept_json_and_proto_names() {
+        let expected = QueryParams {
+            list_request: ListOperationsRequest {
                 filter: "a = \"b c\"".into(),
                 page_size: 2,
                 page_token: "t".into(),
                 return_partial_success: true,
                 ..ListOperationsRequest::default()
             },
-            form: Form::default(),
+            format: JsonFormat::default(),
         };
         let json = "filter=a+%3D+%22b%20c%22&pageSize=2&pageToken=t&returnPartialSuccess=true";
         let proto = "filter=a%20=%20%22b+c%22&page_size=2&page_token=t&return_partial_success=true";
-        assert_eq!(list(json), wanted);
-        assert_eq!(list(proto), wanted);
+        assert_eq!(parse_list(json), expected);
+        assert_eq!(parse_list(proto), expected);
     }
 
     #[test]
-    fn empty_values_are_unset_fields() {
+    fn empty_query_values_are_unset_fields() {
         for query in [
             "",
             "&",
             "filter=&pageToken=&pageSize=0&returnPartialSuccess=false",
             "pageSize=&returnPartialSuccess=&filter",
         ] {
-            assert_eq!(list(query), Query::default(), "{query}");
+            assert_eq!(parse_list(query), QueryParams::default(), "{query}");
         }
     }
 
     #[test]
-    fn numbers_and_truth_values_are_read_strictly() {
-        for bad in [
+    fn integers_and_booleans_are_parsed_strictly() {
+        for invalid in [
             "1.5",
             "x",
             "+1",
@@ -215,22 +215,22 @@ mod tests {
             "--1",
             "-",
         ] {
-            let query = format!("pageSize={bad}");
-            assert!(refused(Action::List, &query).contains("page_size"), "{bad}");
+            let query = format!("pageSize={invalid}");
+            assert!(parse_error(Action::List, &query).contains("page_size"), "{invalid}");
         }
-        assert_eq!(list("pageSize=-1").list.page_size, -1);
-        for bad in ["1", "TRUE", "yes"] {
-            let query = format!("returnPartialSuccess={bad}");
+        assert_eq!(parse_list("pageSize=-1").list_request.page_size, -1);
+        for invalid in ["1", "TRUE", "yes"] {
+            let query = format!("returnPartialSuccess={invalid}");
             assert!(
-                refused(Action::List, &query).contains("true or false"),
-                "{bad}"
+                parse_error(Action::List, &query).contains("true or false"),
+                "{invalid}"
             );
         }
     }
 
     #[test]
-    fn what_is_unknown_misplaced_or_twice_is_refused_by_its_name() {
-        for (action, query, said) in [
+    fn unknown_misplaced_or_repeated_parameter_is_rejected_by_name() {
+        for (action, query, expected) in [
             (
                 Action::List,
                 "fliter=x",
@@ -256,41 +256,41 @@ mod tests {
             (Action::List, "filter=%zz", "two hexadecimal digits"),
             (Action::List, "%ff=1", "not UTF-8"),
         ] {
-            let message = refused(action, query);
-            assert!(message.contains(said), "{query}: {message}");
+            let message = parse_error(action, query);
+            assert!(message.contains(expected), "{query}: {message}");
         }
     }
 
     #[test]
-    fn system_parameters_are_none_of_the_calls_business() {
+    fn system_parameters_are_ignored() {
         let query = "$fields=name&fields=a&key=k&access_token=t&quotaUser=u&$.xgafv=2&callback=c\
             &%24apiVersion=1&uploadType=x&$unknown=1";
         for action in Action::ALL {
-            assert_eq!(parse(action, query).unwrap(), Query::default());
+            assert_eq!(parse(action, query).unwrap(), QueryParams::default());
         }
     }
 
     #[test]
-    fn the_form_of_the_answer_can_be_chosen() {
-        let form = |query: &str| parse(Action::Get, query).unwrap().form;
+    fn alt_and_pretty_print_select_the_response_format() {
+        let parse_format = |query: &str| parse(Action::Get, query).unwrap().format;
         for query in [
             "%24alt=json%3Benum-encoding%3Dint",
             "$alt=json;enum-encoding=int",
             "alt=json%3benum-encoding=int",
         ] {
-            assert_eq!(form(query).enums, Enums::Numbers, "{query}");
+            assert_eq!(parse_format(query).enum_encoding, EnumFormat::Numbers, "{query}");
         }
         for query in ["alt=json", "$alt=", "prettyPrint=false"] {
-            assert_eq!(form(query), Form::default(), "{query}");
+            assert_eq!(parse_format(query), JsonFormat::default(), "{query}");
         }
-        assert!(form("prettyPrint=true").pretty && form("$prettyPrint=1").pretty);
-        for bad in [
+        assert!(parse_format("prettyPrint=true").pretty && parse_format("$prettyPrint=1").pretty);
+        for invalid in [
             "alt=proto",
             "alt=media",
             "$alt=json;enum-encoding=hex",
             "alt=sse",
         ] {
-            assert!(refused(Action::Get, bad).contains("json"), "{bad}");
+            assert!(parse_error(Action::Get, invalid).contains("json"), "{invalid}");
         }
         assert!(parse(Action::Watch, "alt=sse").is_ok());
     }

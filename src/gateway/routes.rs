@@ -14,9 +14,9 @@ use http::Method;
 
 use super::{
     prefix::HttpPrefix,
-    url::{BadUrl, Part, decode},
+    url::{InvalidUrl, UrlPart, percent_decode},
 };
-use crate::operation::name::COLLECTION;
+use crate::operation::name::OPERATIONS_COLLECTION;
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,13 +38,13 @@ pub(super) struct Route {
 
 /// Why there is no call for a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum NoRoute {
+pub(super) enum RouteError {
     /// No binding has such a path.
-    Path,
+    NotFound,
     /// Bindings have it, but with these methods.
-    Method(&'static str),
+    MethodNotAllowed(&'static str),
     /// The path cannot be read.
-    Url(BadUrl),
+    InvalidUrl(InvalidUrl),
 }
 
 /// What a path can stand for.
@@ -54,47 +54,47 @@ enum Resource {
     Collection,
     /// `…/operations/operations`: Google's Python client lists the collection
     /// `…/operations` so; it is also the name of an operation.
-    Either,
+    Ambiguous,
     Verb(Action),
 }
 
 /// The call that a method and a raw path stand for.
-pub(super) fn find(prefix: &HttpPrefix, method: &Method, path: &str) -> Result<Route, NoRoute> {
-    let path = prefix.strip(path).ok_or(NoRoute::Path)?;
+pub(super) fn match_route(prefix: &HttpPrefix, method: &Method, path: &str) -> Result<Route, RouteError> {
+    let path = prefix.strip(path).ok_or(RouteError::NotFound)?;
     if path.starts_with('/') {
         // An empty parent would be a list of everything, for nothing but a
         // slash too many in a client's base URL.
-        return Err(NoRoute::Path);
+        return Err(RouteError::NotFound);
     }
     let (path, verb) = split_verb(path);
-    let resource = classify(path, verb).ok_or(NoRoute::Path)?;
+    let resource = classify(path, verb).ok_or(RouteError::NotFound)?;
     let Some(action) = resource.action(method) else {
         // What is posted to a verb that we have not is posted to nothing.
         let last = path.rsplit('/').next().unwrap_or_default();
-        let to_a_verb = method == Method::POST && verb.is_none() && last.contains(':');
-        return Err(match to_a_verb {
-            true => NoRoute::Path,
-            false => NoRoute::Method(resource.methods()),
+        let is_unknown_verb = method == Method::POST && verb.is_none() && last.contains(':');
+        return Err(match is_unknown_verb {
+            true => RouteError::NotFound,
+            false => RouteError::MethodNotAllowed(resource.allowed_methods()),
         });
     };
     let name = match action {
-        Action::List => decode(parent(path), Part::Segments),
-        _ => name(path),
+        Action::List => percent_decode(list_parent(path), UrlPart::MultiSegment),
+        _ => operation_name(path),
     };
-    let name = name.map_err(NoRoute::Url)?;
+    let name = name.map_err(RouteError::InvalidUrl)?;
     Ok(Route { action, name })
 }
 
 /// Whether a raw path belongs to HTTP/JSON, and not to a gRPC service. Without a
 /// prefix, paths of both have the same form, and those that lead to a call do.
-pub(super) fn is_ours(prefix: &HttpPrefix, path: &str) -> bool {
-    let leads_to_a_call = |path: &str| {
+pub(super) fn is_gateway_path(prefix: &HttpPrefix, path: &str) -> bool {
+    let has_binding = |path: &str| {
         let (path, verb) = split_verb(path);
         classify(path, verb).is_some()
     };
     prefix
         .strip(path)
-        .is_some_and(|path| !prefix.is_none() || leads_to_a_call(path))
+        .is_some_and(|path| !prefix.is_empty() || has_binding(path))
 }
 
 /// Splits a custom verb from a raw path: what stands behind the last colon. It
@@ -116,16 +116,16 @@ fn split_verb(path: &str) -> (&str, Option<Action>) {
 
 fn classify(path: &str, verb: Option<Action>) -> Option<Resource> {
     let (front, last) = path.rsplit_once('/').unwrap_or(("", path));
-    let before = front.rsplit('/').next();
-    let is_operation = before == Some(COLLECTION)
+    let previous_segment = front.rsplit('/').next();
+    let is_operation = previous_segment == Some(OPERATIONS_COLLECTION)
         || path
-            .strip_prefix(COLLECTION)
+            .strip_prefix(OPERATIONS_COLLECTION)
             .is_some_and(|rest| rest.starts_with('/') || (rest.is_empty() && verb.is_some()));
     if let Some(verb) = verb {
         return is_operation.then_some(Resource::Verb(verb));
     }
-    match (is_operation, last == COLLECTION) {
-        (_, true) if before == Some(COLLECTION) => Some(Resource::Either),
+    match (is_operation, last == OPERATIONS_COLLECTION) {
+        (_, true) if previous_segment == Some(OPERATIONS_COLLECTION) => Some(Resource::Ambiguous),
         (_, true) => Some(Resource::Collection),
         (true, false) => Some(Resource::Operation),
         (false, false) => None,
@@ -134,23 +134,23 @@ fn classify(path: &str, verb: Option<Action>) -> Option<Resource> {
 
 /// The name that a list is asked by: what stands in front of the collection, or
 /// the collection itself.
-fn parent(path: &str) -> &str {
-    path.strip_suffix(COLLECTION)
+fn list_parent(path: &str) -> &str {
+    path.strip_suffix(OPERATIONS_COLLECTION)
         .and_then(|front| front.strip_suffix('/'))
         .unwrap_or(path)
 }
 
-fn name(path: &str) -> Result<String, BadUrl> {
+fn operation_name(path: &str) -> Result<String, InvalidUrl> {
     // google-gax for Node asks for `operations/{name}` and escapes the slashes
     // of the whole name (gax/protos/operations.json). Nothing else can be meant,
     // because no name has an escaped slash.
-    let single = path
-        .strip_prefix(COLLECTION)
+    let escaped_segment = path
+        .strip_prefix(OPERATIONS_COLLECTION)
         .and_then(|rest| rest.strip_prefix('/'))
         .filter(|segment| !segment.contains('/') && has_escaped_slash(segment));
-    match single {
-        Some(segment) => decode(segment, Part::Segment),
-        None => decode(path, Part::Segments),
+    match escaped_segment {
+        Some(segment) => percent_decode(segment, UrlPart::SingleSegment),
+        None => percent_decode(path, UrlPart::MultiSegment),
     }
 }
 
@@ -172,7 +172,7 @@ impl Action {
     ];
 
     /// The RPC that it is the HTTP form of.
-    pub(super) fn rpc(self) -> &'static str {
+    pub(super) fn rpc_name(self) -> &'static str {
         match self {
             Self::List => "ListOperations",
             Self::Get => "GetOperation",
@@ -189,11 +189,11 @@ impl Action {
 impl Resource {
     fn action(self, method: &Method) -> Option<Action> {
         // HEAD is a GET without the body (RFC 9110).
-        let gets = method == Method::GET || method == Method::HEAD;
+        let is_get = method == Method::GET || method == Method::HEAD;
         match self {
-            Self::Collection | Self::Either if gets => Some(Action::List),
-            Self::Operation if gets => Some(Action::Get),
-            Self::Operation | Self::Either if method == Method::DELETE => Some(Action::Delete),
+            Self::Collection | Self::Ambiguous if is_get => Some(Action::List),
+            Self::Operation if is_get => Some(Action::Get),
+            Self::Operation | Self::Ambiguous if method == Method::DELETE => Some(Action::Delete),
             Self::Verb(Action::Watch) => (method == Method::GET).then_some(Action::Watch),
             Self::Verb(verb) => (method == Method::POST).then_some(verb),
             _ => None,
@@ -201,10 +201,10 @@ impl Resource {
     }
 
     /// As the header `Allow` has them.
-    fn methods(self) -> &'static str {
+    fn allowed_methods(self) -> &'static str {
         match self {
             Self::Collection => "GET, HEAD, OPTIONS",
-            Self::Operation | Self::Either => "GET, HEAD, DELETE, OPTIONS",
+            Self::Operation | Self::Ambiguous => "GET, HEAD, DELETE, OPTIONS",
             Self::Verb(Action::Watch) => "GET, OPTIONS",
             Self::Verb(_) => "POST, OPTIONS",
         }

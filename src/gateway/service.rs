@@ -22,22 +22,22 @@ use tower::Service;
 use super::{
     body::{self, BoxError},
     cors::CorsOrigins,
-    json::{self, Form},
+    json::{self, JsonFormat},
     prefix::HttpPrefix,
     query,
-    routes::{self, Action, NoRoute, Route},
-    status::Refusal,
+    routes::{self, Action, RouteError, Route},
+    status::HttpError,
     watch,
 };
 use crate::{
     metrics::Metrics,
     operations::{
-        calls::{WaitLimits, lookup},
+        calls::{WaitLimits, parse_lookup_name},
         operations::Operations,
     },
 };
 
-const JSON: &str = "application/json; charset=UTF-8";
+const JSON_CONTENT_TYPE: &str = "application/json; charset=UTF-8";
 
 /// How HTTP/JSON is served.
 #[derive(Clone, Debug)]
@@ -47,14 +47,14 @@ pub struct HttpOptions {
     /// The origins whose pages may call the server. By default none.
     pub cors_origins: CorsOrigins,
     /// How long waits last.
-    pub waits: WaitLimits,
+    pub wait_limits: WaitLimits,
     /// The largest body of a request, in bytes; at most 64 KiB, which is much for
     /// a name and a duration, whatever is said here. Default 64 KiB.
     pub max_body_bytes: usize,
     /// How long the body of a request may take. Default 30 s.
-    pub body_time: Duration,
+    pub body_read_timeout: Duration,
     /// The silence after which a watch gives a sign of life. Default 15 s.
-    pub heartbeat: Duration,
+    pub sse_keepalive_interval: Duration,
 }
 
 /// Serves [`Operations`] over HTTP/JSON. A tower service: it can be the fallback
@@ -69,11 +69,11 @@ struct Inner {
 }
 
 /// Counts a call when it is answered, or when its client has left.
-struct Count<'a> {
+struct RequestTimer<'a> {
     metrics: &'a Metrics,
     method: &'static str,
     code: StatusCode,
-    begun: Instant,
+    started_at: Instant,
 }
 
 /// The HTTP/JSON service. What it does not know it answers with an error.
@@ -104,10 +104,10 @@ impl Default for HttpOptions {
         Self {
             prefix: HttpPrefix::default(),
             cors_origins: CorsOrigins::default(),
-            waits: WaitLimits::default(),
-            max_body_bytes: body::LARGEST,
-            body_time: Duration::from_secs(30),
-            heartbeat: Duration::from_secs(15),
+            wait_limits: WaitLimits::default(),
+            max_body_bytes: body::MAX_BODY_BYTES,
+            body_read_timeout: Duration::from_secs(30),
+            sse_keepalive_interval: Duration::from_secs(15),
         }
     }
 }
@@ -120,8 +120,8 @@ impl Default for HttpOptions {
 )]
 impl Gateway {
     /// Whether a path is one of HTTP/JSON, and not of a gRPC service.
-    pub(crate) fn has(&self, path: &str) -> bool {
-        routes::is_ours(&self.0.options.prefix, path)
+    pub(crate) fn handles_path(&self, path: &str) -> bool {
+        routes::is_gateway_path(&self.0.options.prefix, path)
     }
 }
 
@@ -142,10 +142,10 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let inner = Arc::clone(&self.0);
         Box::pin(async move {
-            let answer = AssertUnwindSafe(inner.answer(request)).catch_unwind().await;
-            Ok(answer.unwrap_or_else(|_| {
+            let result = AssertUnwindSafe(inner.handle(request)).catch_unwind().await;
+            Ok(result.unwrap_or_else(|_| {
                 tracing::error!("an HTTP call panicked");
-                inner.refused(Refusal::internal(), Form::default())
+                inner.error_response(HttpError::internal(), JsonFormat::default())
             }))
         })
     }
@@ -154,114 +154,114 @@ where
 // === impl Inner ===
 
 impl Inner {
-    async fn answer<B>(&self, request: Request<B>) -> Response<Body>
+    async fn handle<B>(&self, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body,
         B::Error: Into<BoxError>,
     {
         let (parts, body) = request.into_parts();
-        let route = routes::find(&self.options.prefix, &parts.method, parts.uri.path());
-        let mut count = Count::new(self.operations.metrics(), &route);
+        let route = routes::match_route(&self.options.prefix, &parts.method, parts.uri.path());
+        let mut timer = RequestTimer::new(self.operations.metrics(), &route);
         let mut response = match route {
-            Ok(route) => self.call(route, &parts, body).await,
-            Err(NoRoute::Method(allowed)) if parts.method == Method::OPTIONS => options(allowed),
+            Ok(route) => self.dispatch(route, &parts, body).await,
+            Err(RouteError::MethodNotAllowed(allowed)) if parts.method == Method::OPTIONS => options_response(allowed),
             Err(error) => {
                 let prefix = self.options.prefix.example();
-                self.refused(error.refusal(prefix), Form::default())
+                self.error_response(error.into_http_error(prefix), JsonFormat::default())
             }
         };
-        count.code = response.status();
-        drop(count);
+        timer.code = response.status();
+        drop(timer);
         let cors = &self.options.cors_origins;
-        cors.permit(&parts.method, &parts.headers, response.headers_mut());
+        cors.add_cors_headers(&parts.method, &parts.headers, response.headers_mut());
         if parts.method == Method::HEAD {
-            behead(&mut response);
+            strip_body(&mut response);
         }
         response
     }
 
-    async fn call<B>(&self, route: Route, parts: &Parts, body: B) -> Response<Body>
+    async fn dispatch<B>(&self, route: Route, parts: &Parts, body: B) -> Response<Body>
     where
         B: http_body::Body,
         B::Error: Into<BoxError>,
     {
-        let mut form = Form::default();
-        let done = self.perform(route, parts, body, &mut form).await;
-        done.unwrap_or_else(|refusal| self.refused(refusal, form))
+        let mut format = JsonFormat::default();
+        let result = self.execute(route, parts, body, &mut format).await;
+        result.unwrap_or_else(|error| self.error_response(error, format))
     }
 
-    async fn perform<B>(
+    async fn execute<B>(
         &self,
         Route { action, name }: Route,
         parts: &Parts,
         body: B,
-        form: &mut Form,
-    ) -> Result<Response<Body>, Refusal>
+        format: &mut JsonFormat,
+    ) -> Result<Response<Body>, HttpError>
     where
         B: http_body::Body,
         B::Error: Into<BoxError>,
     {
-        let reads = matches!(action, Action::Get | Action::List | Action::Watch);
-        if !reads && self.options.cors_origins.forbid(parts) {
-            return Err(Refusal::origin());
+        let is_read_only = matches!(action, Action::Get | Action::List | Action::Watch);
+        if !is_read_only && self.options.cors_origins.is_forbidden(parts) {
+            return Err(HttpError::origin_not_allowed());
         }
         let query = query::parse(action, parts.uri.query().unwrap_or_default())?;
-        *form = query.form;
-        let (operations, options, form) = (&self.operations, &self.options, query.form);
+        *format = query.format;
+        let (operations, options, format) = (&self.operations, &self.options, query.format);
         let types = operations.types();
         let body = match action {
             Action::Cancel | Action::Wait => {
-                let limit = options.max_body_bytes.min(body::LARGEST);
-                body::read(&parts.headers, body, limit, options.body_time).await?
+                let limit = options.max_body_bytes.min(body::MAX_BODY_BYTES);
+                body::read(&parts.headers, body, limit, options.body_read_timeout).await?
             }
             _ => {
-                body::refuse(&parts.headers, body, options.body_time).await?;
+                body::reject_body(&parts.headers, body, options.body_read_timeout).await?;
                 Bytes::new()
             }
         };
         Ok(match action {
             Action::List => {
-                let mut list = query.list;
-                list.name = name;
-                let page = operations.list(&list).await?;
-                json(StatusCode::OK, form.page(types, page).await)
+                let mut request = query.list_request;
+                request.name = name;
+                let page = operations.list(&request).await?;
+                json_response(StatusCode::OK, format.serialize_page(types, page).await)
             }
             Action::Get => {
-                let operation = operations.look(&lookup(name)?).await?;
-                json(StatusCode::OK, form.operation(types, operation).await)
+                let operation = operations.get(&parse_lookup_name(name)?).await?;
+                json_response(StatusCode::OK, format.serialize_operation(types, operation).await)
             }
             Action::Delete => {
-                operations.delete(&lookup(name)?).await?;
-                empty()
+                operations.delete(&parse_lookup_name(name)?).await?;
+                empty_json_response()
             }
             Action::Cancel => {
-                json::read_cancel(types, &name, &body)?;
-                operations.cancel(&lookup(name)?).await?;
-                empty()
+                json::parse_cancel_body(types, &name, &body)?;
+                operations.cancel(&parse_lookup_name(name)?).await?;
+                empty_json_response()
             }
             Action::Wait => {
-                let timeout = json::read_wait(types, &name, &body)?;
-                let limit = options.waits.limit(timeout, None);
-                let operation = operations.wait(&lookup(name)?, limit).await?;
-                json(StatusCode::OK, form.operation(types, operation).await)
+                let timeout = json::parse_wait_body(types, &name, &body)?;
+                let wait_timeout = options.wait_limits.effective_timeout(timeout, None);
+                let operation = operations.wait(&parse_lookup_name(name)?, wait_timeout).await?;
+                json_response(StatusCode::OK, format.serialize_operation(types, operation).await)
             }
             Action::Watch => {
-                let name = lookup(name)?;
-                let current = operations.look(&name).await?;
-                if watch::has_seen_the_end(&parts.headers) && current.is_done() {
-                    return Ok(status_only(StatusCode::NO_CONTENT));
+                let name = parse_lookup_name(name)?;
+                let current = operations.get(&name).await?;
+                if watch::has_received_final_event(&parts.headers) && current.is_done() {
+                    return Ok(status_only_response(StatusCode::NO_CONTENT));
                 }
                 let watch = operations.watch_from(&current)?;
-                let events = watch::events(watch, types.clone(), form, options.heartbeat);
-                response(StatusCode::OK, watch::KIND, events)
+                let events = watch::event_stream_body(watch, types.clone(), format, options.sse_keepalive_interval);
+                build_response(StatusCode::OK, watch::EVENT_STREAM_CONTENT_TYPE, events)
             }
         })
     }
 
-    fn refused(&self, refusal: Refusal, form: Form) -> Response<Body> {
-        let envelope = refusal.envelope(self.operations.types());
-        let mut response = json(refusal.code, form.write(&envelope));
-        if let Some(header) = refusal.header {
+    fn error_response(&self, error: HttpError, format: JsonFormat) -> Response<Body> {
+        let body = error.envelope(self.operations.types());
+        let mut response = json_response(error.code, format.serialize(&body));
+        if let Some(header) = error.header {
             let (name, value) = *header;
             response.headers_mut().insert(name, value);
         }
@@ -271,19 +271,19 @@ impl Inner {
 
 /// `google.protobuf.Empty`. Without the braces, Google's clients for Node and
 /// Rust take the answer for an error.
-fn empty() -> Response<Body> {
-    json(StatusCode::OK, Bytes::from_static(b"{}"))
+fn empty_json_response() -> Response<Body> {
+    json_response(StatusCode::OK, Bytes::from_static(b"{}"))
 }
 
-fn json(code: StatusCode, text: Bytes) -> Response<Body> {
-    response(code, JSON, Body::new(Full::new(text)))
+fn json_response(code: StatusCode, text: Bytes) -> Response<Body> {
+    build_response(code, JSON_CONTENT_TYPE, Body::new(Full::new(text)))
 }
 
-fn response(code: StatusCode, kind: &'static str, body: Body) -> Response<Body> {
+fn build_response(code: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = code;
     let headers: HeaderMap = [
-        (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
+        (header::CONTENT_TYPE, HeaderValue::from_static(content_type)),
         // An operation changes; a cache would show an old one.
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
         // What workers write is never a page, whatever it looks like.
@@ -299,21 +299,21 @@ fn response(code: StatusCode, kind: &'static str, body: Body) -> Response<Body> 
 }
 
 /// The answer to OPTIONS.
-fn options(allowed: &'static str) -> Response<Body> {
-    let mut response = status_only(StatusCode::NO_CONTENT);
+fn options_response(allowed: &'static str) -> Response<Body> {
+    let mut response = status_only_response(StatusCode::NO_CONTENT);
     let allowed = HeaderValue::from_static(allowed);
     response.headers_mut().insert(header::ALLOW, allowed);
     response
 }
 
-fn status_only(code: StatusCode) -> Response<Body> {
+fn status_only_response(code: StatusCode) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = code;
     response
 }
 
 /// Takes the body off an answer to HEAD, which still tells its length.
-fn behead(response: &mut Response<Body>) {
+fn strip_body(response: &mut Response<Body>) {
     if let Some(length) = http_body::Body::size_hint(response.body()).exact() {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_LENGTH, length.into());
@@ -323,20 +323,20 @@ fn behead(response: &mut Response<Body>) {
 
 // === impl Count ===
 
-impl<'a> Count<'a> {
-    fn new(metrics: &'a Metrics, route: &Result<Route, NoRoute>) -> Self {
+impl<'a> RequestTimer<'a> {
+    fn new(metrics: &'a Metrics, route: &Result<Route, RouteError>) -> Self {
         Self {
             metrics,
-            method: route.as_ref().map_or("other", |route| route.action.rpc()),
+            method: route.as_ref().map_or("other", |route| route.action.rpc_name()),
             code: StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
-            begun: Instant::now(),
+            started_at: Instant::now(),
         }
     }
 }
 
-impl Drop for Count<'_> {
+impl Drop for RequestTimer<'_> {
     fn drop(&mut self) {
-        let seconds = self.begun.elapsed().as_secs_f64();
-        self.metrics.http(self.method, self.code.as_u16(), seconds);
+        let seconds = self.started_at.elapsed().as_secs_f64();
+        self.metrics.record_http_request(self.method, self.code.as_u16(), seconds);
     }
 }

@@ -5,17 +5,17 @@
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::{routes::NoRoute, url::BadUrl};
+use super::{routes::RouteError, url::InvalidUrl};
 use crate::{
     error::Error,
     proto::google::rpc::{Code, Status},
     status,
-    types::Types,
+    types::TypeRegistry,
 };
 
 /// A call that is answered with an error.
 #[derive(Debug)]
-pub(crate) struct Refusal {
+pub(crate) struct HttpError {
     pub(super) code: StatusCode,
     status: Status,
     /// What tells the client how to go on; boxed, because it is rare and large.
@@ -24,7 +24,7 @@ pub(crate) struct Refusal {
 
 // === impl Refusal ===
 
-impl Refusal {
+impl HttpError {
     fn new(code: StatusCode, status: Status) -> Self {
         Self {
             code,
@@ -34,62 +34,62 @@ impl Refusal {
     }
 
     /// No binding has such a path.
-    pub(super) fn path(prefix: &str) -> Self {
+    pub(super) fn unknown_path(prefix: &str) -> Self {
         let message = format!(
             "no call has this path; there are GET {prefix}/operations, GET and DELETE {prefix}/operations/ID, \
              POST {prefix}/operations/ID:cancel and :wait, and GET {prefix}/operations/ID:watch, \
              each also below a parent such as {prefix}/projects/p1"
         );
-        status::plain(Code::NotFound, "PATH_UNKNOWN", &message).into()
+        status::with_reason(Code::NotFound, "PATH_UNKNOWN", &message).into()
     }
 
     /// Bindings have the path, but with these methods.
-    pub(super) fn method(allowed: &'static str) -> Self {
+    pub(super) fn method_not_allowed(allowed: &'static str) -> Self {
         let message = format!("this path cannot be asked so; it takes {allowed}");
-        let status = status::plain(Code::Unimplemented, "METHOD_NOT_ALLOWED", &message);
-        let mut refusal = Self::new(StatusCode::METHOD_NOT_ALLOWED, status);
+        let status = status::with_reason(Code::Unimplemented, "METHOD_NOT_ALLOWED", &message);
+        let mut error = Self::new(StatusCode::METHOD_NOT_ALLOWED, status);
         let value = HeaderValue::from_static(allowed);
-        refusal.header = Some(Box::new((header::ALLOW, value)));
-        refusal
+        error.header = Some(Box::new((header::ALLOW, value)));
+        error
     }
 
     /// The call comes from a page that may not call.
-    pub(super) fn origin() -> Self {
+    pub(super) fn origin_not_allowed() -> Self {
         let message =
             "pages of this origin may not call; start the server with --cors-origin to let them";
-        status::plain(Code::PermissionDenied, "ORIGIN_NOT_ALLOWED", message).into()
+        status::with_reason(Code::PermissionDenied, "ORIGIN_NOT_ALLOWED", message).into()
     }
 
     /// The body is larger than the server takes.
-    pub(super) fn too_large(limit: usize) -> Self {
+    pub(super) fn body_too_large(limit: usize) -> Self {
         let message = format!("the body is larger than {limit} bytes; send a smaller one");
-        let status = status::plain(Code::ResourceExhausted, "TOO_LARGE", &message);
+        let status = status::with_reason(Code::ResourceExhausted, "TOO_LARGE", &message);
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, status)
     }
 
     /// The body is not JSON by its content type.
-    pub(super) fn content_type() -> Self {
-        let rule = "the body must be JSON; send it with content-type: application/json";
-        let status = status::invalid("content-type", "INVALID_CONTENT_TYPE", rule);
+    pub(super) fn unsupported_media_type() -> Self {
+        let message = "the body must be JSON; send it with content-type: application/json";
+        let status = status::invalid_argument("content-type", "INVALID_CONTENT_TYPE", message);
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, status)
     }
 
     /// A call that takes no body has one.
-    pub(super) fn body() -> Self {
-        status::malformed("this call takes no body").into()
+    pub(super) fn unexpected_body() -> Self {
+        status::malformed_request("this call takes no body").into()
     }
 
     /// The body did not come.
-    pub(super) fn slow() -> Self {
+    pub(super) fn body_timeout() -> Self {
         let message = "the body did not come in time; send it at once, or none";
-        let status = status::plain(Code::DeadlineExceeded, "BODY_TOO_SLOW", message);
+        let status = status::with_reason(Code::DeadlineExceeded, "BODY_TOO_SLOW", message);
         Self::new(StatusCode::REQUEST_TIMEOUT, status)
     }
 
     /// A mistake of the server's own.
     pub(super) fn internal() -> Self {
         let message = "the server made a mistake, which its log tells of";
-        status::plain(Code::Internal, "INTERNAL", message).into()
+        status::with_reason(Code::Internal, "INTERNAL", message).into()
     }
 
     #[cfg(test)]
@@ -98,9 +98,9 @@ impl Refusal {
     }
 
     /// The body of the answer.
-    pub(super) fn envelope(&self, types: &Types) -> Value {
+    pub(super) fn envelope(&self, types: &TypeRegistry) -> Value {
         let details = self.status.details.iter();
-        let details: Vec<Value> = details.map(|detail| types.any(detail)).collect();
+        let details: Vec<Value> = details.map(|detail| types.any_to_json(detail)).collect();
         json!({ "error": {
             "code": self.code.as_u16(),
             "message": self.status.message,
@@ -114,58 +114,58 @@ impl Refusal {
     not(feature = "server"),
     expect(dead_code, reason = "another server has its own words for these")
 )]
-impl Refusal {
+impl HttpError {
     /// hyper cannot read the request, and says so with this code.
-    pub(crate) fn unreadable(code: StatusCode) -> Self {
+    pub(crate) fn unparsable_request(code: StatusCode) -> Self {
         let status = match code {
             StatusCode::URI_TOO_LONG => {
-                let rule = "it is longer than the server takes; shorten it";
-                status::invalid("URL", "URL_TOO_LONG", rule)
+                let message = "it is longer than the server takes; shorten it";
+                status::invalid_argument("URL", "URL_TOO_LONG", message)
             }
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
-                let rule = "the head of the request is larger than the server takes; shorten it";
-                status::invalid("headers", "HEADERS_TOO_LARGE", rule)
+                let message = "the head of the request is larger than the server takes; shorten it";
+                status::invalid_argument("headers", "HEADERS_TOO_LARGE", message)
             }
-            _ => status::malformed("it is not HTTP; escape what does not belong into a URL"),
+            _ => status::malformed_request("it is not HTTP; escape what does not belong into a URL"),
         };
         Self::new(code, status)
     }
 
     /// The body of the answer, for those who know no types but the built-in ones.
     pub(crate) fn to_json(&self) -> Vec<u8> {
-        self.envelope(&Types::built_in()).to_string().into_bytes()
+        self.envelope(&TypeRegistry::built_in()).to_string().into_bytes()
     }
 }
 
-impl From<Status> for Refusal {
+impl From<Status> for HttpError {
     fn from(status: Status) -> Self {
         Self::new(http_code(&status), status)
     }
 }
 
-impl From<Error> for Refusal {
+impl From<Error> for HttpError {
     fn from(error: Error) -> Self {
-        let wait = error.retry_after();
-        let mut refusal = Self::from(Status::from(error));
-        refusal.header =
-            wait.map(|wait| Box::new((header::RETRY_AFTER, wait.as_secs().max(1).into())));
-        refusal
+        let retry_after = error.retry_after();
+        let mut http_error = Self::from(Status::from(error));
+        http_error.header =
+            retry_after.map(|delay| Box::new((header::RETRY_AFTER, delay.as_secs().max(1).into())));
+        http_error
     }
 }
 
-impl From<BadUrl> for Refusal {
-    fn from(error: BadUrl) -> Self {
-        status::malformed(&format!("the URL: {error}")).into()
+impl From<InvalidUrl> for HttpError {
+    fn from(error: InvalidUrl) -> Self {
+        status::malformed_request(&format!("the URL: {error}")).into()
     }
 }
 
-impl NoRoute {
+impl RouteError {
     /// As it is answered, on a server whose paths begin so.
-    pub(super) fn refusal(self, prefix: &str) -> Refusal {
+    pub(super) fn into_http_error(self, prefix: &str) -> HttpError {
         match self {
-            Self::Path => Refusal::path(prefix),
-            Self::Method(allowed) => Refusal::method(allowed),
-            Self::Url(error) => error.into(),
+            Self::NotFound => HttpError::unknown_path(prefix),
+            Self::MethodNotAllowed(allowed) => HttpError::method_not_allowed(allowed),
+            Self::InvalidUrl(error) => error.into(),
         }
     }
 }
@@ -195,7 +195,7 @@ mod tests {
 
     // AIP-193, google/rpc/code.proto
     #[test]
-    fn every_code_has_the_http_code_of_code_proto() {
+    fn every_grpc_code_maps_to_the_http_code_of_code_proto() {
         let expected = [
             200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401,
         ];
@@ -216,9 +216,9 @@ mod tests {
     }
 
     #[test]
-    fn an_envelope_has_the_http_code_the_name_of_the_canonical_one_and_details() {
-        let refusal = Refusal::from(Error::not_found("operations/x"));
-        let mut envelope = refusal.envelope(&Types::built_in());
+    fn error_envelope_has_http_code_canonical_name_and_details() {
+        let error = HttpError::from(Error::not_found("operations/x"));
+        let mut envelope = error.envelope(&TypeRegistry::built_in());
         assert_eq!(
             envelope["error"]["details"][0].take(),
             json!({
@@ -240,10 +240,10 @@ mod tests {
     }
 
     #[test]
-    fn who_may_try_again_is_told_when() {
-        let refusal = Refusal::from(Error::ShuttingDown);
-        assert_eq!(refusal.code, StatusCode::SERVICE_UNAVAILABLE);
+    fn retryable_error_has_a_retry_after_header() {
+        let error = HttpError::from(Error::ShuttingDown);
+        assert_eq!(error.code, StatusCode::SERVICE_UNAVAILABLE);
         let header = (header::RETRY_AFTER, HeaderValue::from_static("1"));
-        assert_eq!(refusal.header, Some(Box::new(header)));
+        assert_eq!(error.header, Some(Box::new(header)));
     }
 }

@@ -3,35 +3,35 @@
 
 /// How a part of a URL is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum UrlPart {
     /// A path variable of many segments: an escaped slash stays escaped, so
     /// that it cannot be taken for a border between segments (http.proto).
-    Segments,
+    MultiSegment,
     /// A path variable of one segment.
-    Segment,
+    SingleSegment,
     /// A key or a value of the query, where `+` is a space.
     Query,
 }
 
 /// Why a part of a URL cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BadUrl {
+pub(super) enum InvalidUrl {
     #[error("a % must be followed by two hexadecimal digits; a % itself is written %25")]
-    Escape,
+    MalformedEscape,
     #[error("what the escapes stand for is not UTF-8")]
-    Utf8,
+    InvalidUtf8,
 }
 
 /// The text that a part of a URL stands for.
-pub(super) fn decode(text: &str, part: Part) -> Result<String, BadUrl> {
+pub(super) fn percent_decode(text: &str, part: UrlPart) -> Result<String, InvalidUrl> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
         match byte {
             b'%' => {
                 let (high, low) = (bytes.next(), bytes.next());
-                let byte = escaped(high, low).ok_or(BadUrl::Escape)?;
-                if byte == b'/' && part == Part::Segments {
+                let byte = parse_hex_byte(high, low).ok_or(InvalidUrl::MalformedEscape)?;
+                if byte == b'/' && part == UrlPart::MultiSegment {
                     // As it was written, because both cases are in use.
                     decoded.push(b'%');
                     decoded.extend(high);
@@ -40,16 +40,16 @@ pub(super) fn decode(text: &str, part: Part) -> Result<String, BadUrl> {
                     decoded.push(byte);
                 }
             }
-            b'+' if part == Part::Query => decoded.push(b' '),
+            b'+' if part == UrlPart::Query => decoded.push(b' '),
             byte => decoded.push(byte),
         }
     }
-    String::from_utf8(decoded).map_err(|_| BadUrl::Utf8)
+    String::from_utf8(decoded).map_err(|_| InvalidUrl::InvalidUtf8)
 }
 
-fn escaped(high: Option<u8>, low: Option<u8>) -> Option<u8> {
-    let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
-    u8::try_from(digit(high)? * 16 + digit(low)?).ok()
+fn parse_hex_byte(high: Option<u8>, low: Option<u8>) -> Option<u8> {
+    let hex_digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
+    u8::try_from(hex_digit(high)? * 16 + hex_digit(low)?).ok()
 }
 
 #[cfg(test)]
@@ -59,42 +59,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_escaped_slash_stays_escaped_in_a_variable_of_many_segments_only() {
-        assert_eq!(decode("a%2Fb%2fc", Part::Segments).unwrap(), "a%2Fb%2fc");
-        assert_eq!(decode("a%2Fb%2fc", Part::Segment).unwrap(), "a/b/c");
-        assert_eq!(decode("a%2Fb", Part::Query).unwrap(), "a/b");
+    fn escaped_slash_stays_escaped_only_in_multi_segment_variables() {
+        assert_eq!(percent_decode("a%2Fb%2fc", UrlPart::MultiSegment).unwrap(), "a%2Fb%2fc");
+        assert_eq!(percent_decode("a%2Fb%2fc", UrlPart::SingleSegment).unwrap(), "a/b/c");
+        assert_eq!(percent_decode("a%2Fb", UrlPart::Query).unwrap(), "a/b");
     }
 
     #[test]
-    fn a_plus_is_a_space_in_the_query_only() {
-        assert_eq!(decode("a+b%2B", Part::Query).unwrap(), "a b+");
-        assert_eq!(decode("a+b", Part::Segments).unwrap(), "a+b");
+    fn plus_is_a_space_only_in_the_query() {
+        assert_eq!(percent_decode("a+b%2B", UrlPart::Query).unwrap(), "a b+");
+        assert_eq!(percent_decode("a+b", UrlPart::MultiSegment).unwrap(), "a+b");
     }
 
     #[test]
-    fn what_is_not_well_formed_is_refused() {
-        for bad in ["%", "%2", "%zz", "a%", "%%41", "%+1", "%-1", "%é"] {
-            assert_eq!(decode(bad, Part::Segments), Err(BadUrl::Escape), "{bad}");
+    fn malformed_percent_encoding_is_rejected() {
+        for malformed in ["%", "%2", "%zz", "a%", "%%41", "%+1", "%-1", "%é"] {
+            assert_eq!(percent_decode(malformed, UrlPart::MultiSegment), Err(InvalidUrl::MalformedEscape), "{malformed}");
         }
-        for bad in ["%ff", "%c3", "%c3%28", "%ed%a0%80"] {
-            assert_eq!(decode(bad, Part::Query), Err(BadUrl::Utf8), "{bad}");
+        for malformed in ["%ff", "%c3", "%c3%28", "%ed%a0%80"] {
+            assert_eq!(percent_decode(malformed, UrlPart::Query), Err(InvalidUrl::InvalidUtf8), "{malformed}");
         }
-        assert_eq!(decode("%C3%a9\u{e9}", Part::Query).unwrap(), "\u{e9}\u{e9}");
+        assert_eq!(percent_decode("%C3%a9\u{e9}", UrlPart::Query).unwrap(), "\u{e9}\u{e9}");
     }
 
     proptest! {
         #[test]
-        fn any_text_is_decoded_without_panic(text in "[%+/a-f0-9é]{0,20}") {
-            for part in [Part::Segments, Part::Segment, Part::Query] {
-                let _ = decode(&text, part);
+        fn any_text_is_percent_decoded_without_panic(text in "[%+/a-f0-9é]{0,20}") {
+            for part in [UrlPart::MultiSegment, UrlPart::SingleSegment, UrlPart::Query] {
+                let _ = percent_decode(&text, part);
             }
         }
 
         #[test]
-        fn an_escaped_text_comes_back(text in "\\PC{0,40}") {
+        fn percent_encoded_text_decodes_to_the_original(text in "\\PC{0,40}") {
             let escaped: String = text.bytes().map(|byte| format!("%{byte:02x}")).collect();
-            prop_assert_eq!(decode(&escaped, Part::Segment), Ok(text.clone()));
-            prop_assert_eq!(decode(&escaped, Part::Query), Ok(text));
+            prop_assert_eq!(percent_decode(&escaped, UrlPart::SingleSegment), Ok(text.clone()));
+            prop_assert_eq!(percent_decode(&escaped, UrlPart::Query), Ok(text));
         }
     }
 }

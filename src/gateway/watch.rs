@@ -14,28 +14,28 @@ use http_body_util::StreamBody;
 use tokio::{select, time::sleep};
 use tonic::body::Body;
 
-use super::{json::Form, status::Refusal};
-use crate::{operations::watch::Watch, types::Types};
+use super::{json::JsonFormat, status::HttpError};
+use crate::{operations::watch::Watch, types::TypeRegistry};
 
-pub(super) const KIND: &str = "text/event-stream";
+pub(super) const EVENT_STREAM_CONTENT_TYPE: &str = "text/event-stream";
 
 /// A comment, which readers pass over: it tells proxies that the stream is
 /// alive, and the server whether its reader is.
-const HEARTBEAT: &[u8] = b":\n\n";
+const KEEPALIVE_COMMENT: &[u8] = b":\n\n";
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Whether the client has had the done state already.
-pub(super) fn has_seen_the_end(headers: &HeaderMap) -> bool {
+pub(super) fn has_received_final_event(headers: &HeaderMap) -> bool {
     headers.get(LAST_EVENT_ID).is_some_and(|id| id == "done")
 }
 
 /// The stream of events, with a sign of life after each silence of `heartbeat`.
-pub(super) fn events(watch: Watch, types: Types, form: Form, heartbeat: Duration) -> Body {
+pub(super) fn event_stream_body(watch: Watch, types: TypeRegistry, format: JsonFormat, keepalive_interval: Duration) -> Body {
     // An event ends at an empty line.
-    let form = Form {
+    let format = JsonFormat {
         pretty: false,
-        ..form
+        ..format
     };
     let events = stream::unfold(Some(watch), move |watch| {
         let types = types.clone();
@@ -43,21 +43,21 @@ pub(super) fn events(watch: Watch, types: Types, form: Form, heartbeat: Duration
             let mut watch = watch?;
             let next = select! {
                 next = watch.next() => next?,
-                () = sleep(heartbeat) => return sent(Bytes::from_static(HEARTBEAT), Some(watch)),
+                () = sleep(keepalive_interval) => return stream_item(Bytes::from_static(KEEPALIVE_COMMENT), Some(watch)),
             };
             match next {
                 Ok(operation) => {
-                    let front = if operation.is_done() {
+                    let fields = if operation.is_done() {
                         "id: done\n"
                     } else {
                         ""
                     };
-                    let json = form.operation(&types, operation).await;
-                    sent(event(front, &json), Some(watch))
+                    let json = format.serialize_operation(&types, operation).await;
+                    stream_item(format_event(fields, &json), Some(watch))
                 }
                 Err(error) => {
-                    let envelope = form.write(&Refusal::from(error).envelope(&types));
-                    sent(event("event: error\n", &envelope), None)
+                    let json = format.serialize(&HttpError::from(error).envelope(&types));
+                    stream_item(format_event("event: error\n", &json), None)
                 }
             }
         }
@@ -65,12 +65,12 @@ pub(super) fn events(watch: Watch, types: Types, form: Form, heartbeat: Duration
     Body::new(StreamBody::new(events))
 }
 
-type Sent = Option<(Result<Frame<Bytes>, Infallible>, Option<Watch>)>;
+type StreamItem = Option<(Result<Frame<Bytes>, Infallible>, Option<Watch>)>;
 
-fn sent(event: Bytes, watch: Option<Watch>) -> Sent {
+fn stream_item(event: Bytes, watch: Option<Watch>) -> StreamItem {
     Some((Ok(Frame::data(event)), watch))
 }
 
-fn event(front: &str, json: &[u8]) -> Bytes {
-    [front.as_bytes(), b"data: ", json, b"\n\n"].concat().into()
+fn format_event(fields: &str, json: &[u8]) -> Bytes {
+    [fields.as_bytes(), b"data: ", json, b"\n\n"].concat().into()
 }

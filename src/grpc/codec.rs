@@ -15,14 +15,14 @@ use crate::operation::operation::Operation;
 
 /// The first room for an answer and for a request, in bytes; larger ones get
 /// more. tonic's own 8 KiB each way cost a third of waking ten thousand waits.
-const ANSWER_ROOM: usize = 512;
-const REQUEST_ROOM: usize = 256;
+const RESPONSE_BUFFER_BYTES: usize = 512;
+const REQUEST_BUFFER_BYTES: usize = 256;
 /// So many bytes of a stream are gathered before they are sent; tonic's value.
-const YIELD: usize = 32 * 1024;
+const YIELD_THRESHOLD_BYTES: usize = 32 * 1024;
 
 /// A response that is encoded.
 #[derive(Clone, Debug)]
-pub enum Encoded {
+pub enum EncodedMessage {
     /// A `google.longrunning.Operation`.
     Operation(Arc<Operation>),
     /// Any other message.
@@ -43,11 +43,11 @@ pub(crate) struct MessageDecoder<M>(PhantomData<M>);
 
 // === impl Encoded ===
 
-impl Encoded {
+impl EncodedMessage {
     /// `google.protobuf.Empty`.
     pub(crate) const EMPTY: Self = Self::Bytes(Bytes::new());
 
-    fn bytes(&self) -> &[u8] {
+    fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Operation(operation) => operation.bytes(),
             Self::Bytes(bytes) => bytes,
@@ -64,7 +64,7 @@ impl<M> Default for EncodedCodec<M> {
 }
 
 impl<M: Message + Default + Send + 'static> Codec for EncodedCodec<M> {
-    type Encode = Encoded;
+    type Encode = EncodedMessage;
     type Decode = M;
     type Encoder = EncodedEncoder;
     type Decoder = MessageDecoder<M>;
@@ -79,17 +79,17 @@ impl<M: Message + Default + Send + 'static> Codec for EncodedCodec<M> {
 }
 
 impl Encoder for EncodedEncoder {
-    type Item = Encoded;
+    type Item = EncodedMessage;
     type Error = Status;
 
-    fn encode(&mut self, item: Encoded, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        let bytes = item.bytes();
+    fn encode(&mut self, item: EncodedMessage, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        let bytes = item.as_bytes();
         buffer.reserve(bytes.len());
         buffer.put_slice(bytes);
         Ok(())
     }
     fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(ANSWER_ROOM, YIELD)
+        BufferSettings::new(RESPONSE_BUFFER_BYTES, YIELD_THRESHOLD_BYTES)
     }
 }
 
@@ -100,10 +100,10 @@ impl<M: Message + Default> Decoder for MessageDecoder<M> {
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
         M::decode(buffer)
             .map(Some)
-            .map_err(|error| status::malformed(&error.to_string()))
+            .map_err(|error| status::malformed_request(&error.to_string()))
     }
 
     fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(REQUEST_ROOM, YIELD)
+        BufferSettings::new(REQUEST_BUFFER_BYTES, YIELD_THRESHOLD_BYTES)
     }
 }

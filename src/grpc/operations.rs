@@ -6,11 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use tonic::{Request, Response, Status};
 
-use super::codec::Encoded;
+use super::codec::EncodedMessage;
 use crate::{
     operation::{operation::Operation, wire},
     operations::{
-        calls::{WaitLimits, lookup, parse_timeout},
+        calls::{WaitLimits, parse_lookup_name, parse_timeout},
         operations::Operations,
     },
     proto::google::longrunning::{
@@ -33,7 +33,7 @@ pub use generated::operations_server::OperationsServer;
 #[derive(Clone, Debug)]
 pub struct OperationsService {
     operations: Operations,
-    waits: WaitLimits,
+    wait_limits: WaitLimits,
 }
 
 /// The google.longrunning.Operations service, to be added to a tonic server.
@@ -44,11 +44,11 @@ pub fn operations_server(operations: &Operations) -> OperationsServer<Operations
 /// As [`operations_server`], with other limits on waits.
 pub fn operations_server_with(
     operations: &Operations,
-    waits: WaitLimits,
+    wait_limits: WaitLimits,
 ) -> OperationsServer<OperationsService> {
     OperationsServer::new(OperationsService {
         operations: operations.clone(),
-        waits,
+        wait_limits,
     })
 }
 
@@ -57,57 +57,57 @@ impl generated::operations_server::Operations for OperationsService {
     async fn get_operation(
         &self,
         request: Request<GetOperationRequest>,
-    ) -> Result<Response<Encoded>, Status> {
-        let name = lookup(request.into_inner().name)?;
-        Ok(Response::new(Encoded::Operation(
-            self.operations.look(&name).await?,
+    ) -> Result<Response<EncodedMessage>, Status> {
+        let name = parse_lookup_name(request.into_inner().name)?;
+        Ok(Response::new(EncodedMessage::Operation(
+            self.operations.get(&name).await?,
         )))
     }
 
     async fn list_operations(
         &self,
         request: Request<ListOperationsRequest>,
-    ) -> Result<Response<Encoded>, Status> {
+    ) -> Result<Response<EncodedMessage>, Status> {
         let page = self.operations.list(request.get_ref()).await?;
         let operations = page
             .operations
             .iter()
             .map(|operation| Operation::bytes(operation));
-        let list = wire::encode_list(operations, &page.next_page_token, &page.unreachable);
-        Ok(Response::new(Encoded::Bytes(Bytes::from(list))))
+        let list = wire::encode_list_response(operations, &page.next_page_token, &page.unreachable);
+        Ok(Response::new(EncodedMessage::Bytes(Bytes::from(list))))
     }
 
     async fn cancel_operation(
         &self,
         request: Request<CancelOperationRequest>,
-    ) -> Result<Response<Encoded>, Status> {
-        let name = lookup(request.into_inner().name)?;
+    ) -> Result<Response<EncodedMessage>, Status> {
+        let name = parse_lookup_name(request.into_inner().name)?;
         self.operations.cancel(&name).await?;
-        Ok(Response::new(Encoded::EMPTY))
+        Ok(Response::new(EncodedMessage::EMPTY))
     }
 
     async fn delete_operation(
         &self,
         request: Request<DeleteOperationRequest>,
-    ) -> Result<Response<Encoded>, Status> {
-        let name = lookup(request.into_inner().name)?;
+    ) -> Result<Response<EncodedMessage>, Status> {
+        let name = parse_lookup_name(request.into_inner().name)?;
         self.operations.delete(&name).await?;
-        Ok(Response::new(Encoded::EMPTY))
+        Ok(Response::new(EncodedMessage::EMPTY))
     }
 
     async fn wait_operation(
         &self,
         request: Request<WaitOperationRequest>,
-    ) -> Result<Response<Encoded>, Status> {
-        let deadline = grpc_timeout(request.metadata());
+    ) -> Result<Response<EncodedMessage>, Status> {
+        let client_timeout = grpc_timeout(request.metadata());
         let request = request.into_inner();
-        let name = lookup(request.name)?;
+        let name = parse_lookup_name(request.name)?;
         let timeout = request.timeout.map(parse_timeout).transpose()?;
         let operation = self
             .operations
-            .wait(&name, self.waits.limit(timeout, deadline))
+            .wait(&name, self.wait_limits.effective_timeout(timeout, client_timeout))
             .await?;
-        Ok(Response::new(Encoded::Operation(operation)))
+        Ok(Response::new(EncodedMessage::Operation(operation)))
     }
 }
 
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_deadline_of_a_call_is_read_in_every_unit() {
+    fn grpc_timeout_header_is_parsed_in_every_unit() {
         let parse = |text: &str| {
             let mut metadata = tonic::metadata::MetadataMap::new();
             metadata.insert("grpc-timeout", text.parse().ok()?);
@@ -147,8 +147,8 @@ mod tests {
             Some(Duration::from_secs(99_999_999 * 3600))
         );
         assert_eq!(parse("7S"), Some(Duration::from_secs(7)));
-        for bad in ["", "S", "100000000S", "1x", "-1S", "1.5S", "é"] {
-            assert_eq!(parse(bad), None, "{bad}");
+        for invalid in ["", "S", "100000000S", "1x", "-1S", "1.5S", "é"] {
+            assert_eq!(parse(invalid), None, "{invalid}");
         }
     }
 }

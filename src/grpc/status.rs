@@ -13,24 +13,24 @@ use crate::{
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        sealed(rpc::Status::from(error))
+        into_tonic_status(rpc::Status::from(error))
     }
 }
 
 /// The request is not the message that it should be: a name that is not UTF-8,
 /// for one.
-pub(crate) fn malformed(problem: &str) -> Status {
-    sealed(status::malformed(problem))
+pub(crate) fn malformed_request(problem: &str) -> Status {
+    into_tonic_status(status::malformed_request(problem))
 }
 
 /// A status with one ErrorInfo, for an error of the stack below.
-pub(crate) fn plain(code: Code, reason: &str, message: &str) -> Status {
+pub(crate) fn with_reason(code: Code, reason: &str, message: &str) -> Status {
     let code = RpcCode::try_from(code as i32).unwrap_or(RpcCode::Unknown);
-    sealed(status::plain(code, reason, message))
+    into_tonic_status(status::with_reason(code, reason, message))
 }
 
 /// The status as it ends a call.
-fn sealed(full: rpc::Status) -> Status {
+fn into_tonic_status(full: rpc::Status) -> Status {
     let details = full.encode_to_vec().into();
     Status::with_details(Code::from(full.code), full.message, details)
 }

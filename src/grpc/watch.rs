@@ -5,9 +5,9 @@ use std::pin::Pin;
 use futures_util::{Stream, stream};
 use tonic::{Request, Response, Status};
 
-use super::codec::Encoded;
+use super::codec::EncodedMessage;
 use crate::{
-    operations::{calls::lookup, operations::Operations},
+    operations::{calls::parse_lookup_name, operations::Operations},
     proto::longrunning::v1::WatchOperationRequest,
 };
 
@@ -32,21 +32,21 @@ pub fn watch_server(operations: &Operations) -> OperationWatchServer<WatchServic
 
 #[tonic::async_trait]
 impl generated::operation_watch_server::OperationWatch for WatchService {
-    type WatchOperationStream = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
+    type WatchOperationStream = Pin<Box<dyn Stream<Item = Result<EncodedMessage, Status>> + Send>>;
 
     async fn watch_operation(
         &self,
         request: Request<WatchOperationRequest>,
     ) -> Result<Response<Self::WatchOperationStream>, Status> {
-        let name = lookup(request.into_inner().name)?;
+        let name = parse_lookup_name(request.into_inner().name)?;
         let watch = self.0.watch(&name).await?;
-        let states = stream::unfold(Some(watch), |watch| async move {
+        let updates = stream::unfold(Some(watch), |watch| async move {
             let mut watch = watch?;
             match watch.next().await? {
-                Ok(operation) => Some((Ok(Encoded::Operation(operation)), Some(watch))),
+                Ok(operation) => Some((Ok(EncodedMessage::Operation(operation)), Some(watch))),
                 Err(error) => Some((Err(error.into()), None)),
             }
         });
-        Ok(Response::new(Box::pin(states)))
+        Ok(Response::new(Box::pin(updates)))
     }
 }

@@ -2,18 +2,18 @@
 
 use std::future::ready;
 
-use super::journal::{BoxFuture, Entry, Journal, JournalError, Show, Then};
+use super::journal::{BoxFuture, Write, Storage, StorageError, LoadSink, Completion};
 
 /// Forgets everything at once.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct MemoryJournal;
+pub struct MemoryStorage;
 
-impl Journal for MemoryJournal {
-    fn replay(&self, _: Show) -> BoxFuture<'_, Result<(), JournalError>> {
+impl Storage for MemoryStorage {
+    fn load(&self, _: LoadSink) -> BoxFuture<'_, Result<(), StorageError>> {
         Box::pin(ready(Ok(())))
     }
 
-    fn append(&self, _: Entry, then: Then) {
-        then.call(Ok(()));
+    fn write(&self, _: Write, completion: Completion) {
+        completion.complete(Ok(()));
     }
 }

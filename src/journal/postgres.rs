@@ -40,17 +40,17 @@ use tokio_postgres::{
 use tracing::{debug, error};
 
 use self::{
-    contact::Contact,
-    database::Database,
-    link::Link,
-    listen::Hints,
-    news::News,
-    opening::{clock_of, prepare},
-    options::PostgresOptions,
-    sql::{Sql, is_plain},
+    contact::DatabaseHealth,
+    database::Connector,
+    link::Connection,
+    listen::Notifier,
+    news::ChangeFeed,
+    opening::{measure_server_clock, ensure_schema},
+    options::PostgresConfig,
+    sql::{Statements, is_valid_schema_name},
     writer::Writer,
 };
-use super::journal::{Apply, BoxFuture, Entry, Journal, JournalError, Reach, Shared, Show, Then};
+use super::journal::{ChangeSink, BoxFuture, Write, Storage, StorageError, StorageStatus, SharedStorage, LoadSink, Completion};
 use crate::{
     clock::Clock,
     operation::{
@@ -61,110 +61,110 @@ use crate::{
 };
 
 /// How often what has expired goes, and old changes are forgotten.
-const TRIMS: Duration = Duration::from_secs(20);
+const PRUNE_INTERVAL: Duration = Duration::from_secs(20);
 
 /// A number is a time in microseconds and so many bits of chance, so that servers
 /// need not agree on each.
-const CHANCE_BITS: u32 = 10;
+const RANDOM_BITS: u32 = 10;
 
 /// Keeps operations in PostgreSQL, for all servers that are given the same
 /// database.
 #[derive(Debug)]
-pub struct PostgresJournal(Arc<Inner>);
+pub struct PostgresStorage(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     writer: Writer,
     /// Answers questions, beside the writer.
-    reader: Link,
+    reader: Connection,
     /// Lets go of what is old, beside both.
-    sweeper: Link,
-    news: News,
-    hints: Hints,
-    contact: Contact,
-    sql: Sql,
-    view_limit: Option<usize>,
+    maintenance: Connection,
+    change_feed: ChangeFeed,
+    notifier: Notifier,
+    health: DatabaseHealth,
+    statements: Statements,
+    cache_limit: Option<usize>,
     clock: Clock,
-    numbers: AtomicU64,
+    last_number: AtomicU64,
     tasks: Tasks,
 }
 
 // === impl PostgresJournal ===
 
-impl PostgresJournal {
+impl PostgresStorage {
     /// Connects to a database, and makes the tables if there are none.
     ///
     /// # Errors
     /// A sentence that says why the database cannot be used.
-    pub async fn open(options: &PostgresOptions) -> Result<Self, JournalError> {
-        let PostgresOptions {
+    pub async fn open(config: &PostgresConfig) -> Result<Self, StorageError> {
+        let PostgresConfig {
             url,
-            listen_url,
-            view_limit,
+            notify_url,
+            cache_limit,
             schema,
-        } = options;
-        if !is_plain(schema) {
-            return Err(JournalError(format!(
+        } = config;
+        if !is_valid_schema_name(schema) {
+            return Err(StorageError(format!(
                 "{schema:?} is no name for a schema: use 1 to 63 letters a to z, digits and _, beginning \
                  with a letter"
             )));
         }
-        let listening = Database::new(listen_url.as_deref().unwrap_or(url))?;
-        let (hints, database) = (Hints::new(&listening), Database::new(url)?);
-        let (writer, sql) = (Link::new(&database), Sql::new(schema));
-        prepare(&writer, &sql).await?;
-        let clock = clock_of(&writer).await?;
+        let notify_connector = Connector::new(notify_url.as_deref().unwrap_or(url))?;
+        let (notifier, connector) = (Notifier::new(&notify_connector), Connector::new(url)?);
+        let (connection, statements) = (Connection::new(&connector), Statements::new(schema));
+        ensure_schema(&connection, &statements).await?;
+        let clock = measure_server_clock(&connection).await?;
         let inner = Arc::new(Inner {
-            writer: Writer::new(writer),
-            contact: Contact::new(clock),
-            news: News::new(&database),
-            hints,
-            sql,
-            reader: Link::new(&database),
-            sweeper: Link::new(&database),
-            view_limit: *view_limit,
+            writer: Writer::new(connection),
+            health: DatabaseHealth::new(clock),
+            change_feed: ChangeFeed::new(&connector),
+            notifier,
+            statements,
+            reader: Connection::new(&connector),
+            maintenance: Connection::new(&connector),
+            cache_limit: *cache_limit,
             clock,
-            numbers: AtomicU64::new(0),
+            last_number: AtomicU64::new(0),
             tasks: Tasks::default(),
         });
         inner.spawn("postgres", async |inner| {
-            inner.writer.write(&inner).await;
+            inner.writer.run(&inner).await;
         });
         inner.spawn("postgres hints", async |inner| {
             let Inner {
-                hints, reader, sql, ..
+                notifier, reader, statements, ..
             } = &*inner;
-            let stopping = inner.tasks.stopping();
-            let all = async {
+            let stopping = inner.tasks.stop_token();
+            let background = async {
                 join!(
-                    hints.give(reader, sql),
-                    hints.listen(reader, sql),
-                    inner.trim()
+                    notifier.run_sender(reader, statements),
+                    notifier.run_listener(reader, statements),
+                    inner.run_maintenance()
                 )
             };
-            let _ = stopping.run_until_cancelled(all).await;
+            let _ = stopping.run_until_cancelled(background).await;
         });
         Ok(Self(inner))
     }
 }
 
-impl Journal for PostgresJournal {
-    fn replay(&self, show: Show) -> BoxFuture<'_, Result<(), JournalError>> {
-        Box::pin(self.0.replay(show))
+impl Storage for PostgresStorage {
+    fn load(&self, sink: LoadSink) -> BoxFuture<'_, Result<(), StorageError>> {
+        Box::pin(self.0.load(sink))
     }
 
-    fn append(&self, entry: Entry, then: Then) {
-        self.0.writer.append(entry, then);
+    fn write(&self, write: Write, completion: Completion) {
+        self.0.writer.enqueue(write, completion);
     }
 
-    fn trouble(&self) -> Option<String> {
+    fn write_error(&self) -> Option<String> {
         let Inner {
-            writer, contact, ..
+            writer, health, ..
         } = &*self.0;
-        writer.trouble().or_else(|| contact.trouble())
+        writer.write_error().or_else(|| health.read_error())
     }
 
-    fn shared(&self) -> Option<&dyn Shared> {
+    fn shared(&self) -> Option<&dyn SharedStorage> {
         Some(self)
     }
 
@@ -176,21 +176,21 @@ impl Journal for PostgresJournal {
     }
 }
 
-impl Shared for PostgresJournal {
+impl SharedStorage for PostgresStorage {
     fn fetch<'a>(
         &'a self,
         name: &'a OperationName,
-    ) -> BoxFuture<'a, Result<Option<Arc<Operation>>, JournalError>> {
+    ) -> BoxFuture<'a, Result<Option<Arc<Operation>>, StorageError>> {
         Box::pin(self.0.fetch(name))
     }
 
-    fn number(&self) -> u64 {
+    fn next_number(&self) -> u64 {
         let micros = self.0.clock.now().nanos() / 1000;
-        let time = u64::try_from(micros).unwrap_or(0) << CHANCE_BITS;
-        let chance = uuid::Uuid::new_v4().as_u64_pair().1 & ((1 << CHANCE_BITS) - 1);
-        let next = |last: u64| Some((last + 1).max(time | chance));
-        let numbers = &self.0.numbers;
-        let last = numbers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        let time = u64::try_from(micros).unwrap_or(0) << RANDOM_BITS;
+        let random = uuid::Uuid::new_v4().as_u64_pair().1 & ((1 << RANDOM_BITS) - 1);
+        let next = |last: u64| Some((last + 1).max(time | random));
+        let last_number = &self.0.last_number;
+        let last = last_number.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
         next(last.unwrap_or_else(|last| last)).unwrap_or(time)
     }
 
@@ -198,36 +198,36 @@ impl Shared for PostgresJournal {
         Some(self.0.clock)
     }
 
-    fn reach(&self) -> Option<Reach> {
-        Some(self.0.reach())
+    fn status(&self) -> Option<StorageStatus> {
+        Some(self.0.status())
     }
 
-    fn view_limit(&self) -> Option<usize> {
-        self.0.view_limit
+    fn cache_limit(&self) -> Option<usize> {
+        self.0.cache_limit
     }
 
-    fn older<'a>(
+    fn list_before<'a>(
         &'a self,
         parent: Option<&'a Parent>,
         before: u64,
         limit: usize,
-    ) -> BoxFuture<'a, Result<Vec<Arc<Operation>>, JournalError>> {
-        Box::pin(self.0.older(parent, before, limit))
+    ) -> BoxFuture<'a, Result<Vec<Arc<Operation>>, StorageError>> {
+        Box::pin(self.0.list_before(parent, before, limit))
     }
 
-    fn catch_up(&self) -> BoxFuture<'_, Result<(), JournalError>> {
-        Box::pin(self.0.news.catch_up(&self.0.hints))
+    fn sync(&self) -> BoxFuture<'_, Result<(), StorageError>> {
+        Box::pin(self.0.change_feed.sync(&self.0.notifier))
     }
 
-    fn follow(&self, apply: Apply) -> BoxFuture<'_, ()> {
-        Box::pin(self.0.follow(apply))
+    fn watch(&self, sink: ChangeSink) -> BoxFuture<'_, ()> {
+        Box::pin(self.0.watch(sink))
     }
 }
 
-impl Drop for PostgresJournal {
+impl Drop for PostgresStorage {
     fn drop(&mut self) {
         self.0.writer.close();
-        self.0.tasks.stopping().cancel();
+        self.0.tasks.stop_token().cancel();
     }
 }
 
@@ -246,34 +246,34 @@ impl Inner {
                 error!(task = title, "a task of the journal panicked");
                 inner
                     .writer
-                    .fail("the journal has met a bug of ours; restart this server");
+                    .set_fatal_error("the journal has met a bug of ours; restart this server");
             }
         });
     }
 
     /// Makes all connections anew: the server at their other end may have given its
     /// place to another one, and go on to answer.
-    async fn reconnect(&self) {
+    async fn reconnect_all(&self) {
         join!(
-            self.reader.renew(),
-            self.sweeper.renew(),
-            self.news.link.renew(),
-            self.hints.ear.renew(),
+            self.reader.reset(),
+            self.maintenance.reset(),
+            self.change_feed.connection.reset(),
+            self.notifier.listener.reset(),
         );
     }
 
     /// Lets go of what has expired, and of changes that everybody has read long ago.
-    async fn trim(&self) {
-        let mut times = interval(TRIMS);
+    async fn run_maintenance(&self) {
+        let mut ticks = interval(PRUNE_INTERVAL);
         loop {
-            times.tick().await;
-            for text in [&self.sql.expire, &self.sql.trim] {
-                let ask = async |client: &Client| client.execute_typed(text, &[]).await;
+            ticks.tick().await;
+            for statement in [&self.statements.delete_expired, &self.statements.prune_changes] {
+                let query = async |client: &Client| client.execute_typed(statement, &[]).await;
                 // As long as there are many, by small batches.
                 loop {
-                    match self.sweeper.ask(ask).await {
+                    match self.maintenance.with_client(query).await {
                         Ok(0) => break,
-                        Ok(_) => self.hints.tell(),
+                        Ok(_) => self.notifier.mark_changed(),
                         Err(error) => {
                             debug!(%error, "cannot let go of what is old");
                             break;
@@ -284,60 +284,60 @@ impl Inner {
         }
     }
 
-    async fn replay(&self, show: Show) -> Result<(), JournalError> {
-        let limit = self.view_limit.map(count);
-        let mut everything = self.news.everything(&self.sql, limit).await?;
+    async fn load(&self, sink: LoadSink) -> Result<(), StorageError> {
+        let limit = self.cache_limit.map(to_i64);
+        let mut snapshot = self.change_feed.open_snapshot(&self.statements, limit).await?;
         loop {
-            let operations = everything.next().await?;
+            let operations = snapshot.next_batch().await?;
             if operations.is_empty() {
                 return Ok(());
             }
-            operations.into_iter().for_each(|operation| show(operation));
+            operations.into_iter().for_each(|operation| sink(operation));
         }
     }
 
-    async fn fetch(&self, name: &OperationName) -> Result<Option<Arc<Operation>>, JournalError> {
+    async fn fetch(&self, name: &OperationName) -> Result<Option<Arc<Operation>>, StorageError> {
         let name = name.as_str();
         let parameters = [(&name as &(dyn ToSql + Sync), row::TEXT)];
         let row = self
             .reader
-            .ask(async |client| client.query_typed_opt(&self.sql.named, &parameters).await)
+            .with_client(async |client| client.query_typed_opt(&self.statements.by_name, &parameters).await)
             .await?;
-        let mut reader = row::Reader::default();
-        let row = row.map(|row| reader.operation(&row, 0));
-        row.transpose().map(|found| found.map(Arc::new))
+        let mut decoder = row::RowDecoder::default();
+        let row = row.map(|row| decoder.decode_operation(&row, 0));
+        row.transpose().map(|operation| operation.map(Arc::new))
     }
 
-    async fn follow(&self, apply: Apply) {
-        let limit = self.view_limit.map(count);
+    async fn watch(&self, sink: ChangeSink) {
+        let limit = self.cache_limit.map(to_i64);
         let Self {
-            hints,
-            sql,
-            contact,
+            notifier,
+            statements,
+            health,
             ..
         } = self;
-        self.news.follow(hints, sql, limit, contact, apply).await;
+        self.change_feed.run(notifier, statements, limit, health, sink).await;
     }
 
     /// As long as the database takes no changes, it is not within reach.
-    fn reach(&self) -> Reach {
-        let mut reach = self.contact.reach();
-        if self.writer.trouble().is_some() {
-            reach.since = self.clock.now();
+    fn status(&self) -> StorageStatus {
+        let mut status = self.health.status();
+        if self.writer.write_error().is_some() {
+            status.available_since = self.clock.now();
         }
-        reach
+        status
     }
 
-    async fn older(
+    async fn list_before(
         &self,
         parent: Option<&Parent>,
         before: u64,
         limit: usize,
-    ) -> Result<Vec<Arc<Operation>>, JournalError> {
-        let (before, limit) = (i64::try_from(before).unwrap_or(i64::MAX), count(limit));
-        let (text, parent) = match parent {
-            Some(parent) => (&self.sql.older, Some(parent.as_str())),
-            None => (&self.sql.older_everywhere, None),
+    ) -> Result<Vec<Arc<Operation>>, StorageError> {
+        let (before, limit) = (i64::try_from(before).unwrap_or(i64::MAX), to_i64(limit));
+        let (statement, parent) = match parent {
+            Some(parent) => (&self.statements.list_before, Some(parent.as_str())),
+            None => (&self.statements.list_before_all_parents, None),
         };
         let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![(&before, Type::INT8)];
         if let Some(parent) = &parent {
@@ -346,14 +346,14 @@ impl Inner {
         parameters.push((&limit, Type::INT8));
         let rows = self
             .reader
-            .ask(async |client| client.query_typed(text, &parameters).await)
+            .with_client(async |client| client.query_typed(statement, &parameters).await)
             .await?;
-        let mut reader = row::Reader::default();
-        let read = |row| Ok(Arc::new(reader.operation(row, 0)?));
-        rows.iter().map(read).collect()
+        let mut decoder = row::RowDecoder::default();
+        let decode = |row| Ok(Arc::new(decoder.decode_operation(row, 0)?));
+        rows.iter().map(decode).collect()
     }
 }
 
-fn count(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
+fn to_i64(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }

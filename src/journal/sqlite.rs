@@ -34,87 +34,87 @@ use tokio::{runtime::Handle, task::spawn_blocking, time::Instant};
 use tracing::{error, info};
 
 use self::{
-    file::File,
-    row::Row,
-    writer::{PAUSE, Writer},
+    file::Database,
+    row::RowWrite,
+    writer::{RETRY_DELAY, Writer},
 };
-use super::journal::{BoxFuture, Entry, Journal, JournalError, Show, Then, Unkept};
+use super::journal::{BoxFuture, Write, Storage, StorageError, LoadSink, Completion, WriteError};
 use crate::clock::Timestamp;
 
 /// How many bytes of rows may stand in line. A change that comes then becomes a
 /// row only when it is written, so that a slow disk does not fill the memory.
-const ROOM: usize = 32 << 20;
+const MAX_QUEUED_BYTES: usize = 32 << 20;
 
 /// The longest that the writer waits for those whose changes it has just
 /// committed.
-const PATIENCE: Duration = Duration::from_millis(2);
+const MAX_GROUP_COMMIT_DELAY: Duration = Duration::from_millis(2);
 
 /// To tell so many holds the next commit up for longer than to send somebody.
-const CROWD: usize = 128;
+const MIN_OFFLOADED_COMPLETIONS: usize = 128;
 
 /// A journal in a SQLite file, which one process at a time may hold open.
 ///
 /// A change is kept when SQLite has committed it with `synchronous=FULL`: it
 /// then survives the death of the process and the loss of power.
 #[derive(Debug)]
-pub struct SqliteJournal {
-    shared: Arc<Shared>,
+pub struct SqliteStorage {
+    inner: Arc<Inner>,
     /// The runtime that the journal was first used on; it lends the threads.
     runtime: OnceLock<Handle>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    line: Mutex<Line>,
+struct Inner {
+    queue: Mutex<WriteQueue>,
     /// As many stand in line as were wanted, or the journal is being closed.
-    news: Condvar,
+    wakeup: Condvar,
     /// How many bytes of rows stand in line.
-    bytes: AtomicUsize,
+    queued_bytes: AtomicUsize,
     /// The open file; none once it is closed.
     writer: Mutex<Option<Writer>>,
-    trouble: Mutex<Option<String>>,
+    write_error: Mutex<Option<String>>,
 }
 
 #[derive(Debug, Default)]
-struct Line {
-    waiting: Vec<Waiting>,
+struct WriteQueue {
+    pending: Vec<PendingWrite>,
     /// The writer sleeps until so many wait, or its patience ends.
-    wanted: usize,
-    is_written: bool,
+    min_batch: usize,
+    is_writer_running: bool,
     is_closing: bool,
 }
 
 /// A change that stands in line.
 #[derive(Debug)]
-struct Waiting {
-    change: Change,
-    then: Then,
+struct PendingWrite {
+    row: PendingRow,
+    completion: Completion,
 }
 
 #[derive(Debug)]
-enum Change {
-    Row(Row),
+enum PendingRow {
+    Encoded(RowWrite),
     /// It becomes a row when it is written.
-    Entry(Entry),
+    Deferred(Write),
 }
 
 // === impl SqliteJournal ===
 
-impl SqliteJournal {
+impl SqliteStorage {
     /// Opens a file, and makes it if there is none.
     ///
     /// # Errors
     /// [`JournalError`] if the file belongs to another program, to a newer
     /// version or to a running process, is damaged or cannot be written.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self, JournalError> {
-        let file = File::open(path.as_ref())?;
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, StorageError> {
+        let database = Database::open(path.as_ref())?;
         Ok(Self {
-            shared: Arc::new(Shared {
-                line: Mutex::default(),
-                news: Condvar::new(),
-                bytes: AtomicUsize::new(0),
-                writer: Mutex::new(Some(Writer::new(file)?)),
-                trouble: Mutex::default(),
+            inner: Arc::new(Inner {
+                queue: Mutex::default(),
+                wakeup: Condvar::new(),
+                queued_bytes: AtomicUsize::new(0),
+                writer: Mutex::new(Some(Writer::new(database)?)),
+                write_error: Mutex::default(),
             }),
             runtime: OnceLock::new(),
         })
@@ -125,101 +125,101 @@ impl SqliteJournal {
     }
 }
 
-impl Journal for SqliteJournal {
-    fn replay(&self, show: Show) -> BoxFuture<'_, Result<(), JournalError>> {
+impl Storage for SqliteStorage {
+    fn load(&self, sink: LoadSink) -> BoxFuture<'_, Result<(), StorageError>> {
         self.runtime();
-        let shared = self.shared.clone();
+        let inner = self.inner.clone();
         Box::pin(async move {
-            let replayed = spawn_blocking(move || match &*shared.writer.lock() {
-                Some(writer) => replay::all(writer.path(), replay::threads(), &*show),
-                None => Err(closed()),
+            let result = spawn_blocking(move || match &*inner.writer.lock() {
+                Some(writer) => replay::load_all(writer.path(), replay::decode_thread_count(), &*sink),
+                None => Err(closed_error()),
             });
-            replayed.await.unwrap_or_else(|_| Err(closed()))
+            result.await.unwrap_or_else(|_| Err(closed_error()))
         })
     }
 
-    fn append(&self, entry: Entry, then: Then) {
-        if let Entry::Renew(_) = entry {
-            return then.call(Ok(()));
+    fn write(&self, write: Write, completion: Completion) {
+        if let Write::RenewLease(_) = write {
+            return completion.complete(Ok(()));
         }
-        let shared = &self.shared;
+        let inner = &self.inner;
         // Made here and not by the writer, which everybody waits for.
-        let change = if shared.bytes.load(Ordering::Relaxed) < ROOM {
-            let row = Row::of(&entry);
-            shared.bytes.fetch_add(row.size(), Ordering::Relaxed);
-            Change::Row(row)
+        let row = if inner.queued_bytes.load(Ordering::Relaxed) < MAX_QUEUED_BYTES {
+            let encoded = RowWrite::encode(&write);
+            inner.queued_bytes.fetch_add(encoded.size_bytes(), Ordering::Relaxed);
+            PendingRow::Encoded(encoded)
         } else {
-            Change::Entry(entry)
+            PendingRow::Deferred(write)
         };
-        if shared.line_up(Waiting { change, then }) {
-            let shift = Shift {
-                shared: shared.clone(),
-                is_over: false,
+        if inner.enqueue(PendingWrite { row, completion }) {
+            let guard = WriterGuard {
+                inner: inner.clone(),
+                is_finished: false,
             };
             let runtime = self.runtime().clone();
-            drop(self.runtime().spawn_blocking(move || shift.work(&runtime)));
+            drop(self.runtime().spawn_blocking(move || guard.run(&runtime)));
         }
     }
 
-    fn newest(&self) -> Option<Timestamp> {
-        let writer = self.shared.writer.lock();
-        writer.as_ref().and_then(Writer::newest)
+    fn last_timestamp(&self) -> Option<Timestamp> {
+        let writer = self.inner.writer.lock();
+        writer.as_ref().and_then(Writer::last_timestamp)
     }
 
-    fn trouble(&self) -> Option<String> {
-        self.shared.trouble.lock().clone()
+    fn write_error(&self) -> Option<String> {
+        self.inner.write_error.lock().clone()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        let shared = self.shared.clone();
+        let inner = self.inner.clone();
         Box::pin(async move {
-            shared.stop();
+            inner.shut_down();
             // The last connection moves what is in the log into the file.
-            drop(spawn_blocking(move || drop(shared.writer.lock().take())).await);
+            drop(spawn_blocking(move || drop(inner.writer.lock().take())).await);
         })
     }
 }
 
-impl Drop for SqliteJournal {
+impl Drop for SqliteStorage {
     fn drop(&mut self) {
-        self.shared.stop();
+        self.inner.shut_down();
     }
 }
 
 // === impl Shared ===
 
-impl Shared {
-    fn stop(&self) {
-        self.line.lock().is_closing = true;
-        self.news.notify_all();
+impl Inner {
+    fn shut_down(&self) {
+        self.queue.lock().is_closing = true;
+        self.wakeup.notify_all();
     }
 
     /// Puts a change in line. Tells whether somebody must be sent to write.
-    fn line_up(&self, waiting: Waiting) -> bool {
-        let mut line = self.line.lock();
-        if line.is_closing {
-            drop(line);
-            self.tell(vec![waiting], &Err(closed()));
+    fn enqueue(&self, pending: PendingWrite) -> bool {
+        let mut queue = self.queue.lock();
+        if queue.is_closing {
+            drop(queue);
+            self.complete(vec![pending], &Err(closed_error()));
             return false;
         }
-        line.waiting.push(waiting);
-        if line.waiting.len() == line.wanted {
-            self.news.notify_one();
+        queue.pending.push(pending);
+        if queue.pending.len() == queue.min_batch {
+            self.wakeup.notify_one();
         }
-        !std::mem::replace(&mut line.is_written, true)
+        !std::mem::replace(&mut queue.is_writer_running, true)
     }
 
     /// Tells those who stood in line what became of their changes.
-    fn tell(&self, batch: Vec<Waiting>, kept: &Result<(), JournalError>) {
-        for Waiting { change, then } in batch {
-            if let Change::Row(row) = &change {
-                self.bytes.fetch_sub(row.size(), Ordering::Relaxed);
+    fn complete(&self, batch: Vec<PendingWrite>, result: &Result<(), StorageError>) {
+        for PendingWrite { row, completion } in batch {
+            if let PendingRow::Encoded(encoded) = &row {
+                self.queued_bytes.fetch_sub(encoded.size_bytes(), Ordering::Relaxed);
             }
             // A bug that one of them meets must not keep the others waiting.
-            let told = catch_unwind(AssertUnwindSafe(|| {
-                then.call(kept.clone().map_err(Unkept::from));
+            let completed = catch_unwind(AssertUnwindSafe(|| {
+                completion.complete(result.clone().map_err(WriteError::from));
             }));
-            if told.is_err() {
+            if completed.is_err() {
                 error!("showing a change panicked");
             }
         }
@@ -227,132 +227,132 @@ impl Shared {
 
     /// Commits what stands in line until nothing does. While the file cannot be
     /// written, it stays and tries again.
-    fn write(self: &Arc<Self>, runtime: &Handle) {
+    fn run_writer(self: &Arc<Self>, runtime: &Handle) {
         let mut writer = self.writer.lock();
         let Some(writer) = writer.as_mut() else {
-            let batch = std::mem::take(&mut self.line.lock().waiting);
-            self.tell(batch, &Err(closed()));
+            let batch = std::mem::take(&mut self.queue.lock().pending);
+            self.complete(batch, &Err(closed_error()));
             return;
         };
-        let (mut wanted, mut patience) = (0, Duration::ZERO);
+        let (mut min_batch, mut max_wait) = (0, Duration::ZERO);
         loop {
-            let mut line = self.line.lock();
-            let is_in_trouble = self.is_in_trouble();
-            if is_in_trouble {
-                (wanted, patience) = (1, PAUSE);
+            let mut queue = self.queue.lock();
+            let is_failing = self.is_failing();
+            if is_failing {
+                (min_batch, max_wait) = (1, RETRY_DELAY);
             }
-            line.wanted = wanted;
-            if line.waiting.len() < wanted && !line.is_closing {
-                self.news.wait_for(&mut line, patience);
+            queue.min_batch = min_batch;
+            if queue.pending.len() < min_batch && !queue.is_closing {
+                self.wakeup.wait_for(&mut queue, max_wait);
             }
-            line.wanted = 0;
-            if line.waiting.is_empty() && (line.is_closing || !is_in_trouble) {
-                line.is_written = false;
+            queue.min_batch = 0;
+            if queue.pending.is_empty() && (queue.is_closing || !is_failing) {
+                queue.is_writer_running = false;
                 return;
             }
-            let batch = std::mem::take(&mut line.waiting);
-            drop(line);
-            let begun = Instant::now();
-            let kept = writer.commit(batch.iter().map(|waiting| waiting.change.row()));
-            self.note(writer.trouble());
+            let batch = std::mem::take(&mut queue.pending);
+            drop(queue);
+            let started = Instant::now();
+            let result = writer.commit(batch.iter().map(|pending| pending.row.encoded()));
+            self.update_write_error(writer.write_error());
             // Those who are told now often come back at once; a commit of all of
             // them is worth a part of what it takes.
-            (wanted, patience) = (batch.len(), (begun.elapsed() / 2).min(PATIENCE));
-            let is_kept = kept.is_ok();
-            if batch.len() < CROWD {
-                self.tell(batch, &kept);
+            (min_batch, max_wait) = (batch.len(), (started.elapsed() / 2).min(MAX_GROUP_COMMIT_DELAY));
+            let is_committed = result.is_ok();
+            if batch.len() < MIN_OFFLOADED_COMPLETIONS {
+                self.complete(batch, &result);
             } else {
-                let shared = self.clone();
-                let crowd = Crowd {
-                    shared,
-                    batch,
-                    kept,
+                let inner = self.clone();
+                let completions = CompletionBatch {
+                    inner,
+                    writes: batch,
+                    result,
                 };
-                drop(runtime.spawn_blocking(move || drop(crowd)));
+                drop(runtime.spawn_blocking(move || drop(completions)));
             }
-            if is_kept {
-                writer.tidy(runtime);
+            if is_committed {
+                writer.checkpoint_if_needed(runtime);
             }
         }
     }
 
-    fn is_in_trouble(&self) -> bool {
-        self.trouble.lock().is_some()
+    fn is_failing(&self) -> bool {
+        self.write_error.lock().is_some()
     }
 
     /// Logs when a trouble begins and when it ends.
-    fn note(&self, error: Option<&JournalError>) {
-        let mut trouble = self.trouble.lock();
-        match (error, &*trouble) {
+    fn update_write_error(&self, latest: Option<&StorageError>) {
+        let mut current = self.write_error.lock();
+        match (latest, &*current) {
             (Some(error), None) => {
                 error!(%error, "changes are refused, because they cannot be kept; reads go on");
             }
             (None, Some(_)) => info!("changes can be kept again"),
             (Some(_), Some(_)) | (None, None) => {}
         }
-        *trouble = error.map(ToString::to_string);
+        *current = latest.map(ToString::to_string);
     }
 }
 
 /// The time for which somebody writes. If it ends before its time, by a bug or
 /// because there is no thread for it, those in line are told, and the next one
 /// sends another writer.
-struct Shift {
-    shared: Arc<Shared>,
-    is_over: bool,
+struct WriterGuard {
+    inner: Arc<Inner>,
+    is_finished: bool,
 }
 
 /// Those who are told when it is dropped, also if there is no thread for that.
-struct Crowd {
-    shared: Arc<Shared>,
-    batch: Vec<Waiting>,
-    kept: Result<(), JournalError>,
+struct CompletionBatch {
+    inner: Arc<Inner>,
+    writes: Vec<PendingWrite>,
+    result: Result<(), StorageError>,
 }
 
 // === impl Shift ===
 
-impl Shift {
-    fn work(mut self, runtime: &Handle) {
-        self.shared.write(runtime);
-        self.is_over = true;
+impl WriterGuard {
+    fn run(mut self, runtime: &Handle) {
+        self.inner.run_writer(runtime);
+        self.is_finished = true;
     }
 }
 
-impl Drop for Shift {
+impl Drop for WriterGuard {
     fn drop(&mut self) {
-        if !self.is_over {
-            let mut line = self.shared.line.lock();
-            line.is_written = false;
-            let batch = std::mem::take(&mut line.waiting);
-            drop(line);
-            let error = JournalError("there is no writer".to_owned());
-            self.shared.tell(batch, &Err(error));
+        if !self.is_finished {
+            let mut queue = self.inner.queue.lock();
+            queue.is_writer_running = false;
+            let batch = std::mem::take(&mut queue.pending);
+            drop(queue);
+            let error = StorageError("there is no writer".to_owned());
+            self.inner.complete(batch, &Err(error));
         }
     }
 }
 
 // === impl Crowd ===
 
-impl Drop for Crowd {
+impl Drop for CompletionBatch {
     fn drop(&mut self) {
-        self.shared
-            .tell(std::mem::take(&mut self.batch), &self.kept);
+        self.inner
+            .complete(std::mem::take(&mut self.writes), &self.result);
     }
 }
 
 // === impl Change ===
 
-impl Change {
-    fn row(&self) -> Cow<'_, Row> {
+impl PendingRow {
+    fn encoded(&self) -> Cow<'_, RowWrite> {
         match self {
-            Self::Row(row) => Cow::Borrowed(row),
-            Self::Entry(entry) => Cow::Owned(Row::of(entry)),
+            Self::Encoded(row) => Cow::Borrowed(row),
+            Self::Deferred(write) => Cow::Owned(RowWrite::encode(write)),
         }
     }
 }
 
-fn closed() -> JournalError {
-    JournalError("the journal is closed".to_owned())
+fn closed_error() -> StorageError {
+    StorageError("the journal is closed".to_owned())
 }
 
 #[cfg(test)]

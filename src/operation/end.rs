@@ -12,19 +12,19 @@ use super::{
 
 /// How an attempt ends.
 #[derive(Clone, Debug, PartialEq)]
-pub enum End {
+pub enum AttemptResult {
     /// With a response; an empty `Any` means `google.protobuf.Empty`.
-    Response(Any),
+    Succeeded(Any),
     /// With a failure: another attempt follows if it is retryable and attempts
     /// are left.
-    Failure(Failure),
+    Failed(Failure),
     /// The operation goes back to its queue; the attempt does not count.
-    Release,
+    Released,
 }
 
 /// Why an end is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidEnd {
+pub enum InvalidAttemptResult {
     /// The response is no proper `Any`.
     #[error(transparent)]
     Response(#[from] InvalidAny),
@@ -33,17 +33,17 @@ pub enum InvalidEnd {
     Error(#[from] InvalidOutcome),
 }
 
-impl End {
+impl AttemptResult {
     /// What the holder of the lease says with it.
-    pub(crate) fn into_event(self, token: LeaseToken, report: Report) -> Result<Event, InvalidEnd> {
+    pub(crate) fn into_event(self, token: LeaseToken, report: Report) -> Result<Event, InvalidAttemptResult> {
         Ok(match self {
-            Self::Response(response) if response == Any::default() => {
+            Self::Succeeded(response) if response == Any::default() => {
                 Event::Finish(token, Outcome::Response(Payload::empty()), report)
             }
-            Self::Response(response) => {
+            Self::Succeeded(response) => {
                 Event::Finish(token, Outcome::Response(Payload::new(response)?), report)
             }
-            Self::Failure(failure) => match Outcome::error(failure.error)? {
+            Self::Failed(failure) => match Outcome::from_status(failure.error)? {
                 Outcome::Error(error) if failure.retryable => Event::Fail {
                     token,
                     error,
@@ -52,7 +52,7 @@ impl End {
                 },
                 outcome => Event::Finish(token, outcome, report),
             },
-            Self::Release => Event::Release(token, report),
+            Self::Released => Event::ReleaseLease(token, report),
         })
     }
 }

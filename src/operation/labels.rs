@@ -62,11 +62,11 @@ impl Labels {
 
     /// The value of a key.
     pub fn get(&self, key: &str) -> Option<&str> {
-        let at = self
+        let index = self
             .pairs()
             .binary_search_by(|(other, _)| (**other).cmp(key))
             .ok()?;
-        Some(&self.pairs()[at].1)
+        Some(&self.pairs()[index].1)
     }
 
     fn pairs(&self) -> &[Label] {
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_at_most_64_with_plain_keys_and_values_of_255_bytes() {
+    fn labels_reject_over_64_pairs_invalid_keys_and_values_over_255_bytes() {
         assert!(labels(&[("team", "é".repeat(127).as_str()), ("a-b_9", "")]).is_ok());
         for key in ["", "A", "9a", "-a", "a.b", "é", &"a".repeat(64)] {
             assert_eq!(labels(&[(key, "")]), Err(InvalidLabels::Key(key.into())));

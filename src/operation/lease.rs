@@ -31,37 +31,37 @@ pub struct Lease {
     /// Who holds it.
     pub holder: WorkerId,
     /// When it is over, unless renewed.
-    pub until: Timestamp,
+    pub expires_at: Timestamp,
     /// When the attempt is over, however often the lease is renewed.
-    pub(super) attempt_until: Option<Timestamp>,
+    pub(super) attempt_deadline: Option<Timestamp>,
     /// When a cancellation that was asked for is closed by the server.
-    pub(super) cancel_until: Option<Timestamp>,
+    pub(super) cancel_deadline: Option<Timestamp>,
 }
 
 // === impl Lease ===
 
 impl Lease {
     /// Whether the holder has been silent too long.
-    pub(crate) fn is_over(&self, now: Timestamp) -> bool {
-        self.until <= now
+    pub(crate) fn is_expired(&self, now: Timestamp) -> bool {
+        self.expires_at <= now
     }
 
     /// The first moment at which something becomes due.
-    pub(crate) fn deadline(&self) -> Timestamp {
-        let due = [self.attempt_until, self.cancel_until];
-        due.into_iter().flatten().fold(self.until, Timestamp::min)
+    pub(crate) fn next_deadline(&self) -> Timestamp {
+        let deadlines = [self.attempt_deadline, self.cancel_deadline];
+        deadlines.into_iter().flatten().fold(self.expires_at, Timestamp::min)
     }
 
     /// When the attempt is over, however often the lease is renewed; none for
     /// no limit.
-    pub fn attempt_until(&self) -> Option<Timestamp> {
-        self.attempt_until
+    pub fn attempt_deadline(&self) -> Option<Timestamp> {
+        self.attempt_deadline
     }
 
     /// When the server closes an operation that was cancelled; none while it
     /// was not, and where it waits for the worker.
-    pub fn cancel_until(&self) -> Option<Timestamp> {
-        self.cancel_until
+    pub fn cancel_deadline(&self) -> Option<Timestamp> {
+        self.cancel_deadline
     }
 }
 
@@ -85,7 +85,7 @@ impl LeaseToken {
 
     /// A number in 0.0..1.0 that is different for every lease: the source of
     /// jitter, so that the state machine draws no random numbers.
-    pub(crate) fn fraction(self) -> f64 {
+    pub(crate) fn jitter_fraction(self) -> f64 {
         let high = self.0.as_u64_pair().0 >> 32;
         f64::from(u32::try_from(high).unwrap_or(u32::MAX)) / (f64::from(u32::MAX) + 1.0)
     }

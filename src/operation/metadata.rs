@@ -40,8 +40,8 @@ pub(super) fn encode(operation: &Operation) -> Vec<u8> {
     );
     for (key, value) in operation.labels().iter() {
         encoding::encode_key(10, WireType::LengthDelimited, buffer);
-        let length = text_length(key) + text_length(value);
-        encoding::encode_varint(length as u64, buffer);
+        let entry_len = encoded_text_len(key) + encoded_text_len(value);
+        encoding::encode_varint(entry_len as u64, buffer);
         put_text(1, key, buffer);
         put_text(2, value, buffer);
     }
@@ -65,7 +65,7 @@ fn put_text(tag: u32, text: &str, bytes: &mut Vec<u8>) {
 }
 
 /// How many bytes [`put_text`] takes, with a tag below 16.
-fn text_length(text: &str) -> usize {
+fn encoded_text_len(text: &str) -> usize {
     match text.len() {
         0 => 0,
         length => 1 + encoding::encoded_len_varint(length as u64) + length,
@@ -82,13 +82,13 @@ mod tests {
     use crate::{
         clock::Timestamp,
         operation::{
-            birth::{Birth, Tags},
+            birth::{OperationSpec, Attributes},
             labels::Labels,
             lease::{LeaseToken, WorkerId},
             name::OperationName,
-            operation::Change,
+            operation::OperationUpdate,
             stage::{Event, Report},
-            terms::{QueueName, Terms},
+            terms::{QueueName, ExecutionOptions},
             trace::TraceContext,
         },
         proto::longrunning::v1::{OperationMetadata, Progress},
@@ -96,33 +96,33 @@ mod tests {
 
     const START: Timestamp = Timestamp::from_nanos(1_790_000_000_123_456_789);
 
-    fn born(queue: Option<&str>, labels: BTreeMap<String, String>) -> Operation {
+    fn new_operation(queue: Option<&str>, labels: BTreeMap<String, String>) -> Operation {
         Operation::new(
-            Birth {
+            OperationSpec {
                 name: OperationName::parse("operations/o").unwrap(),
                 number: 1,
-                terms: Arc::new(Terms {
+                options: Arc::new(ExecutionOptions {
                     queue: queue.map(|queue| QueueName::parse(queue).unwrap()),
-                    ..Terms::default()
+                    ..ExecutionOptions::default()
                 }),
-                tags: Some(Arc::new(Tags {
+                attributes: Some(Arc::new(Attributes {
                     labels: Labels::new(labels).unwrap(),
-                    request: None,
+                    idempotency_key: None,
                     method: queue.map_or("", |_| "acme.v1.Shop/Sell").into(),
                     trace_context: TraceContext::NONE,
                 })),
                 input: None,
                 metadata: None,
                 not_before: None,
-                holder: Some((LeaseToken::random(), WorkerId::new("creator"))),
+                initial_lease: Some((LeaseToken::random(), WorkerId::new("creator"))),
             },
             START,
         )
     }
 
     #[test]
-    fn what_is_written_is_what_prost_would_write() {
-        let one = BTreeMap::from([("a".to_owned(), String::new())]);
+    fn encoded_metadata_equals_prost_encoding() {
+        let labels = BTreeMap::from([("a".to_owned(), String::new())]);
         let report = Report {
             progress: Some(Progress {
                 fraction: Some(0.0),
@@ -132,43 +132,43 @@ mod tests {
             detail: Some(Payload::empty()),
             ..Report::default()
         };
-        let rich = born(Some("q"), one);
-        let token = rich.lease().unwrap().token;
-        let told = rich.apply(&Event::Report(token, report), START).unwrap();
-        let Change::Put(told) = told else {
+        let labelled = new_operation(Some("q"), labels);
+        let token = labelled.lease().unwrap().token;
+        let update = labelled.apply(&Event::Report(token, report), START).unwrap();
+        let OperationUpdate::Put(reported) = update else {
             panic!("a report changes it")
         };
-        let Change::Put(asked) = told.apply(&Event::RequestCancel, START).unwrap() else {
+        let OperationUpdate::Put(cancelling) = reported.apply(&Event::RequestCancel, START).unwrap() else {
             panic!("so does the wish to cancel")
         };
-        for operation in [born(None, BTreeMap::new()), rich, told, asked] {
+        for operation in [new_operation(None, BTreeMap::new()), labelled, reported, cancelling] {
             let bytes = encode(&operation);
-            let read = OperationMetadata::decode(&*bytes).unwrap();
-            assert_eq!(read.encode_to_vec(), bytes, "{read:?}");
-            assert_eq!(read.state(), operation.state());
-            assert_eq!(read.create_time, Some(START.into()));
-            assert_eq!(read.start_time, Some(START.into()));
-            assert_eq!(read.progress.as_ref(), operation.progress());
-            assert_eq!(read.detail.as_ref(), operation.detail().map(Payload::any));
-            assert_eq!(read.cancel_requested, operation.cancel_requested());
-            assert_eq!(read.queue.is_empty(), operation.queue().is_none());
-            assert_eq!(read.method, operation.method());
-            assert_eq!(read.labels.len(), operation.labels().iter().count());
+            let decoded = OperationMetadata::decode(&*bytes).unwrap();
+            assert_eq!(decoded.encode_to_vec(), bytes, "{decoded:?}");
+            assert_eq!(decoded.state(), operation.state());
+            assert_eq!(decoded.create_time, Some(START.into()));
+            assert_eq!(decoded.start_time, Some(START.into()));
+            assert_eq!(decoded.progress.as_ref(), operation.progress());
+            assert_eq!(decoded.detail.as_ref(), operation.detail().map(Payload::any));
+            assert_eq!(decoded.cancel_requested, operation.cancel_requested());
+            assert_eq!(decoded.queue.is_empty(), operation.queue().is_none());
+            assert_eq!(decoded.method, operation.method());
+            assert_eq!(decoded.labels.len(), operation.labels().iter().count());
         }
     }
 
     #[test]
-    fn labels_stand_in_their_order_whatever_their_number_and_length() {
+    fn labels_of_any_count_and_length_encode_in_key_order() {
         let label = |n: usize| (format!("k{n:02}"), "v".repeat(n * 4));
         let labels: BTreeMap<_, _> = (0..64).map(label).collect();
-        let bytes = encode(&born(None, labels.clone()));
-        let read = OperationMetadata::decode(&*bytes).unwrap();
-        assert_eq!(read.labels.into_iter().collect::<BTreeMap<_, _>>(), labels);
-        assert_eq!(bytes, encode(&born(None, labels)));
+        let bytes = encode(&new_operation(None, labels.clone()));
+        let decoded = OperationMetadata::decode(&*bytes).unwrap();
+        assert_eq!(decoded.labels.into_iter().collect::<BTreeMap<_, _>>(), labels);
+        assert_eq!(bytes, encode(&new_operation(None, labels)));
     }
 
     #[test]
-    fn the_type_url_is_that_of_the_message() {
+    fn metadata_type_url_matches_prost_type_url() {
         assert_eq!(TYPE_URL, OperationMetadata::type_url());
     }
 }

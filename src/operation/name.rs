@@ -6,10 +6,10 @@ use std::{fmt, sync::Arc};
 use uuid::Uuid;
 
 /// The collection that ends every parent: `{parent}/operations/{id}`.
-pub(crate) const COLLECTION: &str = "operations";
+pub(crate) const OPERATIONS_COLLECTION: &str = "operations";
 
 /// The longest name that is accepted, in bytes.
-pub(crate) const MAX_NAME: usize = 1024;
+pub(crate) const MAX_NAME_BYTES: usize = 1024;
 
 /// The full name of an operation: `operations/{id}` or `{parent}/operations/{id}`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,7 +59,7 @@ impl OperationName {
         if text.is_empty() {
             return Err(InvalidName::Empty);
         }
-        if split(&text).is_some_and(|(parent, id)| is_parent(parent) && is_id(id)) {
+        if split_name(&text).is_some_and(|(parent, id)| is_parent(parent) && is_id(id)) {
             return Ok(Self(text));
         }
         Err(InvalidName::Malformed(excerpt(&text)))
@@ -69,8 +69,8 @@ impl OperationName {
     pub fn new(parent: &Parent, id: &OperationId) -> Self {
         let id = &id.0;
         Self(match parent.as_str() {
-            "" => format!("{COLLECTION}/{id}").into(),
-            parent => format!("{parent}/{COLLECTION}/{id}").into(),
+            "" => format!("{OPERATIONS_COLLECTION}/{id}").into(),
+            parent => format!("{parent}/{OPERATIONS_COLLECTION}/{id}").into(),
         })
     }
 
@@ -102,7 +102,7 @@ impl std::str::FromStr for OperationName {
 
 /// The parent part of a name that is known to be well formed; `""` is the root.
 pub(crate) fn parent_of(name: &str) -> &str {
-    split(name).map_or("", |(parent, _)| parent)
+    split_name(name).map_or("", |(parent, _)| parent)
 }
 
 // === impl OperationId ===
@@ -149,12 +149,12 @@ impl Parent {
 }
 
 /// Splits a name into its parent and its id.
-fn split(name: &str) -> Option<(&str, &str)> {
-    let (front, id) = name.rsplit_once('/')?;
-    if front == COLLECTION {
+fn split_name(name: &str) -> Option<(&str, &str)> {
+    let (prefix, id) = name.rsplit_once('/')?;
+    if prefix == OPERATIONS_COLLECTION {
         return Some(("", id));
     }
-    let parent = front.strip_suffix(COLLECTION)?.strip_suffix('/')?;
+    let parent = prefix.strip_suffix(OPERATIONS_COLLECTION)?.strip_suffix('/')?;
     (!parent.is_empty()).then_some((parent, id))
 }
 
@@ -173,7 +173,7 @@ pub(crate) fn segments(parent: &str) -> impl Iterator<Item = (&str, &str)> {
 }
 
 fn is_parent(text: &str) -> bool {
-    text.len() <= MAX_NAME
+    text.len() <= MAX_NAME_BYTES
         && segments(text).all(|(collection, id)| is_collection(collection) && is_parent_id(id))
 }
 
@@ -193,9 +193,9 @@ pub(crate) fn is_parent_id(text: &str) -> bool {
 }
 
 fn is_id(text: &str) -> bool {
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let is_allowed_byte = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=63).contains(&text.len())
-        && text.bytes().all(inner)
+        && text.bytes().all(is_allowed_byte)
         && !text.starts_with('-')
         && !text.ends_with('-')
 }
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_a_parent_the_collection_and_an_id() {
+    fn operation_name_parses_with_and_without_parent() {
         for text in [
             "operations/a",
             "operations/0190b3f4-7a2e",
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_name_is_refused_with_the_reason() {
+    fn malformed_operation_name_is_rejected() {
         assert_eq!(OperationName::parse(""), Err(InvalidName::Empty));
         for text in [
             "BOGUS",
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_made_id_has_1_to_63_letters_digits_and_inner_dashes() {
+    fn operation_id_has_1_to_63_letters_digits_and_inner_dashes() {
         for good in ["a", "0", "a-b", &"a".repeat(63)] {
             assert!(OperationId::parse(good).is_ok(), "{good}");
         }
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_made_id_is_a_lower_case_uuid_v7_and_never_the_same() {
+    fn generated_operation_id_is_unique_lowercase_uuid_v7() {
         let ids: std::collections::HashSet<_> = (0..1000).map(|_| OperationId::random()).collect();
         assert_eq!(ids.len(), 1000);
         for OperationId(id) in ids {
@@ -294,7 +294,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_parsed_without_panic_and_a_name_prints_as_it_was(text in "\\PC{0,80}") {
+        fn any_name_text_parses_without_panic_and_valid_names_round_trip(text in "\\PC{0,80}") {
             if let Ok(name) = OperationName::parse(text.as_str()) {
                 prop_assert_eq!(name.as_str(), text.as_str());
             }
@@ -302,7 +302,7 @@ mod tests {
         }
 
         #[test]
-        fn a_name_splits_into_what_it_was_made_of(parent in "([a-z]{1,9}/[a-z0-9]{1,9}(/[a-z]{1,9}/[a-z0-9]{1,9})?)?", id in "[a-z0-9]{1,63}") {
+        fn parent_of_returns_parent_that_name_was_built_from(parent in "([a-z]{1,9}/[a-z0-9]{1,9}(/[a-z]{1,9}/[a-z0-9]{1,9})?)?", id in "[a-z0-9]{1,63}") {
             let parent = Parent::parse(&parent).unwrap();
             let name = OperationName::new(&parent, &OperationId::parse(&id).unwrap());
             prop_assert_eq!(parent_of(name.as_str()), parent.as_str());

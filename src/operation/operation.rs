@@ -7,17 +7,17 @@ use std::{sync::Arc, time::Duration};
 use prost_types::Any;
 
 use super::{
-    birth::{Birth, Request, Tags},
+    birth::{OperationSpec, IdempotencyKey, Attributes},
     labels::Labels,
     lease::Lease,
     metadata,
     name::OperationName,
     outcome::Outcome,
     payload::Payload,
-    stage::{self, Ending, Event, Facts, Next, Refusal, Report, Stage},
-    terms::{QueueName, Terms},
+    stage::{self, TerminalState, Event, TransitionContext, Transition, TransitionError, Report, Phase},
+    terms::{QueueName, ExecutionOptions},
     trace::TraceContext,
-    wire::{self, AnyRef, Wire},
+    wire::{self, AnyRef, EncodedOperation},
 };
 use crate::{
     clock::Timestamp,
@@ -34,51 +34,51 @@ pub struct Operation {
     pub(super) revision: u32,
     pub(super) attempt: u32,
     /// Attempts that were given back and do not count.
-    pub(super) released: u32,
+    pub(super) released_attempts: u32,
     pub(super) cancel_requested: bool,
-    pub(super) hidden: bool,
+    pub(super) deleted: bool,
     pub(super) create_time: Timestamp,
     pub(super) start_time: Option<Timestamp>,
     pub(super) update_time: Timestamp,
-    pub(super) stage: Stage,
-    pub(super) terms: Arc<Terms>,
-    pub(super) tags: Option<Arc<Tags>>,
-    pub(super) work: Option<Arc<Work>>,
-    pub(super) wire: Wire,
+    pub(super) phase: Phase,
+    pub(super) options: Arc<ExecutionOptions>,
+    pub(super) attributes: Option<Arc<Attributes>>,
+    pub(super) work_state: Option<Arc<WorkState>>,
+    pub(super) encoded: EncodedOperation,
 }
 
 /// Which record of an operation. Others of it are of another version, also those of a
 /// database that lost what it had kept, and went on from before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Version {
+pub struct OperationVersion {
     revision: u32,
     update_time: Timestamp,
 }
 
 /// What is needed only until the operation is done; most have nothing of it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Work {
+pub(super) struct WorkState {
     pub(super) input: Option<Payload>,
-    pub(super) latest: Option<Box<Report>>,
+    pub(super) latest_report: Option<Box<Report>>,
 }
 
 /// What an event makes of an operation.
 #[derive(Debug)]
-pub(crate) enum Change {
+pub(crate) enum OperationUpdate {
     /// Nothing.
     Unchanged,
     /// This new record.
     Put(Operation),
     /// This new record, whose lease lasts longer and which is otherwise the same.
-    Renew(Operation),
+    RenewLease(Operation),
     /// The record goes away; this is how it ended, if it did so just now.
-    Forget(Option<Operation>),
+    Remove(Option<Operation>),
 }
 
 // === impl Work ===
 
-impl Work {
-    pub(super) fn shared(self) -> Option<Arc<Self>> {
+impl WorkState {
+    pub(super) fn into_shared(self) -> Option<Arc<Self>> {
         (self != Self::default()).then(|| Arc::new(self))
     }
 }
@@ -86,250 +86,250 @@ impl Work {
 // === impl Operation ===
 
 impl Operation {
-    pub(crate) fn new(birth: Birth, now: Timestamp) -> Self {
-        let pending = Stage::Pending {
-            ready: birth.not_before.unwrap_or(now).max(now),
+    pub(crate) fn new(spec: OperationSpec, now: Timestamp) -> Self {
+        let pending = Phase::Pending {
+            ready_at: spec.not_before.unwrap_or(now).max(now),
         };
         let report = Report {
-            metadata: birth.metadata,
+            metadata: spec.metadata,
             ..Report::default()
         };
         let mut operation = Self {
-            number: birth.number,
+            number: spec.number,
             revision: 0,
             attempt: 0,
-            released: 0,
+            released_attempts: 0,
             cancel_requested: false,
-            hidden: false,
+            deleted: false,
             create_time: now,
             start_time: None,
             update_time: now,
-            stage: pending,
-            terms: birth.terms,
-            tags: birth.tags,
-            work: Work {
-                input: birth.input,
-                latest: (report != Report::default()).then(|| Box::new(report)),
+            phase: pending,
+            options: spec.options,
+            attributes: spec.attributes,
+            work_state: WorkState {
+                input: spec.input,
+                latest_report: (report != Report::default()).then(|| Box::new(report)),
             }
-            .shared(),
-            wire: Wire::default(),
+            .into_shared(),
+            encoded: EncodedOperation::default(),
         };
-        if let Some((token, worker)) = birth.holder {
-            let facts = operation.facts(now, false);
-            let claim = Event::Claim { token, worker };
-            if let Ok(Next::To(stage)) = stage::next(&Stage::Pending { ready: now }, &claim, facts)
+        if let Some((token, worker)) = spec.initial_lease {
+            let context = operation.transition_context(now, false);
+            let acquire = Event::AcquireLease { token, worker };
+            if let Ok(Transition::To(phase)) = stage::transition(&Phase::Pending { ready_at: now }, &acquire, context)
             {
-                operation.enter(stage, now);
+                operation.enter_phase(phase, now);
             }
         }
-        operation.encode(birth.name.as_str(), None);
+        operation.encode(spec.name.as_str(), None);
         operation
     }
 
     /// What `event` makes of this operation.
-    pub(crate) fn apply(&self, event: &Event, now: Timestamp) -> Result<Change, Refusal> {
+    pub(crate) fn apply(&self, event: &Event, now: Timestamp) -> Result<OperationUpdate, TransitionError> {
         let now = now.max(self.update_time);
-        if *event == Event::Lapse && self.is_abandoned(now) {
-            return Ok(Change::Forget(None));
+        if *event == Event::TimerFired && self.is_abandoned(now) {
+            return Ok(OperationUpdate::Remove(None));
         }
-        let next = stage::next(&self.stage, event, self.facts(now, self.is_ended_by(event)))?;
-        let mut changed = match next {
-            Next::Same => return Ok(Change::Unchanged),
-            Next::Forget => return Ok(Change::Forget(None)),
-            Next::To(_) | Next::Note | Next::Done(_) => self.successor(now),
+        let transition = stage::transition(&self.phase, event, self.transition_context(now, self.has_same_outcome(event)))?;
+        let mut changed = match transition {
+            Transition::Unchanged => return Ok(OperationUpdate::Unchanged),
+            Transition::Remove => return Ok(OperationUpdate::Remove(None)),
+            Transition::To(_) | Transition::MergeReport | Transition::Finish(_) => self.next_revision(now),
         };
         if let Event::RequestCancel = event {
             changed.cancel_requested = true;
         }
-        if let Event::Release(..) = event {
-            changed.released += 1;
+        if let Event::ReleaseLease(..) = event {
+            changed.released_attempts += 1;
         }
         // To say again what is known already is no news.
-        let is_news = |report: &&Report| {
-            let latest = self.latest();
-            !latest.map_or_else(|| report.is_empty(), |latest| latest.knows(report))
+        let has_new_data = |report: &&Report| {
+            let latest = self.latest_report();
+            !latest.map_or_else(|| report.is_empty(), |latest| latest.contains(report))
         };
-        let report = event.report().filter(is_news);
+        let report = event.report().filter(has_new_data);
         if let Some(report) = report {
-            changed.note(report);
+            changed.merge_report(report);
         }
-        match next {
-            Next::To(stage) => changed.enter(stage, now),
-            Next::Done(outcome) => return Ok(changed.end(self.name(), &outcome)),
-            Next::Same | Next::Note | Next::Forget => {}
+        match transition {
+            Transition::To(phase) => changed.enter_phase(phase, now),
+            Transition::Finish(outcome) => return Ok(changed.finish(self.name(), &outcome)),
+            Transition::Unchanged | Transition::MergeReport | Transition::Remove => {}
         }
-        if matches!(event, Event::Renew(..)) && report.is_none() {
+        if matches!(event, Event::RenewLease(..)) && report.is_none() {
             // A sign of life changes nothing that clients see.
             changed.update_time = self.update_time;
-            changed.wire = self.wire.clone();
-            return Ok(Change::Renew(changed));
+            changed.encoded = self.encoded.clone();
+            return Ok(OperationUpdate::RenewLease(changed));
         }
         changed.encode(self.name(), None);
-        Ok(Change::Put(changed))
+        Ok(OperationUpdate::Put(changed))
     }
 
     /// Hides the operation from clients; it goes on, and is forgotten when done.
-    pub(crate) fn delete(&self, now: Timestamp) -> Change {
+    pub(crate) fn delete(&self, now: Timestamp) -> OperationUpdate {
         if self.is_done() {
-            return Change::Forget(None);
+            return OperationUpdate::Remove(None);
         }
-        Change::Put(Self {
-            hidden: true,
-            wire: self.wire.clone(),
-            ..self.successor(now.max(self.update_time))
+        OperationUpdate::Put(Self {
+            deleted: true,
+            encoded: self.encoded.clone(),
+            ..self.next_revision(now.max(self.update_time))
         })
     }
 
     /// The lease was renewed, which is all that is new in this revision.
-    pub(crate) fn renew(&mut self, revision: u32, until: Timestamp) {
+    pub(crate) fn apply_lease_renewal(&mut self, revision: u32, expires_at: Timestamp) {
         self.revision = revision;
-        if let Stage::Running(lease) | Stage::Cancelling(lease) = &mut self.stage {
-            lease.until = until;
+        if let Phase::Running(lease) | Phase::Cancelling(lease) = &mut self.phase {
+            lease.expires_at = expires_at;
         }
     }
 
     /// Goes on after a restart: a lease gets its full time again, because its
     /// holder could not reach the server.
-    pub(crate) fn resume(&mut self, now: Timestamp) {
-        let until = now + self.terms.lease_duration;
-        if let Stage::Running(lease) | Stage::Cancelling(lease) = &mut self.stage {
-            lease.until = lease.until.max(until);
+    pub(crate) fn restart_lease(&mut self, now: Timestamp) {
+        let expires_at = now + self.options.lease_duration;
+        if let Phase::Running(lease) | Phase::Cancelling(lease) = &mut self.phase {
+            lease.expires_at = lease.expires_at.max(expires_at);
         }
     }
 
     /// The next moment, seen from `now`, at which time alone may change the
     /// operation or make it ready.
-    pub(crate) fn deadline(&self, now: Timestamp) -> Timestamp {
-        let total = self
-            .terms
+    pub(crate) fn next_deadline(&self, now: Timestamp) -> Timestamp {
+        let total_deadline = self
+            .options
             .total_timeout
             .map(|timeout| self.create_time + timeout);
-        let stage = match &self.stage {
-            Stage::Pending { ready } if now < *ready => Some(*ready),
-            Stage::Pending { .. } => None,
-            Stage::Running(lease) | Stage::Cancelling(lease) => Some(lease.deadline()),
-            Stage::Done(_) => return self.update_time + self.terms.retention,
+        let phase_deadline = match &self.phase {
+            Phase::Pending { ready_at } if now < *ready_at => Some(*ready_at),
+            Phase::Pending { .. } => None,
+            Phase::Running(lease) | Phase::Cancelling(lease) => Some(lease.next_deadline()),
+            Phase::Done(_) => return self.update_time + self.options.retention,
         };
-        let is_pending = matches!(self.stage, Stage::Pending { .. });
-        let abandoned =
-            (self.hidden && is_pending).then(|| self.update_time + self.terms.retention);
-        let due = [stage, total, abandoned].into_iter().flatten();
-        due.min().unwrap_or(Timestamp::from_nanos(i64::MAX))
+        let is_pending = matches!(self.phase, Phase::Pending { .. });
+        let abandoned_at =
+            (self.deleted && is_pending).then(|| self.update_time + self.options.retention);
+        let deadlines = [phase_deadline, total_deadline, abandoned_at].into_iter().flatten();
+        deadlines.min().unwrap_or(Timestamp::from_nanos(i64::MAX))
     }
 
     /// Whether it was deleted, and no worker took it up in the time for which
     /// anybody would have kept its result.
     fn is_abandoned(&self, now: Timestamp) -> bool {
-        let is_pending = matches!(self.stage, Stage::Pending { .. });
-        self.hidden && is_pending && self.update_time + self.terms.retention <= now
+        let is_pending = matches!(self.phase, Phase::Pending { .. });
+        self.deleted && is_pending && self.update_time + self.options.retention <= now
     }
 
     /// Whether a worker may take it now.
     pub(crate) fn is_ready(&self, now: Timestamp) -> bool {
-        matches!(self.stage, Stage::Pending { ready } if ready <= now)
+        matches!(self.phase, Phase::Pending { ready_at } if ready_at <= now)
     }
 
-    fn facts(&self, now: Timestamp, same_outcome: bool) -> Facts<'_> {
-        Facts {
+    fn transition_context(&self, now: Timestamp, same_outcome: bool) -> TransitionContext<'_> {
+        TransitionContext {
             now,
-            terms: &self.terms,
+            options: &self.options,
             create_time: self.create_time,
             update_time: self.update_time,
-            attempts: self.attempt - self.released,
+            counted_attempts: self.attempt - self.released_attempts,
             same_outcome,
         }
     }
 
-    fn is_ended_by(&self, event: &Event) -> bool {
+    fn has_same_outcome(&self, event: &Event) -> bool {
         match event {
             _ if !self.is_done() => false,
-            Event::Finish(_, outcome, _) => self.wire.ends_with(outcome),
-            Event::Fail { error, .. } => self.wire.ends_with(&Outcome::Error(error.clone())),
+            Event::Finish(_, outcome, _) => self.encoded.has_outcome(outcome),
+            Event::Fail { error, .. } => self.encoded.has_outcome(&Outcome::Error(error.clone())),
             _ => false,
         }
     }
 
-    fn successor(&self, now: Timestamp) -> Self {
+    fn next_revision(&self, now: Timestamp) -> Self {
         Self {
             number: self.number,
             revision: self.revision + 1,
             attempt: self.attempt,
-            released: self.released,
+            released_attempts: self.released_attempts,
             cancel_requested: self.cancel_requested,
-            hidden: self.hidden,
+            deleted: self.deleted,
             create_time: self.create_time,
             start_time: self.start_time,
             update_time: now,
-            stage: self.stage.clone(),
-            terms: self.terms.clone(),
-            tags: self.tags.clone(),
-            work: self.work.clone(),
+            phase: self.phase.clone(),
+            options: self.options.clone(),
+            attributes: self.attributes.clone(),
+            work_state: self.work_state.clone(),
             // Whoever asks for a successor fills it in.
-            wire: Wire::default(),
+            encoded: EncodedOperation::default(),
         }
     }
 
     /// Enters a stage. A token that was not there before begins an attempt.
-    fn enter(&mut self, stage: Stage, now: Timestamp) {
-        let token = |stage: &Stage| stage.lease().map(|lease| lease.token);
-        if token(&stage).is_some_and(|new| token(&self.stage) != Some(new)) {
+    fn enter_phase(&mut self, phase: Phase, now: Timestamp) {
+        let token = |phase: &Phase| phase.lease().map(|lease| lease.token);
+        if token(&phase).is_some_and(|new| token(&self.phase) != Some(new)) {
             self.attempt += 1;
             self.start_time = self.start_time.or(Some(now));
         }
-        self.stage = stage;
+        self.phase = phase;
     }
 
-    fn end(mut self, name: &str, outcome: &Outcome) -> Change {
-        self.stage = Stage::Done(Ending::from(outcome));
+    fn finish(mut self, name: &str, outcome: &Outcome) -> OperationUpdate {
+        self.phase = Phase::Done(TerminalState::from(outcome));
         self.encode(name, Some(outcome));
-        self.work = None;
-        if self.hidden {
-            Change::Forget(Some(self))
+        self.work_state = None;
+        if self.deleted {
+            OperationUpdate::Remove(Some(self))
         } else {
-            Change::Put(self)
+            OperationUpdate::Put(self)
         }
     }
 
     /// Takes over what a report says; what it leaves out stays.
-    fn note(&mut self, report: &Report) {
-        let mut work = self.work.as_deref().cloned().unwrap_or_default();
-        work.latest.get_or_insert_default().update(report);
-        self.work = work.shared();
+    fn merge_report(&mut self, report: &Report) {
+        let mut work = self.work_state.as_deref().cloned().unwrap_or_default();
+        work.latest_report.get_or_insert_default().merge(report);
+        self.work_state = work.into_shared();
     }
 
     fn encode(&mut self, name: &str, outcome: Option<&Outcome>) {
-        let own = self.latest().and_then(|latest| latest.metadata.as_ref());
-        self.wire = match own {
-            Some(own) => {
-                let Any { type_url, value } = own.any();
-                Wire::encode(name, AnyRef { type_url, value }, outcome)
+        let custom_metadata = self.latest_report().and_then(|latest| latest.metadata.as_ref());
+        self.encoded = match custom_metadata {
+            Some(custom_metadata) => {
+                let Any { type_url, value } = custom_metadata.any();
+                EncodedOperation::encode(name, AnyRef { type_url, value }, outcome)
             }
             None => {
                 let (type_url, value) = (metadata::TYPE_URL, &*metadata::encode(self));
-                Wire::encode(name, AnyRef { type_url, value }, outcome)
+                EncodedOperation::encode(name, AnyRef { type_url, value }, outcome)
             }
         };
     }
 
-    fn latest(&self) -> Option<&Report> {
-        self.work.as_ref()?.latest.as_deref()
+    fn latest_report(&self) -> Option<&Report> {
+        self.work_state.as_ref()?.latest_report.as_deref()
     }
 
     // What everybody may ask.
 
     /// The full name.
     pub fn name(&self) -> &str {
-        self.wire.name()
+        self.encoded.name()
     }
 
     /// The full name, owned.
-    pub fn owned_name(&self) -> OperationName {
-        wire::owned_name(&self.wire)
+    pub fn name_owned(&self) -> OperationName {
+        wire::name_owned(&self.encoded)
     }
 
     /// The encoded `google.longrunning.Operation`.
     pub fn bytes(&self) -> &[u8] {
-        self.wire.bytes()
+        self.encoded.as_bytes()
     }
 
     /// The decoded `google.longrunning.Operation`.
@@ -338,28 +338,28 @@ impl Operation {
     }
 
     /// The parts of the encoded operation, for filters.
-    pub(crate) fn wire(&self) -> &Wire {
-        &self.wire
+    pub(crate) fn encoded(&self) -> &EncodedOperation {
+        &self.encoded
     }
 
     /// Whether it is over.
     pub fn is_done(&self) -> bool {
-        matches!(self.stage, Stage::Done(_))
+        matches!(self.phase, Phase::Done(_))
     }
 
     /// Where it stands, as clients see it.
     pub fn state(&self) -> State {
-        self.stage.state()
+        self.phase.state()
     }
 
     /// Where it stands, with the lease.
-    pub fn stage(&self) -> &Stage {
-        &self.stage
+    pub fn phase(&self) -> &Phase {
+        &self.phase
     }
 
     /// The lease, while somebody holds one.
     pub fn lease(&self) -> Option<&Lease> {
-        self.stage.lease()
+        self.phase.lease()
     }
 
     /// How often it changed.
@@ -368,8 +368,8 @@ impl Operation {
     }
 
     /// Which record of the operation this is.
-    pub fn version(&self) -> Version {
-        Version {
+    pub fn version(&self) -> OperationVersion {
+        OperationVersion {
             revision: self.revision,
             update_time: self.update_time,
         }
@@ -386,19 +386,19 @@ impl Operation {
     }
 
     /// Timeouts, retries, retention.
-    pub fn terms(&self) -> &Terms {
-        &self.terms
+    pub fn options(&self) -> &ExecutionOptions {
+        &self.options
     }
 
     /// The queue it waits in or came from.
     pub fn queue(&self) -> Option<&QueueName> {
-        self.terms.queue.as_ref()
+        self.options.queue.as_ref()
     }
 
     /// What its creator called it by.
     pub fn labels(&self) -> &Labels {
         static NONE: Labels = Labels::NONE;
-        self.tags.as_ref().map_or(&NONE, |tags| &tags.labels)
+        self.attributes.as_ref().map_or(&NONE, |attributes| &attributes.labels)
     }
 
     /// When it was created.
@@ -423,48 +423,48 @@ impl Operation {
 
     /// How long it can still be read at `now`; none while it is not done.
     pub fn expires_in(&self, now: Timestamp) -> Option<Duration> {
-        Some((self.end_time()? + self.terms.retention).since(now))
+        Some((self.end_time()? + self.options.retention).since(now))
     }
 
     /// What the worker gets to work on; none once it is done.
     pub fn input(&self) -> Option<&Payload> {
-        self.work.as_ref()?.input.as_ref()
+        self.work_state.as_ref()?.input.as_ref()
     }
 
     /// The latest progress; none once it is done, the metadata keeps it.
     pub fn progress(&self) -> Option<&Progress> {
-        self.latest()?.progress.as_ref()
+        self.latest_report()?.progress.as_ref()
     }
 
     /// What the producer added to the metadata.
     pub(super) fn detail(&self) -> Option<&Payload> {
-        self.latest()?.detail.as_ref()
+        self.latest_report()?.detail.as_ref()
     }
 
     /// The latest checkpoint; none once it is done.
     pub fn checkpoint(&self) -> Option<&Payload> {
-        self.latest()?.checkpoint.as_ref()
+        self.latest_report()?.checkpoint.as_ref()
     }
 
     /// The method that it belongs to, as its creator said; empty if it did not.
     pub fn method(&self) -> &str {
-        self.tags.as_ref().map_or("", |tags| &tags.method)
+        self.attributes.as_ref().map_or("", |attributes| &attributes.method)
     }
 
     /// The trace that it belongs to, as its creator said.
     pub fn trace_context(&self) -> &TraceContext {
         static NONE: TraceContext = TraceContext::NONE;
-        self.tags.as_ref().map_or(&NONE, |tags| &tags.trace_context)
+        self.attributes.as_ref().map_or(&NONE, |attributes| &attributes.trace_context)
     }
 
-    pub(crate) fn request(&self) -> Option<&Request> {
-        self.tags.as_ref()?.request.as_ref()
+    pub(crate) fn idempotency_key(&self) -> Option<&IdempotencyKey> {
+        self.attributes.as_ref()?.idempotency_key.as_ref()
     }
 
     /// The request id that its creator gave, by which it is found within its
     /// parent (AIP-155); none if it did not.
     pub fn request_id(&self) -> Option<&str> {
-        self.request().map(|request| &*request.id)
+        self.idempotency_key().map(|key| &*key.request_id)
     }
 
     /// Its place in the order of creation.
@@ -473,27 +473,27 @@ impl Operation {
     }
 
     /// Whether it was deleted and goes on unseen.
-    pub fn is_hidden(&self) -> bool {
-        self.hidden
+    pub fn is_deleted(&self) -> bool {
+        self.deleted
     }
 
     /// How many bytes it is called by, besides its name.
-    pub(crate) fn tags_size(&self) -> usize {
-        self.tags.as_ref().map_or(0, |tags| tags.size())
+    pub(crate) fn attributes_size(&self) -> usize {
+        self.attributes.as_ref().map_or(0, |attributes| attributes.size())
     }
 
     /// How many bytes it holds that vary with what people put in.
     pub(crate) fn size(&self) -> usize {
         // What clients see is in the encoded bytes already.
-        let unseen = self.work.as_ref().map_or(0, |work| {
+        let hidden_size = self.work_state.as_ref().map_or(0, |work| {
             let input = work.input.as_ref().map_or(0, Payload::size);
             input
                 + work
-                    .latest
+                    .latest_report
                     .as_ref()
-                    .map_or(0, |latest| latest.unseen_size())
+                    .map_or(0, |latest| latest.hidden_size())
         });
-        self.wire.bytes().len() + self.tags_size() + unseen
+        self.encoded.as_bytes().len() + self.attributes_size() + hidden_size
     }
 }
 

@@ -7,7 +7,7 @@ use crate::proto::google::rpc::{Code, ErrorInfo, Status};
 use super::payload::{InvalidAny, Payload};
 
 /// The `domain` of every `google.rpc.ErrorInfo` that this server makes.
-pub(crate) const DOMAIN: &str = "longrunning.v1";
+pub(crate) const ERROR_DOMAIN: &str = "longrunning.v1";
 
 /// The result of a done operation: exactly one of the two.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,25 +44,25 @@ impl Outcome {
     ///
     /// # Errors
     /// [`InvalidOutcome`] that says which rule is broken.
-    pub fn error(mut error: Status) -> Result<Self, InvalidOutcome> {
-        if !(1..=16).contains(&error.code) {
-            return Err(InvalidOutcome::Code(error.code));
+    pub fn from_status(mut status: Status) -> Result<Self, InvalidOutcome> {
+        if !(1..=16).contains(&status.code) {
+            return Err(InvalidOutcome::Code(status.code));
         }
-        for detail in &mut error.details {
+        for detail in &mut status.details {
             let checked = Payload::new(std::mem::take(detail)).map_err(InvalidOutcome::Detail)?;
             *detail = checked.any().clone();
         }
-        Ok(Self::Error(Box::new(error)))
+        Ok(Self::Error(Box::new(status)))
     }
 
     /// A failure that the server records, with its ErrorInfo.
-    pub(crate) fn failed(code: Code, reason: &str, message: impl Into<String>) -> Self {
-        Self::Error(Box::new(status(code, reason, message)))
+    pub(crate) fn server_error(code: Code, reason: &str, message: impl Into<String>) -> Self {
+        Self::Error(Box::new(status_with_reason(code, reason, message)))
     }
 
     /// The end of a cancelled operation: code 1.
     pub(crate) fn cancelled() -> Self {
-        Self::failed(
+        Self::server_error(
             Code::Cancelled,
             "OPERATION_CANCELLED",
             "the operation was cancelled",
@@ -79,10 +79,10 @@ impl Outcome {
 }
 
 /// A Status with one ErrorInfo of our domain.
-pub(crate) fn status(code: Code, reason: &str, message: impl Into<String>) -> Status {
+pub(crate) fn status_with_reason(code: Code, reason: &str, message: impl Into<String>) -> Status {
     let info = ErrorInfo {
         reason: reason.into(),
-        domain: DOMAIN.into(),
+        domain: ERROR_DOMAIN.into(),
         ..Default::default()
     };
     Status {
@@ -99,12 +99,12 @@ impl Failure {
     /// the error's ErrorInfo has the reason `HANDLER_FAILED` until
     /// [`Failure::with_reason`] gives a better one.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        status(code, "HANDLER_FAILED", message).into()
+        status_with_reason(code, "HANDLER_FAILED", message).into()
     }
 
     /// The work stopped because somebody cancelled it.
     pub fn cancelled() -> Self {
-        status(
+        status_with_reason(
             Code::Cancelled,
             "OPERATION_CANCELLED",
             "the operation was cancelled",
@@ -116,7 +116,7 @@ impl Failure {
     #[must_use]
     pub fn with_reason(mut self, reason: &str) -> Self {
         let code = Code::try_from(self.error.code).unwrap_or(Code::Unknown);
-        self.error = status(code, reason, std::mem::take(&mut self.error.message));
+        self.error = status_with_reason(code, reason, std::mem::take(&mut self.error.message));
         self
     }
 
@@ -159,10 +159,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_code_is_1_to_16() {
+    fn error_code_outside_1_to_16_is_rejected() {
         for code in 1..=16 {
             assert!(
-                Outcome::error(Status {
+                Outcome::from_status(Status {
                     code,
                     ..Default::default()
                 })
@@ -170,23 +170,23 @@ mod tests {
             );
         }
         for code in [0, 17, -1, i32::MAX, i32::MIN] {
-            let refused = Outcome::error(Status {
+            let rejected = Outcome::from_status(Status {
                 code,
                 ..Default::default()
             });
-            assert_eq!(refused, Err(InvalidOutcome::Code(code)));
+            assert_eq!(rejected, Err(InvalidOutcome::Code(code)));
         }
     }
 
     #[test]
-    fn a_malformed_detail_is_refused() {
+    fn malformed_error_detail_is_rejected() {
         let error = Status {
             code: 5,
             details: vec![prost_types::Any::default()],
             ..Default::default()
         };
         assert!(matches!(
-            Outcome::error(error),
+            Outcome::from_status(error),
             Err(InvalidOutcome::Detail(_))
         ));
     }

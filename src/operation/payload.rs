@@ -8,7 +8,7 @@ use prost_types::Any;
 use super::name::excerpt;
 
 /// What stands in front of a bare message name (`any.proto`).
-const PREFIX: &str = "type.googleapis.com/";
+const TYPE_URL_PREFIX: &str = "type.googleapis.com/";
 
 /// A checked `Any`. Clones share its bytes.
 #[derive(Clone, PartialEq)]
@@ -31,22 +31,22 @@ impl Payload {
     /// [`InvalidAny`] if the URL is empty or names no message.
     pub fn new(mut any: Any) -> Result<Self, InvalidAny> {
         let (prefix, message) = any.type_url.rsplit_once('/').unwrap_or(("", &any.type_url));
-        let blank = |text: &str| {
+        let has_blank_or_control = |text: &str| {
             text.chars()
                 .any(|letter| letter.is_whitespace() || letter.is_control())
         };
-        if !is_message_name(message) || blank(prefix) {
+        if !is_message_name(message) || has_blank_or_control(prefix) {
             return Err(InvalidAny(excerpt(&any.type_url)));
         }
         if prefix.is_empty() {
-            any.type_url = format!("{PREFIX}{message}");
+            any.type_url = format!("{TYPE_URL_PREFIX}{message}");
         }
         Ok(Self(Arc::new(any)))
     }
 
     /// Packs a message of ours or of `google`.
     pub fn pack<M: prost::Name>(message: &M) -> Self {
-        let type_url = format!("{PREFIX}{}", M::full_name());
+        let type_url = format!("{TYPE_URL_PREFIX}{}", M::full_name());
         Self(Arc::new(Any {
             type_url,
             value: message.encode_to_vec(),
@@ -56,7 +56,7 @@ impl Payload {
     /// `google.protobuf.Empty`: the response of work that has nothing to say.
     pub fn empty() -> Self {
         Self(Arc::new(Any {
-            type_url: format!("{PREFIX}google.protobuf.Empty"),
+            type_url: format!("{TYPE_URL_PREFIX}google.protobuf.Empty"),
             value: Vec::new(),
         }))
     }
@@ -79,20 +79,20 @@ impl fmt::Debug for Payload {
 }
 
 fn is_message_name(text: &str) -> bool {
-    let part = |part: &str| {
-        part.starts_with(|letter: char| letter.is_ascii_alphabetic() || letter == '_')
-            && part
+    let is_identifier = |segment: &str| {
+        segment.starts_with(|letter: char| letter.is_ascii_alphabetic() || letter == '_')
+            && segment
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
     };
-    text.split('.').all(part)
+    text.split('.').all(is_identifier)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn url(text: &str) -> Result<String, InvalidAny> {
+    fn normalized_url(text: &str) -> Result<String, InvalidAny> {
         Payload::new(Any {
             type_url: text.into(),
             value: Vec::new(),
@@ -101,18 +101,18 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_message_name_gets_googles_prefix_and_others_are_kept() {
-        assert_eq!(url("pkg.Msg").unwrap(), "type.googleapis.com/pkg.Msg");
-        assert_eq!(url("/pkg.Msg").unwrap(), "type.googleapis.com/pkg.Msg");
+    fn bare_message_name_gets_default_prefix_and_others_are_unchanged() {
+        assert_eq!(normalized_url("pkg.Msg").unwrap(), "type.googleapis.com/pkg.Msg");
+        assert_eq!(normalized_url("/pkg.Msg").unwrap(), "type.googleapis.com/pkg.Msg");
         assert_eq!(
-            url("type.googleapis.com/pkg.Msg").unwrap(),
+            normalized_url("type.googleapis.com/pkg.Msg").unwrap(),
             "type.googleapis.com/pkg.Msg"
         );
-        assert_eq!(url("example.com/x/T").unwrap(), "example.com/x/T");
+        assert_eq!(normalized_url("example.com/x/T").unwrap(), "example.com/x/T");
     }
 
     #[test]
-    fn an_empty_or_malformed_type_url_is_refused_on_the_way_in() {
+    fn empty_or_malformed_type_url_is_rejected() {
         for bad in [
             "",
             "/",
@@ -124,7 +124,7 @@ mod tests {
             "x y/pkg.Msg",
             "type.googleapis.com/é",
         ] {
-            assert!(url(bad).is_err(), "{bad:?}");
+            assert!(normalized_url(bad).is_err(), "{bad:?}");
         }
     }
 }

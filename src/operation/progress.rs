@@ -8,8 +8,8 @@ use crate::{clock, proto::longrunning::v1::Progress};
 pub struct InvalidProgress(&'static str);
 
 pub(super) fn check(progress: &Progress) -> Result<(), InvalidProgress> {
-    let is_part = |fraction| (0.0..=1.0).contains(&fraction);
-    if !progress.fraction.is_none_or(is_part) {
+    let is_fraction = |fraction| (0.0..=1.0).contains(&fraction);
+    if !progress.fraction.is_none_or(is_fraction) {
         return Err(InvalidProgress("fraction must be from 0 to 1"));
     }
     if progress.done_units < 0 || progress.total_units < 0 {
@@ -17,7 +17,7 @@ pub(super) fn check(progress: &Progress) -> Result<(), InvalidProgress> {
             "done_units and total_units must not be negative; 0 stands for not known",
         ));
     }
-    if !progress.eta.as_ref().is_none_or(clock::is_proper) {
+    if !progress.eta.as_ref().is_none_or(clock::is_valid_timestamp) {
         return Err(InvalidProgress(
             "eta must be a time of the years 1 to 9999, with 0 to 999999999 nanos",
         ));
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_progress_that_no_client_could_show_is_refused() {
+    fn out_of_range_progress_is_rejected() {
         let good = Progress {
             fraction: Some(1.0),
             done_units: i64::MAX,

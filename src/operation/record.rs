@@ -10,81 +10,81 @@ use std::sync::Arc;
 use prost::Message;
 use prost_types::Any;
 
-use self::parts::{RecordedReport, RecordedStage, RecordedTags, RecordedTerms, payload};
+use self::parts::{ReportRecord, PhaseRecord, AttributesRecord, OptionsRecord, parse_payload};
 use super::{
-    birth::Tags,
-    operation::{Operation, Work},
-    terms::Terms,
-    wire::Wire,
+    birth::Attributes,
+    operation::{Operation, WorkState},
+    terms::ExecutionOptions,
+    wire::EncodedOperation,
 };
 use crate::clock::Timestamp;
 
 /// How many sets of terms a reader remembers, so that operations share them.
-const SHARED_TERMS: usize = 16;
+const MAX_INTERNED_OPTIONS: usize = 16;
 
-const CHECKSUM: usize = size_of::<u32>();
+const CHECKSUM_BYTES: usize = size_of::<u32>();
 
 /// The bytes are not those that were written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Damage {
+pub(crate) enum RecordError {
     #[error("its checksum does not match")]
-    Checksum,
+    ChecksumMismatch,
     #[error("it cannot be decoded: {0}")]
-    Decode(#[from] prost::DecodeError),
+    Protobuf(#[from] prost::DecodeError),
     #[error("its {0} is missing or wrong")]
-    Field(&'static str),
+    InvalidField(&'static str),
 }
 
 /// Reads records; those that follow each other share their terms.
 #[derive(Debug, Default)]
-pub(crate) struct Reader {
-    terms: Vec<(RecordedTerms, Arc<Terms>)>,
+pub(crate) struct RecordDecoder {
+    interned_options: Vec<(OptionsRecord, Arc<ExecutionOptions>)>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Record {
+struct OperationRecord {
     #[prost(uint32, tag = "1")]
     revision: u32,
     #[prost(uint32, tag = "2")]
     attempt: u32,
     #[prost(uint32, tag = "3")]
-    released: u32,
+    released_attempts: u32,
     #[prost(bool, tag = "4")]
     cancel_requested: bool,
     #[prost(bool, tag = "5")]
-    hidden: bool,
+    deleted: bool,
     #[prost(sfixed64, tag = "6")]
-    create_time: i64,
+    create_time_ns: i64,
     #[prost(sfixed64, optional, tag = "7")]
-    start_time: Option<i64>,
+    start_time_ns: Option<i64>,
     #[prost(sfixed64, tag = "8")]
-    update_time: i64,
-    #[prost(oneof = "RecordedStage", tags = "9, 10, 11, 12")]
-    stage: Option<RecordedStage>,
+    update_time_ns: i64,
+    #[prost(oneof = "PhaseRecord", tags = "9, 10, 11, 12")]
+    phase: Option<PhaseRecord>,
     #[prost(bytes = "vec", tag = "13")]
-    wire: Vec<u8>,
+    encoded: Vec<u8>,
     #[prost(message, optional, tag = "14")]
-    terms: Option<RecordedTerms>,
+    options: Option<OptionsRecord>,
     #[prost(message, optional, tag = "15")]
-    tags: Option<RecordedTags>,
+    attributes: Option<AttributesRecord>,
     #[prost(message, optional, tag = "16")]
-    latest: Option<RecordedReport>,
+    latest_report: Option<ReportRecord>,
     /// The input, if it is not kept elsewhere.
     #[prost(message, optional, tag = "17")]
     input: Option<Any>,
     #[prost(bool, tag = "18")]
-    input_is_elsewhere: bool,
+    has_separate_input: bool,
 }
 
 /// The record of an operation, without its input.
 #[cfg(feature = "sqlite")]
 pub(crate) fn encode(operation: &Operation) -> Vec<u8> {
-    encode_with(operation, None)
+    encode_record(operation, None)
 }
 
 /// The record of an operation with its input.
 pub(crate) fn encode_with_input(operation: &Operation) -> Vec<u8> {
-    encode_with(
+    encode_record(
         operation,
         operation.input().map(|input| input.any().clone()),
     )
@@ -93,53 +93,53 @@ pub(crate) fn encode_with_input(operation: &Operation) -> Vec<u8> {
 /// An input that is kept beside the record.
 #[cfg(feature = "sqlite")]
 pub(crate) fn encode_input(number: u64, input: &Any) -> Vec<u8> {
-    seal(number, input)
+    encode_with_checksum(number, input)
 }
 
-fn encode_with(operation: &Operation, input: Option<Any>) -> Vec<u8> {
-    let latest = operation
-        .work
+fn encode_record(operation: &Operation, input: Option<Any>) -> Vec<u8> {
+    let latest_report = operation
+        .work_state
         .as_ref()
-        .and_then(|work| work.latest.as_ref());
-    let record = Record {
+        .and_then(|work| work.latest_report.as_ref());
+    let record = OperationRecord {
         revision: operation.revision,
         attempt: operation.attempt,
-        released: operation.released,
+        released_attempts: operation.released_attempts,
         cancel_requested: operation.cancel_requested,
-        hidden: operation.hidden,
-        create_time: operation.create_time.nanos(),
-        start_time: operation.start_time.map(Timestamp::nanos),
-        update_time: operation.update_time.nanos(),
-        stage: Some(RecordedStage::from(&operation.stage)),
-        wire: operation.wire.bytes().to_vec(),
-        terms: Some(RecordedTerms::from(&*operation.terms)),
-        tags: operation.tags.as_deref().map(RecordedTags::from),
-        latest: latest.map(|latest| RecordedReport::from(&**latest)),
-        input_is_elsewhere: input.is_none() && operation.input().is_some(),
+        deleted: operation.deleted,
+        create_time_ns: operation.create_time.nanos(),
+        start_time_ns: operation.start_time.map(Timestamp::nanos),
+        update_time_ns: operation.update_time.nanos(),
+        phase: Some(PhaseRecord::from(&operation.phase)),
+        encoded: operation.encoded.as_bytes().to_vec(),
+        options: Some(OptionsRecord::from(&*operation.options)),
+        attributes: operation.attributes.as_deref().map(AttributesRecord::from),
+        latest_report: latest_report.map(|report| ReportRecord::from(&**report)),
+        has_separate_input: input.is_none() && operation.input().is_some(),
         input,
     };
-    seal(operation.number, &record)
+    encode_with_checksum(operation.number, &record)
 }
 
 /// Puts the checksum in front. It covers the number too, so that a record that
 /// came to stand in another's place is noticed.
-fn seal(number: u64, message: &impl Message) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(CHECKSUM + message.encoded_len());
-    bytes.extend_from_slice(&[0; CHECKSUM]);
+fn encode_with_checksum(number: u64, message: &impl Message) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(CHECKSUM_BYTES + message.encoded_len());
+    bytes.extend_from_slice(&[0; CHECKSUM_BYTES]);
     message
         .encode(&mut bytes)
         .expect("a vector has room for everything");
-    let sum = checksum(number, &bytes[CHECKSUM..]);
-    bytes[..CHECKSUM].copy_from_slice(&sum.to_le_bytes());
+    let sum = checksum(number, &bytes[CHECKSUM_BYTES..]);
+    bytes[..CHECKSUM_BYTES].copy_from_slice(&sum.to_le_bytes());
     bytes
 }
 
-fn unseal(number: u64, bytes: &[u8]) -> Result<&[u8], Damage> {
-    let (sum, rest) = bytes.split_first_chunk().ok_or(Damage::Checksum)?;
+fn verify_checksum(number: u64, bytes: &[u8]) -> Result<&[u8], RecordError> {
+    let (sum, rest) = bytes.split_first_chunk().ok_or(RecordError::ChecksumMismatch)?;
     if u32::from_le_bytes(*sum) == checksum(number, rest) {
         Ok(rest)
     } else {
-        Err(Damage::Checksum)
+        Err(RecordError::ChecksumMismatch)
     }
 }
 
@@ -152,57 +152,57 @@ fn checksum(number: u64, bytes: &[u8]) -> u32 {
 
 // === impl Reader ===
 
-impl Reader {
+impl RecordDecoder {
     /// Reads back what [`encode`] wrote, and the input that was kept beside it.
     pub(crate) fn decode(
         &mut self,
         number: u64,
         record: &[u8],
         input: Option<&[u8]>,
-    ) -> Result<Operation, Damage> {
-        let record = Record::decode(unseal(number, record)?)?;
+    ) -> Result<Operation, RecordError> {
+        let record = OperationRecord::decode(verify_checksum(number, record)?)?;
         let input = match input {
-            Some(input) if record.input_is_elsewhere => Some(Any::decode(unseal(number, input)?)?),
-            None if record.input_is_elsewhere => return Err(Damage::Field("input")),
+            Some(input) if record.has_separate_input => Some(Any::decode(verify_checksum(number, input)?)?),
+            None if record.has_separate_input => return Err(RecordError::InvalidField("input")),
             _ => record.input,
         };
-        let wire = Wire::read(record.wire).ok_or(Damage::Field("operation"))?;
-        let latest = record
-            .latest
-            .map(|latest| latest.into_report(&wire))
+        let encoded = EncodedOperation::from_bytes(record.encoded).ok_or(RecordError::InvalidField("operation"))?;
+        let latest_report = record
+            .latest_report
+            .map(|report| report.into_report(&encoded))
             .transpose()?;
-        let work = Work {
-            input: input.map(payload).transpose()?,
-            latest: latest.map(Box::new),
+        let work_state = WorkState {
+            input: input.map(parse_payload).transpose()?,
+            latest_report: latest_report.map(Box::new),
         };
-        let tags = record.tags.map(Tags::try_from).transpose()?;
-        let terms = record.terms.ok_or(Damage::Field("terms"))?;
+        let attributes = record.attributes.map(Attributes::try_from).transpose()?;
+        let options = record.options.ok_or(RecordError::InvalidField("terms"))?;
         Ok(Operation {
             number,
             revision: record.revision,
             attempt: record.attempt,
-            released: record.released,
+            released_attempts: record.released_attempts,
             cancel_requested: record.cancel_requested,
-            hidden: record.hidden,
-            create_time: Timestamp::from_nanos(record.create_time),
-            start_time: record.start_time.map(Timestamp::from_nanos),
-            update_time: Timestamp::from_nanos(record.update_time),
-            stage: record.stage.ok_or(Damage::Field("stage"))?.try_into()?,
-            terms: self.share(terms)?,
-            tags: tags.map(Arc::new),
-            work: work.shared(),
-            wire,
+            deleted: record.deleted,
+            create_time: Timestamp::from_nanos(record.create_time_ns),
+            start_time: record.start_time_ns.map(Timestamp::from_nanos),
+            update_time: Timestamp::from_nanos(record.update_time_ns),
+            phase: record.phase.ok_or(RecordError::InvalidField("stage"))?.try_into()?,
+            options: self.intern_options(options)?,
+            attributes: attributes.map(Arc::new),
+            work_state: work_state.into_shared(),
+            encoded,
         })
     }
 
-    fn share(&mut self, recorded: RecordedTerms) -> Result<Arc<Terms>, Damage> {
-        if let Some((_, terms)) = self.terms.iter().find(|(known, _)| *known == recorded) {
-            return Ok(terms.clone());
+    fn intern_options(&mut self, record: OptionsRecord) -> Result<Arc<ExecutionOptions>, RecordError> {
+        if let Some((_, options)) = self.interned_options.iter().find(|(known, _)| *known == record) {
+            return Ok(options.clone());
         }
-        let terms = Arc::new(Terms::try_from(recorded.clone())?);
-        self.terms.truncate(SHARED_TERMS - 1);
-        self.terms.insert(0, (recorded, terms.clone()));
-        Ok(terms)
+        let options = Arc::new(ExecutionOptions::try_from(record.clone())?);
+        self.interned_options.truncate(MAX_INTERNED_OPTIONS - 1);
+        self.interned_options.insert(0, (record, options.clone()));
+        Ok(options)
     }
 }
 

@@ -42,7 +42,7 @@ impl Default for RetryPolicy {
 
 impl RetryPolicy {
     /// This many attempts, with the default pauses.
-    pub fn attempts(max_attempts: u32) -> Self {
+    pub fn with_max_attempts(max_attempts: u32) -> Self {
         Self {
             max_attempts,
             ..Self::default()
@@ -72,12 +72,12 @@ impl RetryPolicy {
 
     /// The pause after `attempts` attempts; `fraction` (0.0..1.0) places it
     /// within the jitter.
-    pub(crate) fn backoff(&self, attempts: u32, fraction: f64) -> Duration {
+    pub(crate) fn backoff(&self, attempts: u32, jitter_fraction: f64) -> Duration {
         let exponent = i32::try_from(attempts.saturating_sub(1)).unwrap_or(i32::MAX);
         let factor = self.multiplier.powi(exponent).min(f64::from(u32::MAX));
-        let pause = Duration::try_from_secs_f64(self.initial_backoff.as_secs_f64() * factor);
-        let pause = pause.unwrap_or(Duration::MAX).min(self.max_backoff);
-        pause.mul_f64(1.0 - self.jitter * fraction)
+        let delay = Duration::try_from_secs_f64(self.initial_backoff.as_secs_f64() * factor);
+        let delay = delay.unwrap_or(Duration::MAX).min(self.max_backoff);
+        delay.mul_f64(1.0 - self.jitter * jitter_fraction)
     }
 }
 
@@ -88,18 +88,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_by_the_multiplier_up_to_the_longest() {
+    fn backoff_grows_by_multiplier_up_to_max_backoff() {
         let policy = RetryPolicy {
             jitter: 0.0,
             max_backoff: Duration::from_secs(5),
-            ..RetryPolicy::attempts(9)
+            ..RetryPolicy::with_max_attempts(9)
         };
-        let pauses: Vec<u64> = (1..=5).map(|n| policy.backoff(n, 0.9).as_secs()).collect();
-        assert_eq!(pauses, [1, 2, 4, 5, 5]);
+        let delays: Vec<u64> = (1..=5).map(|n| policy.backoff(n, 0.9).as_secs()).collect();
+        assert_eq!(delays, [1, 2, 4, 5, 5]);
     }
 
     #[test]
-    fn values_out_of_range_are_refused() {
+    fn out_of_range_retry_policy_is_rejected() {
         let good = RetryPolicy::default();
         assert!(good.check().is_ok());
         for bad in [
@@ -134,11 +134,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_pause_stays_within_the_jitter_of_the_longest(attempts: u32, fraction in 0.0..1.0f64, jitter in 0.0..=1.0f64) {
-            let policy = RetryPolicy { jitter, ..RetryPolicy::attempts(u32::MAX) };
-            let pause = policy.backoff(attempts, fraction);
-            prop_assert!(pause <= policy.max_backoff);
-            prop_assert!(policy.initial_backoff.mul_f64(1.0 - jitter) <= pause + Duration::from_nanos(2));
+        fn backoff_stays_within_jitter_and_max_backoff(attempts: u32, fraction in 0.0..1.0f64, jitter in 0.0..=1.0f64) {
+            let policy = RetryPolicy { jitter, ..RetryPolicy::with_max_attempts(u32::MAX) };
+            let delay = policy.backoff(attempts, fraction);
+            prop_assert!(delay <= policy.max_backoff);
+            prop_assert!(policy.initial_backoff.mul_f64(1.0 - jitter) <= delay + Duration::from_nanos(2));
         }
     }
 }

@@ -9,32 +9,32 @@ use crate::{
 
 use super::{
     lease::{Lease, LeaseToken, WorkerId},
-    outcome::{Outcome, status},
+    outcome::{Outcome, status_with_reason},
     payload::Payload,
     progress::{self, InvalidProgress},
-    terms::Terms,
+    terms::ExecutionOptions,
 };
 use crate::proto::longrunning::v1::{Progress, operation_metadata::State};
 
 /// Where an operation stands.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Stage {
+pub enum Phase {
     /// Waits for a worker, not before this time.
     Pending {
         /// The earliest time of the next attempt.
-        ready: Timestamp,
+        ready_at: Timestamp,
     },
     /// A worker holds the lease.
     Running(Box<Lease>),
     /// A worker holds the lease, and somebody asked it to stop.
     Cancelling(Box<Lease>),
     /// Over, for ever.
-    Done(Ending),
+    Done(TerminalState),
 }
 
 /// How it was over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum TerminalState {
     /// With a response.
     Succeeded,
     /// With an error.
@@ -48,20 +48,20 @@ pub enum Ending {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Event {
     /// A worker wants the lease.
-    Claim {
+    AcquireLease {
         /// The token of the new lease.
         token: LeaseToken,
         /// Who wants it.
         worker: WorkerId,
     },
     /// The holder lives: the lease begins anew.
-    Renew(LeaseToken, Report),
+    RenewLease(LeaseToken, Report),
     /// The holder tells how far it is.
     Report(LeaseToken, Report),
     /// Somebody wants the operation to stop.
     RequestCancel,
     /// The holder gives the operation back; the attempt does not count.
-    Release(LeaseToken, Report),
+    ReleaseLease(LeaseToken, Report),
     /// The holder failed; another attempt may succeed.
     Fail {
         /// Proves who says it.
@@ -76,7 +76,7 @@ pub(crate) enum Event {
     /// The holder is through, for good or ill.
     Finish(LeaseToken, Outcome, Report),
     /// Nobody did anything, and time passed.
-    Lapse,
+    TimerFired,
 }
 
 /// What a worker tells about its work. What is left out stays as it was.
@@ -94,22 +94,22 @@ pub struct Report {
 
 /// What an event leads to.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Next {
+pub(crate) enum Transition {
     /// Nothing changes.
-    Same,
+    Unchanged,
     /// Another stage, which is not the last one.
-    To(Stage),
+    To(Phase),
     /// The stage stays, the report is taken.
-    Note,
+    MergeReport,
     /// The end.
-    Done(Outcome),
+    Finish(Outcome),
     /// The record is forgotten.
-    Forget,
+    Remove,
 }
 
 /// Why an event is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum TransitionError {
     /// The operation is done, with another outcome.
     #[error(
         "the operation is done already: its outcome cannot change, and nobody holds a lease of it; stop working on it"
@@ -117,10 +117,10 @@ pub enum Refusal {
     AlreadyDone,
     /// The token is stale, foreign or over.
     #[error("the lease is lost: {0}; stop working on it")]
-    LeaseLost(Loss),
+    LeaseLost(LeaseLostReason),
     /// Another worker holds the lease.
     #[error("another worker holds the lease")]
-    StillHeld,
+    LeaseHeld,
     /// Its time has not come.
     #[error("the operation must not begin yet")]
     NotReady,
@@ -128,230 +128,230 @@ pub enum Refusal {
 
 /// How a lease was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Loss {
+pub enum LeaseLostReason {
     /// Its time is over.
     #[error("it ran out, because no sign of life came in time")]
-    Over,
+    Expired,
     /// The operation waits for a worker.
     #[error("the operation went back to its queue")]
-    Returned,
+    Requeued,
     /// Somebody else has a lease.
     #[error("the token is not that of the current lease, which another attempt holds")]
-    Taken,
+    Superseded,
 }
 
 /// What the table must know of the operation, besides its stage.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Facts<'a> {
+pub(crate) struct TransitionContext<'a> {
     pub(crate) now: Timestamp,
-    pub(crate) terms: &'a Terms,
+    pub(crate) options: &'a ExecutionOptions,
     pub(crate) create_time: Timestamp,
     pub(crate) update_time: Timestamp,
     /// How many attempts count against the retry policy.
-    pub(crate) attempts: u32,
+    pub(crate) counted_attempts: u32,
     /// Whether the event would finish the operation as it is finished already.
     pub(crate) same_outcome: bool,
 }
 
 /// The table. Each row is a stage, each arm says what one event does to it.
-pub(crate) fn next(stage: &Stage, event: &Event, facts: Facts<'_>) -> Result<Next, Refusal> {
-    use Event::{Claim, Fail, Finish, Lapse, Release, Renew, Report, RequestCancel};
-    let now = facts.now;
-    match (stage, event) {
-        (Stage::Pending { ready }, Claim { .. }) if now < *ready => Err(Refusal::NotReady),
-        (Stage::Pending { .. }, Claim { .. }) if facts.total_timeout_is_over() => {
-            Ok(facts.too_late())
+pub(crate) fn transition(phase: &Phase, event: &Event, context: TransitionContext<'_>) -> Result<Transition, TransitionError> {
+    use Event::{AcquireLease, Fail, Finish, TimerFired, ReleaseLease, RenewLease, Report, RequestCancel};
+    let now = context.now;
+    match (phase, event) {
+        (Phase::Pending { ready_at }, AcquireLease { .. }) if now < *ready_at => Err(TransitionError::NotReady),
+        (Phase::Pending { .. }, AcquireLease { .. }) if context.is_total_timeout_exceeded() => {
+            Ok(context.fail_with_total_timeout())
         }
-        (Stage::Pending { .. }, Claim { token, worker }) => Ok(facts.leased(*token, worker)),
-        (Stage::Pending { .. }, RequestCancel) => Ok(Next::Done(Outcome::cancelled())),
-        (Stage::Pending { .. }, Lapse) if facts.total_timeout_is_over() => Ok(facts.too_late()),
-        (Stage::Pending { .. }, Lapse) => Ok(Next::Same),
+        (Phase::Pending { .. }, AcquireLease { token, worker }) => Ok(context.acquire_lease(*token, worker)),
+        (Phase::Pending { .. }, RequestCancel) => Ok(Transition::Finish(Outcome::cancelled())),
+        (Phase::Pending { .. }, TimerFired) if context.is_total_timeout_exceeded() => Ok(context.fail_with_total_timeout()),
+        (Phase::Pending { .. }, TimerFired) => Ok(Transition::Unchanged),
         (
-            Stage::Pending { .. },
-            Renew(..) | Report(..) | Release(..) | Fail { .. } | Finish(..),
-        ) => Err(Refusal::LeaseLost(Loss::Returned)),
+            Phase::Pending { .. },
+            RenewLease(..) | Report(..) | ReleaseLease(..) | Fail { .. } | Finish(..),
+        ) => Err(TransitionError::LeaseLost(LeaseLostReason::Requeued)),
 
-        (Stage::Running(lease), Claim { token, worker }) => match facts.lapsed(lease) {
-            Next::Same => Err(Refusal::StillHeld),
+        (Phase::Running(lease), AcquireLease { token, worker }) => match context.on_timer(lease) {
+            Transition::Unchanged => Err(TransitionError::LeaseHeld),
             // Its attempt took too long, and the pause before the next one has begun.
-            Next::To(Stage::Pending { ready }) if now < ready => Err(Refusal::NotReady),
-            Next::To(_) => Ok(facts.leased(*token, worker)),
-            over => Ok(over),
+            Transition::To(Phase::Pending { ready_at }) if now < ready_at => Err(TransitionError::NotReady),
+            Transition::To(_) => Ok(context.acquire_lease(*token, worker)),
+            transition => Ok(transition),
         },
-        (Stage::Running(lease), Renew(token, _)) => facts
-            .held(lease, *token)
-            .map(|()| Next::To(Stage::Running(facts.renewed(lease)))),
-        (Stage::Running(lease), Report(token, _)) => facts.held(lease, *token).map(|()| Next::Note),
-        (Stage::Running(lease), RequestCancel) => {
-            Ok(Next::To(Stage::Cancelling(facts.cancelling(lease))))
+        (Phase::Running(lease), RenewLease(token, _)) => context
+            .check_lease(lease, *token)
+            .map(|()| Transition::To(Phase::Running(context.renew_lease(lease)))),
+        (Phase::Running(lease), Report(token, _)) => context.check_lease(lease, *token).map(|()| Transition::MergeReport),
+        (Phase::Running(lease), RequestCancel) => {
+            Ok(Transition::To(Phase::Cancelling(context.with_cancel_deadline(lease))))
         }
-        (Stage::Running(lease), Release(token, _)) => {
-            facts.held(lease, *token).map(|()| facts.released())
+        (Phase::Running(lease), ReleaseLease(token, _)) => {
+            context.check_lease(lease, *token).map(|()| context.release_lease())
         }
         (
-            Stage::Running(lease),
+            Phase::Running(lease),
             Fail {
                 token,
                 error,
                 retry_after,
                 ..
             },
-        ) => facts
-            .held(lease, *token)
-            .map(|()| facts.failed(lease, error, *retry_after)),
-        (Stage::Running(lease), Finish(token, outcome, _)) => facts
-            .held(lease, *token)
-            .map(|()| Next::Done(outcome.clone())),
-        (Stage::Running(lease), Lapse) => Ok(facts.lapsed(lease)),
+        ) => context
+            .check_lease(lease, *token)
+            .map(|()| context.retry_or_fail(lease, error, *retry_after)),
+        (Phase::Running(lease), Finish(token, outcome, _)) => context
+            .check_lease(lease, *token)
+            .map(|()| Transition::Finish(outcome.clone())),
+        (Phase::Running(lease), TimerFired) => Ok(context.on_timer(lease)),
 
-        (Stage::Cancelling(lease), Claim { .. }) => match facts.cancel_lapsed(lease) {
-            Next::Same => Err(Refusal::StillHeld),
-            over => Ok(over),
+        (Phase::Cancelling(lease), AcquireLease { .. }) => match context.on_cancel_timer(lease) {
+            Transition::Unchanged => Err(TransitionError::LeaseHeld),
+            transition => Ok(transition),
         },
-        (Stage::Cancelling(lease), Renew(token, _)) => facts
-            .held(lease, *token)
-            .map(|()| Next::To(Stage::Cancelling(facts.renewed(lease)))),
-        (Stage::Cancelling(lease), Report(token, _)) => {
-            facts.held(lease, *token).map(|()| Next::Note)
+        (Phase::Cancelling(lease), RenewLease(token, _)) => context
+            .check_lease(lease, *token)
+            .map(|()| Transition::To(Phase::Cancelling(context.renew_lease(lease)))),
+        (Phase::Cancelling(lease), Report(token, _)) => {
+            context.check_lease(lease, *token).map(|()| Transition::MergeReport)
         }
-        (Stage::Cancelling(_), RequestCancel) => Ok(Next::Same),
-        (Stage::Cancelling(lease), Release(token, _) | Fail { token, .. }) => facts
-            .held(lease, *token)
-            .map(|()| Next::Done(Outcome::cancelled())),
-        (Stage::Cancelling(lease), Finish(token, outcome, _)) => facts
-            .held(lease, *token)
-            .map(|()| Next::Done(outcome.clone())),
-        (Stage::Cancelling(lease), Lapse) => Ok(facts.cancel_lapsed(lease)),
+        (Phase::Cancelling(_), RequestCancel) => Ok(Transition::Unchanged),
+        (Phase::Cancelling(lease), ReleaseLease(token, _) | Fail { token, .. }) => context
+            .check_lease(lease, *token)
+            .map(|()| Transition::Finish(Outcome::cancelled())),
+        (Phase::Cancelling(lease), Finish(token, outcome, _)) => context
+            .check_lease(lease, *token)
+            .map(|()| Transition::Finish(outcome.clone())),
+        (Phase::Cancelling(lease), TimerFired) => Ok(context.on_cancel_timer(lease)),
 
-        (Stage::Done(_), RequestCancel) => Ok(Next::Same),
-        (Stage::Done(_), Finish(..) | Fail { .. }) if facts.same_outcome => Ok(Next::Same),
-        (Stage::Done(_), Lapse) if facts.retention_is_over() => Ok(Next::Forget),
-        (Stage::Done(_), Lapse) => Ok(Next::Same),
+        (Phase::Done(_), RequestCancel) => Ok(Transition::Unchanged),
+        (Phase::Done(_), Finish(..) | Fail { .. }) if context.same_outcome => Ok(Transition::Unchanged),
+        (Phase::Done(_), TimerFired) if context.is_retention_exceeded() => Ok(Transition::Remove),
+        (Phase::Done(_), TimerFired) => Ok(Transition::Unchanged),
         (
-            Stage::Done(_),
-            Claim { .. } | Renew(..) | Report(..) | Release(..) | Fail { .. } | Finish(..),
-        ) => Err(Refusal::AlreadyDone),
+            Phase::Done(_),
+            AcquireLease { .. } | RenewLease(..) | Report(..) | ReleaseLease(..) | Fail { .. } | Finish(..),
+        ) => Err(TransitionError::AlreadyDone),
     }
 }
 
 // === impl Facts ===
 
-impl Facts<'_> {
-    fn leased(self, token: LeaseToken, worker: &WorkerId) -> Next {
-        Next::To(Stage::Running(Box::new(Lease {
+impl TransitionContext<'_> {
+    fn acquire_lease(self, token: LeaseToken, worker: &WorkerId) -> Transition {
+        Transition::To(Phase::Running(Box::new(Lease {
             token,
             holder: worker.clone(),
-            until: self.now + self.terms.lease_duration,
-            attempt_until: self.terms.attempt_timeout.map(|timeout| self.now + timeout),
-            cancel_until: None,
+            expires_at: self.now + self.options.lease_duration,
+            attempt_deadline: self.options.attempt_timeout.map(|timeout| self.now + timeout),
+            cancel_deadline: None,
         })))
     }
 
-    fn held(self, lease: &Lease, token: LeaseToken) -> Result<(), Refusal> {
+    fn check_lease(self, lease: &Lease, token: LeaseToken) -> Result<(), TransitionError> {
         if lease.token != token {
-            return Err(Refusal::LeaseLost(Loss::Taken));
+            return Err(TransitionError::LeaseLost(LeaseLostReason::Superseded));
         }
-        if lease.is_over(self.now) {
-            return Err(Refusal::LeaseLost(Loss::Over));
+        if lease.is_expired(self.now) {
+            return Err(TransitionError::LeaseLost(LeaseLostReason::Expired));
         }
         Ok(())
     }
 
-    fn renewed(self, lease: &Lease) -> Box<Lease> {
+    fn renew_lease(self, lease: &Lease) -> Box<Lease> {
         Box::new(Lease {
-            until: self.now + self.terms.lease_duration,
+            expires_at: self.now + self.options.lease_duration,
             ..lease.clone()
         })
     }
 
-    fn cancelling(self, lease: &Lease) -> Box<Lease> {
-        let cancel_until = self.terms.cancel_grace.map(|grace| self.now + grace);
+    fn with_cancel_deadline(self, lease: &Lease) -> Box<Lease> {
+        let cancel_deadline = self.options.cancel_grace_period.map(|grace| self.now + grace);
         Box::new(Lease {
-            cancel_until,
+            cancel_deadline,
             ..lease.clone()
         })
     }
 
     /// Nobody can take up what its creator executes, so that it ends.
-    fn released(self) -> Next {
-        match self.terms.queue {
-            Some(_) => Next::To(Stage::Pending { ready: self.now }),
-            None => Next::Done(worker_lost("its creator gave it up")),
+    fn release_lease(self) -> Transition {
+        match self.options.queue {
+            Some(_) => Transition::To(Phase::Pending { ready_at: self.now }),
+            None => Transition::Finish(worker_lost_outcome("its creator gave it up")),
         }
     }
 
-    fn failed(
+    fn retry_or_fail(
         self,
         lease: &Lease,
         error: &Status,
         retry_after: Option<std::time::Duration>,
-    ) -> Next {
-        if !self.may_retry() {
-            return Next::Done(Outcome::Error(Box::new(error.clone())));
+    ) -> Transition {
+        if !self.can_retry() {
+            return Transition::Finish(Outcome::Error(Box::new(error.clone())));
         }
         let backoff = self
-            .terms
-            .retry
-            .backoff(self.attempts, lease.token.fraction());
-        let pause = retry_after.map_or(backoff, |least| backoff.max(least));
-        Next::To(Stage::Pending {
-            ready: self.now + pause,
+            .options
+            .retry_policy
+            .backoff(self.counted_attempts, lease.token.jitter_fraction());
+        let delay = retry_after.map_or(backoff, |min_delay| backoff.max(min_delay));
+        Transition::To(Phase::Pending {
+            ready_at: self.now + delay,
         })
     }
 
     /// What time alone does to a running attempt.
-    fn lapsed(self, lease: &Lease) -> Next {
-        if self.total_timeout_is_over() {
-            return self.too_late();
+    fn on_timer(self, lease: &Lease) -> Transition {
+        if self.is_total_timeout_exceeded() {
+            return self.fail_with_total_timeout();
         }
-        if lease.attempt_until.is_some_and(|until| until <= self.now) {
+        if lease.attempt_deadline.is_some_and(|deadline| deadline <= self.now) {
             let message = "the attempt took longer than its attempt_timeout";
-            return self.failed(
+            return self.retry_or_fail(
                 lease,
-                &status(Code::DeadlineExceeded, "ATTEMPT_TIMEOUT", message),
+                &status_with_reason(Code::DeadlineExceeded, "ATTEMPT_TIMEOUT", message),
                 None,
             );
         }
-        if !lease.is_over(self.now) {
-            return Next::Same;
+        if !lease.is_expired(self.now) {
+            return Transition::Unchanged;
         }
-        if self.may_retry() {
-            return Next::To(Stage::Pending { ready: self.now });
+        if self.can_retry() {
+            return Transition::To(Phase::Pending { ready_at: self.now });
         }
-        Next::Done(worker_lost(
+        Transition::Finish(worker_lost_outcome(
             "its lease ran out without a word from the worker",
         ))
     }
 
     /// What time alone does to an attempt that was asked to stop.
-    fn cancel_lapsed(self, lease: &Lease) -> Next {
-        if self.total_timeout_is_over() {
-            return self.too_late();
+    fn on_cancel_timer(self, lease: &Lease) -> Transition {
+        if self.is_total_timeout_exceeded() {
+            return self.fail_with_total_timeout();
         }
-        if self.now < lease.deadline() {
-            Next::Same
+        if self.now < lease.next_deadline() {
+            Transition::Unchanged
         } else {
-            Next::Done(Outcome::cancelled())
+            Transition::Finish(Outcome::cancelled())
         }
     }
 
-    fn may_retry(self) -> bool {
-        self.terms.queue.is_some() && self.attempts < self.terms.retry.max_attempts
+    fn can_retry(self) -> bool {
+        self.options.queue.is_some() && self.counted_attempts < self.options.retry_policy.max_attempts
     }
 
-    fn total_timeout_is_over(self) -> bool {
-        self.terms
+    fn is_total_timeout_exceeded(self) -> bool {
+        self.options
             .total_timeout
             .is_some_and(|timeout| self.create_time + timeout <= self.now)
     }
 
-    fn retention_is_over(self) -> bool {
-        self.update_time + self.terms.retention <= self.now
+    fn is_retention_exceeded(self) -> bool {
+        self.update_time + self.options.retention <= self.now
     }
 
-    fn too_late(self) -> Next {
+    fn fail_with_total_timeout(self) -> Transition {
         let message = "the operation was not done within its total_timeout";
-        Next::Done(Outcome::failed(
+        Transition::Finish(Outcome::server_error(
             Code::DeadlineExceeded,
             "TOTAL_TIMEOUT",
             message,
@@ -359,12 +359,12 @@ impl Facts<'_> {
     }
 }
 
-fn worker_lost(why: &str) -> Outcome {
-    Outcome::failed(
+fn worker_lost_outcome(cause: &str) -> Outcome {
+    Outcome::server_error(
         Code::Unavailable,
         "WORKER_LOST",
         format!(
-            "the worker of the operation was lost ({why}); whether its work took effect is not known"
+            "the worker of the operation was lost ({cause}); whether its work took effect is not known"
         ),
     )
 }
@@ -375,24 +375,24 @@ impl Event {
     /// What the holder tells with it about its work.
     pub(crate) fn report(&self) -> Option<&Report> {
         match self {
-            Self::Renew(_, report)
+            Self::RenewLease(_, report)
             | Self::Report(_, report)
-            | Self::Release(_, report)
+            | Self::ReleaseLease(_, report)
             | Self::Fail { report, .. }
             | Self::Finish(_, _, report) => Some(report),
-            Self::Claim { .. } | Self::RequestCancel | Self::Lapse => None,
+            Self::AcquireLease { .. } | Self::RequestCancel | Self::TimerFired => None,
         }
     }
 
     /// The same, without a word about the work.
     pub(crate) fn without_report(mut self) -> Self {
         match &mut self {
-            Self::Renew(_, report)
+            Self::RenewLease(_, report)
             | Self::Report(_, report)
-            | Self::Release(_, report)
+            | Self::ReleaseLease(_, report)
             | Self::Fail { report, .. }
             | Self::Finish(_, _, report) => *report = Report::default(),
-            Self::Claim { .. } | Self::RequestCancel | Self::Lapse => {}
+            Self::AcquireLease { .. } | Self::RequestCancel | Self::TimerFired => {}
         }
         self
     }
@@ -402,16 +402,16 @@ impl Event {
 
 impl Report {
     /// Takes over what a newer report says; what that leaves out stays.
-    pub(crate) fn update(&mut self, newer: &Self) {
-        fn take_over<T: Clone>(old: &mut Option<T>, new: &Option<T>) {
+    pub(crate) fn merge(&mut self, newer: &Self) {
+        fn overwrite_if_some<T: Clone>(old: &mut Option<T>, new: &Option<T>) {
             if new.is_some() {
                 old.clone_from(new);
             }
         }
-        take_over(&mut self.progress, &newer.progress);
-        take_over(&mut self.metadata, &newer.metadata);
-        take_over(&mut self.detail, &newer.detail);
-        take_over(&mut self.checkpoint, &newer.checkpoint);
+        overwrite_if_some(&mut self.progress, &newer.progress);
+        overwrite_if_some(&mut self.metadata, &newer.metadata);
+        overwrite_if_some(&mut self.detail, &newer.detail);
+        overwrite_if_some(&mut self.checkpoint, &newer.checkpoint);
     }
 
     /// # Errors
@@ -421,14 +421,14 @@ impl Report {
     }
 
     /// Whether a newer report says nothing that this one does not.
-    pub(crate) fn knows(&self, newer: &Self) -> bool {
-        fn is_same<T: PartialEq>(old: &Option<T>, new: &Option<T>) -> bool {
+    pub(crate) fn contains(&self, newer: &Self) -> bool {
+        fn is_unchanged<T: PartialEq>(old: &Option<T>, new: &Option<T>) -> bool {
             new.is_none() || old == new
         }
-        is_same(&self.progress, &newer.progress)
-            && is_same(&self.metadata, &newer.metadata)
-            && is_same(&self.detail, &newer.detail)
-            && is_same(&self.checkpoint, &newer.checkpoint)
+        is_unchanged(&self.progress, &newer.progress)
+            && is_unchanged(&self.metadata, &newer.metadata)
+            && is_unchanged(&self.detail, &newer.detail)
+            && is_unchanged(&self.checkpoint, &newer.checkpoint)
     }
 
     /// Whether it says nothing.
@@ -438,7 +438,7 @@ impl Report {
 
     /// How many bytes of it clients do not see. Metadata of the producer's own
     /// hides the progress and the detail.
-    pub(crate) fn unseen_size(&self) -> usize {
+    pub(crate) fn hidden_size(&self) -> usize {
         let checkpoint = self.checkpoint.as_ref().map_or(0, Payload::size);
         let Some(_) = &self.metadata else {
             return checkpoint;
@@ -453,15 +453,15 @@ impl Report {
 
 // === impl Stage ===
 
-impl Stage {
+impl Phase {
     /// The stage as clients see it.
     pub fn state(&self) -> State {
         match self {
             Self::Pending { .. } => State::Pending,
             Self::Running(_) | Self::Cancelling(_) => State::Running,
-            Self::Done(Ending::Succeeded) => State::Succeeded,
-            Self::Done(Ending::Failed) => State::Failed,
-            Self::Done(Ending::Cancelled) => State::Cancelled,
+            Self::Done(TerminalState::Succeeded) => State::Succeeded,
+            Self::Done(TerminalState::Failed) => State::Failed,
+            Self::Done(TerminalState::Cancelled) => State::Cancelled,
         }
     }
 
@@ -476,7 +476,7 @@ impl Stage {
 
 // === impl Ending ===
 
-impl From<&Outcome> for Ending {
+impl From<&Outcome> for TerminalState {
     fn from(outcome: &Outcome) -> Self {
         match outcome {
             Outcome::Response(_) => Self::Succeeded,

@@ -14,7 +14,7 @@ pub struct QueueName(Arc<str>);
 
 /// Timeouts, retries and retention of an operation.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Terms {
+pub struct ExecutionOptions {
     /// The queue it waits in; none if its creator executes it. Comes from
     /// [`NewOperation`](crate::NewOperation); as a default it means nothing.
     pub queue: Option<QueueName>,
@@ -27,17 +27,17 @@ pub struct Terms {
     /// How long a worker may be silent. Default 30 s, at least 1 s.
     pub lease_duration: Duration,
     /// What happens after a failed attempt. Default: nothing, one attempt.
-    pub retry: RetryPolicy,
+    pub retry_policy: RetryPolicy,
     /// How long a done operation can be read. Default 24 h.
     pub retention: Duration,
     /// How long after a cancellation the server waits for the worker before it
     /// closes the operation itself. Default none: it waits for the worker.
-    pub cancel_grace: Option<Duration>,
+    pub cancel_grace_period: Option<Duration>,
 }
 
 /// Why terms are refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidTerms {
+pub enum InvalidExecutionOptions {
     /// The queue's name has another form.
     #[error(
         "{0:?} is not a queue name: use 1 to 63 of A-Z, a-z, 0-9, ., _ and -, beginning with a letter or digit"
@@ -48,15 +48,15 @@ pub enum InvalidTerms {
     LeaseDuration(Duration),
     /// A timeout of zero is over before it begins.
     #[error("{0} must be more than 0; leave it out for no limit")]
-    Zero(&'static str),
+    ZeroTimeout(&'static str),
     /// The retry policy is out of range.
     #[error("the retry policy is out of range: {0}")]
-    Retry(#[from] InvalidRetryPolicy),
+    RetryPolicy(#[from] InvalidRetryPolicy),
 }
 
 // === impl Terms ===
 
-impl Default for Terms {
+impl Default for ExecutionOptions {
     fn default() -> Self {
         Self {
             queue: None,
@@ -64,30 +64,30 @@ impl Default for Terms {
             total_timeout: None,
             attempt_timeout: None,
             lease_duration: Duration::from_secs(30),
-            retry: RetryPolicy::default(),
+            retry_policy: RetryPolicy::default(),
             retention: Duration::from_secs(24 * 60 * 60),
-            cancel_grace: None,
+            cancel_grace_period: None,
         }
     }
 }
 
-impl Terms {
+impl ExecutionOptions {
     /// The queue it waits in; none if its creator executes it.
     pub fn queue(&self) -> Option<&QueueName> {
         self.queue.as_ref()
     }
 
-    pub(crate) fn check(&self) -> Result<(), InvalidTerms> {
+    pub(crate) fn check(&self) -> Result<(), InvalidExecutionOptions> {
         if self.lease_duration < Duration::from_secs(1) {
-            return Err(InvalidTerms::LeaseDuration(self.lease_duration));
+            return Err(InvalidExecutionOptions::LeaseDuration(self.lease_duration));
         }
         if self.total_timeout == Some(Duration::ZERO) {
-            return Err(InvalidTerms::Zero("total_timeout"));
+            return Err(InvalidExecutionOptions::ZeroTimeout("total_timeout"));
         }
         if self.attempt_timeout == Some(Duration::ZERO) {
-            return Err(InvalidTerms::Zero("attempt_timeout"));
+            return Err(InvalidExecutionOptions::ZeroTimeout("attempt_timeout"));
         }
-        Ok(self.retry.check()?)
+        Ok(self.retry_policy.check()?)
     }
 }
 
@@ -98,16 +98,16 @@ impl QueueName {
     ///
     /// # Errors
     /// [`InvalidTerms::Queue`] if it has another form.
-    pub fn parse(text: &str) -> Result<Self, InvalidTerms> {
-        let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        let first = text
+    pub fn parse(text: &str) -> Result<Self, InvalidExecutionOptions> {
+        let is_allowed_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        let starts_alphanumeric = text
             .as_bytes()
             .first()
             .is_some_and(u8::is_ascii_alphanumeric);
-        if text.len() <= 63 && first && text.bytes().all(inner) {
+        if text.len() <= 63 && starts_alphanumeric && text.bytes().all(is_allowed_byte) {
             return Ok(Self(text.into()));
         }
-        Err(InvalidTerms::Queue(excerpt(text)))
+        Err(InvalidExecutionOptions::Queue(excerpt(text)))
     }
 
     /// The name.
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_queue_name_is_short_and_plain() {
+    fn queue_name_over_63_bytes_or_with_invalid_bytes_is_rejected() {
         for good in ["checksum", "A.b-c_9", "0"] {
             assert_eq!(QueueName::parse(good).unwrap().as_str(), good);
         }
@@ -143,27 +143,27 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_lasts_at_least_a_second_and_no_timeout_is_zero() {
-        let good = Terms::default();
+    fn lease_duration_below_1_s_and_zero_timeouts_are_rejected() {
+        let good = ExecutionOptions::default();
         assert_eq!(good.lease_duration, Duration::from_secs(30));
         assert_eq!(good.retention, Duration::from_secs(86_400));
         assert_eq!(good.check(), Ok(()));
         let zero = Some(Duration::ZERO);
         for bad in [
-            Terms {
+            ExecutionOptions {
                 lease_duration: Duration::from_millis(999),
                 ..good.clone()
             },
-            Terms {
+            ExecutionOptions {
                 total_timeout: zero,
                 ..good.clone()
             },
-            Terms {
+            ExecutionOptions {
                 attempt_timeout: zero,
                 ..good.clone()
             },
-            Terms {
-                retry: RetryPolicy::attempts(0),
+            ExecutionOptions {
+                retry_policy: RetryPolicy::with_max_attempts(0),
                 ..good.clone()
             },
         ] {

@@ -13,7 +13,7 @@ pub struct TraceContext(Option<Arc<BTreeMap<String, String>>>);
 
 /// Why a trace context is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidTrace {
+pub enum InvalidTraceContext {
     /// There are too many entries.
     #[error("{0} entries are too many: at most 8 are allowed")]
     Count(usize),
@@ -35,18 +35,18 @@ impl TraceContext {
     ///
     /// # Errors
     /// [`InvalidTrace`] that names the entry at fault.
-    pub fn new(entries: BTreeMap<String, String>) -> Result<Self, InvalidTrace> {
+    pub fn new(entries: BTreeMap<String, String>) -> Result<Self, InvalidTraceContext> {
         if 8 < entries.len() {
-            return Err(InvalidTrace::Count(entries.len()));
+            return Err(InvalidTraceContext::Count(entries.len()));
         }
-        let in_key =
+        let is_key_byte =
             |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte);
         for (key, value) in &entries {
-            if !(1..=63).contains(&key.len()) || !key.bytes().all(in_key) {
-                return Err(InvalidTrace::Key(excerpt(key)));
+            if !(1..=63).contains(&key.len()) || !key.bytes().all(is_key_byte) {
+                return Err(InvalidTraceContext::Key(excerpt(key)));
             }
             if 1024 < value.len() || !value.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
-                return Err(InvalidTrace::Value(key.clone()));
+                return Err(InvalidTraceContext::Value(key.clone()));
             }
         }
         Ok(Self((!entries.is_empty()).then(|| Arc::new(entries))))
@@ -69,7 +69,7 @@ impl TraceContext {
 mod tests {
     use super::*;
 
-    fn trace(entries: &[(&str, &str)]) -> Result<TraceContext, InvalidTrace> {
+    fn trace_context(entries: &[(&str, &str)]) -> Result<TraceContext, InvalidTraceContext> {
         let entries = entries
             .iter()
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
@@ -77,19 +77,19 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_context_is_small_and_can_stand_in_headers() {
+    fn trace_context_rejects_invalid_keys_values_and_more_than_8_entries() {
         let good = [("traceparent", "00-4bf92f-01"), ("tracestate", "a=b, c=d")];
-        assert_eq!(trace(&good).unwrap().iter().collect::<Vec<_>>(), good);
-        assert_eq!(trace(&[]), Ok(TraceContext::NONE));
+        assert_eq!(trace_context(&good).unwrap().iter().collect::<Vec<_>>(), good);
+        assert_eq!(trace_context(&[]), Ok(TraceContext::NONE));
         for key in ["", "Traceparent", "a b", &"a".repeat(64)] {
-            assert_eq!(trace(&[(key, "")]), Err(InvalidTrace::Key(key.into())));
+            assert_eq!(trace_context(&[(key, "")]), Err(InvalidTraceContext::Key(key.into())));
         }
         for value in ["é", "a\nb", &"v".repeat(1025)] {
-            let refused = Err(InvalidTrace::Value("a".into()));
-            assert_eq!(trace(&[("a", value)]), refused);
+            let refused = Err(InvalidTraceContext::Value("a".into()));
+            assert_eq!(trace_context(&[("a", value)]), refused);
         }
         let many: Vec<String> = (0..9).map(|n| format!("k{n}")).collect();
         let many: Vec<(&str, &str)> = many.iter().map(|key| (key.as_str(), "")).collect();
-        assert_eq!(trace(&many), Err(InvalidTrace::Count(9)));
+        assert_eq!(trace_context(&many), Err(InvalidTraceContext::Count(9)));
     }
 }

@@ -6,31 +6,31 @@ use prost::{Message, encoding};
 
 use super::{name::OperationName, outcome::Outcome};
 
-const NAME: u32 = 1;
-const METADATA: u32 = 2;
+const NAME_FIELD_NUMBER: u32 = 1;
+const METADATA_FIELD_NUMBER: u32 = 2;
 /// The field `done`, number 3, when it is true.
-const IS_DONE: &[u8] = &[3 << 3, 1];
-const ERROR: u32 = 4;
-const RESPONSE: u32 = 5;
+const ENCODED_DONE_FIELD: &[u8] = &[3 << 3, 1];
+const ERROR_FIELD_NUMBER: u32 = 4;
+const RESPONSE_FIELD_NUMBER: u32 = 5;
 
 /// An encoded operation. Its name and its result are read from the bytes, so
 /// that neither is kept a second time.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub(crate) struct Wire(Box<[u8]>);
+pub(crate) struct EncodedOperation(Box<[u8]>);
 
 // === impl Wire ===
 
-impl Wire {
+impl EncodedOperation {
     /// Encodes the fields in the order of their numbers.
     pub(crate) fn encode(name: &str, metadata: AnyRef<'_>, outcome: Option<&Outcome>) -> Self {
         let outcome = outcome.map(encode_outcome);
-        let done: &[u8] = if outcome.is_some() { IS_DONE } else { &[] };
+        let done: &[u8] = if outcome.is_some() { ENCODED_DONE_FIELD } else { &[] };
         let outcome = outcome.as_deref().unwrap_or_default();
-        let room = field_length(name.len()) + field_length(metadata.length());
+        let fields_len = encoded_field_len(name.len()) + encoded_field_len(metadata.encoded_len());
         // No byte too much, because the bytes are kept.
-        let mut bytes = Vec::with_capacity(room + done.len() + outcome.len());
-        put_field(NAME, name.as_bytes(), &mut bytes);
-        metadata.put(METADATA, &mut bytes);
+        let mut bytes = Vec::with_capacity(fields_len + done.len() + outcome.len());
+        put_field(NAME_FIELD_NUMBER, name.as_bytes(), &mut bytes);
+        metadata.put(METADATA_FIELD_NUMBER, &mut bytes);
         bytes.extend_from_slice(done);
         bytes.extend_from_slice(outcome);
         debug_assert_eq!(bytes.len(), bytes.capacity());
@@ -39,49 +39,49 @@ impl Wire {
 
     /// Takes over what was encoded before; none if that is no operation.
     #[cfg(feature = "record")]
-    pub(crate) fn read(bytes: Vec<u8>) -> Option<Self> {
+    pub(crate) fn from_bytes(bytes: Vec<u8>) -> Option<Self> {
         let mut rest = bytes.as_slice();
-        let (NAME, encoding::WireType::LengthDelimited) = encoding::decode_key(&mut rest).ok()?
+        let (NAME_FIELD_NUMBER, encoding::WireType::LengthDelimited) = encoding::decode_key(&mut rest).ok()?
         else {
             return None;
         };
-        let name = find_field(&bytes, NAME)?;
+        let name = find_field(&bytes, NAME_FIELD_NUMBER)?;
         OperationName::parse(std::str::from_utf8(name).ok()?).ok()?;
-        find_field(&bytes, METADATA)?;
+        find_field(&bytes, METADATA_FIELD_NUMBER)?;
         Some(Self(bytes.into_boxed_slice()))
     }
 
     /// The whole operation.
-    pub(crate) fn bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
     /// The name.
     pub(crate) fn name(&self) -> &str {
-        let (name, _) = split_field(&self.0);
+        let (name, _) = split_first_field(&self.0);
         std::str::from_utf8(name).expect("it was encoded from a str")
     }
 
     /// The metadata.
     pub(crate) fn metadata(&self) -> Option<AnyRef<'_>> {
-        find_field(&self.0, METADATA).map(AnyRef::read)
+        find_field(&self.0, METADATA_FIELD_NUMBER).map(AnyRef::decode)
     }
 
     /// The response, if it ended with one.
     pub(crate) fn response(&self) -> Option<AnyRef<'_>> {
-        find_field(&self.0, RESPONSE).map(AnyRef::read)
+        find_field(&self.0, RESPONSE_FIELD_NUMBER).map(AnyRef::decode)
     }
 
     /// The encoded `google.rpc.Status`, if it ended with an error.
     pub(crate) fn error(&self) -> Option<&[u8]> {
-        find_field(&self.0, ERROR)
+        find_field(&self.0, ERROR_FIELD_NUMBER)
     }
 
     /// Whether it is done with this outcome, to the byte.
-    pub(crate) fn ends_with(&self, outcome: &Outcome) -> bool {
-        let (_, rest) = split_field(&self.0);
-        let (_, result) = split_field(rest);
-        result.strip_prefix(IS_DONE) == Some(&*encode_outcome(outcome))
+    pub(crate) fn has_outcome(&self, outcome: &Outcome) -> bool {
+        let (_, rest) = split_first_field(&self.0);
+        let (_, result) = split_first_field(rest);
+        result.strip_prefix(ENCODED_DONE_FIELD) == Some(&*encode_outcome(outcome))
     }
 }
 
@@ -96,16 +96,16 @@ pub(crate) struct AnyRef<'a> {
 
 impl<'a> AnyRef<'a> {
     /// How many bytes it takes, encoded.
-    fn length(&self) -> usize {
+    fn encoded_len(&self) -> usize {
         let fields = [self.type_url.len(), self.value.len()];
         // Fields that are empty are left out.
         let fields = fields.into_iter().filter(|length| *length != 0);
-        fields.map(field_length).sum()
+        fields.map(encoded_field_len).sum()
     }
 
     fn put(&self, number: u32, bytes: &mut Vec<u8>) {
         encoding::encode_key(number, encoding::WireType::LengthDelimited, bytes);
-        encoding::encode_varint(self.length() as u64, bytes);
+        encoding::encode_varint(self.encoded_len() as u64, bytes);
         for (number, field) in [(1, self.type_url.as_bytes()), (2, self.value)] {
             if !field.is_empty() {
                 put_field(number, field, bytes);
@@ -113,7 +113,7 @@ impl<'a> AnyRef<'a> {
         }
     }
 
-    fn read(bytes: &'a [u8]) -> Self {
+    fn decode(bytes: &'a [u8]) -> Self {
         let type_url = find_field(bytes, 1).unwrap_or_default();
         Self {
             type_url: std::str::from_utf8(type_url).unwrap_or_default(),
@@ -125,30 +125,30 @@ impl<'a> AnyRef<'a> {
 /// The first field with this number, one with a length.
 fn find_field(mut rest: &[u8], number: u32) -> Option<&[u8]> {
     while !rest.is_empty() {
-        let (found, kind) = encoding::decode_key(&mut rest).ok()?;
+        let (field_number, wire_type) = encoding::decode_key(&mut rest).ok()?;
         let length = encoding::decode_varint(&mut rest).ok()?;
-        if kind != encoding::WireType::LengthDelimited {
+        if wire_type != encoding::WireType::LengthDelimited {
             // The bytes hold no other fields without a length than a varint.
             continue;
         }
-        let (field, behind) = rest.split_at_checked(usize::try_from(length).ok()?)?;
-        if found == number {
+        let (field, tail) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+        if field_number == number {
             return Some(field);
         }
-        rest = behind;
+        rest = tail;
     }
     None
 }
 
 /// Splits the first field, one with a length, from the fields behind it.
-fn split_field(bytes: &[u8]) -> (&[u8], &[u8]) {
+fn split_first_field(bytes: &[u8]) -> (&[u8], &[u8]) {
     // The keys of the fields 1 to 15 take one byte.
     let mut rest = &bytes[1..];
     let length = encoding::decode_varint(&mut rest).expect("the bytes were encoded by this file");
     rest.split_at(usize::try_from(length).expect("it is no longer than the bytes"))
 }
 
-impl std::fmt::Debug for Wire {
+impl std::fmt::Debug for EncodedOperation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} ({} bytes)", self.name(), self.0.len())
     }
@@ -157,9 +157,9 @@ impl std::fmt::Debug for Wire {
 fn encode_outcome(outcome: &Outcome) -> Vec<u8> {
     let mut bytes = Vec::new();
     match outcome {
-        Outcome::Error(error) => encoding::message::encode(ERROR, &**error, &mut bytes),
+        Outcome::Error(error) => encoding::message::encode(ERROR_FIELD_NUMBER, &**error, &mut bytes),
         Outcome::Response(response) => {
-            encoding::message::encode(RESPONSE, response.any(), &mut bytes);
+            encoding::message::encode(RESPONSE_FIELD_NUMBER, response.any(), &mut bytes);
         }
     }
     bytes
@@ -180,12 +180,12 @@ fn put_field(number: u32, message: &[u8], bytes: &mut Vec<u8>) {
 
 /// How many bytes a field takes whose content has a length, and whose number
 /// is below 16.
-fn field_length(content: usize) -> usize {
-    1 + encoding::encoded_len_varint(content as u64) + content
+fn encoded_field_len(content_len: usize) -> usize {
+    1 + encoding::encoded_len_varint(content_len as u64) + content_len
 }
 
 /// Splices encoded operations into a `google.longrunning.ListOperationsResponse`.
-pub(crate) fn encode_list<'a>(
+pub(crate) fn encode_list_response<'a>(
     operations: impl Iterator<Item = &'a [u8]>,
     next_page_token: &str,
     unreachable: &[String],
@@ -207,6 +207,6 @@ pub(crate) fn decode(bytes: &[u8]) -> crate::proto::google::longrunning::Operati
 }
 
 /// Parses a name that was taken from encoded bytes.
-pub(crate) fn owned_name(wire: &Wire) -> OperationName {
-    OperationName::parse(wire.name()).expect("only parsed names are encoded")
+pub(crate) fn name_owned(encoded: &EncodedOperation) -> OperationName {
+    OperationName::parse(encoded.name()).expect("only parsed names are encoded")
 }

@@ -5,27 +5,27 @@ use std::{collections::HashMap, fmt, sync::Arc};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    creation::{Defaults, SharedTerms},
-    operations::{Inner, Operations},
+    creation::{ExecutionDefaults, OptionsInterner},
+    operations::{OperationsInner, Operations},
 };
 use crate::{
     clock::Clock,
     journal::{
-        journal::{Journal, JournalError},
-        memory::MemoryJournal,
+        journal::{Storage, StorageError},
+        memory::MemoryStorage,
     },
     metrics::Metrics,
     operation::{
         lease::WorkerId,
         retry::RetryPolicy,
-        terms::{InvalidTerms, QueueName, Terms},
+        terms::{InvalidExecutionOptions, QueueName, ExecutionOptions},
     },
-    store::{follow::Reads, limits::Limits, store::Store},
+    store::{follow::ReadConsistency, limits::Limits, store::Store},
     tasks::Tasks,
-    types::Types,
+    types::TypeRegistry,
     worker::{
-        handler::{AnyHandler, Handler},
-        pool::Pool,
+        handler::{DynHandler, Handler},
+        pool::WorkerPool,
     },
 };
 
@@ -33,14 +33,14 @@ use crate::{
 #[derive(Clone)]
 #[must_use = "call start() to begin"]
 pub struct Builder {
-    journal: Arc<dyn Journal>,
+    storage: Arc<dyn Storage>,
     limits: Limits,
-    reads: Reads,
-    defaults: Terms,
-    retry: Vec<(String, RetryPolicy)>,
+    read_consistency: ReadConsistency,
+    default_options: ExecutionOptions,
+    queue_retry_policies: Vec<(String, RetryPolicy)>,
     metrics: Metrics,
-    types: Types,
-    handlers: Vec<(String, usize, Arc<dyn AnyHandler>)>,
+    types: TypeRegistry,
+    handlers: Vec<(String, usize, Arc<dyn DynHandler>)>,
 }
 
 /// Why operations cannot start.
@@ -48,13 +48,13 @@ pub struct Builder {
 pub enum StartError {
     /// What was kept cannot be read.
     #[error(transparent)]
-    Journal(#[from] JournalError),
+    Storage(#[from] StorageError),
     /// A queue or a default is out of range.
     #[error(transparent)]
-    Terms(#[from] InvalidTerms),
+    Options(#[from] InvalidExecutionOptions),
     /// A queue has workers, but none of them may work.
     #[error("queue {0:?} has a concurrency of 0; use at least 1")]
-    Concurrency(String),
+    ZeroConcurrency(String),
 }
 
 // === impl Operations ===
@@ -63,13 +63,13 @@ impl Operations {
     /// Begins to put together a server's operations.
     pub fn builder() -> Builder {
         Builder {
-            journal: Arc::new(MemoryJournal),
+            storage: Arc::new(MemoryStorage),
             limits: Limits::default(),
-            reads: Reads::default(),
-            defaults: Terms::default(),
-            retry: Vec::new(),
+            read_consistency: ReadConsistency::default(),
+            default_options: ExecutionOptions::default(),
+            queue_retry_policies: Vec::new(),
             metrics: Metrics::default(),
-            types: Types::built_in(),
+            types: TypeRegistry::built_in(),
             handlers: Vec::new(),
         }
     }
@@ -92,33 +92,33 @@ impl Builder {
     }
 
     /// How new what clients read is, if several servers share the journal.
-    pub fn reads(mut self, reads: Reads) -> Self {
-        self.reads = reads;
+    pub fn read_consistency(mut self, read_consistency: ReadConsistency) -> Self {
+        self.read_consistency = read_consistency;
         self
     }
 
     /// The terms of operations whose creator leaves them out.
-    pub fn defaults(mut self, terms: Terms) -> Self {
-        self.defaults = terms;
+    pub fn default_options(mut self, options: ExecutionOptions) -> Self {
+        self.default_options = options;
         self
     }
 
     /// The retry policy of the operations of `queue` whose creator leaves it out.
-    pub fn retry(mut self, queue: &str, policy: RetryPolicy) -> Self {
-        self.retry.push((queue.to_owned(), policy));
+    pub fn queue_retry_policy(mut self, queue: &str, policy: RetryPolicy) -> Self {
+        self.queue_retry_policies.push((queue.to_owned(), policy));
         self
     }
 
     /// The message types that filters look into, and that JSON shows. Without
     /// it, those of `google.protobuf`, `google.rpc` and `longrunning.v1`.
-    pub fn types(mut self, types: Types) -> Self {
+    pub fn types(mut self, types: TypeRegistry) -> Self {
         self.types = types;
         self
     }
 
     /// Where changes are kept. Without it they live as long as the process.
-    pub fn journal(mut self, journal: impl Journal) -> Self {
-        self.journal = Arc::new(journal);
+    pub fn storage(mut self, storage: impl Storage) -> Self {
+        self.storage = Arc::new(storage);
         self
     }
 
@@ -133,52 +133,52 @@ impl Builder {
     /// # Errors
     /// [`StartError`] if the journal cannot be read or a value is out of range.
     pub async fn start(self) -> Result<Operations, StartError> {
-        self.defaults.check()?;
+        self.default_options.check()?;
         let mut handlers = Vec::new();
         for (queue, concurrency, handler) in self.handlers {
             if concurrency == 0 {
-                return Err(StartError::Concurrency(queue));
+                return Err(StartError::ZeroConcurrency(queue));
             }
             handlers.push((QueueName::parse(&queue)?, concurrency, handler));
         }
-        let mut retry = HashMap::new();
-        for (queue, policy) in self.retry {
-            policy.check().map_err(InvalidTerms::from)?;
-            retry.insert(QueueName::parse(&queue)?, policy);
+        let mut queue_retry_policies = HashMap::new();
+        for (queue, policy) in self.queue_retry_policies {
+            policy.check().map_err(InvalidExecutionOptions::from)?;
+            queue_retry_policies.insert(QueueName::parse(&queue)?, policy);
         }
         // From here on nothing fails, so that no worker is left behind.
         let store = Store::open(
-            self.journal,
+            self.storage,
             Clock::system(),
             &self.metrics,
             self.limits,
-            self.reads,
+            self.read_consistency,
         )
         .await?;
-        let (work, release) = (Tasks::default(), CancellationToken::new());
+        let (worker_tasks, release_token) = (Tasks::default(), CancellationToken::new());
         for (queue, concurrency, handler) in handlers {
-            let pool = Pool {
+            let pool = WorkerPool {
                 store: store.clone(),
                 queue,
                 handler,
                 worker: WorkerId::new("in-process"),
                 metrics: self.metrics.clone(),
-                tasks: work.clone(),
-                release: release.clone(),
+                tasks: worker_tasks.clone(),
+                stop_attempts: release_token.clone(),
             };
             pool.start(concurrency);
         }
-        Ok(Operations::new(Inner {
+        Ok(Operations::new(OperationsInner {
             store,
-            defaults: Defaults {
-                terms: self.defaults,
-                retry,
+            defaults: ExecutionDefaults {
+                options: self.default_options,
+                queue_retry_policies,
             },
-            shared: SharedTerms::default(),
+            options_interner: OptionsInterner::default(),
             metrics: self.metrics,
             types: self.types,
-            work,
-            release,
+            worker_tasks,
+            release_token,
         }))
     }
 }

@@ -16,23 +16,23 @@ use crate::{
     clock::Timestamp,
     error::{Error, Result},
     operation::{
-        birth::{Birth, Request, Tags},
+        birth::{OperationSpec, IdempotencyKey, Attributes},
         labels::Labels,
         lease::{LeaseToken, WorkerId},
         name::{OperationId, OperationName, Parent, excerpt},
         payload::Payload,
         retry::RetryPolicy,
-        terms::{QueueName, Terms},
+        terms::{QueueName, ExecutionOptions},
         trace::TraceContext,
     },
 };
 
 /// What request digests are derived from, besides the request.
-const SPACE: Uuid = Uuid::from_u128(0x6c6f_6e67_7275_6e6e_696e_672d_7265_7175);
+const REQUEST_FINGERPRINT_NAMESPACE: Uuid = Uuid::from_u128(0x6c6f_6e67_7275_6e6e_696e_672d_7265_7175);
 
 /// The longest request id and the longest name of a method, in bytes.
-const MAX_REQUEST_ID: usize = 255;
-const MAX_METHOD: usize = 255;
+const MAX_REQUEST_ID_BYTES: usize = 255;
+const MAX_METHOD_BYTES: usize = 255;
 
 /// A request to create an operation. What is left out gets the defaults of the
 /// server; values are checked by [`Operations::create`](crate::Operations::create).
@@ -51,31 +51,31 @@ pub struct NewOperation {
     pub(super) total_timeout: Option<Duration>,
     pub(super) attempt_timeout: Option<Duration>,
     pub(super) lease_duration: Option<Duration>,
-    pub(super) retry: Option<RetryPolicy>,
+    pub(super) retry_policy: Option<RetryPolicy>,
     pub(super) retention: Option<Duration>,
-    pub(super) cancel_grace: Option<Duration>,
+    pub(super) cancel_grace_period: Option<Duration>,
 }
 
 /// What creators get who leave it out.
 #[derive(Debug)]
-pub(crate) struct Defaults {
-    pub(crate) terms: Terms,
+pub(crate) struct ExecutionDefaults {
+    pub(crate) options: ExecutionOptions,
     /// The retry policies of queues that have one of their own.
-    pub(crate) retry: HashMap<QueueName, RetryPolicy>,
+    pub(crate) queue_retry_policies: HashMap<QueueName, RetryPolicy>,
 }
 
 /// The terms of the latest operations, so that operations on the same terms
 /// share them.
 #[derive(Debug, Default)]
-pub(crate) struct SharedTerms(Mutex<VecDeque<Arc<Terms>>>);
+pub(crate) struct OptionsInterner(Mutex<VecDeque<Arc<ExecutionOptions>>>);
 
 /// Who executes it.
 #[derive(Clone, Debug)]
 pub(super) enum Execution {
     /// Its creator, who gets the first lease.
-    Creator { worker: String },
+    SelfExecuted { worker_id: String },
     /// A worker of a queue.
-    Queue {
+    Queued {
         queue: String,
         input: Option<Any>,
         not_before: Option<SystemTime>,
@@ -87,7 +87,7 @@ pub(super) enum Execution {
 impl NewOperation {
     /// An operation for the workers of `queue`.
     pub fn queued(queue: &str) -> Self {
-        Self::new(Execution::Queue {
+        Self::new(Execution::Queued {
             queue: queue.to_owned(),
             input: None,
             not_before: None,
@@ -97,8 +97,8 @@ impl NewOperation {
     /// An operation that its creator executes; the lease is that of the
     /// operation that comes back. `worker` tells people who that is.
     pub fn self_executed(worker: &str) -> Self {
-        Self::new(Execution::Creator {
-            worker: worker.to_owned(),
+        Self::new(Execution::SelfExecuted {
+            worker_id: worker.to_owned(),
         })
     }
 
@@ -116,9 +116,9 @@ impl NewOperation {
             total_timeout: None,
             attempt_timeout: None,
             lease_duration: None,
-            retry: None,
+            retry_policy: None,
             retention: None,
-            cancel_grace: None,
+            cancel_grace_period: None,
         }
     }
 
@@ -164,22 +164,22 @@ impl NewOperation {
     /// and `tracestate`, as a rule. See [`TraceContext`] for what is allowed.
     ///
     /// [`TraceContext`]: crate::TraceContext
-    pub fn trace(mut self, key: &str, value: &str) -> Self {
+    pub fn trace_context(mut self, key: &str, value: &str) -> Self {
         self.trace_context.insert(key.to_owned(), value.to_owned());
         self
     }
 
     /// What the worker gets. Nothing for an operation that its creator executes.
-    pub fn input(mut self, new: Any) -> Self {
-        if let Execution::Queue { input, .. } = &mut self.execution {
-            *input = Some(new);
+    pub fn input(mut self, payload: Any) -> Self {
+        if let Execution::Queued { input, .. } = &mut self.execution {
+            *input = Some(payload);
         }
         self
     }
 
     /// No worker gets it before this time.
     pub fn not_before(mut self, time: SystemTime) -> Self {
-        if let Execution::Queue { not_before, .. } = &mut self.execution {
+        if let Execution::Queued { not_before, .. } = &mut self.execution {
             *not_before = Some(time);
         }
         self
@@ -210,8 +210,8 @@ impl NewOperation {
     }
 
     /// What happens after a failed attempt.
-    pub fn retry(mut self, policy: RetryPolicy) -> Self {
-        self.retry = Some(policy);
+    pub fn retry_policy(mut self, policy: RetryPolicy) -> Self {
+        self.retry_policy = Some(policy);
         self
     }
 
@@ -222,177 +222,177 @@ impl NewOperation {
     }
 
     /// How long the server waits for the worker after a cancellation.
-    pub fn cancel_grace(mut self, grace: Duration) -> Self {
-        self.cancel_grace = Some(grace);
+    pub fn cancel_grace_period(mut self, grace_period: Duration) -> Self {
+        self.cancel_grace_period = Some(grace_period);
         self
     }
 
-    pub(crate) fn into_birth(self, defaults: &Defaults, shared: &SharedTerms) -> Result<Birth> {
+    pub(crate) fn into_spec(self, defaults: &ExecutionDefaults, interner: &OptionsInterner) -> Result<OperationSpec> {
         let parent = Parent::parse(&self.parent)?;
         let id = self
             .id
             .as_deref()
             .map_or_else(|| Ok(OperationId::random()), OperationId::parse)?;
-        let request = self.request()?;
-        let terms = self.terms(defaults)?;
-        let tags = Tags {
-            method: method(self.method)?,
+        let idempotency_key = self.idempotency_key()?;
+        let options = self.execution_options(defaults)?;
+        let attributes = Attributes {
+            method: parse_method(self.method)?,
             labels: Labels::new(self.labels)?,
             trace_context: TraceContext::new(self.trace_context)?,
-            request,
+            idempotency_key,
         };
         let payload = |field, any: Option<Any>| {
             any.map(Payload::new)
                 .transpose()
                 .map_err(|error| Error::invalid(field, "INVALID_ANY", error))
         };
-        let (input, not_before, holder) = match self.execution {
-            Execution::Creator { worker } => (
+        let (input, not_before, initial_lease) = match self.execution {
+            Execution::SelfExecuted { worker_id } => (
                 None,
                 None,
-                Some((LeaseToken::random(), WorkerId::new(&worker))),
+                Some((LeaseToken::random(), WorkerId::new(&worker_id))),
             ),
-            Execution::Queue {
+            Execution::Queued {
                 input, not_before, ..
-            } => (input, not_before.map(timestamp), None),
+            } => (input, not_before.map(to_timestamp), None),
         };
-        Ok(Birth {
+        Ok(OperationSpec {
             name: OperationName::new(&parent, &id),
             number: 0,
-            terms: shared.share(terms),
-            tags: (tags != Tags::default()).then(|| Arc::new(tags)),
+            options: interner.intern(options),
+            attributes: (attributes != Attributes::default()).then(|| Arc::new(attributes)),
             input: payload("input", input)?,
             metadata: payload("metadata", self.metadata)?,
             not_before,
-            holder,
+            initial_lease,
         })
     }
 
-    fn terms(&self, defaults: &Defaults) -> Result<Terms> {
+    fn execution_options(&self, defaults: &ExecutionDefaults) -> Result<ExecutionOptions> {
         let queue = match &self.execution {
-            Execution::Creator { .. } => None,
-            Execution::Queue { queue, .. } => Some(QueueName::parse(queue)?),
+            Execution::SelfExecuted { .. } => None,
+            Execution::Queued { queue, .. } => Some(QueueName::parse(queue)?),
         };
-        let of_queue = queue.as_ref().and_then(|queue| defaults.retry.get(queue));
-        let defaults = &defaults.terms;
-        let retry = self.retry.as_ref().or(of_queue).unwrap_or(&defaults.retry);
-        let terms = Terms {
-            retry: retry.clone(),
+        let queue_policy = queue.as_ref().and_then(|queue| defaults.queue_retry_policies.get(queue));
+        let defaults = &defaults.options;
+        let retry_policy = self.retry_policy.as_ref().or(queue_policy).unwrap_or(&defaults.retry_policy);
+        let options = ExecutionOptions {
+            retry_policy: retry_policy.clone(),
             queue,
             priority: self.priority.unwrap_or(defaults.priority),
             total_timeout: self.total_timeout.or(defaults.total_timeout),
             attempt_timeout: self.attempt_timeout.or(defaults.attempt_timeout),
             lease_duration: self.lease_duration.unwrap_or(defaults.lease_duration),
             retention: self.retention.unwrap_or(defaults.retention),
-            cancel_grace: self.cancel_grace.or(defaults.cancel_grace),
+            cancel_grace_period: self.cancel_grace_period.or(defaults.cancel_grace_period),
         };
-        terms.check()?;
-        Ok(terms)
+        options.check()?;
+        Ok(options)
     }
 
-    fn request(&self) -> Result<Option<Request>> {
+    fn idempotency_key(&self) -> Result<Option<IdempotencyKey>> {
         let Some(id) = &self.request_id else {
             return Ok(None);
         };
-        if id.is_empty() || MAX_REQUEST_ID < id.len() {
-            let rule = format!(
+        if id.is_empty() || MAX_REQUEST_ID_BYTES < id.len() {
+            let message = format!(
                 "{:?} is not a request id: use 1 to 255 bytes, best a UUID",
                 excerpt(id)
             );
-            return Err(Error::invalid("request_id", "INVALID_REQUEST_ID", rule));
+            return Err(Error::invalid("request_id", "INVALID_REQUEST_ID", message));
         }
-        Ok(Some(Request {
-            id: id.as_str().into(),
-            digest: self.digest(),
+        Ok(Some(IdempotencyKey {
+            request_id: id.as_str().into(),
+            fingerprint: self.fingerprint(),
         }))
     }
 
     /// A digest of everything but the request id, and the trace and the worker,
     /// which differ from try to try; the same on every server.
-    fn digest(&self) -> Uuid {
+    fn fingerprint(&self) -> Uuid {
         let mut bytes = Vec::new();
-        let mut add = |part: &[u8]| {
+        let mut append = |part: &[u8]| {
             bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());
             bytes.extend_from_slice(part);
         };
-        add(self.parent.as_bytes());
-        add(self.id.as_deref().unwrap_or("").as_bytes());
-        add(&self
+        append(self.parent.as_bytes());
+        append(self.id.as_deref().unwrap_or("").as_bytes());
+        append(&self
             .metadata
             .as_ref()
             .map_or_else(Vec::new, Message::encode_to_vec));
-        add(self.method.as_bytes());
-        add(&(self.labels.len() as u64).to_be_bytes());
+        append(self.method.as_bytes());
+        append(&(self.labels.len() as u64).to_be_bytes());
         for (key, value) in &self.labels {
-            add(key.as_bytes());
-            add(value.as_bytes());
+            append(key.as_bytes());
+            append(value.as_bytes());
         }
         match &self.execution {
-            Execution::Creator { .. } => add(b"creator"),
-            Execution::Queue {
+            Execution::SelfExecuted { .. } => append(b"creator"),
+            Execution::Queued {
                 queue,
                 input,
                 not_before,
             } => {
-                add(b"queue");
-                add(queue.as_bytes());
-                add(&input.as_ref().map_or_else(Vec::new, Message::encode_to_vec));
-                add(&not_before
-                    .map_or(0, |time| timestamp(time).nanos())
+                append(b"queue");
+                append(queue.as_bytes());
+                append(&input.as_ref().map_or_else(Vec::new, Message::encode_to_vec));
+                append(&not_before
+                    .map_or(0, |time| to_timestamp(time).nanos())
                     .to_be_bytes());
             }
         }
-        let times = [
+        let durations = [
             self.total_timeout,
             self.attempt_timeout,
             self.lease_duration,
             self.retention,
-            self.cancel_grace,
+            self.cancel_grace_period,
         ];
-        for time in times {
-            add(&time.map_or(u128::MAX, |time| time.as_nanos()).to_be_bytes());
+        for duration in durations {
+            append(&duration.map_or(u128::MAX, |time| time.as_nanos()).to_be_bytes());
         }
-        add(&self.priority.unwrap_or_default().to_be_bytes());
-        if let Some(retry) = &self.retry {
-            add(&retry.max_attempts.to_be_bytes());
-            add(&retry.initial_backoff.as_nanos().to_be_bytes());
-            add(&retry.max_backoff.as_nanos().to_be_bytes());
-            add(&retry.multiplier.to_be_bytes());
-            add(&retry.jitter.to_be_bytes());
+        append(&self.priority.unwrap_or_default().to_be_bytes());
+        if let Some(policy) = &self.retry_policy {
+            append(&policy.max_attempts.to_be_bytes());
+            append(&policy.initial_backoff.as_nanos().to_be_bytes());
+            append(&policy.max_backoff.as_nanos().to_be_bytes());
+            append(&policy.multiplier.to_be_bytes());
+            append(&policy.jitter.to_be_bytes());
         }
-        Uuid::new_v5(&SPACE, &bytes)
+        Uuid::new_v5(&REQUEST_FINGERPRINT_NAMESPACE, &bytes)
     }
 }
 
 // === impl SharedTerms ===
 
-impl SharedTerms {
+impl OptionsInterner {
     /// How many are remembered.
-    const ROOM: usize = 16;
+    const CAPACITY: usize = 16;
 
-    fn share(&self, terms: Terms) -> Arc<Terms> {
-        let mut latest = self.0.lock();
-        if let Some(same) = latest.iter().find(|known| ***known == terms) {
+    fn intern(&self, options: ExecutionOptions) -> Arc<ExecutionOptions> {
+        let mut recent = self.0.lock();
+        if let Some(same) = recent.iter().find(|known| ***known == options) {
             return same.clone();
         }
-        latest.truncate(Self::ROOM - 1);
-        let terms = Arc::new(terms);
-        latest.push_front(terms.clone());
-        terms
+        recent.truncate(Self::CAPACITY - 1);
+        let options = Arc::new(options);
+        recent.push_front(options.clone());
+        options
     }
 }
 
-fn method(name: String) -> Result<Box<str>> {
-    if name.len() <= MAX_METHOD && !name.contains(char::is_control) {
+fn parse_method(name: String) -> Result<Box<str>> {
+    if name.len() <= MAX_METHOD_BYTES && !name.contains(char::is_control) {
         return Ok(name.into());
     }
-    let rule = format!(
-        "{:?} is not the name of a method: use at most {MAX_METHOD} bytes, such as bookstore.v1.Bookstore/ExportBooks",
+    let message = format!(
+        "{:?} is not the name of a method: use at most {MAX_METHOD_BYTES} bytes, such as bookstore.v1.Bookstore/ExportBooks",
         excerpt(&name)
     );
-    Err(Error::invalid("method", "INVALID_METHOD", rule))
+    Err(Error::invalid("method", "INVALID_METHOD", message))
 }
 
-fn timestamp(time: SystemTime) -> Timestamp {
+fn to_timestamp(time: SystemTime) -> Timestamp {
     Timestamp::default() + time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -13,40 +13,40 @@ use crate::{
     operation::operation::Operation,
     proto::google::longrunning::ListOperationsRequest,
     query::{
-        eval::Query,
-        page::{Cursor, PageSize},
+        eval::CompiledFilter,
+        page::{PageToken, PageSize},
         plan::Plan,
         scope::Scope,
     },
-    store::{index::Walk, store::Store, view::View},
-    tasks::{LARGE, aside},
-    types::Types,
+    store::{index::Scan, store::Store, view::View},
+    tasks::{BLOCKING_THRESHOLD_BYTES, spawn_blocking_if_large},
+    types::TypeRegistry,
 };
 
 /// A page ends before it holds more bytes of operations than this, because
 /// clients refuse messages over 4 MiB.
-const PAGE_BYTES: usize = 3 << 20;
+const MAX_PAGE_BYTES: usize = 3 << 20;
 
 /// How many operations a list looks at for one page, and for how long, but for
 /// the last of them; then the page is short, which AIP-158 allows, and the next
 /// one goes on from there.
-const SCAN: usize = 100_000;
-const SCAN_TIME: Duration = Duration::from_millis(100);
+const MAX_EXAMINED: usize = 100_000;
+const MAX_SCAN_TIME: Duration = Duration::from_millis(100);
 
 /// How many of them in one go; writers wait no longer than it takes to copy
 /// their handles.
-const STRETCH: usize = 1024;
+const BATCH_SIZE: usize = 1024;
 /// How many of them if each is asked whether a filter is true of it.
-const FILTERED_STRETCH: usize = 64;
+const FILTERED_BATCH_SIZE: usize = 64;
 
 /// How many of them are read from the journal in one go.
-const OLDER_STRETCH: usize = 256;
+const EVICTED_BATCH_SIZE: usize = 256;
 
 /// How long a list works before it lets other tasks of its thread have a turn.
-const TURN: Duration = Duration::from_micros(200);
+const YIELD_INTERVAL: Duration = Duration::from_micros(200);
 /// How many bytes are decoded for a filter between two looks at the clock, which
 /// happen after each stretch anyway.
-const GLANCE_BYTES: usize = 16 * 1024;
+const CLOCK_CHECK_BYTES: usize = 16 * 1024;
 
 /// One page of a list.
 #[derive(Clone, Debug)]
@@ -61,93 +61,93 @@ pub struct Page {
 }
 
 /// What a request asks for.
-struct Listing {
+struct ListQuery {
     scope: Scope,
-    query: Option<Arc<Query>>,
-    size: usize,
+    query: Option<Arc<CompiledFilter>>,
+    page_size: usize,
     /// The page begins below this number.
-    before: u64,
+    before_number: u64,
 }
 
 /// A page as it fills.
-struct Filling {
+struct PageBuilder {
     operations: Vec<Arc<Operation>>,
     bytes: usize,
     examined: usize,
     /// The next page begins below this number.
-    before: u64,
+    before_number: u64,
 }
 
 /// What time a list takes.
-struct Pace {
+struct TimeBudget {
     clock: Clock,
-    begun: Timestamp,
+    started_at: Timestamp,
     /// Since when no other task had a turn.
-    turn: Timestamp,
+    last_yield_at: Timestamp,
     /// Bytes that were decoded since the clock was looked at.
-    bytes: usize,
+    decoded_bytes: usize,
 }
 
 /// The page that a request asks for.
-pub(crate) async fn page(
+pub(crate) async fn list_page(
     view: &View,
-    older: Option<&Store>,
-    is_fresh: bool,
-    types: &Types,
+    shared_store: Option<&Store>,
+    is_up_to_date: bool,
+    types: &TypeRegistry,
     clock: Clock,
     request: &ListOperationsRequest,
 ) -> Result<Page> {
-    let listing = Listing::parse(request, types)?;
-    let plan = match &listing.query {
-        Some(query) => Plan::of(query),
+    let list_query = ListQuery::parse(request, types)?;
+    let plan = match &list_query.query {
+        Some(query) => Plan::from_filter(query),
         None => Plan::EVERYTHING,
     };
-    let mut filling = Filling {
-        operations: Vec::with_capacity(listing.size.min(100)),
+    let mut builder = PageBuilder {
+        operations: Vec::with_capacity(list_query.page_size.min(100)),
         bytes: 0,
         examined: 0,
-        before: listing.before,
+        before_number: list_query.before_number,
     };
-    let mut pace = Pace::new(clock);
-    let named = |name: &str| view.get(name).map(|operation| operation.number());
-    let walk = view.index.walk(&listing.scope, &plan, named);
-    let is_cut_off = !is_fresh || older.is_some_and(|store| store.trouble().is_some());
-    let older = older.filter(|_| plan.among.may_be_done());
-    let mut is_complete = listing
-        .fill(&mut filling, view, &walk, &mut pace, older.is_some())
+    let mut budget = TimeBudget::new(clock);
+    let number_of = |name: &str| view.get_visible(name).map(|operation| operation.number());
+    let scan = view.index.scan(&list_query.scope, &plan, number_of);
+    let is_partial = !is_up_to_date || shared_store.is_some_and(|store| store.write_error().is_some());
+    let evicted_store = shared_store.filter(|_| plan.candidates.can_be_done());
+    let mut is_complete = list_query
+        .fill_from_view(&mut builder, view, &scan, &mut budget, evicted_store.is_some())
         .await;
     // Of what is older, the view has only some.
     let mut unreachable = Vec::new();
-    let place = if request.name.is_empty() {
+    let unreachable_name = if request.name.is_empty() {
         "-"
     } else {
         &request.name
     };
-    if let Some(store) = older
-        && 0 < view.older.floor()
+    if let Some(evicted_store) = evicted_store
+        && 0 < view.eviction.evicted_below()
         && is_complete
     {
-        is_complete = match listing
-            .fill_with_older(&mut filling, store, &mut pace)
+        is_complete = match list_query
+            .fill_from_storage(&mut builder, evicted_store, &mut budget)
             .await
         {
             Err(_) if request.return_partial_success => {
-                unreachable.push(place.to_owned());
+                unreachable.push(unreachable_name.to_owned());
                 true
             }
-            filled => filled?,
+            result => result?,
         };
     }
-    if request.return_partial_success && is_cut_off && unreachable.is_empty() {
-        unreachable.push(place.to_owned());
+    if request.return_partial_success && is_partial && unreachable.is_empty() {
+        unreachable.push(unreachable_name.to_owned());
     }
-    if listing.query.is_some() {
+    if list_query.query.is_some() {
         debug!(
             list.name = request.name,
             list.filter = request.filter,
-            list.plan = %walk,
-            list.examined = filling.examined,
-            list.found = filling.operations.len(),
+            list.plan = %scan,
+            list.examined = builder.examined,
+            list.found = builder.operations.len(),
             list.complete = is_complete,
             "listed operations by a filter"
         );
@@ -155,10 +155,10 @@ pub(crate) async fn page(
     let next_page_token = if is_complete {
         String::new()
     } else {
-        Cursor(filling.before).seal(&request.name, &request.filter)
+        PageToken(builder.before_number).encode(&request.name, &request.filter)
     };
     Ok(Page {
-        operations: filling.operations,
+        operations: builder.operations,
         next_page_token,
         unreachable,
     })
@@ -166,27 +166,27 @@ pub(crate) async fn page(
 
 // === impl Listing ===
 
-impl Listing {
-    fn parse(request: &ListOperationsRequest, types: &Types) -> Result<Self> {
+impl ListQuery {
+    fn parse(request: &ListOperationsRequest, types: &TypeRegistry) -> Result<Self> {
         let scope = Scope::parse(&request.name)
             .map_err(|error| Error::invalid("name", "INVALID_NAME", error))?;
-        if request.return_partial_success && is_one_parent(&scope) {
-            let rule = "needs a wildcard or a whole collection as name; one parent is never partly reachable";
+        if request.return_partial_success && is_single_parent(&scope) {
+            let message = "needs a wildcard or a whole collection as name; one parent is never partly reachable";
             return Err(Error::invalid(
                 "return_partial_success",
                 "INVALID_PARTIAL_SUCCESS",
-                rule,
+                message,
             ));
         }
         let size = PageSize::parse(request.page_size)?.get();
-        let cursor = Cursor::open(&request.page_token, &request.name, &request.filter)?;
+        let cursor = PageToken::decode(&request.page_token, &request.name, &request.filter)?;
         let is_blank = request.filter.trim().is_empty();
-        let query = (!is_blank).then(|| Query::parse(&request.filter, types).map(Arc::new));
+        let query = (!is_blank).then(|| CompiledFilter::parse(&request.filter, types).map(Arc::new));
         Ok(Self {
             scope,
             query: query.transpose()?,
-            size,
-            before: cursor.map_or(u64::MAX, |Cursor(number)| number),
+            page_size: size,
+            before_number: cursor.map_or(u64::MAX, |PageToken(number)| number),
         })
     }
 
@@ -194,40 +194,40 @@ impl Listing {
     ///
     /// What is below the floor of the view may not be all that there is, and is left
     /// out if the journal has the rest.
-    async fn fill(
+    async fn fill_from_view(
         &self,
-        page: &mut Filling,
+        page: &mut PageBuilder,
         view: &View,
-        walk: &Walk<'_>,
-        pace: &mut Pace,
+        scan: &Scan<'_>,
+        budget: &mut TimeBudget,
         has_older: bool,
     ) -> bool {
-        let stretch = match (&self.query, &self.scope) {
-            (Some(_), _) => FILTERED_STRETCH,
-            (None, Scope::Matching(_)) => STRETCH,
+        let batch_size = match (&self.query, &self.scope) {
+            (Some(_), _) => FILTERED_BATCH_SIZE,
+            (None, Scope::ParentPattern(_)) => BATCH_SIZE,
             // All of them are shown, and one more tells whether another page follows.
-            (None, Scope::Everything | Scope::Under(_)) => self.size + 1,
+            (None, Scope::Everything | Scope::Parent(_)) => self.page_size + 1,
         };
         loop {
-            let mut next = view.index.stretch(walk, page.before, stretch);
+            let mut batch = view.index.scan_batch(scan, page.before_number, batch_size);
             // Looked at after the stretch: whatever was let go of before is below it.
-            let floor = if has_older { view.older.floor() } else { 0 };
-            let is_above = |operation: &Arc<Operation>| floor <= operation.number();
-            let above = next.operations.partition_point(is_above);
-            if above < next.operations.len() {
-                next.operations.truncate(above);
-                next.rest = None;
+            let floor = if has_older { view.eviction.evicted_below() } else { 0 };
+            let is_in_view = |operation: &Arc<Operation>| floor <= operation.number();
+            let in_view_count = batch.operations.partition_point(is_in_view);
+            if in_view_count < batch.operations.len() {
+                batch.operations.truncate(in_view_count);
+                batch.resume_before = None;
             }
-            if !self.add(page, next.operations, pace).await {
+            if !self.add_matching(page, batch.operations, budget).await {
                 return false;
             }
-            let Some(rest) = next.rest.filter(|rest| floor < *rest) else {
-                page.before = page.before.min(floor);
+            let Some(rest) = batch.resume_before.filter(|rest| floor < *rest) else {
+                page.before_number = page.before_number.min(floor);
                 return true;
             };
-            page.before = rest;
-            let is_full = page.operations.len() == self.size;
-            if is_full || SCAN <= page.examined || pace.is_over().await {
+            page.before_number = rest;
+            let is_full = page.operations.len() == self.page_size;
+            if is_full || MAX_EXAMINED <= page.examined || budget.check_exhausted().await {
                 return false;
             }
         }
@@ -235,29 +235,29 @@ impl Listing {
 
     /// Goes on with what the journal has; tells whether nothing is left for another
     /// page.
-    async fn fill_with_older(
+    async fn fill_from_storage(
         &self,
-        page: &mut Filling,
+        page: &mut PageBuilder,
         store: &Store,
-        pace: &mut Pace,
+        budget: &mut TimeBudget,
     ) -> Result<bool> {
         let parent = match &self.scope {
-            Scope::Under(parent) => Some(parent),
-            Scope::Everything | Scope::Matching(_) => None,
+            Scope::Parent(parent) => Some(parent),
+            Scope::Everything | Scope::ParentPattern(_) => None,
         };
         loop {
-            let wanted = match self.query {
-                Some(_) => OLDER_STRETCH,
-                None => (self.size + 1 - page.operations.len()).min(OLDER_STRETCH),
+            let limit = match self.query {
+                Some(_) => EVICTED_BATCH_SIZE,
+                None => (self.page_size + 1 - page.operations.len()).min(EVICTED_BATCH_SIZE),
             };
-            let older = store.older(parent, page.before, wanted).await?;
-            if older.is_empty() {
+            let evicted = store.list_from_storage(parent, page.before_number, limit).await?;
+            if evicted.is_empty() {
                 return Ok(true);
             }
-            if !self.add(page, older, pace).await {
+            if !self.add_matching(page, evicted, budget).await {
                 return Ok(false);
             }
-            if SCAN <= page.examined || pace.is_over().await {
+            if MAX_EXAMINED <= page.examined || budget.check_exhausted().await {
                 return Ok(false);
             }
         }
@@ -265,18 +265,18 @@ impl Listing {
 
     /// Adds those that belong to the list; tells whether there was room and time for
     /// all of them.
-    async fn add(
+    async fn add_matching(
         &self,
-        page: &mut Filling,
+        page: &mut PageBuilder,
         operations: Vec<Arc<Operation>>,
-        pace: &mut Pace,
+        budget: &mut TimeBudget,
     ) -> bool {
         for operation in operations {
-            let is_shown = self.shows(&operation, pace).await;
-            if !self.take(page, operation, is_shown) {
+            let is_match = self.matches(&operation, budget).await;
+            if !self.push_if_fits(page, operation, is_match) {
                 return false;
             }
-            if GLANCE_BYTES <= pace.bytes && pace.is_over().await {
+            if CLOCK_CHECK_BYTES <= budget.decoded_bytes && budget.check_exhausted().await {
                 return false;
             }
         }
@@ -284,41 +284,41 @@ impl Listing {
     }
 
     /// Whether an operation belongs to the list.
-    async fn shows(&self, operation: &Arc<Operation>, pace: &mut Pace) -> bool {
+    async fn matches(&self, operation: &Arc<Operation>, budget: &mut TimeBudget) -> bool {
         // What is under one parent was found there, and its name need not be read.
         let is_in_scope = match &self.scope {
-            Scope::Everything | Scope::Under(_) => true,
-            Scope::Matching(_) => self.scope.holds(operation.name()),
+            Scope::Everything | Scope::Parent(_) => true,
+            Scope::ParentPattern(_) => self.scope.contains(operation.name()),
         };
-        if operation.is_hidden() || !is_in_scope {
+        if operation.is_deleted() || !is_in_scope {
             return false;
         }
         let Some(query) = &self.query else {
             return true;
         };
-        let bytes = query.work(operation);
-        pace.bytes += bytes;
-        if bytes < LARGE {
+        let bytes = query.decode_cost(operation);
+        budget.decoded_bytes += bytes;
+        if bytes < BLOCKING_THRESHOLD_BYTES {
             return query.matches(operation);
         }
         let (query, operation) = (Arc::clone(query), Arc::clone(operation));
-        aside(bytes, move || query.matches(&operation)).await
+        spawn_blocking_if_large(bytes, move || query.matches(&operation)).await
     }
 
     /// Takes an operation into the page, if it is shown; tells whether there was
     /// room for it.
-    fn take(&self, page: &mut Filling, operation: Arc<Operation>, is_shown: bool) -> bool {
+    fn push_if_fits(&self, page: &mut PageBuilder, operation: Arc<Operation>, is_match: bool) -> bool {
         page.examined += 1;
-        if is_shown {
+        if is_match {
             let bytes = page.bytes + operation.bytes().len();
             let is_empty = page.operations.is_empty();
-            if page.operations.len() == self.size || (!is_empty && PAGE_BYTES < bytes) {
+            if page.operations.len() == self.page_size || (!is_empty && MAX_PAGE_BYTES < bytes) {
                 return false;
             }
             page.bytes = bytes;
         }
-        page.before = operation.number();
-        if is_shown {
+        page.before_number = operation.number();
+        if is_match {
             page.operations.push(operation);
         }
         true
@@ -327,35 +327,35 @@ impl Listing {
 
 // === impl Pace ===
 
-impl Pace {
+impl TimeBudget {
     fn new(clock: Clock) -> Self {
-        let begun = clock.now();
+        let started_at = clock.now();
         Self {
             clock,
-            begun,
-            turn: begun,
-            bytes: 0,
+            started_at,
+            last_yield_at: started_at,
+            decoded_bytes: 0,
         }
     }
 
     /// Looks at the clock: whether the page has had its time. If not, others
     /// may have a turn now.
-    async fn is_over(&mut self) -> bool {
-        self.bytes = 0;
+    async fn check_exhausted(&mut self) -> bool {
+        self.decoded_bytes = 0;
         let now = self.clock.now();
-        if SCAN_TIME <= now.since(self.begun) {
+        if MAX_SCAN_TIME <= now.since(self.started_at) {
             return true;
         }
-        if TURN <= now.since(self.turn) {
+        if YIELD_INTERVAL <= now.since(self.last_yield_at) {
             yield_now().await;
-            self.turn = self.clock.now();
+            self.last_yield_at = self.clock.now();
         }
         false
     }
 }
 
-fn is_one_parent(scope: &Scope) -> bool {
-    matches!(scope, Scope::Under(parent) if !parent.as_str().is_empty())
+fn is_single_parent(scope: &Scope) -> bool {
+    matches!(scope, Scope::Parent(parent) if !parent.as_str().is_empty())
 }
 
 #[cfg(test)]

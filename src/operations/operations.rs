@@ -12,41 +12,41 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    creation::{Defaults, NewOperation, SharedTerms},
+    creation::{ExecutionDefaults, NewOperation, OptionsInterner},
     listing::{self, Page},
 };
 use crate::{
     clock::Clock,
     error::{Error, Result},
     metrics::Metrics,
-    operation::{name::OperationName, operation::Operation, stage::Event, terms::Terms},
+    operation::{name::OperationName, operation::Operation, stage::Event, terms::ExecutionOptions},
     proto::google::longrunning::ListOperationsRequest,
-    store::{admit::Created, store::Store, waiters::Interest},
+    store::{admit::Created, store::Store, waiters::WaitFor},
     tasks::Tasks,
-    types::Types,
+    types::TypeRegistry,
 };
 
 /// The operations of one server. Clones are handles to the same operations;
 /// when the last one is dropped, the workers stop.
 #[derive(Clone, Debug)]
-pub struct Operations(Arc<Inner>);
+pub struct Operations(Arc<OperationsInner>);
 
 #[derive(Debug)]
-pub(super) struct Inner {
+pub(super) struct OperationsInner {
     pub(super) store: Arc<Store>,
-    pub(super) defaults: Defaults,
-    pub(super) shared: SharedTerms,
+    pub(super) defaults: ExecutionDefaults,
+    pub(super) options_interner: OptionsInterner,
     pub(super) metrics: Metrics,
-    pub(super) types: Types,
+    pub(super) types: TypeRegistry,
     /// Pools and attempts.
-    pub(super) work: Tasks,
-    pub(super) release: CancellationToken,
+    pub(super) worker_tasks: Tasks,
+    pub(super) release_token: CancellationToken,
 }
 
 // === impl Operations ===
 
 impl Operations {
-    pub(super) fn new(inner: Inner) -> Self {
+    pub(super) fn new(inner: OperationsInner) -> Self {
         Self(Arc::new(inner))
     }
 
@@ -54,8 +54,8 @@ impl Operations {
         &self.0.store
     }
 
-    pub(super) fn defaults(&self) -> &Terms {
-        &self.0.defaults.terms
+    pub(super) fn default_options(&self) -> &ExecutionOptions {
+        &self.0.defaults.options
     }
 
     /// Creates an operation. It can be read, from anywhere, when this returns.
@@ -64,9 +64,9 @@ impl Operations {
     /// INVALID_ARGUMENT for a value out of its range, ALREADY_EXISTS if the id
     /// or the request id is taken, RESOURCE_EXHAUSTED at a limit, UNAVAILABLE
     /// while the store cannot write or shuts down.
-    pub async fn create(&self, new: NewOperation) -> Result<Created> {
-        let birth = new.into_birth(&self.0.defaults, &self.0.shared)?;
-        self.0.store.create(birth).await
+    pub async fn create(&self, new_operation: NewOperation) -> Result<Created> {
+        let spec = new_operation.into_spec(&self.0.defaults, &self.0.options_interner)?;
+        self.0.store.create(spec).await
     }
 
     /// Creates an operation for the workers of `queue`.
@@ -84,11 +84,11 @@ impl Operations {
     ///
     /// # Errors
     /// NOT_FOUND if it never was, was deleted or has expired.
-    pub fn get(&self, name: &OperationName) -> Result<Arc<Operation>> {
+    pub fn get_cached(&self, name: &OperationName) -> Result<Arc<Operation>> {
         self.0
             .store
             .view
-            .get(name.as_str())
+            .get_visible(name.as_str())
             .ok_or_else(|| Error::not_found(name.as_str()))
     }
 
@@ -98,11 +98,11 @@ impl Operations {
     ///
     /// # Errors
     /// NOT_FOUND, or UNAVAILABLE if the journal cannot be asked.
-    pub async fn look(&self, name: &OperationName) -> Result<Arc<Operation>> {
-        self.0.store.freshen().await?;
-        match self.get(name) {
-            Err(error) if self.0.store.has_others() => {
-                self.0.store.look_up(name).await?.ok_or(error)
+    pub async fn get(&self, name: &OperationName) -> Result<Arc<Operation>> {
+        self.0.store.ensure_read_consistency().await?;
+        match self.get_cached(name) {
+            Err(error) if self.0.store.has_peers() => {
+                self.0.store.read_through(name).await?.ok_or(error)
             }
             found => found,
         }
@@ -116,13 +116,13 @@ impl Operations {
     /// INVALID_ARGUMENT for a bad name, page size, token or filter, or for
     /// `return_partial_success` with one concrete parent.
     pub async fn list(&self, request: &ListOperationsRequest) -> Result<Page> {
-        let Inner { store, types, .. } = &*self.0;
-        let is_fresh = match store.freshen().await {
+        let OperationsInner { store, types, .. } = &*self.0;
+        let is_up_to_date = match store.ensure_read_consistency().await {
             Err(_) if request.return_partial_success => false,
-            fresh => fresh.map(|()| true)?,
+            result => result.map(|()| true)?,
         };
-        let older = store.has_others().then_some(&**store);
-        listing::page(&store.view, older, is_fresh, types, store.clock, request).await
+        let shared_store = store.has_peers().then_some(&**store);
+        listing::list_page(&store.view, shared_store, is_up_to_date, types, store.clock, request).await
     }
 
     /// Asks for an operation to stop. A pending one is done at once; a running
@@ -149,29 +149,29 @@ impl Operations {
     ///
     /// # Errors
     /// NOT_FOUND, also if it is deleted or expires in the meantime.
-    pub async fn wait(&self, name: &OperationName, limit: Duration) -> Result<Arc<Operation>> {
-        let current = self.look(name).await?;
-        if current.is_done() || limit.is_zero() {
+    pub async fn wait(&self, name: &OperationName, max_wait: Duration) -> Result<Arc<Operation>> {
+        let current = self.get(name).await?;
+        if current.is_done() || max_wait.is_zero() {
             return Ok(current);
         }
-        let stopping = self.0.store.tasks.stopping();
+        let stopping = self.0.store.tasks.stop_token();
         let waiters = &self.0.store.view.waiters;
-        let Some(mut waiter) = waiters.enter(current.number(), Interest::End) else {
+        let Some(mut waiter) = waiters.register(current.number(), WaitFor::Done) else {
             return Ok(current);
         };
         let number = current.number();
         drop(current);
-        let deadline = Instant::now().checked_add(limit);
+        let deadline = Instant::now().checked_add(max_wait);
         loop {
-            let current = self.get_numbered(name, number).await?;
+            let current = self.get_instance(name, number).await?;
             if current.is_done() || stopping.is_cancelled() {
                 return Ok(current);
             }
             drop(current);
             select! {
-                () = waiter.called() => {}
+                () = waiter.notified() => {}
                 () = stopping.cancelled() => {}
-                () = sleep_until(deadline.unwrap_or_else(far_future)) => return self.get_numbered(name, number).await,
+                () = sleep_until(deadline.unwrap_or_else(far_future)) => return self.get_instance(name, number).await,
             }
         }
     }
@@ -179,12 +179,12 @@ impl Operations {
     /// Ends: open waits are answered with the current state, nothing more is
     /// claimed, handlers get `grace` to finish and are then released, so that
     /// their operations go back to the queue.
-    pub async fn shutdown(&self, grace: Duration) {
-        self.0.store.tasks.stopping().cancel();
-        let work = &self.0.work;
-        if timeout(grace, work.stop()).await.is_err() {
-            self.0.release.cancel();
-            work.stop().await;
+    pub async fn shutdown(&self, shutdown_timeout: Duration) {
+        self.0.store.tasks.stop_token().cancel();
+        let worker_tasks = &self.0.worker_tasks;
+        if timeout(shutdown_timeout, worker_tasks.stop()).await.is_err() {
+            self.0.release_token.cancel();
+            worker_tasks.stop().await;
         }
         self.0.store.tasks.stop().await;
     }
@@ -202,7 +202,7 @@ impl Operations {
     }
 
     /// The message types that are known.
-    pub fn types(&self) -> &Types {
+    pub fn types(&self) -> &TypeRegistry {
         &self.0.types
     }
 
@@ -212,34 +212,34 @@ impl Operations {
     }
 
     /// Why changes cannot be kept at present, as a sentence; none while they can.
-    pub fn trouble(&self) -> Option<String> {
-        self.0.store.trouble()
+    pub fn write_error(&self) -> Option<String> {
+        self.0.store.write_error()
     }
 
     /// How long ago everything was shown that other servers of a shared journal had
     /// done; none if the journal is not shared.
-    pub fn follow_age(&self) -> Option<Duration> {
+    pub fn replication_lag(&self) -> Option<Duration> {
         let store = &self.0.store;
-        Some(store.clock.now().since(store.read_until()?))
+        Some(store.clock.now().since(store.applied_through()?))
     }
 
     /// How many waits and watches are open.
-    pub fn waiters(&self) -> usize {
-        self.0.store.view.waiters.count()
+    pub fn waiter_count(&self) -> usize {
+        self.0.store.view.waiters.client_count()
     }
 
-    pub(super) async fn get_numbered(
+    pub(super) async fn get_instance(
         &self,
         name: &OperationName,
         number: u64,
     ) -> Result<Arc<Operation>> {
-        let current = match self.get(name) {
+        let current = match self.get_cached(name) {
             // It may be done for so long that it is not shown any more.
-            Err(error) if self.0.store.view.older.floor() != 0 => {
-                if self.0.store.is_gone(number) {
+            Err(error) if self.0.store.view.eviction.evicted_below() != 0 => {
+                if self.0.store.is_tombstoned(number) {
                     return Err(error);
                 }
-                self.0.store.look_up(name).await?.ok_or(error)?
+                self.0.store.read_through(name).await?.ok_or(error)?
             }
             current => current?,
         };
@@ -252,12 +252,12 @@ impl Operations {
     }
 }
 
-impl Drop for Inner {
+impl Drop for OperationsInner {
     fn drop(&mut self) {
-        self.work.stopping().cancel();
-        self.release.cancel();
-        self.store.tasks.stopping().cancel();
-        self.store.unfollow();
+        self.worker_tasks.stop_token().cancel();
+        self.release_token.cancel();
+        self.store.tasks.stop_token().cancel();
+        self.store.stop_replication();
     }
 }
 

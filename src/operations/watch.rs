@@ -8,7 +8,7 @@ use super::operations::Operations;
 use crate::{
     error::{Error, Result},
     operation::{name::OperationName, operation::Operation},
-    store::waiters::{Interest, Waiter},
+    store::waiters::{WaitFor, Waiter},
 };
 
 /// Follows one operation: see [`Operations::watch`].
@@ -18,7 +18,7 @@ pub struct Watch {
     name: OperationName,
     waiter: Waiter,
     number: u64,
-    shown: Option<Arc<Operation>>,
+    last_returned: Option<Arc<Operation>>,
 }
 
 // === impl Operations ===
@@ -30,23 +30,23 @@ impl Operations {
     /// # Errors
     /// NOT_FOUND; RESOURCE_EXHAUSTED if the server has too many waiters.
     pub async fn watch(&self, name: &OperationName) -> Result<Watch> {
-        self.watch_from(&*self.look(name).await?)
+        self.watch_from(&*self.get(name).await?)
     }
 
     /// Follows an operation that was just looked at.
     pub(crate) fn watch_from(&self, current: &Operation) -> Result<Watch> {
         let waiters = &self.store().view.waiters;
-        let Some(waiter) = waiters.enter(current.number(), Interest::Change) else {
+        let Some(waiter) = waiters.register(current.number(), WaitFor::AnyChange) else {
             return Err(Error::TooManyWaiters {
                 limit: self.store().limits.max_waiters,
             });
         };
         Ok(Watch {
             operations: self.clone(),
-            name: current.owned_name(),
+            name: current.name_owned(),
             waiter,
             number: current.number(),
-            shown: None,
+            last_returned: None,
         })
     }
 }
@@ -60,30 +60,30 @@ impl Watch {
     /// NOT_FOUND if the operation is deleted or expires; UNAVAILABLE when the
     /// server shuts down.
     pub async fn next(&mut self) -> Option<Result<Arc<Operation>>> {
-        if self.shown.as_ref().is_some_and(|shown| shown.is_done()) {
+        if self.last_returned.as_ref().is_some_and(|last| last.is_done()) {
             return None;
         }
-        let stopping = self.operations.store().tasks.stopping().clone();
+        let stopping = self.operations.store().tasks.stop_token().clone();
         loop {
-            match self.operations.get_numbered(&self.name, self.number).await {
+            match self.operations.get_instance(&self.name, self.number).await {
                 Err(error) => return Some(Err(error)),
-                Ok(current) if self.is_news(&current) => {
-                    self.shown = Some(current.clone());
+                Ok(current) if self.has_changed(&current) => {
+                    self.last_returned = Some(current.clone());
                     return Some(Ok(current));
                 }
                 Ok(_) if stopping.is_cancelled() => return Some(Err(Error::ShuttingDown)),
                 Ok(_) => {}
             }
             select! {
-                () = self.waiter.called() => {}
+                () = self.waiter.notified() => {}
                 () = stopping.cancelled() => {}
             }
         }
     }
 
-    fn is_news(&self, current: &Operation) -> bool {
-        self.shown
+    fn has_changed(&self, current: &Operation) -> bool {
+        self.last_returned
             .as_ref()
-            .is_none_or(|shown| shown.bytes() != current.bytes())
+            .is_none_or(|last| last.bytes() != current.bytes())
     }
 }

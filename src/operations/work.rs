@@ -14,7 +14,7 @@ use super::operations::{Operations, far_future};
 use crate::{
     error::{Error, Result},
     operation::{
-        end::End,
+        end::AttemptResult,
         lease::{LeaseToken, WorkerId},
         name::OperationName,
         operation::Operation,
@@ -22,13 +22,13 @@ use crate::{
         stage::{Event, Report},
         terms::QueueName,
     },
-    store::directives::{Desk, Notice},
+    store::directives::{Subscription, LeaseDirective},
 };
 
 /// The notices for one worker, as they come: see [`Operations::directives`].
 #[derive(Debug)]
 pub(crate) struct DirectiveStream {
-    desk: Desk,
+    subscription: Subscription,
     stopping: CancellationToken,
 }
 
@@ -44,7 +44,7 @@ impl Operations {
         loop {
             let mut leased = self
                 .store()
-                .claim(queues, worker, 1, std::future::pending())
+                .lease_batch(queues, worker, 1, std::future::pending())
                 .await?;
             if let Some(operation) = leased.pop() {
                 return Ok(operation);
@@ -65,23 +65,23 @@ impl Operations {
         &self,
         queues: &[QueueName],
         worker: &WorkerId,
-        most: usize,
-        wait: Duration,
+        max_operations: usize,
+        wait_timeout: Duration,
     ) -> Result<Vec<Arc<Operation>>> {
-        self.store().freshen().await?;
-        let mut desk = self.store().view.directives.enter(worker);
-        let deadline = Instant::now().checked_add(wait).unwrap_or_else(far_future);
-        let enough = async {
+        self.store().ensure_read_consistency().await?;
+        let mut subscription = self.store().view.directives.subscribe(worker);
+        let deadline = Instant::now().checked_add(wait_timeout).unwrap_or_else(far_future);
+        let wait_ended = async {
             // Over the limit of those who wait, there is no wait.
-            if let Some(desk) = &mut desk {
+            if let Some(subscription) = &mut subscription {
                 select! {
                     () = sleep_until(deadline) => {}
-                    () = desk.draining() => {}
+                    () = subscription.wait_for_drain() => {}
                 }
             }
         };
-        let leased = self.store().claim(queues, worker, most, enough).await?;
-        if leased.is_empty() && !wait.is_zero() && desk.is_none() {
+        let leased = self.store().lease_batch(queues, worker, max_operations, wait_ended).await?;
+        if leased.is_empty() && !wait_timeout.is_zero() && subscription.is_none() {
             // An empty list would be asked for again at once.
             return Err(self.too_many_waiters());
         }
@@ -91,15 +91,15 @@ impl Operations {
     /// Says that a worker takes nothing more: the leases that it waits for just
     /// now are answered with none.
     pub fn drain_worker(&self, worker: &WorkerId) {
-        self.store().view.directives.drain(worker);
+        self.store().view.directives.notify_drain(worker);
     }
 
     /// Follows what becomes of the operations that a worker holds.
-    pub(crate) fn directives(&self, worker: &WorkerId) -> Result<DirectiveStream> {
-        let desk = self.store().view.directives.enter(worker);
+    pub(crate) fn watch_directives(&self, worker: &WorkerId) -> Result<DirectiveStream> {
+        let subscription = self.store().view.directives.subscribe(worker);
         Ok(DirectiveStream {
-            desk: desk.ok_or_else(|| self.too_many_waiters())?,
-            stopping: self.store().tasks.stopping().clone(),
+            subscription: subscription.ok_or_else(|| self.too_many_waiters())?,
+            stopping: self.store().tasks.stop_token().clone(),
         })
     }
 
@@ -111,12 +111,12 @@ impl Operations {
 
     /// Whether the server shuts down, so that workers take nothing new.
     pub(crate) fn is_stopping(&self) -> bool {
-        self.store().tasks.stopping().is_cancelled()
+        self.store().tasks.stop_token().is_cancelled()
     }
 
     /// How long leases last whose creator leaves it out.
-    pub(crate) fn lease_duration(&self) -> Duration {
-        self.defaults().lease_duration
+    pub(crate) fn default_lease_duration(&self) -> Duration {
+        self.default_options().lease_duration
     }
 
     /// Renews a lease.
@@ -141,7 +141,7 @@ impl Operations {
         report: Report,
     ) -> Result<Arc<Operation>> {
         report.check()?;
-        self.store().commit(name, Event::Renew(token, report)).await
+        self.store().commit(name, Event::RenewLease(token, report)).await
     }
 
     /// Tells how far the work is, without renewing the lease.
@@ -170,11 +170,11 @@ impl Operations {
         &self,
         name: &OperationName,
         token: LeaseToken,
-        end: End,
+        result: AttemptResult,
         report: Report,
     ) -> Result<Arc<Operation>> {
         report.check()?;
-        let event = end.into_event(token, report)?;
+        let event = result.into_event(token, report)?;
         self.store().commit(name, event).await
     }
 
@@ -188,8 +188,8 @@ impl Operations {
         token: LeaseToken,
         response: Any,
     ) -> Result<Arc<Operation>> {
-        let end = End::Response(response);
-        self.finish(name, token, end, Report::default()).await
+        let result = AttemptResult::Succeeded(response);
+        self.finish(name, token, result, Report::default()).await
     }
 
     /// Finishes an attempt with a failure.
@@ -202,8 +202,8 @@ impl Operations {
         token: LeaseToken,
         failure: Failure,
     ) -> Result<Arc<Operation>> {
-        let end = End::Failure(failure);
-        self.finish(name, token, end, Report::default()).await
+        let result = AttemptResult::Failed(failure);
+        self.finish(name, token, result, Report::default()).await
     }
 
     /// Gives an operation back to its queue; the attempt does not count.
@@ -211,7 +211,7 @@ impl Operations {
     /// # Errors
     /// As [`Operations::finish`].
     pub async fn release(&self, name: &OperationName, token: LeaseToken) -> Result<Arc<Operation>> {
-        self.finish(name, token, End::Release, Report::default())
+        self.finish(name, token, AttemptResult::Released, Report::default())
             .await
     }
 }
@@ -220,11 +220,11 @@ impl Operations {
 
 impl DirectiveStream {
     /// The next notice; none when the server shuts down.
-    pub(crate) async fn next(&mut self) -> Option<Notice> {
+    pub(crate) async fn next(&mut self) -> Option<LeaseDirective> {
         select! {
             biased;
             () = self.stopping.cancelled() => None,
-            notice = self.desk.notice() => Some(notice),
+            notice = self.subscription.next_directive() => Some(notice),
         }
     }
 }

@@ -6,49 +6,49 @@ use prost_reflect::{EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor};
 
 use super::{
     filter::{Comparator, Segment},
-    literal::{Literal, Misfit, Scalar},
+    literal::{Literal, TypeError, ScalarType},
 };
 
 /// Whether a path makes sense for a message of this type, and the literal for
 /// the field that it leads to.
-pub(super) fn check(
+pub(super) fn check_path(
     descriptor: &MessageDescriptor,
     path: &[Segment],
     comparator: Comparator,
     literal: &Literal,
-) -> Result<(), Misfit> {
-    let is_open = matches!(
+) -> Result<(), TypeError> {
+    let is_dynamic = matches!(
         descriptor.full_name(),
         "google.protobuf.Any"
             | "google.protobuf.Struct"
             | "google.protobuf.Value"
             | "google.protobuf.ListValue"
     );
-    if is_open {
+    if is_dynamic {
         return Ok(());
     }
     let [first, rest @ ..] = path else {
-        return match (well_known_scalar(descriptor), comparator) {
-            (Some(scalar), _) => literal.check(comparator, &scalar),
+        return match (well_known_scalar_type(descriptor), comparator) {
+            (Some(scalar), _) => literal.check_type(comparator, &scalar),
             (None, Comparator::Has) => Ok(()),
-            (None, _) => Err(Misfit::Comparator("`:`, for it is a message")),
+            (None, _) => Err(TypeError::ExpectedComparator("`:`, for it is a message")),
         };
     };
-    let Some(field) = field(descriptor, &first.name) else {
-        return Err(Misfit::NoField(path.len()));
+    let Some(field) = find_field(descriptor, &first.name) else {
+        return Err(TypeError::UnknownField(path.len()));
     };
     if field.is_map() {
         return match rest {
             [] if comparator == Comparator::Has => Ok(()),
-            [] => Err(Misfit::Comparator("`:`, for it is a map")),
-            [_, rest @ ..] => check_kind(&value_kind(&field), rest, comparator, literal),
+            [] => Err(TypeError::ExpectedComparator("`:`, for it is a map")),
+            [_, rest @ ..] => check_kind(&map_value_kind(&field), rest, comparator, literal),
         };
     }
     if field.is_list() {
         if comparator != Comparator::Has {
-            return Err(Misfit::Comparator("`:`, for it is a repeated field"));
+            return Err(TypeError::ExpectedComparator("`:`, for it is a repeated field"));
         }
-        if rest.is_empty() && literal.text.is_star() {
+        if rest.is_empty() && literal.pattern.is_wildcard() {
             return Ok(());
         }
     }
@@ -60,20 +60,20 @@ fn check_kind(
     rest: &[Segment],
     comparator: Comparator,
     literal: &Literal,
-) -> Result<(), Misfit> {
+) -> Result<(), TypeError> {
     let scalar = match kind {
-        Kind::Message(inner) => return check(inner, rest, comparator, literal),
-        Kind::Enum(kind) => Scalar::Enum(enum_names(kind)),
-        Kind::String => Scalar::Text,
-        Kind::Bool => Scalar::Bool,
-        Kind::Double | Kind::Float => Scalar::Float,
-        Kind::Bytes => Scalar::Opaque,
-        _ => Scalar::Integer,
+        Kind::Message(inner) => return check_path(inner, rest, comparator, literal),
+        Kind::Enum(kind) => ScalarType::Enum(enum_names(kind)),
+        Kind::String => ScalarType::Text,
+        Kind::Bool => ScalarType::Bool,
+        Kind::Double | Kind::Float => ScalarType::Float,
+        Kind::Bytes => ScalarType::Opaque,
+        _ => ScalarType::Integer,
     };
     if !rest.is_empty() {
-        return Err(Misfit::NoField(rest.len()));
+        return Err(TypeError::UnknownField(rest.len()));
     }
-    literal.check(comparator, &scalar)
+    literal.check_type(comparator, &scalar)
 }
 
 fn enum_names(kind: &EnumDescriptor) -> Vec<String> {
@@ -81,14 +81,14 @@ fn enum_names(kind: &EnumDescriptor) -> Vec<String> {
 }
 
 /// A field by its name, or by the one that it has in JSON.
-pub(super) fn field(descriptor: &MessageDescriptor, name: &str) -> Option<FieldDescriptor> {
+pub(super) fn find_field(descriptor: &MessageDescriptor, name: &str) -> Option<FieldDescriptor> {
     descriptor
         .get_field_by_name(name)
         .or_else(|| descriptor.get_field_by_json_name(name))
 }
 
 /// What the values of a map are.
-pub(super) fn value_kind(map: &FieldDescriptor) -> Kind {
+pub(super) fn map_value_kind(map: &FieldDescriptor) -> Kind {
     match map.kind() {
         Kind::Message(entry) => entry.map_entry_value_field().kind(),
         other => other,
@@ -96,16 +96,16 @@ pub(super) fn value_kind(map: &FieldDescriptor) -> Kind {
 }
 
 /// What a message of `google.protobuf` stands for, if that is one value.
-pub(super) fn well_known_scalar(descriptor: &MessageDescriptor) -> Option<Scalar> {
+pub(super) fn well_known_scalar_type(descriptor: &MessageDescriptor) -> Option<ScalarType> {
     Some(
         match descriptor.full_name().strip_prefix("google.protobuf.")? {
-            "Timestamp" => Scalar::Time,
-            "Duration" => Scalar::Duration,
-            "BoolValue" => Scalar::Bool,
-            "StringValue" => Scalar::Text,
-            "BytesValue" => Scalar::Opaque,
-            "DoubleValue" | "FloatValue" => Scalar::Float,
-            "Int32Value" | "Int64Value" | "UInt32Value" | "UInt64Value" => Scalar::Integer,
+            "Timestamp" => ScalarType::Time,
+            "Duration" => ScalarType::Duration,
+            "BoolValue" => ScalarType::Bool,
+            "StringValue" => ScalarType::Text,
+            "BytesValue" => ScalarType::Opaque,
+            "DoubleValue" | "FloatValue" => ScalarType::Float,
+            "Int32Value" | "Int64Value" | "UInt32Value" | "UInt64Value" => ScalarType::Integer,
             _ => return None,
         },
     )

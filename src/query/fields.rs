@@ -2,21 +2,21 @@
 //! google.longrunning.Operation and the server's own. What is inside messages
 //! is in `inside`.
 
-use super::literal::{Held, Scalar};
+use super::literal::{FieldValue, ScalarType};
 use crate::{
     clock::Timestamp, operation::operation::Operation,
     proto::longrunning::v1::operation_metadata::State,
 };
 
 /// The names of all fields, for errors.
-pub(crate) const NAMES: &str = "name, done, error, response, metadata, state, queue, method, \
+pub(crate) const FIELD_NAMES: &str = "name, done, error, response, metadata, state, queue, method, \
      create_time, start_time, update_time, end_time, expire_time, attempt, cancel_requested, labels";
 
 /// A field of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Field {
     /// One with a value of its own.
-    Own(Own),
+    Scalar(ScalarField),
     /// `map<string, string>`.
     Labels,
     Error,
@@ -26,7 +26,7 @@ pub(crate) enum Field {
 
 /// A field with a value of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Own {
+pub(crate) enum ScalarField {
     Name,
     Done,
     State,
@@ -46,19 +46,19 @@ pub(crate) enum Own {
 impl Field {
     /// The field with this name, which may also be written as in JSON.
     pub(crate) fn parse(name: &str) -> Option<Self> {
-        Some(Self::Own(match name {
-            "name" => Own::Name,
-            "done" => Own::Done,
-            "state" => Own::State,
-            "queue" => Own::Queue,
-            "method" => Own::Method,
-            "create_time" | "createTime" => Own::CreateTime,
-            "start_time" | "startTime" => Own::StartTime,
-            "update_time" | "updateTime" => Own::UpdateTime,
-            "end_time" | "endTime" => Own::EndTime,
-            "expire_time" | "expireTime" => Own::ExpireTime,
-            "attempt" => Own::Attempt,
-            "cancel_requested" | "cancelRequested" => Own::CancelRequested,
+        Some(Self::Scalar(match name {
+            "name" => ScalarField::Name,
+            "done" => ScalarField::Done,
+            "state" => ScalarField::State,
+            "queue" => ScalarField::Queue,
+            "method" => ScalarField::Method,
+            "create_time" | "createTime" => ScalarField::CreateTime,
+            "start_time" | "startTime" => ScalarField::StartTime,
+            "update_time" | "updateTime" => ScalarField::UpdateTime,
+            "end_time" | "endTime" => ScalarField::EndTime,
+            "expire_time" | "expireTime" => ScalarField::ExpireTime,
+            "attempt" => ScalarField::Attempt,
+            "cancel_requested" | "cancelRequested" => ScalarField::CancelRequested,
             "labels" => return Some(Self::Labels),
             "error" => return Some(Self::Error),
             "response" => return Some(Self::Response),
@@ -70,13 +70,13 @@ impl Field {
 
 // === impl Own ===
 
-impl Own {
+impl ScalarField {
     /// The type of its values.
-    pub(crate) fn scalar(self) -> Scalar {
+    pub(crate) fn scalar_type(self) -> ScalarType {
         match self {
-            Self::Name | Self::Queue | Self::Method => Scalar::Text,
-            Self::Done | Self::CancelRequested => Scalar::Bool,
-            Self::State => Scalar::Enum(
+            Self::Name | Self::Queue | Self::Method => ScalarType::Text,
+            Self::Done | Self::CancelRequested => ScalarType::Bool,
+            Self::State => ScalarType::Enum(
                 STATES
                     .iter()
                     .map(|state| state.as_str_name().to_owned())
@@ -86,37 +86,37 @@ impl Own {
             | Self::StartTime
             | Self::UpdateTime
             | Self::EndTime
-            | Self::ExpireTime => Scalar::Time,
-            Self::Attempt => Scalar::Integer,
+            | Self::ExpireTime => ScalarType::Time,
+            Self::Attempt => ScalarType::Integer,
         }
     }
 
     /// Its value; none if it is not there (yet).
-    pub(crate) fn held(self, operation: &Operation) -> Option<Held<'_>> {
-        let time = |time: Timestamp| Held::Time(time.nanos().into());
+    pub(crate) fn value(self, operation: &Operation) -> Option<FieldValue<'_>> {
+        let time = |time: Timestamp| FieldValue::Time(time.nanos().into());
         Some(match self {
-            Self::Name => Held::Text(operation.name()),
-            Self::Done | Self::State => self.held_in(operation.state())?,
-            Self::Queue => Held::Text(operation.queue().map_or("", |queue| queue.as_str())),
-            Self::Method => Held::Text(operation.method()),
+            Self::Name => FieldValue::Text(operation.name()),
+            Self::Done | Self::State => self.value_in_state(operation.state())?,
+            Self::Queue => FieldValue::Text(operation.queue().map_or("", |queue| queue.as_str())),
+            Self::Method => FieldValue::Text(operation.method()),
             Self::CreateTime => time(operation.create_time()),
             Self::StartTime => time(operation.start_time()?),
             Self::UpdateTime => time(operation.update_time()),
             Self::EndTime => time(operation.end_time()?),
-            Self::ExpireTime => time(operation.end_time()? + operation.terms().retention),
-            Self::Attempt => Held::Integer(operation.attempt().into()),
-            Self::CancelRequested => Held::Bool(operation.cancel_requested()),
+            Self::ExpireTime => time(operation.end_time()? + operation.options().retention),
+            Self::Attempt => FieldValue::Integer(operation.attempt().into()),
+            Self::CancelRequested => FieldValue::Bool(operation.cancel_requested()),
         })
     }
 
     /// The value that it has in a state, if nothing else matters for it.
-    pub(crate) fn held_in(self, state: State) -> Option<Held<'static>> {
+    pub(crate) fn value_in_state(self, state: State) -> Option<FieldValue<'static>> {
         match self {
-            Self::Done => Some(Held::Bool(!matches!(
+            Self::Done => Some(FieldValue::Bool(!matches!(
                 state,
                 State::Pending | State::Running
             ))),
-            Self::State => Some(Held::Enum(state.as_str_name())),
+            Self::State => Some(FieldValue::Enum(state.as_str_name())),
             _ => None,
         }
     }

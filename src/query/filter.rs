@@ -15,9 +15,9 @@ pub(crate) enum Filter {
     /// It does not hold.
     Not(Box<Filter>),
     /// A field is compared with a value.
-    Compare(Restriction),
+    Restriction(Restriction),
     /// The text stands somewhere in the operation.
-    Anywhere(Text),
+    Global(Pattern),
 }
 
 /// A field, a comparator and a value.
@@ -25,7 +25,7 @@ pub(crate) enum Filter {
 pub(crate) struct Restriction {
     pub(crate) path: Path,
     pub(crate) comparator: Comparator,
-    pub(crate) value: Text,
+    pub(crate) value: Pattern,
 }
 
 /// A field, and those inside it. Clones share the segments.
@@ -54,12 +54,12 @@ pub(crate) enum Comparator {
 /// A text of a filter, which a `*` can leave open at either end. What it stands
 /// for is decided by what it is compared with.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Text {
+pub(crate) struct Pattern {
     pub(crate) body: Box<str>,
     /// Anything may stand in front of the body.
-    pub(crate) open_start: bool,
+    pub(crate) leading_wildcard: bool,
     /// Anything may follow the body.
-    pub(crate) open_end: bool,
+    pub(crate) trailing_wildcard: bool,
     pub(crate) column: Column,
 }
 
@@ -82,37 +82,37 @@ pub struct InvalidFilter {
 
 impl Filter {
     /// All of these; a single one stands for itself, nested ones are opened.
-    pub(crate) fn all(filters: Vec<Self>) -> Self {
-        join(filters, Self::And, |filter| match filter {
+    pub(crate) fn conjunction(filters: Vec<Self>) -> Self {
+        flatten(filters, Self::And, |filter| match filter {
             Self::And(inner) => Ok(inner),
             other => Err(other),
         })
     }
 
     /// One of these; a single one stands for itself, nested ones are opened.
-    pub(crate) fn any(filters: Vec<Self>) -> Self {
-        join(filters, Self::Or, |filter| match filter {
+    pub(crate) fn disjunction(filters: Vec<Self>) -> Self {
+        flatten(filters, Self::Or, |filter| match filter {
             Self::Or(inner) => Ok(inner),
             other => Err(other),
         })
     }
 }
 
-fn join(
+fn flatten(
     filters: Vec<Filter>,
-    kind: fn(Vec<Filter>) -> Filter,
-    open: fn(Filter) -> Result<Vec<Filter>, Filter>,
+    combine: fn(Vec<Filter>) -> Filter,
+    into_nested: fn(Filter) -> Result<Vec<Filter>, Filter>,
 ) -> Filter {
     let mut flat = Vec::with_capacity(filters.len());
     for filter in filters {
-        match open(filter) {
+        match into_nested(filter) {
             Ok(inner) => flat.extend(inner),
             Err(filter) => flat.push(filter),
         }
     }
     match <[Filter; 1]>::try_from(flat) {
         Ok([single]) => single,
-        Err(flat) => kind(flat),
+        Err(flat) => combine(flat),
     }
 }
 
@@ -121,16 +121,16 @@ impl fmt::Display for Filter {
     /// grammar needs them, so that no filter prints deeper than it was written.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::And(all) => {
-                for (at, filter) in all.iter().enumerate() {
-                    f.write_str(if at == 0 { "" } else { " AND " })?;
+            Self::And(filters) => {
+                for (index, filter) in filters.iter().enumerate() {
+                    f.write_str(if index == 0 { "" } else { " AND " })?;
                     write!(f, "{filter}")?;
                 }
                 Ok(())
             }
-            Self::Or(any) => {
-                for (at, filter) in any.iter().enumerate() {
-                    f.write_str(if at == 0 { "" } else { " OR " })?;
+            Self::Or(filters) => {
+                for (index, filter) in filters.iter().enumerate() {
+                    f.write_str(if index == 0 { "" } else { " OR " })?;
                     match filter {
                         Self::And(_) => write!(f, "({filter})")?,
                         _ => write!(f, "{filter}")?,
@@ -139,18 +139,18 @@ impl fmt::Display for Filter {
                 Ok(())
             }
             Self::Not(inner) => match &**inner {
-                Self::Compare(_) | Self::Anywhere(_) => write!(f, "NOT {inner}"),
+                Self::Restriction(_) | Self::Global(_) => write!(f, "NOT {inner}"),
                 _ => write!(f, "NOT ({inner})"),
             },
-            Self::Compare(Restriction {
+            Self::Restriction(Restriction {
                 path,
                 comparator,
                 value,
             }) => {
                 write!(f, "{path} {comparator} ")?;
-                value.print(f, is_plain_value)
+                value.write_to(f, is_bare_value)
             }
-            Self::Anywhere(text) => text.print(f, is_plain_word),
+            Self::Global(pattern) => pattern.write_to(f, is_bare_word),
         }
     }
 }
@@ -159,13 +159,13 @@ impl fmt::Display for Filter {
 
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, Segment { name, .. }) in self.0.iter().enumerate() {
-            f.write_str(if at == 0 { "" } else { "." })?;
-            let plain = is_plain_word(name) && !name.contains(['*', '[', ']']);
-            if plain {
+        for (index, Segment { name, .. }) in self.0.iter().enumerate() {
+            f.write_str(if index == 0 { "" } else { "." })?;
+            let is_bare = is_bare_word(name) && !name.contains(['*', '[', ']']);
+            if is_bare {
                 f.write_str(name)?;
             } else {
-                quote(name, false, false, f)?;
+                write_quoted(name, false, false, f)?;
             }
         }
         Ok(())
@@ -204,26 +204,26 @@ impl fmt::Display for Comparator {
 
 // === impl Text ===
 
-impl Text {
+impl Pattern {
     /// Whether it is `*` alone: with `:`, the question whether there is anything.
-    pub(crate) fn is_star(&self) -> bool {
-        (self.open_start || self.open_end) && self.body.is_empty()
+    pub(crate) fn is_wildcard(&self) -> bool {
+        (self.leading_wildcard || self.trailing_wildcard) && self.body.is_empty()
     }
 
     /// The text if no `*` leaves it open.
     pub(crate) fn exact(&self) -> Option<&str> {
-        (!self.open_start && !self.open_end).then_some(&*self.body)
+        (!self.leading_wildcard && !self.trailing_wildcard).then_some(&*self.body)
     }
 
     /// The text with its stars.
-    pub(crate) fn as_written(&self) -> String {
-        let (start, end) = (star(self.open_start), star(self.open_end));
-        format!("{start}{}{end}", self.body)
+    pub(crate) fn to_source_text(&self) -> String {
+        let (leading, trailing) = (wildcard_str(self.leading_wildcard), wildcard_str(self.trailing_wildcard));
+        format!("{leading}{}{trailing}", self.body)
     }
 
     /// Whether this is the other text, but for what is left open.
-    pub(crate) fn is(&self, other: &str) -> bool {
-        match (self.open_start, self.open_end) {
+    pub(crate) fn is_match(&self, other: &str) -> bool {
+        match (self.leading_wildcard, self.trailing_wildcard) {
             (false, false) => *self.body == *other,
             (false, true) => other.starts_with(&*self.body),
             (true, false) => other.ends_with(&*self.body),
@@ -233,45 +233,45 @@ impl Text {
 
     /// Whether this stands somewhere in the other text; one with a `*` is the
     /// whole of it.
-    pub(crate) fn is_in(&self, other: &str) -> bool {
+    pub(crate) fn is_found_in(&self, other: &str) -> bool {
         match self.exact() {
             Some(body) => other.contains(body),
-            None => self.is(other),
+            None => self.is_match(other),
         }
     }
 
-    fn print(&self, f: &mut fmt::Formatter<'_>, is_plain: fn(&str) -> bool) -> fmt::Result {
+    fn write_to(&self, f: &mut fmt::Formatter<'_>, is_bare: fn(&str) -> bool) -> fmt::Result {
         let Self {
             body,
-            open_start,
-            open_end,
+            leading_wildcard,
+            trailing_wildcard,
             ..
         } = self;
-        let bare = self.as_written();
-        if !body.contains('*') && is_plain(&bare) {
-            f.write_str(&bare)
+        let source = self.to_source_text();
+        if !body.contains('*') && is_bare(&source) {
+            f.write_str(&source)
         } else {
-            quote(body, *open_start, *open_end, f)
+            write_quoted(body, *leading_wildcard, *trailing_wildcard, f)
         }
     }
 }
 
-fn star(is_open: bool) -> &'static str {
-    if is_open { "*" } else { "" }
+fn wildcard_str(is_wildcard: bool) -> &'static str {
+    if is_wildcard { "*" } else { "" }
 }
 
-fn quote(body: &str, open_start: bool, open_end: bool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    write!(f, "\"{}", star(open_start))?;
-    for letter in body.chars() {
-        match letter {
-            '"' | '\\' | '*' => write!(f, "\\{letter}")?,
+fn write_quoted(body: &str, leading_wildcard: bool, trailing_wildcard: bool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "\"{}", wildcard_str(leading_wildcard))?;
+    for character in body.chars() {
+        match character {
+            '"' | '\\' | '*' => write!(f, "\\{character}")?,
             '\n' => f.write_str("\\n")?,
             '\r' => f.write_str("\\r")?,
             '\t' => f.write_str("\\t")?,
-            letter => write!(f, "{letter}")?,
+            character => write!(f, "{character}")?,
         }
     }
-    write!(f, "{}\"", star(open_end))
+    write!(f, "{}\"", wildcard_str(trailing_wildcard))
 }
 
 // === impl Column ===
@@ -304,8 +304,8 @@ impl InvalidFilter {
 // === What needs no quotes ===
 
 /// Whether a character can stand in a word without quotes.
-pub(crate) fn is_word_letter(letter: char) -> bool {
-    !letter.is_whitespace() && !letter.is_control() && !"(),.<>=!:\"'\\".contains(letter)
+pub(crate) fn is_word_char(character: char) -> bool {
+    !character.is_whitespace() && !character.is_control() && !"(),.<>=!:\"'\\".contains(character)
 }
 
 /// Whether a word means something to the grammar.
@@ -315,19 +315,19 @@ pub(crate) fn is_keyword(word: &str) -> bool {
 
 /// Whether a text is read back without quotes where a field or a bare word may
 /// stand.
-fn is_plain_word(text: &str) -> bool {
+fn is_bare_word(text: &str) -> bool {
     !text.is_empty()
-        && text.chars().all(is_word_letter)
+        && text.chars().all(is_word_char)
         && !text.starts_with('-')
         && !is_keyword(text)
 }
 
 /// Whether a text is read back without quotes behind a comparator.
-fn is_plain_value(text: &str) -> bool {
+fn is_bare_value(text: &str) -> bool {
     !text.is_empty()
         && text
             .chars()
-            .all(|letter| is_word_letter(letter) || ".:".contains(letter))
+            .all(|character| is_word_char(character) || ".:".contains(character))
         && !text.starts_with(':')
         && !is_keyword(text)
 }

@@ -7,278 +7,278 @@ use std::ops::Deref;
 use prost_reflect::{DynamicMessage, Kind, MessageDescriptor, ReflectMessage, Value};
 
 use super::{
-    check::{field, value_kind, well_known_scalar},
+    check::{find_field, map_value_kind, well_known_scalar_type},
     filter::{Comparator, Segment},
-    literal::{Held, Literal, Scalar, Truth, nanoseconds},
-    subject::Subject,
+    literal::{FieldValue, Literal, ScalarType, TruthValue, total_nanoseconds},
+    subject::DecodedOperation,
 };
-use crate::types::key_text;
+use crate::types::map_key_text;
 
 /// How many `Any`s inside each other are opened; what is deeper is not known.
-pub(super) const MAX_NESTED: usize = 8;
+pub(super) const MAX_ANY_DEPTH: usize = 8;
 
-pub(super) const ANY: &str = "google.protobuf.Any";
+pub(super) const ANY_TYPE_NAME: &str = "google.protobuf.Any";
 
 /// The field of an `Any` that says what is in it.
-pub(crate) const TYPE: &str = "@type";
+pub(crate) const TYPE_FIELD: &str = "@type";
 
 /// A question to a message: what is asked about the field that a path leads to.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Inside<'a> {
-    subject: &'a Subject<'a>,
+pub(super) struct MessageEvaluator<'a> {
+    decoded: &'a DecodedOperation<'a>,
     comparator: Comparator,
     literal: &'a Literal,
     /// How many more `Any`s may be opened.
-    nested: usize,
+    remaining_any_depth: usize,
     /// Whether the question is to an element of a repeated field, where a text
     /// must be the value, not only stand in it.
-    to_element: bool,
+    in_repeated: bool,
 }
 
 // === impl Inside ===
 
-impl<'a> Inside<'a> {
+impl<'a> MessageEvaluator<'a> {
     pub(super) fn new(
-        subject: &'a Subject<'a>,
+        decoded: &'a DecodedOperation<'a>,
         comparator: Comparator,
         literal: &'a Literal,
     ) -> Self {
         Self {
-            subject,
+            decoded,
             comparator,
             literal,
-            nested: MAX_NESTED,
-            to_element: false,
+            remaining_any_depth: MAX_ANY_DEPTH,
+            in_repeated: false,
         }
     }
 
-    fn asks_presence(&self) -> bool {
-        self.comparator == Comparator::Has && self.literal.text.is_star()
+    fn is_presence_test(&self) -> bool {
+        self.comparator == Comparator::Has && self.literal.pattern.is_wildcard()
     }
 
     /// The answer about what is not there: absence is known, but nothing else is.
-    pub(super) fn absent(&self) -> Truth {
-        if self.asks_presence() {
-            Truth::False
+    pub(super) fn truth_if_missing(&self) -> TruthValue {
+        if self.is_presence_test() {
+            TruthValue::False
         } else {
-            self.unfit()
+            self.truth_if_incomparable()
         }
     }
 
     /// The answer about what cannot be compared with the literal. An element
     /// is known not to be the one that is asked for, then.
-    fn unfit(&self) -> Truth {
-        if self.to_element {
-            Truth::False
+    fn truth_if_incomparable(&self) -> TruthValue {
+        if self.in_repeated {
+            TruthValue::False
         } else {
-            Truth::Unknown
+            TruthValue::Unknown
         }
     }
 
-    fn scalar(&self, held: Held<'_>, rest: &[Segment]) -> Truth {
+    fn evaluate_scalar(&self, value: FieldValue<'_>, rest: &[Segment]) -> TruthValue {
         if rest.is_empty() {
-            self.test(held)
+            self.compare(value)
         } else {
-            self.absent()
+            self.truth_if_missing()
         }
     }
 
-    fn test(&self, held: Held<'_>) -> Truth {
+    fn compare(&self, value: FieldValue<'_>) -> TruthValue {
         let comparator = match self.comparator {
-            Comparator::Has if self.to_element => Comparator::Equal,
+            Comparator::Has if self.in_repeated => Comparator::Equal,
             other => other,
         };
-        match self.literal.test(comparator, held) {
-            Truth::Unknown => self.unfit(),
+        match self.literal.evaluate(comparator, value) {
+            TruthValue::Unknown => self.truth_if_incomparable(),
             known => known,
         }
     }
 
     /// Asks the message in an `Any`, which is decoded by `open`.
-    pub(super) fn any<M>(
+    pub(super) fn evaluate_any<M>(
         self,
         type_url: &str,
-        open: impl FnOnce() -> Option<M>,
+        decode: impl FnOnce() -> Option<M>,
         path: &[Segment],
-    ) -> Truth
+    ) -> TruthValue
     where
         M: Deref<Target = DynamicMessage>,
     {
         match path {
-            [] if self.asks_presence() => return Truth::True,
-            [first, rest @ ..] if &*first.name == TYPE => {
-                return if self.asks_presence() && rest.is_empty() {
-                    Truth::True
+            [] if self.is_presence_test() => return TruthValue::True,
+            [first, rest @ ..] if &*first.name == TYPE_FIELD => {
+                return if self.is_presence_test() && rest.is_empty() {
+                    TruthValue::True
                 } else {
-                    self.scalar(Held::Text(type_url), rest)
+                    self.evaluate_scalar(FieldValue::Text(type_url), rest)
                 };
             }
             _ => {}
         }
-        let Some(nested) = self.nested.checked_sub(1) else {
-            return Truth::Unknown;
+        let Some(remaining_any_depth) = self.remaining_any_depth.checked_sub(1) else {
+            return TruthValue::Unknown;
         };
         // Nobody knows what is in a type that is not registered.
-        open().map_or(Truth::Unknown, |message| {
-            Self { nested, ..self }.message(&message, path)
+        decode().map_or(TruthValue::Unknown, |message| {
+            Self { remaining_any_depth, ..self }.evaluate_message(&message, path)
         })
     }
 
     /// Asks a message.
-    pub(super) fn message(self, message: &DynamicMessage, path: &[Segment]) -> Truth {
+    pub(super) fn evaluate_message(self, message: &DynamicMessage, path: &[Segment]) -> TruthValue {
         let descriptor = message.descriptor();
         match descriptor.full_name() {
-            ANY => {
+            ANY_TYPE_NAME => {
                 let type_url = message.get_field_by_number(1);
                 let type_url = type_url.as_ref().and_then(|url| url.as_str());
-                let open = || self.subject.open(message);
-                return self.any(type_url.unwrap_or_default(), open, path);
+                let decode = || self.decoded.decode_any(message);
+                return self.evaluate_any(type_url.unwrap_or_default(), decode, path);
             }
-            "google.protobuf.Struct" => return self.in_struct(message, path),
-            "google.protobuf.Value" => return self.in_value(message, path),
+            "google.protobuf.Struct" => return self.evaluate_struct(message, path),
+            "google.protobuf.Value" => return self.evaluate_json_value(message, path),
             "google.protobuf.ListValue" => {
                 let Some(values) = message.get_field_by_number(1) else {
-                    return self.absent();
+                    return self.truth_if_missing();
                 };
-                return self.list(values.as_list().unwrap_or_default(), path);
+                return self.evaluate_list(values.as_list().unwrap_or_default(), path);
             }
             _ => {}
         }
         let [first, rest @ ..] = path else {
-            return self.whole(message, &descriptor);
+            return self.evaluate_message_itself(message, &descriptor);
         };
-        let Some(field) = field(&descriptor, &first.name) else {
-            return self.absent();
+        let Some(field) = find_field(&descriptor, &first.name) else {
+            return self.truth_if_missing();
         };
         if field.is_map() {
             let value = message.get_field(&field);
-            return self.map(&value, rest, |value, rest| {
-                self.value(value, &value_kind(&field), rest)
+            return self.evaluate_map(&value, rest, |value, rest| {
+                self.evaluate_value(value, &map_value_kind(&field), rest)
             });
         }
         if field.is_list() {
             let value = message.get_field(&field);
-            return self.repeated(
+            return self.evaluate_repeated(
                 value.as_list().unwrap_or_default(),
                 rest,
-                |inside, value, rest| inside.value(value, &field.kind(), rest),
+                |evaluator, value, rest| evaluator.evaluate_value(value, &field.kind(), rest),
             );
         }
-        if self.asks_presence() && rest.is_empty() {
+        if self.is_presence_test() && rest.is_empty() {
             return message.has_field(&field).into();
         }
         if field.supports_presence() && !message.has_field(&field) {
-            return self.absent();
+            return self.truth_if_missing();
         }
-        self.value(&message.get_field(&field), &field.kind(), rest)
+        self.evaluate_value(&message.get_field(&field), &field.kind(), rest)
     }
 
     /// Asks a message as a whole: those that stand for one value, or whether a
     /// field is there.
-    fn whole(self, message: &DynamicMessage, descriptor: &MessageDescriptor) -> Truth {
-        if self.asks_presence() {
-            return Truth::True;
+    fn evaluate_message_itself(self, message: &DynamicMessage, descriptor: &MessageDescriptor) -> TruthValue {
+        if self.is_presence_test() {
+            return TruthValue::True;
         }
-        if let Some(truth) = self.one_value(message, descriptor) {
+        if let Some(truth) = self.evaluate_well_known(message, descriptor) {
             return truth;
         }
         // `m:foo` asks whether there is a foo in m.
-        match (self.comparator, self.literal.text.exact()) {
-            (Comparator::Has, Some(name)) => field(descriptor, name)
+        match (self.comparator, self.literal.pattern.exact()) {
+            (Comparator::Has, Some(name)) => find_field(descriptor, name)
                 .is_some_and(|field| message.has_field(&field))
                 .into(),
-            _ => self.unfit(),
+            _ => self.truth_if_incomparable(),
         }
     }
 
     /// Asks a message of `google.protobuf` that stands for one value.
-    fn one_value(self, message: &DynamicMessage, descriptor: &MessageDescriptor) -> Option<Truth> {
-        let (scalar, first) = (
-            well_known_scalar(descriptor)?,
+    fn evaluate_well_known(self, message: &DynamicMessage, descriptor: &MessageDescriptor) -> Option<TruthValue> {
+        let (scalar, first_field) = (
+            well_known_scalar_type(descriptor)?,
             message.get_field_by_number(1)?,
         );
         let nanos = || {
-            let rest = message.get_field_by_number(2)?;
-            Some(nanoseconds(first.as_i64()?, rest.as_i32()?))
+            let nanos_field = message.get_field_by_number(2)?;
+            Some(total_nanoseconds(first_field.as_i64()?, nanos_field.as_i32()?))
         };
-        Some(self.test(match scalar {
-            Scalar::Time => Held::Time(nanos()?),
-            Scalar::Duration => Held::Duration(nanos()?),
-            _ => held(&first),
+        Some(self.compare(match scalar {
+            ScalarType::Time => FieldValue::Time(nanos()?),
+            ScalarType::Duration => FieldValue::Duration(nanos()?),
+            _ => field_value(&first_field),
         }))
     }
 
-    fn value(self, value: &Value, kind: &Kind, rest: &[Segment]) -> Truth {
-        let held = match value {
-            Value::Message(message) => return self.message(message, rest),
+    fn evaluate_value(self, value: &Value, kind: &Kind, rest: &[Segment]) -> TruthValue {
+        let scalar = match value {
+            Value::Message(message) => return self.evaluate_message(message, rest),
             Value::EnumNumber(number) => {
                 let known = kind.as_enum().and_then(|kind| kind.get_value(*number));
                 return match known {
-                    Some(known) => self.scalar(Held::Enum(known.name()), rest),
-                    None => self.scalar(Held::Opaque, rest),
+                    Some(known) => self.evaluate_scalar(FieldValue::Enum(known.name()), rest),
+                    None => self.evaluate_scalar(FieldValue::Opaque, rest),
                 };
             }
-            other => held(other),
+            other => field_value(other),
         };
-        if self.asks_presence() && rest.is_empty() {
-            return Truth::True;
+        if self.is_presence_test() && rest.is_empty() {
+            return TruthValue::True;
         }
-        self.scalar(held, rest)
+        self.evaluate_scalar(scalar, rest)
     }
 
     /// Asks a map: for a key, or for what stands under one.
-    fn map(
+    fn evaluate_map(
         self,
         map: &Value,
         path: &[Segment],
-        ask: impl FnOnce(&Value, &[Segment]) -> Truth,
-    ) -> Truth {
+        evaluate: impl FnOnce(&Value, &[Segment]) -> TruthValue,
+    ) -> TruthValue {
         let Some(map) = map.as_map() else {
-            return Truth::Unknown;
+            return TruthValue::Unknown;
         };
         let [key, rest @ ..] = path else {
             return match self.comparator {
-                Comparator::Has if self.asks_presence() => (!map.is_empty()).into(),
+                Comparator::Has if self.is_presence_test() => (!map.is_empty()).into(),
                 Comparator::Has => {
-                    let mut keys = map.keys().map(key_text);
-                    keys.any(|key| self.literal.text.is(&key)).into()
+                    let mut keys = map.keys().map(map_key_text);
+                    keys.any(|key| self.literal.pattern.is_match(&key)).into()
                 }
-                _ => Truth::Unknown,
+                _ => TruthValue::Unknown,
             };
         };
         let found = map
             .iter()
-            .find(|(found, _)| *key_text(found) == *key.name)
+            .find(|(found, _)| *map_key_text(found) == *key.name)
             .map(|(_, value)| value);
         match found {
-            None => self.absent(),
-            Some(_) if rest.is_empty() && self.asks_presence() => Truth::True,
-            Some(value) => ask(value, rest),
+            None => self.truth_if_missing(),
+            Some(_) if rest.is_empty() && self.is_presence_test() => TruthValue::True,
+            Some(value) => evaluate(value, rest),
         }
     }
 
     /// Asks whether a repeated field has an element for which the rest is true.
     /// That is known, unless what is in an element is not.
-    fn repeated<T>(
+    fn evaluate_repeated<T>(
         self,
         elements: &[T],
         rest: &[Segment],
-        ask: impl Fn(Self, &T, &[Segment]) -> Truth,
-    ) -> Truth {
+        evaluate: impl Fn(Self, &T, &[Segment]) -> TruthValue,
+    ) -> TruthValue {
         if self.comparator != Comparator::Has {
-            return self.unfit();
+            return self.truth_if_incomparable();
         }
-        if rest.is_empty() && self.asks_presence() {
+        if rest.is_empty() && self.is_presence_test() {
             return (!elements.is_empty()).into();
         }
-        let to_element = Self {
-            to_element: true,
+        let element_evaluator = Self {
+            in_repeated: true,
             ..self
         };
-        let mut truth = Truth::False;
+        let mut truth = TruthValue::False;
         for element in elements {
-            truth = truth.max(ask(to_element, element, rest));
-            if truth == Truth::True {
+            truth = truth.max(evaluate(element_evaluator, element, rest));
+            if truth == TruthValue::True {
                 break;
             }
         }
@@ -287,59 +287,59 @@ impl<'a> Inside<'a> {
 
     // JSON in a message: `google.protobuf.Struct` and what is in it.
 
-    fn in_struct(self, message: &DynamicMessage, path: &[Segment]) -> Truth {
-        if path.is_empty() && self.asks_presence() {
-            return Truth::True;
+    fn evaluate_struct(self, message: &DynamicMessage, path: &[Segment]) -> TruthValue {
+        if path.is_empty() && self.is_presence_test() {
+            return TruthValue::True;
         }
         let Some(fields) = message.get_field_by_number(1) else {
-            return self.absent();
+            return self.truth_if_missing();
         };
-        self.map(&fields, path, |value, rest| match value.as_message() {
-            Some(value) => self.in_value(value, rest),
-            None => Truth::Unknown,
+        self.evaluate_map(&fields, path, |value, rest| match value.as_message() {
+            Some(value) => self.evaluate_json_value(value, rest),
+            None => TruthValue::Unknown,
         })
     }
 
-    fn in_value(self, message: &DynamicMessage, path: &[Segment]) -> Truth {
+    fn evaluate_json_value(self, message: &DynamicMessage, path: &[Segment]) -> TruthValue {
         let Some((_, value)) = message.fields().next() else {
-            return self.absent();
+            return self.truth_if_missing();
         };
         match value {
-            Value::Message(inner) => self.message(inner, path),
-            _ if path.is_empty() && self.asks_presence() => Truth::True,
-            Value::EnumNumber(_) => self.scalar(Held::Null, path),
-            Value::F64(number) => self.scalar(Held::Float(*number), path),
-            Value::String(text) => self.scalar(Held::Text(text), path),
-            Value::Bool(value) => self.scalar(Held::Bool(*value), path),
-            _ => Truth::Unknown,
+            Value::Message(inner) => self.evaluate_message(inner, path),
+            _ if path.is_empty() && self.is_presence_test() => TruthValue::True,
+            Value::EnumNumber(_) => self.evaluate_scalar(FieldValue::Null, path),
+            Value::F64(number) => self.evaluate_scalar(FieldValue::Float64(*number), path),
+            Value::String(text) => self.evaluate_scalar(FieldValue::Text(text), path),
+            Value::Bool(value) => self.evaluate_scalar(FieldValue::Bool(*value), path),
+            _ => TruthValue::Unknown,
         }
     }
 
-    fn list(self, values: &[Value], path: &[Segment]) -> Truth {
-        self.repeated(values, path, |inside, value, rest| {
+    fn evaluate_list(self, values: &[Value], path: &[Segment]) -> TruthValue {
+        self.evaluate_repeated(values, path, |evaluator, value, rest| {
             match value.as_message() {
-                Some(value) => inside.in_value(value, rest),
-                None => Truth::Unknown,
+                Some(value) => evaluator.evaluate_json_value(value, rest),
+                None => TruthValue::Unknown,
             }
         })
     }
 }
 
 /// The value of a field that is neither a message nor an enum.
-fn held(value: &Value) -> Held<'_> {
+fn field_value(value: &Value) -> FieldValue<'_> {
     match value {
-        Value::Bool(value) => Held::Bool(*value),
-        Value::I32(value) => Held::Integer((*value).into()),
-        Value::I64(value) => Held::Integer((*value).into()),
-        Value::U32(value) => Held::Integer((*value).into()),
-        Value::U64(value) => Held::Integer((*value).into()),
-        Value::F32(value) => Held::Single(*value),
-        Value::F64(value) => Held::Float(*value),
-        Value::String(value) => Held::Text(value),
+        Value::Bool(value) => FieldValue::Bool(*value),
+        Value::I32(value) => FieldValue::Integer((*value).into()),
+        Value::I64(value) => FieldValue::Integer((*value).into()),
+        Value::U32(value) => FieldValue::Integer((*value).into()),
+        Value::U64(value) => FieldValue::Integer((*value).into()),
+        Value::F32(value) => FieldValue::Float32(*value),
+        Value::F64(value) => FieldValue::Float64(*value),
+        Value::String(value) => FieldValue::Text(value),
         Value::Bytes(_)
         | Value::List(_)
         | Value::Map(_)
         | Value::EnumNumber(_)
-        | Value::Message(_) => Held::Opaque,
+        | Value::Message(_) => FieldValue::Opaque,
     }
 }

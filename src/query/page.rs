@@ -5,11 +5,11 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use uuid::Uuid;
 
 /// The size of a page that asks for none.
-const DEFAULT_SIZE: usize = 100;
+const DEFAULT_PAGE_SIZE: usize = 100;
 /// The largest page; a larger request gets this.
-const MAX_SIZE: usize = 1000;
+const MAX_PAGE_SIZE: usize = 1000;
 /// What tokens are derived from, besides their list; a new value voids old tokens.
-const SPACE: Uuid = Uuid::from_u128(0x6c6f_6e67_7275_6e6e_696e_672d_7061_6765);
+const TOKEN_NAMESPACE: Uuid = Uuid::from_u128(0x6c6f_6e67_7275_6e6e_696e_672d_7061_6765);
 
 /// How many operations a page has at the most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub(crate) struct PageSize(usize);
 
 /// The place in a list where the next page begins: after this number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cursor(pub(crate) u64);
+pub(crate) struct PageToken(pub(crate) u64);
 
 /// Why a page cannot be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,8 +42,8 @@ impl PageSize {
     pub(crate) fn parse(size: i32) -> Result<Self, InvalidPage> {
         match usize::try_from(size) {
             Err(_) => Err(InvalidPage::Size(size)),
-            Ok(0) => Ok(Self(DEFAULT_SIZE)),
-            Ok(size) => Ok(Self(size.min(MAX_SIZE))),
+            Ok(0) => Ok(Self(DEFAULT_PAGE_SIZE)),
+            Ok(size) => Ok(Self(size.min(MAX_PAGE_SIZE))),
         }
     }
 
@@ -54,20 +54,20 @@ impl PageSize {
 
 // === impl Cursor ===
 
-impl Cursor {
+impl PageToken {
     /// The token for the next page of the list `name` with `filter`. It is
     /// opaque and URL-safe, and the same on every replica of the server.
-    pub(crate) fn seal(self, name: &str, filter: &str) -> String {
+    pub(crate) fn encode(self, name: &str, filter: &str) -> String {
         let mask = digest(&[name, filter], None);
-        let proof = digest(&[name, filter], Some(self.0));
-        let mut token = [0; 16];
-        token[..8].copy_from_slice(&(self.0 ^ mask).to_be_bytes());
-        token[8..].copy_from_slice(&proof.to_be_bytes());
-        URL_SAFE_NO_PAD.encode(token)
+        let checksum = digest(&[name, filter], Some(self.0));
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&(self.0 ^ mask).to_be_bytes());
+        bytes[8..].copy_from_slice(&checksum.to_be_bytes());
+        URL_SAFE_NO_PAD.encode(bytes)
     }
 
     /// The cursor of a token; none for the empty token, which is the beginning.
-    pub(crate) fn open(token: &str, name: &str, filter: &str) -> Result<Option<Self>, InvalidPage> {
+    pub(crate) fn decode(token: &str, name: &str, filter: &str) -> Result<Option<Self>, InvalidPage> {
         if token.is_empty() {
             return Ok(None);
         }
@@ -75,13 +75,13 @@ impl Cursor {
             .decode(token)
             .map_err(|_| InvalidPage::Token)?;
         let bytes = <[u8; 16]>::try_from(bytes).map_err(|_| InvalidPage::Token)?;
-        let [masked, proof] = [0, 8].map(|at| {
+        let [masked, checksum] = [0, 8].map(|offset| {
             let mut half = [0; 8];
-            half.copy_from_slice(&bytes[at..at + 8]);
+            half.copy_from_slice(&bytes[offset..offset + 8]);
             u64::from_be_bytes(half)
         });
         let number = masked ^ digest(&[name, filter], None);
-        if proof != digest(&[name, filter], Some(number)) {
+        if checksum != digest(&[name, filter], Some(number)) {
             return Err(InvalidPage::Token);
         }
         Ok(Some(Self(number)))
@@ -97,7 +97,7 @@ fn digest(texts: &[&str], number: Option<u64>) -> u64 {
         bytes.extend_from_slice(text.as_bytes());
     }
     bytes.extend(number.into_iter().flat_map(u64::to_be_bytes));
-    Uuid::new_v5(&SPACE, &bytes).as_u64_pair().0
+    Uuid::new_v5(&TOKEN_NAMESPACE, &bytes).as_u64_pair().0
 }
 
 #[cfg(test)]
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn page_size_0_is_100_and_above_1000_is_1000_and_negative_is_refused() {
+    fn page_size_0_is_100_above_1000_is_1000_and_negative_is_rejected() {
         let size = |size| PageSize::parse(size).map(PageSize::get);
         assert_eq!(size(0), Ok(100));
         assert_eq!(size(1), Ok(1));
@@ -120,27 +120,27 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_token_is_url_safe_and_opens_only_for_its_own_list(number: u64, name in ".{0,20}", filter in ".{0,20}") {
-            let token = Cursor(number).seal(&name, &filter);
+        fn page_token_is_url_safe_and_decodes_only_for_its_list(number: u64, name in ".{0,20}", filter in ".{0,20}") {
+            let token = PageToken(number).encode(&name, &filter);
             prop_assert!(token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
-            prop_assert_eq!(Cursor::open(&token, &name, &filter), Ok(Some(Cursor(number))));
+            prop_assert_eq!(PageToken::decode(&token, &name, &filter), Ok(Some(PageToken(number))));
             let other = format!("{name}x");
-            prop_assert_eq!(Cursor::open(&token, &other, &filter), Err(InvalidPage::Token));
-            prop_assert_eq!(Cursor::open(&token, &name, &other), Err(InvalidPage::Token));
+            prop_assert_eq!(PageToken::decode(&token, &other, &filter), Err(InvalidPage::Token));
+            prop_assert_eq!(PageToken::decode(&token, &name, &other), Err(InvalidPage::Token));
         }
 
         #[test]
-        fn a_foreign_or_damaged_token_is_refused_without_panic(token in ".{1,40}") {
-            prop_assert_eq!(Cursor::open(&token, "operations", ""), Err(InvalidPage::Token));
+        fn foreign_or_damaged_page_token_is_rejected(token in ".{1,40}") {
+            prop_assert_eq!(PageToken::decode(&token, "operations", ""), Err(InvalidPage::Token));
         }
 
         #[test]
-        fn a_token_with_one_byte_changed_is_refused(number: u64, at in 0usize..22, to in "[A-Za-z0-9_-]") {
-            let token = Cursor(number).seal("operations", "");
+        fn page_token_with_one_changed_byte_is_rejected(number: u64, at in 0usize..22, to in "[A-Za-z0-9_-]") {
+            let token = PageToken(number).encode("operations", "");
             let mut changed = token.clone();
             changed.replace_range(at..=at, &to);
             prop_assume!(changed != token);
-            prop_assert_eq!(Cursor::open(&changed, "operations", ""), Err(InvalidPage::Token));
+            prop_assert_eq!(PageToken::decode(&changed, "operations", ""), Err(InvalidPage::Token));
         }
     }
 }

@@ -12,30 +12,30 @@
 
 use super::{
     filter::{Column, Comparator, Filter, InvalidFilter, Path, Restriction, Segment},
-    scan::{Scanner, Token},
+    scan::{Lexer, Token},
 };
 
 /// The most bytes of a filter.
-pub(crate) const MAX_BYTES: usize = 8192;
+pub(crate) const MAX_FILTER_BYTES: usize = 8192;
 /// The most parentheses inside each other.
-pub(crate) const MAX_DEPTH: usize = 50;
+pub(crate) const MAX_PAREN_DEPTH: usize = 50;
 /// The most fields inside each other.
-pub(crate) const MAX_PATH: usize = 50;
+pub(crate) const MAX_PATH_SEGMENTS: usize = 50;
 /// The most comparisons and words.
 pub(crate) const MAX_TERMS: usize = 250;
 
-const TERM: &str = "a field or a word";
-const GOES_ON: &str = "a space, AND, OR or the end";
+const EXPECTED_TERM: &str = "a field or a word";
+const EXPECTED_CONTINUATION: &str = "a space, AND, OR or the end";
 
 /// Where in a text the parser is, and how much it has found.
 struct Parser {
-    scan: Scanner,
-    depth: usize,
-    terms: usize,
+    lexer: Lexer,
+    paren_depth: usize,
+    term_count: usize,
 }
 
 /// What the values in the parentheses behind a comparator are compared with.
-type Subject<'a> = Option<(&'a Path, Comparator)>;
+type LeftHandSide<'a> = Option<(&'a Path, Comparator)>;
 
 /// Parses a filter; a blank one is an empty [`Filter::And`].
 ///
@@ -43,143 +43,143 @@ type Subject<'a> = Option<(&'a Path, Comparator)>;
 /// [`InvalidFilter`] with the column, what was expected and what was found, or
 /// the limit that is passed: 8192 bytes, 50 parentheses deep, 250 terms.
 pub(crate) fn parse(text: &str) -> Result<Filter, InvalidFilter> {
-    if MAX_BYTES < text.len() {
+    if MAX_FILTER_BYTES < text.len() {
         let problem = format!(
-            "the filter has {} bytes; at most {MAX_BYTES} are allowed",
+            "the filter has {} bytes; at most {MAX_FILTER_BYTES} are allowed",
             text.len()
         );
         return Err(InvalidFilter::new(Column(1), problem));
     }
     let mut parser = Parser {
-        scan: Scanner::new(text),
-        depth: 0,
-        terms: 0,
+        lexer: Lexer::new(text),
+        paren_depth: 0,
+        term_count: 0,
     };
-    parser.scan.skip_space();
-    if parser.scan.peek().is_none() {
+    parser.lexer.skip_whitespace();
+    if parser.lexer.peek().is_none() {
         return Ok(Filter::And(Vec::new()));
     }
-    let filter = parser.expression(None)?;
-    match parser.scan.peek() {
+    let filter = parser.parse_expression(None)?;
+    match parser.lexer.peek() {
         None => Ok(filter),
-        Some(_) => Err(parser.scan.unexpected(GOES_ON)),
+        Some(_) => Err(parser.lexer.unexpected(EXPECTED_CONTINUATION)),
     }
 }
 
 // === impl Parser ===
 
 impl Parser {
-    fn expression(&mut self, subject: Subject<'_>) -> Result<Filter, InvalidFilter> {
-        let mut all = vec![self.factor(subject)?];
+    fn parse_expression(&mut self, left: LeftHandSide<'_>) -> Result<Filter, InvalidFilter> {
+        let mut conjuncts = vec![self.parse_factor(left)?];
         loop {
-            let spaced = self.scan.skip_space();
-            if matches!(self.scan.peek(), None | Some(')')) {
-                return Ok(Filter::all(all));
+            let had_space = self.lexer.skip_whitespace();
+            if matches!(self.lexer.peek(), None | Some(')')) {
+                return Ok(Filter::conjunction(conjuncts));
             }
-            if !spaced {
-                return Err(self.scan.unexpected(GOES_ON));
+            if !had_space {
+                return Err(self.lexer.unexpected(EXPECTED_CONTINUATION));
             }
-            self.scan.keyword("AND")?;
-            all.push(self.factor(subject)?);
+            self.lexer.accept_keyword("AND")?;
+            conjuncts.push(self.parse_factor(left)?);
         }
     }
 
-    fn factor(&mut self, subject: Subject<'_>) -> Result<Filter, InvalidFilter> {
-        let mut any = vec![self.term(subject)?];
+    fn parse_factor(&mut self, left: LeftHandSide<'_>) -> Result<Filter, InvalidFilter> {
+        let mut disjuncts = vec![self.parse_term(left)?];
         loop {
-            let end = self.scan.at;
-            if !self.scan.skip_space() || !self.scan.keyword("OR")? {
-                self.scan.at = end;
-                return Ok(Filter::any(any));
+            let end = self.lexer.pos;
+            if !self.lexer.skip_whitespace() || !self.lexer.accept_keyword("OR")? {
+                self.lexer.pos = end;
+                return Ok(Filter::disjunction(disjuncts));
             }
-            any.push(self.term(subject)?);
+            disjuncts.push(self.parse_term(left)?);
         }
     }
 
-    fn term(&mut self, subject: Subject<'_>) -> Result<Filter, InvalidFilter> {
-        if self.scan.keyword("NOT")? {
-            let inner = self.simple(subject)?;
+    fn parse_term(&mut self, left: LeftHandSide<'_>) -> Result<Filter, InvalidFilter> {
+        if self.lexer.accept_keyword("NOT")? {
+            let inner = self.parse_simple(left)?;
             return Ok(Filter::Not(Box::new(inner)));
         }
-        let is_minus = self.scan.peek() == Some('-') && subject.is_none();
-        if is_minus && self.scan.lone_number().is_none() {
-            self.scan.at += 1;
-            let inner = self.simple(subject)?;
+        let is_minus = self.lexer.peek() == Some('-') && left.is_none();
+        if is_minus && self.lexer.bare_number_end().is_none() {
+            self.lexer.pos += 1;
+            let inner = self.parse_simple(left)?;
             return Ok(Filter::Not(Box::new(inner)));
         }
-        self.simple(subject)
+        self.parse_simple(left)
     }
 
-    fn simple(&mut self, subject: Subject<'_>) -> Result<Filter, InvalidFilter> {
-        if self.scan.peek() == Some('(') {
-            return self.composite(subject);
+    fn parse_simple(&mut self, left: LeftHandSide<'_>) -> Result<Filter, InvalidFilter> {
+        if self.lexer.peek() == Some('(') {
+            return self.parse_composite(left);
         }
-        if let Some((path, comparator)) = subject {
-            let value = self.scan.value()?;
-            return self.compare(path.clone(), comparator, value);
+        if let Some((path, comparator)) = left {
+            let value = self.lexer.read_value()?;
+            return self.build_restriction(path.clone(), comparator, value);
         }
-        if let Some(end) = self.scan.lone_number() {
-            let token = self.scan.take(end);
-            return self.anywhere(token);
+        if let Some(end) = self.lexer.bare_number_end() {
+            let token = self.lexer.take_until(end);
+            return self.build_global(token);
         }
-        self.restriction()
+        self.parse_restriction()
     }
 
-    fn composite(&mut self, subject: Subject<'_>) -> Result<Filter, InvalidFilter> {
-        if self.depth == MAX_DEPTH {
-            let problem = format!("more than {MAX_DEPTH} parentheses inside each other");
-            return Err(InvalidFilter::new(self.scan.column(), problem));
+    fn parse_composite(&mut self, left: LeftHandSide<'_>) -> Result<Filter, InvalidFilter> {
+        if self.paren_depth == MAX_PAREN_DEPTH {
+            let problem = format!("more than {MAX_PAREN_DEPTH} parentheses inside each other");
+            return Err(InvalidFilter::new(self.lexer.column(), problem));
         }
-        self.depth += 1;
-        self.scan.at += 1;
-        self.scan.skip_space();
-        let inner = self.expression(subject)?;
-        if self.scan.peek() != Some(')') {
-            return Err(self.scan.unexpected("a closing parenthesis, AND or OR"));
+        self.paren_depth += 1;
+        self.lexer.pos += 1;
+        self.lexer.skip_whitespace();
+        let inner = self.parse_expression(left)?;
+        if self.lexer.peek() != Some(')') {
+            return Err(self.lexer.unexpected("a closing parenthesis, AND or OR"));
         }
-        self.scan.at += 1;
-        self.depth -= 1;
+        self.lexer.pos += 1;
+        self.paren_depth -= 1;
         Ok(inner)
     }
 
-    fn restriction(&mut self) -> Result<Filter, InvalidFilter> {
-        let mut tokens = vec![self.scan.word(TERM)?];
-        while self.scan.peek() == Some('.') {
-            self.scan.at += 1;
-            tokens.push(self.scan.part("a field after the dot")?);
+    fn parse_restriction(&mut self) -> Result<Filter, InvalidFilter> {
+        let mut tokens = vec![self.lexer.read_word(EXPECTED_TERM)?];
+        while self.lexer.peek() == Some('.') {
+            self.lexer.pos += 1;
+            tokens.push(self.lexer.read_path_segment("a field after the dot")?);
         }
-        if self.scan.peek() == Some('(') {
-            return Err(self.scan.function(tokens[0].column));
+        if self.lexer.peek() == Some('(') {
+            return Err(self.lexer.unsupported_function(tokens[0].column));
         }
-        let end = self.scan.at;
-        self.scan.skip_space();
-        if let Some(comparator) = self.scan.comparator()? {
-            let path = path(tokens)?;
-            self.scan.skip_space();
-            return self.argument(path, comparator);
+        let end = self.lexer.pos;
+        self.lexer.skip_whitespace();
+        if let Some(comparator) = self.lexer.read_comparator()? {
+            let path = build_path(tokens)?;
+            self.lexer.skip_whitespace();
+            return self.parse_argument(path, comparator);
         }
-        self.scan.at = end;
+        self.lexer.pos = end;
         if 1 < tokens.len() && tokens.iter().any(|token| token.is_quoted) {
-            return Err(self.scan.unexpected("a comparator after the field"));
+            return Err(self.lexer.unexpected("a comparator after the field"));
         }
         let (column, is_quoted) = (tokens[0].column, tokens[0].is_quoted);
-        let letters: Vec<_> = tokens.into_iter().map(|token| token.letters).collect();
-        let letters = letters.join(&Some('.'));
-        self.anywhere(Token {
-            letters,
+        let parts: Vec<_> = tokens.into_iter().map(|token| token.chars).collect();
+        let chars = parts.join(&Some('.'));
+        self.build_global(Token {
+            chars,
             column,
             is_quoted,
         })
     }
 
-    fn argument(&mut self, path: Path, comparator: Comparator) -> Result<Filter, InvalidFilter> {
-        if self.scan.peek() != Some('(') {
-            let value = self.scan.value()?;
-            return self.compare(path, comparator, value);
+    fn parse_argument(&mut self, path: Path, comparator: Comparator) -> Result<Filter, InvalidFilter> {
+        if self.lexer.peek() != Some('(') {
+            let value = self.lexer.read_value()?;
+            return self.build_restriction(path, comparator, value);
         }
-        let column = self.scan.column();
-        let filter = self.composite(Some((&path, comparator)))?;
-        if comparator == Comparator::NotEqual && !matches!(filter, Filter::Compare(_)) {
+        let column = self.lexer.column();
+        let filter = self.parse_composite(Some((&path, comparator)))?;
+        if comparator == Comparator::NotEqual && !matches!(filter, Filter::Restriction(_)) {
             let problem = format!("!= takes one value; write NOT {path} = (... OR ...)");
             return Err(InvalidFilter::new(column, problem));
         }
@@ -188,29 +188,29 @@ impl Parser {
 
     // What the parser makes.
 
-    fn anywhere(&mut self, token: Token) -> Result<Filter, InvalidFilter> {
-        self.count(token.column)?;
-        Ok(Filter::Anywhere(token.into_text()?))
+    fn build_global(&mut self, token: Token) -> Result<Filter, InvalidFilter> {
+        self.count_term(token.column)?;
+        Ok(Filter::Global(token.into_pattern()?))
     }
 
-    fn compare(
+    fn build_restriction(
         &mut self,
         path: Path,
         comparator: Comparator,
         value: Token,
     ) -> Result<Filter, InvalidFilter> {
-        self.count(value.column)?;
-        let value = value.into_text()?;
-        Ok(Filter::Compare(Restriction {
+        self.count_term(value.column)?;
+        let value = value.into_pattern()?;
+        Ok(Filter::Restriction(Restriction {
             path,
             comparator,
             value,
         }))
     }
 
-    fn count(&mut self, column: Column) -> Result<(), InvalidFilter> {
-        self.terms += 1;
-        if MAX_TERMS < self.terms {
+    fn count_term(&mut self, column: Column) -> Result<(), InvalidFilter> {
+        self.term_count += 1;
+        if MAX_TERMS < self.term_count {
             let problem = format!("more than {MAX_TERMS} terms");
             return Err(InvalidFilter::new(column, problem));
         }
@@ -218,14 +218,14 @@ impl Parser {
     }
 }
 
-fn path(tokens: Vec<Token>) -> Result<Path, InvalidFilter> {
-    if let Some(token) = tokens.get(MAX_PATH) {
-        let problem = format!("more than {MAX_PATH} fields inside each other");
+fn build_path(tokens: Vec<Token>) -> Result<Path, InvalidFilter> {
+    if let Some(token) = tokens.get(MAX_PATH_SEGMENTS) {
+        let problem = format!("more than {MAX_PATH_SEGMENTS} fields inside each other");
         return Err(InvalidFilter::new(token.column, problem));
     }
     let mut segments = Vec::with_capacity(tokens.len());
     for token in tokens {
-        let (name, column) = (token.name(), token.column);
+        let (name, column) = (token.to_name(), token.column);
         if !token.is_quoted && name.ends_with(']') && name.contains('[') {
             let problem = "there is no indexing; a repeated field is asked with `:`";
             return Err(InvalidFilter::new(column, problem));

@@ -5,50 +5,50 @@
 use std::fmt;
 
 use super::{
-    eval::{Node, Query},
-    fields::{Own, STATES},
-    filter::{Comparator, Text},
-    literal::{Held, Literal, Truth},
+    eval::{Expr, CompiledFilter},
+    fields::{ScalarField, STATES},
+    filter::{Comparator, Pattern},
+    literal::{FieldValue, Literal, TruthValue},
 };
 use crate::proto::longrunning::v1::operation_metadata::State;
 
 /// The operations that a filter can be true of.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Plan {
-    pub(crate) among: Among,
-    pub(crate) created: Times,
+    pub(crate) candidates: Candidates,
+    pub(crate) creation_range: TimeRange,
 }
 
 /// A set of operations, put together from groups.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Among {
+pub(crate) enum Candidates {
     Everything,
-    Group(Group),
+    Lookup(IndexLookup),
     /// Those in all of them.
-    All(Vec<Among>),
+    Intersection(Vec<Candidates>),
     /// Those in any of them.
-    Any(Vec<Among>),
+    Union(Vec<Candidates>),
 }
 
 /// Operations that the store keeps together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Group {
+pub(crate) enum IndexLookup {
     /// In this state, which is not SUCCEEDED: most operations are, and those
     /// are better looked at in their order.
     State(State),
     Queue(Box<str>),
     Label(Box<str>, Box<str>),
     /// The one with this name.
-    Named(Box<str>),
+    Name(Box<str>),
     /// With a name that begins so.
-    Prefix(Box<str>),
+    NamePrefix(Box<str>),
 }
 
 /// A range of creation times, in nanoseconds since 1970, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Times {
-    pub(crate) from: i128,
-    pub(crate) to: i128,
+pub(crate) struct TimeRange {
+    pub(crate) from_ns: i128,
+    pub(crate) to_ns: i128,
 }
 
 // === impl Plan ===
@@ -56,23 +56,23 @@ pub(crate) struct Times {
 impl Plan {
     /// The plan of a list without a filter.
     pub(crate) const EVERYTHING: Self = Self {
-        among: Among::Everything,
-        created: Times::EVER,
+        candidates: Candidates::Everything,
+        creation_range: TimeRange::ALL,
     };
 
     /// The plan for a filter.
-    pub(crate) fn of(query: &Query) -> Self {
+    pub(crate) fn from_filter(filter: &CompiledFilter) -> Self {
         Self {
-            among: among(&query.root, true),
-            created: created(&query.root, true),
+            candidates: candidates(&filter.root, true),
+            creation_range: creation_range(&filter.root, true),
         }
     }
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.among)?;
-        if self.created != Times::EVER {
+        write!(f, "{}", self.candidates)?;
+        if self.creation_range != TimeRange::ALL {
             f.write_str(", by creation time")?;
         }
         Ok(())
@@ -81,244 +81,244 @@ impl fmt::Display for Plan {
 
 // === impl Among ===
 
-impl Among {
+impl Candidates {
     /// Whether an operation that is done may be one of them.
-    pub(crate) fn may_be_done(&self) -> bool {
+    pub(crate) fn can_be_done(&self) -> bool {
         match self {
-            Self::Group(Group::State(state)) => !matches!(state, State::Pending | State::Running),
-            Self::Everything | Self::Group(_) => true,
-            Self::All(sets) => sets.iter().all(Self::may_be_done),
-            Self::Any(sets) => sets.iter().any(Self::may_be_done),
+            Self::Lookup(IndexLookup::State(state)) => !matches!(state, State::Pending | State::Running),
+            Self::Everything | Self::Lookup(_) => true,
+            Self::Intersection(sets) => sets.iter().all(Self::can_be_done),
+            Self::Union(sets) => sets.iter().any(Self::can_be_done),
         }
     }
 
-    fn all(sets: impl Iterator<Item = Self>) -> Self {
-        let mut all = Vec::new();
+    fn intersection(sets: impl Iterator<Item = Self>) -> Self {
+        let mut operands = Vec::new();
         for set in sets {
             match set {
                 Self::Everything => {}
-                Self::All(inner) => inner.into_iter().for_each(|set| put(&mut all, set)),
-                set => put(&mut all, set),
+                Self::Intersection(inner) => inner.into_iter().for_each(|set| push_unique(&mut operands, set)),
+                set => push_unique(&mut operands, set),
             }
         }
-        match all.len() {
+        match operands.len() {
             0 => Self::Everything,
-            1 => all.remove(0),
-            _ => Self::All(all),
+            1 => operands.remove(0),
+            _ => Self::Intersection(operands),
         }
     }
 
-    fn any(sets: impl Iterator<Item = Self>) -> Self {
-        let mut any = Vec::new();
+    fn union(sets: impl Iterator<Item = Self>) -> Self {
+        let mut operands = Vec::new();
         for set in sets {
             match set {
                 Self::Everything => return Self::Everything,
-                Self::Any(inner) => inner.into_iter().for_each(|set| put(&mut any, set)),
-                set => put(&mut any, set),
+                Self::Union(inner) => inner.into_iter().for_each(|set| push_unique(&mut operands, set)),
+                set => push_unique(&mut operands, set),
             }
         }
-        match any.len() {
-            1 => any.remove(0),
-            _ => Self::Any(any),
+        match operands.len() {
+            1 => operands.remove(0),
+            _ => Self::Union(operands),
         }
     }
 }
 
 /// Adds a set to others, unless it is one of them: each costs look-ups.
-fn put(sets: &mut Vec<Among>, set: Among) {
+fn push_unique(sets: &mut Vec<Candidates>, set: Candidates) {
     if !sets.contains(&set) {
         sets.push(set);
     }
 }
 
-impl fmt::Display for Among {
+impl fmt::Display for Candidates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Everything => f.write_str("everything"),
-            Self::Group(group) => write!(f, "{group}"),
-            Self::All(sets) => join(sets, " and ", f),
-            Self::Any(sets) => join(sets, " or ", f),
+            Self::Lookup(lookup) => write!(f, "{lookup}"),
+            Self::Intersection(sets) => write_joined(sets, " and ", f),
+            Self::Union(sets) => write_joined(sets, " or ", f),
         }
     }
 }
 
 /// Writes sets with a word between them.
-pub(crate) fn join<T: fmt::Display>(
+pub(crate) fn write_joined<T: fmt::Display>(
     sets: &[T],
-    word: &str,
+    separator: &str,
     f: &mut fmt::Formatter<'_>,
 ) -> fmt::Result {
     f.write_str("(")?;
-    for (at, set) in sets.iter().enumerate() {
-        f.write_str(if at == 0 { "" } else { word })?;
+    for (index, set) in sets.iter().enumerate() {
+        f.write_str(if index == 0 { "" } else { separator })?;
         write!(f, "{set}")?;
     }
     f.write_str(")")
 }
 
-impl fmt::Display for Group {
+impl fmt::Display for IndexLookup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::State(state) => write!(f, "state {}", state.as_str_name()),
             Self::Queue(queue) => write!(f, "queue {queue}"),
             Self::Label(key, value) => write!(f, "label {key}={value:?}"),
-            Self::Named(name) => write!(f, "name {name:?}"),
-            Self::Prefix(prefix) => write!(f, "names with {prefix:?}"),
+            Self::Name(name) => write!(f, "name {name:?}"),
+            Self::NamePrefix(prefix) => write!(f, "names with {prefix:?}"),
         }
     }
 }
 
 /// The operations of which a part of a filter can be true, or, if that is not
 /// `wanted`, can be false.
-fn among(node: &Node, wanted: bool) -> Among {
+fn candidates(node: &Expr, polarity: bool) -> Candidates {
     match node {
-        Node::All(nodes) | Node::Any(nodes) => {
-            let sets = nodes.iter().map(|node| among(node, wanted));
+        Expr::And(nodes) | Expr::Or(nodes) => {
+            let sets = nodes.iter().map(|node| candidates(node, polarity));
             // That "all" is false means that any is.
-            if matches!(node, Node::All(_)) == wanted {
-                Among::all(sets)
+            if matches!(node, Expr::And(_)) == polarity {
+                Candidates::intersection(sets)
             } else {
-                Among::any(sets)
+                Candidates::union(sets)
             }
         }
-        Node::Not(node) => among(node, !wanted),
-        Node::Own(Own::Done | Own::State, ..) => by_state(node, wanted),
-        Node::Own(own, comparator, literal) if is_equal(*comparator, wanted) => {
-            group(*own, &literal.text).map_or(Among::Everything, Among::Group)
+        Expr::Not(node) => candidates(node, !polarity),
+        Expr::Field(ScalarField::Done | ScalarField::State, ..) => state_candidates(node, polarity),
+        Expr::Field(field, comparator, literal) if is_equality(*comparator, polarity) => {
+            index_lookup(*field, &literal.pattern).map_or(Candidates::Everything, Candidates::Lookup)
         }
-        Node::Labels(path, comparator, literal) if is_equal(*comparator, wanted) => {
-            match (&**path, literal.text.exact()) {
-                ([key], Some(value)) => Among::Group(Group::Label(key.name.clone(), value.into())),
-                _ => Among::Everything,
+        Expr::Label(path, comparator, literal) if is_equality(*comparator, polarity) => {
+            match (&**path, literal.pattern.exact()) {
+                ([key], Some(value)) => Candidates::Lookup(IndexLookup::Label(key.name.clone(), value.into())),
+                _ => Candidates::Everything,
             }
         }
-        Node::Own(..) | Node::Labels(..) | Node::Inside(..) | Node::Anywhere(_) => {
-            Among::Everything
+        Expr::Field(..) | Expr::Label(..) | Expr::Message(..) | Expr::Text(_) => {
+            Candidates::Everything
         }
     }
 }
 
 /// Whether the field has the value if the comparison comes out as wanted.
-fn is_equal(comparator: Comparator, wanted: bool) -> bool {
+fn is_equality(comparator: Comparator, polarity: bool) -> bool {
     match comparator {
-        Comparator::Equal => wanted,
-        Comparator::NotEqual => !wanted,
+        Comparator::Equal => polarity,
+        Comparator::NotEqual => !polarity,
         _ => false,
     }
 }
 
-fn group(own: Own, text: &Text) -> Option<Group> {
-    match (own, text.exact()) {
+fn index_lookup(field: ScalarField, pattern: &Pattern) -> Option<IndexLookup> {
+    match (field, pattern.exact()) {
         // No queue is no group.
-        (Own::Queue, Some(queue)) if !queue.is_empty() => Some(Group::Queue(queue.into())),
-        (Own::Name, Some(name)) => Some(Group::Named(name.into())),
-        (Own::Name, None) if !text.open_start => Some(Group::Prefix(text.body.clone())),
+        (ScalarField::Queue, Some(queue)) if !queue.is_empty() => Some(IndexLookup::Queue(queue.into())),
+        (ScalarField::Name, Some(name)) => Some(IndexLookup::Name(name.into())),
+        (ScalarField::Name, None) if !pattern.leading_wildcard => Some(IndexLookup::NamePrefix(pattern.body.clone())),
         _ => None,
     }
 }
 
 /// The states in which a question about `done` or `state` comes out as wanted.
-fn by_state(node: &Node, wanted: bool) -> Among {
-    let Node::Own(own, comparator, literal) = node else {
-        return Among::Everything;
+fn state_candidates(node: &Expr, polarity: bool) -> Candidates {
+    let Expr::Field(field, comparator, literal) = node else {
+        return Candidates::Everything;
     };
-    let asks_presence = *comparator == Comparator::Has && literal.text.is_star();
-    let holds = |state: State| {
+    let is_presence_test = *comparator == Comparator::Has && literal.pattern.is_wildcard();
+    let has_polarity = |state: State| {
         let is_done = !matches!(state, State::Pending | State::Running);
-        let truth = match own {
-            Own::Done if asks_presence => is_done.into(),
-            Own::Done => literal.test(*comparator, Held::Bool(is_done)),
-            _ if asks_presence => Truth::True,
-            _ => literal.test(*comparator, Held::Enum(state.as_str_name())),
+        let truth = match field {
+            ScalarField::Done if is_presence_test => is_done.into(),
+            ScalarField::Done => literal.evaluate(*comparator, FieldValue::Bool(is_done)),
+            _ if is_presence_test => TruthValue::True,
+            _ => literal.evaluate(*comparator, FieldValue::Enum(state.as_str_name())),
         };
-        truth == Truth::from(wanted)
+        truth == TruthValue::from(polarity)
     };
-    if holds(State::Succeeded) {
-        return Among::Everything;
+    if has_polarity(State::Succeeded) {
+        return Candidates::Everything;
     }
-    let states = STATES.into_iter().filter(|state| holds(*state));
-    Among::any(states.map(|state| Among::Group(Group::State(state))))
+    let states = STATES.into_iter().filter(|state| has_polarity(*state));
+    Candidates::union(states.map(|state| Candidates::Lookup(IndexLookup::State(state))))
 }
 
 // === impl Times ===
 
-impl Times {
-    pub(crate) const EVER: Self = Self {
-        from: i128::MIN,
-        to: i128::MAX,
+impl TimeRange {
+    pub(crate) const ALL: Self = Self {
+        from_ns: i128::MIN,
+        to_ns: i128::MAX,
     };
 
-    fn both(self, other: Self) -> Self {
+    fn intersect(self, other: Self) -> Self {
         Self {
-            from: self.from.max(other.from),
-            to: self.to.min(other.to),
+            from_ns: self.from_ns.max(other.from_ns),
+            to_ns: self.to_ns.min(other.to_ns),
         }
     }
 
     /// The range that holds both.
-    fn around(self, other: Self) -> Self {
+    fn union(self, other: Self) -> Self {
         Self {
-            from: self.from.min(other.from),
-            to: self.to.max(other.to),
+            from_ns: self.from_ns.min(other.from_ns),
+            to_ns: self.to_ns.max(other.to_ns),
         }
     }
 }
 
 /// When the operations were created of which a part of a filter can be true,
 /// or, if that is not `wanted`, can be false.
-fn created(node: &Node, wanted: bool) -> Times {
+fn creation_range(node: &Expr, polarity: bool) -> TimeRange {
     match node {
-        Node::All(nodes) | Node::Any(nodes) => {
-            let times = nodes.iter().map(|node| created(node, wanted));
-            if matches!(node, Node::All(_)) == wanted {
-                times.fold(Times::EVER, Times::both)
+        Expr::And(nodes) | Expr::Or(nodes) => {
+            let ranges = nodes.iter().map(|node| creation_range(node, polarity));
+            if matches!(node, Expr::And(_)) == polarity {
+                ranges.fold(TimeRange::ALL, TimeRange::intersect)
             } else {
-                times.reduce(Times::around).unwrap_or(Times::EVER)
+                ranges.reduce(TimeRange::union).unwrap_or(TimeRange::ALL)
             }
         }
-        Node::Not(node) => created(node, !wanted),
-        Node::Own(own, comparator, literal) => range(*own, *comparator, literal, wanted),
-        Node::Labels(..) | Node::Inside(..) | Node::Anywhere(_) => Times::EVER,
+        Expr::Not(node) => creation_range(node, !polarity),
+        Expr::Field(field, comparator, literal) => time_range(*field, *comparator, literal, polarity),
+        Expr::Label(..) | Expr::Message(..) | Expr::Text(_) => TimeRange::ALL,
     }
 }
 
-fn range(own: Own, comparator: Comparator, literal: &Literal, wanted: bool) -> Times {
-    let Some(time) = literal.time() else {
-        return Times::EVER;
+fn time_range(field: ScalarField, comparator: Comparator, literal: &Literal, polarity: bool) -> TimeRange {
+    let Some(time_ns) = literal.time_ns() else {
+        return TimeRange::ALL;
     };
-    let (from, to) = (Times::EVER.from, Times::EVER.to);
+    let (from, to) = (TimeRange::ALL.from_ns, TimeRange::ALL.to_ns);
     use Comparator::{Equal, Greater, GreaterEqual, Has, Less, LessEqual, NotEqual};
-    let (from, to) = match (comparator, wanted) {
-        (Less, true) | (GreaterEqual, false) => (from, time - 1),
-        (LessEqual, true) | (Greater, false) => (from, time),
-        (Greater, true) | (LessEqual, false) => (time + 1, to),
-        (GreaterEqual, true) | (Less, false) => (time, to),
-        (Equal | Has, true) | (NotEqual, false) => (time, time),
+    let (from, to) = match (comparator, polarity) {
+        (Less, true) | (GreaterEqual, false) => (from, time_ns - 1),
+        (LessEqual, true) | (Greater, false) => (from, time_ns),
+        (Greater, true) | (LessEqual, false) => (time_ns + 1, to),
+        (GreaterEqual, true) | (Less, false) => (time_ns, to),
+        (Equal | Has, true) | (NotEqual, false) => (time_ns, time_ns),
         (Equal | Has, false) | (NotEqual, true) => (from, to),
     };
-    match own {
-        Own::CreateTime => Times { from, to },
+    match field {
+        ScalarField::CreateTime => TimeRange { from_ns: from, to_ns: to },
         // Nothing happens to an operation before it is created.
-        Own::StartTime | Own::UpdateTime | Own::EndTime | Own::ExpireTime => Times {
-            from: Times::EVER.from,
-            to,
+        ScalarField::StartTime | ScalarField::UpdateTime | ScalarField::EndTime | ScalarField::ExpireTime => TimeRange {
+            from_ns: TimeRange::ALL.from_ns,
+            to_ns: to,
         },
-        _ => Times::EVER,
+        _ => TimeRange::ALL,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::query::samples::types;
+    use crate::query::samples::built_in_types;
 
     fn plan(filter: &str) -> String {
-        let query = Query::parse(filter, types()).unwrap();
-        Plan::of(&query).to_string()
+        let query = CompiledFilter::parse(filter, built_in_types()).unwrap();
+        Plan::from_filter(&query).to_string()
     }
 
     #[test]
-    fn common_questions_have_a_plan() {
+    fn indexed_filters_plan_index_lookups() {
         for (filter, expected) in [
             ("done = false", "(state PENDING or state RUNNING)"),
             ("NOT done = true", "(state PENDING or state RUNNING)"),
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn other_questions_are_asked_about_everything() {
+    fn unindexed_filters_plan_full_scan() {
         for filter in [
             "done = true",
             "state != RUNNING",

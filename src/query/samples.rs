@@ -10,44 +10,44 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::filter::{Column, Comparator, Filter, Path, Restriction, Segment, Text};
+use super::filter::{Column, Comparator, Filter, Path, Restriction, Segment, Pattern};
 use crate::{
     clock::Timestamp,
     operation::{
-        birth::{Birth, Tags},
+        birth::{OperationSpec, Attributes},
         labels::Labels,
         lease::{LeaseToken, WorkerId},
         name::OperationName,
-        operation::{Change, Operation},
-        outcome::{Outcome, status},
+        operation::{OperationUpdate, Operation},
+        outcome::{Outcome, status_with_reason},
         payload::Payload,
         stage::{Event, Report},
-        terms::{QueueName, Terms},
+        terms::{QueueName, ExecutionOptions},
         trace::TraceContext,
     },
     proto::{google::rpc::Code, longrunning::v1::Progress},
-    types::Types,
+    types::TypeRegistry,
 };
 
-const START: i64 = 1_790_000_000;
+const START_SECS: i64 = 1_790_000_000;
 
 /// What an operation is made of.
 #[derive(Clone, Debug)]
-pub(crate) struct Facts {
+pub(crate) struct SampleOperation {
     pub(crate) parent: &'static str,
     pub(crate) id: String,
-    pub(crate) end: End,
+    pub(crate) state: SampleState,
     pub(crate) queue: Option<&'static str>,
     pub(crate) env: Option<&'static str>,
     pub(crate) team: Option<&'static str>,
     /// Seconds after the start.
-    pub(crate) created: i64,
-    pub(crate) metadata: Metadata,
+    pub(crate) created_after_secs: i64,
+    pub(crate) metadata: SampleMetadata,
 }
 
 /// How far an operation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum SampleState {
     Pending,
     Running,
     Cancelling,
@@ -58,17 +58,17 @@ pub(crate) enum End {
 
 /// What an operation has for metadata.
 #[derive(Clone, Debug)]
-pub(crate) enum Metadata {
-    Own(Option<(i64, &'static str)>),
+pub(crate) enum SampleMetadata {
+    Server(Option<(i64, &'static str)>),
     Struct(i64, &'static str),
     /// A Struct with a list of so many numbers, 15 bytes each.
     Numbers(u16),
-    Unknown,
+    UnknownType,
 }
 
 /// A value as the naive interpreter has it.
 #[derive(Clone, Debug, PartialEq)]
-enum Leaf {
+enum SampleValue {
     Text(String),
     Bool(bool),
     Number(i64),
@@ -77,24 +77,24 @@ enum Leaf {
 }
 
 /// What is found under a path.
-enum Found {
-    Value(Leaf),
+enum PathResult {
+    Value(SampleValue),
     /// The elements of a repeated field, each with the value or hidden.
-    Elements(Vec<Option<Leaf>>),
+    Elements(Vec<Option<SampleValue>>),
     Absent,
     /// Nobody can know.
-    Hidden,
+    Undecodable,
 }
 
 /// The built-in types, made once.
-pub(crate) fn types() -> &'static Types {
-    static TYPES: LazyLock<Types> = LazyLock::new(Types::built_in);
+pub(crate) fn built_in_types() -> &'static TypeRegistry {
+    static TYPES: LazyLock<TypeRegistry> = LazyLock::new(TypeRegistry::built_in);
     &TYPES
 }
 
 // === impl Facts ===
 
-impl Facts {
+impl SampleOperation {
     pub(crate) fn name(&self) -> String {
         match self.parent {
             "" => format!("operations/{}", self.id),
@@ -103,16 +103,16 @@ impl Facts {
     }
 
     /// A pending operation needs a queue; without one, its creator runs it.
-    fn end(&self) -> End {
-        match self.end {
-            End::Pending if self.queue.is_none() => End::Running,
-            end => end,
+    fn effective_state(&self) -> SampleState {
+        match self.state {
+            SampleState::Pending if self.queue.is_none() => SampleState::Running,
+            state => state,
         }
     }
 
-    pub(crate) fn operation(&self, number: u64) -> Operation {
-        let at =
-            |seconds: i64| Timestamp::from_nanos((START + self.created + seconds) * 1_000_000_000);
+    pub(crate) fn to_operation(&self, number: u64) -> Operation {
+        let time_at =
+            |seconds: i64| Timestamp::from_nanos((START_SECS + self.created_after_secs + seconds) * 1_000_000_000);
         let labels = [("env", self.env), ("team", self.team)];
         let labels: BTreeMap<_, _> = labels
             .into_iter()
@@ -120,29 +120,29 @@ impl Facts {
             .collect();
         let token = LeaseToken::random();
         let worker = WorkerId::new("w");
-        let birth = Birth {
+        let spec = OperationSpec {
             name: OperationName::parse(self.name()).unwrap(),
             number,
-            terms: Arc::new(Terms {
+            options: Arc::new(ExecutionOptions {
                 queue: self.queue.map(|queue| QueueName::parse(queue).unwrap()),
                 lease_duration: Duration::from_secs(60),
-                ..Terms::default()
+                ..ExecutionOptions::default()
             }),
-            tags: Some(Arc::new(Tags {
+            attributes: Some(Arc::new(Attributes {
                 labels: Labels::new(labels).unwrap(),
-                request: None,
+                idempotency_key: None,
                 method: "".into(),
                 trace_context: TraceContext::NONE,
             })),
             input: None,
             metadata: self.metadata.payload(),
             not_before: None,
-            holder: self.queue.is_none().then(|| (token, worker.clone())),
+            initial_lease: self.queue.is_none().then(|| (token, worker.clone())),
         };
-        let born = Operation::new(birth, at(0));
+        let created = Operation::new(spec, time_at(0));
         let report = Report {
             progress: match self.metadata {
-                Metadata::Own(Some((done_units, stage))) => Some(Progress {
+                SampleMetadata::Server(Some((done_units, stage))) => Some(Progress {
                     done_units,
                     stage: stage.into(),
                     ..Progress::default()
@@ -152,122 +152,122 @@ impl Facts {
             ..Report::default()
         };
         let mut events = Vec::new();
-        if self.end() != End::Pending {
+        if self.effective_state() != SampleState::Pending {
             if self.queue.is_some() {
-                events.push((0, Event::Claim { token, worker }));
+                events.push((0, Event::AcquireLease { token, worker }));
             }
             events.push((0, Event::Report(token, report)));
         }
-        match self.end() {
-            End::Pending | End::Running => {}
-            End::Cancelling => events.push((2, Event::RequestCancel)),
-            End::Succeeded => {
+        match self.effective_state() {
+            SampleState::Pending | SampleState::Running => {}
+            SampleState::Cancelling => events.push((2, Event::RequestCancel)),
+            SampleState::Succeeded => {
                 let outcome = Outcome::Response(Payload::empty());
                 events.push((2, Event::Finish(token, outcome, Report::default())));
             }
-            End::Failed(code) => {
-                let mut error = status(code, "TEST", "disk full");
+            SampleState::Failed(code) => {
+                let mut error = status_with_reason(code, "TEST", "disk full");
                 if code == Code::Internal {
-                    error.details.insert(0, unknown());
+                    error.details.insert(0, any_of_unknown_type());
                 }
                 let outcome = Outcome::Error(Box::new(error));
                 events.push((2, Event::Finish(token, outcome, Report::default())));
             }
-            End::Cancelled => {
+            SampleState::Cancelled => {
                 events.push((2, Event::RequestCancel));
                 let outcome = Outcome::cancelled();
                 events.push((2, Event::Finish(token, outcome, Report::default())));
             }
         }
-        events.into_iter().fold(born, |operation, (after, event)| {
-            match operation.apply(&event, at(after)).unwrap() {
-                Change::Put(next) | Change::Renew(next) => next,
-                Change::Unchanged => operation,
-                Change::Forget(_) => panic!("nothing ends unseen"),
+        events.into_iter().fold(created, |operation, (after, event)| {
+            match operation.apply(&event, time_at(after)).unwrap() {
+                OperationUpdate::Put(next) | OperationUpdate::RenewLease(next) => next,
+                OperationUpdate::Unchanged => operation,
+                OperationUpdate::Remove(_) => panic!("nothing ends unseen"),
             }
         })
     }
 
     fn is_done(&self) -> bool {
-        !matches!(self.end(), End::Pending | End::Running | End::Cancelling)
+        !matches!(self.effective_state(), SampleState::Pending | SampleState::Running | SampleState::Cancelling)
     }
 
     fn error(&self) -> Option<(i64, &'static str)> {
-        match self.end() {
-            End::Failed(code) => Some((i64::from(i32::from(code)), "disk full")),
-            End::Cancelled => Some((1, "the operation was cancelled")),
+        match self.effective_state() {
+            SampleState::Failed(code) => Some((i64::from(i32::from(code)), "disk full")),
+            SampleState::Cancelled => Some((1, "the operation was cancelled")),
             _ => None,
         }
     }
 
-    fn state(&self) -> &'static str {
-        match self.end() {
-            End::Pending => "PENDING",
-            End::Running | End::Cancelling => "RUNNING",
-            End::Succeeded => "SUCCEEDED",
-            End::Failed(Code::Cancelled) | End::Cancelled => "CANCELLED",
-            End::Failed(_) => "FAILED",
+    fn state_name(&self) -> &'static str {
+        match self.effective_state() {
+            SampleState::Pending => "PENDING",
+            SampleState::Running | SampleState::Cancelling => "RUNNING",
+            SampleState::Succeeded => "SUCCEEDED",
+            SampleState::Failed(Code::Cancelled) | SampleState::Cancelled => "CANCELLED",
+            SampleState::Failed(_) => "FAILED",
         }
     }
 
-    fn find(&self, path: &str) -> Found {
-        let text = |text: &str| Found::Value(Leaf::Text(text.to_owned()));
-        let maybe = |leaf: Option<Leaf>| leaf.map_or(Found::Absent, Found::Value);
-        let began = self.end() != End::Pending;
+    fn resolve(&self, path: &str) -> PathResult {
+        let text = |text: &str| PathResult::Value(SampleValue::Text(text.to_owned()));
+        let optional = |leaf: Option<SampleValue>| leaf.map_or(PathResult::Absent, PathResult::Value);
+        let has_started = self.effective_state() != SampleState::Pending;
         match path {
             "name" => text(&self.name()),
-            "done" => Found::Value(Leaf::Bool(self.is_done())),
-            "state" => Found::Value(Leaf::Enum(self.state())),
+            "done" => PathResult::Value(SampleValue::Bool(self.is_done())),
+            "state" => PathResult::Value(SampleValue::Enum(self.state_name())),
             "queue" => text(self.queue.unwrap_or("")),
-            "attempt" => Found::Value(Leaf::Number(began.into())),
+            "attempt" => PathResult::Value(SampleValue::Number(has_started.into())),
             "cancel_requested" => {
-                let asked = matches!(self.end(), End::Cancelling | End::Cancelled);
-                Found::Value(Leaf::Bool(asked))
+                let is_cancel_requested = matches!(self.effective_state(), SampleState::Cancelling | SampleState::Cancelled);
+                PathResult::Value(SampleValue::Bool(is_cancel_requested))
             }
-            "create_time" => Found::Value(Leaf::Seconds(self.created)),
-            "start_time" => maybe(began.then_some(Leaf::Seconds(self.created))),
-            "end_time" => maybe(self.is_done().then_some(Leaf::Seconds(self.created + 2))),
-            "labels.env" => maybe(self.env.map(|env| Leaf::Text(env.into()))),
-            "labels.team" => maybe(self.team.map(|team| Leaf::Text(team.into()))),
-            "error.code" => maybe(self.error().map(|(code, _)| Leaf::Number(code))),
-            "error.message" => maybe(self.error().map(|(_, text)| Leaf::Text(text.into()))),
+            "create_time" => PathResult::Value(SampleValue::Seconds(self.created_after_secs)),
+            "start_time" => optional(has_started.then_some(SampleValue::Seconds(self.created_after_secs))),
+            "end_time" => optional(self.is_done().then_some(SampleValue::Seconds(self.created_after_secs + 2))),
+            "labels.env" => optional(self.env.map(|env| SampleValue::Text(env.into()))),
+            "labels.team" => optional(self.team.map(|team| SampleValue::Text(team.into()))),
+            "error.code" => optional(self.error().map(|(code, _)| SampleValue::Number(code))),
+            "error.message" => optional(self.error().map(|(_, text)| SampleValue::Text(text.into()))),
             "error.details.reason" => {
-                let reason = |reason: &str| Some(Leaf::Text(reason.to_owned()));
-                match self.end() {
-                    End::Failed(Code::Internal) => Found::Elements(vec![None, reason("TEST")]),
-                    End::Failed(_) => Found::Elements(vec![reason("TEST")]),
-                    End::Cancelled => Found::Elements(vec![reason("OPERATION_CANCELLED")]),
-                    _ => Found::Absent,
+                let reason = |reason: &str| Some(SampleValue::Text(reason.to_owned()));
+                match self.effective_state() {
+                    SampleState::Failed(Code::Internal) => PathResult::Elements(vec![None, reason("TEST")]),
+                    SampleState::Failed(_) => PathResult::Elements(vec![reason("TEST")]),
+                    SampleState::Cancelled => PathResult::Elements(vec![reason("OPERATION_CANCELLED")]),
+                    _ => PathResult::Absent,
                 }
             }
             "metadata.@type" => text(match self.metadata {
-                Metadata::Own(_) => "type.googleapis.com/longrunning.v1.OperationMetadata",
-                Metadata::Struct(..) | Metadata::Numbers(_) => {
+                SampleMetadata::Server(_) => "type.googleapis.com/longrunning.v1.OperationMetadata",
+                SampleMetadata::Struct(..) | SampleMetadata::Numbers(_) => {
                     "type.googleapis.com/google.protobuf.Struct"
                 }
-                Metadata::Unknown => "example.com/x/Own",
+                SampleMetadata::UnknownType => "example.com/x/Own",
             }),
-            _ => self.find_in_metadata(path),
+            _ => self.resolve_in_metadata(path),
         }
     }
 
-    fn find_in_metadata(&self, path: &str) -> Found {
-        let began = self.end() != End::Pending;
+    fn resolve_in_metadata(&self, path: &str) -> PathResult {
+        let has_started = self.effective_state() != SampleState::Pending;
         match (path, &self.metadata) {
-            (_, Metadata::Unknown) => Found::Hidden,
-            ("metadata.progress.done_units", Metadata::Own(Some((units, _)))) if began => {
-                Found::Value(Leaf::Number(*units))
+            (_, SampleMetadata::UnknownType) => PathResult::Undecodable,
+            ("metadata.progress.done_units", SampleMetadata::Server(Some((units, _)))) if has_started => {
+                PathResult::Value(SampleValue::Number(*units))
             }
-            ("metadata.progress.stage", Metadata::Own(Some((_, stage)))) if began => {
-                Found::Value(Leaf::Text((*stage).into()))
+            ("metadata.progress.stage", SampleMetadata::Server(Some((_, stage)))) if has_started => {
+                PathResult::Value(SampleValue::Text((*stage).into()))
             }
-            ("metadata.size", Metadata::Struct(size, _)) => Found::Value(Leaf::Number(*size)),
-            ("metadata.tag", Metadata::Struct(_, tag)) => Found::Value(Leaf::Text((*tag).into())),
-            _ => Found::Absent,
+            ("metadata.size", SampleMetadata::Struct(size, _)) => PathResult::Value(SampleValue::Number(*size)),
+            ("metadata.tag", SampleMetadata::Struct(_, tag)) => PathResult::Value(SampleValue::Text((*tag).into())),
+            _ => PathResult::Absent,
         }
     }
 
-    fn texts(&self) -> Vec<String> {
+    fn searchable_texts(&self) -> Vec<String> {
         let mut texts = vec![self.name(), self.queue.unwrap_or("").into()];
         texts.extend(
             [self.env, self.team]
@@ -277,7 +277,7 @@ impl Facts {
         );
         texts.extend(self.error().map(|(_, message)| message.to_owned()));
         for path in ["metadata.progress.stage", "metadata.tag"] {
-            if let Found::Value(Leaf::Text(text)) = self.find(path) {
+            if let PathResult::Value(SampleValue::Text(text)) = self.resolve(path) {
                 texts.push(text);
             }
         }
@@ -285,28 +285,28 @@ impl Facts {
     }
 }
 
-impl Metadata {
+impl SampleMetadata {
     fn payload(&self) -> Option<Payload> {
         match self {
-            Self::Own(_) => None,
+            Self::Server(_) => None,
             Self::Struct(size, tag) => {
                 let json = serde_json::json!({ "size": size, "tag": tag });
-                let any = types().pack("google.protobuf.Struct", &json);
+                let any = built_in_types().pack("google.protobuf.Struct", &json);
                 Some(Payload::new(any.unwrap()).unwrap())
             }
             Self::Numbers(count) => {
                 let numbers: Vec<u16> = (0..*count).collect();
                 let json = serde_json::json!({ "numbers": numbers });
-                let any = types().pack("google.protobuf.Struct", &json);
+                let any = built_in_types().pack("google.protobuf.Struct", &json);
                 Some(Payload::new(any.unwrap()).unwrap())
             }
-            Self::Unknown => Some(Payload::new(unknown()).unwrap()),
+            Self::UnknownType => Some(Payload::new(any_of_unknown_type()).unwrap()),
         }
     }
 }
 
 /// A message of a type that nobody has registered.
-fn unknown() -> prost_types::Any {
+fn any_of_unknown_type() -> prost_types::Any {
     prost_types::Any {
         type_url: "example.com/x/Own".into(),
         value: vec![0xff],
@@ -316,55 +316,55 @@ fn unknown() -> prost_types::Any {
 // === The naive interpreter ===
 
 /// Whether a filter is true of the facts; none if that cannot be known.
-pub(crate) fn naive(filter: &Filter, facts: &Facts) -> Option<bool> {
+pub(crate) fn evaluate_naively(filter: &Filter, sample: &SampleOperation) -> Option<bool> {
     match filter {
-        Filter::And(all) => {
-            let all: Vec<_> = all.iter().map(|filter| naive(filter, facts)).collect();
-            if all.contains(&Some(false)) {
+        Filter::And(filters) => {
+            let results: Vec<_> = filters.iter().map(|filter| evaluate_naively(filter, sample)).collect();
+            if results.contains(&Some(false)) {
                 return Some(false);
             }
-            (!all.contains(&None)).then_some(true)
+            (!results.contains(&None)).then_some(true)
         }
-        Filter::Or(any) => {
-            let any: Vec<_> = any.iter().map(|filter| naive(filter, facts)).collect();
-            if any.contains(&Some(true)) {
+        Filter::Or(filters) => {
+            let results: Vec<_> = filters.iter().map(|filter| evaluate_naively(filter, sample)).collect();
+            if results.contains(&Some(true)) {
                 return Some(true);
             }
-            (!any.contains(&None)).then_some(false)
+            (!results.contains(&None)).then_some(false)
         }
-        Filter::Not(inner) => naive(inner, facts).map(|known| !known),
-        Filter::Anywhere(text) => {
-            let texts = facts.texts();
-            Some(texts.iter().any(|found| stands_in(text, found)))
+        Filter::Not(inner) => evaluate_naively(inner, sample).map(|result| !result),
+        Filter::Global(pattern) => {
+            let texts = sample.searchable_texts();
+            Some(texts.iter().any(|candidate| is_text_match(pattern, candidate)))
         }
-        Filter::Compare(Restriction {
+        Filter::Restriction(Restriction {
             path,
             comparator,
             value,
         }) => {
             let names: Vec<&str> = path.0.iter().map(|segment| &*segment.name).collect();
-            let asks_presence = *comparator == Comparator::Has && value.is_star();
-            match (facts.find(&names.join(".")), asks_presence) {
-                (Found::Hidden, _) | (Found::Absent, false) => None,
-                (Found::Absent, true) => Some(false),
+            let is_presence_test = *comparator == Comparator::Has && value.is_wildcard();
+            match (sample.resolve(&names.join(".")), is_presence_test) {
+                (PathResult::Undecodable, _) | (PathResult::Absent, false) => None,
+                (PathResult::Absent, true) => Some(false),
                 // A key of a map or of a Struct is there whatever its value is.
-                (Found::Value(_), true)
+                (PathResult::Value(_), true)
                     if ["env", "team", "size", "tag"].contains(names.last()?) =>
                 {
                     Some(true)
                 }
-                (Found::Value(leaf), true) => Some(
-                    leaf != Leaf::Text(String::new())
-                        && leaf != Leaf::Bool(false)
-                        && leaf != Leaf::Number(0),
+                (PathResult::Value(leaf), true) => Some(
+                    leaf != SampleValue::Text(String::new())
+                        && leaf != SampleValue::Bool(false)
+                        && leaf != SampleValue::Number(0),
                 ),
-                (Found::Value(leaf), false) => compare(&leaf, *comparator, value),
-                (Found::Elements(elements), _) => {
-                    let is_it = |leaf: &Leaf| match leaf {
-                        Leaf::Text(text) => asks_presence || is_whole(value, text),
+                (PathResult::Value(leaf), false) => compare_naively(&leaf, *comparator, value),
+                (PathResult::Elements(elements), _) => {
+                    let is_element_match = |element: &SampleValue| match element {
+                        SampleValue::Text(text) => is_presence_test || is_full_match(value, text),
                         _ => false,
                     };
-                    let known: Vec<_> = elements.iter().map(|e| e.as_ref().map(is_it)).collect();
+                    let known: Vec<_> = elements.iter().map(|e| e.as_ref().map(is_element_match)).collect();
                     if known.contains(&Some(true)) {
                         return Some(true);
                     }
@@ -375,21 +375,21 @@ pub(crate) fn naive(filter: &Filter, facts: &Facts) -> Option<bool> {
     }
 }
 
-fn compare(leaf: &Leaf, comparator: Comparator, value: &Text) -> Option<bool> {
-    let body = &*value.body;
-    let order = match leaf {
-        Leaf::Text(text) => match comparator {
-            Comparator::Equal => return Some(is_whole(value, text)),
-            Comparator::NotEqual => return Some(!is_whole(value, text)),
-            Comparator::Has => return Some(stands_in(value, text)),
+fn compare_naively(actual: &SampleValue, comparator: Comparator, pattern: &Pattern) -> Option<bool> {
+    let body = &*pattern.body;
+    let order = match actual {
+        SampleValue::Text(text) => match comparator {
+            Comparator::Equal => return Some(is_full_match(pattern, text)),
+            Comparator::NotEqual => return Some(!is_full_match(pattern, text)),
+            Comparator::Has => return Some(is_text_match(pattern, text)),
             _ => text.as_str().cmp(body),
         },
-        Leaf::Enum(name) => (*name).cmp(body),
-        Leaf::Bool(held) => held.cmp(&(body == "true")),
-        Leaf::Number(held) => held.cmp(&body.parse().unwrap()),
-        Leaf::Seconds(held) => {
+        SampleValue::Enum(name) => (*name).cmp(body),
+        SampleValue::Bool(flag) => flag.cmp(&(body == "true")),
+        SampleValue::Number(number) => number.cmp(&body.parse().unwrap()),
+        SampleValue::Seconds(seconds) => {
             let time: prost_types::Timestamp = body.parse().unwrap();
-            (held + START).cmp(&time.seconds)
+            (seconds + START_SECS).cmp(&time.seconds)
         }
     };
     Some(match comparator {
@@ -402,49 +402,49 @@ fn compare(leaf: &Leaf, comparator: Comparator, value: &Text) -> Option<bool> {
     })
 }
 
-fn is_whole(value: &Text, text: &str) -> bool {
+fn is_full_match(pattern: &Pattern, text: &str) -> bool {
     // Every way to cut the text, as the stars allow.
     let cuts = 0..=text.len();
-    cuts.clone().any(|from| {
-        cuts.clone().any(|to| {
-            (value.open_start || from == 0)
-                && (value.open_end || to == text.len())
-                && text.get(from..to) == Some(&*value.body)
+    cuts.clone().any(|start| {
+        cuts.clone().any(|end| {
+            (pattern.leading_wildcard || start == 0)
+                && (pattern.trailing_wildcard || end == text.len())
+                && text.get(start..end) == Some(&*pattern.body)
         })
     })
 }
 
-fn stands_in(value: &Text, text: &str) -> bool {
-    if value.open_start || value.open_end {
-        is_whole(value, text)
+fn is_text_match(pattern: &Pattern, text: &str) -> bool {
+    if pattern.leading_wildcard || pattern.trailing_wildcard {
+        is_full_match(pattern, text)
     } else {
-        text.contains(&*value.body)
+        text.contains(&*pattern.body)
     }
 }
 
 // === What tests are fed with ===
 
-pub(crate) fn any_facts() -> impl Strategy<Value = Facts> {
-    let end = proptest::sample::select(vec![
-        End::Pending,
-        End::Running,
-        End::Cancelling,
-        End::Succeeded,
-        End::Succeeded,
-        End::Failed(Code::NotFound),
-        End::Failed(Code::Internal),
-        End::Failed(Code::Cancelled),
-        End::Cancelled,
+pub(crate) fn any_sample_operation() -> impl Strategy<Value = SampleOperation> {
+    let state = proptest::sample::select(vec![
+        SampleState::Pending,
+        SampleState::Running,
+        SampleState::Cancelling,
+        SampleState::Succeeded,
+        SampleState::Succeeded,
+        SampleState::Failed(Code::NotFound),
+        SampleState::Failed(Code::Internal),
+        SampleState::Failed(Code::Cancelled),
+        SampleState::Cancelled,
     ]);
     let metadata = prop_oneof![
-        Just(Metadata::Own(None)),
+        Just(SampleMetadata::Server(None)),
         (0i64..4, proptest::sample::select(vec!["", "scan", "hash"]))
-            .prop_map(|known| Metadata::Own(Some(known))),
+            .prop_map(|known| SampleMetadata::Server(Some(known))),
         (0i64..4, proptest::sample::select(vec!["", "prod", "x"]))
-            .prop_map(|(size, tag)| Metadata::Struct(size, tag)),
-        Just(Metadata::Unknown),
+            .prop_map(|(size, tag)| SampleMetadata::Struct(size, tag)),
+        Just(SampleMetadata::UnknownType),
     ];
-    let maybe = |all: &'static [&'static str]| proptest::option::of(proptest::sample::select(all));
+    let optional = |all: &'static [&'static str]| proptest::option::of(proptest::sample::select(all));
     let id = prop_oneof![
         "(export|import|ex|a)-[0-9]{1,3}",
         "0190b3f4-7a2e-7[0-9]{3}-8000-00000000000[0-9]"
@@ -453,29 +453,29 @@ pub(crate) fn any_facts() -> impl Strategy<Value = Facts> {
     (
         parent,
         id,
-        end,
-        maybe(&["q", "r"]),
-        maybe(&["prod", "dev"]),
-        maybe(&["a", "prod", ""]),
+        state,
+        optional(&["q", "r"]),
+        optional(&["prod", "dev"]),
+        optional(&["a", "prod", ""]),
         0i64..30,
         metadata,
     )
         .prop_map(
-            |(parent, id, end, queue, env, team, created, metadata)| Facts {
+            |(parent, id, state, queue, env, team, created_after_secs, metadata)| SampleOperation {
                 parent,
                 id,
-                end,
+                state,
                 queue,
                 env,
                 team,
-                created,
+                created_after_secs,
                 metadata,
             },
         )
 }
 
 fn any_restriction() -> impl Strategy<Value = (String, Comparator, String)> {
-    let texts = [
+    let text_fields = [
         "name",
         "queue",
         "labels.env",
@@ -485,17 +485,17 @@ fn any_restriction() -> impl Strategy<Value = (String, Comparator, String)> {
         "metadata.progress.stage",
         "metadata.tag",
     ];
-    let numbers = [
+    let number_fields = [
         "attempt",
         "error.code",
         "metadata.progress.done_units",
         "metadata.size",
     ];
-    let times = ["create_time", "start_time", "end_time"];
+    let time_fields = ["create_time", "start_time", "end_time"];
     let one_of =
         |all: &[&'static str]| proptest::sample::select(all.to_vec()).prop_map(str::to_owned);
-    let any_order = || proptest::sample::select(vec!["=", "!=", "<", "<=", ">", ">=", ":"]);
-    let no_order = || proptest::sample::select(vec!["=", "!=", ":"]);
+    let any_comparator = || proptest::sample::select(vec!["=", "!=", "<", "<=", ">", ">=", ":"]);
+    let equality_or_has = || proptest::sample::select(vec!["=", "!=", ":"]);
     let words = [
         "prod",
         "dev",
@@ -523,26 +523,26 @@ fn any_restriction() -> impl Strategy<Value = (String, Comparator, String)> {
         "operations/*",
     ];
     let time = (0i64..32).prop_map(|seconds| {
-        let seconds = START + seconds;
+        let seconds = START_SECS + seconds;
         prost_types::Timestamp { seconds, nanos: 0 }.to_string()
     });
     let states = ["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED"];
     prop_oneof![
-        (one_of(&texts), any_order(), one_of(&words)),
-        (one_of(&texts), no_order(), one_of(&patterns)),
-        (one_of(&["name"]), no_order(), one_of(&patterns)),
+        (one_of(&text_fields), any_comparator(), one_of(&words)),
+        (one_of(&text_fields), equality_or_has(), one_of(&patterns)),
+        (one_of(&["name"]), equality_or_has(), one_of(&patterns)),
         (
-            one_of(&numbers),
-            any_order(),
+            one_of(&number_fields),
+            any_comparator(),
             (0i64..14).prop_map(|n| n.to_string())
         ),
-        (one_of(&times), any_order(), time),
+        (one_of(&time_fields), any_comparator(), time),
         (
             one_of(&["done", "cancel_requested"]),
-            no_order(),
+            equality_or_has(),
             one_of(&["true", "false"])
         ),
-        (one_of(&["state"]), no_order(), one_of(&states)),
+        (one_of(&["state"]), equality_or_has(), one_of(&states)),
         (
             one_of(&["error.details.reason"]),
             Just(":"),
@@ -550,9 +550,9 @@ fn any_restriction() -> impl Strategy<Value = (String, Comparator, String)> {
         ),
         (
             prop_oneof![
-                one_of(&texts),
-                one_of(&numbers),
-                one_of(&times),
+                one_of(&text_fields),
+                one_of(&number_fields),
+                one_of(&time_fields),
                 one_of(&["done", "state", "error.details.reason"])
             ],
             Just(":"),
@@ -573,37 +573,37 @@ fn any_restriction() -> impl Strategy<Value = (String, Comparator, String)> {
     })
 }
 
-fn text(value: &str) -> Text {
-    let open_start = value.starts_with('*');
-    let rest = value.strip_prefix('*').unwrap_or(value);
-    Text {
+fn parse_pattern(text: &str) -> Pattern {
+    let leading_wildcard = text.starts_with('*');
+    let rest = text.strip_prefix('*').unwrap_or(text);
+    Pattern {
         body: rest.strip_suffix('*').unwrap_or(rest).into(),
-        open_start,
-        open_end: rest.ends_with('*'),
+        leading_wildcard,
+        trailing_wildcard: rest.ends_with('*'),
         column: Column(1),
     }
 }
 
 /// A filter that the sample operations can be asked.
-pub(crate) fn any_filter() -> impl Strategy<Value = Filter> {
+pub(crate) fn any_sample_filter() -> impl Strategy<Value = Filter> {
     let restriction = any_restriction().prop_map(|(path, comparator, value)| {
         let segment = |name: &str| Segment {
             name: name.into(),
             column: Column(1),
         };
-        Filter::Compare(Restriction {
+        Filter::Restriction(Restriction {
             path: Path(path.split('.').map(segment).collect()),
             comparator,
-            value: text(&value),
+            value: parse_pattern(&value),
         })
     });
     let word = proptest::sample::select(vec!["prod", "dis*", "operations", "scan", "*1"]);
-    let anywhere = word.prop_map(|word| Filter::Anywhere(text(word)));
-    let leaf = prop_oneof![8 => restriction, 1 => anywhere];
+    let global = word.prop_map(|word| Filter::Global(parse_pattern(word)));
+    let leaf = prop_oneof![8 => restriction, 1 => global];
     leaf.prop_recursive(4, 16, 3, |inner| {
         prop_oneof![
-            proptest::collection::vec(inner.clone(), 1..4).prop_map(Filter::all),
-            proptest::collection::vec(inner.clone(), 1..4).prop_map(Filter::any),
+            proptest::collection::vec(inner.clone(), 1..4).prop_map(Filter::conjunction),
+            proptest::collection::vec(inner.clone(), 1..4).prop_map(Filter::disjunction),
             inner.prop_map(|filter| Filter::Not(Box::new(filter))),
         ]
     })

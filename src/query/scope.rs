@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::operation::name::{
-    COLLECTION, InvalidName, MAX_NAME, Parent, excerpt, is_collection, is_parent_id, parent_of,
+    OPERATIONS_COLLECTION, InvalidName, MAX_NAME_BYTES, Parent, excerpt, is_collection, is_parent_id, parent_of,
     segments,
 };
 
@@ -14,9 +14,9 @@ pub(crate) enum Scope {
     /// All of them, whatever their parent.
     Everything,
     /// Those directly under one parent.
-    Under(Parent),
+    Parent(Parent),
     /// Those under any parent that fits: `-` stands for any id.
-    Matching(Arc<str>),
+    ParentPattern(Arc<str>),
 }
 
 // === impl Scope ===
@@ -28,18 +28,18 @@ impl Scope {
     /// # Errors
     /// [`InvalidName::Parent`] for anything else.
     pub(crate) fn parse(text: &str) -> Result<Self, InvalidName> {
-        if MAX_NAME < text.len() {
+        if MAX_NAME_BYTES < text.len() {
             return Err(InvalidName::Parent(excerpt(text)));
         }
         if matches!(text, "" | "-" | "-/operations") {
             return Ok(Self::Everything);
         }
-        if text == COLLECTION {
-            return Ok(Self::Under(Parent::ROOT));
+        if text == OPERATIONS_COLLECTION {
+            return Ok(Self::Parent(Parent::ROOT));
         }
         // An odd number of segments ends with the collection of the operations.
-        let odd = text.bytes().filter(|byte| *byte == b'/').count() % 2 == 0;
-        let parent = if odd {
+        let is_odd = text.bytes().filter(|byte| *byte == b'/').count() % 2 == 0;
+        let parent = if is_odd {
             text.strip_suffix("/operations")
         } else {
             Some(text)
@@ -48,31 +48,31 @@ impl Scope {
             return Err(InvalidName::Parent(excerpt(text)));
         };
         if !segments(parent).any(|(_, id)| id == "-") {
-            return Parent::parse(parent).map(Self::Under);
+            return Parent::parse(parent).map(Self::Parent);
         }
         if !segments(parent)
             .all(|(collection, id)| is_collection(collection) && (id == "-" || is_parent_id(id)))
         {
             return Err(InvalidName::Parent(excerpt(text)));
         }
-        Ok(Self::Matching(parent.into()))
+        Ok(Self::ParentPattern(parent.into()))
     }
 
     /// Whether an operation with this name belongs to the list.
-    pub(crate) fn holds(&self, name: &str) -> bool {
+    pub(crate) fn contains(&self, name: &str) -> bool {
         match self {
             Self::Everything => true,
-            Self::Under(parent) => parent_of(name) == parent.as_str(),
-            Self::Matching(pattern) => fits(pattern, parent_of(name)),
+            Self::Parent(parent) => parent_of(name) == parent.as_str(),
+            Self::ParentPattern(pattern) => is_pattern_match(pattern, parent_of(name)),
         }
     }
 }
 
 /// Whether a parent has the segments of a pattern, in which `-` is any id.
-fn fits(pattern: &str, parent: &str) -> bool {
-    let (mut wanted, mut found) = (segments(pattern), segments(parent));
+fn is_pattern_match(pattern: &str, parent: &str) -> bool {
+    let (mut expected, mut actual) = (segments(pattern), segments(parent));
     loop {
-        match (wanted.next(), found.next()) {
+        match (expected.next(), actual.next()) {
             (None, None) => return true,
             (Some(wanted), Some(found))
                 if wanted.0 == found.0 && (wanted.1 == "-" || wanted.1 == found.1) => {}
@@ -88,8 +88,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_form_of_a_list_name_is_understood() {
-        let parent = |text| Scope::Under(Parent::parse(text).unwrap());
+    fn every_list_name_form_is_parsed() {
+        let parent = |text| Scope::Parent(Parent::parse(text).unwrap());
         assert_eq!(Scope::parse(""), Ok(Scope::Everything));
         assert_eq!(Scope::parse("-"), Ok(Scope::Everything));
         assert_eq!(Scope::parse("operations"), Ok(parent("")));
@@ -100,9 +100,9 @@ mod tests {
         );
         assert_eq!(
             Scope::parse("projects/-/operations"),
-            Ok(Scope::Matching("projects/-".into()))
+            Ok(Scope::ParentPattern("projects/-".into()))
         );
-        for bad in [
+        for invalid in [
             "projects",
             "projects/",
             "/",
@@ -110,30 +110,30 @@ mod tests {
             "projects/p/locations",
             "a b/c",
         ] {
-            assert!(Scope::parse(bad).is_err(), "{bad}");
+            assert!(Scope::parse(invalid).is_err(), "{invalid}");
         }
     }
 
     #[test]
-    fn a_scope_matches_whole_segments_and_no_deeper_parents() {
-        let holds = |scope: &str, name| Scope::parse(scope).unwrap().holds(name);
-        assert!(holds("projects/p", "projects/p/operations/x"));
-        assert!(!holds("projects/p", "projects/p2/operations/x"));
-        assert!(!holds("projects/p", "projects/p/locations/l/operations/x"));
-        assert!(!holds("operations", "projects/p/operations/x"));
-        assert!(holds("projects/-", "projects/p2/operations/x"));
-        assert!(!holds("projects/-", "operations/x"));
-        assert!(!holds("projects/-", "projects/p/locations/l/operations/x"));
-        assert!(holds(
+    fn scope_matches_whole_segments_and_no_deeper_parents() {
+        let contains = |scope: &str, name| Scope::parse(scope).unwrap().contains(name);
+        assert!(contains("projects/p", "projects/p/operations/x"));
+        assert!(!contains("projects/p", "projects/p2/operations/x"));
+        assert!(!contains("projects/p", "projects/p/locations/l/operations/x"));
+        assert!(!contains("operations", "projects/p/operations/x"));
+        assert!(contains("projects/-", "projects/p2/operations/x"));
+        assert!(!contains("projects/-", "operations/x"));
+        assert!(!contains("projects/-", "projects/p/locations/l/operations/x"));
+        assert!(contains(
             "projects/-/locations/eu",
             "projects/p/locations/eu/operations/x"
         ));
-        assert!(holds("", "projects/p/operations/x"));
+        assert!(contains("", "projects/p/operations/x"));
     }
 
     proptest! {
         #[test]
-        fn any_text_is_parsed_without_panic(text in "\\PC{0,80}") {
+        fn scope_parser_never_panics(text in "\\PC{0,80}") {
             let _ = Scope::parse(&text);
         }
     }

@@ -14,12 +14,12 @@ use prost_reflect::DynamicMessage;
 use crate::{
     operation::{operation::Operation, wire::AnyRef},
     proto::google::rpc,
-    types::Types,
+    types::TypeRegistry,
 };
 
 /// A message of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
+pub(crate) enum MessageField {
     Error,
     Response,
     Metadata,
@@ -27,28 +27,28 @@ pub(crate) enum Part {
 
 /// An operation with its decoded messages.
 #[derive(Debug)]
-pub(super) struct Subject<'a> {
+pub(super) struct DecodedOperation<'a> {
     pub(super) operation: &'a Operation,
-    types: &'a Types,
+    types: &'a TypeRegistry,
     error: OnceCell<Option<DynamicMessage>>,
     response: OnceCell<Option<DynamicMessage>>,
     metadata: OnceCell<Option<DynamicMessage>>,
     /// What is in the `Any`s inside these messages, by where an `Any` is: all of
     /// them stay in their places for as long as the subject is borrowed.
-    opened: RefCell<HashMap<*const DynamicMessage, Option<Rc<DynamicMessage>>>>,
+    any_cache: RefCell<HashMap<*const DynamicMessage, Option<Rc<DynamicMessage>>>>,
 }
 
 // === impl Subject ===
 
-impl<'a> Subject<'a> {
-    pub(super) fn new(operation: &'a Operation, types: &'a Types) -> Self {
+impl<'a> DecodedOperation<'a> {
+    pub(super) fn new(operation: &'a Operation, types: &'a TypeRegistry) -> Self {
         Self {
             operation,
             types,
             error: OnceCell::new(),
             response: OnceCell::new(),
             metadata: OnceCell::new(),
-            opened: RefCell::default(),
+            any_cache: RefCell::default(),
         }
     }
 
@@ -56,29 +56,29 @@ impl<'a> Subject<'a> {
     pub(super) fn error(&self) -> Option<&DynamicMessage> {
         let error = self.error.get_or_init(|| {
             let descriptor = self.types.descriptor(&rpc::Status::full_name())?;
-            DynamicMessage::decode(descriptor, self.operation.wire().error()?).ok()
+            DynamicMessage::decode(descriptor, self.operation.encoded().error()?).ok()
         });
         error.as_ref()
     }
 
     /// The `Any` of a part, if it is there; the error has none around it.
-    pub(super) fn any(&self, part: Part) -> Option<AnyRef<'a>> {
-        match part {
-            Part::Error => None,
-            Part::Response => self.operation.wire().response(),
-            Part::Metadata => self.operation.wire().metadata(),
+    pub(super) fn any(&self, field: MessageField) -> Option<AnyRef<'a>> {
+        match field {
+            MessageField::Error => None,
+            MessageField::Response => self.operation.encoded().response(),
+            MessageField::Metadata => self.operation.encoded().metadata(),
         }
     }
 
     /// The message of a part, if its type is registered and its bytes fit it.
-    pub(super) fn message(&self, part: Part) -> Option<&DynamicMessage> {
-        let cell = match part {
-            Part::Error => return self.error(),
-            Part::Response => &self.response,
-            Part::Metadata => &self.metadata,
+    pub(super) fn message(&self, field: MessageField) -> Option<&DynamicMessage> {
+        let cell = match field {
+            MessageField::Error => return self.error(),
+            MessageField::Response => &self.response,
+            MessageField::Metadata => &self.metadata,
         };
         let decode = || {
-            let any = self.any(part)?;
+            let any = self.any(field)?;
             self.types.decode(any.type_url, any.value)
         };
         cell.get_or_init(decode).as_ref()
@@ -86,19 +86,19 @@ impl<'a> Subject<'a> {
 
     /// The message in an `Any` that is inside one of the messages of this
     /// subject, if its type is registered and its bytes fit it.
-    pub(super) fn open(&self, any: &DynamicMessage) -> Option<Rc<DynamicMessage>> {
-        if let Some(opened) = self.opened.borrow().get(&ptr::from_ref(any)) {
-            return opened.clone();
+    pub(super) fn decode_any(&self, any: &DynamicMessage) -> Option<Rc<DynamicMessage>> {
+        if let Some(cached) = self.any_cache.borrow().get(&ptr::from_ref(any)) {
+            return cached.clone();
         }
         let decode = || {
             let (type_url, value) = (any.get_field_by_number(1)?, any.get_field_by_number(2)?);
             let message = self.types.decode(type_url.as_str()?, value.as_bytes()?)?;
             Some(Rc::new(message))
         };
-        let opened = decode();
-        let mut all = self.opened.borrow_mut();
-        all.insert(ptr::from_ref(any), opened.clone());
-        opened
+        let decoded = decode();
+        let mut cache = self.any_cache.borrow_mut();
+        cache.insert(ptr::from_ref(any), decoded.clone());
+        decoded
     }
 }
 
@@ -107,29 +107,29 @@ mod tests {
     use super::*;
     use crate::{
         proto::google::rpc::Code,
-        query::samples::{End, Facts, Metadata, types},
+        query::samples::{SampleState, SampleOperation, SampleMetadata, built_in_types},
     };
 
     #[test]
-    fn an_any_inside_a_message_is_decoded_once() {
-        let facts = Facts {
+    fn nested_any_is_decoded_once() {
+        let sample = SampleOperation {
             parent: "",
             id: "a".into(),
-            end: End::Failed(Code::NotFound),
+            state: SampleState::Failed(Code::NotFound),
             queue: None,
             env: None,
             team: None,
-            created: 0,
-            metadata: Metadata::Own(None),
+            created_after_secs: 0,
+            metadata: SampleMetadata::Server(None),
         };
-        let operation = facts.operation(1);
-        let subject = Subject::new(&operation, types());
-        let details = subject.error().unwrap().get_field_by_name("details");
+        let operation = sample.to_operation(1);
+        let decoded = DecodedOperation::new(&operation, built_in_types());
+        let details = decoded.error().unwrap().get_field_by_name("details");
         let details = details.unwrap();
         let any = details.as_list().unwrap()[0].as_message().unwrap();
-        let opened = subject.open(any).unwrap();
-        let reason = opened.get_field_by_name("reason").unwrap();
+        let detail = decoded.decode_any(any).unwrap();
+        let reason = detail.get_field_by_name("reason").unwrap();
         assert_eq!(reason.as_str(), Some("TEST"));
-        assert!(Rc::ptr_eq(&opened, &subject.open(any).unwrap()));
+        assert!(Rc::ptr_eq(&detail, &decoded.decode_any(any).unwrap()));
     }
 }

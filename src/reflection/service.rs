@@ -16,28 +16,28 @@ use tonic_reflection::pb::v1::{
     server_reflection_server::{ServerReflection, ServerReflectionServer},
 };
 
-use crate::types::Types;
+use crate::types::TypeRegistry;
 
 /// Tells of services and types.
 #[derive(Clone, Debug)]
-pub(crate) struct Reflection {
-    types: Types,
+pub(crate) struct ReflectionService {
+    types: TypeRegistry,
     services: Vec<&'static str>,
 }
 
 /// The service for these types, and for a listener with these services.
 pub(crate) fn reflection_server(
-    types: &Types,
+    types: &TypeRegistry,
     services: Vec<&'static str>,
-) -> ServerReflectionServer<Reflection> {
-    ServerReflectionServer::new(Reflection {
+) -> ServerReflectionServer<ReflectionService> {
+    ServerReflectionServer::new(ReflectionService {
         types: types.clone(),
         services,
     })
 }
 
 #[tonic::async_trait]
-impl ServerReflection for Reflection {
+impl ServerReflection for ReflectionService {
     type ServerReflectionInfoStream =
         Pin<Box<dyn Stream<Item = Result<ServerReflectionResponse, Status>> + Send>>;
 
@@ -46,23 +46,23 @@ impl ServerReflection for Reflection {
         request: Request<Streaming<ServerReflectionRequest>>,
     ) -> Result<Response<Self::ServerReflectionInfoStream>, Status> {
         let this = self.clone();
-        let answers = request
+        let responses = request
             .into_inner()
-            .map(move |request| request.map(|request| this.answer(request)));
-        Ok(Response::new(Box::pin(answers)))
+            .map(move |request| request.map(|request| this.respond(request)));
+        Ok(Response::new(Box::pin(responses)))
     }
 }
 
 // === impl Reflection ===
 
-impl Reflection {
+impl ReflectionService {
     /// What is not found is an answer too: the stream goes on.
-    fn answer(&self, request: ServerReflectionRequest) -> ServerReflectionResponse {
-        let answer = match &request.message_request {
-            Some(question) => self.look_up(question),
+    fn respond(&self, request: ServerReflectionRequest) -> ServerReflectionResponse {
+        let result = match &request.message_request {
+            Some(message_request) => self.resolve(message_request),
             None => Err(Status::invalid_argument("ask for something")),
         };
-        let answer = answer.unwrap_or_else(|status| {
+        let message_response = result.unwrap_or_else(|status| {
             Answer::ErrorResponse(ErrorResponse {
                 error_code: status.code().into(),
                 error_message: status.message().to_owned(),
@@ -71,17 +71,17 @@ impl Reflection {
         ServerReflectionResponse {
             valid_host: request.host.clone(),
             original_request: Some(request),
-            message_response: Some(answer),
+            message_response: Some(message_response),
         }
     }
 
-    fn look_up(&self, question: &Question) -> Result<Answer, Status> {
+    fn resolve(&self, message_request: &Question) -> Result<Answer, Status> {
         let pool = self.types.pool();
-        let file = match question {
+        let file = match message_request {
             Question::ListServices(_) => return Ok(self.services()),
             Question::AllExtensionNumbersOfType(name) => return extension_numbers(&pool, name),
             Question::FileByFilename(name) => pool.get_file_by_name(name),
-            Question::FileContainingSymbol(symbol) => file_of(&pool, symbol),
+            Question::FileContainingSymbol(symbol) => file_containing_symbol(&pool, symbol),
             Question::FileContainingExtension(extension) => pool
                 .get_message_by_name(&extension.containing_type)
                 .zip(u32::try_from(extension.extension_number).ok())
@@ -118,36 +118,36 @@ fn extension_numbers(pool: &DescriptorPool, name: &str) -> Result<Answer, Status
 }
 
 /// The file that defines a type, a service, or something within one.
-fn file_of(pool: &DescriptorPool, symbol: &str) -> Option<FileDescriptor> {
+fn file_containing_symbol(pool: &DescriptorPool, symbol: &str) -> Option<FileDescriptor> {
     let symbol = symbol.trim_start_matches('.');
-    let whole = |name: &str| {
+    let file_defining = |name: &str| {
         let message = || Some(pool.get_message_by_name(name)?.parent_file());
         let service = || Some(pool.get_service_by_name(name)?.parent_file());
-        let values = || Some(pool.get_enum_by_name(name)?.parent_file());
-        message().or_else(service).or_else(values)
+        let enumeration = || Some(pool.get_enum_by_name(name)?.parent_file());
+        message().or_else(service).or_else(enumeration)
     };
-    let extension = || {
-        let mut all = pool.all_extensions();
-        let extension = all.find(|extension| extension.full_name() == symbol)?;
+    let file_of_extension = || {
+        let mut extensions = pool.all_extensions();
+        let extension = extensions.find(|extension| extension.full_name() == symbol)?;
         Some(extension.parent_file())
     };
-    let within = || {
-        let (name, part) = symbol.rsplit_once('.')?;
-        let has_part = || {
+    let file_of_member = || {
+        let (name, member) = symbol.rsplit_once('.')?;
+        let has_member = || {
             let in_message = pool.get_message_by_name(name).is_some_and(|message| {
-                message.get_field_by_name(part).is_some()
-                    || message.oneofs().any(|oneof| oneof.name() == part)
+                message.get_field_by_name(member).is_some()
+                    || message.oneofs().any(|oneof| oneof.name() == member)
             });
             let in_service = pool.get_service_by_name(name).is_some_and(|service| {
                 let mut methods = service.methods();
-                methods.any(|method| method.name() == part)
+                methods.any(|method| method.name() == member)
             });
             let in_enum = pool
                 .get_enum_by_name(name)
-                .is_some_and(|values| values.get_value_by_name(part).is_some());
+                .is_some_and(|descriptor| descriptor.get_value_by_name(member).is_some());
             in_message || in_service || in_enum
         };
-        has_part().then(|| whole(name)).flatten()
+        has_member().then(|| file_defining(name)).flatten()
     };
-    whole(symbol).or_else(extension).or_else(within)
+    file_defining(symbol).or_else(file_of_extension).or_else(file_of_member)
 }

@@ -32,16 +32,16 @@ impl Default for Backoff {
 
 impl Backoff {
     /// The next pause.
-    pub(crate) fn pause(&mut self) -> Duration {
+    pub(crate) fn next_delay(&mut self) -> Duration {
         self.tries = self.tries.saturating_add(1);
         self.policy
-            .backoff(self.tries, LeaseToken::random().fraction())
+            .backoff(self.tries, LeaseToken::random().jitter_fraction())
     }
 
     /// The longest pause, which those that follow are too.
-    pub(super) fn longest(&mut self) -> Duration {
+    pub(super) fn escalate_to_max_delay(&mut self) -> Duration {
         self.tries = u32::MAX - 1;
-        self.pause()
+        self.next_delay()
     }
 
     /// Begins anew, after a success.
@@ -53,55 +53,55 @@ impl Backoff {
 /// Tells people once that calls begin to fail, and once that they get through
 /// again.
 #[derive(Debug)]
-pub(super) struct Streak {
-    calls: &'static str,
-    fails: bool,
+pub(super) struct FailureLog {
+    rpc: &'static str,
+    is_failing: bool,
 }
 
-impl Streak {
+impl FailureLog {
     /// All is well with these calls so far.
-    pub(super) fn new(calls: &'static str) -> Self {
-        let fails = false;
-        Self { calls, fails }
+    pub(super) fn new(rpc: &'static str) -> Self {
+        let is_failing = false;
+        Self { rpc, is_failing }
     }
 
-    pub(super) fn failed(&mut self, status: &Status) {
-        let (calls, code, message) = (self.calls, status.code(), status.message());
-        if std::mem::replace(&mut self.fails, true) {
-            debug!(calls, ?code, message, "still no answer; trying again");
+    pub(super) fn record_failure(&mut self, status: &Status) {
+        let (rpc, code, error) = (self.rpc, status.code(), status.message());
+        if std::mem::replace(&mut self.is_failing, true) {
+            debug!(rpc, ?code, error, "still no answer; trying again");
         } else {
-            let cause = cause(status);
+            let root_cause = root_cause(status);
             warn!(
-                calls,
+                rpc,
                 ?code,
-                message,
-                cause,
+                error,
+                root_cause,
                 "calls to the server fail; trying again and again"
             );
         }
     }
 
-    pub(super) fn passed(&mut self) {
-        if std::mem::take(&mut self.fails) {
-            info!(calls = self.calls, "calls to the server get through again");
+    pub(super) fn record_success(&mut self) {
+        if std::mem::take(&mut self.is_failing) {
+            info!(calls = self.rpc, "calls to the server get through again");
         }
     }
 }
 
 /// What lies at the bottom of an error, such as a refused connection; empty if
 /// the server itself answered with it.
-fn cause(status: &Status) -> String {
-    let (mut bottom, mut next) = (String::new(), status.source());
-    while let Some(error) = next {
-        bottom = error.to_string();
-        next = error.source();
+fn root_cause(status: &Status) -> String {
+    let (mut deepest, mut source) = (String::new(), status.source());
+    while let Some(error) = source {
+        deepest = error.to_string();
+        source = error.source();
     }
-    bottom
+    deepest
 }
 
 /// Whether the same call may succeed later: the server is away, drains, is
 /// full, or did not answer in time.
-pub(super) fn is_passing(status: &Status) -> bool {
+pub(super) fn is_transient(status: &Status) -> bool {
     match status.code() {
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Aborted => true,
         // A full store is, a message that is too large is not.

@@ -6,63 +6,63 @@ use std::{collections::VecDeque, sync::Arc};
 use prost::Message;
 use tonic::Status;
 
-use super::held::Held;
+use super::held::HeldLease;
 use crate::{operation::stage::Report, proto::longrunning::v1::LeaseReport};
 
 /// The most leases of one heartbeat; the server refuses more.
-const MOST: usize = 1000;
+const MAX_LEASES: usize = 1000;
 /// The most bytes of one, unless it has one report only. A server takes 4 MiB,
 /// if nobody told it otherwise.
-const SIZE: usize = 3 << 20;
+const MAX_BATCH_BYTES: usize = 3 << 20;
 
 /// One heartbeat: leases to renew, and what is new of them.
 #[derive(Debug, Default)]
-pub(super) struct Beat(Vec<(Arc<Held>, Report)>);
+pub(super) struct HeartbeatBatch(Vec<(Arc<HeldLease>, Report)>);
 
 // === impl Beat ===
 
-impl Beat {
+impl HeartbeatBatch {
     /// The heartbeats that tell all of this, small reports first: renewals do
     /// not wait for what takes long, or is refused.
-    pub(super) fn split(news: Vec<(Arc<Held>, Report)>) -> VecDeque<Self> {
-        let mut sized: Vec<_> = (news.into_iter())
-            .map(|(held, report)| (held.report(&report).encoded_len(), held, report))
+    pub(super) fn split(reports: Vec<(Arc<HeldLease>, Report)>) -> VecDeque<Self> {
+        let mut sized: Vec<_> = (reports.into_iter())
+            .map(|(held, report)| (held.lease_heartbeat(&report).encoded_len(), held, report))
             .collect();
         sized.sort_by_key(|(size, ..)| *size);
-        let (mut beats, mut beat, mut total) = (VecDeque::new(), Self::default(), 0);
+        let (mut batches, mut batch, mut total_bytes) = (VecDeque::new(), Self::default(), 0);
         for (size, held, report) in sized {
-            let is_full = beat.0.len() == MOST || SIZE < total + size;
-            if is_full && !beat.0.is_empty() {
-                beats.push_back(std::mem::take(&mut beat));
-                total = 0;
+            let is_full = batch.0.len() == MAX_LEASES || MAX_BATCH_BYTES < total_bytes + size;
+            if is_full && !batch.0.is_empty() {
+                batches.push_back(std::mem::take(&mut batch));
+                total_bytes = 0;
             }
-            total += size;
-            beat.0.push((held, report));
+            total_bytes += size;
+            batch.0.push((held, report));
         }
-        if !beat.0.is_empty() {
-            beats.push_back(beat);
+        if !batch.0.is_empty() {
+            batches.push_back(batch);
         }
-        beats
+        batches
     }
 
     pub(super) fn reports(&self) -> Vec<LeaseReport> {
-        let reports = self.0.iter().map(|(held, report)| held.report(report));
+        let reports = self.0.iter().map(|(held, report)| held.lease_heartbeat(report));
         reports.collect()
     }
 
-    pub(super) fn leases(&self) -> impl Iterator<Item = &Arc<Held>> {
+    pub(super) fn leases(&self) -> impl Iterator<Item = &Arc<HeldLease>> {
         self.0.iter().map(|(held, _)| held)
     }
 
     /// What is sent instead of a heartbeat that was too large for the server:
     /// its halves; of one report, a sign of life without it.
-    pub(super) fn smaller(mut self, status: &Status) -> Vec<Self> {
+    pub(super) fn shrink(mut self, status: &Status) -> Vec<Self> {
         if 1 < self.0.len() {
             let half = self.0.split_off(self.0.len() / 2);
             return vec![self, Self(half)];
         }
         self.0.retain_mut(|(held, report)| {
-            held.drop_report(status);
+            held.log_dropped_report(status);
             !std::mem::take(report).is_empty()
         });
         // Not even a sign of life is taken: then the lease runs out.
@@ -70,9 +70,9 @@ impl Beat {
     }
 
     /// Keeps for the next time what did not get through.
-    pub(super) fn put_back(self) {
+    pub(super) fn restore_reports(self) {
         for (held, report) in self.0 {
-            held.put_back(report);
+            held.restore_report(report);
         }
     }
 
@@ -90,9 +90,9 @@ mod tests {
     use super::*;
     use crate::operation::{lease::LeaseToken, payload::Payload};
 
-    fn news(name: &str, bytes: usize) -> (Arc<Held>, Report) {
-        let lease = Duration::from_secs(30);
-        let held = Held::new(name, LeaseToken::random(), lease, Arc::default());
+    fn lease_with_report(name: &str, bytes: usize) -> (Arc<HeldLease>, Report) {
+        let lease_duration = Duration::from_secs(30);
+        let held = HeldLease::new(name, LeaseToken::random(), lease_duration, Arc::default());
         let any = Any {
             type_url: "a.com/b.C".to_owned(),
             value: vec![0; bytes],
@@ -105,44 +105,44 @@ mod tests {
         (Arc::new(held), report)
     }
 
-    fn names(beat: &Beat) -> Vec<&str> {
-        beat.leases().map(|held| &*held.name).collect()
+    fn lease_names(batch: &HeartbeatBatch) -> Vec<&str> {
+        batch.leases().map(|held| &*held.name).collect()
     }
 
     #[test]
-    fn a_heartbeat_has_at_most_1000_leases_and_3_mib_unless_one_report_has_more() {
-        let beats = Beat::split((0..2001).map(|_| news("x", 0)).collect());
-        let counts: Vec<_> = beats.iter().map(|beat| beat.0.len()).collect();
+    fn heartbeat_has_at_most_1000_leases_and_3_mib_except_single_report() {
+        let batches = HeartbeatBatch::split((0..2001).map(|_| lease_with_report("x", 0)).collect());
+        let counts: Vec<_> = batches.iter().map(|batch| batch.0.len()).collect();
         assert_eq!(counts, [1000, 1000, 1]);
 
         let mib = 1 << 20;
-        let beats = Beat::split(vec![
-            news("huge", 9 * mib),
-            news("a", 2 * mib),
-            news("bare", 0),
-            news("b", 2 * mib),
+        let batches = HeartbeatBatch::split(vec![
+            lease_with_report("huge", 9 * mib),
+            lease_with_report("a", 2 * mib),
+            lease_with_report("bare", 0),
+            lease_with_report("b", 2 * mib),
         ]);
-        let names: Vec<_> = beats.iter().map(names).collect();
+        let names: Vec<_> = batches.iter().map(lease_names).collect();
         assert_eq!(names, [vec!["bare", "a"], vec!["b"], vec!["huge"]]);
-        assert!(Beat::split(Vec::new()).is_empty());
+        assert!(HeartbeatBatch::split(Vec::new()).is_empty());
     }
 
     #[test]
-    fn what_is_too_large_is_halved_and_at_last_sent_without_its_report() {
+    fn oversized_heartbeat_is_halved_and_finally_sent_without_report() {
         let status = Status::out_of_range("too large");
-        let [beat] = <[Beat; 1]>::try_from(Vec::from(Beat::split(vec![
-            news("a", 1),
-            news("b", 2),
-            news("c", 3),
+        let [batch] = <[HeartbeatBatch; 1]>::try_from(Vec::from(HeartbeatBatch::split(vec![
+            lease_with_report("a", 1),
+            lease_with_report("b", 2),
+            lease_with_report("c", 3),
         ])))
         .expect("they fit into one");
-        let halves = beat.smaller(&status);
-        let all: Vec<_> = halves.iter().flat_map(names).collect();
+        let halves = batch.shrink(&status);
+        let all: Vec<_> = halves.iter().flat_map(lease_names).collect();
         assert_eq!((halves.len(), all), (2, vec!["a", "b", "c"]));
         let one = halves.into_iter().find(|half| half.0.len() == 1);
-        let bare = one.expect("an odd number").smaller(&status).remove(0);
-        assert!(bare.0[0].1.is_empty());
+        let without_report = one.expect("an odd number").shrink(&status).remove(0);
+        assert!(without_report.0[0].1.is_empty());
         // Even that is refused: nothing is left to send.
-        assert!(bare.smaller(&status).remove(0).is_empty());
+        assert!(without_report.shrink(&status).remove(0).is_empty());
     }
 }

@@ -14,9 +14,9 @@ use tracing::debug;
 use uuid::Uuid;
 
 use super::{
-    attempt::{Attempt, Release},
-    backoff::{Backoff, is_passing},
-    keeper::{CALL, Keeper, Upkeep},
+    attempt::{Attempt, ShutdownSignals},
+    backoff::{Backoff, is_transient},
+    keeper::{CALL_TIMEOUT, LeaseManager, LeaseManagerGuard},
 };
 use crate::{
     operation::lease::{InvalidWorkerId, WorkerId},
@@ -34,38 +34,38 @@ use crate::{
 };
 
 /// How long a server that is away is waited for.
-const PERSIST: Duration = Duration::from_secs(30);
+const CREATE_RETRY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Creates operations. Clones share one heartbeat; when the last one is dropped,
 /// what still runs is given up.
 #[derive(Clone, Debug)]
-pub struct Creator(Arc<Inner>);
+pub struct Client(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    keeper: Arc<Keeper>,
-    _upkeep: Upkeep,
+    lease_manager: Arc<LeaseManager>,
+    _lease_manager_guard: LeaseManagerGuard,
     tasks: Tasks,
-    release: Release,
+    shutdown_signals: ShutdownSignals,
     /// The longest patience of a handler.
-    patience: Mutex<Duration>,
+    max_shutdown_grace: Mutex<Duration>,
 }
 
 /// An operation that runs in this process. Dropping it lets the work go on.
 #[derive(Debug)]
-pub struct Started {
+pub struct RunningOperation {
     /// The operation as it began; what a method returns.
     pub operation: Operation,
     /// The same request had made it before, and nothing was started by this one:
     /// it runs already, here or elsewhere, or is done.
-    pub reused: bool,
-    work: Option<JoinHandle<Result<Option<Operation>, Status>>>,
-    stop: CancellationToken,
+    pub already_existed: bool,
+    join_handle: Option<JoinHandle<Result<Option<Operation>, Status>>>,
+    cancellation_token: CancellationToken,
 }
 
 // === impl Creator ===
 
-impl Creator {
+impl Client {
     /// A creator with an id of 1 to 255 bytes that no other has. Must be called
     /// inside a tokio runtime.
     ///
@@ -73,13 +73,13 @@ impl Creator {
     /// [`InvalidWorkerId`] if the id has no or too many bytes, or control characters.
     pub fn new(channel: Channel, id: &str) -> Result<Self, InvalidWorkerId> {
         let worker = WorkerId::parse(id)?;
-        let keeper = Keeper::new(OperationWorkerClient::new(channel), worker);
+        let lease_manager = LeaseManager::new(OperationWorkerClient::new(channel), worker);
         Ok(Self(Arc::new(Inner {
-            _upkeep: keeper.start(),
-            keeper,
+            _lease_manager_guard: lease_manager.start(),
+            lease_manager,
             tasks: Tasks::default(),
-            release: Release::default(),
-            patience: Mutex::default(),
+            shutdown_signals: ShutdownSignals::default(),
+            max_shutdown_grace: Mutex::default(),
         })))
     }
 
@@ -88,8 +88,8 @@ impl Creator {
     ///
     /// # Errors
     /// As OperationWorker.CreateOperation.
-    pub async fn create(&self, new: NewOperation) -> Result<CreateOperationResponse, Status> {
-        self.ask(new.into()).await
+    pub async fn create(&self, new_operation: NewOperation) -> Result<CreateOperationResponse, Status> {
+        self.create_with_retry(new_operation.into()).await
     }
 
     /// Creates an operation, as [`create`](Self::create) does, and executes it
@@ -98,69 +98,69 @@ impl Creator {
     ///
     /// # Errors
     /// As OperationWorker.CreateOperation.
-    pub async fn start(&self, new: NewOperation, handler: impl Handler) -> Result<Started, Status> {
-        let Inner { keeper, tasks, .. } = &*self.0;
-        let worker_id = keeper.worker_id();
-        let mut request = CreateOperationRequest::from(new);
+    pub async fn start(&self, new_operation: NewOperation, handler: impl Handler) -> Result<RunningOperation, Status> {
+        let Inner { lease_manager, tasks, .. } = &*self.0;
+        let worker_id = lease_manager.worker_id();
+        let mut request = CreateOperationRequest::from(new_operation);
         request.execution = Some(Execution::SelfExecuted(SelfExecuted { worker_id }));
         request.retry_policy = None;
-        let created = self.ask(request).await?;
-        let mut started = Started {
-            operation: created.operation.unwrap_or_default(),
-            reused: created.reused,
-            work: None,
-            stop: CancellationToken::new(),
+        let response = self.create_with_retry(request).await?;
+        let mut running = RunningOperation {
+            operation: response.operation.unwrap_or_default(),
+            already_existed: response.reused,
+            join_handle: None,
+            cancellation_token: CancellationToken::new(),
         };
         // The lease may be that of a try whose answer was lost, and is ours to
         // work on then. One that is held already makes no second attempt.
-        let attempt = created.lease.and_then(|lease| Attempt::new(keeper, lease));
+        let attempt = response.lease.and_then(|lease| Attempt::new(lease_manager, lease));
         if let Some(attempt) = attempt {
-            started.stop = attempt.stop_signal();
-            started.reused = false;
-            let mut longest = self.0.patience.lock();
-            *longest = longest.max(handler.patience());
-            drop(longest);
-            let (of_handler, release) = (tasks.clone(), self.0.release.clone());
+            running.cancellation_token = attempt.cancellation_token();
+            running.already_existed = false;
+            let mut max_grace = self.0.max_shutdown_grace.lock();
+            *max_grace = max_grace.max(handler.shutdown_grace());
+            drop(max_grace);
+            let (handler_tasks, shutdown_signals) = (tasks.clone(), self.0.shutdown_signals.clone());
             let work = async move {
                 let handler = Arc::new(handler);
-                attempt.run(handler, &of_handler, &release).await
+                attempt.run(handler, &handler_tasks, &shutdown_signals).await
             };
-            started.work = Some(tasks.spawn("attempt", work));
+            running.join_handle = Some(tasks.spawn("attempt", work));
         }
-        Ok(started)
+        Ok(running)
     }
 
     /// Waits at most for `grace` until all that was started here has ended, and
     /// gives up the rest: it fails with WORKER_LOST. Handlers with
     /// [`patience`](Handler::patience) are told to stop before that.
-    pub async fn shutdown(&self, grace: Duration) {
-        let Inner { tasks, release, .. } = &*self.0;
-        let patience = *self.0.patience.lock();
-        release.after(grace, patience, tasks.stop()).await;
+    pub async fn shutdown(&self, timeout: Duration) {
+        let Inner { tasks, shutdown_signals, .. } = &*self.0;
+        let handler_grace = *self.0.max_shutdown_grace.lock();
+        shutdown_signals.drain(timeout, handler_grace, tasks.stop()).await;
         tasks.stop().await;
     }
 
-    async fn ask(
+    async fn create_with_retry(
         &self,
         mut request: CreateOperationRequest,
     ) -> Result<CreateOperationResponse, Status> {
         if request.request_id.is_empty() {
             request.request_id = Uuid::new_v4().to_string();
         }
-        let (until, mut backoff) = (Instant::now() + PERSIST, Backoff::default());
+        let (deadline, mut backoff) = (Instant::now() + CREATE_RETRY_TIMEOUT, Backoff::default());
         loop {
-            let mut asked = Request::new(request.clone());
-            asked.set_timeout(CALL);
-            match self.0.keeper.client().create_operation(asked).await {
-                Ok(created) => return Ok(created.into_inner()),
+            let mut tonic_request = Request::new(request.clone());
+            tonic_request.set_timeout(CALL_TIMEOUT);
+            match self.0.lease_manager.client().create_operation(tonic_request).await {
+                Ok(response) => return Ok(response.into_inner()),
                 // What is full is the caller's to know, who makes it full.
                 Err(status)
-                    if is_passing(&status)
+                    if is_transient(&status)
                         && status.code() != Code::ResourceExhausted
-                        && Instant::now() < until =>
+                        && Instant::now() < deadline =>
                 {
                     debug!(%status, "an operation could not be created; trying again");
-                    sleep(backoff.pause()).await;
+                    sleep(backoff.next_delay()).await;
                 }
                 Err(status) => return Err(status),
             }
@@ -170,13 +170,13 @@ impl Creator {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.release.at_once();
+        self.shutdown_signals.trigger_all();
     }
 }
 
 // === impl Started ===
 
-impl Started {
+impl RunningOperation {
     /// Waits until the handler has ended and the server knows; returns the
     /// operation as it is then. Of an operation that was `reused`, the one that
     /// began.
@@ -184,10 +184,10 @@ impl Started {
     /// # Errors
     /// FAILED_PRECONDITION if the lease was lost, or another error of
     /// OperationWorker.FinishOperation.
-    pub async fn finished(self) -> Result<Operation, Status> {
-        match self.work {
-            Some(work) => match work.await {
-                Ok(ended) => Ok(ended?.unwrap_or(self.operation)),
+    pub async fn join(self) -> Result<Operation, Status> {
+        match self.join_handle {
+            Some(join_handle) => match join_handle.await {
+                Ok(result) => Ok(result?.unwrap_or(self.operation)),
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             },
             None => Ok(self.operation),
@@ -196,7 +196,7 @@ impl Started {
 
     /// A signal that tells the handler to stop, as a cancellation by a client
     /// does.
-    pub fn stop_signal(&self) -> CancellationToken {
-        self.stop.clone()
+    pub fn cancellation_token(&self) -> CancellationToken {
+        self.cancellation_token.clone()
     }
 }

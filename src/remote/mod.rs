@@ -31,5 +31,5 @@ mod held;
 mod keeper;
 mod worker;
 
-pub use creator::{Creator, Started};
+pub use creator::{Client, RunningOperation};
 pub use worker::{Worker, WorkerError};

@@ -16,42 +16,42 @@ use tonic::{Request, Status, transport::Channel};
 use tracing::{debug, info, warn};
 
 use super::{
-    attempt::{Attempt, Release},
-    backoff::{Backoff, Streak, is_passing},
-    keeper::{CALL, Keeper},
+    attempt::{Attempt, ShutdownSignals},
+    backoff::{Backoff, FailureLog, is_transient},
+    keeper::{CALL_TIMEOUT, LeaseManager},
 };
 use crate::{
-    clock::proto_duration,
+    clock::to_proto_duration,
     operation::{
         lease::{InvalidWorkerId, WorkerId},
-        terms::{InvalidTerms, QueueName},
+        terms::{InvalidExecutionOptions, QueueName},
     },
     proto::longrunning::v1::{
         HeartbeatRequest, Lease, LeaseOperationsRequest,
         operation_worker_client::OperationWorkerClient,
     },
     tasks::Tasks,
-    worker::handler::{AnyHandler, Handler},
+    worker::handler::{DynHandler, Handler},
 };
 
 /// How long one call waits for a lease; below what proxies cut off.
-const WAIT: Duration = Duration::from_secs(30);
+const POLL_TIMEOUT: Duration = Duration::from_secs(30);
 /// An answer without leases that comes sooner than this is followed by a pause.
-const SOON: Duration = Duration::from_secs(1);
+const MIN_POLL_DURATION: Duration = Duration::from_secs(1);
 /// How long giving back may take where there is no grace.
-const ABORT: Duration = Duration::from_secs(3);
+const ABORT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The pause between two words that the worker takes nothing more.
-const DRAIN_PAUSE: Duration = Duration::from_millis(200);
+const DRAIN_ANNOUNCE_INTERVAL: Duration = Duration::from_millis(200);
 /// The largest answer with leases, in bytes: the server sends 3 MiB, or one.
-const ANSWER: usize = 64 << 20;
+const MAX_RESPONSE_BYTES: usize = 64 << 20;
 
 /// Leases operations from a server and runs handlers on them.
 #[must_use = "call run()"]
 pub struct Worker {
     channel: Channel,
     id: WorkerId,
-    queues: Vec<(String, usize, Arc<dyn AnyHandler>)>,
-    grace: Duration,
+    queues: Vec<(String, usize, Arc<dyn DynHandler>)>,
+    shutdown_timeout: Duration,
 }
 
 /// Why a worker does not work.
@@ -59,28 +59,28 @@ pub struct Worker {
 pub enum WorkerError {
     /// It has no queue.
     #[error("the worker has no queue; give it a handler")]
-    NoQueue,
+    NoQueues,
     /// A queue's name has another form.
     #[error(transparent)]
-    Queue(#[from] InvalidTerms),
+    InvalidQueue(#[from] InvalidExecutionOptions),
     /// A queue may not be worked on.
     #[error("queue {0:?} has a concurrency of 0; use at least 1")]
-    Concurrency(String),
+    ZeroConcurrency(String),
     /// The server does not take its calls, and will not later.
     #[error("the server refuses the worker: {0}")]
-    Refused(Status),
+    Rejected(Status),
 }
 
 /// One queue of a worker at work.
-struct Poll {
-    keeper: Arc<Keeper>,
+struct QueuePoller {
+    lease_manager: Arc<LeaseManager>,
     queue: QueueName,
-    handler: Arc<dyn AnyHandler>,
+    handler: Arc<dyn DynHandler>,
     permits: Arc<Semaphore>,
     /// Polls and attempts; stopping it ends the polls.
     tasks: Tasks,
     /// Ends attempts early: the grace is over.
-    release: Release,
+    shutdown_signals: ShutdownSignals,
 }
 
 // === impl Worker ===
@@ -98,7 +98,7 @@ impl Worker {
             channel,
             id: WorkerId::parse(id)?,
             queues: Vec::new(),
-            grace: Duration::from_secs(20),
+            shutdown_timeout: Duration::from_secs(20),
         })
     }
 
@@ -113,8 +113,8 @@ impl Worker {
     /// operations go back to the queue. Those with
     /// [`patience`](Handler::patience) are told to stop before that, all at once.
     /// Default 20 s.
-    pub fn grace(mut self, grace: Duration) -> Self {
-        self.grace = grace;
+    pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
+        self.shutdown_timeout = timeout;
         self
     }
 
@@ -136,65 +136,65 @@ impl Worker {
         stop: impl Future<Output = ()>,
         abort: impl Future<Output = ()>,
     ) -> Result<bool, WorkerError> {
-        let (mut queues, mut patience) = (Vec::new(), Duration::ZERO);
+        let (mut queues, mut max_shutdown_grace) = (Vec::new(), Duration::ZERO);
         for (queue, concurrency, handler) in self.queues {
-            patience = patience.max(handler.patience());
+            max_shutdown_grace = max_shutdown_grace.max(handler.shutdown_grace());
             if concurrency == 0 {
-                return Err(WorkerError::Concurrency(queue));
+                return Err(WorkerError::ZeroConcurrency(queue));
             }
             queues.push((QueueName::parse(&queue)?, concurrency, handler));
         }
         if queues.is_empty() {
-            return Err(WorkerError::NoQueue);
+            return Err(WorkerError::NoQueues);
         }
-        let keeper = Keeper::new(OperationWorkerClient::new(self.channel), self.id);
-        let _upkeep = keeper.start();
-        let (tasks, release) = (Tasks::default(), Release::default());
-        let _on_drop = (
-            tasks.stopping().clone().drop_guard(),
-            release.stop.clone().drop_guard(),
-            release.now.clone().drop_guard(),
+        let lease_manager = LeaseManager::new(OperationWorkerClient::new(self.channel), self.id);
+        let _lease_manager_guard = lease_manager.start();
+        let (tasks, shutdown_signals) = (Tasks::default(), ShutdownSignals::default());
+        let _cancel_on_drop = (
+            tasks.stop_token().clone().drop_guard(),
+            shutdown_signals.stop.clone().drop_guard(),
+            shutdown_signals.abort.clone().drop_guard(),
         );
-        let refused = Arc::new(SetOnce::new());
+        let rejection = Arc::new(SetOnce::new());
         for (queue, concurrency, handler) in queues {
-            let poll = Poll {
-                keeper: keeper.clone(),
+            let poller = QueuePoller {
+                lease_manager: lease_manager.clone(),
                 queue,
                 handler,
                 permits: Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS))),
                 tasks: tasks.clone(),
-                release: release.clone(),
+                shutdown_signals: shutdown_signals.clone(),
             };
-            let refused = refused.clone();
+            let rejection = rejection.clone();
             tasks.spawn("poll", async move {
-                if let Err(status) = poll.work().await {
-                    let _ = refused.set(status);
+                if let Err(status) = poller.run().await {
+                    let _ = rejection.set(status);
                 }
             });
         }
-        let ended = select! {
+        let result = select! {
             () = stop => Ok(true),
-            status = refused.wait() => Err(WorkerError::Refused(status.clone())),
+            status = rejection.wait() => Err(WorkerError::Rejected(status.clone())),
         };
         info!("draining");
-        tasks.stopping().cancel();
-        let drained = async {
+        tasks.stop_token().cancel();
+        let drain = async {
             select! {
                 () = tasks.stop() => {}
-                () = keeper.take_nothing_more() => {}
+                () = lease_manager.announce_drain() => {}
             }
         };
         select! {
-            () = release.after(self.grace, patience, drained) => {
+            () = shutdown_signals.drain(self.shutdown_timeout, max_shutdown_grace, drain) => {
                 tasks.stop().await;
-                ended
+                result
             }
             () = abort => {
-                release.at_once();
-                if timeout(ABORT, tasks.stop()).await.is_err() {
+                shutdown_signals.trigger_all();
+                if timeout(ABORT_TIMEOUT, tasks.stop()).await.is_err() {
                     warn!("what was under way could not be given back; its leases run out");
                 }
-                ended.map(|_| false)
+                result.map(|_| false)
             }
         }
     }
@@ -212,86 +212,86 @@ impl std::fmt::Debug for Worker {
 
 // === impl Poll ===
 
-impl Poll {
+impl QueuePoller {
     /// Takes operations as long as there are permits, until the worker stops.
-    async fn work(self) -> Result<(), Status> {
-        let stopping = self.tasks.stopping().clone();
-        let (mut backoff, mut streak) = (Backoff::default(), Streak::new("LeaseOperations"));
+    async fn run(self) -> Result<(), Status> {
+        let stopping = self.tasks.stop_token().clone();
+        let (mut backoff, mut failure_log) = (Backoff::default(), FailureLog::new("LeaseOperations"));
         loop {
-            let first = select! {
+            let permit = select! {
                 biased;
                 () = stopping.cancelled() => return Ok(()),
                 permit = self.permits.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
             };
             // The server answers this call when it hears that the worker drains;
             // one that is given up could cost a lease that is on its way.
-            let asked = Instant::now();
+            let called_at = Instant::now();
             let leased = select! {
                 leased = self.lease(1 + self.permits.available_permits()) => leased,
-                () = self.release.now.cancelled() => return Ok(()),
+                () = self.shutdown_signals.abort.cancelled() => return Ok(()),
             };
-            let is_well = match leased {
+            let is_healthy = match leased {
                 Ok(leases) => {
-                    streak.passed();
-                    let is_well = !leases.is_empty() || SOON <= asked.elapsed();
-                    let mut first = Some(first);
+                    failure_log.record_success();
+                    let is_healthy = !leases.is_empty() || MIN_POLL_DURATION <= called_at.elapsed();
+                    let mut first_permit = Some(permit);
                     for lease in leases {
-                        let next = || self.permits.clone().try_acquire_owned().ok();
+                        let try_permit = || self.permits.clone().try_acquire_owned().ok();
                         // The permit travels with the work.
-                        let permit = first.take().or_else(next);
-                        self.start(lease, permit);
+                        let permit = first_permit.take().or_else(try_permit);
+                        self.start_attempt(lease, permit);
                     }
-                    is_well
+                    is_healthy
                 }
-                Err(status) if is_passing(&status) => {
-                    streak.failed(&status);
+                Err(status) if is_transient(&status) => {
+                    failure_log.record_failure(&status);
                     false
                 }
                 Err(status) => return Err(status),
             };
-            if is_well {
+            if is_healthy {
                 backoff.reset();
                 continue;
             }
             // A server that cannot let the worker wait must not be asked again
             // and again without a pause, whether it says so or not.
             select! {
-                () = sleep(backoff.pause()) => {}
+                () = sleep(backoff.next_delay()) => {}
                 () = stopping.cancelled() => {}
             }
         }
     }
 
-    async fn lease(&self, most: usize) -> Result<Vec<Lease>, Status> {
+    async fn lease(&self, max_leases: usize) -> Result<Vec<Lease>, Status> {
         let mut request = Request::new(LeaseOperationsRequest {
             queues: vec![self.queue.as_str().to_owned()],
-            worker_id: self.keeper.worker_id(),
-            max_leases: i32::try_from(most).unwrap_or(i32::MAX),
-            wait: Some(proto_duration(WAIT)),
+            worker_id: self.lease_manager.worker_id(),
+            max_leases: i32::try_from(max_leases).unwrap_or(i32::MAX),
+            wait: Some(to_proto_duration(POLL_TIMEOUT)),
         });
-        request.set_timeout(WAIT + CALL);
-        let client = self.keeper.client();
-        let mut client = client.max_decoding_message_size(ANSWER);
+        request.set_timeout(POLL_TIMEOUT + CALL_TIMEOUT);
+        let client = self.lease_manager.client();
+        let mut client = client.max_decoding_message_size(MAX_RESPONSE_BYTES);
         Ok(client.lease_operations(request).await?.into_inner().leases)
     }
 
-    fn start(&self, lease: Lease, permit: Option<OwnedSemaphorePermit>) {
+    fn start_attempt(&self, lease: Lease, permit: Option<OwnedSemaphorePermit>) {
         let name = lease.name.clone();
-        let Some(attempt) = Attempt::new(&self.keeper, lease) else {
+        let Some(attempt) = Attempt::new(&self.lease_manager, lease) else {
             warn!(
                 operation.name = name,
                 "the server sent a lease that makes no sense"
             );
             return;
         };
-        let (tasks, release) = (self.tasks.clone(), self.release.clone());
+        let (tasks, shutdown_signals) = (self.tasks.clone(), self.shutdown_signals.clone());
         let handler = self.handler.clone();
         self.tasks.spawn("attempt", async move {
-            if tasks.stopping().is_cancelled() {
-                attempt.give_back(&release).await;
+            if tasks.stop_token().is_cancelled() {
+                attempt.release(&shutdown_signals).await;
             } else {
                 // How it ended is in the log.
-                let _ = attempt.run(handler, &tasks, &release).await;
+                let _ = attempt.run(handler, &tasks, &shutdown_signals).await;
             }
             drop(permit);
         });
@@ -300,21 +300,21 @@ impl Poll {
 
 // === impl Keeper ===
 
-impl Keeper {
+impl LeaseManager {
     /// Says, again and again, that the worker takes nothing more: a call that
     /// asks for leases may reach the server after the first word.
-    async fn take_nothing_more(&self) {
+    async fn announce_drain(&self) {
         loop {
             let mut request = Request::new(HeartbeatRequest {
                 worker_id: self.worker_id(),
                 reports: Vec::new(),
                 draining: true,
             });
-            request.set_timeout(CALL);
+            request.set_timeout(CALL_TIMEOUT);
             if let Err(status) = self.client().heartbeat(request).await {
                 debug!(%status, "the server does not hear that the worker drains");
             }
-            sleep(DRAIN_PAUSE).await;
+            sleep(DRAIN_ANNOUNCE_INTERVAL).await;
         }
     }
 }

@@ -17,16 +17,16 @@ use tokio_util::{either::Either, sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
 use super::{
-    connection::{self, BoxError, Connections},
-    lanes::Lanes,
-    listener::{Accepted, Listener},
+    connection::{self, BoxError, ConnectionOptions},
+    lanes::RuntimePool,
+    listener::{AcceptedStream, Listener},
 };
 
 #[cfg(test)]
 mod tests;
 
 /// Waits after an error of `accept` that will not go away by itself.
-const BACKOFF: [Duration; 5] = [
+const ACCEPT_RETRY_DELAYS: [Duration; 5] = [
     Duration::from_millis(10),
     Duration::from_millis(50),
     Duration::from_millis(200),
@@ -35,12 +35,12 @@ const BACKOFF: [Duration; 5] = [
 ];
 
 /// How often refused connections are mentioned in the log.
-const MENTION: Duration = Duration::from_secs(10);
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Counts refused connections, so that a flood of them is not one of log lines.
-struct Refused {
+struct RejectedConnections {
     count: u64,
-    mention: Instant,
+    next_log_at: Instant,
 }
 
 /// Serves `service` to every connection that `listener` accepts.
@@ -52,9 +52,9 @@ struct Refused {
 pub(crate) async fn serve<S, B>(
     listener: Listener,
     service: S,
-    lanes: &Lanes,
-    options: Connections,
-    stopping: CancellationToken,
+    runtime_pool: &RuntimePool,
+    options: ConnectionOptions,
+    stop_token: CancellationToken,
 ) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S: Clone + Send + 'static,
@@ -65,14 +65,14 @@ pub(crate) async fn serve<S, B>(
     let options = Arc::new(options);
     let calls = TaskTracker::new();
     let mut connections = JoinSet::new();
-    let mut refused = Refused::new();
+    let mut rejected = RejectedConnections::new();
     let mut failures = 0;
     loop {
         let accepted = tokio::select! {
             biased;
-            () = stopping.cancelled() => break,
+            () = stop_token.cancelled() => break,
             Some(ended) = connections.join_next() => {
-                report(ended);
+                log_join_error(ended);
                 continue;
             }
             accepted = listener.accept() => accepted,
@@ -80,65 +80,65 @@ pub(crate) async fn serve<S, B>(
         let accepted = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                if let Some(pause) = backoff(&error, failures) {
-                    tracing::error!(%error, ?pause, "cannot accept connections");
+                if let Some(retry_in) = accept_retry_delay(&error, failures) {
+                    tracing::error!(%error, ?retry_in, "cannot accept connections");
                     failures += 1;
-                    sleep(pause).await;
+                    sleep(retry_in).await;
                 }
                 continue;
             }
         };
         failures = 0;
         if options.max_connections <= connections.len() {
-            refused.note(options.max_connections);
+            rejected.record(options.max_connections);
             continue;
         }
-        let place = lanes.place();
-        let runtime = place.runtime().clone();
+        let slot = runtime_pool.assign();
+        let runtime = slot.handle().clone();
         let (service, options) = (service.clone(), Arc::clone(&options));
-        let (calls, stopping) = (calls.clone(), stopping.child_token());
+        let (calls, stop_token) = (calls.clone(), stop_token.child_token());
         let connection = async move {
             let peer = accepted.peer();
-            let served = match accepted.into_stream() {
-                Ok(stream) => connection::serve(stream, service, &options, calls, stopping).await,
+            let result = match accepted.into_stream() {
+                Ok(stream) => connection::serve(stream, service, &options, calls, stop_token).await,
                 Err(error) => Err(error.into()),
             };
-            if let Err(error) = served {
+            if let Err(error) = result {
                 tracing::debug!(?peer, error, "connection ended");
             }
-            drop(place);
+            drop(slot);
         };
         connections.spawn_on(connection, &runtime);
     }
 
     drop(listener);
     while let Some(ended) = connections.join_next().await {
-        report(ended);
+        log_join_error(ended);
     }
     calls.close();
     calls.wait().await;
 }
 
-fn report(ended: Result<(), JoinError>) {
-    if let Err(error) = ended {
+fn log_join_error(result: Result<(), JoinError>) {
+    if let Err(error) = result {
         tracing::error!(%error, "a connection came to a bad end");
     }
 }
 
 /// How long to wait before the next `accept`, or `None` when the error concerns
 /// only the connection that would have been accepted.
-fn backoff(error: &io::Error, failures: usize) -> Option<Duration> {
+fn accept_retry_delay(error: &io::Error, failures: usize) -> Option<Duration> {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
 
     match error.kind() {
         ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted => None,
-        _ => Some(BACKOFF[failures.min(BACKOFF.len() - 1)]),
+        _ => Some(ACCEPT_RETRY_DELAYS[failures.min(ACCEPT_RETRY_DELAYS.len() - 1)]),
     }
 }
 
 // === impl Accepted ===
 
-impl Accepted {
+impl AcceptedStream {
     fn peer(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(_, peer) => Some(*peer),
@@ -161,21 +161,21 @@ impl Accepted {
 
 // === impl Refused ===
 
-impl Refused {
+impl RejectedConnections {
     fn new() -> Self {
         Self {
             count: 0,
-            mention: Instant::now(),
+            next_log_at: Instant::now(),
         }
     }
 
-    fn note(&mut self, limit: usize) {
+    fn record(&mut self, limit: usize) {
         self.count += 1;
-        if self.mention <= Instant::now() {
+        if self.next_log_at <= Instant::now() {
             let count = self.count;
             tracing::warn!(count, limit, "connections closed: too many are open");
             self.count = 0;
-            self.mention = Instant::now() + MENTION;
+            self.next_log_at = Instant::now() + LOG_INTERVAL;
         }
     }
 }

@@ -18,22 +18,22 @@ use tower::Service;
 
 use crate::{metrics::Metrics, operations::operations::Operations};
 
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-const PLAIN: &str = "text/plain; charset=utf-8";
+const OPENMETRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const PLAIN_TEXT_CONTENT_TYPE: &str = "text/plain; charset=utf-8";
 
 /// Answers operators.
 #[derive(Clone, Debug)]
-pub(super) struct Admin {
+pub(super) struct AdminService {
     registry: Arc<Registry>,
-    ready: Readiness,
+    readiness: Readiness,
 }
 
 /// Whether the server wants traffic. Clones are the same switch.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Readiness(Arc<RwLock<Phase>>);
+pub(super) struct Readiness(Arc<RwLock<ServerState>>);
 
 #[derive(Debug, Default)]
-enum Phase {
+enum ServerState {
     /// What was kept is being read.
     #[default]
     Starting,
@@ -44,77 +44,77 @@ enum Phase {
 // === impl Readiness ===
 
 impl Readiness {
-    pub(super) fn serve(&self, operations: &Operations) {
-        *self.0.write() = Phase::Serving(operations.clone());
+    pub(super) fn set_serving(&self, operations: &Operations) {
+        *self.0.write() = ServerState::Serving(operations.clone());
     }
 
-    pub(super) fn stop(&self) {
-        *self.0.write() = Phase::Stopping;
+    pub(super) fn set_stopping(&self) {
+        *self.0.write() = ServerState::Stopping;
     }
 
     /// Why the server wants no traffic; none if it does.
-    fn refusal(&self) -> Option<String> {
+    fn not_ready_reason(&self) -> Option<String> {
         match &*self.0.read() {
-            Phase::Starting => Some("starting: reading what was kept".to_owned()),
-            Phase::Serving(operations) => operations
-                .trouble()
-                .map(|trouble| format!("changes cannot be kept; reads go on: {trouble}")),
-            Phase::Stopping => Some("shutting down".to_owned()),
+            ServerState::Starting => Some("starting: reading what was kept".to_owned()),
+            ServerState::Serving(operations) => operations
+                .write_error()
+                .map(|write_error| format!("changes cannot be kept; reads go on: {write_error}")),
+            ServerState::Stopping => Some("shutting down".to_owned()),
         }
     }
 }
 
 // === impl Admin ===
 
-impl Admin {
-    pub(super) fn new(metrics: &Metrics, ready: Readiness) -> Self {
+impl AdminService {
+    pub(super) fn new(metrics: &Metrics, readiness: Readiness) -> Self {
         let mut registry = Registry::default();
         metrics.register(&mut registry);
         Self {
             registry: Arc::new(registry),
-            ready,
+            readiness,
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    fn handle(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if request.method() != Method::GET && request.method() != Method::HEAD {
-            let mut refused = text(
+            let mut response = text_response(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "only GET and HEAD are answered here\n",
             );
-            refused
+            response
                 .headers_mut()
                 .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return refused;
+            return response;
         }
         match request.uri().path() {
-            "/livez" => text(StatusCode::OK, "ok\n"),
-            "/readyz" => match self.ready.refusal() {
-                None => text(StatusCode::OK, "ok\n"),
-                Some(why) => text(
+            "/livez" => text_response(StatusCode::OK, "ok\n"),
+            "/readyz" => match self.readiness.not_ready_reason() {
+                None => text_response(StatusCode::OK, "ok\n"),
+                Some(reason) => text_response(
                     StatusCode::SERVICE_UNAVAILABLE,
-                    &format!("not ready: {why}\n"),
+                    &format!("not ready: {reason}\n"),
                 ),
             },
-            "/metrics" => self.metrics(),
-            _ => text(
+            "/metrics" => self.metrics_response(),
+            _ => text_response(
                 StatusCode::NOT_FOUND,
                 "not found; there are /livez, /readyz and /metrics\n",
             ),
         }
     }
 
-    fn metrics(&self) -> Response<Full<Bytes>> {
-        if let Phase::Serving(operations) = &*self.ready.0.read() {
-            let trouble = operations.trouble().is_some();
-            operations.metrics().trouble.set(i64::from(trouble));
-            let age = operations.follow_age().unwrap_or_default();
-            operations.metrics().follow_age.set(age.as_secs_f64());
+    fn metrics_response(&self) -> Response<Full<Bytes>> {
+        if let ServerState::Serving(operations) = &*self.readiness.0.read() {
+            let is_unwritable = operations.write_error().is_some();
+            operations.metrics().store_unwritable.set(i64::from(is_unwritable));
+            let lag = operations.replication_lag().unwrap_or_default();
+            operations.metrics().replication_lag.set(lag.as_secs_f64());
         }
         let mut body = String::new();
         match encode(&mut body, &self.registry) {
-            Ok(()) => respond(StatusCode::OK, OPENMETRICS, body),
-            Err(error) => text(
+            Ok(()) => build_response(StatusCode::OK, OPENMETRICS_CONTENT_TYPE, body),
+            Err(error) => text_response(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 &format!("the metrics cannot be written: {error}\n"),
             ),
@@ -122,7 +122,7 @@ impl Admin {
     }
 }
 
-impl Service<Request<Incoming>> for Admin {
+impl Service<Request<Incoming>> for AdminService {
     type Response = Response<Full<Bytes>>;
     type Error = Infallible;
     type Future = Ready<Result<Self::Response, Infallible>>;
@@ -132,19 +132,19 @@ impl Service<Request<Incoming>> for Admin {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        ready(Ok(self.answer(&request)))
+        ready(Ok(self.handle(&request)))
     }
 }
 
-fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
-    respond(status, PLAIN, body.to_owned())
+fn text_response(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
+    build_response(status, PLAIN_TEXT_CONTENT_TYPE, body.to_owned())
 }
 
-fn respond(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+fn build_response(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
     response
         .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }

@@ -21,70 +21,70 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 mod tests;
 
 /// Bytes that may wait for the peer, at most; more makes the writer wait.
-const LIMIT: usize = 128 * 1024;
+const MAX_BUFFERED_BYTES: usize = 128 * 1024;
 
 /// A connection whose peer is slow keeps the buffer of [`LIMIT`] bytes while more
 /// than this waits in it, and a copy of what waits otherwise.
-const KEPT: usize = LIMIT / 4;
+const RETAIN_THRESHOLD_BYTES: usize = MAX_BUFFERED_BYTES / 4;
 
 thread_local! {
     /// The buffer of whichever connection this thread polls: an idle one holds
     /// none, and a busy one need not allocate. A lane polls one at a time.
-    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static SPARE_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// The half that the connection reads from and writes to.
 ///
 /// It must be used in one task, the one that polls its [`Coalesced`]: that is
 /// the task which the socket wakes.
-pub(super) struct Socket<T>(Arc<Mutex<Shared<T>>>);
+pub(super) struct BufferedSocket<T>(Arc<Mutex<WriteCoalescer<T>>>);
 
 /// A connection together with the bytes it has written.
 ///
 /// Resolves when the connection has ended and its last byte is sent, or with
 /// the first error of either.
-pub(super) struct Coalesced<C: Future, T> {
+pub(super) struct CoalescedConnection<C: Future, T> {
     connection: C,
-    ended: Option<C::Output>,
-    shared: Arc<Mutex<Shared<T>>>,
+    result: Option<C::Output>,
+    coalescer: Arc<Mutex<WriteCoalescer<T>>>,
 }
 
 /// What both halves see. One task uses both, so the lock is never contended.
-struct Shared<T> {
+struct WriteCoalescer<T> {
     io: T,
     /// Written by the connection; sent up to `start`.
     buffer: Vec<u8>,
-    start: usize,
+    sent_offset: usize,
     /// Bytes that the socket has taken since it was opened.
-    sent: u64,
+    total_sent_bytes: u64,
     /// The error that ended the socket, told again to whoever writes next.
-    broken: Option<(io::ErrorKind, String)>,
+    write_error: Option<(io::ErrorKind, String)>,
 }
 
 /// Wraps `io` for a connection that `connect` builds around the socket.
-pub(super) fn coalesce<C, T>(io: T, connect: impl FnOnce(Socket<T>) -> C) -> Coalesced<C, T>
+pub(super) fn coalesce_writes<C, T>(io: T, connect: impl FnOnce(BufferedSocket<T>) -> C) -> CoalescedConnection<C, T>
 where
     C: Future,
 {
-    let shared = Shared {
+    let coalescer = WriteCoalescer {
         io,
         buffer: Vec::new(),
-        start: 0,
-        sent: 0,
-        broken: None,
+        sent_offset: 0,
+        total_sent_bytes: 0,
+        write_error: None,
     };
-    let shared = Arc::new(Mutex::new(shared));
-    let connection = connect(Socket(Arc::clone(&shared)));
-    Coalesced {
+    let coalescer = Arc::new(Mutex::new(coalescer));
+    let connection = connect(BufferedSocket(Arc::clone(&coalescer)));
+    CoalescedConnection {
         connection,
-        ended: None,
-        shared,
+        result: None,
+        coalescer,
     }
 }
 
 // === impl Coalesced ===
 
-impl<C: Future, T> Coalesced<C, T> {
+impl<C: Future, T> CoalescedConnection<C, T> {
     /// The connection, to tell it something between two polls.
     pub(super) fn connection(&mut self) -> &mut C {
         &mut self.connection
@@ -92,12 +92,12 @@ impl<C: Future, T> Coalesced<C, T> {
 
     /// How many bytes the socket has taken, and whether some are still waiting.
     pub(super) fn progress(&self) -> (u64, bool) {
-        let shared = self.shared.lock();
-        (shared.sent, !shared.waiting().is_empty())
+        let coalescer = self.coalescer.lock();
+        (coalescer.total_sent_bytes, !coalescer.pending().is_empty())
     }
 }
 
-impl<C, T, E> Future for Coalesced<C, T>
+impl<C, T, E> Future for CoalescedConnection<C, T>
 where
     C: Future<Output = Result<(), E>> + Unpin,
     T: AsyncWrite + Unpin,
@@ -107,27 +107,27 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        if this.ended.is_none()
-            && let Poll::Ready(ended) = Pin::new(&mut this.connection).poll(cx)
+        if this.result.is_none()
+            && let Poll::Ready(result) = Pin::new(&mut this.connection).poll(cx)
         {
-            this.ended = Some(ended);
+            this.result = Some(result);
         }
-        let drained = this.shared.lock().poll_drain(cx);
+        let drained = this.coalescer.lock().poll_drain(cx);
         if drained.is_pending() {
-            this.shared.lock().release();
+            this.coalescer.lock().return_buffer();
         }
         match ready!(drained) {
-            Ok(()) => this.ended.take().map_or(Poll::Pending, Poll::Ready),
+            Ok(()) => this.result.take().map_or(Poll::Pending, Poll::Ready),
             // The connection's own error says more than the socket's.
-            Err(error) => match this.ended.take() {
-                Some(Err(own)) => Poll::Ready(Err(own)),
+            Err(error) => match this.result.take() {
+                Some(Err(connection_error)) => Poll::Ready(Err(connection_error)),
                 _ => Poll::Ready(Err(error.into())),
             },
         }
     }
 }
 
-impl<C: Future, T> fmt::Debug for Coalesced<C, T> {
+impl<C: Future, T> fmt::Debug for CoalescedConnection<C, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Coalesced").finish_non_exhaustive()
     }
@@ -135,17 +135,17 @@ impl<C: Future, T> fmt::Debug for Coalesced<C, T> {
 
 // === impl Socket ===
 
-impl<T: AsyncRead + Unpin> AsyncRead for Socket<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for BufferedSocket<T> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
+        buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.lock().io).poll_read(cx, into)
+        Pin::new(&mut self.0.lock().io).poll_read(cx, buffer)
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Socket<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for BufferedSocket<T> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -156,13 +156,13 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Socket<T> {
 
     /// Ready at once: the bytes leave when the task has finished its poll.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.0.lock().usable())
+        Poll::Ready(self.0.lock().check_writable())
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut shared = self.0.lock();
-        ready!(shared.poll_drain(cx))?;
-        Pin::new(&mut shared.io).poll_shutdown(cx)
+        let mut coalescer = self.0.lock();
+        ready!(coalescer.poll_drain(cx))?;
+        Pin::new(&mut coalescer.io).poll_shutdown(cx)
     }
 
     /// No, so that HTTP/2 copies small payloads next to their frame headers
@@ -172,7 +172,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Socket<T> {
     }
 }
 
-impl<T> fmt::Debug for Socket<T> {
+impl<T> fmt::Debug for BufferedSocket<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Socket").finish_non_exhaustive()
     }
@@ -180,13 +180,13 @@ impl<T> fmt::Debug for Socket<T> {
 
 // === impl Shared ===
 
-impl<T> Shared<T> {
-    fn waiting(&self) -> &[u8] {
-        &self.buffer[self.start..]
+impl<T> WriteCoalescer<T> {
+    fn pending(&self) -> &[u8] {
+        &self.buffer[self.sent_offset..]
     }
 
-    fn usable(&self) -> io::Result<()> {
-        match &self.broken {
+    fn check_writable(&self) -> io::Result<()> {
+        match &self.write_error {
             None => Ok(()),
             Some((kind, message)) => Err(io::Error::new(*kind, message.clone())),
         }
@@ -195,83 +195,83 @@ impl<T> Shared<T> {
     /// Takes what fits below [`LIMIT`], and says how much that was.
     fn append(&mut self, bytes: &[u8]) -> usize {
         if self.buffer.capacity() == 0 {
-            self.buffer = SPARE.take();
-            self.buffer.reserve_exact(LIMIT);
+            self.buffer = SPARE_BUFFER.take();
+            self.buffer.reserve_exact(MAX_BUFFERED_BYTES);
         }
-        if 0 < self.start {
-            self.buffer.drain(..self.start);
-            self.start = 0;
+        if 0 < self.sent_offset {
+            self.buffer.drain(..self.sent_offset);
+            self.sent_offset = 0;
         }
-        let taken = bytes.len().min(LIMIT - self.buffer.len());
-        self.buffer.extend_from_slice(&bytes[..taken]);
-        taken
+        let accepted = bytes.len().min(MAX_BUFFERED_BYTES - self.buffer.len());
+        self.buffer.extend_from_slice(&bytes[..accepted]);
+        accepted
     }
 
     /// Hands the buffer back to the thread, unless much still waits in it.
-    fn release(&mut self) {
-        let (waiting, capacity) = (self.waiting().len(), self.buffer.capacity());
-        if capacity == 0 || KEPT < waiting || (0 < waiting && capacity < LIMIT) {
+    fn return_buffer(&mut self) {
+        let (pending_len, capacity) = (self.pending().len(), self.buffer.capacity());
+        if capacity == 0 || RETAIN_THRESHOLD_BYTES < pending_len || (0 < pending_len && capacity < MAX_BUFFERED_BYTES) {
             return;
         }
-        let kept = self.waiting().to_vec();
-        let mut buffer = mem::replace(&mut self.buffer, kept);
-        self.start = 0;
-        if LIMIT <= capacity {
+        let pending = self.pending().to_vec();
+        let mut buffer = mem::replace(&mut self.buffer, pending);
+        self.sent_offset = 0;
+        if MAX_BUFFERED_BYTES <= capacity {
             buffer.clear();
-            SPARE.set(buffer);
+            SPARE_BUFFER.set(buffer);
         }
     }
 }
 
-impl<T: AsyncWrite + Unpin> Shared<T> {
+impl<T: AsyncWrite + Unpin> WriteCoalescer<T> {
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.usable()?;
-        if self.waiting().len() + bytes.len() <= LIMIT {
+        self.check_writable()?;
+        if self.pending().len() + bytes.len() <= MAX_BUFFERED_BYTES {
             return Poll::Ready(Ok(self.append(bytes)));
         }
         // A drain that pends has told the socket whom to wake; what it could
         // send has made room all the same.
         let drained = self.poll_drain(cx)?;
-        if drained.is_ready() && LIMIT <= bytes.len() {
+        if drained.is_ready() && MAX_BUFFERED_BYTES <= bytes.len() {
             return self.poll_send(cx, bytes);
         }
         match self.append(bytes) {
             0 if !bytes.is_empty() => Poll::Pending,
-            taken => Poll::Ready(Ok(taken)),
+            accepted => Poll::Ready(Ok(accepted)),
         }
     }
 
     /// Sends until nothing waits. An error is remembered.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.usable()?;
-        while self.start < self.buffer.len() {
-            let sent = ready!(Pin::new(&mut self.io).poll_write(cx, &self.buffer[self.start..]));
-            self.start += self.account(sent)?;
+        self.check_writable()?;
+        while self.sent_offset < self.buffer.len() {
+            let sent = ready!(Pin::new(&mut self.io).poll_write(cx, &self.buffer[self.sent_offset..]));
+            self.sent_offset += self.record_sent(sent)?;
         }
-        self.release();
+        self.return_buffer();
         Poll::Ready(Ok(()))
     }
 
     /// Sends past the buffer, which must be empty: a copy would only cost.
     fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let sent = ready!(Pin::new(&mut self.io).poll_write(cx, bytes));
-        Poll::Ready(self.account(sent))
+        Poll::Ready(self.record_sent(sent))
     }
 
-    fn account(&mut self, sent: io::Result<usize>) -> io::Result<usize> {
+    fn record_sent(&mut self, sent: io::Result<usize>) -> io::Result<usize> {
         let sent = match sent {
             Ok(0) => Err(io::ErrorKind::WriteZero.into()),
             other => other,
         };
         match sent {
             Ok(sent) => {
-                self.sent += sent as u64;
+                self.total_sent_bytes += sent as u64;
                 Ok(sent)
             }
             Err(error) => {
-                self.broken = Some((error.kind(), error.to_string()));
-                self.start = self.buffer.len();
-                self.release();
+                self.write_error = Some((error.kind(), error.to_string()));
+                self.sent_offset = self.buffer.len();
+                self.return_buffer();
                 Err(error)
             }
         }

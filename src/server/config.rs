@@ -3,13 +3,13 @@
 
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
-use super::{connection::Connections, listener::ListenAddress};
+use super::{connection::ConnectionOptions, listener::ListenAddress};
 use crate::{
     gateway::service::HttpOptions,
-    journal::postgres::options::PostgresOptions,
-    operation::{retry::RetryPolicy, terms::Terms},
+    journal::postgres::options::PostgresConfig,
+    operation::{retry::RetryPolicy, terms::ExecutionOptions},
     operations::calls::WaitLimits,
-    store::{follow::Reads, limits::Limits},
+    store::{follow::ReadConsistency, limits::Limits},
 };
 
 /// Everything that can be set.
@@ -27,33 +27,33 @@ pub struct Config {
     pub socket_mode: Option<u32>,
     /// Threads that serve connections; each has a runtime of its own. 0: as many
     /// as the process may use processors.
-    pub lanes: usize,
+    pub connection_threads: usize,
     /// How long a shutdown may take.
-    pub grace: Duration,
+    pub shutdown_timeout: Duration,
     /// The largest request, in bytes.
     pub max_message_bytes: usize,
     /// How connections are treated.
-    pub connections: Connections,
+    pub connections: ConnectionOptions,
     /// Where operations are kept.
     pub store: StoreConfig,
     /// How new what clients read is, if several servers share the store.
-    pub reads: Reads,
+    pub read_consistency: ReadConsistency,
     /// How much the store takes in.
     pub limits: Limits,
     /// How long waits last.
-    pub waits: WaitLimits,
+    pub wait_limits: WaitLimits,
     /// How HTTP/JSON is served; its limits on waits and bodies are those above.
     pub http: HttpOptions,
     /// The terms of operations whose creator leaves them out.
-    pub defaults: Terms,
+    pub default_options: ExecutionOptions,
     /// The directory that the demo API offers to hash. None: no demo.
-    pub demo: Option<PathBuf>,
+    pub demo_directory: Option<PathBuf>,
     /// The files with the descriptor sets of message types; read again when the
     /// program is told to reload.
     pub descriptor_sets: Vec<PathBuf>,
     /// The server whose message types are known by its reflection:
     /// `http://HOST:PORT` or `unix:PATH`. None: none.
-    pub reflect: Option<String>,
+    pub reflection_upstream: Option<String>,
     /// The queues whose operations the server executes itself.
     pub queues: Vec<QueueConfig>,
 }
@@ -69,19 +69,19 @@ impl Default for Config {
             worker_listen: Some(free_port()),
             admin_listen: Some(free_port()),
             socket_mode: None,
-            lanes: 0,
-            grace: Duration::from_secs(20),
+            connection_threads: 0,
+            shutdown_timeout: Duration::from_secs(20),
             max_message_bytes: 4 << 20,
-            connections: Connections::default(),
+            connections: ConnectionOptions::default(),
             store: StoreConfig::Memory,
-            reads: Reads::default(),
+            read_consistency: ReadConsistency::default(),
             limits: Limits::default(),
-            waits: WaitLimits::default(),
+            wait_limits: WaitLimits::default(),
             http: HttpOptions::default(),
-            defaults: Terms::default(),
-            demo: None,
+            default_options: ExecutionOptions::default(),
+            demo_directory: None,
             descriptor_sets: Vec::new(),
-            reflect: None,
+            reflection_upstream: None,
             queues: Vec::new(),
         }
     }
@@ -96,7 +96,7 @@ pub enum StoreConfig {
     /// In memory for readers, and in this SQLite file for the next start.
     Sqlite(PathBuf),
     /// In PostgreSQL, where all servers of the same schema serve all operations.
-    Postgres(PostgresOptions),
+    Postgres(PostgresConfig),
 }
 
 /// The text names no store.
@@ -105,17 +105,17 @@ pub enum StoreConfig {
     "use memory, sqlite:PATH such as sqlite:/var/lib/longrunning/operations.db, or \
      postgres://USER:PASSWORD@HOST/DATABASE"
 )]
-pub struct InvalidStore;
+pub struct InvalidStoreConfig;
 
 impl FromStr for StoreConfig {
-    type Err = InvalidStore;
+    type Err = InvalidStoreConfig;
 
-    fn from_str(text: &str) -> Result<Self, InvalidStore> {
+    fn from_str(text: &str) -> Result<Self, InvalidStoreConfig> {
         match text.split_once(':') {
             None if text == "memory" => Ok(Self::Memory),
             Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite(path.into())),
-            Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres(PostgresOptions::new(text))),
-            _ => Err(InvalidStore),
+            Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres(PostgresConfig::new(text))),
+            _ => Err(InvalidStoreConfig),
         }
     }
 }
@@ -141,5 +141,5 @@ pub struct QueueConfig {
     pub concurrency: usize,
     /// The retry policy of operations whose creator leaves it out. None: that of
     /// the defaults.
-    pub retry: Option<RetryPolicy>,
+    pub retry_policy: Option<RetryPolicy>,
 }

@@ -32,7 +32,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
-use super::{coalesce::coalesce, executor::InPlace, unreadable::Unreadable};
+use super::{coalesce::coalesce_writes, executor::InlineFirstExecutor, unreadable::ErrorBodyRewriter};
 
 #[cfg(test)]
 mod tests;
@@ -41,42 +41,42 @@ pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// How the connections of a listener are treated.
 #[derive(Clone, Debug)]
-pub struct Connections {
+pub struct ConnectionOptions {
     /// Open connections, at most; one more is closed as soon as it is accepted.
     pub max_connections: usize,
     /// Open streams of one HTTP/2 connection, at most.
     pub max_streams_per_connection: u32,
     /// Silence after which an HTTP/2 peer is asked for a sign of life.
-    pub keepalive: Duration,
+    pub http2_keepalive_interval: Duration,
     /// How long the peer may take to give that sign.
-    pub keepalive_timeout: Duration,
+    pub http2_keepalive_timeout: Duration,
     /// How long a new connection may take to say what it wants.
-    pub opening: Duration,
+    pub handshake_timeout: Duration,
     /// How long an HTTP/1.1 connection is kept between two requests.
-    pub idle: Duration,
+    pub http1_idle_timeout: Duration,
 }
 
 /// Why a connection is given up although neither side has ended it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-enum GivenUp {
+enum TimeoutError {
     #[error("no request came in time")]
-    Opening,
+    Handshake,
     #[error("the peer has stopped reading")]
-    Stalled,
+    WriteStalled,
 }
 
 /// Watches for the two silences that hyper cannot see: before the first
 /// request, and while the peer takes no bytes.
-struct Patience {
-    opening: bool,
-    sent: u64,
+struct ConnectionTimeouts {
+    is_in_handshake: bool,
+    last_sent_bytes: u64,
     timer: Option<Pin<Box<Sleep>>>,
-    stall: Duration,
+    write_stall_timeout: Duration,
 }
 
 // === impl Connections ===
 
-impl Default for Connections {
+impl Default for ConnectionOptions {
     /// 10 000 connections of 100 000 streams; a silent peer is noticed in 40 s.
     ///
     /// A proxy in front sends the calls of all its clients over a connection or
@@ -87,28 +87,28 @@ impl Default for Connections {
         Self {
             max_connections: 10_000,
             max_streams_per_connection: 100_000,
-            keepalive: Duration::from_secs(20),
-            keepalive_timeout: Duration::from_secs(20),
-            opening: Duration::from_secs(10),
+            http2_keepalive_interval: Duration::from_secs(20),
+            http2_keepalive_timeout: Duration::from_secs(20),
+            handshake_timeout: Duration::from_secs(10),
             // Longer than the 60 s of common load balancers, so that it is they
             // who close, and no request meets a closing connection.
-            idle: Duration::from_secs(75),
+            http1_idle_timeout: Duration::from_secs(75),
         }
     }
 }
 
-impl Connections {
-    fn builder(&self, executor: InPlace) -> auto::Builder<InPlace> {
+impl ConnectionOptions {
+    fn builder(&self, executor: InlineFirstExecutor) -> auto::Builder<InlineFirstExecutor> {
         let mut builder = auto::Builder::new(executor);
         builder
             .http1()
             .timer(TokioTimer::new())
-            .header_read_timeout(self.idle);
+            .header_read_timeout(self.http1_idle_timeout);
         builder
             .http2()
             .timer(TokioTimer::new())
-            .keep_alive_interval(self.keepalive)
-            .keep_alive_timeout(self.keepalive_timeout)
+            .keep_alive_interval(self.http2_keepalive_interval)
+            .keep_alive_timeout(self.http2_keepalive_timeout)
             .max_concurrent_streams(self.max_streams_per_connection)
             // As much as a URL may have over HTTP/1.1, so that a filter of any
             // length fits into one, escaped or not.
@@ -136,9 +136,9 @@ impl Connections {
 pub(super) async fn serve<T, S, B>(
     stream: T,
     service: S,
-    options: &Connections,
+    options: &ConnectionOptions,
     calls: TaskTracker,
-    stopping: CancellationToken,
+    stop_token: CancellationToken,
 ) -> Result<(), BoxError>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -148,41 +148,41 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let requested = Arc::new(AtomicBool::new(false));
+    let request_received = Arc::new(AtomicBool::new(false));
     let service = {
-        let requested = Arc::clone(&requested);
+        let request_received = Arc::clone(&request_received);
         service_fn(move |request| {
-            requested.store(true, Ordering::Relaxed);
-            call(service.clone(), request)
+            request_received.store(true, Ordering::Relaxed);
+            call_when_ready(service.clone(), request)
         })
     };
-    let builder = options.builder(InPlace::new(calls));
-    let mut connection = coalesce(stream, |socket| {
-        let socket = TokioIo::new(Unreadable::new(socket));
+    let builder = options.builder(InlineFirstExecutor::new(calls));
+    let mut connection = coalesce_writes(stream, |socket| {
+        let socket = TokioIo::new(ErrorBodyRewriter::new(socket));
         Box::pin(builder.serve_connection(socket, service))
     });
-    let mut stop = pin!(stopping.cancelled());
-    let mut stopped = false;
-    let mut patience = Patience::new(options);
+    let mut stop = pin!(stop_token.cancelled());
+    let mut is_stopping = false;
+    let mut timeouts = ConnectionTimeouts::new(options);
 
     poll_fn(|cx| {
         loop {
-            if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
-                return Poll::Ready(ended);
+            if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
+                return Poll::Ready(result);
             }
-            let (sent, waiting) = connection.progress();
+            let (sent_bytes, has_pending_writes) = connection.progress();
             // hyper sends nothing before it has seen a whole HTTP/2 preface.
-            let opened = sent != 0 || requested.load(Ordering::Relaxed);
-            if let Poll::Ready(given_up) = patience.poll(cx, opened, sent, waiting) {
-                return Poll::Ready(Err(given_up.into()));
+            let handshake_done = sent_bytes != 0 || request_received.load(Ordering::Relaxed);
+            if let Poll::Ready(error) = timeouts.poll(cx, handshake_done, sent_bytes, has_pending_writes) {
+                return Poll::Ready(Err(error.into()));
             }
-            if stopped || stop.as_mut().poll(cx).is_pending() {
+            if is_stopping || stop.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            if !opened {
+            if !handshake_done {
                 return Poll::Ready(Ok(()));
             }
-            stopped = true;
+            is_stopping = true;
             connection.connection().as_mut().graceful_shutdown();
         }
     })
@@ -191,7 +191,7 @@ where
 
 /// Calls `service`, which tonic's services are always ready for: then its own
 /// future is all there is, and nothing around it has to carry the request.
-fn call<S>(
+fn call_when_ready<S>(
     mut service: S,
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<S::Response, Infallible>> + Send
@@ -206,54 +206,54 @@ where
     {
         return Either::Left(service.call(request));
     }
-    let later = async move {
+    let wait_then_call = async move {
         poll_fn(|cx| service.poll_ready(cx)).await?;
         service.call(request).await
     };
-    Either::Right(later.boxed())
+    Either::Right(wait_then_call.boxed())
 }
 
 // === impl Patience ===
 
-impl Patience {
-    fn new(options: &Connections) -> Self {
-        let stall = options.keepalive + options.keepalive_timeout;
-        let timer = Some(Box::pin(sleep(options.opening)));
+impl ConnectionTimeouts {
+    fn new(options: &ConnectionOptions) -> Self {
+        let write_stall_timeout = options.http2_keepalive_interval + options.http2_keepalive_timeout;
+        let timer = Some(Box::pin(sleep(options.handshake_timeout)));
         Self {
-            opening: true,
-            sent: 0,
+            is_in_handshake: true,
+            last_sent_bytes: 0,
             timer,
-            stall,
+            write_stall_timeout,
         }
     }
 
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        opened: bool,
-        sent: u64,
-        waiting: bool,
-    ) -> Poll<GivenUp> {
-        if self.opening && opened {
-            self.opening = false;
+        handshake_done: bool,
+        sent_bytes: u64,
+        has_pending_writes: bool,
+    ) -> Poll<TimeoutError> {
+        if self.is_in_handshake && handshake_done {
+            self.is_in_handshake = false;
             self.timer = None;
         }
-        if !self.opening {
-            if !waiting {
+        if !self.is_in_handshake {
+            if !has_pending_writes {
                 self.timer = None;
-            } else if self.timer.is_none() || self.sent != sent {
-                self.timer = Some(Box::pin(sleep(self.stall)));
+            } else if self.timer.is_none() || self.last_sent_bytes != sent_bytes {
+                self.timer = Some(Box::pin(sleep(self.write_stall_timeout)));
             }
         }
-        self.sent = sent;
+        self.last_sent_bytes = sent_bytes;
         let Some(timer) = &mut self.timer else {
             return Poll::Pending;
         };
-        let given_up = if self.opening {
-            GivenUp::Opening
+        let error = if self.is_in_handshake {
+            TimeoutError::Handshake
         } else {
-            GivenUp::Stalled
+            TimeoutError::WriteStalled
         };
-        timer.as_mut().poll(cx).map(|()| given_up)
+        timer.as_mut().poll(cx).map(|()| error)
     }
 }

@@ -22,19 +22,19 @@ mod tests;
 /// Polls a future once in place, and spawns it on the current runtime if it
 /// has to wait. A panic ends that one future only: its stream is reset.
 #[derive(Clone, Debug)]
-pub(super) struct InPlace {
+pub(super) struct InlineFirstExecutor {
     tasks: TaskTracker,
 }
 
 // === impl InPlace ===
 
-impl InPlace {
+impl InlineFirstExecutor {
     pub(super) fn new(tasks: TaskTracker) -> Self {
         Self { tasks }
     }
 }
 
-impl<F> Executor<F> for InPlace
+impl<F> Executor<F> for InlineFirstExecutor
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -47,27 +47,27 @@ where
         // Each call takes its share of the connection's turn. When the turn is
         // over, the rest become tasks, so that one busy connection cannot hold
         // up the others of its lane.
-        if let Poll::Ready(turn) = coop::poll_proceed(cx) {
-            turn.made_progress();
+        if let Poll::Ready(coop_budget) = coop::poll_proceed(cx) {
+            coop_budget.made_progress();
             match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
                 Ok(Poll::Pending) => {}
                 Ok(Poll::Ready(())) => return,
-                Err(panic) => return report(&*panic),
+                Err(panic) => return log_panic(&*panic),
             }
         }
         self.tasks.spawn(async {
             if let Err(panic) = AssertUnwindSafe(future).catch_unwind().await {
-                report(&*panic);
+                log_panic(&*panic);
             }
         });
     }
 }
 
-fn report(panic: &(dyn Any + Send)) {
-    let message = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+fn log_panic(panic: &(dyn Any + Send)) {
+    let panic_message = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
         (Some(message), _) => message,
         (_, Some(message)) => message.as_str(),
         _ => "no message",
     };
-    tracing::error!(message, "a call panicked; its stream is reset");
+    tracing::error!(panic_message, "a call panicked; its stream is reset");
 }

@@ -23,102 +23,102 @@ mod tests;
 /// A set of lanes, cheap to clone. They end when the last clone is dropped, and
 /// every task still in them is dropped with them.
 #[derive(Clone)]
-pub(crate) struct Lanes {
-    lanes: Arc<[Lane]>,
-    _end: Arc<DropGuard>,
+pub(crate) struct RuntimePool {
+    runtimes: Arc<[ConnectionRuntime]>,
+    _stop_guard: Arc<DropGuard>,
 }
 
-struct Lane {
-    runtime: Handle,
-    open: Arc<AtomicUsize>,
+struct ConnectionRuntime {
+    handle: Handle,
+    open_connections: Arc<AtomicUsize>,
 }
 
 /// A connection's place in a lane; the lane counts it until this is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
-    runtime: Handle,
-    open: Arc<AtomicUsize>,
+pub(super) struct ConnectionSlot {
+    handle: Handle,
+    open_connections: Arc<AtomicUsize>,
 }
 
 // === impl Lanes ===
 
-impl Lanes {
+impl RuntimePool {
     /// Starts `count` lanes as threads `lane-0`, `lane-1`, …; 0 is one for each
     /// processor that the process may use.
     ///
     /// # Errors
     ///
     /// When the system refuses a thread or what its runtime needs.
-    pub(crate) fn start(count: usize) -> io::Result<Self> {
-        let count = match count {
+    pub(crate) fn start(thread_count: usize) -> io::Result<Self> {
+        let thread_count = match thread_count {
             0 => thread::available_parallelism().map_or(1, usize::from),
             count => count,
         };
-        let end = CancellationToken::new();
+        let stop_token = CancellationToken::new();
         // Dropped on the way out of an error, it ends the lanes already started.
-        let guard = Arc::new(end.clone().drop_guard());
-        let lanes: io::Result<Arc<[Lane]>> = (0..count)
-            .map(|index| Lane::start(index, end.clone()))
+        let guard = Arc::new(stop_token.clone().drop_guard());
+        let runtimes: io::Result<Arc<[ConnectionRuntime]>> = (0..thread_count)
+            .map(|index| ConnectionRuntime::start(index, stop_token.clone()))
             .collect();
         Ok(Self {
-            lanes: lanes?,
-            _end: guard,
+            runtimes: runtimes?,
+            _stop_guard: guard,
         })
     }
 
     /// A place in the lane with the fewest open connections.
-    pub(super) fn place(&self) -> Place {
-        let lane = self
-            .lanes
+    pub(super) fn assign(&self) -> ConnectionSlot {
+        let least_loaded = self
+            .runtimes
             .iter()
-            .min_by_key(|lane| lane.open.load(Ordering::Relaxed))
+            .min_by_key(|lane| lane.open_connections.load(Ordering::Relaxed))
             .expect("there is at least one lane");
-        lane.open.fetch_add(1, Ordering::Relaxed);
-        Place {
-            runtime: lane.runtime.clone(),
-            open: Arc::clone(&lane.open),
+        least_loaded.open_connections.fetch_add(1, Ordering::Relaxed);
+        ConnectionSlot {
+            handle: least_loaded.handle.clone(),
+            open_connections: Arc::clone(&least_loaded.open_connections),
         }
     }
 }
 
-impl fmt::Debug for Lanes {
+impl fmt::Debug for RuntimePool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let open = self
-            .lanes
+        let open_connections = self
+            .runtimes
             .iter()
-            .map(|lane| lane.open.load(Ordering::Relaxed));
-        f.debug_list().entries(open).finish()
+            .map(|lane| lane.open_connections.load(Ordering::Relaxed));
+        f.debug_list().entries(open_connections).finish()
     }
 }
 
 // === impl Lane ===
 
-impl Lane {
-    fn start(index: usize, end: CancellationToken) -> io::Result<Self> {
+impl ConnectionRuntime {
+    fn start(index: usize, stop_token: CancellationToken) -> io::Result<Self> {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let handle = runtime.handle().clone();
         thread::Builder::new()
             .name(format!("lane-{index}"))
-            .spawn(move || runtime.block_on(end.cancelled_owned()))?;
+            .spawn(move || runtime.block_on(stop_token.cancelled_owned()))?;
         Ok(Self {
-            runtime: handle,
-            open: Arc::default(),
+            handle,
+            open_connections: Arc::default(),
         })
     }
 }
 
 // === impl Place ===
 
-impl Place {
-    pub(super) fn runtime(&self) -> &Handle {
-        &self.runtime
+impl ConnectionSlot {
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
+        self.open_connections.fetch_sub(1, Ordering::Relaxed);
     }
 }

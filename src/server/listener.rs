@@ -36,7 +36,7 @@ pub enum ListenAddress {
 /// Why a text is not a [`ListenAddress`].
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{text:?} is no address to listen on: {problem}")]
-pub struct ListenAddressError {
+pub struct InvalidListenAddress {
     text: String,
     problem: &'static str,
 }
@@ -44,23 +44,23 @@ pub struct ListenAddressError {
 /// A bound socket. A Unix one removes its file when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    socket: Bound,
-    local: ListenAddress,
+    socket: BoundSocket,
+    local_addr: ListenAddress,
 }
 
 #[derive(Debug)]
-enum Bound {
+enum BoundSocket {
     Tcp(TcpListener),
     Unix {
         listener: UnixListener,
         path: PathBuf,
-        file: (u64, u64),
+        file_id: (u64, u64),
     },
 }
 
 /// An accepted connection that belongs to no runtime yet.
 #[derive(Debug)]
-pub(super) enum Accepted {
+pub(super) enum AcceptedStream {
     Tcp(std::net::TcpStream, SocketAddr),
     Unix(std::os::unix::net::UnixStream),
 }
@@ -68,11 +68,11 @@ pub(super) enum Accepted {
 // === impl ListenAddress ===
 
 impl FromStr for ListenAddress {
-    type Err = ListenAddressError;
+    type Err = InvalidListenAddress;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refuse = |problem| {
-            Err(ListenAddressError {
+        let invalid = |problem| {
+            Err(InvalidListenAddress {
                 text: text.to_owned(),
                 problem,
             })
@@ -81,24 +81,24 @@ impl FromStr for ListenAddress {
             // gRPC clients also write an absolute path as unix:///path.
             let path = path.strip_prefix("//").unwrap_or(path);
             return match path {
-                "" => refuse("a path must follow unix:"),
+                "" => invalid("a path must follow unix:"),
                 path => Ok(Self::Unix(path.into())),
             };
         }
         let Some((host, port)) = text.rsplit_once(':') else {
-            return refuse("write host:port or unix:PATH");
+            return invalid("write host:port or unix:PATH");
         };
         if host.contains('/') {
-            return refuse("write host:port without a scheme or path");
+            return invalid("write host:port without a scheme or path");
         }
         if host.is_empty() {
-            return refuse("the host is missing; 0.0.0.0 stands for every interface");
+            return invalid("the host is missing; 0.0.0.0 stands for every interface");
         }
         if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
-            return refuse("write an IPv6 address in brackets, as in [::1]:8470");
+            return invalid("write an IPv6 address in brackets, as in [::1]:8470");
         }
         if port.parse::<u16>().is_err() {
-            return refuse("the port must be a number from 0 to 65535");
+            return invalid("the port must be a number from 0 to 65535");
         }
         Ok(Self::Tcp(text.to_owned()))
     }
@@ -144,20 +144,20 @@ impl Listener {
     }
 
     /// The address as it was bound: with the port that the system chose.
-    pub(crate) fn local(&self) -> ListenAddress {
-        self.local.clone()
+    pub(crate) fn local_addr(&self) -> ListenAddress {
+        self.local_addr.clone()
     }
 
     /// The next connection.
-    pub(super) async fn accept(&self) -> io::Result<Accepted> {
+    pub(super) async fn accept(&self) -> io::Result<AcceptedStream> {
         match &self.socket {
-            Bound::Tcp(listener) => {
+            BoundSocket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                Ok(Accepted::Tcp(stream.into_std()?, peer))
+                Ok(AcceptedStream::Tcp(stream.into_std()?, peer))
             }
-            Bound::Unix { listener, .. } => {
+            BoundSocket::Unix { listener, .. } => {
                 let (stream, _) = listener.accept().await?;
-                Ok(Accepted::Unix(stream.into_std()?))
+                Ok(AcceptedStream::Unix(stream.into_std()?))
             }
         }
     }
@@ -165,9 +165,9 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Bound::Unix { path, file, .. } = &self.socket {
+        if let BoundSocket::Unix { path, file_id, .. } = &self.socket {
             // Somebody else may have put a socket of theirs there meanwhile.
-            if identity(path).is_ok_and(|found| found == *file) {
+            if read_file_id(path).is_ok_and(|current_id| current_id == *file_id) {
                 let _ = fs::remove_file(path);
             }
         }
@@ -175,20 +175,20 @@ impl Drop for Listener {
 }
 
 fn bind_tcp(address: &str) -> io::Result<Listener> {
-    let mut refused = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    let mut last_error = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for candidate in address.to_socket_addrs()? {
         match listen_tcp(candidate) {
             Ok(listener) => {
-                let local = ListenAddress::Tcp(listener.local_addr()?.to_string());
+                let local_addr = ListenAddress::Tcp(listener.local_addr()?.to_string());
                 return Ok(Listener {
-                    socket: Bound::Tcp(listener),
-                    local,
+                    socket: BoundSocket::Tcp(listener),
+                    local_addr,
                 });
             }
-            Err(error) => refused = error,
+            Err(error) => last_error = error,
         }
     }
-    Err(refused)
+    Err(last_error)
 }
 
 fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
@@ -203,7 +203,7 @@ fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<Listener> {
-    remove_stale(path)?;
+    remove_stale_socket(path)?;
     let socket = UnixSocket::new_stream()?;
     socket.bind(path)?;
     // Nobody can connect to a socket that does not listen yet.
@@ -211,25 +211,25 @@ fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<Listener> {
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     }
     let listener = socket.listen(BACKLOG)?;
-    let file = identity(path)?;
-    let local = ListenAddress::Unix(path.to_owned());
+    let file_id = read_file_id(path)?;
+    let local_addr = ListenAddress::Unix(path.to_owned());
     Ok(Listener {
-        socket: Bound::Unix {
+        socket: BoundSocket::Unix {
             listener,
             path: path.to_owned(),
-            file,
+            file_id,
         },
-        local,
+        local_addr,
     })
 }
 
 /// Removes the socket of a server that did not come to remove it itself.
-fn remove_stale(path: &Path) -> io::Result<()> {
-    let found = match fs::symlink_metadata(path) {
+fn remove_stale_socket(path: &Path) -> io::Result<()> {
+    let metadata = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        found => found?,
+        result => result?,
     };
-    if !found.file_type().is_socket() {
+    if !metadata.file_type().is_socket() {
         let problem = "a file that is not a socket is in the way";
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, problem));
     }
@@ -240,7 +240,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let found = fs::symlink_metadata(path)?;
-    Ok((found.dev(), found.ino()))
+fn read_file_id(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
 }

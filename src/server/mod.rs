@@ -25,9 +25,9 @@ mod telemetry;
 mod types;
 mod unreadable;
 
-pub use app::{App, AppError, Ended};
-pub use config::{Config, InvalidStore, QueueConfig, StoreConfig};
-pub use connection::Connections;
-pub use listener::{ListenAddress, ListenAddressError};
-pub use shutdown::{hangups, signals};
+pub use app::{App, AppError, ShutdownOutcome};
+pub use config::{Config, InvalidStoreConfig, QueueConfig, StoreConfig};
+pub use connection::ConnectionOptions;
+pub use listener::{ListenAddress, InvalidListenAddress};
+pub use shutdown::{reload_signals, shutdown_signals};
 pub use telemetry::{LogFormat, init as init_telemetry};

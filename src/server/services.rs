@@ -26,27 +26,27 @@ use crate::{
     },
     operations::operations::Operations,
     reflection::service::reflection_server,
-    types::Types,
+    types::TypeRegistry,
 };
 
-type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+type BoxResponseFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 /// A service that is called too rarely for the cost of a box to matter.
-type Rare = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
+type BoxedService = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 
 /// All services of one listener. A match on the path is all the routing that
 /// so few services need.
 #[derive(Clone)]
-pub(super) struct Services(Arc<Each>);
+pub(super) struct ServiceRouter(Arc<ListenerServices>);
 
 /// Each of them, cloned only when it is called.
-struct Each {
-    own: Own,
-    health: Rare,
-    reflection: Rare,
+struct ListenerServices {
+    kind: ListenerKind,
+    health: BoxedService,
+    reflection: BoxedService,
 }
 
 /// The services that one listener has and the other has not.
-enum Own {
+enum ListenerKind {
     Clients {
         operations: OperationsServer<OperationsService>,
         watch: OperationWatchServer<WatchService>,
@@ -58,11 +58,11 @@ enum Own {
 
 /// Tells the health services whether the server serves.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Health(Vec<Switch>);
+pub(super) struct ServerHealth(Vec<ListenerHealth>);
 
 /// The health service of one listener, and the services that it tells of.
 #[derive(Clone, Debug)]
-pub(super) struct Switch(HealthReporter, Vec<&'static str>);
+pub(super) struct ListenerHealth(HealthReporter, Vec<&'static str>);
 
 const CHECKSUMS: &str = <ChecksumsServer<ChecksumService> as NamedService>::NAME;
 const HEALTH: &str = tonic_health::pb::health_server::SERVICE_NAME;
@@ -76,109 +76,109 @@ const WORKER: &str = <OperationWorkerServer<WorkerService> as NamedService>::NAM
 
 // === impl Services ===
 
-impl Services {
+impl ServiceRouter {
     /// What clients reach.
-    pub(super) fn for_clients(operations: &Operations, config: &Config) -> (Self, Switch) {
+    pub(super) fn for_clients(operations: &Operations, config: &Config) -> (Self, ListenerHealth) {
         let limit = config.max_message_bytes;
-        let checksums = config.demo.as_ref().map(|root| {
+        let checksums = config.demo_directory.as_ref().map(|root| {
             checksums_server(operations, root.clone()).max_decoding_message_size(limit)
         });
         let mut names = vec![OPERATIONS, WATCH];
         names.extend(checksums.as_ref().map(|_| CHECKSUMS));
-        let operations_service = operations_server_with(operations, config.waits);
+        let operations_service = operations_server_with(operations, config.wait_limits);
         let http = HttpOptions {
-            waits: config.waits,
+            wait_limits: config.wait_limits,
             max_body_bytes: limit,
             ..config.http.clone()
         };
-        let own = Own::Clients {
+        let kind = ListenerKind::Clients {
             operations: operations_service.max_decoding_message_size(limit),
             watch: watch_server(operations).max_decoding_message_size(limit),
             checksums,
             gateway: gateway(operations, http),
         };
-        Self::new(own, names, operations.types())
+        Self::new(kind, names, operations.types())
     }
 
     /// What workers and creators reach, and clients must not.
-    pub(super) fn for_workers(operations: &Operations, config: &Config) -> (Self, Switch) {
-        let worker = worker_server_with(operations, config.waits)
+    pub(super) fn for_workers(operations: &Operations, config: &Config) -> (Self, ListenerHealth) {
+        let worker = worker_server_with(operations, config.wait_limits)
             .max_decoding_message_size(config.max_message_bytes);
-        Self::new(Own::Workers(worker), vec![WORKER], operations.types())
+        Self::new(ListenerKind::Workers(worker), vec![WORKER], operations.types())
     }
 
-    fn new(own: Own, names: Vec<&'static str>, types: &Types) -> (Self, Switch) {
+    fn new(kind: ListenerKind, names: Vec<&'static str>, types: &TypeRegistry) -> (Self, ListenerHealth) {
         let (reporter, health) = tonic_health::server::health_reporter();
         let services = [HEALTH, REFLECTION, REFLECTION_ALPHA];
         let services = services.into_iter().chain(names.iter().copied()).collect();
-        let each = Each {
-            own,
-            health: Rare::new(health),
-            reflection: Rare::new(reflection_server(types, services)),
+        let services = ListenerServices {
+            kind,
+            health: BoxedService::new(health),
+            reflection: BoxedService::new(reflection_server(types, services)),
         };
-        (Self(Arc::new(each)), Switch(reporter, names))
+        (Self(Arc::new(services)), ListenerHealth(reporter, names))
     }
 }
 
-impl Service<Request<Incoming>> for Services {
+impl Service<Request<Incoming>> for ServiceRouter {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Answer;
+    type Future = BoxResponseFuture;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: Request<Incoming>) -> Answer {
+    fn call(&mut self, mut request: Request<Incoming>) -> BoxResponseFuture {
         // This costs a gRPC call two comparisons.
         if !can_be_grpc(&request) {
-            return self.0.other(request);
+            return self.0.fallback(request);
         }
         let path = request.uri().path();
         let service = path
             .get(1..)
             .and_then(|path| path.split('/').next())
             .unwrap_or_default();
-        let each = &self.0;
-        match (service, &each.own) {
-            (OPERATIONS, Own::Clients { operations, .. }) => operations.clone().call(request),
-            (WATCH, Own::Clients { watch, .. }) => watch.clone().call(request),
+        let services = &self.0;
+        match (service, &services.kind) {
+            (OPERATIONS, ListenerKind::Clients { operations, .. }) => operations.clone().call(request),
+            (WATCH, ListenerKind::Clients { watch, .. }) => watch.clone().call(request),
             (
                 CHECKSUMS,
-                Own::Clients {
+                ListenerKind::Clients {
                     checksums: Some(checksums),
                     ..
                 },
             ) => checksums.clone().call(request),
-            (WORKER, Own::Workers(worker)) => worker.clone().call(request),
-            (HEALTH, _) => each.health.clone().call(request),
-            (REFLECTION, _) => each.reflection.clone().call(request),
+            (WORKER, ListenerKind::Workers(worker)) => worker.clone().call(request),
+            (HEALTH, _) => services.health.clone().call(request),
+            (REFLECTION, _) => services.reflection.clone().call(request),
             // The messages of both versions are the same.
             (REFLECTION_ALPHA, _) if path.ends_with(REFLECTION_METHOD) => {
                 *request.uri_mut() = Uri::from_static(REFLECTION_PATH);
-                each.reflection.clone().call(request)
+                services.reflection.clone().call(request)
             }
-            _ => each.other(request),
+            _ => services.fallback(request),
         }
     }
 }
 
 // === impl Each ===
 
-impl Each {
+impl ListenerServices {
     /// The answer to what no gRPC service has. One in the form of gRPC is a 200
     /// to everybody else, who would take it for success.
-    fn other(&self, request: Request<Incoming>) -> Answer {
-        let is_http = match &self.own {
-            Own::Clients { gateway, .. } => gateway.has(request.uri().path()),
-            Own::Workers(_) => false,
+    fn fallback(&self, request: Request<Incoming>) -> BoxResponseFuture {
+        let is_http = match &self.kind {
+            ListenerKind::Clients { gateway, .. } => gateway.handles_path(request.uri().path()),
+            ListenerKind::Workers(_) => false,
         };
         if !is_http && is_grpc(&request) {
             return Box::pin(ready(Ok(Status::unimplemented("").into_http())));
         }
-        match &self.own {
-            Own::Clients { gateway, .. } => gateway.clone().call(request),
-            Own::Workers(_) => Box::pin(ready(Ok(unknown()))),
+        match &self.kind {
+            ListenerKind::Clients { gateway, .. } => gateway.clone().call(request),
+            ListenerKind::Workers(_) => Box::pin(ready(Ok(not_found_response()))),
         }
     }
 }
@@ -190,14 +190,14 @@ fn can_be_grpc(request: &Request<Incoming>) -> bool {
 
 /// Whether somebody expects an answer in the form of gRPC.
 fn is_grpc(request: &Request<Incoming>) -> bool {
-    let kind = request.headers().get(header::CONTENT_TYPE);
-    let is_said = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    is_said && can_be_grpc(request)
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    let has_grpc_content_type = content_type.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    has_grpc_content_type && can_be_grpc(request)
 }
 
 /// The answer to a path that workers cannot call. Somebody with a browser or
 /// curl gets a sentence instead of an empty gRPC error.
-fn unknown() -> Response<Body> {
+fn not_found_response() -> Response<Body> {
     let text = "This port speaks gRPC over HTTP/2; try `grpcurl -plaintext HOST:PORT list`.\n";
     let mut response = Response::new(Body::new(http_body_util::Full::from(text)));
     *response.status_mut() = StatusCode::NOT_FOUND;
@@ -208,20 +208,20 @@ fn unknown() -> Response<Body> {
 
 // === impl Health ===
 
-impl Health {
+impl ServerHealth {
     /// Adds what one listener serves.
-    pub(super) fn add(&mut self, switch: Switch) {
+    pub(super) fn add(&mut self, switch: ListenerHealth) {
         self.0.push(switch);
     }
 
     /// Tells every service's health, and that of each listener as a whole.
-    pub(super) async fn set(&self, serves: bool) {
-        let status = if serves {
+    pub(super) async fn set_serving(&self, is_serving: bool) {
+        let status = if is_serving {
             ServingStatus::Serving
         } else {
             ServingStatus::NotServing
         };
-        for Switch(reporter, names) in &self.0 {
+        for ListenerHealth(reporter, names) in &self.0 {
             for name in [""].iter().chain(names) {
                 reporter.set_service_status(*name, status).await;
             }

@@ -17,13 +17,13 @@ use crate::tasks::Tasks;
 ///
 /// # Errors
 /// If the system refuses to hand out signals.
-pub fn signals() -> io::Result<(impl Future<Output = ()>, impl Future<Output = ()>)> {
+pub fn shutdown_signals() -> io::Result<(impl Future<Output = ()>, impl Future<Output = ()>)> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (first, second) = (CancellationToken::new(), CancellationToken::new());
-    let told = (first.clone(), second.clone());
+    let tokens = (first.clone(), second.clone());
     Tasks::default().spawn("signals", async move {
-        for token in [told.0, told.1] {
+        for token in [tokens.0, tokens.1] {
             select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
@@ -38,15 +38,15 @@ pub fn signals() -> io::Result<(impl Future<Output = ()>, impl Future<Output = (
 ///
 /// # Errors
 /// If the system refuses to hand out signals.
-pub fn hangups() -> io::Result<mpsc::Receiver<()>> {
+pub fn reload_signals() -> io::Result<mpsc::Receiver<()>> {
     let mut hangup = signal(SignalKind::hangup())?;
-    let (tell, told) = mpsc::channel(1);
+    let (sender, receiver) = mpsc::channel(1);
     Tasks::default().spawn("hangups", async move {
         while hangup.recv().await.is_some() {
-            if let Err(mpsc::error::TrySendError::Closed(())) = tell.try_send(()) {
+            if let Err(mpsc::error::TrySendError::Closed(())) = sender.try_send(()) {
                 return;
             }
         }
     });
-    Ok(told)
+    Ok(receiver)
 }

@@ -16,19 +16,19 @@ use tracing::{debug, error, info, warn};
 
 use super::{app::AppError, config::Config};
 use crate::{
-    reflection::client::Reflector,
-    remote::{backoff::Backoff, cause::cause},
-    types::{DescriptorSet, InvalidTypes, Layer, Types},
+    reflection::client::ReflectionClient,
+    remote::{backoff::Backoff, cause::root_cause},
+    types::{DescriptorSet, InvalidDescriptorSet, TypeSource, TypeRegistry},
 };
 
 /// How long the upstream may take to tell all its types.
-const ANSWER: Duration = Duration::from_secs(30);
+const REFLECTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection to it may take.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The types that are always there: those of all services of a server.
-static SERVED: LazyLock<DescriptorPool> = LazyLock::new(|| {
-    Types::built_in_with(&[
+static BUILT_IN_TYPES: LazyLock<DescriptorPool> = LazyLock::new(|| {
+    TypeRegistry::built_in_pool_with(&[
         tonic_health::pb::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
@@ -37,136 +37,136 @@ static SERVED: LazyLock<DescriptorPool> = LazyLock::new(|| {
 
 /// The types of a server, and where more of them are found.
 #[derive(Debug)]
-pub(super) struct TypeSources {
-    types: Types,
+pub(super) struct TypeReloader {
+    types: TypeRegistry,
     files: Vec<PathBuf>,
     upstream: Option<(String, Endpoint)>,
 }
 
 /// Why the upstream's types are not here.
 #[derive(Debug, thiserror::Error)]
-enum ReflectError {
+enum ReflectionError {
     #[error("{}", .0.message())]
     Status(#[from] Status),
     #[error(transparent)]
-    Types(#[from] InvalidTypes),
-    #[error("no answer within {} s", ANSWER.as_secs())]
-    Slow,
+    InvalidDescriptorSet(#[from] InvalidDescriptorSet),
+    #[error("no answer within {} s", REFLECTION_TIMEOUT.as_secs())]
+    Timeout,
 }
 
 // === impl TypeSources ===
 
-impl TypeSources {
+impl TypeReloader {
     /// Reads the files. The upstream is asked later, for it may start later.
     pub(super) fn load(config: &Config) -> Result<Self, AppError> {
         let endpoint = |url: &String| {
             let endpoint = Endpoint::from_shared(url.clone());
-            let endpoint = endpoint.map_err(|error| AppError::Reflect(url.clone(), error))?;
-            Ok::<_, AppError>((url.clone(), endpoint.connect_timeout(CONNECT)))
+            let endpoint = endpoint.map_err(|error| AppError::ReflectionUpstream(url.clone(), error))?;
+            Ok::<_, AppError>((url.clone(), endpoint.connect_timeout(CONNECT_TIMEOUT)))
         };
-        let sources = Self {
-            types: Types::above(&SERVED),
+        let reloader = Self {
+            types: TypeRegistry::with_built_in(&BUILT_IN_TYPES),
             files: config.descriptor_sets.clone(),
-            upstream: config.reflect.as_ref().map(endpoint).transpose()?,
+            upstream: config.reflection_upstream.as_ref().map(endpoint).transpose()?,
         };
-        sources.read_files()?;
-        Ok(sources)
+        reloader.read_files()?;
+        Ok(reloader)
     }
 
-    pub(super) fn types(&self) -> &Types {
+    pub(super) fn types(&self) -> &TypeRegistry {
         &self.types
     }
 
     /// Keeps the types up to date until `stop`: with the files at each hangup,
     /// with the upstream until it has answered, and then at each hangup.
-    pub(super) async fn keep(self, mut hangups: mpsc::Receiver<()>, stop: CancellationToken) {
+    pub(super) async fn run(self, mut reload_signals: mpsc::Receiver<()>, stop: CancellationToken) {
         let mut backoff = Backoff::default();
-        let mut is_wanted = self.upstream.is_some();
-        let mut was_away = false;
-        let mut next = Instant::now();
+        let mut needs_fetch = self.upstream.is_some();
+        let mut already_warned = false;
+        let mut next_attempt = Instant::now();
         loop {
-            let reflected = async {
-                sleep_until(next).await;
-                self.reflect().await
+            let fetch = async {
+                sleep_until(next_attempt).await;
+                self.fetch_from_upstream().await
             };
             select! {
                 () = stop.cancelled() => return,
-                Some(()) = hangups.recv() => {
-                    self.reload();
-                    is_wanted = self.upstream.is_some();
-                    was_away = false;
-                    next = Instant::now();
+                Some(()) = reload_signals.recv() => {
+                    self.reload_files();
+                    needs_fetch = self.upstream.is_some();
+                    already_warned = false;
+                    next_attempt = Instant::now();
                     backoff.reset();
                 }
-                reflected = reflected, if is_wanted => match reflected {
-                    Ok(()) => is_wanted = false,
-                    Err(reason) if reason.is_final() => {
-                        is_wanted = false;
+                reflected = fetch, if needs_fetch => match reflected {
+                    Ok(()) => needs_fetch = false,
+                    Err(reason) if reason.is_permanent() => {
+                        needs_fetch = false;
                         warn!(%reason, "the types of the upstream are not taken; SIGHUP asks again");
                     }
                     Err(reason) => {
-                        if was_away {
+                        if already_warned {
                             debug!(%reason, "the upstream is still away");
                         } else {
                             warn!(%reason, "the upstream tells no types yet; it is asked again");
                         }
-                        was_away = true;
-                        next = Instant::now() + backoff.pause();
+                        already_warned = true;
+                        next_attempt = Instant::now() + backoff.next_delay();
                     }
                 },
             }
         }
     }
 
-    fn reload(&self) {
+    fn reload_files(&self) {
         if self.files.is_empty() && self.upstream.is_none() {
             info!("SIGHUP: no --descriptor-set and no --reflect, so there is nothing to reload");
         }
-        if let Err(reason) = self.read_files() {
-            error!(%reason, "the descriptor sets are refused; those from before stay");
+        if let Err(error) = self.read_files() {
+            error!(%error, "the descriptor sets are refused; those from before stay");
         }
     }
 
-    fn read_files(&self) -> Result<(), InvalidTypes> {
+    fn read_files(&self) -> Result<(), InvalidDescriptorSet> {
         let sets = self.files.iter().map(|path| DescriptorSet::read(path));
         let sets = sets.collect::<Result<Vec<_>, _>>()?;
         if sets.is_empty() {
             return Ok(());
         }
         let count = sets.len();
-        let loaded = self.types.replace(Layer::Files, sets)?;
+        let loaded = self.types.replace_source(TypeSource::Files, sets)?;
         info!(
             descriptor_sets = count,
-            files = loaded.files,
-            messages = loaded.messages,
+            files = loaded.file_count,
+            messages = loaded.message_count,
             "types loaded"
         );
-        if let Some(reason) = loaded.left_out {
-            warn!(%reason, "the types of the upstream do not fit the descriptor sets; it is asked again");
+        if let Some(error) = loaded.dropped_reflection {
+            warn!(%error, "the types of the upstream do not fit the descriptor sets; it is asked again");
         }
         Ok(())
     }
 
-    async fn reflect(&self) -> Result<(), ReflectError> {
+    async fn fetch_from_upstream(&self) -> Result<(), ReflectionError> {
         let Some((url, endpoint)) = &self.upstream else {
             return Ok(());
         };
         // It tells all that the files know too: they may be others tomorrow.
-        let own = self.types.down_to(Layer::Program);
-        let asked = async {
+        let known_types = self.types.up_to(TypeSource::Program);
+        let fetch = async {
             let channel = endpoint.connect().await;
-            let channel = channel.map_err(|error| Status::unavailable(cause(&error)))?;
-            Reflector::new(channel).all(&own).await
+            let channel = channel.map_err(|error| Status::unavailable(root_cause(&error)))?;
+            ReflectionClient::new(channel).fetch_all_files(&known_types).await
         };
-        let files = timeout(ANSWER, asked)
+        let files = timeout(REFLECTION_TIMEOUT, fetch)
             .await
-            .map_err(|_| ReflectError::Slow)??;
-        let set = DescriptorSet::of_files(url.clone(), files)?;
-        let loaded = self.types.replace(Layer::Reflection, vec![set])?;
+            .map_err(|_| ReflectionError::Timeout)??;
+        let set = DescriptorSet::from_encoded_files(url.clone(), files)?;
+        let loaded = self.types.replace_source(TypeSource::Reflection, vec![set])?;
         info!(
             upstream = url,
-            files = loaded.files,
-            messages = loaded.messages,
+            files = loaded.file_count,
+            messages = loaded.message_count,
             "types loaded"
         );
         Ok(())
@@ -175,13 +175,13 @@ impl TypeSources {
 
 // === impl ReflectError ===
 
-impl ReflectError {
+impl ReflectionError {
     /// Whether another try would end in the same way.
-    fn is_final(&self) -> bool {
+    fn is_permanent(&self) -> bool {
         match self {
             Self::Status(status) => status.code() == Code::Unimplemented,
-            Self::Types(_) => true,
-            Self::Slow => false,
+            Self::InvalidDescriptorSet(_) => true,
+            Self::Timeout => false,
         }
     }
 }

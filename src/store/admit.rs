@@ -4,15 +4,15 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use super::{
-    store::{Lost, Store, TRIES, Told},
-    turns::Turn,
-    view::RequestKey,
+    store::{CommitError, Store, MAX_CONFLICT_RETRIES, Commit},
+    turns::KeyLockGuard,
+    view::ScopedRequestId,
 };
 use crate::{
     error::{Error, Result},
-    journal::journal::Entry,
+    journal::journal::Write,
     operation::{
-        birth::{Birth, Request},
+        birth::{OperationSpec, IdempotencyKey},
         name::{OperationName, parent_of},
         operation::Operation,
         terms::QueueName,
@@ -25,16 +25,16 @@ pub struct Created {
     /// The operation: new, or the one that this request made before.
     pub operation: Arc<Operation>,
     /// Whether the same request had made it before.
-    pub reused: bool,
+    pub already_existed: bool,
 }
 
 /// The room that a new operation takes. Given back when dropped, but for what
 /// the operation has for as long as it lives once it is shown.
-struct Room {
+struct Reservation {
     store: Arc<Store>,
     bytes: usize,
     /// Whether it counts among the operations.
-    is_held: bool,
+    counts_operation: bool,
     /// Where it has a place.
     queue: Option<QueueName>,
 }
@@ -43,179 +43,179 @@ struct Room {
 
 impl Store {
     /// Makes an operation. It can be read, from anywhere, when this returns.
-    pub(crate) async fn create(self: &Arc<Self>, mut birth: Birth) -> Result<Created> {
-        if self.tasks.stopping().is_cancelled() {
+    pub(crate) async fn create(self: &Arc<Self>, mut spec: OperationSpec) -> Result<Created> {
+        if self.tasks.stop_token().is_cancelled() {
             return Err(Error::ShuttingDown);
         }
-        let mut tries = TRIES;
+        let mut retries_left = MAX_CONFLICT_RETRIES;
         loop {
-            let again = self.others.as_ref().map(|_| birth.clone());
-            match (self.try_to_create(birth).await, again) {
+            let retry_spec = self.peers.as_ref().map(|_| spec.clone());
+            match (self.try_create(spec).await, retry_spec) {
                 (Ok(created), _) => return Ok(created),
-                (Err(Lost::Error(error)), _) => return Err(error),
-                (Err(Lost::Outrun(winner)), Some(again)) => {
-                    self.meet(winner, &again.name, &mut tries).await?;
-                    birth = again;
+                (Err(CommitError::Rejected(error)), _) => return Err(error),
+                (Err(CommitError::Conflict(current)), Some(retry_spec)) => {
+                    self.reload_after_conflict(current, &retry_spec.name, &mut retries_left).await?;
+                    spec = retry_spec;
                 }
                 // Nobody can have been faster.
-                (Err(Lost::Outrun(_)), None) => return Err(Error::StoreUnavailable),
+                (Err(CommitError::Conflict(_)), None) => return Err(Error::StoreUnavailable),
             }
         }
     }
 
-    async fn try_to_create(self: &Arc<Self>, birth: Birth) -> Result<Created, Lost> {
+    async fn try_create(self: &Arc<Self>, spec: OperationSpec) -> Result<Created, CommitError> {
         let store = self.clone();
-        let begin = async move {
-            let request = birth.tags.as_ref().and_then(|tags| tags.request.clone());
-            let request_turn = match &request {
+        let start_create = async move {
+            let idempotency_key = spec.attributes.as_ref().and_then(|attributes| attributes.idempotency_key.clone());
+            let request_id_guard = match &idempotency_key {
                 None => None,
-                Some(request) => Some(store.request_turns.of(&request.id).await),
+                Some(idempotency_key) => Some(store.request_id_locks.lock(&idempotency_key.request_id).await),
             };
-            if let Some(name) = store.in_the_way(&birth, request.as_ref()) {
-                store.ask(&name).await?;
+            if let Some(name) = store.find_conflicting_name(&spec, idempotency_key.as_ref()) {
+                store.reload(&name).await?;
             }
-            if let Some(operation) = store.made_before(&birth, request.as_ref())? {
-                return Ok(Told::Now(Created {
+            if let Some(operation) = store.find_by_request_id(&spec, idempotency_key.as_ref())? {
+                return Ok(Commit::Done(Created {
                     operation,
-                    reused: true,
+                    already_existed: true,
                 }));
             }
-            let turn = store.turns.of(birth.name.as_str()).await;
-            store.admit((request_turn, turn), birth)
+            let guard = store.key_locks.lock(spec.name.as_str()).await;
+            store.persist_new((request_id_guard, guard), spec)
         };
-        self.to_the_end("create", begin).await
+        self.run_detached("create", start_create).await
     }
 
     /// The operation because of which this one may not be made, if another server
     /// may have let go of it by now.
-    fn in_the_way(&self, birth: &Birth, request: Option<&Request>) -> Option<OperationName> {
-        self.others.as_ref()?;
-        let key = |request| RequestKey::new(parent_of(birth.name.as_str()), request);
-        let before = request.and_then(|request| self.view.requested(&key(request)));
-        match before {
+    fn find_conflicting_name(&self, spec: &OperationSpec, idempotency_key: Option<&IdempotencyKey>) -> Option<OperationName> {
+        self.peers.as_ref()?;
+        let key = |idempotency_key| ScopedRequestId::new(parent_of(spec.name.as_str()), idempotency_key);
+        let existing = idempotency_key.and_then(|idempotency_key| self.view.request_id_entry(&key(idempotency_key)));
+        match existing {
             Some(before) => Some(before.name.clone()),
             None => self
                 .view
-                .find(birth.name.as_str())
-                .map(|_| birth.name.clone()),
+                .get_any(spec.name.as_str())
+                .map(|_| spec.name.clone()),
         }
     }
 
     /// The operation that the same request made before, if it is still there.
-    fn made_before(
+    fn find_by_request_id(
         &self,
-        birth: &Birth,
-        request: Option<&Request>,
+        spec: &OperationSpec,
+        idempotency_key: Option<&IdempotencyKey>,
     ) -> Result<Option<Arc<Operation>>> {
-        let Some(request) = request else {
+        let Some(idempotency_key) = idempotency_key else {
             return Ok(None);
         };
-        let key = RequestKey::new(parent_of(birth.name.as_str()), request);
-        let Some(before) = self.view.requested(&key) else {
+        let key = ScopedRequestId::new(parent_of(spec.name.as_str()), idempotency_key);
+        let Some(existing) = self.view.request_id_entry(&key) else {
             return Ok(None);
         };
-        if before.request.digest != request.digest {
+        if existing.idempotency_key.fingerprint != idempotency_key.fingerprint {
             return Err(Error::RequestIdReused {
-                request_id: request.id.clone().into(),
+                request_id: idempotency_key.request_id.clone().into(),
             });
         }
-        Ok(self.view.get(before.name.as_str()))
+        Ok(self.view.get_visible(existing.name.as_str()))
     }
 
-    fn admit(
+    fn persist_new(
         self: &Arc<Self>,
-        turns: (Option<Turn>, Turn),
-        mut birth: Birth,
-    ) -> Result<Told<Created>> {
-        if self.view.find(birth.name.as_str()).is_some() {
+        guards: (Option<KeyLockGuard>, KeyLockGuard),
+        mut spec: OperationSpec,
+    ) -> Result<Commit<Created>> {
+        if self.view.get_any(spec.name.as_str()).is_some() {
             return Err(Error::OperationExists {
-                name: birth.name.to_string(),
+                name: spec.name.to_string(),
             });
         }
-        birth.number = match self.journal.0.shared() {
-            Some(shared) => shared.number(),
-            None => self.numbers.fetch_add(1, Ordering::Relaxed),
+        spec.number = match self.storage.0.shared() {
+            Some(shared) => shared.next_number(),
+            None => self.next_number.fetch_add(1, Ordering::Relaxed),
         };
-        let operation = Arc::new(Operation::new(birth, self.clock.now()));
+        let operation = Arc::new(Operation::new(spec, self.clock.now()));
         self.check_size("operation", &operation)?;
-        let room = self.make_room(&operation)?;
+        let reservation = self.reserve_capacity(&operation)?;
         Ok(
-            self.append(Entry::Put(operation.clone()), move |store, kept| {
-                let _turns = turns;
-                let room = room;
-                kept?;
+            self.submit_write(Write::Put(operation.clone()), move |store, result| {
+                let _guards = guards;
+                let reservation = reservation;
+                result?;
                 store.view.publish(&operation);
-                room.keep();
-                store.forget_if_gone(&operation);
+                reservation.commit();
+                store.remove_if_tombstoned(&operation);
                 Ok(Created {
                     operation,
-                    reused: false,
+                    already_existed: false,
                 })
             }),
         )
     }
 
-    fn make_room(self: &Arc<Self>, operation: &Operation) -> Result<Room> {
+    fn reserve_capacity(self: &Arc<Self>, operation: &Operation) -> Result<Reservation> {
         let (bytes, limits) = (operation.size(), &self.limits);
-        let full = |unit, limit| Err(Error::StoreFull { unit, limit });
-        let more = |promised: usize| {
-            (self.view.bytes() + promised + bytes <= limits.max_bytes).then(|| promised + bytes)
+        let store_full = |unit, limit| Err(Error::StoreFull { unit, limit });
+        let add_bytes = |reserved: usize| {
+            (self.view.total_bytes() + reserved + bytes <= limits.max_total_bytes).then(|| reserved + bytes)
         };
         if self
-            .promised
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .reserved_bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add_bytes)
             .is_err()
         {
-            return full("bytes", limits.max_bytes);
+            return store_full("bytes", limits.max_total_bytes);
         }
-        let mut room = Room {
+        let mut reservation = Reservation {
             store: self.clone(),
             bytes,
-            is_held: false,
+            counts_operation: false,
             queue: None,
         };
         if let Some(name) = operation.queue() {
-            let visit = self.view.ready.visit(name);
-            if !visit.queue().reserve(limits.max_queue) {
+            let queue_ref = self.view.ready_queues.acquire(name);
+            if !queue_ref.queue().try_reserve(limits.max_queue_length) {
                 return Err(Error::QueueFull {
                     queue: name.to_string(),
-                    limit: limits.max_queue,
+                    limit: limits.max_queue_length,
                 });
             }
-            room.queue = Some(name.clone());
+            reservation.queue = Some(name.clone());
         }
-        let more = |held| (held < limits.max_operations).then_some(held + 1);
-        room.is_held = self
-            .held
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+        let add_operation = |count| (count < limits.max_operations).then_some(count + 1);
+        reservation.counts_operation = self
+            .operation_count
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add_operation)
             .is_ok();
-        if room.is_held {
-            Ok(room)
+        if reservation.counts_operation {
+            Ok(reservation)
         } else {
-            full("operations", limits.max_operations)
+            store_full("operations", limits.max_operations)
         }
     }
 }
 
 // === impl Room ===
 
-impl Room {
+impl Reservation {
     /// The operation is shown, and keeps its place.
-    fn keep(mut self) {
-        self.is_held = false;
+    fn commit(mut self) {
+        self.counts_operation = false;
         self.queue = None;
     }
 }
 
-impl Drop for Room {
+impl Drop for Reservation {
     fn drop(&mut self) {
         let store = &self.store;
-        store.promised.fetch_sub(self.bytes, Ordering::Relaxed);
-        if self.is_held {
-            store.held.fetch_sub(1, Ordering::Relaxed);
+        store.reserved_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        if self.counts_operation {
+            store.operation_count.fetch_sub(1, Ordering::Relaxed);
         }
         if let Some(queue) = &self.queue {
-            store.view.ready.visit(queue).queue().give_up();
+            store.view.ready_queues.acquire(queue).queue().cancel_reservation();
         }
     }
 }

@@ -7,8 +7,8 @@ use futures_util::future::{join_all, select_all};
 use tokio::select;
 
 use super::{
-    ready::{Call, Queue, Visit},
-    store::{Lost, Store},
+    ready::{Permit, ReadyQueue, QueueRef},
+    store::{CommitError, Store},
 };
 use crate::{
     error::{Error, Result},
@@ -23,25 +23,25 @@ use crate::{
 
 /// The leases of one claim hold fewer bytes of inputs and checkpoints than
 /// this, or there is just one: clients refuse messages over 4 MiB.
-const CLAIM_BYTES: usize = 3 << 20;
+const MAX_BATCH_BYTES: usize = 3 << 20;
 
 /// What a lease takes on the wire besides what people put in, about.
-const LEASE_BYTES: usize = 256;
+const LEASE_OVERHEAD_BYTES: usize = 256;
 
 /// What a label takes on the wire besides its key and value, at the most.
-const LABEL_BYTES: usize = 10;
+const LABEL_OVERHEAD_BYTES: usize = 10;
 
 /// An operation that was taken from a queue. Goes back if its taker leaves
 /// before it has changed.
-struct Taken<'a> {
+struct Dequeued<'a> {
     store: &'a Store,
-    queue: &'a Queue,
+    queue: &'a ReadyQueue,
     operation: Arc<Operation>,
 }
 
 /// A lease on its way to whoever asked for it. Goes back if that one left
 /// before the journal had kept it: nobody would work on the operation.
-struct Granted(Option<(Arc<Store>, Arc<Operation>)>);
+struct GrantedLease(Option<(Arc<Store>, Arc<Operation>)>);
 
 // === impl Store ===
 
@@ -49,93 +49,93 @@ impl Store {
     /// Waits for an operation of the queues and takes its lease, and those of
     /// more, up to `most`, if they are ready too. Gives up the wait with none
     /// when `enough` resolves.
-    pub(crate) async fn claim(
+    pub(crate) async fn lease_batch(
         self: &Arc<Self>,
         queues: &[QueueName],
         worker: &WorkerId,
-        most: usize,
-        enough: impl Future<Output = ()>,
+        max_leases: usize,
+        cancelled: impl Future<Output = ()>,
     ) -> Result<Vec<Arc<Operation>>> {
-        let visits: Vec<Visit<'_>> = queues
+        let queue_refs: Vec<QueueRef<'_>> = queues
             .iter()
-            .map(|queue| self.view.ready.visit(queue))
+            .map(|queue| self.view.ready_queues.acquire(queue))
             .collect();
-        let stopping = self.tasks.stopping();
-        let mut enough = pin!(enough);
+        let stopping = self.tasks.stop_token();
+        let mut cancelled = pin!(cancelled);
         loop {
             let first = select! {
                 biased;
                 () = stopping.cancelled() => return Err(Error::ShuttingDown),
-                taken = self.next(&visits) => taken,
-                () = &mut enough => return Ok(Vec::new()),
+                dequeued = self.wait_for_ready(&queue_refs) => dequeued,
+                () = &mut cancelled => return Ok(Vec::new()),
             };
-            let batch = self.batch(first, &visits, most);
-            let grants = join_all(batch.iter().map(|taken| self.grant(taken, worker))).await;
-            let (mut claimed, mut failed) = (Vec::with_capacity(grants.len()), None);
+            let batch = self.pop_batch(first, &queue_refs, max_leases);
+            let grants = join_all(batch.iter().map(|dequeued| self.grant_lease(dequeued, worker))).await;
+            let (mut leased, mut failed) = (Vec::with_capacity(grants.len()), None);
             for grant in grants {
-                match grant.map(|granted| granted.map(Granted::take)) {
-                    Ok(Some(operation)) if operation.lease().is_some() => claimed.push(operation),
+                match grant.map(|granted| granted.map(GrantedLease::into_operation)) {
+                    Ok(Some(operation)) if operation.lease().is_some() => leased.push(operation),
                     // It was done, cancelled or taken away in the meantime.
-                    Ok(_) | Err(Error::Refused { .. } | Error::NotFound { .. }) => {}
+                    Ok(_) | Err(Error::FailedPrecondition { .. } | Error::NotFound { .. }) => {}
                     Err(error) => failed = Some(error),
                 }
             }
             match failed {
-                Some(error) if claimed.is_empty() => return Err(error),
-                _ if claimed.is_empty() => {}
-                _ => return Ok(claimed),
+                Some(error) if leased.is_empty() => return Err(error),
+                _ if leased.is_empty() => {}
+                _ => return Ok(leased),
             }
         }
     }
 
     /// Waits for the next operation of the queues.
-    async fn next<'a>(&'a self, visits: &'a [Visit<'_>]) -> Taken<'a> {
-        let mut heard = None;
+    async fn wait_for_ready<'a>(&'a self, queue_refs: &'a [QueueRef<'_>]) -> Dequeued<'a> {
+        let mut held_permit = None;
         loop {
-            if let Some(taken) = self.take(visits, heard.take()) {
-                return taken;
+            if let Some(dequeued) = self.try_pop(queue_refs, held_permit.take()) {
+                return dequeued;
             }
-            let calls = visits.iter().map(|visit| Box::pin(visit.queue().call()));
-            let (call, at, others) = select_all(calls).await;
+            let permits = queue_refs.iter().map(|queue_ref| Box::pin(queue_ref.queue().acquire_permit()));
+            let (permit, index, rest) = select_all(permits).await;
             // Calls of other queues go back before the look for the best one.
-            drop(others);
-            heard = Some((visits[at].queue(), call));
+            drop(rest);
+            held_permit = Some((queue_refs[index].queue(), permit));
         }
     }
 
     /// Takes the next operation of the queues, if one is ready: in answer to the
     /// call that was heard, or one that nobody else was called for.
-    fn take<'a>(
+    fn try_pop<'a>(
         &'a self,
-        visits: &'a [Visit<'_>],
-        mut heard: Option<(&'a Queue, Call<'a>)>,
-    ) -> Option<Taken<'a>> {
-        let mut queues: Vec<&Queue> = visits.iter().map(Visit::queue).collect();
+        queue_refs: &'a [QueueRef<'_>],
+        mut held_permit: Option<(&'a ReadyQueue, Permit<'a>)>,
+    ) -> Option<Dequeued<'a>> {
+        let mut queues: Vec<&ReadyQueue> = queue_refs.iter().map(QueueRef::queue).collect();
         loop {
-            let firsts = queues.iter().enumerate();
-            let firsts = firsts.filter_map(|(at, queue)| Some((queue.first()?, at)));
-            let Some((_, at)) = firsts.min() else {
+            let queues_by_index = queues.iter().enumerate();
+            let heads = queues_by_index.filter_map(|(index, queue)| Some((queue.peek()?, index)));
+            let Some((_, index)) = heads.min() else {
                 // What the call was about is gone.
-                heard.into_iter().for_each(|(_, call)| call.forget());
+                held_permit.into_iter().for_each(|(_, permit)| permit.forget());
                 return None;
             };
-            let queue = queues[at];
-            let call = match heard.take() {
-                Some((of, call)) if std::ptr::eq(of, queue) => Some(call),
+            let queue = queues[index];
+            let permit = match held_permit.take() {
+                Some((permit_queue, permit)) if std::ptr::eq(permit_queue, queue) => Some(permit),
                 other => {
-                    heard = other;
-                    queue.spare_call()
+                    held_permit = other;
+                    queue.try_acquire_permit()
                 }
             };
-            let Some(call) = call else {
+            let Some(permit) = permit else {
                 // What is ready there is for others, who were called for it.
-                queues.swap_remove(at);
+                queues.swap_remove(index);
                 continue;
             };
-            if let Some(number) = queue.take(call)
+            if let Some(number) = queue.pop(permit)
                 && let Some(operation) = self.view.index.get(number)
             {
-                return Some(Taken {
+                return Some(Dequeued {
                     store: self,
                     queue,
                     operation,
@@ -145,50 +145,50 @@ impl Store {
     }
 
     /// Takes more operations, as far as they are ready and fit in an answer.
-    fn batch<'a>(
+    fn pop_batch<'a>(
         &'a self,
-        first: Taken<'a>,
-        visits: &'a [Visit<'_>],
-        most: usize,
-    ) -> Vec<Taken<'a>> {
-        let mut bytes = lease_size(&first.operation);
+        first: Dequeued<'a>,
+        queue_refs: &'a [QueueRef<'_>],
+        max_leases: usize,
+    ) -> Vec<Dequeued<'a>> {
+        let mut bytes = estimated_lease_bytes(&first.operation);
         let mut batch = vec![first];
-        while batch.len() < most
-            && let Some(taken) = self.take(visits, None)
+        while batch.len() < max_leases
+            && let Some(dequeued) = self.try_pop(queue_refs, None)
         {
-            bytes += lease_size(&taken.operation);
-            if CLAIM_BYTES < bytes {
+            bytes += estimated_lease_bytes(&dequeued.operation);
+            if MAX_BATCH_BYTES < bytes {
                 break;
             }
-            batch.push(taken);
+            batch.push(dequeued);
         }
         batch
     }
 
     /// The lease of an operation; none if another server was first.
-    async fn grant(
+    async fn grant_lease(
         self: &Arc<Self>,
-        taken: &Taken<'_>,
+        dequeued: &Dequeued<'_>,
         worker: &WorkerId,
-    ) -> Result<Option<Granted>> {
-        let claim = Event::Claim {
+    ) -> Result<Option<GrantedLease>> {
+        let acquire = Event::AcquireLease {
             token: LeaseToken::random(),
             worker: worker.clone(),
         };
-        let name = taken.operation.owned_name();
-        let granted = |store: &Arc<Self>, operation| Granted(Some((store.clone(), operation)));
-        let (store, own_name) = (self.clone(), name.clone());
-        let begin = async move {
-            let turn = store.turns.of(own_name.as_str()).await;
-            let (current, change) = store.consider(&own_name, &claim)?;
-            Ok(store.keep(turn, current, change, granted))
+        let name = dequeued.operation.name_owned();
+        let to_granted = |store: &Arc<Self>, operation| GrantedLease(Some((store.clone(), operation)));
+        let (store, owned_name) = (self.clone(), name.clone());
+        let start_commit = async move {
+            let guard = store.key_locks.lock(owned_name.as_str()).await;
+            let (current, change) = store.evaluate(&owned_name, &acquire)?;
+            Ok(store.persist(guard, current, change, to_granted))
         };
-        match self.to_the_end("claim", begin).await {
+        match self.run_detached("claim", start_commit).await {
             Ok(granted) => Ok(Some(granted)),
-            Err(Lost::Error(error)) => Err(error),
+            Err(CommitError::Rejected(error)) => Err(error),
             // Whoever has it now, there are others to claim.
-            Err(Lost::Outrun(winner)) => {
-                self.concede(winner, &name).await?;
+            Err(CommitError::Conflict(current)) => {
+                self.apply_conflicting_version(current, &name).await?;
                 Ok(None)
             }
         }
@@ -196,46 +196,46 @@ impl Store {
 }
 
 /// How many bytes a lease of the operation takes in an answer, about.
-fn lease_size(operation: &Operation) -> usize {
+fn estimated_lease_bytes(operation: &Operation) -> usize {
     let payloads = [operation.input(), operation.checkpoint()];
-    let payloads: usize = payloads.into_iter().flatten().map(Payload::size).sum();
-    let labels = operation.labels().iter().count() + operation.trace_context().iter().count();
-    let tags = operation.tags_size() + labels * LABEL_BYTES;
-    payloads + tags + operation.name().len() + LEASE_BYTES
+    let payload_bytes: usize = payloads.into_iter().flatten().map(Payload::size).sum();
+    let label_count = operation.labels().iter().count() + operation.trace_context().iter().count();
+    let attribute_bytes = operation.attributes_size() + label_count * LABEL_OVERHEAD_BYTES;
+    payload_bytes + attribute_bytes + operation.name().len() + LEASE_OVERHEAD_BYTES
 }
 
 // === impl Taken ===
 
-impl Drop for Taken<'_> {
+impl Drop for Dequeued<'_> {
     fn drop(&mut self) {
         if let Some(operation) = self.store.view.index.get(self.operation.number())
             && operation.is_ready(self.store.clock.now())
         {
-            self.queue.offer(&operation);
+            self.queue.push(&operation);
         }
     }
 }
 
 // === impl Granted ===
 
-impl Granted {
-    fn take(mut self) -> Arc<Operation> {
+impl GrantedLease {
+    fn into_operation(mut self) -> Arc<Operation> {
         self.0.take().expect("it is taken once").1
     }
 }
 
-impl Drop for Granted {
+impl Drop for GrantedLease {
     fn drop(&mut self) {
         if let Some((store, operation)) = self.0.take()
             && let Some(lease) = operation.lease()
         {
-            let release = Event::Release(lease.token, Report::default());
+            let release = Event::ReleaseLease(lease.token, Report::default());
             let tasks = store.tasks.clone();
             // A journal may call from a thread of its own.
             let runtime = store.runtime.clone();
             let _context = runtime.enter();
             tasks.spawn("release", async move {
-                store.commit(&operation.owned_name(), release).await
+                store.commit(&operation.name_owned(), release).await
             });
         }
     }

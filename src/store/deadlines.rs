@@ -10,29 +10,29 @@ use tokio::{select, sync::Notify, time::sleep_until};
 use crate::clock::{Clock, Timestamp};
 
 /// The coarsest quantum of a deadline that somebody waits for: 2^26 ns, 67 ms.
-const FINE: u32 = 26;
+const MAX_QUANTUM_LOG2: u32 = 26;
 /// The coarsest quantum of retention: 2^40 ns, 18 minutes.
-const COARSE: u32 = 40;
+const MAX_RETENTION_QUANTUM_LOG2: u32 = 40;
 
 /// How many deadlines are taken out together, so that none waits long for its
 /// turn when many are over.
-const AT_ONCE: usize = 4096;
+const MAX_BATCH_LEN: usize = 4096;
 
 /// Numbers of operations by the time at which to look at them. An entry is 8
 /// bytes; one that is not due any more costs a look, and goes with a sweep if
 /// its operation is gone.
 #[derive(Debug, Default)]
 pub(crate) struct Deadlines {
-    book: Mutex<Book>,
-    earlier: Notify,
+    queue: Mutex<TimerQueue>,
+    earlier_deadline: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Book {
+struct TimerQueue {
     due: BTreeMap<Timestamp, Vec<u64>>,
     entries: usize,
     /// How many entries the last sweep left.
-    swept: usize,
+    len_after_compaction: usize,
 }
 
 impl Deadlines {
@@ -40,78 +40,78 @@ impl Deadlines {
     /// which is about 1/128 of the time until then, at least 1 ms and at most
     /// 67 ms, or 18 minutes for retention, so that a million deadlines share a
     /// few thousand entries.
-    pub(crate) fn arm(&self, number: u64, at: Timestamp, now: Timestamp, is_retention: bool) {
+    pub(crate) fn schedule(&self, number: u64, at: Timestamp, now: Timestamp, is_retention: bool) {
         if at.nanos() == i64::MAX {
             return;
         }
-        let at = round_up(at, at.since(now), if is_retention { COARSE } else { FINE });
-        let mut book = self.book.lock();
-        let first = book.due.keys().next().copied();
-        book.due.entry(at).or_default().push(number);
-        book.entries += 1;
-        drop(book);
+        let at = round_up(at, at.since(now), if is_retention { MAX_RETENTION_QUANTUM_LOG2 } else { MAX_QUANTUM_LOG2 });
+        let mut queue = self.queue.lock();
+        let first = queue.due.keys().next().copied();
+        queue.due.entry(at).or_default().push(number);
+        queue.entries += 1;
+        drop(queue);
         if first.is_none_or(|first| at < first) {
-            self.earlier.notify_one();
+            self.earlier_deadline.notify_one();
         }
     }
 
     /// Drops the entries of operations that are gone, once they may be half of
     /// the book.
-    pub(crate) fn sweep(&self, is_there: impl Fn(u64) -> bool) {
-        let mut book = self.book.lock();
-        if book.entries < 2 * book.swept + 16_384 {
+    pub(crate) fn compact(&self, is_live: impl Fn(u64) -> bool) {
+        let mut queue = self.queue.lock();
+        if queue.entries < 2 * queue.len_after_compaction + 16_384 {
             return;
         }
-        book.due.retain(|_, numbers| {
-            numbers.retain(|number| is_there(*number));
+        queue.due.retain(|_, numbers| {
+            numbers.retain(|number| is_live(*number));
             !numbers.is_empty()
         });
-        book.entries = book.due.values().map(Vec::len).sum();
-        book.swept = book.entries;
+        queue.entries = queue.due.values().map(Vec::len).sum();
+        queue.len_after_compaction = queue.entries;
     }
 
     /// Waits for the next deadlines and takes them out, all that are over but not
     /// many more than [`AT_ONCE`].
-    pub(crate) async fn next(&self, clock: Clock) -> Vec<u64> {
+    pub(crate) async fn wait_for_due(&self, clock: Clock) -> Vec<u64> {
         loop {
-            let earlier = self.earlier.notified();
-            let first = self.book.lock().due.keys().next().copied();
+            let earlier_deadline = self.earlier_deadline.notified();
+            let first = self.queue.lock().due.keys().next().copied();
             match first {
-                None => earlier.await,
-                Some(at) if at <= clock.now() => return self.take(clock.now()),
+                None => earlier_deadline.await,
+                Some(at) if at <= clock.now() => return self.pop_due(clock.now()),
                 Some(at) => select! {
-                    () = earlier => {}
-                    () = sleep_until(clock.alarm(at)) => {}
+                    () = earlier_deadline => {}
+                    () = sleep_until(clock.wakeup_instant(at)) => {}
                 },
             }
         }
     }
 
-    fn take(&self, now: Timestamp) -> Vec<u64> {
-        let (mut book, mut numbers) = (self.book.lock(), Vec::new());
-        while numbers.len() < AT_ONCE
-            && let Some(first) = book.due.first_entry()
+    fn pop_due(&self, now: Timestamp) -> Vec<u64> {
+        let (mut queue, mut numbers) = (self.queue.lock(), Vec::new());
+        while numbers.len() < MAX_BATCH_LEN
+            && let Some(first) = queue.due.first_entry()
             && *first.key() <= now
         {
             numbers.append(&mut first.remove());
         }
-        book.entries -= numbers.len();
+        queue.entries -= numbers.len();
         numbers
     }
 }
 
-fn round_up(at: Timestamp, distance: Duration, coarsest: u32) -> Timestamp {
-    let share = i64::try_from(distance.as_nanos() / 128).unwrap_or(i64::MAX);
-    let quantum = if share < 1_000_000 {
+fn round_up(at: Timestamp, distance: Duration, max_quantum_log2: u32) -> Timestamp {
+    let slack_ns = i64::try_from(distance.as_nanos() / 128).unwrap_or(i64::MAX);
+    let quantum_ns = if slack_ns < 1_000_000 {
         1_000_000
     } else {
-        1 << share.ilog2().min(coarsest)
+        1 << slack_ns.ilog2().min(max_quantum_log2)
     };
-    let over = at.nanos().rem_euclid(quantum);
-    if over == 0 {
+    let remainder_ns = at.nanos().rem_euclid(quantum_ns);
+    if remainder_ns == 0 {
         at
     } else {
-        Timestamp::from_nanos(at.nanos().saturating_add(quantum - over))
+        Timestamp::from_nanos(at.nanos().saturating_add(quantum_ns - remainder_ns))
     }
 }
 
@@ -122,60 +122,60 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn deadlines_come_in_order_and_a_nearer_one_comes_first() {
+    async fn earlier_deadline_scheduled_while_waiting_fires_first() {
         let (deadlines, clock) = (Deadlines::default(), Clock::system());
         let now = clock.now();
-        deadlines.arm(1, now + Duration::from_secs(60), now, false);
-        let mut next = Box::pin(deadlines.next(clock));
-        assert!(futures_util::poll!(next.as_mut()).is_pending());
-        deadlines.arm(2, now + Duration::from_secs(1), now, false);
-        assert_eq!(next.await, [2]);
-        assert_eq!(deadlines.next(clock).await, [1]);
+        deadlines.schedule(1, now + Duration::from_secs(60), now, false);
+        let mut due = Box::pin(deadlines.wait_for_due(clock));
+        assert!(futures_util::poll!(due.as_mut()).is_pending());
+        deadlines.schedule(2, now + Duration::from_secs(1), now, false);
+        assert_eq!(due.await, [2]);
+        assert_eq!(deadlines.wait_for_due(clock).await, [1]);
         assert!(clock.now().since(now) < Duration::from_secs(61));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn all_that_are_over_come_together() {
+    async fn overdue_deadlines_are_returned_in_one_batch() {
         let (deadlines, clock) = (Deadlines::default(), Clock::system());
         let now = clock.now();
         for millis in 0..100_u64 {
             let long_ago = Timestamp::from_nanos(now.nanos() / 2) + Duration::from_millis(millis);
-            deadlines.arm(millis, long_ago, now, true);
+            deadlines.schedule(millis, long_ago, now, true);
         }
-        deadlines.arm(100, now + Duration::from_secs(60), now, true);
-        assert_eq!(deadlines.next(clock).await, (0..100).collect::<Vec<_>>());
-        assert_eq!(deadlines.next(clock).await, [100]);
+        deadlines.schedule(100, now + Duration::from_secs(60), now, true);
+        assert_eq!(deadlines.wait_for_due(clock).await, (0..100).collect::<Vec<_>>());
+        assert_eq!(deadlines.wait_for_due(clock).await, [100]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn entries_of_operations_that_are_gone_are_swept_out() {
+    async fn compaction_drops_deadlines_of_removed_operations() {
         let (deadlines, clock) = (Deadlines::default(), Clock::system());
         let now = clock.now();
         for number in 0..20_000 {
-            deadlines.arm(number, now + Duration::from_secs(number), now, true);
+            deadlines.schedule(number, now + Duration::from_secs(number), now, true);
         }
-        deadlines.sweep(|number| number == 7);
-        assert_eq!(deadlines.book.lock().entries, 1);
-        assert_eq!(deadlines.next(clock).await, [7]);
+        deadlines.compact(|number| number == 7);
+        assert_eq!(deadlines.queue.lock().entries, 1);
+        assert_eq!(deadlines.wait_for_due(clock).await, [7]);
     }
 
     proptest! {
         #[test]
-        fn a_deadline_that_somebody_waits_for_is_at_most_67_ms_late(millis in 0u64..100_000_000_000) {
+        fn non_retention_deadline_fires_at_most_67_ms_late(millis in 0u64..100_000_000_000) {
             let now = Timestamp::from_nanos(1_790_000_000_123_456_789);
             let distance = Duration::from_millis(millis);
             let at = now + distance;
-            prop_assert!(round_up(at, distance, FINE).since(at) < Duration::from_millis(68));
+            prop_assert!(round_up(at, distance, MAX_QUANTUM_LOG2).since(at) < Duration::from_millis(68));
         }
 
         #[test]
-        fn a_look_is_never_early_and_at_most_a_128th_late(millis in 0u64..100_000_000_000) {
+        fn deadline_never_fires_early_and_at_most_one_128th_late(millis in 0u64..100_000_000_000) {
             let now = Timestamp::from_nanos(1_790_000_000_123_456_789);
             let distance = Duration::from_millis(millis);
             let at = now + distance;
-            let look = round_up(at, distance, COARSE);
-            prop_assert!(at <= look);
-            prop_assert!(look.since(at) <= (distance / 128).max(Duration::from_millis(1)));
+            let fires_at = round_up(at, distance, MAX_RETENTION_QUANTUM_LOG2);
+            prop_assert!(at <= fires_at);
+            prop_assert!(fires_at.since(at) <= (distance / 128).max(Duration::from_millis(1)));
         }
     }
 }

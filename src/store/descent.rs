@@ -2,42 +2,42 @@
 //! lowest. Each group is searched once and then followed, because the next
 //! number is mostly the one below. What the groups are is known in `groups`.
 
-use super::runs::{Runs, pass};
+use super::runs::{SortedRuns, truncate_from};
 
 /// A way down, of which each part remembers how far it has come.
 #[derive(Debug)]
-pub(super) enum Descent<'a> {
-    Everything,
-    Runs(DownRuns<'a>),
+pub(super) enum SetCursor<'a> {
+    All,
+    Runs(RunCursor<'a>),
     /// Those of these numbers, which ascend, that were not passed.
-    These(&'a [u64]),
+    Numbers(&'a [u64]),
     /// What is in all of them.
-    All(Vec<Descent<'a>>),
+    And(Vec<SetCursor<'a>>),
     /// What is in any of them.
-    Any(Vec<Descent<'a>>),
+    Or(Vec<SetCursor<'a>>),
 }
 
 /// The next operation of a set, going down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum CursorStep {
     Found(u64),
     /// None was found yet; there is none at this number or above.
-    Paused(u64),
+    Yielded(u64),
     /// There is none.
-    End,
+    Exhausted,
 }
 
 /// A way down through runs.
 #[derive(Debug)]
-pub(super) struct DownRuns<'a> {
-    runs: &'a Runs<()>,
+pub(super) struct RunCursor<'a> {
+    runs: &'a SortedRuns<()>,
     /// What was not passed of the run that it has come to.
-    entries: &'a [(u64, ())],
+    remaining: &'a [(u64, ())],
 }
 
 // === impl Descent ===
 
-impl Descent<'_> {
+impl SetCursor<'_> {
     /// The highest number below `before`. Whoever asks goes on below what was found
     /// last; a part of a set may be asked again about numbers that it has passed,
     /// because another part was not that far, and none of them was in the set.
@@ -45,78 +45,78 @@ impl Descent<'_> {
     /// Each look into a group is a step. When none is left, it only goes on until
     /// each group was looked into once, so that there is some progress however
     /// wide the set is.
-    pub(super) fn below(&mut self, before: u64, steps: &mut usize) -> Next {
+    pub(super) fn next_below(&mut self, before: u64, steps_left: &mut usize) -> CursorStep {
         let found = match self {
-            Self::Everything => before.checked_sub(1),
-            Self::Runs(runs) => runs.below(before),
-            Self::These(numbers) => pass(numbers, before, |number| *number),
-            Self::All(all) => return below_all(all, before, steps),
-            Self::Any(any) => return below_any(any, before, steps),
+            Self::All => before.checked_sub(1),
+            Self::Runs(runs) => runs.next_below(before),
+            Self::Numbers(numbers) => truncate_from(numbers, before, |number| *number),
+            Self::And(all) => return intersection_below(all, before, steps_left),
+            Self::Or(any) => return union_below(any, before, steps_left),
         };
-        *steps = steps.saturating_sub(1);
-        found.map_or(Next::End, Next::Found)
+        *steps_left = steps_left.saturating_sub(1);
+        found.map_or(CursorStep::Exhausted, CursorStep::Found)
     }
 }
 
 /// The sets take turns to lower the bound, until they agree.
-fn below_all(all: &mut [Descent<'_>], mut before: u64, steps: &mut usize) -> Next {
+fn intersection_below(cursors: &mut [SetCursor<'_>], mut before: u64, steps_left: &mut usize) -> CursorStep {
     loop {
-        let (mut lowest, mut is_common) = (None, true);
-        for set in all.iter_mut() {
-            let bound = lowest.map_or(before, |lowest| lowest + 1);
-            match set.below(bound, steps) {
-                Next::Found(number) => {
-                    is_common &= lowest.is_none_or(|lowest| lowest == number);
-                    lowest = Some(number);
+        let (mut candidate, mut is_common) = (None, true);
+        for cursor in cursors.iter_mut() {
+            let bound = candidate.map_or(before, |candidate| candidate + 1);
+            match cursor.next_below(bound, steps_left) {
+                CursorStep::Found(number) => {
+                    is_common &= candidate.is_none_or(|candidate| candidate == number);
+                    candidate = Some(number);
                 }
-                other => return other,
+                step => return step,
             }
         }
-        let Some(number) = lowest else {
-            return Next::End;
+        let Some(number) = candidate else {
+            return CursorStep::Exhausted;
         };
         if is_common {
-            return Next::Found(number);
+            return CursorStep::Found(number);
         }
         before = number + 1;
-        if *steps == 0 {
-            return Next::Paused(before);
+        if *steps_left == 0 {
+            return CursorStep::Yielded(before);
         }
     }
 }
 
-fn below_any(any: &mut [Descent<'_>], before: u64, steps: &mut usize) -> Next {
-    let (mut found, mut paused) = (None, None);
-    for set in any {
-        match set.below(before, steps) {
-            Next::Found(number) => found = found.max(Some(number)),
-            Next::Paused(bound) => paused = paused.max(Some(bound)),
-            Next::End => {}
+fn union_below(cursors: &mut [SetCursor<'_>], before: u64, steps_left: &mut usize) -> CursorStep {
+    let (mut found, mut yielded) = (None, None);
+    for cursor in cursors {
+        match cursor.next_below(before, steps_left) {
+            CursorStep::Found(number) => found = found.max(Some(number)),
+            CursorStep::Yielded(bound) => yielded = yielded.max(Some(bound)),
+            CursorStep::Exhausted => {}
         }
     }
-    match (found, paused) {
+    match (found, yielded) {
         // What is above the bound of a pause is known.
-        (Some(number), Some(bound)) if number < bound => Next::Paused(bound),
-        (Some(number), _) => Next::Found(number),
-        (None, Some(bound)) => Next::Paused(bound),
-        (None, None) => Next::End,
+        (Some(number), Some(bound)) if number < bound => CursorStep::Yielded(bound),
+        (Some(number), _) => CursorStep::Found(number),
+        (None, Some(bound)) => CursorStep::Yielded(bound),
+        (None, None) => CursorStep::Exhausted,
     }
 }
 
 // === impl DownRuns ===
 
-impl<'a> DownRuns<'a> {
-    pub(super) fn new(runs: &'a Runs<()>) -> Self {
-        Self { runs, entries: &[] }
+impl<'a> RunCursor<'a> {
+    pub(super) fn new(runs: &'a SortedRuns<()>) -> Self {
+        Self { runs, remaining: &[] }
     }
 
-    fn below(&mut self, before: u64) -> Option<u64> {
-        let number = |(number, ()): &(u64, ())| *number;
-        if let Some(found) = pass(&mut self.entries, before, number) {
+    fn next_below(&mut self, before: u64) -> Option<u64> {
+        let number_of = |(number, ()): &(u64, ())| *number;
+        if let Some(found) = truncate_from(&mut self.remaining, before, number_of) {
             return Some(found);
         }
-        self.entries = self.runs.entries_below(before);
-        self.entries.last().map(number)
+        self.remaining = self.runs.entries_below(before);
+        self.remaining.last().map(number_of)
     }
 }
 
@@ -126,102 +126,102 @@ mod tests {
 
     use super::*;
 
-    const END: u64 = 2000;
+    const NUMBER_COUNT: u64 = 2000;
 
     /// A set, and what it is made of.
     #[derive(Debug)]
-    enum Whole {
-        Everything,
-        Runs(Runs<()>),
-        These(Vec<u64>),
-        All(Vec<Whole>),
-        Any(Vec<Whole>),
+    enum TestSet {
+        All,
+        Runs(SortedRuns<()>),
+        Numbers(Vec<u64>),
+        And(Vec<TestSet>),
+        Or(Vec<TestSet>),
     }
 
-    impl Whole {
-        fn descend(&self) -> Descent<'_> {
+    impl TestSet {
+        fn cursor(&self) -> SetCursor<'_> {
             match self {
-                Self::Everything => Descent::Everything,
-                Self::Runs(runs) => Descent::Runs(DownRuns::new(runs)),
-                Self::These(numbers) => Descent::These(numbers),
-                Self::All(wholes) => Descent::All(wholes.iter().map(Self::descend).collect()),
-                Self::Any(wholes) => Descent::Any(wholes.iter().map(Self::descend).collect()),
+                Self::All => SetCursor::All,
+                Self::Runs(runs) => SetCursor::Runs(RunCursor::new(runs)),
+                Self::Numbers(numbers) => SetCursor::Numbers(numbers),
+                Self::And(sets) => SetCursor::And(sets.iter().map(Self::cursor).collect()),
+                Self::Or(sets) => SetCursor::Or(sets.iter().map(Self::cursor).collect()),
             }
         }
 
-        fn has(&self, number: u64) -> bool {
+        fn contains(&self, number: u64) -> bool {
             match self {
-                Self::Everything => true,
+                Self::All => true,
                 Self::Runs(runs) => runs.get(number).is_some(),
-                Self::These(numbers) => numbers.binary_search(&number).is_ok(),
-                Self::All(wholes) => wholes.iter().all(|whole| whole.has(number)),
-                Self::Any(wholes) => wholes.iter().any(|whole| whole.has(number)),
+                Self::Numbers(numbers) => numbers.binary_search(&number).is_ok(),
+                Self::And(sets) => sets.iter().all(|set| set.contains(number)),
+                Self::Or(sets) => sets.iter().any(|set| set.contains(number)),
             }
         }
     }
 
     /// Numbers at even distances, in several runs, some of which went.
-    fn runs() -> impl Strategy<Value = Whole> {
-        (0..END, 1..5usize, 0..900usize, 2..9u64).prop_map(|(first, step, count, gone)| {
-            let mut runs = Runs::default();
-            let numbers = (first..END).step_by(step).take(count);
+    fn runs() -> impl Strategy<Value = TestSet> {
+        (0..NUMBER_COUNT, 1..5usize, 0..900usize, 2..9u64).prop_map(|(first, step, count, removal_stride)| {
+            let mut runs = SortedRuns::default();
+            let numbers = (first..NUMBER_COUNT).step_by(step).take(count);
             for number in numbers.clone() {
                 runs.put(number, 0, ());
             }
-            for number in numbers.filter(|number| number / 40 % gone == 0) {
+            for number in numbers.filter(|number| number / 40 % removal_stride == 0) {
                 runs.remove(number);
             }
-            Whole::Runs(runs)
+            TestSet::Runs(runs)
         })
     }
 
-    fn these() -> impl Strategy<Value = Whole> {
-        proptest::collection::btree_set(0..END, 0..60)
-            .prop_map(|numbers| Whole::These(numbers.into_iter().collect()))
+    fn numbers() -> impl Strategy<Value = TestSet> {
+        proptest::collection::btree_set(0..NUMBER_COUNT, 0..60)
+            .prop_map(|numbers| TestSet::Numbers(numbers.into_iter().collect()))
     }
 
-    fn sets() -> impl Strategy<Value = Whole> {
-        let leaf = || prop_oneof![1 => Just(()).prop_map(|()| Whole::Everything), 6 => runs(), 3 => these()];
+    fn sets() -> impl Strategy<Value = TestSet> {
+        let leaf = || prop_oneof![1 => Just(()).prop_map(|()| TestSet::All), 6 => runs(), 3 => numbers()];
         let pair = move || {
             prop_oneof![
-                vec(leaf(), 1..4).prop_map(Whole::All),
-                vec(leaf(), 1..4).prop_map(Whole::Any),
+                vec(leaf(), 1..4).prop_map(TestSet::And),
+                vec(leaf(), 1..4).prop_map(TestSet::Or),
                 leaf(),
             ]
         };
         prop_oneof![
-            vec(pair(), 1..4).prop_map(Whole::All),
-            vec(pair(), 1..4).prop_map(Whole::Any),
+            vec(pair(), 1..4).prop_map(TestSet::And),
+            vec(pair(), 1..4).prop_map(TestSet::Or),
             pair(),
         ]
     }
 
     proptest! {
         #[test]
-        fn the_way_down_leads_to_each_number_of_the_set_whatever_the_steps(
-            whole in sets(),
+        fn cursor_visits_every_number_of_set_for_any_step_budget(
+            set in sets(),
             steps in 1..40usize,
-            begins_anew in any::<bool>(),
+            restarts in any::<bool>(),
         ) {
-            let (mut descent, mut before, mut found) = (whole.descend(), END, Vec::new());
+            let (mut cursor, mut before, mut found) = (set.cursor(), NUMBER_COUNT, Vec::new());
             loop {
-                match descent.below(before, &mut { steps }) {
-                    Next::Found(number) => {
+                match cursor.next_below(before, &mut { steps }) {
+                    CursorStep::Found(number) => {
                         prop_assert!(number < before);
                         found.push(number);
                         before = number;
                     }
-                    Next::Paused(bound) => {
+                    CursorStep::Yielded(bound) => {
                         prop_assert!(bound < before);
                         before = bound;
-                        if begins_anew {
-                            descent = whole.descend();
+                        if restarts {
+                            cursor = set.cursor();
                         }
                     }
-                    Next::End => break,
+                    CursorStep::Exhausted => break,
                 }
             }
-            let expected: Vec<u64> = (0..END).rev().filter(|number| whole.has(*number)).collect();
+            let expected: Vec<u64> = (0..NUMBER_COUNT).rev().filter(|number| set.contains(*number)).collect();
             prop_assert_eq!(found, expected);
         }
     }

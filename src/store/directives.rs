@@ -21,47 +21,47 @@ use crate::{
 };
 
 /// How many hints wait for a stream that is slow; more are dropped.
-const ROOM: usize = 256;
+const CHANNEL_CAPACITY: usize = 256;
 
 /// The open streams and polls of workers.
 #[derive(Debug)]
 pub(crate) struct Directives {
-    desks: DashMap<WorkerId, Slab<mpsc::Sender<Hint>>, RandomState>,
+    subscriptions: DashMap<WorkerId, Slab<mpsc::Sender<WorkerEvent>>, RandomState>,
     limit: usize,
     count: AtomicUsize,
 }
 
 /// What a worker should know.
 #[derive(Clone, Debug)]
-enum Hint {
-    Notice(Notice),
+enum WorkerEvent {
+    Directive(LeaseDirective),
     /// The worker itself said that it takes nothing more.
-    Draining,
+    Drain,
 }
 
 /// Something became of an operation that a worker holds.
 #[derive(Clone, Debug)]
-pub(crate) struct Notice {
+pub(crate) struct LeaseDirective {
     pub(crate) operation: Arc<Operation>,
     pub(crate) token: LeaseToken,
-    pub(crate) news: News,
+    pub(crate) kind: LeaseDirectiveKind,
 }
 
 /// What became of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum News {
+pub(crate) enum LeaseDirectiveKind {
     CancelRequested,
     Deleted,
-    Lost,
+    LeaseLost,
 }
 
 /// The place of a stream or poll; free when dropped.
 #[derive(Debug)]
-pub(crate) struct Desk {
+pub(crate) struct Subscription {
     directives: Arc<Directives>,
     worker: WorkerId,
-    seat: usize,
-    hints: mpsc::Receiver<Hint>,
+    slot: usize,
+    events: mpsc::Receiver<WorkerEvent>,
 }
 
 // === impl Directives ===
@@ -69,35 +69,35 @@ pub(crate) struct Desk {
 impl Directives {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
-            desks: DashMap::default(),
+            subscriptions: DashMap::default(),
             limit,
             count: AtomicUsize::new(0),
         }
     }
 
     /// A desk for a worker; none if there are too many already.
-    pub(crate) fn enter(self: &Arc<Self>, worker: &WorkerId) -> Option<Desk> {
+    pub(crate) fn subscribe(self: &Arc<Self>, worker: &WorkerId) -> Option<Subscription> {
         if self.limit <= self.count.fetch_add(1, Ordering::AcqRel) {
             self.count.fetch_sub(1, Ordering::AcqRel);
             return None;
         }
-        let (sender, hints) = mpsc::channel(ROOM);
-        let seat = self.desks.entry(worker.clone()).or_default().insert(sender);
-        Some(Desk {
+        let (sender, events) = mpsc::channel(CHANNEL_CAPACITY);
+        let slot = self.subscriptions.entry(worker.clone()).or_default().insert(sender);
+        Some(Subscription {
             directives: self.clone(),
             worker: worker.clone(),
-            seat,
-            hints,
+            slot,
+            events,
         })
     }
 
     /// Tells the holder of a lease what became of it. What the holder did
     /// itself is no news to it.
-    pub(crate) fn tell(
+    pub(crate) fn notify_holder(
         &self,
         before: Option<&Operation>,
         after: &Arc<Operation>,
-        is_gone: bool,
+        is_removed: bool,
         clock: Clock,
     ) {
         // The usual case is that no worker listens.
@@ -108,76 +108,76 @@ impl Directives {
         else {
             return;
         };
-        let is_held = !is_gone
+        let is_lease_current = !is_removed
             && after
                 .lease()
                 .is_some_and(|current| current.token == lease.token);
-        let news = if is_held && after.is_hidden() && !before.is_hidden() {
-            News::Deleted
-        } else if is_held && after.cancel_requested() && !before.cancel_requested() {
-            News::CancelRequested
-        } else if !is_held && is_over(before, clock.now()) {
-            News::Lost
+        let kind = if is_lease_current && after.is_deleted() && !before.is_deleted() {
+            LeaseDirectiveKind::Deleted
+        } else if is_lease_current && after.cancel_requested() && !before.cancel_requested() {
+            LeaseDirectiveKind::CancelRequested
+        } else if !is_lease_current && is_past_deadline(before, clock.now()) {
+            LeaseDirectiveKind::LeaseLost
         } else {
             return;
         };
-        let hint = Hint::Notice(Notice {
+        let event = WorkerEvent::Directive(LeaseDirective {
             operation: after.clone(),
             token: lease.token,
-            news,
+            kind,
         });
-        self.send(&lease.holder, &hint);
+        self.send(&lease.holder, &event);
     }
 
     /// Lets the open polls of a worker be answered.
-    pub(crate) fn drain(&self, worker: &WorkerId) {
-        self.send(worker, &Hint::Draining);
+    pub(crate) fn notify_drain(&self, worker: &WorkerId) {
+        self.send(worker, &WorkerEvent::Drain);
     }
 
-    fn send(&self, worker: &WorkerId, hint: &Hint) {
-        if let Some(desk) = self.desks.get(worker) {
-            for (_, stream) in desk.iter() {
+    fn send(&self, worker: &WorkerId, event: &WorkerEvent) {
+        if let Some(senders) = self.subscriptions.get(worker) {
+            for (_, sender) in senders.iter() {
                 // Who cannot keep up learns it by a heartbeat.
-                let _ = stream.try_send(hint.clone());
+                let _ = sender.try_send(event.clone());
             }
         }
     }
 }
 
 /// Whether time alone could take the lease away.
-fn is_over(operation: &Operation, now: Timestamp) -> bool {
-    operation.deadline(now) <= now
+fn is_past_deadline(operation: &Operation, now: Timestamp) -> bool {
+    operation.next_deadline(now) <= now
 }
 
 // === impl Desk ===
 
-impl Desk {
+impl Subscription {
     /// The next notice.
-    pub(crate) async fn notice(&mut self) -> Notice {
+    pub(crate) async fn next_directive(&mut self) -> LeaseDirective {
         loop {
-            if let Hint::Notice(notice) = self.next().await {
-                return notice;
+            if let WorkerEvent::Directive(directive) = self.next_event().await {
+                return directive;
             }
         }
     }
 
     /// Waits until the worker says that it takes nothing more.
-    pub(crate) async fn draining(&mut self) {
-        while !matches!(self.next().await, Hint::Draining) {}
+    pub(crate) async fn wait_for_drain(&mut self) {
+        while !matches!(self.next_event().await, WorkerEvent::Drain) {}
     }
 
-    async fn next(&mut self) -> Hint {
-        let hint = self.hints.recv().await;
-        hint.expect("the other end stands in the map until the desk is dropped")
+    async fn next_event(&mut self) -> WorkerEvent {
+        let event = self.events.recv().await;
+        event.expect("the other end stands in the map until the desk is dropped")
     }
 }
 
-impl Drop for Desk {
+impl Drop for Subscription {
     fn drop(&mut self) {
-        if let Entry::Occupied(mut desk) = self.directives.desks.entry(self.worker.clone()) {
-            desk.get_mut().remove(self.seat);
-            if desk.get().is_empty() {
-                desk.remove();
+        if let Entry::Occupied(mut senders) = self.directives.subscriptions.entry(self.worker.clone()) {
+            senders.get_mut().remove(self.slot);
+            if senders.get().is_empty() {
+                senders.remove();
             }
         }
         self.directives.count.fetch_sub(1, Ordering::AcqRel);

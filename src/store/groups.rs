@@ -10,62 +10,62 @@ use foldhash::fast::RandomState;
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use super::{
-    descent::{Descent, DownRuns},
-    members::Members,
-    names::{MAX_NAMES, Names},
-    runs::Runs,
+    descent::{SetCursor, RunCursor},
+    members::PostingList,
+    names::{MAX_PREFIX_MATCHES, IdPrefixIndex},
+    runs::SortedRuns,
 };
 use crate::{
     operation::operation::Operation,
     proto::longrunning::v1::operation_metadata::State,
-    query::plan::{Among, Group, join},
+    query::plan::{Candidates, IndexLookup, write_joined},
 };
 
 /// The groups of all operations.
 #[derive(Debug, Default)]
-pub(super) struct Groups {
-    states: RwLock<States>,
+pub(super) struct SecondaryIndexes {
+    states: RwLock<StateIndexes>,
     /// Queues and labels, by the hash of what they are. That two share one is
     /// rare and does no harm, because the filter itself is asked in the end.
-    others: RwLock<HashMap<u64, Members, RandomState>>,
+    by_hash: RwLock<HashMap<u64, PostingList, RandomState>>,
     hasher: RandomState,
-    names: Names,
+    id_prefixes: IdPrefixIndex,
 }
 
 /// The operations of each state but SUCCEEDED.
 #[derive(Debug, Default)]
-struct States {
-    pending: Runs<()>,
-    running: Runs<()>,
-    failed: Runs<()>,
-    cancelled: Runs<()>,
+struct StateIndexes {
+    pending: SortedRuns<()>,
+    running: SortedRuns<()>,
+    failed: SortedRuns<()>,
+    cancelled: SortedRuns<()>,
 }
 
 /// A set of operations as it is looked up, for a plan that lives so long.
 #[derive(Debug)]
-pub(super) enum Set<'p> {
-    Everything,
+pub(super) enum IndexSet<'p> {
+    All,
     State(State),
     /// A queue or a label, by its hash.
-    Other(u64, &'p Group),
+    Hashed(u64, &'p IndexLookup),
     /// These, in ascending order, found by name.
-    These(Vec<u64>, &'p Group),
-    All(Vec<Set<'p>>),
-    Any(Vec<Set<'p>>),
+    Numbers(Vec<u64>, &'p IndexLookup),
+    And(Vec<IndexSet<'p>>),
+    Or(Vec<IndexSet<'p>>),
 }
 
 /// The groups, while they cannot change.
-pub(super) struct Reading<'a> {
-    states: RwLockReadGuard<'a, States>,
-    others: RwLockReadGuard<'a, HashMap<u64, Members, RandomState>>,
+pub(super) struct IndexReadGuard<'a> {
+    states: RwLockReadGuard<'a, StateIndexes>,
+    by_hash: RwLockReadGuard<'a, HashMap<u64, PostingList, RandomState>>,
 }
 
 // === impl Groups ===
 
-impl Groups {
+impl SecondaryIndexes {
     /// Takes note of a change: of a new operation if there was none before, of
     /// one that goes away if there is none now.
-    pub(super) fn note(&self, previous: Option<&Operation>, operation: Option<&Operation>) {
+    pub(super) fn update(&self, previous: Option<&Operation>, operation: Option<&Operation>) {
         let (before, now) = (
             previous.map(Operation::state),
             operation.map(Operation::state),
@@ -74,127 +74,127 @@ impl Groups {
             return;
         };
         if before != now {
-            self.states.write().change(before, now, subject);
+            self.states.write().update(before, now, subject);
         }
         if previous.is_none() == operation.is_none() {
             return;
         }
         let is_new = previous.is_none();
-        let (number, created) = (subject.number(), subject.create_time().nanos());
+        let (number, created_ns) = (subject.number(), subject.create_time().nanos());
         if subject.queue().is_some() || subject.labels().iter().next().is_some() {
-            let mut others = self.others.write();
-            let queue = subject.queue().map(|queue| self.queue(queue.as_str()));
+            let mut by_hash = self.by_hash.write();
+            let queue = subject.queue().map(|queue| self.queue_hash(queue.as_str()));
             let labels = subject.labels().iter();
-            let labels = labels.map(|(key, value)| self.label(key, value));
-            for group in queue.into_iter().chain(labels) {
+            let labels = labels.map(|(key, value)| self.label_hash(key, value));
+            for hash in queue.into_iter().chain(labels) {
                 if is_new {
-                    others
-                        .entry(group)
-                        .and_modify(|members| members.put(number, created))
-                        .or_insert(Members::One(number));
-                } else if others.get_mut(&group).is_some_and(|m| m.remove(number)) {
-                    others.remove(&group);
+                    by_hash
+                        .entry(hash)
+                        .and_modify(|postings| postings.put(number, created_ns))
+                        .or_insert(PostingList::One(number));
+                } else if by_hash.get_mut(&hash).is_some_and(|postings| postings.remove(number)) {
+                    by_hash.remove(&hash);
                 }
             }
         }
-        self.names.note(subject, is_new);
+        self.id_prefixes.update(subject, is_new);
     }
 
     /// What is to be looked up for a plan. A name is found by `named`.
-    pub(super) fn set<'p>(&self, among: &'p Among, named: &dyn Fn(&str) -> Option<u64>) -> Set<'p> {
-        self.part(among, named, &mut { MAX_NAMES })
+    pub(super) fn resolve<'p>(&self, candidates: &'p Candidates, number_of_name: &dyn Fn(&str) -> Option<u64>) -> IndexSet<'p> {
+        self.resolve_with_budget(candidates, number_of_name, &mut { MAX_PREFIX_MATCHES })
     }
 
     /// The same for a part of a plan, whose prefixes may still have so many names.
-    fn part<'p>(
+    fn resolve_with_budget<'p>(
         &self,
-        among: &'p Among,
-        named: &dyn Fn(&str) -> Option<u64>,
-        names: &mut usize,
-    ) -> Set<'p> {
-        let group = match among {
-            Among::Everything => return Set::Everything,
-            Among::Group(group) => group,
-            Among::All(all) => {
-                let sets = all.iter().map(|among| self.part(among, named, names));
-                let mut sets: Vec<_> = sets.filter(|set| !matches!(set, Set::Everything)).collect();
+        candidates: &'p Candidates,
+        number_of_name: &dyn Fn(&str) -> Option<u64>,
+        prefix_budget: &mut usize,
+    ) -> IndexSet<'p> {
+        let lookup = match candidates {
+            Candidates::Everything => return IndexSet::All,
+            Candidates::Lookup(lookup) => lookup,
+            Candidates::Intersection(parts) => {
+                let sets = parts.iter().map(|candidates| self.resolve_with_budget(candidates, number_of_name, prefix_budget));
+                let mut sets: Vec<_> = sets.filter(|set| !matches!(set, IndexSet::All)).collect();
                 return if sets.len() < 2 {
-                    sets.pop().unwrap_or(Set::Everything)
+                    sets.pop().unwrap_or(IndexSet::All)
                 } else {
-                    Set::All(sets)
+                    IndexSet::And(sets)
                 };
             }
-            Among::Any(any) => {
-                let mut sets = Vec::with_capacity(any.len());
-                for among in any {
-                    match self.part(among, named, names) {
-                        Set::Everything => return Set::Everything,
+            Candidates::Union(parts) => {
+                let mut sets = Vec::with_capacity(parts.len());
+                for candidates in parts {
+                    match self.resolve_with_budget(candidates, number_of_name, prefix_budget) {
+                        IndexSet::All => return IndexSet::All,
                         set => sets.push(set),
                     }
                 }
-                return Set::Any(sets);
+                return IndexSet::Or(sets);
             }
         };
-        match group {
-            Group::State(State::Succeeded | State::Unspecified) => Set::Everything,
-            Group::State(state) => Set::State(*state),
-            Group::Queue(queue) => Set::Other(self.queue(queue), group),
-            Group::Label(key, value) => Set::Other(self.label(key, value), group),
-            Group::Named(name) => Set::These(named(name).into_iter().collect(), group),
-            Group::Prefix(prefix) => match self.names.with_prefix(prefix, names) {
-                Some(numbers) => Set::These(numbers, group),
-                None => Set::Everything,
+        match lookup {
+            IndexLookup::State(State::Succeeded | State::Unspecified) => IndexSet::All,
+            IndexLookup::State(state) => IndexSet::State(*state),
+            IndexLookup::Queue(queue) => IndexSet::Hashed(self.queue_hash(queue), lookup),
+            IndexLookup::Label(key, value) => IndexSet::Hashed(self.label_hash(key, value), lookup),
+            IndexLookup::Name(name) => IndexSet::Numbers(number_of_name(name).into_iter().collect(), lookup),
+            IndexLookup::NamePrefix(prefix) => match self.id_prefixes.find_by_prefix(prefix, prefix_budget) {
+                Some(numbers) => IndexSet::Numbers(numbers, lookup),
+                None => IndexSet::All,
             },
         }
     }
 
-    pub(super) fn read(&self) -> Reading<'_> {
-        Reading {
+    pub(super) fn read(&self) -> IndexReadGuard<'_> {
+        IndexReadGuard {
             states: self.states.read(),
-            others: self.others.read(),
+            by_hash: self.by_hash.read(),
         }
     }
 
-    fn queue(&self, name: &str) -> u64 {
+    fn queue_hash(&self, name: &str) -> u64 {
         self.hasher.hash_one((0u8, name))
     }
 
-    fn label(&self, key: &str, value: &str) -> u64 {
+    fn label_hash(&self, key: &str, value: &str) -> u64 {
         self.hasher.hash_one((1u8, key, value))
     }
 }
 
 // === impl Reading ===
 
-impl Reading<'_> {
+impl IndexReadGuard<'_> {
     /// The way down through a set.
-    pub(super) fn descend<'a>(&'a self, set: &'a Set<'_>) -> Descent<'a> {
-        let all = |sets: &'a [Set<'_>]| sets.iter().map(|set| self.descend(set)).collect();
+    pub(super) fn cursor<'a>(&'a self, set: &'a IndexSet<'_>) -> SetCursor<'a> {
+        let cursors = |sets: &'a [IndexSet<'_>]| sets.iter().map(|set| self.cursor(set)).collect();
         match set {
-            Set::Everything => Descent::Everything,
-            Set::State(state) => self.states.of(*state).map_or(Descent::These(&[]), |runs| {
-                Descent::Runs(DownRuns::new(runs))
+            IndexSet::All => SetCursor::All,
+            IndexSet::State(state) => self.states.runs(*state).map_or(SetCursor::Numbers(&[]), |runs| {
+                SetCursor::Runs(RunCursor::new(runs))
             }),
-            Set::Other(group, _) => self
-                .others
-                .get(group)
-                .map_or(Descent::These(&[]), Members::descend),
-            Set::These(numbers, _) => Descent::These(numbers),
-            Set::All(sets) => Descent::All(all(sets)),
-            Set::Any(sets) => Descent::Any(all(sets)),
+            IndexSet::Hashed(hash, _) => self
+                .by_hash
+                .get(hash)
+                .map_or(SetCursor::Numbers(&[]), PostingList::cursor),
+            IndexSet::Numbers(numbers, _) => SetCursor::Numbers(numbers),
+            IndexSet::And(sets) => SetCursor::And(cursors(sets)),
+            IndexSet::Or(sets) => SetCursor::Or(cursors(sets)),
         }
     }
 
     /// About how many operations a set has, at most.
-    pub(super) fn about(&self, set: &Set<'_>) -> usize {
+    pub(super) fn len_upper_bound(&self, set: &IndexSet<'_>) -> usize {
         match set {
-            Set::Everything => usize::MAX,
-            Set::State(state) => self.states.of(*state).map_or(0, Runs::about),
-            Set::Other(group, _) => self.others.get(group).map_or(0, Members::about),
-            Set::These(numbers, _) => numbers.len(),
-            Set::All(sets) => sets.iter().map(|set| self.about(set)).min().unwrap_or(0),
-            Set::Any(sets) => {
-                let sizes = sets.iter().map(|set| self.about(set));
+            IndexSet::All => usize::MAX,
+            IndexSet::State(state) => self.states.runs(*state).map_or(0, SortedRuns::len_upper_bound),
+            IndexSet::Hashed(hash, _) => self.by_hash.get(hash).map_or(0, PostingList::len_upper_bound),
+            IndexSet::Numbers(numbers, _) => numbers.len(),
+            IndexSet::And(sets) => sets.iter().map(|set| self.len_upper_bound(set)).min().unwrap_or(0),
+            IndexSet::Or(sets) => {
+                let sizes = sets.iter().map(|set| self.len_upper_bound(set));
                 sizes.fold(0, usize::saturating_add)
             }
         }
@@ -203,31 +203,31 @@ impl Reading<'_> {
 
 // === impl Set ===
 
-impl fmt::Display for Set<'_> {
+impl fmt::Display for IndexSet<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Everything => f.write_str("everything"),
-            Self::State(state) => write!(f, "{}", Group::State(*state)),
-            Self::Other(_, group) | Self::These(_, group) => write!(f, "{group}"),
-            Self::All(sets) => join(sets, " and ", f),
-            Self::Any(sets) => join(sets, " or ", f),
+            Self::All => f.write_str("everything"),
+            Self::State(state) => write!(f, "{}", IndexLookup::State(*state)),
+            Self::Hashed(_, group) | Self::Numbers(_, group) => write!(f, "{group}"),
+            Self::And(sets) => write_joined(sets, " and ", f),
+            Self::Or(sets) => write_joined(sets, " or ", f),
         }
     }
 }
 
 // === impl States ===
 
-impl States {
-    fn change(&mut self, before: Option<State>, now: Option<State>, subject: &Operation) {
-        if let Some(runs) = before.and_then(|state| self.of_mut(state)) {
+impl StateIndexes {
+    fn update(&mut self, before: Option<State>, now: Option<State>, subject: &Operation) {
+        if let Some(runs) = before.and_then(|state| self.runs_mut(state)) {
             runs.remove(subject.number());
         }
-        if let Some(runs) = now.and_then(|state| self.of_mut(state)) {
+        if let Some(runs) = now.and_then(|state| self.runs_mut(state)) {
             runs.put(subject.number(), subject.create_time().nanos(), ());
         }
     }
 
-    fn of(&self, state: State) -> Option<&Runs<()>> {
+    fn runs(&self, state: State) -> Option<&SortedRuns<()>> {
         match state {
             State::Pending => Some(&self.pending),
             State::Running => Some(&self.running),
@@ -237,7 +237,7 @@ impl States {
         }
     }
 
-    fn of_mut(&mut self, state: State) -> Option<&mut Runs<()>> {
+    fn runs_mut(&mut self, state: State) -> Option<&mut SortedRuns<()>> {
         match state {
             State::Pending => Some(&mut self.pending),
             State::Running => Some(&mut self.running),
@@ -250,58 +250,58 @@ impl States {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::descent::Next, *};
-    use crate::query::samples::{End, Facts, Metadata};
+    use super::{super::descent::CursorStep, *};
+    use crate::query::samples::{SampleState, SampleOperation, SampleMetadata};
 
     /// Every second operation is running, the others have a label: none is both.
-    fn disjoint(count: u64) -> Groups {
-        let groups = Groups::default();
+    fn disjoint_indexes(count: u64) -> SecondaryIndexes {
+        let indexes = SecondaryIndexes::default();
         for number in 1..=count {
             let is_running = number % 2 == 0;
-            let facts = Facts {
+            let facts = SampleOperation {
                 parent: "",
                 id: format!("a-{number}"),
-                end: if is_running {
-                    End::Running
+                state: if is_running {
+                    SampleState::Running
                 } else {
-                    End::Succeeded
+                    SampleState::Succeeded
                 },
                 queue: None,
                 env: (!is_running).then_some("prod"),
                 team: None,
-                created: 0,
-                metadata: Metadata::Unknown,
+                created_after_secs: 0,
+                metadata: SampleMetadata::UnknownType,
             };
-            groups.note(None, Some(&facts.operation(number)));
+            indexes.update(None, Some(&facts.to_operation(number)));
         }
-        groups
+        indexes
     }
 
-    fn wide<'p>(width: usize, set: impl Fn() -> Set<'p>) -> Set<'p> {
-        Set::Any((0..width).map(|_| set()).collect())
+    fn wide_union<'p>(width: usize, set: impl Fn() -> IndexSet<'p>) -> IndexSet<'p> {
+        IndexSet::Or((0..width).map(|_| set()).collect())
     }
 
     #[test]
-    fn the_steps_to_the_next_operation_are_bounded_however_wide_a_plan_is() {
-        let groups = disjoint(1000);
-        let group = Group::Label("env".into(), "prod".into());
-        let label = groups.label("env", "prod");
-        let both = Set::All(vec![
-            wide(120, || Set::State(State::Running)),
-            wide(120, || Set::Other(label, &group)),
+    fn steps_to_next_operation_are_bounded_for_any_plan_width() {
+        let indexes = disjoint_indexes(1000);
+        let lookup = IndexLookup::Label("env".into(), "prod".into());
+        let hash = indexes.label_hash("env", "prod");
+        let both = IndexSet::And(vec![
+            wide_union(120, || IndexSet::State(State::Running)),
+            wide_union(120, || IndexSet::Hashed(hash, &lookup)),
         ]);
-        let reading = groups.read();
-        let Next::Paused(bound) = reading.descend(&both).below(1001, &mut 1024) else {
+        let guard = indexes.read();
+        let CursorStep::Yielded(bound) = guard.cursor(&both).next_below(1001, &mut 1024) else {
             panic!("none is in both, and not all have been looked at");
         };
         assert!(980 < bound && bound < 1001, "{bound}");
         // Even a single step leads on.
-        let (mut before, mut turns) = (1001, 0);
-        let mut descent = reading.descend(&both);
-        while let Next::Paused(bound) = descent.below(before, &mut 1) {
+        let (mut before, mut yields) = (1001, 0);
+        let mut cursor = guard.cursor(&both);
+        while let CursorStep::Yielded(bound) = cursor.next_below(before, &mut 1) {
             assert!(bound < before, "{bound}");
-            (before, turns) = (bound, turns + 1);
+            (before, yields) = (bound, yields + 1);
         }
-        assert!(turns <= 1000, "{turns}");
+        assert!(yields <= 1000, "{yields}");
     }
 }

@@ -9,51 +9,51 @@ use foldhash::fast::RandomState;
 use parking_lot::RwLock;
 
 use super::{
-    descent::Next,
-    groups::{Groups, Set},
-    runs::Runs,
+    descent::CursorStep,
+    groups::{SecondaryIndexes, IndexSet},
+    runs::SortedRuns,
 };
 use crate::{
     operation::{name::parent_of, operation::Operation},
     query::{
-        plan::{Among, Plan, Times},
+        plan::{Candidates, Plan, TimeRange},
         scope::Scope,
     },
 };
 
 /// How often one stretch looks into groups, so that it takes no more than some
 /// 100 µs, for which those that create and finish operations may have to wait.
-const STEPS: usize = 1024;
+const MAX_STEPS_PER_BATCH: usize = 1024;
 
 /// Every operation, by number, by parent and number, and by what filters ask for.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
-    all: RwLock<Sequence>,
-    by_parent: DashMap<Box<str>, Sequence, RandomState>,
-    groups: Groups,
+    by_number: RwLock<OperationsByNumber>,
+    by_parent: DashMap<Box<str>, OperationsByNumber, RandomState>,
+    secondary: SecondaryIndexes,
 }
 
 /// Operations by number, 16 bytes an entry.
-type Sequence = Runs<Arc<Operation>>;
+type OperationsByNumber = SortedRuns<Arc<Operation>>;
 
 /// A way through the operations of a list, newest first.
 #[derive(Debug)]
-pub(crate) struct Walk<'a> {
+pub(crate) struct Scan<'a> {
     scope: &'a Scope,
-    set: Set<'a>,
+    set: IndexSet<'a>,
     /// No operation of the list has a lower number.
-    from: u64,
+    min_number: u64,
     /// Nor this one, or a higher one.
-    to: u64,
+    end_number: u64,
 }
 
 /// A stretch of a walk.
 #[derive(Debug, Default)]
-pub(crate) struct Stretch {
+pub(crate) struct ScanBatch {
     /// Operations that may belong to the list, newest first.
     pub(crate) operations: Vec<Arc<Operation>>,
     /// The walk goes on below this number; none if this was the last stretch.
-    pub(crate) rest: Option<u64>,
+    pub(crate) resume_before: Option<u64>,
 }
 
 // === impl Index ===
@@ -62,25 +62,25 @@ impl Index {
     /// Takes in an operation, in place of its older record if there is one.
     pub(crate) fn put(&self, previous: Option<&Operation>, operation: &Arc<Operation>) {
         let number = operation.number();
-        let created = operation.create_time().nanos();
-        self.all.write().put(number, created, operation.clone());
+        let created_ns = operation.create_time().nanos();
+        self.by_number.write().put(number, created_ns, operation.clone());
         let parent = parent_of(operation.name());
         if let Some(mut sequence) = self.by_parent.get_mut(parent) {
-            sequence.put(number, created, operation.clone());
+            sequence.put(number, created_ns, operation.clone());
         } else {
             self.by_parent.entry(parent.into()).or_default().put(
                 number,
-                created,
+                created_ns,
                 operation.clone(),
             );
         }
-        self.groups.note(previous, Some(operation));
+        self.secondary.update(previous, Some(operation));
     }
 
     /// Forgets an operation.
     pub(crate) fn remove(&self, operation: &Operation) {
-        self.groups.note(Some(operation), None);
-        self.all.write().remove(operation.number());
+        self.secondary.update(Some(operation), None);
+        self.by_number.write().remove(operation.number());
         let parent = parent_of(operation.name());
         if let Some(mut sequence) = self.by_parent.get_mut(parent) {
             sequence.remove(operation.number());
@@ -91,13 +91,13 @@ impl Index {
 
     /// The operation with this number.
     pub(crate) fn get(&self, number: u64) -> Option<Arc<Operation>> {
-        self.all.read().get(number).cloned()
+        self.by_number.read().get(number).cloned()
     }
 
     /// The numbers of all operations.
     pub(super) fn numbers(&self) -> Vec<u64> {
         let mut numbers = Vec::new();
-        self.all.read().scan(u64::MAX, |number, _| {
+        self.by_number.read().scan(u64::MAX, |number, _| {
             numbers.push(number);
             true
         });
@@ -106,144 +106,144 @@ impl Index {
 
     /// The way through the operations of a scope that a plan leaves. `named`
     /// finds the number of a name.
-    pub(crate) fn walk<'a>(
+    pub(crate) fn scan<'a>(
         &self,
         scope: &'a Scope,
         plan: &'a Plan,
-        named: impl Fn(&str) -> Option<u64>,
-    ) -> Walk<'a> {
-        let (from, to) = match plan.created {
-            Times::EVER => (0, u64::MAX),
-            times => match scope {
-                Scope::Under(parent) => self
+        number_of_name: impl Fn(&str) -> Option<u64>,
+    ) -> Scan<'a> {
+        let (min_number, end_number) = match plan.creation_range {
+            TimeRange::ALL => (0, u64::MAX),
+            range => match scope {
+                Scope::Parent(parent) => self
                     .by_parent
                     .get(parent.as_str())
-                    .map_or((0, 0), |sequence| sequence.within(times)),
-                Scope::Everything | Scope::Matching(_) => self.all.read().within(times),
+                    .map_or((0, 0), |sequence| sequence.number_range(range)),
+                Scope::Everything | Scope::ParentPattern(_) => self.by_number.read().number_range(range),
             },
         };
-        let mut set = match &plan.among {
-            Among::Everything => Set::Everything,
-            among => self.groups.set(among, &named),
+        let mut set = match &plan.candidates {
+            Candidates::Everything => IndexSet::All,
+            candidates => self.secondary.resolve(candidates, &number_of_name),
         };
         // A parent with few operations is looked through faster than a large group.
-        if let Scope::Under(parent) = scope
-            && !matches!(set, Set::Everything)
+        if let Scope::Parent(parent) = scope
+            && !matches!(set, IndexSet::All)
         {
             let sequence = self.by_parent.get(parent.as_str());
-            let size = sequence.map_or(0, |sequence| sequence.about());
-            if size < self.groups.read().about(&set) {
-                set = Set::Everything;
+            let size = sequence.map_or(0, |sequence| sequence.len_upper_bound());
+            if size < self.secondary.read().len_upper_bound(&set) {
+                set = IndexSet::All;
             }
         }
-        Walk {
+        Scan {
             scope,
             set,
-            from,
-            to,
+            min_number,
+            end_number,
         }
     }
 
     /// The next stretch of a walk, below number `before`: at most `limit`
     /// operations, fewer if that would take long.
-    pub(crate) fn stretch(&self, walk: &Walk<'_>, before: u64, limit: usize) -> Stretch {
-        let before = before.min(walk.to);
-        match walk.scope {
-            Scope::Everything | Scope::Matching(_) if matches!(walk.set, Set::Everything) => {
-                walk.along(&self.all.read(), before, limit)
+    pub(crate) fn scan_batch(&self, scan: &Scan<'_>, before: u64, limit: usize) -> ScanBatch {
+        let before = before.min(scan.end_number);
+        match scan.scope {
+            Scope::Everything | Scope::ParentPattern(_) if matches!(scan.set, IndexSet::All) => {
+                scan.scan_sequence(&self.by_number.read(), before, limit)
             }
-            Scope::Everything | Scope::Matching(_) => self.pick(walk, before, limit),
-            Scope::Under(parent) => {
+            Scope::Everything | Scope::ParentPattern(_) => self.scan_set(scan, before, limit),
+            Scope::Parent(parent) => {
                 let Some(sequence) = self.by_parent.get(parent.as_str()) else {
-                    return Stretch::default();
+                    return ScanBatch::default();
                 };
-                if matches!(walk.set, Set::Everything) {
-                    walk.along(&sequence, before, limit)
+                if matches!(scan.set, IndexSet::All) {
+                    scan.scan_sequence(&sequence, before, limit)
                 } else {
-                    self.pick_of(walk, &sequence, before, limit)
+                    self.scan_set_in(scan, &sequence, before, limit)
                 }
             }
         }
     }
 
-    fn pick(&self, walk: &Walk<'_>, before: u64, limit: usize) -> Stretch {
-        self.pick_of(walk, &self.all.read(), before, limit)
+    fn scan_set(&self, scan: &Scan<'_>, before: u64, limit: usize) -> ScanBatch {
+        self.scan_set_in(scan, &self.by_number.read(), before, limit)
     }
 
     /// Goes from one operation of the walk's set to the next, as far as they
     /// are in this sequence.
-    fn pick_of(
+    fn scan_set_in(
         &self,
-        walk: &Walk<'_>,
-        sequence: &Sequence,
+        scan: &Scan<'_>,
+        sequence: &OperationsByNumber,
         mut before: u64,
         limit: usize,
-    ) -> Stretch {
-        let groups = self.groups.read();
-        let mut descent = groups.descend(&walk.set);
-        let (mut operations, mut steps) = (Vec::with_capacity(limit.min(64)), STEPS);
-        while operations.len() < limit && 0 < steps {
-            match descent.below(before, &mut steps) {
-                Next::Found(number) if walk.from <= number => {
+    ) -> ScanBatch {
+        let indexes = self.secondary.read();
+        let mut cursor = indexes.cursor(&scan.set);
+        let (mut operations, mut steps_left) = (Vec::with_capacity(limit.min(64)), MAX_STEPS_PER_BATCH);
+        while operations.len() < limit && 0 < steps_left {
+            match cursor.next_below(before, &mut steps_left) {
+                CursorStep::Found(number) if scan.min_number <= number => {
                     before = match sequence.get(number) {
                         Some(operation) => {
                             operations.push(operation.clone());
                             number
                         }
                         None => {
-                            steps = steps.saturating_sub(1);
-                            sequence.below(number).map_or(0, |next| next + 1)
+                            steps_left = steps_left.saturating_sub(1);
+                            sequence.highest_below(number).map_or(0, |next| next + 1)
                         }
                     };
                 }
-                Next::Paused(bound) => before = bound,
-                Next::Found(_) | Next::End => {
-                    return Stretch {
+                CursorStep::Yielded(bound) => before = bound,
+                CursorStep::Found(_) | CursorStep::Exhausted => {
+                    return ScanBatch {
                         operations,
-                        rest: None,
+                        resume_before: None,
                     };
                 }
             }
         }
-        Stretch {
+        ScanBatch {
             operations,
-            rest: Some(before),
+            resume_before: Some(before),
         }
     }
 }
 
 // === impl Walk ===
 
-impl fmt::Display for Walk<'_> {
+impl fmt::Display for Scan<'_> {
     /// Says what of the scope is looked at.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.set)?;
-        if (self.from, self.to) != (0, u64::MAX) {
+        if (self.min_number, self.end_number) != (0, u64::MAX) {
             f.write_str(", by creation time")?;
         }
         Ok(())
     }
 }
 
-impl Walk<'_> {
+impl Scan<'_> {
     /// Goes from one operation of a sequence to the next.
-    fn along(&self, sequence: &Sequence, before: u64, limit: usize) -> Stretch {
-        let (mut operations, mut rest) = (Vec::with_capacity(limit.min(256)), before);
-        let is_over = sequence.scan(before, |number, operation| {
-            if number < self.from {
-                rest = 0;
+    fn scan_sequence(&self, sequence: &OperationsByNumber, before: u64, limit: usize) -> ScanBatch {
+        let (mut operations, mut resume_before) = (Vec::with_capacity(limit.min(256)), before);
+        let is_exhausted = sequence.scan(before, |number, operation| {
+            if number < self.min_number {
+                resume_before = 0;
                 return false;
             }
             if operations.len() == limit {
                 return false;
             }
             operations.push(operation.clone());
-            rest = number;
+            resume_before = number;
             true
         });
-        Stretch {
+        ScanBatch {
             operations,
-            rest: (!is_over && rest != 0).then_some(rest),
+            resume_before: (!is_exhausted && resume_before != 0).then_some(resume_before),
         }
     }
 }

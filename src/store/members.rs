@@ -4,45 +4,45 @@
 use std::slice;
 
 use super::{
-    descent::{Descent, DownRuns},
-    runs::{RUN, Runs},
+    descent::{SetCursor, RunCursor},
+    runs::{RUN_LEN, SortedRuns},
 };
 
 /// The operations of one queue or label; most labels are on a few only.
 #[derive(Debug)]
-pub(super) enum Members {
+pub(super) enum PostingList {
     One(u64),
     #[expect(
         clippy::box_collection,
         reason = "most groups have one member, and pay for this one's size"
     )]
-    Few(Box<Vec<u64>>),
-    Many(Box<Runs<()>>),
+    Small(Box<Vec<u64>>),
+    Runs(Box<SortedRuns<()>>),
 }
 
 // === impl Members ===
 
-impl Members {
-    pub(super) fn put(&mut self, number: u64, created: i64) {
+impl PostingList {
+    pub(super) fn put(&mut self, number: u64, created_ns: i64) {
         match self {
             Self::One(one) => {
-                let mut few = vec![*one, number];
-                few.sort_unstable();
-                *self = Self::Few(Box::new(few));
+                let mut numbers = vec![*one, number];
+                numbers.sort_unstable();
+                *self = Self::Small(Box::new(numbers));
             }
-            Self::Few(few) if few.len() < RUN => {
-                let at = few.partition_point(|other| *other < number);
-                few.insert(at, number);
+            Self::Small(numbers) if numbers.len() < RUN_LEN => {
+                let at = numbers.partition_point(|other| *other < number);
+                numbers.insert(at, number);
             }
-            Self::Few(few) => {
-                let mut runs = Runs::default();
-                for number in few.drain(..) {
-                    runs.put(number, created, ());
+            Self::Small(numbers) => {
+                let mut runs = SortedRuns::default();
+                for number in numbers.drain(..) {
+                    runs.put(number, created_ns, ());
                 }
-                runs.put(number, created, ());
-                *self = Self::Many(Box::new(runs));
+                runs.put(number, created_ns, ());
+                *self = Self::Runs(Box::new(runs));
             }
-            Self::Many(runs) => runs.put(number, created, ()),
+            Self::Runs(runs) => runs.put(number, created_ns, ()),
         }
     }
 
@@ -50,13 +50,13 @@ impl Members {
     pub(super) fn remove(&mut self, number: u64) -> bool {
         match self {
             Self::One(one) => *one == number,
-            Self::Few(few) => {
-                if let Ok(at) = few.binary_search(&number) {
-                    few.remove(at);
+            Self::Small(numbers) => {
+                if let Ok(at) = numbers.binary_search(&number) {
+                    numbers.remove(at);
                 }
-                few.is_empty()
+                numbers.is_empty()
             }
-            Self::Many(runs) => {
+            Self::Runs(runs) => {
                 runs.remove(number);
                 runs.is_empty()
             }
@@ -64,19 +64,19 @@ impl Members {
     }
 
     /// The way down through them.
-    pub(super) fn descend(&self) -> Descent<'_> {
+    pub(super) fn cursor(&self) -> SetCursor<'_> {
         match self {
-            Self::One(one) => Descent::These(slice::from_ref(one)),
-            Self::Few(few) => Descent::These(few),
-            Self::Many(runs) => Descent::Runs(DownRuns::new(runs)),
+            Self::One(one) => SetCursor::Numbers(slice::from_ref(one)),
+            Self::Small(numbers) => SetCursor::Numbers(numbers),
+            Self::Runs(runs) => SetCursor::Runs(RunCursor::new(runs)),
         }
     }
 
-    pub(super) fn about(&self) -> usize {
+    pub(super) fn len_upper_bound(&self) -> usize {
         match self {
             Self::One(_) => 1,
-            Self::Few(few) => few.len(),
-            Self::Many(runs) => runs.about(),
+            Self::Small(numbers) => numbers.len(),
+            Self::Runs(runs) => runs.len_upper_bound(),
         }
     }
 }

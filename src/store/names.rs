@@ -10,24 +10,24 @@ use crate::operation::{name::segments, operation::Operation};
 
 /// How many names the prefixes of one filter may have, all together, to be worth
 /// a look into the book.
-pub(super) const MAX_NAMES: usize = 4096;
+pub(super) const MAX_PREFIX_MATCHES: usize = 4096;
 
 /// How many bytes of an id stand in the book.
-const ID: usize = 16;
+const KEY_BYTES: usize = 16;
 
 /// Numbers of operations by the first bytes of their ids.
 #[derive(Debug, Default)]
-pub(super) struct Names(RwLock<BTreeSet<([u8; ID], u64)>>);
+pub(super) struct IdPrefixIndex(RwLock<BTreeSet<([u8; KEY_BYTES], u64)>>);
 
 // === impl Names ===
 
-impl Names {
+impl IdPrefixIndex {
     /// Takes in an operation that is new, or forgets one.
-    pub(super) fn note(&self, operation: &Operation, is_new: bool) {
-        let Some(id) = made_id(operation.name()) else {
+    pub(super) fn update(&self, operation: &Operation, is_new: bool) {
+        let Some(id) = custom_id(operation.name()) else {
             return;
         };
-        let entry = (beginning(id), operation.number());
+        let entry = (prefix_key(id), operation.number());
         if is_new {
             self.0.write().insert(entry);
         } else {
@@ -38,20 +38,20 @@ impl Names {
     /// The operations whose names may begin so, in ascending order; none if they
     /// are more than are `left`, of which those that are looked at are taken, or
     /// if the server itself may have made such names.
-    pub(super) fn with_prefix(&self, prefix: &str, left: &mut usize) -> Option<Vec<u64>> {
-        let id = id_of(prefix).filter(|id| !begins_made_by_server(id))?;
-        let wanted = &id.as_bytes()[..id.len().min(ID)];
-        let mut first = [0; ID];
-        first[..wanted.len()].copy_from_slice(wanted);
-        let names = self.0.read();
-        let found = names
-            .range((first, 0)..)
-            .take_while(|(id, _)| id.starts_with(wanted));
-        let found = found.take(*left + 1).map(|(_, number)| *number);
-        let mut numbers: Vec<u64> = found.collect();
-        let rest = left.checked_sub(numbers.len());
-        *left = rest.unwrap_or(0);
-        rest?;
+    pub(super) fn find_by_prefix(&self, prefix: &str, budget: &mut usize) -> Option<Vec<u64>> {
+        let id = id_of(prefix).filter(|id| !is_server_generated_prefix(id))?;
+        let prefix_bytes = &id.as_bytes()[..id.len().min(KEY_BYTES)];
+        let mut lower_bound = [0; KEY_BYTES];
+        lower_bound[..prefix_bytes.len()].copy_from_slice(prefix_bytes);
+        let entries = self.0.read();
+        let matches = entries
+            .range((lower_bound, 0)..)
+            .take_while(|(id, _)| id.starts_with(prefix_bytes));
+        let matches = matches.take(*budget + 1).map(|(_, number)| *number);
+        let mut numbers: Vec<u64> = matches.collect();
+        let remaining = budget.checked_sub(numbers.len());
+        *budget = remaining.unwrap_or(0);
+        remaining?;
         numbers.sort_unstable();
         Some(numbers)
     }
@@ -60,31 +60,31 @@ impl Names {
 /// The id of a name, or the beginning of one: what follows the first
 /// `operations/` that stands in the place of a collection.
 fn id_of(name: &str) -> Option<&str> {
-    let mut at = 0;
+    let mut offset = 0;
     for (collection, id) in segments(name) {
-        at += collection.len() + 1;
+        offset += collection.len() + 1;
         if collection == "operations" {
-            return name.get(at..);
+            return name.get(offset..);
         }
-        at += id.len() + 1;
+        offset += id.len() + 1;
     }
     None
 }
 
 /// The id of a name, if the server did not make it.
-fn made_id(name: &str) -> Option<&str> {
-    id_of(name).filter(|id| !is_made_by_server(id))
+fn custom_id(name: &str) -> Option<&str> {
+    id_of(name).filter(|id| !is_server_generated(id))
 }
 
-fn is_made_by_server(id: &str) -> bool {
-    id.len() == 36 && begins_made_by_server(id)
+fn is_server_generated(id: &str) -> bool {
+    id.len() == 36 && is_server_generated_prefix(id)
 }
 
 /// Whether the server may make ids that begin so: UUIDs of version 7 (RFC 9562),
 /// whose first digits are the time, and which begin with 0 until the year 2527.
-fn begins_made_by_server(id: &str) -> bool {
+fn is_server_generated_prefix(id: &str) -> bool {
     id.len() <= 36
-        && id.bytes().enumerate().all(|(at, byte)| match at {
+        && id.bytes().enumerate().all(|(index, byte)| match index {
             0 => byte == b'0',
             8 | 13 | 18 | 23 => byte == b'-',
             14 => byte == b'7',
@@ -93,11 +93,11 @@ fn begins_made_by_server(id: &str) -> bool {
         })
 }
 
-fn beginning(id: &str) -> [u8; ID] {
-    let mut beginning = [0; ID];
-    let length = id.len().min(ID);
-    beginning[..length].copy_from_slice(&id.as_bytes()[..length]);
-    beginning
+fn prefix_key(id: &str) -> [u8; KEY_BYTES] {
+    let mut key = [0; KEY_BYTES];
+    let key_len = id.len().min(KEY_BYTES);
+    key[..key_len].copy_from_slice(&id.as_bytes()[..key_len]);
+    key
 }
 
 #[cfg(test)]
@@ -105,30 +105,30 @@ mod tests {
     use super::*;
     use crate::{
         operation::name::{OperationId, OperationName, Parent},
-        query::samples::{End, Facts, Metadata},
+        query::samples::{SampleState, SampleOperation, SampleMetadata},
     };
 
     #[test]
-    fn all_prefixes_of_a_filter_share_the_names_that_may_be_looked_at() {
-        let names = Names::default();
+    fn prefix_scan_budget_is_shared_by_all_prefixes() {
+        let index = IdPrefixIndex::default();
         for number in 1..=30 {
-            let begin = if number <= 20 { "many" } else { "few" };
-            let facts = Facts {
+            let id_prefix = if number <= 20 { "many" } else { "few" };
+            let facts = SampleOperation {
                 parent: "",
-                id: format!("{begin}-{number}"),
-                end: End::Running,
+                id: format!("{id_prefix}-{number}"),
+                state: SampleState::Running,
                 queue: None,
                 env: None,
                 team: None,
-                created: 0,
-                metadata: Metadata::Unknown,
+                created_after_secs: 0,
+                metadata: SampleMetadata::UnknownType,
             };
-            names.note(&facts.operation(number), true);
+            index.update(&facts.to_operation(number), true);
         }
-        let mut left = 25;
+        let mut budget = 25;
         let mut count = |prefix: &str| {
-            let found = names.with_prefix(prefix, &mut left);
-            (found.map(|numbers| numbers.len()), left)
+            let found = index.find_by_prefix(prefix, &mut budget);
+            (found.map(|numbers| numbers.len()), budget)
         };
         assert_eq!(count("operations/few-"), (Some(10), 15));
         assert_eq!(count("operations/nothing"), (Some(0), 15));
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn the_id_of_a_name_follows_its_first_collection_of_operations() {
+    fn id_follows_first_operations_collection_of_name() {
         for (name, id) in [
             ("operations/a", Some("a")),
             ("operations/", Some("")),
@@ -159,13 +159,13 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_that_the_server_may_have_made_is_not_looked_up() {
-        for made in ["", "0", "01a1fd8a", "01a1fd8a-1bcf-7087-a3e3-f00827894941"] {
-            assert!(begins_made_by_server(made), "{made}");
+    fn server_generated_id_prefix_is_not_indexed() {
+        for prefix in ["", "0", "01a1fd8a", "01a1fd8a-1bcf-7087-a3e3-f00827894941"] {
+            assert!(is_server_generated_prefix(prefix), "{prefix}");
         }
         let name = OperationName::new(&Parent::ROOT, &OperationId::random());
-        assert_eq!(made_id(name.as_str()), None);
-        for made in [
+        assert_eq!(custom_id(name.as_str()), None);
+        for prefix in [
             "export",
             "01a1fd8a1",
             "A",
@@ -175,8 +175,8 @@ mod tests {
             "01a1fd8a-1bcf-7087-c",
             "01a1fd8a-1bcf-7087-a3e3-f00827894941-",
         ] {
-            assert!(!begins_made_by_server(made), "{made}");
+            assert!(!is_server_generated_prefix(prefix), "{prefix}");
         }
-        assert!(!is_made_by_server("01a1fd8a"));
+        assert!(!is_server_generated("01a1fd8a"));
     }
 }

@@ -12,33 +12,33 @@ use crate::{clock::Timestamp, error::Error, operation::stage::Event};
 
 /// How many due operations are looked at side by side, so that a journal can
 /// keep their changes in one go.
-const LAPSES_AT_ONCE: usize = 1024;
+const MAX_CONCURRENT_DEADLINES: usize = 1024;
 
 /// The pause before a look that could not be kept is tried again.
-const LAPSE_PAUSE: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 impl Store {
     /// Looks at operations when they are due, until the store stops.
-    pub(super) fn keep_time(self: &Arc<Self>) {
+    pub(super) fn start_timers(self: &Arc<Self>) {
         // Leases do not wait behind a million operations that expire.
-        let books: [fn(&Self) -> &Deadlines; 2] = [
+        let deadline_sets: [fn(&Self) -> &Deadlines; 2] = [
             |store| &store.view.deadlines,
-            |store| &store.view.retentions,
+            |store| &store.view.retention_deadlines,
         ];
-        for book in books {
-            self.tasks.spawn("deadlines", look(self.clone(), book));
+        for deadlines in deadline_sets {
+            self.tasks.spawn("deadlines", run_timer_loop(self.clone(), deadlines));
         }
     }
 
     /// Tells the state machine that time passed for one operation.
-    async fn lapse(self: &Arc<Self>, number: u64) {
+    async fn fire_deadline(self: &Arc<Self>, number: u64) {
         let Some(operation) = self.view.index.get(number) else {
             return;
         };
-        if self.clock.now() < operation.deadline(Timestamp::default()) {
+        if self.clock.now() < operation.next_deadline(Timestamp::default()) {
             return;
         }
-        match self.commit(&operation.owned_name(), Event::Lapse).await {
+        match self.commit(&operation.name_owned(), Event::TimerFired).await {
             Ok(after) if after.state() != operation.state() => {
                 info!(
                     operation.name = after.name(),
@@ -47,31 +47,31 @@ impl Store {
                 );
             }
             Ok(_) => {}
-            Err(Error::NotFound { .. } | Error::Refused { .. }) => {}
+            Err(Error::NotFound { .. } | Error::FailedPrecondition { .. }) => {}
             Err(error) => {
                 // The journal says once what ails it.
                 debug!(operation.name = operation.name(), %error, "an operation is due, but that could not be kept; trying again");
                 self.view
-                    .look_at(&operation, self.clock.now() + LAPSE_PAUSE);
+                    .schedule_at(&operation, self.clock.now() + RETRY_DELAY);
             }
         }
     }
 }
 
 /// Looks at operations when they are due, until the store stops.
-async fn look(store: Arc<Store>, book: fn(&Store) -> &Deadlines) {
-    let stopping = store.tasks.stopping().clone();
+async fn run_timer_loop(store: Arc<Store>, deadlines: fn(&Store) -> &Deadlines) {
+    let stopping = store.tasks.stop_token().clone();
     loop {
         let due = select! {
-            due = book(&store).next(store.clock) => due,
+            due = deadlines(&store).wait_for_due(store.clock) => due,
             () = stopping.cancelled() => return,
         };
         stream::iter(due)
-            .for_each_concurrent(LAPSES_AT_ONCE, |number| {
+            .for_each_concurrent(MAX_CONCURRENT_DEADLINES, |number| {
                 // One operation that cannot be looked at must not stop the clock for all.
-                let looked = AssertUnwindSafe(store.lapse(number)).catch_unwind();
-                looked.map(move |looked| {
-                    if looked.is_err() {
+                let firing = AssertUnwindSafe(store.fire_deadline(number)).catch_unwind();
+                firing.map(move |result| {
+                    if result.is_err() {
                         error!(
                             operation.number = number,
                             "the look at an operation panicked"

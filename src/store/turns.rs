@@ -10,62 +10,62 @@ use tokio::sync::oneshot;
 /// Whose turn it is, by the hash of a name: two names of one hash merely wait
 /// for each other.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Turns(Arc<DashMap<u64, VecDeque<oneshot::Sender<Turn>>, RandomState>>);
+pub(crate) struct KeyLocks(Arc<DashMap<u64, VecDeque<oneshot::Sender<KeyLockGuard>>, RandomState>>);
 
 /// The right to change one operation, until dropped.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub(crate) struct KeyLockGuard {
     hash: u64,
     /// None once the turn was passed on.
-    turns: Option<Turns>,
+    locks: Option<KeyLocks>,
 }
 
 // === impl Turns ===
 
-impl Turns {
+impl KeyLocks {
     /// Waits for the turn of `name`.
-    pub(crate) async fn of(&self, name: &str) -> Turn {
-        let hash = FixedState::default().hash_one(name);
-        let given = match self.0.entry(hash) {
-            Entry::Vacant(free) => {
-                free.insert(VecDeque::new());
+    pub(crate) async fn lock(&self, key: &str) -> KeyLockGuard {
+        let hash = FixedState::default().hash_one(key);
+        let rx = match self.0.entry(hash) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(VecDeque::new());
                 None
             }
-            Entry::Occupied(mut line) => {
-                let (give, given) = oneshot::channel();
-                line.get_mut().push_back(give);
-                Some(given)
+            Entry::Occupied(mut waiters) => {
+                let (tx, rx) = oneshot::channel();
+                waiters.get_mut().push_back(tx);
+                Some(rx)
             }
         };
-        let turns = Some(self.clone());
-        match given {
-            None => Turn { hash, turns },
+        let locks = Some(self.clone());
+        match rx {
+            None => KeyLockGuard { hash, locks },
             // Whoever has the turn passes it on when it is dropped.
-            Some(given) => given.await.expect("a turn is passed on"),
+            Some(rx) => rx.await.expect("a turn is passed on"),
         }
     }
 }
 
-impl Drop for Turn {
+impl Drop for KeyLockGuard {
     fn drop(&mut self) {
-        let Some(turns) = self.turns.take() else {
+        let Some(locks) = self.locks.take() else {
             return;
         };
-        let Entry::Occupied(mut line) = turns.0.entry(self.hash) else {
+        let Entry::Occupied(mut waiters) = locks.0.entry(self.hash) else {
             return;
         };
-        while let Some(next) = line.get_mut().pop_front() {
-            let turn = Self {
+        while let Some(waiter) = waiters.get_mut().pop_front() {
+            let guard = Self {
                 hash: self.hash,
-                turns: Some(turns.clone()),
+                locks: Some(locks.clone()),
             };
-            match next.send(turn) {
+            match waiter.send(guard) {
                 Ok(()) => return,
                 // That one has gone; here the turn must not be passed on twice.
-                Err(mut turn) => turn.turns = None,
+                Err(mut guard) => guard.locks = None,
             }
         }
-        line.remove();
+        waiters.remove();
     }
 }
 
@@ -78,35 +78,35 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn turns_of_a_name_follow_each_other_in_the_order_of_asking() {
-        let turns = Turns::default();
-        let first = turns.of("a").await;
-        let (mut second, mut third) = (pin!(turns.of("a")), pin!(turns.of("a")));
+    async fn key_lock_is_acquired_in_fifo_order() {
+        let locks = KeyLocks::default();
+        let first = locks.lock("a").await;
+        let (mut second, mut third) = (pin!(locks.lock("a")), pin!(locks.lock("a")));
         assert!(poll!(second.as_mut()).is_pending());
         assert!(poll!(third.as_mut()).is_pending());
-        drop(turns.of("b").await);
+        drop(locks.lock("b").await);
         drop(first);
         assert!(poll!(third.as_mut()).is_pending());
         drop(second.await);
         drop(third.await);
-        assert!(turns.0.is_empty());
+        assert!(locks.0.is_empty());
     }
 
     #[tokio::test]
-    async fn who_leaves_the_line_or_does_not_take_its_turn_holds_up_nobody() {
-        let turns = Turns::default();
-        let first = turns.of("a").await;
-        let mut given = Box::pin(turns.of("a"));
-        let mut left = Box::pin(turns.of("a"));
-        let mut last = pin!(turns.of("a"));
-        assert!(poll!(given.as_mut()).is_pending());
-        assert!(poll!(left.as_mut()).is_pending());
+    async fn dropped_waiter_does_not_block_key_lock() {
+        let locks = KeyLocks::default();
+        let first = locks.lock("a").await;
+        let mut granted = Box::pin(locks.lock("a"));
+        let mut cancelled = Box::pin(locks.lock("a"));
+        let mut last = pin!(locks.lock("a"));
+        assert!(poll!(granted.as_mut()).is_pending());
+        assert!(poll!(cancelled.as_mut()).is_pending());
         assert!(poll!(last.as_mut()).is_pending());
-        drop(left);
+        drop(cancelled);
         drop(first);
         // It was given the turn, and never looked.
-        drop(given);
+        drop(granted);
         drop(last.await);
-        assert!(turns.0.is_empty());
+        assert!(locks.0.is_empty());
     }
 }

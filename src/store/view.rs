@@ -15,54 +15,54 @@ use dashmap::{DashMap, mapref::entry::Entry};
 use foldhash::fast::RandomState;
 
 use super::{
-    deadlines::Deadlines, directives::Directives, index::Index, older::Older, ready::Ready,
+    deadlines::Deadlines, directives::Directives, index::Index, older::ViewEviction, ready::ReadyQueues,
     waiters::Waiters,
 };
 use crate::{
     clock::{Clock, Timestamp},
     metrics::Metrics,
     operation::{
-        birth::Request,
+        birth::IdempotencyKey,
         name::{OperationName, parent_of},
         operation::Operation,
-        stage::Stage,
+        stage::Phase,
     },
 };
 
 /// The operations as they are now.
 #[derive(Debug)]
 pub(crate) struct View {
-    records: DashMap<Record, (), RandomState>,
-    requests: DashMap<RequestKey, Requested, RandomState>,
+    by_name: DashMap<NamedOperation, (), RandomState>,
+    by_request_id: DashMap<ScopedRequestId, RequestIdEntry, RandomState>,
     pub(crate) index: Index,
-    pub(crate) ready: Ready,
+    pub(crate) ready_queues: ReadyQueues,
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) deadlines: Deadlines,
     /// When what is done expires.
-    pub(crate) retentions: Deadlines,
+    pub(crate) retention_deadlines: Deadlines,
     pub(crate) directives: Arc<Directives>,
-    pub(crate) older: Older,
+    pub(crate) eviction: ViewEviction,
     clock: Clock,
     pub(super) metrics: Metrics,
-    bytes: AtomicUsize,
+    total_bytes: AtomicUsize,
 }
 
 /// A record, found by the name that stands in its own bytes.
 #[derive(Clone, Debug)]
-struct Record(Arc<Operation>);
+struct NamedOperation(Arc<Operation>);
 
 /// A request id within a parent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct RequestKey {
+pub(crate) struct ScopedRequestId {
     parent: Box<str>,
-    id: Box<str>,
+    request_id: Box<str>,
 }
 
 /// What came of a request.
 #[derive(Clone, Debug)]
-pub(crate) struct Requested {
+pub(crate) struct RequestIdEntry {
     pub(crate) name: OperationName,
-    pub(crate) request: Request,
+    pub(crate) idempotency_key: IdempotencyKey,
 }
 
 // === impl View ===
@@ -72,47 +72,47 @@ impl View {
         clock: Clock,
         metrics: &Metrics,
         max_waiters: usize,
-        limit: Option<usize>,
+        cache_limit: Option<usize>,
     ) -> Self {
         Self {
-            records: DashMap::default(),
-            requests: DashMap::default(),
+            by_name: DashMap::default(),
+            by_request_id: DashMap::default(),
             index: Index::default(),
-            ready: Ready::new(metrics.clone()),
+            ready_queues: ReadyQueues::new(metrics.clone()),
             waiters: Arc::new(Waiters::new(max_waiters, metrics.waiters.clone())),
             deadlines: Deadlines::default(),
-            retentions: Deadlines::default(),
+            retention_deadlines: Deadlines::default(),
             directives: Arc::new(Directives::new(max_waiters)),
-            older: Older::new(limit),
+            eviction: ViewEviction::new(cache_limit),
             clock,
             metrics: metrics.clone(),
-            bytes: AtomicUsize::new(0),
+            total_bytes: AtomicUsize::new(0),
         }
     }
 
     /// The operation as clients see it: none if it is deleted.
-    pub(crate) fn get(&self, name: &str) -> Option<Arc<Operation>> {
-        self.find(name).filter(|operation| !operation.is_hidden())
+    pub(crate) fn get_visible(&self, name: &str) -> Option<Arc<Operation>> {
+        self.get_any(name).filter(|operation| !operation.is_deleted())
     }
 
     /// The operation as workers see it: also if it is deleted and goes on.
-    pub(crate) fn find(&self, name: &str) -> Option<Arc<Operation>> {
-        self.records.get(name).map(|record| record.key().0.clone())
+    pub(crate) fn get_any(&self, name: &str) -> Option<Arc<Operation>> {
+        self.by_name.get(name).map(|entry| entry.key().0.clone())
     }
 
     /// What came of a request that was made before.
-    pub(crate) fn requested(&self, key: &RequestKey) -> Option<Requested> {
-        self.requests.get(key).map(|requested| requested.clone())
+    pub(crate) fn request_id_entry(&self, key: &ScopedRequestId) -> Option<RequestIdEntry> {
+        self.by_request_id.get(key).map(|entry| entry.clone())
     }
 
     /// How many bytes the records hold.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
+    pub(crate) fn total_bytes(&self) -> usize {
+        self.total_bytes.load(Ordering::Relaxed)
     }
 
     /// Shows a record to everybody, in place of the older one.
     pub(crate) fn publish(&self, operation: &Arc<Operation>) {
-        let previous = match self.records.entry(Record(operation.clone())) {
+        let previous = match self.by_name.entry(NamedOperation(operation.clone())) {
             Entry::Occupied(entry) => Some(entry.replace_entry(()).0.0),
             Entry::Vacant(entry) => {
                 entry.insert(());
@@ -120,84 +120,84 @@ impl View {
             }
         };
         self.index.put(previous.as_deref(), operation);
-        self.count(previous.as_deref(), Some(operation));
+        self.update_gauges(previous.as_deref(), Some(operation));
         if let Some(previous) = &previous {
-            self.older.forget(previous);
+            self.eviction.remove(previous);
         }
-        self.older.note(operation);
-        if operation.is_hidden() {
-            self.forget_request(operation);
+        self.eviction.insert(operation);
+        if operation.is_deleted() {
+            self.remove_request_id(operation);
         } else if previous.is_none() {
-            self.remember_request(operation);
+            self.insert_request_id(operation);
         }
         // First the deadline, then the queue: a pause that ends in between is
         // seen by the second, one that ends later by the first.
-        self.arm(previous.as_deref(), operation);
-        self.line_up(previous.as_deref(), Some(operation));
-        self.waiters.call(
+        self.schedule_if_changed(previous.as_deref(), operation);
+        self.update_queue_membership(previous.as_deref(), Some(operation));
+        self.waiters.notify(
             operation.number(),
-            operation.is_done() || operation.is_hidden(),
+            operation.is_done() || operation.is_deleted(),
         );
         self.directives
-            .tell(previous.as_deref(), operation, false, self.clock);
+            .notify_holder(previous.as_deref(), operation, false, self.clock);
     }
 
     /// Takes a record away.
-    pub(crate) fn forget(&self, operation: &Operation) {
-        let Some((Record(previous), ())) = self.records.remove(operation.name()) else {
+    pub(crate) fn remove(&self, operation: &Operation) {
+        let Some((NamedOperation(previous), ())) = self.by_name.remove(operation.name()) else {
             return;
         };
         self.index.remove(&previous);
-        self.count(Some(&previous), None);
-        self.older.forget(&previous);
-        self.forget_request(&previous);
-        self.line_up(Some(&previous), None);
-        self.waiters.call(previous.number(), true);
+        self.update_gauges(Some(&previous), None);
+        self.eviction.remove(&previous);
+        self.remove_request_id(&previous);
+        self.update_queue_membership(Some(&previous), None);
+        self.waiters.notify(previous.number(), true);
         self.directives
-            .tell(Some(&previous), &previous, true, self.clock);
+            .notify_holder(Some(&previous), &previous, true, self.clock);
     }
 
     /// Looks again, later, at an operation that time may change.
-    pub(crate) fn arm_again(&self, operation: &Operation) {
-        self.look_at(operation, operation.deadline(self.clock.now()));
-        self.offer(operation);
+    pub(crate) fn reschedule(&self, operation: &Operation) {
+        self.schedule_at(operation, operation.next_deadline(self.clock.now()));
+        self.push_if_ready(operation);
     }
 
     /// Puts an operation into the book of deadlines.
-    pub(crate) fn look_at(&self, operation: &Operation, deadline: Timestamp) {
+    pub(crate) fn schedule_at(&self, operation: &Operation, deadline: Timestamp) {
         let (now, is_retention) = (self.clock.now(), operation.is_done());
-        let book = if is_retention {
-            &self.retentions
+        let deadlines = if is_retention {
+            &self.retention_deadlines
         } else {
             &self.deadlines
         };
-        book.arm(operation.number(), deadline, now, is_retention);
-        book.sweep(|number| self.index.get(number).is_some());
+        deadlines.schedule(operation.number(), deadline, now, is_retention);
+        deadlines.compact(|number| self.index.get(number).is_some());
     }
 
     /// Offers an operation to the workers of its queue, if it is ready.
-    pub(crate) fn offer(&self, operation: &Operation) {
+    pub(crate) fn push_if_ready(&self, operation: &Operation) {
         if let Some(queue) = operation.queue()
             && operation.is_ready(self.clock.now())
         {
-            self.ready.queue(queue).offer(operation);
+            self.ready_queues.get_or_create(queue).push(operation);
         }
     }
 
-    fn arm(&self, previous: Option<&Operation>, operation: &Operation) {
+    fn schedule_if_changed(&self, previous: Option<&Operation>, operation: &Operation) {
         let now = self.clock.now();
-        let deadline = operation.deadline(now);
+        let deadline = operation.next_deadline(now);
         // What was due at the same time before is in the book already.
-        if previous.is_none_or(|previous| previous.deadline(now) != deadline) {
-            self.look_at(operation, deadline);
+        if previous.is_none_or(|previous| previous.next_deadline(now) != deadline) {
+            self.schedule_at(operation, deadline);
         }
     }
 
     /// Keeps the queue in step with who is pending. The place of a new
     /// operation was taken by whoever creates it.
-    fn line_up(&self, previous: Option<&Operation>, operation: Option<&Arc<Operation>>) {
+    fn update_queue_membership(&self, previous: Option<&Operation>, operation: Option<&Arc<Operation>>) {
         let is_pending =
-            |operation: &&Operation| matches!(operation.stage(), Stage::Pending { .. });
+            |operation: &&Operation| matches!(operation.phase(), Phase::Pending { .. });
         let before = previous.filter(is_pending);
         let after = operation.map(|operation| &**operation).filter(is_pending);
         let Some(queue) = before.or(after).and_then(Operation::queue) else {
@@ -205,29 +205,29 @@ impl View {
         };
         match (before, after) {
             (Some(before), None) => {
-                self.ready.queue(queue).leave(before);
-                self.ready.tidy(queue);
+                self.ready_queues.get_or_create(queue).remove(before);
+                self.ready_queues.remove_if_unused(queue);
             }
             (None, Some(after)) => {
                 if previous.is_some() {
-                    self.ready.queue(queue).enter();
+                    self.ready_queues.get_or_create(queue).add_pending();
                 }
-                self.offer(after);
+                self.push_if_ready(after);
             }
             (Some(_), Some(_)) | (None, None) => {}
         }
     }
 
-    fn count(&self, previous: Option<&Operation>, operation: Option<&Arc<Operation>>) {
+    fn update_gauges(&self, previous: Option<&Operation>, operation: Option<&Arc<Operation>>) {
         let (before, now) = (
             previous.map_or(0, Operation::size),
             operation.map_or(0, |operation| operation.size()),
         );
         if before != now {
-            self.bytes.fetch_add(now, Ordering::Relaxed);
-            self.bytes.fetch_sub(before, Ordering::Relaxed);
+            self.total_bytes.fetch_add(now, Ordering::Relaxed);
+            self.total_bytes.fetch_sub(before, Ordering::Relaxed);
             let signed = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
-            self.metrics.bytes.inc_by(signed(now) - signed(before));
+            self.metrics.stored_bytes.inc_by(signed(now) - signed(before));
         }
         let (before, now) = (
             previous.map(Operation::state),
@@ -240,54 +240,54 @@ impl View {
     }
 
     /// A new operation takes its request over from one that is going away.
-    fn remember_request(&self, operation: &Operation) {
-        if let Some(request) = operation.request() {
-            let key = RequestKey::new(parent_of(operation.name()), request);
-            let (name, request) = (operation.owned_name(), request.clone());
-            self.requests.insert(key, Requested { name, request });
+    fn insert_request_id(&self, operation: &Operation) {
+        if let Some(idempotency_key) = operation.idempotency_key() {
+            let key = ScopedRequestId::new(parent_of(operation.name()), idempotency_key);
+            let (name, idempotency_key) = (operation.name_owned(), idempotency_key.clone());
+            self.by_request_id.insert(key, RequestIdEntry { name, idempotency_key });
         }
     }
 
-    fn forget_request(&self, operation: &Operation) {
-        let Some(request) = operation.request() else {
+    fn remove_request_id(&self, operation: &Operation) {
+        let Some(idempotency_key) = operation.idempotency_key() else {
             return;
         };
-        let key = RequestKey::new(parent_of(operation.name()), request);
-        self.requests.remove_if(&key, |_, requested| {
-            requested.name.as_str() == operation.name()
+        let key = ScopedRequestId::new(parent_of(operation.name()), idempotency_key);
+        self.by_request_id.remove_if(&key, |_, entry| {
+            entry.name.as_str() == operation.name()
         });
     }
 }
 
 // === impl RequestKey ===
 
-impl RequestKey {
-    pub(crate) fn new(parent: &str, request: &Request) -> Self {
+impl ScopedRequestId {
+    pub(crate) fn new(parent: &str, idempotency_key: &IdempotencyKey) -> Self {
         Self {
             parent: parent.into(),
-            id: request.id.clone(),
+            request_id: idempotency_key.request_id.clone(),
         }
     }
 }
 
 // === impl Record ===
 
-impl Borrow<str> for Record {
+impl Borrow<str> for NamedOperation {
     fn borrow(&self) -> &str {
         self.0.name()
     }
 }
 
-impl Hash for Record {
+impl Hash for NamedOperation {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.0.name().hash(state);
     }
 }
 
-impl PartialEq for Record {
+impl PartialEq for NamedOperation {
     fn eq(&self, other: &Self) -> bool {
         self.0.name() == other.0.name()
     }
 }
 
-impl Eq for Record {}
+impl Eq for NamedOperation {}

@@ -21,57 +21,57 @@ use crate::tasks::Tasks;
 /// So many waiters of one operation are served in some 100 ms. Fewer at a time cost
 /// more, because what is woken together leaves together: in turns of 2 048, ten
 /// thousand took half as long again.
-const CROWD: usize = 16 * 1024;
+const WAKE_BATCH_SIZE: usize = 16 * 1024;
 
 /// What a waiter wants to hear of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Interest {
+pub(crate) enum WaitFor {
     /// The end only: done, deleted or expired.
-    End,
+    Done,
     /// Every change.
-    Change,
+    AnyChange,
 }
 
 /// All waiters, by the number of the operation they wait for.
 #[derive(Debug)]
 pub(crate) struct Waiters {
-    rooms: DashMap<u64, Room, RandomState>,
+    by_operation: DashMap<u64, OperationWaiters, RandomState>,
     limit: usize,
     /// Clients only.
-    count: AtomicUsize,
+    client_count: AtomicUsize,
     gauge: Gauge,
     /// All waiters.
-    seats: AtomicUsize,
+    total_count: AtomicUsize,
 }
 
 /// The waiters of one operation. Those who wait for the end are kept apart, so
 /// that a thousand of them cost a change nothing.
 #[derive(Debug, Default)]
-struct Room {
-    end: Slab<Seat>,
-    change: Slab<Seat>,
+struct OperationWaiters {
+    done: Slab<WaiterSlot>,
+    any_change: Slab<WaiterSlot>,
 }
 
 /// One waiter's place.
 #[derive(Debug)]
-enum Seat {
+enum WaiterSlot {
     /// Nothing happened; nobody sleeps yet, or this waker does.
-    Quiet(Option<Waker>),
+    Idle(Option<Waker>),
     /// Something happened since the waiter looked.
-    Called,
+    Notified,
 }
 
 /// Sleepers who were called, and are woken when this is dropped at the latest.
-struct Sleepers(std::vec::IntoIter<Waker>);
+struct WakeBatch(std::vec::IntoIter<Waker>);
 
 /// A place among the waiters of one operation, left when dropped.
 #[derive(Debug)]
 pub(crate) struct Waiter {
     waiters: Arc<Waiters>,
     number: u64,
-    interest: Interest,
-    seat: usize,
-    counted: bool,
+    wait_for: WaitFor,
+    slot: usize,
+    is_client: bool,
 }
 
 // === impl Waiters ===
@@ -79,108 +79,108 @@ pub(crate) struct Waiter {
 impl Waiters {
     pub(crate) fn new(limit: usize, gauge: Gauge) -> Self {
         Self {
-            rooms: DashMap::default(),
+            by_operation: DashMap::default(),
             limit,
-            count: AtomicUsize::new(0),
+            client_count: AtomicUsize::new(0),
             gauge,
-            seats: AtomicUsize::new(0),
+            total_count: AtomicUsize::new(0),
         }
     }
 
     /// Enters a client among the waiters of an operation; none if there are too
     /// many already.
-    pub(crate) fn enter(self: &Arc<Self>, number: u64, interest: Interest) -> Option<Waiter> {
-        if self.limit <= self.count.fetch_add(1, Ordering::Relaxed) {
-            self.count.fetch_sub(1, Ordering::Relaxed);
+    pub(crate) fn register(self: &Arc<Self>, number: u64, wait_for: WaitFor) -> Option<Waiter> {
+        if self.limit <= self.client_count.fetch_add(1, Ordering::Relaxed) {
+            self.client_count.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
         self.gauge.inc();
-        Some(self.seat(number, interest, true))
+        Some(self.insert_slot(number, wait_for, true))
     }
 
     /// Enters the worker of an operation. There are never more workers than
     /// operations, so that they have no limit of their own.
-    pub(crate) fn enter_worker(self: &Arc<Self>, number: u64) -> Waiter {
-        self.seat(number, Interest::Change, false)
+    pub(crate) fn register_worker(self: &Arc<Self>, number: u64) -> Waiter {
+        self.insert_slot(number, WaitFor::AnyChange, false)
     }
 
-    fn seat(self: &Arc<Self>, number: u64, interest: Interest, counted: bool) -> Waiter {
-        self.seats.fetch_add(1, Ordering::AcqRel);
-        let mut room = self.rooms.entry(number).or_default();
-        let seat = room.seats(interest).insert(Seat::Quiet(None));
+    fn insert_slot(self: &Arc<Self>, number: u64, wait_for: WaitFor, is_client: bool) -> Waiter {
+        self.total_count.fetch_add(1, Ordering::AcqRel);
+        let mut operation_waiters = self.by_operation.entry(number).or_default();
+        let slot = operation_waiters.slots(wait_for).insert(WaiterSlot::Idle(None));
         Waiter {
             waiters: self.clone(),
             number,
-            interest,
-            seat,
-            counted,
+            wait_for,
+            slot,
+            is_client,
         }
     }
 
     /// Calls the waiters of an operation: all of them if this is its end. The
     /// change was made under a lock that they take to look, so that whoever looks
     /// too early to see it has a seat by now.
-    pub(crate) fn call(&self, number: u64, end: bool) {
+    pub(crate) fn notify(&self, number: u64, is_final: bool) {
         // The usual case is that nobody waits for anything.
-        if self.seats.load(Ordering::Acquire) == 0 {
+        if self.total_count.load(Ordering::Acquire) == 0 {
             return;
         }
-        let mut sleepers = Vec::new();
-        if let Some(mut room) = self.rooms.get_mut(&number) {
-            room.change
+        let mut wakers = Vec::new();
+        if let Some(mut operation_waiters) = self.by_operation.get_mut(&number) {
+            operation_waiters.any_change
                 .iter_mut()
-                .for_each(|(_, seat)| sleepers.extend(seat.call()));
-            if end {
-                room.end
+                .for_each(|(_, slot)| wakers.extend(slot.notify()));
+            if is_final {
+                operation_waiters.done
                     .iter_mut()
-                    .for_each(|(_, seat)| sleepers.extend(seat.call()));
+                    .for_each(|(_, slot)| wakers.extend(slot.notify()));
             }
         }
         // Woken outside of the lock, because they come back for it.
-        let mut sleepers = Sleepers(sleepers.into_iter());
-        if sleepers.0.len() <= CROWD || Handle::try_current().is_err() {
+        let mut wake_batch = WakeBatch(wakers.into_iter());
+        if wake_batch.0.len() <= WAKE_BATCH_SIZE || Handle::try_current().is_err() {
             return;
         }
         // All at once, they would be ahead of whoever calls next.
         drop(Tasks::default().spawn("wake", async move {
-            while sleepers.0.len() != 0 {
-                sleepers.0.by_ref().take(CROWD).for_each(Waker::wake);
+            while wake_batch.0.len() != 0 {
+                wake_batch.0.by_ref().take(WAKE_BATCH_SIZE).for_each(Waker::wake);
                 yield_now().await;
             }
         }));
     }
 
     /// How many clients wait at present.
-    pub(crate) fn count(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
+    pub(crate) fn client_count(&self) -> usize {
+        self.client_count.load(Ordering::Relaxed)
     }
 }
 
 // === impl Room ===
 
-impl Room {
-    fn seats(&mut self, interest: Interest) -> &mut Slab<Seat> {
-        match interest {
-            Interest::End => &mut self.end,
-            Interest::Change => &mut self.change,
+impl OperationWaiters {
+    fn slots(&mut self, wait_for: WaitFor) -> &mut Slab<WaiterSlot> {
+        match wait_for {
+            WaitFor::Done => &mut self.done,
+            WaitFor::AnyChange => &mut self.any_change,
         }
     }
 }
 
 // === impl Seat ===
 
-impl Seat {
-    fn call(&mut self) -> Option<Waker> {
-        match std::mem::replace(self, Self::Called) {
-            Self::Quiet(waker) => waker,
-            Self::Called => None,
+impl WaiterSlot {
+    fn notify(&mut self) -> Option<Waker> {
+        match std::mem::replace(self, Self::Notified) {
+            Self::Idle(waker) => waker,
+            Self::Notified => None,
         }
     }
 }
 
 // === impl Sleepers ===
 
-impl Drop for Sleepers {
+impl Drop for WakeBatch {
     fn drop(&mut self) {
         self.0.by_ref().for_each(Waker::wake);
     }
@@ -190,37 +190,37 @@ impl Drop for Sleepers {
 
 impl Waiter {
     /// Sleeps until called; at once if called since the last time.
-    pub(crate) async fn called(&mut self) {
-        poll_fn(|context| self.poll_called(context)).await;
+    pub(crate) async fn notified(&mut self) {
+        poll_fn(|context| self.poll_notified(context)).await;
     }
 
-    fn poll_called(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let mut room = self
+    fn poll_notified(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let mut operation_waiters = self
             .waiters
-            .rooms
+            .by_operation
             .get_mut(&self.number)
             .expect("a waiter keeps its room");
-        let seat = &mut room.seats(self.interest)[self.seat];
-        if let Seat::Called = seat {
-            *seat = Seat::Quiet(None);
+        let slot = &mut operation_waiters.slots(self.wait_for)[self.slot];
+        if let WaiterSlot::Notified = slot {
+            *slot = WaiterSlot::Idle(None);
             return Poll::Ready(());
         }
-        *seat = Seat::Quiet(Some(context.waker().clone()));
+        *slot = WaiterSlot::Idle(Some(context.waker().clone()));
         Poll::Pending
     }
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        if let Entry::Occupied(mut room) = self.waiters.rooms.entry(self.number) {
-            room.get_mut().seats(self.interest).remove(self.seat);
-            if room.get().end.is_empty() && room.get().change.is_empty() {
-                room.remove();
+        if let Entry::Occupied(mut operation_waiters) = self.waiters.by_operation.entry(self.number) {
+            operation_waiters.get_mut().slots(self.wait_for).remove(self.slot);
+            if operation_waiters.get().done.is_empty() && operation_waiters.get().any_change.is_empty() {
+                operation_waiters.remove();
             }
         }
-        self.waiters.seats.fetch_sub(1, Ordering::AcqRel);
-        if self.counted {
-            self.waiters.count.fetch_sub(1, Ordering::Relaxed);
+        self.waiters.total_count.fetch_sub(1, Ordering::AcqRel);
+        if self.is_client {
+            self.waiters.client_count.fetch_sub(1, Ordering::Relaxed);
             self.waiters.gauge.dec();
         }
     }
@@ -237,47 +237,47 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_before_the_sleep_is_not_lost() {
+    async fn notification_before_wait_is_not_lost() {
         let waiters = waiters(1);
-        let mut waiter = waiters.enter(7, Interest::Change).unwrap();
-        waiters.call(7, false);
-        waiter.called().await;
+        let mut waiter = waiters.register(7, WaitFor::AnyChange).unwrap();
+        waiters.notify(7, false);
+        waiter.notified().await;
     }
 
     #[tokio::test]
-    async fn those_who_wait_for_the_end_sleep_through_changes() {
+    async fn waiter_for_done_is_not_woken_by_other_changes() {
         let waiters = waiters(2);
-        let mut end = waiters.enter(7, Interest::End).unwrap();
-        let mut change = waiters.enter(7, Interest::Change).unwrap();
-        waiters.call(7, false);
-        change.called().await;
-        assert!(futures_util::poll!(std::pin::pin!(end.called())).is_pending());
-        waiters.call(7, true);
-        end.called().await;
+        let mut done = waiters.register(7, WaitFor::Done).unwrap();
+        let mut any_change = waiters.register(7, WaitFor::AnyChange).unwrap();
+        waiters.notify(7, false);
+        any_change.notified().await;
+        assert!(futures_util::poll!(std::pin::pin!(done.notified())).is_pending());
+        waiters.notify(7, true);
+        done.notified().await;
     }
 
     #[tokio::test]
-    async fn ten_thousand_abandoned_waits_leave_no_waiter_behind() {
+    async fn ten_thousand_abandoned_waits_leave_no_waiter_registered() {
         let waiters = waiters(20_000);
         for number in 0..10_000 {
-            let mut waiter = waiters.enter(number % 100, Interest::End).unwrap();
-            assert!(futures_util::poll!(std::pin::pin!(waiter.called())).is_pending());
+            let mut waiter = waiters.register(number % 100, WaitFor::Done).unwrap();
+            assert!(futures_util::poll!(std::pin::pin!(waiter.notified())).is_pending());
         }
-        assert_eq!(waiters.count(), 0);
-        assert!(waiters.rooms.is_empty());
+        assert_eq!(waiters.client_count(), 0);
+        assert!(waiters.by_operation.is_empty());
     }
 
     #[test]
-    fn over_the_limit_nobody_enters_until_somebody_leaves() {
+    fn register_over_limit_fails_until_waiter_is_dropped() {
         let waiters = waiters(1);
-        let first = waiters.enter(1, Interest::End).unwrap();
-        assert!(waiters.enter(2, Interest::End).is_none());
+        let first = waiters.register(1, WaitFor::Done).unwrap();
+        assert!(waiters.register(2, WaitFor::Done).is_none());
         drop(first);
-        assert!(waiters.enter(2, Interest::End).is_some());
+        assert!(waiters.register(2, WaitFor::Done).is_some());
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn no_wake_up_is_lost_in_100_000_races_of_enter_and_publish() {
+    async fn no_wakeup_is_lost_in_100_000_races_of_register_and_publish() {
         let waiters = waiters(10);
         for _ in 0..100_000 {
             let value = Arc::new(Mutex::new(0));
@@ -285,16 +285,16 @@ mod tests {
                 let (waiters, value) = (waiters.clone(), value.clone());
                 move || {
                     *value.lock() = 1;
-                    waiters.call(7, true);
+                    waiters.notify(7, true);
                 }
             });
             // Enter, look, sleep: whichever comes first, this ends.
-            let mut waiter = waiters.enter(7, Interest::End).unwrap();
+            let mut waiter = waiters.register(7, WaitFor::Done).unwrap();
             while *value.lock() == 0 {
-                waiter.called().await;
+                waiter.notified().await;
             }
             publisher.await.unwrap();
         }
-        assert_eq!(waiters.count(), 0);
+        assert_eq!(waiters.client_count(), 0);
     }
 }

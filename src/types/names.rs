@@ -2,7 +2,7 @@
 
 /// The types of `google.protobuf` whose JSON is not an object of their fields,
 /// so that inside an `Any` it stands under `value`. Empty is none of them.
-const SPECIAL: [&str; 16] = [
+const SPECIAL_JSON_TYPES: [&str; 16] = [
     "Any",
     "BoolValue",
     "BytesValue",
@@ -27,7 +27,7 @@ pub(super) fn message_name(type_url: &str) -> &str {
 }
 
 /// Whether the JSON of this type has a form of its own.
-pub(super) fn is_special(name: &str) -> bool {
+pub(super) fn has_special_json(name: &str) -> bool {
     name.strip_prefix("google.protobuf.")
-        .is_some_and(|name| SPECIAL.contains(&name))
+        .is_some_and(|name| SPECIAL_JSON_TYPES.contains(&name))
 }

@@ -13,56 +13,56 @@ use prost_reflect::{
 use prost_types::Any;
 use serde_json::{Map, Value};
 
-use super::names::{is_special, message_name};
+use super::names::{has_special_json, message_name};
 
-const ANY: &str = "google.protobuf.Any";
+const ANY_TYPE_NAME: &str = "google.protobuf.Any";
 
 /// Reads messages from JSON.
 #[derive(Debug)]
-pub(super) struct Reader<'a> {
+pub(super) struct JsonReader<'a> {
     pool: &'a DescriptorPool,
     /// Whether an `Any` can be within a type, by its full name.
-    holds_any: HashMap<String, bool>,
+    contains_any_cache: HashMap<String, bool>,
 }
 
 // === impl Reader ===
 
-impl<'a> Reader<'a> {
+impl<'a> JsonReader<'a> {
     pub(super) fn new(pool: &'a DescriptorPool) -> Self {
         Self {
             pool,
-            holds_any: HashMap::new(),
+            contains_any_cache: HashMap::new(),
         }
     }
 
     /// The message that the JSON stands for, or what is wrong with the JSON.
-    pub(super) fn message(
+    pub(super) fn read_message(
         &mut self,
         descriptor: MessageDescriptor,
         json: &Value,
     ) -> Result<DynamicMessage, String> {
-        if descriptor.full_name() == ANY {
-            let any = self.any(json)?;
+        if descriptor.full_name() == ANY_TYPE_NAME {
+            let any = self.read_any(json)?;
             let mut message = DynamicMessage::new(descriptor);
-            let copied = message.transcode_from(&any);
-            return copied.map(|()| message).map_err(|error| error.to_string());
+            let transcoded = message.transcode_from(&any);
+            return transcoded.map(|()| message).map_err(|error| error.to_string());
         }
         let fields = match json {
-            Value::Object(fields) if self.holds_any(&descriptor) => fields,
-            _ => return plain(descriptor, json),
+            Value::Object(fields) if self.contains_any(&descriptor) => fields,
+            _ => return deserialize_without_any(descriptor, json),
         };
-        let (mut rest, mut own) = (Map::new(), Vec::new());
+        let (mut plain_fields, mut any_fields) = (Map::new(), Vec::new());
         for (key, value) in fields {
             let field = descriptor.get_field_by_json_name(key);
             let field = field.or_else(|| descriptor.get_field_by_name(key));
-            let field = field.filter(|field| !value.is_null() && self.leads_to_any(field));
+            let field = field.filter(|field| !value.is_null() && self.field_contains_any(field));
             match field {
-                Some(field) => own.push((field, value)),
-                None => drop(rest.insert(key.clone(), value.clone())),
+                Some(field) => any_fields.push((field, value)),
+                None => drop(plain_fields.insert(key.clone(), value.clone())),
             }
         }
-        let mut message = plain(descriptor, &Value::Object(rest))?;
-        for (field, value) in own {
+        let mut message = deserialize_without_any(descriptor, &Value::Object(plain_fields))?;
+        for (field, value) in any_fields {
             if let Some(oneof) = field.containing_oneof()
                 && oneof.fields().any(|other| message.has_field(&other))
             {
@@ -72,14 +72,14 @@ impl<'a> Reader<'a> {
                 ));
             }
             let value = self
-                .field(&field, value)
+                .read_field(&field, value)
                 .map_err(|error| format!("{}: {error}", field.json_name()))?;
             message.set_field(&field, value);
         }
         Ok(message)
     }
 
-    fn field(&mut self, field: &FieldDescriptor, json: &Value) -> Result<Field, String> {
+    fn read_field(&mut self, field: &FieldDescriptor, json: &Value) -> Result<Field, String> {
         let Kind::Message(descriptor) = field.kind() else {
             return Err("expected a message".to_owned());
         };
@@ -91,24 +91,24 @@ impl<'a> Reader<'a> {
             };
             let mut map = HashMap::new();
             for (key, value) in entries {
-                let value = self.message(descriptor.clone(), value)?;
-                map.insert(map_key(&key_kind, key)?, Field::Message(value));
+                let value = self.read_message(descriptor.clone(), value)?;
+                map.insert(parse_map_key(&key_kind, key)?, Field::Message(value));
             }
             return Ok(Field::Map(map));
         }
         if field.is_list() {
             let items = json.as_array().ok_or("expected a list")?;
             let items = items.iter().map(|item| {
-                let item = self.message(descriptor.clone(), item)?;
+                let item = self.read_message(descriptor.clone(), item)?;
                 Ok(Field::Message(item))
             });
             return Ok(Field::List(items.collect::<Result<_, String>>()?));
         }
-        Ok(Field::Message(self.message(descriptor, json)?))
+        Ok(Field::Message(self.read_message(descriptor, json)?))
     }
 
     /// The `Any` that the JSON stands for, with its `@type`.
-    pub(super) fn any(&mut self, json: &Value) -> Result<Any, String> {
+    pub(super) fn read_any(&mut self, json: &Value) -> Result<Any, String> {
         let fields = json.as_object().ok_or("expected an object with @type")?;
         if fields.is_empty() {
             return Ok(Any::default());
@@ -118,11 +118,11 @@ impl<'a> Reader<'a> {
         let name = message_name(type_url);
         let known = self.pool.get_message_by_name(name);
         let value = if let Some(descriptor) = known
-            && !is_special(name)
+            && !has_special_json(name)
         {
             let mut fields = fields.clone();
             fields.shift_remove("@type");
-            let message = self.message(descriptor, &Value::Object(fields))?;
+            let message = self.read_message(descriptor, &Value::Object(fields))?;
             message.encode_to_vec()
         } else {
             let value = fields.get("value").ok_or("expected the field 'value'")?;
@@ -130,7 +130,7 @@ impl<'a> Reader<'a> {
                 return Err(format!("unrecognized field name '{other}'"));
             }
             match self.pool.get_message_by_name(name) {
-                Some(descriptor) => self.message(descriptor, value)?.encode_to_vec(),
+                Some(descriptor) => self.read_message(descriptor, value)?.encode_to_vec(),
                 None => value
                     .as_str()
                     .and_then(|text| STANDARD.decode(text).ok())
@@ -145,46 +145,46 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn leads_to_any(&mut self, field: &FieldDescriptor) -> bool {
+    fn field_contains_any(&mut self, field: &FieldDescriptor) -> bool {
         let Kind::Message(descriptor) = field.kind() else {
             return false;
         };
-        self.holds_any(&descriptor)
+        self.contains_any(&descriptor)
     }
 
-    fn holds_any(&mut self, descriptor: &MessageDescriptor) -> bool {
+    fn contains_any(&mut self, descriptor: &MessageDescriptor) -> bool {
         let name = descriptor.full_name();
-        if name == ANY {
+        if name == ANY_TYPE_NAME {
             return true;
         }
-        if let Some(known) = self.holds_any.get(name) {
+        if let Some(known) = self.contains_any_cache.get(name) {
             return *known;
         }
         // All that can be reached, and not this type by recursion: types refer
         // to each other in circles.
-        let (mut seen, mut next) = (Vec::new(), vec![descriptor.clone()]);
-        let mut holds = false;
-        while let Some(descriptor) = next.pop() {
-            holds |= descriptor.full_name() == ANY;
-            if holds {
+        let (mut visited, mut pending) = (Vec::new(), vec![descriptor.clone()]);
+        let mut is_found = false;
+        while let Some(descriptor) = pending.pop() {
+            is_found |= descriptor.full_name() == ANY_TYPE_NAME;
+            if is_found {
                 break;
             }
-            if !seen.contains(&descriptor) {
+            if !visited.contains(&descriptor) {
                 let fields = descriptor.fields();
-                next.extend(fields.filter_map(|field| field.kind().as_message().cloned()));
-                seen.push(descriptor);
+                pending.extend(fields.filter_map(|field| field.kind().as_message().cloned()));
+                visited.push(descriptor);
             }
         }
-        self.holds_any.insert(name.to_owned(), holds);
-        holds
+        self.contains_any_cache.insert(name.to_owned(), is_found);
+        is_found
     }
 }
 
-fn plain(descriptor: MessageDescriptor, json: &Value) -> Result<DynamicMessage, String> {
+fn deserialize_without_any(descriptor: MessageDescriptor, json: &Value) -> Result<DynamicMessage, String> {
     DynamicMessage::deserialize(descriptor, json).map_err(|error| error.to_string())
 }
 
-fn map_key(kind: &Kind, text: &str) -> Result<MapKey, String> {
+fn parse_map_key(kind: &Kind, text: &str) -> Result<MapKey, String> {
     let key = match kind {
         Kind::Bool => text.parse().ok().map(MapKey::Bool),
         Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => text.parse().ok().map(MapKey::I32),

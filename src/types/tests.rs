@@ -15,12 +15,12 @@ use crate::{
     proto::longrunning::v1::{OperationMetadata, Progress},
 };
 
-fn json(any: &Any) -> String {
-    Types::built_in().any(any).to_string()
+fn any_json(any: &Any) -> String {
+    TypeRegistry::built_in().any_to_json(any).to_string()
 }
 
 #[test]
-fn a_known_type_is_unfolded_beside_its_type_url() {
+fn known_any_fields_are_written_beside_type_url() {
     let metadata = OperationMetadata {
         state: 2,
         progress: Some(Progress {
@@ -31,32 +31,32 @@ fn a_known_type_is_unfolded_beside_its_type_url() {
         ..Default::default()
     };
     expect_test::expect![[r#"{"@type":"type.googleapis.com/longrunning.v1.OperationMetadata","state":"RUNNING","progress":{"fraction":0.5,"doneUnits":"3"}}"#]]
-        .assert_eq(&json(Payload::pack(&metadata).any()));
+        .assert_eq(&any_json(Payload::pack(&metadata).any()));
     assert_eq!(
-        json(Payload::empty().any()),
+        any_json(Payload::empty().any()),
         r#"{"@type":"type.googleapis.com/google.protobuf.Empty"}"#
     );
 }
 
 #[test]
-fn a_well_known_type_of_special_form_stands_under_value() {
+fn well_known_type_with_special_json_is_nested_under_value() {
     let duration = Payload::pack(&prost_types::Duration {
         seconds: 1,
         nanos: 500_000_000,
     });
     let expected = r#"{"@type":"type.googleapis.com/google.protobuf.Duration","value":"1.500s"}"#;
-    assert_eq!(json(duration.any()), expected);
+    assert_eq!(any_json(duration.any()), expected);
 }
 
 #[test]
-fn a_value_without_its_type_is_bare_json_and_comes_back() {
-    let types = Types::built_in();
+fn plain_json_of_value_types_round_trips() {
+    let types = TypeRegistry::built_in();
     let json: Value = serde_json::from_str(r#"{"a":[1.5,null,{"b":"c"}]}"#).unwrap();
     for name in ["Struct", "Value"] {
         let any = types
             .pack(&format!("google.protobuf.{name}"), &json)
             .unwrap();
-        assert_eq!(types.bare(&any), json);
+        assert_eq!(types.to_plain_json(&any), json);
     }
     for (name, json) in [
         ("StringValue", json!("x")),
@@ -67,72 +67,72 @@ fn a_value_without_its_type_is_bare_json_and_comes_back() {
         let any = types
             .pack(&format!("google.protobuf.{name}"), &json)
             .unwrap();
-        assert_eq!(types.bare(&any), json);
+        assert_eq!(types.to_plain_json(&any), json);
     }
     let duration = types
         .pack("google.protobuf.Duration", &json!("1s"))
         .unwrap();
     assert_eq!(
-        types.bare(&duration),
-        types.any(&duration),
+        types.to_plain_json(&duration),
+        types.any_to_json(&duration),
         "its text could be anything"
     );
 }
 
 #[test]
-fn json_that_is_no_such_message_is_refused_with_what_is_wrong() {
-    let types = Types::built_in();
-    let refused = |name: &str, json: Value| types.pack(name, &json).unwrap_err().to_string();
-    assert!(refused("a.B", json!({})).contains("\"a.B\" is not a known type"));
-    let unfit = refused("google.rpc.Status", json!({ "cod": 1 }));
+fn invalid_message_json_is_rejected_with_reason() {
+    let types = TypeRegistry::built_in();
+    let pack_error = |name: &str, json: Value| types.pack(name, &json).unwrap_err().to_string();
+    assert!(pack_error("a.B", json!({})).contains("\"a.B\" is not a known type"));
+    let invalid = pack_error("google.rpc.Status", json!({ "cod": 1 }));
     assert!(
-        unfit.contains("google.rpc.Status") && unfit.contains("cod"),
-        "{unfit}"
+        invalid.contains("google.rpc.Status") && invalid.contains("cod"),
+        "{invalid}"
     );
     for depth in [32, 100] {
         let deep = (0..depth).fold(json!({}), |inner, _| json!({ "a": inner }));
-        let deep = refused("google.protobuf.Struct", deep);
+        let deep = pack_error("google.protobuf.Struct", deep);
         assert!(deep.contains("too deeply"), "{depth}: {deep}");
     }
 }
 
 #[test]
-fn the_text_of_a_program_is_a_struct_if_it_is_a_json_object_and_else_itself() {
-    let types = Types::built_in();
-    let json = |text: &str| types.any(&types.of_text(text)).to_string();
+fn program_output_becomes_struct_if_json_object_else_string() {
+    let types = TypeRegistry::built_in();
+    let json = |text: &str| types.any_to_json(&types.parse_output(text)).to_string();
     expect_test::expect![[
         r#"{"@type":"type.googleapis.com/google.protobuf.Struct","value":{"a":1}}"#
     ]]
     .assert_eq(&json(" {\"a\": 1}\n"));
     let typed = r#"{"@type": "a/google.rpc.Status", "code": 5}"#;
-    assert_eq!(types.of_text(typed).type_url, "a/google.rpc.Status");
+    assert_eq!(types.parse_output(typed).type_url, "a/google.rpc.Status");
     for text in [
         r#"{"@type": "Person", "name": "Ann"}"#,
         r#"{"@type": "Status", "code": 5}"#,
         r#"{"@type": "a/google.rpc.Status", "cod": 5}"#,
         r#"{"@type": 7}"#,
     ] {
-        let plain = types.of_text(text);
+        let plain = types.parse_output(text);
         let name = message_name(&plain.type_url);
         assert_eq!(name, "google.protobuf.Struct", "{text}");
     }
     for text in ["[1]", "{a}", "7", "{\"a\": 1} {}"] {
-        let any = types.of_text(text);
+        let any = types.parse_output(text);
         assert_eq!(
-            (any.type_url, types.bare(&types.of_text(text))),
+            (any.type_url, types.to_plain_json(&types.parse_output(text))),
             (String::type_url(), json!(text))
         );
     }
 }
 
 #[test]
-fn an_unknown_type_or_damaged_bytes_are_shown_as_base64() {
+fn unknown_type_or_damaged_bytes_become_base64() {
     let unknown = Any {
         type_url: "type.googleapis.com/a.B".into(),
         value: vec![1, 2],
     };
     assert_eq!(
-        json(&unknown),
+        any_json(&unknown),
         r#"{"@type":"type.googleapis.com/a.B","value":"AQI="}"#
     );
     let damaged = Any {
@@ -140,7 +140,7 @@ fn an_unknown_type_or_damaged_bytes_are_shown_as_base64() {
         value: vec![0xff],
     };
     assert_eq!(
-        json(&damaged),
+        any_json(&damaged),
         r#"{"@type":"type.googleapis.com/google.rpc.Status","value":"/w=="}"#
     );
 }
@@ -148,7 +148,7 @@ fn an_unknown_type_or_damaged_bytes_are_shown_as_base64() {
 // === what the tests share ===
 
 /// The encoded descriptor set of these files and of all that they import.
-fn compile(files: &[(&str, &str)]) -> Vec<u8> {
+fn compile_protos(files: &[(&str, &str)]) -> Vec<u8> {
     let directory = tempfile::tempdir().unwrap();
     for (name, source) in files {
         let path = directory.path().join(name);
@@ -162,30 +162,30 @@ fn compile(files: &[(&str, &str)]) -> Vec<u8> {
 }
 
 /// One file of a set.
-fn file(set: &[u8], name: &str) -> prost_types::FileDescriptorProto {
+fn find_file(set: &[u8], name: &str) -> prost_types::FileDescriptorProto {
     let set = prost_types::FileDescriptorSet::decode(set).unwrap();
     let mut files = set.file.into_iter();
     files.find(|file| file.name() == name).unwrap()
 }
 
 /// The set with that one file of a set.
-fn only(set: &[u8], name: &str) -> Vec<u8> {
-    let file = vec![file(set, name)];
+fn single_file_set(set: &[u8], name: &str) -> Vec<u8> {
+    let file = vec![find_file(set, name)];
     prost_types::FileDescriptorSet { file }.encode_to_vec()
 }
 
 /// The built-in types and `test.Everything`, which has a field of each kind.
-fn everything() -> Types {
+fn test_registry() -> TypeRegistry {
     static SET: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let source = include_str!("tests/everything.proto");
-        compile(&[("everything.proto", source)])
+        compile_protos(&[("everything.proto", source)])
     });
-    let types = Types::built_in();
+    let types = TypeRegistry::built_in();
     types.add_descriptor_set(&SET).unwrap();
     types
 }
 
-fn pack(name: &str, message: &impl Message) -> Any {
+fn pack_well_known(name: &str, message: &impl Message) -> Any {
     Any {
         type_url: format!("type.googleapis.com/google.protobuf.{name}"),
         value: message.encode_to_vec(),

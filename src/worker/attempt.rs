@@ -12,20 +12,20 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
-    context::{Assignment, Context, Desk},
-    execution::{Ended, bad_result, execute},
-    handler::AnyHandler,
+    context::{LeasedOperation, Context, ReportBuffer},
+    execution::{RunOutcome, invalid_result_failure, run_handler},
+    handler::DynHandler,
 };
 use crate::{
     error::{Error, Result},
-    metrics::AttemptEnd,
+    metrics::AttemptOutcome,
     operation::{
-        end::End,
+        end::AttemptResult,
         lease::LeaseToken,
         name::OperationName,
         operation::Operation,
         outcome::{Failure, Outcome},
-        stage::{Ending, Event, Report, Stage},
+        stage::{TerminalState, Event, Report, Phase},
     },
     proto::google::rpc::Code,
     store::store::Store,
@@ -33,9 +33,9 @@ use crate::{
 };
 
 /// The shortest pause between two reports of one attempt.
-const REPORT_PAUSE: Duration = Duration::from_millis(100);
+const MIN_REPORT_INTERVAL: Duration = Duration::from_millis(100);
 /// The pause before an outcome that the store could not keep is tried again.
-const FINISH_PAUSE: Duration = Duration::from_millis(200);
+const FINISH_RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// A claimed operation and who works on it.
 pub(crate) struct Attempt {
@@ -43,8 +43,8 @@ pub(crate) struct Attempt {
     name: OperationName,
     number: u64,
     token: LeaseToken,
-    renewal: Duration,
-    desk: Arc<Desk>,
+    renew_interval: Duration,
+    report_buffer: Arc<ReportBuffer>,
 }
 
 impl Attempt {
@@ -52,11 +52,11 @@ impl Attempt {
     pub(crate) fn new(store: Arc<Store>, operation: &Operation, token: LeaseToken) -> Self {
         Self {
             store,
-            name: operation.owned_name(),
+            name: operation.name_owned(),
             number: operation.number(),
             token,
-            renewal: operation.terms().lease_duration / 3,
-            desk: Arc::new(Desk::with_bell(Arc::default())),
+            renew_interval: operation.options().lease_duration / 3,
+            report_buffer: Arc::new(ReportBuffer::with_wakeup(Arc::default())),
         }
     }
 
@@ -64,58 +64,58 @@ impl Attempt {
     /// early: the operation goes back to its queue.
     pub(crate) async fn run(
         self,
-        assignment: Assignment,
-        handler: Arc<dyn AnyHandler>,
+        leased_operation: LeasedOperation,
+        handler: Arc<dyn DynHandler>,
         tasks: &Tasks,
-        release: CancellationToken,
-    ) -> AttemptEnd {
-        let context = Context::new(assignment, self.desk.clone(), self.store.clock);
-        let desk = self.desk.clone();
-        match execute(handler, context, desk, tasks, &release, None, self.keep()).await {
-            Ended::With(end) => self.record(end, false, &release).await,
-            Ended::Panicked(end) => self.record(end, true, &release).await,
-            Ended::Lost => AttemptEnd::lost,
+        stop: CancellationToken,
+    ) -> AttemptOutcome {
+        let context = Context::new(leased_operation, self.report_buffer.clone(), self.store.clock);
+        let report_buffer = self.report_buffer.clone();
+        match run_handler(handler, context, report_buffer, tasks, &stop, None, self.maintain_lease()).await {
+            RunOutcome::Finished(end) => self.record_result(end, false, &stop).await,
+            RunOutcome::Panicked(end) => self.record_result(end, true, &stop).await,
+            RunOutcome::LeaseLost => AttemptOutcome::lost,
         }
     }
 
     /// Renews the lease, commits reports and passes on a cancellation. Ends
     /// only when the lease is lost.
-    async fn keep(&self) {
-        let mut waiter = self.store.view.waiters.enter_worker(self.number);
-        let mut renew_at = Instant::now() + self.renewal;
+    async fn maintain_lease(&self) {
+        let mut waiter = self.store.view.waiters.register_worker(self.number);
+        let mut renew_at = Instant::now() + self.renew_interval;
         let mut report_at = Instant::now();
         let mut warned = false;
         loop {
-            if !self.is_mine() {
+            if !self.check_lease() {
                 return;
             }
-            let reported = async {
+            let report_ready = async {
                 sleep_until(report_at).await;
-                self.desk.reported().await;
+                self.report_buffer.wait_for_report().await;
             };
-            let kept = select! {
-                () = waiter.called() => continue,
+            let result = select! {
+                () = waiter.notified() => continue,
                 () = sleep_until(renew_at) => {
-                    renew_at = Instant::now() + self.renewal;
-                    self.commit(Event::Renew(self.token, Report::default())).await
+                    renew_at = Instant::now() + self.renew_interval;
+                    self.commit(Event::RenewLease(self.token, Report::default())).await
                 }
-                () = reported => {
-                    report_at = Instant::now() + REPORT_PAUSE;
-                    match self.desk.take() {
+                () = report_ready => {
+                    report_at = Instant::now() + MIN_REPORT_INTERVAL;
+                    match self.report_buffer.take() {
                         Some(report) => {
-                            let kept = self.commit(Event::Report(self.token, report.clone())).await;
-                            if let Err(Error::StoreUnavailable) = kept {
-                                self.desk.put_back(report);
+                            let committed = self.commit(Event::Report(self.token, report.clone())).await;
+                            if let Err(Error::StoreUnavailable) = committed {
+                                self.report_buffer.restore(report);
                             }
-                            kept
+                            committed
                         }
                         None => continue,
                     }
                 }
             };
-            match kept {
+            match result {
                 Ok(_) => {}
-                Err(Error::Refused { .. } | Error::NotFound { .. }) => return,
+                Err(Error::FailedPrecondition { .. } | Error::NotFound { .. }) => return,
                 Err(error @ (Error::TooLarge { .. } | Error::StoreFull { .. })) => {
                     if !std::mem::replace(&mut warned, true) {
                         warn!(operation.name = %self.name, %error, "reports are dropped");
@@ -131,12 +131,12 @@ impl Attempt {
 
     /// Looks at the operation: whether the lease is still held, and whether
     /// somebody wants it to stop.
-    fn is_mine(&self) -> bool {
-        let Some(operation) = self.store.view.find(self.name.as_str()) else {
+    fn check_lease(&self) -> bool {
+        let Some(operation) = self.store.view.get_any(self.name.as_str()) else {
             return false;
         };
-        if let Stage::Cancelling(_) = operation.stage() {
-            self.desk.cancelled.cancel();
+        if let Phase::Cancelling(_) = operation.phase() {
+            self.report_buffer.cancellation_token.cancel();
         }
         operation
             .lease()
@@ -146,45 +146,45 @@ impl Attempt {
     /// Records how the attempt ended, with what the handler reported last,
     /// however long the store takes, while the lease lasts and the grace of a
     /// shutdown is not over.
-    async fn record(&self, end: End, panicked: bool, release: &CancellationToken) -> AttemptEnd {
-        let report = self.desk.take().unwrap_or_default();
-        let is_release = end == End::Release;
-        let event = end.into_event(self.token, report.clone());
-        let mut event = event.unwrap_or_else(|error| self.failed(bad_result(&error), report));
+    async fn record_result(&self, result: AttemptResult, has_panicked: bool, stop: &CancellationToken) -> AttemptOutcome {
+        let report = self.report_buffer.take().unwrap_or_default();
+        let is_release = result == AttemptResult::Released;
+        let event = result.into_event(self.token, report.clone());
+        let mut event = event.unwrap_or_else(|error| self.failure_event(invalid_result_failure(&error), report));
         loop {
             match self.commit(event.clone()).await {
-                Ok(_) if panicked => return AttemptEnd::panicked,
-                Ok(operation) => return ended(&operation, is_release),
-                Err(Error::Refused { .. } | Error::NotFound { .. }) => return AttemptEnd::lost,
-                Err(error @ Error::TooLarge { .. }) => event = self.smaller(event, &error),
+                Ok(_) if has_panicked => return AttemptOutcome::panicked,
+                Ok(operation) => return attempt_outcome(&operation, is_release),
+                Err(Error::FailedPrecondition { .. } | Error::NotFound { .. }) => return AttemptOutcome::lost,
+                Err(error @ Error::TooLarge { .. }) => event = self.shrink_event(event, &error),
                 Err(error) => {
                     debug!(operation.name = %self.name, %error, "the outcome could not be recorded yet");
-                    if release.is_cancelled() {
-                        return AttemptEnd::lost;
+                    if stop.is_cancelled() {
+                        return AttemptOutcome::lost;
                     }
                     select! {
-                        () = sleep(FINISH_PAUSE) => {}
-                        () = release.cancelled() => {}
+                        () = sleep(FINISH_RETRY_DELAY) => {}
+                        () = stop.cancelled() => {}
                     }
                 }
             }
         }
     }
 
-    fn failed(&self, failure: Failure, report: Report) -> Event {
+    fn failure_event(&self, failure: Failure, report: Report) -> Event {
         Event::Finish(self.token, Outcome::Error(Box::new(failure.error)), report)
     }
 
     /// What is recorded instead of an end that is too large: first the same
     /// without the last report, then an error that says so, for which there is
     /// always room.
-    fn smaller(&self, event: Event, error: &Error) -> Event {
+    fn shrink_event(&self, event: Event, error: &Error) -> Event {
         if event.report().is_some_and(|report| !report.is_empty()) {
             warn!(operation.name = %self.name, %error, "the last report of an attempt was dropped");
             return event.without_report();
         }
         let message = error.to_string();
-        let outcome = Outcome::failed(Code::ResourceExhausted, error.reason(), message);
+        let outcome = Outcome::server_error(Code::ResourceExhausted, error.reason(), message);
         Event::Finish(self.token, outcome, Report::default())
     }
 
@@ -195,12 +195,12 @@ impl Attempt {
 
 /// How an attempt ended, by what became of the operation: a failure that was
 /// meant to be retried may have been the last one.
-fn ended(operation: &Operation, is_release: bool) -> AttemptEnd {
-    match operation.stage() {
-        Stage::Done(Ending::Succeeded) => AttemptEnd::succeeded,
-        Stage::Done(Ending::Failed) => AttemptEnd::failed,
-        Stage::Done(Ending::Cancelled) => AttemptEnd::cancelled,
-        _ if is_release => AttemptEnd::released,
-        _ => AttemptEnd::retried,
+fn attempt_outcome(operation: &Operation, is_release: bool) -> AttemptOutcome {
+    match operation.phase() {
+        Phase::Done(TerminalState::Succeeded) => AttemptOutcome::succeeded,
+        Phase::Done(TerminalState::Failed) => AttemptOutcome::failed,
+        Phase::Done(TerminalState::Cancelled) => AttemptOutcome::cancelled,
+        _ if is_release => AttemptOutcome::released,
+        _ => AttemptOutcome::retried,
     }
 }

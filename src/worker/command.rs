@@ -26,21 +26,21 @@ use tracing::{debug, warn};
 use super::{
     context::Context,
     handler::Handler,
-    output::{MAX_OUTPUT, Output, Tail, TooLarge},
+    output::{MAX_OUTPUT_BYTES, CommandOutput, StderrTail, OutputTooLargeError},
 };
 use crate::{
     operation::{outcome::Failure, terms::QueueName},
     proto::google::rpc::Code,
-    types::Types,
+    types::TypeRegistry,
 };
 
 /// The longest variable; Linux starts no program with one above 128 KiB.
-const MAX_VARIABLE: usize = 100 << 10;
+const MAX_ENV_VALUE_BYTES: usize = 100 << 10;
 /// How long what a command left behind may go on with its output.
-const PATIENCE: Duration = Duration::from_secs(1);
+const OUTPUT_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// What is handed on of a trace. Creators choose the keys, and must not get to
 /// choose PATH.
-const TRACE: [&str; 4] = ["traceparent", "tracestate", "baggage", "b3"];
+const TRACE_CONTEXT_KEYS: [&str; 4] = ["traceparent", "tracestate", "baggage", "b3"];
 
 /// Runs a program for each operation, in a process group of its own.
 ///
@@ -67,15 +67,15 @@ pub struct CommandHandler {
     program: OsString,
     arguments: Vec<OsString>,
     kill_after: Duration,
-    show: Option<Box<Show>>,
-    types: Types,
+    stderr_callback: Option<Box<StderrCallback>>,
+    types: TypeRegistry,
 }
 
-type Show = dyn Fn(&Context, &str) + Send + Sync;
+type StderrCallback = dyn Fn(&Context, &str) + Send + Sync;
 
 /// Why a command cannot be run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CommandError {
+pub enum InvalidCommand {
     /// There is no program.
     #[error("the command is empty: name a program, then its arguments")]
     Empty,
@@ -89,15 +89,15 @@ pub enum CommandError {
 
 /// A program that was started, and what it started; killed when dropped. The
 /// runtime reaps it then.
-struct Group {
+struct ProcessGroup {
     child: Child,
     leader: Option<Pid>,
 }
 
 /// How a program ended, and whether it was asked to.
-struct Exit {
+struct ProcessExit {
     status: io::Result<ExitStatus>,
-    was_asked: bool,
+    termination_requested: bool,
 }
 
 // === impl CommandHandler ===
@@ -110,23 +110,23 @@ impl CommandHandler {
     /// that a wrong name does not wait for the first operation.
     pub fn new<T: Into<OsString>>(
         command: impl IntoIterator<Item = T>,
-    ) -> Result<Self, CommandError> {
-        let mut words = command.into_iter().map(Into::into);
-        let program: OsString = words.next().unwrap_or_default();
-        find(&program)?;
+    ) -> Result<Self, InvalidCommand> {
+        let mut argv = command.into_iter().map(Into::into);
+        let program: OsString = argv.next().unwrap_or_default();
+        check_program(&program)?;
         Ok(Self {
             program,
-            arguments: words.collect(),
+            arguments: argv.collect(),
             kill_after: Duration::from_secs(10),
-            show: None,
-            types: Types::built_in(),
+            stderr_callback: None,
+            types: TypeRegistry::built_in(),
         })
     }
 
     /// The types of which the program is given the JSON of its input. Without
     /// it, those of `google.protobuf`, `google.rpc` and `longrunning.v1`.
     #[must_use]
-    pub fn types(mut self, types: &Types) -> Self {
+    pub fn with_types(mut self, types: &TypeRegistry) -> Self {
         self.types = types.clone();
         self
     }
@@ -134,19 +134,19 @@ impl CommandHandler {
     /// How long after SIGTERM it gets SIGKILL; 10 s without it. The operation's
     /// `cancel_grace` may be shorter.
     #[must_use]
-    pub fn kill_after(mut self, time: Duration) -> Self {
-        self.kill_after = time;
+    pub fn kill_after(mut self, delay: Duration) -> Self {
+        self.kill_after = delay;
         self
     }
 
     /// Shows each line of standard error. Without it they are logged at `debug`.
     #[must_use]
-    pub fn show_stderr(mut self, show: impl Fn(&Context, &str) + Send + Sync + 'static) -> Self {
-        self.show = Some(Box::new(show));
+    pub fn on_stderr_line(mut self, callback: impl Fn(&Context, &str) + Send + Sync + 'static) -> Self {
+        self.stderr_callback = Some(Box::new(callback));
         self
     }
 
-    fn command(&self, context: &Context, input: Option<&str>) -> Command {
+    fn build_command(&self, context: &Context, input: Option<&str>) -> Command {
         let mut command = Command::new(&self.program);
         command
             .args(&self.arguments)
@@ -156,8 +156,8 @@ impl CommandHandler {
             .stderr(Stdio::piped());
         let checkpoint = context
             .checkpoint()
-            .map(|checkpoint| self.types.bare(checkpoint).to_string());
-        if checkpoint.as_deref().is_some_and(is_long) {
+            .map(|checkpoint| self.types.to_plain_json(checkpoint).to_string());
+        if checkpoint.as_deref().is_some_and(exceeds_env_limit) {
             warn!(operation.name = %context.name(), "the checkpoint is too long for a variable: the command begins without it");
         }
         for (key, value) in [
@@ -171,45 +171,45 @@ impl CommandHandler {
             ("QUEUE", context.queue().map(QueueName::to_string)),
             ("CHECKPOINT", checkpoint),
         ] {
-            let value = value.filter(|value| !is_long(value));
-            set(
+            let value = value.filter(|value| !exceeds_env_limit(value));
+            set_env(
                 &mut command,
                 &format!("LONGRUNNING_{key}"),
                 value.as_deref(),
             );
         }
-        for key in TRACE {
+        for key in TRACE_CONTEXT_KEYS {
             let mut entries = context.trace_context().iter();
             let value = entries.find_map(|(name, value)| (name == key).then_some(value));
-            set(&mut command, &key.to_uppercase(), value);
+            set_env(&mut command, &key.to_uppercase(), value);
         }
         command
     }
 
-    fn shown(&self, context: &Context, line: &str) {
-        match &self.show {
-            Some(show) => show(context, line),
+    fn handle_stderr_line(&self, context: &Context, line: &str) {
+        match &self.stderr_callback {
+            Some(callback) => callback(context, line),
             None => debug!(line, "standard error"),
         }
     }
 
-    fn not_started(&self, error: &io::Error) -> Failure {
+    fn start_failure(&self, error: &io::Error) -> Failure {
         let message = format!("{self} could not be started: {error}");
         Failure::new(Code::Unavailable, message)
             .with_reason("COMMAND_NOT_STARTED")
             .retryable()
     }
 
-    fn too_large(&self) -> Failure {
+    fn output_too_large_failure(&self) -> Failure {
         let message = format!(
             "{self} wrote more than {} MiB to standard output; keep large results elsewhere, and print where",
-            MAX_OUTPUT >> 20
+            MAX_OUTPUT_BYTES >> 20
         );
         Failure::new(Code::ResourceExhausted, message).with_reason("OUTPUT_TOO_LARGE")
     }
 
-    fn failed(&self, status: &io::Result<ExitStatus>, complaint: Option<String>) -> Failure {
-        let (reason, end) = match status {
+    fn exit_failure(&self, status: &io::Result<ExitStatus>, stderr_tail: Option<String>) -> Failure {
+        let (reason, description) = match status {
             Ok(status) => match (status.code(), status.signal()) {
                 (Some(code), _) => ("COMMAND_FAILED", format!("exited with code {code}")),
                 (None, signal) => {
@@ -219,31 +219,31 @@ impl CommandHandler {
             },
             Err(error) => ("COMMAND_FAILED", format!("is lost: {error}")),
         };
-        let complaint = complaint.map_or_else(String::new, |text| format!(": {text}"));
-        Failure::new(Code::Unknown, format!("{self} {end}{complaint}"))
+        let stderr_tail = stderr_tail.map_or_else(String::new, |text| format!(": {text}"));
+        Failure::new(Code::Unknown, format!("{self} {description}{stderr_tail}"))
             .with_reason(reason)
             .retryable()
     }
 }
 
 impl Handler for CommandHandler {
-    fn patience(&self) -> Duration {
+    fn shutdown_grace(&self) -> Duration {
         self.kill_after
     }
 
     async fn run(&self, context: Context) -> Result<Any, Failure> {
-        let input = context.input().map(|input| self.types.bare(input));
+        let input = context.input().map(|input| self.types.to_plain_json(input));
         let input = input.map(|input| input.to_string());
-        let child = self.command(&context, input.as_deref()).spawn();
-        let mut group = Group::new(child.map_err(|error| self.not_started(&error))?);
-        let (mut output, mut tail) = (Output::default(), Tail::default());
+        let child = self.build_command(&context, input.as_deref()).spawn();
+        let mut group = ProcessGroup::new(child.map_err(|error| self.start_failure(&error))?);
+        let (mut output, mut stderr_tail) = (CommandOutput::default(), StderrTail::default());
         let exit = {
             let (stdin, stdout, stderr) = (
                 group.child.stdin.take(),
                 group.child.stdout.take(),
                 group.child.stderr.take(),
             );
-            let feed = async {
+            let write_stdin = async {
                 // A command need not read its input.
                 let _ = stdin
                     .expect("it is piped")
@@ -251,39 +251,39 @@ impl Handler for CommandHandler {
                     .await;
                 Ok(())
             };
-            let listen = output.read(stdout.expect("it is piped"), &context, &self.types);
-            let overhear = tail.read(stderr.expect("it is piped"), |line| {
-                self.shown(&context, line);
+            let read_stdout = output.read(stdout.expect("it is piped"), &context, &self.types);
+            let read_stderr = stderr_tail.read(stderr.expect("it is piped"), |line| {
+                self.handle_stderr_line(&context, line);
             });
-            let talk = async { try_join!(feed, listen, overhear).map(|_| ()) };
+            let talk = async { try_join!(write_stdin, read_stdout, read_stderr).map(|_| ()) };
             let grace = context.cancel_grace().unwrap_or(self.kill_after);
-            let exit = group.exit(&context, grace.min(self.kill_after));
+            let exit = group.wait_for_exit(&context, grace.min(self.kill_after));
             pin!(talk, exit);
             select! {
-                talked = &mut talk => match talked {
+                io_result = &mut talk => match io_result {
                     Ok(()) => Ok(exit.await),
-                    Err(TooLarge) => Err(TooLarge),
+                    Err(OutputTooLargeError) => Err(OutputTooLargeError),
                 },
-                exit = &mut exit => match timeout(PATIENCE, talk).await {
-                    Ok(Err(TooLarge)) => Err(TooLarge),
+                exit = &mut exit => match timeout(OUTPUT_DRAIN_TIMEOUT, talk).await {
+                    Ok(Err(OutputTooLargeError)) => Err(OutputTooLargeError),
                     Ok(Ok(())) | Err(_) => Ok(exit),
                 },
             }
         };
-        let Ok(Exit { status, was_asked }) = exit else {
-            return Err(self.too_large());
+        let Ok(ProcessExit { status, termination_requested }) = exit else {
+            return Err(self.output_too_large_failure());
         };
         let text = output.into_text();
-        if status.as_ref().is_ok_and(ExitStatus::success) && !(was_asked && text.is_empty()) {
+        if status.as_ref().is_ok_and(ExitStatus::success) && !(termination_requested && text.is_empty()) {
             return Ok(match text.as_str() {
                 "" => Any::default(),
-                text => self.types.of_text(text),
+                text => self.types.parse_output(text),
             });
         }
-        Err(if was_asked {
+        Err(if termination_requested {
             Failure::cancelled()
         } else {
-            self.failed(&status, tail.into_text())
+            self.exit_failure(&status, stderr_tail.into_text())
         })
     }
 }
@@ -306,7 +306,7 @@ impl fmt::Debug for CommandHandler {
 
 // === impl Group ===
 
-impl Group {
+impl ProcessGroup {
     fn new(child: Child) -> Self {
         let leader = child
             .id()
@@ -316,10 +316,10 @@ impl Group {
 
     /// Waits for the end. A command whose operation is cancelled is asked to
     /// stop, and after the grace made to.
-    async fn exit(&mut self, context: &Context, grace: Duration) -> Exit {
+    async fn wait_for_exit(&mut self, context: &Context, grace: Duration) -> ProcessExit {
         select! {
             biased;
-            status = self.child.wait() => return Exit { status, was_asked: false },
+            status = self.child.wait() => return ProcessExit { status, termination_requested: false },
             () = context.cancelled() => self.signal(Signal::TERM),
         }
         let status = match timeout(grace, self.child.wait()).await {
@@ -329,9 +329,9 @@ impl Group {
                 self.child.wait().await
             }
         };
-        Exit {
+        ProcessExit {
             status,
-            was_asked: true,
+            termination_requested: true,
         }
     }
 
@@ -343,13 +343,13 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         self.signal(Signal::KILL);
     }
 }
 
-fn set(command: &mut Command, key: &str, value: Option<&str>) {
+fn set_env(command: &mut Command, key: &str, value: Option<&str>) {
     match value {
         Some(value) => command.env(key, value),
         // What the program inherits belongs to another operation.
@@ -357,20 +357,20 @@ fn set(command: &mut Command, key: &str, value: Option<&str>) {
     };
 }
 
-fn is_long(value: &str) -> bool {
-    MAX_VARIABLE < value.len()
+fn exceeds_env_limit(value: &str) -> bool {
+    MAX_ENV_VALUE_BYTES < value.len()
 }
 
 /// Looks for a program as the system does.
-fn find(program: &OsStr) -> Result<(), CommandError> {
+fn check_program(program: &OsStr) -> Result<(), InvalidCommand> {
     if program.is_empty() {
-        return Err(CommandError::Empty);
+        return Err(InvalidCommand::Empty);
     }
     if program.as_encoded_bytes().contains(&b'/') {
         return match is_executable(Path::new(program)) {
             Some(true) => Ok(()),
-            Some(false) => Err(CommandError::NotExecutable(program.to_owned())),
-            None => Err(CommandError::NotFound(program.to_owned())),
+            Some(false) => Err(InvalidCommand::NotExecutable(program.to_owned())),
+            None => Err(InvalidCommand::NotFound(program.to_owned())),
         };
     }
     #[expect(
@@ -378,11 +378,11 @@ fn find(program: &OsStr) -> Result<(), CommandError> {
         reason = "the system reads the very same variable when it starts the program"
     )]
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let is_there = std::env::split_paths(&path)
+    let is_found = std::env::split_paths(&path)
         .any(|directory| is_executable(&directory.join(program)) == Some(true));
-    is_there
+    is_found
         .then_some(())
-        .ok_or_else(|| CommandError::NotFound(program.to_owned()))
+        .ok_or_else(|| InvalidCommand::NotFound(program.to_owned()))
 }
 
 /// Whether a file may be executed; none if there is no file.

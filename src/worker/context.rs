@@ -28,14 +28,14 @@ use crate::{
 /// be moved to other threads, and outlive the attempt without harm.
 #[derive(Clone, Debug)]
 pub struct Context {
-    assignment: Arc<Assignment>,
-    desk: Arc<Desk>,
+    leased_operation: Arc<LeasedOperation>,
+    report_buffer: Arc<ReportBuffer>,
     clock: Clock,
 }
 
 /// What was leased, in this process or from another one.
 #[derive(Debug)]
-pub(crate) struct Assignment {
+pub(crate) struct LeasedOperation {
     pub(crate) name: String,
     pub(crate) queue: Option<QueueName>,
     pub(crate) token: LeaseToken,
@@ -51,17 +51,17 @@ pub(crate) struct Assignment {
 /// Where a handler leaves reports, and finds the wish that it stop. Desks may
 /// share the bell that tells of a report.
 #[derive(Debug, Default)]
-pub(crate) struct Desk {
+pub(crate) struct ReportBuffer {
     report: Mutex<Option<Report>>,
-    bell: Arc<Notify>,
-    pub(crate) cancelled: CancellationToken,
+    wakeup: Arc<Notify>,
+    pub(crate) cancellation_token: CancellationToken,
 }
 
 // === impl Assignment ===
 
-impl Assignment {
+impl LeasedOperation {
     /// What the holder of the operation's lease has to do; none if nobody holds it.
-    pub(crate) fn of(operation: &Operation) -> Option<Self> {
+    pub(crate) fn from_operation(operation: &Operation) -> Option<Self> {
         Some(Self {
             name: operation.name().to_owned(),
             queue: operation.queue().cloned(),
@@ -72,7 +72,7 @@ impl Assignment {
             labels: operation.labels().clone(),
             method: operation.method().to_owned(),
             trace_context: operation.trace_context().clone(),
-            cancel_grace: operation.terms().cancel_grace,
+            cancel_grace: operation.options().cancel_grace_period,
         })
     }
 }
@@ -80,27 +80,27 @@ impl Assignment {
 // === impl Context ===
 
 impl Context {
-    pub(crate) fn new(assignment: Assignment, desk: Arc<Desk>, clock: Clock) -> Self {
+    pub(crate) fn new(leased_operation: LeasedOperation, report_buffer: Arc<ReportBuffer>, clock: Clock) -> Self {
         Self {
-            assignment: Arc::new(assignment),
-            desk,
+            leased_operation: Arc::new(leased_operation),
+            report_buffer,
             clock,
         }
     }
 
     /// The full name of the operation.
     pub fn name(&self) -> &str {
-        &self.assignment.name
+        &self.leased_operation.name
     }
 
     /// The queue that it was taken from; none if its creator executes it.
     pub fn queue(&self) -> Option<&QueueName> {
-        self.assignment.queue.as_ref()
+        self.leased_operation.queue.as_ref()
     }
 
     /// What the creator wants to have worked on.
     pub fn input(&self) -> Option<&Any> {
-        self.assignment.input.as_ref().map(Payload::any)
+        self.leased_operation.input.as_ref().map(Payload::any)
     }
 
     /// The input as the message that it should be.
@@ -109,56 +109,56 @@ impl Context {
     /// A failure with code INVALID_ARGUMENT and reason `BAD_INPUT`, if there is
     /// no input, or it is of another type or damaged.
     pub fn input_as<M: prost::Name + Default>(&self) -> Result<M, Failure> {
-        let wanted = M::full_name();
-        let refuse = |problem: String| {
-            let message = format!("the input must be a {wanted}: {problem}");
+        let expected_type = M::full_name();
+        let invalid_input = |problem: String| {
+            let message = format!("the input must be a {expected_type}: {problem}");
             Failure::new(Code::InvalidArgument, message).with_reason("BAD_INPUT")
         };
         let Some(input) = self.input() else {
-            return Err(refuse("there is none".to_owned()));
+            return Err(invalid_input("there is none".to_owned()));
         };
-        if input.type_url.rsplit('/').next() != Some(wanted.as_str()) {
-            return Err(refuse(format!("it is a {}", input.type_url)));
+        if input.type_url.rsplit('/').next() != Some(expected_type.as_str()) {
+            return Err(invalid_input(format!("it is a {}", input.type_url)));
         }
-        M::decode(input.value.as_slice()).map_err(|error| refuse(error.to_string()))
+        M::decode(input.value.as_slice()).map_err(|error| invalid_input(error.to_string()))
     }
 
     /// The number of this attempt: 1 for the first, and always larger than that
     /// of any attempt before. A fencing number towards other systems.
     pub fn attempt(&self) -> u32 {
-        self.assignment.attempt
+        self.leased_operation.attempt
     }
 
     /// What an attempt before left with [`Context::keep_checkpoint`].
     pub fn checkpoint(&self) -> Option<&Any> {
-        self.assignment.checkpoint.as_ref().map(Payload::any)
+        self.leased_operation.checkpoint.as_ref().map(Payload::any)
     }
 
     /// What the creator called the operation by.
     pub fn labels(&self) -> &Labels {
-        &self.assignment.labels
+        &self.leased_operation.labels
     }
 
     /// The method that the operation belongs to, as its creator said; empty if
     /// it did not.
     pub fn method(&self) -> &str {
-        &self.assignment.method
+        &self.leased_operation.method
     }
 
     /// The trace that the operation belongs to, as its creator said.
     pub fn trace_context(&self) -> &TraceContext {
-        &self.assignment.trace_context
+        &self.leased_operation.trace_context
     }
 
     /// Proves to the server that this attempt holds the operation.
     pub fn lease_token(&self) -> LeaseToken {
-        self.assignment.token
+        self.leased_operation.token
     }
 
     /// How long after a cancellation the server waits before it closes the
     /// operation; none for as long as the lease is kept.
     pub fn cancel_grace(&self) -> Option<Duration> {
-        self.assignment.cancel_grace
+        self.leased_operation.cancel_grace
     }
 
     /// The time as the server sees it.
@@ -168,8 +168,8 @@ impl Context {
 
     /// Tells how far the work is. Cheap: call it as often as there is news; the
     /// newest report wins, and is shown at once or within 100 ms.
-    pub fn progress(&self, progress: Progress) {
-        self.desk.leave(|report| report.progress = Some(progress));
+    pub fn report_progress(&self, progress: Progress) {
+        self.report_buffer.update(|report| report.progress = Some(progress));
     }
 
     /// Serves metadata of the handler's own type from now on, instead of
@@ -177,9 +177,9 @@ impl Context {
     ///
     /// # Errors
     /// [`InvalidAny`] if the type URL is empty or malformed.
-    pub fn metadata(&self, metadata: Any) -> Result<(), InvalidAny> {
+    pub fn set_metadata(&self, metadata: Any) -> Result<(), InvalidAny> {
         let metadata = Payload::new(metadata)?;
-        self.desk.leave(|report| report.metadata = Some(metadata));
+        self.report_buffer.update(|report| report.metadata = Some(metadata));
         Ok(())
     }
 
@@ -188,9 +188,9 @@ impl Context {
     ///
     /// # Errors
     /// [`InvalidAny`] if the type URL is empty or malformed.
-    pub fn detail(&self, detail: Any) -> Result<(), InvalidAny> {
+    pub fn set_detail(&self, detail: Any) -> Result<(), InvalidAny> {
         let detail = Payload::new(detail)?;
-        self.desk.leave(|report| report.detail = Some(detail));
+        self.report_buffer.update(|report| report.detail = Some(detail));
         Ok(())
     }
 
@@ -198,10 +198,10 @@ impl Context {
     ///
     /// # Errors
     /// [`InvalidAny`] if the type URL is empty or malformed.
-    pub fn keep_checkpoint(&self, checkpoint: Any) -> Result<(), InvalidAny> {
+    pub fn save_checkpoint(&self, checkpoint: Any) -> Result<(), InvalidAny> {
         let checkpoint = Payload::new(checkpoint)?;
-        self.desk
-            .leave(|report| report.checkpoint = Some(checkpoint));
+        self.report_buffer
+            .update(|report| report.checkpoint = Some(checkpoint));
         Ok(())
     }
 
@@ -211,30 +211,30 @@ impl Context {
     ///
     /// [`Failure::cancelled`]: crate::Failure::cancelled
     pub async fn cancelled(&self) {
-        self.desk.cancelled.cancelled().await;
+        self.report_buffer.cancellation_token.cancelled().await;
     }
 
     /// Whether the work should stop; for loops that do not await.
     pub fn is_cancelled(&self) -> bool {
-        self.desk.cancelled.is_cancelled()
+        self.report_buffer.cancellation_token.is_cancelled()
     }
 }
 
 // === impl Desk ===
 
-impl Desk {
+impl ReportBuffer {
     /// A desk whose reports ring a bell that others ring too.
-    pub(crate) fn with_bell(bell: Arc<Notify>) -> Self {
+    pub(crate) fn with_wakeup(wakeup: Arc<Notify>) -> Self {
         Self {
-            bell,
+            wakeup,
             ..Self::default()
         }
     }
 
     /// Adds to the report that nobody fetched yet; the newest value wins.
-    fn leave(&self, add: impl FnOnce(&mut Report)) {
-        add(self.report.lock().get_or_insert_default());
-        self.bell.notify_one();
+    fn update(&self, apply: impl FnOnce(&mut Report)) {
+        apply(self.report.lock().get_or_insert_default());
+        self.wakeup.notify_one();
     }
 
     /// Fetches what was reported since the last time.
@@ -243,15 +243,15 @@ impl Desk {
     }
 
     /// Puts back what was fetched and could not be kept, under what came since.
-    pub(crate) fn put_back(&self, older: Report) {
-        self.leave(|report| {
+    pub(crate) fn restore(&self, older: Report) {
+        self.update(|report| {
             let newer = std::mem::replace(report, older);
-            report.update(&newer);
+            report.merge(&newer);
         });
     }
 
     /// Waits until there is something to fetch.
-    pub(crate) async fn reported(&self) {
-        self.bell.notified().await;
+    pub(crate) async fn wait_for_report(&self) {
+        self.wakeup.notified().await;
     }
 }

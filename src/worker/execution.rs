@@ -13,13 +13,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::{
-    context::{Context, Desk},
-    handler::{AnyHandler, HandlerResult},
+    context::{Context, ReportBuffer},
+    handler::{DynHandler, HandlerResult},
 };
 use crate::{
     operation::{
-        end::End,
-        outcome::{Failure, status},
+        end::AttemptResult,
+        outcome::{Failure, status_with_reason},
     },
     proto::google::rpc::Code,
     tasks::Tasks,
@@ -27,124 +27,124 @@ use crate::{
 
 /// The most patience with a handler that was told to stop, where there is no
 /// grace left: enough for a program that tidies up at SIGTERM.
-const STOP_PATIENCE: Duration = Duration::from_secs(1);
+const MAX_STOP_GRACE: Duration = Duration::from_secs(1);
 /// How long an aborted handler may take to its next await.
-const ABORT_PATIENCE: Duration = Duration::from_secs(1);
+const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a run ended.
 #[derive(Debug)]
-pub(crate) enum Ended {
+pub(crate) enum RunOutcome {
     /// With this, to be recorded.
-    With(End),
+    Finished(AttemptResult),
     /// With a panic; this is to be recorded.
-    Panicked(End),
+    Panicked(AttemptResult),
     /// The lease is lost, and nothing is to be recorded.
-    Lost,
+    LeaseLost,
 }
 
 /// The run of a handler. It stops at its next await when this is dropped.
-struct Work {
+struct RunningHandler {
     task: JoinHandle<HandlerResult>,
-    desk: Arc<Desk>,
-    patience: Duration,
+    report_buffer: Arc<ReportBuffer>,
+    stop_grace: Duration,
 }
 
 /// Runs `handler` to its end, until `lost` resolves, or until `release` asks
 /// for the operation to be given back. A handler that is to end early is told
 /// to stop first, if it wants time for that: on a release until `now` is
 /// cancelled, else, and where there is no `now`, very little.
-pub(crate) async fn execute(
-    handler: Arc<dyn AnyHandler>,
+pub(crate) async fn run_handler(
+    handler: Arc<dyn DynHandler>,
     context: Context,
-    desk: Arc<Desk>,
+    report_buffer: Arc<ReportBuffer>,
     tasks: &Tasks,
-    release: &CancellationToken,
-    now: Option<&CancellationToken>,
+    stop: &CancellationToken,
+    abort: Option<&CancellationToken>,
     lost: impl Future<Output = ()>,
-) -> Ended {
-    let patience = handler.patience().min(STOP_PATIENCE);
+) -> RunOutcome {
+    let stop_grace = handler.shutdown_grace().min(MAX_STOP_GRACE);
     let task = tasks.spawn("handler", handler.start(context));
-    let mut work = Work {
+    let mut running = RunningHandler {
         task,
-        desk,
-        patience,
+        report_buffer: report_buffer,
+        stop_grace,
     };
     pin!(lost);
     select! {
         biased;
-        result = &mut work.task => return concluded(result),
-        () = release.cancelled() => {}
-        () = &mut lost => return work.give_up().await,
+        result = &mut running.task => return outcome_of(result),
+        () = stop.cancelled() => {}
+        () = &mut lost => return running.abandon().await,
     }
-    work.desk.cancelled.cancel();
-    let hurry = async {
-        match now {
-            Some(now) => now.cancelled().await,
-            None if patience.is_zero() => {}
-            None => sleep(patience).await,
+    running.report_buffer.cancellation_token.cancel();
+    let grace_elapsed = async {
+        match abort {
+            Some(abort) => abort.cancelled().await,
+            None if stop_grace.is_zero() => {}
+            None => sleep(stop_grace).await,
         }
     };
     let result = select! {
         biased;
-        result = &mut work.task => Some(result),
-        () = hurry => {
+        result = &mut running.task => Some(result),
+        () = grace_elapsed => {
             // The operation is offered again only when nobody works on it any
             // more. A handler that blocks its thread is not waited for.
-            work.task.abort();
-            timeout(ABORT_PATIENCE, &mut work.task).await.ok()
+            running.task.abort();
+            timeout(ABORT_TIMEOUT, &mut running.task).await.ok()
         }
-        () = lost => return work.give_up().await,
+        () = lost => return running.abandon().await,
     };
     match result {
-        Some(Ok(Ok(response))) => Ended::With(End::Response(response)),
+        Some(Ok(Ok(response))) => RunOutcome::Finished(AttemptResult::Succeeded(response)),
         // It broke off because it was told to, not because it failed.
-        _ => Ended::With(End::Release),
+        _ => RunOutcome::Finished(AttemptResult::Released),
     }
 }
 
 // === impl Work ===
 
-impl Work {
+impl RunningHandler {
     /// Ends work that is somebody else's now, and hardly waits for it.
-    async fn give_up(mut self) -> Ended {
-        self.desk.cancelled.cancel();
-        if !self.patience.is_zero() {
-            let _ = timeout(self.patience, &mut self.task).await;
+    async fn abandon(mut self) -> RunOutcome {
+        self.report_buffer.cancellation_token.cancel();
+        if !self.stop_grace.is_zero() {
+            let _ = timeout(self.stop_grace, &mut self.task).await;
         }
-        Ended::Lost
+        RunOutcome::LeaseLost
     }
 }
 
-impl Drop for Work {
+impl Drop for RunningHandler {
     fn drop(&mut self) {
-        self.desk.cancelled.cancel();
+        self.report_buffer.cancellation_token.cancel();
         self.task.abort();
     }
 }
 
-fn concluded(result: Result<HandlerResult, JoinError>) -> Ended {
+fn outcome_of(result: Result<HandlerResult, JoinError>) -> RunOutcome {
     match result {
-        Ok(Ok(response)) => Ended::With(End::Response(response)),
-        Ok(Err(failure)) => Ended::With(End::Failure(failure)),
+        Ok(Ok(response)) => RunOutcome::Finished(AttemptResult::Succeeded(response)),
+        Ok(Err(failure)) => RunOutcome::Finished(AttemptResult::Failed(failure)),
         Err(error) => match error.try_into_panic() {
-            Ok(panic) => Ended::Panicked(End::Failure(panicked(&*panic))),
+            Ok(panic) => RunOutcome::Panicked(AttemptResult::Failed(panic_failure(&*panic))),
             // It was aborted, here or by a runtime that shuts down.
-            Err(_) => Ended::With(End::Release),
+            Err(_) => RunOutcome::Finished(AttemptResult::Released),
         },
     }
 }
 
-fn panicked(panic: &(dyn Panic + Send)) -> Failure {
+fn panic_failure(panic: &(dyn Panic + Send)) -> Failure {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
     let text = text.unwrap_or_else(|| "no message".to_owned());
     error!(panic = text, "a handler panicked");
     let message = format!("the handler of the operation panicked: {text}");
-    status(Code::Internal, "HANDLER_PANICKED", message).into()
+    status_with_reason(Code::Internal, "HANDLER_PANICKED", message).into()
 }
 
 /// What is recorded instead of an end that cannot be one.
-pub(crate) fn bad_result(error: &dyn std::fmt::Display) -> Failure {
+pub(crate) fn invalid_result_failure(error: &dyn std::fmt::Display) -> Failure {
     let message = format!("the handler returned a bad result: {error}");
-    status(Code::Internal, "BAD_RESULT", message).into()
+    status_with_reason(Code::Internal, "BAD_RESULT", message).into()
 }

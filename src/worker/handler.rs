@@ -39,15 +39,15 @@ pub trait Handler: Send + Sync + 'static {
     /// is dropped, so that it can tidy up. Zero without it. After a lost lease
     /// it gets 1 s at most; of the grace of a remote worker the last quarter at
     /// most, and 1 s after that of a server.
-    fn patience(&self) -> Duration {
+    fn shutdown_grace(&self) -> Duration {
         Duration::ZERO
     }
 }
 
-impl<F, W> Handler for F
+impl<F, Fut> Handler for F
 where
-    F: Fn(Context) -> W + Send + Sync + 'static,
-    W: Future<Output = Result<Any, Failure>> + Send,
+    F: Fn(Context) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Any, Failure>> + Send,
 {
     fn run(&self, context: Context) -> impl Future<Output = Result<Any, Failure>> + Send {
         self(context)
@@ -58,20 +58,20 @@ where
 pub(crate) type HandlerResult = Result<Any, Failure>;
 
 /// The running work of a handler that is known only at run time.
-pub(crate) type Work = Pin<Box<dyn Future<Output = HandlerResult> + Send>>;
+pub(crate) type HandlerFuture = Pin<Box<dyn Future<Output = HandlerResult> + Send>>;
 
 /// A handler that is known only at run time.
-pub(crate) trait AnyHandler: Send + Sync {
-    fn start(self: std::sync::Arc<Self>, context: Context) -> Work;
-    fn patience(&self) -> Duration;
+pub(crate) trait DynHandler: Send + Sync {
+    fn start(self: std::sync::Arc<Self>, context: Context) -> HandlerFuture;
+    fn shutdown_grace(&self) -> Duration;
 }
 
-impl<H: Handler> AnyHandler for H {
-    fn start(self: std::sync::Arc<Self>, context: Context) -> Work {
+impl<H: Handler> DynHandler for H {
+    fn start(self: std::sync::Arc<Self>, context: Context) -> HandlerFuture {
         Box::pin(async move { self.run(context).await })
     }
 
-    fn patience(&self) -> Duration {
-        Handler::patience(self)
+    fn shutdown_grace(&self) -> Duration {
+        Handler::shutdown_grace(self)
     }
 }

@@ -11,7 +11,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info_span};
 
-use super::{attempt::Attempt, context::Assignment, handler::AnyHandler};
+use super::{attempt::Attempt, context::LeasedOperation, handler::DynHandler};
 use crate::{
     error::Error,
     metrics::Metrics,
@@ -21,34 +21,34 @@ use crate::{
 };
 
 /// The pause after a claim that the store could not keep.
-const CLAIM_PAUSE: Duration = Duration::from_millis(500);
+const LEASE_RETRY_DELAY: Duration = Duration::from_millis(500);
 
 /// The workers of one queue.
 #[derive(Clone)]
-pub(crate) struct Pool {
+pub(crate) struct WorkerPool {
     pub(crate) store: Arc<Store>,
     pub(crate) queue: QueueName,
-    pub(crate) handler: Arc<dyn AnyHandler>,
+    pub(crate) handler: Arc<dyn DynHandler>,
     pub(crate) worker: WorkerId,
     pub(crate) metrics: Metrics,
     /// The tasks of the attempts; stopping it ends the claims.
     pub(crate) tasks: Tasks,
     /// Ends attempts early: the grace of a shutdown is over.
-    pub(crate) release: CancellationToken,
+    pub(crate) stop_attempts: CancellationToken,
 }
 
-impl Pool {
+impl WorkerPool {
     /// Works with at most `concurrency` operations at once, until the tasks stop.
     pub(crate) fn start(self, concurrency: usize) {
         let tasks = self.tasks.clone();
-        tasks.spawn("pool", self.work(concurrency));
+        tasks.spawn("pool", self.run(concurrency));
     }
 
-    async fn work(self, concurrency: usize) {
+    async fn run(self, concurrency: usize) {
         // The queue stays while there is a pool for it.
-        let _queue = self.store.view.ready.queue(&self.queue);
+        let _queue = self.store.view.ready_queues.get_or_create(&self.queue);
         let permits = Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS)));
-        let stopping = self.tasks.stopping().clone();
+        let stopping = self.tasks.stop_token().clone();
         let stopped = stopping.cancelled();
         tokio::pin!(stopped);
         loop {
@@ -57,49 +57,49 @@ impl Pool {
                 () = &mut stopped => return,
                 permit = permits.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
             };
-            let claimed = select! {
+            let leased = select! {
                 biased;
                 () = &mut stopped => return,
-                claimed = self.store.claim(std::slice::from_ref(&self.queue), &self.worker, 1, pending()) => claimed,
+                leased = self.store.lease_batch(std::slice::from_ref(&self.queue), &self.worker, 1, pending()) => leased,
             };
-            match claimed {
-                Ok(mut claimed) => {
-                    let Some(operation) = claimed.pop() else {
+            match leased {
+                Ok(mut leased) => {
+                    let Some(operation) = leased.pop() else {
                         continue;
                     };
                     let pool = self.clone();
                     // The permit travels with the work.
                     self.tasks.spawn("attempt", async move {
-                        pool.attempt(operation).await;
+                        pool.run_attempt(operation).await;
                         drop(permit);
                     });
                 }
                 Err(Error::ShuttingDown) => return,
                 Err(error) => {
                     error!(queue = %self.queue, %error, "no operation could be claimed; trying again");
-                    sleep(CLAIM_PAUSE).await;
+                    sleep(LEASE_RETRY_DELAY).await;
                 }
             }
         }
     }
 
-    async fn attempt(&self, operation: Arc<Operation>) {
-        let Some(assignment) = Assignment::of(&operation) else {
+    async fn run_attempt(&self, operation: Arc<Operation>) {
+        let Some(leased_operation) = LeasedOperation::from_operation(&operation) else {
             return;
         };
         let span = info_span!("attempt", operation.name = operation.name(), queue = %self.queue, attempt = operation.attempt());
         let started = Instant::now();
-        let attempt = Attempt::new(self.store.clone(), &operation, assignment.token);
-        let end = attempt
+        let attempt = Attempt::new(self.store.clone(), &operation, leased_operation.token);
+        let outcome = attempt
             .run(
-                assignment,
+                leased_operation,
                 self.handler.clone(),
                 &self.tasks,
-                self.release.clone(),
+                self.stop_attempts.clone(),
             )
             .instrument(span)
             .await;
         self.metrics
-            .attempt(self.queue.as_str(), end, started.elapsed().as_secs_f64());
+            .record_attempt(self.queue.as_str(), outcome, started.elapsed().as_secs_f64());
     }
 }

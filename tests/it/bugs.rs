@@ -12,9 +12,9 @@ use longrunning::{
     },
 };
 
-use crate::support::{Server, error, pending, response, running, text, wait};
+use crate::support::{GrpcTestServer, expect_error, create_pending, expect_response, create_running, string_value, wait_request};
 
-fn list(page_size: i32, page_token: &str) -> ListOperationsRequest {
+fn list_request(page_size: i32, page_token: &str) -> ListOperationsRequest {
     ListOperationsRequest {
         page_size,
         page_token: page_token.into(),
@@ -24,75 +24,75 @@ fn list(page_size: i32, page_token: &str) -> ListOperationsRequest {
 
 // 1, WAIT-2
 #[tokio::test]
-async fn a_wait_that_runs_out_is_no_error() {
-    let server = Server::start().await;
-    let (name, _) = running(&server.operations).await;
-    let answer = server
+async fn wait_timeout_returns_unfinished_operation_without_error() {
+    let server = GrpcTestServer::start().await;
+    let (name, _) = create_running(&server.operations).await;
+    let response = server
         .client()
         .await
-        .wait_operation(wait(&name, 30))
+        .wait_operation(wait_request(&name, 30))
         .await
         .unwrap();
-    assert!(!answer.into_inner().done);
+    assert!(!response.into_inner().done);
 }
 
 // 2, WAIT-6, WAIT-9
 #[tokio::test]
-async fn a_wait_ends_with_its_client_and_has_a_cap_without_a_timeout() {
-    let waits = longrunning::WaitLimits {
-        default: Duration::from_millis(50),
+async fn wait_without_timeout_is_capped_and_disconnect_frees_its_waiter() {
+    let wait_limits = longrunning::WaitLimits {
+        default_timeout: Duration::from_millis(50),
         ..Default::default()
     };
-    let server = Server::with_waits(crate::support::operations(), waits).await;
-    let (name, _) = running(&server.operations).await;
+    let server = GrpcTestServer::start_with_wait_limits(crate::support::operations_builder(), wait_limits).await;
+    let (name, _) = create_running(&server.operations).await;
     let mut client = server.client().await;
-    let endless = WaitOperationRequest {
+    let no_timeout = WaitOperationRequest {
         name: name.to_string(),
         timeout: None,
     };
     assert!(
         !client
-            .wait_operation(endless)
+            .wait_operation(no_timeout)
             .await
             .unwrap()
             .into_inner()
             .done
     );
-    let request = wait(&name, 600_000);
-    let open = tokio::spawn(async move { client.wait_operation(request).await });
-    while server.operations.waiters() == 0 {
+    let request = wait_request(&name, 600_000);
+    let wait_task = tokio::spawn(async move { client.wait_operation(request).await });
+    while server.operations.waiter_count() == 0 {
         tokio::task::yield_now().await;
     }
-    open.abort();
-    while server.operations.waiters() != 0 {
+    wait_task.abort();
+    while server.operations.waiter_count() != 0 {
         tokio::task::yield_now().await;
     }
 }
 
 // 3, WAIT-11: the races themselves are in `races`; here the watch's first word.
 #[tokio::test]
-async fn a_watch_begins_with_the_present_state_and_misses_no_change_after_it() {
-    let operations = crate::support::operations().start().await.unwrap();
-    let (name, token) = running(&operations).await;
+async fn watch_returns_change_made_between_subscription_and_first_read() {
+    let operations = crate::support::operations_builder().start().await.unwrap();
+    let (name, token) = create_running(&operations).await;
     let mut watch = operations.watch(&name).await.unwrap();
     // The change falls between entering and the first look.
     operations
-        .succeed(&name, token, text("quick"))
+        .succeed(&name, token, string_value("quick"))
         .await
         .unwrap();
     assert_eq!(
-        response(&watch.next().await.unwrap().unwrap().to_proto()),
-        text("quick")
+        expect_response(&watch.next().await.unwrap().unwrap().to_proto()),
+        string_value("quick")
     );
     assert!(watch.next().await.is_none());
 }
 
 // 4: replicas come later; the nearest form is another handle on another thread.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_waiter_wakes_whichever_handle_and_thread_the_change_comes_from() {
-    let operations = crate::support::operations().start().await.unwrap();
-    let (name, token) = running(&operations).await;
-    let other = operations.clone();
+async fn wait_is_woken_by_change_through_another_handle_and_thread() {
+    let operations = crate::support::operations_builder().start().await.unwrap();
+    let (name, token) = create_running(&operations).await;
+    let second_handle = operations.clone();
     let finish = {
         let name = name.clone();
         std::thread::spawn(move || {
@@ -100,11 +100,11 @@ async fn a_waiter_wakes_whichever_handle_and_thread_the_change_comes_from() {
                 .enable_all()
                 .build()
                 .unwrap();
-            while other.waiters() == 0 {
+            while second_handle.waiter_count() == 0 {
                 std::thread::yield_now();
             }
             runtime
-                .block_on(other.succeed(&name, token, text("there")))
+                .block_on(second_handle.succeed(&name, token, string_value("there")))
                 .unwrap();
         })
     };
@@ -118,16 +118,16 @@ async fn a_waiter_wakes_whichever_handle_and_thread_the_change_comes_from() {
 
 // 5, OP-6
 #[tokio::test]
-async fn a_late_success_does_not_replace_a_cancellation() {
-    let server = Server::start().await;
-    let new = NewOperation::queued("q").retry(RetryPolicy::attempts(9));
+async fn late_success_does_not_overwrite_cancellation() {
+    let server = GrpcTestServer::start().await;
+    let new = NewOperation::queued("q").retry_policy(RetryPolicy::with_max_attempts(9));
     let name = server
         .operations
         .create(new)
         .await
         .unwrap()
         .operation
-        .owned_name();
+        .name_owned();
     let queue = longrunning::QueueName::parse("q").unwrap();
     let leased = server
         .operations
@@ -141,10 +141,10 @@ async fn a_late_success_does_not_replace_a_cancellation() {
         .fail(&name, token, Failure::cancelled())
         .await
         .unwrap();
-    let before = server.operations.get(&name).unwrap();
+    let before = server.operations.get_cached(&name).unwrap();
     server
         .operations
-        .succeed(&name, token, text("late"))
+        .succeed(&name, token, string_value("late"))
         .await
         .unwrap_err();
     server
@@ -153,27 +153,27 @@ async fn a_late_success_does_not_replace_a_cancellation() {
         .await
         .unwrap_err();
     assert_eq!(
-        server.operations.get(&name).unwrap().bytes(),
+        server.operations.get_cached(&name).unwrap().bytes(),
         before.bytes()
     );
-    assert_eq!(error(&before.to_proto()).code, 1);
+    assert_eq!(expect_error(&before.to_proto()).code, 1);
 }
 
 // 6, CAN-5
 #[tokio::test]
-async fn a_cancellation_over_grpc_reaches_the_code_that_runs() {
+async fn grpc_cancel_reaches_running_handler() {
     let handler = |context: Context| async move {
         context.cancelled().await;
         Err::<Any, _>(Failure::cancelled())
     };
-    let server = Server::with(crate::support::operations().handler("q", 1, handler)).await;
+    let server = GrpcTestServer::start_with(crate::support::operations_builder().handler("q", 1, handler)).await;
     let name = server
         .operations
-        .submit("q", text(""))
+        .submit("q", string_value(""))
         .await
         .unwrap()
-        .owned_name();
-    while server.operations.get(&name).unwrap().state() != State::Running {
+        .name_owned();
+    while server.operations.get_cached(&name).unwrap().state() != State::Running {
         tokio::task::yield_now().await;
     }
     let mut client = server.client().await;
@@ -182,50 +182,50 @@ async fn a_cancellation_over_grpc_reaches_the_code_that_runs() {
     };
     client.cancel_operation(request).await.unwrap();
     let done = client
-        .wait_operation(wait(&name, 60_000))
+        .wait_operation(wait_request(&name, 60_000))
         .await
         .unwrap()
         .into_inner();
-    assert_eq!(error(&done).code, 1);
+    assert_eq!(expect_error(&done).code, 1);
 }
 
 // 7: see `recovery` for the leases; the nearest form without replicas.
 #[tokio::test]
-async fn a_start_fails_nothing_that_somebody_else_executes() {
-    let journal = crate::support::journal::TestJournal::new();
-    let operations = crate::support::operations()
-        .journal(journal.clone())
+async fn server_restart_does_not_fail_self_executed_operations() {
+    let storage = crate::support::journal::TestStorage::new();
+    let operations = crate::support::operations_builder()
+        .storage(storage.clone())
         .start()
         .await
         .unwrap();
-    let (name, token) = running(&operations).await;
+    let (name, token) = create_running(&operations).await;
     drop(operations);
-    while !journal.is_alone() {
+    while !storage.is_released() {
         tokio::task::yield_now().await;
     }
-    let journal = crate::support::journal::TestJournal::with(journal.into_kept());
-    let operations = crate::support::operations()
-        .journal(journal)
+    let storage = crate::support::journal::TestStorage::with_operations(storage.into_stored());
+    let operations = crate::support::operations_builder()
+        .storage(storage)
         .start()
         .await
         .unwrap();
-    assert_eq!(operations.get(&name).unwrap().state(), State::Running);
+    assert_eq!(operations.get_cached(&name).unwrap().state(), State::Running);
     operations
-        .succeed(&name, token, text("it went on"))
+        .succeed(&name, token, string_value("it went on"))
         .await
         .unwrap();
 }
 
 // 8, LIST-1, LIST-2, LIST-3
 #[tokio::test]
-async fn a_page_size_above_the_maximum_is_coerced_and_pages_lead_on_by_opaque_tokens() {
-    let server = Server::start().await;
+async fn page_size_is_clamped_and_opaque_tokens_continue_list() {
+    let server = GrpcTestServer::start().await;
     for _ in 0..3 {
-        pending(&server.operations).await;
+        create_pending(&server.operations).await;
     }
     let mut client = server.client().await;
     let all = client
-        .list_operations(list(i32::MAX, ""))
+        .list_operations(list_request(i32::MAX, ""))
         .await
         .unwrap()
         .into_inner();
@@ -234,13 +234,13 @@ async fn a_page_size_above_the_maximum_is_coerced_and_pages_lead_on_by_opaque_to
         (3, "")
     );
     let first = client
-        .list_operations(list(2, ""))
+        .list_operations(list_request(2, ""))
         .await
         .unwrap()
         .into_inner();
     assert!(!first.next_page_token.contains("operations"));
     let rest = client
-        .list_operations(list(2, &first.next_page_token))
+        .list_operations(list_request(2, &first.next_page_token))
         .await
         .unwrap()
         .into_inner();

@@ -13,88 +13,88 @@ use longrunning::{
 use tonic::Code;
 
 use crate::support::{
-    Server, error, get, hold, metadata, own_metadata, pending, problem::problem, response, running,
-    succeeded, text, wait,
+    GrpcTestServer, expect_error, get_request, create_leased, decode_metadata, custom_metadata, create_pending, problem::expect_status_error, expect_response, create_running,
+    create_succeeded, string_value, wait_request,
 };
 
 // 9, OP-4
 #[tokio::test]
-async fn a_failed_operation_always_has_a_code() {
-    let server = Server::start().await;
-    let (name, token) = running(&server.operations).await;
-    let without = rpc::Status {
+async fn failed_operation_always_has_error_code() {
+    let server = GrpcTestServer::start().await;
+    let (name, token) = create_running(&server.operations).await;
+    let status_without_code = rpc::Status {
         message: "it failed".into(),
         ..Default::default()
     };
     server
         .operations
-        .fail(&name, token, without.into())
+        .fail(&name, token, status_without_code.into())
         .await
         .unwrap_err();
-    let failing = |_: Context| async {
-        let without = rpc::Status {
+    let failing_handler = |_: Context| async {
+        let status_without_code = rpc::Status {
             message: "it failed".into(),
             ..Default::default()
         };
-        Err::<Any, _>(Failure::from(without))
+        Err::<Any, _>(Failure::from(status_without_code))
     };
-    let operations = crate::support::operations()
-        .handler("q", 1, failing)
+    let operations = crate::support::operations_builder()
+        .handler("q", 1, failing_handler)
         .start()
         .await
         .unwrap();
-    let name = operations.submit("q", text("")).await.unwrap().owned_name();
+    let name = operations.submit("q", string_value("")).await.unwrap().name_owned();
     let done = operations
         .wait(&name, Duration::from_secs(60))
         .await
         .unwrap();
-    assert_eq!(error(&done.to_proto()).code, 13);
+    assert_eq!(expect_error(&done.to_proto()).code, 13);
 }
 
 // 10, OP-2
 #[tokio::test]
-async fn a_done_operation_has_exactly_one_of_response_and_error() {
+async fn done_operation_has_exactly_one_of_response_and_error() {
     let handler = |_: Context| async { Ok::<Any, Failure>(Any::default()) };
-    let server = Server::with(crate::support::operations().handler("q", 1, handler)).await;
+    let server = GrpcTestServer::start_with(crate::support::operations_builder().handler("q", 1, handler)).await;
     let name = server
         .operations
-        .submit("q", text(""))
+        .submit("q", string_value(""))
         .await
         .unwrap()
-        .owned_name();
+        .name_owned();
     let mut client = server.client().await;
     let done = client
-        .wait_operation(wait(&name, 60_000))
+        .wait_operation(wait_request(&name, 60_000))
         .await
         .unwrap()
         .into_inner();
     assert_eq!(
-        response(&done).type_url,
+        expect_response(&done).type_url,
         "type.googleapis.com/google.protobuf.Empty"
     );
 }
 
 // 11, GET-2
 #[tokio::test]
-async fn a_missing_operation_is_not_found_on_every_method() {
-    let server = Server::start().await;
+async fn unknown_operation_is_not_found_on_every_method() {
+    let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
     let name = "operations/missing".to_owned();
     let codes = [
-        problem(client.get_operation(get(&name)).await).code,
-        problem(
+        expect_status_error(client.get_operation(get_request(&name)).await).code,
+        expect_status_error(
             client
-                .wait_operation(wait(&name.parse().unwrap(), 60_000))
+                .wait_operation(wait_request(&name.parse().unwrap(), 60_000))
                 .await,
         )
         .code,
-        problem(
+        expect_status_error(
             client
                 .cancel_operation(CancelOperationRequest { name: name.clone() })
                 .await,
         )
         .code,
-        problem(
+        expect_status_error(
             client
                 .delete_operation(DeleteOperationRequest { name })
                 .await,
@@ -106,9 +106,9 @@ async fn a_missing_operation_is_not_found_on_every_method() {
 
 // 12, CAN-3
 #[tokio::test]
-async fn cancelling_a_finished_operation_is_ok() {
-    let server = Server::start().await;
-    let name = succeeded(&server.operations).await;
+async fn cancel_of_done_operation_succeeds() {
+    let server = GrpcTestServer::start().await;
+    let name = create_succeeded(&server.operations).await;
     let request = CancelOperationRequest {
         name: name.to_string(),
     };
@@ -119,16 +119,16 @@ async fn cancelling_a_finished_operation_is_ok() {
         .await
         .unwrap();
     assert_eq!(
-        server.operations.get(&name).unwrap().state(),
+        server.operations.get_cached(&name).unwrap().state(),
         State::Succeeded
     );
 }
 
 // 13, DEL-1
 #[tokio::test]
-async fn deleting_a_running_operation_hides_it_and_does_not_cancel_it() {
-    let server = Server::start().await;
-    let (name, token) = running(&server.operations).await;
+async fn delete_hides_running_operation_without_cancelling_it() {
+    let server = GrpcTestServer::start().await;
+    let (name, token) = create_running(&server.operations).await;
     let request = DeleteOperationRequest {
         name: name.to_string(),
     };
@@ -138,7 +138,7 @@ async fn deleting_a_running_operation_hides_it_and_does_not_cancel_it() {
         .delete_operation(request)
         .await
         .unwrap();
-    assert!(server.operations.get(&name).is_err());
+    assert!(server.operations.get_cached(&name).is_err());
     assert!(
         !server
             .operations
@@ -151,63 +151,63 @@ async fn deleting_a_running_operation_hides_it_and_does_not_cancel_it() {
 
 // 14, OP-7
 #[tokio::test]
-async fn names_are_random_and_tell_nothing_of_the_request() {
-    let server = Server::start().await;
-    let new = || NewOperation::queued("q").input(text("secret"));
+async fn generated_names_are_random_and_independent_of_request() {
+    let server = GrpcTestServer::start().await;
+    let new = || NewOperation::queued("q").input(string_value("secret"));
     let first = server.operations.create(new()).await.unwrap().operation;
     let second = server.operations.create(new()).await.unwrap().operation;
-    let random = |name: &str| {
+    let random_bits = |name: &str| {
         let id: uuid::Uuid = name.strip_prefix("operations/").unwrap().parse().unwrap();
         id.as_u128() & ((1 << 32) - 1)
     };
-    assert_ne!(random(first.name()), random(second.name()));
-    assert!(1 < random(first.name()).abs_diff(random(second.name())));
+    assert_ne!(random_bits(first.name()), random_bits(second.name()));
+    assert!(1 < random_bits(first.name()).abs_diff(random_bits(second.name())));
 }
 
 // 15, OP-10
 #[tokio::test(start_paused = true)]
-async fn a_slow_operation_can_be_read_for_its_whole_retention_after_it_is_done() {
-    let operations = crate::support::operations().start().await.unwrap();
+async fn retention_starts_at_completion_of_slow_operation() {
+    let operations = crate::support::operations_builder().start().await.unwrap();
     let day = Duration::from_secs(86_400);
     let new = NewOperation::self_executed("w").lease_duration(9 * day);
-    let (name, token) = hold(&operations, new).await;
+    let (name, token) = create_leased(&operations, new).await;
     tokio::time::sleep(3 * day).await;
     operations
-        .succeed(&name, token, text("kept"))
+        .succeed(&name, token, string_value("kept"))
         .await
         .unwrap();
     tokio::time::sleep(day - Duration::from_secs(1)).await;
     assert_eq!(
-        response(&operations.get(&name).unwrap().to_proto()),
-        text("kept")
+        expect_response(&operations.get_cached(&name).unwrap().to_proto()),
+        string_value("kept")
     );
 }
 
 // 16, OP-14
 #[tokio::test]
-async fn metadata_is_not_lost_on_completion() {
-    let server = Server::start().await;
-    let done = succeeded(&server.operations).await;
+async fn metadata_survives_completion() {
+    let server = GrpcTestServer::start().await;
+    let done = create_succeeded(&server.operations).await;
     assert_eq!(
-        metadata(&server.operations.get(&done).unwrap().to_proto()).attempt,
+        decode_metadata(&server.operations.get_cached(&done).unwrap().to_proto()).attempt,
         1
     );
-    let new = NewOperation::self_executed("w").metadata(own_metadata(9));
-    let (name, token) = hold(&server.operations, new).await;
+    let new = NewOperation::self_executed("w").metadata(custom_metadata(9));
+    let (name, token) = create_leased(&server.operations, new).await;
     server
         .operations
-        .succeed(&name, token, text(""))
+        .succeed(&name, token, string_value(""))
         .await
         .unwrap();
-    let kept = server.operations.get(&name).unwrap().to_proto().metadata;
-    assert_eq!(kept, Some(own_metadata(9)));
+    let final_metadata = server.operations.get_cached(&name).unwrap().to_proto().metadata;
+    assert_eq!(final_metadata, Some(custom_metadata(9)));
 }
 
 // 17, LIST-12
 #[tokio::test]
-async fn return_partial_success_is_honoured_or_refused_but_never_ignored() {
-    let server = Server::start().await;
-    pending(&server.operations).await;
+async fn return_partial_success_is_honoured_or_rejected_never_ignored() {
+    let server = GrpcTestServer::start().await;
+    create_pending(&server.operations).await;
     let mut client = server.client().await;
     let partial = |name: &str| ListOperationsRequest {
         name: name.into(),
@@ -220,9 +220,9 @@ async fn return_partial_success_is_honoured_or_refused_but_never_ignored() {
         .unwrap()
         .into_inner();
     assert!(all.unreachable.is_empty() && all.operations.len() == 1);
-    let one = problem(client.list_operations(partial("projects/p")).await);
+    let rejected = expect_status_error(client.list_operations(partial("projects/p")).await);
     assert_eq!(
-        one.key(),
+        rejected.code_and_reason(),
         (Code::InvalidArgument, "INVALID_PARTIAL_SUCCESS")
     );
 }

@@ -7,38 +7,38 @@ use longrunning::{
 use tonic::Code;
 
 use crate::support::{
-    Client, Server, error, get, hold, metadata, pending, problem::problem, reason, response,
-    running, succeeded, text,
+    GrpcClient, GrpcTestServer, expect_error, get_request, create_leased, decode_metadata, create_pending, problem::expect_status_error, error_reason, expect_response,
+    create_running, create_succeeded, string_value,
 };
 
-fn request(name: &str) -> CancelOperationRequest {
+fn cancel_request(name: &str) -> CancelOperationRequest {
     CancelOperationRequest { name: name.into() }
 }
 
-async fn cancel(client: &mut Client, name: &str) {
-    client.cancel_operation(request(name)).await.unwrap();
+async fn cancel(client: &mut GrpcClient, name: &str) {
+    client.cancel_operation(cancel_request(name)).await.unwrap();
 }
 
 // OP-3, CAN-1
 #[tokio::test]
-async fn a_queued_operation_is_cancelled_at_once_and_stays_listed() {
-    let server = Server::start().await;
-    let name = pending(&server.operations).await;
+async fn cancelled_queued_operation_is_done_immediately_and_stays_listed() {
+    let server = GrpcTestServer::start().await;
+    let name = create_pending(&server.operations).await;
     let mut client = server.client().await;
     cancel(&mut client, name.as_str()).await;
     let operation = client
-        .get_operation(get(name.as_str()))
+        .get_operation(get_request(name.as_str()))
         .await
         .unwrap()
         .into_inner();
-    let error = error(&operation);
+    let error = expect_error(&operation);
     assert_eq!(
-        (error.code, reason(&error).as_str()),
+        (error.code, error_reason(&error).as_str()),
         (1, "OPERATION_CANCELLED")
     );
-    let ours = metadata(&operation);
+    let operation_metadata = decode_metadata(&operation);
     assert_eq!(
-        (ours.state(), ours.cancel_requested),
+        (operation_metadata.state(), operation_metadata.cancel_requested),
         (State::Cancelled, true)
     );
     let list = client
@@ -51,77 +51,77 @@ async fn a_queued_operation_is_cancelled_at_once_and_stays_listed() {
 
 // CAN-1, CAN-5
 #[tokio::test]
-async fn cancel_of_a_running_operation_returns_before_the_worker_says_anything() {
-    let server = Server::start().await;
-    let (name, _) = running(&server.operations).await;
+async fn cancel_of_running_operation_returns_before_worker_reacts() {
+    let server = GrpcTestServer::start().await;
+    let (name, _) = create_running(&server.operations).await;
     let mut client = server.client().await;
     cancel(&mut client, name.as_str()).await;
     let operation = client
-        .get_operation(get(name.as_str()))
+        .get_operation(get_request(name.as_str()))
         .await
         .unwrap()
         .into_inner();
     assert!(!operation.done);
-    let ours = metadata(&operation);
+    let operation_metadata = decode_metadata(&operation);
     assert_eq!(
-        (ours.state(), ours.cancel_requested),
+        (operation_metadata.state(), operation_metadata.cancel_requested),
         (State::Running, true)
     );
 }
 
 // CAN-2
 #[tokio::test]
-async fn a_cancelled_operation_ends_as_its_worker_says() {
-    let server = Server::start().await;
+async fn worker_decides_outcome_of_cancelled_operation() {
+    let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
-    let (stops, stops_token) = running(&server.operations).await;
-    let (succeeds, succeeds_token) = running(&server.operations).await;
-    for name in [&stops, &succeeds] {
+    let (stopping, stopping_token) = create_running(&server.operations).await;
+    let (succeeding, succeeding_token) = create_running(&server.operations).await;
+    for name in [&stopping, &succeeding] {
         cancel(&mut client, name.as_str()).await;
     }
     server
         .operations
-        .fail(&stops, stops_token, Failure::cancelled())
+        .fail(&stopping, stopping_token, Failure::cancelled())
         .await
         .unwrap();
     server
         .operations
-        .succeed(&succeeds, succeeds_token, text("too late"))
+        .succeed(&succeeding, succeeding_token, string_value("too late"))
         .await
         .unwrap();
     let stopped = client
-        .get_operation(get(stops.as_str()))
+        .get_operation(get_request(stopping.as_str()))
         .await
         .unwrap()
         .into_inner();
-    assert_eq!(error(&stopped).code, 1);
+    assert_eq!(expect_error(&stopped).code, 1);
     let done = client
-        .get_operation(get(succeeds.as_str()))
+        .get_operation(get_request(succeeding.as_str()))
         .await
         .unwrap()
         .into_inner();
-    assert_eq!(response(&done), text("too late"));
-    assert!(metadata(&done).cancel_requested);
+    assert_eq!(expect_response(&done), string_value("too late"));
+    assert!(decode_metadata(&done).cancel_requested);
 }
 
 // BEHAVIOUR §4: no retry follows a cancellation.
 #[tokio::test]
-async fn a_retryable_failure_or_a_release_after_a_cancellation_is_cancelled() {
-    let server = Server::start().await;
+async fn retryable_failure_or_release_after_cancel_ends_as_cancelled() {
+    let server = GrpcTestServer::start().await;
     let queue = longrunning::QueueName::parse("q").unwrap();
     let mut client = server.client().await;
-    for released in [false, true] {
-        let retry = longrunning::RetryPolicy::attempts(5);
+    for is_release in [false, true] {
+        let retry = longrunning::RetryPolicy::with_max_attempts(5);
         server
             .operations
-            .create(NewOperation::queued("q").retry(retry))
+            .create(NewOperation::queued("q").retry_policy(retry))
             .await
             .unwrap();
         let worker = longrunning::WorkerId::new("w");
         let leased = server.operations.lease(&queue, &worker).await.unwrap();
-        let (name, token) = (leased.owned_name(), leased.lease().unwrap().token);
+        let (name, token) = (leased.name_owned(), leased.lease().unwrap().token);
         cancel(&mut client, name.as_str()).await;
-        if released {
+        if is_release {
             server.operations.release(&name, token).await.unwrap();
         } else {
             let failure = Failure::new(longrunning::proto::google::rpc::Code::Internal, "oops");
@@ -132,37 +132,37 @@ async fn a_retryable_failure_or_a_release_after_a_cancellation_is_cancelled() {
                 .unwrap();
         }
         let operation = client
-            .get_operation(get(name.as_str()))
+            .get_operation(get_request(name.as_str()))
             .await
             .unwrap()
             .into_inner();
-        assert_eq!(error(&operation).code, 1);
+        assert_eq!(expect_error(&operation).code, 1);
     }
 }
 
 // CAN-3
 #[tokio::test]
-async fn cancel_again_and_cancel_of_a_done_operation_are_ok_and_change_nothing() {
-    let server = Server::start().await;
+async fn repeated_cancel_and_cancel_of_done_operation_change_nothing() {
+    let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
-    let (runs, _) = running(&server.operations).await;
-    cancel(&mut client, runs.as_str()).await;
-    let waits = pending(&server.operations).await;
-    cancel(&mut client, waits.as_str()).await;
-    let done = succeeded(&server.operations).await;
-    let (failed, token) = hold(&server.operations, NewOperation::self_executed("w")).await;
+    let (running_name, _) = create_running(&server.operations).await;
+    cancel(&mut client, running_name.as_str()).await;
+    let queued_name = create_pending(&server.operations).await;
+    cancel(&mut client, queued_name.as_str()).await;
+    let done = create_succeeded(&server.operations).await;
+    let (failed, token) = create_leased(&server.operations, NewOperation::self_executed("w")).await;
     let failure = Failure::new(longrunning::proto::google::rpc::Code::Internal, "oops");
     server
         .operations
         .fail(&failed, token, failure)
         .await
         .unwrap();
-    for name in [runs, waits, done, failed] {
-        let before = server.operations.get(&name).unwrap();
+    for name in [running_name, queued_name, done, failed] {
+        let before = server.operations.get_cached(&name).unwrap();
         for _ in 0..3 {
             cancel(&mut client, name.as_str()).await;
         }
-        let after = server.operations.get(&name).unwrap();
+        let after = server.operations.get_cached(&name).unwrap();
         assert_eq!(after.bytes(), before.bytes());
         assert_eq!(after.revision(), before.revision());
     }
@@ -170,12 +170,12 @@ async fn cancel_again_and_cancel_of_a_done_operation_are_ok_and_change_nothing()
 
 // CAN-4
 #[tokio::test]
-async fn cancel_of_an_unknown_operation_is_not_found_and_of_an_empty_name_invalid() {
-    let server = Server::start().await;
+async fn cancel_of_unknown_name_is_not_found_and_of_empty_name_invalid() {
+    let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
-    let unknown = problem(client.cancel_operation(request("operations/unknown")).await);
-    assert_eq!(unknown.key(), (Code::NotFound, "OPERATION_NOT_FOUND"));
-    let empty = problem(client.cancel_operation(request("")).await);
-    assert_eq!(empty.key(), (Code::InvalidArgument, "INVALID_NAME"));
-    assert_eq!(empty.fields[0].0, "name");
+    let unknown = expect_status_error(client.cancel_operation(cancel_request("operations/unknown")).await);
+    assert_eq!(unknown.code_and_reason(), (Code::NotFound, "OPERATION_NOT_FOUND"));
+    let empty = expect_status_error(client.cancel_operation(cancel_request("")).await);
+    assert_eq!(empty.code_and_reason(), (Code::InvalidArgument, "INVALID_NAME"));
+    assert_eq!(empty.field_violations[0].0, "name");
 }

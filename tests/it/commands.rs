@@ -4,10 +4,10 @@ use std::{path::Path, process::Stdio};
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::support::program::{Program, command, complained, endless, run, said};
+use crate::support::program::{ServeProcess, longrunning_command, stderr, endless_checksum_directory, run_command, stdout};
 
 /// A directory with two small files, and the digest that `sha256sum` gives.
-fn small() -> (tempfile::TempDir, &'static str) {
+fn two_file_directory() -> (tempfile::TempDir, &'static str) {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("a"), "hello\n").unwrap();
     std::fs::write(directory.path().join("b"), "").unwrap();
@@ -18,120 +18,120 @@ fn small() -> (tempfile::TempDir, &'static str) {
     )
 }
 
-async fn demo(directory: &Path) -> std::process::Output {
-    run(&["demo", directory.to_str().unwrap()]).await
+async fn run_demo(directory: &Path) -> std::process::Output {
+    run_command(&["demo", directory.to_str().unwrap()]).await
 }
 
 #[tokio::test]
-async fn the_demo_hashes_a_directory_and_prints_the_operation_and_how_to_look_at_it() {
-    let (directory, digest) = small();
-    let output = demo(directory.path()).await;
+async fn demo_prints_checksum_operation_and_example_commands() {
+    let (directory, digest) = two_file_directory();
+    let output = run_demo(directory.path()).await;
     assert_eq!(output.status.code(), Some(0));
-    let json = said(&output);
-    for part in [
+    let json = stdout(&output);
+    for expected in [
         "\"done\": true",
         "\"files\": \"2\"",
         "\"bytes\": \"6\"",
         digest,
         "\"state\": \"SUCCEEDED\"",
     ] {
-        assert!(json.contains(part), "{part} is not in {json}");
+        assert!(json.contains(expected), "{expected} is not in {json}");
     }
     for line in [
         "grpcurl -plaintext",
         "curl -s http://",
         "longrunning get operations/",
     ] {
-        assert!(complained(&output).contains(line), "{line}");
+        assert!(stderr(&output).contains(line), "{line}");
     }
 }
 
 #[tokio::test]
-async fn the_demo_of_a_missing_directory_is_a_bad_call() {
-    let output = demo(Path::new("/nowhere")).await;
+async fn demo_with_missing_directory_exits_with_2() {
+    let output = run_demo(Path::new("/nowhere")).await;
     assert_eq!(output.status.code(), Some(2));
-    assert!(complained(&output).contains("/nowhere"));
+    assert!(stderr(&output).contains("/nowhere"));
 }
 
 #[tokio::test]
-async fn commands_exit_with_0_for_success_and_1_for_a_failed_operation() {
-    let (directory, _) = small();
-    let program = Program::demo(directory.path()).await;
-    let good = program.checksum("").await;
-    let bad = program.checksum("missing").await;
+async fn commands_exit_with_0_on_success_and_1_for_failed_operation() {
+    let (directory, _) = two_file_directory();
+    let program = ServeProcess::serve_demo(directory.path()).await;
+    let succeeded_name = program.create_checksum("").await;
+    let failed_name = program.create_checksum("missing").await;
 
-    let waited = program.ask(&["wait", &good]).await;
+    let waited = program.run_command(&["wait", &succeeded_name]).await;
     assert_eq!(waited.status.code(), Some(0));
-    assert!(said(&waited).contains("SUCCEEDED"), "{}", said(&waited));
-    let waited = program.ask(&["wait", &bad, "--output", "json"]).await;
+    assert!(stdout(&waited).contains("SUCCEEDED"), "{}", stdout(&waited));
+    let waited = program.run_command(&["wait", &failed_name, "--output", "json"]).await;
     assert_eq!(waited.status.code(), Some(1));
     assert!(
-        said(&waited).contains("DIRECTORY_NOT_FOUND"),
+        stdout(&waited).contains("DIRECTORY_NOT_FOUND"),
         "{}",
-        said(&waited)
+        stdout(&waited)
     );
 
     // A bare id stands for operations/ID.
-    let id = good.strip_prefix("operations/").unwrap();
-    assert_eq!(program.ask(&["get", id]).await.status.code(), Some(0));
-    assert_eq!(program.ask(&["get", &bad]).await.status.code(), Some(1));
-    assert_eq!(program.ask(&["watch", &bad]).await.status.code(), Some(1));
+    let id = succeeded_name.strip_prefix("operations/").unwrap();
+    assert_eq!(program.run_command(&["get", id]).await.status.code(), Some(0));
+    assert_eq!(program.run_command(&["get", &failed_name]).await.status.code(), Some(1));
+    assert_eq!(program.run_command(&["watch", &failed_name]).await.status.code(), Some(1));
 
-    let list = program.ask(&["list"]).await;
-    let lines: Vec<&str> = said(&list).lines().collect();
+    let list = program.run_command(&["list"]).await;
+    let lines: Vec<&str> = stdout(&list).lines().collect();
     assert!(
         lines[0].starts_with("NAME") && lines[0].contains("STATE"),
         "{lines:?}"
     );
     assert!(
-        lines[1].starts_with(&bad) && lines[2].starts_with(&good),
+        lines[1].starts_with(&failed_name) && lines[2].starts_with(&succeeded_name),
         "newest first: {lines:?}"
     );
     assert_eq!(
-        said(&program.ask(&["list", "--limit", "1"]).await)
+        stdout(&program.run_command(&["list", "--limit", "1"]).await)
             .lines()
             .count(),
         2
     );
 
-    let failed = program.ask(&["list", "--filter", "state = FAILED"]).await;
-    let names: Vec<_> = said(&failed).lines().skip(1).collect();
-    assert!(names.len() == 1 && names[0].starts_with(&bad), "{names:?}");
+    let failed = program.run_command(&["list", "--filter", "state = FAILED"]).await;
+    let names: Vec<_> = stdout(&failed).lines().skip(1).collect();
+    assert!(names.len() == 1 && names[0].starts_with(&failed_name), "{names:?}");
     let json = program
-        .ask(&["list", "--filter", "error.code:*", "--output", "json"])
+        .run_command(&["list", "--filter", "error.code:*", "--output", "json"])
         .await;
-    assert!(said(&json).contains(&bad) && !said(&json).contains(&good));
-    let refused = program.ask(&["list", "--filter", "state = = FAILED"]).await;
+    assert!(stdout(&json).contains(&failed_name) && !stdout(&json).contains(&succeeded_name));
+    let refused = program.run_command(&["list", "--filter", "state = = FAILED"]).await;
     assert_eq!(refused.status.code(), Some(2));
-    assert!(complained(&refused).contains("(INVALID_FILTER): filter: column 9"));
+    assert!(stderr(&refused).contains("(INVALID_FILTER): filter: column 9"));
 
-    assert_eq!(program.ask(&["delete", &good]).await.status.code(), Some(0));
-    let gone = program.ask(&["get", &good]).await;
-    assert_eq!(gone.status.code(), Some(2));
+    assert_eq!(program.run_command(&["delete", &succeeded_name]).await.status.code(), Some(0));
+    let deleted = program.run_command(&["get", &succeeded_name]).await;
+    assert_eq!(deleted.status.code(), Some(2));
     assert!(
-        complained(&gone).contains("NOT_FOUND (OPERATION_NOT_FOUND)"),
+        stderr(&deleted).contains("NOT_FOUND (OPERATION_NOT_FOUND)"),
         "{}",
-        complained(&gone)
+        stderr(&deleted)
     );
 }
 
 #[tokio::test]
-async fn wait_gives_up_with_3_and_cancel_ends_the_work() {
-    let directory = endless();
-    let program = Program::demo(directory.path()).await;
-    let name = program.checksum("").await;
-    let waited = program.ask(&["wait", &name, "--timeout", "50ms"]).await;
+async fn wait_timeout_exits_with_3_and_cancel_stops_handler() {
+    let directory = endless_checksum_directory();
+    let program = ServeProcess::serve_demo(directory.path()).await;
+    let name = program.create_checksum("").await;
+    let waited = program.run_command(&["wait", &name, "--timeout", "50ms"]).await;
     assert_eq!(waited.status.code(), Some(3));
-    assert_eq!(program.ask(&["cancel", &name]).await.status.code(), Some(0));
-    let waited = program.ask(&["wait", &name]).await;
+    assert_eq!(program.run_command(&["cancel", &name]).await.status.code(), Some(0));
+    let waited = program.run_command(&["wait", &name]).await;
     assert_eq!(waited.status.code(), Some(1));
-    assert!(said(&waited).contains("CANCELLED"), "{}", said(&waited));
+    assert!(stdout(&waited).contains("CANCELLED"), "{}", stdout(&waited));
 }
 
 #[tokio::test]
-async fn ctrl_c_cancels_the_demo_and_exits_with_130() {
-    let directory = endless();
-    let mut child = command(&["demo", directory.path().to_str().unwrap()])
+async fn ctrl_c_cancels_demo_and_exits_with_130() {
+    let directory = endless_checksum_directory();
+    let mut child = longrunning_command(&["demo", directory.path().to_str().unwrap()])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -146,8 +146,8 @@ async fn ctrl_c_cancels_the_demo_and_exits_with_130() {
     {}
     let pid = child.id().unwrap().to_string();
     // Until the demo listens for it, the signal would end it the rough way.
-    let caught = format!("/proc/{pid}/status");
-    while !std::fs::read_to_string(&caught)
+    let status_file = format!("/proc/{pid}/status");
+    while !std::fs::read_to_string(&status_file)
         .unwrap()
         .lines()
         .any(|line| {
@@ -167,5 +167,5 @@ async fn ctrl_c_cancels_the_demo_and_exits_with_130() {
     );
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(130));
-    assert!(said(&output).contains("\"code\": 1"), "{}", said(&output));
+    assert!(stdout(&output).contains("\"code\": 1"), "{}", stdout(&output));
 }

@@ -10,15 +10,15 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::sync::mpsc;
 
 use crate::support::{
-    Server, get,
-    journal::{Gate, TestJournal},
-    running, text, wait,
+    GrpcTestServer, get_request,
+    journal::{WriteMode, TestStorage},
+    create_running, string_value, wait_request,
 };
 
 /// So long a count may take before the test has failed.
-const GUARD: Duration = Duration::from_secs(30);
+const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
-fn scraped(operations: &Operations) -> String {
+fn scrape_metrics(operations: &Operations) -> String {
     let (mut registry, mut text) = (Registry::default(), String::new());
     operations.metrics().register(&mut registry);
     encode(&mut text, &registry).unwrap();
@@ -26,52 +26,52 @@ fn scraped(operations: &Operations) -> String {
 }
 
 /// Waits until a line is there.
-async fn counted(operations: &Operations, line: &str) {
-    let seen = async {
-        while !scraped(operations).lines().any(|text| text == line) {
+async fn wait_for_series(operations: &Operations, line: &str) {
+    let series_exists = async {
+        while !scrape_metrics(operations).lines().any(|text| text == line) {
             tokio::task::yield_now().await;
         }
     };
-    if tokio::time::timeout(GUARD, seen).await.is_err() {
-        panic!("{line} is not in {}", scraped(operations));
+    if tokio::time::timeout(STEP_TIMEOUT, series_exists).await.is_err() {
+        panic!("{line} is not in {}", scrape_metrics(operations));
     }
 }
 
-fn rpcs(method: &str, code: &str) -> String {
+fn rpc_series(method: &str, code: &str) -> String {
     format!(
         "longrunning_rpcs_total{{method=\"google.longrunning.Operations/{method}\",code=\"{code}\"}} 1"
     )
 }
 
 #[tokio::test]
-async fn an_oversized_message_counts_as_the_code_that_its_caller_sees() {
-    let server = Server::start().await;
+async fn oversized_message_is_counted_as_resource_exhausted() {
+    let server = GrpcTestServer::start().await;
     let name = "x".repeat(5 << 20);
-    let refused = server.client().await.get_operation(get(&name)).await;
+    let refused = server.client().await.get_operation(get_request(&name)).await;
     assert_eq!(refused.unwrap_err().code(), tonic::Code::ResourceExhausted);
-    counted(
+    wait_for_series(
         &server.operations,
-        &rpcs("GetOperation", "RESOURCE_EXHAUSTED"),
+        &rpc_series("GetOperation", "RESOURCE_EXHAUSTED"),
     )
     .await;
 }
 
 #[tokio::test]
-async fn a_wait_whose_client_left_counts_as_cancelled() {
-    let server = Server::start().await;
-    let (name, _) = running(&server.operations).await;
-    let (mut client, request) = (server.client().await, wait(&name, 600_000));
-    let waiting = tokio::spawn(async move { client.wait_operation(request).await });
-    while server.operations.waiters() == 0 {
+async fn abandoned_wait_is_counted_as_cancelled() {
+    let server = GrpcTestServer::start().await;
+    let (name, _) = create_running(&server.operations).await;
+    let (mut client, request) = (server.client().await, wait_request(&name, 600_000));
+    let wait_task = tokio::spawn(async move { client.wait_operation(request).await });
+    while server.operations.waiter_count() == 0 {
         tokio::task::yield_now().await;
     }
-    waiting.abort();
-    counted(&server.operations, &rpcs("WaitOperation", "CANCELLED")).await;
+    wait_task.abort();
+    wait_for_series(&server.operations, &rpc_series("WaitOperation", "CANCELLED")).await;
 }
 
 /// The queues that have a depth.
-fn queues(operations: &Operations) -> Vec<String> {
-    let lines = scraped(operations);
+fn queues_with_depth_series(operations: &Operations) -> Vec<String> {
+    let lines = scrape_metrics(operations);
     let mut queues: Vec<_> = lines
         .lines()
         .filter_map(|line| line.strip_prefix("longrunning_queue_depth{queue=\""))
@@ -82,84 +82,84 @@ fn queues(operations: &Operations) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_queue_that_only_refused_operations_named_has_no_series() {
-    let journal = TestJournal::new();
-    let builder = crate::support::operations().journal(journal.clone());
+async fn queue_with_only_rejected_operations_has_no_depth_series() {
+    let storage = TestStorage::new();
+    let builder = crate::support::operations_builder().storage(storage.clone());
     let operations = builder.start().await.unwrap();
     let new = |queue: &str| NewOperation::queued(queue).id("mine");
     operations.create(new("first")).await.unwrap();
-    let taken = operations.create(new("second")).await.unwrap_err();
-    assert_eq!(taken.reason(), "OPERATION_EXISTS");
-    journal.set(Gate::Broken);
-    let lost = operations.create(NewOperation::queued("third")).await;
-    assert_eq!(lost.unwrap_err().reason(), "STORE_UNAVAILABLE");
-    assert_eq!(queues(&operations), ["first"]);
+    let duplicate = operations.create(new("second")).await.unwrap_err();
+    assert_eq!(duplicate.reason(), "OPERATION_EXISTS");
+    storage.set_write_mode(WriteMode::Fail);
+    let unavailable = operations.create(NewOperation::queued("third")).await;
+    assert_eq!(unavailable.unwrap_err().reason(), "STORE_UNAVAILABLE");
+    assert_eq!(queues_with_depth_series(&operations), ["first"]);
 }
 
 #[tokio::test]
-async fn a_queue_whose_operations_are_finished_has_no_series_any_more() {
-    let operations = crate::support::operations().start().await.unwrap();
+async fn empty_queue_metric_series_is_removed_after_cancel() {
+    let operations = crate::support::operations_builder().start().await.unwrap();
     let new = || NewOperation::queued("q");
     let first = operations.create(new()).await.unwrap().operation;
     let second = operations.create(new()).await.unwrap().operation;
-    operations.cancel(&first.owned_name()).await.unwrap();
-    assert_eq!(queues(&operations), ["q"]);
-    operations.cancel(&second.owned_name()).await.unwrap();
-    assert!(queues(&operations).is_empty());
+    operations.cancel(&first.name_owned()).await.unwrap();
+    assert_eq!(queues_with_depth_series(&operations), ["q"]);
+    operations.cancel(&second.name_owned()).await.unwrap();
+    assert!(queues_with_depth_series(&operations).is_empty());
 }
 
-fn attempts(end: &str) -> String {
-    format!("longrunning_attempts_total{{queue=\"q\",end=\"{end}\"}} 1")
+fn attempt_series(outcome: &str) -> String {
+    format!("longrunning_attempts_total{{queue=\"q\",end=\"{outcome}\"}} 1")
 }
 
-fn busy() -> Failure {
+fn unavailable_failure() -> Failure {
     Failure::new(Code::Unavailable, "busy").retryable()
 }
 
 #[tokio::test]
-async fn an_attempt_that_may_be_retried_but_was_the_last_counts_as_failed() {
-    let operations = crate::support::operations()
-        .handler("q", 1, |_: Context| async { Err::<Any, _>(busy()) })
+async fn last_retryable_attempt_is_counted_as_failed() {
+    let operations = crate::support::operations_builder()
+        .handler("q", 1, |_: Context| async { Err::<Any, _>(unavailable_failure()) })
         .start()
         .await
         .unwrap();
-    let new = NewOperation::queued("q").retry(RetryPolicy {
+    let new = NewOperation::queued("q").retry_policy(RetryPolicy {
         initial_backoff: Duration::ZERO,
-        ..RetryPolicy::attempts(2)
+        ..RetryPolicy::with_max_attempts(2)
     });
     operations.create(new).await.unwrap();
-    counted(&operations, &attempts("failed")).await;
-    counted(&operations, &attempts("retried")).await;
+    wait_for_series(&operations, &attempt_series("failed")).await;
+    wait_for_series(&operations, &attempt_series("retried")).await;
 }
 
 #[tokio::test]
-async fn an_attempt_that_was_cancelled_counts_as_cancelled_however_it_failed() {
-    let (started, mut starts) = mpsc::channel(1);
+async fn failed_attempt_after_cancel_is_counted_as_cancelled() {
+    let (started_tx, mut started_rx) = mpsc::channel(1);
     let handler = move |context: Context| {
-        let started = started.clone();
+        let started_tx = started_tx.clone();
         async move {
-            started.send(()).await.unwrap();
+            started_tx.send(()).await.unwrap();
             context.cancelled().await;
-            Err::<Any, _>(busy())
+            Err::<Any, _>(unavailable_failure())
         }
     };
-    let builder = crate::support::operations().handler("q", 1, handler);
+    let builder = crate::support::operations_builder().handler("q", 1, handler);
     let operations = builder.start().await.unwrap();
-    let new = NewOperation::queued("q").retry(RetryPolicy::attempts(9));
-    let name = operations.create(new).await.unwrap().operation.owned_name();
-    starts.recv().await.unwrap();
+    let new = NewOperation::queued("q").retry_policy(RetryPolicy::with_max_attempts(9));
+    let name = operations.create(new).await.unwrap().operation.name_owned();
+    started_rx.recv().await.unwrap();
     operations.cancel(&name).await.unwrap();
-    counted(&operations, &attempts("cancelled")).await;
+    wait_for_series(&operations, &attempt_series("cancelled")).await;
 }
 
 #[tokio::test]
-async fn a_queue_whose_last_operation_was_claimed_and_finished_has_no_series_any_more() {
-    let operations = crate::support::operations().start().await.unwrap();
-    operations.submit("q", text("")).await.unwrap();
+async fn empty_queue_metric_series_is_removed_after_finish() {
+    let operations = crate::support::operations_builder().start().await.unwrap();
+    operations.submit("q", string_value("")).await.unwrap();
     let (queue, worker) = (QueueName::parse("q").unwrap(), WorkerId::new("w"));
     let leased = operations.lease(&queue, &worker).await.unwrap();
     let token = leased.lease().unwrap().token;
-    let name = leased.owned_name();
-    operations.succeed(&name, token, text("")).await.unwrap();
-    assert!(queues(&operations).is_empty());
+    let name = leased.name_owned();
+    operations.succeed(&name, token, string_value("")).await.unwrap();
+    assert!(queues_with_depth_series(&operations).is_empty());
 }

@@ -5,31 +5,31 @@ use std::time::Duration;
 use longrunning::{NewOperation, Operations, RetryPolicy, State, proto::google::rpc::Code};
 use tokio::task::JoinSet;
 
-use crate::support::{hold, own_metadata, text};
+use crate::support::{create_leased, custom_metadata, string_value};
 
-async fn start() -> Operations {
-    crate::support::operations().start().await.unwrap()
+async fn start_operations() -> Operations {
+    crate::support::operations_builder().start().await.unwrap()
 }
 
 fn queued() -> NewOperation {
     NewOperation::queued("q")
-        .input(text("input"))
+        .input(string_value("input"))
         .label("a", "b")
 }
 
 // AIP-155
 #[tokio::test]
-async fn the_same_request_id_and_content_is_the_same_operation() {
-    let operations = start().await;
+async fn same_request_id_and_content_returns_same_operation() {
+    let operations = start_operations().await;
     let first = operations.create(queued().request_id("r")).await.unwrap();
-    assert!(!first.reused);
+    assert!(!first.already_existed);
     for _ in 0..3 {
         let again = operations.create(queued().request_id("r")).await.unwrap();
-        assert!(again.reused);
+        assert!(again.already_existed);
         assert_eq!(again.operation.name(), first.operation.name());
     }
     let other = operations.create(queued().request_id("R")).await.unwrap();
-    assert!(!other.reused, "ids are compared byte by byte");
+    assert!(!other.already_existed, "ids are compared byte by byte");
     assert_eq!(
         operations
             .list(&Default::default())
@@ -43,45 +43,45 @@ async fn the_same_request_id_and_content_is_the_same_operation() {
 
 // AIP-155
 #[tokio::test]
-async fn a_request_that_comes_again_gets_the_operation_as_it_is_now() {
-    let operations = start().await;
+async fn retried_create_returns_current_operation_state() {
+    let operations = start_operations().await;
     let new = || NewOperation::self_executed("w").request_id("r");
-    let (name, token) = hold(&operations, new()).await;
+    let (name, token) = create_leased(&operations, new()).await;
     operations
-        .succeed(&name, token, text("done"))
+        .succeed(&name, token, string_value("done"))
         .await
         .unwrap();
     let again = operations.create(new()).await.unwrap();
-    assert!(again.reused);
+    assert!(again.already_existed);
     assert_eq!(again.operation.state(), State::Succeeded);
 }
 
 // BEHAVIOUR §5
 #[tokio::test]
-async fn the_same_request_id_with_any_other_content_is_refused() {
-    let operations = start().await;
-    let second = Duration::from_secs(7);
+async fn request_id_with_different_content_is_rejected() {
+    let operations = start_operations().await;
+    let seven_seconds = Duration::from_secs(7);
     operations.create(queued().request_id("r")).await.unwrap();
     let others = [
         NewOperation::queued("other")
-            .input(text("input"))
+            .input(string_value("input"))
             .label("a", "b"),
         NewOperation::self_executed("q").label("a", "b"),
         NewOperation::queued("q").label("a", "b"),
-        queued().input(text("other")),
+        queued().input(string_value("other")),
         queued().label("a", "c"),
         queued().label("c", "b"),
-        NewOperation::queued("q").input(text("input")),
+        NewOperation::queued("q").input(string_value("input")),
         queued().id("mine"),
-        queued().metadata(own_metadata(1)),
+        queued().metadata(custom_metadata(1)),
         queued().priority(1),
-        queued().total_timeout(second),
-        queued().attempt_timeout(second),
-        queued().lease_duration(second),
-        queued().retention(second),
-        queued().cancel_grace(second),
-        queued().retry(RetryPolicy::attempts(2)),
-        queued().not_before(std::time::UNIX_EPOCH + second),
+        queued().total_timeout(seven_seconds),
+        queued().attempt_timeout(seven_seconds),
+        queued().lease_duration(seven_seconds),
+        queued().retention(seven_seconds),
+        queued().cancel_grace_period(seven_seconds),
+        queued().retry_policy(RetryPolicy::with_max_attempts(2)),
+        queued().not_before(std::time::UNIX_EPOCH + seven_seconds),
     ];
     for other in others {
         let text = format!("{other:?}");
@@ -105,51 +105,51 @@ async fn the_same_request_id_with_any_other_content_is_refused() {
 
 // BEHAVIOUR §5: what executes it is content too, whatever its texts are.
 #[tokio::test]
-async fn a_request_for_a_queue_is_never_taken_for_one_by_its_creator() {
-    let operations = start().await;
-    let queue = NewOperation::queued("q").request_id("r");
-    operations.create(queue).await.unwrap();
-    let creator = NewOperation::self_executed("\0\0\0\0\0\0\0\0")
+async fn queued_and_self_executed_requests_never_share_fingerprint() {
+    let operations = start_operations().await;
+    let queued_operation = NewOperation::queued("q").request_id("r");
+    operations.create(queued_operation).await.unwrap();
+    let self_executed = NewOperation::self_executed("\0\0\0\0\0\0\0\0")
         .label("q", "")
         .request_id("r");
-    let refused = operations.create(creator).await.unwrap_err();
+    let refused = operations.create(self_executed).await.unwrap_err();
     assert_eq!(refused.reason(), "REQUEST_ID_REUSED");
 }
 
 #[tokio::test]
-async fn a_request_id_belongs_to_its_parent() {
-    let operations = start().await;
+async fn request_id_is_scoped_to_parent() {
+    let operations = start_operations().await;
     for parent in ["", "projects/p", "projects/q"] {
         let created = operations
             .create(queued().parent(parent).request_id("r"))
             .await
             .unwrap();
-        assert!(!created.reused);
+        assert!(!created.already_existed);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_id_is_free_again_when_its_operation_is_deleted_or_has_expired() {
-    let operations = start().await;
+async fn request_id_is_reusable_after_delete_or_expiry() {
+    let operations = start_operations().await;
     let new = || {
         NewOperation::self_executed("w")
             .retention(Duration::from_secs(60))
             .request_id("r")
     };
-    let (first, _) = hold(&operations, new()).await;
+    let (first, _) = create_leased(&operations, new()).await;
     operations.delete(&first).await.unwrap();
-    let (second, token) = hold(&operations, new()).await;
+    let (second, token) = create_leased(&operations, new()).await;
     assert_ne!(first, second);
-    operations.succeed(&second, token, text("")).await.unwrap();
-    assert!(operations.create(new()).await.unwrap().reused);
+    operations.succeed(&second, token, string_value("")).await.unwrap();
+    assert!(operations.create(new()).await.unwrap().already_existed);
     tokio::time::sleep(Duration::from_secs(62)).await;
-    assert!(!operations.create(new()).await.unwrap().reused);
+    assert!(!operations.create(new()).await.unwrap().already_existed);
 }
 
 // AIP-155
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_that_race_make_one_operation() {
-    let operations = start().await;
+async fn concurrent_creates_with_one_request_id_make_one_operation() {
+    let operations = start_operations().await;
     for round in 0..300 {
         let mut racers = JoinSet::new();
         for _ in 0..8 {
@@ -161,19 +161,19 @@ async fn requests_that_race_make_one_operation() {
                     .unwrap()
             });
         }
-        let made = racers.join_all().await;
-        assert_eq!(made.iter().filter(|made| !made.reused).count(), 1);
+        let created = racers.join_all().await;
+        assert_eq!(created.iter().filter(|created| !created.already_existed).count(), 1);
         assert!(
-            made.iter()
-                .all(|one| one.operation.name() == made[0].operation.name())
+            created.iter()
+                .all(|result| result.operation.name() == created[0].operation.name())
         );
     }
 }
 
 // BEHAVIOUR §1
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_creators_that_race_for_one_id_one_wins() {
-    let operations = start().await;
+async fn concurrent_creates_with_one_operation_id_have_one_winner() {
+    let operations = start_operations().await;
     for round in 0..300 {
         let mut racers = JoinSet::new();
         for _ in 0..8 {
@@ -181,11 +181,11 @@ async fn of_creators_that_race_for_one_id_one_wins() {
             racers
                 .spawn(async move { operations.create(queued().id(&format!("id{round}"))).await });
         }
-        let made = racers.join_all().await;
-        assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 1);
+        let created = racers.join_all().await;
+        assert_eq!(created.iter().filter(|created| created.is_ok()).count(), 1);
         assert!(
-            made.iter()
-                .flat_map(|made| made.as_ref().err())
+            created.iter()
+                .flat_map(|created| created.as_ref().err())
                 .all(|error| error.reason() == "OPERATION_EXISTS")
         );
     }
@@ -193,20 +193,20 @@ async fn of_creators_that_race_for_one_id_one_wins() {
 
 // GET-5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_created_can_be_read_by_other_tasks_when_create_returns() {
-    let operations = start().await;
-    let (tell, mut told) = tokio::sync::mpsc::channel(16);
+async fn created_operation_is_readable_by_other_tasks_when_create_returns() {
+    let operations = start_operations().await;
+    let (names_tx, mut names_rx) = tokio::sync::mpsc::channel(16);
     let reader = {
         let operations = operations.clone();
         tokio::spawn(async move {
             let mut read = 0;
-            while let Some(name) = told.recv().await {
-                assert!(operations.get(&name).is_ok());
+            while let Some(name) = names_rx.recv().await {
+                assert!(operations.get_cached(&name).is_ok());
                 let list = operations.list(&Default::default()).await.unwrap();
                 assert!(
                     list.operations
                         .iter()
-                        .any(|operation| operation.owned_name() == name)
+                        .any(|operation| operation.name_owned() == name)
                 );
                 read += 1;
             }
@@ -215,8 +215,8 @@ async fn what_was_created_can_be_read_by_other_tasks_when_create_returns() {
     };
     for _ in 0..2000 {
         let created = operations.create(queued()).await.unwrap().operation;
-        tell.send(created.owned_name()).await.unwrap();
+        names_tx.send(created.name_owned()).await.unwrap();
     }
-    drop(tell);
+    drop(names_tx);
     assert_eq!(reader.await.unwrap(), 2000);
 }

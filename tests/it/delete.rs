@@ -11,10 +11,10 @@ use longrunning::{
 use tonic::Code;
 
 use crate::support::{
-    Client, Server, get, pending, problem::problem, progress, running, succeeded, text, wait,
+    GrpcClient, GrpcTestServer, get_request, create_pending, problem::expect_status_error, progress, create_running, create_succeeded, string_value, wait_request,
 };
 
-async fn delete(client: &mut Client, name: &longrunning::OperationName) {
+async fn delete(client: &mut GrpcClient, name: &longrunning::OperationName) {
     let request = DeleteOperationRequest {
         name: name.to_string(),
     };
@@ -23,9 +23,9 @@ async fn delete(client: &mut Client, name: &longrunning::OperationName) {
 
 // DEL-1
 #[tokio::test]
-async fn delete_does_not_cancel_what_runs_and_its_record_is_forgotten_at_the_end() {
-    let server = Server::start().await;
-    let (name, token) = running(&server.operations).await;
+async fn deleted_running_operation_continues_and_is_removed_at_completion() {
+    let server = GrpcTestServer::start().await;
+    let (name, token) = create_running(&server.operations).await;
     delete(&mut server.client().await, &name).await;
     let renewed = server.operations.renew(&name, token).await.unwrap();
     assert!(!renewed.cancel_requested() && !renewed.is_done());
@@ -40,27 +40,27 @@ async fn delete_does_not_cancel_what_runs_and_its_record_is_forgotten_at_the_end
         .unwrap();
     let done = server
         .operations
-        .succeed(&name, token, text("unseen"))
+        .succeed(&name, token, string_value("unseen"))
         .await
         .unwrap();
     assert!(done.is_done());
-    let gone = server.operations.renew(&name, token).await.unwrap_err();
-    assert_eq!(gone.code(), rpc::Code::NotFound);
-    let get = problem(
+    let removed = server.operations.renew(&name, token).await.unwrap_err();
+    assert_eq!(removed.code(), rpc::Code::NotFound);
+    let get_error = expect_status_error(
         server
             .client()
             .await
-            .get_operation(get(name.as_str()))
+            .get_operation(get_request(name.as_str()))
             .await,
     );
-    assert_eq!(get.code, Code::NotFound);
+    assert_eq!(get_error.code, Code::NotFound);
 }
 
 // DEL-1: a deleted operation that waits still gets its worker.
 #[tokio::test]
-async fn a_queued_operation_that_was_deleted_is_still_executed() {
-    let server = Server::start().await;
-    let name = pending(&server.operations).await;
+async fn deleted_queued_operation_is_still_executed() {
+    let server = GrpcTestServer::start().await;
+    let name = create_pending(&server.operations).await;
     delete(&mut server.client().await, &name).await;
     let queue = QueueName::parse("nobody").unwrap();
     let leased = server
@@ -68,77 +68,77 @@ async fn a_queued_operation_that_was_deleted_is_still_executed() {
         .lease(&queue, &WorkerId::new("w"))
         .await
         .unwrap();
-    assert_eq!(leased.owned_name(), name);
+    assert_eq!(leased.name_owned(), name);
     assert!(!leased.cancel_requested());
 }
 
 // DEL-2
 #[tokio::test]
-async fn a_second_delete_is_not_found_whatever_the_stage() {
-    let server = Server::start().await;
+async fn second_delete_is_not_found_in_every_state() {
+    let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
     let names = [
-        pending(&server.operations).await,
-        running(&server.operations).await.0,
-        succeeded(&server.operations).await,
+        create_pending(&server.operations).await,
+        create_running(&server.operations).await.0,
+        create_succeeded(&server.operations).await,
     ];
     for name in names {
         delete(&mut client, &name).await;
         let request = DeleteOperationRequest {
             name: name.to_string(),
         };
-        let second = problem(client.delete_operation(request).await);
-        assert_eq!(second.key(), (Code::NotFound, "OPERATION_NOT_FOUND"));
+        let second = expect_status_error(client.delete_operation(request).await);
+        assert_eq!(second.code_and_reason(), (Code::NotFound, "OPERATION_NOT_FOUND"));
     }
     let unknown = DeleteOperationRequest {
         name: "operations/unknown".into(),
     };
     assert_eq!(
-        problem(client.delete_operation(unknown).await).code,
+        expect_status_error(client.delete_operation(unknown).await).code,
         Code::NotFound
     );
-    let empty = problem(
+    let empty = expect_status_error(
         client
             .delete_operation(DeleteOperationRequest::default())
             .await,
     );
-    assert_eq!(empty.key(), (Code::InvalidArgument, "INVALID_NAME"));
+    assert_eq!(empty.code_and_reason(), (Code::InvalidArgument, "INVALID_NAME"));
 }
 
 // DEL-3
 #[tokio::test]
-async fn to_clients_a_deleted_operation_is_missing_everywhere() {
-    let server = Server::start().await;
+async fn deleted_operation_is_not_found_on_every_client_method() {
+    let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
     let names = [
-        pending(&server.operations).await,
-        running(&server.operations).await.0,
-        succeeded(&server.operations).await,
+        create_pending(&server.operations).await,
+        create_running(&server.operations).await.0,
+        create_succeeded(&server.operations).await,
     ];
     for name in names {
         delete(&mut client, &name).await;
         let not_found = (Code::NotFound, "OPERATION_NOT_FOUND");
         assert_eq!(
-            problem(client.get_operation(get(name.as_str())).await).key(),
+            expect_status_error(client.get_operation(get_request(name.as_str())).await).code_and_reason(),
             not_found
         );
         assert_eq!(
-            problem(client.wait_operation(wait(&name, 60_000)).await).key(),
+            expect_status_error(client.wait_operation(wait_request(&name, 60_000)).await).code_and_reason(),
             not_found
         );
         let cancel = CancelOperationRequest {
             name: name.to_string(),
         };
         assert_eq!(
-            problem(client.cancel_operation(cancel).await).key(),
+            expect_status_error(client.cancel_operation(cancel).await).code_and_reason(),
             not_found
         );
         let watch = longrunning::proto::longrunning::v1::WatchOperationRequest {
             name: name.to_string(),
         };
-        let mut watcher = server.watcher().await;
+        let mut watcher = server.watch_client().await;
         assert_eq!(
-            problem(watcher.watch_operation(watch).await).key(),
+            expect_status_error(watcher.watch_operation(watch).await).code_and_reason(),
             not_found
         );
     }
@@ -152,24 +152,24 @@ async fn to_clients_a_deleted_operation_is_missing_everywhere() {
 
 // DEL-3
 #[tokio::test]
-async fn a_worker_cannot_bring_a_deleted_operation_back() {
-    let server = Server::start().await;
+async fn worker_cannot_restore_deleted_operation() {
+    let server = GrpcTestServer::start().await;
     let retry = longrunning::RetryPolicy {
         initial_backoff: std::time::Duration::ZERO,
-        ..longrunning::RetryPolicy::attempts(2)
+        ..longrunning::RetryPolicy::with_max_attempts(2)
     };
     server
         .operations
-        .create(NewOperation::queued("q").retry(retry))
+        .create(NewOperation::queued("q").retry_policy(retry))
         .await
         .unwrap();
     let (queue, worker) = (QueueName::parse("q").unwrap(), WorkerId::new("w"));
     let leased = server.operations.lease(&queue, &worker).await.unwrap();
-    let (name, token) = (leased.owned_name(), leased.lease().unwrap().token);
+    let (name, token) = (leased.name_owned(), leased.lease().unwrap().token);
     server.operations.delete(&name).await.unwrap();
     let failure = longrunning::Failure::new(rpc::Code::Internal, "again").retryable();
     server.operations.fail(&name, token, failure).await.unwrap();
-    assert!(server.operations.get(&name).is_err());
+    assert!(server.operations.get_cached(&name).is_err());
     let token = server
         .operations
         .lease(&queue, &worker)
@@ -178,16 +178,16 @@ async fn a_worker_cannot_bring_a_deleted_operation_back() {
         .lease()
         .unwrap()
         .token;
-    assert!(server.operations.get(&name).is_err());
+    assert!(server.operations.get_cached(&name).is_err());
     server
         .operations
-        .succeed(&name, token, text("unseen"))
+        .succeed(&name, token, string_value("unseen"))
         .await
         .unwrap();
-    assert!(server.operations.get(&name).is_err());
+    assert!(server.operations.get_cached(&name).is_err());
     let late = server
         .operations
-        .succeed(&name, token, text("unseen"))
+        .succeed(&name, token, string_value("unseen"))
         .await
         .unwrap_err();
     assert_eq!(late.code(), rpc::Code::NotFound);

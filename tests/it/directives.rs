@@ -7,36 +7,36 @@ use longrunning::proto::longrunning::v1::{HeartbeatRequest, finish_operation_req
 use tokio::time::advance;
 
 use crate::support::{
-    shop::{Kind, Shop},
-    text,
+    shop::{Kind, Harness},
+    string_value,
 };
 
 #[tokio::test(start_paused = true)]
-async fn a_cancellation_and_a_deletion_are_pushed_to_the_holder_and_only_to_it() {
-    let shop = Shop::open().await;
-    let (mut mine, mut others) = (shop.watch("me").await, shop.watch("you").await);
-    let lease = shop.hold("me").await;
-    let of_other = shop.hold("you").await;
-    shop.cancel(&lease.name).await;
-    shop.delete(&lease.name).await;
-    shop.cancel(&of_other.name).await;
+async fn cancel_and_delete_are_pushed_only_to_lease_holder() {
+    let harness = Harness::start().await;
+    let (mut stream, mut other_stream) = (harness.watch_directives("me").await, harness.watch_directives("you").await);
+    let lease = harness.create_self_executed("me").await;
+    let other_lease = harness.create_self_executed("you").await;
+    harness.cancel(&lease.name).await;
+    harness.delete(&lease.name).await;
+    harness.cancel(&other_lease.name).await;
     for expected in [Kind::CancelRequested, Kind::OperationDeleted] {
-        let directive = mine.message().await.unwrap().unwrap();
+        let directive = stream.message().await.unwrap().unwrap();
         assert_eq!(directive.kind(), expected);
         assert_eq!(directive.name, lease.name);
         assert_eq!(directive.lease_token, lease.lease_token);
     }
-    let directive = others.message().await.unwrap().unwrap();
-    assert_eq!(directive.name, of_other.name);
+    let directive = other_stream.message().await.unwrap().unwrap();
+    assert_eq!(directive.name, other_lease.name);
     assert_eq!(directive.kind(), Kind::CancelRequested);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_worker_did_itself_is_no_news_to_it_and_a_lost_lease_is() {
-    let shop = Shop::open().await;
-    let mut stream = shop.watch("w").await;
-    let (finished, lost) = (shop.hold("w").await, shop.hold("w").await);
-    shop.finish(&finished, Outcome::Response(text("done")))
+async fn lease_loss_is_pushed_but_finish_by_same_worker_is_not() {
+    let harness = Harness::start().await;
+    let mut stream = harness.watch_directives("w").await;
+    let (finished, lost) = (harness.create_self_executed("w").await, harness.create_self_executed("w").await);
+    harness.finish(&finished, Outcome::Response(string_value("done")))
         .await;
     advance(Duration::from_secs(31)).await;
     let directive = stream.message().await.unwrap().unwrap();
@@ -46,26 +46,26 @@ async fn what_a_worker_did_itself_is_no_news_to_it_and_a_lost_lease_is() {
 
 // worker.proto: DRAIN is a word of the server.
 #[tokio::test]
-async fn a_worker_that_drains_is_not_told_so() {
-    let shop = Shop::open().await;
-    let mut stream = shop.watch("w").await;
-    let lease = shop.hold("w").await;
+async fn draining_worker_gets_no_drain_directive() {
+    let harness = Harness::start().await;
+    let mut stream = harness.watch_directives("w").await;
+    let lease = harness.create_self_executed("w").await;
     let draining = HeartbeatRequest {
         worker_id: "w".into(),
         draining: true,
         ..HeartbeatRequest::default()
     };
-    shop.heartbeat(draining).await.unwrap();
-    shop.cancel(&lease.name).await;
+    harness.try_heartbeat(draining).await.unwrap();
+    harness.cancel(&lease.name).await;
     let directive = stream.message().await.unwrap().unwrap();
     assert_eq!(directive.kind(), Kind::CancelRequested);
 }
 
 #[tokio::test]
-async fn the_last_directive_of_a_server_that_shuts_down_is_drain() {
-    let shop = Shop::with(crate::support::operations()).await;
-    let mut stream = shop.watch("w").await;
-    shop.operations.shutdown(Duration::ZERO).await;
+async fn last_directive_at_server_shutdown_is_drain() {
+    let harness = Harness::start_with(crate::support::operations_builder()).await;
+    let mut stream = harness.watch_directives("w").await;
+    harness.operations.shutdown(Duration::ZERO).await;
     let directive = stream.message().await.unwrap().unwrap();
     assert_eq!(directive.kind(), Kind::Drain);
     assert_eq!(stream.message().await.unwrap(), None);

@@ -21,103 +21,103 @@ use tokio::{
     time::{Duration, sleep},
 };
 
-use crate::support::{Server, line::Line, response, text};
+use crate::support::{GrpcTestServer, line::FlakyChannel, expect_response, string_value};
 
 /// So many operations are drained.
-const MANY: usize = 1000;
+const OPERATION_COUNT: usize = 1000;
 /// So long any of them may take before the test has failed.
-const GUARD: Duration = Duration::from_secs(3600);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The attempts that began, by operation.
-type Begun = BTreeMap<String, Vec<u32>>;
+type StartedAttempts = BTreeMap<String, Vec<u32>>;
 
-async fn queue(operations: &Operations, count: usize, new: NewOperation) -> Vec<OperationName> {
+async fn create_many(operations: &Operations, count: usize, new: NewOperation) -> Vec<OperationName> {
     let mut names = Vec::new();
     for _ in 0..count {
         let created = operations.create(new.clone()).await.unwrap();
-        names.push(created.operation.owned_name());
+        names.push(created.operation.name_owned());
     }
     names
 }
 
 // BEHAVIOUR §5, through sockets.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn workers_of_different_concurrency_drain_a_queue_and_run_each_operation_once() {
-    let server = Server::start().await;
-    let names = queue(&server.operations, MANY, NewOperation::queued("q")).await;
-    let begun = Arc::new(Mutex::new(Begun::new()));
+async fn workers_of_varied_concurrency_run_each_operation_once() {
+    let server = GrpcTestServer::start().await;
+    let names = create_many(&server.operations, OPERATION_COUNT, NewOperation::queued("q")).await;
+    let started = Arc::new(Mutex::new(StartedAttempts::new()));
     let mut workers = Vec::new();
     for concurrency in [1, 2, 7, 30] {
-        let begun = begun.clone();
+        let started = started.clone();
         let handler = move |context: Context| {
-            let mut begun = begun.lock();
-            let attempts = begun.entry(context.name().to_owned()).or_default();
+            let mut started = started.lock();
+            let attempts = started.entry(context.name().to_owned()).or_default();
             attempts.push(context.attempt());
-            async move { Ok::<Any, Failure>(text(context.name())) }
+            async move { Ok::<Any, Failure>(string_value(context.name())) }
         };
         let worker = Worker::new(server.channel().await, &concurrency.to_string()).unwrap();
         let worker = worker.handler("q", concurrency, handler);
         workers.push(tokio::spawn(worker.run(std::future::pending())));
     }
     for name in &names {
-        let last = server.operations.wait(name, GUARD).await.unwrap();
-        assert_eq!(last.attempt(), 1);
-        assert_eq!(response(&last.to_proto()), text(name.as_str()));
+        let operation = server.operations.wait(name, WAIT_TIMEOUT).await.unwrap();
+        assert_eq!(operation.attempt(), 1);
+        assert_eq!(expect_response(&operation.to_proto()), string_value(name.as_str()));
     }
     workers.iter().for_each(JoinHandle::abort);
-    let begun = begun.lock();
-    assert_eq!(begun.len(), MANY);
-    assert!(begun.values().all(|attempts| *attempts == [1]));
+    let started = started.lock();
+    assert_eq!(started.len(), OPERATION_COUNT);
+    assert!(started.values().all(|attempts| *attempts == [1]));
 }
 
 /// A worker that can be killed, as -9 does it: nothing it does afterwards
 /// reaches anybody.
-struct Victim {
+struct KillableWorker {
     concurrency: usize,
-    alive: Arc<AtomicBool>,
-    line: Line,
+    is_alive: Arc<AtomicBool>,
+    channel: FlakyChannel,
     task: JoinHandle<()>,
 }
 
-impl Victim {
+impl KillableWorker {
     fn start(
         operations: &Operations,
         id: usize,
         concurrency: usize,
-        begun: &mpsc::UnboundedSender<(String, u32)>,
+        started_sender: &mpsc::UnboundedSender<(String, u32)>,
     ) -> Self {
-        let line = Line::to(operations);
-        let alive = Arc::new(AtomicBool::new(true));
+        let channel = FlakyChannel::new(operations);
+        let is_alive = Arc::new(AtomicBool::new(true));
         let handler = {
-            let (begun, alive) = (begun.clone(), alive.clone());
+            let (started_sender, is_alive) = (started_sender.clone(), is_alive.clone());
             move |context: Context| {
                 // A process that was killed begins nothing.
-                if alive.load(Ordering::Relaxed) {
-                    let began = (context.name().to_owned(), context.attempt());
-                    begun.send(began).expect("the test counts");
+                if is_alive.load(Ordering::Relaxed) {
+                    let started = (context.name().to_owned(), context.attempt());
+                    started_sender.send(started).expect("the test counts");
                 }
                 async move {
                     // Some go on for longer than their lease.
-                    let length = context.name().bytes().last().unwrap_or_default();
-                    sleep(Duration::from_millis(25) * u32::from(length)).await;
-                    Ok::<Any, Failure>(text(&context.attempt().to_string()))
+                    let name_byte = context.name().bytes().last().unwrap_or_default();
+                    sleep(Duration::from_millis(25) * u32::from(name_byte)).await;
+                    Ok::<Any, Failure>(string_value(&context.attempt().to_string()))
                 }
             }
         };
-        let worker = Worker::new(line.channel(), &id.to_string()).unwrap();
+        let worker = Worker::new(channel.channel(), &id.to_string()).unwrap();
         let worker = worker.handler("q", concurrency, handler);
         let task = tokio::spawn(async { worker.run(std::future::pending()).await.unwrap() });
         Self {
             concurrency,
-            alive,
-            line,
+            is_alive,
+            channel,
             task,
         }
     }
 
     fn kill(self) -> usize {
-        self.alive.store(false, Ordering::Relaxed);
-        self.line.cut();
+        self.is_alive.store(false, Ordering::Relaxed);
+        self.channel.disconnect();
         self.task.abort();
         self.concurrency
     }
@@ -125,52 +125,52 @@ impl Victim {
 
 // BEHAVIOUR §§4, 5
 #[tokio::test(start_paused = true)]
-async fn workers_that_are_killed_at_random_lose_no_operation_and_no_attempt() {
-    let operations = crate::support::operations().start().await.unwrap();
+async fn randomly_killed_workers_lose_no_operation_or_attempt() {
+    let operations = crate::support::operations_builder().start().await.unwrap();
     let new = NewOperation::queued("q")
         .lease_duration(Duration::from_secs(2))
-        .retry(RetryPolicy::attempts(1000));
-    let names = queue(&operations, MANY, new).await;
-    let (begin, mut begins) = mpsc::unbounded_channel();
-    let mut victims = Vec::new();
+        .retry_policy(RetryPolicy::with_max_attempts(1000));
+    let names = create_many(&operations, OPERATION_COUNT, new).await;
+    let (started_sender, mut started_receiver) = mpsc::unbounded_channel();
+    let mut workers = Vec::new();
     for (id, concurrency) in [1, 2, 7, 30].into_iter().enumerate() {
-        victims.push(Victim::start(&operations, id, concurrency, &begin));
+        workers.push(KillableWorker::start(&operations, id, concurrency, &started_sender));
     }
-    let all = operations.clone();
-    let wanted = names.clone();
+    let waiter = operations.clone();
+    let expected = names.clone();
     let mut drained = tokio::spawn(async move {
-        for name in &wanted {
-            assert!(all.wait(name, GUARD).await.unwrap().is_done());
+        for name in &expected {
+            assert!(waiter.wait(name, WAIT_TIMEOUT).await.unwrap().is_done());
         }
     });
-    let (mut begun, mut count, mut seed) = (Begun::new(), 0_usize, 7_usize);
+    let (mut started, mut count, mut seed) = (StartedAttempts::new(), 0_usize, 7_usize);
     loop {
         let (name, attempt) = tokio::select! {
             biased;
-            Some(began) = begins.recv() => began,
+            Some(attempt) = started_receiver.recv() => attempt,
             drained = &mut drained => break drained.unwrap(),
         };
-        begun.entry(name).or_default().push(attempt);
+        started.entry(name).or_default().push(attempt);
         count += 1;
         if count % 40 == 0 {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            let at = (seed >> 33) % victims.len();
-            let concurrency = victims.swap_remove(at).kill();
-            victims.push(Victim::start(&operations, count, concurrency, &begin));
+            let index = (seed >> 33) % workers.len();
+            let concurrency = workers.swap_remove(index).kill();
+            workers.push(KillableWorker::start(&operations, count, concurrency, &started_sender));
         }
     }
     assert!(
-        MANY + MANY / 20 < count,
+        OPERATION_COUNT + OPERATION_COUNT / 20 < count,
         "kills cost attempts: {count} began"
     );
     for name in &names {
-        let last = operations.get(name).unwrap();
-        assert_eq!(last.state(), State::Succeeded);
-        check(&begun[name.as_str()], last.attempt());
+        let operation = operations.get_cached(name).unwrap();
+        assert_eq!(operation.state(), State::Succeeded);
+        check_attempts(&started[name.as_str()], operation.attempt());
         // The outcome is that of the last attempt, and of no other.
         assert_eq!(
-            response(&last.to_proto()),
-            text(&last.attempt().to_string())
+            expect_response(&operation.to_proto()),
+            string_value(&operation.attempt().to_string())
         );
     }
 }
@@ -178,10 +178,10 @@ async fn workers_that_are_killed_at_random_lose_no_operation_and_no_attempt() {
 /// No attempt comes twice, and the last one that began is the one that ended the
 /// operation. One that was leased by a worker that died before it could begin
 /// leaves a gap.
-fn check(begun: &[u32], last: u32) {
-    let attempts: BTreeSet<u32> = begun.iter().copied().collect();
-    assert_eq!(attempts.len(), begun.len(), "{begun:?}");
-    assert_eq!(attempts.last(), Some(&last), "{begun:?}");
+fn check_attempts(started: &[u32], last: u32) {
+    let attempts: BTreeSet<u32> = started.iter().copied().collect();
+    assert_eq!(attempts.len(), started.len(), "{started:?}");
+    assert_eq!(attempts.last(), Some(&last), "{started:?}");
 }
 
 #[cfg(feature = "cli")]
@@ -201,21 +201,21 @@ mod processes {
     };
     use tonic::transport::Endpoint;
 
-    use super::{Begun, check};
+    use super::{StartedAttempts, check_attempts};
     use crate::support::{
-        metadata,
-        program::{Program, command},
-        shop::{attempts, queued, seconds},
+        decode_metadata,
+        program::{ServeProcess, longrunning_command},
+        shop::{max_attempts, queued_request, proto_seconds},
     };
 
-    const SOME: usize = 120;
+    const PROCESS_OPERATION_COUNT: usize = 120;
 
     /// A worker whose command tells through a pipe that it began.
-    fn start(program: &Program, concurrency: usize, pipe: &Path) -> Child {
+    fn spawn_worker(server: &ServeProcess, concurrency: usize, pipe: &Path) -> Child {
         let script = r#"echo "$LONGRUNNING_OPERATION $LONGRUNNING_ATTEMPT" > "$0""#;
-        command(&["work", "--queue", "q", "--concurrency"])
+        longrunning_command(&["work", "--queue", "q", "--concurrency"])
             .arg(concurrency.to_string())
-            .args(["--worker-endpoint", &format!("http://{}", program.workers)])
+            .args(["--worker-endpoint", &format!("http://{}", server.worker_address)])
             .args(["--", "sh", "-c", script])
             .arg(pipe)
             .stderr(Stdio::null())
@@ -224,7 +224,7 @@ mod processes {
     }
 
     #[tokio::test]
-    async fn processes_that_are_killed_at_random_lose_no_operation_and_no_attempt() {
+    async fn killed_worker_processes_lose_no_operation_or_attempt() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("begun");
         let mkfifo = tokio::process::Command::new("mkfifo").arg(&path).status();
@@ -235,38 +235,38 @@ mod processes {
             .open_receiver(&path);
         let mut lines = BufReader::new(pipe.unwrap()).lines();
 
-        let program = Program::serve(&[]).await;
-        let endpoint = Endpoint::from_shared(format!("http://{}", program.workers)).unwrap();
+        let server = ServeProcess::serve(&[]).await;
+        let endpoint = Endpoint::from_shared(format!("http://{}", server.worker_address)).unwrap();
         let mut creator = OperationWorkerClient::new(endpoint.connect_lazy());
         let mut names = Vec::new();
-        for _ in 0..SOME {
+        for _ in 0..PROCESS_OPERATION_COUNT {
             let request = CreateOperationRequest {
-                lease_duration: seconds(1),
-                retry_policy: attempts(1000),
-                ..queued("q")
+                lease_duration: proto_seconds(1),
+                retry_policy: max_attempts(1000),
+                ..queued_request("q")
             };
             let created = creator.create_operation(request).await.unwrap();
             names.push(created.into_inner().operation.unwrap().name);
         }
         let mut workers: Vec<_> = [1, 2, 4]
             .into_iter()
-            .map(|concurrency| (concurrency, start(&program, concurrency, &path)))
+            .map(|concurrency| (concurrency, spawn_worker(&server, concurrency, &path)))
             .collect();
 
-        let mut client = program.client().await;
-        let wanted = names.clone();
+        let mut client = server.client().await;
+        let expected = names.clone();
         let mut drained = tokio::spawn(async move {
             let mut done = Vec::new();
-            for name in wanted {
+            for name in expected {
                 let request = WaitOperationRequest {
                     name,
-                    timeout: seconds(300),
+                    timeout: proto_seconds(300),
                 };
                 done.push(client.wait_operation(request).await.unwrap().into_inner());
             }
             done
         });
-        let (mut begun, mut count, mut seed) = (Begun::new(), 0_usize, 3_usize);
+        let (mut started, mut count, mut seed) = (StartedAttempts::new(), 0_usize, 3_usize);
         let done = loop {
             let line = tokio::select! {
                 biased;
@@ -274,16 +274,16 @@ mod processes {
                 done = &mut drained => break done.unwrap(),
             };
             let (name, attempt) = line.split_once(' ').unwrap();
-            let attempts = begun.entry(name.to_owned()).or_default();
+            let attempts = started.entry(name.to_owned()).or_default();
             attempts.push(attempt.parse().unwrap());
             count += 1;
             if count % 15 == 0 {
                 seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                let at = (seed >> 33) % workers.len();
-                let (concurrency, mut worker) = workers.swap_remove(at);
+                let index = (seed >> 33) % workers.len();
+                let (concurrency, mut worker) = workers.swap_remove(index);
                 // Child::kill is SIGKILL.
                 worker.kill().await.unwrap();
-                workers.push((concurrency, start(&program, concurrency, &path)));
+                workers.push((concurrency, spawn_worker(&server, concurrency, &path)));
             }
         };
         for operation in &done {
@@ -291,9 +291,9 @@ mod processes {
                 operation.done && operation.result.is_some(),
                 "{operation:?}"
             );
-            let last = u32::try_from(metadata(operation).attempt).unwrap();
-            check(&begun[&operation.name], last);
+            let last_attempt = u32::try_from(decode_metadata(operation).attempt).unwrap();
+            check_attempts(&started[&operation.name], last_attempt);
         }
-        assert_eq!(begun.len(), SOME, "nothing else began");
+        assert_eq!(started.len(), PROCESS_OPERATION_COUNT, "nothing else began");
     }
 }

@@ -2,17 +2,17 @@
 //! its end. What a restart makes of it is in `recovery`.
 
 use longrunning::{
-    Error, NewOperation, Operations, QueueName, Report, Stage, WorkerId, proto::google::rpc::Code,
+    Error, NewOperation, Operations, QueueName, Report, Phase, WorkerId, proto::google::rpc::Code,
 };
 
 use crate::support::{
-    journal::{Gate, TestJournal},
-    pending, progress, running, succeeded, text,
+    journal::{WriteMode, TestStorage},
+    create_pending, progress, create_running, create_succeeded, string_value,
 };
 
-async fn start(journal: &TestJournal) -> Operations {
-    crate::support::operations()
-        .journal(journal.clone())
+async fn start(storage: &TestStorage) -> Operations {
+    crate::support::operations_builder()
+        .storage(storage.clone())
         .start()
         .await
         .unwrap()
@@ -23,23 +23,23 @@ fn queue() -> QueueName {
 }
 
 #[tokio::test]
-async fn nothing_is_visible_before_the_journal_has_kept_it() {
-    let journal = TestJournal::new();
-    let operations = start(&journal).await;
-    let (name, token) = running(&operations).await;
-    let before = operations.get(&name).unwrap();
+async fn change_is_invisible_until_it_is_durable() {
+    let storage = TestStorage::new();
+    let operations = start(&storage).await;
+    let (name, token) = create_running(&operations).await;
+    let before = operations.get_cached(&name).unwrap();
     let mut watch = operations.watch(&name).await.unwrap();
     watch.next().await.unwrap().unwrap();
 
-    journal.set(Gate::Shut);
+    storage.set_write_mode(WriteMode::Hold);
     let new = NewOperation::queued("nobody").id("new");
     let mut create = Box::pin(operations.create(new));
-    let mut succeed = Box::pin(operations.succeed(&name, token, text("done")));
+    let mut succeed = Box::pin(operations.succeed(&name, token, string_value("done")));
     assert!(futures_util::poll!(create.as_mut()).is_pending());
     assert!(futures_util::poll!(succeed.as_mut()).is_pending());
-    journal.begun(3).await;
-    assert_eq!(operations.get(&name).unwrap().bytes(), before.bytes());
-    assert!(operations.get(&"operations/new".parse().unwrap()).is_err());
+    storage.wait_for_started_writes(3).await;
+    assert_eq!(operations.get_cached(&name).unwrap().bytes(), before.bytes());
+    assert!(operations.get_cached(&"operations/new".parse().unwrap()).is_err());
     assert_eq!(
         operations
             .list(&Default::default())
@@ -55,7 +55,7 @@ async fn nothing_is_visible_before_the_journal_has_kept_it() {
     let mut lease = Box::pin(operations.lease(&queue, &worker));
     assert!(futures_util::poll!(lease.as_mut()).is_pending());
 
-    journal.set(Gate::Open);
+    storage.set_write_mode(WriteMode::Succeed);
     assert_eq!(create.await.unwrap().operation.name(), "operations/new");
     assert!(succeed.await.unwrap().is_done());
     assert!(watch.next().await.unwrap().unwrap().is_done());
@@ -63,75 +63,75 @@ async fn nothing_is_visible_before_the_journal_has_kept_it() {
 }
 
 #[tokio::test]
-async fn a_change_that_cannot_be_kept_is_refused_and_changes_nothing() {
-    let journal = TestJournal::new();
-    let operations = start(&journal).await;
-    let (runs, token) = running(&operations).await;
-    let waits = pending(&operations).await;
-    let done = succeeded(&operations).await;
-    let seen = |name| operations.get(name).unwrap();
+async fn failed_write_is_rejected_and_changes_nothing() {
+    let storage = TestStorage::new();
+    let operations = start(&storage).await;
+    let (running, token) = create_running(&operations).await;
+    let pending = create_pending(&operations).await;
+    let done = create_succeeded(&operations).await;
+    let current = |name| operations.get_cached(name).unwrap();
     let before =
-        [&runs, &waits, &done].map(|name| (seen(name).bytes().to_vec(), seen(name).revision()));
-    let log = journal.log();
+        [&running, &pending, &done].map(|name| (current(name).bytes().to_vec(), current(name).revision()));
+    let log = storage.write_log();
 
-    journal.set(Gate::Broken);
+    storage.set_write_mode(WriteMode::Fail);
     let report = Report {
         progress: Some(progress(1)),
         ..Report::default()
     };
     let create = NewOperation::queued("nobody").request_id("r").id("new");
-    let refused = [
+    let results = [
         operations
             .create(create.clone())
             .await
             .map(|created| created.operation),
-        operations.cancel(&runs).await,
-        operations.cancel(&waits).await,
-        operations.report(&runs, token, report).await,
-        operations.renew(&runs, token).await,
-        operations.release(&runs, token).await,
-        operations.succeed(&runs, token, text("x")).await,
+        operations.cancel(&running).await,
+        operations.cancel(&pending).await,
+        operations.report(&running, token, report).await,
+        operations.renew(&running, token).await,
+        operations.release(&running, token).await,
+        operations.succeed(&running, token, string_value("x")).await,
         operations.lease(&queue(), &WorkerId::new("w")).await,
     ];
-    for refused in refused {
-        assert_eq!(refused.unwrap_err(), Error::StoreUnavailable);
+    for result in results {
+        assert_eq!(result.unwrap_err(), Error::StoreUnavailable);
     }
-    for name in [&runs, &waits, &done] {
+    for name in [&running, &pending, &done] {
         assert_eq!(
             operations.delete(name).await.unwrap_err(),
             Error::StoreUnavailable
         );
     }
     let after =
-        [&runs, &waits, &done].map(|name| (seen(name).bytes().to_vec(), seen(name).revision()));
+        [&running, &pending, &done].map(|name| (current(name).bytes().to_vec(), current(name).revision()));
     assert_eq!(after, before);
-    assert_eq!(journal.log(), log);
+    assert_eq!(storage.write_log(), log);
 
     // And afterwards everything goes on: no place is lost, no id is taken.
-    journal.set(Gate::Open);
+    storage.set_write_mode(WriteMode::Succeed);
     let leased = operations
         .lease(&queue(), &WorkerId::new("w"))
         .await
         .unwrap();
-    assert_eq!(leased.owned_name(), waits);
-    assert!(!operations.create(create).await.unwrap().reused);
-    operations.succeed(&runs, token, text("x")).await.unwrap();
+    assert_eq!(leased.name_owned(), pending);
+    assert!(!operations.create(create).await.unwrap().already_existed);
+    operations.succeed(&running, token, string_value("x")).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_caller_that_goes_away_in_the_middle_does_not_lose_the_change() {
-    let journal = TestJournal::new();
-    let operations = start(&journal).await;
-    let (name, token) = running(&operations).await;
-    journal.set(Gate::Shut);
+async fn dropped_caller_does_not_abort_its_write() {
+    let storage = TestStorage::new();
+    let operations = start(&storage).await;
+    let (name, token) = create_running(&operations).await;
+    storage.set_write_mode(WriteMode::Hold);
     let new = NewOperation::queued("nobody").id("new");
     let mut create = Box::pin(operations.create(new));
-    let mut succeed = Box::pin(operations.succeed(&name, token, text("done")));
+    let mut succeed = Box::pin(operations.succeed(&name, token, string_value("done")));
     assert!(futures_util::poll!(create.as_mut()).is_pending());
     assert!(futures_util::poll!(succeed.as_mut()).is_pending());
-    journal.begun(3).await;
+    storage.wait_for_started_writes(3).await;
     drop((create, succeed));
-    journal.set(Gate::Open);
+    storage.set_write_mode(WriteMode::Succeed);
     let done = operations
         .wait(&name, std::time::Duration::from_secs(60))
         .await
@@ -145,15 +145,15 @@ async fn a_caller_that_goes_away_in_the_middle_does_not_lose_the_change() {
 }
 
 #[tokio::test]
-async fn changes_of_one_operation_are_appended_one_after_the_other() {
-    let journal = TestJournal::new();
-    let operations = start(&journal).await;
-    let (name, token) = running(&operations).await;
-    journal.set(Gate::Shut);
+async fn writes_of_one_operation_are_serialized() {
+    let storage = TestStorage::new();
+    let operations = start(&storage).await;
+    let (name, token) = create_running(&operations).await;
+    storage.set_write_mode(WriteMode::Hold);
     let mut reports: Vec<_> = (1..=5)
-        .map(|done| {
+        .map(|done_units| {
             let report = Report {
-                progress: Some(progress(done)),
+                progress: Some(progress(done_units)),
                 ..Report::default()
             };
             Box::pin(operations.report(&name, token, report))
@@ -162,20 +162,20 @@ async fn changes_of_one_operation_are_appended_one_after_the_other() {
     for report in &mut reports {
         assert!(futures_util::poll!(report.as_mut()).is_pending());
     }
-    journal.begun(2).await;
+    storage.wait_for_started_writes(2).await;
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(journal.count(), 2, "the second append waits for the first");
-    journal.set(Gate::Open);
+    assert_eq!(storage.started_writes(), 2, "the second append waits for the first");
+    storage.set_write_mode(WriteMode::Succeed);
     for report in reports {
         report.await.unwrap();
     }
     let revisions: Vec<_> = (0..=5).map(|n| format!("put {name} r{n}")).collect();
-    assert_eq!(journal.log(), revisions);
+    assert_eq!(storage.write_log(), revisions);
     assert_eq!(
         operations
-            .get(&name)
+            .get_cached(&name)
             .unwrap()
             .progress()
             .unwrap()
@@ -185,106 +185,106 @@ async fn changes_of_one_operation_are_appended_one_after_the_other() {
 }
 
 #[tokio::test]
-async fn a_done_operation_that_is_deleted_or_expires_is_forgotten_by_the_journal_too() {
-    let journal = TestJournal::new();
-    let operations = start(&journal).await;
-    let name = succeeded(&operations).await;
+async fn deleted_operation_is_removed_from_storage_once_done() {
+    let storage = TestStorage::new();
+    let operations = start(&storage).await;
+    let name = create_succeeded(&operations).await;
     operations.delete(&name).await.unwrap();
-    assert_eq!(journal.log().last().unwrap(), &format!("forget {name}"));
-    let (name, token) = running(&operations).await;
+    assert_eq!(storage.write_log().last().unwrap(), &format!("forget {name}"));
+    let (name, token) = create_running(&operations).await;
     operations.delete(&name).await.unwrap();
     assert!(
-        journal.log().last().unwrap().starts_with("put"),
+        storage.write_log().last().unwrap().starts_with("put"),
         "it still runs"
     );
     operations
-        .succeed(&name, token, text("unseen"))
+        .succeed(&name, token, string_value("unseen"))
         .await
         .unwrap();
-    assert_eq!(journal.log().last().unwrap(), &format!("forget {name}"));
+    assert_eq!(storage.write_log().last().unwrap(), &format!("forget {name}"));
 }
 
 // BEHAVIOUR §5: who asks for a lease and leaves before the answer has no lease.
 #[tokio::test]
-async fn a_lease_that_nobody_waits_for_any_more_goes_back_to_its_queue() {
-    let journal = TestJournal::new();
-    let operations = start(&journal).await;
-    let name = pending(&operations).await;
-    journal.set(Gate::Shut);
+async fn abandoned_lease_request_returns_operation_to_queue() {
+    let storage = TestStorage::new();
+    let operations = start(&storage).await;
+    let name = create_pending(&operations).await;
+    storage.set_write_mode(WriteMode::Hold);
     let (queue, worker) = (queue(), WorkerId::new("gone"));
     let mut lease = Box::pin(operations.lease(&queue, &worker));
     assert!(futures_util::poll!(lease.as_mut()).is_pending());
-    journal.begun(2).await;
+    storage.wait_for_started_writes(2).await;
     drop(lease);
-    journal.set(Gate::Open);
+    storage.set_write_mode(WriteMode::Succeed);
     // Somebody else gets it now, and not after the lease of a worker that is gone.
-    let other = WorkerId::new("here");
-    let leased = operations.lease(&queue, &other);
+    let other_worker = WorkerId::new("here");
+    let leased = operations.lease(&queue, &other_worker);
     let leased = tokio::time::timeout(std::time::Duration::from_secs(60), leased).await;
     let leased = leased.expect("the operation is free").unwrap();
-    assert_eq!(leased.owned_name(), name);
-    assert_eq!(leased.lease().unwrap().holder, other);
+    assert_eq!(leased.name_owned(), name);
+    assert_eq!(leased.lease().unwrap().holder, other_worker);
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn a_journal_that_cannot_be_read_keeps_the_server_from_starting() {
-    struct Unreadable;
-    impl longrunning::Journal for Unreadable {
-        fn replay(
+async fn unreadable_storage_prevents_server_start() {
+    struct UnreadableStorage;
+    impl longrunning::Storage for UnreadableStorage {
+        fn load(
             &self,
-            _: longrunning::Show,
-        ) -> longrunning::BoxFuture<'_, Result<(), longrunning::JournalError>> {
-            Box::pin(std::future::ready(Err(longrunning::JournalError(
+            _: longrunning::LoadSink,
+        ) -> longrunning::BoxFuture<'_, Result<(), longrunning::StorageError>> {
+            Box::pin(std::future::ready(Err(longrunning::StorageError(
                 "damaged".into(),
             ))))
         }
 
-        fn append(&self, _: longrunning::Entry, then: longrunning::Then) {
-            then.call(Ok(()));
+        fn write(&self, _: longrunning::Write, completion: longrunning::Completion) {
+            completion.complete(Ok(()));
         }
     }
-    let refused = crate::support::operations()
-        .journal(Unreadable)
+    let error = crate::support::operations_builder()
+        .storage(UnreadableStorage)
         .start()
         .await
         .unwrap_err();
-    assert!(refused.to_string().contains("damaged"));
+    assert!(error.to_string().contains("damaged"));
 }
 
 // BEHAVIOUR §5: a short trouble of the store costs a handler nothing.
 #[tokio::test(start_paused = true)]
-async fn a_report_that_could_not_be_kept_is_tried_again_with_the_next_renewal() {
-    let journal = TestJournal::new();
-    let (started, mut starts) = tokio::sync::mpsc::channel(1);
+async fn report_that_failed_to_write_is_retried_with_next_renewal() {
+    let storage = TestStorage::new();
+    let (context_sender, mut context_receiver) = tokio::sync::mpsc::channel(1);
     let handler = move |context: longrunning::Context| {
-        let started = started.clone();
+        let started = context_sender.clone();
         async move {
             started.send(context).await.unwrap();
             std::future::pending::<Result<longrunning::Any, longrunning::Failure>>().await
         }
     };
-    let builder = crate::support::operations().journal(journal.clone());
+    let builder = crate::support::operations_builder().storage(storage.clone());
     let operations = builder.handler("q", 1, handler).start().await.unwrap();
-    let name = operations.submit("q", text("")).await.unwrap().owned_name();
-    let context = starts.recv().await.unwrap();
-    journal.set(Gate::Broken);
-    context.keep_checkpoint(text("row 7")).unwrap();
+    let name = operations.submit("q", string_value("")).await.unwrap().name_owned();
+    let context = context_receiver.recv().await.unwrap();
+    storage.set_write_mode(WriteMode::Fail);
+    context.save_checkpoint(string_value("row 7")).unwrap();
     tokio::time::sleep(std::time::Duration::from_secs(5)).await;
-    assert!(operations.get(&name).unwrap().checkpoint().is_none());
-    journal.set(Gate::Open);
+    assert!(operations.get_cached(&name).unwrap().checkpoint().is_none());
+    storage.set_write_mode(WriteMode::Succeed);
     tokio::time::sleep(std::time::Duration::from_secs(20)).await;
-    let kept = operations.get(&name).unwrap();
+    let checkpoint = operations.get_cached(&name).unwrap();
     assert_eq!(
-        kept.checkpoint().map(|kept| kept.any().clone()),
-        Some(text("row 7"))
+        checkpoint.checkpoint().map(|kept| kept.any().clone()),
+        Some(string_value("row 7"))
     );
 }
 
 // BEHAVIOUR §5: an outcome waits for the store, as long as the lease lasts.
 #[tokio::test(start_paused = true)]
-async fn an_outcome_that_could_not_be_kept_is_tried_again_until_it_can() {
-    let journal = TestJournal::new();
+async fn outcome_that_failed_to_write_is_retried_until_it_succeeds() {
+    let storage = TestStorage::new();
     let finish = std::sync::Arc::new(tokio::sync::Notify::new());
     let handler = {
         let finish = finish.clone();
@@ -292,46 +292,46 @@ async fn an_outcome_that_could_not_be_kept_is_tried_again_until_it_can() {
             let finish = finish.clone();
             async move {
                 finish.notified().await;
-                Ok::<_, longrunning::Failure>(text("precious"))
+                Ok::<_, longrunning::Failure>(string_value("precious"))
             }
         }
     };
-    let builder = crate::support::operations().journal(journal.clone());
+    let builder = crate::support::operations_builder().storage(storage.clone());
     let operations = builder.handler("q", 1, handler).start().await.unwrap();
-    let name = operations.submit("q", text("")).await.unwrap().owned_name();
-    journal.begun(2).await;
-    journal.set(Gate::Broken);
+    let name = operations.submit("q", string_value("")).await.unwrap().name_owned();
+    storage.wait_for_started_writes(2).await;
+    storage.set_write_mode(WriteMode::Fail);
     finish.notify_one();
     tokio::time::sleep(std::time::Duration::from_secs(15)).await;
-    assert!(!operations.get(&name).unwrap().is_done());
-    journal.set(Gate::Open);
+    assert!(!operations.get_cached(&name).unwrap().is_done());
+    storage.set_write_mode(WriteMode::Succeed);
     let done = operations
         .wait(&name, std::time::Duration::from_secs(5))
         .await
         .unwrap();
-    assert_eq!(crate::support::response(&done.to_proto()), text("precious"));
+    assert_eq!(crate::support::expect_response(&done.to_proto()), string_value("precious"));
 }
 
 // A time that passes is a change like any other.
 #[tokio::test(start_paused = true)]
-async fn a_timeout_that_cannot_be_kept_is_tried_again_until_it_can() {
-    let journal = TestJournal::new();
-    let operations = start(&journal).await;
+async fn timeout_that_failed_to_write_is_retried_until_it_succeeds() {
+    let storage = TestStorage::new();
+    let operations = start(&storage).await;
     let new = NewOperation::self_executed("w").total_timeout(std::time::Duration::from_secs(10));
-    let name = operations.create(new).await.unwrap().operation.owned_name();
-    journal.set(Gate::Broken);
+    let name = operations.create(new).await.unwrap().operation.name_owned();
+    storage.set_write_mode(WriteMode::Fail);
     tokio::time::sleep(std::time::Duration::from_secs(60)).await;
     assert!(matches!(
-        operations.get(&name).unwrap().stage(),
-        Stage::Running(_)
+        operations.get_cached(&name).unwrap().phase(),
+        Phase::Running(_)
     ));
-    journal.set(Gate::Open);
+    storage.set_write_mode(WriteMode::Succeed);
     let done = operations
         .wait(&name, std::time::Duration::from_secs(10))
         .await
         .unwrap();
     assert_eq!(
-        crate::support::error(&done.to_proto()).code,
+        crate::support::expect_error(&done.to_proto()).code,
         Code::DeadlineExceeded as i32
     );
 }

@@ -14,15 +14,15 @@ use longrunning::{
 use tonic::{Code, Status};
 
 use crate::support::{
-    Server, get,
-    journal::{Gate, TestJournal},
-    own_metadata,
-    problem::{Problem, problem},
-    raw::call,
-    running, succeeded, text,
+    GrpcTestServer, get_request,
+    journal::{WriteMode, TestStorage},
+    custom_metadata,
+    problem::{ErrorDetails, expect_status_error},
+    raw::raw_unary_call,
+    create_running, create_succeeded, string_value,
 };
 
-const OPERATIONS: [&str; 5] = [
+const OPERATIONS_METHODS: [&str; 5] = [
     "/google.longrunning.Operations/GetOperation",
     "/google.longrunning.Operations/ListOperations",
     "/google.longrunning.Operations/CancelOperation",
@@ -31,12 +31,12 @@ const OPERATIONS: [&str; 5] = [
 ];
 
 /// An error of the library, as it goes over gRPC.
-fn over_grpc(error: Error) -> Problem {
-    Problem::of(&Status::from(error))
+fn to_grpc_error(error: Error) -> ErrorDetails {
+    ErrorDetails::from_status(&Status::from(error))
 }
 
-async fn refused(operations: &Operations, new: NewOperation) -> Problem {
-    over_grpc(
+async fn expect_create_error(operations: &Operations, new: NewOperation) -> ErrorDetails {
+    to_grpc_error(
         operations
             .create(new)
             .await
@@ -46,34 +46,34 @@ async fn refused(operations: &Operations, new: NewOperation) -> Problem {
 
 // ERR-2, ERR-4
 #[tokio::test]
-async fn every_method_says_invalid_name_for_an_empty_name_and_which_field_it_is() {
-    let server = Server::start().await;
+async fn empty_name_is_invalid_name_with_field_violation_on_every_method() {
+    let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
-    let problems = [
-        problem(client.get_operation(get("")).await),
-        problem(
+    let errors = [
+        expect_status_error(client.get_operation(get_request("")).await),
+        expect_status_error(
             client
                 .cancel_operation(CancelOperationRequest::default())
                 .await,
         ),
-        problem(
+        expect_status_error(
             client
                 .delete_operation(DeleteOperationRequest::default())
                 .await,
         ),
-        problem(client.wait_operation(WaitOperationRequest::default()).await),
-        problem(
+        expect_status_error(client.wait_operation(WaitOperationRequest::default()).await),
+        expect_status_error(
             server
-                .watcher()
+                .watch_client()
                 .await
                 .watch_operation(WatchOperationRequest::default())
                 .await,
         ),
     ];
-    for problem in problems {
-        assert_eq!(problem.key(), (Code::InvalidArgument, "INVALID_NAME"));
+    for details in errors {
+        assert_eq!(details.code_and_reason(), (Code::InvalidArgument, "INVALID_NAME"));
         assert_eq!(
-            problem.fields,
+            details.field_violations,
             [("name".to_owned(), "INVALID_NAME".to_owned())]
         );
     }
@@ -81,15 +81,15 @@ async fn every_method_says_invalid_name_for_an_empty_name_and_which_field_it_is(
 
 // ERR-2, ERR-4
 #[tokio::test]
-async fn a_bad_list_names_the_field_at_fault() {
-    let server = Server::start().await;
+async fn invalid_list_request_names_violated_field() {
+    let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
-    let list = ListOperationsRequest::default;
+    let default_request = ListOperationsRequest::default;
     for (request, reason, field) in [
         (
             ListOperationsRequest {
                 name: "projects".into(),
-                ..list()
+                ..default_request()
             },
             "INVALID_NAME",
             "name",
@@ -97,7 +97,7 @@ async fn a_bad_list_names_the_field_at_fault() {
         (
             ListOperationsRequest {
                 page_size: -1,
-                ..list()
+                ..default_request()
             },
             "INVALID_PAGE_SIZE",
             "page_size",
@@ -105,7 +105,7 @@ async fn a_bad_list_names_the_field_at_fault() {
         (
             ListOperationsRequest {
                 page_token: "x".into(),
-                ..list()
+                ..default_request()
             },
             "INVALID_PAGE_TOKEN",
             "page_token",
@@ -114,57 +114,57 @@ async fn a_bad_list_names_the_field_at_fault() {
             ListOperationsRequest {
                 name: "projects/p".into(),
                 return_partial_success: true,
-                ..list()
+                ..default_request()
             },
             "INVALID_PARTIAL_SUCCESS",
             "return_partial_success",
         ),
     ] {
-        let problem = problem(client.list_operations(request).await);
-        assert_eq!(problem.key(), (Code::InvalidArgument, reason));
-        assert_eq!(problem.fields, [(field.to_owned(), reason.to_owned())]);
+        let details = expect_status_error(client.list_operations(request).await);
+        assert_eq!(details.code_and_reason(), (Code::InvalidArgument, reason));
+        assert_eq!(details.field_violations, [(field.to_owned(), reason.to_owned())]);
     }
 }
 
 // GET-4: what is not UTF-8 is no protobuf string at all.
 #[tokio::test]
-async fn a_request_that_cannot_be_decoded_is_an_invalid_argument_on_every_method() {
-    let server = Server::start().await;
+async fn undecodable_request_is_invalid_argument_on_every_method() {
+    let server = GrpcTestServer::start().await;
     let channel = server.channel().await;
     let not_utf8 = vec![0x0a, 2, 0xc3, 0x28];
-    let not_utf8_name_of_list = vec![0x22, 2, 0xc3, 0x28];
+    let not_utf8_list_name = vec![0x22, 2, 0xc3, 0x28];
     let cut_off = vec![0x0a, 200, 1, b'x'];
-    let no_message = vec![0xff; 20];
-    for path in OPERATIONS {
+    let garbage = vec![0xff; 20];
+    for path in OPERATIONS_METHODS {
         let name = if path.ends_with("ListOperations") {
-            &not_utf8_name_of_list
+            &not_utf8_list_name
         } else {
             &not_utf8
         };
-        for bytes in [name, &cut_off, &no_message] {
-            let problem = problem(call(channel.clone(), path, bytes.clone()).await);
+        for bytes in [name, &cut_off, &garbage] {
+            let details = expect_status_error(raw_unary_call(channel.clone(), path, bytes.clone()).await);
             assert_eq!(
-                problem.key(),
+                details.code_and_reason(),
                 (Code::InvalidArgument, "MALFORMED_REQUEST"),
                 "{path}"
             );
         }
     }
     let watch = "/longrunning.v1.OperationWatch/WatchOperation";
-    let problem = problem(call(channel, watch, not_utf8).await);
-    assert_eq!(problem.key(), (Code::InvalidArgument, "MALFORMED_REQUEST"));
+    let details = expect_status_error(raw_unary_call(channel, watch, not_utf8).await);
+    assert_eq!(details.code_and_reason(), (Code::InvalidArgument, "MALFORMED_REQUEST"));
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn a_message_above_4_mib_is_resource_exhausted_and_too_large() {
-    let server = Server::start().await;
+async fn message_above_4_mib_is_resource_exhausted_too_large() {
+    let server = GrpcTestServer::start().await;
     let mut bytes = vec![0x0a, 0x80, 0x80, 0x80, 0x03];
     bytes.resize(5 + (6 << 20), b'a');
-    for path in OPERATIONS {
-        let problem = problem(call(server.channel().await, path, bytes.clone()).await);
+    for path in OPERATIONS_METHODS {
+        let details = expect_status_error(raw_unary_call(server.channel().await, path, bytes.clone()).await);
         assert_eq!(
-            problem.key(),
+            details.code_and_reason(),
             (Code::ResourceExhausted, "TOO_LARGE"),
             "{path}"
         );
@@ -173,8 +173,8 @@ async fn a_message_above_4_mib_is_resource_exhausted_and_too_large() {
 
 // ERR-7
 #[tokio::test]
-async fn an_unknown_method_or_service_is_unimplemented_with_an_error_info() {
-    let server = Server::start().await;
+async fn unknown_method_or_service_is_unimplemented_with_error_info() {
+    let server = GrpcTestServer::start().await;
     for path in [
         "/google.longrunning.Operations/CreateOperation",
         "/google.longrunning.Operations/getOperation",
@@ -183,9 +183,9 @@ async fn an_unknown_method_or_service_is_unimplemented_with_an_error_info() {
         "/longrunning.v1.OperationWatch/Nothing",
         "/",
     ] {
-        let problem = problem(call(server.channel().await, path, Vec::new()).await);
+        let details = expect_status_error(raw_unary_call(server.channel().await, path, Vec::new()).await);
         assert_eq!(
-            problem.key(),
+            details.code_and_reason(),
             (Code::Unimplemented, "METHOD_UNKNOWN"),
             "{path}"
         );
@@ -194,8 +194,8 @@ async fn an_unknown_method_or_service_is_unimplemented_with_an_error_info() {
 
 // ERR-3: what stands in a message is percent-encoded on the wire and comes back whole.
 #[tokio::test]
-async fn a_name_of_any_script_comes_back_whole_in_the_error() {
-    let server = Server::start().await;
+async fn unicode_name_round_trips_in_error_details() {
+    let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
     for name in [
         "operations/żółć 操作 🚀",
@@ -204,22 +204,22 @@ async fn a_name_of_any_script_comes_back_whole_in_the_error() {
         "\"quoted\"\t\\",
         "%2F%00",
     ] {
-        let problem = problem(client.get_operation(get(name)).await);
-        assert_eq!(problem.key(), (Code::NotFound, "OPERATION_NOT_FOUND"));
-        assert_eq!(problem.info.metadata["name"], name);
+        let details = expect_status_error(client.get_operation(get_request(name)).await);
+        assert_eq!(details.code_and_reason(), (Code::NotFound, "OPERATION_NOT_FOUND"));
+        assert_eq!(details.info.metadata["name"], name);
     }
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn what_a_creator_asks_for_is_checked_and_the_field_is_named() {
-    let operations = crate::support::operations().start().await.unwrap();
+async fn invalid_create_request_names_violated_field() {
+    let operations = crate::support::operations_builder().start().await.unwrap();
     let queued = || NewOperation::queued("q");
     let zero = std::time::Duration::ZERO;
-    let bad = own_metadata(1);
-    let bad = longrunning::Any {
+    let untyped_any = custom_metadata(1);
+    let untyped_any = longrunning::Any {
         type_url: String::new(),
-        ..bad
+        ..untyped_any
     };
     let table = [
         (queued().parent("projects"), "parent", "INVALID_NAME"),
@@ -256,105 +256,105 @@ async fn what_a_creator_asks_for_is_checked_and_the_field_is_named() {
             "INVALID_TERMS",
         ),
         (
-            queued().retry(longrunning::RetryPolicy::attempts(0)),
+            queued().retry_policy(longrunning::RetryPolicy::with_max_attempts(0)),
             "retry_policy",
             "INVALID_TERMS",
         ),
-        (queued().input(bad.clone()), "input", "INVALID_ANY"),
-        (queued().metadata(bad), "metadata", "INVALID_ANY"),
+        (queued().input(untyped_any.clone()), "input", "INVALID_ANY"),
+        (queued().metadata(untyped_any), "metadata", "INVALID_ANY"),
     ];
     for (new, field, reason) in table {
-        let text = format!("{new:?}");
-        let problem = refused(&operations, new).await;
-        assert_eq!(problem.key(), (Code::InvalidArgument, reason), "{text}");
+        let description = format!("{new:?}");
+        let details = expect_create_error(&operations, new).await;
+        assert_eq!(details.code_and_reason(), (Code::InvalidArgument, reason), "{description}");
         assert_eq!(
-            problem.fields,
+            details.field_violations,
             [(field.to_owned(), reason.to_owned())],
-            "{text}"
+            "{description}"
         );
     }
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn what_is_taken_already_exists() {
-    let operations = crate::support::operations().start().await.unwrap();
+async fn duplicate_operation_id_or_request_id_already_exists() {
+    let operations = crate::support::operations_builder().start().await.unwrap();
     operations
         .create(NewOperation::queued("q").id("mine"))
         .await
         .unwrap();
-    let taken = refused(&operations, NewOperation::queued("q").id("mine")).await;
-    assert_eq!(taken.key(), (Code::AlreadyExists, "OPERATION_EXISTS"));
-    assert_eq!(taken.info.metadata["name"], "operations/mine");
+    let duplicate = expect_create_error(&operations, NewOperation::queued("q").id("mine")).await;
+    assert_eq!(duplicate.code_and_reason(), (Code::AlreadyExists, "OPERATION_EXISTS"));
+    assert_eq!(duplicate.info.metadata["name"], "operations/mine");
     operations
         .create(NewOperation::queued("q").request_id("r1"))
         .await
         .unwrap();
     let other = NewOperation::queued("q").request_id("r1").priority(7);
-    let reused = refused(&operations, other).await;
-    assert_eq!(reused.key(), (Code::AlreadyExists, "REQUEST_ID_REUSED"));
+    let reused = expect_create_error(&operations, other).await;
+    assert_eq!(reused.code_and_reason(), (Code::AlreadyExists, "REQUEST_ID_REUSED"));
     assert_eq!(reused.info.metadata["requestId"], "r1");
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn a_lost_lease_and_another_outcome_are_failed_preconditions() {
-    let operations = crate::support::operations().start().await.unwrap();
-    let (name, token) = running(&operations).await;
-    let foreign = longrunning::LeaseToken::random();
-    let lost = over_grpc(operations.renew(&name, foreign).await.unwrap_err());
-    assert_eq!(lost.key(), (Code::FailedPrecondition, "LEASE_LOST"));
+async fn lost_lease_and_second_outcome_are_failed_precondition() {
+    let operations = crate::support::operations_builder().start().await.unwrap();
+    let (name, token) = create_running(&operations).await;
+    let unknown_token = longrunning::LeaseToken::random();
+    let lost = to_grpc_error(operations.renew(&name, unknown_token).await.unwrap_err());
+    assert_eq!(lost.code_and_reason(), (Code::FailedPrecondition, "LEASE_LOST"));
     assert_eq!(lost.info.metadata["name"], name.as_str());
-    assert!(lost.retry.is_none());
-    operations.succeed(&name, token, text("one")).await.unwrap();
+    assert!(lost.retry_info.is_none());
+    operations.succeed(&name, token, string_value("one")).await.unwrap();
     operations
-        .succeed(&name, token, text("one"))
+        .succeed(&name, token, string_value("one"))
         .await
         .expect("the same outcome is fine");
-    let other = over_grpc(
+    let other = to_grpc_error(
         operations
-            .succeed(&name, token, text("two"))
+            .succeed(&name, token, string_value("two"))
             .await
             .unwrap_err(),
     );
-    assert_eq!(other.key(), (Code::FailedPrecondition, "OPERATION_DONE"));
+    assert_eq!(other.code_and_reason(), (Code::FailedPrecondition, "OPERATION_DONE"));
     let failure = Failure::new(longrunning::proto::google::rpc::Code::Internal, "late");
-    let other = over_grpc(operations.fail(&name, token, failure).await.unwrap_err());
-    assert_eq!(other.key(), (Code::FailedPrecondition, "OPERATION_DONE"));
+    let other = to_grpc_error(operations.fail(&name, token, failure).await.unwrap_err());
+    assert_eq!(other.code_and_reason(), (Code::FailedPrecondition, "OPERATION_DONE"));
 }
 
 // BEHAVIOUR §9, ERR-6
 #[tokio::test]
-async fn a_full_queue_and_a_full_store_say_when_to_come_back() {
+async fn full_queue_and_full_store_errors_have_retry_delay() {
     let limits = Limits {
-        max_queue: 1,
+        max_queue_length: 1,
         max_operations: 2,
         ..Limits::default()
     };
-    let operations = crate::support::operations()
+    let operations = crate::support::operations_builder()
         .limits(limits)
         .start()
         .await
         .unwrap();
-    operations.submit("q", text("")).await.unwrap();
-    let full = refused(&operations, NewOperation::queued("q")).await;
-    assert_eq!(full.key(), (Code::ResourceExhausted, "QUEUE_FULL"));
+    operations.submit("q", string_value("")).await.unwrap();
+    let full = expect_create_error(&operations, NewOperation::queued("q")).await;
+    assert_eq!(full.code_and_reason(), (Code::ResourceExhausted, "QUEUE_FULL"));
     assert_eq!(full.info.metadata["queue"], "q");
-    assert!(full.retry.is_some_and(|retry| retry.retry_delay.is_some()));
-    operations.submit("p", text("")).await.unwrap();
-    let full = refused(&operations, NewOperation::queued("o")).await;
-    assert_eq!(full.key(), (Code::ResourceExhausted, "STORE_FULL"));
-    assert!(full.retry.is_some_and(|retry| retry.retry_delay.is_some()));
+    assert!(full.retry_info.is_some_and(|retry| retry.retry_delay.is_some()));
+    operations.submit("p", string_value("")).await.unwrap();
+    let full = expect_create_error(&operations, NewOperation::queued("o")).await;
+    assert_eq!(full.code_and_reason(), (Code::ResourceExhausted, "STORE_FULL"));
+    assert!(full.retry_info.is_some_and(|retry| retry.retry_delay.is_some()));
 }
 
 // BEHAVIOUR §9, ERR-6
 #[tokio::test]
-async fn a_store_that_cannot_write_is_unavailable_on_every_path_that_writes() {
-    let journal = TestJournal::new();
-    let server = Server::with(crate::support::operations().journal(journal.clone())).await;
-    let (name, token) = running(&server.operations).await;
-    let done = succeeded(&server.operations).await;
-    journal.set(Gate::Broken);
+async fn unwritable_store_is_unavailable_on_every_write_path() {
+    let storage = TestStorage::new();
+    let server = GrpcTestServer::start_with(crate::support::operations_builder().storage(storage.clone())).await;
+    let (name, token) = create_running(&server.operations).await;
+    let done = create_succeeded(&server.operations).await;
+    storage.set_write_mode(WriteMode::Fail);
     let mut client = server.client().await;
     let cancel = CancelOperationRequest {
         name: name.to_string(),
@@ -362,42 +362,42 @@ async fn a_store_that_cannot_write_is_unavailable_on_every_path_that_writes() {
     let delete = |name: &longrunning::OperationName| DeleteOperationRequest {
         name: name.to_string(),
     };
-    let problems = [
-        problem(client.cancel_operation(cancel).await),
-        problem(client.delete_operation(delete(&name)).await),
-        problem(client.delete_operation(delete(&done)).await),
-        over_grpc(server.operations.renew(&name, token).await.unwrap_err()),
-        over_grpc(
+    let errors = [
+        expect_status_error(client.cancel_operation(cancel).await),
+        expect_status_error(client.delete_operation(delete(&name)).await),
+        expect_status_error(client.delete_operation(delete(&done)).await),
+        to_grpc_error(server.operations.renew(&name, token).await.unwrap_err()),
+        to_grpc_error(
             server
                 .operations
-                .succeed(&name, token, text(""))
+                .succeed(&name, token, string_value(""))
                 .await
                 .unwrap_err(),
         ),
-        refused(&server.operations, NewOperation::queued("q")).await,
+        expect_create_error(&server.operations, NewOperation::queued("q")).await,
     ];
-    for problem in problems {
-        assert_eq!(problem.key(), (Code::Unavailable, "STORE_UNAVAILABLE"));
+    for details in errors {
+        assert_eq!(details.code_and_reason(), (Code::Unavailable, "STORE_UNAVAILABLE"));
         assert!(
-            problem
-                .retry
+            details
+                .retry_info
                 .is_some_and(|retry| retry.retry_delay.is_some())
         );
         assert!(
-            !problem.message.contains("the test broke it"),
+            !details.message.contains("the test broke it"),
             "no inner matters in messages"
         );
     }
     // Reading needs no journal.
-    client.get_operation(get(name.as_str())).await.unwrap();
+    client.get_operation(get_request(name.as_str())).await.unwrap();
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn a_server_that_shuts_down_takes_nothing_new_and_says_so() {
-    let operations = crate::support::operations().start().await.unwrap();
+async fn create_during_shutdown_is_rejected_with_retry_info() {
+    let operations = crate::support::operations_builder().start().await.unwrap();
     operations.shutdown(std::time::Duration::ZERO).await;
-    let problem = refused(&operations, NewOperation::queued("q")).await;
-    assert_eq!(problem.key(), (Code::Unavailable, "SHUTTING_DOWN"));
-    assert!(problem.retry.is_some());
+    let details = expect_create_error(&operations, NewOperation::queued("q")).await;
+    assert_eq!(details.code_and_reason(), (Code::Unavailable, "SHUTTING_DOWN"));
+    assert!(details.retry_info.is_some());
 }

@@ -13,209 +13,209 @@ use std::{path::Path, sync::Arc};
 
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use step::Step;
-use story::{Cut, Story, list};
+use step::RunStep;
+use story::{PowerLoss, FaultRun, list_operations};
 
 use crate::support::{
-    dice::Dice,
-    disk::{Class, Course, Disk, Fault, Point},
-    ledger::Ledger,
-    stored::begin,
+    dice::TestRng,
+    disk::{SyscallClass, FaultRecovery, FaultyDisk, DiskFault, FaultPoint},
+    ledger::ExpectedState,
+    stored::start,
 };
 
 /// So many stories are told at once; they wait most of the time.
-const AT_ONCE: usize = 4;
+const MAX_CONCURRENT_RUNS: usize = 4;
 
 /// Each kind of change, around a restart of each kind.
-const CHANGES: [Step; 24] = [
-    Step::Hold("a"),
-    Step::Queue("b", 5000),
-    Step::Queue("c", 100),
-    Step::Report("a", 1),
-    Step::Lease("b"),
-    Step::Report("b", 5),
-    Step::Cancel("c"),
-    Step::Succeed("a", 6000),
-    Step::Delete("a"),
-    Step::Stop,
-    Step::Hold("d"),
-    Step::Report("b", 6),
-    Step::Fail("b"),
-    Step::Queue("e", 3000),
-    Step::Lease("e"),
-    Step::Cancel("e"),
-    Step::Delete("c"),
-    Step::Kill,
-    Step::Report("d", 2),
-    Step::Succeed("e", 100),
-    Step::Hold("f"),
-    Step::Delete("f"),
-    Step::Succeed("d", 10),
-    Step::Delete("b"),
+const CHANGE_STEPS: [RunStep; 24] = [
+    RunStep::CreateSelfExecuted("a"),
+    RunStep::CreateQueued("b", 5000),
+    RunStep::CreateQueued("c", 100),
+    RunStep::Report("a", 1),
+    RunStep::Lease("b"),
+    RunStep::Report("b", 5),
+    RunStep::Cancel("c"),
+    RunStep::Succeed("a", 6000),
+    RunStep::Delete("a"),
+    RunStep::Stop,
+    RunStep::CreateSelfExecuted("d"),
+    RunStep::Report("b", 6),
+    RunStep::Fail("b"),
+    RunStep::CreateQueued("e", 3000),
+    RunStep::Lease("e"),
+    RunStep::Cancel("e"),
+    RunStep::Delete("c"),
+    RunStep::Kill,
+    RunStep::Report("d", 2),
+    RunStep::Succeed("e", 100),
+    RunStep::CreateSelfExecuted("f"),
+    RunStep::Delete("f"),
+    RunStep::Succeed("d", 10),
+    RunStep::Delete("b"),
 ];
 
 /// So much that the log is moved into the file, and begins anew.
-const MUCH: [Step; 12] = [
-    Step::Hold("a"),
-    Step::Queue("b", 2_500_000),
-    Step::Queue("c", 2_500_000),
-    Step::Queue("d", 2_500_000),
-    Step::Queue("e", 2_500_000),
-    Step::Report("a", 1),
-    Step::Cancel("b"),
-    Step::Report("a", 2),
-    Step::Queue("f", 1_000_000),
-    Step::Report("a", 3),
-    Step::Delete("b"),
-    Step::Succeed("a", 100),
+const CHECKPOINT_STEPS: [RunStep; 12] = [
+    RunStep::CreateSelfExecuted("a"),
+    RunStep::CreateQueued("b", 2_500_000),
+    RunStep::CreateQueued("c", 2_500_000),
+    RunStep::CreateQueued("d", 2_500_000),
+    RunStep::CreateQueued("e", 2_500_000),
+    RunStep::Report("a", 1),
+    RunStep::Cancel("b"),
+    RunStep::Report("a", 2),
+    RunStep::CreateQueued("f", 1_000_000),
+    RunStep::Report("a", 3),
+    RunStep::Delete("b"),
+    RunStep::Succeed("a", 100),
 ];
 
 /// Which calls fail how. A disk that is full has room for what is there.
-const FAULTS: [(Class, Fault, Course); 25] = [
-    (Class::Open, Fault::Fail, Course::Once),
-    (Class::Open, Fault::Fail, Course::Heals),
-    (Class::Open, Fault::Cut, Course::Once),
-    (Class::Read, Fault::Fail, Course::Once),
-    (Class::Read, Fault::Fail, Course::Heals),
-    (Class::Write, Fault::Fail, Course::Once),
-    (Class::Write, Fault::Fail, Course::Heals),
-    (Class::Write, Fault::Fail, Course::Killed),
-    (Class::Write, Fault::Full, Course::Once),
-    (Class::Write, Fault::Full, Course::Heals),
-    (Class::Write, Fault::Full, Course::Killed),
-    (Class::Write, Fault::Full, Course::Stopped),
-    (Class::Write, Fault::Short, Course::Once),
-    (Class::Write, Fault::Cut, Course::Once),
-    (Class::Sync, Fault::Fail, Course::Once),
-    (Class::Sync, Fault::Fail, Course::Heals),
-    (Class::Sync, Fault::Fail, Course::Killed),
-    (Class::Sync, Fault::Fail, Course::Stopped),
-    (Class::Sync, Fault::Cut, Course::Once),
-    (Class::Truncate, Fault::Fail, Course::Once),
-    (Class::Truncate, Fault::Cut, Course::Once),
-    (Class::Unlink, Fault::Fail, Course::Once),
-    (Class::Names, Fault::Fail, Course::Once),
-    (Class::Names, Fault::Fail, Course::Heals),
-    (Class::Names, Fault::Cut, Course::Once),
+const FAULT_CASES: [(SyscallClass, DiskFault, FaultRecovery); 25] = [
+    (SyscallClass::Open, DiskFault::IoError, FaultRecovery::Once),
+    (SyscallClass::Open, DiskFault::IoError, FaultRecovery::OnRejectedWrite),
+    (SyscallClass::Open, DiskFault::PowerLoss, FaultRecovery::Once),
+    (SyscallClass::Read, DiskFault::IoError, FaultRecovery::Once),
+    (SyscallClass::Read, DiskFault::IoError, FaultRecovery::OnRejectedWrite),
+    (SyscallClass::Write, DiskFault::IoError, FaultRecovery::Once),
+    (SyscallClass::Write, DiskFault::IoError, FaultRecovery::OnRejectedWrite),
+    (SyscallClass::Write, DiskFault::IoError, FaultRecovery::OnKill),
+    (SyscallClass::Write, DiskFault::NoSpace, FaultRecovery::Once),
+    (SyscallClass::Write, DiskFault::NoSpace, FaultRecovery::OnRejectedWrite),
+    (SyscallClass::Write, DiskFault::NoSpace, FaultRecovery::OnKill),
+    (SyscallClass::Write, DiskFault::NoSpace, FaultRecovery::OnShutdown),
+    (SyscallClass::Write, DiskFault::ShortWrite, FaultRecovery::Once),
+    (SyscallClass::Write, DiskFault::PowerLoss, FaultRecovery::Once),
+    (SyscallClass::Sync, DiskFault::IoError, FaultRecovery::Once),
+    (SyscallClass::Sync, DiskFault::IoError, FaultRecovery::OnRejectedWrite),
+    (SyscallClass::Sync, DiskFault::IoError, FaultRecovery::OnKill),
+    (SyscallClass::Sync, DiskFault::IoError, FaultRecovery::OnShutdown),
+    (SyscallClass::Sync, DiskFault::PowerLoss, FaultRecovery::Once),
+    (SyscallClass::Truncate, DiskFault::IoError, FaultRecovery::Once),
+    (SyscallClass::Truncate, DiskFault::PowerLoss, FaultRecovery::Once),
+    (SyscallClass::Unlink, DiskFault::IoError, FaultRecovery::Once),
+    (SyscallClass::SyncDirectory, DiskFault::IoError, FaultRecovery::Once),
+    (SyscallClass::SyncDirectory, DiskFault::IoError, FaultRecovery::OnRejectedWrite),
+    (SyscallClass::SyncDirectory, DiskFault::PowerLoss, FaultRecovery::Once),
 ];
 
 // BEHAVIOUR §§5, 9: acknowledged means durable, refused means unchanged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_call_to_the_disk_fails_what_was_acknowledged_is_kept() {
-    try_all("changes", &CHANGES, 2, u64::MAX).await;
+async fn acknowledged_changes_survive_any_disk_fault() {
+    run_all_faults("changes", &CHANGE_STEPS, 2, u64::MAX).await;
 }
 
 // The same while the write-ahead log is moved into the file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_call_fails_while_the_log_is_shortened_what_was_acknowledged_is_kept() {
-    try_all("much", &MUCH, 1, 40).await;
+async fn acknowledged_changes_survive_disk_faults_during_checkpoint() {
+    run_all_faults("much", &CHECKPOINT_STEPS, 1, 40).await;
 }
 
 // What would be the use of these tests if they noticed no loss?
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_that_lies_loses_what_was_acknowledged_and_that_is_noticed() {
-    let Some(disk) = Disk::new() else { return };
-    let point = Point {
-        class: Class::Sync,
-        at: 20,
-        fault: Fault::Lie,
-        course: Course::Heals,
+async fn checker_notices_loss_on_disk_with_ineffective_fsync() {
+    let Some(disk) = FaultyDisk::new() else { return };
+    let point = FaultPoint {
+        class: SyscallClass::Sync,
+        call_number: 20,
+        fault: DiskFault::LostSync,
+        recovery: FaultRecovery::OnRejectedWrite,
     };
-    let mut story = Story::new(disk, Some(point));
-    story.tell(&CHANGES).await.expect("nothing is cut");
-    let copy = story.disk.copy_durable();
+    let mut run = FaultRun::new(disk, Some(point));
+    run.run(&CHANGE_STEPS).await.expect("nothing is cut");
+    let copy = run.disk.copy_durable();
     let file = copy.path().join("operations.db");
-    let checked = tokio::spawn(async move { check_copy(&file, story.ledger).await });
+    let checked = tokio::spawn(async move { check_copy(&file, run.expected).await });
     assert!(checked.await.unwrap_err().is_panic());
 }
 
 /// Tells a story without a fault, and then with `few` of each kind, or with as
 /// many as there are up to `most`.
-async fn try_all(title: &str, steps: &'static [Step], few: u64, most: u64) {
-    let Some(disk) = Disk::new() else { return };
-    let mut first = Story::new(disk, None);
-    first.tell(steps).await.expect("nothing is cut");
-    assert_eq!((first.refused, first.not_started), (0, 0));
-    let calls = Class::ALL.map(|class| (class, first.disk.calls(class)));
+async fn run_all_faults(title: &str, steps: &'static [RunStep], sample_count: u64, max_count: u64) {
+    let Some(disk) = FaultyDisk::new() else { return };
+    let mut baseline = FaultRun::new(disk, None);
+    baseline.run(steps).await.expect("nothing is cut");
+    assert_eq!((baseline.rejected_calls, baseline.failed_starts), (0, 0));
+    let calls = SyscallClass::ALL.map(|class| (class, baseline.disk.call_count(class)));
     eprintln!("{title}: {calls:?}");
-    check_copies(&first, None).await;
+    check_copies(&baseline, None).await;
 
-    let every = std::env::var("EVERY_FAULT").is_ok_and(|every| every == "1");
+    let is_exhaustive = std::env::var("EVERY_FAULT").is_ok_and(|every| every == "1");
     let mut points = Vec::new();
-    for (class, fault, course) in FAULTS {
+    for (class, fault, course) in FAULT_CASES {
         let (_, calls) = calls[class as usize];
-        let count = calls.min(if every { most } else { few });
-        points.extend((1..=count).map(|n| Point {
+        let point_count = calls.min(if is_exhaustive { max_count } else { sample_count });
+        points.extend((1..=point_count).map(|nth| FaultPoint {
             class,
             // In the middle of as many even parts.
-            at: (calls * (2 * n - 1)).div_ceil(2 * count),
+            call_number: (calls * (2 * nth - 1)).div_ceil(2 * point_count),
             fault,
-            course,
+            recovery: course,
         }));
     }
-    if let Ok(wanted) = std::env::var("FAULT") {
-        points.retain(|point| format!("{point:?}").contains(&wanted));
+    if let Ok(pattern) = std::env::var("FAULT") {
+        points.retain(|point| format!("{point:?}").contains(&pattern));
     }
     let count = points.len();
-    let room = Arc::new(Semaphore::new(AT_ONCE));
-    let mut stories = JoinSet::new();
+    let permits = Arc::new(Semaphore::new(MAX_CONCURRENT_RUNS));
+    let mut runs = JoinSet::new();
     for point in points {
-        let place = room.clone().acquire_owned().await.unwrap();
-        while let Some(told) = stories.try_join_next() {
-            told.unwrap();
+        let permit = permits.clone().acquire_owned().await.unwrap();
+        while let Some(result) = runs.try_join_next() {
+            result.unwrap();
         }
-        stories.spawn(async move {
-            try_point(steps, point).await;
-            drop(place);
+        runs.spawn(async move {
+            run_with_fault(steps, point).await;
+            drop(permit);
         });
     }
-    while let Some(told) = stories.join_next().await {
-        told.unwrap();
+    while let Some(result) = runs.join_next().await {
+        result.unwrap();
     }
     eprintln!("{title}: {count} faults");
 }
 
-async fn try_point(steps: &[Step], point: Point) {
-    let mut story = Story::new(Disk::new().expect("there was one"), Some(point));
-    let cut = story.tell(steps).await;
-    if let Err(Cut(heard)) = cut {
-        assert_eq!(point.fault, Fault::Cut, "{point:?}: it died: {heard}");
+async fn run_with_fault(steps: &[RunStep], point: FaultPoint) {
+    let mut run = FaultRun::new(FaultyDisk::new().expect("there was one"), Some(point));
+    let result = run.run(steps).await;
+    if let Err(PowerLoss(message)) = result {
+        assert_eq!(point.fault, DiskFault::PowerLoss, "{point:?}: it died: {message}");
     }
     eprintln!(
         "{point:?}: {} calls failed, {} changes and {} starts were refused",
-        story.disk.failed(),
-        story.refused,
-        story.not_started
+        run.disk.failed_call_count(),
+        run.rejected_calls,
+        run.failed_starts
     );
-    check_copies(&story, Some(point)).await;
+    check_copies(&run, Some(point)).await;
 }
 
 /// After its end: what a server finds that is started over the file, and over
 /// what a loss of power would have left of it.
-async fn check_copies(story: &Story, point: Option<Point>) {
-    let mut dice = Dice::new(point.map_or(0, |point| point.at));
-    let is_cut = point.is_some_and(|point| point.fault == Fault::Cut);
+async fn check_copies(run: &FaultRun, point: Option<FaultPoint>) {
+    let mut rng = TestRng::new(point.map_or(0, |point| point.call_number));
+    let is_power_loss = point.is_some_and(|point| point.fault == DiskFault::PowerLoss);
     let copies = [
-        ("killed", (!is_cut).then(|| story.disk.copy())),
-        ("without power", Some(story.disk.copy_durable())),
-        ("without power, torn", Some(story.disk.copy_torn(&mut dice))),
+        ("killed", (!is_power_loss).then(|| run.disk.copy_cached())),
+        ("without power", Some(run.disk.copy_durable())),
+        ("without power, torn", Some(run.disk.copy_torn(&mut rng))),
     ];
     for (title, copy) in copies {
         let Some(copy) = copy else { continue };
         eprintln!("{point:?}, {title}");
         let file = copy.path().join("operations.db");
-        check_copy(&file, story.ledger.clone()).await;
+        check_copy(&file, run.expected.clone()).await;
     }
 }
 
-async fn check_copy(file: &Path, mut ledger: Ledger) {
-    let serving = begin(file, &[]).await.serving();
-    let there = list(&serving).await.unwrap();
-    ledger.settle(&there);
-    serving.kill().await;
+async fn check_copy(file: &Path, mut expected: ExpectedState) {
+    let server = start(file, &[]).await.expect_serving();
+    let operations = list_operations(&server).await.unwrap();
+    expected.reconcile(&operations);
+    server.kill().await;
     let connection = rusqlite::Connection::open(file).unwrap();
-    let found: String = connection
+    let result: String = connection
         .query_row("PRAGMA integrity_check", [], |row| row.get(0))
         .unwrap();
-    assert_eq!(found, "ok");
+    assert_eq!(result, "ok");
 }

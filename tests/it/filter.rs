@@ -18,10 +18,10 @@ use prost::Message;
 use tonic::Code;
 
 use crate::support::{
-    Client, Server, hold, own_metadata, pending, problem::problem, running, text,
+    GrpcClient, GrpcTestServer, create_leased, custom_metadata, create_pending, problem::expect_status_error, create_running, string_value,
 };
 
-fn request(filter: &str) -> ListOperationsRequest {
+fn list_request(filter: &str) -> ListOperationsRequest {
     ListOperationsRequest {
         filter: filter.into(),
         ..Default::default()
@@ -29,13 +29,13 @@ fn request(filter: &str) -> ListOperationsRequest {
 }
 
 /// The ids of a whole list, page by page.
-async fn ids(client: &mut Client, filter: &str, page_size: i32) -> Vec<String> {
+async fn list_ids(client: &mut GrpcClient, filter: &str, page_size: i32) -> Vec<String> {
     let (mut ids, mut page_token) = (Vec::new(), String::new());
     loop {
         let request = ListOperationsRequest {
             page_size,
             page_token,
-            ..request(filter)
+            ..list_request(filter)
         };
         let page = client.list_operations(request).await;
         let page = page
@@ -53,7 +53,7 @@ async fn ids(client: &mut Client, filter: &str, page_size: i32) -> Vec<String> {
 }
 
 /// The operations that `docs/filters.md` speaks of.
-async fn of_the_guide(operations: &Operations) {
+async fn create_guide_operations(operations: &Operations) {
     let new = |new: NewOperation, id: &str| new.parent("projects/shop").id(id);
     let progress = |done_units, total_units| Report {
         progress: Some(Progress {
@@ -65,33 +65,33 @@ async fn of_the_guide(operations: &Operations) {
         ..Report::default()
     };
 
-    let waits = new(NewOperation::queued("thumbs"), "thumb-1").label("env", "dev");
-    operations.create(waits).await.unwrap();
+    let queued_operation = new(NewOperation::queued("thumbs"), "thumb-1").label("env", "dev");
+    operations.create(queued_operation).await.unwrap();
 
-    let runs = new(NewOperation::self_executed("w"), "export-1").label("env", "prod");
-    let (name, token) = hold(operations, runs.label("team", "blue")).await;
+    let running_operation = new(NewOperation::self_executed("w"), "export-1").label("env", "prod");
+    let (name, token) = create_leased(operations, running_operation.label("team", "blue")).await;
     operations
         .report(&name, token, progress(60, 100))
         .await
         .unwrap();
 
-    let stops = new(NewOperation::self_executed("w"), "export-2").label("env", "prod");
-    let (name, token) = hold(operations, stops).await;
+    let cancelling_operation = new(NewOperation::self_executed("w"), "export-2").label("env", "prod");
+    let (name, token) = create_leased(operations, cancelling_operation).await;
     operations
         .report(&name, token, progress(10, 100))
         .await
         .unwrap();
     operations.cancel(&name).await.unwrap();
 
-    let good = new(NewOperation::self_executed("w"), "import-1").label("env", "prod");
-    let (name, token) = hold(operations, good).await;
+    let succeeding_operation = new(NewOperation::self_executed("w"), "import-1").label("env", "prod");
+    let (name, token) = create_leased(operations, succeeding_operation).await;
     operations
-        .succeed(&name, token, text("42 rows"))
+        .succeed(&name, token, string_value("42 rows"))
         .await
         .unwrap();
 
-    let bad = new(NewOperation::self_executed("w"), "import-2").label("env", "dev");
-    let (name, token) = hold(operations, bad).await;
+    let failing_operation = new(NewOperation::self_executed("w"), "import-2").label("env", "dev");
+    let (name, token) = create_leased(operations, failing_operation).await;
     let info = longrunning::proto::google::rpc::ErrorInfo {
         reason: "NO_SUCH_FILE".into(),
         domain: "shop.example".into(),
@@ -104,29 +104,29 @@ async fn of_the_guide(operations: &Operations) {
     };
     operations.fail(&name, token, error.into()).await.unwrap();
 
-    let own = new(NewOperation::self_executed("w"), "render-1");
-    let json = [("frames", 240.0)];
-    let fields: BTreeMap<String, prost_types::Value> = json
+    let custom_metadata_operation = new(NewOperation::self_executed("w"), "render-1");
+    let numbers = [("frames", 240.0)];
+    let fields: BTreeMap<String, prost_types::Value> = numbers
         .into_iter()
         .map(|(key, number)| {
             let kind = prost_types::value::Kind::NumberValue(number);
             (key.to_owned(), prost_types::Value { kind: Some(kind) })
         })
         .collect();
-    let json = longrunning::Any {
+    let struct_any = longrunning::Any {
         type_url: "type.googleapis.com/google.protobuf.Struct".into(),
         value: prost_types::Struct { fields }.encode_to_vec(),
     };
-    let (name, token) = hold(operations, own.metadata(json)).await;
+    let (name, token) = create_leased(operations, custom_metadata_operation.metadata(struct_any)).await;
     operations
-        .succeed(&name, token, text("done"))
+        .succeed(&name, token, string_value("done"))
         .await
         .unwrap();
 }
 
 /// The examples of the guide: tables whose first column is a filter in code and
 /// whose last one names the operations that it finds, newest first.
-fn examples() -> Vec<(String, Vec<String>)> {
+fn guide_examples() -> Vec<(String, Vec<String>)> {
     let guide = include_str!("../../docs/filters.md");
     let code = |cell: &str| -> Vec<String> {
         let parts = cell.split('`').skip(1).step_by(2);
@@ -145,22 +145,22 @@ fn examples() -> Vec<(String, Vec<String>)> {
 }
 
 #[tokio::test]
-async fn the_examples_of_the_guide_find_what_it_says() {
-    let server = Server::start().await;
-    of_the_guide(&server.operations).await;
+async fn guide_examples_match_documented_operations() {
+    let server = GrpcTestServer::start().await;
+    create_guide_operations(&server.operations).await;
     let mut client = server.client().await;
-    let examples = examples();
+    let examples = guide_examples();
     assert!(30 <= examples.len(), "{} examples", examples.len());
     for (filter, expected) in examples {
-        assert_eq!(ids(&mut client, &filter, 0).await, expected, "{filter}");
+        assert_eq!(list_ids(&mut client, &filter, 0).await, expected, "{filter}");
         // Page by page it is the same.
-        assert_eq!(ids(&mut client, &filter, 1).await, expected, "{filter}");
+        assert_eq!(list_ids(&mut client, &filter, 1).await, expected, "{filter}");
     }
 }
 
 #[tokio::test]
-async fn the_refusals_of_the_guide_are_those_of_the_server() {
-    let server = Server::start().await;
+async fn guide_error_messages_match_server_errors() {
+    let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
     let guide = include_str!("../../docs/filters.md");
     let rows = guide.lines().filter_map(|line| {
@@ -169,13 +169,13 @@ async fn the_refusals_of_the_guide_are_those_of_the_server() {
     });
     let mut count = 0;
     for (filter, message) in rows {
-        let problem = problem(client.list_operations(request(filter)).await);
+        let details = expect_status_error(client.list_operations(list_request(filter)).await);
         assert_eq!(
-            problem.key(),
+            details.code_and_reason(),
             (Code::InvalidArgument, "INVALID_FILTER"),
             "{filter}"
         );
-        assert_eq!(problem.message, format!("filter: {message}"), "{filter}");
+        assert_eq!(details.message, format!("filter: {message}"), "{filter}");
         count += 1;
     }
     assert!(5 <= count, "{count} refusals");
@@ -183,8 +183,8 @@ async fn the_refusals_of_the_guide_are_those_of_the_server() {
 
 // LIST-11, ERR-2, ERR-4
 #[tokio::test]
-async fn a_bad_filter_is_an_invalid_argument_with_the_column_and_what_was_expected() {
-    let server = Server::start().await;
+async fn invalid_filter_error_has_column_and_expectation() {
+    let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
     for (filter, column, expected) in [
         ("done = = true", 8, "expected a value"),
@@ -193,16 +193,16 @@ async fn a_bad_filter_is_an_invalid_argument_with_the_column_and_what_was_expect
         ("state = runing", 9, "one of PENDING, RUNNING"),
         ("regex(name, '.*')", 1, "there are no functions"),
     ] {
-        let problem = problem(client.list_operations(request(filter)).await);
+        let details = expect_status_error(client.list_operations(list_request(filter)).await);
         assert_eq!(
-            problem.key(),
+            details.code_and_reason(),
             (Code::InvalidArgument, "INVALID_FILTER"),
             "{filter}"
         );
-        assert_eq!(problem.fields[0].0, "filter");
-        let start = format!("filter: column {column}: ");
-        assert!(problem.message.starts_with(&start), "{}", problem.message);
-        assert!(problem.message.contains(expected), "{}", problem.message);
+        assert_eq!(details.field_violations[0].0, "filter");
+        let prefix = format!("filter: column {column}: ");
+        assert!(details.message.starts_with(&prefix), "{}", details.message);
+        assert!(details.message.contains(expected), "{}", details.message);
     }
     for hostile in [
         "(".repeat(8000),
@@ -210,19 +210,19 @@ async fn a_bad_filter_is_an_invalid_argument_with_the_column_and_what_was_expect
         "x".repeat(100_000),
         "-".repeat(8000),
     ] {
-        let problem = problem(client.list_operations(request(&hostile)).await);
-        assert_eq!(problem.key(), (Code::InvalidArgument, "INVALID_FILTER"));
+        let details = expect_status_error(client.list_operations(list_request(&hostile)).await);
+        assert_eq!(details.code_and_reason(), (Code::InvalidArgument, "INVALID_FILTER"));
     }
 }
 
 // LIST-2, LIST-5
 #[tokio::test]
-async fn pages_of_a_filtered_list_hold_all_of_it_in_order_and_their_tokens_are_bound_to_the_filter()
+async fn filtered_pages_are_complete_ordered_and_bound_to_filter()
 {
-    let server = Server::start().await;
+    let server = GrpcTestServer::start().await;
     let mut expected = Vec::new();
     for number in 0..300 {
-        let name = pending(&server.operations).await;
+        let name = create_pending(&server.operations).await;
         if number % 3 == 0 {
             server.operations.cancel(&name).await.unwrap();
             let (_, id) = name.as_str().rsplit_once('/').unwrap();
@@ -233,7 +233,7 @@ async fn pages_of_a_filtered_list_hold_all_of_it_in_order_and_their_tokens_are_b
     for page_size in [1, 7, 100, 1000] {
         for filter in ["state = CANCELLED", "error.code = 1", "done = true"] {
             assert_eq!(
-                ids(&mut client, filter, page_size).await,
+                list_ids(&mut client, filter, page_size).await,
                 expected,
                 "{filter}"
             );
@@ -241,34 +241,34 @@ async fn pages_of_a_filtered_list_hold_all_of_it_in_order_and_their_tokens_are_b
     }
     let first = ListOperationsRequest {
         page_size: 1,
-        ..request("done = true")
+        ..list_request("done = true")
     };
     let first = client.list_operations(first).await.unwrap().into_inner();
     for other in ["done = false", "done=true", ""] {
         let other = ListOperationsRequest {
             page_token: first.next_page_token.clone(),
-            ..request(other)
+            ..list_request(other)
         };
-        let problem = problem(client.list_operations(other).await);
-        assert_eq!(problem.key(), (Code::InvalidArgument, "INVALID_PAGE_TOKEN"));
+        let details = expect_status_error(client.list_operations(other).await);
+        assert_eq!(details.code_and_reason(), (Code::InvalidArgument, "INVALID_PAGE_TOKEN"));
     }
 }
 
 #[tokio::test]
-async fn a_list_with_a_filter_follows_every_change_at_once_and_shows_nothing_deleted() {
-    let server = Server::start().await;
+async fn filtered_list_reflects_changes_immediately_and_omits_deleted() {
+    let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
-    let (name, token) = running(&server.operations).await;
+    let (name, token) = create_running(&server.operations).await;
     let (_, id) = name.as_str().rsplit_once('/').unwrap();
-    assert_eq!(ids(&mut client, "state = RUNNING", 0).await, [id]);
+    assert_eq!(list_ids(&mut client, "state = RUNNING", 0).await, [id]);
     server
         .operations
-        .succeed(&name, token, text("x"))
+        .succeed(&name, token, string_value("x"))
         .await
         .unwrap();
-    assert!(ids(&mut client, "state = RUNNING", 0).await.is_empty());
-    assert_eq!(ids(&mut client, "state = SUCCEEDED", 0).await, [id]);
-    let (hidden, _) = running(&server.operations).await;
+    assert!(list_ids(&mut client, "state = RUNNING", 0).await.is_empty());
+    assert_eq!(list_ids(&mut client, "state = SUCCEEDED", 0).await, [id]);
+    let (hidden, _) = create_running(&server.operations).await;
     server.operations.delete(&hidden).await.unwrap();
     server.operations.delete(&name).await.unwrap();
     for filter in [
@@ -277,20 +277,20 @@ async fn a_list_with_a_filter_follows_every_change_at_once_and_shows_nothing_del
         "state = RUNNING",
         "name:operations",
     ] {
-        assert!(ids(&mut client, filter, 0).await.is_empty(), "{filter}");
+        assert!(list_ids(&mut client, filter, 0).await.is_empty(), "{filter}");
     }
 }
 
 #[tokio::test]
-async fn metadata_of_a_type_that_is_not_registered_matches_no_question_but_that_for_its_type() {
-    let server = Server::start().await;
+async fn unregistered_metadata_matches_only_by_type_url() {
+    let server = GrpcTestServer::start().await;
     let new = NewOperation::self_executed("w")
         .id("a")
-        .metadata(own_metadata(1));
+        .metadata(custom_metadata(1));
     server.operations.create(new).await.unwrap();
     let mut client = server.client().await;
-    assert!(ids(&mut client, "metadata.x = 1", 0).await.is_empty());
-    assert!(ids(&mut client, "NOT metadata.x = 1", 0).await.is_empty());
+    assert!(list_ids(&mut client, "metadata.x = 1", 0).await.is_empty());
+    assert!(list_ids(&mut client, "NOT metadata.x = 1", 0).await.is_empty());
     let by_type = "metadata.@type = type.googleapis.com/acme.v1.RenderMetadata";
-    assert_eq!(ids(&mut client, by_type, 0).await, ["a"]);
+    assert_eq!(list_ids(&mut client, by_type, 0).await, ["a"]);
 }

@@ -11,31 +11,31 @@ use tokio::task::JoinSet;
 use tonic::Code as Grpc;
 
 use crate::support::{
-    Server, error, get, hold, metadata, own_metadata, pending, problem::problem, response, running,
-    succeeded, text, wait,
+    GrpcTestServer, expect_error, get_request, create_leased, decode_metadata, custom_metadata, create_pending, problem::expect_status_error, expect_response, create_running,
+    create_succeeded, string_value, wait_request,
 };
 
 /// The operation as Get serves it now.
-async fn now(server: &Server, name: &str) -> Operation {
+async fn get_operation(server: &GrpcTestServer, name: &str) -> Operation {
     let mut client = server.client().await;
-    client.get_operation(get(name)).await.unwrap().into_inner()
+    client.get_operation(get_request(name)).await.unwrap().into_inner()
 }
 
 // OP-1
 #[tokio::test]
-async fn an_operation_that_is_not_done_has_neither_error_nor_response() {
-    let server = Server::start().await;
-    let waits = pending(&server.operations).await;
-    let (runs, token) = running(&server.operations).await;
-    let asked = running(&server.operations).await.0;
-    server.operations.cancel(&asked).await.unwrap();
+async fn unfinished_operation_has_neither_error_nor_response() {
+    let server = GrpcTestServer::start().await;
+    let pending_name = create_pending(&server.operations).await;
+    let (running_name, token) = create_running(&server.operations).await;
+    let cancelling_name = create_running(&server.operations).await.0;
+    server.operations.cancel(&cancelling_name).await.unwrap();
     server
         .operations
-        .report(&runs, token, Report::default())
+        .report(&running_name, token, Report::default())
         .await
         .unwrap();
-    for name in [waits, runs, asked] {
-        let operation = now(&server, name.as_str()).await;
+    for name in [pending_name, running_name, cancelling_name] {
+        let operation = get_operation(&server, name.as_str()).await;
         assert!(
             !operation.done && operation.result.is_none(),
             "{operation:?}"
@@ -45,8 +45,8 @@ async fn an_operation_that_is_not_done_has_neither_error_nor_response() {
 
 // OP-8
 #[tokio::test]
-async fn every_response_repeats_the_full_name_byte_for_byte() {
-    let server = Server::start().await;
+async fn every_response_has_full_name_byte_for_byte() {
+    let server = GrpcTestServer::start().await;
     let new = NewOperation::self_executed("test")
         .parent("projects/p-1/locations/eu")
         .id("x-1");
@@ -54,9 +54,9 @@ async fn every_response_repeats_the_full_name_byte_for_byte() {
     let name = "projects/p-1/locations/eu/operations/x-1";
     assert_eq!(created.name(), name);
     let mut client = server.client().await;
-    assert_eq!(now(&server, name).await.name, name);
+    assert_eq!(get_operation(&server, name).await.name, name);
     let waited = client
-        .wait_operation(wait(&created.owned_name(), 1))
+        .wait_operation(wait_request(&created.name_owned(), 1))
         .await
         .unwrap();
     assert_eq!(waited.into_inner().name, name);
@@ -69,11 +69,11 @@ async fn every_response_repeats_the_full_name_byte_for_byte() {
 
 // OP-7
 #[tokio::test]
-async fn a_server_made_name_ends_with_operations_and_a_uuid_v7_that_never_comes_again() {
-    let server = Server::start().await;
+async fn generated_names_end_with_unique_uuid_v7() {
+    let server = GrpcTestServer::start().await;
     let mut seen = std::collections::HashSet::new();
     for _ in 0..200 {
-        let name = pending(&server.operations).await;
+        let name = create_pending(&server.operations).await;
         let id = name
             .as_str()
             .strip_prefix("operations/")
@@ -88,10 +88,10 @@ async fn a_server_made_name_ends_with_operations_and_a_uuid_v7_that_never_comes_
 
 // OP-14
 #[tokio::test]
-async fn metadata_stays_on_done_operations() {
-    let server = Server::start().await;
+async fn done_operation_retains_metadata() {
+    let server = GrpcTestServer::start().await;
     let new = NewOperation::self_executed("test").label("team", "blue");
-    let (name, token) = hold(&server.operations, new).await;
+    let (name, token) = create_leased(&server.operations, new).await;
     let progress = Some(crate::support::progress(42));
     let report = Report {
         progress: progress.clone(),
@@ -104,10 +104,10 @@ async fn metadata_stays_on_done_operations() {
         .unwrap();
     server
         .operations
-        .succeed(&name, token, text("done"))
+        .succeed(&name, token, string_value("done"))
         .await
         .unwrap();
-    let metadata = metadata(&now(&server, name.as_str()).await);
+    let metadata = decode_metadata(&get_operation(&server, name.as_str()).await);
     assert_eq!(metadata.state(), State::Succeeded);
     assert_eq!(metadata.progress, progress);
     assert_eq!(metadata.labels["team"], "blue");
@@ -118,13 +118,13 @@ async fn metadata_stays_on_done_operations() {
 
 // BEHAVIOUR §2
 #[tokio::test]
-async fn a_producers_own_metadata_is_kept_byte_for_byte_to_the_end() {
-    let server = Server::start().await;
-    let new = NewOperation::self_executed("test").metadata(own_metadata(1));
-    let (name, token) = hold(&server.operations, new).await;
+async fn custom_metadata_is_served_byte_for_byte_until_completion() {
+    let server = GrpcTestServer::start().await;
+    let new = NewOperation::self_executed("test").metadata(custom_metadata(1));
+    let (name, token) = create_leased(&server.operations, new).await;
     assert_eq!(
-        now(&server, name.as_str()).await.metadata,
-        Some(own_metadata(1))
+        get_operation(&server, name.as_str()).await.metadata,
+        Some(custom_metadata(1))
     );
     let progress = Report {
         progress: Some(crate::support::progress(1)),
@@ -136,29 +136,29 @@ async fn a_producers_own_metadata_is_kept_byte_for_byte_to_the_end() {
         .await
         .unwrap();
     assert_eq!(
-        now(&server, name.as_str()).await.metadata,
-        Some(own_metadata(1))
+        get_operation(&server, name.as_str()).await.metadata,
+        Some(custom_metadata(1))
     );
-    let payload = longrunning::Payload::new(own_metadata(2)).unwrap();
-    let newer = Report {
+    let payload = longrunning::Payload::new(custom_metadata(2)).unwrap();
+    let metadata_report = Report {
         metadata: Some(payload),
         ..Report::default()
     };
-    server.operations.report(&name, token, newer).await.unwrap();
+    server.operations.report(&name, token, metadata_report).await.unwrap();
     server.operations.cancel(&name).await.unwrap();
     server
         .operations
         .fail(&name, token, Failure::cancelled())
         .await
         .unwrap();
-    let operation = now(&server, name.as_str()).await;
-    assert_eq!(operation.metadata, Some(own_metadata(2)));
-    assert_eq!(error(&operation).code, 1);
+    let operation = get_operation(&server, name.as_str()).await;
+    assert_eq!(operation.metadata, Some(custom_metadata(2)));
+    assert_eq!(expect_error(&operation).code, 1);
 }
 
 // OP-13
 #[tokio::test]
-async fn our_metadata_tells_the_state_by_the_names_of_aip_216() {
+async fn operation_metadata_has_aip_216_states() {
     let names: Vec<_> = (0..=5)
         .map(|n| State::try_from(n).unwrap().as_str_name())
         .collect();
@@ -171,80 +171,80 @@ async fn our_metadata_tells_the_state_by_the_names_of_aip_216() {
         "CANCELLED",
     ];
     assert_eq!(names, expected);
-    let server = Server::start().await;
-    let waits = pending(&server.operations).await;
-    let metadata_of = async |name: &str| metadata(&now(&server, name).await);
-    let before = metadata_of(waits.as_str()).await;
+    let server = GrpcTestServer::start().await;
+    let pending_name = create_pending(&server.operations).await;
+    let metadata_of = async |name: &str| decode_metadata(&get_operation(&server, name).await);
+    let before = metadata_of(pending_name.as_str()).await;
     assert_eq!(before.state(), State::Pending);
     assert_eq!((before.queue.as_str(), before.attempt), ("nobody", 0));
     assert!(before.start_time.is_none() && before.end_time.is_none());
-    let (runs, token) = running(&server.operations).await;
-    assert_eq!(metadata_of(runs.as_str()).await.state(), State::Running);
+    let (running_name, token) = create_running(&server.operations).await;
+    assert_eq!(metadata_of(running_name.as_str()).await.state(), State::Running);
     server
         .operations
-        .fail(&runs, token, Failure::new(Code::Aborted, "no"))
+        .fail(&running_name, token, Failure::new(Code::Aborted, "no"))
         .await
         .unwrap();
-    assert_eq!(metadata_of(runs.as_str()).await.state(), State::Failed);
-    let done = succeeded(&server.operations).await;
+    assert_eq!(metadata_of(running_name.as_str()).await.state(), State::Failed);
+    let done = create_succeeded(&server.operations).await;
     assert_eq!(metadata_of(done.as_str()).await.state(), State::Succeeded);
-    server.operations.cancel(&waits).await.unwrap();
-    assert_eq!(metadata_of(waits.as_str()).await.state(), State::Cancelled);
+    server.operations.cancel(&pending_name).await.unwrap();
+    assert_eq!(metadata_of(pending_name.as_str()).await.state(), State::Cancelled);
 }
 
 // GET-1
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn get_answers_at_once_while_a_thousand_waits_are_open() {
-    let server = Server::start().await;
-    let (name, token) = running(&server.operations).await;
+async fn get_returns_immediately_during_1000_open_waits() {
+    let server = GrpcTestServer::start().await;
+    let (name, token) = create_running(&server.operations).await;
     let mut waits = JoinSet::new();
     for _ in 0..10 {
         let client = server.client().await;
         for _ in 0..100 {
-            let (mut client, request) = (client.clone(), wait(&name, 60_000));
+            let (mut client, request) = (client.clone(), wait_request(&name, 60_000));
             waits.spawn(async move { client.wait_operation(request).await.unwrap().into_inner() });
         }
     }
     let mut client = server.client().await;
-    while server.operations.waiters() < 1000 {
+    while server.operations.waiter_count() < 1000 {
         assert!(
             !client
-                .get_operation(get(name.as_str()))
+                .get_operation(get_request(name.as_str()))
                 .await
                 .unwrap()
                 .into_inner()
                 .done
         );
     }
-    let begun = tokio::time::Instant::now();
-    client.get_operation(get(name.as_str())).await.unwrap();
-    assert!(begun.elapsed().as_secs() < 30);
+    let start = tokio::time::Instant::now();
+    client.get_operation(get_request(name.as_str())).await.unwrap();
+    assert!(start.elapsed().as_secs() < 30);
     server
         .operations
-        .succeed(&name, token, text("all"))
+        .succeed(&name, token, string_value("all"))
         .await
         .unwrap();
     while let Some(operation) = waits.join_next().await {
-        assert_eq!(response(&operation.unwrap()), text("all"));
+        assert_eq!(expect_response(&operation.unwrap()), string_value("all"));
     }
-    assert_eq!(server.operations.waiters(), 0);
+    assert_eq!(server.operations.waiter_count(), 0);
 }
 
 // GET-2
 #[tokio::test]
-async fn an_unknown_name_is_not_found() {
-    let server = Server::start().await;
+async fn get_of_unknown_name_is_not_found() {
+    let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
-    let problem = problem(client.get_operation(get("operations/unknown")).await);
-    assert_eq!(problem.key(), (Grpc::NotFound, "OPERATION_NOT_FOUND"));
-    assert_eq!(problem.info.metadata["name"], "operations/unknown");
-    assert!(problem.message.contains("operations/unknown"));
+    let details = expect_status_error(client.get_operation(get_request("operations/unknown")).await);
+    assert_eq!(details.code_and_reason(), (Grpc::NotFound, "OPERATION_NOT_FOUND"));
+    assert_eq!(details.info.metadata["name"], "operations/unknown");
+    assert!(details.message.contains("operations/unknown"));
 }
 
 // GET-5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_created_operation_can_be_read_on_any_connection_when_create_returns() {
-    let server = Server::start().await;
+async fn created_operation_is_readable_on_any_connection_after_create() {
+    let server = GrpcTestServer::start().await;
     let mut clients = Vec::new();
     for _ in 0..4 {
         clients.push(server.client().await);
@@ -254,8 +254,8 @@ async fn a_created_operation_can_be_read_on_any_connection_when_create_returns()
         let operations = server.operations.clone();
         creators.spawn(async move {
             for _ in 0..200 {
-                let name = pending(&operations).await;
-                let read = client.get_operation(get(name.as_str())).await.unwrap();
+                let name = create_pending(&operations).await;
+                let read = client.get_operation(get_request(name.as_str())).await.unwrap();
                 assert_eq!(read.into_inner().name, name.as_str());
             }
         });

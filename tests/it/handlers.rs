@@ -3,27 +3,27 @@
 use std::{sync::Arc, time::Duration};
 
 use longrunning::{
-    Any, Context, Failure, NewOperation, Operations, RetryPolicy, State, Terms,
+    Any, Context, Failure, NewOperation, Operations, RetryPolicy, State, ExecutionOptions,
     proto::google::rpc::Code,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::support::{error, progress, reason, response, text};
+use crate::support::{expect_error, progress, error_reason, expect_response, string_value};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Operations whose queue `q` is worked on by `handler`, without pauses before retries.
-async fn with<H: longrunning::Handler>(concurrency: usize, handler: H) -> Operations {
+async fn start_with_handler<H: longrunning::Handler>(concurrency: usize, handler: H) -> Operations {
     let retry = RetryPolicy {
         initial_backoff: Duration::ZERO,
-        ..RetryPolicy::attempts(3)
+        ..RetryPolicy::with_max_attempts(3)
     };
-    let defaults = Terms {
-        retry,
-        ..Terms::default()
+    let defaults = ExecutionOptions {
+        retry_policy: retry,
+        ..ExecutionOptions::default()
     };
-    let builder = crate::support::operations().defaults(defaults);
+    let builder = crate::support::operations_builder().default_options(defaults);
     builder
         .handler("q", concurrency, handler)
         .start()
@@ -31,8 +31,8 @@ async fn with<H: longrunning::Handler>(concurrency: usize, handler: H) -> Operat
         .unwrap()
 }
 
-async fn outcome(operations: &Operations, new: NewOperation) -> Arc<longrunning::Operation> {
-    let name = operations.create(new).await.unwrap().operation.owned_name();
+async fn run_to_completion(operations: &Operations, new: NewOperation) -> Arc<longrunning::Operation> {
+    let name = operations.create(new).await.unwrap().operation.name_owned();
     let done = operations.wait(&name, 10 * MINUTE).await.unwrap();
     assert!(done.is_done(), "{done:?}");
     done
@@ -43,8 +43,8 @@ fn queued() -> NewOperation {
 }
 
 #[tokio::test]
-async fn what_a_handler_returns_is_the_outcome() {
-    let operations = with(2, |context: Context| async move {
+async fn handler_return_value_is_operation_outcome() {
+    let operations = start_with_handler(2, |context: Context| async move {
         let input: String = context.input_as().unwrap();
         match input.as_str() {
             "nothing" => Ok(Any::default()),
@@ -53,61 +53,61 @@ async fn what_a_handler_returns_is_the_outcome() {
                 value: vec![1],
             }),
             "fail" => Err(Failure::new(Code::NotFound, "no such file").with_reason("NO_FILE")),
-            _ => Ok(text(&input)),
+            _ => Ok(string_value(&input)),
         }
     })
     .await;
     let run = async |input: &str| {
-        outcome(&operations, queued().input(text(input)))
+        run_to_completion(&operations, queued().input(string_value(input)))
             .await
             .to_proto()
     };
-    assert_eq!(response(&run("echo").await), text("echo"));
-    let nothing = response(&run("nothing").await);
+    assert_eq!(expect_response(&run("echo").await), string_value("echo"));
+    let nothing = expect_response(&run("nothing").await);
     assert_eq!(
         nothing.type_url,
         "type.googleapis.com/google.protobuf.Empty"
     );
-    let failed = error(&run("fail").await);
-    assert_eq!((failed.code, reason(&failed).as_str()), (5, "NO_FILE"));
-    let bad = error(&run("bad").await);
-    assert_eq!((bad.code, reason(&bad).as_str()), (13, "BAD_RESULT"));
+    let failed = expect_error(&run("fail").await);
+    assert_eq!((failed.code, error_reason(&failed).as_str()), (5, "NO_FILE"));
+    let bad = expect_error(&run("bad").await);
+    assert_eq!((bad.code, error_reason(&bad).as_str()), (13, "BAD_RESULT"));
 }
 
 #[tokio::test]
-async fn a_panic_of_a_handler_is_an_internal_error_and_the_pool_lives_on() {
-    let operations = with(1, |context: Context| async move {
+async fn handler_panic_is_internal_error_and_pool_continues() {
+    let operations = start_with_handler(1, |context: Context| async move {
         match context.input_as::<String>() {
             Ok(message) => panic!("{message}"),
-            Err(_) => Ok(text("fine")),
+            Err(_) => Ok(string_value("fine")),
         }
     })
     .await;
     for _ in 0..3 {
-        let done = outcome(&operations, queued().input(text("it broke"))).await;
-        let error = error(&done.to_proto());
+        let done = run_to_completion(&operations, queued().input(string_value("it broke"))).await;
+        let error = expect_error(&done.to_proto());
         assert_eq!(
-            (error.code, reason(&error).as_str()),
+            (error.code, error_reason(&error).as_str()),
             (13, "HANDLER_PANICKED")
         );
         assert!(error.message.contains("it broke"));
         assert_eq!(done.attempt(), 1, "a panic is not tried again");
     }
     assert_eq!(
-        response(&outcome(&operations, queued()).await.to_proto()),
-        text("fine")
+        expect_response(&run_to_completion(&operations, queued()).await.to_proto()),
+        string_value("fine")
     );
 }
 
 // CAN-5
 #[tokio::test]
-async fn a_cancellation_reaches_the_handler_through_the_store() {
-    let (started, mut starts) = mpsc::channel(1);
-    let operations = with(1, move |context: Context| {
-        let started = started.clone();
+async fn cancel_reaches_in_process_handler() {
+    let (started_tx, mut started_rx) = mpsc::channel(1);
+    let operations = start_with_handler(1, move |context: Context| {
+        let started_tx = started_tx.clone();
         async move {
             assert!(!context.is_cancelled());
-            started.send(()).await.unwrap();
+            started_tx.send(()).await.unwrap();
             context.cancelled().await;
             assert!(context.is_cancelled());
             Err(Failure::cancelled())
@@ -119,24 +119,24 @@ async fn a_cancellation_reaches_the_handler_through_the_store() {
         .await
         .unwrap()
         .operation
-        .owned_name();
-    starts.recv().await.unwrap();
+        .name_owned();
+    started_rx.recv().await.unwrap();
     operations.cancel(&name).await.unwrap();
     let done = operations.wait(&name, MINUTE).await.unwrap();
     assert_eq!(done.state(), State::Cancelled);
-    assert_eq!(error(&done.to_proto()).code, 1);
+    assert_eq!(expect_error(&done.to_proto()).code, 1);
 }
 
 // CAN-2
 #[tokio::test]
-async fn a_handler_that_was_cancelled_may_still_succeed() {
-    let (started, mut starts) = mpsc::channel(1);
-    let operations = with(1, move |context: Context| {
-        let started = started.clone();
+async fn cancelled_handler_may_still_succeed() {
+    let (started_tx, mut started_rx) = mpsc::channel(1);
+    let operations = start_with_handler(1, move |context: Context| {
+        let started_tx = started_tx.clone();
         async move {
-            started.send(()).await.unwrap();
+            started_tx.send(()).await.unwrap();
             context.cancelled().await;
-            Ok(text("done anyway"))
+            Ok(string_value("done anyway"))
         }
     })
     .await;
@@ -145,31 +145,31 @@ async fn a_handler_that_was_cancelled_may_still_succeed() {
         .await
         .unwrap()
         .operation
-        .owned_name();
-    starts.recv().await.unwrap();
+        .name_owned();
+    started_rx.recv().await.unwrap();
     operations.cancel(&name).await.unwrap();
     let done = operations.wait(&name, MINUTE).await.unwrap();
-    assert_eq!(response(&done.to_proto()), text("done anyway"));
+    assert_eq!(expect_response(&done.to_proto()), string_value("done anyway"));
     assert!(done.cancel_requested());
 }
 
 /// Says when the handler's future is dropped.
-struct Dropped(Option<oneshot::Sender<()>>);
+struct DropNotifier(Option<oneshot::Sender<()>>);
 
-impl Drop for Dropped {
+impl Drop for DropNotifier {
     fn drop(&mut self) {
         let _ = self.0.take().unwrap().send(());
     }
 }
 
 /// A handler that never ends, and hears when it starts and when it is dropped.
-fn deaf(started: mpsc::Sender<Context>, dropped: oneshot::Sender<()>) -> impl longrunning::Handler {
-    let dropped = Arc::new(Mutex::new(Some(dropped)));
+fn never_ending_handler(started_tx: mpsc::Sender<Context>, dropped_tx: oneshot::Sender<()>) -> impl longrunning::Handler {
+    let dropped_tx = Arc::new(Mutex::new(Some(dropped_tx)));
     move |context: Context| {
-        let (started, dropped) = (started.clone(), dropped.clone());
+        let (started_tx, dropped_tx) = (started_tx.clone(), dropped_tx.clone());
         async move {
-            let _dropped = dropped.lock().take().map(|sender| Dropped(Some(sender)));
-            started.send(context).await.unwrap();
+            let _dropped = dropped_tx.lock().take().map(|sender| DropNotifier(Some(sender)));
+            started_tx.send(context).await.unwrap();
             std::future::pending::<Result<Any, Failure>>().await
         }
     }
@@ -177,57 +177,57 @@ fn deaf(started: mpsc::Sender<Context>, dropped: oneshot::Sender<()>) -> impl lo
 
 // CAN-6
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_ignores_a_cancellation_is_dropped_when_the_grace_is_over() {
-    let (started, mut starts) = mpsc::channel(9);
-    let (dropped, drops) = oneshot::channel();
-    let operations = with(1, deaf(started, dropped)).await;
-    let new = queued().cancel_grace(Duration::from_secs(5));
-    let name = operations.create(new).await.unwrap().operation.owned_name();
-    let context = starts.recv().await.unwrap();
-    let begun = tokio::time::Instant::now();
+async fn handler_ignoring_cancel_is_dropped_after_cancel_grace_period() {
+    let (started_tx, mut started_rx) = mpsc::channel(9);
+    let (dropped_tx, dropped_rx) = oneshot::channel();
+    let operations = start_with_handler(1, never_ending_handler(started_tx, dropped_tx)).await;
+    let new = queued().cancel_grace_period(Duration::from_secs(5));
+    let name = operations.create(new).await.unwrap().operation.name_owned();
+    let context = started_rx.recv().await.unwrap();
+    let start = tokio::time::Instant::now();
     operations.cancel(&name).await.unwrap();
-    drops.await.unwrap();
+    dropped_rx.await.unwrap();
     assert!(
-        (5..7).contains(&begun.elapsed().as_secs()),
+        (5..7).contains(&start.elapsed().as_secs()),
         "{:?}",
-        begun.elapsed()
+        start.elapsed()
     );
     assert!(context.is_cancelled());
-    let done = operations.get(&name).unwrap();
+    let done = operations.get_cached(&name).unwrap();
     assert_eq!(done.state(), State::Cancelled);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_is_dropped_when_its_lease_is_lost_and_told_so() {
-    for total in [true, false] {
-        let (started, mut starts) = mpsc::channel(9);
-        let (dropped, drops) = oneshot::channel();
-        let operations = with(1, deaf(started, dropped)).await;
+async fn handler_with_lost_lease_is_cancelled_and_dropped() {
+    for is_total_timeout in [true, false] {
+        let (started_tx, mut started_rx) = mpsc::channel(9);
+        let (dropped_tx, dropped_rx) = oneshot::channel();
+        let operations = start_with_handler(1, never_ending_handler(started_tx, dropped_tx)).await;
         let limit = Duration::from_secs(90);
-        let new = if total {
+        let new = if is_total_timeout {
             queued().total_timeout(limit)
         } else {
             queued().attempt_timeout(limit)
         };
-        let name = operations.create(new).await.unwrap().operation.owned_name();
-        let context = starts.recv().await.unwrap();
-        drops.await.unwrap();
+        let name = operations.create(new).await.unwrap().operation.name_owned();
+        let context = started_rx.recv().await.unwrap();
+        dropped_rx.await.unwrap();
         context.cancelled().await;
-        if total {
-            let error = error(&operations.get(&name).unwrap().to_proto());
-            assert_eq!((error.code, reason(&error).as_str()), (4, "TOTAL_TIMEOUT"));
+        if is_total_timeout {
+            let error = expect_error(&operations.get_cached(&name).unwrap().to_proto());
+            assert_eq!((error.code, error_reason(&error).as_str()), (4, "TOTAL_TIMEOUT"));
         } else {
-            assert_eq!(starts.recv().await.unwrap().attempt(), 2);
+            assert_eq!(started_rx.recv().await.unwrap().attempt(), 2);
         }
     }
 }
 
 // BEHAVIOUR §5: a handler that works on is renewed for it.
 #[tokio::test(start_paused = true)]
-async fn the_lease_of_a_handler_is_renewed_as_long_as_it_works() {
-    let operations = with(1, |_: Context| async {
+async fn handler_lease_is_renewed_while_handler_runs() {
+    let operations = start_with_handler(1, |_: Context| async {
         tokio::time::sleep(24 * 60 * MINUTE).await;
-        Ok(text("a day later"))
+        Ok(string_value("a day later"))
     })
     .await;
     let name = operations
@@ -235,27 +235,27 @@ async fn the_lease_of_a_handler_is_renewed_as_long_as_it_works() {
         .await
         .unwrap()
         .operation
-        .owned_name();
+        .name_owned();
     let done = operations.wait(&name, 48 * 60 * MINUTE).await.unwrap();
-    assert_eq!(response(&done.to_proto()), text("a day later"));
+    assert_eq!(expect_response(&done.to_proto()), string_value("a day later"));
     assert_eq!(done.attempt(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn progress_is_coalesced_and_the_newest_wins() {
-    let (done, gate) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let operations = with(1, {
-        let (done, gate) = (done.clone(), gate.clone());
+async fn progress_is_coalesced_to_latest_value() {
+    let (reported, gate) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let operations = start_with_handler(1, {
+        let (reported, gate) = (reported.clone(), gate.clone());
         move |context: Context| {
-            let (done, gate) = (done.clone(), gate.clone());
+            let (reported, gate) = (reported.clone(), gate.clone());
             async move {
                 for units in 1..=100_000 {
-                    context.progress(progress(units));
+                    context.report_progress(progress(units));
                 }
-                done.notify_one();
+                reported.notify_one();
                 gate.notified().await;
-                context.progress(progress(100_001));
-                Ok(text("end"))
+                context.report_progress(progress(100_001));
+                Ok(string_value("end"))
             }
         }
     })
@@ -265,15 +265,15 @@ async fn progress_is_coalesced_and_the_newest_wins() {
         .await
         .unwrap()
         .operation
-        .owned_name();
-    done.notified().await;
+        .name_owned();
+    reported.notified().await;
     tokio::time::sleep(Duration::from_millis(150)).await;
-    let shown = operations.get(&name).unwrap();
-    assert_eq!(shown.progress().unwrap().done_units, 100_000);
-    assert!(shown.revision() < 5, "{} changes", shown.revision());
+    let operation = operations.get_cached(&name).unwrap();
+    assert_eq!(operation.progress().unwrap().done_units, 100_000);
+    assert!(operation.revision() < 5, "{} changes", operation.revision());
     gate.notify_one();
-    let end = operations.wait(&name, MINUTE).await.unwrap();
-    let metadata = crate::support::metadata(&end.to_proto());
+    let done = operations.wait(&name, MINUTE).await.unwrap();
+    let metadata = crate::support::decode_metadata(&done.to_proto());
     assert_eq!(
         metadata.progress.unwrap().done_units,
         100_001,
@@ -283,30 +283,30 @@ async fn progress_is_coalesced_and_the_newest_wins() {
 
 // BEHAVIOUR §5
 #[tokio::test(start_paused = true)]
-async fn a_checkpoint_is_handed_to_the_next_attempt() {
-    for pause in [Duration::ZERO, Duration::from_secs(1)] {
-        let operations = with(1, move |context: Context| async move {
+async fn next_attempt_gets_checkpoint() {
+    for delay in [Duration::ZERO, Duration::from_secs(1)] {
+        let operations = start_with_handler(1, move |context: Context| async move {
             match context.checkpoint() {
                 Some(checkpoint) => Ok(checkpoint.clone()),
                 None => {
                     context
-                        .keep_checkpoint(text(&format!("row {}", context.attempt())))
+                        .save_checkpoint(string_value(&format!("row {}", context.attempt())))
                         .unwrap();
-                    tokio::time::sleep(pause).await;
+                    tokio::time::sleep(delay).await;
                     Err(Failure::new(Code::Unavailable, "half way").retryable())
                 }
             }
         })
         .await;
-        let done = outcome(&operations, queued()).await.to_proto();
-        assert_eq!(response(&done), text("row 1"), "after {pause:?}");
+        let done = run_to_completion(&operations, queued()).await.to_proto();
+        assert_eq!(expect_response(&done), string_value("row 1"), "after {delay:?}");
     }
 }
 
 #[tokio::test]
-async fn a_retryable_failure_is_tried_again_until_no_attempt_is_left() {
+async fn retryable_handler_failure_is_retried_until_max_attempts() {
     let attempts = Arc::new(Mutex::new(Vec::new()));
-    let operations = with(1, {
+    let operations = start_with_handler(1, {
         let attempts = attempts.clone();
         move |context: Context| {
             attempts.lock().push(context.attempt());
@@ -318,8 +318,8 @@ async fn a_retryable_failure_is_tried_again_until_no_attempt_is_left() {
         }
     })
     .await;
-    let done = outcome(&operations, queued()).await;
-    let error = error(&done.to_proto());
-    assert_eq!((error.code, reason(&error).as_str()), (14, "BUSY"));
+    let done = run_to_completion(&operations, queued()).await;
+    let error = expect_error(&done.to_proto());
+    assert_eq!((error.code, error_reason(&error).as_str()), (14, "BUSY"));
     assert_eq!(*attempts.lock(), [1, 2, 3]);
 }

@@ -22,52 +22,52 @@ mod world;
 
 use std::{collections::BTreeMap, env, sync::Arc, time::Duration};
 
-use longrunning::{Journal, Operation, PostgresJournal};
+use longrunning::{Storage, Operation, PostgresStorage};
 use parking_lot::Mutex;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
 
-use calls::{Reads, Time};
+use calls::{ReadMode, Nanos};
 use checker::{check, explain};
-use clients::Client;
-use replicas::{Fault, Replicas};
-use spec::Rules;
-use world::World;
+use clients::RandomClient;
+use replicas::{ClusterFault, ServerCluster};
+use spec::SequentialSpec;
+use world::Recorder;
 
-use crate::support::{dice::Dice, get, postgres::Postgres, stored::Fail};
+use crate::support::{dice::TestRng, get_request, postgres::PostgresServer, stored::RpcError};
 
 /// Seeds that once showed something, then any.
-const SEEDS: [u64; 3] = [1, 2, 3];
+const REGRESSION_SEEDS: [u64; 3] = [1, 2, 3];
 
 /// How many call at once.
-const CLIENTS: usize = 8;
+const CLIENT_COUNT: usize = 8;
 
 /// How long leases last in these runs: the least that is allowed.
-const LEASE: Time = 1_000_000_000;
+const LEASE_DURATION_NS: Nanos = 1_000_000_000;
 
 /// By how much two servers may disagree on what time it is. Each takes the time of
 /// the database when it begins, all of one machine, and is wrong by at most half of
 /// what the quickest of its questions took: a few milliseconds, and on a machine
 /// that is busy not much more. After that their clocks are that of the machine.
-const SLACK: Time = 200_000_000;
+const MAX_CLOCK_SKEW_NS: Nanos = 200_000_000;
 /// How long after the end of a fault the last server may reach the database again.
-const RECOVERY: Time = 3_000_000_000;
+const RECOVERY_TIMEOUT_NS: Nanos = 3_000_000_000;
 
 /// Longer than servers take to agree once nothing disturbs them any more.
-const PATIENCE: Duration = Duration::from_secs(60);
+const CONVERGENCE_TIMEOUT: Duration = Duration::from_secs(60);
 
-fn setting(name: &str) -> Option<u64> {
+fn env_number(name: &str) -> Option<u64> {
     let text = env::var(name).ok()?;
     Some(text.parse().expect(name))
 }
 
 fn seeds() -> Vec<u64> {
-    let runs = setting("HISTORY_RUNS").unwrap_or(3);
-    let seeds: Vec<u64> = match setting("HISTORY_SEED") {
+    let runs = env_number("HISTORY_RUNS").unwrap_or(3);
+    let seeds: Vec<u64> = match env_number("HISTORY_SEED") {
         Some(seed) => (seed..).take(usize::try_from(runs).unwrap()).collect(),
-        None => SEEDS
+        None => REGRESSION_SEEDS
             .into_iter()
             .chain(1000..)
             .take(usize::try_from(runs).unwrap())
@@ -77,109 +77,109 @@ fn seeds() -> Vec<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_history_of_three_servers_is_linearizable_but_for_reads_that_may_be_late() {
-    run_all(Reads::MayBeLate).await;
+async fn histories_with_local_reads_are_linearizable_except_stale_reads() {
+    run_all_seeds(ReadMode::Local).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_history_of_three_servers_with_fresh_reads_is_linearizable() {
-    run_all(Reads::Fresh).await;
+async fn histories_with_linearizable_reads_are_linearizable() {
+    run_all_seeds(ReadMode::Linearizable).await;
 }
 
-async fn run_all(reads: Reads) {
-    let Some(postgres) = Postgres::start(&[]) else {
+async fn run_all_seeds(read_mode: ReadMode) {
+    let Some(postgres) = PostgresServer::start(&[]) else {
         return;
     };
     let postgres = Arc::new(Mutex::new(postgres));
     for seed in seeds() {
-        run(&postgres, seed, reads).await;
+        run_seed(&postgres, seed, read_mode).await;
     }
 }
 
-async fn run(postgres: &Arc<Mutex<Postgres>>, seed: u64, reads: Reads) {
-    let mut dice = Dice::new(seed);
-    let how = match reads {
-        Reads::Fresh => "fresh",
-        Reads::MayBeLate => "view",
+async fn run_seed(postgres: &Arc<Mutex<PostgresServer>>, seed: u64, read_mode: ReadMode) {
+    let mut rng = TestRng::new(seed);
+    let consistency = match read_mode {
+        ReadMode::Linearizable => "fresh",
+        ReadMode::Local => "view",
     };
-    let begun = Instant::now();
-    let arguments = ["--lease-duration", "1s", "--read", how];
-    let replicas = Arc::new(Replicas::start(begun, postgres, &arguments).await);
-    let world = Arc::new(World::new(replicas.clone(), reads, LEASE));
-    let mut clients: JoinSet<()> = (0..CLIENTS)
-        .map(|number| Client::new(&world, dice.fork(), number).run())
+    let started_at = Instant::now();
+    let arguments = ["--lease-duration", "1s", "--read", consistency];
+    let cluster = Arc::new(ServerCluster::start(started_at, postgres, &arguments).await);
+    let recorder = Arc::new(Recorder::new(cluster.clone(), read_mode, LEASE_DURATION_NS));
+    let mut clients: JoinSet<()> = (0..CLIENT_COUNT)
+        .map(|number| RandomClient::new(&recorder, rng.fork(), number).run())
         .collect();
     // The dice choose when and what; the clients do not wait for it.
-    let with_database = dice.once_in(3);
-    for number in 0..dice.within(2..5) {
-        sleep(Duration::from_millis(dice.within(50..500))).await;
-        let fault = match (number, with_database) {
-            (1, true) => Fault::Database,
-            _ => Fault::any(&mut dice),
+    let crashes_database = rng.one_in(3);
+    for number in 0..rng.random_range(2..5) {
+        sleep(Duration::from_millis(rng.random_range(50..500))).await;
+        let fault = match (number, crashes_database) {
+            (1, true) => ClusterFault::CrashDatabase,
+            _ => ClusterFault::random(&mut rng),
         };
-        if dice.once_in(3) {
-            let other = Fault::any(&mut dice);
-            tokio::join!(replicas.suffer(fault), replicas.suffer(other));
+        if rng.one_in(3) {
+            let other = ClusterFault::random(&mut rng);
+            tokio::join!(cluster.inject(fault), cluster.inject(other));
         } else {
-            replicas.suffer(fault).await;
+            cluster.inject(fault).await;
         }
     }
-    sleep(Duration::from_millis(dice.within(200..600))).await;
-    world.end();
-    while let Some(ended) = clients.join_next().await {
-        ended.unwrap();
+    sleep(Duration::from_millis(rng.random_range(200..600))).await;
+    recorder.stop_clients();
+    while let Some(result) = clients.join_next().await {
+        result.unwrap();
     }
-    replicas.note("clients are done");
-    if timeout(PATIENCE, settle(&world)).await.is_err() {
+    cluster.log_event("clients are done");
+    if timeout(CONVERGENCE_TIMEOUT, wait_for_convergence(&recorder)).await.is_err() {
         panic!(
-            "HISTORY_SEED={seed} ({reads:?}): they do not agree\n{}",
-            replicas.faults()
+            "HISTORY_SEED={seed} ({read_mode:?}): they do not agree\n{}",
+            cluster.event_log()
         );
     }
-    replicas.end().await;
-    let histories = world.histories();
-    let served = replicas.faults();
+    cluster.kill_all().await;
+    let histories = recorder.histories();
+    let event_log = cluster.event_log();
     let count: usize = histories.iter().map(|(_, calls)| calls.len()).sum();
-    let played = begun.elapsed();
+    let run_time = started_at.elapsed();
     // It is the processor that is busy here, and nobody else has anything to do.
     tokio::task::block_in_place(|| {
         for (key, calls) in histories {
-            let rules = Rules {
-                is_named: key.is_named(),
-                attempts: key.attempts(),
-                lease: LEASE,
-                slack: SLACK,
-                outage: replicas
+            let rules = SequentialSpec {
+                has_client_id: key.has_client_id(),
+                max_attempts: key.max_attempts(),
+                lease_duration: LEASE_DURATION_NS,
+                max_clock_skew: MAX_CLOCK_SKEW_NS,
+                outage: cluster
                     .outage()
-                    .map(|(begun, ended)| (begun, ended + RECOVERY)),
+                    .map(|(start, end)| (start, end + RECOVERY_TIMEOUT_NS)),
             };
-            if let Err(why) = check(&rules, &calls) {
+            if let Err(counterexample) = check(&rules, &calls) {
                 panic!(
-                    "HISTORY_SEED={seed} ({reads:?}): no order explains {key:?}\n{served}\n{}",
-                    explain(&rules, &calls, &why)
+                    "HISTORY_SEED={seed} ({read_mode:?}): no order explains {key:?}\n{event_log}\n{}",
+                    explain(&rules, &calls, &counterexample)
                 );
             }
         }
     });
-    let judged = begun.elapsed() - played;
+    let check_time = started_at.elapsed() - run_time;
     eprintln!(
-        "HISTORY_SEED={seed} {reads:?}: {count} calls in {played:.1?}, judged in {judged:.1?}"
+        "HISTORY_SEED={seed} {read_mode:?}: {count} calls in {run_time:.1?}, judged in {check_time:.1?}"
     );
 }
 
 /// Waits until no lease is held and all servers show what the database holds, and
 /// reads that.
-async fn settle(world: &World) {
-    let replicas = &world.replicas;
+async fn wait_for_convergence(recorder: &Recorder) {
+    let cluster = &recorder.cluster;
     loop {
-        let begun = replicas.now();
-        if let Some(rows) = agreed(world).await {
+        let invoked_at = cluster.now();
+        if let Some(rows) = converged_rows(recorder).await {
             for row in rows.values() {
-                world.meet(row);
+                recorder.record_operation(row);
             }
-            for name in world.names() {
+            for name in recorder.names() {
                 let row = rows.get(&name).map(longrunning::Operation::to_proto);
-                world.read(&name, begun, row.as_ref());
+                recorder.record_final_read(&name, invoked_at, row.as_ref());
             }
             return;
         }
@@ -189,22 +189,22 @@ async fn settle(world: &World) {
 }
 
 /// What the database holds, if it is at rest and all servers show the same.
-async fn agreed(world: &World) -> Option<BTreeMap<String, Operation>> {
-    let rows = rows(&world.replicas).await;
+async fn converged_rows(recorder: &Recorder) -> Option<BTreeMap<String, Operation>> {
+    let rows = stored_rows(&recorder.cluster).await;
     if rows.values().any(|row| row.lease().is_some()) {
         return None;
     }
     let rows: BTreeMap<_, _> = rows
         .into_iter()
-        .filter(|(_, row)| !row.is_hidden())
+        .filter(|(_, row)| !row.is_deleted())
         .collect();
-    let open = world.replicas.open();
-    for name in world.names() {
-        for process in &open {
-            let answer = process.client.clone().get_operation(get(&name)).await;
-            let is_same = match (answer.map_err(Fail::from), rows.get(&name)) {
-                (Ok(shown), Some(row)) => *shown.get_ref() == row.to_proto(),
-                (Err(Fail::Refused(_, reason)), None) => reason == "OPERATION_NOT_FOUND",
+    let processes = recorder.cluster.open_processes();
+    for name in recorder.names() {
+        for process in &processes {
+            let response = process.client.clone().get_operation(get_request(&name)).await;
+            let is_same = match (response.map_err(RpcError::from), rows.get(&name)) {
+                (Ok(operation), Some(row)) => *operation.get_ref() == row.to_proto(),
+                (Err(RpcError::Rejected(_, reason)), None) => reason == "OPERATION_NOT_FOUND",
                 _ => false,
             };
             if !is_same {
@@ -212,20 +212,20 @@ async fn agreed(world: &World) -> Option<BTreeMap<String, Operation>> {
             }
         }
     }
-    (open.len() == replicas::REPLICAS).then_some(rows)
+    (processes.len() == replicas::REPLICA_COUNT).then_some(rows)
 }
 
 /// All that the database holds.
-async fn rows(replicas: &Replicas) -> BTreeMap<String, Operation> {
-    let journal = PostgresJournal::open(replicas.options()).await.unwrap();
+async fn stored_rows(cluster: &ServerCluster) -> BTreeMap<String, Operation> {
+    let storage = PostgresStorage::open(cluster.config()).await.unwrap();
     let rows = Arc::new(Mutex::new(BTreeMap::new()));
-    let show = {
+    let sink = {
         let rows = rows.clone();
         move |operation: Operation| {
             rows.lock().insert(operation.name().to_owned(), operation);
         }
     };
-    journal.replay(Arc::new(show)).await.unwrap();
-    journal.close().await;
+    storage.load(Arc::new(sink)).await.unwrap();
+    storage.close().await;
     std::mem::take(&mut *rows.lock())
 }

@@ -4,63 +4,63 @@
 use serde_json::json;
 
 use crate::support::{
-    http::{Site, error, named, request},
-    pending, running, text,
+    http::{HttpTestServer, error_parts, create_named, http_request},
+    create_pending, create_running, string_value,
 };
 
 // HTTP-3
 #[tokio::test]
-async fn a_wait_answers_with_the_latest_state_when_its_timeout_is_over() {
-    let site = Site::start().await;
-    let (name, _) = running(&site.operations).await;
+async fn http_wait_timeout_returns_latest_state() {
+    let server = HttpTestServer::start().await;
+    let (name, _) = create_running(&server.operations).await;
     for body in [r#"{"timeout": "0.050s"}"#, r#"{"timeout":"0s"}"#] {
-        let waited = site.post(&format!("/v1/{name}:wait"), body).await.ok();
+        let waited = server.post(&format!("/v1/{name}:wait"), body).await.expect_ok_json();
         assert_eq!(waited["done"], false, "{body}");
     }
     let negative = r#"{"timeout": "-1s"}"#;
-    let refused = site.post(&format!("/v1/{name}:wait"), negative).await;
-    let expected = error(400, "INVALID_ARGUMENT", "INVALID_TIMEOUT");
-    assert_eq!(refused.problem(), expected);
+    let refused = server.post(&format!("/v1/{name}:wait"), negative).await;
+    let expected = error_parts(400, "INVALID_ARGUMENT", "INVALID_TIMEOUT");
+    assert_eq!(refused.error_parts(), expected);
 }
 
 // HTTP-3
 #[tokio::test]
-async fn a_wait_ends_with_the_operation() {
-    let site = Site::start().await;
-    let (name, token) = running(&site.operations).await;
-    let mut wire = site.wire().await;
-    let wait = request("POST", &format!("/v1/{name}:wait"), "", "");
-    wire.send(wait).await;
-    while site.operations.waiters() == 0 {
+async fn http_wait_returns_when_operation_completes() {
+    let server = HttpTestServer::start().await;
+    let (name, token) = create_running(&server.operations).await;
+    let mut connection = server.connect().await;
+    let wait = http_request("POST", &format!("/v1/{name}:wait"), "", "");
+    connection.send(wait).await;
+    while server.operations.waiter_count() == 0 {
         tokio::task::yield_now().await;
     }
-    let response = text("result");
-    site.operations
+    let response = string_value("result");
+    server.operations
         .succeed(&name, token, response)
         .await
         .unwrap();
-    let waited = wire.answer().await.ok();
+    let waited = connection.read_response().await.expect_ok_json();
     assert_eq!(waited["done"], true);
     assert_eq!(waited["response"]["value"], "result");
     // The connection is good for more.
-    wire.send(request("GET", &format!("/v1/{name}"), "", ""))
+    connection.send(http_request("GET", &format!("/v1/{name}"), "", ""))
         .await;
-    assert_eq!(wire.answer().await.ok(), waited);
+    assert_eq!(connection.read_response().await.expect_ok_json(), waited);
 }
 
 // HTTP-6
 #[tokio::test]
-async fn parameters_have_json_and_proto_names_and_unknown_ones_are_refused() {
-    let site = Site::start().await;
+async fn query_parameters_accept_json_and_proto_names_and_reject_unknown() {
+    let server = HttpTestServer::start().await;
     for id in ["a", "b", "c"] {
-        named(&site.operations, &format!("operations/{id}")).await;
+        create_named(&server.operations, &format!("operations/{id}")).await;
     }
     for (size, token) in [("pageSize", "pageToken"), ("page_size", "page_token")] {
-        let first = site.get(&format!("/v1/operations?{size}=2")).await.ok();
+        let first = server.get(&format!("/v1/operations?{size}=2")).await.expect_ok_json();
         assert_eq!(first["operations"].as_array().unwrap().len(), 2);
         let next = first["nextPageToken"].as_str().unwrap();
         let second = format!("/v1/operations?{size}=2&{token}={next}");
-        let second = site.get(&second).await.ok();
+        let second = server.get(&second).await.expect_ok_json();
         assert_eq!(second["operations"][0]["name"], "operations/a");
         assert!(second.get("nextPageToken").is_none());
     }
@@ -74,36 +74,36 @@ async fn parameters_have_json_and_proto_names_and_unknown_ones_are_refused() {
         ("returnPartialSuccess=true&filter=%zz", "MALFORMED_REQUEST"),
         ("alt=proto", "INVALID_PARAMETER"),
     ] {
-        let refused = site.get(&format!("/v1/operations?{query}")).await;
-        let expected = error(400, "INVALID_ARGUMENT", reason);
-        assert_eq!(refused.problem(), expected, "{query}");
+        let refused = server.get(&format!("/v1/operations?{query}")).await;
+        let expected = error_parts(400, "INVALID_ARGUMENT", reason);
+        assert_eq!(refused.error_parts(), expected, "{query}");
     }
-    let system = "$alt=json&prettyPrint=false&$fields=name&fields=name&key=k&access_token=t\
+    let system_parameters = "$alt=json&prettyPrint=false&$fields=name&fields=name&key=k&access_token=t\
         &quotaUser=u&%24.xgafv=2&$apiVersion=1&userProject=p&upload_protocol=raw";
     for target in ["/v1/operations", "/v1/operations/a"] {
-        site.get(&format!("{target}?{system}")).await.ok();
+        server.get(&format!("{target}?{system_parameters}")).await.expect_ok_json();
     }
 }
 
 // LIST-12
 #[tokio::test]
-async fn partial_success_is_for_wildcards_and_whole_collections() {
-    let site = Site::start().await;
+async fn http_partial_success_is_allowed_for_wildcards_and_collections() {
+    let server = HttpTestServer::start().await;
     for (target, code) in [
         ("/v1/operations?returnPartialSuccess=true", 200),
         ("/v1/projects/-/operations?return_partial_success=true", 200),
         ("/v1/projects/p/operations?returnPartialSuccess=true", 400),
         ("/v1/projects/p/operations?returnPartialSuccess=false", 200),
     ] {
-        assert_eq!(site.get(target).await.code, code, "{target}");
+        assert_eq!(server.get(target).await.code, code, "{target}");
     }
 }
 
 // HTTP-8
 #[tokio::test]
-async fn empty_values_and_a_trailing_question_mark_are_nothing() {
-    let site = Site::start().await;
-    named(&site.operations, "operations/x").await;
+async fn empty_query_values_and_trailing_question_mark_are_ignored() {
+    let server = HttpTestServer::start().await;
+    create_named(&server.operations, "operations/x").await;
     let query = "filter=&pageSize=0&pageToken=&returnPartialSuccess=false";
     for target in [
         &format!("/v1/operations?{query}"),
@@ -111,44 +111,44 @@ async fn empty_values_and_a_trailing_question_mark_are_nothing() {
         "/v1/operations?pageSize=&",
         "/v1/operations?&&",
     ] {
-        let listed = site.get(target).await.ok();
+        let listed = server.get(target).await.expect_ok_json();
         assert_eq!(listed["operations"][0]["name"], "operations/x", "{target}");
     }
-    site.get("/v1/operations/x?").await.ok();
+    server.get("/v1/operations/x?").await.expect_ok_json();
 }
 
 // HTTP-9
 #[tokio::test]
-async fn a_get_may_say_that_its_missing_body_is_json_but_has_none() {
-    let site = Site::start().await;
-    named(&site.operations, "operations/x").await;
-    let kind = "content-type: application/json\r\n";
+async fn get_allows_json_content_type_but_rejects_body() {
+    let server = HttpTestServer::start().await;
+    create_named(&server.operations, "operations/x").await;
+    let json_header = "content-type: application/json\r\n";
     let empty = "content-type: application/json\r\ncontent-length: 0\r\n";
     let chunked = "transfer-encoding: chunked\r\n";
-    for headers in [kind, empty] {
-        let get = request("GET", "/v1/operations/x", headers, "");
-        assert_eq!(site.send(get).await.code, 200, "{headers}");
+    for headers in [json_header, empty] {
+        let get = http_request("GET", "/v1/operations/x", headers, "");
+        assert_eq!(server.send(get).await.code, 200, "{headers}");
     }
     let get = format!(
         "{}0\r\n\r\n",
-        request("GET", "/v1/operations/x", chunked, "")
+        http_request("GET", "/v1/operations/x", chunked, "")
     );
-    assert_eq!(site.send(get).await.code, 200);
+    assert_eq!(server.send(get).await.code, 200);
     for method in ["GET", "DELETE"] {
-        let full = request(method, "/v1/operations/x", kind, "{}");
-        let refused = site.send(full).await;
-        assert!(refused.message().contains("takes no body"), "{method}");
+        let full = http_request(method, "/v1/operations/x", json_header, "{}");
+        let refused = server.send(full).await;
+        assert!(refused.error_message().contains("takes no body"), "{method}");
     }
-    site.send(request("DELETE", "/v1/operations/x", empty, ""))
+    server.send(http_request("DELETE", "/v1/operations/x", empty, ""))
         .await
-        .ok();
+        .expect_ok_json();
 }
 
 // HTTP-10
 #[tokio::test]
-async fn an_empty_body_is_an_empty_message_and_the_path_has_the_name() {
-    let site = Site::start().await;
-    named(&site.operations, "operations/x").await;
+async fn empty_body_is_empty_message_and_name_comes_from_path() {
+    let server = HttpTestServer::start().await;
+    create_named(&server.operations, "operations/x").await;
     let cancel = "/v1/operations/x:cancel";
     for body in [
         "",
@@ -157,39 +157,39 @@ async fn an_empty_body_is_an_empty_message_and_the_path_has_the_name() {
         r#"{"name": "operations/x"}"#,
         r#"{"name": null}"#,
     ] {
-        assert_eq!(site.post(cancel, body).await.text(), "{}", "{body}");
+        assert_eq!(server.post(cancel, body).await.text(), "{}", "{body}");
     }
-    let other = site.post(cancel, r#"{"name": "operations/y"}"#).await;
-    let expected = error(400, "INVALID_ARGUMENT", "INVALID_NAME");
-    assert_eq!(other.problem(), expected);
-    let query = site
+    let other = server.post(cancel, r#"{"name": "operations/y"}"#).await;
+    let expected = error_parts(400, "INVALID_ARGUMENT", "INVALID_NAME");
+    assert_eq!(other.error_parts(), expected);
+    let query = server
         .post("/v1/operations/x:cancel?name=operations/x", "")
         .await;
-    let expected = error(400, "INVALID_ARGUMENT", "INVALID_PARAMETER");
-    assert_eq!(query.problem(), expected);
+    let expected = error_parts(400, "INVALID_ARGUMENT", "INVALID_PARAMETER");
+    assert_eq!(query.error_parts(), expected);
 }
 
 // HTTP-11
 #[tokio::test]
-async fn cancel_and_delete_answer_200_with_an_empty_object() {
-    let site = Site::start().await;
-    named(&site.operations, "operations/x").await;
-    for answer in [
-        site.post("/v1/operations/x:cancel", "").await,
-        site.ask("DELETE", "/v1/operations/x").await,
+async fn cancel_and_delete_return_200_with_empty_object() {
+    let server = HttpTestServer::start().await;
+    create_named(&server.operations, "operations/x").await;
+    for response in [
+        server.post("/v1/operations/x:cancel", "").await,
+        server.request("DELETE", "/v1/operations/x").await,
     ] {
-        assert_eq!((answer.code, answer.text()), (200, "{}"));
-        assert_eq!(answer.header("content-length"), Some("2"));
+        assert_eq!((response.code, response.text()), (200, "{}"));
+        assert_eq!(response.header("content-length"), Some("2"));
     }
-    let again = site.ask("DELETE", "/v1/operations/x").await;
-    assert_eq!(again.problem().0, 404);
+    let again = server.request("DELETE", "/v1/operations/x").await;
+    assert_eq!(again.error_parts().0, 404);
 }
 
 // HTTP-12
 #[tokio::test]
-async fn an_error_has_the_envelope_of_aip_193() {
-    let site = Site::start().await;
-    let missing = site.get("/v1/operations/missing").await;
+async fn http_error_has_aip_193_envelope() {
+    let server = HttpTestServer::start().await;
+    let missing = server.get("/v1/operations/missing").await;
     assert_eq!(
         missing.json(),
         json!({ "error": {
@@ -204,7 +204,7 @@ async fn an_error_has_the_envelope_of_aip_193() {
             }],
         }})
     );
-    let negative = site.get("/v1/operations?pageSize=-1").await.json();
+    let negative = server.get("/v1/operations?pageSize=-1").await.json();
     let details = &negative["error"]["details"];
     assert_eq!(details[1]["fieldViolations"][0]["field"], "page_size");
     assert_eq!(
@@ -215,11 +215,11 @@ async fn an_error_has_the_envelope_of_aip_193() {
 
 // HTTP-13
 #[tokio::test]
-async fn a_failed_operation_is_no_failed_call() {
-    let site = Site::start().await;
-    let name = pending(&site.operations).await;
-    site.operations.cancel(&name).await.unwrap();
-    let got = site.get(&format!("/v1/{name}")).await.ok();
+async fn failed_operation_is_returned_with_200() {
+    let server = HttpTestServer::start().await;
+    let name = create_pending(&server.operations).await;
+    server.operations.cancel(&name).await.unwrap();
+    let got = server.get(&format!("/v1/{name}")).await.expect_ok_json();
     assert_eq!(got["done"], true);
     assert_eq!(got["error"]["code"], 1);
     assert!(got["error"].get("status").is_none());
@@ -227,14 +227,14 @@ async fn a_failed_operation_is_no_failed_call() {
 
 // ERR-1, BEHAVIOUR §9
 #[tokio::test]
-async fn an_error_says_the_same_over_http_as_over_grpc() {
+async fn http_and_grpc_errors_are_identical() {
     use longrunning::proto::google::longrunning::{
         ListOperationsRequest, operations_client::OperationsClient,
     };
     use tonic::transport::Endpoint;
 
-    let site = Site::start().await;
-    let endpoint = Endpoint::from_shared(format!("http://{}", site.address)).unwrap();
+    let server = HttpTestServer::start().await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", server.client_address)).unwrap();
     let mut grpc = OperationsClient::new(endpoint.connect().await.unwrap());
     for (target, request) in [
         (
@@ -261,14 +261,14 @@ async fn an_error_says_the_same_over_http_as_over_grpc() {
             },
         ),
     ] {
-        let http = site.get(target).await;
-        let other = crate::support::problem::problem(grpc.list_operations(request).await);
-        let (_, status, reason) = http.problem();
+        let http_error = server.get(target).await;
+        let grpc_error = crate::support::problem::expect_status_error(grpc.list_operations(request).await);
+        let (_, status, reason) = http_error.error_parts();
         let code = longrunning::proto::google::rpc::Code::from_str_name(&status).unwrap();
         assert_eq!(
             (code as i32, reason),
-            (other.code as i32, other.reason.clone())
+            (grpc_error.code as i32, grpc_error.reason.clone())
         );
-        assert_eq!(http.message(), other.message);
+        assert_eq!(http_error.error_message(), grpc_error.message);
     }
 }

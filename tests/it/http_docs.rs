@@ -4,88 +4,88 @@
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::support::program::Program;
+use crate::support::program::ServeProcess;
 
-const PAGE: &str = include_str!("../../docs/http.md");
+const HTTP_DOC: &str = include_str!("../../docs/http.md");
 
 /// The blocks of code on the page: their language and their text.
-fn blocks() -> Vec<(&'static str, &'static str)> {
-    let pieces: Vec<_> = PAGE.split("```").collect();
+fn code_blocks() -> Vec<(&'static str, &'static str)> {
+    let pieces: Vec<_> = HTTP_DOC.split("```").collect();
     let inside = pieces.iter().skip(1).step_by(2);
     inside.filter_map(|block| block.split_once('\n')).collect()
 }
 
 /// Whether the answer has everything that the page shows; `…` is anything.
-fn shows(page: &Value, answer: &Value) -> bool {
-    match (page, answer) {
-        (Value::String(page), Value::String(_)) if page == "…" => true,
-        (Value::Object(page), Value::Object(answer)) => page
+fn matches_example(expected: &Value, actual: &Value) -> bool {
+    match (expected, actual) {
+        (Value::String(expected), Value::String(_)) if expected == "…" => true,
+        (Value::Object(expected), Value::Object(actual)) => expected
             .iter()
-            .all(|(key, page)| answer.get(key).is_some_and(|answer| shows(page, answer))),
-        (Value::Array(page), Value::Array(answer)) => {
-            page.len() == answer.len()
-                && page
+            .all(|(key, expected)| actual.get(key).is_some_and(|actual| matches_example(expected, actual))),
+        (Value::Array(expected), Value::Array(actual)) => {
+            expected.len() == actual.len()
+                && expected
                     .iter()
-                    .zip(answer)
-                    .all(|(page, answer)| shows(page, answer))
+                    .zip(actual)
+                    .all(|(expected, actual)| matches_example(expected, actual))
         }
-        (page, answer) => page == answer,
+        (expected, actual) => expected == actual,
     }
 }
 
 #[tokio::test]
-async fn the_examples_of_the_page_do_what_the_page_says() {
+async fn http_doc_examples_produce_documented_output() {
     let has_curl = Command::new("curl").arg("--version").output().await.is_ok();
     if !has_curl {
         eprintln!("skipped: there is no curl");
         return;
     }
-    let program = Program::serve(&[]).await;
-    let own = std::path::Path::new(env!("CARGO_BIN_EXE_longrunning"));
+    let program = ServeProcess::serve(&[]).await;
+    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_longrunning"));
     let path = std::env::var("PATH").unwrap();
-    let path = format!("{}:{path}", own.parent().unwrap().display());
-    let mut said = String::new();
+    let path = format!("{}:{path}", binary.parent().unwrap().display());
+    let mut stdout = String::new();
     let (mut ran, mut compared) = (0, 0);
-    for (language, text) in blocks() {
+    for (language, text) in code_blocks() {
         match language {
             "console" => {
                 // The server is there already.
                 let script = text
                     .replace("longrunning serve &", "")
-                    .replace("127.0.0.1:8470", &program.clients);
+                    .replace("127.0.0.1:8470", &program.client_address);
                 let output = Command::new("bash")
                     .args(["-euo", "pipefail", "-c", &script])
                     .env("PATH", &path)
                     .env("LONGRUNNING_ENDPOINT", program.endpoint())
                     .env(
                         "LONGRUNNING_WORKER_ENDPOINT",
-                        format!("http://{}", program.workers),
+                        format!("http://{}", program.worker_address),
                     )
                     .output()
                     .await
                     .unwrap();
                 assert!(output.status.success(), "{text}: {output:?}");
-                said = String::from_utf8(output.stdout).unwrap();
+                stdout = String::from_utf8(output.stdout).unwrap();
                 ran += 1;
             }
             "json" => {
-                let page: Value = serde_json::from_str(text).expect(text);
+                let expected: Value = serde_json::from_str(text).expect(text);
                 // The page shows what the last command of a block says.
-                let answers = serde_json::Deserializer::from_str(&said[said.find('{').unwrap()..]);
-                let answers: Result<Vec<Value>, _> = answers.into_iter().collect();
-                let answer = answers.unwrap_or_else(|error| panic!("{error}: {said}"));
-                let answer = answer.last().unwrap();
-                assert!(shows(&page, answer), "{page:#}\n{answer:#}");
+                let outputs = serde_json::Deserializer::from_str(&stdout[stdout.find('{').unwrap()..]);
+                let outputs: Result<Vec<Value>, _> = outputs.into_iter().collect();
+                let all_outputs = outputs.unwrap_or_else(|error| panic!("{error}: {stdout}"));
+                let actual = all_outputs.last().unwrap();
+                assert!(matches_example(&expected, actual), "{expected:#}\n{actual:#}");
                 compared += 1;
             }
             "text" => {
-                let page: Vec<_> = text
+                let expected_lines: Vec<_> = text
                     .lines()
                     .map(|line| line.trim_end_matches('…'))
                     .collect();
-                let said: Vec<_> = said.lines().collect();
-                for (page, said) in page.iter().zip(&said) {
-                    assert!(said.starts_with(page), "{page}\n{said}");
+                let lines: Vec<_> = stdout.lines().collect();
+                for (expected_line, line) in expected_lines.iter().zip(&lines) {
+                    assert!(line.starts_with(expected_line), "{expected_line}\n{line}");
                 }
                 compared += 1;
             }

@@ -7,9 +7,9 @@ use prost::{Message, Name};
 use serde_json::{Value, json};
 
 use crate::support::{
-    hold,
-    http::{Site, error, named},
-    own_metadata, pending, progress, running, text,
+    create_leased,
+    http::{HttpTestServer, error_parts, create_named},
+    custom_metadata, create_pending, progress, create_running, string_value,
 };
 
 /// A packed message.
@@ -21,26 +21,26 @@ fn pack<M: Name>(message: &M) -> Any {
 }
 
 /// The JSON of an operation with this response.
-async fn with_response(site: &Site, response: Any) -> Value {
-    let (name, token) = running(&site.operations).await;
-    site.operations
+async fn operation_json_with_response(server: &HttpTestServer, response: Any) -> Value {
+    let (name, token) = create_running(&server.operations).await;
+    server.operations
         .succeed(&name, token, response)
         .await
         .unwrap();
-    site.get(&format!("/v1/{name}")).await.ok()
+    server.get(&format!("/v1/{name}")).await.expect_ok_json()
 }
 
 // JSON-1, JSON-7
 #[tokio::test]
-async fn keys_are_in_lower_camel_case_large_integers_are_strings_and_enums_have_names() {
-    let site = Site::start().await;
-    let (name, token) = running(&site.operations).await;
+async fn json_has_camel_case_keys_string_int64_and_enum_names() {
+    let server = HttpTestServer::start().await;
+    let (name, token) = create_running(&server.operations).await;
     let report = Report {
         progress: Some(progress(7)),
         ..Report::default()
     };
-    site.operations.report(&name, token, report).await.unwrap();
-    let got = site.get(&format!("/v1/{name}")).await.ok();
+    server.operations.report(&name, token, report).await.unwrap();
+    let got = server.get(&format!("/v1/{name}")).await.expect_ok_json();
     let metadata = &got["metadata"];
     let url = "type.googleapis.com/longrunning.v1.OperationMetadata";
     assert_eq!(metadata["@type"], url);
@@ -53,23 +53,23 @@ async fn keys_are_in_lower_camel_case_large_integers_are_strings_and_enums_have_
 
 // JSON-2, JSON-3
 #[tokio::test]
-async fn what_is_unset_is_left_out_and_nothing_is_null() {
-    let site = Site::start().await;
-    assert_eq!(site.get("/v1/operations").await.ok(), json!({}));
-    let name = pending(&site.operations).await;
-    let got = site.get(&format!("/v1/{name}")).await.ok();
+async fn unset_fields_are_omitted_and_never_null() {
+    let server = HttpTestServer::start().await;
+    assert_eq!(server.get("/v1/operations").await.expect_ok_json(), json!({}));
+    let name = create_pending(&server.operations).await;
+    let got = server.get(&format!("/v1/{name}")).await.expect_ok_json();
     let keys: Vec<_> = got.as_object().unwrap().keys().collect();
     assert_eq!(keys, ["name", "metadata", "done"]);
-    let listed = site.get("/v1/operations").await.ok();
+    let listed = server.get("/v1/operations").await.expect_ok_json();
     let keys: Vec<_> = listed.as_object().unwrap().keys().collect();
     assert_eq!(keys, ["operations"]);
 }
 
 // JSON-4
 #[tokio::test]
-async fn an_any_is_written_as_its_type_wants_it() {
-    let site = Site::start().await;
-    let empty = with_response(&site, pack(&())).await;
+async fn any_json_depends_on_its_message_type() {
+    let server = HttpTestServer::start().await;
+    let empty = operation_json_with_response(&server, pack(&())).await;
     assert_eq!(
         empty["response"],
         json!({ "@type": "type.googleapis.com/google.protobuf.Empty" })
@@ -79,9 +79,9 @@ async fn an_any_is_written_as_its_type_wants_it() {
         nanos: 500_000_000,
     };
     let inner = pack(&duration);
-    let special = [
+    let cases = [
         (pack(&duration), json!("5.500s")),
-        (text("hello"), json!("hello")),
+        (string_value("hello"), json!("hello")),
         (pack(&7_i64), json!("7")),
         (pack(&true), json!(true)),
         (
@@ -99,28 +99,28 @@ async fn an_any_is_written_as_its_type_wants_it() {
             json!({ "@type": "type.googleapis.com/google.protobuf.Duration", "value": "5.500s" }),
         ),
     ];
-    for (response, value) in special {
+    for (response, value) in cases {
         let url = response.type_url.clone();
-        let got = with_response(&site, response).await;
+        let got = operation_json_with_response(&server, response).await;
         assert_eq!(got["response"], json!({ "@type": url, "value": value }));
     }
 }
 
 // JSON-5
 #[tokio::test]
-async fn an_unknown_type_is_base64_and_never_an_error() {
-    let site = Site::start().await;
-    let new = NewOperation::self_executed("test").metadata(own_metadata(7));
-    let (name, token) = hold(&site.operations, new).await;
+async fn unknown_any_type_is_base64_without_error() {
+    let server = HttpTestServer::start().await;
+    let new = NewOperation::self_executed("test").metadata(custom_metadata(7));
+    let (name, token) = create_leased(&server.operations, new).await;
     let response = Any {
         type_url: "example.com/x.v1.Picture".into(),
         value: vec![0xfb, 0xff],
     };
-    site.operations
+    server.operations
         .succeed(&name, token, response)
         .await
         .unwrap();
-    let got = site.get(&format!("/v1/{name}")).await.ok();
+    let got = server.get(&format!("/v1/{name}")).await.expect_ok_json();
     assert_eq!(
         got["metadata"],
         json!({ "@type": "type.googleapis.com/acme.v1.RenderMetadata", "value": "/wcABw==" })
@@ -133,9 +133,9 @@ async fn an_unknown_type_is_base64_and_never_an_error() {
 
 // JSON-6
 #[tokio::test]
-async fn times_are_utc_with_0_3_6_or_9_digits() {
-    let site = Site::start().await;
-    for (nanos, written) in [
+async fn timestamps_are_utc_with_0_3_6_or_9_fraction_digits() {
+    let server = HttpTestServer::start().await;
+    for (nanos, expected) in [
         (0, "2001-09-09T01:46:40Z"),
         (500_000_000, "2001-09-09T01:46:40.500Z"),
         (1_000, "2001-09-09T01:46:40.000001Z"),
@@ -143,57 +143,57 @@ async fn times_are_utc_with_0_3_6_or_9_digits() {
     ] {
         let seconds = 1_000_000_000;
         let time = prost_types::Timestamp { seconds, nanos };
-        let got = with_response(&site, pack(&time)).await;
-        assert_eq!(got["response"]["value"], written);
+        let got = operation_json_with_response(&server, pack(&time)).await;
+        assert_eq!(got["response"]["value"], expected);
     }
 }
 
 // JSON-8
 #[tokio::test]
-async fn what_a_body_must_not_have_is_refused_by_its_name() {
-    let site = Site::start().await;
-    let name = named(&site.operations, "operations/x").await;
-    let malformed = error(400, "INVALID_ARGUMENT", "MALFORMED_REQUEST");
-    for (body, said) in [
+async fn invalid_body_field_is_rejected_by_name() {
+    let server = HttpTestServer::start().await;
+    let name = create_named(&server.operations, "operations/x").await;
+    let malformed = error_parts(400, "INVALID_ARGUMENT", "MALFORMED_REQUEST");
+    for (body, expected_message) in [
         (r#"{"timeuot": "1s"}"#, "timeuot"),
         (r#"{"name": ["operations/x"]}"#, "WaitOperationRequest"),
         ("[]", "JSON object"),
         ("{", "not JSON"),
     ] {
-        let refused = site.post(&format!("/v1/{name}:wait"), body).await;
-        assert_eq!(refused.problem(), malformed, "{body}");
-        assert!(refused.message().contains(said), "{}", refused.message());
+        let refused = server.post(&format!("/v1/{name}:wait"), body).await;
+        assert_eq!(refused.error_parts(), malformed, "{body}");
+        assert!(refused.error_message().contains(expected_message), "{}", refused.error_message());
     }
     for body in [
         r#"{"timeout": 1}"#,
         r#"{"timeout": "1m"}"#,
         r#"{"timeout": "999999999999s"}"#,
     ] {
-        let refused = site.post(&format!("/v1/{name}:wait"), body).await;
-        let expected = error(400, "INVALID_ARGUMENT", "INVALID_TIMEOUT");
-        assert_eq!(refused.problem(), expected, "{body}");
+        let refused = server.post(&format!("/v1/{name}:wait"), body).await;
+        let expected = error_parts(400, "INVALID_ARGUMENT", "INVALID_TIMEOUT");
+        assert_eq!(refused.error_parts(), expected, "{body}");
     }
     let null = r#"{"name": null, "timeout": "0s"}"#;
-    site.post(&format!("/v1/{name}:wait"), null).await.ok();
+    server.post(&format!("/v1/{name}:wait"), null).await.expect_ok_json();
 }
 
 // HTTP-6
 #[tokio::test]
-async fn pretty_print_is_for_people() {
-    let site = Site::start().await;
-    let name = pending(&site.operations).await;
-    let plain = site.get(&format!("/v1/{name}")).await;
+async fn pretty_print_indents_json() {
+    let server = HttpTestServer::start().await;
+    let name = create_pending(&server.operations).await;
+    let plain = server.get(&format!("/v1/{name}")).await;
     assert!(!plain.text().contains('\n'));
-    let pretty = site.get(&format!("/v1/{name}?prettyPrint=true")).await;
+    let pretty = server.get(&format!("/v1/{name}?prettyPrint=true")).await;
     assert!(pretty.text().starts_with("{\n  \"name\": "));
-    assert_eq!(pretty.ok(), plain.ok());
+    assert_eq!(pretty.expect_ok_json(), plain.expect_ok_json());
 }
 
 // JSON-2, JSON-3, JSON-5
 #[test]
-fn whatever_workers_write_the_json_is_an_operation() {
+fn arbitrary_worker_payloads_serialize_as_operation_json() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let site = runtime.block_on(Site::start());
+    let server = runtime.block_on(HttpTestServer::start());
     let name = prop_oneof![
         Just("google.protobuf.Struct".to_owned()),
         Just("google.protobuf.Any".to_owned()),
@@ -211,13 +211,13 @@ fn whatever_workers_write_the_json_is_an_operation() {
         .run(&(any.clone(), any), |(metadata, response)| {
             let got = runtime.block_on(async {
                 let new = NewOperation::self_executed("test").metadata(metadata.clone());
-                let (name, token) = hold(&site.operations, new).await;
-                let done = site
+                let (name, token) = create_leased(&server.operations, new).await;
+                let done = server
                     .operations
                     .succeed(&name, token, response.clone())
                     .await;
                 done.unwrap();
-                site.get(&format!("/v1/{name}")).await.ok()
+                server.get(&format!("/v1/{name}")).await.expect_ok_json()
             });
             let keys: Vec<_> = got.as_object().unwrap().keys().collect();
             prop_assert_eq!(keys, ["name", "metadata", "done", "response"]);
@@ -230,30 +230,30 @@ fn whatever_workers_write_the_json_is_an_operation() {
 
 // NAME-1
 #[tokio::test]
-async fn a_name_needs_no_escapes_in_a_path() {
-    let site = Site::start().await;
-    let name = pending(&site.operations).await;
-    let plain =
+async fn generated_name_needs_no_url_escaping() {
+    let server = HttpTestServer::start().await;
+    let name = create_pending(&server.operations).await;
+    let is_unreserved =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-/".contains(&byte);
-    assert!(name.as_str().bytes().all(plain), "{name}");
-    let got = site.get(&format!("/v1/{name}")).await.ok();
+    assert!(name.as_str().bytes().all(is_unreserved), "{name}");
+    let got = server.get(&format!("/v1/{name}")).await.expect_ok_json();
     assert_eq!(got["name"], name.as_str());
 }
 
 // NAME-2
 #[tokio::test]
-async fn names_of_both_kinds_and_those_that_please_every_client_are_served() {
-    let site = Site::start().await;
+async fn all_supported_name_forms_are_served() {
+    let server = HttpTestServer::start().await;
     for name in [
         "operations/x",
         "projects/p/operations/x",
         "projects/p/locations/eu-1/operations/x",
         "operations/ns/operations/x",
     ] {
-        named(&site.operations, name).await;
-        assert_eq!(site.get(&format!("/v1/{name}")).await.ok()["name"], name);
+        create_named(&server.operations, name).await;
+        assert_eq!(server.get(&format!("/v1/{name}")).await.expect_ok_json()["name"], name);
     }
-    let listed = site.get("/v1/operations/ns/operations").await.ok();
+    let listed = server.get("/v1/operations/ns/operations").await.expect_ok_json();
     assert_eq!(
         listed["operations"][0]["name"],
         "operations/ns/operations/x"
@@ -262,8 +262,8 @@ async fn names_of_both_kinds_and_those_that_please_every_client_are_served() {
 
 // NAME-3
 #[tokio::test]
-async fn names_that_hold_secrets_of_others_are_only_not_found() {
-    let site = Site::start().await;
+async fn hostile_names_are_not_found() {
+    let server = HttpTestServer::start().await;
     for id in [
         "google.showcase.v1beta1.Echo/Wait/CgwI/+7==",
         "google.showcase.v1beta1.Echo%2FWait%2FCgwI%2F%2B7%3D%3D",
@@ -274,9 +274,9 @@ async fn names_that_hold_secrets_of_others_are_only_not_found() {
         "'%20OR%201=1",
         "%3Cscript%3E",
     ] {
-        let missing = site.get(&format!("/v1/operations/{id}")).await;
-        let expected = error(404, "NOT_FOUND", "OPERATION_NOT_FOUND");
-        assert_eq!(missing.problem(), expected, "{id}");
+        let missing = server.get(&format!("/v1/operations/{id}")).await;
+        let expected = error_parts(404, "NOT_FOUND", "OPERATION_NOT_FOUND");
+        assert_eq!(missing.error_parts(), expected, "{id}");
         assert_eq!(missing.header("x-content-type-options"), Some("nosniff"));
     }
 }

@@ -7,166 +7,166 @@ use std::time::Duration;
 use longrunning::Report;
 
 use crate::support::{
-    http::{Site, Wire, error, named, request},
-    pending, progress, running, succeeded,
+    http::{HttpTestServer, HttpConnection, error_parts, create_named, http_request},
+    create_pending, progress, create_running, create_succeeded,
 };
 
 // HTTP-15, WAIT-9
 #[tokio::test]
-async fn a_wait_ends_when_its_client_has_gone() {
-    let site = Site::start().await;
-    let (name, _) = running(&site.operations).await;
-    let mut wires = Vec::new();
+async fn http_disconnect_ends_wait() {
+    let server = HttpTestServer::start().await;
+    let (name, _) = create_running(&server.operations).await;
+    let mut connections = Vec::new();
     for _ in 0..10 {
-        let mut wire = site.wire().await;
-        wire.send(request("POST", &format!("/v1/{name}:wait"), "", ""))
+        let mut connection = server.connect().await;
+        connection.send(http_request("POST", &format!("/v1/{name}:wait"), "", ""))
             .await;
-        wires.push(wire);
+        connections.push(connection);
     }
-    while site.operations.waiters() < 10 {
+    while server.operations.waiter_count() < 10 {
         tokio::task::yield_now().await;
     }
-    drop(wires);
-    let gone = async {
-        while 0 < site.operations.waiters() {
+    drop(connections);
+    let all_waits_ended = async {
+        while 0 < server.operations.waiter_count() {
             tokio::task::yield_now().await;
         }
     };
-    let guard = Duration::from_secs(10);
-    tokio::time::timeout(guard, gone)
+    let timeout = Duration::from_secs(10);
+    tokio::time::timeout(timeout, all_waits_ended)
         .await
         .expect("nobody waits");
-    let left = r#"longrunning_http_requests_total{method="WaitOperation",code="499"}"#;
-    assert_eq!(site.metric(left).await, 10.0);
+    let series = r#"longrunning_http_requests_total{method="WaitOperation",code="499"}"#;
+    assert_eq!(server.metric(series).await, 10.0);
 }
 
 // HTTP-15, WAIT-10
 #[tokio::test]
-async fn a_wait_is_answered_when_the_server_shuts_down() {
-    let site = Site::start().await;
-    let (name, _) = running(&site.operations).await;
-    let mut wire = site.wire().await;
-    wire.send(request("POST", &format!("/v1/{name}:wait"), "", ""))
+async fn http_wait_is_answered_at_shutdown() {
+    let server = HttpTestServer::start().await;
+    let (name, _) = create_running(&server.operations).await;
+    let mut connection = server.connect().await;
+    connection.send(http_request("POST", &format!("/v1/{name}:wait"), "", ""))
         .await;
-    while site.operations.waiters() == 0 {
+    while server.operations.waiter_count() == 0 {
         tokio::task::yield_now().await;
     }
-    site.stop();
-    assert_eq!(wire.answer().await.ok()["done"], false);
-    site.close().await;
+    server.begin_shutdown();
+    assert_eq!(connection.read_response().await.expect_ok_json()["done"], false);
+    server.shutdown().await;
 }
 
 // HTTP-16
 #[tokio::test]
-async fn head_is_get_without_a_body_and_options_tells_the_methods() {
-    let site = Site::start().await;
-    let name = succeeded(&site.operations).await;
+async fn head_is_get_without_body_and_options_lists_methods() {
+    let server = HttpTestServer::start().await;
+    let name = create_succeeded(&server.operations).await;
     for target in [
         format!("/v1/{name}"),
         "/v1/operations".into(),
         "/v1/operations/missing".into(),
     ] {
-        let got = site.get(&target).await;
-        let mut wire = site.wire().await;
-        wire.send(request("HEAD", &target, "", "")).await;
-        let head = wire.answer_to("HEAD").await;
+        let got = server.get(&target).await;
+        let mut connection = server.connect().await;
+        connection.send(http_request("HEAD", &target, "", "")).await;
+        let head = connection.read_response_to("HEAD").await;
         assert_eq!(head.code, got.code, "{target}");
         for name in ["content-type", "content-length"] {
             assert_eq!(head.header(name), got.header(name), "{target}");
         }
         // There is no body: the next answer begins at once.
-        wire.send(request("GET", &target, "", "")).await;
-        assert_eq!(wire.answer().await.body, got.body);
+        connection.send(http_request("GET", &target, "", "")).await;
+        assert_eq!(connection.read_response().await.body, got.body);
     }
-    let mut wire = site.wire().await;
-    let options = request("OPTIONS", "/v1/operations/x:cancel", "", "");
-    wire.send(options).await;
-    let answer = wire.head().await;
-    assert_eq!(answer.code, 204);
-    assert_eq!(answer.header("allow"), Some("POST, OPTIONS"));
-    assert_eq!(answer.header("access-control-allow-origin"), None);
+    let mut connection = server.connect().await;
+    let options = http_request("OPTIONS", "/v1/operations/x:cancel", "", "");
+    connection.send(options).await;
+    let response = connection.read_head().await;
+    assert_eq!(response.code, 204);
+    assert_eq!(response.header("allow"), Some("POST, OPTIONS"));
+    assert_eq!(response.header("access-control-allow-origin"), None);
 }
 
 // HTTP-16
 #[tokio::test]
-async fn pages_of_named_origins_may_call_and_by_default_none() {
+async fn cors_allows_configured_origins_and_none_by_default() {
     let origin = "origin: https://a.example\r\n";
-    let ask = "access-control-request-method: DELETE\r\n";
-    let preflight = request("OPTIONS", "/v1/operations/x", &format!("{origin}{ask}"), "");
-    let get = request("GET", "/v1/operations", origin, "");
-    let site = Site::start().await;
+    let request_method_header = "access-control-request-method: DELETE\r\n";
+    let preflight = http_request("OPTIONS", "/v1/operations/x", &format!("{origin}{request_method_header}"), "");
+    let get = http_request("GET", "/v1/operations", origin, "");
+    let server = HttpTestServer::start().await;
     for request in [&preflight, &get] {
-        let answer = site.send(request).await;
-        assert_eq!(answer.header("access-control-allow-origin"), None);
+        let response = server.send(request).await;
+        assert_eq!(response.header("access-control-allow-origin"), None);
     }
     let allow = "https://a.example,https://b.example";
-    let site = Site::with(|config| config.http.cors_origins = allow.parse().unwrap()).await;
+    let server = HttpTestServer::start_with(|config| config.http.cors_origins = allow.parse().unwrap()).await;
     for request in [&preflight, &get] {
-        let answer = site.send(request).await;
-        let allowed = answer.header("access-control-allow-origin");
+        let response = server.send(request).await;
+        let allowed = response.header("access-control-allow-origin");
         assert_eq!(allowed, Some("https://a.example"));
-        assert_eq!(answer.header("vary"), Some("origin"));
+        assert_eq!(response.header("vary"), Some("origin"));
     }
-    let answer = site.send(&preflight).await;
-    assert_eq!(answer.code, 204);
-    let methods = answer.header("access-control-allow-methods").unwrap();
+    let response = server.send(&preflight).await;
+    assert_eq!(response.code, 204);
+    let methods = response.header("access-control-allow-methods").unwrap();
     assert!(methods.contains("DELETE"), "{methods}");
     // Errors can be read, too.
-    let missing = site
-        .send(request("GET", "/v1/operations/missing", origin, ""))
+    let missing = server
+        .send(http_request("GET", "/v1/operations/missing", origin, ""))
         .await;
     assert_eq!(missing.code, 404);
     assert!(missing.header("access-control-allow-origin").is_some());
-    let other = site.send(get.replace("a.example", "evil.example")).await;
+    let other = server.send(get.replace("a.example", "evil.example")).await;
     assert_eq!(other.header("access-control-allow-origin"), None);
 }
 
 // HTTP-16
 #[tokio::test]
-async fn a_page_of_another_origin_changes_nothing() {
-    let site = Site::start().await;
-    let name = pending(&site.operations).await;
+async fn cross_origin_post_is_rejected_without_effect() {
+    let server = HttpTestServer::start().await;
+    let name = create_pending(&server.operations).await;
     let origin = "origin: https://evil.example\r\n";
-    let cancel = request("POST", &format!("/v1/{name}:cancel"), origin, "");
-    let refused = site.send(cancel).await;
-    let expected = error(403, "PERMISSION_DENIED", "ORIGIN_NOT_ALLOWED");
-    assert_eq!(refused.problem(), expected);
-    let got = site.get(&format!("/v1/{name}")).await.ok();
+    let cancel = http_request("POST", &format!("/v1/{name}:cancel"), origin, "");
+    let refused = server.send(cancel).await;
+    let expected = error_parts(403, "PERMISSION_DENIED", "ORIGIN_NOT_ALLOWED");
+    assert_eq!(refused.error_parts(), expected);
+    let got = server.get(&format!("/v1/{name}")).await.expect_ok_json();
     assert_eq!(got["done"], false);
-    let own = format!("origin: http://{}\r\n", site.address);
-    let own = request("POST", &format!("/v1/{name}:cancel"), &own, "");
-    let own = own.replace("host: test", &format!("host: {}", site.address));
-    site.send(own).await.ok();
+    let same_origin = format!("origin: http://{}\r\n", server.client_address);
+    let same_origin = http_request("POST", &format!("/v1/{name}:cancel"), &same_origin, "");
+    let same_origin = same_origin.replace("host: test", &format!("host: {}", server.client_address));
+    server.send(same_origin).await.expect_ok_json();
 }
 
 // HTTP-16
 #[tokio::test]
-async fn a_header_does_not_make_another_method_of_a_call() {
-    let site = Site::start().await;
-    named(&site.operations, "operations/x").await;
+async fn method_override_header_is_ignored() {
+    let server = HttpTestServer::start().await;
+    create_named(&server.operations, "operations/x").await;
     let header = "x-http-method-override: DELETE\r\n";
-    let posted = site
-        .send(request("POST", "/v1/operations/x", header, ""))
+    let posted = server
+        .send(http_request("POST", "/v1/operations/x", header, ""))
         .await;
-    assert_eq!(posted.problem().0, 405);
-    site.send(request("GET", "/v1/operations/x", header, ""))
+    assert_eq!(posted.error_parts().0, 405);
+    server.send(http_request("GET", "/v1/operations/x", header, ""))
         .await
-        .ok();
-    site.get("/v1/operations/x").await.ok();
+        .expect_ok_json();
+    server.get("/v1/operations/x").await.expect_ok_json();
 }
 
 // BEHAVIOUR §10
 #[tokio::test]
-async fn http_calls_are_counted_by_method_and_code_and_not_as_rpcs() {
-    let site = Site::start().await;
-    let name = pending(&site.operations).await;
+async fn http_requests_are_counted_by_method_and_code_not_as_rpcs() {
+    let server = HttpTestServer::start().await;
+    let name = create_pending(&server.operations).await;
     for _ in 0..3 {
-        site.get(&format!("/v1/{name}")).await.ok();
+        server.get(&format!("/v1/{name}")).await.expect_ok_json();
     }
-    site.get("/v1/operations/missing").await;
-    site.get("/v1/operations").await;
-    site.get("/").await;
-    for (method, code, times) in [
+    server.get("/v1/operations/missing").await;
+    server.get("/v1/operations").await;
+    server.get("/").await;
+    for (method, code, expected_count) in [
         ("GetOperation", 200, 3.0),
         ("GetOperation", 404, 1.0),
         ("ListOperations", 200, 1.0),
@@ -174,42 +174,42 @@ async fn http_calls_are_counted_by_method_and_code_and_not_as_rpcs() {
     ] {
         let series =
             format!("longrunning_http_requests_total{{method=\"{method}\",code=\"{code}\"}}");
-        assert_eq!(site.metric(&series).await, times, "{series}");
+        assert_eq!(server.metric(&series).await, expected_count, "{series}");
     }
-    let rpcs = r#"longrunning_rpcs_total{method="other",code="OK"}"#;
-    assert_eq!(site.metric(rpcs).await, 0.0);
+    let rpc_series = r#"longrunning_rpcs_total{method="other",code="OK"}"#;
+    assert_eq!(server.metric(rpc_series).await, 0.0);
 }
 
 // BEHAVIOUR §7
 #[tokio::test]
-async fn grpc_and_http_share_the_port_in_every_version() {
+async fn grpc_http1_and_http2_share_one_port() {
     use bytes::Bytes;
     use http_body_util::{BodyExt, Empty};
     use hyper_util::rt::{TokioExecutor, TokioIo};
 
-    let site = Site::start().await;
-    let (name, token) = running(&site.operations).await;
+    let server = HttpTestServer::start().await;
+    let (name, token) = create_running(&server.operations).await;
     let report = Report {
         progress: Some(progress(7)),
         ..Report::default()
     };
-    site.operations.report(&name, token, report).await.unwrap();
-    let stream = tokio::net::TcpStream::connect(&site.address).await.unwrap();
+    server.operations.report(&name, token, report).await.unwrap();
+    let stream = tokio::net::TcpStream::connect(&server.client_address).await.unwrap();
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
             .unwrap();
     let connection = tokio::spawn(connection);
-    let target = format!("http://{}/v1/{name}", site.address);
+    let target = format!("http://{}/v1/{name}", server.client_address);
     for (method, code) in [("GET", 200), ("PUT", 405)] {
         let request = ::http::Request::builder()
             .method(method)
             .uri(&target)
             .body(Empty::<Bytes>::new())
             .unwrap();
-        let answer = sender.send_request(request).await.unwrap();
-        assert_eq!(answer.status(), code);
-        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(response.status(), code);
+        let body = response.into_body().collect().await.unwrap().to_bytes();
         let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
         if code == 200 {
             assert_eq!(json["metadata"]["progress"]["doneUnits"], "7");
@@ -217,8 +217,8 @@ async fn grpc_and_http_share_the_port_in_every_version() {
     }
     connection.abort();
     // The listener for workers has no HTTP.
-    let mut wire = Wire::open(&site.workers).await;
-    wire.send(request("GET", &format!("/v1/{name}"), "", ""))
+    let mut connection = HttpConnection::connect(&server.worker_address).await;
+    connection.send(http_request("GET", &format!("/v1/{name}"), "", ""))
         .await;
-    assert_eq!(wire.answer().await.code, 404);
+    assert_eq!(connection.read_response().await.code, 404);
 }

@@ -23,204 +23,204 @@ use longrunning::proto::{
 use tokio::{task::JoinSet, time::sleep};
 use tonic::Code;
 
-use clients::{Hand, ORDER};
-use world::{Held, Requested, World, priority};
+use clients::{CrashTestClient, ORDER_QUEUE};
+use world::{WorkerLease, CreatedRequest, CrashTestState, priority};
 
 use crate::support::{
-    dice::Dice,
-    error, get,
-    ledger::{Effect, KEY, is_ours},
-    metadata, reason,
-    shop::{Kind, look, seconds, self_executed},
-    stored::{Fail, begin, spawn},
+    dice::TestRng,
+    expect_error, get_request,
+    ledger::{Effect, KEY_LABEL, has_standard_metadata},
+    decode_metadata, error_reason,
+    shop::{Kind, lease_request, proto_seconds, self_executed_request},
+    stored::{RpcError, start, spawn},
 };
 
 /// What each client of a server does, by number.
-const CLIENTS: [u64; 11] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 15];
+const CLIENT_NUMBERS: [u64; 11] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 15];
 
-fn setting(name: &str, default: u64) -> u64 {
+fn env_number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().expect(name))
 }
 
 // BEHAVIOUR §5: acknowledged means durable.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_killed_at_random_loses_nothing_that_was_acknowledged_or_seen() {
+async fn randomly_killed_server_loses_no_acknowledged_or_observed_change() {
     let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let seed = setting("KILL_SEED", u64::from(clock.unwrap().subsec_nanos()));
-    let rounds = setting("KILL_ROUNDS", 20);
+    let seed = env_number("KILL_SEED", u64::from(clock.unwrap().subsec_nanos()));
+    let rounds = env_number("KILL_ROUNDS", 20);
     eprintln!("KILL_SEED={seed} KILL_ROUNDS={rounds}");
-    let mut dice = Dice::new(seed);
+    let mut rng = TestRng::new(seed);
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("operations.db");
-    let world = Arc::new(World::default());
-    let (mut kills, mut answers) = (0, 0);
+    let state = Arc::new(CrashTestState::default());
+    let (mut kill_count, mut response_count) = (0, 0);
     for round in 0..rounds {
-        while dice.once_in(4) {
+        while rng.one_in(4) {
             let starting = spawn(&file, &[]);
             // Whatever it is doing then.
-            sleep(Duration::from_micros(dice.within(0..200_000))).await;
+            sleep(Duration::from_micros(rng.random_range(0..200_000))).await;
             starting.kill().await;
-            kills += 1;
+            kill_count += 1;
         }
-        let serving = begin(&file, &[]).await.serving();
-        let mut hand = Hand::new(5, &world, dice.fork(), &serving);
-        inspect(&mut hand).await;
-        let hands = CLIENTS.map(|number| Hand::new(number, &world, dice.fork(), &serving));
-        let mut running: JoinSet<()> = hands.into_iter().map(Hand::run).collect();
-        let enough = *world.answers.borrow() + dice.within(5..300);
-        let mut news = world.answers.subscribe();
+        let server = start(&file, &[]).await.expect_serving();
+        let mut client = CrashTestClient::new(5, &state, rng.fork(), &server);
+        check_after_start(&mut client).await;
+        let clients = CLIENT_NUMBERS.map(|number| CrashTestClient::new(number, &state, rng.fork(), &server));
+        let mut tasks: JoinSet<()> = clients.into_iter().map(CrashTestClient::run).collect();
+        let target = *state.response_count.borrow() + rng.random_range(5..300);
+        let mut responses = state.response_count.subscribe();
         tokio::select! {
-            _ = news.wait_for(|answers| enough <= *answers) => {}
-            Some(ended) = running.join_next() => {
-                ended.unwrap();
-                panic!("a client had no answer in round {round}: {:?}", serving.said());
+            _ = responses.wait_for(|count| target <= *count) => {}
+            Some(result) = tasks.join_next() => {
+                result.unwrap();
+                panic!("a client had no answer in round {round}: {:?}", server.log_lines());
             }
         }
-        if dice.once_in(8) {
-            let ended = serving.stop().await;
-            assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+        if rng.one_in(8) {
+            let exit = server.stop().await;
+            assert_eq!(exit.status.code(), Some(0), "{exit:?}");
         } else {
-            serving.kill().await;
-            kills += 1;
+            server.kill().await;
+            kill_count += 1;
         }
-        while let Some(ended) = running.join_next().await {
-            ended.unwrap();
+        while let Some(result) = tasks.join_next().await {
+            result.unwrap();
         }
-        answers = *world.answers.borrow();
+        response_count = *state.response_count.borrow();
     }
-    let serving = begin(&file, &[]).await.serving();
-    let mut hand = Hand::new(5, &world, dice.fork(), &serving);
-    inspect(&mut hand).await;
-    let operations = hand.list().await.unwrap().len();
-    serving.kill().await;
-    check_grace(&file).await;
+    let server = start(&file, &[]).await.expect_serving();
+    let mut client = CrashTestClient::new(5, &state, rng.fork(), &server);
+    check_after_start(&mut client).await;
+    let operations = client.list().await.unwrap().len();
+    server.kill().await;
+    check_lease_extension(&file).await;
     check_integrity(&file);
-    eprintln!("{kills} kills, {answers} answers, {operations} operations at the end");
+    eprintln!("{kill_count} kills, {response_count} answers, {operations} operations at the end");
 }
 
 /// After a start: what is there is what must be there, and goes on.
-async fn inspect(hand: &mut Hand) {
-    let all = hand.list().await.unwrap();
-    let world = hand.world.clone();
-    let there: BTreeMap<String, Operation> = all
+async fn check_after_start(client: &mut CrashTestClient) {
+    let listed = client.list().await.unwrap();
+    let state = client.state.clone();
+    let existing: BTreeMap<String, Operation> = listed
         .iter()
         .map(|operation| (operation.name.clone(), operation.clone()))
         .collect();
-    assert_eq!(there.len(), all.len(), "each is listed once");
-    world.ledger.lock().settle(&there);
-    check_ages(&world, &all);
-    check_gets(hand, &there).await;
-    check_requests(hand, &there).await;
-    let held: Vec<Held> = world.held.lock().clone();
-    for held in &held {
-        let kind = hand.sign(held).await;
+    assert_eq!(existing.len(), listed.len(), "each is listed once");
+    state.expected.lock().reconcile(&existing);
+    check_list_order(&state, &listed);
+    check_gets(client, &existing).await;
+    check_repeated_requests(client, &existing).await;
+    let leases: Vec<WorkerLease> = state.leases.lock().clone();
+    for lease in &leases {
+        let kind = client.heartbeat(lease).await;
         let is_held = matches!(
             kind,
             Kind::Continue | Kind::CancelRequested | Kind::OperationDeleted
         );
-        assert!(is_held, "{kind:?} for {held:?}");
+        assert!(is_held, "{kind:?} for {lease:?}");
     }
-    end_again(hand).await;
-    create_again(hand, &there).await;
-    check_order(hand).await;
+    retry_finishes(client).await;
+    retry_creates(client, &existing).await;
+    check_lease_order(client).await;
 }
 
 /// Who was created later is listed earlier.
-fn check_ages(world: &World, all: &[Operation]) {
-    let place = |(place, operation): (usize, &Operation)| (operation.name.clone(), place);
-    let places: BTreeMap<_, _> = all.iter().enumerate().map(place).collect();
-    for names in world.ages.lock().values() {
-        let places: Vec<_> = names.iter().filter_map(|name| places.get(name)).collect();
+fn check_list_order(state: &CrashTestState, operations: &[Operation]) {
+    let position_of = |(position, operation): (usize, &Operation)| (operation.name.clone(), position);
+    let positions: BTreeMap<_, _> = operations.iter().enumerate().map(position_of).collect();
+    for names in state.creation_order.lock().values() {
+        let positions: Vec<_> = names.iter().filter_map(|name| positions.get(name)).collect();
         assert!(
-            places.is_sorted_by(|older, newer| newer < older),
+            positions.is_sorted_by(|older, newer| newer < older),
             "{names:?}"
         );
     }
 }
 
-async fn check_gets(hand: &mut Hand, there: &BTreeMap<String, Operation>) {
-    let known = hand.world.ledger.lock().all();
-    let names: Vec<&String> = known.keys().collect();
+async fn check_gets(client: &mut CrashTestClient, existing: &BTreeMap<String, Operation>) {
+    let known_states = client.state.expected.lock().known_operations();
+    let names: Vec<&String> = known_states.keys().collect();
     for _ in 0..40 {
-        let Some(name) = hand.dice.one_of(&names) else {
+        let Some(name) = client.rng.choose(&names) else {
             return;
         };
-        let answer = hand.client.get_operation(get(name)).await;
-        match (answer.map_err(Fail::from), there.get(*name)) {
-            (Ok(answer), Some(operation)) => assert_eq!(answer.get_ref(), operation),
-            (Err(Fail::Refused(Code::NotFound, _)), None) => {}
-            (answer, listed) => panic!("{name}: {answer:?}, but listed: {listed:?}"),
+        let result = client.client.get_operation(get_request(name)).await;
+        match (result.map_err(RpcError::from), existing.get(*name)) {
+            (Ok(response), Some(operation)) => assert_eq!(response.get_ref(), operation),
+            (Err(RpcError::Rejected(Code::NotFound, _)), None) => {}
+            (result, listed) => panic!("{name}: {result:?}, but listed: {listed:?}"),
         }
     }
 }
 
 /// The same request again gets the same operation.
-async fn check_requests(hand: &mut Hand, there: &BTreeMap<String, Operation>) {
-    let mut requests = hand.world.requests.lock().clone();
-    requests.retain(|requested| there.contains_key(&requested.name));
+async fn check_repeated_requests(client: &mut CrashTestClient, existing: &BTreeMap<String, Operation>) {
+    let mut requests = client.state.created_requests.lock().clone();
+    requests.retain(|requested| existing.contains_key(&requested.name));
     for _ in 0..20 {
-        let Some(Requested {
+        let Some(CreatedRequest {
             request,
             name,
-            token,
-        }) = hand.dice.one_of(&requests).cloned()
+            lease_token: token,
+        }) = client.rng.choose(&requests).cloned()
         else {
             return;
         };
-        let again = hand.worker.create_operation(request).await.unwrap();
-        let again = again.into_inner();
-        assert!(again.reused, "{name}");
-        assert_eq!(again.operation.as_ref(), Some(&there[&name]));
-        if let (Some(lease), Some(token)) = (again.lease, token) {
+        let repeated = client.worker_client.create_operation(request).await.unwrap();
+        let repeated = repeated.into_inner();
+        assert!(repeated.reused, "{name}");
+        assert_eq!(repeated.operation.as_ref(), Some(&existing[&name]));
+        if let (Some(lease), Some(token)) = (repeated.lease, token) {
             assert_eq!(lease.lease_token, token, "{name}");
         }
     }
 }
 
 /// An end whose answer was lost can be told again.
-async fn end_again(hand: &mut Hand) {
-    let ends = std::mem::take(&mut *hand.world.ends.lock());
-    for (request, effect) in ends {
-        let world = hand.world.clone();
-        let before = world.known(&request.name);
-        let answer = hand.worker.finish_operation(request.clone());
-        match world.call(&request.name, effect.clone(), answer).await {
-            Ok(operation) if !before.gone => world.saw(&before, &operation),
+async fn retry_finishes(client: &mut CrashTestClient) {
+    let finishes = std::mem::take(&mut *client.state.unanswered_finishes.lock());
+    for (request, effect) in finishes {
+        let state = client.state.clone();
+        let before = state.known_state(&request.name);
+        let response = client.worker_client.finish_operation(request.clone());
+        match state.call(&request.name, effect.clone(), response).await {
+            Ok(operation) if !before.is_deleted => state.observe(&before, &operation),
             Ok(_) => {}
-            Err(Fail::Refused(Code::NotFound, _)) if before.gone => {}
+            Err(RpcError::Rejected(Code::NotFound, _)) if before.is_deleted => {}
             // It was given back the first time.
-            Err(Fail::Refused(Code::FailedPrecondition, _)) if effect == Effect::Return => {}
+            Err(RpcError::Rejected(Code::FailedPrecondition, _)) if effect == Effect::Requeue => {}
             Err(other) => panic!("{other:?} for {request:?}"),
         }
     }
 }
 
 /// A creation whose answer was lost can be asked for again, if it has an id.
-async fn create_again(hand: &mut Hand, there: &BTreeMap<String, Operation>) {
-    let creations = std::mem::take(&mut *hand.world.creations.lock());
-    for (request, name) in creations {
-        let is_gone = (name.as_ref()).is_some_and(|name| hand.world.known(name).gone);
-        if is_gone || (request.request_id.is_empty() && name.is_none()) {
+async fn retry_creates(client: &mut CrashTestClient, existing: &BTreeMap<String, Operation>) {
+    let creates = std::mem::take(&mut *client.state.unanswered_creates.lock());
+    for (request, name) in creates {
+        let is_deleted = (name.as_ref()).is_some_and(|name| client.state.known_state(name).is_deleted);
+        if is_deleted || (request.request_id.is_empty() && name.is_none()) {
             continue;
         }
-        let key = request.labels[KEY].clone();
-        let before = there.values().find(|one| match &name {
-            Some(name) => one.name == *name,
-            None => is_ours(one) && metadata(one).labels.get(KEY) == Some(&key),
+        let key = request.labels[KEY_LABEL].clone();
+        let before = existing.values().find(|operation| match &name {
+            Some(name) => operation.name == *name,
+            None => has_standard_metadata(operation) && decode_metadata(operation).labels.get(KEY_LABEL) == Some(&key),
         });
-        let answer = hand.ask_again(request.clone(), name.as_deref()).await;
-        match (answer, before) {
+        let result = client.try_create(request.clone(), name.as_deref()).await;
+        match (result, before) {
             (Ok(created), before) => {
                 assert_eq!(created.reused, before.is_some(), "{request:?}");
                 let has_id = !request.request_id.is_empty();
                 assert!(has_id || before.is_none(), "{request:?}");
-                let held = created.lease.map(|lease| Held {
-                    is_own: request.metadata.is_some(),
-                    ..Held::from(lease)
+                let lease = created.lease.map(|lease| WorkerLease {
+                    has_custom_metadata: request.metadata.is_some(),
+                    ..WorkerLease::from(lease)
                 });
-                hand.world.held.lock().extend(held);
+                client.state.leases.lock().extend(lease);
             }
-            (Err(Fail::Refused(Code::AlreadyExists, _)), Some(_)) => {
+            (Err(RpcError::Rejected(Code::AlreadyExists, _)), Some(_)) => {
                 assert_eq!(request.request_id, "");
             }
             (Err(other), _) => panic!("{other:?} for {request:?}"),
@@ -229,72 +229,72 @@ async fn create_again(hand: &mut Hand, there: &BTreeMap<String, Operation>) {
 }
 
 /// What waits in a queue is leased by priority, then age.
-async fn check_order(hand: &mut Hand) {
-    let all = hand.list().await.unwrap();
-    let ours = all.iter().filter(|operation| is_ours(operation));
-    let mut waiting: Vec<_> = ours
-        .map(|operation| (operation, metadata(operation)))
-        .filter(|(_, ours)| ours.state() == State::Pending && ours.queue == ORDER)
+async fn check_lease_order(client: &mut CrashTestClient) {
+    let operations = client.list().await.unwrap();
+    let standard = operations.iter().filter(|operation| has_standard_metadata(operation));
+    let mut pending: Vec<_> = standard
+        .map(|operation| (operation, decode_metadata(operation)))
+        .filter(|(_, metadata)| metadata.state() == State::Pending && metadata.queue == ORDER_QUEUE)
         .collect();
-    waiting.reverse();
-    waiting.sort_by_key(|(_, ours)| -priority(&ours.labels[KEY]));
-    let expected: Vec<_> = waiting.iter().map(|(one, _)| one.name.clone()).collect();
-    let listed: BTreeSet<_> = all.iter().map(|operation| &operation.name).collect();
-    let (mut leased, mut held) = (Vec::new(), Vec::new());
+    pending.reverse();
+    pending.sort_by_key(|(_, metadata)| -priority(&metadata.labels[KEY_LABEL]));
+    let expected: Vec<_> = pending.iter().map(|(operation, _)| operation.name.clone()).collect();
+    let listed: BTreeSet<_> = operations.iter().map(|operation| &operation.name).collect();
+    let (mut leased, mut work) = (Vec::new(), Vec::new());
     loop {
-        let request = look(&[ORDER], "w", 1000);
-        let leases = hand.worker.lease_operations(request).await.unwrap();
+        let request = lease_request(&[ORDER_QUEUE], "w", 1000);
+        let leases = client.worker_client.lease_operations(request).await.unwrap();
         let leases = leases.into_inner().leases;
         if leases.is_empty() {
             break;
         }
-        held.extend(leases.iter().map(|lease| hand.world.check_lease(lease)));
+        work.extend(leases.iter().map(|lease| client.state.check_lease(lease)));
         leased.extend(leases.into_iter().map(|lease| lease.name));
     }
     // Deleted ones are worked on unseen.
     leased.retain(|name| listed.contains(name));
     assert_eq!(leased, expected);
-    for held in held {
-        hand.work(held).await.unwrap();
+    for lease in work {
+        client.work_on_lease(lease).await.unwrap();
     }
 }
 
 /// A lease that was short before the death of the server has its full length
 /// after it.
-async fn check_grace(file: &Path) {
+async fn check_lease_extension(file: &Path) {
     // On a machine that stands still it may be over before the death.
-    while !has_grace(file).await {}
+    while !has_extended_lease(file).await {}
 }
 
 /// Whether the lease was still there when the server died.
-async fn has_grace(file: &Path) -> bool {
-    let serving = begin(file, &[]).await.serving();
+async fn has_extended_lease(file: &Path) -> bool {
+    let server = start(file, &[]).await.expect_serving();
     let request = CreateOperationRequest {
-        lease_duration: seconds(1),
-        ..self_executed("w")
+        lease_duration: proto_seconds(1),
+        ..self_executed_request("w")
     };
-    let created = serving.worker().create_operation(request).await.unwrap();
+    let created = server.worker_client().create_operation(request).await.unwrap();
     let name = created.into_inner().operation.unwrap().name;
-    serving.kill().await;
-    let begun = SystemTime::now();
-    let serving = begin(file, &[]).await.serving();
+    server.kill().await;
+    let killed_at = SystemTime::now();
+    let server = start(file, &[]).await.expect_serving();
     let request = WaitOperationRequest {
         name,
-        timeout: seconds(60),
+        timeout: proto_seconds(60),
     };
-    let done = serving.client().wait_operation(request).await.unwrap();
+    let done = server.client().wait_operation(request).await.unwrap();
     let done = done.into_inner();
-    assert_eq!(reason(&error(&done)), "WORKER_LOST");
-    let end: SystemTime = metadata(&done).end_time.unwrap().try_into().unwrap();
-    serving.kill().await;
-    assert!(end < begun || begun + Duration::from_secs(1) <= end);
-    begun <= end
+    assert_eq!(error_reason(&expect_error(&done)), "WORKER_LOST");
+    let end_time: SystemTime = decode_metadata(&done).end_time.unwrap().try_into().unwrap();
+    server.kill().await;
+    assert!(end_time < killed_at || killed_at + Duration::from_secs(1) <= end_time);
+    killed_at <= end_time
 }
 
 fn check_integrity(file: &Path) {
     let connection = rusqlite::Connection::open(file).unwrap();
-    let found: String = connection
+    let result: String = connection
         .query_row("PRAGMA integrity_check", [], |row| row.get(0))
         .unwrap();
-    assert_eq!(found, "ok");
+    assert_eq!(result, "ok");
 }

@@ -3,83 +3,83 @@
 use std::time::Duration;
 
 use longrunning::{
-    Any, Context, Failure, Limits, NewOperation, Operations, Payload, QueueName, Report, Terms,
+    Any, Context, Failure, Limits, NewOperation, Operations, Payload, QueueName, Report, ExecutionOptions,
     WorkerId, proto::google::rpc::Code,
 };
 use tokio::task::JoinSet;
 
 use crate::support::{
-    error,
-    journal::{Gate, TestJournal},
-    metadata, pending, reason, running, succeeded, text,
+    expect_error,
+    journal::{WriteMode, TestStorage},
+    decode_metadata, create_pending, error_reason, create_running, create_succeeded, string_value,
 };
 
-async fn with(limits: Limits) -> Operations {
-    crate::support::operations()
+async fn start_with_limits(limits: Limits) -> Operations {
+    crate::support::operations_builder()
         .limits(limits)
         .start()
         .await
         .unwrap()
 }
 
-fn queued() -> NewOperation {
+fn new_queued() -> NewOperation {
     NewOperation::queued("q")
 }
 
-async fn refusal(operations: &Operations, new: NewOperation) -> &'static str {
-    let refused = operations.create(new).await.unwrap_err();
-    assert_eq!(refused.code(), Code::ResourceExhausted);
-    refused.reason()
+async fn create_error_reason(operations: &Operations, new: NewOperation) -> &'static str {
+    let error = operations.create(new).await.unwrap_err();
+    assert_eq!(error.code(), Code::ResourceExhausted);
+    error.reason()
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn a_store_holds_so_many_operations_and_a_deleted_one_makes_room() {
-    let operations = with(Limits {
+async fn max_operations_is_enforced_until_operations_are_removed() {
+    let operations = start_with_limits(Limits {
         max_operations: 3,
         ..Limits::default()
     })
     .await;
-    let waits = pending(&operations).await;
-    let (runs, token) = running(&operations).await;
-    let done = succeeded(&operations).await;
-    assert_eq!(refusal(&operations, queued()).await, "STORE_FULL");
-    operations.delete(&done).await.unwrap();
-    pending(&operations).await;
-    assert_eq!(refusal(&operations, queued()).await, "STORE_FULL");
+    let pending_name = create_pending(&operations).await;
+    let (running_name, token) = create_running(&operations).await;
+    let done_name = create_succeeded(&operations).await;
+    assert_eq!(create_error_reason(&operations, new_queued()).await, "STORE_FULL");
+    operations.delete(&done_name).await.unwrap();
+    create_pending(&operations).await;
+    assert_eq!(create_error_reason(&operations, new_queued()).await, "STORE_FULL");
     // What was deleted and goes on still takes its place, until it ends.
-    operations.delete(&runs).await.unwrap();
-    assert_eq!(refusal(&operations, queued()).await, "STORE_FULL");
-    operations.succeed(&runs, token, text("")).await.unwrap();
-    pending(&operations).await;
-    operations.cancel(&waits).await.unwrap();
-    assert_eq!(refusal(&operations, queued()).await, "STORE_FULL");
+    operations.delete(&running_name).await.unwrap();
+    assert_eq!(create_error_reason(&operations, new_queued()).await, "STORE_FULL");
+    operations.succeed(&running_name, token, string_value("")).await.unwrap();
+    create_pending(&operations).await;
+    operations.cancel(&pending_name).await.unwrap();
+    assert_eq!(create_error_reason(&operations, new_queued()).await, "STORE_FULL");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_expired_operation_makes_room() {
-    let operations = with(Limits {
+async fn expired_operation_frees_store_capacity() {
+    let operations = start_with_limits(Limits {
         max_operations: 1,
         ..Limits::default()
     })
     .await;
     let new = || NewOperation::self_executed("w").retention(Duration::from_secs(10));
-    let (name, token) = crate::support::hold(&operations, new()).await;
-    operations.succeed(&name, token, text("")).await.unwrap();
-    assert_eq!(refusal(&operations, new()).await, "STORE_FULL");
+    let (name, token) = crate::support::create_leased(&operations, new()).await;
+    operations.succeed(&name, token, string_value("")).await.unwrap();
+    assert_eq!(create_error_reason(&operations, new()).await, "STORE_FULL");
     tokio::time::sleep(Duration::from_secs(11)).await;
     operations.create(new()).await.unwrap();
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn a_store_holds_so_many_bytes() {
-    let operations = with(Limits {
-        max_bytes: 100_000,
+async fn max_total_bytes_is_enforced_and_cancel_frees_input() {
+    let operations = start_with_limits(Limits {
+        max_total_bytes: 100_000,
         ..Limits::default()
     })
     .await;
-    let large = || queued().input(text(&"x".repeat(30_000)));
+    let large = || new_queued().input(string_value(&"x".repeat(30_000)));
     let mut names = Vec::new();
     for _ in 0..3 {
         names.push(
@@ -88,12 +88,12 @@ async fn a_store_holds_so_many_bytes() {
                 .await
                 .unwrap()
                 .operation
-                .owned_name(),
+                .name_owned(),
         );
     }
-    assert_eq!(refusal(&operations, large()).await, "STORE_FULL");
+    assert_eq!(create_error_reason(&operations, large()).await, "STORE_FULL");
     operations
-        .create(queued())
+        .create(new_queued())
         .await
         .expect("a small one still fits");
     operations.cancel(&names[0]).await.unwrap();
@@ -105,13 +105,13 @@ async fn a_store_holds_so_many_bytes() {
 
 /// How many of these creations come through, if the journal keeps none of them
 /// before all have begun.
-async fn made_at_once(limits: Limits, creations: impl Iterator<Item = NewOperation>) -> usize {
-    let journal = TestJournal::new();
-    let builder = crate::support::operations()
+async fn count_concurrent_creates(limits: Limits, creations: impl Iterator<Item = NewOperation>) -> usize {
+    let storage = TestStorage::new();
+    let builder = crate::support::operations_builder()
         .limits(limits)
-        .journal(journal.clone());
+        .storage(storage.clone());
     let operations = builder.start().await.unwrap();
-    journal.set(Gate::Shut);
+    storage.set_write_mode(WriteMode::Hold);
     let mut creators = JoinSet::new();
     for new in creations {
         let operations = operations.clone();
@@ -120,81 +120,81 @@ async fn made_at_once(limits: Limits, creations: impl Iterator<Item = NewOperati
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
-    journal.set(Gate::Open);
-    let made = creators.join_all().await;
-    made.into_iter().filter(|made| *made).count()
+    storage.set_write_mode(WriteMode::Succeed);
+    let results = creators.join_all().await;
+    results.into_iter().filter(|is_created| *is_created).count()
 }
 
 // BEHAVIOUR §9: also if the journal takes its time.
 #[tokio::test]
-async fn creations_under_way_cannot_overrun_the_limits_together() {
+async fn concurrent_creates_never_exceed_count_limits() {
     let limits = Limits {
         max_operations: 3,
         ..Limits::default()
     };
-    assert_eq!(made_at_once(limits, (0..20).map(|_| queued())).await, 3);
+    assert_eq!(count_concurrent_creates(limits, (0..20).map(|_| new_queued())).await, 3);
     let limits = Limits {
-        max_queue: 2,
+        max_queue_length: 2,
         ..Limits::default()
     };
-    assert_eq!(made_at_once(limits, (0..20).map(|_| queued())).await, 2);
+    assert_eq!(count_concurrent_creates(limits, (0..20).map(|_| new_queued())).await, 2);
 }
 
 // BEHAVIOUR §9: also if the journal takes its time.
 #[tokio::test]
-async fn creations_under_way_cannot_overrun_the_bytes_together() {
+async fn concurrent_creates_never_exceed_byte_limit() {
     let limits = Limits {
-        max_bytes: 100_000,
+        max_total_bytes: 100_000,
         ..Limits::default()
     };
-    let large = || queued().input(text(&"x".repeat(30_000)));
-    assert_eq!(made_at_once(limits, (0..20).map(|_| large())).await, 3);
+    let large = || new_queued().input(string_value(&"x".repeat(30_000)));
+    assert_eq!(count_concurrent_creates(limits, (0..20).map(|_| large())).await, 3);
 }
 
 // BEHAVIOUR §9
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn creators_that_race_for_the_last_places_get_exactly_those() {
-    let operations = with(Limits {
+async fn racing_creates_fill_store_exactly_to_its_limit() {
+    let operations = start_with_limits(Limits {
         max_operations: 100,
-        max_queue: 60,
+        max_queue_length: 60,
         ..Limits::default()
     })
     .await;
-    let mut racers = JoinSet::new();
+    let mut creates = JoinSet::new();
     for n in 0..400 {
         let operations = operations.clone();
         let queue = ["a", "b"][n % 2];
-        racers.spawn(async move { operations.create(NewOperation::queued(queue)).await.is_ok() });
+        creates.spawn(async move { operations.create(NewOperation::queued(queue)).await.is_ok() });
     }
-    let made = racers
+    let created_count = creates
         .join_all()
         .await
         .into_iter()
-        .filter(|made| *made)
+        .filter(|is_created| *is_created)
         .count();
-    assert_eq!(made, 100);
+    assert_eq!(created_count, 100);
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn a_queue_holds_so_many_that_wait_and_a_claim_makes_room() {
-    let operations = with(Limits {
-        max_queue: 2,
+async fn max_queue_length_counts_pending_and_lease_frees_slot() {
+    let operations = start_with_limits(Limits {
+        max_queue_length: 2,
         ..Limits::default()
     })
     .await;
     let first = operations
-        .create(queued())
+        .create(new_queued())
         .await
         .unwrap()
         .operation
-        .owned_name();
+        .name_owned();
     let far = std::time::SystemTime::now() + Duration::from_secs(3600);
     operations
-        .create(queued().not_before(far))
+        .create(new_queued().not_before(far))
         .await
         .expect("it waits as well");
-    assert_eq!(refusal(&operations, queued()).await, "QUEUE_FULL");
+    assert_eq!(create_error_reason(&operations, new_queued()).await, "QUEUE_FULL");
     operations
         .create(NewOperation::queued("other"))
         .await
@@ -212,40 +212,40 @@ async fn a_queue_holds_so_many_that_wait_and_a_claim_makes_room() {
         .unwrap()
         .token;
     let third = operations
-        .create(queued())
+        .create(new_queued())
         .await
         .unwrap()
         .operation
-        .owned_name();
-    assert_eq!(refusal(&operations, queued()).await, "QUEUE_FULL");
+        .name_owned();
+    assert_eq!(create_error_reason(&operations, new_queued()).await, "QUEUE_FULL");
     // What comes back needs no leave, but takes its place.
     operations.release(&first, token).await.unwrap();
     operations.cancel(&third).await.unwrap();
-    assert_eq!(refusal(&operations, queued()).await, "QUEUE_FULL");
+    assert_eq!(create_error_reason(&operations, new_queued()).await, "QUEUE_FULL");
     operations.cancel(&first).await.unwrap();
-    operations.create(queued()).await.unwrap();
+    operations.create(new_queued()).await.unwrap();
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn one_operation_is_only_so_large_and_what_is_too_large_changes_nothing() {
-    let operations = with(Limits {
+async fn operation_over_max_operation_bytes_is_rejected_unchanged() {
+    let operations = start_with_limits(Limits {
         max_operation_bytes: 10_000,
         ..Limits::default()
     })
     .await;
-    let large = text(&"x".repeat(10_000));
+    let large = string_value(&"x".repeat(10_000));
     for new in [
-        queued().input(large.clone()),
-        queued().metadata(large.clone()),
+        new_queued().input(large.clone()),
+        new_queued().metadata(large.clone()),
     ] {
-        assert_eq!(refusal(&operations, new).await, "TOO_LARGE");
+        assert_eq!(create_error_reason(&operations, new).await, "TOO_LARGE");
     }
-    let (name, token) = running(&operations).await;
-    let before = operations.get(&name).unwrap();
+    let (name, token) = create_running(&operations).await;
+    let before = operations.get_cached(&name).unwrap();
     let payload = Payload::new(large.clone()).unwrap();
     let failure = Failure::new(Code::Internal, "x".repeat(10_000));
-    let refused = [
+    let results = [
         operations.succeed(&name, token, large.clone()).await,
         operations.fail(&name, token, failure.clone()).await,
         operations
@@ -269,48 +269,48 @@ async fn one_operation_is_only_so_large_and_what_is_too_large_changes_nothing() 
             )
             .await,
     ];
-    for refused in refused {
-        let refused = refused.unwrap_err();
+    for result in results {
+        let error = result.unwrap_err();
         assert_eq!(
-            (refused.code(), refused.reason()),
+            (error.code(), error.reason()),
             (Code::ResourceExhausted, "TOO_LARGE")
         );
-        assert_eq!(refused.retry_after(), None, "trying again cannot help");
+        assert_eq!(error.retry_after(), None, "trying again cannot help");
     }
-    assert_eq!(operations.get(&name).unwrap().revision(), before.revision());
+    assert_eq!(operations.get_cached(&name).unwrap().revision(), before.revision());
     operations
-        .succeed(&name, token, text("small"))
+        .succeed(&name, token, string_value("small"))
         .await
         .unwrap();
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn a_handler_whose_result_is_too_large_fails_with_that_reason() {
-    let large = |_: Context| async { Ok::<Any, Failure>(text(&"x".repeat(10_000))) };
+async fn oversized_handler_result_fails_with_too_large() {
+    let large = |_: Context| async { Ok::<Any, Failure>(string_value(&"x".repeat(10_000))) };
     let limits = Limits {
         max_operation_bytes: 5_000,
         ..Limits::default()
     };
-    let operations = crate::support::operations()
+    let operations = crate::support::operations_builder()
         .limits(limits)
-        .defaults(Terms::default())
+        .default_options(ExecutionOptions::default())
         .handler("q", 1, large)
         .start()
         .await
         .unwrap();
     let name = operations
-        .create(queued())
+        .create(new_queued())
         .await
         .unwrap()
         .operation
-        .owned_name();
+        .name_owned();
     let done = operations
         .wait(&name, Duration::from_secs(60))
         .await
         .unwrap()
         .to_proto();
-    let error = error(&done);
-    assert_eq!((error.code, reason(&error).as_str()), (8, "TOO_LARGE"));
-    assert!(metadata(&done).end_time.is_some());
+    let error = expect_error(&done);
+    assert_eq!((error.code, error_reason(&error).as_str()), (8, "TOO_LARGE"));
+    assert!(decode_metadata(&done).end_time.is_some());
 }

@@ -4,7 +4,7 @@ use longrunning::{NewOperation, proto::google::longrunning::ListOperationsReques
 use tonic::Code;
 
 use crate::support::{
-    Client, Server, get, hold, own_metadata, pending, problem::problem, running, succeeded, text,
+    GrpcClient, GrpcTestServer, get_request, create_leased, custom_metadata, create_pending, problem::expect_status_error, create_running, create_succeeded, string_value,
 };
 
 const PARENTS: [&str; 7] = [
@@ -18,8 +18,8 @@ const PARENTS: [&str; 7] = [
 ];
 
 /// A server with one operation, `x`, under each parent.
-async fn peopled() -> Server {
-    let server = Server::start().await;
+async fn server_with_operation_per_parent() -> GrpcTestServer {
+    let server = GrpcTestServer::start().await;
     for parent in PARENTS {
         let new = NewOperation::queued("q").parent(parent).id("x");
         server.operations.create(new).await.unwrap();
@@ -27,15 +27,15 @@ async fn peopled() -> Server {
     server
 }
 
-fn of(name: &str) -> ListOperationsRequest {
+fn list_request(name: &str) -> ListOperationsRequest {
     ListOperationsRequest {
         name: name.into(),
         ..Default::default()
     }
 }
 
-async fn names(client: &mut Client, name: &str) -> Vec<String> {
-    let list = client.list_operations(of(name)).await.unwrap().into_inner();
+async fn listed_names(client: &mut GrpcClient, name: &str) -> Vec<String> {
+    let list = client.list_operations(list_request(name)).await.unwrap().into_inner();
     assert!(list.next_page_token.is_empty());
     assert!(list.unreachable.is_empty());
     list.operations
@@ -46,8 +46,8 @@ async fn names(client: &mut Client, name: &str) -> Vec<String> {
 
 // LIST-9, LIST-10
 #[tokio::test]
-async fn every_form_of_a_scope_lists_whole_segments_and_no_deeper_parents() {
-    let server = peopled().await;
+async fn list_parent_matches_whole_segments_and_not_deeper_parents() {
+    let server = server_with_operation_per_parent().await;
     let mut client = server.client().await;
     let everything: Vec<_> = PARENTS.iter().rev().copied().collect();
     let table: [(&str, &[&str]); 16] = [
@@ -92,14 +92,14 @@ async fn every_form_of_a_scope_lists_whole_segments_and_no_deeper_parents() {
                 parent => format!("{parent}/operations/x"),
             })
             .collect();
-        assert_eq!(names(&mut client, scope).await, expected, "{scope:?}");
+        assert_eq!(listed_names(&mut client, scope).await, expected, "{scope:?}");
     }
 }
 
 // LIST-9
 #[tokio::test]
-async fn a_scope_that_is_no_parent_is_an_invalid_name() {
-    let server = peopled().await;
+async fn list_of_invalid_parent_is_invalid_name() {
+    let server = server_with_operation_per_parent().await;
     let mut client = server.client().await;
     for scope in [
         "/",
@@ -115,41 +115,41 @@ async fn a_scope_that_is_no_parent_is_an_invalid_name() {
         "projects/é",
         "operations/operations/",
     ] {
-        let problem = problem(client.list_operations(of(scope)).await);
+        let details = expect_status_error(client.list_operations(list_request(scope)).await);
         assert_eq!(
-            problem.key(),
+            details.code_and_reason(),
             (Code::InvalidArgument, "INVALID_NAME"),
             "{scope:?}"
         );
-        assert_eq!(problem.fields[0].0, "name");
+        assert_eq!(details.field_violations[0].0, "name");
     }
 }
 
 // LIST-14
 #[tokio::test]
-async fn a_list_holds_the_very_operations_that_get_serves_newest_first() {
-    let server = Server::start().await;
+async fn list_returns_same_operations_as_get_newest_first() {
+    let server = GrpcTestServer::start().await;
     let mut expected = vec![
-        pending(&server.operations).await,
-        running(&server.operations).await.0,
-        succeeded(&server.operations).await,
+        create_pending(&server.operations).await,
+        create_running(&server.operations).await.0,
+        create_succeeded(&server.operations).await,
     ];
     let new = NewOperation::self_executed("w")
-        .metadata(own_metadata(1))
+        .metadata(custom_metadata(1))
         .label("a", "b");
-    let (name, token) = hold(&server.operations, new).await;
+    let (name, token) = create_leased(&server.operations, new).await;
     server
         .operations
-        .succeed(&name, token, text("x"))
+        .succeed(&name, token, string_value("x"))
         .await
         .unwrap();
     expected.push(name);
     let mut client = server.client().await;
-    let list = client.list_operations(of("")).await.unwrap().into_inner();
+    let list = client.list_operations(list_request("")).await.unwrap().into_inner();
     assert_eq!(list.operations.len(), expected.len());
     for (operation, name) in list.operations.iter().zip(expected.iter().rev()) {
         let read = client
-            .get_operation(get(name.as_str()))
+            .get_operation(get_request(name.as_str()))
             .await
             .unwrap()
             .into_inner();
@@ -159,49 +159,49 @@ async fn a_list_holds_the_very_operations_that_get_serves_newest_first() {
 
 // LIST-8: a change does not move an operation within its list.
 #[tokio::test]
-async fn the_order_is_that_of_creation_whatever_happens_to_the_operations() {
-    let server = Server::start().await;
-    let (first, token) = running(&server.operations).await;
-    let second = pending(&server.operations).await;
+async fn list_order_is_creation_order_despite_changes() {
+    let server = GrpcTestServer::start().await;
+    let (first, token) = create_running(&server.operations).await;
+    let second = create_pending(&server.operations).await;
     server.operations.cancel(&second).await.unwrap();
     server
         .operations
-        .succeed(&first, token, text(""))
+        .succeed(&first, token, string_value(""))
         .await
         .unwrap();
-    let listed = names(&mut server.client().await, "operations").await;
+    let listed = listed_names(&mut server.client().await, "operations").await;
     assert_eq!(listed, [second.as_str(), first.as_str()]);
 }
 
 // LIST-11: what filters mean is in `filter`.
 #[tokio::test]
-async fn a_filter_that_is_none_is_refused_and_a_blank_one_matches_all() {
-    let server = peopled().await;
+async fn invalid_filter_is_rejected_and_blank_filter_matches_all() {
+    let server = server_with_operation_per_parent().await;
     let mut client = server.client().await;
     for blank in ["", " ", "\n\t "] {
         let request = ListOperationsRequest {
             filter: blank.into(),
-            ..of("")
+            ..list_request("")
         };
         let list = client.list_operations(request).await.unwrap().into_inner();
         assert_eq!(list.operations.len(), PARENTS.len());
     }
     let request = ListOperationsRequest {
         filter: "done = = true".into(),
-        ..of("")
+        ..list_request("")
     };
-    let refused = problem(client.list_operations(request).await);
-    assert_eq!(refused.key(), (Code::InvalidArgument, "INVALID_FILTER"));
+    let refused = expect_status_error(client.list_operations(request).await);
+    assert_eq!(refused.code_and_reason(), (Code::InvalidArgument, "INVALID_FILTER"));
 }
 
 // LIST-12
 #[tokio::test]
-async fn partial_success_is_for_wildcards_and_whole_collections_only() {
-    let server = peopled().await;
+async fn partial_success_is_allowed_only_for_wildcards_and_collections() {
+    let server = server_with_operation_per_parent().await;
     let mut client = server.client().await;
     let partial = |name: &str| ListOperationsRequest {
         return_partial_success: true,
-        ..of(name)
+        ..list_request(name)
     };
     for scope in [
         "",
@@ -221,11 +221,11 @@ async fn partial_success_is_for_wildcards_and_whole_collections_only() {
         );
     }
     for scope in ["projects/p", "projects/p/operations", "projects/unknown"] {
-        let problem = problem(client.list_operations(partial(scope)).await);
+        let details = expect_status_error(client.list_operations(partial(scope)).await);
         assert_eq!(
-            problem.key(),
+            details.code_and_reason(),
             (Code::InvalidArgument, "INVALID_PARTIAL_SUCCESS")
         );
-        assert_eq!(problem.fields[0].0, "return_partial_success");
+        assert_eq!(details.field_violations[0].0, "return_partial_success");
     }
 }

@@ -21,82 +21,82 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 
-use answers::{Answer, Proof, Refused};
-use operation::{At, LEASE};
-use pure::Model;
-use real::Real;
-use steps::{PARENTS, Pick, Spec, Step, Token};
+use answers::{ModelResponse, PresentedToken, ErrorReason};
+use operation::{ReferencePhase, DEFAULT_LEASE_MS};
+use pure::ReferenceModel;
+use real::SystemUnderTest;
+use steps::{PARENTS, OperationChoice, ModelSpec, ModelStep, TokenChoice};
 use witness::Witness;
 
-use crate::support::stores::appends_under_way;
+use crate::support::stores::writes_in_progress;
 
 /// How often the tasks of the server get a turn before they are taken to be
 /// idle. A change takes two or three; time stands still meanwhile.
-const TURNS: usize = 16;
+const IDLE_YIELDS: usize = 16;
 
 /// The two servers, and what is known of both.
-struct Life {
-    model: Model,
-    real: Real,
-    witness: Witness,
+struct ModelTest {
+    model: ReferenceModel,
+    sut: SystemUnderTest,
+    invariants: Witness,
     /// What was asked for, in order.
-    created: Vec<Spec>,
+    specs: Vec<ModelSpec>,
     /// What Get said of each name when it last changed.
-    known: BTreeMap<String, Answer>,
-    finished: Vec<real::Finish>,
+    known_responses: BTreeMap<String, ModelResponse>,
+    finish_calls: Vec<real::FinishCall>,
     /// Whose each lease is, by its number.
-    grants: Vec<String>,
-    begun: Instant,
+    lease_names: Vec<String>,
+    started_at: Instant,
 }
 
 proptest! {
     // BEHAVIOUR §§3–5
     #[test]
-    fn the_service_does_what_the_model_says(steps in steps::steps()) {
+    fn service_matches_reference_model(steps in steps::steps()) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .start_paused(true)
             .build()
             .unwrap();
         runtime.block_on(async {
-            let mut life = Life::begin().await;
-            for (at, step) in steps.0.iter().enumerate() {
-                life.step(step).await.map_err(|why| {
-                    TestCaseError::fail(format!("step {at}, {step:?}: {why}"))
+            let mut test = ModelTest::start().await;
+            for (index, step) in steps.0.iter().enumerate() {
+                test.run_step(step).await.map_err(|message| {
+                    TestCaseError::fail(format!("step {index}, {step:?}: {message}"))
                 })?;
             }
-            life.end().await.map_err(TestCaseError::fail)
+            test.compare_everything().await.map_err(TestCaseError::fail)
         })?;
     }
 }
 
 // === impl Life ===
 
-impl Life {
-    async fn begin() -> Self {
-        let real = Real::open().await;
+impl ModelTest {
+    async fn start() -> Self {
+        let sut = SystemUnderTest::start().await;
         Self {
-            model: Model::new(real.wall),
-            real,
-            witness: Witness::default(),
-            created: Vec::new(),
-            known: BTreeMap::new(),
-            finished: Vec::new(),
-            grants: Vec::new(),
-            begun: Instant::now(),
+            model: ReferenceModel::new(sut.start_wall_ns),
+            sut,
+            invariants: Witness::default(),
+            specs: Vec::new(),
+            known_responses: BTreeMap::new(),
+            finish_calls: Vec::new(),
+            lease_names: Vec::new(),
+            started_at: Instant::now(),
         }
     }
 
     /// Does the same to both, and compares.
-    async fn step(&mut self, step: &Step) -> Result<(), String> {
-        let (expected, found) = self.both(step).await;
-        same(&expected, &found, "the answer")?;
-        self.witness.hear(&found, self.model.now)?;
-        self.learn(&found);
-        settle().await;
+    async fn run_step(&mut self, step: &ModelStep) -> Result<(), String> {
+        let (expected, actual) = self.run_on_both(step).await;
+        check_equal(&expected, &actual, "the answer")?;
+        self.invariants.hear(&actual, self.model.now)?;
+        self.record_leases(&actual);
+        wait_until_idle().await;
         // What a change made due at once happens now.
-        self.model.pass(self.model.now);
-        let now = self.begun.elapsed().as_millis();
+        self.model.advance_to(self.model.now);
+        let now = self.started_at.elapsed().as_millis();
         assert_eq!(
             Ok(now),
             u128::try_from(self.model.now),
@@ -105,235 +105,235 @@ impl Life {
         self.compare().await
     }
 
-    async fn both(&mut self, step: &Step) -> (Answer, Answer) {
+    async fn run_on_both(&mut self, step: &ModelStep) -> (ModelResponse, ModelResponse) {
         match step {
-            Step::Create(wish) => {
-                let spec = Spec {
-                    id: match wish.id_of {
-                        Some(nth) if let Some(earlier) = nth_of(&self.created, nth) => earlier.id,
-                        _ => self.created.len(),
+            ModelStep::Create(template) => {
+                let spec = ModelSpec {
+                    number: match template.reused_id {
+                        Some(nth) if let Some(earlier_spec) = nth_of(&self.specs, nth) => earlier_spec.number,
+                        _ => self.specs.len(),
                     },
-                    not_before: wish.not_before.map(|pause| self.model.now + pause),
-                    ..wish.spec.clone()
+                    not_before: template.not_before.map(|delay| self.model.now + delay),
+                    ..template.spec.clone()
                 };
                 self.create(spec).await
             }
-            Step::CreateAgain {
+            ModelStep::RepeatCreate {
                 nth,
-                altered,
+                is_altered,
                 worker,
-            } => match nth_of(&self.created, *nth) {
+            } => match nth_of(&self.specs, *nth) {
                 Some(spec) => {
-                    let altered = spec.altered || *altered;
-                    let spec = Spec {
-                        altered,
+                    let is_altered = spec.is_altered || *is_altered;
+                    let spec = ModelSpec {
+                        is_altered,
                         worker,
                         ..spec.clone()
                     };
                     self.create(spec).await
                 }
-                None => (Answer::Nothing, Answer::Nothing),
+                None => (ModelResponse::Empty, ModelResponse::Empty),
             },
-            Step::Lease { queues, most } => {
-                let expected = self.model.lease(queues, usize::try_from(*most).unwrap());
-                let found = self.real.lease(queues, *most).await;
-                (Answer::Leases(expected), found)
+            ModelStep::Lease { queues, max_leases } => {
+                let expected = self.model.lease(queues, usize::try_from(*max_leases).unwrap());
+                let actual = self.sut.lease(queues, *max_leases).await;
+                (ModelResponse::Leases(expected), actual)
             }
-            Step::Heartbeat(reports) => {
+            ModelStep::Heartbeat(reports) => {
                 let reports: Vec<_> = (reports.iter())
-                    .map(|(pick, token, report)| {
-                        let name = self.pick(*pick);
-                        let proof = self.proof(&name, *token);
-                        (name, proof, report.clone())
+                    .map(|(choice, token_choice, report)| {
+                        let name = self.choose_name(*choice);
+                        let token = self.present_token(&name, *token_choice);
+                        (name, token, report.clone())
                     })
                     .collect();
                 let expected = reports
                     .iter()
-                    .map(|(name, proof, report)| self.model.renew(name, *proof, report));
-                let (directives, lengths): (_, Vec<_>) = expected.unzip();
-                let shortest = lengths.into_iter().flatten().min();
-                let expected = Answer::Directives {
+                    .map(|(name, token, report)| self.model.heartbeat(name, *token, report));
+                let (directives, lease_durations): (_, Vec<_>) = expected.unzip();
+                let shortest_lease = lease_durations.into_iter().flatten().min();
+                let expected = ModelResponse::Directives {
                     directives,
-                    next: shortest.unwrap_or(LEASE) * 1_000_000 / 3,
+                    heartbeat_interval_ns: shortest_lease.unwrap_or(DEFAULT_LEASE_MS) * 1_000_000 / 3,
                 };
-                (expected, self.real.heartbeat(&reports).await)
+                (expected, self.sut.heartbeat(&reports).await)
             }
-            Step::Finish {
-                pick,
-                token,
-                end,
+            ModelStep::Finish {
+                operation: choice,
+                token: token_choice,
+                finish,
                 metadata,
             } => {
-                let name = self.pick(*pick);
-                let finish = real::Finish {
-                    proof: self.proof(&name, *token),
+                let name = self.choose_name(*choice);
+                let finish = real::FinishCall {
+                    token: self.present_token(&name, *token_choice),
                     name,
-                    end: *end,
+                    finish: *finish,
                     metadata: *metadata,
                 };
-                self.finished.push(finish.clone());
+                self.finish_calls.push(finish.clone());
                 self.finish(&finish).await
             }
-            Step::FinishAgain(nth) => match nth_of(&self.finished, *nth).cloned() {
+            ModelStep::RepeatFinish(nth) => match nth_of(&self.finish_calls, *nth).cloned() {
                 Some(finish) => self.finish(&finish).await,
-                None => (Answer::Nothing, Answer::Nothing),
+                None => (ModelResponse::Empty, ModelResponse::Empty),
             },
-            Step::Cancel(pick) => {
-                let name = self.pick(*pick);
-                let expected = answer(self.model.cancel(&name));
-                (expected, self.real.cancel(&name).await)
+            ModelStep::Cancel(choice) => {
+                let name = self.choose_name(*choice);
+                let expected = into_response(self.model.cancel(&name));
+                (expected, self.sut.cancel(&name).await)
             }
-            Step::Delete(pick) => {
-                let name = self.pick(*pick);
-                let expected = answer(self.model.delete(&name));
-                (expected, self.real.delete(&name).await)
+            ModelStep::Delete(choice) => {
+                let name = self.choose_name(*choice);
+                let expected = into_response(self.model.delete(&name));
+                (expected, self.sut.delete(&name).await)
             }
-            Step::Wait(pick) => {
-                let name = self.pick(*pick);
-                (answer(self.model.get(&name)), self.real.wait(&name).await)
+            ModelStep::Wait(choice) => {
+                let name = self.choose_name(*choice);
+                (into_response(self.model.get(&name)), self.sut.wait(&name).await)
             }
-            Step::Jump(millis) => {
-                self.jump(self.model.now + millis).await;
-                (Answer::Nothing, Answer::Nothing)
+            ModelStep::Advance(millis) => {
+                self.advance_to(self.model.now + millis).await;
+                (ModelResponse::Empty, ModelResponse::Empty)
             }
-            Step::JumpToDeadline { nth, offset } => {
+            ModelStep::AdvanceToDeadline { nth, offset } => {
                 let now = self.model.now;
                 let living = self.model.operations.values();
-                let mut due: Vec<_> = living.filter_map(|one| one.due(now)).collect();
-                due.sort_unstable();
-                if let Some(due) = nth_of(&due, *nth) {
-                    self.jump((due + offset).max(now)).await;
+                let mut deadlines: Vec<_> = living.filter_map(|operation| operation.next_deadline(now)).collect();
+                deadlines.sort_unstable();
+                if let Some(deadline) = nth_of(&deadlines, *nth) {
+                    self.advance_to((deadline + offset).max(now)).await;
                 }
-                (Answer::Nothing, Answer::Nothing)
+                (ModelResponse::Empty, ModelResponse::Empty)
             }
         }
     }
 
-    async fn create(&mut self, spec: Spec) -> (Answer, Answer) {
-        let expected = answer(self.model.create(&spec));
-        let found = self.real.create(&spec).await;
-        self.known.insert(spec.name(), Answer::Nothing);
-        self.created.push(spec);
-        (expected, found)
+    async fn create(&mut self, spec: ModelSpec) -> (ModelResponse, ModelResponse) {
+        let expected = into_response(self.model.create(&spec));
+        let actual = self.sut.create(&spec).await;
+        self.known_responses.insert(spec.name(), ModelResponse::Empty);
+        self.specs.push(spec);
+        (expected, actual)
     }
 
-    async fn finish(&mut self, finish: &real::Finish) -> (Answer, Answer) {
-        let real::Finish {
+    async fn finish(&mut self, finish: &real::FinishCall) -> (ModelResponse, ModelResponse) {
+        let real::FinishCall {
             name,
-            proof,
-            end,
+            token,
+            finish: outcome,
             metadata,
         } = finish;
-        let expected = answer(self.model.finish(name, *proof, *end, *metadata));
-        (expected, self.real.finish(finish).await)
+        let expected = into_response(self.model.finish(name, *token, *outcome, *metadata));
+        (expected, self.sut.finish(finish).await)
     }
 
     /// Lets time pass. The runtime moves it on, from timer to timer, only when
     /// every task is idle, so that everything happens at its time.
-    async fn jump(&mut self, then: i64) {
-        let millis = u64::try_from(then - self.model.now).unwrap();
+    async fn advance_to(&mut self, target: i64) {
+        let millis = u64::try_from(target - self.model.now).unwrap();
         sleep(Duration::from_millis(millis)).await;
-        self.model.pass(then);
+        self.model.advance_to(target);
     }
 
     /// Compares what clients see.
     async fn compare(&mut self) -> Result<(), String> {
         for parent in PARENTS {
-            let found = self.real.list(parent).await;
-            same(&self.model.list(parent), &found, "the list")?;
-            self.witness.see(&found)?;
+            let actual = self.sut.list(parent).await;
+            check_equal(&self.model.list(parent), &actual, "the list")?;
+            self.invariants.see(&actual)?;
         }
         // What did not change is in the list, and is asked for at the end.
-        for (name, known) in &mut self.known {
-            let expected = answer(self.model.get(name));
-            if *known != expected {
-                same(&expected, &self.real.get(name).await, "what Get says")?;
-                *known = expected;
+        for (name, known_response) in &mut self.known_responses {
+            let expected = into_response(self.model.get(name));
+            if *known_response != expected {
+                check_equal(&expected, &self.sut.get(name).await, "what Get says")?;
+                *known_response = expected;
             }
         }
         Ok(())
     }
 
     /// Asks for everything once more, what is gone included.
-    async fn end(&mut self) -> Result<(), String> {
-        for known in self.known.values_mut() {
-            *known = Answer::Nothing;
+    async fn compare_everything(&mut self) -> Result<(), String> {
+        for known_response in self.known_responses.values_mut() {
+            *known_response = ModelResponse::Empty;
         }
         self.compare().await
     }
 
     /// Remembers whose the leases are that were handed out.
-    fn learn(&mut self, found: &Answer) {
-        let leases = match found {
-            Answer::Leases(leases) => leases.as_slice(),
-            Answer::Created {
+    fn record_leases(&mut self, response: &ModelResponse) {
+        let leases = match response {
+            ModelResponse::Leases(leases) => leases.as_slice(),
+            ModelResponse::Created {
                 lease: Some(lease),
-                reused: false,
+                already_existed: false,
                 ..
             } => std::slice::from_ref(lease),
             _ => &[],
         };
-        self.grants
+        self.lease_names
             .extend(leases.iter().map(|lease| lease.name.clone()));
     }
 
-    fn pick(&self, pick: Pick) -> String {
-        let (Pick::Held(nth) | Pick::Any(nth)) = pick;
+    fn choose_name(&self, choice: OperationChoice) -> String {
+        let (OperationChoice::Running(nth) | OperationChoice::Any(nth)) = choice;
         let living = self.model.operations.values();
-        let held = living.filter(|one| matches!(one.at, At::Held { .. }));
-        let held: Vec<_> = held.map(|one| one.spec.name()).collect();
-        match (pick, nth_of(&held, nth), nth_of(&self.created, nth)) {
-            (Pick::Held(_), Some(name), _) => name.clone(),
+        let running = living.filter(|operation| matches!(operation.phase, ReferencePhase::Running { .. }));
+        let names: Vec<_> = running.map(|operation| operation.spec.name()).collect();
+        match (choice, nth_of(&names, nth), nth_of(&self.specs, nth)) {
+            (OperationChoice::Running(_), Some(name), _) => name.clone(),
             (_, _, Some(spec)) => spec.name(),
             (_, _, None) => "operations/never-was".to_owned(),
         }
     }
 
-    fn proof(&self, name: &str, token: Token) -> Proof {
-        let grants = |own: bool| -> Vec<usize> {
-            let all = self.grants.iter().enumerate();
-            let some = all.filter(|(_, of)| (*of == name) == own);
-            some.map(|(grant, _)| grant).collect()
+    fn present_token(&self, name: &str, choice: TokenChoice) -> PresentedToken {
+        let lease_ids = |is_own: bool| -> Vec<usize> {
+            let lease_names = self.lease_names.iter().enumerate();
+            let matching = lease_names.filter(|(_, owner)| (*owner == name) == is_own);
+            matching.map(|(lease_id, _)| lease_id).collect()
         };
-        let found = match token {
-            Token::Latest => grants(true).last().copied(),
-            Token::Stale(nth) => nth_of(&grants(true), nth).copied(),
-            Token::Foreign(nth) => nth_of(&grants(false), nth).copied(),
-            Token::Short => return Proof::Malformed,
-            Token::Empty => return Proof::Empty,
-            Token::Unknown => None,
+        let lease_id = match choice {
+            TokenChoice::Latest => lease_ids(true).last().copied(),
+            TokenChoice::Stale(nth) => nth_of(&lease_ids(true), nth).copied(),
+            TokenChoice::Foreign(nth) => nth_of(&lease_ids(false), nth).copied(),
+            TokenChoice::Malformed => return PresentedToken::Malformed,
+            TokenChoice::Empty => return PresentedToken::Empty,
+            TokenChoice::Unknown => None,
         };
-        found.map_or(Proof::Unknown, Proof::Grant)
+        lease_id.map_or(PresentedToken::Unknown, PresentedToken::Lease)
     }
 }
 
 /// Lets the tasks of the server run until they are idle. Time stands still.
-async fn settle() {
-    let mut turns = 0;
-    while turns < TURNS {
+async fn wait_until_idle() {
+    let mut idle_yields = 0;
+    while idle_yields < IDLE_YIELDS {
         yield_now().await;
         // What waits for a file takes more turns than anybody can count.
-        turns = if appends_under_way() == 0 {
-            turns + 1
+        idle_yields = if writes_in_progress() == 0 {
+            idle_yields + 1
         } else {
             0
         };
     }
 }
 
-fn answer(said: Result<Answer, Refused>) -> Answer {
-    said.unwrap_or_else(Answer::Refused)
+fn into_response(result: Result<ModelResponse, ErrorReason>) -> ModelResponse {
+    result.unwrap_or_else(ModelResponse::Rejected)
 }
 
-fn nth_of<T>(all: &[T], nth: usize) -> Option<&T> {
-    (!all.is_empty()).then(|| &all[nth % all.len()])
+fn nth_of<T>(items: &[T], nth: usize) -> Option<&T> {
+    (!items.is_empty()).then(|| &items[nth % items.len()])
 }
 
-fn same<T: PartialEq + std::fmt::Debug>(expected: &T, found: &T, what: &str) -> Result<(), String> {
-    if expected == found {
+fn check_equal<T: PartialEq + std::fmt::Debug>(expected: &T, actual: &T, subject: &str) -> Result<(), String> {
+    if expected == actual {
         return Ok(());
     }
     Err(format!(
-        "{what} differs\n  model: {expected:#?}\n  real: {found:#?}"
+        "{subject} differs\n  model: {expected:#?}\n  real: {actual:#?}"
     ))
 }

@@ -3,10 +3,10 @@
 use longrunning::{NewOperation, Parent, proto::google::rpc::Code};
 use tonic::Code as Grpc;
 
-use crate::support::{Server, get, pending, problem::problem};
+use crate::support::{GrpcTestServer, get_request, create_pending, problem::expect_status_error};
 
 /// Names that belong to no operation, but are nothing to complain about.
-fn strange_names() -> Vec<String> {
+fn unmatched_names() -> Vec<String> {
     let listed = [
         "x",
         "/",
@@ -62,21 +62,21 @@ fn strange_names() -> Vec<String> {
 
 // GET-3, GET-4
 #[tokio::test]
-async fn a_name_is_looked_up_byte_by_byte_and_whatever_matches_nothing_is_not_found() {
-    let server = Server::start().await;
+async fn name_lookup_is_byte_exact_and_unmatched_names_are_not_found() {
+    let server = GrpcTestServer::start().await;
     server
         .operations
         .create(NewOperation::queued("q").id("known"))
         .await
         .unwrap();
     let mut client = server.client().await;
-    client.get_operation(get("operations/known")).await.unwrap();
-    let names = strange_names();
+    client.get_operation(get_request("operations/known")).await.unwrap();
+    let names = unmatched_names();
     assert!(25 <= names.len());
     for name in names {
-        let problem = problem(client.get_operation(get(&name)).await);
+        let details = expect_status_error(client.get_operation(get_request(&name)).await);
         assert_eq!(
-            problem.key(),
+            details.code_and_reason(),
             (Grpc::NotFound, "OPERATION_NOT_FOUND"),
             "{name:?}"
         );
@@ -85,18 +85,18 @@ async fn a_name_is_looked_up_byte_by_byte_and_whatever_matches_nothing_is_not_fo
 
 // ERR-3: a name of any length leads to an error that fits into the trailers.
 #[tokio::test]
-async fn a_name_of_a_megabyte_is_not_found_with_a_short_message() {
-    let server = Server::start().await;
+async fn name_of_1_mb_is_not_found_with_short_message() {
+    let server = GrpcTestServer::start().await;
     let name = "operations/".to_owned() + &"é".repeat(500_000);
-    let problem = problem(server.client().await.get_operation(get(&name)).await);
-    assert_eq!(problem.key(), (Grpc::NotFound, "OPERATION_NOT_FOUND"));
-    assert!(problem.message.len() < 1000);
+    let details = expect_status_error(server.client().await.get_operation(get_request(&name)).await);
+    assert_eq!(details.code_and_reason(), (Grpc::NotFound, "OPERATION_NOT_FOUND"));
+    assert!(details.message.len() < 1000);
 }
 
 // NAME-3, BEHAVIOUR §1
 #[tokio::test]
-async fn an_operation_lives_under_its_parent_and_is_found_only_there() {
-    let server = Server::start().await;
+async fn operation_is_found_only_under_its_parent() {
+    let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
     for parent in [
         "",
@@ -112,7 +112,7 @@ async fn an_operation_lives_under_its_parent_and_is_found_only_there() {
             .await
             .unwrap()
             .operation
-            .owned_name();
+            .name_owned();
         let prefix = if parent.is_empty() {
             String::new()
         } else {
@@ -120,20 +120,20 @@ async fn an_operation_lives_under_its_parent_and_is_found_only_there() {
         };
         assert_eq!(name.as_str(), format!("{prefix}operations/x"));
         let read = client
-            .get_operation(get(name.as_str()))
+            .get_operation(get_request(name.as_str()))
             .await
             .unwrap()
             .into_inner();
         assert_eq!(read.name, name.as_str());
     }
-    let other = problem(client.get_operation(get("projects/q/operations/x")).await);
+    let other = expect_status_error(client.get_operation(get_request("projects/q/operations/x")).await);
     assert_eq!(other.code, Grpc::NotFound);
 }
 
 // BEHAVIOUR §1
 #[tokio::test]
-async fn a_caller_made_id_has_the_form_of_the_rule() {
-    let operations = crate::support::operations().start().await.unwrap();
+async fn custom_operation_id_is_validated() {
+    let operations = crate::support::operations_builder().start().await.unwrap();
     let (short, long) = ("a".repeat(63), "a".repeat(64));
     for good in ["a", "0", "a-b", "0190b3f4-7a2e", "a--b", &short] {
         let created = operations
@@ -159,7 +159,7 @@ async fn a_caller_made_id_has_the_form_of_the_rule() {
 
 // BEHAVIOUR §1
 #[test]
-fn a_parent_is_pairs_of_collection_and_id() {
+fn parent_consists_of_collection_and_id_pairs() {
     for good in [
         "",
         "projects/p1",
@@ -191,14 +191,14 @@ fn a_parent_is_pairs_of_collection_and_id() {
 
 // BEHAVIOUR §1
 #[tokio::test]
-async fn labels_are_64_at_most_with_keys_and_values_of_the_rule() {
-    let operations = crate::support::operations().start().await.unwrap();
-    let many = |count: usize| {
+async fn labels_are_limited_to_64_and_keys_and_values_are_validated() {
+    let operations = crate::support::operations_builder().start().await.unwrap();
+    let with_labels = |count: usize| {
         (0..count).fold(NewOperation::queued("q"), |new, n| {
             new.label(&format!("k{n}"), "v")
         })
     };
-    let created = operations.create(many(64)).await.unwrap();
+    let created = operations.create(with_labels(64)).await.unwrap();
     assert_eq!(created.operation.labels().iter().count(), 64);
     let key = "k".repeat(63);
     let value = "v".repeat(255);
@@ -212,7 +212,7 @@ async fn labels_are_64_at_most_with_keys_and_values_of_the_rule() {
         .unwrap();
     let longer = (format!("{key}k"), format!("{value}v"));
     for new in [
-        many(65),
+        with_labels(65),
         NewOperation::queued("q").label(&longer.0, "v"),
         NewOperation::queued("q").label("k", &longer.1),
         NewOperation::queued("q").label("", "v"),
@@ -230,11 +230,11 @@ async fn labels_are_64_at_most_with_keys_and_values_of_the_rule() {
 
 // OP-7: ids of the server come in the order of creation, so that they sort by time.
 #[tokio::test]
-async fn server_made_names_sort_by_the_time_of_creation() {
-    let operations = crate::support::operations().start().await.unwrap();
+async fn generated_names_sort_by_creation_time() {
+    let operations = crate::support::operations_builder().start().await.unwrap();
     let mut names = Vec::new();
     for _ in 0..500 {
-        names.push(pending(&operations).await);
+        names.push(create_pending(&operations).await);
     }
     assert!(names.is_sorted());
 }

@@ -4,15 +4,15 @@
 use std::process::Command;
 
 #[cfg(feature = "sqlite")]
-use crate::support::stores::SQLITE;
+use crate::support::stores::SQLITE_DIRECTORY_ENV;
 #[cfg(feature = "postgres")]
 use crate::support::{
-    postgres::Postgres,
-    stores::{POSTGRES, REPLICAS},
+    postgres::PostgresServer,
+    stores::{POSTGRES_URL_ENV, REPLICAS_ENV},
 };
 
 /// Tests that run elsewhere only.
-const OTHERS: &[&str] = &[
+const ALWAYS_SKIPPED_TESTS: &[&str] = &[
     // They say themselves what keeps the operations.
     "over_stores::",
     "durability::",
@@ -47,7 +47,7 @@ const OTHERS: &[&str] = &[
 /// Tests of thousands of changes one after another, each of which is a round trip
 /// to the database.
 #[cfg(feature = "postgres")]
-const MANY_CHANGES: [&str; 8] = [
+const WRITE_HEAVY_TESTS: [&str; 8] = [
     "creation::what_was_created_can_be_read_by_other_tasks",
     "filter::pages_of_a_filtered_list",
     "handlers::the_lease_of_a_handler_is_renewed_as_long_as_it_works",
@@ -60,7 +60,7 @@ const MANY_CHANGES: [&str; 8] = [
 
 /// Tests that look at one server from inside, where three are not one.
 #[cfg(feature = "postgres")]
-const BOUND_TO_ONE: [&str; 18] = [
+const SINGLE_SERVER_TESTS: [&str; 18] = [
     // They count who waits at a server, or how a server ends.
     "bugs::a_wait_ends_with_its_client",
     "counts::",
@@ -88,22 +88,22 @@ const BOUND_TO_ONE: [&str; 18] = [
 
 #[cfg(feature = "sqlite")]
 #[test]
-fn the_behaviour_is_the_same_over_a_sqlite_file() {
+fn test_suite_passes_over_sqlite() {
     let directory = tempfile::tempdir().unwrap();
-    run_again(&[(SQLITE, directory.path().to_str().unwrap())], &[]);
+    run_test_suite(&[(SQLITE_DIRECTORY_ENV, directory.path().to_str().unwrap())], &[]);
     let files = std::fs::read_dir(directory.path()).unwrap().count();
     assert!(100 < files, "only {files} files: the tests ran over memory");
 }
 
 #[cfg(feature = "postgres")]
 #[test]
-fn the_behaviour_is_the_same_over_postgresql() {
-    let Some(postgres) = Postgres::start(&["fsync=off"]) else {
+fn test_suite_passes_over_postgres() {
+    let Some(postgres) = PostgresServer::start(&["fsync=off"]) else {
         return;
     };
-    run_again(&[(POSTGRES, &postgres.url())], &MANY_CHANGES);
-    let count = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'test_%'";
-    let schemas: usize = postgres.ask(count).parse().unwrap();
+    run_test_suite(&[(POSTGRES_URL_ENV, &postgres.url())], &WRITE_HEAVY_TESTS);
+    let schema_count_query = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'test_%'";
+    let schemas: usize = postgres.query(schema_count_query).parse().unwrap();
     assert!(
         100 < schemas,
         "only {schemas} schemas: the tests ran over memory"
@@ -112,30 +112,30 @@ fn the_behaviour_is_the_same_over_postgresql() {
 
 #[cfg(feature = "postgres")]
 #[test]
-fn the_behaviour_is_the_same_when_each_call_goes_to_another_of_three_servers() {
-    let Some(postgres) = Postgres::start(&["fsync=off"]) else {
+fn test_suite_passes_over_three_postgres_replicas() {
+    let Some(postgres) = PostgresServer::start(&["fsync=off"]) else {
         return;
     };
-    let others = [MANY_CHANGES.as_slice(), &BOUND_TO_ONE].concat();
-    run_again(&[(POSTGRES, &postgres.url()), (REPLICAS, "3")], &others);
+    let skipped = [WRITE_HEAVY_TESTS.as_slice(), &SINGLE_SERVER_TESTS].concat();
+    run_test_suite(&[(POSTGRES_URL_ENV, &postgres.url()), (REPLICAS_ENV, "3")], &skipped);
     // Each server has five connections, and some tests look into one server only.
-    let count = "SELECT sessions / count(nspname) FROM pg_stat_database, pg_namespace
+    let session_count_query = "SELECT sessions / count(nspname) FROM pg_stat_database, pg_namespace
                  WHERE datname = current_database() AND nspname LIKE 'test_%' GROUP BY sessions";
-    let sessions: usize = postgres.ask(count).parse().unwrap();
+    let sessions: usize = postgres.query(session_count_query).parse().unwrap();
     assert!(7 <= sessions, "only {sessions} connections for each schema");
 }
 
 /// Runs the tests again, with this in the environment, but for these.
-fn run_again(environment: &[(&str, &str)], others: &[&str]) {
-    let mut again = Command::new(std::env::current_exe().unwrap());
-    again
+fn run_test_suite(environment: &[(&str, &str)], skipped: &[&str]) {
+    let mut tests = Command::new(std::env::current_exe().unwrap());
+    tests
         .envs(environment.iter().copied())
         .env("PROPTEST_CASES", "16")
         .arg("--quiet");
-    for other in OTHERS.iter().chain(others) {
-        again.arg("--skip").arg(other);
+    for name in ALWAYS_SKIPPED_TESTS.iter().chain(skipped) {
+        tests.arg("--skip").arg(name);
     }
-    let output = again.output().unwrap();
+    let output = tests.output().unwrap();
     assert!(
         output.status.success(),
         "{}{}",

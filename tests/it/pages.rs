@@ -9,9 +9,9 @@ use longrunning::{
 use prost::Message;
 use tonic::Code;
 
-use crate::support::{Client, Server, pending, problem::problem, text};
+use crate::support::{GrpcClient, GrpcTestServer, create_pending, problem::expect_status_error, string_value};
 
-fn request(name: &str, page_size: i32, page_token: &str) -> ListOperationsRequest {
+fn list_request(name: &str, page_size: i32, page_token: &str) -> ListOperationsRequest {
     ListOperationsRequest {
         name: name.into(),
         page_size,
@@ -20,15 +20,15 @@ fn request(name: &str, page_size: i32, page_token: &str) -> ListOperationsReques
     }
 }
 
-async fn page(client: &mut Client, request: ListOperationsRequest) -> ListOperationsResponse {
+async fn fetch_page(client: &mut GrpcClient, request: ListOperationsRequest) -> ListOperationsResponse {
     client.list_operations(request).await.unwrap().into_inner()
 }
 
 /// All pages, each with `page_size`.
-async fn pages(client: &mut Client, name: &str, page_size: i32) -> Vec<Vec<Operation>> {
+async fn fetch_all_pages(client: &mut GrpcClient, name: &str, page_size: i32) -> Vec<Vec<Operation>> {
     let (mut pages, mut token) = (Vec::new(), String::new());
     loop {
-        let page = page(client, request(name, page_size, &token)).await;
+        let page = fetch_page(client, list_request(name, page_size, &token)).await;
         pages.push(page.operations);
         if page.next_page_token.is_empty() {
             return pages;
@@ -38,15 +38,15 @@ async fn pages(client: &mut Client, name: &str, page_size: i32) -> Vec<Vec<Opera
     }
 }
 
-async fn create(operations: &Operations, count: usize) -> Vec<OperationName> {
+async fn create_operations(operations: &Operations, count: usize) -> Vec<OperationName> {
     let mut names = Vec::new();
     for _ in 0..count {
-        names.push(pending(operations).await);
+        names.push(create_pending(operations).await);
     }
     names
 }
 
-fn flat(pages: &[Vec<Operation>]) -> Vec<String> {
+fn flatten_names(pages: &[Vec<Operation>]) -> Vec<String> {
     pages
         .iter()
         .flatten()
@@ -57,8 +57,8 @@ fn flat(pages: &[Vec<Operation>]) -> Vec<String> {
 // LIST-1
 #[tokio::test]
 async fn page_size_0_is_100_and_above_1000_is_1000_and_negative_is_invalid() {
-    let server = Server::start().await;
-    create(&server.operations, 1050).await;
+    let server = GrpcTestServer::start().await;
+    create_operations(&server.operations, 1050).await;
     let mut client = server.client().await;
     for (size, count) in [
         (0, 100),
@@ -68,28 +68,28 @@ async fn page_size_0_is_100_and_above_1000_is_1000_and_negative_is_invalid() {
         (1001, 1000),
         (i32::MAX, 1000),
     ] {
-        let page = page(&mut client, request("", size, "")).await;
+        let page = fetch_page(&mut client, list_request("", size, "")).await;
         assert_eq!(page.operations.len(), count, "{size}");
         assert!(!page.next_page_token.is_empty());
     }
     for size in [-1, i32::MIN] {
-        let problem = problem(client.list_operations(request("", size, "")).await);
-        assert_eq!(problem.key(), (Code::InvalidArgument, "INVALID_PAGE_SIZE"));
+        let details = expect_status_error(client.list_operations(list_request("", size, "")).await);
+        assert_eq!(details.code_and_reason(), (Code::InvalidArgument, "INVALID_PAGE_SIZE"));
     }
 }
 
 // LIST-2
 #[tokio::test]
-async fn the_token_is_empty_on_the_last_page_only_also_at_exact_multiples() {
-    let server = Server::start().await;
+async fn page_token_is_empty_only_on_last_page() {
+    let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
-    let empty = page(&mut client, request("", 3, "")).await;
+    let empty = fetch_page(&mut client, list_request("", 3, "")).await;
     assert_eq!(empty, ListOperationsResponse::default());
     for count in 1..=9 {
-        let names: Vec<_> = create(&server.operations, 1).await;
+        let names: Vec<_> = create_operations(&server.operations, 1).await;
         assert_eq!(names.len(), 1);
         for size in 1..=9_i32 {
-            let pages = pages(&mut client, "", size).await;
+            let pages = fetch_all_pages(&mut client, "", size).await;
             let size = usize::try_from(size).unwrap();
             assert_eq!(
                 pages.len(),
@@ -97,20 +97,20 @@ async fn the_token_is_empty_on_the_last_page_only_also_at_exact_multiples() {
                 "{count} in pages of {size}"
             );
             assert!(pages.iter().all(|page| !page.is_empty()));
-            assert_eq!(flat(&pages).len(), count);
+            assert_eq!(flatten_names(&pages).len(), count);
         }
     }
 }
 
 // LIST-3
 #[tokio::test]
-async fn a_token_is_url_safe_and_tells_nothing() {
-    let server = Server::start().await;
-    let names = create(&server.operations, 50).await;
+async fn page_token_is_url_safe_and_opaque() {
+    let server = GrpcTestServer::start().await;
+    let names = create_operations(&server.operations, 50).await;
     let mut client = server.client().await;
     let mut tokens = HashSet::new();
     for size in 1..50 {
-        let token = page(&mut client, request("", size, ""))
+        let token = fetch_page(&mut client, list_request("", size, ""))
             .await
             .next_page_token;
         assert!(
@@ -118,7 +118,7 @@ async fn a_token_is_url_safe_and_tells_nothing() {
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
         );
-        let decoded = base64_text(&token);
+        let decoded = decode_base64_lossy(&token);
         for name in &names {
             let id = name.as_str().strip_prefix("operations/").unwrap();
             assert!(!decoded.contains(id) && !token.contains(id));
@@ -128,7 +128,7 @@ async fn a_token_is_url_safe_and_tells_nothing() {
 }
 
 /// What a curious client reads in a token.
-fn base64_text(token: &str) -> String {
+fn decode_base64_lossy(token: &str) -> String {
     use base64::Engine;
     let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
         .decode(token)
@@ -138,13 +138,13 @@ fn base64_text(token: &str) -> String {
 
 // LIST-4
 #[tokio::test]
-async fn another_page_size_on_a_later_page_is_honoured() {
-    let server = Server::start().await;
-    let names = create(&server.operations, 10).await;
+async fn page_size_may_change_between_pages() {
+    let server = GrpcTestServer::start().await;
+    let names = create_operations(&server.operations, 10).await;
     let mut client = server.client().await;
     let (mut seen, mut token) = (Vec::new(), String::new());
     for (size, count) in [(2, 2), (5, 5), (1, 1), (0, 2)] {
-        let page = page(&mut client, request("", size, &token)).await;
+        let page = fetch_page(&mut client, list_request("", size, &token)).await;
         assert_eq!(page.operations.len(), count);
         seen.extend(page.operations.into_iter().map(|operation| operation.name));
         token = page.next_page_token;
@@ -158,9 +158,9 @@ async fn another_page_size_on_a_later_page_is_honoured() {
 
 // LIST-5, LIST-6
 #[tokio::test]
-async fn a_token_opens_only_the_list_with_its_own_name_and_filter() {
-    let server = Server::start().await;
-    create(&server.operations, 3).await;
+async fn page_token_is_bound_to_list_name_and_filter() {
+    let server = GrpcTestServer::start().await;
+    create_operations(&server.operations, 3).await;
     for _ in 0..3 {
         let new = NewOperation::queued("q").parent("projects/p");
         server.operations.create(new).await.unwrap();
@@ -174,35 +174,35 @@ async fn a_token_opens_only_the_list_with_its_own_name_and_filter() {
         "projects/p/operations",
         "projects/-",
     ];
-    for made_for in scopes {
-        let token = page(&mut client, request(made_for, 1, ""))
+    for token_scope in scopes {
+        let token = fetch_page(&mut client, list_request(token_scope, 1, ""))
             .await
             .next_page_token;
-        for used_for in scopes {
-            let answer = client.list_operations(request(used_for, 1, &token)).await;
-            if made_for == used_for {
-                assert_eq!(answer.unwrap().into_inner().operations.len(), 1);
+        for list_scope in scopes {
+            let result = client.list_operations(list_request(list_scope, 1, &token)).await;
+            if token_scope == list_scope {
+                assert_eq!(result.unwrap().into_inner().operations.len(), 1);
             } else {
-                let problem = problem(answer);
-                assert_eq!(problem.key(), (Code::InvalidArgument, "INVALID_PAGE_TOKEN"));
+                let details = expect_status_error(result);
+                assert_eq!(details.code_and_reason(), (Code::InvalidArgument, "INVALID_PAGE_TOKEN"));
             }
         }
         let filter = ListOperationsRequest {
             filter: " ".into(),
-            ..request(made_for, 1, &token)
+            ..list_request(token_scope, 1, &token)
         };
-        let problem = problem(client.list_operations(filter).await);
-        assert_eq!(problem.key(), (Code::InvalidArgument, "INVALID_PAGE_TOKEN"));
+        let details = expect_status_error(client.list_operations(filter).await);
+        assert_eq!(details.code_and_reason(), (Code::InvalidArgument, "INVALID_PAGE_TOKEN"));
     }
 }
 
 // LIST-7
 #[tokio::test]
-async fn a_foreign_or_damaged_token_is_invalid() {
-    let server = Server::start().await;
-    create(&server.operations, 3).await;
+async fn unknown_or_modified_page_token_is_invalid() {
+    let server = GrpcTestServer::start().await;
+    create_operations(&server.operations, 3).await;
     let mut client = server.client().await;
-    let good = page(&mut client, request("", 1, "")).await.next_page_token;
+    let good = fetch_page(&mut client, list_request("", 1, "")).await.next_page_token;
     let mut bad: Vec<String> = [
         "x",
         "AAAA",
@@ -219,36 +219,36 @@ async fn a_foreign_or_damaged_token_is_invalid() {
     bad.push(format!("{good}A"));
     bad.push(good[1..].to_owned());
     bad.push(format!(" {good}"));
-    for at in 0..good.len() {
-        let other = if good.as_bytes()[at] == b'A' {
+    for index in 0..good.len() {
+        let other = if good.as_bytes()[index] == b'A' {
             "B"
         } else {
             "A"
         };
         let mut changed = good.clone();
-        changed.replace_range(at..=at, other);
+        changed.replace_range(index..=index, other);
         bad.push(changed);
     }
     for token in bad {
-        let problem = problem(client.list_operations(request("", 1, &token)).await);
+        let details = expect_status_error(client.list_operations(list_request("", 1, &token)).await);
         assert_eq!(
-            problem.key(),
+            details.code_and_reason(),
             (Code::InvalidArgument, "INVALID_PAGE_TOKEN"),
             "{token:?}"
         );
     }
-    page(&mut client, request("", 1, &good)).await;
+    fetch_page(&mut client, list_request("", 1, &good)).await;
 }
 
 // LIST-8
 #[tokio::test]
-async fn deletes_and_inserts_between_pages_neither_skip_nor_repeat() {
-    let server = Server::start().await;
-    let names = create(&server.operations, 30).await;
+async fn deletes_and_inserts_between_pages_cause_no_gaps_or_duplicates() {
+    let server = GrpcTestServer::start().await;
+    let names = create_operations(&server.operations, 30).await;
     let mut client = server.client().await;
     let (mut seen, mut token) = (Vec::new(), String::new());
     loop {
-        let page = page(&mut client, request("operations", 4, &token)).await;
+        let page = fetch_page(&mut client, list_request("operations", 4, &token)).await;
         let listed: Vec<String> = page
             .operations
             .into_iter()
@@ -261,7 +261,7 @@ async fn deletes_and_inserts_between_pages_neither_skip_nor_repeat() {
             server.operations.cancel(&name).await.unwrap();
             server.operations.delete(&name).await.unwrap();
         }
-        create(&server.operations, 3).await;
+        create_operations(&server.operations, 3).await;
         seen.extend(listed);
         token = page.next_page_token;
         if token.is_empty() {
@@ -276,15 +276,15 @@ async fn deletes_and_inserts_between_pages_neither_skip_nor_repeat() {
 
 // LIST-8: also if what the next page would begin with is gone.
 #[tokio::test]
-async fn a_page_that_was_deleted_before_it_was_read_leads_on_to_the_rest() {
-    let server = Server::start().await;
-    let names = create(&server.operations, 6).await;
+async fn page_token_pointing_at_deleted_operations_continues_list() {
+    let server = GrpcTestServer::start().await;
+    let names = create_operations(&server.operations, 6).await;
     let mut client = server.client().await;
-    let token = page(&mut client, request("", 2, "")).await.next_page_token;
+    let token = fetch_page(&mut client, list_request("", 2, "")).await.next_page_token;
     for name in &names[2..4] {
         server.operations.delete(name).await.unwrap();
     }
-    let rest = page(&mut client, request("", 2, &token)).await;
+    let rest = fetch_page(&mut client, list_request("", 2, &token)).await;
     assert_eq!(rest.operations[0].name, names[1].as_str());
     assert_eq!(rest.operations[1].name, names[0].as_str());
     assert!(rest.next_page_token.is_empty());
@@ -292,11 +292,11 @@ async fn a_page_that_was_deleted_before_it_was_read_leads_on_to_the_rest() {
 
 // BEHAVIOUR §3
 #[tokio::test]
-async fn a_page_ends_before_3_mib_of_operations_and_a_default_client_can_read_it() {
-    let server = Server::start().await;
-    let large = text(&"x".repeat(1_000_000));
+async fn page_stays_below_3_mib_for_default_clients() {
+    let server = GrpcTestServer::start().await;
+    let large = string_value(&"x".repeat(1_000_000));
     for _ in 0..7 {
-        let (name, token) = crate::support::running(&server.operations).await;
+        let (name, token) = crate::support::create_running(&server.operations).await;
         server
             .operations
             .succeed(&name, token, large.clone())
@@ -311,7 +311,7 @@ async fn a_page_ends_before_3_mib_of_operations_and_a_default_client_can_read_it
     let (mut counts, mut token) = (Vec::new(), String::new());
     loop {
         let page = client
-            .list_operations(request("", 1000, &token))
+            .list_operations(list_request("", 1000, &token))
             .await
             .unwrap()
             .into_inner();
@@ -327,8 +327,8 @@ async fn a_page_ends_before_3_mib_of_operations_and_a_default_client_can_read_it
 
 // LIST-10: a wildcard among many foreign parents still ends, with short pages.
 #[tokio::test]
-async fn a_wildcard_that_matches_few_among_many_finds_them_all() {
-    let server = Server::start().await;
+async fn wildcard_list_finds_few_matches_among_45000_operations() {
+    let server = GrpcTestServer::start().await;
     let operations = &server.operations;
     let rare = |id: &str| NewOperation::queued("q").parent("rare/r").id(id);
     operations.create(rare("old")).await.unwrap();
@@ -340,9 +340,9 @@ async fn a_wildcard_that_matches_few_among_many_finds_them_all() {
     }
     operations.create(rare("new")).await.unwrap();
     let mut client = server.client().await;
-    let pages = pages(&mut client, "rare/-", 10).await;
+    let pages = fetch_all_pages(&mut client, "rare/-", 10).await;
     assert_eq!(
-        flat(&pages),
+        flatten_names(&pages),
         ["rare/r/operations/new", "rare/r/operations/old"]
     );
     assert!(pages.len() <= 4);

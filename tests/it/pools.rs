@@ -12,12 +12,12 @@ use longrunning::{Any, Context, NewOperation, Operations, State};
 use parking_lot::Mutex;
 use tokio::sync::{Barrier, Notify};
 
-use crate::support::text;
+use crate::support::string_value;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-async fn with<H: longrunning::Handler>(concurrency: usize, handler: H) -> Operations {
-    let builder = crate::support::operations().handler("q", concurrency, handler);
+async fn start_with_handler<H: longrunning::Handler>(concurrency: usize, handler: H) -> Operations {
+    let builder = crate::support::operations_builder().handler("q", concurrency, handler);
     builder.start().await.unwrap()
 }
 
@@ -26,46 +26,46 @@ fn queued() -> NewOperation {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pool_works_on_as_many_as_it_may_and_never_on_more() {
-    const MANY: usize = 8;
-    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let barrier = Arc::new(Barrier::new(MANY));
-    let operations = with(MANY, {
-        let (now, most) = (now.clone(), most.clone());
+async fn pool_runs_exactly_its_concurrency_in_parallel() {
+    const CONCURRENCY: usize = 8;
+    let (active, max_active) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let barrier = Arc::new(Barrier::new(CONCURRENCY));
+    let operations = start_with_handler(CONCURRENCY, {
+        let (active, max_active) = (active.clone(), max_active.clone());
         move |_: Context| {
-            let (now, most, barrier) = (now.clone(), most.clone(), barrier.clone());
+            let (active, max_active, barrier) = (active.clone(), max_active.clone(), barrier.clone());
             async move {
-                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                max_active.fetch_max(active.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                 // Goes on only when all of them are here at once.
                 barrier.wait().await;
-                now.fetch_sub(1, Ordering::SeqCst);
+                active.fetch_sub(1, Ordering::SeqCst);
                 Ok(Any::default())
             }
         }
     })
     .await;
     let mut names = Vec::new();
-    for _ in 0..20 * MANY {
+    for _ in 0..20 * CONCURRENCY {
         names.push(
             operations
                 .create(queued())
                 .await
                 .unwrap()
                 .operation
-                .owned_name(),
+                .name_owned(),
         );
     }
     for name in names {
         assert!(operations.wait(&name, MINUTE).await.unwrap().is_done());
     }
-    assert_eq!(most.load(Ordering::SeqCst), MANY);
+    assert_eq!(max_active.load(Ordering::SeqCst), CONCURRENCY);
 }
 
 #[tokio::test]
-async fn a_pool_takes_the_highest_priority_first_and_then_the_oldest() {
+async fn pool_leases_by_priority_then_age() {
     let order = Arc::new(Mutex::new(Vec::new()));
     let gate = Arc::new(Notify::new());
-    let operations = with(1, {
+    let operations = start_with_handler(1, {
         let (order, gate) = (order.clone(), gate.clone());
         move |context: Context| {
             let (order, gate) = (order.clone(), gate.clone());
@@ -91,11 +91,11 @@ async fn a_pool_takes_the_highest_priority_first_and_then_the_oldest() {
         ("min", i32::MIN),
         ("also high", 9),
     ] {
-        let new = queued().input(text(input)).priority(priority);
-        names.push(operations.create(new).await.unwrap().operation.owned_name());
+        let new = queued().input(string_value(input)).priority(priority);
+        names.push(operations.create(new).await.unwrap().operation.name_owned());
         if input == "first" {
             // The only worker has it before the others come.
-            while operations.get(&names[0]).unwrap().state() != State::Running {
+            while operations.get_cached(&names[0]).unwrap().state() != State::Running {
                 tokio::task::yield_now().await;
             }
         }

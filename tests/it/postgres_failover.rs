@@ -10,106 +10,106 @@ use std::{
     time::Duration,
 };
 
-use longrunning::{NewOperation, OperationName, Operations, PostgresOptions, State};
+use longrunning::{NewOperation, OperationName, Operations, PostgresConfig, State};
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
-    postgres::{MINUTE, queued, server},
-    postgres_faults::until,
+    postgres::{MINUTE, create_queued, start_server},
+    postgres_faults::wait_until,
     support::{
-        postgres::{Postgres, schema},
-        text,
+        postgres::{PostgresServer, test_config},
+        string_value,
     },
 };
 
 /// How long a client waits that was told that nothing can be kept.
-const RETRY: Duration = Duration::from_millis(50);
+const RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// Ends operations, and counts those whose end was acknowledged, until it is told to
 /// stop; returns their names.
-async fn work(
+async fn complete_until_stopped(
     operations: Operations,
     acknowledged: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
 ) -> Vec<OperationName> {
-    let mut ended = Vec::new();
+    let mut completed = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let new = NewOperation::self_executed("test");
         let Ok(created) = operations.create(new).await else {
-            sleep(RETRY).await;
+            sleep(RETRY_DELAY).await;
             continue;
         };
         let token = created.operation.lease().unwrap().token;
-        let name = created.operation.owned_name();
-        if operations.succeed(&name, token, text("done")).await.is_ok() {
+        let name = created.operation.name_owned();
+        if operations.succeed(&name, token, string_value("done")).await.is_ok() {
             acknowledged.fetch_add(1, Ordering::Relaxed);
-            ended.push(name);
+            completed.push(name);
         }
     }
-    ended
+    completed
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_standby_that_takes_over_has_all_that_was_acknowledged() {
-    let Some(mut first) = Postgres::start(&["fsync=off"]) else {
+async fn promoted_standby_has_every_acknowledged_write() {
+    let Some(mut primary) = PostgresServer::start(&["fsync=off"]) else {
         return;
     };
-    let second = first.standby();
+    let standby = primary.start_standby();
     let url = format!(
         "postgres://test@127.0.0.1:{},127.0.0.1:{}/postgres?target_session_attrs=read-write",
-        first.port(),
-        second.port()
+        primary.port(),
+        standby.port()
     );
-    let options = PostgresOptions::new(url);
-    let servers = [server(&options).await, server(&options).await];
+    let config = PostgresConfig::new(url);
+    let servers = [start_server(&config).await, start_server(&config).await];
     let (acknowledged, stop) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
     let mut workers = JoinSet::new();
-    for at in 0..8 {
-        let operations = servers[at % 2].clone();
-        workers.spawn(work(operations, acknowledged.clone(), stop.clone()));
+    for index in 0..8 {
+        let operations = servers[index % 2].clone();
+        workers.spawn(complete_until_stopped(operations, acknowledged.clone(), stop.clone()));
     }
-    let waited_for = queued(&servers[0]).await;
+    let awaited = create_queued(&servers[0]).await;
     let wait = {
-        let (operations, name) = (servers[1].clone(), waited_for.clone());
+        let (operations, name) = (servers[1].clone(), awaited.clone());
         tokio::spawn(async move { operations.wait(&name, 10 * MINUTE).await.unwrap() })
     };
-    let more = async |by: usize| {
-        let enough = acknowledged.load(Ordering::Relaxed) + by;
-        until(async || enough < acknowledged.load(Ordering::Relaxed)).await;
+    let wait_for_acknowledged = async |additional: usize| {
+        let target = acknowledged.load(Ordering::Relaxed) + additional;
+        wait_until(async || target < acknowledged.load(Ordering::Relaxed)).await;
     };
-    more(100).await;
-    first.end(true);
-    until(async || servers.iter().all(|server| server.trouble().is_some())).await;
-    second.ask("SELECT pg_promote()");
-    more(100).await;
+    wait_for_acknowledged(100).await;
+    primary.stop(true);
+    wait_until(async || servers.iter().all(|server| server.write_error().is_some())).await;
+    standby.query("SELECT pg_promote()");
+    wait_for_acknowledged(100).await;
     stop.store(true, Ordering::Relaxed);
-    let ended = workers.join_all().await.concat();
-    until(async || servers.iter().all(|server| server.trouble().is_none())).await;
+    let completed = workers.join_all().await.concat();
+    wait_until(async || servers.iter().all(|server| server.write_error().is_none())).await;
     // A wait that began before goes on.
-    servers[0].cancel(&waited_for).await.unwrap();
+    servers[0].cancel(&awaited).await.unwrap();
     assert!(wait.await.unwrap().is_done());
-    let late = server(&options).await;
-    for name in &ended {
-        for server in servers.iter().chain([&late]) {
-            let ended = server.wait(name, MINUTE).await.unwrap();
-            assert_eq!(ended.state(), State::Succeeded, "{name}");
+    let late_server = start_server(&config).await;
+    for name in &completed {
+        for server in servers.iter().chain([&late_server]) {
+            let operation = server.wait(name, MINUTE).await.unwrap();
+            assert_eq!(operation.state(), State::Succeeded, "{name}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_host_that_takes_connections_and_says_nothing_keeps_nobody_from_the_next() {
-    let Some(options) = schema() else { return };
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (start, rest) = options.url.split_once('@').unwrap();
-    let options = PostgresOptions {
+async fn silent_host_does_not_block_connecting_to_next_host() {
+    let Some(config) = test_config() else { return };
+    let silent_host = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (start, rest) = config.url.split_once('@').unwrap();
+    let config = PostgresConfig {
         url: format!(
             "{start}@{},{rest}?connect_timeout=1",
-            silent.local_addr().unwrap()
+            silent_host.local_addr().unwrap()
         ),
-        ..options
+        ..config
     };
-    let server = server(&options).await;
-    let name = queued(&server).await;
+    let server = start_server(&config).await;
+    let name = create_queued(&server).await;
     assert!(server.cancel(&name).await.unwrap().is_done());
 }

@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use longrunning::{
-    Context, Failure, NewOperation, OperationName, Operations, PostgresOptions, QueueName, Reads,
+    Context, Failure, NewOperation, OperationName, Operations, PostgresConfig, QueueName, ReadConsistency,
     WorkerId, proto::google::longrunning::ListOperationsRequest,
 };
 use tokio::{
@@ -14,17 +14,17 @@ use tokio::{
 };
 
 use crate::{
-    postgres::{MINUTE, client, finished, list, queued, server},
+    postgres::{MINUTE, sql_client, create_succeeded, list_names, create_queued, start_server},
     support::{
-        postgres::{Postgres, journal, schema},
-        text,
+        postgres::{PostgresServer, open_storage, test_config},
+        string_value,
     },
 };
 
 /// Waits until something is so.
-pub(super) async fn until(mut is_so: impl AsyncFnMut() -> bool) {
+pub(super) async fn wait_until(mut condition: impl AsyncFnMut() -> bool) {
     let wait = async {
-        while !is_so().await {
+        while !condition().await {
             yield_now().await;
         }
     };
@@ -34,120 +34,120 @@ pub(super) async fn until(mut is_so: impl AsyncFnMut() -> bool) {
 // A database that is gone for a while: what is written meanwhile is refused, what is
 // read goes on, and all of it works again by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_of_the_database_costs_nothing_that_was_said_to_be_kept() {
-    let Some(mut postgres) = Postgres::start(&[]) else {
+async fn database_restart_loses_no_acknowledged_write() {
+    let Some(mut postgres) = PostgresServer::start(&[]) else {
         return;
     };
-    let options = PostgresOptions::new(postgres.url());
-    let (one, other) = (server(&options).await, server(&options).await);
-    let fresh = Operations::builder()
-        .reads(Reads::Fresh)
-        .journal(journal(&options).await);
-    let fresh = fresh.start().await.unwrap();
-    let mut kept = BTreeSet::new();
+    let config = PostgresConfig::new(postgres.url());
+    let (server_a, server_b) = (start_server(&config).await, start_server(&config).await);
+    let linearizable = Operations::builder()
+        .read_consistency(ReadConsistency::Linearizable)
+        .storage(open_storage(&config).await);
+    let linearizable = linearizable.start().await.unwrap();
+    let mut acknowledged = BTreeSet::new();
     for round in 0..3 {
-        let name = queued(&one).await;
-        other.look(&name).await.unwrap();
-        postgres.end(round % 2 == 0);
-        let everything = ListOperationsRequest {
+        let name = create_queued(&server_a).await;
+        server_b.get(&name).await.unwrap();
+        postgres.stop(round % 2 == 0);
+        let partial_request = ListOperationsRequest {
             return_partial_success: true,
             ..Default::default()
         };
-        assert_eq!(fresh.list(&everything).await.unwrap().unreachable, ["-"]);
-        let all = ListOperationsRequest::default();
+        assert_eq!(linearizable.list(&partial_request).await.unwrap().unreachable, ["-"]);
+        let strict_request = ListOperationsRequest::default();
         assert_eq!(
-            fresh.list(&all).await.unwrap_err().reason(),
+            linearizable.list(&strict_request).await.unwrap_err().reason(),
             "STORE_UNAVAILABLE"
         );
-        let error = one.cancel(&name).await.unwrap_err();
+        let error = server_a.cancel(&name).await.unwrap_err();
         assert_eq!(error.reason(), "STORE_UNAVAILABLE");
-        for server in [&one, &other] {
-            assert!(!server.look(&name).await.unwrap().is_done());
-            let page = server.list(&everything).await.unwrap();
+        for server in [&server_a, &server_b] {
+            assert!(!server.get(&name).await.unwrap().is_done());
+            let page = server.list(&partial_request).await.unwrap();
             assert_eq!(page.operations[0].name(), name.as_str());
         }
         // The one that tried to write knows that there may be more.
-        assert_eq!(one.list(&everything).await.unwrap().unreachable, ["-"]);
+        assert_eq!(server_a.list(&partial_request).await.unwrap().unreachable, ["-"]);
         let unknown = OperationName::parse("operations/unknown").unwrap();
         assert_eq!(
-            other.look(&unknown).await.unwrap_err().reason(),
+            server_b.get(&unknown).await.unwrap_err().reason(),
             "STORE_UNAVAILABLE"
         );
-        postgres.begin();
-        let again = async {
-            while one.cancel(&name).await.is_err() {
+        postgres.start_process();
+        let cancel_succeeds = async {
+            while server_a.cancel(&name).await.is_err() {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(MINUTE, again)
+        timeout(MINUTE, cancel_succeeds)
             .await
             .expect("it is cancelled in the end");
-        assert!(other.wait(&name, MINUTE).await.unwrap().is_done());
-        let whole = async {
-            while !one.list(&everything).await.unwrap().unreachable.is_empty() {
+        assert!(server_b.wait(&name, MINUTE).await.unwrap().is_done());
+        let list_is_complete = async {
+            while !server_a.list(&partial_request).await.unwrap().unreachable.is_empty() {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(MINUTE, whole).await.expect("it reads again");
-        kept.insert(name.to_string());
+        timeout(MINUTE, list_is_complete).await.expect("it reads again");
+        acknowledged.insert(name.to_string());
     }
-    let third = server(&options).await;
-    let listed: BTreeSet<String> = list(&third, ListOperationsRequest::default())
+    let third = start_server(&config).await;
+    let listed: BTreeSet<String> = list_names(&third, ListOperationsRequest::default())
         .await
         .into_iter()
         .collect();
-    assert_eq!(listed, kept);
+    assert_eq!(listed, acknowledged);
 }
 
 // The numbers of its transactions begin anew, and those that the dump bears are yet to
 // come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_was_restored_from_a_dump_is_followed_from_now_on() {
-    let Some(options) = schema() else { return };
-    let one = server(&options).await;
-    let name = queued(&one).await;
-    one.close().await;
-    let client = client(&options).await;
-    let schema = &options.schema;
-    let restored = format!(
+async fn changes_replicate_after_restore_from_dump() {
+    let Some(config) = test_config() else { return };
+    let server_a = start_server(&config).await;
+    let name = create_queued(&server_a).await;
+    server_a.close().await;
+    let client = sql_client(&config).await;
+    let schema = &config.schema;
+    let restore = format!(
         "UPDATE {schema}.meta SET trimmed = '9000000000';
          UPDATE {schema}.changes SET tx = '9000000001'"
     );
-    client.batch_execute(&restored).await.unwrap();
-    let (one, other) = (server(&options).await, server(&options).await);
-    let left = format!(
+    client.batch_execute(&restore).await.unwrap();
+    let (server_a, server_b) = (start_server(&config).await, start_server(&config).await);
+    let stale_count = format!(
         "SELECT count(*) FROM {schema}.meta, {schema}.changes
          WHERE trimmed > '8000000000' OR tx > '8000000000'"
     );
     assert_eq!(
-        client.query_one(&left, &[]).await.unwrap().get::<_, i64>(0),
+        client.query_one(&stale_count, &[]).await.unwrap().get::<_, i64>(0),
         0
     );
-    one.cancel(&name).await.unwrap();
-    assert!(other.wait(&name, MINUTE).await.unwrap().is_done());
+    server_a.cancel(&name).await.unwrap();
+    assert!(server_b.wait(&name, MINUTE).await.unwrap().is_done());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lease_outlasts_a_database_that_was_away_for_longer() {
-    let Some(mut postgres) = Postgres::start(&[]) else {
+async fn lease_survives_longer_database_outage() {
+    let Some(mut postgres) = PostgresServer::start(&[]) else {
         return;
     };
-    let options = PostgresOptions::new(postgres.url());
-    let (one, other) = (server(&options).await, server(&options).await);
+    let config = PostgresConfig::new(postgres.url());
+    let (server_a, server_b) = (start_server(&config).await, start_server(&config).await);
     let short = NewOperation::queued("jobs").lease_duration(Duration::from_secs(5));
-    let name = one.create(short).await.unwrap().operation.owned_name();
+    let name = server_a.create(short).await.unwrap().operation.name_owned();
     let queue = QueueName::parse("jobs").unwrap();
-    let lease = one.lease(&queue, &WorkerId::new("test")).await.unwrap();
+    let lease = server_a.lease(&queue, &WorkerId::new("test")).await.unwrap();
     let lease = lease.lease().unwrap().clone();
-    other.look(&name).await.unwrap();
-    postgres.end(true);
+    server_b.get(&name).await.unwrap();
+    postgres.stop(true);
     // It is the length of the outage that is tested here.
-    let over = lease.until + Duration::from_secs(1);
-    tokio::time::sleep_until(one.clock().instant(over)).await;
-    let refused = other.renew(&name, lease.token).await.unwrap_err();
-    assert_eq!(refused.reason(), "STORE_UNAVAILABLE");
-    postgres.begin();
-    until(async || match one.renew(&name, lease.token).await {
+    let lease_end = lease.expires_at + Duration::from_secs(1);
+    tokio::time::sleep_until(server_a.clock().instant_at(lease_end)).await;
+    let error = server_b.renew(&name, lease.token).await.unwrap_err();
+    assert_eq!(error.reason(), "STORE_UNAVAILABLE");
+    postgres.start_process();
+    wait_until(async || match server_a.renew(&name, lease.token).await {
         Ok(renewed) => renewed.attempt() == 1,
         Err(error) => {
             assert_eq!(error.reason(), "STORE_UNAVAILABLE");
@@ -155,155 +155,155 @@ async fn a_lease_outlasts_a_database_that_was_away_for_longer() {
         }
     })
     .await;
-    until(async || other.trouble().is_none()).await;
-    let ended = other.succeed(&name, lease.token, text("done")).await;
-    assert!(ended.unwrap().is_done());
+    wait_until(async || server_b.write_error().is_none()).await;
+    let result = server_b.succeed(&name, lease.token, string_value("done")).await;
+    assert!(result.unwrap().is_done());
 }
 
 // A primary that has given its place to another one, and goes on to answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_only_reads_is_left_by_every_connection_until_one_writes() {
-    let Some(postgres) = Postgres::start(&["fsync=off"]) else {
+async fn connections_leave_read_only_host() {
+    let Some(postgres) = PostgresServer::start(&["fsync=off"]) else {
         return;
     };
-    let options = PostgresOptions::new(postgres.url());
-    let one = server(&options).await;
-    let name = queued(&one).await;
-    let ours = "FROM pg_stat_activity WHERE application_name = 'longrunning'";
+    let config = PostgresConfig::new(postgres.url());
+    let server_a = start_server(&config).await;
+    let name = create_queued(&server_a).await;
+    let sessions_clause = "FROM pg_stat_activity WHERE application_name = 'longrunning'";
     let pids = || -> BTreeSet<String> {
-        let pids = postgres.ask(&format!("SELECT pid {ours}"));
+        let pids = postgres.query(&format!("SELECT pid {sessions_clause}"));
         pids.lines().map(str::to_owned).collect()
     };
-    until(async || pids().len() == 5).await;
+    wait_until(async || pids().len() == 5).await;
     let before = pids();
     // The session of the writer begins anew, and reads only. The others stay as they are.
-    postgres.ask("ALTER ROLE test SET default_transaction_read_only = on");
-    let writer = format!("{ours} AND query LIKE 'WITH given AS%'");
-    postgres.ask(&format!("SELECT pg_terminate_backend(pid) {writer}"));
-    until(async || one.cancel(&name).await.is_err()).await;
-    until(async || {
-        one.trouble()
-            .is_some_and(|trouble| trouble.contains("is it a standby"))
+    postgres.query("ALTER ROLE test SET default_transaction_read_only = on");
+    let writer = format!("{sessions_clause} AND query LIKE 'WITH given AS%'");
+    postgres.query(&format!("SELECT pg_terminate_backend(pid) {writer}"));
+    wait_until(async || server_a.cancel(&name).await.is_err()).await;
+    wait_until(async || {
+        server_a.write_error()
+            .is_some_and(|message| message.contains("is it a standby"))
     })
     .await;
-    postgres.ask("SET transaction_read_only = off; ALTER ROLE test RESET ALL");
-    until(async || one.cancel(&name).await.is_ok()).await;
-    until(async || pids().len() == 5 && pids().is_disjoint(&before)).await;
-    assert!(one.trouble().is_none());
+    postgres.query("SET transaction_read_only = off; ALTER ROLE test RESET ALL");
+    wait_until(async || server_a.cancel(&name).await.is_ok()).await;
+    wait_until(async || pids().len() == 5 && pids().is_disjoint(&before)).await;
+    assert!(server_a.write_error().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_a_server_drains_it_still_hears_of_others() {
-    let Some(options) = schema() else { return };
-    let (begun, mut has_begun) = tokio::sync::mpsc::unbounded_channel();
-    let (go, may_go) = tokio::sync::watch::channel(false);
-    let slow = move |_: Context| {
-        let (begun, mut may_go) = (begun.clone(), may_go.clone());
+async fn draining_server_still_applies_remote_changes() {
+    let Some(config) = test_config() else { return };
+    let (started_sender, mut started_receiver) = tokio::sync::mpsc::unbounded_channel();
+    let (finish_sender, finish_receiver) = tokio::sync::watch::channel(false);
+    let slow_handler = move |_: Context| {
+        let (started_sender, mut finish_receiver) = (started_sender.clone(), finish_receiver.clone());
         async move {
-            begun.send(()).unwrap();
-            may_go.wait_for(|go| *go).await.unwrap();
-            Ok::<_, Failure>(text("done"))
+            started_sender.send(()).unwrap();
+            finish_receiver.wait_for(|may_finish| *may_finish).await.unwrap();
+            Ok::<_, Failure>(string_value("done"))
         }
     };
-    let one = Operations::builder()
-        .reads(Reads::Fresh)
-        .handler("slow", 1, slow);
-    let one = one.journal(journal(&options).await).start().await.unwrap();
-    one.create(NewOperation::queued("slow")).await.unwrap();
-    has_begun.recv().await.unwrap();
-    let other = server(&options).await;
-    let name = queued(&other).await;
+    let server_a = Operations::builder()
+        .read_consistency(ReadConsistency::Linearizable)
+        .handler("slow", 1, slow_handler);
+    let server_a = server_a.storage(open_storage(&config).await).start().await.unwrap();
+    server_a.create(NewOperation::queued("slow")).await.unwrap();
+    started_receiver.recv().await.unwrap();
+    let server_b = start_server(&config).await;
+    let name = create_queued(&server_b).await;
     let draining = {
-        let one = one.clone();
-        tokio::spawn(async move { one.shutdown(MINUTE).await })
+        let server_a = server_a.clone();
+        tokio::spawn(async move { server_a.shutdown(MINUTE).await })
     };
-    until(async || {
+    wait_until(async || {
         let new = NewOperation::queued("jobs");
-        one.create(new)
+        server_a.create(new)
             .await
             .is_err_and(|error| error.reason() == "SHUTTING_DOWN")
     })
     .await;
-    other.cancel(&name).await.unwrap();
-    let looked = timeout(MINUTE, one.look(&name)).await.expect("it answers");
-    assert!(looked.unwrap().is_done());
-    go.send(true).unwrap();
+    server_b.cancel(&name).await.unwrap();
+    let result = timeout(MINUTE, server_a.get(&name)).await.expect("it answers");
+    assert!(result.unwrap().is_done());
+    finish_sender.send(true).unwrap();
     draining.await.unwrap();
-    one.close().await;
-    let late = timeout(MINUTE, one.look(&name)).await.expect("it answers");
-    assert_eq!(late.unwrap_err().reason(), "STORE_UNAVAILABLE");
+    server_a.close().await;
+    let result = timeout(MINUTE, server_a.get(&name)).await.expect("it answers");
+    assert_eq!(result.unwrap_err().reason(), "STORE_UNAVAILABLE");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_many_changes_at_once_none_is_missed() {
-    let Some(options) = schema() else { return };
-    let (one, other) = (server(&options).await, server(&options).await);
-    let mut all = JoinSet::new();
+async fn no_change_is_missed_in_burst_of_3500() {
+    let Some(config) = test_config() else { return };
+    let (server_a, server_b) = (start_server(&config).await, start_server(&config).await);
+    let mut creates = JoinSet::new();
     for _ in 0..3500 {
-        let one = one.clone();
-        all.spawn(async move { queued(&one).await });
+        let server_a = server_a.clone();
+        creates.spawn(async move { create_queued(&server_a).await });
     }
-    all.join_all().await;
+    creates.join_all().await;
     let count =
-        async |server: &Operations| list(server, ListOperationsRequest::default()).await.len();
-    until(async || count(&other).await == 3500).await;
-    let client = client(&options).await;
-    let gone = format!(
+        async |server: &Operations| list_names(server, ListOperationsRequest::default()).await.len();
+    wait_until(async || count(&server_b).await == 3500).await;
+    let client = sql_client(&config).await;
+    let delete_all = format!(
         "WITH gone AS (DELETE FROM {0}.operations RETURNING number)
          INSERT INTO {0}.changes (number, is_renewal) SELECT number, false FROM gone",
-        options.schema
+        config.schema
     );
-    client.batch_execute(&gone).await.unwrap();
-    for server in [&one, &other] {
-        until(async || count(server).await == 0).await;
+    client.batch_execute(&delete_all).await.unwrap();
+    for server in [&server_a, &server_b] {
+        wait_until(async || count(server).await == 0).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_database_has_lost_and_what_was_forgotten_unread_is_read_anew() {
-    let Some(options) = schema() else { return };
-    let one = server(&options).await;
-    let (kept, lost, back) = (queued(&one).await, queued(&one).await, queued(&one).await);
-    let client = client(&options).await;
-    let schema = &options.schema;
-    let save =
+async fn rows_lost_by_database_and_trimmed_changes_are_reloaded() {
+    let Some(config) = test_config() else { return };
+    let server_a = start_server(&config).await;
+    let (retained, lost, reverted) = (create_queued(&server_a).await, create_queued(&server_a).await, create_queued(&server_a).await);
+    let client = sql_client(&config).await;
+    let schema = &config.schema;
+    let save_row =
         format!("CREATE TABLE {schema}.saved AS SELECT * FROM {schema}.operations WHERE name = $1");
     client
-        .execute(&save.replace("$1", &format!("'{back}'")), &[])
+        .execute(&save_row.replace("$1", &format!("'{reverted}'")), &[])
         .await
         .unwrap();
-    one.cancel(&back).await.unwrap();
-    assert!(one.get(&back).unwrap().is_done());
-    let lose = format!(
+    server_a.cancel(&reverted).await.unwrap();
+    assert!(server_a.get_cached(&reverted).unwrap().is_done());
+    let lose_rows = format!(
         "BEGIN;
-         DELETE FROM {schema}.operations WHERE name IN ('{lost}', '{back}');
+         DELETE FROM {schema}.operations WHERE name IN ('{lost}', '{reverted}');
          INSERT INTO {schema}.operations SELECT * FROM {schema}.saved;
          UPDATE {schema}.meta SET trimmed = pg_snapshot_xmax(pg_current_snapshot());
          COMMIT"
     );
-    client.batch_execute(&lose).await.unwrap();
-    until(async || one.get(&lost).is_err()).await;
-    until(async || one.get(&back).is_ok_and(|shown| !shown.is_done())).await;
-    assert!(one.get(&kept).is_ok());
+    client.batch_execute(&lose_rows).await.unwrap();
+    wait_until(async || server_a.get_cached(&lost).is_err()).await;
+    wait_until(async || server_a.get_cached(&reverted).is_ok_and(|operation| !operation.is_done())).await;
+    assert!(server_a.get_cached(&retained).is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_has_expired_goes_from_the_database_and_old_changes_are_forgotten() {
-    let Some(options) = schema() else { return };
-    let one = server(&options).await;
-    let (old, young) = (finished(&one).await, finished(&one).await);
-    let client = client(&options).await;
-    let schema = &options.schema;
-    let age = format!(
+async fn expired_operations_and_old_change_rows_are_deleted() {
+    let Some(config) = test_config() else { return };
+    let server_a = start_server(&config).await;
+    let (old, young) = (create_succeeded(&server_a).await, create_succeeded(&server_a).await);
+    let client = sql_client(&config).await;
+    let schema = &config.schema;
+    let age_rows = format!(
         "UPDATE {schema}.operations SET expires = 1 WHERE name = '{old}';
          UPDATE {schema}.changes SET at = at - interval '1 hour'"
     );
-    client.batch_execute(&age).await.unwrap();
+    client.batch_execute(&age_rows).await.unwrap();
     // One that begins looks at once.
-    let other = server(&options).await;
-    let count = async |question: String| {
+    let server_b = start_server(&config).await;
+    let count = async |query: String| {
         client
-            .query_one(&question, &[])
+            .query_one(&query, &[])
             .await
             .unwrap()
             .get::<_, i64>(0)
@@ -311,15 +311,15 @@ async fn what_has_expired_goes_from_the_database_and_old_changes_are_forgotten()
     let old_changes = format!(
         "SELECT count(*) FROM {schema}.changes WHERE at < clock_timestamp() - interval '30 minutes'"
     );
-    until(async || count(old_changes.clone()).await == 0).await;
+    wait_until(async || count(old_changes.clone()).await == 0).await;
     let trimmed = format!("SELECT count(*) FROM {schema}.meta WHERE trimmed > '0'");
     assert_eq!(count(trimmed).await, 1);
-    for server in [&one, &other] {
-        until(async || server.look(&old).await.is_err()).await;
-        assert!(server.look(&young).await.unwrap().is_done());
+    for server in [&server_a, &server_b] {
+        wait_until(async || server.get(&old).await.is_err()).await;
+        assert!(server.get(&young).await.unwrap().is_done());
     }
     // They still follow each other.
-    let name = queued(&one).await;
-    other.cancel(&name).await.unwrap();
-    assert!(one.wait(&name, MINUTE).await.unwrap().is_done());
+    let name = create_queued(&server_a).await;
+    server_b.cancel(&name).await.unwrap();
+    assert!(server_a.wait(&name, MINUTE).await.unwrap().is_done());
 }

@@ -2,85 +2,85 @@
 //! these on the machine the tests say so and do nothing.
 
 use longrunning::{
-    Operations, PostgresOptions, QueueName, WorkerId,
+    Operations, PostgresConfig, QueueName, WorkerId,
     proto::google::longrunning::ListOperationsRequest,
 };
 use tokio::task::JoinSet;
 
 use crate::{
-    postgres::{MINUTE, finished, list, queued, server},
-    postgres_faults::until,
+    postgres::{MINUTE, create_succeeded, list_names, create_queued, start_server},
+    postgres_faults::wait_until,
     support::{
-        pooler::{Pooler, SHARED},
-        postgres::Postgres,
-        text,
+        pooler::{PgBouncer, POOL_SIZE},
+        postgres::PostgresServer,
+        string_value,
     },
 };
 
 /// Three servers through a pooler: one that hears of changes by a connection to
 /// PostgreSQL itself, and two that can only poll.
-async fn servers(pooler: &Pooler, postgres: &Postgres) -> [Operations; 3] {
-    let polls = PostgresOptions {
-        view_limit: Some(3),
-        ..PostgresOptions::new(pooler.url())
+async fn start_servers(pooler: &PgBouncer, postgres: &PostgresServer) -> [Operations; 3] {
+    let polling = PostgresConfig {
+        cache_limit: Some(3),
+        ..PostgresConfig::new(pooler.url())
     };
-    let hears = PostgresOptions {
-        listen_url: Some(postgres.url()),
-        ..polls.clone()
+    let notified = PostgresConfig {
+        notify_url: Some(postgres.url()),
+        ..polling.clone()
     };
     [
-        server(&hears).await,
-        server(&polls).await,
-        server(&polls).await,
+        start_server(&notified).await,
+        start_server(&polling).await,
+        start_server(&polling).await,
     ]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn through_a_pooler_that_lends_a_connection_for_a_transaction_all_goes_on() {
-    let Some(postgres) = Postgres::start(&["fsync=off"]) else {
+async fn operations_work_through_transaction_pooler() {
+    let Some(postgres) = PostgresServer::start(&["fsync=off"]) else {
         return;
     };
-    let Some(pooler) = Pooler::start(&postgres) else {
+    let Some(pooler) = PgBouncer::start(&postgres) else {
         return;
     };
-    let servers = servers(&pooler, &postgres).await;
+    let servers = start_servers(&pooler, &postgres).await;
     let mut rounds = JoinSet::new();
-    for at in 0..30 {
-        let turn = |by: usize| servers[(at + by) % 3].clone();
-        let (maker, waiter, worker) = (turn(0), turn(1), turn(2));
+    for index in 0..30 {
+        let server_at = |by: usize| servers[(index + by) % 3].clone();
+        let (creator, waiter, worker) = (server_at(0), server_at(1), server_at(2));
         rounds.spawn(async move {
-            let name = queued(&maker).await;
-            let waits = {
+            let name = create_queued(&creator).await;
+            let wait = {
                 let name = name.clone();
                 tokio::spawn(async move { waiter.wait(&name, MINUTE).await.unwrap() })
             };
             let queue = QueueName::parse("jobs").unwrap();
             let lease = worker.lease(&queue, &WorkerId::new("w")).await.unwrap();
             let token = lease.lease().unwrap().token;
-            let (other, report) = (lease.owned_name(), longrunning::Report::default());
-            worker.report(&other, token, report).await.unwrap();
-            worker.succeed(&other, token, text("done")).await.unwrap();
-            assert!(waits.await.unwrap().is_done());
+            let (leased_name, report) = (lease.name_owned(), longrunning::Report::default());
+            worker.report(&leased_name, token, report).await.unwrap();
+            worker.succeed(&leased_name, token, string_value("done")).await.unwrap();
+            assert!(wait.await.unwrap().is_done());
         });
     }
     rounds.join_all().await;
     // What no server shows is read through the pooler too.
     let mut old = Vec::new();
     for _ in 0..10 {
-        old.push(finished(&servers[0]).await);
+        old.push(create_succeeded(&servers[0]).await);
     }
     for name in &old {
         assert!(servers[1].wait(name, MINUTE).await.unwrap().is_done());
         assert!(servers[2].wait(name, MINUTE).await.unwrap().is_done());
     }
-    let everything = ListOperationsRequest {
+    let list_request = ListOperationsRequest {
         page_size: 7,
         ..Default::default()
     };
-    until(async || list(&servers[2], everything.clone()).await.len() == 40).await;
-    assert!(servers.iter().all(|server| server.trouble().is_none()));
+    wait_until(async || list_names(&servers[2], list_request.clone()).await.len() == 40).await;
+    assert!(servers.iter().all(|server| server.write_error().is_none()));
     // But for the one that listens, all connections were lent.
-    let ours = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
-    let connections: usize = postgres.ask(ours).parse().unwrap();
-    assert!(connections <= SHARED + 1, "{connections} connections");
+    let session_count_query = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+    let connections: usize = postgres.query(session_count_query).parse().unwrap();
+    assert!(connections <= POOL_SIZE + 1, "{connections} connections");
 }

@@ -3,20 +3,20 @@
 
 use std::{fs, sync::OnceLock};
 
-use longrunning::{NewOperation, Operations, PostgresJournal, PostgresOptions};
+use longrunning::{NewOperation, Operations, PostgresStorage, PostgresConfig};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
 use crate::{
     postgres::MINUTE,
     support::{
-        certificates::Authority,
-        postgres::{Postgres, schema},
+        certificates::CertificateAuthority,
+        postgres::{PostgresServer, test_config},
     },
 };
 
 /// Who may come how. All names but these are `hostssl` only.
-const WHO: &str = "
+const PG_HBA_CONF: &str = "
 local     all all                    trust
 hostnossl all plain     127.0.0.1/32 trust
 hostssl   all scram     127.0.0.1/32 scram-sha-256
@@ -26,67 +26,67 @@ hostssl   all watched   127.0.0.1/32 trust
 ";
 
 /// A server whose certificate is for `db.internal`, and files of its clients.
-struct Secure {
-    postgres: Postgres,
+struct TlsPostgres {
+    server: PostgresServer,
     files: TempDir,
 }
 
 /// The server that these tests share; none without PostgreSQL, which is said.
-fn secure() -> Option<&'static Secure> {
-    static SHARED: OnceLock<Option<Secure>> = OnceLock::new();
-    SHARED.get_or_init(Secure::start).as_ref()
+fn shared_tls_postgres() -> Option<&'static TlsPostgres> {
+    static SHARED: OnceLock<Option<TlsPostgres>> = OnceLock::new();
+    SHARED.get_or_init(TlsPostgres::start).as_ref()
 }
 
-impl Secure {
+impl TlsPostgres {
     fn start() -> Option<Self> {
-        let (ours, other) = (Authority::new("ours"), Authority::new("other"));
-        let server = ours.issue("db", &["db.internal"]);
+        let (trusted, untrusted) = (CertificateAuthority::new("ours"), CertificateAuthority::new("other"));
+        let server = trusted.issue("db", &["db.internal"]);
         let files = [
             ("server.crt", server.certificate.as_str()),
             ("server.key", &server.key),
-            ("ca.crt", &ours.certificate()),
-            ("pg_hba.conf", WHO),
+            ("ca.crt", &trusted.certificate()),
+            ("pg_hba.conf", PG_HBA_CONF),
         ];
         let settings = ["ssl=on", "ssl_ca_file=ca.crt", "fsync=off"];
-        let postgres = Postgres::start_with(&settings, &files)?;
-        postgres.ask(
+        let postgres = PostgresServer::start_with_files(&settings, &files)?;
+        postgres.query(
             "CREATE ROLE plain SUPERUSER LOGIN; CREATE ROLE certified SUPERUSER LOGIN;
              CREATE ROLE watched SUPERUSER LOGIN; CREATE ROLE scram SUPERUSER LOGIN PASSWORD 'secret'",
         );
-        let (client, stranger) = (ours.issue("certified", &[]), other.issue("certified", &[]));
+        let (client, untrusted_client) = (trusted.issue("certified", &[]), untrusted.issue("certified", &[]));
         let files = TempDir::new().unwrap();
         let write = |name: &str, text: &str| fs::write(files.path().join(name), text).unwrap();
-        write("ours.pem", &ours.certificate());
-        write("other.pem", &other.certificate());
+        write("ours.pem", &trusted.certificate());
+        write("other.pem", &untrusted.certificate());
         write("empty.pem", "nothing\n");
         write("client.pem", &client.certificate);
         write("client.key", &client.key);
-        write("stranger.pem", &stranger.certificate);
-        write("stranger.key", &stranger.key);
-        Some(Self { postgres, files })
+        write("stranger.pem", &untrusted_client.certificate);
+        write("stranger.key", &untrusted_client.key);
+        Some(Self { server: postgres, files })
     }
 
     /// A schema of its own. `@` in the parameters stands for the directory of files.
-    fn options(&self, user: &str, host: &str, parameters: &str) -> PostgresOptions {
+    fn config(&self, user: &str, host: &str, parameters: &str) -> PostgresConfig {
         let files = self.files.path().display().to_string();
-        let (port, parameters) = (self.postgres.port(), parameters.replace('@', &files));
-        options(format!(
+        let (port, parameters) = (self.server.port(), parameters.replace('@', &files));
+        config_for_url(format!(
             "postgres://{user}@{host}:{port}/postgres?hostaddr=127.0.0.1&{parameters}"
         ))
     }
 }
 
-fn options(url: String) -> PostgresOptions {
-    let mut options = PostgresOptions::new(url);
-    options.schema = format!("test_{}", uuid::Uuid::new_v4().simple());
-    options
+fn config_for_url(url: String) -> PostgresConfig {
+    let mut config = PostgresConfig::new(url);
+    config.schema = format!("test_{}", uuid::Uuid::new_v4().simple());
+    config
 }
 
 /// A server that has kept an operation.
-async fn works(options: &PostgresOptions) -> Operations {
-    let journal = PostgresJournal::open(options).await.unwrap();
+async fn start_and_create(config: &PostgresConfig) -> Operations {
+    let storage = PostgresStorage::open(config).await.unwrap();
     let operations = Operations::builder()
-        .journal(journal)
+        .storage(storage)
         .start()
         .await
         .unwrap();
@@ -98,8 +98,8 @@ async fn works(options: &PostgresOptions) -> Operations {
 }
 
 /// Why a server does not start.
-async fn refusal(options: &PostgresOptions) -> String {
-    let error = PostgresJournal::open(options)
+async fn open_error(config: &PostgresConfig) -> String {
+    let error = PostgresStorage::open(config)
         .await
         .unwrap_err()
         .to_string();
@@ -108,9 +108,9 @@ async fn refusal(options: &PostgresOptions) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_mode_takes_the_servers_that_it_should() {
-    let Some(secure) = secure() else { return };
-    let taken = [
+async fn each_sslmode_accepts_expected_servers() {
+    let Some(tls_postgres) = shared_tls_postgres() else { return };
+    let accepted = [
         ("db.internal", "sslmode=prefer"),
         ("db.internal", ""),
         ("elsewhere", "sslmode=require"),
@@ -121,25 +121,25 @@ async fn each_mode_takes_the_servers_that_it_should() {
             "sslmode=verify-full&sslrootcert=@%2Fours.pem",
         ),
     ];
-    for (host, parameters) in taken {
-        works(&secure.options("test", host, parameters))
+    for (host, parameters) in accepted {
+        start_and_create(&tls_postgres.config("test", host, parameters))
             .await
             .close()
             .await;
     }
-    let files = secure.files.path().display();
-    works(&options(format!(
+    let files = tls_postgres.files.path().display();
+    start_and_create(&config_for_url(format!(
         "host=db.internal hostaddr=127.0.0.1 port={} user=test dbname=postgres sslmode = verify-full \
          sslrootcert='{files}/ours.pem'",
-        secure.postgres.port()
+        tls_postgres.server.port()
     )))
     .await;
 }
 
 #[tokio::test]
-async fn a_server_that_may_be_another_is_refused_in_clear_words() {
-    let Some(secure) = secure() else { return };
-    let refused = [
+async fn untrusted_server_is_rejected_with_clear_message() {
+    let Some(tls_postgres) = shared_tls_postgres() else { return };
+    let rejected = [
         (
             "elsewhere",
             "sslmode=verify-full&sslrootcert=@/ours.pem",
@@ -186,92 +186,92 @@ async fn a_server_that_may_be_another_is_refused_in_clear_words() {
             vec!["the database says: no pg_hba.conf entry", "no encryption"],
         ),
     ];
-    for (host, parameters, words) in refused {
-        let error = refusal(&secure.options("test:secret", host, parameters)).await;
-        for words in words {
-            assert!(error.contains(words), "{parameters}: {error}");
+    for (host, parameters, messages) in rejected {
+        let error = open_error(&tls_postgres.config("test:secret", host, parameters)).await;
+        for message in messages {
+            assert!(error.contains(message), "{parameters}: {error}");
         }
     }
 }
 
 // A machine has authorities, or it has none; neither has issued this.
 #[tokio::test]
-async fn a_server_that_no_authority_of_the_system_knows_is_refused() {
-    let Some(secure) = secure() else { return };
+async fn server_unknown_to_system_authorities_is_rejected() {
+    let Some(tls_postgres) = shared_tls_postgres() else { return };
     for parameters in ["sslmode=verify-full", "sslrootcert=system"] {
-        let error = refusal(&secure.options("test", "db.internal", parameters)).await;
-        let has_none = error.contains("this system has no certificates");
-        assert!(has_none || error.contains("this system trusts"), "{error}");
+        let error = open_error(&tls_postgres.config("test", "db.internal", parameters)).await;
+        let has_no_system_roots = error.contains("this system has no certificates");
+        assert!(has_no_system_roots || error.contains("this system trusts"), "{error}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_connections_of_a_server_use_tls() {
-    let Some(secure) = secure() else { return };
-    let _operations = works(&secure.options("watched", "db.internal", "sslmode=require")).await;
-    let question = "SELECT count(*) || ' ' || count(*) FILTER (WHERE ssl) FROM pg_stat_ssl
+async fn all_connections_of_server_use_tls() {
+    let Some(tls_postgres) = shared_tls_postgres() else { return };
+    let _operations = start_and_create(&tls_postgres.config("watched", "db.internal", "sslmode=require")).await;
+    let session_query = "SELECT count(*) || ' ' || count(*) FILTER (WHERE ssl) FROM pg_stat_ssl
         JOIN pg_stat_activity USING (pid)
         WHERE application_name = 'longrunning' AND usename = 'watched'";
     // The one that listens may come last.
-    let all = async {
-        while secure.postgres.ask(question) != "5 5" {
+    let all_sessions_use_tls = async {
+        while tls_postgres.server.query(session_query) != "5 5" {
             tokio::task::yield_now().await;
         }
     };
-    timeout(MINUTE, all).await.expect("all five use it");
+    timeout(MINUTE, all_sessions_use_tls).await.expect("all five use it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn prefer_goes_on_without_tls_where_there_is_none_and_require_does_not() {
-    let Some(none) = schema() else { return };
-    let with = |parameters: &str| PostgresOptions {
-        url: format!("{}?{parameters}", none.url),
-        ..none.clone()
+async fn prefer_falls_back_to_plaintext_and_require_does_not() {
+    let Some(plaintext) = test_config() else { return };
+    let with_parameters = |parameters: &str| PostgresConfig {
+        url: format!("{}?{parameters}", plaintext.url),
+        ..plaintext.clone()
     };
-    works(&with("sslmode=prefer")).await.close().await;
+    start_and_create(&with_parameters("sslmode=prefer")).await.close().await;
     for mode in ["require", "verify-full"] {
-        let error = refusal(&with(&format!("sslmode={mode}"))).await;
+        let error = open_error(&with_parameters(&format!("sslmode={mode}"))).await;
         assert!(error.contains("the server does not support TLS"), "{error}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn prefer_goes_on_without_tls_where_who_comes_with_it_is_let_in_by_nobody() {
-    let Some(secure) = secure() else { return };
-    works(&secure.options("plain", "db.internal", "sslmode=prefer"))
+async fn prefer_falls_back_when_pg_hba_rejects_tls() {
+    let Some(tls_postgres) = shared_tls_postgres() else { return };
+    start_and_create(&tls_postgres.config("plain", "db.internal", "sslmode=prefer"))
         .await
         .close()
         .await;
-    let error = refusal(&secure.options("plain", "db.internal", "sslmode=require")).await;
+    let error = open_error(&tls_postgres.config("plain", "db.internal", "sslmode=require")).await;
     assert!(error.contains("SSL encryption"), "{error}");
-    let error = refusal(&secure.options("nobody", "db.internal", "sslmode=prefer")).await;
+    let error = open_error(&tls_postgres.config("nobody", "db.internal", "sslmode=prefer")).await;
     assert!(error.contains("; and without TLS: "), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_password_is_bound_to_the_channel() {
-    let Some(secure) = secure() else { return };
+async fn password_authentication_uses_channel_binding() {
+    let Some(tls_postgres) = shared_tls_postgres() else { return };
     let bound = "sslmode=require&channel_binding=require&password=secret";
-    works(&secure.options("scram", "db.internal", bound))
+    start_and_create(&tls_postgres.config("scram", "db.internal", bound))
         .await
         .close()
         .await;
-    let error = refusal(&secure.options("scram:secret-1", "db.internal", "sslmode=require")).await;
+    let error = open_error(&tls_postgres.config("scram:secret-1", "db.internal", "sslmode=require")).await;
     assert!(error.contains("password authentication failed"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_certificate_of_our_own_opens_the_door_instead_of_a_password() {
-    let Some(secure) = secure() else { return };
-    let certified = |parameters: &str| {
+async fn client_certificate_authenticates_without_password() {
+    let Some(tls_postgres) = shared_tls_postgres() else { return };
+    let certificate_config = |parameters: &str| {
         let parameters = format!("sslmode=verify-full&sslrootcert=@/ours.pem&{parameters}");
-        secure.options("certified", "db.internal", &parameters)
+        tls_postgres.config("certified", "db.internal", &parameters)
     };
-    works(&certified("sslcert=@/client.pem&sslkey=@/client.key"))
+    start_and_create(&certificate_config("sslcert=@/client.pem&sslkey=@/client.key"))
         .await
         .close()
         .await;
-    let refused = [
+    let rejected = [
         ("", "valid client certificate"),
         ("sslcert=@/client.pem", "one is missing"),
         (
@@ -291,33 +291,33 @@ async fn a_certificate_of_our_own_opens_the_door_instead_of_a_password() {
             "not accept the certificate in",
         ),
     ];
-    for (parameters, words) in refused {
-        let error = refusal(&certified(parameters)).await;
-        assert!(error.contains(words), "{parameters}: {error}");
+    for (parameters, message) in rejected {
+        let error = open_error(&certificate_config(parameters)).await;
+        assert!(error.contains(message), "{parameters}: {error}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn over_a_socket_there_is_no_tls_whatever_the_mode() {
-    let Some(secure) = secure() else { return };
-    let socket = secure
-        .postgres
-        .socket()
+async fn unix_socket_never_uses_tls() {
+    let Some(tls_postgres) = shared_tls_postgres() else { return };
+    let socket = tls_postgres
+        .server
+        .socket_dir()
         .display()
         .to_string()
         .replace('/', "%2F");
-    let port = secure.postgres.port();
+    let port = tls_postgres.server.port();
     let url =
         format!("postgres://test@{socket}:{port}/postgres?sslmode=verify-full&sslrootcert=system");
-    works(&options(url)).await;
+    start_and_create(&config_for_url(url)).await;
 }
 
 #[tokio::test]
-async fn the_connection_that_listens_has_parameters_of_its_own() {
-    let Some(secure) = secure() else { return };
-    let mut options = secure.options("test", "db.internal", "sslmode=require");
+async fn notify_url_has_its_own_tls_parameters() {
+    let Some(tls_postgres) = shared_tls_postgres() else { return };
+    let mut config = tls_postgres.config("test", "db.internal", "sslmode=require");
     let missing = "sslmode=verify-full&sslrootcert=@/missing.pem";
-    options.listen_url = Some(secure.options("test", "db.internal", missing).url);
-    let error = refusal(&options).await;
+    config.notify_url = Some(tls_postgres.config("test", "db.internal", missing).url);
+    let error = open_error(&config).await;
     assert!(error.contains("/missing.pem cannot be read"), "{error}");
 }

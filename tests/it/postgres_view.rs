@@ -2,42 +2,42 @@
 //! machine this says so and does nothing.
 
 use longrunning::{
-    OperationName, PostgresOptions, proto::google::longrunning::ListOperationsRequest,
+    OperationName, PostgresConfig, proto::google::longrunning::ListOperationsRequest,
 };
 
 use crate::{
-    postgres::{MINUTE, finished, list, queued, server},
-    support::postgres::schema,
+    postgres::{MINUTE, create_succeeded, list_names, create_queued, start_server},
+    support::postgres::test_config,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_beyond_the_limit_of_the_view_is_read_from_the_database() {
-    let Some(options) = schema() else { return };
-    let options = PostgresOptions {
-        view_limit: Some(7),
-        ..options
+async fn operations_beyond_cache_limit_are_read_from_database() {
+    let Some(config) = test_config() else { return };
+    let config = PostgresConfig {
+        cache_limit: Some(7),
+        ..config
     };
-    let one = server(&options).await;
+    let server_a = start_server(&config).await;
     let mut names = Vec::new();
     for at in 0..60 {
         names.push(if at % 5 == 0 {
-            queued(&one).await
+            create_queued(&server_a).await
         } else {
-            finished(&one).await
+            create_succeeded(&server_a).await
         });
     }
     names.reverse();
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
     // One that begins now shows no more than the limit from the first moment on.
-    let other = server(&options).await;
-    for operations in [&one, &other] {
+    let server_b = start_server(&config).await;
+    for operations in [&server_a, &server_b] {
         for page_size in [1, 7, 60, 0] {
             let request = ListOperationsRequest {
                 page_size,
                 ..Default::default()
             };
             assert_eq!(
-                list(operations, request).await,
+                list_names(operations, request).await,
                 names,
                 "pages of {page_size}"
             );
@@ -48,46 +48,46 @@ async fn what_is_beyond_the_limit_of_the_view_is_read_from_the_database() {
             page_size: 3,
             ..Default::default()
         };
-        assert_eq!(list(operations, filtered("done=true")).await.len(), 48);
-        assert_eq!(list(operations, filtered("done=false")).await.len(), 12);
-        let elsewhere = ListOperationsRequest {
+        assert_eq!(list_names(operations, filtered("done=true")).await.len(), 48);
+        assert_eq!(list_names(operations, filtered("done=false")).await.len(), 12);
+        let other_parent_request = ListOperationsRequest {
             name: "projects/p".into(),
             ..Default::default()
         };
-        assert!(list(operations, elsewhere).await.is_empty());
+        assert!(list_names(operations, other_parent_request).await.is_empty());
     }
-    let shown = names.iter().filter(|name| {
-        other
-            .get(&OperationName::parse(name.as_str()).unwrap())
+    let cached = names.iter().filter(|name| {
+        server_b
+            .get_cached(&OperationName::parse(name.as_str()).unwrap())
             .is_ok()
     });
-    assert_eq!(shown.count(), 7 + 12);
+    assert_eq!(cached.count(), 7 + 12);
     for name in &names {
         let name = OperationName::parse(name.as_str()).unwrap();
-        let (here, there) = (
-            one.look(&name).await.unwrap(),
-            other.look(&name).await.unwrap(),
+        let (first, second) = (
+            server_a.get(&name).await.unwrap(),
+            server_b.get(&name).await.unwrap(),
         );
-        assert_eq!(here.bytes(), there.bytes());
-        if here.is_done() {
+        assert_eq!(first.bytes(), second.bytes());
+        if first.is_done() {
             assert_eq!(
-                other.wait(&name, MINUTE).await.unwrap().bytes(),
-                here.bytes()
+                server_b.wait(&name, MINUTE).await.unwrap().bytes(),
+                first.bytes()
             );
-            let mut watch = other.watch(&name).await.unwrap();
-            let seen = watch.next().await.unwrap().unwrap();
-            assert_eq!(seen.bytes(), here.bytes());
+            let mut watch = server_b.watch(&name).await.unwrap();
+            let watched = watch.next().await.unwrap().unwrap();
+            assert_eq!(watched.bytes(), first.bytes());
             assert!(watch.next().await.is_none());
-            assert!(other.cancel(&name).await.unwrap().is_done());
-            other.delete(&name).await.unwrap();
+            assert!(server_b.cancel(&name).await.unwrap().is_done());
+            server_b.delete(&name).await.unwrap();
             assert_eq!(
-                other.look(&name).await.unwrap_err().reason(),
+                server_b.get(&name).await.unwrap_err().reason(),
                 "OPERATION_NOT_FOUND"
             );
         }
     }
     assert_eq!(
-        list(&other, ListOperationsRequest::default()).await.len(),
+        list_names(&server_b, ListOperationsRequest::default()).await.len(),
         12
     );
 }

@@ -12,7 +12,7 @@ use tokio::{
 };
 use tonic::Code;
 
-use crate::support::program::{Program, command, complained, endless, run, said};
+use crate::support::program::{ServeProcess, longrunning_command, stderr, endless_checksum_directory, run_command, stdout};
 
 #[tokio::test]
 async fn help_of_every_command_shows_flags_defaults_and_variables() {
@@ -27,13 +27,13 @@ async fn help_of_every_command_shows_flags_defaults_and_variables() {
         "delete",
         "healthcheck",
     ] {
-        let output = run(&[command, "--help"]).await;
+        let output = run_command(&[command, "--help"]).await;
         assert_eq!(output.status.code(), Some(0), "{command}");
-        assert!(said(&output).contains("Usage: longrunning"), "{command}");
+        assert!(stdout(&output).contains("Usage: longrunning"), "{command}");
     }
-    let help = run(&["serve", "--help"]).await;
+    let help = run_command(&["serve", "--help"]).await;
     // The lines are wrapped to fit.
-    let help = said(&help).split_whitespace().collect::<Vec<_>>().join(" ");
+    let help = stdout(&help).split_whitespace().collect::<Vec<_>>().join(" ");
     for text in [
         "127.0.0.1:8470",
         "127.0.0.1:8472",
@@ -46,8 +46,8 @@ async fn help_of_every_command_shows_flags_defaults_and_variables() {
 }
 
 #[tokio::test]
-async fn a_wrong_call_ends_with_2_and_says_what_is_wrong() {
-    for (line, problem) in [
+async fn usage_error_exits_with_2_and_names_cause() {
+    for (arguments, expected) in [
         (vec!["serve", "--lissen", "x"], "--lissen"),
         (vec!["serve", "--listen", "8470"], "write host:port"),
         (vec!["serve", "--grace", "soon"], "--grace"),
@@ -69,23 +69,23 @@ async fn a_wrong_call_ends_with_2_and_says_what_is_wrong() {
         ),
         (vec!["dance"], "dance"),
     ] {
-        let output = run(&line).await;
-        assert_eq!(output.status.code(), Some(2), "{line:?}");
+        let output = run_command(&arguments).await;
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(
-            complained(&output).contains(problem),
-            "{line:?}: {}",
-            complained(&output)
+            stderr(&output).contains(expected),
+            "{arguments:?}: {}",
+            stderr(&output)
         );
     }
 }
 
 #[tokio::test]
-async fn a_taken_port_is_named_with_its_purpose() {
-    let program = Program::serve(&[]).await;
-    let output = run(&[
+async fn port_in_use_error_names_listener() {
+    let program = ServeProcess::serve(&[]).await;
+    let output = run_command(&[
         "serve",
         "--listen",
-        &program.clients,
+        &program.client_address,
         "--admin-listen",
         "none",
     ])
@@ -93,33 +93,33 @@ async fn a_taken_port_is_named_with_its_purpose() {
     assert_eq!(output.status.code(), Some(2));
     let expected = format!(
         "the listener for clients: cannot listen on {}",
-        program.clients
+        program.client_address
     );
     assert!(
-        complained(&output).contains(&expected),
+        stderr(&output).contains(&expected),
         "{}",
-        complained(&output)
+        stderr(&output)
     );
 }
 
 #[tokio::test]
-async fn probes_follow_the_server_through_its_life() {
-    let program = Program::serve(&[]).await;
-    assert!(program.admin("/livez").await.starts_with("HTTP/1.1 200"));
-    assert!(program.admin("/readyz").await.starts_with("HTTP/1.1 200"));
-    assert!(program.admin("/nothing").await.starts_with("HTTP/1.1 404"));
+async fn probes_reflect_server_lifecycle() {
+    let program = ServeProcess::serve(&[]).await;
+    assert!(program.admin_get("/livez").await.starts_with("HTTP/1.1 200"));
+    assert!(program.admin_get("/readyz").await.starts_with("HTTP/1.1 200"));
+    assert!(program.admin_get("/nothing").await.starts_with("HTTP/1.1 404"));
     assert!(
         program
-            .admin("/metrics")
+            .admin_get("/metrics")
             .await
             .contains("longrunning_operations{state=\"PENDING\"} 0")
     );
-    assert_eq!(program.ask(&["healthcheck"]).await.status.code(), Some(0));
+    assert_eq!(program.run_command(&["healthcheck"]).await.status.code(), Some(0));
     program.signal("TERM").await;
     let endpoint = program.endpoint();
-    assert_eq!(program.end().await, Some(0));
+    assert_eq!(program.wait_for_exit().await, Some(0));
     assert_eq!(
-        run(&["healthcheck", "--endpoint", &endpoint])
+        run_command(&["healthcheck", "--endpoint", &endpoint])
             .await
             .status
             .code(),
@@ -128,10 +128,10 @@ async fn probes_follow_the_server_through_its_life() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sigterm_answers_a_thousand_open_waits_with_ok_and_ends_with_0() {
-    let directory = endless();
-    let program = Program::demo(directory.path()).await;
-    let name = program.checksum("").await;
+async fn sigterm_answers_1000_open_waits_and_exits_with_0() {
+    let directory = endless_checksum_directory();
+    let program = ServeProcess::serve_demo(directory.path()).await;
+    let name = program.create_checksum("").await;
     let clients = [
         program.client().await,
         program.client().await,
@@ -150,50 +150,50 @@ async fn sigterm_answers_a_thousand_open_waits_with_ok_and_ends_with_0() {
         });
     }
     while !program
-        .admin("/metrics")
+        .admin_get("/metrics")
         .await
         .contains("longrunning_waiters 1000")
     {
         tokio::task::yield_now().await;
     }
     program.signal("TERM").await;
-    while let Some(answer) = waits.join_next().await {
-        assert!(!answer.unwrap().unwrap().into_inner().done);
+    while let Some(result) = waits.join_next().await {
+        assert!(!result.unwrap().unwrap().into_inner().done);
     }
     // Polls are answered while the worker has its grace.
     drop(clients);
-    assert_eq!(program.end().await, Some(0));
+    assert_eq!(program.wait_for_exit().await, Some(0));
 }
 
 #[tokio::test]
-async fn a_second_signal_aborts_the_drain() {
-    let directory = endless();
-    let mut program = Program::serve(&[
+async fn second_signal_aborts_drain() {
+    let directory = endless_checksum_directory();
+    let mut program = ServeProcess::serve(&[
         "--demo",
         directory.path().to_str().unwrap(),
         "--grace",
         "1h",
     ])
     .await;
-    program.checksum("").await;
+    program.create_checksum("").await;
     program.signal("TERM").await;
-    while !program.line().await.contains("shutting down") {}
-    assert!(program.admin("/readyz").await.starts_with("HTTP/1.1 503"));
-    assert!(program.admin("/livez").await.starts_with("HTTP/1.1 200"));
+    while !program.read_log_line().await.contains("shutting down") {}
+    assert!(program.admin_get("/readyz").await.starts_with("HTTP/1.1 503"));
+    assert!(program.admin_get("/livez").await.starts_with("HTTP/1.1 200"));
     program.signal("INT").await;
-    assert_eq!(program.end().await, Some(1));
+    assert_eq!(program.wait_for_exit().await, Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_connections_of_garbage_leave_the_server_up() {
-    let program = Program::serve(&[]).await;
+async fn server_survives_1000_garbage_connections() {
+    let program = ServeProcess::serve(&[]).await;
     let mut connections = JoinSet::new();
     for seed in 0..1000_u32 {
-        let address = program.clients.clone();
+        let address = program.client_address.clone();
         connections.spawn(async move {
             let mut stream = TcpStream::connect(address).await.unwrap();
             // Some begin like HTTP/2, so that the garbage reaches its parser.
-            let begin: &[u8] = if seed % 2 == 0 {
+            let prefix: &[u8] = if seed % 2 == 0 {
                 b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
             } else {
                 b""
@@ -201,7 +201,7 @@ async fn a_thousand_connections_of_garbage_leave_the_server_up() {
             let garbage: Vec<u8> = (0..64)
                 .flat_map(|i: u32| seed.wrapping_mul(2 * i + 1).to_le_bytes())
                 .collect();
-            let _ = stream.write_all(begin).await;
+            let _ = stream.write_all(prefix).await;
             let _ = stream.write_all(&garbage).await;
             let _ = stream.shutdown().await;
             let _ = stream.read_to_end(&mut Vec::new()).await;
@@ -218,8 +218,8 @@ async fn a_thousand_connections_of_garbage_leave_the_server_up() {
 }
 
 #[tokio::test]
-async fn an_oversized_message_is_refused_and_the_connection_lives_on() {
-    let program = Program::serve(&["--max-message-bytes", "64KiB"]).await;
+async fn oversized_message_is_rejected_and_connection_stays_open() {
+    let program = ServeProcess::serve(&["--max-message-bytes", "64KiB"]).await;
     let mut client = program.client().await;
     let name = "x".repeat(100_000);
     let refused = client
@@ -237,7 +237,7 @@ async fn an_oversized_message_is_refused_and_the_connection_lives_on() {
 }
 
 #[tokio::test]
-async fn the_log_is_json_where_there_is_no_terminal() {
+async fn log_is_json_without_terminal() {
     let ports = [
         "serve",
         "--listen",
@@ -247,7 +247,7 @@ async fn the_log_is_json_where_there_is_no_terminal() {
         "--admin-listen",
         "127.0.0.1:0",
     ];
-    let mut child = command(&ports).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = longrunning_command(&ports).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     for listener in ["clients", "workers", "admin"] {
         let line = lines.next_line().await.unwrap().expect("it listens");

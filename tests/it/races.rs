@@ -4,114 +4,114 @@
 use std::{sync::Arc, time::Duration};
 
 use longrunning::{
-    Failure, NewOperation, OperationName, Operations, QueueName, Stage, State, WorkerId,
+    Failure, NewOperation, OperationName, Operations, QueueName, Phase, State, WorkerId,
 };
 use tokio::{sync::Barrier, task::JoinSet};
 
-use crate::support::{hold, pending, running, text};
+use crate::support::{create_leased, create_pending, create_running, string_value};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
 async fn start() -> Operations {
-    crate::support::operations().start().await.unwrap()
+    crate::support::operations_builder().start().await.unwrap()
 }
 
 /// Runs all of `racers` from one starting line; returns what each said.
-async fn race<T: Send + 'static, const N: usize>(
-    racers: [std::pin::Pin<Box<dyn Future<Output = T> + Send>>; N],
+async fn run_concurrently<T: Send + 'static, const N: usize>(
+    futures: [std::pin::Pin<Box<dyn Future<Output = T> + Send>>; N],
 ) -> Vec<T> {
-    let line = Arc::new(Barrier::new(N));
+    let barrier = Arc::new(Barrier::new(N));
     let mut tasks = JoinSet::new();
-    for (at, racer) in racers.into_iter().enumerate() {
-        let line = line.clone();
+    for (index, future) in futures.into_iter().enumerate() {
+        let barrier = barrier.clone();
         tasks.spawn(async move {
-            line.wait().await;
-            (at, racer.await)
+            barrier.wait().await;
+            (index, future.await)
         });
     }
-    let mut said = tasks.join_all().await;
-    said.sort_by_key(|(at, _)| *at);
-    said.into_iter().map(|(_, said)| said).collect()
+    let mut results = tasks.join_all().await;
+    results.sort_by_key(|(index, _)| *index);
+    results.into_iter().map(|(_, result)| result).collect()
 }
 
 // OP-6
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_outcomes_that_race_one_wins_and_its_bytes_stay() {
+async fn racing_finishes_have_one_winner_with_stable_bytes() {
     let operations = start().await;
     for _ in 0..3000 {
-        let (name, token) = running(&operations).await;
-        let finish = |answer: &'static str| -> std::pin::Pin<Box<dyn Future<Output = _> + Send>> {
+        let (name, token) = create_running(&operations).await;
+        let finish = |result: &'static str| -> std::pin::Pin<Box<dyn Future<Output = _> + Send>> {
             let (operations, name) = (operations.clone(), name.clone());
-            Box::pin(async move { operations.succeed(&name, token, text(answer)).await })
+            Box::pin(async move { operations.succeed(&name, token, string_value(result)).await })
         };
-        let said = race([finish("one"), finish("two"), finish("three")]).await;
-        let winners: Vec<_> = said.iter().flatten().collect();
+        let results = run_concurrently([finish("one"), finish("two"), finish("three")]).await;
+        let winners: Vec<_> = results.iter().flatten().collect();
         assert_eq!(winners.len(), 1);
-        let losers = said.iter().flat_map(|said| said.as_ref().err());
+        let losers = results.iter().flat_map(|result| result.as_ref().err());
         assert!(
             losers
                 .clone()
                 .all(|error| error.reason() == "OPERATION_DONE")
         );
-        assert_eq!(operations.get(&name).unwrap().bytes(), winners[0].bytes());
+        assert_eq!(operations.get_cached(&name).unwrap().bytes(), winners[0].bytes());
         operations.delete(&name).await.unwrap();
     }
 }
 
 // OP-6, CAN-2
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn finish_cancel_and_wait_that_race_agree_on_one_outcome() {
+async fn racing_finish_cancel_and_wait_agree_on_one_outcome() {
     let operations = start().await;
     for round in 0..5000 {
-        let queued = round % 2 == 0;
-        let (name, token) = if queued {
+        let is_queued = round % 2 == 0;
+        let (name, token) = if is_queued {
             (
-                pending(&operations).await,
+                create_pending(&operations).await,
                 longrunning::LeaseToken::random(),
             )
         } else {
-            running(&operations).await
+            create_running(&operations).await
         };
-        let with = |act: u8| -> std::pin::Pin<Box<dyn Future<Output = Option<Arc<_>>> + Send>> {
+        let call = |action: u8| -> std::pin::Pin<Box<dyn Future<Output = Option<Arc<_>>> + Send>> {
             let (operations, name) = (operations.clone(), name.clone());
             Box::pin(async move {
-                match act {
-                    0 => operations.succeed(&name, token, text("won")).await.ok(),
+                match action {
+                    0 => operations.succeed(&name, token, string_value("won")).await.ok(),
                     1 => operations.cancel(&name).await.ok(),
                     _ => operations.wait(&name, MINUTE).await.ok(),
                 }
             })
         };
-        let said = race([with(0), with(1), with(2)]).await;
-        let last = operations.get(&name).unwrap();
-        let waited = said[2].as_ref().expect("nobody deletes it");
+        let results = run_concurrently([call(0), call(1), call(2)]).await;
+        let last = operations.get_cached(&name).unwrap();
+        let waited = results[2].as_ref().expect("nobody deletes it");
         assert!(waited.is_done() && last.is_done());
         assert_eq!(waited.bytes(), last.bytes());
-        let state = if queued {
+        let state = if is_queued {
             State::Cancelled
         } else {
             State::Succeeded
         };
         assert_eq!(last.state(), state);
-        assert_eq!(said[0].is_some(), !queued, "only the holder can finish");
+        assert_eq!(results[0].is_some(), !is_queued, "only the holder can finish");
     }
 }
 
 // OP-6, DEL-3: the four that can end what clients see.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn finish_fail_cancel_and_delete_that_race_with_expiry_leave_nothing_behind() {
+async fn racing_finish_fail_cancel_delete_and_expiry_leave_nothing() {
     let operations = start().await;
     for _ in 0..3000 {
         let new = NewOperation::self_executed("w").retention(Duration::from_micros(1));
-        let (name, token) = hold(&operations, new).await;
-        let with = |act: u8| -> std::pin::Pin<
+        let (name, token) = create_leased(&operations, new).await;
+        let call = |action: u8| -> std::pin::Pin<
             Box<dyn Future<Output = Result<(), longrunning::Error>> + Send>,
         > {
             let (operations, name) = (operations.clone(), name.clone());
             Box::pin(async move {
-                match act {
+                match action {
                     0 => operations
-                        .succeed(&name, token, text("won"))
+                        .succeed(&name, token, string_value("won"))
                         .await
                         .map(drop),
                     1 => operations
@@ -123,21 +123,21 @@ async fn finish_fail_cancel_and_delete_that_race_with_expiry_leave_nothing_behin
                 }
             })
         };
-        let said = race([with(0), with(1), with(2), with(3)]).await;
+        let results = run_concurrently([call(0), call(1), call(2), call(3)]).await;
         assert!(
-            !(said[0].is_ok() && said[1].is_ok()),
+            !(results[0].is_ok() && results[1].is_ok()),
             "one outcome at the most"
         );
-        assert!(said[0].is_ok() || said[1].is_ok(), "and one at the least");
-        for error in said.iter().flat_map(|said| said.as_ref().err()) {
+        assert!(results[0].is_ok() || results[1].is_ok(), "and one at the least");
+        for error in results.iter().flat_map(|result| result.as_ref().err()) {
             assert!(
                 matches!(error.reason(), "OPERATION_DONE" | "OPERATION_NOT_FOUND"),
                 "{error}"
             );
         }
-        let end = operations.wait(&name, MINUTE).await;
+        let wait_result = operations.wait(&name, MINUTE).await;
         assert!(
-            end.is_err_and(|error| error.reason() == "OPERATION_NOT_FOUND") || said[3].is_err()
+            wait_result.is_err_and(|error| error.reason() == "OPERATION_NOT_FOUND") || results[3].is_err()
         );
     }
     // The last ones expire within a moment.
@@ -150,26 +150,26 @@ async fn finish_fail_cancel_and_delete_that_race_with_expiry_leave_nothing_behin
     {
         tokio::task::yield_now().await;
     }
-    assert_eq!(operations.waiters(), 0);
+    assert_eq!(operations.waiter_count(), 0);
 }
 
 // WAIT-11
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_wake_up_is_lost_in_100_000_races_of_wait_and_finish() {
-    const RACES: usize = 100_000;
+async fn no_wakeup_is_lost_in_100_000_races_of_wait_and_finish() {
+    const RACE_COUNT: usize = 100_000;
     let operations = start().await;
-    let (tell, mut told) = tokio::sync::mpsc::channel::<(OperationName, _)>(1);
+    let (sender, mut receiver) = tokio::sync::mpsc::channel::<(OperationName, _)>(1);
     let finisher = {
         let operations = operations.clone();
         tokio::spawn(async move {
-            while let Some((name, token)) = told.recv().await {
-                operations.succeed(&name, token, text("")).await.unwrap();
+            while let Some((name, token)) = receiver.recv().await {
+                operations.succeed(&name, token, string_value("")).await.unwrap();
             }
         })
     };
-    for race in 0..RACES {
-        let (name, token) = running(&operations).await;
-        tell.send((name.clone(), token)).await.unwrap();
+    for race in 0..RACE_COUNT {
+        let (name, token) = create_running(&operations).await;
+        sender.send((name.clone(), token)).await.unwrap();
         // Now here, now there: the finisher comes before, within and after the wait.
         for _ in 0..race % 3 {
             std::hint::spin_loop();
@@ -178,40 +178,40 @@ async fn no_wake_up_is_lost_in_100_000_races_of_wait_and_finish() {
         assert!(waited.expect("the wake-up was lost").unwrap().is_done());
         operations.delete(&name).await.unwrap();
     }
-    drop(tell);
+    drop(sender);
     finisher.await.unwrap();
-    assert_eq!(operations.waiters(), 0);
+    assert_eq!(operations.waiter_count(), 0);
 }
 
 // WAIT-9
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_abandoned_waits_leave_no_waiter_behind() {
+async fn ten_thousand_abandoned_waits_leave_no_waiter() {
     let operations = start().await;
-    let (name, token) = running(&operations).await;
+    let (name, token) = create_running(&operations).await;
     for _ in 0..10 {
         let mut waits = JoinSet::new();
         for _ in 0..1000 {
             let (operations, name) = (operations.clone(), name.clone());
             waits.spawn(async move { operations.wait(&name, MINUTE).await });
         }
-        while operations.waiters() < 1000 {
+        while operations.waiter_count() < 1000 {
             tokio::task::yield_now().await;
         }
         waits.shutdown().await;
-        assert_eq!(operations.waiters(), 0);
+        assert_eq!(operations.waiter_count(), 0);
     }
-    operations.succeed(&name, token, text("")).await.unwrap();
+    operations.succeed(&name, token, string_value("")).await.unwrap();
 }
 
 // BEHAVIOUR §5: at most one live lease.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn workers_that_race_for_a_queue_share_it_without_loss_or_doubling() {
-    const MANY: usize = 4000;
+async fn racing_workers_share_queue_without_loss_or_duplicates() {
+    const OPERATION_COUNT: usize = 4000;
     let operations = start().await;
     let mut workers = JoinSet::new();
-    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
     for n in 0..8 {
-        let (operations, tell) = (operations.clone(), tell.clone());
+        let (operations, sender) = (operations.clone(), sender.clone());
         workers.spawn(async move {
             let (queue, worker) = (
                 QueueName::parse("nobody").unwrap(),
@@ -219,24 +219,24 @@ async fn workers_that_race_for_a_queue_share_it_without_loss_or_doubling() {
             );
             loop {
                 let leased = operations.lease(&queue, &worker).await.unwrap();
-                let Stage::Running(lease) = leased.stage() else {
+                let Phase::Running(lease) = leased.phase() else {
                     panic!("it is leased")
                 };
                 assert_eq!((leased.attempt(), &lease.holder), (1, &worker));
                 operations
-                    .succeed(&leased.owned_name(), lease.token, text(""))
+                    .succeed(&leased.name_owned(), lease.token, string_value(""))
                     .await
                     .unwrap();
-                tell.send(leased.owned_name()).unwrap();
+                sender.send(leased.name_owned()).unwrap();
             }
         });
     }
     let mut names = std::collections::HashSet::new();
-    for _ in 0..MANY {
-        names.insert(pending(&operations).await);
+    for _ in 0..OPERATION_COUNT {
+        names.insert(create_pending(&operations).await);
     }
-    for _ in 0..MANY {
-        let done = told.recv().await.unwrap();
+    for _ in 0..OPERATION_COUNT {
+        let done = receiver.recv().await.unwrap();
         assert!(names.remove(&done), "{done} was done twice");
     }
     assert!(names.is_empty());
@@ -244,7 +244,7 @@ async fn workers_that_race_for_a_queue_share_it_without_loss_or_doubling() {
 
 // BEHAVIOUR §5: a poll that is given up takes nothing with it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn long_polls_that_are_given_up_lose_no_operation() {
+async fn cancelled_long_polls_lose_no_operation() {
     let operations = start().await;
     let queue = QueueName::parse("nobody").unwrap();
     let worker = WorkerId::new("w");
@@ -253,7 +253,7 @@ async fn long_polls_that_are_given_up_lose_no_operation() {
             let (operations, queue, worker) = (operations.clone(), queue.clone(), worker.clone());
             tokio::spawn(async move { operations.lease(&queue, &worker).await.unwrap() })
         };
-        let name = pending(&operations).await;
+        let name = create_pending(&operations).await;
         for _ in 0..round % 5 {
             tokio::task::yield_now().await;
         }
@@ -261,16 +261,16 @@ async fn long_polls_that_are_given_up_lose_no_operation() {
         let leased = match poll.await {
             Ok(leased) => leased,
             Err(_) => {
-                let again = operations.lease(&queue, &worker);
-                tokio::time::timeout(MINUTE, again)
+                let retried = operations.lease(&queue, &worker);
+                tokio::time::timeout(MINUTE, retried)
                     .await
                     .expect("the operation was lost")
                     .unwrap()
             }
         };
-        assert_eq!(leased.owned_name(), name);
+        assert_eq!(leased.name_owned(), name);
         operations
-            .succeed(&name, leased.lease().unwrap().token, text(""))
+            .succeed(&name, leased.lease().unwrap().token, string_value(""))
             .await
             .unwrap();
     }

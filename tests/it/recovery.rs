@@ -9,19 +9,19 @@ use longrunning::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::support::{error, hold, journal::TestJournal, own_metadata, progress, reason, text};
+use crate::support::{expect_error, create_leased, journal::TestStorage, custom_metadata, progress, error_reason, string_value};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// To the nearest.
-fn hours(time: Duration) -> u64 {
-    (time.as_secs() + HOUR.as_secs() / 2) / HOUR.as_secs()
+fn rounded_hours(duration: Duration) -> u64 {
+    (duration.as_secs() + HOUR.as_secs() / 2) / HOUR.as_secs()
 }
 
-async fn start(journal: &TestJournal) -> Operations {
-    crate::support::operations()
-        .journal(journal.clone())
+async fn start(storage: &TestStorage) -> Operations {
+    crate::support::operations_builder()
+        .storage(storage.clone())
         .start()
         .await
         .unwrap()
@@ -33,15 +33,15 @@ fn queue() -> QueueName {
 
 /// Ends a server the hard way, without a word to anybody, and returns the
 /// journal of the next one, which replays in another order.
-async fn crash(operations: Operations, journal: TestJournal) -> TestJournal {
+async fn crash(operations: Operations, storage: TestStorage) -> TestStorage {
     drop(operations);
     // Its tasks notice on their own.
-    while !journal.is_alone() {
+    while !storage.is_released() {
         tokio::task::yield_now().await;
     }
-    let mut kept: Vec<Operation> = journal.into_kept();
-    kept.reverse();
-    TestJournal::with(kept)
+    let mut stored: Vec<Operation> = storage.into_stored();
+    stored.reverse();
+    TestStorage::with_operations(stored)
 }
 
 async fn list(operations: &Operations) -> Vec<(String, Vec<u8>)> {
@@ -54,23 +54,23 @@ async fn list(operations: &Operations) -> Vec<(String, Vec<u8>)> {
 
 // BEHAVIOUR §5: acknowledged means durable.
 #[tokio::test(start_paused = true)]
-async fn a_replay_brings_back_the_same_bytes_in_the_same_order_and_the_same_queue() {
-    let journal = TestJournal::new();
-    let operations = start(&journal).await;
+async fn restart_restores_same_bytes_list_order_and_queue_order() {
+    let storage = TestStorage::new();
+    let operations = start(&storage).await;
     for n in 0..600 {
         let new = NewOperation::queued("q")
             .priority(n % 3)
-            .input(text(&n.to_string()));
-        let name = operations.create(new).await.unwrap().operation.owned_name();
+            .input(string_value(&n.to_string()));
+        let name = operations.create(new).await.unwrap().operation.name_owned();
         if n % 7 == 0 {
             operations.cancel(&name).await.unwrap();
         }
     }
     let new = NewOperation::self_executed("w")
-        .metadata(own_metadata(3))
+        .metadata(custom_metadata(3))
         .parent("projects/p")
         .id("x");
-    let (name, token) = hold(&operations, new).await;
+    let (name, token) = create_leased(&operations, new).await;
     let report = Report {
         progress: Some(progress(3)),
         ..Report::default()
@@ -78,12 +78,12 @@ async fn a_replay_brings_back_the_same_bytes_in_the_same_order_and_the_same_queu
     operations.report(&name, token, report).await.unwrap();
     let before = list(&operations).await;
 
-    let journal = crash(operations, journal).await;
-    let operations = start(&journal).await;
+    let storage = crash(operations, storage).await;
+    let operations = start(&storage).await;
     assert_eq!(list(&operations).await, before);
     assert_eq!(
         operations
-            .get(&name)
+            .get_cached(&name)
             .unwrap()
             .progress()
             .unwrap()
@@ -104,15 +104,15 @@ async fn a_replay_brings_back_the_same_bytes_in_the_same_order_and_the_same_queu
         assert!(
             inputs
                 .last()
-                .is_none_or(|(priority, _)| leased.terms().priority <= *priority)
+                .is_none_or(|(priority, _)| leased.options().priority <= *priority)
         );
-        inputs.push((leased.terms().priority, input));
+        inputs.push((leased.options().priority, input));
     }
     let expected = |priority| (0..600).filter(move |n| n % 7 != 0 && n % 3 == priority);
     let expected = [2, 1, 0]
         .into_iter()
         .flat_map(expected)
-        .map(|n| text(&n.to_string()));
+        .map(|n| string_value(&n.to_string()));
     assert!(inputs.into_iter().map(|(_, input)| input).eq(expected));
 
     // What comes now is newer than all that was there before.
@@ -125,9 +125,9 @@ async fn a_replay_brings_back_the_same_bytes_in_the_same_order_and_the_same_queu
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clock_that_went_back_over_a_restart_holds_up_no_queue() {
-    let journal = TestJournal::new();
-    let operations = start(&journal).await;
+async fn clock_set_back_across_restart_does_not_block_queue() {
+    let storage = TestStorage::new();
+    let operations = start(&storage).await;
     let new = NewOperation::queued("q");
     let queued = operations.create(new).await.unwrap().operation;
     // As if the clock had been two hours ahead, and the operation not ready before.
@@ -135,72 +135,72 @@ async fn a_clock_that_went_back_over_a_restart_holds_up_no_queue() {
     let new = NewOperation::queued("q").not_before(std::time::SystemTime::now() + HOUR);
     operations.create(new).await.unwrap();
     drop(queued);
-    let journal = crash(operations, journal).await.up_to(ahead);
-    let operations = start(&journal).await;
-    let begun = Instant::now();
+    let storage = crash(operations, storage).await.with_last_timestamp(ahead);
+    let operations = start(&storage).await;
+    let started_at = Instant::now();
     for _ in 0..2 {
         let leased = operations.lease(&queue(), &WorkerId::new("w")).await;
         assert!(ahead <= leased.unwrap().update_time());
     }
-    assert_eq!(hours(begun.elapsed()), 0);
+    assert_eq!(rounded_hours(started_at.elapsed()), 0);
 }
 
 // BEHAVIOUR §4
 #[tokio::test(start_paused = true)]
-async fn after_a_restart_no_lease_is_over_for_a_full_lease_duration() {
-    let journal = TestJournal::new();
-    let operations = start(&journal).await;
-    let retry = RetryPolicy::attempts(2);
+async fn leases_get_full_duration_after_restart() {
+    let storage = TestStorage::new();
+    let operations = start(&storage).await;
+    let retry = RetryPolicy::with_max_attempts(2);
     let new = NewOperation::queued("q")
-        .retry(retry)
+        .retry_policy(retry)
         .lease_duration(10 * SECOND);
-    let queued = operations.create(new).await.unwrap().operation.owned_name();
+    let queued = operations.create(new).await.unwrap().operation.name_owned();
     operations
         .lease(&queue(), &WorkerId::new("w"))
         .await
         .unwrap();
-    let (own, token) = hold(&operations, NewOperation::self_executed("w")).await;
+    let (self_executed, token) = create_leased(&operations, NewOperation::self_executed("w")).await;
     sleep(9 * SECOND).await;
     // To read what was kept takes longer than a lease lasts.
-    let journal = crash(operations, journal).await.slow(60 * SECOND);
-    let operations = start(&journal).await;
-    let begun = Instant::now();
+    let storage = crash(operations, storage).await.with_load_duration(60 * SECOND);
+    let operations = start(&storage).await;
+    let started_at = Instant::now();
     sleep(9 * SECOND).await;
-    assert_eq!(operations.get(&queued).unwrap().state(), State::Running);
-    let again = operations
+    assert_eq!(operations.get_cached(&queued).unwrap().state(), State::Running);
+    let leased_again = operations
         .lease(&queue(), &WorkerId::new("v"))
         .await
         .unwrap();
-    assert_eq!((again.owned_name(), again.attempt()), (queued, 2));
-    assert_eq!(begun.elapsed().as_secs(), 10);
+    assert_eq!((leased_again.name_owned(), leased_again.attempt()), (queued, 2));
+    assert_eq!(started_at.elapsed().as_secs(), 10);
     sleep(15 * SECOND).await;
     operations
-        .renew(&own, token)
+        .renew(&self_executed, token)
         .await
         .expect("30 s are not over");
-    let lost = operations.wait(&own, 3600 * SECOND).await.unwrap();
-    assert_eq!(reason(&error(&lost.to_proto())), "WORKER_LOST");
+    let expired = operations.wait(&self_executed, 3600 * SECOND).await.unwrap();
+    assert_eq!(error_reason(&expect_error(&expired.to_proto())), "WORKER_LOST");
 }
 
 // BEHAVIOUR §4: the clock of what is done and of what must end goes on.
 #[tokio::test(start_paused = true)]
-async fn retention_pauses_and_total_timeouts_go_on_over_a_restart() {
-    let journal = TestJournal::new();
-    let operations = start(&journal).await;
+async fn retention_backoff_and_total_timeout_continue_across_restart() {
+    let storage = TestStorage::new();
+    let operations = start(&storage).await;
     let new = NewOperation::self_executed("w").retention(6 * HOUR);
-    let (done, token) = hold(&operations, new).await;
+    let (done, token) = create_leased(&operations, new).await;
     operations
-        .succeed(&done, token, text("done"))
+        .succeed(&done, token, string_value("done"))
         .await
         .unwrap();
     let retry = RetryPolicy {
         jitter: 0.0,
         initial_backoff: 4 * HOUR,
         max_backoff: 4 * HOUR,
-        ..RetryPolicy::attempts(2)
+        ..RetryPolicy::with_max_attempts(2)
     };
     operations
-        .create(NewOperation::queued("q").retry(retry))
+        .create(NewOperation::queued("q").retry_policy(retry))
         .await
         .unwrap();
     let leased = operations
@@ -209,19 +209,19 @@ async fn retention_pauses_and_total_timeouts_go_on_over_a_restart() {
         .unwrap();
     let failure = Failure::new(Code::Unavailable, "busy").retryable();
     operations
-        .fail(&leased.owned_name(), leased.lease().unwrap().token, failure)
+        .fail(&leased.name_owned(), leased.lease().unwrap().token, failure)
         .await
         .unwrap();
     drop(leased);
     let new = NewOperation::queued("nobody").total_timeout(5 * HOUR);
-    let late = operations.create(new).await.unwrap().operation.owned_name();
+    let timing_out = operations.create(new).await.unwrap().operation.name_owned();
 
     // Paused time does not move the wall clock that a new server reads: to it
     // no time has passed but what this test took in earnest, far below an hour.
-    let journal = crash(operations, journal).await;
-    let operations = start(&journal).await;
-    let begun = Instant::now();
-    operations.get(&done).unwrap();
+    let storage = crash(operations, storage).await;
+    let operations = start(&storage).await;
+    let started_at = Instant::now();
+    operations.get_cached(&done).unwrap();
     assert_eq!(
         operations
             .lease(&queue(), &WorkerId::new("w"))
@@ -230,68 +230,68 @@ async fn retention_pauses_and_total_timeouts_go_on_over_a_restart() {
             .attempt(),
         2
     );
-    assert_eq!(hours(begun.elapsed()), 4);
-    let ended = operations.wait(&late, 24 * HOUR).await.unwrap();
-    assert_eq!(reason(&error(&ended.to_proto())), "TOTAL_TIMEOUT");
-    assert_eq!(hours(begun.elapsed()), 5);
+    assert_eq!(rounded_hours(started_at.elapsed()), 4);
+    let timed_out = operations.wait(&timing_out, 24 * HOUR).await.unwrap();
+    assert_eq!(error_reason(&expect_error(&timed_out.to_proto())), "TOTAL_TIMEOUT");
+    assert_eq!(rounded_hours(started_at.elapsed()), 5);
     sleep(2 * HOUR).await;
-    assert!(operations.get(&done).is_err());
+    assert!(operations.get_cached(&done).is_err());
 }
 
 // BEHAVIOUR §5
 #[tokio::test(start_paused = true)]
-async fn request_ids_ids_and_what_was_deleted_are_remembered() {
-    let journal = TestJournal::new();
-    let operations = start(&journal).await;
+async fn request_ids_ids_and_deletions_survive_restart() {
+    let storage = TestStorage::new();
+    let operations = start(&storage).await;
     let new = || NewOperation::queued("q").request_id("r").id("mine");
     operations.create(new()).await.unwrap();
-    let (hidden, token) = hold(&operations, NewOperation::self_executed("w")).await;
-    operations.delete(&hidden).await.unwrap();
+    let (deleted, token) = create_leased(&operations, NewOperation::self_executed("w")).await;
+    operations.delete(&deleted).await.unwrap();
 
-    let journal = crash(operations, journal).await;
-    let operations = start(&journal).await;
-    assert!(operations.create(new()).await.unwrap().reused);
-    let other = operations.create(new().priority(1)).await.unwrap_err();
-    assert_eq!(other.reason(), "REQUEST_ID_REUSED");
-    let taken = operations
+    let storage = crash(operations, storage).await;
+    let operations = start(&storage).await;
+    assert!(operations.create(new()).await.unwrap().already_existed);
+    let reused_error = operations.create(new().priority(1)).await.unwrap_err();
+    assert_eq!(reused_error.reason(), "REQUEST_ID_REUSED");
+    let exists_error = operations
         .create(NewOperation::queued("q").id("mine"))
         .await
         .unwrap_err();
-    assert_eq!(taken.reason(), "OPERATION_EXISTS");
-    assert!(operations.get(&hidden).is_err(), "it stays hidden");
+    assert_eq!(exists_error.reason(), "OPERATION_EXISTS");
+    assert!(operations.get_cached(&deleted).is_err(), "it stays hidden");
     assert_eq!(list(&operations).await.len(), 1);
     operations
-        .succeed(&hidden, token, text("unseen"))
+        .succeed(&deleted, token, string_value("unseen"))
         .await
         .unwrap();
-    assert_eq!(journal.log().last().unwrap(), &format!("forget {hidden}"));
+    assert_eq!(storage.write_log().last().unwrap(), &format!("forget {deleted}"));
 }
 
 // BEHAVIOUR §9: the limits know what was there before.
 #[tokio::test(start_paused = true)]
-async fn limits_count_what_a_replay_brought_back() {
-    let journal = TestJournal::new();
-    let operations = start(&journal).await;
+async fn limits_count_operations_loaded_after_restart() {
+    let storage = TestStorage::new();
+    let operations = start(&storage).await;
     for _ in 0..3 {
         operations.create(NewOperation::queued("q")).await.unwrap();
     }
-    let journal = crash(operations, journal).await;
+    let storage = crash(operations, storage).await;
     let limits = longrunning::Limits {
         max_operations: 4,
-        max_queue: 3,
+        max_queue_length: 3,
         ..Default::default()
     };
-    let builder = crate::support::operations().journal(journal).limits(limits);
+    let builder = crate::support::operations_builder().storage(storage).limits(limits);
     let operations = builder.start().await.unwrap();
-    let full = operations
+    let error = operations
         .create(NewOperation::queued("q"))
         .await
         .unwrap_err();
-    assert_eq!(full.reason(), "QUEUE_FULL");
+    assert_eq!(error.reason(), "QUEUE_FULL");
     operations.create(NewOperation::queued("p")).await.unwrap();
-    let full = operations
+    let error = operations
         .create(NewOperation::queued("p"))
         .await
         .unwrap_err();
-    assert_eq!(full.reason(), "STORE_FULL");
+    assert_eq!(error.reason(), "STORE_FULL");
 }

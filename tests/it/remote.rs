@@ -16,29 +16,29 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 
-use crate::support::{error, line::Line, reason, response, text};
+use crate::support::{expect_error, line::FlakyChannel, error_reason, expect_response, string_value};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// A worker at work.
-struct Work {
+struct RunningWorker {
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), WorkerError>>,
 }
 
 // === impl Work ===
 
-impl Work {
-    fn start(line: &Line, concurrency: usize, handler: impl longrunning::Handler) -> Self {
-        let worker = Worker::new(line.channel(), "w").unwrap();
-        let worker = worker.handler("q", concurrency, handler).grace(20 * SECOND);
-        let (stop, stopped) = oneshot::channel();
+impl RunningWorker {
+    fn start(network: &FlakyChannel, concurrency: usize, handler: impl longrunning::Handler) -> Self {
+        let worker = Worker::new(network.channel(), "w").unwrap();
+        let worker = worker.handler("q", concurrency, handler).shutdown_timeout(20 * SECOND);
+        let (stop_tx, stop_rx) = oneshot::channel();
         let task = tokio::spawn(worker.run(async {
-            let _ = stopped.await;
+            let _ = stop_rx.await;
         }));
         Self {
-            stop: Some(stop),
+            stop: Some(stop_tx),
             task,
         }
     }
@@ -55,37 +55,37 @@ impl Work {
 }
 
 /// Tells when it is dropped: the handler that owns it was stopped.
-struct Guard(Option<oneshot::Sender<()>>);
+struct DropNotifier(Option<oneshot::Sender<()>>);
 
-impl Drop for Guard {
+impl Drop for DropNotifier {
     fn drop(&mut self) {
-        let _ = self.0.take().map(|stopped| stopped.send(()));
+        let _ = self.0.take().map(|stopped_tx| stopped_tx.send(()));
     }
 }
 
-async fn start() -> (Operations, Line) {
-    let operations = crate::support::operations().start().await.unwrap();
-    let line = Line::to(&operations);
-    (operations, line)
+async fn start_operations() -> (Operations, FlakyChannel) {
+    let operations = crate::support::operations_builder().start().await.unwrap();
+    let network = FlakyChannel::new(&operations);
+    (operations, network)
 }
 
-async fn queue(operations: &Operations, new: NewOperation) -> OperationName {
+async fn create(operations: &Operations, new: NewOperation) -> OperationName {
     let created = operations.create(new).await.unwrap();
-    created.operation.owned_name()
+    created.operation.name_owned()
 }
 
-fn in_q() -> NewOperation {
+fn queued() -> NewOperation {
     NewOperation::queued("q")
 }
 
-async fn done(operations: &Operations, name: &OperationName) -> Arc<Operation> {
+async fn wait_until_done(operations: &Operations, name: &OperationName) -> Arc<Operation> {
     let last = operations.wait(name, HOUR).await.unwrap();
     assert!(last.is_done(), "{last:?}");
     last
 }
 
 /// What somebody else gets who asks for the next operation.
-async fn next(operations: &Operations) -> Arc<Operation> {
+async fn lease_next(operations: &Operations) -> Arc<Operation> {
     let queue = QueueName::parse("q").unwrap();
     operations
         .lease(&queue, &WorkerId::new("else"))
@@ -94,14 +94,14 @@ async fn next(operations: &Operations) -> Arc<Operation> {
 }
 
 /// A handler that says that it began, and never ends.
-fn endless(begun: mpsc::Sender<Guard>, stopped: oneshot::Sender<()>) -> impl longrunning::Handler {
-    let stopped = parking_lot::Mutex::new(Some(stopped));
+fn never_ending_handler(started_tx: mpsc::Sender<DropNotifier>, stopped_tx: oneshot::Sender<()>) -> impl longrunning::Handler {
+    let stopped_tx = parking_lot::Mutex::new(Some(stopped_tx));
     move |_: Context| {
-        let guard = Guard(stopped.lock().take());
-        let begun = begun.clone();
+        let guard = DropNotifier(stopped_tx.lock().take());
+        let started_tx = started_tx.clone();
         async move {
             let _guard = guard;
-            begun.send(Guard(None)).await.unwrap();
+            started_tx.send(DropNotifier(None)).await.unwrap();
             std::future::pending::<Result<Any, Failure>>().await
         }
     }
@@ -109,254 +109,254 @@ fn endless(begun: mpsc::Sender<Guard>, stopped: oneshot::Sender<()>) -> impl lon
 
 // BEHAVIOUR §5
 #[tokio::test(start_paused = true)]
-async fn heartbeats_keep_a_short_lease_alive_during_long_work() {
-    let (operations, line) = start().await;
-    let work = Work::start(&line, 1, |_: Context| async {
+async fn heartbeats_renew_short_lease_during_long_work() {
+    let (operations, network) = start_operations().await;
+    let worker = RunningWorker::start(&network, 1, |_: Context| async {
         sleep(60 * SECOND).await;
-        Ok::<Any, Failure>(text("at last"))
+        Ok::<Any, Failure>(string_value("at last"))
     });
-    let name = queue(&operations, in_q().lease_duration(SECOND)).await;
-    let last = done(&operations, &name).await;
+    let name = create(&operations, queued().lease_duration(SECOND)).await;
+    let last = wait_until_done(&operations, &name).await;
     assert_eq!(
-        (last.attempt(), response(&last.to_proto())),
-        (1, text("at last"))
+        (last.attempt(), expect_response(&last.to_proto())),
+        (1, string_value("at last"))
     );
-    work.drain().await;
+    worker.drain().await;
 }
 
 // BEHAVIOUR §5
 #[tokio::test(start_paused = true)]
-async fn a_cancellation_reaches_the_handler_by_push() {
-    let (operations, line) = start().await;
-    let (begun, mut began) = mpsc::channel(1);
-    let work = Work::start(&line, 1, move |context: Context| {
-        let begun = begun.clone();
+async fn cancel_is_pushed_to_remote_handler() {
+    let (operations, network) = start_operations().await;
+    let (started_tx, mut started_rx) = mpsc::channel(1);
+    let worker = RunningWorker::start(&network, 1, move |context: Context| {
+        let started_tx = started_tx.clone();
         async move {
-            begun.send(()).await.unwrap();
+            started_tx.send(()).await.unwrap();
             context.cancelled().await;
             Err::<Any, _>(Failure::cancelled())
         }
     });
     // The next heartbeat would come in twenty minutes.
-    let name = queue(&operations, in_q().lease_duration(HOUR)).await;
-    began.recv().await.unwrap();
+    let name = create(&operations, queued().lease_duration(HOUR)).await;
+    started_rx.recv().await.unwrap();
     sleep(SECOND).await;
-    let asked = Instant::now();
+    let cancel_time = Instant::now();
     operations.cancel(&name).await.unwrap();
-    let last = done(&operations, &name).await;
+    let last = wait_until_done(&operations, &name).await;
     assert_eq!(last.state(), State::Cancelled);
-    assert!(asked.elapsed() < SECOND / 10, "{:?}", asked.elapsed());
-    work.drain().await;
+    assert!(cancel_time.elapsed() < SECOND / 10, "{:?}", cancel_time.elapsed());
+    worker.drain().await;
 }
 
 // BEHAVIOUR §5
 #[tokio::test(start_paused = true)]
-async fn a_drain_finishes_what_is_short_and_gives_back_what_is_long() {
-    let (operations, line) = start().await;
-    let (begun, mut began) = mpsc::channel(2);
-    let work = Work::start(&line, 2, move |context: Context| {
-        let begun = begun.clone();
+async fn drain_finishes_short_work_and_releases_long_work() {
+    let (operations, network) = start_operations().await;
+    let (started_tx, mut started_rx) = mpsc::channel(2);
+    let worker = RunningWorker::start(&network, 2, move |context: Context| {
+        let started_tx = started_tx.clone();
         async move {
             let length: String = context.input_as().unwrap();
-            begun.send(()).await.unwrap();
+            started_tx.send(()).await.unwrap();
             sleep(SECOND * length.parse().unwrap()).await;
             // Too late for a heartbeat: it goes with the last word.
-            context.keep_checkpoint(text("half")).unwrap();
+            context.save_checkpoint(string_value("half")).unwrap();
             sleep(SECOND * length.parse().unwrap()).await;
-            Ok::<Any, Failure>(text(&length))
+            Ok::<Any, Failure>(string_value(&length))
         }
     });
-    let short = queue(&operations, in_q().input(text("5"))).await;
-    let long = queue(&operations, in_q().input(text("19"))).await;
-    let waits = queue(&operations, in_q()).await;
-    began.recv().await.unwrap();
-    began.recv().await.unwrap();
-    let told = Instant::now();
-    work.drain().await;
-    let took = told.elapsed();
-    assert!((20 * SECOND..21 * SECOND).contains(&took), "{took:?}");
-    let short = operations.get(&short).unwrap().to_proto();
-    assert_eq!(response(&short), text("5"));
-    let state = |name| operations.get(name).unwrap().state();
+    let short = create(&operations, queued().input(string_value("5"))).await;
+    let long = create(&operations, queued().input(string_value("19"))).await;
+    let queued_name = create(&operations, queued()).await;
+    started_rx.recv().await.unwrap();
+    started_rx.recv().await.unwrap();
+    let drain_start = Instant::now();
+    worker.drain().await;
+    let elapsed = drain_start.elapsed();
+    assert!((20 * SECOND..21 * SECOND).contains(&elapsed), "{elapsed:?}");
+    let short = operations.get_cached(&short).unwrap().to_proto();
+    assert_eq!(expect_response(&short), string_value("5"));
+    let state = |name| operations.get_cached(name).unwrap().state();
     assert_eq!(
-        (state(&long), state(&waits)),
+        (state(&long), state(&queued_name)),
         (State::Pending, State::Pending)
     );
-    assert_eq!(operations.get(&waits).unwrap().attempt(), 0, "nothing new");
-    let again = next(&operations).await;
-    assert_eq!((again.owned_name(), again.attempt()), (long, 2));
-    assert_eq!(again.checkpoint().unwrap().any(), &text("half"));
+    assert_eq!(operations.get_cached(&queued_name).unwrap().attempt(), 0, "nothing new");
+    let again = lease_next(&operations).await;
+    assert_eq!((again.name_owned(), again.attempt()), (long, 2));
+    assert_eq!(again.checkpoint().unwrap().any(), &string_value("half"));
 }
 
 // BEHAVIOUR §5: the lease runs out while the worker cannot be reached.
 #[tokio::test(start_paused = true)]
-async fn a_worker_that_is_cut_off_stops_its_handler_and_records_nothing() {
-    let (operations, line) = start().await;
-    let (begun, mut began) = mpsc::channel(9);
-    let (stop, stopped) = oneshot::channel();
-    let work = Work::start(&line, 1, endless(begun, stop));
-    let new = in_q().lease_duration(3 * SECOND);
-    let name = queue(&operations, new.retry(RetryPolicy::attempts(9))).await;
-    began.recv().await.unwrap();
-    line.cut();
-    let cut = Instant::now();
-    let second = next(&operations).await;
-    assert_eq!((second.owned_name(), second.attempt()), (name.clone(), 2));
-    stopped.await.unwrap();
-    assert!(cut.elapsed() < 4 * SECOND, "{:?}", cut.elapsed());
-    line.mend();
-    work.drain().await;
-    let after = operations.get(&name).unwrap();
+async fn disconnected_worker_stops_handler_and_records_nothing() {
+    let (operations, network) = start_operations().await;
+    let (started_tx, mut started_rx) = mpsc::channel(9);
+    let (stopped_tx, stopped_rx) = oneshot::channel();
+    let worker = RunningWorker::start(&network, 1, never_ending_handler(started_tx, stopped_tx));
+    let new = queued().lease_duration(3 * SECOND);
+    let name = create(&operations, new.retry_policy(RetryPolicy::with_max_attempts(9))).await;
+    started_rx.recv().await.unwrap();
+    network.disconnect();
+    let disconnect_time = Instant::now();
+    let second = lease_next(&operations).await;
+    assert_eq!((second.name_owned(), second.attempt()), (name.clone(), 2));
+    stopped_rx.await.unwrap();
+    assert!(disconnect_time.elapsed() < 4 * SECOND, "{:?}", disconnect_time.elapsed());
+    network.reconnect();
+    worker.drain().await;
+    let after = operations.get_cached(&name).unwrap();
     assert_eq!(after.revision(), second.revision(), "nobody said anything");
 }
 
 // BEHAVIOUR §5: the operation is taken away from a worker that can be reached.
 #[tokio::test(start_paused = true)]
-async fn a_lost_lease_stops_the_handler_by_the_next_heartbeat() {
-    let (operations, line) = start().await;
-    let (begun, mut began) = mpsc::channel(9);
-    let (stop, stopped) = oneshot::channel();
-    let work = Work::start(&line, 1, endless(begun, stop));
-    let name = queue(&operations, in_q()).await;
-    began.recv().await.unwrap();
-    let token = operations.get(&name).unwrap().lease().unwrap().token;
+async fn lost_lease_stops_handler_at_next_heartbeat() {
+    let (operations, network) = start_operations().await;
+    let (started_tx, mut started_rx) = mpsc::channel(9);
+    let (stopped_tx, stopped_rx) = oneshot::channel();
+    let worker = RunningWorker::start(&network, 1, never_ending_handler(started_tx, stopped_tx));
+    let name = create(&operations, queued()).await;
+    started_rx.recv().await.unwrap();
+    let token = operations.get_cached(&name).unwrap().lease().unwrap().token;
     operations
-        .succeed(&name, token, text("else"))
+        .succeed(&name, token, string_value("else"))
         .await
         .unwrap();
     let ended = Instant::now();
-    stopped.await.unwrap();
+    stopped_rx.await.unwrap();
     assert!(ended.elapsed() <= 10 * SECOND, "{:?}", ended.elapsed());
-    work.drain().await;
-    let last = done(&operations, &name).await;
-    assert_eq!(response(&last.to_proto()), text("else"));
+    worker.drain().await;
+    let last = wait_until_done(&operations, &name).await;
+    assert_eq!(expect_response(&last.to_proto()), string_value("else"));
 }
 
 // BEHAVIOUR §5
 #[tokio::test(start_paused = true)]
-async fn a_server_that_is_away_is_waited_for_at_the_start_and_at_the_end_of_work() {
-    let (operations, line) = start().await;
-    line.cut();
-    let (begun, mut began) = mpsc::channel(9);
-    let go_on = Arc::new(Notify::new());
-    let work = Work::start(&line, 1, {
-        let go_on = go_on.clone();
+async fn worker_retries_lease_and_finish_while_server_is_unreachable() {
+    let (operations, network) = start_operations().await;
+    network.disconnect();
+    let (started_tx, mut started_rx) = mpsc::channel(9);
+    let finish_gate = Arc::new(Notify::new());
+    let worker = RunningWorker::start(&network, 1, {
+        let finish_gate = finish_gate.clone();
         move |context: Context| {
-            let (begun, go_on) = (begun.clone(), go_on.clone());
+            let (started_tx, finish_gate) = (started_tx.clone(), finish_gate.clone());
             async move {
-                begun.send(()).await.unwrap();
-                go_on.notified().await;
-                Ok::<Any, Failure>(text(context.name()))
+                started_tx.send(()).await.unwrap();
+                finish_gate.notified().await;
+                Ok::<Any, Failure>(string_value(context.name()))
             }
         }
     });
-    let first = queue(&operations, in_q()).await;
-    let second = queue(&operations, in_q()).await;
-    line.refused(5).await;
-    assert_eq!(operations.get(&first).unwrap().attempt(), 0);
-    line.mend();
+    let first = create(&operations, queued()).await;
+    let second = create(&operations, queued()).await;
+    network.wait_for_refused_connections(5).await;
+    assert_eq!(operations.get_cached(&first).unwrap().attempt(), 0);
+    network.reconnect();
     for name in [first, second] {
-        began.recv().await.unwrap();
-        line.cut();
+        started_rx.recv().await.unwrap();
+        network.disconnect();
         // The handler ends while nobody can be told.
-        go_on.notify_one();
-        line.refused(20).await;
-        assert_eq!(operations.get(&name).unwrap().state(), State::Running);
-        line.mend();
-        let last = done(&operations, &name).await;
-        assert_eq!(response(&last.to_proto()), text(name.as_str()));
+        finish_gate.notify_one();
+        network.wait_for_refused_connections(20).await;
+        assert_eq!(operations.get_cached(&name).unwrap().state(), State::Running);
+        network.reconnect();
+        let last = wait_until_done(&operations, &name).await;
+        assert_eq!(expect_response(&last.to_proto()), string_value(name.as_str()));
         assert_eq!(last.attempt(), 1);
     }
-    work.drain().await;
+    worker.drain().await;
 }
 
 // BEHAVIOUR §4
 #[tokio::test(start_paused = true)]
-async fn a_failed_attempt_is_followed_by_one_that_gets_its_checkpoint() {
-    let (operations, line) = start().await;
-    let work = Work::start(&line, 1, |context: Context| async move {
+async fn retried_remote_attempt_gets_checkpoint() {
+    let (operations, network) = start_operations().await;
+    let worker = RunningWorker::start(&network, 1, |context: Context| async move {
         match (context.attempt(), context.checkpoint()) {
             (1, None) => {
-                context.keep_checkpoint(text("so far")).unwrap();
+                context.save_checkpoint(string_value("so far")).unwrap();
                 Err(Failure::new(Code::Unavailable, "the disk is busy").retryable())
             }
             (2, Some(checkpoint)) => Ok(checkpoint.clone()),
             other => panic!("{other:?} is no attempt of this test"),
         }
     });
-    let name = queue(&operations, in_q().retry(RetryPolicy::attempts(2))).await;
-    let last = done(&operations, &name).await;
+    let name = create(&operations, queued().retry_policy(RetryPolicy::with_max_attempts(2))).await;
+    let last = wait_until_done(&operations, &name).await;
     assert_eq!(
-        (last.attempt(), response(&last.to_proto())),
-        (2, text("so far"))
+        (last.attempt(), expect_response(&last.to_proto())),
+        (2, string_value("so far"))
     );
-    let name = queue(&operations, in_q()).await;
-    let last = done(&operations, &name).await.to_proto();
+    let name = create(&operations, queued()).await;
+    let last = wait_until_done(&operations, &name).await.to_proto();
     assert_eq!(
-        error(&last).message,
+        expect_error(&last).message,
         "the disk is busy",
         "no attempt is left"
     );
-    work.drain().await;
+    worker.drain().await;
 }
 
 // worker.proto: a panic is recorded as INTERNAL.
 #[tokio::test(start_paused = true)]
-async fn a_panic_of_a_handler_is_an_internal_error_and_the_worker_lives_on() {
-    let (operations, line) = start().await;
-    let work = Work::start(&line, 1, |context: Context| async move {
+async fn remote_handler_panic_is_internal_error_and_worker_continues() {
+    let (operations, network) = start_operations().await;
+    let worker = RunningWorker::start(&network, 1, |context: Context| async move {
         let input: String = context.input_as()?;
         assert_ne!(input, "bad", "it is bad");
-        Ok::<Any, Failure>(text("good"))
+        Ok::<Any, Failure>(string_value("good"))
     });
-    let retry = RetryPolicy::attempts(5);
-    let bad = queue(&operations, in_q().input(text("bad")).retry(retry)).await;
-    let good = queue(&operations, in_q().input(text("good"))).await;
-    let last = done(&operations, &bad).await;
-    let failed = error(&last.to_proto());
+    let retry = RetryPolicy::with_max_attempts(5);
+    let bad = create(&operations, queued().input(string_value("bad")).retry_policy(retry)).await;
+    let good = create(&operations, queued().input(string_value("good"))).await;
+    let last = wait_until_done(&operations, &bad).await;
+    let failed = expect_error(&last.to_proto());
     assert_eq!((failed.code, last.attempt()), (Code::Internal.into(), 1));
-    assert_eq!(reason(&failed), "HANDLER_PANICKED");
+    assert_eq!(error_reason(&failed), "HANDLER_PANICKED");
     assert!(failed.message.contains("it is bad"), "{}", failed.message);
-    let last = done(&operations, &good).await;
-    assert_eq!(response(&last.to_proto()), text("good"));
-    work.drain().await;
+    let last = wait_until_done(&operations, &good).await;
+    assert_eq!(expect_response(&last.to_proto()), string_value("good"));
+    worker.drain().await;
 }
 
 // DESIGN: the future of a worker that is dropped gives back what it holds.
 #[tokio::test(start_paused = true)]
-async fn a_worker_that_is_dropped_gives_back_what_it_holds() {
-    let (operations, line) = start().await;
-    let (begun, mut began) = mpsc::channel(9);
-    let (stop, stopped) = oneshot::channel();
-    let mut work = Work::start(&line, 1, endless(begun, stop));
-    let name = queue(&operations, in_q().lease_duration(HOUR)).await;
-    began.recv().await.unwrap();
-    work.task.abort();
-    assert!((&mut work.task).await.unwrap_err().is_cancelled());
+async fn dropped_worker_releases_its_leases() {
+    let (operations, network) = start_operations().await;
+    let (started_tx, mut started_rx) = mpsc::channel(9);
+    let (stopped_tx, stopped_rx) = oneshot::channel();
+    let mut worker = RunningWorker::start(&network, 1, never_ending_handler(started_tx, stopped_tx));
+    let name = create(&operations, queued().lease_duration(HOUR)).await;
+    started_rx.recv().await.unwrap();
+    worker.task.abort();
+    assert!((&mut worker.task).await.unwrap_err().is_cancelled());
     let dropped = Instant::now();
-    stopped.await.unwrap();
-    let again = next(&operations).await;
-    assert_eq!((again.owned_name(), again.attempt()), (name, 2));
+    stopped_rx.await.unwrap();
+    let again = lease_next(&operations).await;
+    assert_eq!((again.name_owned(), again.attempt()), (name, 2));
     assert!(dropped.elapsed() < SECOND, "{:?}", dropped.elapsed());
 }
 
 /// A worker that cannot work says so at once.
-async fn refusal(worker: Worker) -> WorkerError {
+async fn run_error(worker: Worker) -> WorkerError {
     let never: Box<dyn Future<Output = ()> + Send + Unpin> = Box::new(std::future::pending());
     worker.run(never).await.unwrap_err()
 }
 
 // worker.proto
 #[tokio::test(start_paused = true)]
-async fn a_worker_without_work_is_refused() {
-    let (_operations, line) = start().await;
+async fn worker_with_invalid_configuration_fails_to_run() {
+    let (_operations, network) = start_operations().await;
     let handler = |_: Context| async { Ok::<Any, Failure>(Any::default()) };
-    assert!(Worker::new(line.channel(), "").is_err());
-    let worker = || Worker::new(line.channel(), "w").unwrap();
-    let refused = refusal(worker()).await;
-    assert!(matches!(refused, WorkerError::NoQueue), "{refused}");
-    let refused = refusal(worker().handler("q", 0, handler)).await;
-    assert!(matches!(refused, WorkerError::Concurrency(_)), "{refused}");
-    let refused = refusal(worker().handler("no queue", 1, handler)).await;
-    assert!(matches!(refused, WorkerError::Queue(_)), "{refused}");
+    assert!(Worker::new(network.channel(), "").is_err());
+    let worker = || Worker::new(network.channel(), "w").unwrap();
+    let refused = run_error(worker()).await;
+    assert!(matches!(refused, WorkerError::NoQueues), "{refused}");
+    let refused = run_error(worker().handler("q", 0, handler)).await;
+    assert!(matches!(refused, WorkerError::ZeroConcurrency(_)), "{refused}");
+    let refused = run_error(worker().handler("no queue", 1, handler)).await;
+    assert!(matches!(refused, WorkerError::InvalidQueue(_)), "{refused}");
 }

@@ -3,148 +3,148 @@
 
 use longrunning::{
     Any, Context, Failure, NewOperation, OperationName, Operations, State,
-    remote::{Creator, Started},
+    remote::{Client, RunningOperation},
 };
 use tokio::{
     sync::mpsc,
     time::{Duration, Instant, sleep},
 };
 
-use crate::support::{error, line::Line, reason, response, text};
+use crate::support::{expect_error, line::FlakyChannel, error_reason, expect_response, string_value};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
-async fn open() -> (Operations, Line, Creator) {
-    let operations = crate::support::operations().start().await.unwrap();
-    let line = Line::to(&operations);
-    let creator = Creator::new(line.channel(), "c").unwrap();
-    (operations, line, creator)
+async fn start_client() -> (Operations, FlakyChannel, Client) {
+    let operations = crate::support::operations_builder().start().await.unwrap();
+    let network = FlakyChannel::new(&operations);
+    let client = Client::new(network.channel(), "c").unwrap();
+    (operations, network, client)
 }
 
-fn own() -> NewOperation {
+fn self_executed() -> NewOperation {
     NewOperation::self_executed("c")
 }
 
-fn name(started: &Started) -> OperationName {
-    started.operation.name.parse().unwrap()
+fn operation_name(running: &RunningOperation) -> OperationName {
+    running.operation.name.parse().unwrap()
 }
 
 /// A handler that takes so long.
-fn takes(time: Duration) -> impl longrunning::Handler {
+fn sleeping_handler(time: Duration) -> impl longrunning::Handler {
     move |_: Context| async move {
         sleep(time).await;
-        Ok::<Any, Failure>(text("done"))
+        Ok::<Any, Failure>(string_value("done"))
     }
 }
 
 /// A handler that works until it is told to stop.
-async fn until_stopped(context: Context) -> Result<Any, Failure> {
+async fn run_until_cancelled(context: Context) -> Result<Any, Failure> {
     context.cancelled().await;
     Err(Failure::cancelled())
 }
 
 // BEHAVIOUR §5
 #[tokio::test(start_paused = true)]
-async fn what_is_started_can_be_read_at_once_and_is_finished_here() {
-    let (operations, _line, creator) = open().await;
-    let new = own().lease_duration(SECOND).label("shelf", "7");
-    let started = creator.start(new, takes(60 * SECOND)).await.unwrap();
-    assert!(!started.reused && !started.operation.done);
-    let name = name(&started);
-    let now = operations.get(&name).unwrap();
+async fn started_operation_is_readable_immediately_and_runs_locally() {
+    let (operations, _line, client) = start_client().await;
+    let new = self_executed().lease_duration(SECOND).label("shelf", "7");
+    let running = client.start(new, sleeping_handler(60 * SECOND)).await.unwrap();
+    assert!(!running.already_existed && !running.operation.done);
+    let name = operation_name(&running);
+    let now = operations.get_cached(&name).unwrap();
     assert_eq!((now.state(), now.attempt()), (State::Running, 1));
     assert_eq!(now.labels().iter().next(), Some(("shelf", "7")));
-    let last = started.finished().await.unwrap();
-    assert_eq!(response(&last), text("done"));
-    assert_eq!(operations.get(&name).unwrap().to_proto(), last);
+    let last = running.join().await.unwrap();
+    assert_eq!(expect_response(&last), string_value("done"));
+    assert_eq!(operations.get_cached(&name).unwrap().to_proto(), last);
 }
 
 // BEHAVIOUR §5
 #[tokio::test(start_paused = true)]
-async fn a_cancellation_by_a_client_and_the_creators_own_reach_the_handler() {
-    let (operations, _line, creator) = open().await;
+async fn cancel_by_client_or_creator_reaches_handler() {
+    let (operations, _line, client) = start_client().await;
     for by_client in [true, false] {
-        let new = own().lease_duration(HOUR);
-        let started = creator.start(new, until_stopped).await.unwrap();
-        let (name, signal) = (name(&started), started.stop_signal());
+        let new = self_executed().lease_duration(HOUR);
+        let running = client.start(new, run_until_cancelled).await.unwrap();
+        let (name, cancellation_token) = (operation_name(&running), running.cancellation_token());
         // The stream of directives is open.
         sleep(SECOND).await;
-        let asked = Instant::now();
+        let cancel_time = Instant::now();
         if by_client {
             operations.cancel(&name).await.unwrap();
-            signal.cancelled().await;
+            cancellation_token.cancelled().await;
         } else {
-            signal.cancel();
+            cancellation_token.cancel();
         }
-        let last = started.finished().await.unwrap();
-        assert_eq!(reason(&error(&last)), "OPERATION_CANCELLED");
-        assert_eq!(operations.get(&name).unwrap().state(), State::Cancelled);
-        assert!(asked.elapsed() < SECOND, "{:?}", asked.elapsed());
+        let last = running.join().await.unwrap();
+        assert_eq!(error_reason(&expect_error(&last)), "OPERATION_CANCELLED");
+        assert_eq!(operations.get_cached(&name).unwrap().state(), State::Cancelled);
+        assert!(cancel_time.elapsed() < SECOND, "{:?}", cancel_time.elapsed());
     }
 }
 
 // BEHAVIOUR §5
 #[tokio::test(start_paused = true)]
-async fn the_same_request_is_executed_once_wherever_it_comes_from() {
-    let (operations, line, creator) = open().await;
-    let (run, mut runs) = mpsc::unbounded_channel();
+async fn request_is_executed_once_across_creators() {
+    let (operations, network, client) = start_client().await;
+    let (run_tx, mut run_rx) = mpsc::unbounded_channel();
     let handler = move |_: Context| {
-        run.send(()).unwrap();
+        run_tx.send(()).unwrap();
         async {
             sleep(10 * SECOND).await;
-            Ok::<Any, Failure>(text("once"))
+            Ok::<Any, Failure>(string_value("once"))
         }
     };
-    let new = || own().request_id("r");
-    let first = creator.start(new(), handler.clone()).await.unwrap();
-    let again = creator.start(new(), handler.clone()).await.unwrap();
-    assert!(again.reused && !first.reused);
+    let new = || self_executed().request_id("r");
+    let first = client.start(new(), handler.clone()).await.unwrap();
+    let again = client.start(new(), handler.clone()).await.unwrap();
+    assert!(again.already_existed && !first.already_existed);
     assert_eq!(again.operation.name, first.operation.name);
-    let name = name(&first);
-    assert_eq!(again.finished().await.unwrap().name, name.to_string());
-    first.finished().await.unwrap();
-    assert_eq!(operations.get(&name).unwrap().state(), State::Succeeded);
+    let name = operation_name(&first);
+    assert_eq!(again.join().await.unwrap().name, name.to_string());
+    first.join().await.unwrap();
+    assert_eq!(operations.get_cached(&name).unwrap().state(), State::Succeeded);
     // Whoever comes late gets the one that is done.
-    let late = creator.start(new(), handler.clone()).await.unwrap();
-    assert!(late.reused && late.operation.done);
-    let another = Creator::new(line.channel(), "d").unwrap();
-    let elsewhere = another.start(new(), handler).await.unwrap();
-    assert!(elsewhere.reused && elsewhere.operation.done);
-    assert_eq!(runs.recv().await, Some(()));
-    assert!(runs.try_recv().is_err(), "it ran once");
+    let late = client.start(new(), handler.clone()).await.unwrap();
+    assert!(late.already_existed && late.operation.done);
+    let other_client = Client::new(network.channel(), "d").unwrap();
+    let elsewhere = other_client.start(new(), handler).await.unwrap();
+    assert!(elsewhere.already_existed && elsewhere.operation.done);
+    assert_eq!(run_rx.recv().await, Some(()));
+    assert!(run_rx.try_recv().is_err(), "it ran once");
 }
 
 // BEHAVIOUR §5
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_waits_for_what_is_short_and_gives_up_the_rest() {
-    let (operations, _line, creator) = open().await;
-    let short = creator.start(own(), takes(5 * SECOND)).await.unwrap();
-    let long = creator.start(own(), takes(HOUR)).await.unwrap();
-    let (short, long) = (name(&short), name(&long));
-    let told = Instant::now();
-    creator.shutdown(10 * SECOND).await;
-    let took = told.elapsed();
-    assert!((10 * SECOND..11 * SECOND).contains(&took), "{took:?}");
-    assert_eq!(operations.get(&short).unwrap().state(), State::Succeeded);
-    let lost = error(&operations.get(&long).unwrap().to_proto());
-    assert_eq!(reason(&lost), "WORKER_LOST");
+async fn client_shutdown_waits_for_short_work_and_releases_rest() {
+    let (operations, _line, client) = start_client().await;
+    let short = client.start(self_executed(), sleeping_handler(5 * SECOND)).await.unwrap();
+    let long = client.start(self_executed(), sleeping_handler(HOUR)).await.unwrap();
+    let (short, long) = (operation_name(&short), operation_name(&long));
+    let shutdown_start = Instant::now();
+    client.shutdown(10 * SECOND).await;
+    let elapsed = shutdown_start.elapsed();
+    assert!((10 * SECOND..11 * SECOND).contains(&elapsed), "{elapsed:?}");
+    assert_eq!(operations.get_cached(&short).unwrap().state(), State::Succeeded);
+    let lost = expect_error(&operations.get_cached(&long).unwrap().to_proto());
+    assert_eq!(error_reason(&lost), "WORKER_LOST");
 }
 
 // BEHAVIOUR §5
 #[tokio::test(start_paused = true)]
-async fn a_creator_queues_for_others_too_and_says_when_it_cannot() {
-    let (operations, line, creator) = open().await;
-    let created = creator.create(NewOperation::queued("q")).await.unwrap();
+async fn client_creates_queued_operations_and_reports_errors() {
+    let (operations, network, client) = start_client().await;
+    let created = client.create(NewOperation::queued("q")).await.unwrap();
     assert_eq!((created.lease, created.reused), (None, false));
     let name = created.operation.unwrap().name.parse().unwrap();
-    assert_eq!(operations.get(&name).unwrap().state(), State::Pending);
-    let bad = own().label("Bad", "x");
-    let refused = creator.start(bad, until_stopped).await.unwrap_err();
+    assert_eq!(operations.get_cached(&name).unwrap().state(), State::Pending);
+    let invalid = self_executed().label("Bad", "x");
+    let refused = client.start(invalid, run_until_cancelled).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::InvalidArgument);
-    line.cut();
+    network.disconnect();
     // The first call finds a connection that breaks, the second finds none.
-    creator.start(own(), until_stopped).await.unwrap_err();
-    let refused = creator.start(own(), until_stopped).await.unwrap_err();
+    client.start(self_executed(), run_until_cancelled).await.unwrap_err();
+    let refused = client.start(self_executed(), run_until_cancelled).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
 }

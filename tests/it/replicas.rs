@@ -4,242 +4,242 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use longrunning::{
-    NewOperation, OperationName, Operations, QueueName, Stage, State, WorkerId,
+    NewOperation, OperationName, Operations, QueueName, Phase, State, WorkerId,
     proto::google::longrunning::ListOperationsRequest,
 };
 use tokio::task::JoinSet;
 
 use crate::support::{
-    table::{Replica, Table},
-    text,
+    table::{TestReplica, FakeSharedStorage},
+    string_value,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-async fn two() -> (Table, Replica, Replica) {
-    let table = Table::default();
-    let (one, other) = (table.replica().await, table.replica().await);
-    (table, one, other)
+async fn start_two_replicas() -> (FakeSharedStorage, TestReplica, TestReplica) {
+    let storage = FakeSharedStorage::default();
+    let (replica_a, replica_b) = (storage.start_replica().await, storage.start_replica().await);
+    (storage, replica_a, replica_b)
 }
 
-async fn queued(operations: &Operations) -> OperationName {
+async fn create_queued(operations: &Operations) -> OperationName {
     let new = NewOperation::queued("jobs");
-    operations.create(new).await.unwrap().operation.owned_name()
+    operations.create(new).await.unwrap().operation.name_owned()
 }
 
-fn jobs() -> QueueName {
+fn jobs_queue() -> QueueName {
     QueueName::parse("jobs").unwrap()
 }
 
-fn worker(name: &str) -> WorkerId {
+fn worker_id(name: &str) -> WorkerId {
     WorkerId::new(name)
 }
 
 #[tokio::test]
-async fn what_one_server_makes_is_got_from_another_at_once() {
-    let (table, one, other) = two().await;
-    other.reads(false);
-    let name = queued(&one.operations).await;
-    assert!(other.operations.get(&name).is_err());
-    let looked = other.operations.look(&name).await.unwrap();
-    assert_eq!(looked.bytes(), one.operations.get(&name).unwrap().bytes());
+async fn operation_created_at_one_server_is_readable_at_another() {
+    let (storage, replica_a, replica_b) = start_two_replicas().await;
+    replica_b.set_replication_enabled(false);
+    let name = create_queued(&replica_a.operations).await;
+    assert!(replica_b.operations.get_cached(&name).is_err());
+    let fetched = replica_b.operations.get(&name).await.unwrap();
+    assert_eq!(fetched.bytes(), replica_a.operations.get_cached(&name).unwrap().bytes());
     // It is shown from then on, and need not be asked for again.
-    let asked = table.asked();
-    other.operations.look(&name).await.unwrap();
-    assert_eq!(table.asked(), asked);
+    let fetch_count = storage.fetch_count();
+    replica_b.operations.get(&name).await.unwrap();
+    assert_eq!(storage.fetch_count(), fetch_count);
 }
 
 #[tokio::test]
-async fn a_wait_at_one_server_ends_when_the_work_ends_at_another() {
-    let (_table, one, other) = two().await;
-    let name = queued(&one.operations).await;
-    let waits = {
-        let (operations, name) = (other.operations.clone(), name.clone());
+async fn wait_returns_when_operation_completes_at_another_server() {
+    let (_storage, replica_a, replica_b) = start_two_replicas().await;
+    let name = create_queued(&replica_a.operations).await;
+    let wait = {
+        let (operations, name) = (replica_b.operations.clone(), name.clone());
         tokio::spawn(async move { operations.wait(&name, MINUTE).await.unwrap() })
     };
-    while other.operations.waiters() == 0 {
+    while replica_b.operations.waiter_count() == 0 {
         tokio::task::yield_now().await;
     }
-    let lease = one.operations.lease(&jobs(), &worker("w")).await.unwrap();
+    let lease = replica_a.operations.lease(&jobs_queue(), &worker_id("w")).await.unwrap();
     let token = lease.lease().unwrap().token;
-    let done = one
+    let done = replica_a
         .operations
-        .succeed(&name, token, text("done"))
+        .succeed(&name, token, string_value("done"))
         .await
         .unwrap();
-    assert_eq!(waits.await.unwrap().bytes(), done.bytes());
+    assert_eq!(wait.await.unwrap().bytes(), done.bytes());
 }
 
 #[tokio::test]
-async fn work_begun_through_one_server_ends_through_another_that_has_not_heard_of_it() {
-    let (_table, one, other) = two().await;
-    other.reads(false);
-    let name = queued(&one.operations).await;
-    let lease = one.operations.lease(&jobs(), &worker("w")).await.unwrap();
+async fn lease_from_one_server_can_be_finished_at_lagging_server() {
+    let (_storage, replica_a, replica_b) = start_two_replicas().await;
+    replica_b.set_replication_enabled(false);
+    let name = create_queued(&replica_a.operations).await;
+    let lease = replica_a.operations.lease(&jobs_queue(), &worker_id("w")).await.unwrap();
     let token = lease.lease().unwrap().token;
-    other.operations.renew(&name, token).await.unwrap();
-    let done = other
+    replica_b.operations.renew(&name, token).await.unwrap();
+    let done = replica_b
         .operations
-        .succeed(&name, token, text("done"))
+        .succeed(&name, token, string_value("done"))
         .await
         .unwrap();
     assert!(done.is_done());
-    assert!(one.operations.cancel(&name).await.unwrap().is_done());
+    assert!(replica_a.operations.cancel(&name).await.unwrap().is_done());
 }
 
 #[tokio::test]
-async fn a_request_that_comes_to_two_servers_makes_one_operation() {
-    let (table, one, other) = two().await;
-    one.reads(false);
-    other.reads(false);
+async fn same_request_id_at_two_servers_creates_one_operation() {
+    let (storage, replica_a, replica_b) = start_two_replicas().await;
+    replica_a.set_replication_enabled(false);
+    replica_b.set_replication_enabled(false);
     let new = || NewOperation::queued("jobs").request_id("4f2d7e1a-2c0b-4a8e-9a44-3d1f0c5b6e77");
-    let first = one.operations.create(new()).await.unwrap();
-    let again = other.operations.create(new()).await.unwrap();
-    assert!(!first.reused && again.reused);
+    let first = replica_a.operations.create(new()).await.unwrap();
+    let again = replica_b.operations.create(new()).await.unwrap();
+    assert!(!first.already_existed && again.already_existed);
     assert_eq!(first.operation.name(), again.operation.name());
-    assert_eq!(table.rows().len(), 1);
+    assert_eq!(storage.rows().len(), 1);
 }
 
 #[tokio::test]
-async fn a_name_that_another_server_gave_is_taken() {
-    let (_table, one, other) = two().await;
-    other.reads(false);
+async fn id_created_at_another_server_is_rejected_as_existing() {
+    let (_storage, replica_a, replica_b) = start_two_replicas().await;
+    replica_b.set_replication_enabled(false);
     let new = || NewOperation::queued("jobs").id("mine");
-    one.operations.create(new()).await.unwrap();
-    let error = other.operations.create(new()).await.unwrap_err();
+    replica_a.operations.create(new()).await.unwrap();
+    let error = replica_b.operations.create(new()).await.unwrap_err();
     assert_eq!(error.reason(), "OPERATION_EXISTS");
 }
 
 #[tokio::test]
-async fn what_was_deleted_at_one_server_does_not_come_back_at_another() {
-    let (_table, one, mut other) = two().await;
-    let name = queued(&one.operations).await;
-    other.catch_up().await;
-    one.operations.cancel(&name).await.unwrap();
-    one.operations.delete(&name).await.unwrap();
+async fn operation_deleted_at_one_server_does_not_reappear_at_another() {
+    let (_storage, replica_a, mut replica_b) = start_two_replicas().await;
+    let name = create_queued(&replica_a.operations).await;
+    replica_b.wait_until_caught_up().await;
+    replica_a.operations.cancel(&name).await.unwrap();
+    replica_a.operations.delete(&name).await.unwrap();
     assert_eq!(
-        other.operations.delete(&name).await.unwrap_err().reason(),
+        replica_b.operations.delete(&name).await.unwrap_err().reason(),
         "OPERATION_NOT_FOUND"
     );
-    other.catch_up().await;
-    assert!(other.operations.look(&name).await.is_err());
+    replica_b.wait_until_caught_up().await;
+    assert!(replica_b.operations.get(&name).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_runs_out_at_three_servers_is_one_lost_attempt() {
-    let table = Table::default();
+async fn lease_expiry_at_three_servers_counts_as_one_lost_attempt() {
+    let storage = FakeSharedStorage::default();
     let mut replicas = [
-        table.replica().await,
-        table.replica().await,
-        table.replica().await,
+        storage.start_replica().await,
+        storage.start_replica().await,
+        storage.start_replica().await,
     ];
-    let new = NewOperation::queued("jobs").retry(longrunning::RetryPolicy {
+    let new = NewOperation::queued("jobs").retry_policy(longrunning::RetryPolicy {
         max_attempts: 5,
         ..Default::default()
     });
-    let made = replicas[0].operations.create(new).await.unwrap().operation;
-    let name = made.owned_name();
-    replicas[1].catch_up().await;
+    let created = replicas[0].operations.create(new).await.unwrap().operation;
+    let name = created.name_owned();
+    replicas[1].wait_until_caught_up().await;
     replicas[1]
         .operations
-        .lease(&jobs(), &worker("dies"))
+        .lease(&jobs_queue(), &worker_id("dies"))
         .await
         .unwrap();
     tokio::time::sleep(2 * MINUTE).await;
     for replica in &mut replicas {
-        replica.catch_up().await;
-        let operation = replica.operations.look(&name).await.unwrap();
-        assert!(matches!(operation.stage(), Stage::Pending { .. }));
+        replica.wait_until_caught_up().await;
+        let operation = replica.operations.get(&name).await.unwrap();
+        assert!(matches!(operation.phase(), Phase::Pending { .. }));
         assert_eq!(operation.attempt(), 1);
     }
     let lease = replicas[2]
         .operations
-        .lease(&jobs(), &worker("next"))
+        .lease(&jobs_queue(), &worker_id("next"))
         .await
         .unwrap();
     assert_eq!(lease.attempt(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_was_renewed_at_one_server_lasts_as_long_at_another() {
-    let (_table, one, mut other) = two().await;
-    let name = queued(&one.operations).await;
-    let lease = one.operations.lease(&jobs(), &worker("w")).await.unwrap();
+async fn lease_renewed_at_one_server_is_extended_at_another() {
+    let (_storage, replica_a, mut replica_b) = start_two_replicas().await;
+    let name = create_queued(&replica_a.operations).await;
+    let lease = replica_a.operations.lease(&jobs_queue(), &worker_id("w")).await.unwrap();
     let token = lease.lease().unwrap().token;
-    other.catch_up().await;
+    replica_b.wait_until_caught_up().await;
     for _ in 0..10 {
         tokio::time::sleep(MINUTE / 6).await;
-        let renewed = one.operations.renew(&name, token).await.unwrap();
-        other.catch_up().await;
-        let shown = other.operations.get(&name).unwrap();
-        assert_eq!(shown.revision(), renewed.revision());
-        assert_eq!(shown.lease(), renewed.lease());
-        assert_eq!(shown.bytes(), renewed.bytes());
+        let renewed = replica_a.operations.renew(&name, token).await.unwrap();
+        replica_b.wait_until_caught_up().await;
+        let replicated = replica_b.operations.get_cached(&name).unwrap();
+        assert_eq!(replicated.revision(), renewed.revision());
+        assert_eq!(replicated.lease(), renewed.lease());
+        assert_eq!(replicated.bytes(), renewed.bytes());
     }
     // Nor has the other one taken it away in all that time.
-    other
+    replica_b
         .operations
-        .succeed(&name, token, text("done"))
+        .succeed(&name, token, string_value("done"))
         .await
         .unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_nobody_could_renew_lasts_its_full_time_once_the_journal_is_back() {
-    let (table, one, mut other) = two().await;
-    let name = queued(&one.operations).await;
-    let lease = one.operations.lease(&jobs(), &worker("w")).await.unwrap();
+async fn lease_gets_full_duration_after_storage_outage() {
+    let (storage, replica_a, mut replica_b) = start_two_replicas().await;
+    let name = create_queued(&replica_a.operations).await;
+    let lease = replica_a.operations.lease(&jobs_queue(), &worker_id("w")).await.unwrap();
     let lease = lease.lease().unwrap().clone();
-    let length = lease.until.since(one.operations.clock().now());
-    other.catch_up().await;
-    table.leave();
-    tokio::time::sleep(5 * length).await;
-    let refused = one.operations.renew(&name, lease.token).await.unwrap_err();
-    assert_eq!(refused.reason(), "STORE_UNAVAILABLE");
-    table.come_back();
-    tokio::time::sleep(length / 2).await;
-    let renewed = other.operations.renew(&name, lease.token).await.unwrap();
+    let lease_duration = lease.expires_at.since(replica_a.operations.clock().now());
+    replica_b.wait_until_caught_up().await;
+    storage.go_offline();
+    tokio::time::sleep(5 * lease_duration).await;
+    let error = replica_a.operations.renew(&name, lease.token).await.unwrap_err();
+    assert_eq!(error.reason(), "STORE_UNAVAILABLE");
+    storage.go_online();
+    tokio::time::sleep(lease_duration / 2).await;
+    let renewed = replica_b.operations.renew(&name, lease.token).await.unwrap();
     assert_eq!(renewed.attempt(), 1);
     // Whoever then says nothing has lost it.
-    tokio::time::sleep(2 * length).await;
-    other.catch_up().await;
-    let lost = other.operations.get(&name).unwrap();
-    assert_eq!(lost.state(), State::Failed);
+    tokio::time::sleep(2 * lease_duration).await;
+    replica_b.wait_until_caught_up().await;
+    let expired = replica_b.operations.get_cached(&name).unwrap();
+    assert_eq!(expired.state(), State::Failed);
 }
 
 // Whoever takes an operation from the queues of three servers, has it alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn queues_of_three_servers_are_drained_with_one_outcome_for_each_operation() {
-    const COUNT: usize = 3000;
-    let table = Table::default();
+async fn three_servers_drain_queue_with_one_outcome_per_operation() {
+    const OPERATION_COUNT: usize = 3000;
+    let storage = FakeSharedStorage::default();
     let mut replicas = [
-        table.replica().await,
-        table.replica().await,
-        table.replica().await,
+        storage.start_replica().await,
+        storage.start_replica().await,
+        storage.start_replica().await,
     ];
     let mut workers = JoinSet::new();
-    for at in 0..9 {
-        let operations = replicas[at % 3].operations.clone();
-        let finishes = replicas[(at + 1) % 3].operations.clone();
+    for index in 0..9 {
+        let operations = replicas[index % 3].operations.clone();
+        let finisher = replicas[(index + 1) % 3].operations.clone();
         workers.spawn(async move {
             let mut done = Vec::new();
             loop {
                 let leased = operations
-                    .lease(&jobs(), &worker(&format!("w{at}")))
+                    .lease(&jobs_queue(), &worker_id(&format!("w{index}")))
                     .await
                     .unwrap();
-                let (name, token) = (leased.owned_name(), leased.lease().unwrap().token);
+                let (name, token) = (leased.name_owned(), leased.lease().unwrap().token);
                 if leased.labels().get("last").is_some() {
-                    finishes.succeed(&name, token, text("last")).await.unwrap();
+                    finisher.succeed(&name, token, string_value("last")).await.unwrap();
                     return done;
                 }
-                finishes.succeed(&name, token, text("done")).await.unwrap();
+                finisher.succeed(&name, token, string_value("done")).await.unwrap();
                 done.push(name);
             }
         });
     }
-    for number in 0..COUNT {
-        queued(&replicas[number % 3].operations).await;
+    for number in 0..OPERATION_COUNT {
+        create_queued(&replicas[number % 3].operations).await;
     }
     for number in 0..9 {
         let last = NewOperation::queued("jobs")
@@ -247,24 +247,24 @@ async fn queues_of_three_servers_are_drained_with_one_outcome_for_each_operation
             .priority(-1);
         replicas[number % 3].operations.create(last).await.unwrap();
     }
-    let mut times: BTreeMap<OperationName, usize> = BTreeMap::new();
+    let mut completions: BTreeMap<OperationName, usize> = BTreeMap::new();
     for done in workers.join_all().await {
         for name in done {
-            *times.entry(name).or_default() += 1;
+            *completions.entry(name).or_default() += 1;
         }
     }
-    assert_eq!(times.len(), COUNT);
-    assert!(times.values().all(|times| *times == 1));
-    let rows = table.rows();
+    assert_eq!(completions.len(), OPERATION_COUNT);
+    assert!(completions.values().all(|count| *count == 1));
+    let rows = storage.rows();
     assert!(
         rows.iter()
             .all(|row| row.state() == State::Succeeded && row.attempt() == 1)
     );
     for replica in &mut replicas {
-        replica.catch_up().await;
+        replica.wait_until_caught_up().await;
         for row in &rows {
-            let shown = replica.operations.get(&row.owned_name()).unwrap();
-            assert_eq!(shown.bytes(), row.bytes());
+            let replicated = replica.operations.get_cached(&row.name_owned()).unwrap();
+            assert_eq!(replicated.bytes(), row.bytes());
         }
     }
 }
@@ -272,13 +272,13 @@ async fn queues_of_three_servers_are_drained_with_one_outcome_for_each_operation
 // Creates, cancels, deletes and looks at random servers, of which each reads the
 // others' changes late: what is gone stays gone, and in the end all agree.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn servers_that_hear_of_each_other_late_agree_in_the_end() {
+async fn servers_with_replication_delay_converge() {
     for round in 0..200_u64 {
-        let table = Table::default();
+        let storage = FakeSharedStorage::default();
         let mut replicas = [
-            table.replica().await,
-            table.replica().await,
-            table.replica().await,
+            storage.start_replica().await,
+            storage.start_replica().await,
+            storage.start_replica().await,
         ];
         let mut callers = JoinSet::new();
         for caller in 0..4_u64 {
@@ -287,55 +287,55 @@ async fn servers_that_hear_of_each_other_late_agree_in_the_end() {
                 .map(|replica| replica.operations.clone())
                 .collect();
             callers.spawn(async move {
-                let mut dice = round * 4 + caller + 1;
-                let mut roll = |sides: u64| {
-                    dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                    (dice >> 33) % sides
+                let mut seed = round * 4 + caller + 1;
+                let mut random_below = |bound: u64| {
+                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    (seed >> 33) % bound
                 };
                 for _ in 0..40 {
-                    let server = &servers[usize::try_from(roll(3)).unwrap()];
-                    let id = format!("op-{}", roll(4));
+                    let server = &servers[usize::try_from(random_below(3)).unwrap()];
+                    let id = format!("op-{}", random_below(4));
                     let name = OperationName::parse(format!("operations/{id}")).unwrap();
                     // Each may be refused, because others were there before.
-                    match roll(5) {
+                    match random_below(5) {
                         0 | 1 => drop(server.create(NewOperation::queued("jobs").id(&id)).await),
                         2 => drop(server.cancel(&name).await),
                         3 => {
                             if server.delete(&name).await.is_ok()
-                                && let Ok(shown) = server.get(&name)
+                                && let Ok(recreated) = server.get_cached(&name)
                             {
                                 // Somebody made it anew.
-                                assert!(shown.revision() < 3, "{shown:?}");
+                                assert!(recreated.revision() < 3, "{recreated:?}");
                             }
                         }
-                        _ => drop(server.look(&name).await),
+                        _ => drop(server.get(&name).await),
                     }
                 }
             });
         }
-        for at in 0..30 {
-            replicas[at % 3].reads(at % 2 == 0);
+        for step in 0..30 {
+            replicas[step % 3].set_replication_enabled(step % 2 == 0);
             tokio::task::yield_now().await;
         }
         callers.join_all().await;
-        let kept: Vec<Arc<_>> = table
+        let stored: Vec<Arc<_>> = storage
             .rows()
             .into_iter()
-            .filter(|row| !row.is_hidden())
+            .filter(|row| !row.is_deleted())
             .collect();
         for replica in &mut replicas {
-            replica.reads(true);
-            replica.catch_up().await;
+            replica.set_replication_enabled(true);
+            replica.wait_until_caught_up().await;
             let request = ListOperationsRequest::default();
-            let mut shown = replica.operations.list(&request).await.unwrap().operations;
-            shown.reverse();
+            let mut listed = replica.operations.list(&request).await.unwrap().operations;
+            listed.reverse();
             let bytes = |operations: &[Arc<longrunning::Operation>]| {
                 operations
                     .iter()
-                    .map(|each| each.bytes().to_vec())
+                    .map(|operation| operation.bytes().to_vec())
                     .collect::<Vec<_>>()
             };
-            assert_eq!(bytes(&shown), bytes(&kept), "round {round}");
+            assert_eq!(bytes(&listed), bytes(&stored), "round {round}");
         }
     }
 }

@@ -5,26 +5,26 @@ use longrunning::{
     proto::google::{longrunning::Operation, rpc::Code},
 };
 
-use crate::support::{Server, error, get, hold, metadata, reason, response, running, text};
+use crate::support::{GrpcTestServer, expect_error, get_request, create_leased, decode_metadata, error_reason, expect_response, create_running, string_value};
 
 /// The operation as Get serves it now.
-async fn now(server: &Server, name: &str) -> Operation {
+async fn get_operation(server: &GrpcTestServer, name: &str) -> Operation {
     let mut client = server.client().await;
-    client.get_operation(get(name)).await.unwrap().into_inner()
+    client.get_operation(get_request(name)).await.unwrap().into_inner()
 }
 
 // OP-2
 #[tokio::test]
-async fn work_that_finishes_with_nothing_gets_an_empty_response() {
-    let server = Server::start().await;
-    let (name, token) = running(&server.operations).await;
+async fn missing_response_is_served_as_empty() {
+    let server = GrpcTestServer::start().await;
+    let (name, token) = create_running(&server.operations).await;
     server
         .operations
         .succeed(&name, token, longrunning::Any::default())
         .await
         .unwrap();
-    let operation = now(&server, name.as_str()).await;
-    let response = response(&operation);
+    let operation = get_operation(&server, name.as_str()).await;
+    let response = expect_response(&operation);
     assert_eq!(
         response.type_url,
         "type.googleapis.com/google.protobuf.Empty"
@@ -34,10 +34,10 @@ async fn work_that_finishes_with_nothing_gets_an_empty_response() {
 
 // OP-4
 #[tokio::test]
-async fn an_error_code_outside_1_to_16_is_refused_and_nothing_changes() {
-    let server = Server::start().await;
-    let (name, token) = running(&server.operations).await;
-    let before = now(&server, name.as_str()).await;
+async fn error_code_outside_1_to_16_is_rejected_without_change() {
+    let server = GrpcTestServer::start().await;
+    let (name, token) = create_running(&server.operations).await;
+    let before = get_operation(&server, name.as_str()).await;
     for code in [0, 17, -1, 100] {
         let error = longrunning::proto::google::rpc::Status {
             code,
@@ -55,40 +55,40 @@ async fn an_error_code_outside_1_to_16_is_refused_and_nothing_changes() {
             assert_eq!(refused.code(), Code::InvalidArgument, "{code}");
         }
     }
-    assert_eq!(now(&server, name.as_str()).await, before);
+    assert_eq!(get_operation(&server, name.as_str()).await, before);
 }
 
 // OP-4
 #[tokio::test]
-async fn every_code_from_1_to_16_is_served_as_it_was_given() {
-    let server = Server::start().await;
+async fn every_error_code_from_1_to_16_is_served_unchanged() {
+    let server = GrpcTestServer::start().await;
     for code in 1..=16 {
-        let (name, token) = running(&server.operations).await;
+        let (name, token) = create_running(&server.operations).await;
         let given = longrunning::proto::google::rpc::Status {
             code,
             message: "as it was".into(),
-            details: vec![text("detail")],
+            details: vec![string_value("detail")],
         };
         server
             .operations
             .fail(&name, token, given.clone().into())
             .await
             .unwrap();
-        let operation = now(&server, name.as_str()).await;
-        assert_eq!(error(&operation), given);
+        let operation = get_operation(&server, name.as_str()).await;
+        assert_eq!(expect_error(&operation), given);
         let state = if code == 1 {
             State::Cancelled
         } else {
             State::Failed
         };
-        assert_eq!(metadata(&operation).state(), state);
+        assert_eq!(decode_metadata(&operation).state(), state);
     }
 }
 
 // OP-5
 #[tokio::test]
-async fn a_bare_type_url_gets_googles_prefix_and_a_foreign_prefix_is_kept() {
-    let server = Server::start().await;
+async fn bare_type_url_gets_google_prefix_and_other_prefixes_stay() {
+    let server = GrpcTestServer::start().await;
     for (given, served) in [
         ("acme.v1.Thing", "type.googleapis.com/acme.v1.Thing"),
         (
@@ -105,18 +105,18 @@ async fn a_bare_type_url_gets_googles_prefix_and_a_foreign_prefix_is_kept() {
             value: vec![8, 1],
         };
         let new = NewOperation::self_executed("test").metadata(any.clone());
-        let (name, token) = hold(&server.operations, new).await;
+        let (name, token) = create_leased(&server.operations, new).await;
         server.operations.succeed(&name, token, any).await.unwrap();
-        let operation = now(&server, name.as_str()).await;
-        assert_eq!(response(&operation).type_url, served);
+        let operation = get_operation(&server, name.as_str()).await;
+        assert_eq!(expect_response(&operation).type_url, served);
         assert_eq!(operation.metadata.unwrap().type_url, served);
     }
 }
 
 // OP-5
 #[tokio::test]
-async fn an_any_without_a_proper_type_url_is_refused_on_the_way_in() {
-    let server = Server::start().await;
+async fn any_with_invalid_type_url_is_rejected() {
+    let server = GrpcTestServer::start().await;
     for bad in [
         "",
         "/",
@@ -128,7 +128,7 @@ async fn an_any_without_a_proper_type_url_is_refused_on_the_way_in() {
             type_url: bad.into(),
             value: vec![1],
         };
-        let (name, token) = running(&server.operations).await;
+        let (name, token) = create_running(&server.operations).await;
         let refused = server
             .operations
             .succeed(&name, token, any.clone())
@@ -148,21 +148,21 @@ async fn an_any_without_a_proper_type_url_is_refused_on_the_way_in() {
                 (Code::InvalidArgument, "INVALID_ANY")
             );
         }
-        assert!(!now(&server, name.as_str()).await.done);
+        assert!(!get_operation(&server, name.as_str()).await.done);
     }
 }
 
 // ERR-2: an error that the server records has an ErrorInfo as well.
 #[tokio::test]
-async fn a_failure_of_a_handler_carries_one_error_info_with_its_reason() {
-    let server = Server::start().await;
-    let (name, token) = running(&server.operations).await;
+async fn failure_has_one_error_info_with_reason() {
+    let server = GrpcTestServer::start().await;
+    let (name, token) = create_running(&server.operations).await;
     let failure = Failure::new(Code::DataLoss, "half a file").with_reason("FILE_DAMAGED");
     server.operations.fail(&name, token, failure).await.unwrap();
-    let error = error(&now(&server, name.as_str()).await);
+    let error = expect_error(&get_operation(&server, name.as_str()).await);
     assert_eq!(
         (error.code, error.message.as_str()),
         (Code::DataLoss as i32, "half a file")
     );
-    assert_eq!(reason(&error), "FILE_DAMAGED");
+    assert_eq!(error_reason(&error), "FILE_DAMAGED");
 }

@@ -8,92 +8,92 @@ use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tonic::Code;
 
 use crate::support::{
-    Server,
-    journal::{Gate, TestJournal},
-    pending,
-    problem::problem,
-    response, running, text, wait,
+    GrpcTestServer,
+    journal::{WriteMode, TestStorage},
+    create_pending,
+    problem::expect_status_error,
+    expect_response, create_running, string_value, wait_request,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Operations with a handler on `q` that says when it begins and takes `time`.
-async fn slow(time: Duration, started: mpsc::Sender<Context>, journal: &TestJournal) -> Operations {
+async fn start_with_slow_handler(time: Duration, started_tx: mpsc::Sender<Context>, storage: &TestStorage) -> Operations {
     let handler = move |context: Context| {
-        let started = started.clone();
+        let started_tx = started_tx.clone();
         async move {
-            context.keep_checkpoint(text("half way")).unwrap();
-            started.send(context).await.unwrap();
+            context.save_checkpoint(string_value("half way")).unwrap();
+            started_tx.send(context).await.unwrap();
             tokio::time::sleep(time).await;
-            Ok::<Any, Failure>(text("finished"))
+            Ok::<Any, Failure>(string_value("finished"))
         }
     };
-    let builder = crate::support::operations().journal(journal.clone());
+    let builder = crate::support::operations_builder().storage(storage.clone());
     builder.handler("q", 1, handler).start().await.unwrap()
 }
 
 // WAIT-10
 #[tokio::test]
-async fn on_shutdown_every_wait_answers_ok_with_the_present_state() {
-    let server = Server::start().await;
-    let (name, _) = running(&server.operations).await;
+async fn shutdown_answers_every_wait_with_current_state() {
+    let server = GrpcTestServer::start().await;
+    let (name, _) = create_running(&server.operations).await;
     let mut waits = JoinSet::new();
     for _ in 0..50 {
-        let (mut client, request) = (server.client().await, wait(&name, 600_000));
+        let (mut client, request) = (server.client().await, wait_request(&name, 600_000));
         waits.spawn(async move { client.wait_operation(request).await });
     }
-    while server.operations.waiters() < 50 {
+    while server.operations.waiter_count() < 50 {
         tokio::task::yield_now().await;
     }
     server.operations.shutdown(Duration::ZERO).await;
-    for answer in waits.join_all().await {
-        assert!(!answer.unwrap().into_inner().done);
+    for result in waits.join_all().await {
+        assert!(!result.unwrap().into_inner().done);
     }
-    assert_eq!(server.operations.waiters(), 0);
-    server.close().await;
+    assert_eq!(server.operations.waiter_count(), 0);
+    server.shutdown().await;
 }
 
 // BEHAVIOUR §10
 #[tokio::test]
-async fn while_a_server_drains_reading_goes_on() {
-    let server = Server::start().await;
-    let name = pending(&server.operations).await;
+async fn draining_server_still_serves_reads() {
+    let server = GrpcTestServer::start().await;
+    let name = create_pending(&server.operations).await;
     server.operations.shutdown(Duration::ZERO).await;
     let mut client = server.client().await;
     let read = client
-        .get_operation(crate::support::get(name.as_str()))
+        .get_operation(crate::support::get_request(name.as_str()))
         .await
         .unwrap();
     assert!(!read.into_inner().done);
     assert!(
         !client
-            .wait_operation(wait(&name, 60_000))
+            .wait_operation(wait_request(&name, 60_000))
             .await
             .unwrap()
             .into_inner()
             .done
     );
     let unknown = client
-        .get_operation(crate::support::get("operations/unknown"))
+        .get_operation(crate::support::get_request("operations/unknown"))
         .await;
-    assert_eq!(problem(unknown).code, Code::NotFound);
+    assert_eq!(expect_status_error(unknown).code, Code::NotFound);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_finishes_within_the_grace_is_done() {
-    let (started, mut starts) = mpsc::channel(9);
-    let operations = slow(5 * SECOND, started, &TestJournal::new()).await;
+async fn handler_finishing_within_shutdown_timeout_completes() {
+    let (started_tx, mut started_rx) = mpsc::channel(9);
+    let operations = start_with_slow_handler(5 * SECOND, started_tx, &TestStorage::new()).await;
     let name = operations.submit("q", Any::default()).await;
     assert!(name.is_err(), "an input without a type is refused");
-    let name = operations.submit("q", text("")).await.unwrap().owned_name();
-    let next = operations.submit("q", text("")).await.unwrap().owned_name();
-    starts.recv().await.unwrap();
-    let begun = Instant::now();
+    let name = operations.submit("q", string_value("")).await.unwrap().name_owned();
+    let next = operations.submit("q", string_value("")).await.unwrap().name_owned();
+    started_rx.recv().await.unwrap();
+    let start = Instant::now();
     operations.shutdown(20 * SECOND).await;
-    assert_eq!(begun.elapsed(), 5 * SECOND, "no longer than it takes");
-    let done = operations.get(&name).unwrap();
-    assert_eq!(response(&done.to_proto()), text("finished"));
-    let next = operations.get(&next).unwrap();
+    assert_eq!(start.elapsed(), 5 * SECOND, "no longer than it takes");
+    let done = operations.get_cached(&name).unwrap();
+    assert_eq!(expect_response(&done.to_proto()), string_value("finished"));
+    let next = operations.get_cached(&next).unwrap();
     assert_eq!(
         (next.state(), next.attempt()),
         (State::Pending, 0),
@@ -102,19 +102,19 @@ async fn a_handler_that_finishes_within_the_grace_is_done() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_does_not_finish_within_the_grace_is_dropped_and_released() {
-    let (started, mut starts) = mpsc::channel(9);
-    let journal = TestJournal::new();
-    let operations = slow(3600 * SECOND, started, &journal).await;
-    let name = operations.submit("q", text("")).await.unwrap().owned_name();
-    let context = starts.recv().await.unwrap();
-    let begun = Instant::now();
+async fn handler_exceeding_shutdown_timeout_is_dropped_and_released() {
+    let (started_tx, mut started_rx) = mpsc::channel(9);
+    let storage = TestStorage::new();
+    let operations = start_with_slow_handler(3600 * SECOND, started_tx, &storage).await;
+    let name = operations.submit("q", string_value("")).await.unwrap().name_owned();
+    let context = started_rx.recv().await.unwrap();
+    let start = Instant::now();
     operations.shutdown(20 * SECOND).await;
-    assert_eq!(begun.elapsed(), 20 * SECOND);
-    let released = operations.get(&name).unwrap();
+    assert_eq!(start.elapsed(), 20 * SECOND);
+    let released = operations.get_cached(&name).unwrap();
     assert_eq!(released.state(), State::Pending);
     assert!(released.lease().is_none());
-    assert_eq!(released.checkpoint().unwrap().any(), &text("half way"));
+    assert_eq!(released.checkpoint().unwrap().any(), &string_value("half way"));
     assert!(
         context.is_cancelled(),
         "the context outlives its attempt and says so"
@@ -123,34 +123,34 @@ async fn a_handler_that_does_not_finish_within_the_grace_is_dropped_and_released
 
 // BEHAVIOUR §10: also without any grace, what the handler left is kept.
 #[tokio::test(start_paused = true)]
-async fn a_release_without_grace_keeps_the_last_checkpoint_and_does_not_count() {
-    let (started, mut starts) = mpsc::channel(9);
-    let operations = slow(3600 * SECOND, started, &TestJournal::new()).await;
-    let name = operations.submit("q", text("")).await.unwrap().owned_name();
-    starts.recv().await.unwrap();
+async fn shutdown_without_timeout_saves_last_checkpoint() {
+    let (started_tx, mut started_rx) = mpsc::channel(9);
+    let operations = start_with_slow_handler(3600 * SECOND, started_tx, &TestStorage::new()).await;
+    let name = operations.submit("q", string_value("")).await.unwrap().name_owned();
+    started_rx.recv().await.unwrap();
     operations.shutdown(Duration::ZERO).await;
-    let released = operations.get(&name).unwrap();
+    let released = operations.get_cached(&name).unwrap();
     assert_eq!(released.state(), State::Pending);
-    assert_eq!(released.checkpoint().unwrap().any(), &text("half way"));
+    assert_eq!(released.checkpoint().unwrap().any(), &string_value("half way"));
 }
 
 // BEHAVIOUR §5: a claim that is under way is not left behind as a lease of nobody.
 #[tokio::test(start_paused = true)]
-async fn a_claim_that_the_shutdown_overtakes_goes_back_to_its_queue() {
-    let (started, _starts) = mpsc::channel(9);
-    let journal = TestJournal::new();
-    let operations = slow(SECOND, started, &journal).await;
-    let name = operations.submit("q", text("")).await.unwrap().owned_name();
+async fn lease_in_progress_at_shutdown_returns_to_queue() {
+    let (started_tx, _started_rx) = mpsc::channel(9);
+    let storage = TestStorage::new();
+    let operations = start_with_slow_handler(SECOND, started_tx, &storage).await;
+    let name = operations.submit("q", string_value("")).await.unwrap().name_owned();
     // The pool has not run yet: from here on nothing is kept.
-    journal.set(Gate::Shut);
-    journal.begun(2).await;
+    storage.set_write_mode(WriteMode::Hold);
+    storage.wait_for_started_writes(2).await;
     let shutdown = operations.shutdown(10 * SECOND);
-    let open = async {
+    let open_gate = async {
         tokio::task::yield_now().await;
-        journal.set(Gate::Open);
+        storage.set_write_mode(WriteMode::Succeed);
     };
-    tokio::join!(shutdown, open);
-    let operation = operations.get(&name).unwrap();
+    tokio::join!(shutdown, open_gate);
+    let operation = operations.get_cached(&name).unwrap();
     assert_eq!(
         (operation.state(), operation.is_done()),
         (State::Pending, false)
@@ -158,8 +158,8 @@ async fn a_claim_that_the_shutdown_overtakes_goes_back_to_its_queue() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_leased_from_a_server_that_shuts_down() {
-    let operations = crate::support::operations().start().await.unwrap();
+async fn lease_during_shutdown_is_rejected() {
+    let operations = crate::support::operations_builder().start().await.unwrap();
     let (queue, worker) = (QueueName::parse("q").unwrap(), WorkerId::new("w"));
     let poll = {
         let (operations, queue, worker) = (operations.clone(), queue.clone(), worker.clone());
@@ -173,75 +173,75 @@ async fn nothing_is_leased_from_a_server_that_shuts_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn workers_stop_when_the_last_handle_is_dropped() {
-    let (started, mut starts) = mpsc::channel(9);
-    let journal = TestJournal::new();
-    let operations = slow(3600 * SECOND, started, &journal).await;
+async fn workers_stop_when_last_handle_is_dropped() {
+    let (started_tx, mut started_rx) = mpsc::channel(9);
+    let storage = TestStorage::new();
+    let operations = start_with_slow_handler(3600 * SECOND, started_tx, &storage).await;
     operations.create(NewOperation::queued("q")).await.unwrap();
-    let context = starts.recv().await.unwrap();
+    let context = started_rx.recv().await.unwrap();
     drop(operations);
     context.cancelled().await;
-    while !journal.is_alone() {
+    while !storage.is_released() {
         tokio::task::yield_now().await;
     }
-    let kept = journal.into_kept();
-    assert_eq!(kept[0].state(), State::Pending);
+    let stored = storage.into_stored();
+    assert_eq!(stored[0].state(), State::Pending);
 }
 
 // BEHAVIOUR §10: a store that cannot write must not hold up the end for ever.
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_with_a_broken_journal_ends_with_the_grace() {
-    let (started, mut starts) = mpsc::channel(9);
-    let journal = TestJournal::new();
-    let operations = slow(5 * SECOND, started, &journal).await;
+async fn shutdown_with_failing_storage_ends_within_timeout() {
+    let (started_tx, mut started_rx) = mpsc::channel(9);
+    let storage = TestStorage::new();
+    let operations = start_with_slow_handler(5 * SECOND, started_tx, &storage).await;
     let new = NewOperation::queued("q").lease_duration(3600 * SECOND);
     operations.create(new).await.unwrap();
-    starts.recv().await.unwrap();
-    journal.set(Gate::Broken);
-    let begun = Instant::now();
+    started_rx.recv().await.unwrap();
+    storage.set_write_mode(WriteMode::Fail);
+    let start = Instant::now();
     operations.shutdown(20 * SECOND).await;
-    assert!(begun.elapsed() < 30 * SECOND, "{:?}", begun.elapsed());
+    assert!(start.elapsed() < 30 * SECOND, "{:?}", start.elapsed());
 }
 
 // BEHAVIOUR §5: at most one live lease, and no work without one.
 #[tokio::test(start_paused = true)]
-async fn a_handler_has_stopped_before_its_operation_is_offered_again() {
-    struct Working(std::sync::Arc<std::sync::atomic::AtomicBool>);
-    impl Drop for Working {
+async fn handler_stops_before_its_operation_is_released() {
+    struct ClearOnDrop(std::sync::Arc<std::sync::atomic::AtomicBool>);
+    impl Drop for ClearOnDrop {
         fn drop(&mut self) {
             self.0.store(false, std::sync::atomic::Ordering::SeqCst);
         }
     }
-    let working = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let (started, mut starts) = mpsc::channel(9);
+    let is_running = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (started_tx, mut started_rx) = mpsc::channel(9);
     let handler = {
-        let working = working.clone();
+        let is_running = is_running.clone();
         move |_: Context| {
-            let (working, started) = (working.clone(), started.clone());
+            let (is_running, started_tx) = (is_running.clone(), started_tx.clone());
             async move {
-                working.store(true, std::sync::atomic::Ordering::SeqCst);
-                let _working = Working(working);
-                started.send(()).await.unwrap();
+                is_running.store(true, std::sync::atomic::Ordering::SeqCst);
+                let _clear_on_drop = ClearOnDrop(is_running);
+                started_tx.send(()).await.unwrap();
                 std::future::pending::<Result<Any, Failure>>().await
             }
         }
     };
-    let journal = TestJournal::new();
-    let builder = crate::support::operations().journal(journal.clone());
+    let storage = TestStorage::new();
+    let builder = crate::support::operations_builder().storage(storage.clone());
     let operations = builder.handler("q", 1, handler).start().await.unwrap();
-    operations.submit("q", text("")).await.unwrap();
-    starts.recv().await.unwrap();
-    journal.set(Gate::Shut);
-    let before = journal.count();
-    let seen = async {
-        journal.begun(before + 1).await;
-        let working = working.load(std::sync::atomic::Ordering::SeqCst);
-        journal.set(Gate::Open);
-        working
+    operations.submit("q", string_value("")).await.unwrap();
+    started_rx.recv().await.unwrap();
+    storage.set_write_mode(WriteMode::Hold);
+    let before = storage.started_writes();
+    let observed = async {
+        storage.wait_for_started_writes(before + 1).await;
+        let is_running = is_running.load(std::sync::atomic::Ordering::SeqCst);
+        storage.set_write_mode(WriteMode::Succeed);
+        is_running
     };
-    let ((), working) = tokio::join!(operations.shutdown(Duration::ZERO), seen);
+    let ((), is_running) = tokio::join!(operations.shutdown(Duration::ZERO), observed);
     assert!(
-        !working,
+        !is_running,
         "the lease is given up while the handler still works"
     );
 }

@@ -17,12 +17,12 @@ use tokio::sync::{Notify, mpsc};
 use tonic::{Code, Status};
 
 use crate::support::{
-    Server, error, get, problem::problem, reason, response, running, succeeded, text,
+    GrpcTestServer, expect_error, get_request, problem::expect_status_error, error_reason, expect_response, create_running, create_succeeded, string_value,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn of(name: String) -> ListOperationsRequest {
+fn list_request(name: String) -> ListOperationsRequest {
     ListOperationsRequest {
         name,
         ..Default::default()
@@ -31,31 +31,31 @@ fn of(name: String) -> ListOperationsRequest {
 
 // LIST-9, NAME-1
 #[tokio::test]
-async fn a_wildcard_may_have_many_segments_but_not_more_bytes_than_a_name() {
-    let server = Server::start().await;
+async fn wildcard_name_is_limited_in_bytes_not_in_segments() {
+    let server = GrpcTestServer::start().await;
     let parent = vec!["p/x"; 250].join("/");
     let new = NewOperation::queued("q").parent(&parent).id("x");
     server.operations.create(new).await.unwrap();
     let mut client = server.client().await;
-    for (scope, found) in [(250, 1), (249, 0), (251, 0)] {
-        let scope = of(vec!["p/-"; scope].join("/"));
+    for (segments, expected_count) in [(250, 1), (249, 0), (251, 0)] {
+        let scope = list_request(vec!["p/-"; segments].join("/"));
         let list = client.list_operations(scope).await.unwrap().into_inner();
-        assert_eq!(list.operations.len(), found);
+        assert_eq!(list.operations.len(), expected_count);
     }
     for segments in [257, 100_000] {
         let name = vec!["p/-"; segments].join("/");
         assert!(1024 < name.len());
-        let problem = problem(client.list_operations(of(name)).await);
-        assert_eq!(problem.key(), (Code::InvalidArgument, "INVALID_NAME"));
+        let details = expect_status_error(client.list_operations(list_request(name)).await);
+        assert_eq!(details.code_and_reason(), (Code::InvalidArgument, "INVALID_NAME"));
     }
 }
 
-async fn with(limits: Limits, handler: impl longrunning::Handler) -> Operations {
-    let builder = crate::support::operations().limits(limits);
+async fn start_with_limits(limits: Limits, handler: impl longrunning::Handler) -> Operations {
+    let builder = crate::support::operations_builder().limits(limits);
     builder.handler("q", 1, handler).start().await.unwrap()
 }
 
-fn small_operations() -> Limits {
+fn small_operation_limits() -> Limits {
     Limits {
         max_operation_bytes: 5_000,
         ..Limits::default()
@@ -64,78 +64,78 @@ fn small_operations() -> Limits {
 
 // BEHAVIOUR §9
 #[tokio::test(start_paused = true)]
-async fn a_result_that_is_too_large_ends_an_operation_that_its_progress_has_filled() {
-    let (reported, gate) = (mpsc::channel(1), Arc::new(Notify::new()));
-    let (tell, mut told) = reported;
-    let operations = with(small_operations(), {
+async fn oversized_result_fails_operation_filled_by_metadata() {
+    let (report_channel, gate) = (mpsc::channel(1), Arc::new(Notify::new()));
+    let (reported_tx, mut reported_rx) = report_channel;
+    let operations = start_with_limits(small_operation_limits(), {
         let gate = gate.clone();
         move |context: Context| {
-            let (tell, gate) = (tell.clone(), gate.clone());
+            let (reported_tx, gate) = (reported_tx.clone(), gate.clone());
             async move {
                 let size: String = context.input_as().unwrap();
-                let fill = text(&"m".repeat(size.parse().unwrap()));
-                context.metadata(fill).unwrap();
-                tell.send(()).await.unwrap();
+                let filler = string_value(&"m".repeat(size.parse().unwrap()));
+                context.set_metadata(filler).unwrap();
+                reported_tx.send(()).await.unwrap();
                 gate.notified().await;
-                Ok::<Any, Failure>(text(&"x".repeat(10_000)))
+                Ok::<Any, Failure>(string_value(&"x".repeat(10_000)))
             }
         }
     })
     .await;
-    let mut fullest = 0;
+    let mut max_size = 0;
     for size in (4_500..5_000).step_by(10) {
         let operation = operations
-            .submit("q", text(&size.to_string()))
+            .submit("q", string_value(&size.to_string()))
             .await
             .unwrap();
-        let name = operation.owned_name();
-        told.recv().await.unwrap();
+        let name = operation.name_owned();
+        reported_rx.recv().await.unwrap();
         // Past the pause between two reports.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        fullest = fullest.max(operations.get(&name).unwrap().bytes().len());
+        max_size = max_size.max(operations.get_cached(&name).unwrap().bytes().len());
         gate.notify_one();
         let done = operations.wait(&name, 10 * MINUTE).await.unwrap();
-        let error = error(&done.to_proto());
+        let error = expect_error(&done.to_proto());
         assert_eq!(
-            (error.code, reason(&error).as_str()),
+            (error.code, error_reason(&error).as_str()),
             (8, "TOO_LARGE"),
             "{size}"
         );
         assert_eq!(done.attempt(), 1, "{size}");
     }
-    assert!(4_900 < fullest, "the fullest had {fullest} bytes");
+    assert!(4_900 < max_size, "the fullest had {max_size} bytes");
 }
 
 // BEHAVIOUR §9
 #[tokio::test(start_paused = true)]
-async fn a_last_report_that_is_too_large_does_not_spoil_a_small_success() {
-    let operations = with(small_operations(), |context: Context| async move {
-        context.metadata(text(&"m".repeat(10_000))).unwrap();
-        Ok::<Any, Failure>(text("small"))
+async fn oversized_final_report_does_not_fail_small_result() {
+    let operations = start_with_limits(small_operation_limits(), |context: Context| async move {
+        context.set_metadata(string_value(&"m".repeat(10_000))).unwrap();
+        Ok::<Any, Failure>(string_value("small"))
     })
     .await;
-    let name = operations.submit("q", text("")).await.unwrap().owned_name();
+    let name = operations.submit("q", string_value("")).await.unwrap().name_owned();
     let done = operations.wait(&name, 10 * MINUTE).await.unwrap();
-    assert_eq!(response(&done.to_proto()), text("small"));
+    assert_eq!(expect_response(&done.to_proto()), string_value("small"));
     assert_eq!(done.attempt(), 1);
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn a_full_store_refuses_reports_that_grow_it_but_never_an_outcome() {
+async fn full_store_rejects_growing_reports_but_accepts_outcomes() {
     let limits = Limits {
-        max_bytes: 20_000,
+        max_total_bytes: 20_000,
         ..Limits::default()
     };
-    let operations = crate::support::operations()
+    let operations = crate::support::operations_builder()
         .limits(limits)
         .start()
         .await
         .unwrap();
-    let large = || text(&"x".repeat(15_000));
+    let large = || string_value(&"x".repeat(15_000));
     operations.submit("nobody", large()).await.unwrap();
-    let first = running(&operations).await;
-    let second = running(&operations).await;
+    let first = create_running(&operations).await;
+    let second = create_running(&operations).await;
     let payload = Payload::new(large()).unwrap();
     let reports = [
         Report {
@@ -153,14 +153,14 @@ async fn a_full_store_refuses_reports_that_grow_it_but_never_an_outcome() {
     ];
     for report in reports {
         let (name, token) = &first;
-        let before = operations.get(name).unwrap().revision();
+        let before = operations.get_cached(name).unwrap().revision();
         let refused = operations.report(name, *token, report).await.unwrap_err();
         assert_eq!(refused.reason(), "STORE_FULL");
-        assert_eq!(operations.get(name).unwrap().revision(), before);
+        assert_eq!(operations.get_cached(name).unwrap().revision(), before);
     }
     let (name, token) = first;
     let done = operations.succeed(&name, token, large()).await.unwrap();
-    assert_eq!(response(&done.to_proto()), large());
+    assert_eq!(expect_response(&done.to_proto()), large());
     let (name, token) = second;
     let failure = Failure::new(rpc::Code::Internal, "f".repeat(3_000));
     let done = operations.fail(&name, token, failure).await.unwrap();
@@ -168,7 +168,7 @@ async fn a_full_store_refuses_reports_that_grow_it_but_never_an_outcome() {
 }
 
 /// What fits into the headers that a client takes, whatever was sent.
-fn assert_short(status: &Status) {
+fn assert_fits_in_headers(status: &Status) {
     let (message, details) = (status.message().len(), status.details().len());
     assert!(message <= 1024, "a message of {message} bytes");
     assert!(details <= 4096, "details of {details} bytes");
@@ -176,9 +176,9 @@ fn assert_short(status: &Status) {
 
 // ERR-1
 #[tokio::test]
-async fn an_error_about_a_megabyte_is_short_and_its_connection_lives_on() {
-    let server = Server::start().await;
-    let name = succeeded(&server.operations).await;
+async fn error_for_1_mib_input_is_short_and_connection_stays_open() {
+    let server = GrpcTestServer::start().await;
+    let name = create_succeeded(&server.operations).await;
     // One connection for all of them.
     let mut client = server.client().await;
     for piece in ["a", "/", "\u{1f980}", "projects/"] {
@@ -203,26 +203,26 @@ async fn an_error_about_a_megabyte_is_short_and_its_connection_lives_on() {
             let delete = DeleteOperationRequest { name: name.clone() };
             let cancel = CancelOperationRequest { name: name.clone() };
             for status in [
-                client.get_operation(get(&name)).await.unwrap_err(),
+                client.get_operation(get_request(&name)).await.unwrap_err(),
                 client.wait_operation(wait).await.unwrap_err(),
                 client.delete_operation(delete).await.unwrap_err(),
                 client.cancel_operation(cancel).await.unwrap_err(),
-                client.list_operations(of(name)).await.unwrap_err(),
+                client.list_operations(list_request(name)).await.unwrap_err(),
                 client.list_operations(token).await.unwrap_err(),
                 client.list_operations(filter).await.unwrap_err(),
             ] {
-                assert_short(&status);
-                problem::<()>(Err(status));
+                assert_fits_in_headers(&status);
+                expect_status_error::<()>(Err(status));
             }
         }
     }
-    client.get_operation(get(name.as_str())).await.unwrap();
+    client.get_operation(get_request(name.as_str())).await.unwrap();
 }
 
 // ERR-1
 #[tokio::test]
-async fn a_refused_creation_does_not_repeat_a_megabyte() {
-    let operations = crate::support::operations().start().await.unwrap();
+async fn create_error_does_not_echo_1_mib_input() {
+    let operations = crate::support::operations_builder().start().await.unwrap();
     let long = "a".repeat(1 << 20);
     let queued = || NewOperation::queued("q");
     for new in [
@@ -236,6 +236,6 @@ async fn a_refused_creation_does_not_repeat_a_megabyte() {
         queued().label("X", &long),
     ] {
         let refused = operations.create(new).await.unwrap_err();
-        assert_short(&Status::from(refused));
+        assert_fits_in_headers(&Status::from(refused));
     }
 }

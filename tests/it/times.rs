@@ -5,20 +5,20 @@ use std::{sync::Arc, time::Duration};
 
 use longrunning::{
     Failure, LeaseToken, NewOperation, Operation, OperationName, Operations, QueueName,
-    RetryPolicy, Stage, State, WorkerId, proto::google::rpc::Code,
+    RetryPolicy, Phase, State, WorkerId, proto::google::rpc::Code,
 };
 use tokio::time::{Instant, sleep};
 
-use crate::support::{error, hold, metadata, reason, response, text};
+use crate::support::{expect_error, create_leased, decode_metadata, error_reason, expect_response, string_value};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
 
-async fn start() -> Operations {
-    crate::support::operations().start().await.unwrap()
+async fn start_operations() -> Operations {
+    crate::support::operations_builder().start().await.unwrap()
 }
 
-async fn lease(operations: &Operations) -> Arc<Operation> {
+async fn lease_next(operations: &Operations) -> Arc<Operation> {
     let queue = QueueName::parse("q").unwrap();
     operations.lease(&queue, &WorkerId::new("w")).await.unwrap()
 }
@@ -27,77 +27,77 @@ fn token(operation: &Operation) -> LeaseToken {
     operation.lease().unwrap().token
 }
 
-async fn queued(operations: &Operations, new: NewOperation) -> OperationName {
-    operations.create(new).await.unwrap().operation.owned_name()
+async fn create(operations: &Operations, new: NewOperation) -> OperationName {
+    operations.create(new).await.unwrap().operation.name_owned()
 }
 
-fn retry(max_attempts: u32) -> RetryPolicy {
+fn retry_policy(max_attempts: u32) -> RetryPolicy {
     RetryPolicy {
         jitter: 0.0,
         max_backoff: 5 * SECOND,
-        ..RetryPolicy::attempts(max_attempts)
+        ..RetryPolicy::with_max_attempts(max_attempts)
     }
 }
 
-fn busy() -> Failure {
+fn unavailable_failure() -> Failure {
     Failure::new(Code::Unavailable, "busy")
         .with_reason("BUSY")
         .retryable()
 }
 
 /// How an operation failed: the code and the reason.
-fn failed(operation: &Operation) -> (i32, String) {
-    let error = error(&operation.to_proto());
-    (error.code, reason(&error))
+fn failure_code_and_reason(operation: &Operation) -> (i32, String) {
+    let error = expect_error(&operation.to_proto());
+    (error.code, error_reason(&error))
 }
 
 /// Whether `time` is `seconds`, or as much later as a look may be.
-fn is_about(time: Duration, seconds: u64) -> bool {
+fn is_within_timer_slack(elapsed: Duration, seconds: u64) -> bool {
     let exact = Duration::from_secs(seconds);
-    (exact..=exact + exact / 64 + Duration::from_millis(5)).contains(&time)
+    (exact..=exact + exact / 64 + Duration::from_millis(5)).contains(&elapsed)
 }
 
 // BEHAVIOUR §4
 #[tokio::test(start_paused = true)]
-async fn attempts_follow_after_pauses_that_grow_up_to_the_longest_and_are_counted() {
-    let operations = start().await;
-    let name = queued(&operations, NewOperation::queued("q").retry(retry(6))).await;
-    let mut pauses = Vec::new();
+async fn retry_backoff_grows_to_max_backoff_and_attempts_are_counted() {
+    let operations = start_operations().await;
+    let name = create(&operations, NewOperation::queued("q").retry_policy(retry_policy(6))).await;
+    let mut delays = Vec::new();
     for attempt in 1..=6 {
-        let begun = Instant::now();
-        let leased = lease(&operations).await;
-        pauses.push(begun.elapsed());
+        let start = Instant::now();
+        let leased = lease_next(&operations).await;
+        delays.push(start.elapsed());
         assert_eq!(leased.attempt(), attempt);
         operations
-            .fail(&name, token(&leased), busy())
+            .fail(&name, token(&leased), unavailable_failure())
             .await
             .unwrap();
-        let shown = metadata(&operations.get(&name).unwrap().to_proto());
-        assert_eq!(shown.attempt, i32::try_from(attempt).unwrap());
+        let operation_metadata = decode_metadata(&operations.get_cached(&name).unwrap().to_proto());
+        assert_eq!(operation_metadata.attempt, i32::try_from(attempt).unwrap());
         let state = if attempt == 6 {
             State::Failed
         } else {
             State::Pending
         };
-        assert_eq!(shown.state(), state);
+        assert_eq!(operation_metadata.state(), state);
     }
-    for (pause, seconds) in pauses.iter().zip([0, 1, 2, 4, 5, 5]) {
-        assert!(is_about(*pause, seconds), "{pauses:?}");
+    for (delay, seconds) in delays.iter().zip([0, 1, 2, 4, 5, 5]) {
+        assert!(is_within_timer_slack(*delay, seconds), "{delays:?}");
     }
     assert_eq!(
-        failed(&operations.get(&name).unwrap()),
+        failure_code_and_reason(&operations.get_cached(&name).unwrap()),
         (14, "BUSY".to_owned())
     );
 }
 
 // BEHAVIOUR §4
 #[tokio::test(start_paused = true)]
-async fn released_attempts_do_not_count_and_come_back_at_once() {
-    let operations = start().await;
-    let name = queued(&operations, NewOperation::queued("q").retry(retry(2))).await;
-    let begun = Instant::now();
+async fn released_attempts_are_not_counted_and_available_immediately() {
+    let operations = start_operations().await;
+    let name = create(&operations, NewOperation::queued("q").retry_policy(retry_policy(2))).await;
+    let start = Instant::now();
     for attempt in 1..=20 {
-        let leased = lease(&operations).await;
+        let leased = lease_next(&operations).await;
         assert_eq!(
             leased.attempt(),
             attempt,
@@ -105,60 +105,60 @@ async fn released_attempts_do_not_count_and_come_back_at_once() {
         );
         operations.release(&name, token(&leased)).await.unwrap();
     }
-    assert_eq!(begun.elapsed(), Duration::ZERO);
-    let leased = lease(&operations).await;
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    let leased = lease_next(&operations).await;
     operations
-        .fail(&name, token(&leased), busy())
+        .fail(&name, token(&leased), unavailable_failure())
         .await
         .unwrap();
-    let leased = lease(&operations).await;
+    let leased = lease_next(&operations).await;
     assert!(
-        is_about(begun.elapsed(), 1),
+        is_within_timer_slack(start.elapsed(), 1),
         "the first failure that counts"
     );
     let done = operations
-        .fail(&name, token(&leased), busy())
+        .fail(&name, token(&leased), unavailable_failure())
         .await
         .unwrap();
-    assert_eq!(failed(&done), (14, "BUSY".to_owned()));
+    assert_eq!(failure_code_and_reason(&done), (14, "BUSY".to_owned()));
     assert_eq!(done.attempt(), 22);
 }
 
 // BEHAVIOUR §4
 #[tokio::test(start_paused = true)]
-async fn a_failure_may_ask_for_a_longer_pause() {
-    let operations = start().await;
-    let name = queued(&operations, NewOperation::queued("q").retry(retry(2))).await;
-    let leased = lease(&operations).await;
-    let failure = busy().retryable_after(60 * SECOND);
+async fn retryable_failure_may_request_longer_backoff() {
+    let operations = start_operations().await;
+    let name = create(&operations, NewOperation::queued("q").retry_policy(retry_policy(2))).await;
+    let leased = lease_next(&operations).await;
+    let failure = unavailable_failure().retryable_after(60 * SECOND);
     operations
         .fail(&name, token(&leased), failure)
         .await
         .unwrap();
-    let begun = Instant::now();
-    lease(&operations).await;
-    assert!(is_about(begun.elapsed(), 60), "{:?}", begun.elapsed());
+    let start = Instant::now();
+    lease_next(&operations).await;
+    assert!(is_within_timer_slack(start.elapsed(), 60), "{:?}", start.elapsed());
 }
 
 // BEHAVIOUR §4: however short the pause, nobody may sleep through its end.
 #[tokio::test]
-async fn an_operation_whose_pause_is_over_in_microseconds_is_never_forgotten() {
-    let operations = start().await;
+async fn operation_with_microsecond_backoff_is_never_lost() {
+    let operations = start_operations().await;
     for nanos in (0..60_000).step_by(50) {
-        let retry = RetryPolicy {
+        let policy = RetryPolicy {
             initial_backoff: Duration::from_nanos(nanos),
-            ..retry(2)
+            ..retry_policy(2)
         };
-        let name = queued(&operations, NewOperation::queued("q").retry(retry)).await;
-        let leased = lease(&operations).await;
+        let name = create(&operations, NewOperation::queued("q").retry_policy(policy)).await;
+        let leased = lease_next(&operations).await;
         operations
-            .fail(&name, token(&leased), busy())
+            .fail(&name, token(&leased), unavailable_failure())
             .await
             .unwrap();
-        let again = tokio::time::timeout(5 * SECOND, lease(&operations)).await;
+        let again = tokio::time::timeout(5 * SECOND, lease_next(&operations)).await;
         let again = again.unwrap_or_else(|_| panic!("lost after a pause of {nanos} ns"));
         operations
-            .succeed(&name, token(&again), text(""))
+            .succeed(&name, token(&again), string_value(""))
             .await
             .unwrap();
     }
@@ -166,64 +166,64 @@ async fn an_operation_whose_pause_is_over_in_microseconds_is_never_forgotten() {
 
 // BEHAVIOUR §4
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_runs_out_leads_to_another_attempt_or_to_worker_lost() {
-    let operations = start().await;
+async fn expired_lease_is_retried_or_fails_with_worker_lost() {
+    let operations = start_operations().await;
     let new = NewOperation::queued("q")
-        .retry(retry(2))
+        .retry_policy(retry_policy(2))
         .lease_duration(10 * SECOND);
-    let name = queued(&operations, new).await;
-    let first = lease(&operations).await;
-    let begun = Instant::now();
-    let second = lease(&operations).await;
-    assert!(is_about(begun.elapsed(), 10), "{:?}", begun.elapsed());
+    let name = create(&operations, new).await;
+    let first = lease_next(&operations).await;
+    let start = Instant::now();
+    let second = lease_next(&operations).await;
+    assert!(is_within_timer_slack(start.elapsed(), 10), "{:?}", start.elapsed());
     assert_eq!(second.attempt(), 2);
     let stale = operations
-        .succeed(&name, token(&first), text("late"))
+        .succeed(&name, token(&first), string_value("late"))
         .await
         .unwrap_err();
     assert_eq!(stale.reason(), "LEASE_LOST");
     let done = operations.wait(&name, DAY).await.unwrap();
-    assert_eq!(failed(&done), (14, "WORKER_LOST".to_owned()));
-    assert!(is_about(begun.elapsed(), 20), "{:?}", begun.elapsed());
+    assert_eq!(failure_code_and_reason(&done), (14, "WORKER_LOST".to_owned()));
+    assert!(is_within_timer_slack(start.elapsed(), 20), "{:?}", start.elapsed());
 }
 
 // BEHAVIOUR §4
 #[tokio::test(start_paused = true)]
-async fn an_operation_whose_creator_falls_silent_is_lost_unless_it_renews() {
-    let operations = start().await;
-    let (name, token) = hold(&operations, NewOperation::self_executed("w")).await;
+async fn self_executed_operation_fails_without_lease_renewal() {
+    let operations = start_operations().await;
+    let (name, token) = create_leased(&operations, NewOperation::self_executed("w")).await;
     for _ in 0..100 {
         sleep(29 * SECOND).await;
         operations.renew(&name, token).await.unwrap();
     }
-    assert_eq!(operations.get(&name).unwrap().attempt(), 1);
-    let begun = Instant::now();
+    assert_eq!(operations.get_cached(&name).unwrap().attempt(), 1);
+    let start = Instant::now();
     let done = operations.wait(&name, DAY).await.unwrap();
-    assert!(is_about(begun.elapsed(), 30), "{:?}", begun.elapsed());
-    assert_eq!(failed(&done), (14, "WORKER_LOST".to_owned()));
+    assert!(is_within_timer_slack(start.elapsed(), 30), "{:?}", start.elapsed());
+    assert_eq!(failure_code_and_reason(&done), (14, "WORKER_LOST".to_owned()));
 }
 
 // BEHAVIOUR §4
 #[tokio::test(start_paused = true)]
-async fn total_timeout_ends_what_waits_and_what_runs_with_deadline_exceeded() {
-    let operations = start().await;
-    let begun = Instant::now();
+async fn total_timeout_fails_pending_and_running_operations() {
+    let operations = start_operations().await;
+    let start = Instant::now();
     let limit = 100 * SECOND;
-    let waits = queued(&operations, NewOperation::queued("p").total_timeout(limit)).await;
-    let (runs, token) = hold(
+    let pending_name = create(&operations, NewOperation::queued("p").total_timeout(limit)).await;
+    let (running_name, token) = create_leased(
         &operations,
         NewOperation::self_executed("w")
             .total_timeout(limit)
             .lease_duration(DAY),
     )
     .await;
-    for name in [&waits, &runs] {
+    for name in [&pending_name, &running_name] {
         let done = operations.wait(name, DAY).await.unwrap();
-        assert_eq!(failed(&done), (4, "TOTAL_TIMEOUT".to_owned()));
-        assert!(is_about(begun.elapsed(), 100), "{:?}", begun.elapsed());
+        assert_eq!(failure_code_and_reason(&done), (4, "TOTAL_TIMEOUT".to_owned()));
+        assert!(is_within_timer_slack(start.elapsed(), 100), "{:?}", start.elapsed());
     }
     let late = operations
-        .succeed(&runs, token, text("late"))
+        .succeed(&running_name, token, string_value("late"))
         .await
         .unwrap_err();
     assert_eq!(late.reason(), "OPERATION_DONE");
@@ -231,70 +231,70 @@ async fn total_timeout_ends_what_waits_and_what_runs_with_deadline_exceeded() {
 
 // BEHAVIOUR §4
 #[tokio::test(start_paused = true)]
-async fn attempt_timeout_ends_an_attempt_however_often_it_is_renewed() {
-    let operations = start().await;
+async fn attempt_timeout_ends_attempt_despite_renewals() {
+    let operations = start_operations().await;
     let new = NewOperation::queued("q")
-        .retry(retry(2))
+        .retry_policy(retry_policy(2))
         .attempt_timeout(100 * SECOND);
-    let name = queued(&operations, new).await;
+    let name = create(&operations, new).await;
     for attempt in 1..=2 {
-        let leased = lease(&operations).await;
+        let leased = lease_next(&operations).await;
         assert_eq!(leased.attempt(), attempt);
-        let begun = Instant::now();
+        let start = Instant::now();
         while operations.renew(&name, token(&leased)).await.is_ok() {
             sleep(SECOND).await;
         }
         assert!(
-            (100..=103).contains(&begun.elapsed().as_secs()),
+            (100..=103).contains(&start.elapsed().as_secs()),
             "{:?}",
-            begun.elapsed()
+            start.elapsed()
         );
     }
     assert_eq!(
-        failed(&operations.get(&name).unwrap()),
+        failure_code_and_reason(&operations.get_cached(&name).unwrap()),
         (4, "ATTEMPT_TIMEOUT".to_owned())
     );
 }
 
 // CAN-6
 #[tokio::test(start_paused = true)]
-async fn a_cancellation_is_closed_by_the_server_when_the_grace_or_the_lease_is_over() {
-    let operations = start().await;
+async fn server_completes_cancel_after_grace_period_or_lease_expiry() {
+    let operations = start_operations().await;
     for (grace, seconds) in [(Some(5 * SECOND), 5), (None, 30)] {
         let mut new = NewOperation::self_executed("w");
         if let Some(grace) = grace {
-            new = new.cancel_grace(grace);
+            new = new.cancel_grace_period(grace);
         }
-        let (name, _) = hold(&operations, new).await;
+        let (name, _) = create_leased(&operations, new).await;
         operations.cancel(&name).await.unwrap();
-        let begun = Instant::now();
+        let start = Instant::now();
         let done = operations.wait(&name, DAY).await.unwrap();
-        assert_eq!(failed(&done), (1, "OPERATION_CANCELLED".to_owned()));
-        assert!(is_about(begun.elapsed(), seconds), "{:?}", begun.elapsed());
+        assert_eq!(failure_code_and_reason(&done), (1, "OPERATION_CANCELLED".to_owned()));
+        assert!(is_within_timer_slack(start.elapsed(), seconds), "{:?}", start.elapsed());
     }
 }
 
 // OP-10
 #[tokio::test(start_paused = true)]
-async fn retention_counts_from_completion_and_a_running_operation_never_expires() {
-    let operations = start().await;
+async fn retention_counts_from_completion_and_running_never_expires() {
+    let operations = start_operations().await;
     let new = NewOperation::self_executed("w")
         .retention(60 * SECOND)
         .lease_duration(365 * DAY);
-    let (name, token) = hold(&operations, new).await;
+    let (name, token) = create_leased(&operations, new).await;
     sleep(30 * DAY).await;
-    assert!(!operations.get(&name).unwrap().is_done());
+    assert!(!operations.get_cached(&name).unwrap().is_done());
     operations
-        .succeed(&name, token, text("kept"))
+        .succeed(&name, token, string_value("kept"))
         .await
         .unwrap();
     sleep(59 * SECOND).await;
-    let done = operations.get(&name).unwrap();
-    assert_eq!(response(&done.to_proto()), text("kept"));
+    let done = operations.get_cached(&name).unwrap();
+    assert_eq!(expect_response(&done.to_proto()), string_value("kept"));
     assert_eq!(done.expires_in(operations.clock().now()), Some(SECOND));
     sleep(3 * SECOND).await;
     assert_eq!(
-        operations.get(&name).unwrap_err().reason(),
+        operations.get_cached(&name).unwrap_err().reason(),
         "OPERATION_NOT_FOUND"
     );
     assert!(
@@ -309,68 +309,68 @@ async fn retention_counts_from_completion_and_a_running_operation_never_expires(
 
 // OP-10, BEHAVIOUR §4
 #[tokio::test(start_paused = true)]
-async fn a_done_operation_is_kept_for_24_hours_by_default() {
-    let operations = start().await;
-    let (name, token) = hold(&operations, NewOperation::self_executed("w")).await;
+async fn done_operation_is_retained_for_24_hours_by_default() {
+    let operations = start_operations().await;
+    let (name, token) = create_leased(&operations, NewOperation::self_executed("w")).await;
     operations
-        .succeed(&name, token, text("kept"))
+        .succeed(&name, token, string_value("kept"))
         .await
         .unwrap();
     sleep(DAY - SECOND).await;
-    operations.get(&name).unwrap();
+    operations.get_cached(&name).unwrap();
     sleep(DAY / 64).await;
-    operations.get(&name).unwrap_err();
+    operations.get_cached(&name).unwrap_err();
 }
 
 // BEHAVIOUR §4
 #[tokio::test(start_paused = true)]
-async fn nobody_gets_an_operation_before_its_time() {
-    let operations = start().await;
+async fn operation_is_not_leased_before_not_before_time() {
+    let operations = start_operations().await;
     let now = std::time::UNIX_EPOCH
         + Duration::from_nanos(u64::try_from(operations.clock().now().nanos()).unwrap());
-    queued(
+    create(
         &operations,
         NewOperation::queued("q")
             .not_before(now + 3600 * SECOND)
             .priority(9),
     )
     .await;
-    let past = queued(
+    let past = create(
         &operations,
         NewOperation::queued("q").not_before(now - 3600 * SECOND),
     )
     .await;
-    let begun = Instant::now();
-    assert_eq!(lease(&operations).await.owned_name(), past);
-    assert_eq!(begun.elapsed(), Duration::ZERO);
-    lease(&operations).await;
-    assert!(is_about(begun.elapsed(), 3600), "{:?}", begun.elapsed());
+    let start = Instant::now();
+    assert_eq!(lease_next(&operations).await.name_owned(), past);
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    lease_next(&operations).await;
+    assert!(is_within_timer_slack(start.elapsed(), 3600), "{:?}", start.elapsed());
 }
 
 // BEHAVIOUR §4
 #[tokio::test(start_paused = true)]
-async fn absurd_times_mean_never_and_break_nothing() {
-    let operations = start().await;
+async fn maximum_durations_mean_never() {
+    let operations = start_operations().await;
     let forever = Duration::MAX;
     let new = NewOperation::self_executed("w")
         .total_timeout(forever)
         .attempt_timeout(forever)
         .lease_duration(forever)
         .retention(forever)
-        .cancel_grace(forever);
-    let (name, token) = hold(&operations, new).await;
+        .cancel_grace_period(forever);
+    let (name, token) = create_leased(&operations, new).await;
     operations.cancel(&name).await.unwrap();
     sleep(3650 * DAY).await;
     assert!(matches!(
-        operations.get(&name).unwrap().stage(),
-        Stage::Cancelling(_)
+        operations.get_cached(&name).unwrap().phase(),
+        Phase::Cancelling(_)
     ));
     assert!(!operations.wait(&name, SECOND).await.unwrap().is_done());
     operations
-        .succeed(&name, token, text("at last"))
+        .succeed(&name, token, string_value("at last"))
         .await
         .unwrap();
     assert!(operations.wait(&name, forever).await.unwrap().is_done());
     sleep(3650 * DAY).await;
-    operations.get(&name).unwrap();
+    operations.get_cached(&name).unwrap();
 }

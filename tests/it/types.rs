@@ -13,33 +13,33 @@ use tonic_reflection::{
 };
 
 use crate::support::{
-    program::{Program, complained, run, said},
-    protos::{ITEM, SERVICE, shop},
+    program::{ServeProcess, stderr, run_command, stdout},
+    protos::{ITEM_MESSAGE, SHOP_SERVICE, shop_descriptor_set},
 };
 
-const ORDER: &str = "message Order { string id = 1; }";
-const TYPED: &str = r#"{"@type":"type.googleapis.com/shop.v1.Item","title":"bear","cents":"1250",
+const ORDER_MESSAGE: &str = "message Order { string id = 1; }";
+const ITEM_JSON: &str = r#"{"@type":"type.googleapis.com/shop.v1.Item","title":"bear","cents":"1250",
     "extra":{"@type":"type.googleapis.com/google.protobuf.Empty"}}"#;
 
 /// A directory with a file for a descriptor set, and a config file with a queue
 /// that answers with its input.
-struct Files(tempfile::TempDir);
+struct TestFiles(tempfile::TempDir);
 
-impl Files {
+impl TestFiles {
     fn new(set: &[u8]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let files = Self(directory);
         files.write(set);
         let config = format!(
             "descriptor_sets = [{:?}]\n[[queue]]\nname = \"echo\"\ncommand = [\"cat\"]\n",
-            files.set()
+            files.descriptor_set()
         );
         std::fs::write(files.config(), config).unwrap();
         files
     }
 
     fn write(&self, set: &[u8]) {
-        std::fs::write(self.set(), set).unwrap();
+        std::fs::write(self.descriptor_set(), set).unwrap();
     }
 
     fn path(&self, name: &str) -> String {
@@ -47,7 +47,7 @@ impl Files {
         path.join(name).to_str().unwrap().to_owned()
     }
 
-    fn set(&self) -> String {
+    fn descriptor_set(&self) -> String {
         self.path("shop.binpb")
     }
 
@@ -56,59 +56,59 @@ impl Files {
     }
 }
 
-async fn channel(address: &str) -> Channel {
+async fn connect(address: &str) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
     endpoint.connect().await.unwrap()
 }
 
 /// Whether both versions of the reflection at this address know a symbol.
-async fn is_known(address: &str, symbol: &str) -> bool {
-    let channel = channel(address).await;
-    let mut newer = v1::server_reflection_client::ServerReflectionClient::new(channel.clone());
-    let question = v1::server_reflection_request::MessageRequest::FileContainingSymbol;
+async fn is_symbol_known(address: &str, symbol: &str) -> bool {
+    let channel = connect(address).await;
+    let mut v1_client = v1::server_reflection_client::ServerReflectionClient::new(channel.clone());
+    let message_request = v1::server_reflection_request::MessageRequest::FileContainingSymbol;
     let request = v1::ServerReflectionRequest {
         host: String::new(),
-        message_request: Some(question(symbol.to_owned())),
+        message_request: Some(message_request(symbol.to_owned())),
     };
-    let answers = newer.server_reflection_info(iter([request])).await.unwrap();
-    let answer = answers.into_inner().message().await.unwrap().unwrap();
+    let responses = v1_client.server_reflection_info(iter([request])).await.unwrap();
+    let response = responses.into_inner().message().await.unwrap().unwrap();
     use v1::server_reflection_response::MessageResponse as Answer;
-    let in_newer = matches!(
-        answer.message_response,
+    let known_in_v1 = matches!(
+        response.message_response,
         Some(Answer::FileDescriptorResponse(_))
     );
 
-    let mut older = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
-    let question = v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol;
+    let mut v1alpha_client = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
+    let message_request = v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol;
     let request = v1alpha::ServerReflectionRequest {
         host: String::new(),
-        message_request: Some(question(symbol.to_owned())),
+        message_request: Some(message_request(symbol.to_owned())),
     };
-    let answers = older.server_reflection_info(iter([request])).await.unwrap();
-    let answer = answers.into_inner().message().await.unwrap().unwrap();
+    let responses = v1alpha_client.server_reflection_info(iter([request])).await.unwrap();
+    let response = responses.into_inner().message().await.unwrap().unwrap();
     use v1alpha::server_reflection_response::MessageResponse as AlphaAnswer;
-    let in_older = matches!(
-        answer.message_response,
+    let known_in_v1alpha = matches!(
+        response.message_response,
         Some(AlphaAnswer::FileDescriptorResponse(_))
     );
-    assert_eq!(in_newer, in_older, "{symbol}");
-    in_newer
+    assert_eq!(known_in_v1, known_in_v1alpha, "{symbol}");
+    known_in_v1
 }
 
-async fn until(program: &mut Program, words: &str) -> String {
+async fn wait_for_log(program: &mut ServeProcess, text: &str) -> String {
     loop {
-        let line = program.line().await;
-        if line.contains(words) {
+        let line = program.read_log_line().await;
+        if line.contains(text) {
             return line;
         }
     }
 }
 
 /// Has an operation that is done with a typed response; returns its name.
-async fn typed_operation(program: &Program) -> String {
-    let workers = format!("http://{}", program.workers);
+async fn create_typed_operation(program: &ServeProcess) -> String {
+    let workers = format!("http://{}", program.worker_address);
     let submitted = program
-        .ask(&[
+        .run_command(&[
             "submit", "echo", "--type", "shop.v1.Item", "--wait", "--output", "json",
             "--worker-endpoint", &workers, "--input",
             r#"{"title":"bear","cents":1250,"extra":{"@type":"type.googleapis.com/google.protobuf.Empty"}}"#,
@@ -118,137 +118,137 @@ async fn typed_operation(program: &Program) -> String {
         submitted.status.code(),
         Some(0),
         "{}",
-        complained(&submitted)
+        stderr(&submitted)
     );
-    let operation: Value = serde_json::from_str(said(&submitted)).unwrap();
-    let expected: Value = serde_json::from_str(TYPED).unwrap();
+    let operation: Value = serde_json::from_str(stdout(&submitted)).unwrap();
+    let expected: Value = serde_json::from_str(ITEM_JSON).unwrap();
     assert_eq!(operation["response"], expected);
     operation["name"].as_str().unwrap().to_owned()
 }
 
 // JSON-5.
 #[tokio::test]
-async fn commands_print_and_submit_types_of_the_server_without_any_flag() {
-    let files = Files::new(&shop(ITEM));
-    let program = Program::serve(&["--config", &files.config()]).await;
-    let name = typed_operation(&program).await;
+async fn commands_use_server_types_without_flags() {
+    let files = TestFiles::new(&shop_descriptor_set(ITEM_MESSAGE));
+    let program = ServeProcess::serve(&["--config", &files.config()]).await;
+    let name = create_typed_operation(&program).await;
     for command in ["get", "wait", "watch", "list"] {
         let name = if command == "list" { "-" } else { &name };
-        let printed = program.ask(&[command, name, "--output", "json"]).await;
+        let printed = program.run_command(&[command, name, "--output", "json"]).await;
         assert!(
-            said(&printed).contains("\"1250\""),
+            stdout(&printed).contains("\"1250\""),
             "{command}: {}",
-            said(&printed)
+            stdout(&printed)
         );
     }
-    let table = program.ask(&["get", &name]).await;
+    let table = program.run_command(&["get", &name]).await;
     assert!(
-        said(&table).contains("\"cents\":\"1250\""),
+        stdout(&table).contains("\"cents\":\"1250\""),
         "{}",
-        said(&table)
+        stdout(&table)
     );
 }
 
 #[tokio::test]
-async fn a_type_that_nobody_knows_is_printed_as_base64_and_a_descriptor_set_helps() {
-    let files = Files::new(&shop(ITEM));
-    let mut program = Program::serve(&["--config", &files.config()]).await;
-    let name = typed_operation(&program).await;
-    files.write(&shop(ORDER));
+async fn unknown_type_is_printed_as_base64_unless_descriptor_set_given() {
+    let files = TestFiles::new(&shop_descriptor_set(ITEM_MESSAGE));
+    let mut program = ServeProcess::serve(&["--config", &files.config()]).await;
+    let name = create_typed_operation(&program).await;
+    files.write(&shop_descriptor_set(ORDER_MESSAGE));
     program.signal("HUP").await;
-    until(&mut program, "types loaded").await;
-    let bare = program.ask(&["get", &name, "--output", "json"]).await;
+    wait_for_log(&mut program, "types loaded").await;
+    let output = program.run_command(&["get", &name, "--output", "json"]).await;
     assert!(
-        said(&bare).contains("\"value\": \"CgRiZWFy"),
+        stdout(&output).contains("\"value\": \"CgRiZWFy"),
         "{}",
-        said(&bare)
+        stdout(&output)
     );
-    files.write(&shop(ITEM));
-    let known = program
-        .ask(&[
+    files.write(&shop_descriptor_set(ITEM_MESSAGE));
+    let output = program
+        .run_command(&[
             "get",
             &name,
             "--output",
             "json",
             "--descriptor-set",
-            &files.set(),
+            &files.descriptor_set(),
         ])
         .await;
-    assert!(said(&known).contains("\"1250\""), "{}", said(&known));
+    assert!(stdout(&output).contains("\"1250\""), "{}", stdout(&output));
     let refused = program
-        .ask(&["get", &name, "--descriptor-set", "/nowhere"])
+        .run_command(&["get", &name, "--descriptor-set", "/nowhere"])
         .await;
     assert_eq!(refused.status.code(), Some(2));
-    assert!(complained(&refused).contains("/nowhere"));
+    assert!(stderr(&refused).contains("/nowhere"));
 }
 
 #[tokio::test]
-async fn sighup_reads_the_sets_again_and_a_broken_one_leaves_the_old_types() {
-    let files = Files::new(&shop(ITEM));
-    let mut program = Program::serve(&["--descriptor-set", &files.set()]).await;
-    assert!(is_known(&program.clients, "shop.v1.Item").await);
-    assert!(!is_known(&program.clients, "shop.v1.Order").await);
-    files.write(&shop(&format!("{ITEM} {ORDER}")));
+async fn sighup_reloads_descriptor_sets_and_ignores_invalid_ones() {
+    let files = TestFiles::new(&shop_descriptor_set(ITEM_MESSAGE));
+    let mut program = ServeProcess::serve(&["--descriptor-set", &files.descriptor_set()]).await;
+    assert!(is_symbol_known(&program.client_address, "shop.v1.Item").await);
+    assert!(!is_symbol_known(&program.client_address, "shop.v1.Order").await);
+    files.write(&shop_descriptor_set(&format!("{ITEM_MESSAGE} {ORDER_MESSAGE}")));
     program.signal("HUP").await;
-    let line = until(&mut program, "types loaded").await;
+    let line = wait_for_log(&mut program, "types loaded").await;
     assert!(
         line.contains("files=1") && line.contains("messages=2"),
         "{line}"
     );
-    for address in [&program.clients, &program.workers] {
+    for address in [&program.client_address, &program.worker_address] {
         for symbol in ["shop.v1.Order", "shop.v1.Item.cents"] {
-            assert!(is_known(address, symbol).await, "{symbol} at {address}");
+            assert!(is_symbol_known(address, symbol).await, "{symbol} at {address}");
         }
     }
     files.write(b"junk");
     program.signal("HUP").await;
-    let line = until(&mut program, "refused").await;
+    let line = wait_for_log(&mut program, "refused").await;
     assert!(
-        line.contains(&files.set()) && line.contains("buf build"),
+        line.contains(&files.descriptor_set()) && line.contains("buf build"),
         "{line}"
     );
-    assert!(is_known(&program.clients, "shop.v1.Order").await);
+    assert!(is_symbol_known(&program.client_address, "shop.v1.Order").await);
     program.signal("TERM").await;
-    assert_eq!(program.end().await, Some(0));
+    assert_eq!(program.wait_for_exit().await, Some(0));
 }
 
 #[tokio::test]
-async fn sighup_without_anything_to_reload_does_not_end_the_server() {
-    let mut program = Program::serve(&[]).await;
+async fn sighup_with_nothing_to_reload_does_not_stop_server() {
+    let mut program = ServeProcess::serve(&[]).await;
     program.signal("HUP").await;
-    until(&mut program, "nothing to reload").await;
-    assert_eq!(program.ask(&["healthcheck"]).await.status.code(), Some(0));
+    wait_for_log(&mut program, "nothing to reload").await;
+    assert_eq!(program.run_command(&["healthcheck"]).await.status.code(), Some(0));
 }
 
 #[tokio::test]
-async fn a_bad_descriptor_set_ends_the_start_with_2_and_names_the_file() {
-    let files = Files::new(b"junk");
-    let set = files.set();
-    for (set, problem) in [
+async fn invalid_descriptor_set_exits_with_2_and_names_file() {
+    let files = TestFiles::new(b"junk");
+    let set = files.descriptor_set();
+    for (set, expected) in [
         (set.as_str(), "no descriptor set"),
         ("/nowhere", "cannot read"),
     ] {
-        let output = run(&["serve", "--listen", "127.0.0.1:0", "--descriptor-set", set]).await;
+        let output = run_command(&["serve", "--listen", "127.0.0.1:0", "--descriptor-set", set]).await;
         assert_eq!(output.status.code(), Some(2));
-        let complaint = complained(&output);
+        let stderr = stderr(&output);
         assert!(
-            complaint.contains(set) && complaint.contains(problem),
-            "{complaint}"
+            stderr.contains(set) && stderr.contains(expected),
+            "{stderr}"
         );
     }
-    let output = run(&["serve", "--listen", "127.0.0.1:0", "--reflect", "ftp://x"]).await;
+    let output = run_command(&["serve", "--listen", "127.0.0.1:0", "--reflect", "ftp://x"]).await;
     assert_eq!(output.status.code(), Some(2));
 }
 
 #[tokio::test]
-async fn reflection_knows_what_serves_and_answers_on_after_something_unknown() {
-    let program = Program::serve(&[]).await;
-    for (address, own) in [
-        (&program.clients, "google.longrunning.Operations"),
-        (&program.workers, "longrunning.v1.OperationWorker"),
+async fn reflection_lists_services_and_continues_after_unknown_symbol() {
+    let program = ServeProcess::serve(&[]).await;
+    for (address, service) in [
+        (&program.client_address, "google.longrunning.Operations"),
+        (&program.worker_address, "longrunning.v1.OperationWorker"),
     ] {
         let mut client =
-            v1::server_reflection_client::ServerReflectionClient::new(channel(address).await);
+            v1::server_reflection_client::ServerReflectionClient::new(connect(address).await);
         use v1::{
             ExtensionRequest, server_reflection_request::MessageRequest as Question,
             server_reflection_response::MessageResponse as Answer,
@@ -259,32 +259,32 @@ async fn reflection_knows_what_serves_and_answers_on_after_something_unknown() {
                 extension_number: number,
             })
         };
-        let questions = [
+        let message_requests = [
             Question::FileContainingSymbol("no.Such".into()),
             Question::FileByFilename("no/such.proto".into()),
             Question::ListServices(String::new()),
-            Question::FileContainingSymbol(own.to_owned()),
+            Question::FileContainingSymbol(service.to_owned()),
             Question::FileByFilename("google/rpc/status.proto".into()),
             // google.longrunning.operation_info.
             extension(1049),
             extension(7),
             Question::AllExtensionNumbersOfType("google.protobuf.MethodOptions".into()),
         ];
-        let requests = questions.map(|question| v1::ServerReflectionRequest {
+        let requests = message_requests.map(|message_request| v1::ServerReflectionRequest {
             host: "h".into(),
-            message_request: Some(question),
+            message_request: Some(message_request),
         });
-        let answers = client.server_reflection_info(iter(requests)).await.unwrap();
-        let mut answers = answers.into_inner();
+        let responses = client.server_reflection_info(iter(requests)).await.unwrap();
+        let mut responses = responses.into_inner();
         let mut seen = Vec::new();
-        while let Some(answer) = answers.message().await.unwrap() {
-            assert_eq!(answer.valid_host, "h");
-            seen.push(match answer.message_response.unwrap() {
+        while let Some(response) = responses.message().await.unwrap() {
+            assert_eq!(response.valid_host, "h");
+            seen.push(match response.message_response.unwrap() {
                 Answer::ErrorResponse(error) => format!("error {}", error.error_code),
                 Answer::ListServicesResponse(list) => {
                     let names: Vec<&str> = list.service.iter().map(|s| s.name.as_str()).collect();
                     for name in [
-                        own,
+                        service,
                         "grpc.health.v1.Health",
                         "grpc.reflection.v1.ServerReflection",
                     ] {
@@ -307,8 +307,8 @@ async fn reflection_knows_what_serves_and_answers_on_after_something_unknown() {
 }
 
 /// Serves the reflection of a shop on a Unix socket.
-fn serve_shop(path: &str, is_alpha: bool) {
-    let set = shop(&format!("{ITEM} {SERVICE}"));
+fn serve_reflection(path: &str, is_alpha: bool) {
+    let set = shop_descriptor_set(&format!("{ITEM_MESSAGE} {SHOP_SERVICE}"));
     let builder = Builder::configure().register_encoded_file_descriptor_set(&set);
     let incoming = UnixListenerStream::new(UnixListener::bind(path).unwrap());
     let mut server = Server::builder();
@@ -321,31 +321,31 @@ fn serve_shop(path: &str, is_alpha: bool) {
 }
 
 #[tokio::test]
-async fn the_types_of_an_upstream_are_known_in_either_version_of_reflection() {
+async fn upstream_types_are_loaded_by_v1_and_v1alpha_reflection() {
     for is_alpha in [false, true] {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("shop.sock");
         let socket = socket.to_str().unwrap();
-        serve_shop(socket, is_alpha);
-        let mut program = Program::serve(&["--reflect", &format!("unix:{socket}")]).await;
-        let line = until(&mut program, "types loaded").await;
+        serve_reflection(socket, is_alpha);
+        let mut program = ServeProcess::serve(&["--reflect", &format!("unix:{socket}")]).await;
+        let line = wait_for_log(&mut program, "types loaded").await;
         assert!(
             line.contains("files=1") && line.contains("messages=1"),
             "{line}"
         );
-        assert!(is_known(&program.clients, "shop.v1.Item").await);
+        assert!(is_symbol_known(&program.client_address, "shop.v1.Item").await);
     }
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_away_is_asked_again_while_the_server_serves() {
+async fn unreachable_upstream_is_retried_while_server_serves() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("shop.sock");
     let socket = socket.to_str().unwrap();
-    let mut program = Program::serve(&["--reflect", &format!("unix:{socket}")]).await;
-    until(&mut program, "it is asked again").await;
-    assert_eq!(program.ask(&["healthcheck"]).await.status.code(), Some(0));
-    serve_shop(socket, false);
-    until(&mut program, "types loaded").await;
-    assert!(is_known(&program.clients, "shop.v1.Item").await);
+    let mut program = ServeProcess::serve(&["--reflect", &format!("unix:{socket}")]).await;
+    wait_for_log(&mut program, "it is asked again").await;
+    assert_eq!(program.run_command(&["healthcheck"]).await.status.code(), Some(0));
+    serve_reflection(socket, false);
+    wait_for_log(&mut program, "types loaded").await;
+    assert!(is_symbol_known(&program.client_address, "shop.v1.Item").await);
 }

@@ -16,37 +16,37 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::support::{error, hold, reason, response, text};
+use crate::support::{expect_error, create_leased, error_reason, expect_response, string_value};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
 /// So long a step may take before the test has failed.
-const GUARD: Duration = Duration::from_secs(60);
+const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
 async fn start() -> Operations {
-    crate::support::operations().start().await.unwrap()
+    crate::support::operations_builder().start().await.unwrap()
 }
 
-async fn created(operations: &Operations, new: NewOperation) -> OperationName {
-    operations.create(new).await.unwrap().operation.owned_name()
+async fn create(operations: &Operations, new: NewOperation) -> OperationName {
+    operations.create(new).await.unwrap().operation.name_owned()
 }
 
-async fn leased(operations: &Operations) -> OperationName {
+async fn lease_next(operations: &Operations) -> OperationName {
     let (queue, worker) = (QueueName::parse("q").unwrap(), WorkerId::new("w"));
-    let leased = tokio::time::timeout(GUARD, operations.lease(&queue, &worker)).await;
-    leased.expect("a worker gets it").unwrap().owned_name()
+    let leased = tokio::time::timeout(STEP_TIMEOUT, operations.lease(&queue, &worker)).await;
+    leased.expect("a worker gets it").unwrap().name_owned()
 }
 
 // AIP-155
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_request_that_races_with_a_deletion_never_makes_a_third_operation() {
+async fn create_racing_delete_never_creates_third_operation() {
     let operations = start().await;
-    let mut made_anew = 0;
+    let mut recreated = 0;
     for round in 0..6000 {
         let new = move || NewOperation::self_executed("w").request_id(&format!("r{round}"));
-        let (first, token) = hold(&operations, new()).await;
+        let (first, token) = create_leased(&operations, new()).await;
         if round % 2 == 0 {
-            operations.succeed(&first, token, text("")).await.unwrap();
+            operations.succeed(&first, token, string_value("")).await.unwrap();
         }
         let deletion = {
             let (operations, first) = (operations.clone(), first.clone());
@@ -59,39 +59,39 @@ async fn a_request_that_races_with_a_deletion_never_makes_a_third_operation() {
         deletion.await.unwrap().unwrap();
         let raced = creation.await.unwrap().unwrap();
         let retried = operations.create(new()).await.unwrap();
-        if raced.reused {
-            assert_eq!(raced.operation.owned_name(), first);
-            assert!(!retried.reused, "the deleted one is gone");
+        if raced.already_existed {
+            assert_eq!(raced.operation.name_owned(), first);
+            assert!(!retried.already_existed, "the deleted one is gone");
         } else {
-            made_anew += 1;
-            assert!(retried.reused, "round {round} made a third operation");
+            recreated += 1;
+            assert!(retried.already_existed, "round {round} made a third operation");
             assert_eq!(retried.operation.name(), raced.operation.name());
         }
-        let again = operations.create(new()).await.unwrap();
-        assert!(again.reused);
-        assert_eq!(again.operation.name(), retried.operation.name());
+        let repeated = operations.create(new()).await.unwrap();
+        assert!(repeated.already_existed);
+        assert_eq!(repeated.operation.name(), retried.operation.name());
         operations
-            .delete(&again.operation.owned_name())
+            .delete(&repeated.operation.name_owned())
             .await
             .unwrap();
     }
-    assert!(0 < made_anew, "the deletion was never first");
+    assert!(0 < recreated, "the deletion was never first");
 }
 
 #[tokio::test]
-async fn a_retry_policy_whose_pauses_never_end_is_refused() {
+async fn retry_policy_with_excessive_backoff_is_rejected() {
     let operations = start().await;
-    for pause in [Duration::MAX, Duration::from_secs(u64::MAX), 367 * DAY] {
-        for initial_backoff in [SECOND, pause] {
+    for backoff in [Duration::MAX, Duration::from_secs(u64::MAX), 367 * DAY] {
+        for initial_backoff in [SECOND, backoff] {
             let retry = RetryPolicy {
                 initial_backoff,
-                max_backoff: pause,
-                ..RetryPolicy::attempts(2)
+                max_backoff: backoff,
+                ..RetryPolicy::with_max_attempts(2)
             };
-            let new = NewOperation::queued("q").retry(retry);
-            let refused = operations.create(new).await.unwrap_err();
+            let new = NewOperation::queued("q").retry_policy(retry);
+            let error = operations.create(new).await.unwrap_err();
             assert_eq!(
-                refused.code(),
+                error.code(),
                 longrunning::proto::google::rpc::Code::InvalidArgument
             );
         }
@@ -99,74 +99,74 @@ async fn a_retry_policy_whose_pauses_never_end_is_refused() {
 }
 
 #[tokio::test]
-async fn a_handler_may_have_any_concurrency_above_zero() {
+async fn handler_accepts_any_positive_concurrency() {
     for concurrency in [1, usize::MAX / 2, usize::MAX] {
         let echo =
             |context: Context| async move { Ok::<Any, Failure>(context.input().unwrap().clone()) };
-        let builder = crate::support::operations().handler("q", concurrency, echo);
+        let builder = crate::support::operations_builder().handler("q", concurrency, echo);
         let operations = builder.start().await.unwrap();
-        let operation = operations.submit("q", text("x")).await.unwrap();
-        let waited = operations.wait(&operation.owned_name(), GUARD).await;
-        assert_eq!(response(&waited.unwrap().to_proto()), text("x"));
+        let operation = operations.submit("q", string_value("x")).await.unwrap();
+        let waited = operations.wait(&operation.name_owned(), STEP_TIMEOUT).await;
+        assert_eq!(expect_response(&waited.unwrap().to_proto()), string_value("x"));
     }
 }
 
 #[tokio::test]
-async fn a_start_that_fails_leaves_no_worker_behind() {
+async fn failed_start_leaves_no_handler_alive() {
     for (queue, concurrency) in [("not a queue", 1), ("other", 0)] {
-        let held = Arc::new(());
+        let handler_state = Arc::new(());
         let handler = || {
-            let held = held.clone();
+            let handler_state = handler_state.clone();
             move |_: Context| {
-                let _held = held.clone();
-                async { Ok::<Any, Failure>(text("")) }
+                let _handler_state = handler_state.clone();
+                async { Ok::<Any, Failure>(string_value("")) }
             }
         };
-        let started = crate::support::operations()
+        let started = crate::support::operations_builder()
             .handler("q", 1, handler())
             .handler(queue, concurrency, handler())
             .start()
             .await;
         assert!(started.is_err(), "{queue:?}");
-        assert_eq!(Arc::strong_count(&held), 1, "{queue:?}");
+        assert_eq!(Arc::strong_count(&handler_state), 1, "{queue:?}");
     }
 }
 
 // DEL-1
 #[tokio::test(start_paused = true)]
-async fn a_deleted_operation_that_no_worker_takes_up_goes_with_its_retention() {
+async fn deleted_pending_operation_is_removed_after_retention() {
     let limits = Limits {
         max_operations: 1,
         ..Limits::default()
     };
-    let operations = crate::support::operations()
+    let operations = crate::support::operations_builder()
         .limits(limits)
         .start()
         .await
         .unwrap();
     let new = || NewOperation::queued("q").retention(60 * SECOND);
     // Deleted late, it stays as long.
-    let name = created(&operations, new()).await;
+    let name = create(&operations, new()).await;
     sleep(DAY).await;
     operations.delete(&name).await.unwrap();
     sleep(59 * SECOND).await;
-    let full = operations.create(new()).await.unwrap_err();
-    assert_eq!(full.reason(), "STORE_FULL");
+    let error = operations.create(new()).await.unwrap_err();
+    assert_eq!(error.reason(), "STORE_FULL");
     sleep(2 * SECOND).await;
-    created(&operations, new()).await;
+    create(&operations, new()).await;
 }
 
 // DEL-1
 #[tokio::test(start_paused = true)]
-async fn a_deleted_operation_waits_for_its_worker_until_its_retention_is_over() {
+async fn deleted_operation_can_be_leased_until_retention_ends() {
     let operations = start().await;
     let new = NewOperation::queued("q").retention(60 * SECOND);
-    let name = created(&operations, new).await;
+    let name = create(&operations, new).await;
     operations.delete(&name).await.unwrap();
     sleep(59 * SECOND).await;
     let (queue, worker) = (QueueName::parse("q").unwrap(), WorkerId::new("w"));
     let leased = operations.lease(&queue, &worker).await.unwrap();
-    assert_eq!(leased.owned_name(), name);
+    assert_eq!(leased.name_owned(), name);
     assert!(!leased.cancel_requested());
     // Whoever works on it may take longer than that.
     let token = leased.lease().unwrap().token;
@@ -174,29 +174,29 @@ async fn a_deleted_operation_waits_for_its_worker_until_its_retention_is_over() 
         sleep(20 * SECOND).await;
         operations.renew(&name, token).await.unwrap();
     }
-    let done = operations.succeed(&name, token, text("")).await.unwrap();
+    let done = operations.succeed(&name, token, string_value("")).await.unwrap();
     assert_eq!(done.state(), State::Succeeded);
 }
 
 // DEL-1
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operation_that_is_deleted_when_its_time_comes_still_gets_a_worker() {
-    const MANY: usize = 1000;
+async fn operation_deleted_at_its_not_before_time_is_still_leased() {
+    const OPERATION_COUNT: usize = 1000;
     let operations = start().await;
     for round in 0..6 {
         // Long enough to create them all, and all at one time.
-        let time = SystemTime::now() + Duration::from_millis(400);
+        let not_before = SystemTime::now() + Duration::from_millis(400);
         let mut names = Vec::new();
-        for _ in 0..MANY {
-            names.push(created(&operations, NewOperation::queued("q").not_before(time)).await);
+        for _ in 0..OPERATION_COUNT {
+            names.push(create(&operations, NewOperation::queued("q").not_before(not_before)).await);
         }
         let mut expected: HashSet<_> = names.iter().cloned().collect();
         let mut deletions = JoinSet::new();
-        for (half, names) in names.chunks(MANY / 2).enumerate() {
+        for (half, names) in names.chunks(OPERATION_COUNT / 2).enumerate() {
             let (operations, names) = (operations.clone(), names.to_vec());
-            let before = Duration::from_millis(2 + round * half as u64);
+            let lead_time = Duration::from_millis(2 + round * half as u64);
             deletions.spawn(async move {
-                while SystemTime::now() + before < time {
+                while SystemTime::now() + lead_time < not_before {
                     tokio::task::yield_now().await;
                 }
                 for name in names {
@@ -208,7 +208,7 @@ async fn an_operation_that_is_deleted_when_its_time_comes_still_gets_a_worker() 
             while deletions.join_next().await.is_some() {}
         }
         while !expected.is_empty() {
-            assert!(expected.remove(&leased(&operations).await));
+            assert!(expected.remove(&lease_next(&operations).await));
         }
         while let Some(deleted) = deletions.join_next().await {
             deleted.unwrap();
@@ -218,32 +218,32 @@ async fn an_operation_that_is_deleted_when_its_time_comes_still_gets_a_worker() 
 
 // BEHAVIOUR §6
 #[tokio::test(start_paused = true)]
-async fn a_timeout_that_somebody_waits_for_is_at_most_100_ms_late_however_long_it_is() {
+async fn awaited_total_timeout_fires_at_most_100_ms_late() {
     let operations = start().await;
     for timeout in [DAY, 30 * DAY] {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         let new = NewOperation::queued("nobody").total_timeout(timeout);
-        let name = created(&operations, new).await;
+        let name = create(&operations, new).await;
         let done = operations.wait(&name, 2 * timeout).await.unwrap();
-        let taken = begun.elapsed();
-        let error = error(&done.to_proto());
-        assert_eq!((error.code, reason(&error).as_str()), (4, "TOTAL_TIMEOUT"));
-        assert!(timeout <= taken, "{taken:?}");
-        assert!(taken <= timeout + Duration::from_millis(100), "{taken:?}");
+        let elapsed = started_at.elapsed();
+        let error = expect_error(&done.to_proto());
+        assert_eq!((error.code, error_reason(&error).as_str()), (4, "TOTAL_TIMEOUT"));
+        assert!(timeout <= elapsed, "{elapsed:?}");
+        assert!(elapsed <= timeout + Duration::from_millis(100), "{elapsed:?}");
     }
 }
 
 // BEHAVIOUR §6
 #[tokio::test(start_paused = true)]
-async fn what_is_done_never_goes_early_and_at_most_18_minutes_late() {
+async fn done_operation_expires_never_early_and_at_most_18_min_late() {
     let operations = start().await;
     for retention in [DAY, 30 * DAY, 365 * DAY] {
         let new = NewOperation::self_executed("w").retention(retention);
-        let (name, token) = hold(&operations, new).await;
-        operations.succeed(&name, token, text("")).await.unwrap();
+        let (name, token) = create_leased(&operations, new).await;
+        operations.succeed(&name, token, string_value("")).await.unwrap();
         sleep(retention - SECOND).await;
-        operations.get(&name).expect("its time is not over");
+        operations.get_cached(&name).expect("its time is not over");
         sleep(SECOND + Duration::from_secs(1_100)).await;
-        assert!(operations.get(&name).is_err(), "{retention:?}");
+        assert!(operations.get_cached(&name).is_err(), "{retention:?}");
     }
 }

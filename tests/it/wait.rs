@@ -8,13 +8,13 @@ use tokio::{task::JoinSet, time::Instant};
 use tonic::Code;
 
 use crate::support::{
-    Server, error, get, hold, metadata, pending, problem::problem, response, running, succeeded,
-    text, wait,
+    GrpcTestServer, expect_error, get_request, create_leased, decode_metadata, create_pending, problem::expect_status_error, expect_response, create_running, create_succeeded,
+    string_value, wait_request,
 };
 
 const MS: Duration = Duration::from_millis(1);
 
-fn endless(name: &longrunning::OperationName) -> google::longrunning::WaitOperationRequest {
+fn wait_request_without_timeout(name: &longrunning::OperationName) -> google::longrunning::WaitOperationRequest {
     google::longrunning::WaitOperationRequest {
         name: name.to_string(),
         timeout: None,
@@ -22,39 +22,39 @@ fn endless(name: &longrunning::OperationName) -> google::longrunning::WaitOperat
 }
 
 /// Waits until so many waits are open.
-async fn waiters(operations: &Operations, count: usize) {
-    while operations.waiters() != count {
+async fn wait_for_waiters(operations: &Operations, count: usize) {
+    while operations.waiter_count() != count {
         tokio::task::yield_now().await;
     }
 }
 
 // WAIT-1
 #[tokio::test]
-async fn a_done_operation_is_answered_at_once() {
-    let server = Server::start().await;
-    let name = succeeded(&server.operations).await;
-    let begun = Instant::now();
-    let answer = server
+async fn wait_on_done_operation_returns_immediately() {
+    let server = GrpcTestServer::start().await;
+    let name = create_succeeded(&server.operations).await;
+    let start = Instant::now();
+    let waited = server
         .client()
         .await
-        .wait_operation(wait(&name, 60_000))
+        .wait_operation(wait_request(&name, 60_000))
         .await
         .unwrap();
-    assert_eq!(response(&answer.into_inner()), text("result"));
-    assert!(begun.elapsed() < 30_000 * MS);
+    assert_eq!(expect_response(&waited.into_inner()), string_value("result"));
+    assert!(start.elapsed() < 30_000 * MS);
 }
 
 // WAIT-2
 #[tokio::test]
-async fn a_wait_that_runs_out_answers_the_latest_state_with_ok() {
-    let server = Server::start().await;
-    let (name, token) = running(&server.operations).await;
+async fn wait_timeout_returns_latest_state() {
+    let server = GrpcTestServer::start().await;
+    let (name, token) = create_running(&server.operations).await;
     let mut client = server.client().await;
-    let begun = Instant::now();
+    let start = Instant::now();
     // Long enough for the report, also on a slow disk.
-    let request = wait(&name, 2000);
-    let answer = tokio::spawn(async move { client.wait_operation(request).await });
-    waiters(&server.operations, 1).await;
+    let request = wait_request(&name, 2000);
+    let wait_task = tokio::spawn(async move { client.wait_operation(request).await });
+    wait_for_waiters(&server.operations, 1).await;
     let report = longrunning::Report {
         progress: Some(crate::support::progress(7)),
         ..Default::default()
@@ -64,78 +64,78 @@ async fn a_wait_that_runs_out_answers_the_latest_state_with_ok() {
         .report(&name, token, report)
         .await
         .unwrap();
-    let operation = answer.await.unwrap().unwrap().into_inner();
+    let operation = wait_task.await.unwrap().unwrap().into_inner();
     assert!(!operation.done);
-    assert_eq!(metadata(&operation).progress.unwrap().done_units, 7);
+    assert_eq!(decode_metadata(&operation).progress.unwrap().done_units, 7);
     assert!(
-        (2000 * MS..30_000 * MS).contains(&begun.elapsed()),
+        (2000 * MS..30_000 * MS).contains(&start.elapsed()),
         "{:?}",
-        begun.elapsed()
+        start.elapsed()
     );
 }
 
 // WAIT-2
 #[tokio::test]
-async fn a_wait_answers_when_the_operation_is_done_however_it_ends() {
-    let server = Server::start().await;
-    let (good, good_token) = running(&server.operations).await;
-    let (bad, bad_token) = running(&server.operations).await;
-    let queued = pending(&server.operations).await;
-    let mut answers = JoinSet::new();
-    for (at, name) in [&good, &bad, &queued].into_iter().enumerate() {
-        let (mut client, request) = (server.client().await, endless(name));
-        answers.spawn(async move {
+async fn wait_returns_on_success_failure_and_cancel() {
+    let server = GrpcTestServer::start().await;
+    let (succeeding, succeeding_token) = create_running(&server.operations).await;
+    let (failing, failing_token) = create_running(&server.operations).await;
+    let queued = create_pending(&server.operations).await;
+    let mut wait_tasks = JoinSet::new();
+    for (index, name) in [&succeeding, &failing, &queued].into_iter().enumerate() {
+        let (mut client, request) = (server.client().await, wait_request_without_timeout(name));
+        wait_tasks.spawn(async move {
             (
-                at,
+                index,
                 client.wait_operation(request).await.unwrap().into_inner(),
             )
         });
     }
-    waiters(&server.operations, 3).await;
+    wait_for_waiters(&server.operations, 3).await;
     server
         .operations
-        .succeed(&good, good_token, text("yes"))
+        .succeed(&succeeding, succeeding_token, string_value("yes"))
         .await
         .unwrap();
     let failure = Failure::new(google::rpc::Code::Internal, "no");
     server
         .operations
-        .fail(&bad, bad_token, failure)
+        .fail(&failing, failing_token, failure)
         .await
         .unwrap();
     server.operations.cancel(&queued).await.unwrap();
-    while let Some(answer) = answers.join_next().await {
-        match answer.unwrap() {
-            (0, operation) => assert_eq!(response(&operation), text("yes")),
-            (1, operation) => assert_eq!(error(&operation).code, 13),
-            (_, operation) => assert_eq!(error(&operation).code, 1),
+    while let Some(result) = wait_tasks.join_next().await {
+        match result.unwrap() {
+            (0, operation) => assert_eq!(expect_response(&operation), string_value("yes")),
+            (1, operation) => assert_eq!(expect_error(&operation).code, 13),
+            (_, operation) => assert_eq!(expect_error(&operation).code, 1),
         }
     }
-    assert_eq!(server.operations.waiters(), 0);
+    assert_eq!(server.operations.waiter_count(), 0);
 }
 
 // WAIT-2: a retry is no end.
 #[tokio::test]
-async fn a_wait_sleeps_through_progress_and_retries() {
-    let server = Server::start().await;
+async fn wait_ignores_progress_and_retries() {
+    let server = GrpcTestServer::start().await;
     let retry = longrunning::RetryPolicy {
         initial_backoff: Duration::ZERO,
-        ..longrunning::RetryPolicy::attempts(2)
+        ..longrunning::RetryPolicy::with_max_attempts(2)
     };
-    let new = NewOperation::queued("q").retry(retry);
+    let new = NewOperation::queued("q").retry_policy(retry);
     let name = server
         .operations
         .create(new)
         .await
         .unwrap()
         .operation
-        .owned_name();
-    let (mut client, request) = (server.client().await, endless(&name));
-    let answer = tokio::spawn(async move { client.wait_operation(request).await });
-    waiters(&server.operations, 1).await;
+        .name_owned();
+    let (mut client, request) = (server.client().await, wait_request_without_timeout(&name));
+    let wait_task = tokio::spawn(async move { client.wait_operation(request).await });
+    wait_for_waiters(&server.operations, 1).await;
     let queue = longrunning::QueueName::parse("q").unwrap();
     let worker = longrunning::WorkerId::new("w");
-    let lease = server
+    let token = server
         .operations
         .lease(&queue, &worker)
         .await
@@ -144,8 +144,8 @@ async fn a_wait_sleeps_through_progress_and_retries() {
         .unwrap()
         .token;
     let failure = Failure::new(google::rpc::Code::Unavailable, "again").retryable();
-    server.operations.fail(&name, lease, failure).await.unwrap();
-    let lease = server
+    server.operations.fail(&name, token, failure).await.unwrap();
+    let token = server
         .operations
         .lease(&queue, &worker)
         .await
@@ -153,39 +153,39 @@ async fn a_wait_sleeps_through_progress_and_retries() {
         .lease()
         .unwrap()
         .token;
-    assert_eq!(server.operations.waiters(), 1);
+    assert_eq!(server.operations.waiter_count(), 1);
     server
         .operations
-        .succeed(&name, lease, text("at last"))
+        .succeed(&name, token, string_value("at last"))
         .await
         .unwrap();
-    let operation = answer.await.unwrap().unwrap().into_inner();
-    assert_eq!(response(&operation), text("at last"));
-    assert_eq!(metadata(&operation).attempt, 2);
+    let operation = wait_task.await.unwrap().unwrap().into_inner();
+    assert_eq!(expect_response(&operation), string_value("at last"));
+    assert_eq!(decode_metadata(&operation).attempt, 2);
 }
 
 // WAIT-4
 #[tokio::test]
-async fn over_the_limit_of_waiters_a_wait_answers_early_and_does_not_fail() {
+async fn wait_over_waiter_limit_returns_current_state() {
     let limits = Limits {
         max_waiters: 1,
         ..Limits::default()
     };
-    let server = Server::with(crate::support::operations().limits(limits)).await;
-    let (name, token) = running(&server.operations).await;
+    let server = GrpcTestServer::start_with(crate::support::operations_builder().limits(limits)).await;
+    let (name, token) = create_running(&server.operations).await;
     let mut client = server.client().await;
-    let (mut other, request) = (client.clone(), endless(&name));
-    let first = tokio::spawn(async move { other.wait_operation(request).await });
-    waiters(&server.operations, 1).await;
-    let early = client
-        .wait_operation(endless(&name))
+    let (mut other_client, request) = (client.clone(), wait_request_without_timeout(&name));
+    let first = tokio::spawn(async move { other_client.wait_operation(request).await });
+    wait_for_waiters(&server.operations, 1).await;
+    let current = client
+        .wait_operation(wait_request_without_timeout(&name))
         .await
         .unwrap()
         .into_inner();
-    assert!(!early.done);
+    assert!(!current.done);
     server
         .operations
-        .succeed(&name, token, text("late"))
+        .succeed(&name, token, string_value("late"))
         .await
         .unwrap();
     assert!(first.await.unwrap().unwrap().into_inner().done);
@@ -193,91 +193,91 @@ async fn over_the_limit_of_waiters_a_wait_answers_early_and_does_not_fail() {
 
 // WAIT-8
 #[tokio::test]
-async fn an_unknown_name_is_not_found_at_once_and_a_deleted_one_wakes_its_waiters() {
-    let server = Server::start().await;
+async fn wait_on_unknown_name_fails_and_delete_wakes_waiters() {
+    let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
     let unknown = "operations/unknown".parse().unwrap();
-    let unknown = problem(client.wait_operation(wait(&unknown, 60_000)).await);
-    assert_eq!(unknown.key(), (Code::NotFound, "OPERATION_NOT_FOUND"));
+    let unknown = expect_status_error(client.wait_operation(wait_request(&unknown, 60_000)).await);
+    assert_eq!(unknown.code_and_reason(), (Code::NotFound, "OPERATION_NOT_FOUND"));
 
-    let (name, _) = running(&server.operations).await;
-    let (mut other, request) = (client.clone(), endless(&name));
-    let answer = tokio::spawn(async move { other.wait_operation(request).await });
-    waiters(&server.operations, 1).await;
+    let (name, _) = create_running(&server.operations).await;
+    let (mut other_client, request) = (client.clone(), wait_request_without_timeout(&name));
+    let wait_task = tokio::spawn(async move { other_client.wait_operation(request).await });
+    wait_for_waiters(&server.operations, 1).await;
     server.operations.delete(&name).await.unwrap();
-    let deleted = problem(answer.await.unwrap());
-    assert_eq!(deleted.key(), (Code::NotFound, "OPERATION_NOT_FOUND"));
+    let deleted = expect_status_error(wait_task.await.unwrap());
+    assert_eq!(deleted.code_and_reason(), (Code::NotFound, "OPERATION_NOT_FOUND"));
 }
 
 // WAIT-8: another operation of the same name is not the one that was waited for.
 #[tokio::test]
-async fn a_wait_ends_with_not_found_when_its_name_is_taken_by_another_operation() {
-    let server = Server::start().await;
+async fn wait_is_not_found_when_name_is_reused() {
+    let server = GrpcTestServer::start().await;
     let new = || NewOperation::self_executed("test").id("again");
-    let (name, token) = hold(&server.operations, new()).await;
-    let (mut client, request) = (server.client().await, endless(&name));
-    let answer = tokio::spawn(async move { client.wait_operation(request).await });
-    waiters(&server.operations, 1).await;
+    let (name, token) = create_leased(&server.operations, new()).await;
+    let (mut client, request) = (server.client().await, wait_request_without_timeout(&name));
+    let wait_task = tokio::spawn(async move { client.wait_operation(request).await });
+    wait_for_waiters(&server.operations, 1).await;
     server.operations.delete(&name).await.unwrap();
     server
         .operations
-        .succeed(&name, token, text("unseen"))
+        .succeed(&name, token, string_value("unseen"))
         .await
         .unwrap();
-    hold(&server.operations, new()).await;
-    assert_eq!(problem(answer.await.unwrap()).code, Code::NotFound);
+    create_leased(&server.operations, new()).await;
+    assert_eq!(expect_status_error(wait_task.await.unwrap()).code, Code::NotFound);
 }
 
 // WAIT-9
 #[tokio::test]
-async fn a_client_that_goes_away_frees_its_waiter() {
-    let server = Server::start().await;
-    let (name, _) = running(&server.operations).await;
+async fn disconnected_client_frees_its_waiter() {
+    let server = GrpcTestServer::start().await;
+    let (name, _) = create_running(&server.operations).await;
     let mut waits = JoinSet::new();
     for _ in 0..100 {
-        let (mut client, request) = (server.client().await, endless(&name));
+        let (mut client, request) = (server.client().await, wait_request_without_timeout(&name));
         waits.spawn(async move { client.wait_operation(request).await });
     }
-    waiters(&server.operations, 100).await;
+    wait_for_waiters(&server.operations, 100).await;
     // Their streams are reset and their connections close.
     waits.shutdown().await;
-    waiters(&server.operations, 0).await;
-    assert!(!server.operations.get(&name).unwrap().is_done());
+    wait_for_waiters(&server.operations, 0).await;
+    assert!(!server.operations.get_cached(&name).unwrap().is_done());
 }
 
 // WAIT-11
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_completion_wakes_ten_thousand_waits() {
-    let server = Server::start().await;
-    let (name, token) = running(&server.operations).await;
+async fn one_completion_wakes_10000_waits() {
+    let server = GrpcTestServer::start().await;
+    let (name, token) = create_running(&server.operations).await;
     let mut waits = JoinSet::new();
     for _ in 0..10_000 {
         let (operations, name) = (server.operations.clone(), name.clone());
         waits.spawn(async move { operations.wait(&name, Duration::from_secs(60)).await });
     }
-    waiters(&server.operations, 10_000).await;
+    wait_for_waiters(&server.operations, 10_000).await;
     server
         .operations
-        .succeed(&name, token, text("all"))
+        .succeed(&name, token, string_value("all"))
         .await
         .unwrap();
-    while let Some(answer) = waits.join_next().await {
-        assert_eq!(answer.unwrap().unwrap().state(), State::Succeeded);
+    while let Some(result) = waits.join_next().await {
+        assert_eq!(result.unwrap().unwrap().state(), State::Succeeded);
     }
 }
 
 // WAIT-12
 #[tokio::test]
-async fn a_hundred_waits_on_one_connection_do_not_block_its_gets() {
-    let server = Server::start().await;
-    let (name, _) = running(&server.operations).await;
+async fn get_is_not_blocked_by_100_waits_on_same_connection() {
+    let server = GrpcTestServer::start().await;
+    let (name, _) = create_running(&server.operations).await;
     let mut client = server.client().await;
     let mut waits = JoinSet::new();
     for _ in 0..100 {
-        let (mut client, request) = (client.clone(), endless(&name));
+        let (mut client, request) = (client.clone(), wait_request_without_timeout(&name));
         waits.spawn(async move { client.wait_operation(request).await });
     }
-    waiters(&server.operations, 100).await;
-    let get = client.get_operation(get(name.as_str()));
+    wait_for_waiters(&server.operations, 100).await;
+    let get = client.get_operation(get_request(name.as_str()));
     assert!(!get.await.unwrap().into_inner().done);
 }

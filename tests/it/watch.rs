@@ -7,17 +7,17 @@ use longrunning::{
 use tonic::{Code, Status, Streaming};
 
 use crate::support::{
-    Server, metadata, pending,
-    problem::{Problem, problem},
-    progress, response, running, succeeded, text,
+    GrpcTestServer, decode_metadata, create_pending,
+    problem::{ErrorDetails, expect_status_error},
+    progress, expect_response, create_running, create_succeeded, string_value,
 };
 
-async fn watch(server: &Server, name: &OperationName) -> Streaming<Operation> {
+async fn open_watch(server: &GrpcTestServer, name: &OperationName) -> Streaming<Operation> {
     let request = WatchOperationRequest {
         name: name.to_string(),
     };
     server
-        .watcher()
+        .watch_client()
         .await
         .watch_operation(request)
         .await
@@ -25,130 +25,130 @@ async fn watch(server: &Server, name: &OperationName) -> Streaming<Operation> {
         .into_inner()
 }
 
-async fn next(stream: &mut Streaming<Operation>) -> Result<Option<Operation>, Status> {
+async fn next_message(stream: &mut Streaming<Operation>) -> Result<Option<Operation>, Status> {
     stream.message().await
 }
 
-fn units(done: i64) -> Report {
+fn progress_report(done_units: i64) -> Report {
     Report {
-        progress: Some(progress(done)),
+        progress: Some(progress(done_units)),
         ..Report::default()
     }
 }
 
 // BEHAVIOUR §3
 #[tokio::test]
-async fn a_watch_shows_the_present_state_then_each_change_and_ends_after_the_done_one() {
-    let server = Server::start().await;
-    let (name, token) = running(&server.operations).await;
-    let mut stream = watch(&server, &name).await;
-    let first = next(&mut stream).await.unwrap().unwrap();
-    assert!(!first.done && metadata(&first).progress.is_none());
-    for done in 1..=3 {
+async fn watch_sends_current_state_each_change_and_ends_when_done() {
+    let server = GrpcTestServer::start().await;
+    let (name, token) = create_running(&server.operations).await;
+    let mut stream = open_watch(&server, &name).await;
+    let first = next_message(&mut stream).await.unwrap().unwrap();
+    assert!(!first.done && decode_metadata(&first).progress.is_none());
+    for done_units in 1..=3 {
         server
             .operations
-            .report(&name, token, units(done))
+            .report(&name, token, progress_report(done_units))
             .await
             .unwrap();
-        let change = next(&mut stream).await.unwrap().unwrap();
+        let change = next_message(&mut stream).await.unwrap().unwrap();
         assert_eq!(change.name, name.as_str());
-        assert_eq!(metadata(&change).progress.unwrap().done_units, done);
+        assert_eq!(decode_metadata(&change).progress.unwrap().done_units, done_units);
     }
     // A sign of life is no change.
     server.operations.renew(&name, token).await.unwrap();
     server
         .operations
-        .succeed(&name, token, text("end"))
+        .succeed(&name, token, string_value("end"))
         .await
         .unwrap();
     assert_eq!(
-        response(&next(&mut stream).await.unwrap().unwrap()),
-        text("end")
+        expect_response(&next_message(&mut stream).await.unwrap().unwrap()),
+        string_value("end")
     );
-    assert_eq!(next(&mut stream).await.unwrap(), None);
-    assert_eq!(server.operations.waiters(), 0);
+    assert_eq!(next_message(&mut stream).await.unwrap(), None);
+    assert_eq!(server.operations.waiter_count(), 0);
 }
 
 #[tokio::test]
-async fn a_watch_of_a_done_operation_shows_it_once_and_ends() {
-    let server = Server::start().await;
-    let name = succeeded(&server.operations).await;
-    let mut stream = watch(&server, &name).await;
-    assert!(next(&mut stream).await.unwrap().unwrap().done);
-    assert_eq!(next(&mut stream).await.unwrap(), None);
+async fn watch_of_done_operation_sends_it_once_and_ends() {
+    let server = GrpcTestServer::start().await;
+    let name = create_succeeded(&server.operations).await;
+    let mut stream = open_watch(&server, &name).await;
+    assert!(next_message(&mut stream).await.unwrap().unwrap().done);
+    assert_eq!(next_message(&mut stream).await.unwrap(), None);
 }
 
 #[tokio::test]
-async fn changes_that_come_faster_than_they_are_read_are_folded_and_the_newest_wins() {
-    let operations = crate::support::operations().start().await.unwrap();
-    let (name, token) = running(&operations).await;
+async fn watch_coalesces_unread_changes_to_latest() {
+    let operations = crate::support::operations_builder().start().await.unwrap();
+    let (name, token) = create_running(&operations).await;
     let mut watch = operations.watch(&name).await.unwrap();
     watch.next().await.unwrap().unwrap();
-    for done in 1..=1000 {
-        operations.report(&name, token, units(done)).await.unwrap();
+    for done_units in 1..=1000 {
+        operations.report(&name, token, progress_report(done_units)).await.unwrap();
     }
     let newest = watch.next().await.unwrap().unwrap();
     assert_eq!(newest.progress().unwrap().done_units, 1000);
-    operations.report(&name, token, units(1001)).await.unwrap();
-    operations.succeed(&name, token, text("end")).await.unwrap();
+    operations.report(&name, token, progress_report(1001)).await.unwrap();
+    operations.succeed(&name, token, string_value("end")).await.unwrap();
     assert!(watch.next().await.unwrap().unwrap().is_done());
     assert!(watch.next().await.is_none());
 }
 
 #[tokio::test]
-async fn a_watch_ends_with_not_found_when_its_operation_is_deleted() {
-    let server = Server::start().await;
-    let name = pending(&server.operations).await;
-    let mut stream = watch(&server, &name).await;
-    next(&mut stream).await.unwrap().unwrap();
+async fn watch_ends_with_not_found_on_delete() {
+    let server = GrpcTestServer::start().await;
+    let name = create_pending(&server.operations).await;
+    let mut stream = open_watch(&server, &name).await;
+    next_message(&mut stream).await.unwrap().unwrap();
     server.operations.delete(&name).await.unwrap();
-    let end = Problem::of(&next(&mut stream).await.unwrap_err());
-    assert_eq!(end.key(), (Code::NotFound, "OPERATION_NOT_FOUND"));
+    let error_details = ErrorDetails::from_status(&next_message(&mut stream).await.unwrap_err());
+    assert_eq!(error_details.code_and_reason(), (Code::NotFound, "OPERATION_NOT_FOUND"));
 }
 
 #[tokio::test]
-async fn a_watch_ends_with_unavailable_when_the_server_shuts_down() {
-    let server = Server::start().await;
-    let name = pending(&server.operations).await;
-    let mut stream = watch(&server, &name).await;
-    next(&mut stream).await.unwrap().unwrap();
+async fn watch_ends_with_unavailable_at_shutdown() {
+    let server = GrpcTestServer::start().await;
+    let name = create_pending(&server.operations).await;
+    let mut stream = open_watch(&server, &name).await;
+    next_message(&mut stream).await.unwrap().unwrap();
     server.operations.shutdown(std::time::Duration::ZERO).await;
-    let end = Problem::of(&next(&mut stream).await.unwrap_err());
-    assert_eq!(end.key(), (Code::Unavailable, "SHUTTING_DOWN"));
-    assert!(end.retry.is_some());
+    let error_details = ErrorDetails::from_status(&next_message(&mut stream).await.unwrap_err());
+    assert_eq!(error_details.code_and_reason(), (Code::Unavailable, "SHUTTING_DOWN"));
+    assert!(error_details.retry_info.is_some());
 }
 
 #[tokio::test]
-async fn a_watch_whose_client_goes_away_is_no_waiter_any_more() {
-    let server = Server::start().await;
-    let name = pending(&server.operations).await;
-    let mut stream = watch(&server, &name).await;
-    next(&mut stream).await.unwrap().unwrap();
-    assert_eq!(server.operations.waiters(), 1);
+async fn disconnected_watch_frees_its_waiter() {
+    let server = GrpcTestServer::start().await;
+    let name = create_pending(&server.operations).await;
+    let mut stream = open_watch(&server, &name).await;
+    next_message(&mut stream).await.unwrap().unwrap();
+    assert_eq!(server.operations.waiter_count(), 1);
     drop(stream);
-    while server.operations.waiters() != 0 {
+    while server.operations.waiter_count() != 0 {
         tokio::task::yield_now().await;
     }
 }
 
 #[tokio::test]
-async fn a_watch_over_the_limit_of_waiters_is_refused_with_a_time_to_come_back() {
+async fn watch_over_waiter_limit_is_rejected_with_retry_info() {
     let limits = Limits {
         max_waiters: 1,
         ..Limits::default()
     };
-    let server = Server::with(crate::support::operations().limits(limits)).await;
-    let name = pending(&server.operations).await;
-    let _open = watch(&server, &name).await;
+    let server = GrpcTestServer::start_with(crate::support::operations_builder().limits(limits)).await;
+    let name = create_pending(&server.operations).await;
+    let _open = open_watch(&server, &name).await;
     let request = WatchOperationRequest {
         name: name.to_string(),
     };
-    let refused = problem(server.watcher().await.watch_operation(request).await);
-    assert_eq!(refused.key(), (Code::ResourceExhausted, "TOO_MANY_WAITERS"));
-    assert!(refused.retry.is_some());
+    let refused = expect_status_error(server.watch_client().await.watch_operation(request).await);
+    assert_eq!(refused.code_and_reason(), (Code::ResourceExhausted, "TOO_MANY_WAITERS"));
+    assert!(refused.retry_info.is_some());
     let unknown = WatchOperationRequest {
         name: "operations/unknown".into(),
     };
-    let unknown = problem(server.watcher().await.watch_operation(unknown).await);
+    let unknown = expect_status_error(server.watch_client().await.watch_operation(unknown).await);
     assert_eq!(unknown.code, Code::NotFound);
 }

@@ -18,17 +18,17 @@ use tonic_health::pb::{
 };
 
 use crate::support::{
-    Server, get,
-    problem::{Problem, problem},
-    program::{Program, command, complained, endless, run, said},
-    raw::{self, Raw},
-    running,
+    GrpcTestServer, get_request,
+    problem::{ErrorDetails, expect_status_error},
+    program::{ServeProcess, longrunning_command, stderr, endless_checksum_directory, run_command, stdout},
+    raw::{self, RawBytesCodec},
+    create_running,
 };
 
 /// So long a step may take before the test has failed.
-const GUARD: Duration = Duration::from_secs(30);
+const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
-async fn channel(endpoint: String) -> Channel {
+async fn connect(endpoint: String) -> Channel {
     Endpoint::from_shared(endpoint)
         .unwrap()
         .connect()
@@ -38,10 +38,10 @@ async fn channel(endpoint: String) -> Channel {
 
 // ERR-1
 #[tokio::test]
-async fn a_directory_of_100_kb_is_refused_in_few_words_and_the_connection_lives_on() {
+async fn error_for_100_kb_directory_is_short_and_connection_stays_open() {
     let directory = tempfile::tempdir().unwrap();
-    let program = Program::demo(directory.path()).await;
-    let channel = channel(program.endpoint()).await;
+    let program = ServeProcess::serve_demo(directory.path()).await;
+    let channel = connect(program.endpoint()).await;
     let mut checksums = ChecksumsClient::new(channel.clone());
     for piece in ["../", "/x", "\u{1f980}/../../", "/\u{7}"] {
         let directory = piece.repeat(100_000 / piece.len());
@@ -50,58 +50,58 @@ async fn a_directory_of_100_kb_is_refused_in_few_words_and_the_connection_lives_
         assert_eq!(refused.code(), Code::InvalidArgument, "{piece:?}");
         assert!(refused.message().len() <= 1024, "{piece:?}");
         assert!(refused.details().len() <= 4096, "{piece:?}");
-        Problem::of(&refused);
+        ErrorDetails::from_status(&refused);
     }
     let mut operations = OperationsClient::new(channel);
-    let missing = operations.get_operation(get("operations/x")).await;
-    assert_eq!(problem(missing).code, Code::NotFound);
+    let missing = operations.get_operation(get_request("operations/x")).await;
+    assert_eq!(expect_status_error(missing).code, Code::NotFound);
 }
 
 #[tokio::test]
-async fn a_missing_directory_is_no_way_out_of_the_offered_one() {
+async fn directory_traversal_through_missing_directory_is_rejected() {
     let parent = tempfile::tempdir().unwrap();
     std::fs::write(parent.path().join("secret"), "not offered").unwrap();
     let offered = parent.path().join("offered");
     std::fs::create_dir(&offered).unwrap();
-    let program = Program::demo(&offered).await;
-    let mut checksums = ChecksumsClient::new(channel(program.endpoint()).await);
+    let program = ServeProcess::serve_demo(&offered).await;
+    let mut checksums = ChecksumsClient::new(connect(program.endpoint()).await);
     for directory in ["..", "missing/..", "missing/../..", "../missing"] {
         let directory = directory.to_owned();
         let request = CreateChecksumRequest { directory };
-        let refused = problem(checksums.create_checksum(request).await);
-        assert_eq!(refused.key(), (Code::InvalidArgument, "DIRECTORY_OUTSIDE"));
+        let refused = expect_status_error(checksums.create_checksum(request).await);
+        assert_eq!(refused.code_and_reason(), (Code::InvalidArgument, "DIRECTORY_OUTSIDE"));
     }
 }
 
 #[tokio::test]
-async fn a_compressed_request_is_unimplemented_and_told_why() {
-    let server = Server::start().await;
-    let (name, _) = running(&server.operations).await;
+async fn compressed_request_is_unimplemented_with_reason() {
+    let server = GrpcTestServer::start().await;
+    let (name, _) = create_running(&server.operations).await;
     let channel = server.channel().await;
     let path = "/google.longrunning.Operations/GetOperation";
-    let message = prost::Message::encode_to_vec(&get(name.as_str()));
+    let message = prost::Message::encode_to_vec(&get_request(name.as_str()));
     let mut request = Request::new(message.clone());
     let gzip = "gzip".parse().unwrap();
     request.metadata_mut().insert("grpc-encoding", gzip);
     let mut grpc = Grpc::new(channel.clone());
     grpc.ready().await.unwrap();
-    let refused = problem(grpc.unary(request, path.parse().unwrap(), Raw).await);
-    assert_eq!(refused.key(), (Code::Unimplemented, "NOT_SUPPORTED"));
+    let refused = expect_status_error(grpc.unary(request, path.parse().unwrap(), RawBytesCodec).await);
+    assert_eq!(refused.code_and_reason(), (Code::Unimplemented, "NOT_SUPPORTED"));
     assert!(refused.message.contains("ompress"), "{}", refused.message);
     // A method that is missing is another matter.
     let unknown = "/google.longrunning.Operations/Nothing";
-    let unknown = problem(raw::call(channel.clone(), unknown, Vec::new()).await);
-    assert_eq!(unknown.key(), (Code::Unimplemented, "METHOD_UNKNOWN"));
-    raw::call(channel, path, message).await.unwrap();
+    let unknown = expect_status_error(raw::raw_unary_call(channel.clone(), unknown, Vec::new()).await);
+    assert_eq!(unknown.code_and_reason(), (Code::Unimplemented, "METHOD_UNKNOWN"));
+    raw::raw_unary_call(channel, path, message).await.unwrap();
 }
 
 #[tokio::test]
-async fn every_command_reaches_a_server_on_a_unix_socket() {
+async fn every_command_works_over_unix_socket() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("a"), "hello\n").unwrap();
     let sockets = tempfile::tempdir().unwrap();
     let address = format!("unix:{}", sockets.path().join("s").display());
-    let mut server = command(&[
+    let mut server = longrunning_command(&[
         "serve",
         "--listen",
         &address,
@@ -123,14 +123,14 @@ async fn every_command_reaches_a_server_on_a_unix_socket() {
         .expect("it starts")
         .contains("listening clients=")
     {}
-    let mut checksums = ChecksumsClient::new(channel(address.clone()).await);
+    let mut checksums = ChecksumsClient::new(connect(address.clone()).await);
     let name = checksums
         .create_checksum(CreateChecksumRequest::default())
         .await
         .unwrap()
         .into_inner()
         .name;
-    for line in [
+    for arguments in [
         vec!["healthcheck"],
         vec!["wait", &name],
         vec!["get", &name],
@@ -139,33 +139,33 @@ async fn every_command_reaches_a_server_on_a_unix_socket() {
         vec!["cancel", &name],
         vec!["delete", &name],
     ] {
-        let output = run(&[&line[..], &["--endpoint", &address]].concat()).await;
-        let problem = complained(&output);
-        assert_eq!(output.status.code(), Some(0), "{line:?}: {problem}");
-        if line == ["list"] {
-            assert!(said(&output).contains(&name));
+        let output = run_command(&[&arguments[..], &["--endpoint", &address]].concat()).await;
+        let stderr = stderr(&output);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {stderr}");
+        if arguments == ["list"] {
+            assert!(stdout(&output).contains(&name));
         }
     }
     // In a container, the probe knows where its server listens.
-    let probe = command(&["healthcheck"])
+    let probe = longrunning_command(&["healthcheck"])
         .env("LONGRUNNING_LISTEN", &address)
         .output()
         .await
         .unwrap();
-    assert_eq!(probe.status.code(), Some(0), "{}", complained(&probe));
+    assert_eq!(probe.status.code(), Some(0), "{}", stderr(&probe));
     let missing = format!("unix:{}", sockets.path().join("missing").display());
-    let probe = run(&["healthcheck", "--endpoint", &missing]).await;
+    let probe = run_command(&["healthcheck", "--endpoint", &missing]).await;
     assert_eq!(probe.status.code(), Some(1));
-    let asked = run(&["get", &name, "--endpoint", &missing]).await;
-    assert_eq!(asked.status.code(), Some(2));
+    let output = run_command(&["get", &name, "--endpoint", &missing]).await;
+    assert_eq!(output.status.code(), Some(2));
 }
 
 #[tokio::test]
-async fn a_command_whose_reader_has_gone_ends_without_a_panic() {
-    let directory = endless();
-    let program = Program::demo(directory.path()).await;
-    let name = program.checksum("").await;
-    for line in [
+async fn command_with_closed_stdout_exits_without_panic() {
+    let directory = endless_checksum_directory();
+    let program = ServeProcess::serve_demo(directory.path()).await;
+    let name = program.create_checksum("").await;
+    for arguments in [
         vec!["list", "--output", "json"],
         vec!["list"],
         vec!["get", &name, "--output", "json"],
@@ -174,39 +174,39 @@ async fn a_command_whose_reader_has_gone_ends_without_a_panic() {
     ] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let child = command(&line)
+        let child = longrunning_command(&arguments)
             .env("LONGRUNNING_ENDPOINT", program.endpoint())
             .stdout(writer)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let output = child.wait_with_output().await.unwrap();
-        let problem = complained(&output);
-        assert!(!problem.contains("panicked"), "{line:?}: {problem}");
-        assert_ne!(output.status.code(), Some(101), "{line:?}");
+        let stderr = stderr(&output);
+        assert!(!stderr.contains("panicked"), "{arguments:?}: {stderr}");
+        assert_ne!(output.status.code(), Some(101), "{arguments:?}");
     }
 }
 
 // BEHAVIOUR §10
 #[tokio::test]
-async fn a_watched_health_does_not_use_up_the_grace() {
-    let program = Program::serve(&["--grace", "1h"]).await;
-    let mut health = HealthClient::new(channel(program.endpoint()).await);
+async fn open_health_watch_does_not_delay_shutdown() {
+    let program = ServeProcess::serve(&["--grace", "1h"]).await;
+    let mut health = HealthClient::new(connect(program.endpoint()).await);
     let request = HealthCheckRequest::default();
     let mut states = health.watch(request).await.unwrap().into_inner();
-    let mut next = async || states.message().await.unwrap().unwrap().status();
-    assert_eq!(next().await, ServingStatus::Serving);
+    let mut next_status = async || states.message().await.unwrap().unwrap().status();
+    assert_eq!(next_status().await, ServingStatus::Serving);
     program.signal("TERM").await;
     // What is told twice is no news.
-    while next().await != ServingStatus::NotServing {}
-    let end = tokio::time::timeout(GUARD, program.end()).await;
-    assert_eq!(end.expect("it ends long before its grace"), Some(0));
+    while next_status().await != ServingStatus::NotServing {}
+    let exit_code = tokio::time::timeout(STEP_TIMEOUT, program.wait_for_exit()).await;
+    assert_eq!(exit_code.expect("it ends long before its grace"), Some(0));
 }
 
 #[tokio::test]
-async fn a_wait_of_more_years_than_the_clock_has_does_not_panic() {
+async fn wait_timeout_beyond_clock_range_does_not_panic() {
     for timeout in ["300000years", "500000000000years"] {
-        let line = [
+        let arguments = [
             "wait",
             "x",
             "--timeout",
@@ -214,9 +214,9 @@ async fn a_wait_of_more_years_than_the_clock_has_does_not_panic() {
             "--endpoint",
             "http://127.0.0.1:1",
         ];
-        let output = run(&line).await;
-        let problem = complained(&output);
-        assert_eq!(output.status.code(), Some(2), "{problem}");
-        assert!(problem.contains("no server answers"), "{problem}");
+        let output = run_command(&arguments).await;
+        let stderr = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains("no server answers"), "{stderr}");
     }
 }

@@ -8,15 +8,15 @@ use longrunning::{
 use tonic::Code;
 
 use crate::support::{
-    Server,
-    journal::{Gate, TestJournal},
-    problem::{Problem, problem},
-    raw::call,
-    shop::{Shop, beat, failure, finish, look, queued, release, sign, with_input},
-    text,
+    GrpcTestServer,
+    journal::{WriteMode, TestStorage},
+    problem::{ErrorDetails, expect_status_error},
+    raw::raw_unary_call,
+    shop::{Harness, heartbeat_request, failure, finish_request, lease_request, queued_request, release, lease_heartbeat, queued_request_with_input},
+    string_value,
 };
 
-const METHODS: [&str; 5] = [
+const WORKER_METHODS: [&str; 5] = [
     "/longrunning.v1.OperationWorker/CreateOperation",
     "/longrunning.v1.OperationWorker/LeaseOperations",
     "/longrunning.v1.OperationWorker/Heartbeat",
@@ -26,93 +26,93 @@ const METHODS: [&str; 5] = [
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn limits_are_resource_exhausted_and_say_when_to_try_again() {
+async fn limit_errors_are_resource_exhausted_with_retry_info() {
     let limits = Limits {
-        max_queue: 1,
+        max_queue_length: 1,
         max_operations: 3,
         max_operation_bytes: 10_000,
         ..Limits::default()
     };
-    let shop = Shop::with(crate::support::operations().limits(limits)).await;
-    let refused = async |request| Problem::of(&shop.create(request).await.unwrap_err());
-    let large = text(&"x".repeat(10_000));
-    let size = refused(with_input("q", Some(large.clone()))).await;
-    assert_eq!(size.key(), (Code::ResourceExhausted, "TOO_LARGE"));
-    shop.queue("q").await;
-    let full = refused(queued("q")).await;
-    assert_eq!(full.key(), (Code::ResourceExhausted, "QUEUE_FULL"));
+    let harness = Harness::start_with(crate::support::operations_builder().limits(limits)).await;
+    let create_error = async |request| ErrorDetails::from_status(&harness.try_create(request).await.unwrap_err());
+    let large = string_value(&"x".repeat(10_000));
+    let too_large = create_error(queued_request_with_input("q", Some(large.clone()))).await;
+    assert_eq!(too_large.code_and_reason(), (Code::ResourceExhausted, "TOO_LARGE"));
+    harness.create_queued("q").await;
+    let full = create_error(queued_request("q")).await;
+    assert_eq!(full.code_and_reason(), (Code::ResourceExhausted, "QUEUE_FULL"));
     assert_eq!(
-        (full.info.metadata["queue"].as_str(), full.retry.is_some()),
+        (full.info.metadata["queue"].as_str(), full.retry_info.is_some()),
         ("q", true)
     );
-    let held = shop.hold("w").await;
-    shop.hold("w").await;
-    let store = refused(queued("p")).await;
-    assert_eq!(store.key(), (Code::ResourceExhausted, "STORE_FULL"));
-    assert!(store.retry.is_some());
+    let held = harness.create_self_executed("w").await;
+    harness.create_self_executed("w").await;
+    let store_full = create_error(queued_request("p")).await;
+    assert_eq!(store_full.code_and_reason(), (Code::ResourceExhausted, "STORE_FULL"));
+    assert!(store_full.retry_info.is_some());
     for outcome in [
         Outcome::Response(large.clone()),
         failure(9, &"x".repeat(10_000)),
     ] {
-        let size = Problem::of(&shop.end(finish(&held, outcome)).await.unwrap_err());
-        assert_eq!(size.key(), (Code::ResourceExhausted, "TOO_LARGE"));
+        let too_large = ErrorDetails::from_status(&harness.try_finish(finish_request(&held, outcome)).await.unwrap_err());
+        assert_eq!(too_large.code_and_reason(), (Code::ResourceExhausted, "TOO_LARGE"));
     }
     let metadata = Some(large);
-    let last_word = FinishOperationRequest {
+    let oversized_metadata = FinishOperationRequest {
         metadata,
-        ..finish(&held, release())
+        ..finish_request(&held, release())
     };
-    let size = Problem::of(&shop.end(last_word).await.unwrap_err());
-    assert_eq!(size.key(), (Code::ResourceExhausted, "TOO_LARGE"));
-    shop.finish(&held, failure(9, "too large, says the server"))
+    let too_large = ErrorDetails::from_status(&harness.try_finish(oversized_metadata).await.unwrap_err());
+    assert_eq!(too_large.code_and_reason(), (Code::ResourceExhausted, "TOO_LARGE"));
+    harness.finish(&held, failure(9, "too large, says the server"))
         .await;
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn a_store_that_cannot_write_is_unavailable_on_every_call_that_writes() {
-    let journal = TestJournal::new();
-    let shop = Shop::with(crate::support::operations().journal(journal.clone())).await;
-    let held = shop.hold("w").await;
-    shop.queue("q").await;
-    journal.set(Gate::Broken);
-    let refusals = [
-        shop.create(queued("q")).await.err(),
-        shop.lease(look(&["q"], "w", 1)).await.err(),
-        shop.heartbeat(beat("w", [sign(&held)])).await.err(),
-        shop.end(finish(&held, None)).await.err(),
+async fn worker_writes_are_unavailable_while_store_is_unwritable() {
+    let storage = TestStorage::new();
+    let harness = Harness::start_with(crate::support::operations_builder().storage(storage.clone())).await;
+    let held = harness.create_self_executed("w").await;
+    harness.create_queued("q").await;
+    storage.set_write_mode(WriteMode::Fail);
+    let errors = [
+        harness.try_create(queued_request("q")).await.err(),
+        harness.try_lease(lease_request(&["q"], "w", 1)).await.err(),
+        harness.try_heartbeat(heartbeat_request("w", [lease_heartbeat(&held)])).await.err(),
+        harness.try_finish(finish_request(&held, None)).await.err(),
     ];
-    for refused in refusals {
-        let refused = Problem::of(&refused.expect("it cannot be kept"));
-        assert_eq!(refused.key(), (Code::Unavailable, "STORE_UNAVAILABLE"));
-        assert!(refused.retry.is_some());
+    for refused in errors {
+        let refused = ErrorDetails::from_status(&refused.expect("it cannot be kept"));
+        assert_eq!(refused.code_and_reason(), (Code::Unavailable, "STORE_UNAVAILABLE"));
+        assert!(refused.retry_info.is_some());
     }
-    journal.set(Gate::Open);
+    storage.set_write_mode(WriteMode::Succeed);
     assert_eq!(
-        shop.one("q", "w").await.attempt,
+        harness.lease_one("q", "w").await.attempt,
         1,
         "it went back to its queue"
     );
-    assert_eq!(shop.depth("q"), None);
+    assert_eq!(harness.queue_depth("q"), None);
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn a_server_that_shuts_down_takes_and_gives_nothing_new_but_lets_work_end() {
-    let shop = Shop::open().await;
-    let held = shop.hold("w").await;
-    shop.queue("q").await;
-    shop.operations.shutdown(std::time::Duration::ZERO).await;
-    let refusals = [
-        shop.create(queued("q")).await.err(),
-        shop.lease(look(&["q"], "w", 1)).await.err(),
+async fn shutdown_rejects_create_and_lease_but_accepts_finish() {
+    let harness = Harness::start().await;
+    let held = harness.create_self_executed("w").await;
+    harness.create_queued("q").await;
+    harness.operations.shutdown(std::time::Duration::ZERO).await;
+    let errors = [
+        harness.try_create(queued_request("q")).await.err(),
+        harness.try_lease(lease_request(&["q"], "w", 1)).await.err(),
     ];
-    for refused in refusals {
-        let refused = Problem::of(&refused.expect("it shuts down"));
-        assert_eq!(refused.key(), (Code::Unavailable, "SHUTTING_DOWN"));
+    for refused in errors {
+        let refused = ErrorDetails::from_status(&refused.expect("it shuts down"));
+        assert_eq!(refused.code_and_reason(), (Code::Unavailable, "SHUTTING_DOWN"));
     }
     assert!(
-        shop.finish(&held, Outcome::Response(text("in time")))
+        harness.finish(&held, Outcome::Response(string_value("in time")))
             .await
             .done
     );
@@ -120,22 +120,22 @@ async fn a_server_that_shuts_down_takes_and_gives_nothing_new_but_lets_work_end(
 
 // BEHAVIOUR §9, through a socket.
 #[tokio::test]
-async fn what_cannot_be_decoded_or_is_too_large_is_refused_on_every_method() {
-    let server = Server::start().await;
+async fn undecodable_or_oversized_message_is_rejected_by_worker_methods() {
+    let server = GrpcTestServer::start().await;
     let mut large = vec![0x0a, 0x80, 0x80, 0x80, 0x03];
     large.resize(5 + (6 << 20), b'a');
-    for path in METHODS {
+    for path in WORKER_METHODS {
         for bytes in [vec![0xff; 20], vec![0x0a, 200, 1, b'x']] {
-            let refused = problem(call(server.channel().await, path, bytes).await);
+            let refused = expect_status_error(raw_unary_call(server.channel().await, path, bytes).await);
             assert_eq!(
-                refused.key(),
+                refused.code_and_reason(),
                 (Code::InvalidArgument, "MALFORMED_REQUEST"),
                 "{path}"
             );
         }
-        let refused = problem(call(server.channel().await, path, large.clone()).await);
+        let refused = expect_status_error(raw_unary_call(server.channel().await, path, large.clone()).await);
         assert_eq!(
-            refused.key(),
+            refused.code_and_reason(),
             (Code::ResourceExhausted, "TOO_LARGE"),
             "{path}"
         );

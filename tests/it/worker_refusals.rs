@@ -16,16 +16,16 @@ use longrunning::{
 use tonic::Code;
 
 use crate::support::{
-    problem::{Problem, problem},
+    problem::{ErrorDetails, expect_status_error},
     shop::{
-        Shop, attempts, failure, finish, look, queued, release, retryable, seconds, self_executed,
-        with_input,
+        Harness, max_attempts, failure, finish_request, lease_request, queued_request, release, retryable_failure, proto_seconds, self_executed_request,
+        queued_request_with_input,
     },
-    text,
+    string_value,
 };
 
 /// An `Any` that names no type.
-fn nameless() -> Option<Any> {
+fn any_without_type() -> Option<Any> {
     Some(Any {
         type_url: "type.googleapis.com/".into(),
         value: vec![1],
@@ -36,155 +36,155 @@ fn duration(seconds: i64, nanos: i32) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos })
 }
 
-fn queue(queued: Queued) -> CreateOperationRequest {
+fn request_with_queued(queued: Queued) -> CreateOperationRequest {
     CreateOperationRequest {
         execution: Some(Execution::Queued(queued)),
         ..CreateOperationRequest::default()
     }
 }
 
-fn in_q() -> Queued {
+fn default_queued() -> Queued {
     Queued {
         queue: "q".into(),
         ..Queued::default()
     }
 }
 
-fn labelled(key: &str, value: &str) -> CreateOperationRequest {
+fn request_with_label(key: &str, value: &str) -> CreateOperationRequest {
     CreateOperationRequest {
         labels: [(key.to_owned(), value.to_owned())].into(),
-        ..queued("q")
+        ..queued_request("q")
     }
 }
 
-fn traced(key: &str, value: &str) -> CreateOperationRequest {
+fn request_with_trace(key: &str, value: &str) -> CreateOperationRequest {
     CreateOperationRequest {
         trace_context: [(key.to_owned(), value.to_owned())].into(),
-        ..queued("q")
+        ..queued_request("q")
     }
 }
 
-fn retried(policy: RetryPolicy) -> CreateOperationRequest {
+fn request_with_retry_policy(policy: RetryPolicy) -> CreateOperationRequest {
     CreateOperationRequest {
         retry_policy: Some(policy),
-        ..queued("q")
+        ..queued_request("q")
     }
 }
 
 /// Requests to create something that cannot be, with the reason and the field.
 #[rustfmt::skip]
-fn bad_creations() -> Vec<(CreateOperationRequest, &'static str, &'static str)> {
-    let many = |value: &str| (0..65).map(|n| (format!("k{n}"), value.to_owned())).collect();
+fn invalid_create_requests() -> Vec<(CreateOperationRequest, &'static str, &'static str)> {
+    let too_many_entries = |value: &str| (0..65).map(|n| (format!("k{n}"), value.to_owned())).collect();
     let policy = RetryPolicy::default;
-    let time = |seconds, nanos| queue(Queued {
+    let not_before_time = |seconds, nanos| request_with_queued(Queued {
         not_before: Some(prost_types::Timestamp { seconds, nanos }),
-        ..in_q()
+        ..default_queued()
     });
-    let base = || queued("q");
+    let base = || queued_request("q");
     vec![
         (CreateOperationRequest { execution: None, ..base() }, "INVALID_EXECUTION", "execution"),
-        (self_executed(""), "INVALID_WORKER_ID", "worker_id"),
-        (self_executed(&"w".repeat(256)), "INVALID_WORKER_ID", "worker_id"),
-        (queued(""), "INVALID_QUEUE", "queue"),
-        (queued("-q"), "INVALID_QUEUE", "queue"),
-        (queued(&"q".repeat(64)), "INVALID_QUEUE", "queue"),
-        (with_input("q", nameless()), "INVALID_ANY", "input"),
-        (with_input("q", Some(Any::default())), "INVALID_ANY", "input"),
-        (time(0, -1), "INVALID_TIME", "not_before"),
-        (time(0, 1_000_000_000), "INVALID_TIME", "not_before"),
-        (time(253_402_300_800, 0), "INVALID_TIME", "not_before"),
-        (time(-62_135_596_801, 0), "INVALID_TIME", "not_before"),
+        (self_executed_request(""), "INVALID_WORKER_ID", "worker_id"),
+        (self_executed_request(&"w".repeat(256)), "INVALID_WORKER_ID", "worker_id"),
+        (queued_request(""), "INVALID_QUEUE", "queue"),
+        (queued_request("-q"), "INVALID_QUEUE", "queue"),
+        (queued_request(&"q".repeat(64)), "INVALID_QUEUE", "queue"),
+        (queued_request_with_input("q", any_without_type()), "INVALID_ANY", "input"),
+        (queued_request_with_input("q", Some(Any::default())), "INVALID_ANY", "input"),
+        (not_before_time(0, -1), "INVALID_TIME", "not_before"),
+        (not_before_time(0, 1_000_000_000), "INVALID_TIME", "not_before"),
+        (not_before_time(253_402_300_800, 0), "INVALID_TIME", "not_before"),
+        (not_before_time(-62_135_596_801, 0), "INVALID_TIME", "not_before"),
         (CreateOperationRequest { parent: "projects".into(), ..base() }, "INVALID_NAME", "parent"),
         (CreateOperationRequest { operation_id: "No".into(), ..base() }, "INVALID_NAME", "operation_id"),
         (CreateOperationRequest { request_id: "r".repeat(256), ..base() }, "INVALID_REQUEST_ID", "request_id"),
-        (CreateOperationRequest { metadata: nameless(), ..base() }, "INVALID_ANY", "metadata"),
+        (CreateOperationRequest { metadata: any_without_type(), ..base() }, "INVALID_ANY", "metadata"),
         (CreateOperationRequest { method: "m".repeat(256), ..base() }, "INVALID_METHOD", "method"),
         (CreateOperationRequest { method: "a\nb".into(), ..base() }, "INVALID_METHOD", "method"),
-        (labelled("Team", ""), "INVALID_LABELS", "labels"),
-        (labelled("team", &"v".repeat(256)), "INVALID_LABELS", "labels"),
-        (CreateOperationRequest { labels: many(""), ..base() }, "INVALID_LABELS", "labels"),
-        (traced("Trace", ""), "INVALID_TRACE_CONTEXT", "trace_context"),
-        (traced("trace", "ä"), "INVALID_TRACE_CONTEXT", "trace_context"),
-        (CreateOperationRequest { trace_context: many(""), ..base() }, "INVALID_TRACE_CONTEXT", "trace_context"),
+        (request_with_label("Team", ""), "INVALID_LABELS", "labels"),
+        (request_with_label("team", &"v".repeat(256)), "INVALID_LABELS", "labels"),
+        (CreateOperationRequest { labels: too_many_entries(""), ..base() }, "INVALID_LABELS", "labels"),
+        (request_with_trace("Trace", ""), "INVALID_TRACE_CONTEXT", "trace_context"),
+        (request_with_trace("trace", "ä"), "INVALID_TRACE_CONTEXT", "trace_context"),
+        (CreateOperationRequest { trace_context: too_many_entries(""), ..base() }, "INVALID_TRACE_CONTEXT", "trace_context"),
         (CreateOperationRequest { total_timeout: duration(-1, 0), ..base() }, "INVALID_DURATION", "total_timeout"),
-        (CreateOperationRequest { total_timeout: seconds(0), ..base() }, "INVALID_TERMS", "total_timeout"),
+        (CreateOperationRequest { total_timeout: proto_seconds(0), ..base() }, "INVALID_TERMS", "total_timeout"),
         (CreateOperationRequest { attempt_timeout: duration(0, 1_000_000_000), ..base() }, "INVALID_DURATION", "attempt_timeout"),
-        (CreateOperationRequest { attempt_timeout: seconds(0), ..base() }, "INVALID_TERMS", "attempt_timeout"),
+        (CreateOperationRequest { attempt_timeout: proto_seconds(0), ..base() }, "INVALID_TERMS", "attempt_timeout"),
         (CreateOperationRequest { lease_duration: duration(0, 999_999_999), ..base() }, "INVALID_TERMS", "lease_duration"),
         (CreateOperationRequest { lease_duration: duration(1, -1), ..base() }, "INVALID_DURATION", "lease_duration"),
         (CreateOperationRequest { retention: duration(315_576_000_001, 0), ..base() }, "INVALID_DURATION", "retention"),
         (CreateOperationRequest { cancel_grace: duration(-1, 0), ..base() }, "INVALID_DURATION", "cancel_grace"),
-        (CreateOperationRequest { retry_policy: attempts(2), ..self_executed("w") }, "INVALID_TERMS", "retry_policy"),
-        (retried(RetryPolicy { max_attempts: -1, ..policy() }), "INVALID_TERMS", "retry_policy"),
-        (retried(RetryPolicy { initial_backoff: duration(-1, 0), ..policy() }), "INVALID_DURATION", "retry_policy"),
-        (retried(RetryPolicy { max_backoff: seconds(0), ..policy() }), "INVALID_TERMS", "retry_policy"),
-        (retried(RetryPolicy { initial_backoff: seconds(9), max_backoff: seconds(8), ..policy() }), "INVALID_TERMS", "retry_policy"),
-        (retried(RetryPolicy { max_backoff: seconds(367 * 86_400), ..policy() }), "INVALID_TERMS", "retry_policy"),
-        (retried(RetryPolicy { multiplier: Some(0.9), ..policy() }), "INVALID_TERMS", "retry_policy"),
-        (retried(RetryPolicy { multiplier: Some(f64::NAN), ..policy() }), "INVALID_TERMS", "retry_policy"),
-        (retried(RetryPolicy { jitter: Some(1.1), ..policy() }), "INVALID_TERMS", "retry_policy"),
+        (CreateOperationRequest { retry_policy: max_attempts(2), ..self_executed_request("w") }, "INVALID_TERMS", "retry_policy"),
+        (request_with_retry_policy(RetryPolicy { max_attempts: -1, ..policy() }), "INVALID_TERMS", "retry_policy"),
+        (request_with_retry_policy(RetryPolicy { initial_backoff: duration(-1, 0), ..policy() }), "INVALID_DURATION", "retry_policy"),
+        (request_with_retry_policy(RetryPolicy { max_backoff: proto_seconds(0), ..policy() }), "INVALID_TERMS", "retry_policy"),
+        (request_with_retry_policy(RetryPolicy { initial_backoff: proto_seconds(9), max_backoff: proto_seconds(8), ..policy() }), "INVALID_TERMS", "retry_policy"),
+        (request_with_retry_policy(RetryPolicy { max_backoff: proto_seconds(367 * 86_400), ..policy() }), "INVALID_TERMS", "retry_policy"),
+        (request_with_retry_policy(RetryPolicy { multiplier: Some(0.9), ..policy() }), "INVALID_TERMS", "retry_policy"),
+        (request_with_retry_policy(RetryPolicy { multiplier: Some(f64::NAN), ..policy() }), "INVALID_TERMS", "retry_policy"),
+        (request_with_retry_policy(RetryPolicy { jitter: Some(1.1), ..policy() }), "INVALID_TERMS", "retry_policy"),
     ]
 }
 
-fn is_about(problem: &Problem, reason: &str, field: &str) -> bool {
-    problem.key() == (Code::InvalidArgument, reason)
-        && problem.fields == [(field.to_owned(), reason.to_owned())]
+fn has_field_violation(details: &ErrorDetails, reason: &str, field: &str) -> bool {
+    details.code_and_reason() == (Code::InvalidArgument, reason)
+        && details.field_violations == [(field.to_owned(), reason.to_owned())]
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn a_creation_out_of_range_names_the_field_at_fault_and_leaves_nothing_behind() {
-    let shop = Shop::open().await;
-    for (request, reason, field) in bad_creations() {
-        let refused = shop.create(request.clone()).await.expect_err(field);
-        let refused = Problem::of(&refused);
+async fn invalid_create_names_violated_field_and_has_no_effect() {
+    let harness = Harness::start().await;
+    for (request, reason, field) in invalid_create_requests() {
+        let refused = harness.try_create(request.clone()).await.expect_err(field);
+        let refused = ErrorDetails::from_status(&refused);
         assert!(
-            is_about(&refused, reason, field),
+            has_field_violation(&refused, reason, field),
             "{request:?}: {refused:?}"
         );
     }
-    let all = shop.operations.list(&Default::default()).await.unwrap();
+    let all = harness.operations.list(&Default::default()).await.unwrap();
     assert!(all.operations.is_empty());
-    assert_eq!(shop.depth("q"), None, "no queue was made for them");
+    assert_eq!(harness.queue_depth("q"), None, "no queue was made for them");
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn an_id_that_is_taken_is_refused() {
-    let shop = Shop::open().await;
+async fn duplicate_operation_id_is_rejected() {
+    let harness = Harness::start().await;
     let request = || CreateOperationRequest {
         operation_id: "id".into(),
-        ..queued("q")
+        ..queued_request("q")
     };
-    shop.add(request()).await;
-    let refused = Problem::of(&shop.create(request()).await.unwrap_err());
-    assert_eq!(refused.key(), (Code::AlreadyExists, "OPERATION_EXISTS"));
+    harness.create_operation(request()).await;
+    let refused = ErrorDetails::from_status(&harness.try_create(request()).await.unwrap_err());
+    assert_eq!(refused.code_and_reason(), (Code::AlreadyExists, "OPERATION_EXISTS"));
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn a_bad_request_for_leases_names_the_field_at_fault() {
-    let shop = Shop::open().await;
-    let many: Vec<String> = (0..65).map(|n| format!("q{n}")).collect();
-    let base = || look(&["q"], "w", 1);
-    let bad = [
-        (look(&[], "w", 1), "INVALID_QUEUE", "queues"),
+async fn invalid_lease_request_names_violated_field() {
+    let harness = Harness::start().await;
+    let too_many_queues: Vec<String> = (0..65).map(|n| format!("q{n}")).collect();
+    let base = || lease_request(&["q"], "w", 1);
+    let cases = [
+        (lease_request(&[], "w", 1), "INVALID_QUEUE", "queues"),
         (
             LeaseOperationsRequest {
-                queues: many,
+                queues: too_many_queues,
                 ..base()
             },
             "INVALID_QUEUE",
             "queues",
         ),
-        (look(&["q", "-"], "w", 1), "INVALID_QUEUE", "queue"),
-        (look(&["q"], "", 1), "INVALID_WORKER_ID", "worker_id"),
+        (lease_request(&["q", "-"], "w", 1), "INVALID_QUEUE", "queue"),
+        (lease_request(&["q"], "", 1), "INVALID_WORKER_ID", "worker_id"),
         (
-            look(&["q"], &"w".repeat(256), 1),
+            lease_request(&["q"], &"w".repeat(256), 1),
             "INVALID_WORKER_ID",
             "worker_id",
         ),
-        (look(&["q"], "w", -1), "INVALID_MAX_LEASES", "max_leases"),
+        (lease_request(&["q"], "w", -1), "INVALID_MAX_LEASES", "max_leases"),
         (
             LeaseOperationsRequest {
                 wait: duration(-1, 0),
@@ -194,37 +194,37 @@ async fn a_bad_request_for_leases_names_the_field_at_fault() {
             "wait",
         ),
     ];
-    for (request, reason, field) in bad {
-        let refused = Problem::of(&shop.lease(request).await.expect_err(field));
-        assert!(is_about(&refused, reason, field), "{refused:?}");
+    for (request, reason, field) in cases {
+        let refused = ErrorDetails::from_status(&harness.try_lease(request).await.expect_err(field));
+        assert!(has_field_violation(&refused, reason, field), "{refused:?}");
     }
-    let most: Vec<String> = (0..64).map(|n| format!("q{n}")).collect();
+    let max_queues: Vec<String> = (0..64).map(|n| format!("q{n}")).collect();
     let request = LeaseOperationsRequest {
-        queues: most,
+        queues: max_queues,
         ..base()
     };
-    assert_eq!(shop.lease(request).await.unwrap(), []);
+    assert_eq!(harness.try_lease(request).await.unwrap(), []);
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn every_call_of_a_worker_wants_to_know_who_it_is() {
-    let shop = Shop::open().await;
-    let mut worker = shop.worker.clone();
+async fn heartbeat_and_watch_directives_require_valid_worker_id() {
+    let harness = Harness::start().await;
+    let mut worker = harness.worker.clone();
     for worker_id in [String::new(), "w".repeat(256)] {
         let request = HeartbeatRequest {
             worker_id: worker_id.clone(),
             ..Default::default()
         };
-        let beat = problem(worker.heartbeat(request).await);
-        let watch = problem(
+        let heartbeat_error = expect_status_error(worker.heartbeat(request).await);
+        let watch_error = expect_status_error(
             worker
                 .watch_directives(WatchDirectivesRequest { worker_id })
                 .await,
         );
-        for refused in [beat, watch] {
+        for refused in [heartbeat_error, watch_error] {
             assert!(
-                is_about(&refused, "INVALID_WORKER_ID", "worker_id"),
+                has_field_violation(&refused, "INVALID_WORKER_ID", "worker_id"),
                 "{refused:?}"
             );
         }
@@ -233,10 +233,10 @@ async fn every_call_of_a_worker_wants_to_know_who_it_is() {
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn a_bad_end_names_the_field_at_fault_and_does_not_end_anything() {
-    let shop = Shop::open().await;
-    let lease = shop.hold("w").await;
-    let failed = |error: Option<rpc::Status>, retryable| {
+async fn invalid_finish_names_violated_field_and_has_no_effect() {
+    let harness = Harness::start().await;
+    let lease = harness.create_self_executed("w").await;
+    let failed_with = |error: Option<rpc::Status>, retryable| {
         Outcome::Failure(Failure {
             error,
             retryable,
@@ -246,9 +246,9 @@ async fn a_bad_end_names_the_field_at_fault_and_does_not_end_anything() {
     let detailed = rpc::Status {
         code: 9,
         message: "no".into(),
-        details: nameless().into_iter().collect(),
+        details: any_without_type().into_iter().collect(),
     };
-    let late = Failure {
+    let negative_retry_after = Failure {
         error: Some(rpc::Status {
             code: 14,
             ..Default::default()
@@ -256,13 +256,13 @@ async fn a_bad_end_names_the_field_at_fault_and_does_not_end_anything() {
         retryable: true,
         retry_after: duration(-1, 0),
     };
-    let end = |outcome| finish(&lease, outcome);
-    let nothing = Outcome::Response(text(""));
-    let bad = [
+    let finish_with = |outcome| finish_request(&lease, outcome);
+    let success = Outcome::Response(string_value(""));
+    let cases = [
         (
             FinishOperationRequest {
                 name: String::new(),
-                ..end(nothing.clone())
+                ..finish_with(success.clone())
             },
             "INVALID_NAME",
             "name",
@@ -270,85 +270,85 @@ async fn a_bad_end_names_the_field_at_fault_and_does_not_end_anything() {
         (
             FinishOperationRequest {
                 lease_token: Vec::new(),
-                ..end(nothing.clone())
+                ..finish_with(success.clone())
             },
             "INVALID_LEASE_TOKEN",
             "lease_token",
         ),
         (
-            end(Outcome::Response(nameless().unwrap())),
+            finish_with(Outcome::Response(any_without_type().unwrap())),
             "INVALID_ANY",
             "response",
         ),
         (
-            end(Outcome::Response(Any {
+            finish_with(Outcome::Response(Any {
                 type_url: String::new(),
                 value: vec![1],
             })),
             "INVALID_ANY",
             "response",
         ),
-        (end(failed(None, false)), "INVALID_ERROR", "error"),
-        (end(failed(None, true)), "INVALID_ERROR", "error"),
-        (end(failure(0, "ok?")), "INVALID_ERROR", "error"),
-        (end(failure(17, "?")), "INVALID_ERROR", "error"),
-        (end(failure(-1, "?")), "INVALID_ERROR", "error"),
-        (end(retryable(17, "?")), "INVALID_ERROR", "error"),
-        (end(failed(Some(detailed), false)), "INVALID_ERROR", "error"),
+        (finish_with(failed_with(None, false)), "INVALID_ERROR", "error"),
+        (finish_with(failed_with(None, true)), "INVALID_ERROR", "error"),
+        (finish_with(failure(0, "ok?")), "INVALID_ERROR", "error"),
+        (finish_with(failure(17, "?")), "INVALID_ERROR", "error"),
+        (finish_with(failure(-1, "?")), "INVALID_ERROR", "error"),
+        (finish_with(retryable_failure(17, "?")), "INVALID_ERROR", "error"),
+        (finish_with(failed_with(Some(detailed), false)), "INVALID_ERROR", "error"),
         (
-            end(Outcome::Failure(late)),
+            finish_with(Outcome::Failure(negative_retry_after)),
             "INVALID_DURATION",
             "retry_after",
         ),
         (
             FinishOperationRequest {
-                metadata: nameless(),
-                ..end(nothing)
+                metadata: any_without_type(),
+                ..finish_with(success)
             },
             "INVALID_ANY",
             "metadata",
         ),
         (
             FinishOperationRequest {
-                metadata: nameless(),
-                ..end(release())
+                metadata: any_without_type(),
+                ..finish_with(release())
             },
             "INVALID_ANY",
             "metadata",
         ),
     ];
-    let before = shop.get(&lease.name).await;
-    for (request, reason, field) in bad {
-        let refused = Problem::of(&shop.end(request.clone()).await.expect_err(field));
+    let before = harness.get(&lease.name).await;
+    for (request, reason, field) in cases {
+        let refused = ErrorDetails::from_status(&harness.try_finish(request.clone()).await.expect_err(field));
         assert!(
-            is_about(&refused, reason, field),
+            has_field_violation(&refused, reason, field),
             "{request:?}: {refused:?}"
         );
     }
-    assert_eq!(shop.get(&lease.name).await, before);
+    assert_eq!(harness.get(&lease.name).await, before);
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
-async fn an_end_without_the_lease_is_refused_in_words_that_no_client_retries() {
-    let shop = Shop::open().await;
-    let held = shop.hold("w").await;
+async fn finish_without_lease_is_rejected_as_not_retryable() {
+    let harness = Harness::start().await;
+    let held = harness.create_self_executed("w").await;
     for lease_token in [vec![0; 16], vec![0; 3], vec![0; 1000]] {
-        let stranger = Lease {
+        let wrong_token = Lease {
             lease_token,
             ..held.clone()
         };
         for outcome in [
-            Outcome::Response(text("")),
+            Outcome::Response(string_value("")),
             failure(9, "no"),
-            retryable(14, "no"),
+            retryable_failure(14, "no"),
             release(),
         ] {
-            let refused = shop.end(finish(&stranger, outcome)).await.unwrap_err();
-            let refused = Problem::of(&refused);
-            assert_eq!(refused.key(), (Code::FailedPrecondition, "LEASE_LOST"));
+            let refused = harness.try_finish(finish_request(&wrong_token, outcome)).await.unwrap_err();
+            let refused = ErrorDetails::from_status(&refused);
+            assert_eq!(refused.code_and_reason(), (Code::FailedPrecondition, "LEASE_LOST"));
             assert_eq!(refused.info.metadata["name"], held.name);
-            assert_eq!(refused.retry, None);
+            assert_eq!(refused.retry_info, None);
         }
     }
     for name in ["operations/unknown", "no name at all"] {
@@ -356,9 +356,9 @@ async fn an_end_without_the_lease_is_refused_in_words_that_no_client_retries() {
             name: name.into(),
             ..held.clone()
         };
-        let refused = shop.end(finish(&unknown, None)).await.unwrap_err();
+        let refused = harness.try_finish(finish_request(&unknown, None)).await.unwrap_err();
         assert_eq!(
-            Problem::of(&refused).key(),
+            ErrorDetails::from_status(&refused).code_and_reason(),
             (Code::NotFound, "OPERATION_NOT_FOUND")
         );
     }

@@ -4,18 +4,18 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn route(method: &str, path: &str) -> Result<(Action, String), NoRoute> {
+fn try_route(method: &str, path: &str) -> Result<(Action, String), RouteError> {
     let method = method.parse().unwrap();
-    find(&HttpPrefix::default(), &method, path).map(|route| (route.action, route.name))
+    match_route(&HttpPrefix::default(), &method, path).map(|route| (route.action, route.name))
 }
 
-fn found(method: &str, path: &str) -> (Action, String) {
-    route(method, path).unwrap_or_else(|error| panic!("{method} {path}: {error:?}"))
+fn route(method: &str, path: &str) -> (Action, String) {
+    try_route(method, path).unwrap_or_else(|error| panic!("{method} {path}: {error:?}"))
 }
 
 // HTTP-1, HTTP-2, HTTP-3
 #[test]
-fn every_binding_leads_to_its_call() {
+fn every_http_binding_routes_to_its_method() {
     for (method, path, action, name) in [
         ("GET", "/v1/operations", Action::List, "operations"),
         (
@@ -122,7 +122,7 @@ fn every_binding_leads_to_its_call() {
         ),
     ] {
         assert_eq!(
-            found(method, path),
+            route(method, path),
             (action, name.to_owned()),
             "{method} {path}"
         );
@@ -131,7 +131,7 @@ fn every_binding_leads_to_its_call() {
 
 // HTTP-4
 #[test]
-fn a_verb_is_split_before_decoding_and_a_colon_may_be_escaped_or_not() {
+fn verb_is_split_before_decoding_and_colon_may_be_raw_or_escaped() {
     for (method, path, action, name) in [
         ("GET", "/v1/operations/a:b", Action::Get, "operations/a:b"),
         ("GET", "/v1/operations/a%3Ab", Action::Get, "operations/a:b"),
@@ -167,7 +167,7 @@ fn a_verb_is_split_before_decoding_and_a_colon_may_be_escaped_or_not() {
         ),
     ] {
         assert_eq!(
-            found(method, path),
+            route(method, path),
             (action, name.to_owned()),
             "{method} {path}"
         );
@@ -176,7 +176,7 @@ fn a_verb_is_split_before_decoding_and_a_colon_may_be_escaped_or_not() {
 
 // HTTP-5
 #[test]
-fn a_name_is_decoded_but_for_its_escaped_slashes() {
+fn name_is_percent_decoded_except_for_escaped_slashes() {
     for (path, name) in [
         ("/v1/operations/a/b%3Ac%20d%25", "operations/a/b:c d%"),
         (
@@ -187,21 +187,21 @@ fn a_name_is_decoded_but_for_its_escaped_slashes() {
         ("/v1/operations/%C3%A9", "operations/\u{e9}"),
         ("/v1/operations/%6Fperations", "operations/operations"),
     ] {
-        assert_eq!(found("GET", path), (Action::Get, name.to_owned()), "{path}");
+        assert_eq!(route("GET", path), (Action::Get, name.to_owned()), "{path}");
     }
     for (path, error) in [
-        ("/v1/operations/100%", BadUrl::Escape),
-        ("/v1/operations/%zz", BadUrl::Escape),
-        ("/v1/operations/%ff", BadUrl::Utf8),
-        ("/v1/projects/%ff/operations", BadUrl::Utf8),
+        ("/v1/operations/100%", InvalidUrl::MalformedEscape),
+        ("/v1/operations/%zz", InvalidUrl::MalformedEscape),
+        ("/v1/operations/%ff", InvalidUrl::InvalidUtf8),
+        ("/v1/projects/%ff/operations", InvalidUrl::InvalidUtf8),
     ] {
-        assert_eq!(route("GET", path), Err(NoRoute::Url(error)), "{path}");
+        assert_eq!(try_route("GET", path), Err(RouteError::InvalidUrl(error)), "{path}");
     }
 }
 
 // HTTP-17
 #[test]
-fn a_single_segment_with_escaped_slashes_is_the_whole_name() {
+fn single_segment_with_escaped_slashes_is_the_full_name() {
     for (path, name) in [
         ("/v1/operations/operations%2Fx", "operations/x"),
         (
@@ -209,15 +209,15 @@ fn a_single_segment_with_escaped_slashes_is_the_whole_name() {
             "projects/p/operations/x:y z",
         ),
     ] {
-        assert_eq!(found("GET", path), (Action::Get, name.to_owned()), "{path}");
+        assert_eq!(route("GET", path), (Action::Get, name.to_owned()), "{path}");
         let cancel = format!("{path}:cancel");
-        assert_eq!(found("POST", &cancel), (Action::Cancel, name.to_owned()));
+        assert_eq!(route("POST", &cancel), (Action::Cancel, name.to_owned()));
     }
 }
 
 // HTTP-14
 #[test]
-fn a_wrong_method_is_told_the_right_ones_and_a_wrong_path_is_none() {
+fn wrong_method_lists_allowed_ones_and_unknown_path_is_not_found() {
     for (method, path, allowed) in [
         ("POST", "/v1/operations", "GET, HEAD, OPTIONS"),
         ("DELETE", "/v1/operations", "GET, HEAD, OPTIONS"),
@@ -237,8 +237,8 @@ fn a_wrong_method_is_told_the_right_ones_and_a_wrong_path_is_none() {
         ("HEAD", "/v1/operations/x:watch", "GET, OPTIONS"),
     ] {
         assert_eq!(
-            route(method, path),
-            Err(NoRoute::Method(allowed)),
+            try_route(method, path),
+            Err(RouteError::MethodNotAllowed(allowed)),
             "{method} {path}"
         );
     }
@@ -264,16 +264,16 @@ fn a_wrong_method_is_told_the_right_ones_and_a_wrong_path_is_none() {
         ("POST", "/v1/projects/p:cancel"),
         ("GET", "/google.longrunning.Operations/GetOperation"),
     ] {
-        assert_eq!(route(method, path), Err(NoRoute::Path), "{method} {path}");
+        assert_eq!(try_route(method, path), Err(RouteError::NotFound), "{method} {path}");
     }
 }
 
-fn escape(text: &str, choice: &[bool]) -> String {
-    let mut choice = choice.iter().copied().cycle();
+fn percent_encode(text: &str, escape_mask: &[bool]) -> String {
+    let mut escape_mask = escape_mask.iter().copied().cycle();
     text.bytes()
         .map(|byte| match byte {
             b'/' => "/".to_owned(),
-            byte if choice.next().unwrap_or(true) => format!("%{byte:02X}"),
+            byte if escape_mask.next().unwrap_or(true) => format!("%{byte:02X}"),
             byte => char::from(byte).to_string(),
         })
         .collect()
@@ -282,19 +282,19 @@ fn escape(text: &str, choice: &[bool]) -> String {
 proptest! {
     // NAME-1
     #[test]
-    fn a_name_comes_back_from_its_path_however_it_is_escaped(
+    fn name_round_trips_through_any_percent_encoding(
         parent in "([a-z]{1,9}/[a-zA-Z0-9._~]{1,9}/){0,3}",
         id in "[a-z0-9]{1,20}",
         choice in proptest::collection::vec(any::<bool>(), 1..40),
     ) {
         let name = format!("{parent}operations/{id}");
-        prop_assume!(id != COLLECTION);
+        prop_assume!(id != OPERATIONS_COLLECTION);
         let plain = format!("/v1/{name}");
-        prop_assert_eq!(found("GET", &plain), (Action::Get, name.clone()));
-        let escaped = format!("/v1/{parent}operations/{}", escape(&id, &choice));
-        prop_assert_eq!(found("DELETE", &escaped), (Action::Delete, name.clone()));
-        let wait = format!("/v1/{}operations/{}:wait", escape(&parent, &choice), escape(&id, &choice));
-        prop_assert_eq!(found("POST", &wait), (Action::Wait, name));
+        prop_assert_eq!(route("GET", &plain), (Action::Get, name.clone()));
+        let escaped = format!("/v1/{parent}operations/{}", percent_encode(&id, &choice));
+        prop_assert_eq!(route("DELETE", &escaped), (Action::Delete, name.clone()));
+        let wait = format!("/v1/{}operations/{}:wait", percent_encode(&parent, &choice), percent_encode(&id, &choice));
+        prop_assert_eq!(route("POST", &wait), (Action::Wait, name));
     }
 
     #[test]
@@ -302,6 +302,6 @@ proptest! {
         method in "GET|POST|DELETE|HEAD|PUT",
         path in "(/v1/|/)?([a-z:%/2F]|operations|:cancel|:wait|:watch|%2F|\\PC){0,12}",
     ) {
-        let _ = route(&method, &path);
+        let _ = try_route(&method, &path);
     }
 }

@@ -8,51 +8,51 @@ use tracing::warn;
 
 use crate::{
     clock::{Clock, Timestamp},
-    journal::journal::Reach,
+    journal::journal::StorageStatus,
 };
 
 /// It is asked what is new at least every second. If nothing was heard for longer
 /// than this, the database was silent, or we were paused.
-const BREAK: Duration = Duration::from_secs(5);
+const MAX_SILENCE: Duration = Duration::from_secs(5);
 
 /// How far our clock may be ahead of that of the database before it is said.
-const AHEAD: Duration = Duration::from_secs(1);
+const MAX_CLOCK_LEAD: Duration = Duration::from_secs(1);
 
 /// When the database was within reach.
 #[derive(Debug)]
-pub(super) struct Contact {
+pub(super) struct DatabaseHealth {
     clock: Clock,
-    heard: Mutex<Heard>,
+    state: Mutex<HealthState>,
 }
 
 #[derive(Debug)]
-struct Heard {
+struct HealthState {
     /// Without a break.
-    since: Timestamp,
+    available_since: Timestamp,
     /// When the last answer came.
-    last: Timestamp,
+    last_success: Timestamp,
     /// Up to when all that was changed has been read.
-    read: Timestamp,
+    applied_through: Timestamp,
     /// It was said that our clock is ahead.
-    is_ahead: bool,
+    is_clock_lead_logged: bool,
     /// Why what was asked last got no answer.
-    trouble: Option<String>,
+    read_error: Option<String>,
 }
 
 // === impl Contact ===
 
-impl Contact {
+impl DatabaseHealth {
     /// It begins now.
     pub(super) fn new(clock: Clock) -> Self {
         let now = clock.now();
         Self {
             clock,
-            heard: Mutex::new(Heard {
-                since: now,
-                last: now,
-                read: now,
-                is_ahead: false,
-                trouble: None,
+            state: Mutex::new(HealthState {
+                available_since: now,
+                last_success: now,
+                applied_through: now,
+                is_clock_lead_logged: false,
+                read_error: None,
             }),
         }
     }
@@ -63,23 +63,23 @@ impl Contact {
 
     /// It said what was new when it was asked at that time; tells whether it had
     /// been out of reach.
-    pub(super) fn answered(&self, asked: Timestamp) -> bool {
-        let (mut heard, now) = (self.heard.lock(), self.now());
-        heard.since = heard.since_at(now);
-        heard.last = now;
-        heard.read = asked;
-        heard.trouble.take().is_some()
+    pub(super) fn record_success(&self, requested_at: Timestamp) -> bool {
+        let (mut state, now) = (self.state.lock(), self.now());
+        state.available_since = state.available_since(now);
+        state.last_success = now;
+        state.applied_through = requested_at;
+        state.read_error.take().is_some()
     }
 
     /// Its clock showed `theirs` after it was asked: ours cannot be behind that, and
     /// was ahead if it showed more when we asked.
-    pub(super) fn told_time(&self, asked: Timestamp, theirs: Timestamp) {
-        self.clock.put_forward(theirs);
-        let mut heard = self.heard.lock();
-        let ahead = asked.since(theirs);
-        if AHEAD < ahead && !mem::replace(&mut heard.is_ahead, true) {
+    pub(super) fn observe_server_time(&self, requested_at: Timestamp, server_time: Timestamp) {
+        self.clock.advance_to(server_time);
+        let mut state = self.state.lock();
+        let lead = requested_at.since(server_time);
+        if MAX_CLOCK_LEAD < lead && !mem::replace(&mut state.is_clock_lead_logged, true) {
             warn!(
-                seconds = ahead.as_secs_f64(),
+                seconds = lead.as_secs_f64(),
                 "the clock goes faster here than at the database, so that leases may end early; \
                  restart this server"
             );
@@ -87,39 +87,39 @@ impl Contact {
     }
 
     /// It did not answer, for this reason; tells whether it had until then.
-    pub(super) fn broke(&self, trouble: String) -> bool {
-        self.heard.lock().trouble.replace(trouble).is_none()
+    pub(super) fn record_failure(&self, error: String) -> bool {
+        self.state.lock().read_error.replace(error).is_none()
     }
 
     /// It takes changes again.
-    pub(super) fn begin(&self) {
-        self.heard.lock().since = self.now();
+    pub(super) fn reset_available_since(&self) {
+        self.state.lock().available_since = self.now();
     }
 
     /// Since when there was no break, if there is none now; and up to when all that
     /// was changed has been read.
-    pub(super) fn reach(&self) -> Reach {
-        let heard = self.heard.lock();
-        Reach {
-            since: heard.since_at(self.now()),
-            read: heard.read,
+    pub(super) fn status(&self) -> StorageStatus {
+        let state = self.state.lock();
+        StorageStatus {
+            available_since: state.available_since(self.now()),
+            applied_through: state.applied_through,
         }
     }
 
     /// Why it cannot be read at present.
-    pub(super) fn trouble(&self) -> Option<String> {
-        self.heard.lock().trouble.clone()
+    pub(super) fn read_error(&self) -> Option<String> {
+        self.state.lock().read_error.clone()
     }
 }
 
 // === impl Heard ===
 
-impl Heard {
-    fn since_at(&self, now: Timestamp) -> Timestamp {
-        if self.trouble.is_some() || BREAK < now.since(self.last) {
+impl HealthState {
+    fn available_since(&self, now: Timestamp) -> Timestamp {
+        if self.read_error.is_some() || MAX_SILENCE < now.since(self.last_success) {
             now
         } else {
-            self.since
+            self.available_since
         }
     }
 }
@@ -133,36 +133,36 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_after_none_begins_anew_and_one_after_another_does_not() {
+    async fn first_success_after_failure_resets_available_since() {
         let clock = Clock::system();
-        let contact = Contact::new(clock);
-        let begun = clock.now();
+        let health = DatabaseHealth::new(clock);
+        let started = clock.now();
         for _ in 0..10 {
             advance(SECOND).await;
-            assert!(!contact.answered(clock.now()));
+            assert!(!health.record_success(clock.now()));
         }
-        assert_eq!(contact.reach().since, begun);
-        assert!(contact.broke("gone".to_owned()));
+        assert_eq!(health.status().available_since, started);
+        assert!(health.record_failure("gone".to_owned()));
         advance(SECOND).await;
-        assert!(!contact.broke("still gone".to_owned()));
-        assert_eq!(contact.reach().since, clock.now(), "it is not over");
-        assert_eq!(contact.trouble().as_deref(), Some("still gone"));
-        assert!(contact.answered(clock.now()));
-        assert_eq!(contact.trouble(), None);
-        let again = clock.now();
+        assert!(!health.record_failure("still gone".to_owned()));
+        assert_eq!(health.status().available_since, clock.now(), "it is not over");
+        assert_eq!(health.read_error().as_deref(), Some("still gone"));
+        assert!(health.record_success(clock.now()));
+        assert_eq!(health.read_error(), None);
+        let recovered_at = clock.now();
         advance(SECOND).await;
-        assert!(!contact.answered(again));
-        assert_eq!(contact.reach().since, again);
-        assert_eq!(contact.reach().read, again);
+        assert!(!health.record_success(recovered_at));
+        assert_eq!(health.status().available_since, recovered_at);
+        assert_eq!(health.status().applied_through, recovered_at);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn silence_is_a_break_though_nothing_failed() {
+    async fn silence_without_failure_resets_available_since() {
         let clock = Clock::system();
-        let contact = Contact::new(clock);
-        advance(2 * BREAK).await;
-        assert_eq!(contact.reach().since, clock.now());
-        contact.answered(clock.now());
-        assert_eq!(contact.reach().since, clock.now());
+        let health = DatabaseHealth::new(clock);
+        advance(2 * MAX_SILENCE).await;
+        assert_eq!(health.status().available_since, clock.now());
+        health.record_success(clock.now());
+        assert_eq!(health.status().available_since, clock.now());
     }
 }

@@ -13,43 +13,43 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::{debug, info};
 
 use super::{
-    hosts::each,
-    link::{refused, silent},
-    tls::{Tls, is_of_tls},
-    url::take_tls,
+    hosts::single_host_configs,
+    link::{database_error, timeout_error},
+    tls::{TlsConfig, is_tls_error},
+    url::split_tls_params,
 };
-use crate::journal::journal::JournalError;
+use crate::journal::journal::StorageError;
 
 /// A connection, which must be polled, and who asks on it.
-pub(super) type Connecting = (
+pub(super) type RawConnection = (
     Client,
     Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>,
 );
 
 /// How long it may take to connect to one address, unless the URL says it; and one host
 /// has twice as long until it has let us in.
-const CONNECT: Duration = Duration::from_secs(3);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Which database, and how it is reached.
 #[derive(Clone)]
-pub(super) struct Database {
+pub(super) struct Connector {
     config: Config,
-    tls: Tls,
+    tls: TlsConfig,
 }
 
 // === impl Database ===
 
-impl Database {
+impl Connector {
     /// # Errors
     /// A URL that makes no sense, or names files that cannot be used.
-    pub(super) fn new(url: &str) -> Result<Self, JournalError> {
-        let (url, parameters) = take_tls(url);
-        let tls = Tls::new(parameters)?;
-        let mut config: Config = url.parse().map_err(refused)?;
+    pub(super) fn new(url: &str) -> Result<Self, StorageError> {
+        let (url, params) = split_tls_params(url);
+        let tls = TlsConfig::new(params)?;
+        let mut config: Config = url.parse().map_err(database_error)?;
         config.application_name("longrunning").ssl_mode(tls.mode);
         // For each address, of which the next one may answer.
         if config.get_connect_timeout().is_none() {
-            config.connect_timeout(CONNECT);
+            config.connect_timeout(CONNECT_TIMEOUT);
         }
         // Without a name, the certificate must be for the address.
         if config.get_hosts().is_empty() {
@@ -62,57 +62,57 @@ impl Database {
         if !config.get_hosts().iter().any(is_tcp) {
             config.ssl_mode(SslMode::Disable);
         }
-        let database = Self { config, tls };
+        let connector = Self { config, tls };
         // Files that cannot be used are noticed now, and not by the connection that
         // listens later.
-        database.connector()?;
-        Ok(database)
+        connector.tls_connector()?;
+        Ok(connector)
     }
 
     /// A new connection, to the first host that lets us in.
-    pub(super) async fn connect(&self) -> Result<Connecting, JournalError> {
-        let limit = 2 * self
+    pub(super) async fn connect(&self) -> Result<RawConnection, StorageError> {
+        let host_timeout = 2 * self
             .config
             .get_connect_timeout()
-            .map_or(CONNECT, |one| *one);
-        let mut last = JournalError("the URL names no host".to_owned());
-        for host in each(&self.config) {
-            match timeout(limit, Box::pin(self.connect_to(&host))).await {
-                Ok(Ok(connecting)) => return Ok(connecting),
-                Ok(Err(error)) => last = error,
-                Err(_) => last = silent(limit),
+            .map_or(CONNECT_TIMEOUT, |one| *one);
+        let mut last_error = StorageError("the URL names no host".to_owned());
+        for host in single_host_configs(&self.config) {
+            match timeout(host_timeout, Box::pin(self.connect_to(&host))).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(error)) => last_error = error,
+                Err(_) => last_error = timeout_error(host_timeout),
             }
         }
-        Err(last)
+        Err(last_error)
     }
 
-    async fn connect_to(&self, host: &Config) -> Result<Connecting, JournalError> {
-        let connector = self.connector()?;
-        let first = match host.connect(connector.clone()).await {
-            Ok(connecting) => return Ok(connecting),
-            Err(error) if !self.may_go_without(&error) => return Err(self.tls.refused(error)),
-            Err(error) => self.tls.refused(error),
+    async fn connect_to(&self, host: &Config) -> Result<RawConnection, StorageError> {
+        let tls_connector = self.tls_connector()?;
+        let first_error = match host.connect(tls_connector.clone()).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) if !self.should_retry_plaintext(&error) => return Err(self.tls.connect_error(error)),
+            Err(error) => self.tls.connect_error(error),
         };
-        let mut without = host.clone();
-        without.ssl_mode(SslMode::Disable);
-        match without.connect(connector).await {
-            Ok(connecting) => {
-                info!(reason = %first, "a connection to the database goes without TLS");
-                Ok(connecting)
+        let mut plaintext = host.clone();
+        plaintext.ssl_mode(SslMode::Disable);
+        match plaintext.connect(tls_connector).await {
+            Ok(connection) => {
+                info!(reason = %first_error, "a connection to the database goes without TLS");
+                Ok(connection)
             }
-            Err(second) => {
-                let second = refused(second);
-                Err(JournalError(format!("{first}; and without TLS: {second}")))
+            Err(second_error) => {
+                let second_error = database_error(second_error);
+                Err(StorageError(format!("{first_error}; and without TLS: {second_error}")))
             }
         }
     }
 
     /// Asks the server to leave what a connection has asked for last.
     pub(super) async fn cancel(&self, client: &Client) {
-        if let Ok(connector) = self.connector() {
+        if let Ok(connector) = self.tls_connector() {
             let token = client.cancel_token();
-            let asked = token.cancel_query(connector);
-            if let Ok(Err(error)) = timeout(CONNECT, asked).await {
+            let request = token.cancel_query(connector);
+            if let Ok(Err(error)) = timeout(CONNECT_TIMEOUT, request).await {
                 debug!(%error, "a question to the database cannot be taken back");
             }
         }
@@ -120,24 +120,24 @@ impl Database {
 
     /// `prefer` tries it once more without TLS, as libpq does: if there can be none, or
     /// the server lets nobody in who comes with it.
-    fn may_go_without(&self, error: &tokio_postgres::Error) -> bool {
-        let is_refused = error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
+    fn should_retry_plaintext(&self, error: &tokio_postgres::Error) -> bool {
+        let is_rejected = error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
         self.config.get_ssl_mode() == SslMode::Prefer
-            && !self.is_direct()
-            && (is_refused || is_of_tls(error))
+            && !self.is_direct_tls()
+            && (is_rejected || is_tls_error(error))
     }
 
-    fn connector(&self) -> Result<MakeRustlsConnect, JournalError> {
-        self.tls.connector(self.is_direct())
+    fn tls_connector(&self) -> Result<MakeRustlsConnect, StorageError> {
+        self.tls.connector(self.is_direct_tls())
     }
 
     /// TLS begins at once, and by the name of a protocol.
-    fn is_direct(&self) -> bool {
+    fn is_direct_tls(&self) -> bool {
         self.config.get_ssl_negotiation() == SslNegotiation::Direct
     }
 }
 
-impl fmt::Debug for Database {
+impl fmt::Debug for Connector {
     /// Without the configuration, which has a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Database({:?})", self.tls)

@@ -9,76 +9,76 @@ use uuid::Uuid;
 
 /// The same configuration for each of its hosts, in the order in which they are to be
 /// tried; itself alone if it names none, or not as many addresses or ports.
-pub(super) fn each(config: &Config) -> Vec<Config> {
+pub(super) fn single_host_configs(config: &Config) -> Vec<Config> {
     let (hosts, addresses, ports) = (
         config.get_hosts(),
         config.get_hostaddrs(),
         config.get_ports(),
     );
-    let fits = |count: usize, others: usize| others <= 1 || others == count;
+    let is_matching = |count: usize, other: usize| other <= 1 || other == count;
     let is_paired = addresses.is_empty() || addresses.len() == hosts.len();
-    if !is_paired || !fits(hosts.len(), ports.len()) || hosts.is_empty() {
+    if !is_paired || !is_matching(hosts.len(), ports.len()) || hosts.is_empty() {
         return vec![config.clone()];
     }
-    let alone = |(at, host): (usize, &Host)| {
-        let mut alone = of_no_host(config);
+    let single_host = |(index, host): (usize, &Host)| {
+        let mut single = without_hosts(config);
         match host {
-            Host::Tcp(name) => alone.host(name),
-            Host::Unix(path) => alone.host_path(path),
+            Host::Tcp(name) => single.host(name),
+            Host::Unix(path) => single.host_path(path),
         };
-        if let Some(address) = addresses.get(at) {
-            alone.hostaddr(*address);
+        if let Some(address) = addresses.get(index) {
+            single.hostaddr(*address);
         }
-        if let Some(port) = ports.get(at).or(ports.first()) {
-            alone.port(*port);
+        if let Some(port) = ports.get(index).or(ports.first()) {
+            single.port(*port);
         }
-        alone
+        single
     };
-    let mut all: Vec<Config> = hosts.iter().enumerate().map(alone).collect();
+    let mut configs: Vec<Config> = hosts.iter().enumerate().map(single_host).collect();
     if config.get_load_balance_hosts() == LoadBalanceHosts::Random {
-        all.sort_by_cached_key(|_| Uuid::new_v4());
+        configs.sort_by_cached_key(|_| Uuid::new_v4());
     }
-    all
+    configs
 }
 
 /// All but hosts, addresses and ports, which a configuration cannot be rid of.
-fn of_no_host(config: &Config) -> Config {
-    let mut rest = Config::new();
+fn without_hosts(config: &Config) -> Config {
+    let mut common = Config::new();
     if let Some(user) = config.get_user() {
-        rest.user(user);
+        common.user(user);
     }
     if let Some(password) = config.get_password() {
-        rest.password(password);
+        common.password(password);
     }
     if let Some(name) = config.get_dbname() {
-        rest.dbname(name);
+        common.dbname(name);
     }
     if let Some(options) = config.get_options() {
-        rest.options(options);
+        common.options(options);
     }
     if let Some(name) = config.get_application_name() {
-        rest.application_name(name);
+        common.application_name(name);
     }
     if let Some(timeout) = config.get_connect_timeout() {
-        rest.connect_timeout(*timeout);
+        common.connect_timeout(*timeout);
     }
     if let Some(timeout) = config.get_tcp_user_timeout() {
-        rest.tcp_user_timeout(*timeout);
+        common.tcp_user_timeout(*timeout);
     }
     if let Some(interval) = config.get_keepalives_interval() {
-        rest.keepalives_interval(interval);
+        common.keepalives_interval(interval);
     }
     if let Some(retries) = config.get_keepalives_retries() {
-        rest.keepalives_retries(retries);
+        common.keepalives_retries(retries);
     }
-    rest.ssl_mode(config.get_ssl_mode())
+    common.ssl_mode(config.get_ssl_mode())
         .ssl_negotiation(config.get_ssl_negotiation())
         .keepalives(config.get_keepalives())
         .keepalives_idle(config.get_keepalives_idle())
         .target_session_attrs(config.get_target_session_attrs())
         .channel_binding(config.get_channel_binding())
         .load_balance_hosts(config.get_load_balance_hosts());
-    rest
+    common
 }
 
 #[cfg(test)]
@@ -90,43 +90,43 @@ mod tests {
     }
 
     #[test]
-    fn each_host_has_its_port_and_address_and_all_that_is_common() {
+    fn each_host_keeps_its_port_address_and_common_options() {
         let common = "user=u password=p dbname=d options=-cx=y application_name=a \
                       sslmode=require sslnegotiation=direct connect_timeout=2 tcp_user_timeout=3 \
                       keepalives=0 keepalives_idle=4 keepalives_interval=5 keepalives_retries=6 \
                       target_session_attrs=read-write channel_binding=require";
-        let one = |rest: &str| config(&format!("{common} {rest}"));
+        let with_common = |rest: &str| config(&format!("{common} {rest}"));
         assert_eq!(
-            each(&one("host=a,/b hostaddr=10.0.0.1,10.0.0.2 port=1,2")),
+            single_host_configs(&with_common("host=a,/b hostaddr=10.0.0.1,10.0.0.2 port=1,2")),
             [
-                one("host=a hostaddr=10.0.0.1 port=1"),
-                one("host=/b hostaddr=10.0.0.2 port=2")
+                with_common("host=a hostaddr=10.0.0.1 port=1"),
+                with_common("host=/b hostaddr=10.0.0.2 port=2")
             ]
         );
         assert_eq!(
-            each(&one("host=a,b port=7")),
-            [one("host=a port=7"), one("host=b port=7")]
+            single_host_configs(&with_common("host=a,b port=7")),
+            [with_common("host=a port=7"), with_common("host=b port=7")]
         );
-        assert_eq!(each(&one("host=a,b")), [one("host=a"), one("host=b")]);
+        assert_eq!(single_host_configs(&with_common("host=a,b")), [with_common("host=a"), with_common("host=b")]);
     }
 
     #[test]
-    fn what_does_not_fit_is_left_for_the_library_to_refuse() {
+    fn mismatched_host_lists_are_passed_through_unchanged() {
         for text in [
             "user=u",
             "host=a,b port=1,2,3",
             "host=a,b hostaddr=10.0.0.1",
         ] {
-            assert_eq!(each(&config(text)), [config(text)]);
+            assert_eq!(single_host_configs(&config(text)), [config(text)]);
         }
     }
 
     #[test]
-    fn hosts_that_share_a_load_are_tried_in_any_order() {
+    fn random_load_balancing_shuffles_hosts() {
         let config = config("host=a,b,c load_balance_hosts=random");
-        let firsts: std::collections::BTreeSet<String> = (0..200)
-            .map(|_| format!("{:?}", each(&config)[0].get_hosts()))
+        let first_hosts: std::collections::BTreeSet<String> = (0..200)
+            .map(|_| format!("{:?}", single_host_configs(&config)[0].get_hosts()))
             .collect();
-        assert_eq!(firsts.len(), 3);
+        assert_eq!(first_hosts.len(), 3);
     }
 }

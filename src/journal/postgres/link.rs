@@ -11,103 +11,103 @@ use tokio_postgres::{AsyncMessage, Client};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::database::Database;
-use crate::{journal::journal::JournalError, tasks::Tasks};
+use super::database::Connector;
+use crate::{journal::journal::StorageError, tasks::Tasks};
 
 /// How long an answer may take. A database that is cut off says nothing, and
 /// whoever waits for it would wait for as long as TCP does.
-pub(super) const ANSWER: Duration = Duration::from_secs(15);
+pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long nobody tries again after a connection could not be made.
-const PAUSE: Duration = Duration::from_millis(250);
+const RECONNECT_DELAY: Duration = Duration::from_millis(250);
 
 /// A connection.
-pub(super) struct Link {
-    database: Database,
-    current: Mutex<Current>,
+pub(super) struct Connection {
+    connector: Connector,
+    slot: Mutex<ConnectionSlot>,
     /// Called with the payload of each notification.
-    heard: Option<Heard>,
+    on_notification: Option<NotificationHandler>,
     tasks: Tasks,
 }
 
-type Heard = Arc<dyn Fn(&str) + Send + Sync>;
+type NotificationHandler = Arc<dyn Fn(&str) + Send + Sync>;
 
 #[derive(Default)]
-struct Current {
-    connected: Option<Connected>,
+struct ConnectionSlot {
+    live: Option<LiveConnection>,
     /// When the last one could not be made, and why.
-    refused: Option<(Instant, JournalError)>,
+    last_failure: Option<(Instant, StorageError)>,
 }
 
 /// A connection that was made.
 #[derive(Clone)]
-pub(super) struct Connected {
+pub(super) struct LiveConnection {
     pub(super) client: Arc<Client>,
     /// Cancelled when the connection is lost.
-    pub(super) lost: CancellationToken,
+    pub(super) closed: CancellationToken,
 }
 
 // === impl Link ===
 
-impl Link {
-    pub(super) fn new(database: &Database) -> Self {
+impl Connection {
+    pub(super) fn new(connector: &Connector) -> Self {
         Self {
-            database: database.clone(),
-            current: Mutex::default(),
-            heard: None,
+            connector: connector.clone(),
+            slot: Mutex::default(),
+            on_notification: None,
             tasks: Tasks::default(),
         }
     }
 
     /// The same link, on which notifications are heard.
-    pub(super) fn hearing(self, heard: impl Fn(&str) + Send + Sync + 'static) -> Self {
+    pub(super) fn on_notification(self, handler: impl Fn(&str) + Send + Sync + 'static) -> Self {
         Self {
-            heard: Some(Arc::new(heard)),
+            on_notification: Some(Arc::new(handler)),
             ..self
         }
     }
 
     /// The connection; a new one if the last is lost.
-    pub(super) async fn client(&self) -> Result<Arc<Client>, JournalError> {
-        Ok(self.connected().await?.client)
+    pub(super) async fn acquire_client(&self) -> Result<Arc<Client>, StorageError> {
+        Ok(self.acquire().await?.client)
     }
 
-    pub(super) async fn connected(&self) -> Result<Connected, JournalError> {
-        let mut current = self.current.lock().await;
-        let last = current.connected.as_ref();
-        if let Some(connected) = last.filter(|last| !last.client.is_closed()) {
-            return Ok(connected.clone());
+    pub(super) async fn acquire(&self) -> Result<LiveConnection, StorageError> {
+        let mut slot = self.slot.lock().await;
+        let last = slot.live.as_ref();
+        if let Some(live) = last.filter(|last| !last.client.is_closed()) {
+            return Ok(live.clone());
         }
         // Those who waited while it was tried need not each try it again.
-        if let Some((at, error)) = &current.refused
-            && at.elapsed() < PAUSE
+        if let Some((failed_at, error)) = &slot.last_failure
+            && failed_at.elapsed() < RECONNECT_DELAY
         {
             return Err(error.clone());
         }
-        let connected = self.connect().await;
-        match &connected {
-            Ok(connected) => current.connected = Some(connected.clone()),
-            Err(error) => current.refused = Some((Instant::now(), error.clone())),
+        let result = self.connect().await;
+        match &result {
+            Ok(live) => slot.live = Some(live.clone()),
+            Err(error) => slot.last_failure = Some((Instant::now(), error.clone())),
         }
-        connected
+        result
     }
 
-    async fn connect(&self) -> Result<Connected, JournalError> {
-        let (client, mut connection) = self.database.connect().await?;
-        let heard = self.heard.clone();
-        let connected = Connected {
+    async fn connect(&self) -> Result<LiveConnection, StorageError> {
+        let (client, mut connection) = self.connector.connect().await?;
+        let handler = self.on_notification.clone();
+        let live = LiveConnection {
             client: Arc::new(client),
-            lost: CancellationToken::new(),
+            closed: CancellationToken::new(),
         };
-        let is_over = connected.lost.clone().drop_guard();
+        let closed_guard = live.closed.clone().drop_guard();
         // It ends with its client.
         self.tasks.spawn("postgres connection", async move {
-            let _is_over = is_over;
+            let _closed_guard = closed_guard;
             loop {
                 match poll_fn(|context| connection.poll_message(context)).await {
                     Some(Ok(AsyncMessage::Notification(notification))) => {
-                        if let Some(heard) = &heard {
-                            heard(notification.payload());
+                        if let Some(handler) = &handler {
+                            handler(notification.payload());
                         }
                     }
                     Some(Ok(_)) => {}
@@ -118,51 +118,51 @@ impl Link {
                 }
             }
         });
-        Ok(connected)
+        Ok(live)
     }
 
     /// What `ask` gets from the connection. One that does not answer in time is
     /// given up.
-    pub(super) async fn ask<T>(
+    pub(super) async fn with_client<T>(
         &self,
-        ask: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
-    ) -> Result<T, JournalError> {
-        let client = self.client().await?;
-        match timeout(ANSWER, ask(&client)).await {
-            Ok(answer) => answer.map_err(refused),
+        query: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, StorageError> {
+        let client = self.acquire_client().await?;
+        match timeout(QUERY_TIMEOUT, query(&client)).await {
+            Ok(result) => result.map_err(database_error),
             Err(_) => {
-                self.give_up(&client).await;
+                self.discard(&client).await;
                 // The database may still be at it, and would be at the next one as well.
-                let (database, client) = (self.database.clone(), client);
-                let cancel = async move { database.cancel(&client).await };
+                let (connector, client) = (self.connector.clone(), client);
+                let cancel = async move { connector.cancel(&client).await };
                 self.tasks.spawn("postgres cancel", cancel);
-                Err(silent(ANSWER))
+                Err(timeout_error(QUERY_TIMEOUT))
             }
         }
     }
 
     /// Lets go of a connection, so that the next question makes a new one.
-    async fn give_up(&self, client: &Arc<Client>) {
-        let mut current = self.current.lock().await;
-        let connected = &mut current.connected;
-        connected.take_if(|connected| Arc::ptr_eq(&connected.client, client));
+    async fn discard(&self, client: &Arc<Client>) {
+        let mut slot = self.slot.lock().await;
+        let live = &mut slot.live;
+        live.take_if(|connected| Arc::ptr_eq(&connected.client, client));
     }
 
     /// Makes a new connection for the next question, whatever became of the last.
-    pub(super) async fn renew(&self) {
-        *self.current.lock().await = Current::default();
+    pub(super) async fn reset(&self) {
+        *self.slot.lock().await = ConnectionSlot::default();
     }
 }
 
-impl fmt::Debug for Link {
+impl fmt::Debug for Connection {
     /// Without the configuration, which has a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Link")
     }
 }
 
-pub(super) fn silent(limit: Duration) -> JournalError {
-    JournalError(format!(
+pub(super) fn timeout_error(limit: Duration) -> StorageError {
+    StorageError(format!(
         "the database does not answer within {} s",
         limit.as_secs()
     ))
@@ -170,13 +170,13 @@ pub(super) fn silent(limit: Duration) -> JournalError {
 
 /// What the database said, as a sentence for people.
 #[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
-pub(super) fn refused(error: tokio_postgres::Error) -> JournalError {
+pub(super) fn database_error(error: tokio_postgres::Error) -> StorageError {
     let cause = std::error::Error::source(&error);
-    JournalError(match (error.as_db_error(), cause) {
-        (Some(said), _) => format!(
+    StorageError(match (error.as_db_error(), cause) {
+        (Some(db_error), _) => format!(
             "the database says: {} ({})",
-            said.message(),
-            said.code().code()
+            db_error.message(),
+            db_error.code().code()
         ),
         (None, Some(cause)) => format!("the database cannot be used: {error}: {cause}"),
         (None, None) => format!("the database cannot be used: {error}"),

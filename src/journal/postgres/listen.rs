@@ -19,108 +19,108 @@ use tokio::{
 use tokio_postgres::types::ToSql;
 use tracing::{debug, info, warn};
 
-use super::{database::Database, link::Link, row::TEXT, sql::Sql};
-use crate::journal::journal::JournalError;
+use super::{database::Connector, link::Connection, row::TEXT, sql::Statements};
+use crate::journal::journal::StorageError;
 
 /// The least time between two hints: they take turns at one lock of the database.
-const BETWEEN: Duration = Duration::from_millis(5);
+const MIN_NOTIFY_INTERVAL: Duration = Duration::from_millis(5);
 /// How long the hint may take that shows whether hints arrive.
-const TRIAL: Duration = Duration::from_secs(2);
+const ECHO_TIMEOUT: Duration = Duration::from_secs(2);
 /// The pause before it is tried again after an error.
-const PAUSE: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Gives hints and hears those of others.
 #[derive(Debug)]
-pub(super) struct Hints {
-    pub(super) ear: Link,
+pub(super) struct Notifier {
+    pub(super) listener: Connection,
     /// Somebody has changed something.
-    pub(super) heard: Arc<Notify>,
+    pub(super) wakeup: Arc<Notify>,
     /// What was said to ourselves was heard.
-    returned: Arc<Notify>,
+    echo_received: Arc<Notify>,
     /// Hints arrive, as far as we know.
-    arrive: AtomicBool,
+    is_delivering: AtomicBool,
     /// We have changed something.
-    changed: Notify,
+    local_change: Notify,
     /// What we sign with.
-    us: String,
+    instance_id: String,
 }
 
 // === impl Hints ===
 
-impl Hints {
+impl Notifier {
     /// Hints that are heard on a connection of its own.
-    pub(super) fn new(database: &Database) -> Self {
-        let us = uuid::Uuid::new_v4().to_string();
-        let (heard, returned) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-        let hear = {
-            let (us, heard, returned) = (us.clone(), heard.clone(), returned.clone());
-            move |said: &str| {
-                if said != us {
-                    heard.notify_one();
+    pub(super) fn new(connector: &Connector) -> Self {
+        let instance_id = uuid::Uuid::new_v4().to_string();
+        let (wakeup, echo_received) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let on_notification = {
+            let (instance_id, wakeup, echo_received) = (instance_id.clone(), wakeup.clone(), echo_received.clone());
+            move |payload: &str| {
+                if payload != instance_id {
+                    wakeup.notify_one();
                 } else {
-                    returned.notify_one();
+                    echo_received.notify_one();
                 }
             }
         };
         Self {
-            ear: Link::new(database).hearing(hear),
-            heard,
-            returned,
-            arrive: AtomicBool::new(false),
-            changed: Notify::new(),
-            us,
+            listener: Connection::new(connector).on_notification(on_notification),
+            wakeup,
+            echo_received,
+            is_delivering: AtomicBool::new(false),
+            local_change: Notify::new(),
+            instance_id,
         }
     }
 
     /// We have changed something.
-    pub(super) fn tell(&self) {
-        self.changed.notify_one();
+    pub(super) fn mark_changed(&self) {
+        self.local_change.notify_one();
     }
 
     /// Whether hints were seen to arrive.
-    pub(super) fn arrive(&self) -> bool {
-        self.arrive.load(Ordering::Relaxed)
+    pub(super) fn is_delivering(&self) -> bool {
+        self.is_delivering.load(Ordering::Relaxed)
     }
 
     /// Gives others hints, one for all changes of a short time.
-    pub(super) async fn give(&self, mouth: &Link, sql: &Sql) {
+    pub(super) async fn run_sender(&self, sender: &Connection, statements: &Statements) {
         loop {
-            self.changed.notified().await;
-            match self.say(mouth, sql).await {
-                Ok(()) => sleep(BETWEEN).await,
+            self.local_change.notified().await;
+            match self.send_notify(sender, statements).await {
+                Ok(()) => sleep(MIN_NOTIFY_INTERVAL).await,
                 // Without a hint, it is read a little later.
                 Err(error) => {
                     debug!(%error, "cannot tell other servers of changes");
-                    sleep(PAUSE).await;
+                    sleep(RETRY_DELAY).await;
                 }
             }
         }
     }
 
     /// Listens, and looks at each new connection whether hints arrive there.
-    pub(super) async fn listen(&self, mouth: &Link, sql: &Sql) {
+    pub(super) async fn run_listener(&self, sender: &Connection, statements: &Statements) {
         loop {
-            if let Err(error) = self.listen_once(mouth, sql).await {
+            if let Err(error) = self.listen_once(sender, statements).await {
                 debug!(%error, "cannot listen for the changes of other servers");
             }
-            self.arrive.store(false, Ordering::Relaxed);
-            sleep(PAUSE).await;
+            self.is_delivering.store(false, Ordering::Relaxed);
+            sleep(RETRY_DELAY).await;
         }
     }
 
-    async fn listen_once(&self, mouth: &Link, sql: &Sql) -> Result<(), JournalError> {
+    async fn listen_once(&self, sender: &Connection, statements: &Statements) -> Result<(), StorageError> {
         // First, so that a connection that is made anew meanwhile does not pass for the
         // one that listens.
-        let lost = self.ear.connected().await?.lost;
-        self.ear
-            .ask(async |client| client.batch_execute(&sql.listen).await)
+        let closed = self.listener.acquire().await?.closed;
+        self.listener
+            .with_client(async |client| client.batch_execute(&statements.listen).await)
             .await?;
         // There may have been hints that nobody heard.
-        self.heard.notify_one();
-        self.say(mouth, sql).await?;
-        let is_heard = timeout(TRIAL, self.returned.notified()).await.is_ok();
-        self.arrive.store(is_heard, Ordering::Relaxed);
-        if is_heard {
+        self.wakeup.notify_one();
+        self.send_notify(sender, statements).await?;
+        let is_delivered = timeout(ECHO_TIMEOUT, self.echo_received.notified()).await.is_ok();
+        self.is_delivering.store(is_delivered, Ordering::Relaxed);
+        if is_delivered {
             info!("hears at once what other servers change");
         } else {
             warn!(
@@ -131,9 +131,9 @@ impl Hints {
         }
         loop {
             select! {
-                () = lost.cancelled() => return Ok(()),
-                () = self.returned.notified() => {
-                    if !self.arrive.swap(true, Ordering::Relaxed) {
+                () = closed.cancelled() => return Ok(()),
+                () = self.echo_received.notified() => {
+                    if !self.is_delivering.swap(true, Ordering::Relaxed) {
                         info!("notifications of PostgreSQL arrive after all");
                     }
                 }
@@ -141,10 +141,10 @@ impl Hints {
         }
     }
 
-    async fn say(&self, mouth: &Link, sql: &Sql) -> Result<(), JournalError> {
-        let parameters = [(&self.us as &(dyn ToSql + Sync), TEXT)];
-        mouth
-            .ask(async |client| client.execute_typed(&sql.notify, &parameters).await)
+    async fn send_notify(&self, sender: &Connection, statements: &Statements) -> Result<(), StorageError> {
+        let parameters = [(&self.instance_id as &(dyn ToSql + Sync), TEXT)];
+        sender
+            .with_client(async |client| client.execute_typed(&statements.notify, &parameters).await)
             .await?;
         Ok(())
     }

@@ -22,269 +22,269 @@ use tokio_postgres::{
 use tracing::{info, warn};
 
 use super::{
-    contact::Contact,
-    database::Database,
-    link::{ANSWER, Link, refused, silent},
-    listen::Hints,
-    row::{Reader, TEXT},
-    sql::Sql,
+    contact::DatabaseHealth,
+    database::Connector,
+    link::{QUERY_TIMEOUT, Connection, database_error, timeout_error},
+    listen::Notifier,
+    row::{RowDecoder, TEXT},
+    sql::Statements,
 };
 use crate::{
     clock::Timestamp,
-    journal::journal::{Apply, JournalError, News as Changes},
+    journal::journal::{ChangeSink, StorageError, Change as Changes},
     operation::operation::Operation,
 };
 
 /// How often it is read without a hint: if hints arrive, and if they do not.
-const POLL: Duration = Duration::from_secs(1);
-const POLL_ALONE: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+const POLL_INTERVAL_WITHOUT_NOTIFY: Duration = Duration::from_millis(100);
 /// How many operations are read and taken in at once.
-const AT_ONCE: usize = 1000;
+const BATCH_ROWS: usize = 1000;
 /// The pause before it is tried again after an error.
-const PAUSE: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Reads what became of operations.
 #[derive(Debug)]
-pub(super) struct News {
-    pub(super) link: Link,
+pub(super) struct ChangeFeed {
+    pub(super) connection: Connection,
     /// Up to where it was read, as PostgreSQL writes a snapshot, and when the
     /// server began from which it was read.
-    read: Mutex<Place>,
+    position: Mutex<FeedPosition>,
     /// How many asked for what is new.
-    asked: AtomicU64,
-    given: watch::Sender<Given>,
+    sync_requests: AtomicU64,
+    sync_progress: watch::Sender<SyncProgress>,
 }
 
 /// Everything that a view shows, as it comes.
-pub(super) struct Everything {
+pub(super) struct SnapshotStream {
     rows: Pin<Box<Fuse<RowStream>>>,
-    reader: Reader,
+    decoder: RowDecoder,
     /// Answers as long as somebody has it.
     _client: Arc<Client>,
 }
 
 /// Nobody reads any more when it is dropped.
-struct End<'a>(&'a watch::Sender<Given>);
+struct CloseGuard<'a>(&'a watch::Sender<SyncProgress>);
 
 /// To how many of those who asked for what is new it was given, or why the last could
 /// not have it.
-type Given = (u64, Result<(), JournalError>);
+type SyncProgress = (u64, Result<(), StorageError>);
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Place {
+struct FeedPosition {
     snapshot: String,
-    began: String,
+    server_started: String,
 }
 
 // === impl News ===
 
-impl News {
-    pub(super) fn new(database: &Database) -> Self {
+impl ChangeFeed {
+    pub(super) fn new(connector: &Connector) -> Self {
         Self {
-            link: Link::new(database),
-            read: Mutex::default(),
-            asked: AtomicU64::new(0),
-            given: watch::Sender::new((0, Ok(()))),
+            connection: Connection::new(connector),
+            position: Mutex::default(),
+            sync_requests: AtomicU64::new(0),
+            sync_progress: watch::Sender::new((0, Ok(()))),
         }
     }
 
     /// Begins before everything that is read from now on.
-    async fn begin(&self) -> Result<(), JournalError> {
-        let now = "SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::text";
+    async fn record_position(&self) -> Result<(), StorageError> {
+        let statement = "SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::text";
         let row = self
-            .link
-            .ask(async |client| client.query_typed_one(now, &[]).await)
+            .connection
+            .with_client(async |client| client.query_typed_one(statement, &[]).await)
             .await?;
-        *self.read.lock() = Place::of(&row);
+        *self.position.lock() = FeedPosition::from_row(&row);
         Ok(())
     }
 
     /// Returns when everything is taken in that was there before this call. Those
     /// who ask while it is read share the next look.
-    pub(super) async fn catch_up(&self, hints: &Hints) -> Result<(), JournalError> {
-        let mut given = self.given.subscribe();
-        let us = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
-        hints.heard.notify_one();
-        match given.wait_for(|(count, _)| us <= *count).await {
-            Ok(given) => given.1.clone(),
-            Err(_) => Err(JournalError("the journal is closed".to_owned())),
+    pub(super) async fn sync(&self, notifier: &Notifier) -> Result<(), StorageError> {
+        let mut progress = self.sync_progress.subscribe();
+        let request = self.sync_requests.fetch_add(1, Ordering::AcqRel) + 1;
+        notifier.wakeup.notify_one();
+        match progress.wait_for(|(served, _)| request <= *served).await {
+            Ok(progress) => progress.1.clone(),
+            Err(_) => Err(StorageError("the journal is closed".to_owned())),
         }
     }
 
     /// Begins to read everything that a view shows.
-    pub(super) async fn everything(
+    pub(super) async fn open_snapshot(
         &self,
-        sql: &Sql,
-        view_limit: Option<i64>,
-    ) -> Result<Everything, JournalError> {
-        self.begin().await?;
-        let client = self.link.client().await?;
-        let parameters = [(&view_limit as &(dyn ToSql + Sync), Type::INT8)];
-        let rows = within(client.query_typed_raw(&sql.replay, parameters)).await?;
-        Ok(Everything {
-            rows: Box::pin(rows.map_err(refused)?.fuse()),
-            reader: Reader::default(),
+        statements: &Statements,
+        cache_limit: Option<i64>,
+    ) -> Result<SnapshotStream, StorageError> {
+        self.record_position().await?;
+        let client = self.connection.acquire_client().await?;
+        let parameters = [(&cache_limit as &(dyn ToSql + Sync), Type::INT8)];
+        let rows = with_timeout(client.query_typed_raw(&statements.load, parameters)).await?;
+        Ok(SnapshotStream {
+            rows: Box::pin(rows.map_err(database_error)?.fuse()),
+            decoder: RowDecoder::default(),
             _client: client,
         })
     }
 
     /// Reads on and on.
-    pub(super) async fn follow(
+    pub(super) async fn run(
         &self,
-        hints: &Hints,
-        sql: &Sql,
-        view_limit: Option<i64>,
-        contact: &Contact,
-        apply: Apply,
+        notifier: &Notifier,
+        statements: &Statements,
+        cache_limit: Option<i64>,
+        health: &DatabaseHealth,
+        sink: ChangeSink,
     ) {
-        let _end = End(&self.given);
+        let _guard = CloseGuard(&self.sync_progress);
         loop {
-            let (asked, asked_at) = (self.asked.load(Ordering::Acquire), contact.now());
-            let pause = match self.read(sql, view_limit, contact, &apply).await {
+            let (requests, requested_at) = (self.sync_requests.load(Ordering::Acquire), health.now());
+            let delay = match self.poll(statements, cache_limit, health, &sink).await {
                 Ok(()) => {
-                    if contact.answered(asked_at) {
+                    if health.record_success(requested_at) {
                         info!("reads again what other servers do");
                     }
-                    drop(self.given.send_replace((asked, Ok(()))));
-                    if hints.arrive() { POLL } else { POLL_ALONE }
+                    drop(self.sync_progress.send_replace((requests, Ok(()))));
+                    if notifier.is_delivering() { POLL_INTERVAL } else { POLL_INTERVAL_WITHOUT_NOTIFY }
                 }
                 Err(error) => {
-                    let is_first = contact.broke(error.to_string());
+                    let is_first = health.record_failure(error.to_string());
                     if is_first {
                         warn!(%error, "cannot read what other servers do; trying again");
                     }
-                    drop(self.given.send_replace((asked, Err(error))));
+                    drop(self.sync_progress.send_replace((requests, Err(error))));
                     // Often there is nothing but a connection to be made anew.
-                    if is_first { Duration::ZERO } else { PAUSE }
+                    if is_first { Duration::ZERO } else { RETRY_DELAY }
                 }
             };
-            let _ = timeout(pause, hints.heard.notified()).await;
+            let _ = timeout(delay, notifier.wakeup.notified()).await;
         }
     }
 
     /// Reads what is new. What was not taken in is read again.
-    async fn read(
+    async fn poll(
         &self,
-        sql: &Sql,
-        view_limit: Option<i64>,
-        contact: &Contact,
-        apply: &Apply,
-    ) -> Result<(), JournalError> {
-        let asked = contact.now();
-        let since = self.read.lock().clone();
-        let parameters = [(&since.snapshot as &(dyn ToSql + Sync), TEXT)];
+        statements: &Statements,
+        cache_limit: Option<i64>,
+        health: &DatabaseHealth,
+        sink: &ChangeSink,
+    ) -> Result<(), StorageError> {
+        let requested_at = health.now();
+        let previous = self.position.lock().clone();
+        let parameters = [(&previous.snapshot as &(dyn ToSql + Sync), TEXT)];
         let rows = self
-            .link
-            .ask(async |client| client.query_typed(&sql.news, &parameters).await)
+            .connection
+            .with_client(async |client| client.query_typed(&statements.changes_since, &parameters).await)
             .await?;
-        let first = rows.first().ok_or_else(no_meta)?;
-        let place = Place::of(first);
-        contact.told_time(asked, Timestamp::from_micros(first.get(9)));
+        let first = rows.first().ok_or_else(missing_meta_error)?;
+        let position = FeedPosition::from_row(first);
+        health.observe_server_time(requested_at, Timestamp::from_micros(first.get(9)));
         // Another server has taken over, or the same one has begun anew. The numbers
         // of transactions that were lost with the last one may be given again.
-        if !first.get::<_, bool>(7) || place.began != since.began {
+        if !first.get::<_, bool>(7) || position.server_started != previous.server_started {
             info!("reads all operations anew");
-            return self.read_all(sql, view_limit, apply).await;
+            return self.resync(statements, cache_limit, sink).await;
         }
-        let is_near = |row: &&Row| row.get::<_, Option<bool>>(6) == Some(true);
-        let (near, far): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(is_near);
-        let times = rows.iter().filter_map(|row| row.get::<_, Option<i64>>(8));
-        let since = times.min().map(Timestamp::from_micros);
-        if !near.is_empty() {
-            apply(read(near, 2), since).await?;
+        let is_inline = |row: &&Row| row.get::<_, Option<bool>>(6) == Some(true);
+        let (inline, deferred): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(is_inline);
+        let change_times = rows.iter().filter_map(|row| row.get::<_, Option<i64>>(8));
+        let oldest_change = change_times.min().map(Timestamp::from_micros);
+        if !inline.is_empty() {
+            sink(decode_changes(inline, 2), oldest_change).await?;
         }
-        let far: Vec<i64> = far.iter().filter_map(|row| row.get(2)).collect();
-        for numbers in far.chunks(AT_ONCE) {
+        let deferred_numbers: Vec<i64> = deferred.iter().filter_map(|row| row.get(2)).collect();
+        for numbers in deferred_numbers.chunks(BATCH_ROWS) {
             let parameters = [(&numbers as &(dyn ToSql + Sync), Type::INT8_ARRAY)];
             let rows = self
-                .link
-                .ask(async |client| client.query_typed(&sql.numbered, &parameters).await)
+                .connection
+                .with_client(async |client| client.query_typed(&statements.by_numbers, &parameters).await)
                 .await?;
-            apply(read(&rows, 0), since).await?;
+            sink(decode_changes(&rows, 0), oldest_change).await?;
         }
-        *self.read.lock() = place;
+        *self.position.lock() = position;
         Ok(())
     }
 
     /// Reads everything that is there, and lets go of everything else.
-    async fn read_all(
+    async fn resync(
         &self,
-        sql: &Sql,
-        view_limit: Option<i64>,
-        apply: &Apply,
-    ) -> Result<(), JournalError> {
-        let before = self.read.lock().clone();
-        let mut left = BTreeMap::new();
-        let taken = async {
-            let mut everything = self.everything(sql, view_limit).await?;
+        statements: &Statements,
+        cache_limit: Option<i64>,
+        sink: &ChangeSink,
+    ) -> Result<(), StorageError> {
+        let previous = self.position.lock().clone();
+        let mut snapshot_versions = BTreeMap::new();
+        let apply_all = async {
+            let mut snapshot = self.open_snapshot(statements, cache_limit).await?;
             loop {
-                let operations = everything.next().await?;
+                let operations = snapshot.next_batch().await?;
                 if operations.is_empty() {
-                    return apply(vec![Changes::Left(left)], None).await;
+                    return sink(vec![Changes::SnapshotEnd(snapshot_versions)], None).await;
                 }
-                let versions = operations.iter();
-                left.extend(versions.map(|operation| (operation.number(), operation.version())));
-                let news = operations.into_iter().map(Arc::new).map(Changes::Changed);
-                apply(news.collect(), None).await?;
+                let entries = operations.iter();
+                snapshot_versions.extend(entries.map(|operation| (operation.number(), operation.version())));
+                let changes = operations.into_iter().map(Arc::new).map(Changes::Upserted);
+                sink(changes.collect(), None).await?;
             }
         };
-        let taken = taken.await;
-        if taken.is_err() {
-            *self.read.lock() = before;
+        let result = apply_all.await;
+        if result.is_err() {
+            *self.position.lock() = previous;
         }
-        taken
+        result
     }
 }
 
 // === impl Everything ===
 
-impl Everything {
+impl SnapshotStream {
     /// The next thousand, or what is left; none at the end.
-    pub(super) async fn next(&mut self) -> Result<Vec<Operation>, JournalError> {
-        let mut some = Vec::new();
-        while some.len() < AT_ONCE
-            && let Some(row) = within(self.rows.next()).await?
+    pub(super) async fn next_batch(&mut self) -> Result<Vec<Operation>, StorageError> {
+        let mut operations = Vec::new();
+        while operations.len() < BATCH_ROWS
+            && let Some(row) = with_timeout(self.rows.next()).await?
         {
-            some.push(self.reader.operation(&row.map_err(refused)?, 0)?);
+            operations.push(self.decoder.decode_operation(&row.map_err(database_error)?, 0)?);
         }
-        Ok(some)
+        Ok(operations)
     }
 }
 
 // === impl Place ===
 
-impl Place {
+impl FeedPosition {
     /// As the first columns of a row have it.
-    fn of(row: &Row) -> Self {
+    fn from_row(row: &Row) -> Self {
         Self {
             snapshot: row.get(0),
-            began: row.get(1),
+            server_started: row.get(1),
         }
     }
 }
 
 // === impl End ===
 
-impl Drop for End<'_> {
+impl Drop for CloseGuard<'_> {
     /// Those who ask from now on are told so.
     fn drop(&mut self) {
-        let closed = JournalError("the journal is closed".to_owned());
-        drop(self.0.send_replace((u64::MAX, Err(closed))));
+        let error = StorageError("the journal is closed".to_owned());
+        drop(self.0.send_replace((u64::MAX, Err(error))));
     }
 }
 
 /// What became of operations, by the rows whose columns for it begin at `at`.
-fn read<'a>(rows: impl IntoIterator<Item = &'a Row>, at: usize) -> Vec<Changes> {
-    let mut reader = Reader::default();
-    let news = rows.into_iter().filter_map(|row| reader.news(row, at));
-    news.collect()
+fn decode_changes<'a>(rows: impl IntoIterator<Item = &'a Row>, first_column: usize) -> Vec<Changes> {
+    let mut decoder = RowDecoder::default();
+    let changes = rows.into_iter().filter_map(|row| decoder.decode_change(row, first_column));
+    changes.collect()
 }
 
 /// What comes of an answer, unless it takes too long.
-async fn within<T>(answer: impl Future<Output = T>) -> Result<T, JournalError> {
-    timeout(ANSWER, answer).await.map_err(|_| silent(ANSWER))
+async fn with_timeout<T>(future: impl Future<Output = T>) -> Result<T, StorageError> {
+    timeout(QUERY_TIMEOUT, future).await.map_err(|_| timeout_error(QUERY_TIMEOUT))
 }
 
-fn no_meta() -> JournalError {
-    JournalError("the table meta is empty; restore it from a backup".to_owned())
+fn missing_meta_error() -> StorageError {
+    StorageError("the table meta is empty; restore it from a backup".to_owned())
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// Which database, and how it is used. It prints without a password.
 #[derive(Clone, PartialEq, Eq)]
-pub struct PostgresOptions {
+pub struct PostgresConfig {
     /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, or `host=… user=…`.
     ///
     /// Parameters are those of libpq. TLS is set by `sslmode`: `disable`, `prefer` (the
@@ -16,10 +16,10 @@ pub struct PostgresOptions {
     pub url: String,
     /// The same database for the one connection that listens, if `url` leads to a
     /// pooler that gives each transaction another connection. None: `url`.
-    pub listen_url: Option<String>,
+    pub notify_url: Option<String>,
     /// How many done operations a server has in memory at the most; it reads the
     /// older ones from the database when they are asked for. None: all of them.
-    pub view_limit: Option<usize>,
+    pub cache_limit: Option<usize>,
     /// The schema that holds the tables: letters a to z, digits and `_`, at most 63.
     /// Servers of the same schema share their operations.
     pub schema: String,
@@ -27,28 +27,28 @@ pub struct PostgresOptions {
 
 // === impl PostgresOptions ===
 
-impl PostgresOptions {
+impl PostgresConfig {
     /// The schema `longrunning` of a database.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
-            listen_url: None,
-            view_limit: None,
+            notify_url: None,
+            cache_limit: None,
             schema: "longrunning".to_owned(),
         }
     }
 }
 
-impl fmt::Display for PostgresOptions {
+impl fmt::Display for PostgresConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match place(&self.url) {
-            Some(place) => write!(f, "postgres://…@{place}"),
+        match host_and_database(&self.url) {
+            Some(address) => write!(f, "postgres://…@{address}"),
             None => f.write_str("postgres://…"),
         }
     }
 }
 
-impl fmt::Debug for PostgresOptions {
+impl fmt::Debug for PostgresConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PostgresOptions({self}, {:?})", self.schema)
     }
@@ -56,14 +56,14 @@ impl fmt::Debug for PostgresOptions {
 
 /// The host and the database in a URL. None where it is not sure what of it is a
 /// password, which may stand among the parameters too.
-fn place(url: &str) -> Option<&str> {
+fn host_and_database(url: &str) -> Option<&str> {
     let (scheme, rest) = url.split_once("://")?;
-    let (user, place) = rest.split_once('@')?;
-    let place = place.split_once('?').map_or(place, |(place, _)| place);
-    let is_sure = matches!(scheme, "postgres" | "postgresql")
+    let (user, address) = rest.split_once('@')?;
+    let address = address.split_once('?').map_or(address, |(address, _)| address);
+    let is_unambiguous = matches!(scheme, "postgres" | "postgresql")
         && rest.matches('@').count() == 1
         && !user.contains(['/', '?']);
-    is_sure.then_some(place)
+    is_unambiguous.then_some(address)
 }
 
 #[cfg(test)]
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_prints_the_place_and_nothing_that_may_be_a_password() {
+    fn display_shows_host_and_database_but_no_password() {
         let cases = [
             ("postgres://u:secret@h:1,i/d", "postgres://…@h:1,i/d"),
             ("postgresql://u@h", "postgres://…@h"),
@@ -89,9 +89,9 @@ mod tests {
             ("password=a://secret user=u@h", "postgres://…"),
         ];
         for (url, printed) in cases {
-            let options = PostgresOptions::new(url);
-            assert_eq!(options.to_string(), printed, "{url}");
-            assert!(!format!("{options:?}").contains("cret"), "{url}");
+            let config = PostgresConfig::new(url);
+            assert_eq!(config.to_string(), printed, "{url}");
+            assert!(!format!("{config:?}").contains("cret"), "{url}");
         }
     }
 }

@@ -14,7 +14,7 @@ use tracing::error;
 
 use crate::{
     clock::Timestamp,
-    journal::journal::{Entry, JournalError, News, Unkept},
+    journal::journal::{Write, StorageError, Change, WriteError},
     operation::{
         name::parent_of,
         operation::Operation,
@@ -22,66 +22,66 @@ use crate::{
     },
 };
 
-use super::{link::Link, opening::VERSION, sql::Sql};
+use super::{link::Connection, opening::SCHEMA_VERSION, sql::Statements};
 
 pub(super) const TEXT: Type = Type::TEXT;
 
-const MADE: i16 = 0;
-const CHANGED: i16 = 1;
-const GONE: i16 = 2;
+const INSERT: i16 = 0;
+const UPDATE: i16 = 1;
+const DELETE: i16 = 2;
 
 /// Reads rows: the columns number, revision, renewed_until and record, which stand
 /// together in each answer.
 #[derive(Debug, Default)]
-pub(super) struct Reader(record::Reader);
+pub(super) struct RowDecoder(record::RecordDecoder);
 
 /// The columns of `commit.sql`.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
+pub(super) struct WriteBatch {
     kinds: Vec<i16>,
     numbers: Vec<i64>,
-    seen: Vec<i32>,
+    expected_revisions: Vec<i32>,
     revisions: Vec<i32>,
     names: Vec<String>,
     parents: Vec<String>,
-    requests: Vec<Option<Vec<u8>>>,
-    are_done: Vec<bool>,
-    expire: Vec<Option<i64>>,
-    renewed: Vec<Option<i64>>,
+    request_keys: Vec<Option<Vec<u8>>>,
+    done_flags: Vec<bool>,
+    expires_at_us: Vec<Option<i64>>,
+    lease_expires_at_ns: Vec<Option<i64>>,
     records: Vec<Option<Vec<u8>>>,
 }
 
 // === impl Batch ===
 
-impl Batch {
-    pub(super) fn of(entries: &[Entry]) -> Self {
+impl WriteBatch {
+    pub(super) fn from_writes(writes: &[Write]) -> Self {
         let mut batch = Self::default();
-        for entry in entries {
-            batch.push(entry);
+        for write in writes {
+            batch.push(write);
         }
         batch
     }
 
-    fn push(&mut self, entry: &Entry) {
-        let (Entry::Put(operation) | Entry::Renew(operation) | Entry::Forget(operation)) = entry;
+    fn push(&mut self, write: &Write) {
+        let (Write::Put(operation) | Write::RenewLease(operation) | Write::Delete(operation)) = write;
         let revision = i32::try_from(operation.revision()).unwrap_or(i32::MAX);
-        let (kind, seen, record) = match entry {
-            Entry::Forget(_) => (GONE, revision, None),
-            Entry::Renew(_) => (CHANGED, revision - 1, None),
-            Entry::Put(_) if revision == 0 => (MADE, 0, Some(encode_with_input(operation))),
-            Entry::Put(_) => (CHANGED, revision - 1, Some(encode_with_input(operation))),
+        let (kind, expected_revision, record) = match write {
+            Write::Delete(_) => (DELETE, revision, None),
+            Write::RenewLease(_) => (UPDATE, revision - 1, None),
+            Write::Put(_) if revision == 0 => (INSERT, 0, Some(encode_with_input(operation))),
+            Write::Put(_) => (UPDATE, revision - 1, Some(encode_with_input(operation))),
         };
         self.kinds.push(kind);
-        self.numbers.push(key(operation));
-        self.seen.push(seen);
+        self.numbers.push(number_as_i64(operation));
+        self.expected_revisions.push(expected_revision);
         self.revisions.push(revision);
         self.names.push(operation.name().to_owned());
         self.parents.push(parent_of(operation.name()).to_owned());
-        self.requests.push(request_of(operation));
-        self.are_done.push(operation.is_done());
-        self.expire.push(expires(operation));
+        self.request_keys.push(request_key(operation));
+        self.done_flags.push(operation.is_done());
+        self.expires_at_us.push(expires_at_us(operation));
         let lease = operation.lease().filter(|_| record.is_none());
-        self.renewed.push(lease.map(|lease| lease.until.nanos()));
+        self.lease_expires_at_ns.push(lease.map(|lease| lease.expires_at.nanos()));
         self.records.push(record);
     }
 
@@ -89,165 +89,165 @@ impl Batch {
         [
             (&self.kinds, Type::INT2_ARRAY),
             (&self.numbers, Type::INT8_ARRAY),
-            (&self.seen, Type::INT4_ARRAY),
+            (&self.expected_revisions, Type::INT4_ARRAY),
             (&self.revisions, Type::INT4_ARRAY),
             (&self.names, Type::TEXT_ARRAY),
             (&self.parents, Type::TEXT_ARRAY),
-            (&self.requests, Type::BYTEA_ARRAY),
-            (&self.are_done, Type::BOOL_ARRAY),
-            (&self.expire, Type::INT8_ARRAY),
-            (&self.renewed, Type::INT8_ARRAY),
+            (&self.request_keys, Type::BYTEA_ARRAY),
+            (&self.done_flags, Type::BOOL_ARRAY),
+            (&self.expires_at_us, Type::INT8_ARRAY),
+            (&self.lease_expires_at_ns, Type::INT8_ARRAY),
             (&self.records, Type::BYTEA_ARRAY),
-            (&VERSION, Type::INT4),
+            (&SCHEMA_VERSION, Type::INT4),
         ]
     }
 
     /// The places of the changes that were not kept, if these operations were changed.
-    pub(super) fn late(&self, kept: &HashSet<i64>) -> BTreeSet<usize> {
+    pub(super) fn not_applied(&self, applied: &HashSet<i64>) -> BTreeSet<usize> {
         (0..self.numbers.len())
-            .filter(|at| !kept.contains(&self.numbers[*at]))
+            .filter(|index| !applied.contains(&self.numbers[*index]))
             .collect()
     }
 
     /// What stood in the way of the changes at these places. One that was sent twice was
     /// kept the first time.
-    pub(super) async fn met(
+    pub(super) async fn resolve_conflicts(
         &self,
-        late: &BTreeSet<usize>,
-        link: &Link,
-        sql: &Sql,
-    ) -> Result<Vec<(usize, Result<(), Unkept>)>, JournalError> {
-        let is_made = |at: &&usize| self.kinds[**at] == MADE;
-        let numbers: Vec<i64> = late.iter().map(|at| self.numbers[*at]).collect();
-        let made = late.iter().filter(is_made);
-        let names: Vec<&str> = made.clone().map(|at| self.names[*at].as_str()).collect();
-        let requests: Vec<&[u8]> = made
-            .filter_map(|at| self.requests[*at].as_deref())
+        not_applied: &BTreeSet<usize>,
+        connection: &Connection,
+        statements: &Statements,
+    ) -> Result<Vec<(usize, Result<(), WriteError>)>, StorageError> {
+        let is_insert = |index: &&usize| self.kinds[**index] == INSERT;
+        let numbers: Vec<i64> = not_applied.iter().map(|index| self.numbers[*index]).collect();
+        let inserts = not_applied.iter().filter(is_insert);
+        let names: Vec<&str> = inserts.clone().map(|index| self.names[*index].as_str()).collect();
+        let request_keys: Vec<&[u8]> = inserts
+            .filter_map(|index| self.request_keys[*index].as_deref())
             .collect();
         let parameters: [(&(dyn ToSql + Sync), Type); 3] = [
             (&numbers, Type::INT8_ARRAY),
             (&names, Type::TEXT_ARRAY),
-            (&requests, Type::BYTEA_ARRAY),
+            (&request_keys, Type::BYTEA_ARRAY),
         ];
-        let rows = link
-            .ask(async |client| client.query_typed(&sql.others, &parameters).await)
+        let rows = connection
+            .with_client(async |client| client.query_typed(&statements.conflicting_rows, &parameters).await)
             .await?;
-        let (mut met, mut reader) = (Vec::with_capacity(late.len()), Reader::default());
-        for &at in late {
-            let (number, name, request) = (self.numbers[at], &self.names[at], &self.requests[at]);
-            let is_in_the_way = |row: &&tokio_postgres::Row| {
-                let is_new = self.kinds[at] == MADE;
+        let (mut results, mut decoder) = (Vec::with_capacity(not_applied.len()), RowDecoder::default());
+        for &index in not_applied {
+            let (number, name, request_key) = (self.numbers[index], &self.names[index], &self.request_keys[index]);
+            let is_conflicting = |row: &&tokio_postgres::Row| {
+                let is_insert = self.kinds[index] == INSERT;
                 row.get::<_, i64>(0) == number
-                    || (is_new && row.get::<_, &str>(4) == name)
-                    || (is_new
-                        && request.is_some()
-                        && row.get::<_, Option<&[u8]>>(5) == request.as_deref())
+                    || (is_insert && row.get::<_, &str>(4) == name)
+                    || (is_insert
+                        && request_key.is_some()
+                        && row.get::<_, Option<&[u8]>>(5) == request_key.as_deref())
             };
             // Nor did this one let go of what is not there any more: two servers may
             // want to, and only the first has done it.
-            let Some(row) = rows.iter().find(is_in_the_way) else {
-                met.push((at, Err(Unkept::Stale(None))));
+            let Some(row) = rows.iter().find(is_conflicting) else {
+                results.push((index, Err(WriteError::Conflict(None))));
                 continue;
             };
-            if self.is(at, row) {
-                met.push((at, Ok(())));
+            if self.matches_row(index, row) {
+                results.push((index, Ok(())));
                 continue;
             }
-            met.push((
-                at,
-                Err(match reader.operation(row, 0) {
-                    Ok(other) => Unkept::Stale(Some(Arc::new(other))),
-                    Err(damage) => damage.into(),
+            results.push((
+                index,
+                Err(match decoder.decode_operation(row, 0) {
+                    Ok(current) => WriteError::Conflict(Some(Arc::new(current))),
+                    Err(error) => error.into(),
                 }),
             ));
         }
-        Ok(met)
+        Ok(results)
     }
 
     /// Whether a row is just as a change of ours makes it.
-    fn is(&self, at: usize, row: &Row) -> bool {
+    fn matches_row(&self, index: usize, row: &Row) -> bool {
         let is_record = |record: &Vec<u8>| row.get::<_, &[u8]>(3) == record;
-        self.kinds[at] != GONE
-            && row.get::<_, i32>(1) == self.revisions[at]
-            && row.get::<_, Option<i64>>(2) == self.renewed[at]
-            && self.records[at].as_ref().is_none_or(is_record)
+        self.kinds[index] != DELETE
+            && row.get::<_, i32>(1) == self.revisions[index]
+            && row.get::<_, Option<i64>>(2) == self.lease_expires_at_ns[index]
+            && self.records[index].as_ref().is_none_or(is_record)
     }
 }
 
 // === impl Reader ===
 
-impl Reader {
+impl RowDecoder {
     /// The operation of a row, whose columns begin at `at`.
-    pub(super) fn operation(&mut self, row: &Row, at: usize) -> Result<Operation, JournalError> {
-        let number: i64 = row.get(at);
+    pub(super) fn decode_operation(&mut self, row: &Row, first_column: usize) -> Result<Operation, StorageError> {
+        let number: i64 = row.get(first_column);
         let key = u64::try_from(number).unwrap_or_default();
-        let mut operation = self.0.decode(key, row.get(at + 3), None).map_err(|damage| {
-            JournalError(format!(
-                "the row of longrunning.operations with number {number} cannot be read: {damage}"
+        let mut operation = self.0.decode(key, row.get(first_column + 3), None).map_err(|error| {
+            StorageError(format!(
+                "the row of longrunning.operations with number {number} cannot be read: {error}"
             ))
         })?;
-        if let Some((revision, until)) = renewal(row, at) {
-            operation.renew(revision, until);
+        if let Some((revision, expires_at)) = lease_renewal(row, first_column) {
+            operation.apply_lease_renewal(revision, expires_at);
         }
         Ok(operation)
     }
 
     /// What became of an operation: it is like this, its lease was renewed, or it is
     /// gone. None if a row is about nothing, or cannot be read, which is said.
-    pub(super) fn news(&mut self, row: &Row, at: usize) -> Option<News> {
-        let number = row.get::<_, Option<i64>>(at)?;
-        let has_record = row.get::<_, Option<&[u8]>>(at + 3).is_some();
+    pub(super) fn decode_change(&mut self, row: &Row, first_column: usize) -> Option<Change> {
+        let number = row.get::<_, Option<i64>>(first_column)?;
+        let has_record = row.get::<_, Option<&[u8]>>(first_column + 3).is_some();
         let number = u64::try_from(number).unwrap_or_default();
-        Some(match renewal(row, at) {
+        Some(match lease_renewal(row, first_column) {
             // What nobody can read must not hide all that comes after it.
-            _ if has_record => match self.operation(row, at) {
-                Ok(operation) => News::Changed(Arc::new(operation)),
+            _ if has_record => match self.decode_operation(row, first_column) {
+                Ok(operation) => Change::Upserted(Arc::new(operation)),
                 Err(error) => {
                     error!(%error, "a change by another server is not shown");
                     return None;
                 }
             },
-            Some((revision, until)) => News::Renewed {
+            Some((revision, expires_at)) => Change::LeaseRenewed {
                 number,
                 revision,
-                until,
+                expires_at,
             },
-            None => News::Gone(number),
+            None => Change::Removed(number),
         })
     }
 }
 
 /// The revision and the end of a lease that was renewed since the record was written.
-fn renewal(row: &Row, at: usize) -> Option<(u32, Timestamp)> {
-    let (revision, until): (Option<i32>, Option<i64>) = (row.get(at + 1), row.get(at + 2));
+fn lease_renewal(row: &Row, first_column: usize) -> Option<(u32, Timestamp)> {
+    let (revision, expires_at_ns): (Option<i32>, Option<i64>) = (row.get(first_column + 1), row.get(first_column + 2));
     Some((
         u32::try_from(revision?).ok()?,
-        Timestamp::from_nanos(until?),
+        Timestamp::from_nanos(expires_at_ns?),
     ))
 }
 
 /// How many bytes a change is, about.
-pub(super) fn size(entry: &Entry) -> usize {
-    match entry {
-        Entry::Put(operation) => operation.size(),
-        Entry::Renew(_) | Entry::Forget(_) => 0,
+pub(super) fn size_bytes(write: &Write) -> usize {
+    match write {
+        Write::Put(operation) => operation.size(),
+        Write::RenewLease(_) | Write::Delete(_) => 0,
     }
 }
 
 /// Numbers are microseconds since 1970 and ten bits: they fit until 2255.
-fn key(operation: &Operation) -> i64 {
+fn number_as_i64(operation: &Operation) -> i64 {
     i64::try_from(operation.number()).unwrap_or(i64::MAX)
 }
 
 /// When the retention of an operation is over, in microseconds, if it is done.
-fn expires(operation: &Operation) -> Option<i64> {
-    let at = operation.deadline(Timestamp::default()).nanos();
-    (operation.is_done() && at != i64::MAX).then_some(at / 1000)
+fn expires_at_us(operation: &Operation) -> Option<i64> {
+    let expires_at_ns = operation.next_deadline(Timestamp::default()).nanos();
+    (operation.is_done() && expires_at_ns != i64::MAX).then_some(expires_at_ns / 1000)
 }
 
 /// What the creator's request is found by, while clients see the operation: no parent
 /// has a colon.
-fn request_of(operation: &Operation) -> Option<Vec<u8>> {
-    let id = operation.request_id().filter(|_| !operation.is_hidden())?;
-    Some(format!("{}:{id}", parent_of(operation.name())).into_bytes())
+fn request_key(operation: &Operation) -> Option<Vec<u8>> {
+    let request_id = operation.request_id().filter(|_| !operation.is_deleted())?;
+    Some(format!("{}:{request_id}", parent_of(operation.name())).into_bytes())
 }

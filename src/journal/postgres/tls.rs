@@ -19,27 +19,27 @@ use rustls::{
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{link::refused, url::Parameters};
-use crate::journal::journal::JournalError;
+use super::{link::database_error, url::TlsParams};
+use crate::journal::journal::StorageError;
 
 /// Whether TLS is used, and with whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Tls {
+pub(super) struct TlsConfig {
     /// As much of it as tokio-postgres knows.
     pub(super) mode: SslMode,
-    trust: Trust,
+    verification: Verification,
     /// The files with our own certificate, and with its key.
-    identity: Option<(String, String)>,
+    client_cert: Option<(String, String)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Trust {
+enum Verification {
     /// Whoever answers.
-    Anyone,
+    None,
     /// Whoever has a certificate of these authorities.
-    Authorities(Roots),
+    Ca(Roots),
     /// The same, if it is for the name of the host.
-    Host(Roots),
+    Full(Roots),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,33 +50,33 @@ enum Roots {
 
 /// Looks at the certificate of a server.
 #[derive(Debug)]
-struct Verifier {
+struct CertVerifier {
     algorithms: WebPkiSupportedAlgorithms,
     /// None: it may have any.
-    authorities: Option<Authorities>,
+    trust_anchors: Option<TrustAnchors>,
 }
 
 #[derive(Debug)]
-struct Authorities {
-    store: RootCertStore,
+struct TrustAnchors {
+    root_store: RootCertStore,
     /// Those that were named one by one.
-    certificates: Vec<CertificateDer<'static>>,
+    configured_certs: Vec<CertificateDer<'static>>,
     /// The certificate must be for the name of the host.
-    is_named: bool,
+    is_host_name_checked: bool,
 }
 
 // === impl Tls ===
 
-impl Tls {
+impl TlsConfig {
     /// # Errors
     /// Parameters that no one knows, or that promise less than they seem to.
-    pub(super) fn new(parameters: Parameters) -> Result<Self, JournalError> {
-        let Parameters {
+    pub(super) fn new(params: TlsParams) -> Result<Self, StorageError> {
+        let TlsParams {
             sslmode,
             sslrootcert,
             sslcert,
             sslkey,
-        } = parameters;
+        } = params;
         let is_system = sslrootcert.as_deref() == Some("system");
         let mode = match &sslmode {
             Some(mode) => mode.as_str(),
@@ -87,73 +87,73 @@ impl Tls {
             Some(_) if is_system => Some(Roots::System),
             file => file.map(Roots::File),
         };
-        let (mode, trust) = match (mode, roots) {
+        let (mode, verification) = match (mode, roots) {
             ("disable" | "prefer" | "require" | "verify-ca", Some(Roots::System)) => {
-                return Err(JournalError(format!(
+                return Err(StorageError(format!(
                     "sslrootcert=system needs sslmode=verify-full: with sslmode={mode}, anybody who has some \
                      certificate could be the database"
                 )));
             }
-            ("disable", _) => (SslMode::Disable, Trust::Anyone),
-            ("prefer", None) => (SslMode::Prefer, Trust::Anyone),
+            ("disable", _) => (SslMode::Disable, Verification::None),
+            ("prefer", None) => (SslMode::Prefer, Verification::None),
             ("prefer", Some(_)) => {
-                return Err(JournalError(
+                return Err(StorageError(
                     "sslrootcert is of no use with sslmode=prefer, which goes on without TLS; use \
                      sslmode=verify-full, or verify-ca"
                         .to_owned(),
                 ));
             }
-            ("require", None) => (SslMode::Require, Trust::Anyone),
+            ("require", None) => (SslMode::Require, Verification::None),
             ("verify-ca", None) => {
-                return Err(JournalError(
+                return Err(StorageError(
                     "sslmode=verify-ca needs sslrootcert=FILE, the certificates of your own authorities; \
                      use sslmode=verify-full with those of the system"
                         .to_owned(),
                 ));
             }
-            ("require" | "verify-ca", Some(roots)) => (SslMode::Require, Trust::Authorities(roots)),
+            ("require" | "verify-ca", Some(roots)) => (SslMode::Require, Verification::Ca(roots)),
             ("verify-full", roots) => {
                 let roots = roots.unwrap_or(Roots::System);
-                (SslMode::Require, Trust::Host(roots))
+                (SslMode::Require, Verification::Full(roots))
             }
             (unknown, _) => {
-                return Err(JournalError(format!(
+                return Err(StorageError(format!(
                     "sslmode={unknown:?} is unknown; use disable, prefer, require, verify-ca or verify-full"
                 )));
             }
         };
-        let identity = match (sslcert, sslkey) {
+        let client_cert = match (sslcert, sslkey) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
             _ => {
-                return Err(JournalError(
+                return Err(StorageError(
                     "sslcert and sslkey belong together; one is missing".to_owned(),
                 ));
             }
         };
         Ok(Self {
             mode,
-            trust,
-            identity,
+            verification,
+            client_cert,
         })
     }
 
     /// What makes connections. Files are read each time, so that certificates can be
     /// renewed while a server runs.
-    pub(super) fn connector(&self, is_direct: bool) -> Result<MakeRustlsConnect, JournalError> {
+    pub(super) fn connector(&self, is_direct: bool) -> Result<MakeRustlsConnect, StorageError> {
         let provider = Arc::new(ring::default_provider());
-        let verifier = Verifier::new(&provider, &self.trust)?;
+        let verifier = CertVerifier::new(&provider, &self.verification)?;
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| JournalError(format!("TLS cannot be used: {error}")))?
+            .map_err(|error| StorageError(format!("TLS cannot be used: {error}")))?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier));
-        let mut config = match &self.identity {
+        let mut config = match &self.client_cert {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => builder
-                .with_client_auth_cert(certificates(certificate)?, private_key(key)?)
+                .with_client_auth_cert(load_certificates(certificate)?, load_private_key(key)?)
                 .map_err(|error| {
-                    JournalError(format!(
+                    StorageError(format!(
                         "{certificate} and {key} are of no use together: {error}"
                     ))
                 })?,
@@ -165,18 +165,18 @@ impl Tls {
     }
 
     /// Why there is no connection, as a sentence for people.
-    pub(super) fn refused(&self, error: tokio_postgres::Error) -> JournalError {
+    pub(super) fn connect_error(&self, error: tokio_postgres::Error) -> StorageError {
         use CertificateError::{NotValidForName, NotValidForNameContext, UnknownIssuer};
         use rustls::Error::{AlertReceived, InvalidCertificate};
 
         // What the server says of our certificate may come after the handshake.
-        if !is_of_tls(&error) && rustls_of(&error).is_none() {
-            return refused(error);
+        if !is_tls_error(&error) && rustls_error(&error).is_none() {
+            return database_error(error);
         }
-        let words = match rustls_of(&error) {
+        let message = match rustls_error(&error) {
             Some(InvalidCertificate(UnknownIssuer)) => {
-                let whose = match &self.trust {
-                    Trust::Authorities(Roots::File(file)) | Trust::Host(Roots::File(file)) => {
+                let whose = match &self.verification {
+                    Verification::Ca(Roots::File(file)) | Verification::Full(Roots::File(file)) => {
                         format!("in {file}")
                     }
                     _ => "that this system trusts".to_owned(),
@@ -186,63 +186,63 @@ impl Tls {
                 )
             }
             Some(InvalidCertificate(
-                words @ (NotValidForName | NotValidForNameContext { .. }),
+                reason @ (NotValidForName | NotValidForNameContext { .. }),
             )) => format!(
-                "the certificate of the database is for another name: {words}; sslmode=verify-ca does not \
+                "the certificate of the database is for another name: {reason}; sslmode=verify-ca does not \
                  look at names"
             ),
-            Some(InvalidCertificate(words)) => {
-                format!("the certificate of the database is not accepted: {words}")
+            Some(InvalidCertificate(reason)) => {
+                format!("the certificate of the database is not accepted: {reason}")
             }
-            Some(words @ AlertReceived(_)) => match &self.identity {
+            Some(reason @ AlertReceived(_)) => match &self.client_cert {
                 Some((certificate, _)) => {
-                    format!("the database does not accept the certificate in {certificate}: {words}")
+                    format!("the database does not accept the certificate in {certificate}: {reason}")
                 }
-                None => format!("the database ends TLS: {words}"),
+                None => format!("the database ends TLS: {reason}"),
             },
-            Some(words) => format!("there is no TLS with the database: {words}"),
+            Some(reason) => format!("there is no TLS with the database: {reason}"),
             None => match error.source().map(ToString::to_string) {
-                Some(words) if words == "server does not support TLS" => {
+                Some(reason) if reason == "server does not support TLS" => {
                     "the server does not support TLS; set ssl = on there, or go without by sslmode=disable"
                         .to_owned()
                 }
-                Some(words) => format!("there is no TLS with the database: {words}"),
+                Some(reason) => format!("there is no TLS with the database: {reason}"),
                 None => error.to_string(),
             },
         };
-        JournalError(words)
+        StorageError(message)
     }
 }
 
 /// Whether a connection failed at TLS. tokio-postgres says so by words only.
-pub(super) fn is_of_tls(error: &tokio_postgres::Error) -> bool {
+pub(super) fn is_tls_error(error: &tokio_postgres::Error) -> bool {
     error.to_string() == "error performing TLS handshake"
 }
 
-fn rustls_of(error: &tokio_postgres::Error) -> Option<&rustls::Error> {
+fn rustls_error(error: &tokio_postgres::Error) -> Option<&rustls::Error> {
     let cause = error.source()?.downcast_ref::<io::Error>()?;
     cause.get_ref()?.downcast_ref()
 }
 
-fn read(file: &str) -> Result<Vec<u8>, JournalError> {
-    fs::read(file).map_err(|error| JournalError(format!("{file} cannot be read: {error}")))
+fn read_file(file: &str) -> Result<Vec<u8>, StorageError> {
+    fs::read(file).map_err(|error| StorageError(format!("{file} cannot be read: {error}")))
 }
 
-fn certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, JournalError> {
-    let bytes = read(file)?;
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    let all = all.map_err(|error| JournalError(format!("{file} is no PEM file: {error}")))?;
-    if all.is_empty() {
-        return Err(JournalError(format!(
+fn load_certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, StorageError> {
+    let bytes = read_file(file)?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    let certificates = certificates.map_err(|error| StorageError(format!("{file} is no PEM file: {error}")))?;
+    if certificates.is_empty() {
+        return Err(StorageError(format!(
             "{file} has no certificate in PEM form"
         )));
     }
-    Ok(all)
+    Ok(certificates)
 }
 
-fn private_key(file: &str) -> Result<PrivateKeyDer<'static>, JournalError> {
-    PrivateKeyDer::from_pem_slice(&read(file)?).map_err(|_| {
-        JournalError(format!(
+fn load_private_key(file: &str) -> Result<PrivateKeyDer<'static>, StorageError> {
+    PrivateKeyDer::from_pem_slice(&read_file(file)?).map_err(|_| {
+        StorageError(format!(
             "{file} has no private key in PEM form that is not encrypted"
         ))
     })
@@ -250,36 +250,36 @@ fn private_key(file: &str) -> Result<PrivateKeyDer<'static>, JournalError> {
 
 // === impl Verifier ===
 
-impl Verifier {
-    fn new(provider: &CryptoProvider, trust: &Trust) -> Result<Self, JournalError> {
-        let authorities = match trust {
-            Trust::Anyone => None,
-            Trust::Authorities(roots) => Some(Authorities::new(roots, false)?),
-            Trust::Host(roots) => Some(Authorities::new(roots, true)?),
+impl CertVerifier {
+    fn new(provider: &CryptoProvider, verification: &Verification) -> Result<Self, StorageError> {
+        let trust_anchors = match verification {
+            Verification::None => None,
+            Verification::Ca(roots) => Some(TrustAnchors::new(roots, false)?),
+            Verification::Full(roots) => Some(TrustAnchors::new(roots, true)?),
         };
         Ok(Self {
             algorithms: provider.signature_verification_algorithms,
-            authorities,
+            trust_anchors,
         })
     }
 }
 
-impl Authorities {
-    fn new(roots: &Roots, is_named: bool) -> Result<Self, JournalError> {
-        let mut store = RootCertStore::empty();
+impl TrustAnchors {
+    fn new(roots: &Roots, is_host_name_checked: bool) -> Result<Self, StorageError> {
+        let mut root_store = RootCertStore::empty();
         let certificates = match roots {
             Roots::System => {
-                store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                root_store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
                 Vec::new()
             }
             Roots::File(file) => {
-                let certificates = certificates(file)?;
-                store.add_parsable_certificates(certificates.iter().cloned());
-                certificates
+                let configured_certs = load_certificates(file)?;
+                root_store.add_parsable_certificates(configured_certs.iter().cloned());
+                configured_certs
             }
         };
-        if store.is_empty() {
-            return Err(JournalError(match roots {
+        if root_store.is_empty() {
+            return Err(StorageError(match roots {
                 Roots::System => {
                     "this system has no certificates of authorities; install them, or name a file \
                      with sslrootcert"
@@ -289,14 +289,14 @@ impl Authorities {
             }));
         }
         Ok(Self {
-            store,
-            certificates,
-            is_named,
+            root_store,
+            configured_certs: certificates,
+            is_host_name_checked,
         })
     }
 }
 
-impl ServerCertVerifier for Verifier {
+impl ServerCertVerifier for CertVerifier {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -305,26 +305,26 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let Some(authorities) = &self.authorities else {
+        let Some(trust_anchors) = &self.trust_anchors else {
             return Ok(ServerCertVerified::assertion());
         };
         let parsed = ParsedCertificate::try_from(certificate)?;
-        let issued = verify_server_cert_signed_by_trust_anchor(
+        let verified = verify_server_cert_signed_by_trust_anchor(
             &parsed,
-            &authorities.store,
+            &trust_anchors.root_store,
             intermediates,
             now,
             self.algorithms.all,
         );
-        match issued {
+        match verified {
             // A server with the certificate of an authority is no good, unless it is the very
             // one that was named: openssl makes such, signed by themselves, and libpq takes
             // them. Whether it has expired was looked at before.
             Err(rustls::Error::InvalidCertificate(CertificateError::Other(_)))
-                if authorities.certificates.contains(certificate) => {}
-            issued => issued?,
+                if trust_anchors.configured_certs.contains(certificate) => {}
+            verified => verified?,
         }
-        if authorities.is_named {
+        if trust_anchors.is_host_name_checked {
             verify_server_name(&parsed, name)?;
         }
         Ok(ServerCertVerified::assertion())

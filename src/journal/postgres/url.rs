@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 /// The parameters about TLS, as they were written. An empty name of a file is
 /// none, and of two with the same key the last counts: both as in libpq.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Parameters {
+pub(super) struct TlsParams {
     pub(super) sslmode: Option<String>,
     pub(super) sslrootcert: Option<String>,
     pub(super) sslcert: Option<String>,
@@ -17,59 +17,59 @@ pub(super) struct Parameters {
 }
 
 /// A URL, or `key=value …`, without the parameters about TLS; and these.
-pub(super) fn take_tls(url: &str) -> (String, Parameters) {
+pub(super) fn split_tls_params(url: &str) -> (String, TlsParams) {
     match url.split_once("://") {
-        Some(("postgres" | "postgresql", _)) => of_url(url),
-        _ => of_pairs(url),
+        Some(("postgres" | "postgresql", _)) => split_url(url),
+        _ => split_key_values(url),
     }
 }
 
-fn of_url(url: &str) -> (String, Parameters) {
-    let mut found = Parameters::default();
+fn split_url(url: &str) -> (String, TlsParams) {
+    let mut params = TlsParams::default();
     // The password may have a question mark.
     let host = url.find('@').unwrap_or(0);
     let Some(query) = url[host..].find('?').map(|at| host + at) else {
-        return (url.to_owned(), found);
+        return (url.to_owned(), params);
     };
-    let (mut left, mut rest) = (Vec::new(), &url[query + 1..]);
+    let (mut remaining, mut rest) = (Vec::new(), &url[query + 1..]);
     while !rest.is_empty() {
-        let all = mem::take(&mut rest);
-        let Some((key, value)) = all.split_once('=') else {
-            left.push(all);
+        let tail = mem::take(&mut rest);
+        let Some((key, value)) = tail.split_once('=') else {
+            remaining.push(tail);
             break;
         };
         let end = value.find('&').unwrap_or(value.len());
         let length = key.len() + 1 + end;
-        rest = all.get(length + 1..).unwrap_or_default();
-        let decoded = |text| -> Cow<'_, str> { percent_decode_str(text).decode_utf8_lossy() };
-        if !found.take(&decoded(key), || decoded(&value[..end]).into_owned()) {
-            left.push(&all[..length]);
+        rest = tail.get(length + 1..).unwrap_or_default();
+        let decode = |text| -> Cow<'_, str> { percent_decode_str(text).decode_utf8_lossy() };
+        if !params.try_set(&decode(key), || decode(&value[..end]).into_owned()) {
+            remaining.push(&tail[..length]);
         }
     }
-    let (url, left) = (&url[..query], left.join("&"));
-    let mark = if left.is_empty() { "" } else { "?" };
-    (format!("{url}{mark}{left}"), found)
+    let (url, remaining) = (&url[..query], remaining.join("&"));
+    let separator = if remaining.is_empty() { "" } else { "?" };
+    (format!("{url}{separator}{remaining}"), params)
 }
 
-fn of_pairs(mut rest: &str) -> (String, Parameters) {
-    let (mut found, mut left) = (Parameters::default(), String::new());
-    while let Some((key, value, length)) = pair(rest) {
-        let (this, next) = rest.split_at(length);
-        if !found.take(key, || value) {
-            left.push_str(this);
+fn split_key_values(mut rest: &str) -> (String, TlsParams) {
+    let (mut params, mut remaining) = (TlsParams::default(), String::new());
+    while let Some((key, value, length)) = parse_pair(rest) {
+        let (matched, next) = rest.split_at(length);
+        if !params.try_set(key, || value) {
+            remaining.push_str(matched);
         }
         rest = next;
     }
     // What is no pair is for tokio-postgres to complain of.
-    (left + rest, found)
+    (remaining + rest, params)
 }
 
 /// The first `key = value` of a text, and how long it is with what is around it.
 /// Values may be quoted, and a backslash makes the next character a plain one.
-fn pair(text: &str) -> Option<(&str, String, usize)> {
-    let begin = text.trim_start();
-    let end = begin.find(|c: char| c == '=' || c.is_whitespace())?;
-    let (key, rest) = begin.split_at(end);
+fn parse_pair(text: &str) -> Option<(&str, String, usize)> {
+    let trimmed = text.trim_start();
+    let end = trimmed.find(|c: char| c == '=' || c.is_whitespace())?;
+    let (key, rest) = trimmed.split_at(end);
     let rest = rest.trim_start().strip_prefix('=')?.trim_start();
     let quoted = rest.strip_prefix('\'');
     let (mut chars, mut value) = (quoted.unwrap_or(rest).chars(), String::new());
@@ -88,10 +88,10 @@ fn pair(text: &str) -> Option<(&str, String, usize)> {
 
 // === impl Parameters ===
 
-impl Parameters {
+impl TlsParams {
     /// Whether a parameter is one of these, which it then is.
-    fn take(&mut self, key: &str, value: impl FnOnce() -> String) -> bool {
-        let place = match key {
+    fn try_set(&mut self, key: &str, value: impl FnOnce() -> String) -> bool {
+        let slot = match key {
             "sslmode" => {
                 self.sslmode = Some(value());
                 return true;
@@ -101,7 +101,7 @@ impl Parameters {
             "sslkey" => &mut self.sslkey,
             _ => return false,
         };
-        *place = Some(value()).filter(|file| !file.is_empty());
+        *slot = Some(value()).filter(|file| !file.is_empty());
         true
     }
 }
@@ -113,17 +113,17 @@ mod tests {
 
     use super::*;
 
-    fn found(mode: &str, root: &str) -> Parameters {
-        let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        Parameters {
-            sslmode: given(mode),
-            sslrootcert: given(root),
+    fn tls_params(sslmode: &str, sslrootcert: &str) -> TlsParams {
+        let non_empty = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        TlsParams {
+            sslmode: non_empty(sslmode),
+            sslrootcert: non_empty(sslrootcert),
             ..Default::default()
         }
     }
 
     #[test]
-    fn parameters_about_tls_are_taken_out_of_both_forms() {
+    fn tls_params_are_removed_from_urls_and_key_value_pairs() {
         let cases = [
             ("postgres://h/d", "postgres://h/d", "", ""),
             (
@@ -181,56 +181,56 @@ mod tests {
             ("host=h sslmode=", "host=h sslmode=", "", ""),
             ("host=h sslrootcert='' ", "host=h  ", "", ""),
         ];
-        for (url, left, mode, root) in cases {
-            assert_eq!(take_tls(url), (left.to_owned(), found(mode, root)), "{url}");
+        for (url, remaining, sslmode, sslrootcert) in cases {
+            assert_eq!(split_tls_params(url), (remaining.to_owned(), tls_params(sslmode, sslrootcert)), "{url}");
         }
     }
 
     /// A value as both forms write it.
-    fn encoded(value: &str) -> (String, String) {
-        let all = percent_encoding::NON_ALPHANUMERIC;
-        let url = percent_encoding::utf8_percent_encode(value, all).to_string();
+    fn encode_value(value: &str) -> (String, String) {
+        let escaped = percent_encoding::NON_ALPHANUMERIC;
+        let url = percent_encoding::utf8_percent_encode(value, escaped).to_string();
         let quoted = value.replace('\\', "\\\\").replace('\'', "\\'");
         (url, format!("'{quoted}'"))
     }
 
     proptest! {
         #[test]
-        fn what_is_left_means_what_it_meant(
-            password in "[ -~]{0,12}", root in "[ -~é]{1,12}", options in "[ -~]{0,12}", place in 0..3usize,
+        fn removing_tls_params_keeps_the_rest_equivalent(
+            password in "[ -~]{0,12}", root in "[ -~é]{1,12}", options in "[ -~]{0,12}", position in 0..3usize,
         ) {
             let [(password_url, password), (root_url, root_quoted), (options_url, options)] =
-                [&password, &root, &options].map(|text| encoded(text));
-            let of_all = |own: [String; 2], ssl: String| {
-                let mut all: Vec<String> = own.to_vec();
+                [&password, &root, &options].map(|text| encode_value(text));
+            let with_and_without_tls = |other_params: [String; 2], tls_param: String| {
+                let mut all: Vec<String> = other_params.to_vec();
                 let without = all.clone();
-                all.insert(place, ssl);
+                all.insert(position, tls_param);
                 (all, without)
             };
-            let (all, without) = of_all(
+            let (all, without) = with_and_without_tls(
                 [format!("password={password_url}"), format!("options={options_url}")],
                 format!("sslrootcert={root_url}"),
             );
             let url = |all: &[String]| format!("postgres://u@h:1/d?{}", all.join("&"));
             let pairs = |all: &[String]| format!("host=h user=u {}", all.join(" "));
-            prop_assert_eq!(take_tls(&url(&all)), (url(&without), found("", &root)));
+            prop_assert_eq!(split_tls_params(&url(&all)), (url(&without), tls_params("", &root)));
 
-            let (all, without) = of_all(
+            let (all, without) = with_and_without_tls(
                 [format!("password={password}"), format!("options={options}")],
                 format!("sslrootcert={root_quoted}"),
             );
-            let (left, taken) = take_tls(&pairs(&all));
-            prop_assert_eq!(taken, found("", &root));
-            let (left, without): (Config, Config) =
-                (left.parse().unwrap(), pairs(&without).parse().unwrap());
-            prop_assert_eq!(left, without);
+            let (remaining, params) = split_tls_params(&pairs(&all));
+            prop_assert_eq!(params, tls_params("", &root));
+            let (remaining, without): (Config, Config) =
+                (remaining.parse().unwrap(), pairs(&without).parse().unwrap());
+            prop_assert_eq!(remaining, without);
         }
 
         #[test]
-        fn no_text_is_too_strange(text in "(postgres://)?[a-z=&?@'\\\\ %é]{0,40}") {
-            let (left, taken) = take_tls(&text);
-            if taken == Parameters::default() {
-                prop_assert_eq!(left.parse::<Config>().ok(), text.parse::<Config>().ok());
+        fn any_text_is_parsed_without_panic_and_kept_without_tls_params(text in "(postgres://)?[a-z=&?@'\\\\ %é]{0,40}") {
+            let (remaining, params) = split_tls_params(&text);
+            if params == TlsParams::default() {
+                prop_assert_eq!(remaining.parse::<Config>().ok(), text.parse::<Config>().ok());
             }
         }
     }

@@ -16,221 +16,221 @@ use tracing::{error, info};
 
 use super::{
     Inner,
-    link::Link,
-    opening::{VERSION, check_version},
-    row::{self, Batch},
-    sql::Sql,
+    link::Connection,
+    opening::{SCHEMA_VERSION, check_schema_version},
+    row::{self, WriteBatch},
+    sql::Statements,
 };
-use crate::journal::journal::{Entry, JournalError, Then, Unkept};
+use crate::journal::journal::{Write, StorageError, Completion, WriteError};
 
 /// So many changes, or so many bytes of them, are one commit.
-const BATCH: usize = 1024;
-const BATCH_BYTES: usize = 8 << 20;
+const MAX_BATCH_WRITES: usize = 1024;
+const MAX_BATCH_BYTES: usize = 8 << 20;
 
 /// How often a batch is tried again that met another one in the database.
-const TRIES: usize = 8;
+const MAX_RETRIES: usize = 8;
 
 /// The pause before a database that could not be reached is tried again.
-const PAUSE: Duration = Duration::from_millis(500);
+const RETRY_DELAY: Duration = Duration::from_millis(500);
 
 /// Changes that wait to be kept, and how they are.
 #[derive(Debug)]
 pub(super) struct Writer {
-    link: Link,
-    line: Mutex<Line>,
+    connection: Connection,
+    queue: Mutex<WriteQueue>,
     /// Somebody stands in line, or the line is closed.
-    comers: Notify,
-    trouble: Mutex<Option<String>>,
+    wakeup: Notify,
+    write_error: Mutex<Option<String>>,
     /// Why nothing can be kept for good.
-    broken: OnceLock<&'static str>,
+    fatal_error: OnceLock<&'static str>,
 }
 
 #[derive(Debug, Default)]
-struct Line {
-    waiting: Vec<(Entry, Then)>,
+struct WriteQueue {
+    pending: Vec<(Write, Completion)>,
     is_closed: bool,
 }
 
 // === impl Writer ===
 
 impl Writer {
-    pub(super) fn new(link: Link) -> Self {
+    pub(super) fn new(connection: Connection) -> Self {
         Self {
-            link,
-            line: Mutex::default(),
-            comers: Notify::new(),
-            trouble: Mutex::default(),
-            broken: OnceLock::new(),
+            connection,
+            queue: Mutex::default(),
+            wakeup: Notify::new(),
+            write_error: Mutex::default(),
+            fatal_error: OnceLock::new(),
         }
     }
 
     /// Lets a change stand in line.
-    pub(super) fn append(&self, entry: Entry, then: Then) {
-        let mut line = self.line.lock();
-        if line.is_closed {
-            drop(line);
-            return then.call(Err(JournalError("the journal is closed".to_owned()).into()));
+    pub(super) fn enqueue(&self, write: Write, completion: Completion) {
+        let mut queue = self.queue.lock();
+        if queue.is_closed {
+            drop(queue);
+            return completion.complete(Err(StorageError("the journal is closed".to_owned()).into()));
         }
         // While the database is out of reach, nobody waits for it.
-        if let Some(trouble) = self.trouble() {
-            drop(line);
-            return then.call(Err(JournalError(trouble).into()));
+        if let Some(error) = self.write_error() {
+            drop(queue);
+            return completion.complete(Err(StorageError(error).into()));
         }
-        line.waiting.push((entry, then));
-        drop(line);
-        self.comers.notify_one();
+        queue.pending.push((write, completion));
+        drop(queue);
+        self.wakeup.notify_one();
     }
 
     /// Why changes cannot be kept at present.
-    pub(super) fn trouble(&self) -> Option<String> {
-        let broken = self.broken.get().map(ToString::to_string);
-        broken.or_else(|| self.trouble.lock().clone())
+    pub(super) fn write_error(&self) -> Option<String> {
+        let fatal_error = self.fatal_error.get().map(ToString::to_string);
+        fatal_error.or_else(|| self.write_error.lock().clone())
     }
 
     /// Nobody may stand in line any more.
     pub(super) fn close(&self) {
-        self.line.lock().is_closed = true;
-        self.comers.notify_one();
+        self.queue.lock().is_closed = true;
+        self.wakeup.notify_one();
     }
 
     /// Keeps nothing any more, for this reason.
-    pub(super) fn fail(&self, why: &'static str) {
-        self.broken.get_or_init(|| why);
-        self.refuse(Vec::new(), &JournalError(why.to_owned()));
+    pub(super) fn set_fatal_error(&self, reason: &'static str) {
+        self.fatal_error.get_or_init(|| reason);
+        self.fail_pending(Vec::new(), &StorageError(reason.to_owned()));
     }
 
     /// Commits what stands in line, until the line is closed and empty.
-    pub(super) async fn write(&self, journal: &Inner) {
+    pub(super) async fn run(&self, inner: &Inner) {
         loop {
             let batch = {
-                let mut line = self.line.lock();
-                if line.waiting.is_empty() && line.is_closed {
+                let mut queue = self.queue.lock();
+                if queue.pending.is_empty() && queue.is_closed {
                     return;
                 }
-                let count = fits(&line.waiting);
-                let rest = line.waiting.split_off(count);
-                mem::replace(&mut line.waiting, rest)
+                let count = batch_len(&queue.pending);
+                let rest = queue.pending.split_off(count);
+                mem::replace(&mut queue.pending, rest)
             };
             if batch.is_empty() {
-                self.comers.notified().await;
+                self.wakeup.notified().await;
                 continue;
             }
-            let (entries, thens): (Vec<Entry>, Vec<Then>) = batch.into_iter().unzip();
-            let mut thens: Vec<Option<Then>> = thens.into_iter().map(Some).collect();
-            let mut told = |at: usize, kept| {
-                if let Some(then) = thens[at].take() {
-                    tell(then, kept);
+            let (writes, completions): (Vec<Write>, Vec<Completion>) = batch.into_iter().unzip();
+            let mut completions: Vec<Option<Completion>> = completions.into_iter().map(Some).collect();
+            let mut complete_at = |index: usize, result| {
+                if let Some(completion) = completions[index].take() {
+                    complete(completion, result);
                 }
             };
-            let committed = self.commit(&entries, &journal.sql, &mut told).await;
+            let result = self.commit_batch(&writes, &inner.statements, &mut complete_at).await;
             // That a lease lasts longer, nobody waits for.
-            if entries
+            if writes
                 .iter()
-                .any(|entry| !matches!(entry, Entry::Renew(_)))
+                .any(|write| !matches!(write, Write::RenewLease(_)))
             {
-                journal.hints.tell();
+                inner.notifier.mark_changed();
             }
-            if let Err(error) = committed {
+            if let Err(error) = result {
                 error!(%error, "changes cannot be kept");
-                self.refuse(thens.into_iter().flatten().collect(), &error);
-                self.heal(journal).await;
+                self.fail_pending(completions.into_iter().flatten().collect(), &error);
+                self.wait_until_writable(inner).await;
             }
         }
     }
 
     /// Keeps changes, and says of each, by its place, whether it was kept; those that
     /// came too late hear what was there. Of the others nothing is known after an error.
-    async fn commit(
+    async fn commit_batch(
         &self,
-        entries: &[Entry],
-        sql: &Sql,
-        told: &mut impl FnMut(usize, Result<(), Unkept>),
-    ) -> Result<(), JournalError> {
-        let batch = Batch::of(entries);
-        let write = async |client: &Client| {
-            let mut tries = TRIES;
+        writes: &[Write],
+        statements: &Statements,
+        on_result: &mut impl FnMut(usize, Result<(), WriteError>),
+    ) -> Result<(), StorageError> {
+        let batch = WriteBatch::from_writes(writes);
+        let execute = async |client: &Client| {
+            let mut retries_left = MAX_RETRIES;
             loop {
-                let kept = client.query_typed(&sql.commit, &batch.parameters()).await;
-                match kept {
-                    Err(error) if tries != 0 && may_go_well(&error) => tries -= 1,
-                    kept => return kept,
+                let result = client.query_typed(&statements.commit, &batch.parameters()).await;
+                match result {
+                    Err(error) if retries_left != 0 && is_retryable(&error) => retries_left -= 1,
+                    result => return result,
                 }
             }
         };
-        let kept = self.link.ask(write).await?;
-        let kept: HashSet<i64> = kept.iter().map(|row| row.get(0)).collect();
-        let late = batch.late(&kept);
-        for at in (0..entries.len()).filter(|at| !late.contains(at)) {
-            told(at, Ok(()));
+        let rows = self.connection.with_client(execute).await?;
+        let applied: HashSet<i64> = rows.iter().map(|row| row.get(0)).collect();
+        let not_applied = batch.not_applied(&applied);
+        for index in (0..writes.len()).filter(|at| !not_applied.contains(at)) {
+            on_result(index, Ok(()));
         }
-        if late.is_empty() {
+        if not_applied.is_empty() {
             return Ok(());
         }
         // Nothing is kept in tables that a newer program has made its own.
-        if kept.is_empty() {
-            check_version(&self.link, sql).await?;
+        if applied.is_empty() {
+            check_schema_version(&self.connection, statements).await?;
         }
-        for (at, kept) in batch.met(&late, &self.link, sql).await? {
-            told(at, kept);
+        for (index, result) in batch.resolve_conflicts(&not_applied, &self.connection, statements).await? {
+            on_result(index, result);
         }
         Ok(())
     }
 
     /// Nothing can be kept: says so to these, to those who stand in line, and to those
     /// who come.
-    fn refuse(&self, thens: Vec<Then>, error: &JournalError) {
-        *self.trouble.lock() = Some(error.0.clone());
-        let waiting = mem::take(&mut self.line.lock().waiting);
-        let waiting = waiting.into_iter().map(|(_, then)| then);
-        for then in thens.into_iter().chain(waiting) {
-            tell(then, Err(error.clone().into()));
+    fn fail_pending(&self, completions: Vec<Completion>, error: &StorageError) {
+        *self.write_error.lock() = Some(error.0.clone());
+        let pending = mem::take(&mut self.queue.lock().pending);
+        let pending = pending.into_iter().map(|(_, completion)| completion);
+        for completion in completions.into_iter().chain(pending) {
+            complete(completion, Err(error.clone().into()));
         }
     }
 
     /// Waits until the database can be reached again, or the journal is closed.
-    async fn heal(&self, journal: &Inner) {
+    async fn wait_until_writable(&self, inner: &Inner) {
         loop {
-            let look = async {
-                sleep(PAUSE).await;
-                self.look(&journal.sql).await
+            let probe = async {
+                sleep(RETRY_DELAY).await;
+                self.check_writable(&inner.statements).await
             };
-            let Some(looked) = journal.tasks.stopping().run_until_cancelled(look).await else {
+            let Some(result) = inner.tasks.stop_token().run_until_cancelled(probe).await else {
                 return;
             };
-            if self.line.lock().is_closed {
+            if self.queue.lock().is_closed {
                 return;
             }
-            if let Err(error) = looked {
-                *self.trouble.lock() = Some(error.0);
+            if let Err(error) = result {
+                *self.write_error.lock() = Some(error.0);
                 // One that only reads has given its place to another, which a new
                 // connection may find.
-                self.link.renew().await;
+                self.connection.reset().await;
                 continue;
             }
-            journal.reconnect().await;
-            journal.contact.begin();
-            *self.trouble.lock() = None;
+            inner.reconnect_all().await;
+            inner.health.reset_available_since();
+            *self.write_error.lock() = None;
             return info!("changes can be kept again");
         }
     }
 
     /// Looks whether the database takes our changes, and why it does not.
-    async fn look(&self, sql: &Sql) -> Result<(), JournalError> {
-        let parameters = [(&VERSION as _, Type::INT4)];
-        let ask = async |client: &Client| client.query_typed_one(&sql.can_write, &parameters).await;
-        if self.link.ask(ask).await?.get(0) {
+    async fn check_writable(&self, statements: &Statements) -> Result<(), StorageError> {
+        let parameters = [(&SCHEMA_VERSION as _, Type::INT4)];
+        let query = async |client: &Client| client.query_typed_one(&statements.is_writable, &parameters).await;
+        if self.connection.with_client(query).await?.get(0) {
             return Ok(());
         }
-        check_version(&self.link, sql).await?;
-        let words =
+        check_schema_version(&self.connection, statements).await?;
+        let message =
             "the database is read-only: is it a standby, or has another one taken its place?";
-        Err(JournalError(words.to_owned()))
+        Err(StorageError(message.to_owned()))
     }
 }
 
 /// Whether the database says that two batches waited for each other, or met in another
 /// way that does not come again.
-fn may_go_well(error: &Error) -> bool {
+fn is_retryable(error: &Error) -> bool {
     let codes = [
         SqlState::T_R_DEADLOCK_DETECTED,
         SqlState::T_R_SERIALIZATION_FAILURE,
@@ -239,19 +239,19 @@ fn may_go_well(error: &Error) -> bool {
 }
 
 /// A bug that one of them meets must not keep the others waiting.
-fn tell(then: Then, kept: Result<(), Unkept>) {
-    if catch_unwind(AssertUnwindSafe(|| then.call(kept))).is_err() {
+fn complete(completion: Completion, result: Result<(), WriteError>) {
+    if catch_unwind(AssertUnwindSafe(|| completion.complete(result))).is_err() {
         error!("showing a change panicked");
     }
 }
 
 /// How many of the waiting changes fit in one commit, and at least one.
-fn fits(waiting: &[(Entry, Then)]) -> usize {
+fn batch_len(pending: &[(Write, Completion)]) -> usize {
     let mut bytes = 0;
-    let count = waiting.iter().take(BATCH).take_while(|(entry, _)| {
-        let fits = bytes < BATCH_BYTES;
-        bytes += row::size(entry);
-        fits
+    let count = pending.iter().take(MAX_BATCH_WRITES).take_while(|(write, _)| {
+        let has_room = bytes < MAX_BATCH_BYTES;
+        bytes += row::size_bytes(write);
+        has_room
     });
     count.count()
 }

@@ -13,13 +13,13 @@ use rusqlite::{Connection, MAIN_DB, OpenFlags, TransactionBehavior};
 use uuid::Uuid;
 
 use super::{
-    lock::Lock,
-    refusal::{describe, failed, read_by_others, read_only, restored},
+    lock::LockFile,
+    refusal::{sqlite_error, io_error, checkpoint_blocked_error, read_only_error, restore_hint},
 };
-use crate::{clock::Timestamp, journal::journal::JournalError};
+use crate::{clock::Timestamp, journal::journal::StorageError};
 
 /// `LONG`, so that other programs can tell whose file it is.
-const APPLICATION: i32 = 0x4c4f_4e47;
+const APPLICATION_ID: i32 = 0x4c4f_4e47;
 
 /// What each version of the schema adds to the one before. Released ones never
 /// change.
@@ -30,53 +30,53 @@ const MIGRATIONS: [&str; 1] = ["
 "];
 
 /// What the log may take of the disk when it is empty again.
-const LOG_BYTES: u32 = 16 << 20;
+const WAL_SIZE_LIMIT_BYTES: u32 = 16 << 20;
 
 /// How long a short reader of the file, such as `inspect`, is waited for.
-const BUSY: Duration = Duration::from_secs(5);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An open file that no other process holds open.
 #[derive(Debug)]
-pub(super) struct File {
+pub(super) struct Database {
     path: PathBuf,
-    lock: Lock,
-    head: Head,
+    lock: LockFile,
+    info: FileInfo,
 }
 
 /// The one row of the table `journal`.
 #[derive(Debug)]
-struct Head {
+struct FileInfo {
     /// Unlike that of any other file, but for copies of it.
-    id: String,
+    file_id: String,
     /// How many changes were committed.
-    changes: u64,
+    write_count: u64,
     /// The latest time that one of them bears.
-    newest: Option<Timestamp>,
+    last_timestamp: Option<Timestamp>,
 }
 
 // === impl File ===
 
-impl File {
+impl Database {
     /// # Errors
     /// [`JournalError`] that says what is wrong and what to do.
-    pub(super) fn open(path: &Path) -> Result<Self, JournalError> {
-        Self::open_within(path, BUSY)
+    pub(super) fn open(path: &Path) -> Result<Self, StorageError> {
+        Self::open_with_busy_timeout(path, BUSY_TIMEOUT)
     }
 
     /// Opens it, and waits so long for those who read it.
-    pub(super) fn open_within(path: &Path, patience: Duration) -> Result<Self, JournalError> {
-        let path = settle(path)?;
-        let lock = Lock::take(&path)?;
-        let mut connection = open(&path, OpenFlags::empty())?;
-        if let Err(refusal) = check_owner(&connection, &path) {
-            lock.undo();
-            return Err(refusal);
+    pub(super) fn open_with_busy_timeout(path: &Path, busy_timeout: Duration) -> Result<Self, StorageError> {
+        let path = create_if_missing(path)?;
+        let lock = LockFile::acquire(&path)?;
+        let mut connection = open_connection(&path, OpenFlags::empty())?;
+        if let Err(error) = check_compatible(&connection, &path) {
+            lock.remove_if_created();
+            return Err(error);
         }
-        let head = prepare(&mut connection, &path)?;
-        let file = Self { path, lock, head };
-        file.check_complete()?;
-        empty_log(&connection, &file.path, patience)?;
-        Ok(file)
+        let info = initialize(&mut connection, &path)?;
+        let database = Self { path, lock, info };
+        database.check_not_truncated()?;
+        truncate_wal(&connection, &database.path, busy_timeout)?;
+        Ok(database)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -84,30 +84,30 @@ impl File {
     }
 
     /// How many changes the file held when it was opened.
-    pub(super) fn changes(&self) -> u64 {
-        self.head.changes
+    pub(super) fn write_count(&self) -> u64 {
+        self.info.write_count
     }
 
     /// The latest time that a change bore then.
-    pub(super) fn newest(&self) -> Option<Timestamp> {
-        self.head.newest
+    pub(super) fn last_timestamp(&self) -> Option<Timestamp> {
+        self.info.last_timestamp
     }
 
     /// Notes that so many changes are about to be acknowledged.
-    pub(super) fn acknowledge(&self, changes: u64) {
-        self.lock.set_note(&self.head.id, changes);
+    pub(super) fn record_acknowledged(&self, write_count: u64) {
+        self.lock.write_ack(&self.info.file_id, write_count);
     }
 
-    fn check_complete(&self) -> Result<(), JournalError> {
-        let note = self.lock.note().filter(|note| note.id == self.head.id);
-        let acknowledged = note.map_or(0, |note| note.changes);
-        if acknowledged <= self.head.changes {
+    fn check_not_truncated(&self) -> Result<(), StorageError> {
+        let ack = self.lock.read_ack().filter(|ack| ack.file_id == self.info.file_id);
+        let acknowledged = ack.map_or(0, |ack| ack.write_count);
+        if acknowledged <= self.info.write_count {
             return Ok(());
         }
-        let (path, changes) = (self.path.display(), self.head.changes);
-        Err(JournalError(format!(
-            "{path} holds {changes} changes, but {acknowledged} were acknowledged: its write-ahead log {path}-wal was lost or cut, or an older copy took its place; {}; else restore a backup, or remove {path}-lock to go on without the missing changes",
-            restored(&self.path)
+        let (path, write_count) = (self.path.display(), self.info.write_count);
+        Err(StorageError(format!(
+            "{path} holds {write_count} changes, but {acknowledged} were acknowledged: its write-ahead log {path}-wal was lost or cut, or an older copy took its place; {}; else restore a backup, or remove {path}-lock to go on without the missing changes",
+            restore_hint(&self.path)
         )))
     }
 }
@@ -120,132 +120,132 @@ impl File {
 ///
 /// # Errors
 /// [`JournalError`] if somebody reads the log, so that it cannot begin anew.
-fn empty_log(connection: &Connection, path: &Path, patience: Duration) -> Result<(), JournalError> {
-    let at = |error: rusqlite::Error| describe(path, &error);
-    connection.busy_timeout(patience).map_err(at)?;
-    let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0));
-    let is_busy: bool = emptied.map_err(at)?;
+fn truncate_wal(connection: &Connection, path: &Path, busy_timeout: Duration) -> Result<(), StorageError> {
+    let to_error = |error: rusqlite::Error| sqlite_error(path, &error);
+    connection.busy_timeout(busy_timeout).map_err(to_error)?;
+    let checkpointed = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0));
+    let is_busy: bool = checkpointed.map_err(to_error)?;
     if is_busy {
-        return Err(read_by_others(path));
+        return Err(checkpoint_blocked_error(path));
     }
     Ok(())
 }
 
 /// Lets the name of a new file survive the loss of power too.
-pub(super) fn sync_directory(path: &Path) -> Result<(), JournalError> {
+pub(super) fn sync_parent_directory(path: &Path) -> Result<(), StorageError> {
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     fs::File::open(parent)
         .and_then(|parent| parent.sync_all())
-        .map_err(|error| failed(path, &error))
+        .map_err(|error| io_error(path, &error))
 }
 
 /// A new file for this process alone, which is about to get another name.
 #[cfg(feature = "cli")]
-pub(super) fn create(path: &Path) -> Result<Connection, JournalError> {
-    let mut connection = open(path, OpenFlags::SQLITE_OPEN_CREATE)?;
-    prepare(&mut connection, path)?;
+pub(super) fn create(path: &Path) -> Result<Connection, StorageError> {
+    let mut connection = open_connection(path, OpenFlags::SQLITE_OPEN_CREATE)?;
+    initialize(&mut connection, path)?;
     Ok(connection)
 }
 
 /// A connection that changes nothing, to a file that a server may have open.
 #[cfg(feature = "cli")]
-pub(super) fn view(path: &Path) -> Result<Connection, JournalError> {
+pub(super) fn open_read_only(path: &Path) -> Result<Connection, StorageError> {
     if !path.is_file() {
-        return Err(JournalError(format!("there is no file {}", path.display())));
+        return Err(StorageError(format!("there is no file {}", path.display())));
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let at = |error: rusqlite::Error| describe(path, &error);
-    let connection = Connection::open_with_flags(path, flags).map_err(at)?;
-    tune(&connection).map_err(at)?;
-    check_owner(&connection, path)?;
+    let to_error = |error: rusqlite::Error| sqlite_error(path, &error);
+    let connection = Connection::open_with_flags(path, flags).map_err(to_error)?;
+    set_pragmas(&connection).map_err(to_error)?;
+    check_compatible(&connection, path)?;
     if connection
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| {
             row.get::<_, i64>(0)
         })
-        .map_err(at)?
+        .map_err(to_error)?
         == 0
     {
-        return Err(JournalError(format!("{} is empty", path.display())));
+        return Err(StorageError(format!("{} is empty", path.display())));
     }
     Ok(connection)
 }
 
 /// A further connection to a file that is open.
-pub(super) fn connect(path: &Path) -> Result<Connection, JournalError> {
-    let connection = open(path, OpenFlags::empty())?;
-    tune(&connection).map_err(|error| describe(path, &error))?;
+pub(super) fn open_additional(path: &Path) -> Result<Connection, StorageError> {
+    let connection = open_connection(path, OpenFlags::empty())?;
+    set_pragmas(&connection).map_err(|error| sqlite_error(path, &error))?;
     Ok(connection)
 }
 
-fn open(path: &Path, more: OpenFlags) -> Result<Connection, JournalError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
-    Connection::open_with_flags(path, flags).map_err(|error| describe(path, &error))
+fn open_connection(path: &Path, extra_flags: OpenFlags) -> Result<Connection, StorageError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | extra_flags;
+    Connection::open_with_flags(path, flags).map_err(|error| sqlite_error(path, &error))
 }
 
-fn tune(connection: &Connection) -> rusqlite::Result<()> {
-    connection.busy_timeout(BUSY)?;
+fn set_pragmas(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.execute_batch(&format!(
         "PRAGMA synchronous = FULL;
          PRAGMA wal_autocheckpoint = 0;
-         PRAGMA journal_size_limit = {LOG_BYTES};
+         PRAGMA journal_size_limit = {WAL_SIZE_LIMIT_BYTES};
          PRAGMA cell_size_check = ON;
          PRAGMA trusted_schema = OFF;"
     ))
 }
 
 /// Brings a file of ours to the present schema.
-fn prepare(connection: &mut Connection, path: &Path) -> Result<Head, JournalError> {
-    let at = |error: rusqlite::Error| describe(path, &error);
-    if connection.is_readonly(MAIN_DB).map_err(at)? {
-        return Err(read_only(path));
+fn initialize(connection: &mut Connection, path: &Path) -> Result<FileInfo, StorageError> {
+    let to_error = |error: rusqlite::Error| sqlite_error(path, &error);
+    if connection.is_readonly(MAIN_DB).map_err(to_error)? {
+        return Err(read_only_error(path));
     }
     let mode: String = connection
         .pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))
-        .map_err(at)?;
+        .map_err(to_error)?;
     if mode != "wal" {
-        return Err(JournalError(format!(
+        return Err(StorageError(format!(
             "{} cannot have a write-ahead log: use a local file system",
             path.display()
         )));
     }
-    tune(connection).map_err(at)?;
-    migrate(connection, &MIGRATIONS).map_err(at)?;
+    set_pragmas(connection).map_err(to_error)?;
+    migrate(connection, &MIGRATIONS).map_err(to_error)?;
     connection
         .query_row("SELECT id, changes, newest FROM journal", [], |row| {
-            let changes: i64 = row.get(1)?;
-            Ok(Head {
-                id: row.get(0)?,
-                changes: u64::try_from(changes).unwrap_or(0),
-                newest: row.get::<_, Option<i64>>(2)?.map(Timestamp::from_nanos),
+            let write_count: i64 = row.get(1)?;
+            Ok(FileInfo {
+                file_id: row.get(0)?,
+                write_count: u64::try_from(write_count).unwrap_or(0),
+                last_timestamp: row.get::<_, Option<i64>>(2)?.map(Timestamp::from_nanos),
             })
         })
-        .map_err(at)
+        .map_err(to_error)
 }
 
 /// Whether the file is ours, or new, and not newer than this program.
-fn check_owner(connection: &Connection, path: &Path) -> Result<(), JournalError> {
-    let at = |error: rusqlite::Error| describe(path, &error);
+fn check_compatible(connection: &Connection, path: &Path) -> Result<(), StorageError> {
+    let to_error = |error: rusqlite::Error| sqlite_error(path, &error);
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
-    let tables = "SELECT count(*) FROM sqlite_schema";
-    let application = pragma("application_id").map_err(at)?;
-    let tables: i64 = connection
-        .query_row(tables, [], |row| row.get(0))
-        .map_err(at)?;
-    if application != APPLICATION && (application, tables) != (0, 0) {
-        return Err(JournalError(format!(
+    let count_tables = "SELECT count(*) FROM sqlite_schema";
+    let application_id = pragma("application_id").map_err(to_error)?;
+    let table_count: i64 = connection
+        .query_row(count_tables, [], |row| row.get(0))
+        .map_err(to_error)?;
+    if application_id != APPLICATION_ID && (application_id, table_count) != (0, 0) {
+        return Err(StorageError(format!(
             "{} is the database of another program: choose another path",
             path.display()
         )));
     }
-    let (version, known) = (pragma("user_version").map_err(at)?, MIGRATIONS.len());
-    if usize::try_from(version).is_ok_and(|version| version <= known) {
+    let (version, current) = (pragma("user_version").map_err(to_error)?, MIGRATIONS.len());
+    if usize::try_from(version).is_ok_and(|version| version <= current) {
         return Ok(());
     }
-    Err(JournalError(format!(
-        "{} has schema version {version}, and this program knows versions up to {known}: use a newer longrunning",
+    Err(StorageError(format!(
+        "{} has schema version {version}, and this program knows versions up to {current}: use a newer longrunning",
         path.display()
     )))
 }
@@ -261,7 +261,7 @@ pub(super) fn migrate(connection: &mut Connection, migrations: &[&str]) -> rusql
         transaction.execute_batch(migration)?;
     }
     if version == 0 {
-        transaction.pragma_update(None, "application_id", APPLICATION)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.execute(
             "INSERT INTO journal (id, changes) VALUES (?1, 0)",
             [Uuid::new_v4().to_string()],
@@ -275,45 +275,45 @@ pub(super) fn migrate(connection: &mut Connection, migrations: &[&str]) -> rusql
 
 /// Makes the file if there is none, and tells its one path: the log and the lock
 /// stand beside that, and two processes must not have two of them.
-fn settle(path: &Path) -> Result<PathBuf, JournalError> {
+fn create_if_missing(path: &Path) -> Result<PathBuf, StorageError> {
     // Whoever closes a file loses all locks of the process on it, those of SQLite
     // too. So one that is there is never opened here, and one that is not is made
     // by one thread at a time.
-    static MAKING: Mutex<()> = Mutex::new(());
-    let making = MAKING.lock();
+    static CREATE_LOCK: Mutex<()> = Mutex::new(());
+    let guard = CREATE_LOCK.lock();
     if !path.exists() {
         check_directory(path)?;
         // If it is a link, what that leads to is made.
-        let made = fs::File::options().append(true).create(true).open(path);
-        made.map_err(|error| failed(path, &error))?;
+        let created = fs::File::options().append(true).create(true).open(path);
+        created.map_err(|error| io_error(path, &error))?;
     }
-    drop(making);
-    let at = |error: std::io::Error| failed(path, &error);
-    let whole = path.canonicalize().map_err(at)?;
-    let metadata = whole.metadata().map_err(at)?;
-    let shown = whole.display();
+    drop(guard);
+    let to_error = |error: std::io::Error| io_error(path, &error);
+    let canonical = path.canonicalize().map_err(to_error)?;
+    let metadata = canonical.metadata().map_err(to_error)?;
+    let display = canonical.display();
     if !metadata.is_file() {
-        return Err(JournalError(format!(
-            "{shown} cannot be used: it is not a file"
+        return Err(StorageError(format!(
+            "{display} cannot be used: it is not a file"
         )));
     }
     match metadata.nlink() {
-        0 | 1 => Ok(whole),
-        names => Err(JournalError(format!(
-            "{shown} has {names} names (hard links), and each of them would have a log and a lock of its own: remove the others, or copy it with `longrunning backup` and use the copy"
+        0 | 1 => Ok(canonical),
+        link_count => Err(StorageError(format!(
+            "{display} has {link_count} names (hard links), and each of them would have a log and a lock of its own: remove the others, or copy it with `longrunning backup` and use the copy"
         ))),
     }
 }
 
 /// A clearer word than that the file is not found.
-fn check_directory(of: &Path) -> Result<(), JournalError> {
-    let parent = match of.parent() {
+fn check_directory(path: &Path) -> Result<(), StorageError> {
+    let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     match parent.canonicalize() {
         Ok(_) => Ok(()),
-        Err(error) => Err(JournalError(format!(
+        Err(error) => Err(StorageError(format!(
             "the directory {} cannot be used: {error}",
             parent.display()
         ))),

@@ -18,29 +18,29 @@ use tokio::time::Instant;
 use tracing::{info, info_span};
 
 use super::{
-    file::connect,
-    refusal::{describe, restored},
+    file::open_additional,
+    refusal::{sqlite_error, restore_hint},
 };
 use crate::{
-    journal::journal::JournalError,
-    operation::{operation::Operation, record::Reader},
+    journal::journal::StorageError,
+    operation::{operation::Operation, record::RecordDecoder},
 };
 
-const ALL: &str = "SELECT o.number, o.record, i.input
+const SELECT_ALL: &str = "SELECT o.number, o.record, i.input
     FROM operations AS o LEFT JOIN inputs AS i ON i.number = o.number";
 
 /// How many rows are handed over together.
-const BATCH: usize = 512;
+const BATCH_ROWS: usize = 512;
 
 /// How many batches may wait for a thread.
-const BATCHES: usize = 8;
+const MAX_QUEUED_BATCHES: usize = 8;
 
 /// How often the log tells how far it is.
-const NEWS: Duration = Duration::from_secs(2);
+const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A row as it stands in the file.
 #[derive(Debug)]
-pub(super) struct Row {
+pub(super) struct StoredRow {
     pub(super) number: i64,
     pub(super) record: Vec<u8>,
     pub(super) input: Option<Vec<u8>>,
@@ -48,8 +48,8 @@ pub(super) struct Row {
 
 // === impl Row ===
 
-impl Row {
-    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+impl StoredRow {
+    fn from_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             number: row.get(0)?,
             record: row.get(1)?,
@@ -57,16 +57,16 @@ impl Row {
         })
     }
 
-    pub(super) fn decode(&self, reader: &mut Reader) -> Result<Operation, String> {
+    pub(super) fn decode(&self, decoder: &mut RecordDecoder) -> Result<Operation, String> {
         let number = u64::try_from(self.number).unwrap_or(0);
-        reader
+        decoder
             .decode(number, &self.record, self.input.as_deref())
-            .map_err(|damage| format!("operation number {number} is damaged: {damage}"))
+            .map_err(|error| format!("operation number {number} is damaged: {error}"))
     }
 }
 
 /// How many threads are worth it.
-pub(super) fn threads() -> usize {
+pub(super) fn decode_thread_count() -> usize {
     thread::available_parallelism().map_or(1, |cores| cores.get().clamp(1, 8))
 }
 
@@ -74,77 +74,77 @@ pub(super) fn threads() -> usize {
 ///
 /// # Errors
 /// [`JournalError`] if one cannot be read.
-pub(super) fn all(
+pub(super) fn load_all(
     path: &Path,
-    threads: usize,
-    show: &(dyn Fn(Operation) + Send + Sync),
-) -> Result<(), JournalError> {
-    let connection = connect(path)?;
-    let (batches, rest) = mpsc::sync_channel::<Vec<Row>>(BATCHES);
-    let (rest, shown) = (Arc::new(Mutex::new(rest)), AtomicU64::new(0));
-    let work = |rest: Arc<Mutex<mpsc::Receiver<Vec<Row>>>>| -> Result<(), JournalError> {
-        let mut reader = Reader::default();
+    thread_count: usize,
+    sink: &(dyn Fn(Operation) + Send + Sync),
+) -> Result<(), StorageError> {
+    let connection = open_additional(path)?;
+    let (sender, receiver) = mpsc::sync_channel::<Vec<StoredRow>>(MAX_QUEUED_BATCHES);
+    let (receiver, decoded) = (Arc::new(Mutex::new(receiver)), AtomicU64::new(0));
+    let decode_batches = |receiver: Arc<Mutex<mpsc::Receiver<Vec<StoredRow>>>>| -> Result<(), StorageError> {
+        let mut decoder = RecordDecoder::default();
         loop {
-            let next = rest.lock().recv();
-            let Ok(batch) = next else { return Ok(()) };
+            let received = receiver.lock().recv();
+            let Ok(batch) = received else { return Ok(()) };
             for row in &batch {
-                let operation = row.decode(&mut reader).map_err(|damage| {
-                    JournalError(format!("{}: {damage}; {}; else restore a backup, or save what can be read with `longrunning backup --salvage`", path.display(), restored(path)))
+                let operation = row.decode(&mut decoder).map_err(|error| {
+                    StorageError(format!("{}: {error}; {}; else restore a backup, or save what can be read with `longrunning backup --salvage`", path.display(), restore_hint(path)))
                 })?;
-                show(operation);
+                sink(operation);
             }
-            shown.fetch_add(batch.len() as u64, Ordering::Relaxed);
+            decoded.fetch_add(batch.len() as u64, Ordering::Relaxed);
         }
     };
-    let begun = Instant::now();
+    let started = Instant::now();
     let span = info_span!("replay");
     thread::scope(|scope| {
         // Only the workers hold the other end, so that the walk ends with the
         // last of them and does not wait for nobody.
-        let workers: Vec<_> = std::iter::repeat_n(rest, threads)
-            .map(|rest| scope.spawn(|| span.in_scope(|| work(rest))))
+        let workers: Vec<_> = std::iter::repeat_n(receiver, thread_count)
+            .map(|receiver| scope.spawn(|| span.in_scope(|| decode_batches(receiver))))
             .collect();
-        let read = walk(&connection, batches, &shown);
-        let read = read.map_err(|error| describe(path, &error));
+        let result = send_batches(&connection, sender, &decoded);
+        let result = result.map_err(|error| sqlite_error(path, &error));
         // A worker that met a damaged record is why the walk ended early.
         for worker in workers {
             worker.join().expect("a reader does not panic")?;
         }
-        read
+        result
     })?;
     info!(
-        operations = shown.into_inner(),
-        seconds = begun.elapsed().as_secs_f64(),
+        operations = decoded.into_inner(),
+        seconds = started.elapsed().as_secs_f64(),
         "the file was read"
     );
     Ok(())
 }
 
 /// Hands all rows over, until nobody takes them any more.
-fn walk(
+fn send_batches(
     connection: &Connection,
-    batches: mpsc::SyncSender<Vec<Row>>,
-    shown: &AtomicU64,
+    sender: mpsc::SyncSender<Vec<StoredRow>>,
+    decoded: &AtomicU64,
 ) -> rusqlite::Result<()> {
     let total: i64 =
         connection.query_row("SELECT count(*) FROM operations", [], |row| row.get(0))?;
-    let mut statement = connection.prepare(ALL)?;
+    let mut statement = connection.prepare(SELECT_ALL)?;
     let mut rows = statement.query([])?;
-    let (mut batch, mut told) = (Vec::with_capacity(BATCH), Instant::now());
+    let (mut batch, mut last_logged) = (Vec::with_capacity(BATCH_ROWS), Instant::now());
     while let Some(row) = rows.next()? {
-        batch.push(Row::read(row)?);
-        if batch.len() == BATCH {
-            let full = std::mem::replace(&mut batch, Vec::with_capacity(BATCH));
-            if batches.send(full).is_err() {
+        batch.push(StoredRow::from_row(row)?);
+        if batch.len() == BATCH_ROWS {
+            let full = std::mem::replace(&mut batch, Vec::with_capacity(BATCH_ROWS));
+            if sender.send(full).is_err() {
                 return Ok(());
             }
-            if NEWS <= told.elapsed() {
-                told = Instant::now();
-                let shown = shown.load(Ordering::Relaxed);
-                info!(shown, total, "reading the file");
+            if PROGRESS_LOG_INTERVAL <= last_logged.elapsed() {
+                last_logged = Instant::now();
+                let decoded = decoded.load(Ordering::Relaxed);
+                info!(decoded, total, "reading the file");
             }
         }
     }
-    drop(batches.send(batch));
+    drop(sender.send(batch));
     Ok(())
 }

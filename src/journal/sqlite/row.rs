@@ -2,7 +2,7 @@
 
 use crate::{
     clock::Timestamp,
-    journal::journal::Entry,
+    journal::journal::Write,
     operation::{
         operation::Operation,
         record::{encode, encode_input, encode_with_input},
@@ -10,85 +10,85 @@ use crate::{
 };
 
 /// An input of more bytes is not written again with each change.
-const SMALL_INPUT: usize = 1024;
+const MAX_INLINE_INPUT_BYTES: usize = 1024;
 
 /// A change as it is written.
 #[derive(Clone, Debug)]
-pub(super) enum Row {
+pub(super) enum RowWrite {
     Put {
         number: i64,
         record: Vec<u8>,
-        input: Input,
+        input: InputWrite,
         /// The latest that the operation bears.
-        time: Timestamp,
+        update_time: Timestamp,
     },
-    Forget {
+    Delete {
         number: i64,
     },
 }
 
 /// What becomes of an input that is kept beside the record.
 #[derive(Clone, Debug)]
-pub(super) enum Input {
+pub(super) enum InputWrite {
     /// It stays as it is, or there is none.
-    Same,
-    New(Vec<u8>),
+    Unchanged,
+    Insert(Vec<u8>),
     /// Nobody needs it any more.
-    Gone,
+    Delete,
 }
 
 // === impl Row ===
 
-impl Row {
-    pub(super) fn of(entry: &Entry) -> Self {
-        match entry {
-            Entry::Put(operation) | Entry::Renew(operation) => Self::put(operation),
-            Entry::Forget(operation) => Self::Forget {
-                number: key(operation),
+impl RowWrite {
+    pub(super) fn encode(write: &Write) -> Self {
+        match write {
+            Write::Put(operation) | Write::RenewLease(operation) => Self::encode_put(operation),
+            Write::Delete(operation) => Self::Delete {
+                number: number_as_i64(operation),
             },
         }
     }
 
-    fn put(operation: &Operation) -> Self {
-        let large = operation.input().filter(|input| SMALL_INPUT < input.size());
-        let (record, input) = match large {
+    fn encode_put(operation: &Operation) -> Self {
+        let separate_input = operation.input().filter(|input| MAX_INLINE_INPUT_BYTES < input.size());
+        let (record, input) = match separate_input {
             None => (
                 encode_with_input(operation),
                 if operation.is_done() {
-                    Input::Gone
+                    InputWrite::Delete
                 } else {
-                    Input::Same
+                    InputWrite::Unchanged
                 },
             ),
             Some(input) if operation.revision() == 0 => (
                 encode(operation),
-                Input::New(encode_input(operation.number(), input.any())),
+                InputWrite::Insert(encode_input(operation.number(), input.any())),
             ),
-            Some(_) => (encode(operation), Input::Same),
+            Some(_) => (encode(operation), InputWrite::Unchanged),
         };
         Self::Put {
-            number: key(operation),
+            number: number_as_i64(operation),
             record,
             input,
-            time: operation.update_time(),
+            update_time: operation.update_time(),
         }
     }
 
     /// How many bytes it holds.
-    pub(super) fn size(&self) -> usize {
+    pub(super) fn size_bytes(&self) -> usize {
         match self {
             Self::Put {
                 record,
-                input: Input::New(input),
+                input: InputWrite::Insert(input),
                 ..
             } => record.len() + input.len(),
             Self::Put { record, .. } => record.len(),
-            Self::Forget { .. } => 0,
+            Self::Delete { .. } => 0,
         }
     }
 }
 
 /// Numbers are handed out one by one, from 1: they fit.
-fn key(operation: &Operation) -> i64 {
+fn number_as_i64(operation: &Operation) -> i64 {
     i64::try_from(operation.number()).unwrap_or(i64::MAX)
 }

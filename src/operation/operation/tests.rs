@@ -6,13 +6,13 @@ mod model;
 
 use prost::Message;
 
-use model::{At, LEASE, Model, RETENTION, Speaker, Step, Verdict, Wishes};
+use model::{ModelPhase, LEASE_DURATION_SECS, Model, RETENTION_SECS, TokenKind, Step, ModelResult, ModelOptions};
 
 use super::*;
 use crate::{
     operation::{
         lease::{LeaseToken, WorkerId},
-        outcome::status,
+        outcome::status_with_reason,
         retry::RetryPolicy,
     },
     proto::google::{longrunning::operation::Result as Wired, rpc::Code},
@@ -21,7 +21,7 @@ use crate::{
 const NAME: &str = "projects/p/operations/life";
 const START: Timestamp = Timestamp::from_nanos(1_790_000_000_000_000_000);
 
-fn own_metadata(n: u8) -> Payload {
+fn custom_metadata(n: u8) -> Payload {
     // Not a valid message of any type: nobody may look inside.
     let any = prost_types::Any {
         type_url: "example.com/x/Own".into(),
@@ -30,37 +30,37 @@ fn own_metadata(n: u8) -> Payload {
     Payload::new(any).unwrap()
 }
 
-fn born(wishes: &Wishes) -> Operation {
+fn new_operation(options: &ModelOptions) -> Operation {
     let seconds = |time: Option<u64>| time.map(Duration::from_secs);
-    let terms = Terms {
-        queue: wishes.queued.then(|| QueueName::parse("q").unwrap()),
-        retry: RetryPolicy {
+    let execution_options = ExecutionOptions {
+        queue: options.is_queued.then(|| QueueName::parse("q").unwrap()),
+        retry_policy: RetryPolicy {
             jitter: 0.0,
-            ..RetryPolicy::attempts(wishes.attempts)
+            ..RetryPolicy::with_max_attempts(options.max_attempts)
         },
-        total_timeout: seconds(wishes.total),
-        attempt_timeout: seconds(wishes.attempt),
-        cancel_grace: seconds(wishes.grace),
-        lease_duration: Duration::from_secs(LEASE),
-        retention: Duration::from_secs(RETENTION),
-        ..Terms::default()
+        total_timeout: seconds(options.total_timeout_secs),
+        attempt_timeout: seconds(options.attempt_timeout_secs),
+        cancel_grace_period: seconds(options.cancel_grace_secs),
+        lease_duration: Duration::from_secs(LEASE_DURATION_SECS),
+        retention: Duration::from_secs(RETENTION_SECS),
+        ..ExecutionOptions::default()
     };
-    let birth = Birth {
+    let spec = OperationSpec {
         name: OperationName::parse(NAME).unwrap(),
         number: 1,
-        terms: Arc::new(terms),
-        tags: None,
+        options: Arc::new(execution_options),
+        attributes: None,
         input: None,
-        metadata: wishes.own_metadata.then(|| own_metadata(0)),
+        metadata: options.has_custom_metadata.then(|| custom_metadata(0)),
         not_before: None,
-        holder: (!wishes.queued).then(|| (LeaseToken::random(), WorkerId::new("creator"))),
+        initial_lease: (!options.is_queued).then(|| (LeaseToken::random(), WorkerId::new("creator"))),
     };
-    Operation::new(birth, START)
+    Operation::new(spec, START)
 }
 
 /// An error of code 9 is what `Fail` leaves, so that the same one may come twice.
 fn error(code: i32) -> Box<crate::proto::google::rpc::Status> {
-    Box::new(status(
+    Box::new(status_with_reason(
         Code::try_from(code).unwrap(),
         "WORK_FAILED",
         "it failed",
@@ -69,13 +69,13 @@ fn error(code: i32) -> Box<crate::proto::google::rpc::Status> {
 
 fn event(step: Step, token: LeaseToken) -> Event {
     match step {
-        Step::Claim => Event::Claim {
+        Step::AcquireLease => Event::AcquireLease {
             token: LeaseToken::random(),
             worker: WorkerId::new("w"),
         },
-        Step::Renew(_) => Event::Renew(token, Report::default()),
+        Step::RenewLease(_) => Event::RenewLease(token, Report::default()),
         Step::Report(_, n) => {
-            let metadata = Some(own_metadata(n));
+            let metadata = Some(custom_metadata(n));
             Event::Report(
                 token,
                 Report {
@@ -84,8 +84,8 @@ fn event(step: Step, token: LeaseToken) -> Event {
                 },
             )
         }
-        Step::Cancel => Event::RequestCancel,
-        Step::Release(_) => Event::Release(token, Report::default()),
+        Step::RequestCancel => Event::RequestCancel,
+        Step::ReleaseLease(_) => Event::ReleaseLease(token, Report::default()),
         Step::Fail(_) => Event::Fail {
             token,
             error: error(9),
@@ -100,29 +100,29 @@ fn event(step: Step, token: LeaseToken) -> Event {
         Step::Finish(_, code) => {
             Event::Finish(token, Outcome::Error(error(code)), Report::default())
         }
-        Step::Lapse | Step::Pass(_) => Event::Lapse,
+        Step::FireTimer | Step::AdvanceClock(_) => Event::TimerFired,
     }
 }
 
-fn speaker() -> impl Strategy<Value = Speaker> {
-    prop_oneof![4 => Just(Speaker::Holder), 1 => Just(Speaker::Stale), 1 => Just(Speaker::Foreign)]
+fn token_kind() -> impl Strategy<Value = TokenKind> {
+    prop_oneof![4 => Just(TokenKind::Current), 1 => Just(TokenKind::Stale), 1 => Just(TokenKind::Foreign)]
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => prop_oneof![0u64..5, 20u64..40, Just(LEASE), Just(RETENTION)].prop_map(Step::Pass),
-        4 => Just(Step::Claim),
-        2 => speaker().prop_map(Step::Renew),
-        2 => (speaker(), 1u8..).prop_map(|(speaker, n)| Step::Report(speaker, n)),
-        1 => Just(Step::Cancel),
-        2 => speaker().prop_map(Step::Release),
-        2 => speaker().prop_map(Step::Fail),
-        1 => (speaker(), prop_oneof![Just(0), Just(7), Just(9)]).prop_map(|(speaker, code)| Step::Finish(speaker, code)),
-        3 => Just(Step::Lapse),
+        4 => prop_oneof![0u64..5, 20u64..40, Just(LEASE_DURATION_SECS), Just(RETENTION_SECS)].prop_map(Step::AdvanceClock),
+        4 => Just(Step::AcquireLease),
+        2 => token_kind().prop_map(Step::RenewLease),
+        2 => (token_kind(), 1u8..).prop_map(|(speaker, n)| Step::Report(speaker, n)),
+        1 => Just(Step::RequestCancel),
+        2 => token_kind().prop_map(Step::ReleaseLease),
+        2 => token_kind().prop_map(Step::Fail),
+        1 => (token_kind(), prop_oneof![Just(0), Just(7), Just(9)]).prop_map(|(speaker, code)| Step::Finish(speaker, code)),
+        3 => Just(Step::FireTimer),
     ]
 }
 
-fn wishes() -> impl Strategy<Value = Wishes> {
+fn model_options() -> impl Strategy<Value = ModelOptions> {
     let time = |range| prop::option::of(range);
     (
         any::<bool>(),
@@ -133,48 +133,48 @@ fn wishes() -> impl Strategy<Value = Wishes> {
         any::<bool>(),
     )
         .prop_map(
-            |(queued, attempts, total, attempt, grace, own_metadata)| Wishes {
-                queued,
-                attempts,
-                total,
-                attempt,
-                grace,
-                own_metadata,
+            |(queued, max_attempts, total_timeout_secs, attempt_timeout_secs, cancel_grace_secs, has_custom_metadata)| ModelOptions {
+                is_queued: queued,
+                max_attempts,
+                total_timeout_secs,
+                attempt_timeout_secs,
+                cancel_grace_secs,
+                has_custom_metadata,
             },
         )
 }
 
 /// What holds of the bytes of every record.
-fn check_bytes(operation: &Operation) -> Result<(), TestCaseError> {
-    let wired = google::longrunning::Operation::decode(operation.bytes()).unwrap();
-    prop_assert_eq!(&wired.name, NAME);
+fn check_encoding(operation: &Operation) -> Result<(), TestCaseError> {
+    let decoded = google::longrunning::Operation::decode(operation.bytes()).unwrap();
+    prop_assert_eq!(&decoded.name, NAME);
     prop_assert_eq!(operation.name(), NAME);
-    prop_assert!(wired.metadata.is_some());
-    prop_assert_eq!(wired.done, wired.result.is_some());
-    prop_assert_eq!(wired.done, operation.is_done());
-    if let Some(Wired::Error(error)) = &wired.result {
+    prop_assert!(decoded.metadata.is_some());
+    prop_assert_eq!(decoded.done, decoded.result.is_some());
+    prop_assert_eq!(decoded.done, operation.is_done());
+    if let Some(Wired::Error(error)) = &decoded.result {
         prop_assert!((1..=16).contains(&error.code));
     }
-    prop_assert_eq!(wired.encode_to_vec(), operation.bytes());
+    prop_assert_eq!(decoded.encode_to_vec(), operation.bytes());
     Ok(())
 }
 
-fn check_model(operation: &Operation, model: &Model) -> Result<(), TestCaseError> {
+fn check_against_model(operation: &Operation, model: &Model) -> Result<(), TestCaseError> {
     let code = operation.to_proto().result.map(|result| match result {
         Wired::Error(error) => error.code,
         Wired::Response(_) => 0,
     });
-    let (state, expected) = match &model.at {
-        At::Pending { .. } => (State::Pending, None),
-        At::Held { .. } => (State::Running, None),
-        At::Done { code: 0, .. } => (State::Succeeded, Some(0)),
-        At::Done { code: 1, .. } => (State::Cancelled, Some(1)),
-        At::Done { code, .. } => (State::Failed, Some(*code)),
-        At::Forgotten => return Ok(()),
+    let (state, expected) = match &model.phase {
+        ModelPhase::Pending { .. } => (State::Pending, None),
+        ModelPhase::Running { .. } => (State::Running, None),
+        ModelPhase::Done { code: 0, .. } => (State::Succeeded, Some(0)),
+        ModelPhase::Done { code: 1, .. } => (State::Cancelled, Some(1)),
+        ModelPhase::Done { code, .. } => (State::Failed, Some(*code)),
+        ModelPhase::Removed => return Ok(()),
     };
     prop_assert_eq!((operation.state(), code), (state, expected));
     prop_assert_eq!(operation.attempt(), model.attempt);
-    prop_assert_eq!(operation.cancel_requested(), model.asked);
+    prop_assert_eq!(operation.cancel_requested(), model.cancel_requested);
     Ok(())
 }
 
@@ -182,41 +182,41 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn a_random_life_is_the_life_that_the_model_says(wishes in wishes(), steps in prop::collection::vec(step(), 1..40)) {
-        let (mut operation, mut model) = (born(&wishes), Model::new(wishes.clone()));
-        let (mut metadata, mut stale) = (wishes.own_metadata.then(|| own_metadata(0)), LeaseToken::random());
-        check_bytes(&operation)?;
-        check_model(&operation, &model)?;
+    fn random_event_sequence_matches_model(options in model_options(), steps in prop::collection::vec(step(), 1..40)) {
+        let (mut operation, mut model) = (new_operation(&options), Model::new(options.clone()));
+        let (mut metadata, mut stale) = (options.has_custom_metadata.then(|| custom_metadata(0)), LeaseToken::random());
+        check_encoding(&operation)?;
+        check_against_model(&operation, &model)?;
         for step in steps {
             let held = operation.lease().map(|lease| lease.token);
             let token = match step {
-                Step::Renew(Speaker::Stale) | Step::Report(Speaker::Stale, _) | Step::Release(Speaker::Stale)
-                | Step::Fail(Speaker::Stale) | Step::Finish(Speaker::Stale, _) => stale,
-                Step::Renew(Speaker::Foreign) | Step::Report(Speaker::Foreign, _) | Step::Release(Speaker::Foreign)
-                | Step::Fail(Speaker::Foreign) | Step::Finish(Speaker::Foreign, _) => LeaseToken::random(),
+                Step::RenewLease(TokenKind::Stale) | Step::Report(TokenKind::Stale, _) | Step::ReleaseLease(TokenKind::Stale)
+                | Step::Fail(TokenKind::Stale) | Step::Finish(TokenKind::Stale, _) => stale,
+                Step::RenewLease(TokenKind::Foreign) | Step::Report(TokenKind::Foreign, _) | Step::ReleaseLease(TokenKind::Foreign)
+                | Step::Fail(TokenKind::Foreign) | Step::Finish(TokenKind::Foreign, _) => LeaseToken::random(),
                 _ => held.unwrap_or(stale),
             };
-            let verdict = model.step(step);
-            if let Step::Pass(_) = step {
+            let expected = model.apply(step);
+            if let Step::AdvanceClock(_) = step {
                 continue;
             }
             let now = START + Duration::from_secs(model.now);
             let change = operation.apply(&event(step, token), now);
-            let told = match &change {
-                Err(_) => Verdict::Refused,
-                Ok(Change::Unchanged) => Verdict::Same,
-                Ok(Change::Put(_) | Change::Renew(_)) => Verdict::Changed,
-                Ok(Change::Forget(_)) => Verdict::Forgotten,
+            let result = match &change {
+                Err(_) => ModelResult::Rejected,
+                Ok(OperationUpdate::Unchanged) => ModelResult::Unchanged,
+                Ok(OperationUpdate::Put(_) | OperationUpdate::RenewLease(_)) => ModelResult::Changed,
+                Ok(OperationUpdate::Remove(_)) => ModelResult::Removed,
             };
-            prop_assert_eq!(told, verdict, "{:?} of {:?}", step, model);
-            if let Ok(Change::Put(next) | Change::Renew(next)) = change {
+            prop_assert_eq!(result, expected, "{:?} of {:?}", step, model);
+            if let Ok(OperationUpdate::Put(next) | OperationUpdate::RenewLease(next)) = change {
                 prop_assert!(!operation.is_done(), "a done operation changed by {:?}", step);
                 prop_assert_eq!(next.revision(), operation.revision() + 1);
                 prop_assert!(operation.attempt() <= next.attempt());
                 prop_assert!(operation.update_time() <= next.update_time());
                 prop_assert_eq!(next.create_time(), START);
                 if let Step::Report(_, n) = step {
-                    metadata = Some(own_metadata(n));
+                    metadata = Some(custom_metadata(n));
                 }
                 let token = next.lease().map(|lease| lease.token);
                 if let Some(held) = held && token != Some(held) {
@@ -224,12 +224,12 @@ proptest! {
                 }
                 operation = next;
             }
-            check_bytes(&operation)?;
-            check_model(&operation, &model)?;
+            check_encoding(&operation)?;
+            check_against_model(&operation, &model)?;
             if let Some(own) = &metadata {
                 prop_assert_eq!(operation.to_proto().metadata, Some(own.any().clone()));
             }
-            if model.at == At::Forgotten {
+            if model.phase == ModelPhase::Removed {
                 break;
             }
         }

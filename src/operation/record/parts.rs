@@ -6,39 +6,39 @@ use prost::{Message, Oneof};
 use prost_types::Any;
 use uuid::Uuid;
 
-use super::Damage;
+use super::RecordError;
 use crate::{
     clock::Timestamp,
     operation::{
-        birth::{Request, Tags},
+        birth::{IdempotencyKey, Attributes},
         labels::Labels,
         lease::{Lease, LeaseToken, WorkerId},
         payload::Payload,
         retry::RetryPolicy,
-        stage::{Ending, Report, Stage},
-        terms::{QueueName, Terms},
+        stage::{TerminalState, Report, Phase},
+        terms::{QueueName, ExecutionOptions},
         trace::TraceContext,
-        wire::Wire,
+        wire::EncodedOperation,
     },
     proto::longrunning::v1::Progress,
 };
 
 #[derive(Clone, PartialEq, Oneof)]
-pub(super) enum RecordedStage {
+pub(super) enum PhaseRecord {
     /// The time from which on it is ready.
     #[prost(sfixed64, tag = "9")]
     Pending(i64),
     #[prost(message, tag = "10")]
-    Running(RecordedLease),
+    Running(LeaseRecord),
     #[prost(message, tag = "11")]
-    Cancelling(RecordedLease),
-    #[prost(enumeration = "RecordedEnding", tag = "12")]
+    Cancelling(LeaseRecord),
+    #[prost(enumeration = "TerminalStateRecord", tag = "12")]
     Done(i32),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
 #[repr(i32)]
-pub(super) enum RecordedEnding {
+pub(super) enum TerminalStateRecord {
     Unspecified = 0,
     Succeeded = 1,
     Failed = 2,
@@ -46,42 +46,42 @@ pub(super) enum RecordedEnding {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct RecordedLease {
+pub(super) struct LeaseRecord {
     #[prost(bytes = "vec", tag = "1")]
     token: Vec<u8>,
     #[prost(string, tag = "2")]
     holder: String,
     #[prost(sfixed64, tag = "3")]
-    until: i64,
+    expires_at_ns: i64,
     #[prost(sfixed64, optional, tag = "4")]
-    attempt_until: Option<i64>,
+    attempt_deadline_ns: Option<i64>,
     #[prost(sfixed64, optional, tag = "5")]
-    cancel_until: Option<i64>,
+    cancel_deadline_ns: Option<i64>,
 }
 
 /// Durations are in nanoseconds.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct RecordedTerms {
+pub(super) struct OptionsRecord {
     #[prost(string, optional, tag = "1")]
     queue: Option<String>,
     #[prost(sint32, tag = "2")]
     priority: i32,
     #[prost(uint64, optional, tag = "3")]
-    total_timeout: Option<u64>,
+    total_timeout_ns: Option<u64>,
     #[prost(uint64, optional, tag = "4")]
-    attempt_timeout: Option<u64>,
+    attempt_timeout_ns: Option<u64>,
     #[prost(uint64, tag = "5")]
-    lease_duration: u64,
+    lease_duration_ns: u64,
     #[prost(uint64, tag = "6")]
-    retention: u64,
+    retention_ns: u64,
     #[prost(uint64, optional, tag = "7")]
-    cancel_grace: Option<u64>,
+    cancel_grace_period_ns: Option<u64>,
     #[prost(uint32, tag = "8")]
     max_attempts: u32,
     #[prost(uint64, tag = "9")]
-    initial_backoff: u64,
+    initial_backoff_ns: u64,
     #[prost(uint64, tag = "10")]
-    max_backoff: u64,
+    max_backoff_ns: u64,
     #[prost(double, tag = "11")]
     multiplier: f64,
     #[prost(double, tag = "12")]
@@ -89,13 +89,13 @@ pub(super) struct RecordedTerms {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct RecordedTags {
+pub(super) struct AttributesRecord {
     #[prost(btree_map = "string, string", tag = "1")]
     labels: BTreeMap<String, String>,
     #[prost(string, tag = "2")]
     request_id: String,
     #[prost(bytes = "vec", tag = "3")]
-    request_digest: Vec<u8>,
+    request_fingerprint: Vec<u8>,
     #[prost(string, tag = "4")]
     method: String,
     #[prost(btree_map = "string, string", tag = "5")]
@@ -103,12 +103,12 @@ pub(super) struct RecordedTags {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct RecordedReport {
+pub(super) struct ReportRecord {
     #[prost(message, optional, tag = "1")]
     progress: Option<Progress>,
     /// Whether the metadata that clients see is the producer's own.
     #[prost(bool, tag = "2")]
-    own_metadata: bool,
+    has_custom_metadata: bool,
     #[prost(message, optional, tag = "3")]
     detail: Option<Any>,
     #[prost(message, optional, tag = "4")]
@@ -117,36 +117,36 @@ pub(super) struct RecordedReport {
 
 // === impl RecordedStage ===
 
-impl From<&Stage> for RecordedStage {
-    fn from(stage: &Stage) -> Self {
-        match stage {
-            Stage::Pending { ready } => Self::Pending(ready.nanos()),
-            Stage::Running(lease) => Self::Running((&**lease).into()),
-            Stage::Cancelling(lease) => Self::Cancelling((&**lease).into()),
-            Stage::Done(ending) => Self::Done(match ending {
-                Ending::Succeeded => RecordedEnding::Succeeded,
-                Ending::Failed => RecordedEnding::Failed,
-                Ending::Cancelled => RecordedEnding::Cancelled,
+impl From<&Phase> for PhaseRecord {
+    fn from(phase: &Phase) -> Self {
+        match phase {
+            Phase::Pending { ready_at } => Self::Pending(ready_at.nanos()),
+            Phase::Running(lease) => Self::Running((&**lease).into()),
+            Phase::Cancelling(lease) => Self::Cancelling((&**lease).into()),
+            Phase::Done(state) => Self::Done(match state {
+                TerminalState::Succeeded => TerminalStateRecord::Succeeded,
+                TerminalState::Failed => TerminalStateRecord::Failed,
+                TerminalState::Cancelled => TerminalStateRecord::Cancelled,
             } as i32),
         }
     }
 }
 
-impl TryFrom<RecordedStage> for Stage {
-    type Error = Damage;
+impl TryFrom<PhaseRecord> for Phase {
+    type Error = RecordError;
 
-    fn try_from(stage: RecordedStage) -> Result<Self, Damage> {
-        Ok(match stage {
-            RecordedStage::Pending(ready) => Self::Pending {
-                ready: Timestamp::from_nanos(ready),
+    fn try_from(phase: PhaseRecord) -> Result<Self, RecordError> {
+        Ok(match phase {
+            PhaseRecord::Pending(ready_at_ns) => Self::Pending {
+                ready_at: Timestamp::from_nanos(ready_at_ns),
             },
-            RecordedStage::Running(lease) => Self::Running(Box::new(lease.try_into()?)),
-            RecordedStage::Cancelling(lease) => Self::Cancelling(Box::new(lease.try_into()?)),
-            RecordedStage::Done(ending) => Self::Done(match RecordedEnding::try_from(ending) {
-                Ok(RecordedEnding::Succeeded) => Ending::Succeeded,
-                Ok(RecordedEnding::Failed) => Ending::Failed,
-                Ok(RecordedEnding::Cancelled) => Ending::Cancelled,
-                Ok(RecordedEnding::Unspecified) | Err(_) => return Err(Damage::Field("ending")),
+            PhaseRecord::Running(lease) => Self::Running(Box::new(lease.try_into()?)),
+            PhaseRecord::Cancelling(lease) => Self::Cancelling(Box::new(lease.try_into()?)),
+            PhaseRecord::Done(state) => Self::Done(match TerminalStateRecord::try_from(state) {
+                Ok(TerminalStateRecord::Succeeded) => TerminalState::Succeeded,
+                Ok(TerminalStateRecord::Failed) => TerminalState::Failed,
+                Ok(TerminalStateRecord::Cancelled) => TerminalState::Cancelled,
+                Ok(TerminalStateRecord::Unspecified) | Err(_) => return Err(RecordError::InvalidField("ending")),
             }),
         })
     }
@@ -154,154 +154,154 @@ impl TryFrom<RecordedStage> for Stage {
 
 // === impl RecordedLease ===
 
-impl From<&Lease> for RecordedLease {
+impl From<&Lease> for LeaseRecord {
     fn from(lease: &Lease) -> Self {
         Self {
             token: lease.token.as_bytes().to_vec(),
             holder: lease.holder.as_str().to_owned(),
-            until: lease.until.nanos(),
-            attempt_until: lease.attempt_until.map(Timestamp::nanos),
-            cancel_until: lease.cancel_until.map(Timestamp::nanos),
+            expires_at_ns: lease.expires_at.nanos(),
+            attempt_deadline_ns: lease.attempt_deadline.map(Timestamp::nanos),
+            cancel_deadline_ns: lease.cancel_deadline.map(Timestamp::nanos),
         }
     }
 }
 
-impl TryFrom<RecordedLease> for Lease {
-    type Error = Damage;
+impl TryFrom<LeaseRecord> for Lease {
+    type Error = RecordError;
 
-    fn try_from(lease: RecordedLease) -> Result<Self, Damage> {
+    fn try_from(lease: LeaseRecord) -> Result<Self, RecordError> {
         Ok(Self {
-            token: LeaseToken::from_bytes(&lease.token).ok_or(Damage::Field("lease token"))?,
+            token: LeaseToken::from_bytes(&lease.token).ok_or(RecordError::InvalidField("lease token"))?,
             holder: WorkerId::new(&lease.holder),
-            until: Timestamp::from_nanos(lease.until),
-            attempt_until: lease.attempt_until.map(Timestamp::from_nanos),
-            cancel_until: lease.cancel_until.map(Timestamp::from_nanos),
+            expires_at: Timestamp::from_nanos(lease.expires_at_ns),
+            attempt_deadline: lease.attempt_deadline_ns.map(Timestamp::from_nanos),
+            cancel_deadline: lease.cancel_deadline_ns.map(Timestamp::from_nanos),
         })
     }
 }
 
 // === impl RecordedTerms ===
 
-impl From<&Terms> for RecordedTerms {
-    fn from(terms: &Terms) -> Self {
+impl From<&ExecutionOptions> for OptionsRecord {
+    fn from(options: &ExecutionOptions) -> Self {
         // What is longer than 584 years is for ever.
-        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let to_nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         Self {
-            queue: terms.queue.as_ref().map(ToString::to_string),
-            priority: terms.priority,
-            total_timeout: terms.total_timeout.map(nanos),
-            attempt_timeout: terms.attempt_timeout.map(nanos),
-            lease_duration: nanos(terms.lease_duration),
-            retention: nanos(terms.retention),
-            cancel_grace: terms.cancel_grace.map(nanos),
-            max_attempts: terms.retry.max_attempts,
-            initial_backoff: nanos(terms.retry.initial_backoff),
-            max_backoff: nanos(terms.retry.max_backoff),
-            multiplier: terms.retry.multiplier,
-            jitter: terms.retry.jitter,
+            queue: options.queue.as_ref().map(ToString::to_string),
+            priority: options.priority,
+            total_timeout_ns: options.total_timeout.map(to_nanos),
+            attempt_timeout_ns: options.attempt_timeout.map(to_nanos),
+            lease_duration_ns: to_nanos(options.lease_duration),
+            retention_ns: to_nanos(options.retention),
+            cancel_grace_period_ns: options.cancel_grace_period.map(to_nanos),
+            max_attempts: options.retry_policy.max_attempts,
+            initial_backoff_ns: to_nanos(options.retry_policy.initial_backoff),
+            max_backoff_ns: to_nanos(options.retry_policy.max_backoff),
+            multiplier: options.retry_policy.multiplier,
+            jitter: options.retry_policy.jitter,
         }
     }
 }
 
-impl TryFrom<RecordedTerms> for Terms {
-    type Error = Damage;
+impl TryFrom<OptionsRecord> for ExecutionOptions {
+    type Error = RecordError;
 
-    fn try_from(terms: RecordedTerms) -> Result<Self, Damage> {
-        let queue = terms.queue.as_deref().map(QueueName::parse).transpose();
+    fn try_from(options: OptionsRecord) -> Result<Self, RecordError> {
+        let queue = options.queue.as_deref().map(QueueName::parse).transpose();
         Ok(Self {
-            queue: queue.map_err(|_| Damage::Field("queue"))?,
-            priority: terms.priority,
-            total_timeout: terms.total_timeout.map(Duration::from_nanos),
-            attempt_timeout: terms.attempt_timeout.map(Duration::from_nanos),
-            lease_duration: Duration::from_nanos(terms.lease_duration),
-            retry: RetryPolicy {
-                max_attempts: terms.max_attempts,
-                initial_backoff: Duration::from_nanos(terms.initial_backoff),
-                max_backoff: Duration::from_nanos(terms.max_backoff),
-                multiplier: terms.multiplier,
-                jitter: terms.jitter,
+            queue: queue.map_err(|_| RecordError::InvalidField("queue"))?,
+            priority: options.priority,
+            total_timeout: options.total_timeout_ns.map(Duration::from_nanos),
+            attempt_timeout: options.attempt_timeout_ns.map(Duration::from_nanos),
+            lease_duration: Duration::from_nanos(options.lease_duration_ns),
+            retry_policy: RetryPolicy {
+                max_attempts: options.max_attempts,
+                initial_backoff: Duration::from_nanos(options.initial_backoff_ns),
+                max_backoff: Duration::from_nanos(options.max_backoff_ns),
+                multiplier: options.multiplier,
+                jitter: options.jitter,
             },
-            retention: Duration::from_nanos(terms.retention),
-            cancel_grace: terms.cancel_grace.map(Duration::from_nanos),
+            retention: Duration::from_nanos(options.retention_ns),
+            cancel_grace_period: options.cancel_grace_period_ns.map(Duration::from_nanos),
         })
     }
 }
 
 // === impl RecordedTags ===
 
-impl From<&Tags> for RecordedTags {
-    fn from(tags: &Tags) -> Self {
-        fn owned<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> BTreeMap<String, String> {
+impl From<&Attributes> for AttributesRecord {
+    fn from(attributes: &Attributes) -> Self {
+        fn to_owned_map<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> BTreeMap<String, String> {
             pairs
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .collect()
         }
-        let request = tags.request.as_ref();
+        let key = attributes.idempotency_key.as_ref();
         Self {
-            labels: owned(tags.labels.iter()),
-            request_id: request.map_or_else(String::new, |request| request.id.to_string()),
-            request_digest: request
-                .map_or_else(Vec::new, |request| request.digest.as_bytes().to_vec()),
-            method: tags.method.to_string(),
-            trace_context: owned(tags.trace_context.iter()),
+            labels: to_owned_map(attributes.labels.iter()),
+            request_id: key.map_or_else(String::new, |key| key.request_id.to_string()),
+            request_fingerprint: key
+                .map_or_else(Vec::new, |key| key.fingerprint.as_bytes().to_vec()),
+            method: attributes.method.to_string(),
+            trace_context: to_owned_map(attributes.trace_context.iter()),
         }
     }
 }
 
-impl TryFrom<RecordedTags> for Tags {
-    type Error = Damage;
+impl TryFrom<AttributesRecord> for Attributes {
+    type Error = RecordError;
 
-    fn try_from(tags: RecordedTags) -> Result<Self, Damage> {
-        let request = (!tags.request_digest.is_empty())
-            .then(|| Uuid::from_slice(&tags.request_digest))
+    fn try_from(attributes: AttributesRecord) -> Result<Self, RecordError> {
+        let idempotency_key = (!attributes.request_fingerprint.is_empty())
+            .then(|| Uuid::from_slice(&attributes.request_fingerprint))
             .transpose()
-            .map_err(|_| Damage::Field("request digest"))?
-            .map(|digest| Request {
-                id: tags.request_id.into(),
-                digest,
+            .map_err(|_| RecordError::InvalidField("request digest"))?
+            .map(|fingerprint| IdempotencyKey {
+                request_id: attributes.request_id.into(),
+                fingerprint,
             });
         Ok(Self {
-            labels: Labels::new(tags.labels).map_err(|_| Damage::Field("labels"))?,
-            request,
-            method: tags.method.into(),
-            trace_context: TraceContext::new(tags.trace_context)
-                .map_err(|_| Damage::Field("trace context"))?,
+            labels: Labels::new(attributes.labels).map_err(|_| RecordError::InvalidField("labels"))?,
+            idempotency_key,
+            method: attributes.method.into(),
+            trace_context: TraceContext::new(attributes.trace_context)
+                .map_err(|_| RecordError::InvalidField("trace context"))?,
         })
     }
 }
 
 // === impl RecordedReport ===
 
-impl From<&Report> for RecordedReport {
+impl From<&Report> for ReportRecord {
     fn from(report: &Report) -> Self {
         let any = |payload: &Payload| payload.any().clone();
         Self {
             progress: report.progress.clone(),
-            own_metadata: report.metadata.is_some(),
+            has_custom_metadata: report.metadata.is_some(),
             detail: report.detail.as_ref().map(any),
             checkpoint: report.checkpoint.as_ref().map(any),
         }
     }
 }
 
-impl RecordedReport {
-    pub(super) fn into_report(self, wire: &Wire) -> Result<Report, Damage> {
-        let own = || {
-            let any = wire.metadata().ok_or(Damage::Field("metadata"))?;
-            payload(Any {
+impl ReportRecord {
+    pub(super) fn into_report(self, encoded: &EncodedOperation) -> Result<Report, RecordError> {
+        let decode_custom_metadata = || {
+            let any = encoded.metadata().ok_or(RecordError::InvalidField("metadata"))?;
+            parse_payload(Any {
                 type_url: any.type_url.to_owned(),
                 value: any.value.to_vec(),
             })
         };
         Ok(Report {
             progress: self.progress,
-            metadata: self.own_metadata.then(own).transpose()?,
-            detail: self.detail.map(payload).transpose()?,
-            checkpoint: self.checkpoint.map(payload).transpose()?,
+            metadata: self.has_custom_metadata.then(decode_custom_metadata).transpose()?,
+            detail: self.detail.map(parse_payload).transpose()?,
+            checkpoint: self.checkpoint.map(parse_payload).transpose()?,
         })
     }
 }
 
-pub(super) fn payload(any: Any) -> Result<Payload, Damage> {
-    Payload::new(any).map_err(|_| Damage::Field("type URL"))
+pub(super) fn parse_payload(any: Any) -> Result<Payload, RecordError> {
+    Payload::new(any).map_err(|_| RecordError::InvalidField("type URL"))
 }

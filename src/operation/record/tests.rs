@@ -8,11 +8,11 @@ use uuid::Uuid;
 use super::*;
 use crate::{
     operation::{
-        birth::{Birth, Request},
+        birth::{OperationSpec, IdempotencyKey},
         labels::Labels,
         lease::{LeaseToken, WorkerId},
         name::OperationName,
-        operation::Change,
+        operation::OperationUpdate,
         outcome::Outcome,
         payload::Payload,
         retry::RetryPolicy,
@@ -23,7 +23,7 @@ use crate::{
     proto::{google::rpc::Status, longrunning::v1::Progress},
 };
 
-fn any(size: usize) -> Payload {
+fn payload_of_size(size: usize) -> Payload {
     Payload::new(Any {
         type_url: "acme.v1.Thing".into(),
         value: vec![7; size],
@@ -31,15 +31,15 @@ fn any(size: usize) -> Payload {
     .unwrap()
 }
 
-fn request() -> Request {
-    Request {
-        id: "r1".into(),
-        digest: Uuid::from_u128(9),
+fn idempotency_key() -> IdempotencyKey {
+    IdempotencyKey {
+        request_id: "r1".into(),
+        fingerprint: Uuid::from_u128(9),
     }
 }
 
 prop_compose! {
-    fn births()(
+    fn operation_specs()(
         number in 1..u64::from(u32::MAX),
         queued: bool,
         priority: i32,
@@ -49,44 +49,44 @@ prop_compose! {
         metadata in prop::option::of(0..50usize),
         not_before in prop::option::of(0..i64::MAX),
         multiplier in 1.0..9.0f64,
-    ) -> Birth {
+    ) -> OperationSpec {
         let time = |n: usize| timeouts[n].map(Duration::from_nanos);
-        let tags = Tags {
+        let attributes = Attributes {
             labels: Labels::new([("a".into(), "é".into())].into()).unwrap(),
-            request: Some(request()),
+            idempotency_key: Some(idempotency_key()),
             method: "m/x".into(),
             trace_context: TraceContext::new([("traceparent".into(), "00".into())].into()).unwrap(),
         };
-        let holder = (LeaseToken::random(), WorkerId::new("w"));
-        Birth {
+        let lease = (LeaseToken::random(), WorkerId::new("w"));
+        OperationSpec {
             name: OperationName::parse("projects/p/operations/x-1").unwrap(),
             number,
-            terms: Arc::new(Terms {
+            options: Arc::new(ExecutionOptions {
                 queue: queued.then(|| QueueName::parse("q").unwrap()),
                 priority,
                 total_timeout: time(0),
                 attempt_timeout: time(1),
-                cancel_grace: time(2),
-                retry: RetryPolicy { multiplier, ..RetryPolicy::attempts(3) },
-                ..Terms::default()
+                cancel_grace_period: time(2),
+                retry_policy: RetryPolicy { multiplier, ..RetryPolicy::with_max_attempts(3) },
+                ..ExecutionOptions::default()
             }),
-            tags: tagged.then(|| Arc::new(tags)),
-            input: input.map(any),
-            metadata: metadata.map(any),
+            attributes: tagged.then(|| Arc::new(attributes)),
+            input: input.map(payload_of_size),
+            metadata: metadata.map(payload_of_size),
             not_before: not_before.map(Timestamp::from_nanos),
-            holder: (!queued).then_some(holder),
+            initial_lease: (!queued).then_some(lease),
         }
     }
 }
 
-fn events() -> impl Strategy<Value = Vec<u8>> {
+fn event_codes() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(0..8u8, 0..6)
 }
 
 /// The operation after what the numbers stand for, as far as that is allowed.
-fn live(birth: Birth, events: &[u8]) -> Operation {
+fn apply_events(spec: OperationSpec, events: &[u8]) -> Operation {
     let mut now = Timestamp::from_nanos(1_000);
-    let mut operation = Operation::new(birth, now);
+    let mut operation = Operation::new(spec, now);
     for event in events {
         now = now + Duration::from_millis(1);
         let token = operation
@@ -97,24 +97,24 @@ fn live(birth: Birth, events: &[u8]) -> Operation {
                 done_units: 3,
                 ..Progress::default()
             }),
-            metadata: (event % 2 == 0).then(|| any(3)),
-            detail: Some(any(1)),
-            checkpoint: Some(any(2)),
+            metadata: (event % 2 == 0).then(|| payload_of_size(3)),
+            detail: Some(payload_of_size(1)),
+            checkpoint: Some(payload_of_size(2)),
         };
         let error = Status {
             code: 9,
             ..Status::default()
         };
         let event = match event {
-            0 => Event::Claim {
+            0 => Event::AcquireLease {
                 token,
                 worker: WorkerId::new("v"),
             },
             1 | 2 => Event::Report(token, report),
-            3 => Event::Renew(token, Report::default()),
+            3 => Event::RenewLease(token, Report::default()),
             4 => Event::RequestCancel,
-            5 => Event::Release(token, report),
-            6 => Event::Finish(token, Outcome::Response(any(5)), report),
+            5 => Event::ReleaseLease(token, report),
+            6 => Event::Finish(token, Outcome::Response(payload_of_size(5)), report),
             _ => Event::Fail {
                 token,
                 error: Box::new(error),
@@ -122,7 +122,7 @@ fn live(birth: Birth, events: &[u8]) -> Operation {
                 report,
             },
         };
-        if let Ok(Change::Put(next) | Change::Renew(next)) = operation.apply(&event, now) {
+        if let Ok(OperationUpdate::Put(next) | OperationUpdate::RenewLease(next)) = operation.apply(&event, now) {
             operation = next;
         }
     }
@@ -131,14 +131,14 @@ fn live(birth: Birth, events: &[u8]) -> Operation {
 
 proptest! {
     #[test]
-    fn what_is_read_is_what_was_written(birth in births(), events in events(), beside: bool) {
-        let operation = live(birth, &events);
+    fn encoded_record_decodes_to_same_operation(birth in operation_specs(), events in event_codes(), beside: bool) {
+        let operation = apply_events(birth, &events);
         let number = operation.number();
         let again = if beside {
             let input = operation.input().map(|input| encode_input(number, input.any()));
-            Reader::default().decode(number, &encode(&operation), input.as_deref())
+            RecordDecoder::default().decode(number, &encode(&operation), input.as_deref())
         } else {
-            Reader::default().decode(number, &encode_with_input(&operation), None)
+            RecordDecoder::default().decode(number, &encode_with_input(&operation), None)
         };
         let again = again.unwrap();
         prop_assert_eq!(format!("{again:?}"), format!("{operation:?}"));
@@ -146,39 +146,39 @@ proptest! {
     }
 
     #[test]
-    fn no_damage_goes_unnoticed_or_panics(birth in births(), at: prop::sample::Index, bit in 0..8u8, number in 1..9u64) {
-        let operation = live(birth, &[]);
+    fn corrupted_record_is_rejected_without_panic(birth in operation_specs(), at: prop::sample::Index, bit in 0..8u8, number in 1..9u64) {
+        let operation = apply_events(birth, &[]);
         let good = encode_with_input(&operation);
         let mut bad = good.clone();
         *at.get_mut(&mut bad) ^= 1 << bit;
-        let mut reader = Reader::default();
+        let mut reader = RecordDecoder::default();
         prop_assert!(reader.decode(operation.number(), &bad, None).is_err());
         prop_assert!(reader.decode(operation.number(), &good[..at.index(good.len())], None).is_err());
         prop_assert!(reader.decode(operation.number() + number, &good, None).is_err());
     }
 
     #[test]
-    fn records_with_a_good_checksum_and_any_content_do_not_panic(bytes: Vec<u8>) {
+    fn any_record_content_with_valid_checksum_does_not_panic(bytes: Vec<u8>) {
         let mut record = checksum(1, &bytes).to_le_bytes().to_vec();
         record.extend(&bytes);
-        let _ = Reader::default().decode(1, &record, None);
+        let _ = RecordDecoder::default().decode(1, &record, None);
     }
 }
 
 #[test]
-fn operations_with_equal_terms_share_them() {
-    let birth = || Birth {
+fn equal_execution_options_are_interned() {
+    let spec = || OperationSpec {
         name: OperationName::parse("operations/x").unwrap(),
         number: 1,
-        terms: Arc::default(),
-        tags: None,
+        options: Arc::default(),
+        attributes: None,
         input: None,
         metadata: None,
         not_before: None,
-        holder: None,
+        initial_lease: None,
     };
-    let record = encode(&Operation::new(birth(), Timestamp::default()));
-    let mut reader = Reader::default();
-    let mut read = || reader.decode(1, &record, None).unwrap();
-    assert!(Arc::ptr_eq(&read().terms, &read().terms));
+    let record = encode(&Operation::new(spec(), Timestamp::default()));
+    let mut reader = RecordDecoder::default();
+    let mut decode = || reader.decode(1, &record, None).unwrap();
+    assert!(Arc::ptr_eq(&decode().options, &decode().options));
 }

@@ -28,16 +28,16 @@ const EVENTS: [&str; 9] = [
 ];
 
 /// A stage and what the table must know of the operation.
-struct Scene {
-    stage: Stage,
-    terms: Terms,
+struct Fixture {
+    phase: Phase,
+    options: ExecutionOptions,
     create_time: Timestamp,
     update_time: Timestamp,
-    attempts: u32,
+    counted_attempts: u32,
     same_outcome: bool,
 }
 
-fn ago(seconds: u32) -> Timestamp {
+fn seconds_ago(seconds: u32) -> Timestamp {
     Timestamp::from_nanos(NOW.nanos() - i64::from(seconds) * 1_000_000_000)
 }
 
@@ -45,112 +45,112 @@ fn token(n: u8) -> LeaseToken {
     LeaseToken::from_bytes(&[n; 16]).unwrap()
 }
 
-fn scene(stage: Stage) -> Scene {
-    Scene {
-        stage,
-        terms: Terms {
+fn fixture(phase: Phase) -> Fixture {
+    Fixture {
+        phase,
+        options: ExecutionOptions {
             queue: Some(QueueName::parse("q").unwrap()),
             lease_duration: 30 * SECOND,
-            retry: RetryPolicy {
+            retry_policy: RetryPolicy {
                 jitter: 0.0,
                 initial_backoff: 5 * SECOND,
-                ..RetryPolicy::attempts(3)
+                ..RetryPolicy::with_max_attempts(3)
             },
             retention: 60 * SECOND,
-            ..Terms::default()
+            ..ExecutionOptions::default()
         },
-        create_time: ago(100),
-        update_time: ago(10),
-        attempts: 1,
+        create_time: seconds_ago(100),
+        update_time: seconds_ago(10),
+        counted_attempts: 1,
         same_outcome: false,
     }
 }
 
-fn lease(until: Timestamp) -> Box<Lease> {
+fn lease(expires_at: Timestamp) -> Box<Lease> {
     Box::new(Lease {
         token: token(1),
         holder: WorkerId::new("w"),
-        until,
-        attempt_until: None,
-        cancel_until: None,
+        expires_at,
+        attempt_deadline: None,
+        cancel_deadline: None,
     })
 }
 
-fn pending() -> Scene {
-    scene(Stage::Pending { ready: ago(1) })
+fn pending() -> Fixture {
+    fixture(Phase::Pending { ready_at: seconds_ago(1) })
 }
 
-fn running(until: Timestamp) -> Scene {
-    scene(Stage::Running(lease(until)))
+fn running(expires_at: Timestamp) -> Fixture {
+    fixture(Phase::Running(lease(expires_at)))
 }
 
-fn cancelling(until: Timestamp) -> Scene {
-    scene(Stage::Cancelling(lease(until)))
+fn cancelling(expires_at: Timestamp) -> Fixture {
+    fixture(Phase::Cancelling(lease(expires_at)))
 }
 
-fn done(ending: Ending) -> Scene {
-    scene(Stage::Done(ending))
+fn done(state: TerminalState) -> Fixture {
+    fixture(Phase::Done(state))
 }
 
-impl Scene {
-    fn terms(mut self, change: impl FnOnce(&mut Terms)) -> Self {
-        change(&mut self.terms);
+impl Fixture {
+    fn with_options(mut self, change: impl FnOnce(&mut ExecutionOptions)) -> Self {
+        change(&mut self.options);
         self
     }
 
-    fn lease(mut self, change: impl FnOnce(&mut Lease)) -> Self {
-        if let Stage::Running(lease) | Stage::Cancelling(lease) = &mut self.stage {
+    fn with_lease(mut self, change: impl FnOnce(&mut Lease)) -> Self {
+        if let Phase::Running(lease) | Phase::Cancelling(lease) = &mut self.phase {
             change(lease);
         }
         self
     }
 
-    fn attempts(mut self, attempts: u32) -> Self {
-        self.attempts = attempts;
+    fn with_counted_attempts(mut self, counted_attempts: u32) -> Self {
+        self.counted_attempts = counted_attempts;
         self
     }
 
-    fn total_timeout_over(self) -> Self {
-        self.terms(|terms| terms.total_timeout = Some(100 * SECOND))
+    fn with_total_timeout_exceeded(self) -> Self {
+        self.with_options(|options| options.total_timeout = Some(100 * SECOND))
     }
 
-    fn same_outcome(mut self) -> Self {
+    fn with_same_outcome(mut self) -> Self {
         self.same_outcome = true;
         self
     }
 
     /// One cell, in words.
-    fn cell(&self, event: &Event) -> String {
-        let facts = Facts {
+    fn transition_text(&self, event: &Event) -> String {
+        let context = TransitionContext {
             now: NOW,
-            terms: &self.terms,
+            options: &self.options,
             create_time: self.create_time,
             update_time: self.update_time,
-            attempts: self.attempts,
+            counted_attempts: self.counted_attempts,
             same_outcome: self.same_outcome,
         };
-        words(next(&self.stage, event, facts))
+        describe(transition(&self.phase, event, context))
     }
 
-    fn row(&self, speaker: LeaseToken) -> Vec<String> {
+    fn transition_texts(&self, token: LeaseToken) -> Vec<String> {
         EVENTS
             .iter()
-            .map(|name| self.cell(&event(name, speaker)))
+            .map(|name| self.transition_text(&event(name, token)))
             .collect()
     }
 }
 
 fn event(name: &str, token: LeaseToken) -> Event {
-    let error = || Box::new(status(Code::NotFound, "WORK_FAILED", "no such file"));
+    let error = || Box::new(status_with_reason(Code::NotFound, "WORK_FAILED", "no such file"));
     match name {
-        "Claim" => Event::Claim {
+        "Claim" => Event::AcquireLease {
             token: self::token(2),
             worker: WorkerId::new("v"),
         },
-        "Renew" => Event::Renew(token, Report::default()),
+        "Renew" => Event::RenewLease(token, Report::default()),
         "Report" => Event::Report(token, Report::default()),
         "RequestCancel" => Event::RequestCancel,
-        "Release" => Event::Release(token, Report::default()),
+        "Release" => Event::ReleaseLease(token, Report::default()),
         "Fail" => Event::Fail {
             token,
             error: error(),
@@ -163,23 +163,23 @@ fn event(name: &str, token: LeaseToken) -> Event {
             Report::default(),
         ),
         "FinishFailed" => Event::Finish(token, Outcome::Error(error()), Report::default()),
-        _ => Event::Lapse,
+        _ => Event::TimerFired,
     }
 }
 
-fn words(next: Result<Next, Refusal>) -> String {
-    match next {
-        Err(Refusal::LeaseLost(_)) => "LeaseLost".into(),
-        Err(refusal) => format!("{refusal:?}"),
-        Ok(Next::Same) => "same".into(),
-        Ok(Next::Note) => "note".into(),
-        Ok(Next::Forget) => "forget".into(),
-        Ok(Next::To(Stage::Pending { ready })) => format!("pending+{}", ready.since(NOW).as_secs()),
-        Ok(Next::To(Stage::Running(lease))) => format!("running/{}", holder(&lease)),
-        Ok(Next::To(Stage::Cancelling(lease))) => format!("cancelling/{}", holder(&lease)),
-        Ok(Next::To(Stage::Done(_))) => "done without an outcome".into(),
-        Ok(Next::Done(Outcome::Response(_))) => "response".into(),
-        Ok(Next::Done(Outcome::Error(error))) => {
+fn describe(transition: Result<Transition, TransitionError>) -> String {
+    match transition {
+        Err(TransitionError::LeaseLost(_)) => "LeaseLost".into(),
+        Err(error) => format!("{error:?}"),
+        Ok(Transition::Unchanged) => "same".into(),
+        Ok(Transition::MergeReport) => "note".into(),
+        Ok(Transition::Remove) => "forget".into(),
+        Ok(Transition::To(Phase::Pending { ready_at })) => format!("pending+{}", ready_at.since(NOW).as_secs()),
+        Ok(Transition::To(Phase::Running(lease))) => format!("running/{}", describe_lease(&lease)),
+        Ok(Transition::To(Phase::Cancelling(lease))) => format!("cancelling/{}", describe_lease(&lease)),
+        Ok(Transition::To(Phase::Done(_))) => "done without an outcome".into(),
+        Ok(Transition::Finish(Outcome::Response(_))) => "response".into(),
+        Ok(Transition::Finish(Outcome::Error(error))) => {
             let info = ErrorInfo::decode(error.details[0].value.as_slice()).unwrap();
             format!("{} {}", error.code, info.reason)
         }
@@ -187,12 +187,12 @@ fn words(next: Result<Next, Refusal>) -> String {
 }
 
 /// Whose lease it is, and whether it has its full time before it.
-fn holder(lease: &Lease) -> String {
-    let full = lease.until.since(NOW) == 30 * SECOND;
+fn describe_lease(lease: &Lease) -> String {
+    let has_full_duration = lease.expires_at.since(NOW) == 30 * SECOND;
     format!(
         "{}{}",
         lease.token.as_bytes()[0],
-        if full { " full" } else { "" }
+        if has_full_duration { " full" } else { "" }
     )
 }
 
@@ -202,65 +202,65 @@ const WORKER_LOST: &str = "14 WORKER_LOST";
 const TOTAL_TIMEOUT: &str = "4 TOTAL_TIMEOUT";
 const ATTEMPT_TIMEOUT: &str = "4 ATTEMPT_TIMEOUT";
 const LOST: &str = "LeaseLost";
-const HELD: &str = "StillHeld";
-const TAKEN: &str = "running/2 full";
-const KEPT: &str = "running/1 full";
-const STOPPING: &str = "cancelling/1 full";
+const HELD: &str = "LeaseHeld";
+const LEASED: &str = "running/2 full";
+const RENEWED: &str = "running/1 full";
+const CANCELLING: &str = "cancelling/1 full";
 
 /// Every situation, and what each of [`EVENTS`] does to it if the holder speaks.
 #[rustfmt::skip]
-fn table() -> Vec<(&'static str, Scene, [&'static str; 9])> {
+fn table() -> Vec<(&'static str, Fixture, [&'static str; 9])> {
     let later = NOW + 10 * SECOND;
-    let no_grace = |lease: &mut Lease| lease.cancel_until = Some(NOW);
-    let attempt_over = |lease: &mut Lease| lease.attempt_until = Some(NOW);
-    let own = |terms: &mut Terms| terms.queue = None;
+    let cancel_deadline_reached = |lease: &mut Lease| lease.cancel_deadline = Some(NOW);
+    let attempt_deadline_reached = |lease: &mut Lease| lease.attempt_deadline = Some(NOW);
+    let self_executed = |terms: &mut ExecutionOptions| terms.queue = None;
     vec![
         // situation                         Claim      Renew     Report   RequestCancel   Release      Fail         Succeed     FinishFailed  Lapse
-        ("pending", pending(),              [TAKEN,     LOST,     LOST,    CANCELLED,      LOST,        LOST,        LOST,       LOST,         "same"]),
-        ("pending, not before later", scene(Stage::Pending { ready: later }),
+        ("pending", pending(),              [LEASED,     LOST,     LOST,    CANCELLED,      LOST,        LOST,        LOST,       LOST,         "same"]),
+        ("pending, not before later", fixture(Phase::Pending { ready_at: later }),
                                             ["NotReady", LOST,    LOST,    CANCELLED,      LOST,        LOST,        LOST,       LOST,         "same"]),
-        ("pending, too late", pending().total_timeout_over(),
+        ("pending, too late", pending().with_total_timeout_exceeded(),
                                             [TOTAL_TIMEOUT, LOST, LOST,    CANCELLED,      LOST,        LOST,        LOST,       LOST,         TOTAL_TIMEOUT]),
-        ("running", running(later),         [HELD,      KEPT,     "note",  "cancelling/1", "pending+0", "pending+5", "response", WORK_FAILED,  "same"]),
-        ("running, second attempt", running(later).attempts(2),
-                                            [HELD,      KEPT,     "note",  "cancelling/1", "pending+0", "pending+10", "response", WORK_FAILED, "same"]),
-        ("running, last attempt", running(later).attempts(3),
-                                            [HELD,      KEPT,     "note",  "cancelling/1", "pending+0", WORK_FAILED, "response", WORK_FAILED,  "same"]),
-        ("running by its creator", running(later).terms(own),
-                                            [HELD,      KEPT,     "note",  "cancelling/1", WORKER_LOST, WORK_FAILED, "response", WORK_FAILED,  "same"]),
+        ("running", running(later),         [HELD,      RENEWED,     "note",  "cancelling/1", "pending+0", "pending+5", "response", WORK_FAILED,  "same"]),
+        ("running, second attempt", running(later).with_counted_attempts(2),
+                                            [HELD,      RENEWED,     "note",  "cancelling/1", "pending+0", "pending+10", "response", WORK_FAILED, "same"]),
+        ("running, last attempt", running(later).with_counted_attempts(3),
+                                            [HELD,      RENEWED,     "note",  "cancelling/1", "pending+0", WORK_FAILED, "response", WORK_FAILED,  "same"]),
+        ("running by its creator", running(later).with_options(self_executed),
+                                            [HELD,      RENEWED,     "note",  "cancelling/1", WORKER_LOST, WORK_FAILED, "response", WORK_FAILED,  "same"]),
         ("running, lease over", running(NOW),
-                                            [TAKEN,     LOST,     LOST,    "cancelling/1", LOST,        LOST,        LOST,       LOST,         "pending+0"]),
-        ("running, lease over, last attempt", running(NOW).attempts(3),
+                                            [LEASED,     LOST,     LOST,    "cancelling/1", LOST,        LOST,        LOST,       LOST,         "pending+0"]),
+        ("running, lease over, last attempt", running(NOW).with_counted_attempts(3),
                                             [WORKER_LOST, LOST,   LOST,    "cancelling/1", LOST,        LOST,        LOST,       LOST,         WORKER_LOST]),
-        ("running by its creator, lease over", running(NOW).terms(own),
+        ("running by its creator, lease over", running(NOW).with_options(self_executed),
                                             [WORKER_LOST, LOST,   LOST,    "cancelling/1", LOST,        LOST,        LOST,       LOST,         WORKER_LOST]),
-        ("running, attempt over", running(later).lease(attempt_over),
-                                            ["NotReady", KEPT,    "note",  "cancelling/1", "pending+0", "pending+5", "response", WORK_FAILED,  "pending+5"]),
-        ("running, last attempt over", running(later).lease(attempt_over).attempts(3),
-                                            [ATTEMPT_TIMEOUT, KEPT, "note", "cancelling/1", "pending+0", WORK_FAILED, "response", WORK_FAILED, ATTEMPT_TIMEOUT]),
-        ("running, too late", running(later).total_timeout_over(),
-                                            [TOTAL_TIMEOUT, KEPT, "note",  "cancelling/1", "pending+0", "pending+5", "response", WORK_FAILED,  TOTAL_TIMEOUT]),
-        ("cancelling", cancelling(later),   [HELD,      STOPPING, "note",  "same",         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  "same"]),
-        ("cancelling, last attempt", cancelling(later).attempts(3),
-                                            [HELD,      STOPPING, "note",  "same",         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  "same"]),
+        ("running, attempt over", running(later).with_lease(attempt_deadline_reached),
+                                            ["NotReady", RENEWED,    "note",  "cancelling/1", "pending+0", "pending+5", "response", WORK_FAILED,  "pending+5"]),
+        ("running, last attempt over", running(later).with_lease(attempt_deadline_reached).with_counted_attempts(3),
+                                            [ATTEMPT_TIMEOUT, RENEWED, "note", "cancelling/1", "pending+0", WORK_FAILED, "response", WORK_FAILED, ATTEMPT_TIMEOUT]),
+        ("running, too late", running(later).with_total_timeout_exceeded(),
+                                            [TOTAL_TIMEOUT, RENEWED, "note",  "cancelling/1", "pending+0", "pending+5", "response", WORK_FAILED,  TOTAL_TIMEOUT]),
+        ("cancelling", cancelling(later),   [HELD,      CANCELLING, "note",  "same",         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  "same"]),
+        ("cancelling, last attempt", cancelling(later).with_counted_attempts(3),
+                                            [HELD,      CANCELLING, "note",  "same",         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  "same"]),
         ("cancelling, lease over", cancelling(NOW),
                                             [CANCELLED, LOST,     LOST,    "same",         LOST,        LOST,        LOST,       LOST,         CANCELLED]),
-        ("cancelling, attempt over", cancelling(later).lease(attempt_over),
-                                            [CANCELLED, STOPPING, "note",  "same",         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  CANCELLED]),
-        ("cancelling, grace over", cancelling(later).lease(no_grace),
-                                            [CANCELLED, STOPPING, "note",  "same",         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  CANCELLED]),
-        ("cancelling, too late", cancelling(later).total_timeout_over(),
-                                            [TOTAL_TIMEOUT, STOPPING, "note", "same",      CANCELLED,   CANCELLED,   "response", WORK_FAILED,  TOTAL_TIMEOUT]),
-        ("done", done(Ending::Succeeded),   [DONE,      DONE,     DONE,    "same",         DONE,        DONE,        DONE,       DONE,         "same"]),
-        ("done, failed", done(Ending::Failed),
+        ("cancelling, attempt over", cancelling(later).with_lease(attempt_deadline_reached),
+                                            [CANCELLED, CANCELLING, "note",  "same",         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  CANCELLED]),
+        ("cancelling, grace over", cancelling(later).with_lease(cancel_deadline_reached),
+                                            [CANCELLED, CANCELLING, "note",  "same",         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  CANCELLED]),
+        ("cancelling, too late", cancelling(later).with_total_timeout_exceeded(),
+                                            [TOTAL_TIMEOUT, CANCELLING, "note", "same",      CANCELLED,   CANCELLED,   "response", WORK_FAILED,  TOTAL_TIMEOUT]),
+        ("done", done(TerminalState::Succeeded),   [DONE,      DONE,     DONE,    "same",         DONE,        DONE,        DONE,       DONE,         "same"]),
+        ("done, failed", done(TerminalState::Failed),
                                             [DONE,      DONE,     DONE,    "same",         DONE,        DONE,        DONE,       DONE,         "same"]),
-        ("done, cancelled", done(Ending::Cancelled),
+        ("done, cancelled", done(TerminalState::Cancelled),
                                             [DONE,      DONE,     DONE,    "same",         DONE,        DONE,        DONE,       DONE,         "same"]),
-        ("done the same way", done(Ending::Succeeded).same_outcome(),
+        ("done the same way", done(TerminalState::Succeeded).with_same_outcome(),
                                             [DONE,      DONE,     DONE,    "same",         DONE,        "same",      "same",     "same",       "same"]),
-        ("done, too late for all", done(Ending::Succeeded).total_timeout_over(),
+        ("done, too late for all", done(TerminalState::Succeeded).with_total_timeout_exceeded(),
                                             [DONE,      DONE,     DONE,    "same",         DONE,        DONE,        DONE,       DONE,         "same"]),
-        ("done, retention over", done(Ending::Succeeded).terms(|terms| terms.retention = 10 * SECOND),
+        ("done, retention over", done(TerminalState::Succeeded).with_options(|terms| terms.retention = 10 * SECOND),
                                             [DONE,      DONE,     DONE,    "same",         DONE,        DONE,        DONE,       DONE,         "forget"]),
     ]
 }
@@ -268,124 +268,124 @@ fn table() -> Vec<(&'static str, Scene, [&'static str; 9])> {
 const DONE: &str = "AlreadyDone";
 
 #[test]
-fn every_cell_of_the_table_is_as_the_behaviour_says() {
-    for (situation, scene, expected) in table() {
+fn transition_table_matches_specification() {
+    for (situation, fixture, expected) in table() {
         for (name, expected) in EVENTS.iter().zip(expected) {
-            let cell = scene.cell(&event(name, token(1)));
-            assert_eq!(cell, expected, "{situation} × {name}");
+            let actual = fixture.transition_text(&event(name, token(1)));
+            assert_eq!(actual, expected, "{situation} × {name}");
         }
     }
 }
 
 #[test]
-fn a_stale_or_foreign_token_is_refused_in_every_stage_that_has_a_lease() {
-    for (situation, scene, expected) in table() {
-        let row = scene.row(token(9));
-        for ((name, cell), expected) in EVENTS.iter().zip(row).zip(expected) {
-            let of_holder = matches!(
+fn stale_or_foreign_token_is_rejected_in_every_leased_phase() {
+    for (situation, fixture, expected) in table() {
+        let texts = fixture.transition_texts(token(9));
+        for ((name, actual), expected) in EVENTS.iter().zip(texts).zip(expected) {
+            let needs_token = matches!(
                 *name,
                 "Renew" | "Report" | "Release" | "Fail" | "Succeed" | "FinishFailed"
             );
-            let has_lease = scene.stage.lease().is_some();
-            let expected = if of_holder && has_lease {
+            let has_lease = fixture.phase.lease().is_some();
+            let expected = if needs_token && has_lease {
                 LOST
             } else {
                 expected
             };
-            assert_eq!(cell, expected, "{situation} × {name} of a stranger");
+            assert_eq!(actual, expected, "{situation} × {name} of a stranger");
         }
     }
 }
 
 #[test]
-fn a_worker_that_lost_its_lease_is_told_how() {
-    let loss = |scene: Scene, speaker| {
-        let facts = Facts {
+fn lost_lease_error_names_its_reason() {
+    let renew_lease = |fixture: Fixture, token| {
+        let context = TransitionContext {
             now: NOW,
-            terms: &scene.terms,
-            create_time: scene.create_time,
-            update_time: scene.update_time,
-            attempts: scene.attempts,
+            options: &fixture.options,
+            create_time: fixture.create_time,
+            update_time: fixture.update_time,
+            counted_attempts: fixture.counted_attempts,
             same_outcome: false,
         };
-        next(&scene.stage, &event("Renew", speaker), facts)
+        transition(&fixture.phase, &event("Renew", token), context)
     };
-    for (scene, speaker, expected) in [
-        (pending(), token(1), Loss::Returned),
-        (running(NOW), token(1), Loss::Over),
-        (running(NOW + SECOND), token(9), Loss::Taken),
-        (cancelling(NOW), token(1), Loss::Over),
-        (cancelling(NOW + SECOND), token(9), Loss::Taken),
+    for (fixture, token, expected) in [
+        (pending(), token(1), LeaseLostReason::Requeued),
+        (running(NOW), token(1), LeaseLostReason::Expired),
+        (running(NOW + SECOND), token(9), LeaseLostReason::Superseded),
+        (cancelling(NOW), token(1), LeaseLostReason::Expired),
+        (cancelling(NOW + SECOND), token(9), LeaseLostReason::Superseded),
     ] {
-        assert_eq!(loss(scene, speaker), Err(Refusal::LeaseLost(expected)));
+        assert_eq!(renew_lease(fixture, token), Err(TransitionError::LeaseLost(expected)));
     }
 }
 
 #[test]
-fn a_lease_is_over_at_its_very_end_and_not_a_nanosecond_before() {
-    let last = Timestamp::from_nanos(NOW.nanos() + 1);
-    assert_eq!(running(last).cell(&event("Renew", token(1))), KEPT);
-    assert_eq!(running(NOW).cell(&event("Renew", token(1))), LOST);
-    assert_eq!(running(last).cell(&Event::Lapse), "same");
+fn lease_expires_exactly_at_expires_at() {
+    let next_nanosecond = Timestamp::from_nanos(NOW.nanos() + 1);
+    assert_eq!(running(next_nanosecond).transition_text(&event("Renew", token(1))), RENEWED);
+    assert_eq!(running(NOW).transition_text(&event("Renew", token(1))), LOST);
+    assert_eq!(running(next_nanosecond).transition_text(&Event::TimerFired), "same");
 }
 
 #[test]
 fn retention_counts_from_completion_and_not_from_creation() {
-    let scene = done(Ending::Succeeded).terms(|terms| terms.retention = 11 * SECOND);
-    assert_eq!(scene.create_time, ago(100));
-    assert_eq!(scene.cell(&Event::Lapse), "same");
+    let fixture = done(TerminalState::Succeeded).with_options(|terms| terms.retention = 11 * SECOND);
+    assert_eq!(fixture.create_time, seconds_ago(100));
+    assert_eq!(fixture.transition_text(&Event::TimerFired), "same");
 }
 
 #[test]
-fn retry_after_makes_the_pause_longer_but_never_shorter() {
-    let pause = |retry_after| {
-        let error = Box::new(status(Code::Unavailable, "BUSY", "busy"));
-        running(NOW + SECOND).cell(&Event::Fail {
+fn retry_after_extends_but_never_shortens_backoff() {
+    let fail_with_retry_after = |retry_after| {
+        let error = Box::new(status_with_reason(Code::Unavailable, "BUSY", "busy"));
+        running(NOW + SECOND).transition_text(&Event::Fail {
             token: token(1),
             error,
             retry_after,
             report: Report::default(),
         })
     };
-    assert_eq!(pause(Some(60 * SECOND)), "pending+60");
-    assert_eq!(pause(Some(SECOND)), "pending+5");
+    assert_eq!(fail_with_retry_after(Some(60 * SECOND)), "pending+60");
+    assert_eq!(fail_with_retry_after(Some(SECOND)), "pending+5");
 }
 
 #[test]
-fn a_new_lease_carries_the_attempt_timeout_and_a_cancellation_carries_its_grace() {
-    let limits = |terms: &mut Terms| {
+fn lease_gets_attempt_deadline_and_cancellation_gets_cancel_deadline() {
+    let set_timeouts = |terms: &mut ExecutionOptions| {
         terms.attempt_timeout = Some(7 * SECOND);
-        terms.cancel_grace = Some(3 * SECOND);
+        terms.cancel_grace_period = Some(3 * SECOND);
     };
-    let facts = |scene: &Scene, event: &Event| {
-        let facts = Facts {
+    let apply = |fixture: &Fixture, event: &Event| {
+        let context = TransitionContext {
             now: NOW,
-            terms: &scene.terms,
-            create_time: scene.create_time,
-            update_time: scene.update_time,
-            attempts: 1,
+            options: &fixture.options,
+            create_time: fixture.create_time,
+            update_time: fixture.update_time,
+            counted_attempts: 1,
             same_outcome: false,
         };
-        next(&scene.stage, event, facts).unwrap()
+        transition(&fixture.phase, event, context).unwrap()
     };
-    let Next::To(stage) = facts(&pending().terms(limits), &event("Claim", token(1))) else {
+    let Transition::To(phase) = apply(&pending().with_options(set_timeouts), &event("Claim", token(1))) else {
         panic!("a claim leads to another stage");
     };
-    let lease = stage.lease().unwrap();
-    assert_eq!(lease.attempt_until, Some(NOW + 7 * SECOND));
-    assert_eq!(lease.cancel_until, None);
-    assert_eq!(lease.deadline(), NOW + 7 * SECOND);
+    let lease = phase.lease().unwrap();
+    assert_eq!(lease.attempt_deadline, Some(NOW + 7 * SECOND));
+    assert_eq!(lease.cancel_deadline, None);
+    assert_eq!(lease.next_deadline(), NOW + 7 * SECOND);
 
-    let scene = running(NOW + SECOND).terms(limits);
-    let Next::To(stage) = facts(&scene, &Event::RequestCancel) else {
+    let fixture = running(NOW + SECOND).with_options(set_timeouts);
+    let Transition::To(phase) = apply(&fixture, &Event::RequestCancel) else {
         panic!("a cancellation leads to another stage");
     };
-    assert_eq!(stage.lease().unwrap().cancel_until, Some(NOW + 3 * SECOND));
+    assert_eq!(phase.lease().unwrap().cancel_deadline, Some(NOW + 3 * SECOND));
 
     // Renewing moves neither of the two.
-    let scene = Scene { stage, ..scene };
-    let Next::To(stage) = facts(&scene, &Event::Renew(token(1), Report::default())) else {
+    let fixture = Fixture { phase, ..fixture };
+    let Transition::To(phase) = apply(&fixture, &Event::RenewLease(token(1), Report::default())) else {
         panic!("a renewal leads to another lease");
     };
-    assert_eq!(stage.lease().unwrap().cancel_until, Some(NOW + 3 * SECOND));
+    assert_eq!(phase.lease().unwrap().cancel_deadline, Some(NOW + 3 * SECOND));
 }

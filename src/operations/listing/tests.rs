@@ -11,31 +11,31 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     metrics::Metrics,
-    query::samples::{End, Facts, Metadata, any_facts, any_filter, types},
+    query::samples::{SampleState, SampleOperation, SampleMetadata, any_sample_operation, any_sample_filter, built_in_types},
 };
 
 /// An operation without anything by which it could be found.
-const PLAIN: Facts = Facts {
+const MINIMAL_FACTS: SampleOperation = SampleOperation {
     parent: "",
     id: String::new(),
-    end: End::Succeeded,
+    state: SampleState::Succeeded,
     queue: None,
     env: None,
     team: None,
-    created: 0,
-    metadata: Metadata::Own(None),
+    created_after_secs: 0,
+    metadata: SampleMetadata::Server(None),
 };
 
 /// So many operations, with so many numbers in their metadata.
-fn heavy(count: u64, numbers: u16) -> View {
+fn view_with_large_metadata(count: u64, numbers: u16) -> View {
     let view = View::new(Clock::system(), &Metrics::default(), 10, None);
     for number in 1..=count {
-        let facts = Facts {
+        let facts = SampleOperation {
             id: format!("a{number}"),
-            metadata: Metadata::Numbers(numbers),
-            ..PLAIN
+            metadata: SampleMetadata::Numbers(numbers),
+            ..MINIMAL_FACTS
         };
-        view.publish(&Arc::new(facts.operation(number)));
+        view.publish(&Arc::new(facts.to_operation(number)));
     }
     view
 }
@@ -49,30 +49,30 @@ fn request(filter: &str) -> ListOperationsRequest {
 
 /// A view of these operations, of which every seventh has gone away again and
 /// every fifth is as it was made only after it was something else.
-fn view(all: &[Facts]) -> View {
+fn view_of(all: &[SampleOperation]) -> View {
     let view = View::new(Clock::system(), &Metrics::default(), 10, None);
     for (number, facts) in (1..).zip(all) {
-        if view.find(&facts.name()).is_some() {
+        if view.get_any(&facts.name()).is_some() {
             continue;
         }
         if number % 5 == 0 {
-            let other = Facts {
-                end: End::Running,
+            let other = SampleOperation {
+                state: SampleState::Running,
                 ..facts.clone()
             };
-            view.publish(&Arc::new(other.operation(number)));
+            view.publish(&Arc::new(other.to_operation(number)));
         }
-        let operation = Arc::new(facts.operation(number));
+        let operation = Arc::new(facts.to_operation(number));
         view.publish(&operation);
         if number % 7 == 0 {
-            view.forget(&operation);
+            view.remove(&operation);
         }
     }
     view
 }
 
 /// All pages of a list.
-async fn names(view: &View, name: &str, filter: &str, page_size: i32) -> Vec<String> {
+async fn list_all_names(view: &View, name: &str, filter: &str, page_size: i32) -> Vec<String> {
     let (mut names, mut page_token) = (Vec::new(), String::new());
     loop {
         let request = ListOperationsRequest {
@@ -82,7 +82,7 @@ async fn names(view: &View, name: &str, filter: &str, page_size: i32) -> Vec<Str
             page_token,
             ..Default::default()
         };
-        let page = page(view, None, true, types(), Clock::system(), &request)
+        let page = list_page(view, None, true, built_in_types(), Clock::system(), &request)
             .await
             .unwrap();
         names.extend(page.operations.iter().map(|found| found.name().to_owned()));
@@ -97,97 +97,97 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn a_planned_list_is_that_of_a_full_scan(
-        facts in proptest::collection::vec(any_facts(), 0..200),
-        filters in proptest::collection::vec(any_filter(), 1..8),
+    fn planned_list_equals_full_scan(
+        facts in proptest::collection::vec(any_sample_operation(), 0..200),
+        filters in proptest::collection::vec(any_sample_filter(), 1..8),
         page_size in 1i32..50,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let view = view(&facts);
+        let view = view_of(&facts);
         for filter in filters {
-            let query = Query::new(&filter, types()).unwrap();
+            let query = CompiledFilter::new(&filter, built_in_types()).unwrap();
             for scope in ["", "operations", "projects/p", "operations/-", "nothing/here"] {
                 let expected = full_scan(&view, scope, &query);
-                let found = runtime.block_on(names(&view, scope, &filter.to_string(), page_size));
-                prop_assert_eq!(found, expected, "{} of {:?}: {}", filter, scope, Plan::of(&query));
+                let found = runtime.block_on(list_all_names(&view, scope, &filter.to_string(), page_size));
+                prop_assert_eq!(found, expected, "{} of {:?}: {}", filter, scope, Plan::from_filter(&query));
             }
         }
     }
 }
 
-fn full_scan(view: &View, scope: &str, query: &Query) -> Vec<String> {
+fn full_scan(view: &View, scope: &str, query: &CompiledFilter) -> Vec<String> {
     let scope = Scope::parse(scope).unwrap();
-    let walk = view.index.walk(&scope, &Plan::EVERYTHING, |_| None);
-    let all = view.index.stretch(&walk, u64::MAX, usize::MAX);
-    assert_eq!(all.rest, None);
+    let scan = view.index.scan(&scope, &Plan::EVERYTHING, |_| None);
+    let all = view.index.scan_batch(&scan, u64::MAX, usize::MAX);
+    assert_eq!(all.resume_before, None);
     let all = all.operations.into_iter();
-    all.filter(|operation| scope.holds(operation.name()) && query.matches(operation))
+    all.filter(|operation| scope.contains(operation.name()) && query.matches(operation))
         .map(|operation| operation.name().to_owned())
         .collect()
 }
 
 #[tokio::test]
-async fn a_page_of_a_long_search_is_short_and_leads_on() {
+async fn long_search_returns_short_page_with_next_page_token() {
     let view = View::new(Clock::system(), &Metrics::default(), 10, None);
-    let count = u64::try_from(SCAN + 2 * FILTERED_STRETCH).unwrap();
+    let count = u64::try_from(MAX_EXAMINED + 2 * FILTERED_BATCH_SIZE).unwrap();
     for number in 1..=count {
         let id = format!("a{number}");
-        let facts = Facts { id, ..PLAIN };
-        view.publish(&Arc::new(facts.operation(number)));
+        let facts = SampleOperation { id, ..MINIMAL_FACTS };
+        view.publish(&Arc::new(facts.to_operation(number)));
     }
     let request = request("name = \"*/a1\"");
-    let first = page(&view, None, true, types(), Clock::system(), &request)
+    let first = list_page(&view, None, true, built_in_types(), Clock::system(), &request)
         .await
         .unwrap();
     assert!(first.operations.is_empty() && !first.next_page_token.is_empty());
-    let names = names(&view, "", &request.filter, 0).await;
+    let names = list_all_names(&view, "", &request.filter, 0).await;
     assert_eq!(names, ["operations/a1"]);
 }
 
 #[tokio::test]
-async fn others_have_a_turn_after_each_operation_that_takes_long() {
+async fn list_yields_after_each_expensive_operation() {
     // The first are asked aside, the others in place.
     for (count, numbers) in [(12, 6000), (24, 1500)] {
-        let view = heavy(count, numbers);
+        let view = view_with_large_metadata(count, numbers);
         for filter in [
             "nowhere",
             "metadata.numbers:-1",
             "nowhere OR metadata.x = 1",
         ] {
             let request = request(filter);
-            let mut listed = pin!(page(&view, None, true, types(), Clock::system(), &request));
-            let mut turns = 0;
+            let mut listed = pin!(list_page(&view, None, true, built_in_types(), Clock::system(), &request));
+            let mut polls = 0;
             let listed = poll_fn(|context| {
-                turns += 1;
+                polls += 1;
                 listed.as_mut().poll(context)
             });
             let listed = listed.await.unwrap();
             assert!(listed.operations.is_empty());
             let is_short = !listed.next_page_token.is_empty();
-            assert!(10 < turns || is_short, "{filter}: {turns}");
+            assert!(10 < polls || is_short, "{filter}: {polls}");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_page_ends_in_time_however_long_each_operation_takes() {
-    let view = heavy(4, 6000);
+async fn page_ends_within_time_budget_despite_expensive_operations() {
+    let view = view_with_large_metadata(4, 6000);
     let clock = Clock::system();
     let request = request("nowhere OR metadata.numbers:7");
-    let time = async {
+    let advance_clock = async {
         loop {
             tokio::time::advance(Duration::from_millis(50)).await;
             yield_now().await;
         }
     };
     let first = tokio::select! {
-        first = page(&view, None, true, types(), clock, &request) => first.unwrap(),
-        () = time => panic!("time has no end"),
+        first = list_page(&view, None, true, built_in_types(), clock, &request) => first.unwrap(),
+        () = advance_clock => panic!("time has no end"),
     };
     // The one that was begun is asked to its end.
     assert_eq!(first.operations.len(), 1);
     assert!(!first.next_page_token.is_empty());
-    let all = names(&view, "", &request.filter, 0).await;
+    let all = list_all_names(&view, "", &request.filter, 0).await;
     let expected = [
         "operations/a4",
         "operations/a3",
@@ -198,26 +198,26 @@ async fn a_page_ends_in_time_however_long_each_operation_takes() {
 }
 
 #[test]
-fn what_a_list_looks_at_is_told_and_not_only_planned() {
+fn scan_description_names_indexes_actually_scanned() {
     let view = View::new(Clock::system(), &Metrics::default(), 10, None);
     for number in 1..=1000 {
-        let facts = Facts {
+        let facts = SampleOperation {
             parent: if number == 1 { "projects/p" } else { "" },
             id: format!("a{number}"),
-            end: if number < 500 {
-                End::Running
+            state: if number < 500 {
+                SampleState::Running
             } else {
-                End::Succeeded
+                SampleState::Succeeded
             },
             env: Some("prod"),
-            ..PLAIN
+            ..MINIMAL_FACTS
         };
-        view.publish(&Arc::new(facts.operation(number)));
+        view.publish(&Arc::new(facts.to_operation(number)));
     }
-    let looks_at = |scope: &str, filter: &str| {
-        let query = Query::parse(filter, types()).unwrap();
-        let (plan, scope) = (Plan::of(&query), Scope::parse(scope).unwrap());
-        view.index.walk(&scope, &plan, |_| None).to_string()
+    let describe_scan = |scope: &str, filter: &str| {
+        let query = CompiledFilter::parse(filter, built_in_types()).unwrap();
+        let (plan, scope) = (Plan::from_filter(&query), Scope::parse(scope).unwrap());
+        view.index.scan(&scope, &plan, |_| None).to_string()
     };
     for (scope, filter, expected) in [
         ("", "state = RUNNING", "state RUNNING"),
@@ -256,6 +256,6 @@ fn what_a_list_looks_at_is_told_and_not_only_planned() {
             "everything",
         ),
     ] {
-        assert_eq!(looks_at(scope, filter), expected, "{scope}: {filter}");
+        assert_eq!(describe_scan(scope, filter), expected, "{scope}: {filter}");
     }
 }

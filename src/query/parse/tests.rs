@@ -4,9 +4,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::query::filter::{Filter, Text};
+use crate::query::filter::{Filter, Pattern};
 
-fn shown(text: &str) -> String {
+fn parse_and_print(text: &str) -> String {
     match parse(text) {
         Ok(filter) => filter.to_string(),
         Err(error) => format!("! {error}"),
@@ -15,15 +15,15 @@ fn shown(text: &str) -> String {
 
 /// Asserts what each text means, written in full.
 #[track_caller]
-fn means(table: &[(&str, &str)]) {
-    for (text, expected) in table {
-        assert_eq!(shown(text), *expected, "{text}");
+fn assert_parses_as(cases: &[(&str, &str)]) {
+    for (text, expected) in cases {
+        assert_eq!(parse_and_print(text), *expected, "{text}");
     }
 }
 
 #[track_caller]
-fn is_refused(table: &[(&str, usize, &str)]) {
-    for (text, column, problem) in table {
+fn assert_rejected(cases: &[(&str, usize, &str)]) {
+    for (text, column, problem) in cases {
         let error = parse(text).expect_err(text);
         assert_eq!(error.column, *column, "{text}: {error}");
         assert!(error.problem.contains(problem), "{text}: {error}");
@@ -31,15 +31,15 @@ fn is_refused(table: &[(&str, usize, &str)]) {
 }
 
 #[test]
-fn fil_1_a_blank_filter_is_the_conjunction_of_nothing() {
+fn blank_filter_is_empty_conjunction() {
     for blank in ["", " \n", "\t"] {
         assert_eq!(parse(blank), Ok(Filter::And(Vec::new())));
     }
 }
 
 #[test]
-fn fil_2_or_binds_tighter_than_and_and_a_sequence_is_a_conjunction() {
-    means(&[
+fn or_binds_tighter_than_and_and_sequence_is_conjunction() {
+    assert_parses_as(&[
         ("a AND b OR c", "a AND b OR c"),
         ("(a AND b) OR c", "(a AND b) OR c"),
         ("a b OR c", "a AND b OR c"),
@@ -58,8 +58,8 @@ fn fil_2_or_binds_tighter_than_and_and_a_sequence_is_a_conjunction() {
 }
 
 #[test]
-fn fil_3_not_and_minus_negate_once_and_keywords_are_upper_case() {
-    means(&[
+fn not_and_minus_negate_once_and_keywords_are_upper_case() {
+    assert_parses_as(&[
         ("NOT (a OR b)", "NOT (a OR b)"),
         ("-(a OR b)", "NOT (a OR b)"),
         ("-file:\".java\"", "NOT file : .java"),
@@ -69,7 +69,7 @@ fn fil_3_not_and_minus_negate_once_and_keywords_are_upper_case() {
         ("NOT a.NOT = 1", "NOT a.\"NOT\" = 1"),
         ("ANDROID", "ANDROID"),
     ]);
-    is_refused(&[
+    assert_rejected(&[
         ("NOT NOT a", 5, "found \"NOT\""),
         ("--a", 2, "found \"-a\""),
         ("NOT", 4, "a space after NOT, found the end"),
@@ -87,60 +87,60 @@ fn fil_3_not_and_minus_negate_once_and_keywords_are_upper_case() {
 }
 
 #[test]
-fn fil_6_there_is_no_indexing() {
-    is_refused(&[
+fn indexing_is_rejected() {
+    assert_rejected(&[
         ("e[0].foo = 1", 1, "no indexing"),
         ("a.e[0] = 1", 3, "no indexing"),
     ]);
-    assert_eq!(shown("\"e[0]\".foo = 1"), "\"e[0]\".foo = 1");
+    assert_eq!(parse_and_print("\"e[0]\".foo = 1"), "\"e[0]\".foo = 1");
 }
 
 #[test]
-fn fil_10_a_star_is_a_wildcard_at_either_end_and_escaped_in_quotes_a_star() {
-    let text = |filter: &str| match parse(filter).unwrap() {
-        Filter::Compare(restriction) => restriction.value,
+fn star_is_wildcard_at_either_end_and_literal_if_escaped() {
+    let parse_value = |filter: &str| match parse(filter).unwrap() {
+        Filter::Restriction(restriction) => restriction.value,
         other => panic!("{other:?}"),
     };
-    let value = text("a = \"ab*\"");
-    assert!(value.is("abc") && value.is("ab") && !value.is("xab"));
-    assert_eq!(value, text("a = ab*"));
-    let value = text("a = '*.foo'");
-    assert!(value.is("x.foo") && !value.is("x.foo.y"));
-    let value = text("a = *b*");
-    assert!(value.is("abc") && value.is("b") && !value.is("ac"));
-    let value = text(r#"a = "\*b\*""#);
-    assert!(value.is("*b*") && !value.is("b"));
-    assert!(text("a:*").is_star() && !text(r#"a:"\*""#).is_star());
-    is_refused(&[(
+    let value = parse_value("a = \"ab*\"");
+    assert!(value.is_match("abc") && value.is_match("ab") && !value.is_match("xab"));
+    assert_eq!(value, parse_value("a = ab*"));
+    let value = parse_value("a = '*.foo'");
+    assert!(value.is_match("x.foo") && !value.is_match("x.foo.y"));
+    let value = parse_value("a = *b*");
+    assert!(value.is_match("abc") && value.is_match("b") && !value.is_match("ac"));
+    let value = parse_value(r#"a = "\*b\*""#);
+    assert!(value.is_match("*b*") && !value.is_match("b"));
+    assert!(parse_value("a:*").is_wildcard() && !parse_value(r#"a:"\*""#).is_wildcard());
+    assert_rejected(&[(
         "a = b*c",
         5,
         "a * is a wildcard at the beginning or the end",
     )]);
-    means(&[(r#"a = "\*b*""#, r#"a = "\*b*""#), ("*x", "*x")]);
+    assert_parses_as(&[(r#"a = "\*b*""#, r#"a = "\*b*""#), ("*x", "*x")]);
 }
 
 #[test]
-fn fil_13_there_are_no_functions() {
-    is_refused(&[
+fn function_call_is_rejected() {
+    assert_rejected(&[
         ("regex(name, '.*')", 1, "there are no functions"),
         ("a.b(c)", 1, "there are no functions"),
         ("a = f(b)", 5, "there are no functions"),
     ]);
-    assert_eq!(shown("a (b)"), "a AND b");
+    assert_eq!(parse_and_print("a (b)"), "a AND b");
 }
 
 #[test]
-fn fil_14_length_depth_terms_and_paths_have_limits() {
+fn filter_length_depth_terms_and_paths_are_limited() {
     let nested = |depth| format!("{}a{}", "(".repeat(depth), ")".repeat(depth));
-    assert!(parse(&nested(MAX_DEPTH)).is_ok());
-    for depth in [MAX_DEPTH + 1, 4000] {
+    assert!(parse(&nested(MAX_PAREN_DEPTH)).is_ok());
+    for depth in [MAX_PAREN_DEPTH + 1, 4000] {
         let error = parse(&nested(depth)).unwrap_err();
         assert_eq!(
             (error.column, &*error.problem),
             (51, "more than 50 parentheses inside each other")
         );
     }
-    let values = format!("a = {}", nested(MAX_DEPTH + 1));
+    let values = format!("a = {}", nested(MAX_PAREN_DEPTH + 1));
     assert!(parse(&values).unwrap_err().problem.contains("parentheses"));
     assert!(parse(&"(".repeat(8000)).is_err());
     assert!(parse(&"a ".repeat(MAX_TERMS)).is_ok());
@@ -149,33 +149,33 @@ fn fil_14_length_depth_terms_and_paths_have_limits() {
         (error.column, &*error.problem),
         (501, "more than 250 terms")
     );
-    assert!(parse(&"a".repeat(MAX_BYTES)).is_ok());
-    let error = parse(&"é".repeat(MAX_BYTES / 2 + 1)).unwrap_err();
+    assert!(parse(&"a".repeat(MAX_FILTER_BYTES)).is_ok());
+    let error = parse(&"é".repeat(MAX_FILTER_BYTES / 2 + 1)).unwrap_err();
     assert_eq!(
         error.problem,
         "the filter has 8194 bytes; at most 8192 are allowed"
     );
-    assert!(parse(&format!("{}=1", ["a"; MAX_PATH].join("."))).is_ok());
-    assert!(parse(&format!("{}=1", ["a"; MAX_PATH + 1].join("."))).is_err());
+    assert!(parse(&format!("{}=1", ["a"; MAX_PATH_SEGMENTS].join("."))).is_ok());
+    assert!(parse(&format!("{}=1", ["a"; MAX_PATH_SEGMENTS + 1].join("."))).is_err());
     assert!(parse(&"-".repeat(8000)).is_err());
     assert!(parse(&"NOT ".repeat(2000)).is_err());
 }
 
 #[test]
-fn fil_15_true_false_and_null_alone_are_words() {
+fn bare_true_false_and_null_are_words() {
     for word in ["true", "false", "null"] {
-        assert!(matches!(parse(word), Ok(Filter::Anywhere(text)) if &*text.body == word));
+        assert!(matches!(parse(word), Ok(Filter::Global(text)) if &*text.body == word));
     }
 }
 
 #[test]
-fn space_may_stand_around_comparators_and_inside_parentheses() {
+fn whitespace_is_allowed_around_comparators_and_in_parentheses() {
     for text in [
         "a=b", "a = b", "a =b", "a\n=\tb", "(a = b)", "( a=b )", "(a=b )",
     ] {
-        assert_eq!(shown(text), "a = b", "{text}");
+        assert_eq!(parse_and_print(text), "a = b", "{text}");
     }
-    means(&[
+    assert_parses_as(&[
         ("a!=b", "a != b"),
         ("a<=b", "a <= b"),
         ("a<b", "a < b"),
@@ -186,8 +186,8 @@ fn space_may_stand_around_comparators_and_inside_parentheses() {
 }
 
 #[test]
-fn words_hold_at_signs_slashes_and_dashes() {
-    means(&[
+fn words_may_contain_at_signs_slashes_and_dashes() {
+    assert_parses_as(&[
         ("metadata.@type = x/y-z", "metadata.@type = x/y-z"),
         ("projects/a", "projects/a"),
         ("a-b = c-d", "a-b = c-d"),
@@ -195,8 +195,8 @@ fn words_hold_at_signs_slashes_and_dashes() {
 }
 
 #[test]
-fn a_minus_in_front_of_a_lone_number_or_of_a_value_belongs_to_it() {
-    means(&[
+fn leading_minus_is_part_of_number_or_value() {
+    assert_parses_as(&[
         ("-30", "\"-30\""),
         ("-2.5 x", "\"-2.5\" AND x"),
         ("NOT -30", "NOT \"-30\""),
@@ -206,7 +206,7 @@ fn a_minus_in_front_of_a_lone_number_or_of_a_value_belongs_to_it() {
         ("-30a", "NOT 30a"),
         ("a = -b", "a = -b"),
     ]);
-    is_refused(&[(
+    assert_rejected(&[(
         "(-2.5) >= -2.4",
         8,
         "expected a field or a word, found \">\"",
@@ -214,8 +214,8 @@ fn a_minus_in_front_of_a_lone_number_or_of_a_value_belongs_to_it() {
 }
 
 #[test]
-fn a_value_without_quotes_runs_over_dots_and_colons() {
-    means(&[
+fn unquoted_value_includes_dots_and_colons() {
+    assert_parses_as(&[
         ("package=com.google", "package = com.google"),
         ("a = 2.5", "a = 2.5"),
         (
@@ -233,8 +233,8 @@ fn a_value_without_quotes_runs_over_dots_and_colons() {
 }
 
 #[test]
-fn strings_have_either_quote_and_backslash_escapes() {
-    means(&[
+fn strings_accept_either_quote_and_backslash_escapes() {
+    assert_parses_as(&[
         (r#"a = "b c""#, r#"a = "b c""#),
         ("a = 'b c'", r#"a = "b c""#),
         (r#"a = 'say "x"'"#, r#"a = "say \"x\"""#),
@@ -244,7 +244,7 @@ fn strings_have_either_quote_and_backslash_escapes() {
         (r#"labels."a.b" = c"#, r#"labels."a.b" = c"#),
         (r#"a = "AND""#, r#"a = "AND""#),
     ]);
-    is_refused(&[
+    assert_rejected(&[
         (r#"a = "b"#, 5, "the quote that opens here is never closed"),
         ("a = 'b\"", 5, "never closed"),
         (r#"a = "b\"#, 8, "found the end"),
@@ -261,8 +261,8 @@ fn strings_have_either_quote_and_backslash_escapes() {
 }
 
 #[test]
-fn several_values_in_parentheses_are_compared_one_by_one() {
-    means(&[
+fn parenthesized_values_are_compared_one_by_one() {
+    assert_parses_as(&[
         ("a = (b OR c)", "a = b OR a = c"),
         ("a = (b c)", "a = b AND a = c"),
         ("a : (b AND NOT c)", "a : b AND NOT a : c"),
@@ -270,7 +270,7 @@ fn several_values_in_parentheses_are_compared_one_by_one() {
         ("a = ((b c) OR d)", "(a = b AND a = c) OR a = d"),
         ("a != (b)", "a != b"),
     ]);
-    is_refused(&[
+    assert_rejected(&[
         ("a != (b OR c)", 6, "!= takes one value; write NOT a = "),
         ("a = (b = c)", 8, "expected a value"),
         ("a = ()", 6, "expected a value"),
@@ -283,8 +283,8 @@ fn several_values_in_parentheses_are_compared_one_by_one() {
 }
 
 #[test]
-fn what_is_wrong_is_told_with_its_column_in_characters() {
-    is_refused(&[
+fn syntax_error_reports_column_in_characters() {
+    assert_rejected(&[
         ("done = = true", 8, "expected a value, found \"=\""),
         ("done == true", 7, "expected a value, found \"=\""),
         ("done : : true", 8, "expected a value, found \":\""),
@@ -308,18 +308,18 @@ fn what_is_wrong_is_told_with_its_column_in_characters() {
 }
 
 /// A text, with what makes trouble.
-fn any_text() -> impl Strategy<Value = Text> {
+fn any_pattern() -> impl Strategy<Value = Pattern> {
     let body = prop_oneof![
         "[a-z0-9._:@/-]{1,8}",
         "[ab\"'*\\\\(),=<>! \n\té-]{0,6}",
         Just("AND".to_owned()),
         Just("NOT".to_owned()),
     ];
-    (body, any::<bool>(), any::<bool>()).prop_map(|(body, open_start, open_end)| Text {
+    (body, any::<bool>(), any::<bool>()).prop_map(|(body, leading_wildcard, trailing_wildcard)| Pattern {
         // A star alone is open at its start; at both ends it takes two.
-        open_end: open_end && (open_start || !body.is_empty()),
+        trailing_wildcard: trailing_wildcard && (leading_wildcard || !body.is_empty()),
         body: body.into(),
-        open_start,
+        leading_wildcard,
         column: Column(0),
     })
 }
@@ -337,13 +337,13 @@ fn any_restriction() -> impl Strategy<Value = Filter> {
         GreaterEqual,
         Has,
     ]);
-    (path, comparator, any_text()).prop_map(|(path, comparator, value)| {
+    (path, comparator, any_pattern()).prop_map(|(path, comparator, value)| {
         let column = Column(0);
         let segment = |name: String| Segment {
             name: name.into(),
             column,
         };
-        Filter::Compare(Restriction {
+        Filter::Restriction(Restriction {
             path: Path(path.into_iter().map(segment).collect()),
             comparator,
             value,
@@ -352,11 +352,11 @@ fn any_restriction() -> impl Strategy<Value = Filter> {
 }
 
 fn any_filter() -> impl Strategy<Value = Filter> {
-    let leaf = prop_oneof![any_restriction(), any_text().prop_map(Filter::Anywhere)];
+    let leaf = prop_oneof![any_restriction(), any_pattern().prop_map(Filter::Global)];
     leaf.prop_recursive(6, 40, 4, |inner| {
         prop_oneof![
-            proptest::collection::vec(inner.clone(), 1..4).prop_map(Filter::all),
-            proptest::collection::vec(inner.clone(), 1..4).prop_map(Filter::any),
+            proptest::collection::vec(inner.clone(), 1..4).prop_map(Filter::conjunction),
+            proptest::collection::vec(inner.clone(), 1..4).prop_map(Filter::disjunction),
             inner.prop_map(|filter| Filter::Not(Box::new(filter))),
         ]
     })
@@ -364,25 +364,25 @@ fn any_filter() -> impl Strategy<Value = Filter> {
 
 proptest! {
     #[test]
-    fn a_filter_prints_as_what_parses_to_the_same_filter(filter in any_filter()) {
+    fn printed_filter_parses_to_same_filter(filter in any_filter()) {
         let text = filter.to_string();
         prop_assert_eq!(parse(&text), Ok(filter), "{}", text);
     }
 
     #[test]
-    fn what_parses_prints_and_parses_to_the_same(text in "[abAND ORNT()\"'*:=.<>!-]{0,40}") {
+    fn parsed_text_survives_print_and_parse(text in "[abAND ORNT()\"'*:=.<>!-]{0,40}") {
         if let Ok(filter) = parse(&text) {
             prop_assert_eq!(parse(&filter.to_string()), Ok(filter));
         }
     }
 
     #[test]
-    fn any_text_is_parsed_without_panic(text in "\\PC{0,200}") {
+    fn filter_parser_never_panics(text in "\\PC{0,200}") {
         let _ = parse(&text);
     }
 
     #[test]
-    fn any_tokens_are_parsed_without_panic_and_errors_have_a_column_of_the_text(
+    fn filter_error_column_is_within_text(
         tokens in proptest::collection::vec(proptest::sample::select(vec![
             "a", "b.c", "AND", "OR", "NOT", "-", "(", ")", "=", "!=", "<", ":", "\"", "'", "\\", "*", " ", " ", ".", ",", "1.5", "é",
         ]), 0..60),

@@ -20,8 +20,8 @@ use tokio::{
 use super::*;
 use crate::server::{
     accept::serve,
-    connection::Connections,
-    lanes::Lanes,
+    connection::ConnectionOptions,
+    lanes::RuntimePool,
     listener::{ListenAddress, Listener},
 };
 
@@ -29,12 +29,12 @@ use crate::server::{
 /// until it is told to answer; `/panic` panics.
 #[derive(Clone)]
 struct Echo {
-    waits: mpsc::UnboundedSender<Waiting>,
+    calls: mpsc::UnboundedSender<PendingCall>,
 }
 
 /// A call in flight, seen from the test: tell it to answer, or see it dropped.
-struct Waiting {
-    answer: CancellationToken,
+struct PendingCall {
+    release: CancellationToken,
     dropped: CancellationToken,
 }
 
@@ -48,19 +48,19 @@ impl Service<Request<Incoming>> for Echo {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let waits = self.waits.clone();
+        let calls = self.calls.clone();
         Box::pin(async move {
             let path = request.uri().path().to_owned();
             if path.starts_with("/wait") {
-                let (answer, dropped) = (CancellationToken::new(), CancellationToken::new());
+                let (release, dropped) = (CancellationToken::new(), CancellationToken::new());
                 let _dropped = dropped.clone().drop_guard();
-                waits
-                    .send(Waiting {
-                        answer: answer.clone(),
+                calls
+                    .send(PendingCall {
+                        release: release.clone(),
                         dropped,
                     })
                     .unwrap();
-                answer.cancelled().await;
+                release.cancelled().await;
             }
             assert_ne!(path, "/panic");
             Ok(Response::new(Full::new(path.into())))
@@ -68,35 +68,35 @@ impl Service<Request<Incoming>> for Echo {
     }
 }
 
-struct Served {
+struct TestServer {
     address: ListenAddress,
-    stopping: CancellationToken,
+    stop_token: CancellationToken,
     serving: JoinHandle<()>,
-    waits: mpsc::UnboundedReceiver<Waiting>,
-    lanes: Lanes,
+    calls: mpsc::UnboundedReceiver<PendingCall>,
+    runtime_pool: RuntimePool,
 }
 
-impl Served {
-    fn start(address: &str, options: Connections) -> Self {
+impl TestServer {
+    fn start(address: &str, options: ConnectionOptions) -> Self {
         let listener = Listener::bind(&address.parse().unwrap(), None).unwrap();
-        let (address, stopping) = (listener.local(), CancellationToken::new());
-        let (sender, waits) = mpsc::unbounded_channel();
-        let (lanes, token) = (Lanes::start(2).unwrap(), stopping.clone());
+        let (address, stop_token) = (listener.local_addr(), CancellationToken::new());
+        let (sender, calls) = mpsc::unbounded_channel();
+        let (runtime_pool, token) = (RuntimePool::start(2).unwrap(), stop_token.clone());
         let serving = Handle::current().spawn({
-            let lanes = lanes.clone();
-            async move { serve(listener, Echo { waits: sender }, &lanes, options, token).await }
+            let runtime_pool = runtime_pool.clone();
+            async move { serve(listener, Echo { calls: sender }, &runtime_pool, options, token).await }
         });
         Self {
             address,
-            stopping,
+            stop_token,
             serving,
-            waits,
-            lanes,
+            calls,
+            runtime_pool,
         }
     }
 
-    fn local() -> Self {
-        Self::start("127.0.0.1:0", Connections::default())
+    fn on_loopback() -> Self {
+        Self::start("127.0.0.1:0", ConnectionOptions::default())
     }
 
     async fn connect(&self) -> TcpStream {
@@ -104,11 +104,11 @@ impl Served {
     }
 
     async fn client(&self) -> Client {
-        Client::over(self.connect().await).await
+        Client::connect_over(self.connect().await).await
     }
 
-    async fn stopped(self) {
-        self.stopping.cancel();
+    async fn shut_down(self) {
+        self.stop_token.cancel();
         self.serving.await.unwrap();
     }
 }
@@ -117,7 +117,7 @@ impl Served {
 struct Client(SendRequest<Empty<Bytes>>);
 
 impl Client {
-    async fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
+    async fn connect_over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
         let (client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
             .unwrap();
@@ -136,51 +136,51 @@ impl Client {
 }
 
 #[tokio::test]
-async fn clients_get_their_answers_over_http2() {
-    let served = Served::local();
+async fn requests_are_answered_over_http2() {
+    let server = TestServer::on_loopback();
     for path in ["/a", "/b"] {
-        let mut client = served.client().await;
+        let mut client = server.client().await;
         assert_eq!(client.get(path).await.unwrap(), path);
         assert_eq!(client.get(path).await.unwrap(), path);
     }
-    served.stopped().await;
+    server.shut_down().await;
 }
 
 #[tokio::test]
-async fn clients_get_their_answers_over_http1() {
-    let served = Served::local();
-    let mut client = served.connect().await;
+async fn requests_are_answered_over_http1() {
+    let server = TestServer::on_loopback();
+    let mut client = server.connect().await;
     client
         .write_all(b"GET /old HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
         .await
         .unwrap();
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).await.unwrap();
+    let mut response = String::new();
+    client.read_to_string(&mut response).await.unwrap();
     assert!(
-        answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("/old"),
-        "{answer}"
+        response.starts_with("HTTP/1.1 200 OK") && response.ends_with("/old"),
+        "{response}"
     );
-    served.stopped().await;
+    server.shut_down().await;
 }
 
 #[tokio::test]
-async fn clients_get_their_answers_over_a_unix_socket() {
+async fn requests_are_answered_over_a_unix_socket() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("lro.sock");
-    let served = Served::start(&format!("unix:{}", path.display()), Connections::default());
-    let mut client = Client::over(UnixStream::connect(&path).await.unwrap()).await;
+    let server = TestServer::start(&format!("unix:{}", path.display()), ConnectionOptions::default());
+    let mut client = Client::connect_over(UnixStream::connect(&path).await.unwrap()).await;
     assert_eq!(client.get("/unix").await.unwrap(), "/unix");
     drop(client);
-    served.stopped().await;
+    server.shut_down().await;
     assert!(!path.exists());
 }
 
 #[tokio::test]
-async fn a_thousand_clients_that_send_garbage_do_no_harm() {
-    let served = Served::local();
+async fn server_survives_1000_clients_that_send_garbage() {
+    let server = TestServer::on_loopback();
     let mut garbage = JoinSet::new();
     for seed in 0..1000_u32 {
-        let mut stream = served.connect().await;
+        let mut stream = server.connect().await;
         garbage.spawn(async move {
             let bytes: Vec<u8> = (0..64)
                 .flat_map(|i: u32| seed.wrapping_mul(i * i + 1).to_le_bytes())
@@ -191,101 +191,101 @@ async fn a_thousand_clients_that_send_garbage_do_no_harm() {
         });
     }
     garbage.join_all().await;
-    assert_eq!(served.client().await.get("/still").await.unwrap(), "/still");
-    served.stopped().await;
+    assert_eq!(server.client().await.get("/still").await.unwrap(), "/still");
+    server.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_panic_resets_its_stream_and_no_other() {
-    let mut served = Served::local();
-    let mut client = served.client().await;
+async fn panicking_call_resets_only_its_own_stream() {
+    let mut server = TestServer::on_loopback();
+    let mut client = server.client().await;
     let mut other = client.clone();
-    let waiting = Handle::current().spawn(async move { other.get("/wait").await });
-    let call = served.waits.recv().await.unwrap();
+    let pending_request = Handle::current().spawn(async move { other.get("/wait").await });
+    let call = server.calls.recv().await.unwrap();
 
     client.get("/panic").await.unwrap_err();
     assert_eq!(client.get("/after").await.unwrap(), "/after");
-    call.answer.cancel();
-    assert_eq!(waiting.await.unwrap().unwrap(), "/wait");
+    call.release.cancel();
+    assert_eq!(pending_request.await.unwrap().unwrap(), "/wait");
     drop(client);
-    served.stopped().await;
+    server.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_call_that_its_client_gives_up_is_dropped() {
-    let mut served = Served::local();
-    let client = served.client().await;
-    let mut asking = client.clone();
-    let asked = Handle::current().spawn(async move { asking.get("/wait").await });
-    let call = served.waits.recv().await.unwrap();
+async fn call_cancelled_by_its_client_is_dropped() {
+    let mut server = TestServer::on_loopback();
+    let client = server.client().await;
+    let mut cancelled_client = client.clone();
+    let pending_request = Handle::current().spawn(async move { cancelled_client.get("/wait").await });
+    let call = server.calls.recv().await.unwrap();
 
-    asked.abort();
+    pending_request.abort();
     call.dropped.cancelled().await;
     assert_eq!(client.clone().get("/next").await.unwrap(), "/next");
     drop(client);
-    served.stopped().await;
+    server.shut_down().await;
 }
 
 #[tokio::test]
-async fn the_drain_answers_calls_in_flight_and_takes_no_new_ones() {
-    let mut served = Served::local();
-    let (mut client, mut second) = (served.client().await, served.client().await);
+async fn drain_answers_in_flight_calls_and_rejects_new_connections() {
+    let mut server = TestServer::on_loopback();
+    let (mut client, mut second) = (server.client().await, server.client().await);
     assert_eq!(second.get("/idle").await.unwrap(), "/idle");
-    let asked = Handle::current().spawn(async move { client.get("/wait").await });
-    let call = served.waits.recv().await.unwrap();
+    let pending_request = Handle::current().spawn(async move { client.get("/wait").await });
+    let call = server.calls.recv().await.unwrap();
 
-    served.stopping.cancel();
+    server.stop_token.cancel();
     // An idle connection is told to go away, which is how we know that the
     // listener is closed by now.
     while second.get("/idle").await.is_ok() {}
-    TcpStream::connect(served.address.to_string())
+    TcpStream::connect(server.address.to_string())
         .await
         .unwrap_err();
-    assert!(!served.serving.is_finished());
+    assert!(!server.serving.is_finished());
 
-    call.answer.cancel();
-    assert_eq!(asked.await.unwrap().unwrap(), "/wait");
-    served.serving.await.unwrap();
+    call.release.cancel();
+    assert_eq!(pending_request.await.unwrap().unwrap(), "/wait");
+    server.serving.await.unwrap();
 }
 
 #[tokio::test]
-async fn whoever_drops_the_future_drops_every_connection_and_call() {
-    let mut served = Served::local();
-    let mut client = served.client().await;
-    let asked = Handle::current().spawn(async move { client.get("/wait").await });
-    let call = served.waits.recv().await.unwrap();
+async fn dropping_serve_drops_every_connection_and_call() {
+    let mut server = TestServer::on_loopback();
+    let mut client = server.client().await;
+    let pending_request = Handle::current().spawn(async move { client.get("/wait").await });
+    let call = server.calls.recv().await.unwrap();
 
-    served.serving.abort();
-    asked.await.unwrap().unwrap_err();
+    server.serving.abort();
+    pending_request.await.unwrap().unwrap_err();
     call.dropped.cancelled().await;
-    assert_eq!(format!("{:?}", served.lanes), "[0, 0]");
+    assert_eq!(format!("{:?}", server.runtime_pool), "[0, 0]");
 }
 
 #[tokio::test]
-async fn one_connection_too_many_is_closed_and_the_others_are_kept() {
-    let options = Connections {
+async fn connection_above_the_limit_is_closed_and_others_stay_open() {
+    let options = ConnectionOptions {
         max_connections: 2,
-        ..Connections::default()
+        ..ConnectionOptions::default()
     };
-    let served = Served::start("127.0.0.1:0", options);
-    let (mut first, mut second) = (served.client().await, served.client().await);
+    let server = TestServer::start("127.0.0.1:0", options);
+    let (mut first, mut second) = (server.client().await, server.client().await);
     first.get("/a").await.unwrap();
     second.get("/b").await.unwrap();
-    assert_eq!(format!("{:?}", served.lanes), "[1, 1]");
+    assert_eq!(format!("{:?}", server.runtime_pool), "[1, 1]");
 
-    let mut third = served.connect().await;
+    let mut third = server.connect().await;
     assert_eq!(third.read(&mut [0; 1]).await.unwrap(), 0);
     first.get("/a").await.unwrap();
 
     // A place that falls free is given away again.
     drop(second);
-    while served.client_answers().await.is_err() {}
+    while server.try_request().await.is_err() {}
     drop(first);
-    served.stopped().await;
+    server.shut_down().await;
 }
 
-impl Served {
-    async fn client_answers(&self) -> Result<(), Box<dyn std::error::Error>> {
+impl TestServer {
+    async fn try_request(&self) -> Result<(), Box<dyn std::error::Error>> {
         let stream = TokioIo::new(self.connect().await);
         let (client, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
         Handle::current().spawn(connection);
@@ -295,11 +295,11 @@ impl Served {
 }
 
 #[test]
-fn an_error_of_one_connection_does_not_slow_the_loop_and_a_lasting_one_does() {
+fn accept_backs_off_on_lasting_errors_but_not_connection_errors() {
     let aborted = io::ErrorKind::ConnectionAborted.into();
-    assert_eq!(backoff(&aborted, 3), None);
+    assert_eq!(accept_retry_delay(&aborted, 3), None);
 
-    let out_of_files = io::Error::from_raw_os_error(24);
-    assert_eq!(backoff(&out_of_files, 0), Some(Duration::from_millis(10)));
-    assert_eq!(backoff(&out_of_files, 99), Some(Duration::from_secs(1)));
+    let too_many_open_files = io::Error::from_raw_os_error(24);
+    assert_eq!(accept_retry_delay(&too_many_open_files, 0), Some(Duration::from_millis(10)));
+    assert_eq!(accept_retry_delay(&too_many_open_files, 99), Some(Duration::from_secs(1)));
 }

@@ -13,13 +13,13 @@ use tokio::{
 use super::*;
 
 /// What a client sends before its first HTTP/2 request: preface and SETTINGS.
-const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// Answers every request with a body of its size, in bytes.
 #[derive(Clone)]
-struct Page(usize);
+struct FixedSizeBody(usize);
 
-impl Service<Request<Incoming>> for Page {
+impl Service<Request<Incoming>> for FixedSizeBody {
     type Response = Response<Full<Bytes>>;
     type Error = Infallible;
     type Future = Ready<Result<Self::Response, Infallible>>;
@@ -35,29 +35,29 @@ impl Service<Request<Incoming>> for Page {
 
 /// A connection that serves `page`, its peer, and the token that stops it.
 fn connect(
-    page: Page,
+    service: FixedSizeBody,
 ) -> (
     DuplexStream,
     JoinHandle<Result<(), BoxError>>,
     CancellationToken,
 ) {
-    let (ours, peers) = duplex(256);
-    let stopping = CancellationToken::new();
-    let token = stopping.clone();
+    let (local, peer) = duplex(256);
+    let stop_token = CancellationToken::new();
+    let token = stop_token.clone();
     let serving = async move {
         serve(
-            ours,
-            page,
-            &Connections::default(),
+            local,
+            service,
+            &ConnectionOptions::default(),
             TaskTracker::new(),
             token,
         )
         .await
     };
-    (peers, Handle::current().spawn(serving), stopping)
+    (peer, Handle::current().spawn(serving), stop_token)
 }
 
-async fn end(serving: JoinHandle<Result<(), BoxError>>) -> String {
+async fn connection_result(serving: JoinHandle<Result<(), BoxError>>) -> String {
     serving
         .await
         .unwrap()
@@ -65,49 +65,49 @@ async fn end(serving: JoinHandle<Result<(), BoxError>>) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_says_nothing_is_dropped_after_ten_seconds() {
+async fn silent_connection_is_closed_after_10_seconds() {
     let start = Instant::now();
-    let (_peer, serving, _) = connect(Page(1));
-    assert_eq!(end(serving).await, "no request came in time");
+    let (_peer, serving, _) = connect(FixedSizeBody(1));
+    assert_eq!(connection_result(serving).await, "no request came in time");
     assert_eq!(start.elapsed().as_secs(), 10);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_never_finishes_its_first_words_is_dropped_as_soon() {
-    for words in [&HELLO[..20], b"GET / HTTP/1.1\r\nhost: a\r\nx-slow: "] {
+async fn incomplete_connection_preface_times_out() {
+    for partial_request in [&HTTP2_PREFACE[..20], b"GET / HTTP/1.1\r\nhost: a\r\nx-slow: "] {
         let start = Instant::now();
-        let (mut peer, serving, _) = connect(Page(1));
-        peer.write_all(words).await.unwrap();
-        assert_eq!(end(serving).await, "no request came in time");
+        let (mut peer, serving, _) = connect(FixedSizeBody(1));
+        peer.write_all(partial_request).await.unwrap();
+        assert_eq!(connection_result(serving).await, "no request came in time");
         assert_eq!(start.elapsed().as_secs(), 10);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_http2_peer_that_answers_no_ping_is_dropped_after_forty_seconds() {
+async fn http2_connection_without_ping_ack_is_closed_after_40_seconds() {
     let start = Instant::now();
-    let (mut peer, serving, _) = connect(Page(1));
-    peer.write_all(HELLO).await.unwrap();
+    let (mut peer, serving, _) = connect(FixedSizeBody(1));
+    peer.write_all(HTTP2_PREFACE).await.unwrap();
     let mut received = Vec::new();
     peer.read_to_end(&mut received).await.unwrap();
-    end(serving).await;
+    connection_result(serving).await;
     assert_eq!(start.elapsed().as_secs(), 40);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_stops_reading_is_dropped_after_forty_seconds() {
+async fn connection_that_stops_reading_is_closed_after_40_seconds() {
     let start = Instant::now();
-    let (mut peer, serving, _) = connect(Page(10_000));
+    let (mut peer, serving, _) = connect(FixedSizeBody(10_000));
     peer.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
         .await
         .unwrap();
-    assert_eq!(end(serving).await, "the peer has stopped reading");
+    assert_eq!(connection_result(serving).await, "the peer has stopped reading");
     assert_eq!(start.elapsed().as_secs(), 40);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_reads_slowly_gets_everything() {
-    let (mut peer, serving, _) = connect(Page(10_000));
+async fn slow_reader_receives_the_complete_response() {
+    let (mut peer, serving, _) = connect(FixedSizeBody(10_000));
     peer.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
         .await
         .unwrap();
@@ -117,53 +117,53 @@ async fn a_peer_that_reads_slowly_gets_everything() {
         tokio::time::advance(Duration::from_secs(30)).await;
     }
     assert!(received.ends_with(&[b'x'; 10_000]));
-    assert_eq!(end(serving).await, "in peace");
+    assert_eq!(connection_result(serving).await, "in peace");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_http1_connection_is_kept_for_a_while() {
+async fn idle_http1_connection_is_closed_after_75_seconds() {
     let start = Instant::now();
-    let (mut peer, serving, _) = connect(Page(1));
+    let (mut peer, serving, _) = connect(FixedSizeBody(1));
     peer.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
         .await
         .unwrap();
     let mut received = Vec::new();
     peer.read_to_end(&mut received).await.unwrap();
-    end(serving).await;
+    connection_result(serving).await;
     assert_eq!(start.elapsed().as_secs(), 75);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_has_not_opened_ends_at_once_when_stopped() {
+async fn connection_in_handshake_closes_immediately_on_shutdown() {
     let start = Instant::now();
-    let (_peer, serving, stopping) = connect(Page(1));
+    let (_peer, serving, stop_token) = connect(FixedSizeBody(1));
     tokio::task::yield_now().await;
-    stopping.cancel();
-    assert_eq!(end(serving).await, "in peace");
+    stop_token.cancel();
+    assert_eq!(connection_result(serving).await, "in peace");
     assert_eq!(start.elapsed().as_secs(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn garbage_ends_the_connection_at_once() {
+async fn garbage_closes_the_connection_immediately() {
     for garbage in [
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\ngarbage garbage garbage",
         "\0\x01\x02\x03\x04",
     ] {
         let start = Instant::now();
-        let (mut peer, serving, _) = connect(Page(1));
+        let (mut peer, serving, _) = connect(FixedSizeBody(1));
         peer.write_all(garbage.as_bytes()).await.unwrap();
         let mut received = Vec::new();
         peer.read_to_end(&mut received).await.unwrap();
         drop(peer);
-        assert_ne!(end(serving).await, "in peace");
+        assert_ne!(connection_result(serving).await, "in peace");
         assert_eq!(start.elapsed().as_secs(), 0);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_goes_on_after_garbage_gets_an_answer_and_a_second_to_read_it() {
+async fn garbage_gets_a_400_response_and_the_connection_closes_after_1_s() {
     let start = Instant::now();
-    let (mut peer, serving, _) = connect(Page(1));
+    let (mut peer, serving, _) = connect(FixedSizeBody(1));
     peer.write_all(b"garbage\r\n\r\n").await.unwrap();
     let mut received = String::new();
     peer.read_to_string(&mut received).await.unwrap();
@@ -171,16 +171,16 @@ async fn who_goes_on_after_garbage_gets_an_answer_and_a_second_to_read_it() {
     assert!(received.contains("MALFORMED_REQUEST"), "{received}");
     // What still comes is thrown away.
     peer.write_all(&[0; 1000]).await.unwrap();
-    assert_ne!(end(serving).await, "in peace");
+    assert_ne!(connection_result(serving).await, "in peace");
     assert_eq!(start.elapsed().as_secs(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_that_is_not_ready_is_waited_for() {
+async fn request_waits_until_the_service_is_ready() {
     #[derive(Clone)]
-    struct Busy(Page, bool);
+    struct NotReadyOnce(FixedSizeBody, bool);
 
-    impl Service<Request<Incoming>> for Busy {
+    impl Service<Request<Incoming>> for NotReadyOnce {
         type Response = Response<Full<Bytes>>;
         type Error = Infallible;
         type Future = Ready<Result<Self::Response, Infallible>>;
@@ -200,15 +200,15 @@ async fn a_service_that_is_not_ready_is_waited_for() {
         }
     }
 
-    let (ours, mut peer) = duplex(256);
+    let (local, mut peer) = duplex(256);
     let serving = Handle::current().spawn(async move {
-        let (calls, stopping) = (TaskTracker::new(), CancellationToken::new());
+        let (calls, stop_token) = (TaskTracker::new(), CancellationToken::new());
         serve(
-            ours,
-            Busy(Page(3), false),
-            &Connections::default(),
+            local,
+            NotReadyOnce(FixedSizeBody(3), false),
+            &ConnectionOptions::default(),
             calls,
-            stopping,
+            stop_token,
         )
         .await
     });
@@ -218,5 +218,5 @@ async fn a_service_that_is_not_ready_is_waited_for() {
     let mut received = String::new();
     peer.read_to_string(&mut received).await.unwrap();
     assert!(received.ends_with("\r\n\r\nxxx"), "{received}");
-    assert_eq!(end(serving).await, "in peace");
+    assert_eq!(connection_result(serving).await, "in peace");
 }

@@ -9,64 +9,64 @@ use tokio::sync::oneshot;
 
 use super::*;
 
-fn executor() -> (InPlace, TaskTracker) {
+fn executor() -> (InlineFirstExecutor, TaskTracker) {
     let tasks = TaskTracker::new();
-    (InPlace::new(tasks.clone()), tasks)
+    (InlineFirstExecutor::new(tasks.clone()), tasks)
 }
 
-async fn finished(tasks: &TaskTracker) {
+async fn wait_until_finished(tasks: &TaskTracker) {
     tasks.close();
     tasks.wait().await;
 }
 
 #[tokio::test]
-async fn a_future_that_is_ready_never_becomes_a_task() {
+async fn ready_future_is_not_spawned() {
     let (executor, tasks) = executor();
-    let (answer, mut answered) = oneshot::channel();
-    executor.execute(async move { answer.send(1).unwrap() });
-    assert_eq!(answered.try_recv(), Ok(1));
+    let (result_sender, mut result_receiver) = oneshot::channel();
+    executor.execute(async move { result_sender.send(1).unwrap() });
+    assert_eq!(result_receiver.try_recv(), Ok(1));
     assert!(tasks.is_empty());
 }
 
 #[tokio::test]
-async fn a_future_that_waits_becomes_a_task_and_is_woken() {
+async fn pending_future_is_spawned_and_woken() {
     let (executor, tasks) = executor();
-    let (ask, asked) = oneshot::channel::<u8>();
-    let (answer, answered) = oneshot::channel();
-    executor.execute(async move { answer.send(asked.await.unwrap() + 1).unwrap() });
+    let (input_sender, input_receiver) = oneshot::channel::<u8>();
+    let (result_sender, result_receiver) = oneshot::channel();
+    executor.execute(async move { result_sender.send(input_receiver.await.unwrap() + 1).unwrap() });
     assert_eq!(tasks.len(), 1);
 
-    ask.send(1).unwrap();
-    assert_eq!(answered.await, Ok(2));
-    finished(&tasks).await;
+    input_sender.send(1).unwrap();
+    assert_eq!(result_receiver.await, Ok(2));
+    wait_until_finished(&tasks).await;
 }
 
 #[tokio::test]
-async fn a_panic_in_place_ends_that_future_only() {
+async fn panic_during_the_inline_poll_ends_only_that_future() {
     let (executor, tasks) = executor();
-    let (answer, answered) = oneshot::channel::<()>();
+    let (result_sender, result_receiver) = oneshot::channel::<()>();
     executor.execute(async move {
-        let _dropped_on_the_way_out = answer;
+        let _dropped_on_unwind = result_sender;
         panic!("in place");
     });
-    answered.await.unwrap_err();
+    result_receiver.await.unwrap_err();
     assert!(tasks.is_empty());
 }
 
 #[tokio::test]
-async fn a_panic_in_a_task_ends_that_task_only() {
+async fn panic_in_a_spawned_task_ends_only_that_task() {
     let (executor, tasks) = executor();
-    let (ask, asked) = oneshot::channel::<()>();
+    let (input_sender, input_receiver) = oneshot::channel::<()>();
     executor.execute(async move {
-        asked.await.unwrap();
+        input_receiver.await.unwrap();
         panic!("in a task");
     });
-    ask.send(()).unwrap();
-    finished(&tasks).await;
+    input_sender.send(()).unwrap();
+    wait_until_finished(&tasks).await;
 }
 
 #[tokio::test]
-async fn a_long_row_of_futures_yields_the_rest_of_its_turn() {
+async fn exhausted_coop_budget_spawns_the_remaining_futures() {
     let (executor, tasks) = executor();
     let ran = Arc::new(AtomicUsize::new(0));
     for _ in 0..1000 {
@@ -75,10 +75,10 @@ async fn a_long_row_of_futures_yields_the_rest_of_its_turn() {
             ran.fetch_add(1, Ordering::Relaxed);
         });
     }
-    let in_place = ran.load(Ordering::Relaxed);
-    assert!((1..1000).contains(&in_place), "{in_place} ran in place");
-    assert_eq!(in_place + tasks.len(), 1000);
+    let inline_count = ran.load(Ordering::Relaxed);
+    assert!((1..1000).contains(&inline_count), "{inline_count} ran in place");
+    assert_eq!(inline_count + tasks.len(), 1000);
 
-    finished(&tasks).await;
+    wait_until_finished(&tasks).await;
     assert_eq!(ran.load(Ordering::Relaxed), 1000);
 }

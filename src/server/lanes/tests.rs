@@ -4,55 +4,55 @@ use tokio::sync::oneshot;
 
 use super::*;
 
-fn open(lanes: &Lanes) -> Vec<usize> {
-    lanes
-        .lanes
+fn open_connections(pool: &RuntimePool) -> Vec<usize> {
+    pool
+        .runtimes
         .iter()
-        .map(|lane| lane.open.load(Ordering::Relaxed))
+        .map(|lane| lane.open_connections.load(Ordering::Relaxed))
         .collect()
 }
 
 #[test]
-fn a_connection_goes_to_the_lane_with_the_fewest() {
-    let lanes = Lanes::start(3).unwrap();
-    let mut places: Vec<_> = (0..7).map(|_| lanes.place()).collect();
-    assert_eq!(open(&lanes), [3, 2, 2]);
+fn connection_is_assigned_to_the_least_loaded_runtime() {
+    let pool = RuntimePool::start(3).unwrap();
+    let mut slots: Vec<_> = (0..7).map(|_| pool.assign()).collect();
+    assert_eq!(open_connections(&pool), [3, 2, 2]);
 
-    places.swap_remove(1);
-    places.swap_remove(4);
-    assert_eq!(open(&lanes), [3, 0, 2]);
-    let _next = lanes.place();
-    assert_eq!(open(&lanes), [3, 1, 2]);
+    slots.swap_remove(1);
+    slots.swap_remove(4);
+    assert_eq!(open_connections(&pool), [3, 0, 2]);
+    let _next = pool.assign();
+    assert_eq!(open_connections(&pool), [3, 1, 2]);
 }
 
 #[test]
-fn without_a_number_there_is_a_lane_for_each_processor() {
+fn thread_count_0_starts_one_runtime_per_processor() {
     let processors = std::thread::available_parallelism().unwrap().get();
-    assert_eq!(open(&Lanes::start(0).unwrap()).len(), processors);
+    assert_eq!(open_connections(&RuntimePool::start(0).unwrap()).len(), processors);
 }
 
 #[tokio::test]
-async fn a_lane_is_a_thread_of_its_own() {
-    let lanes = Lanes::start(2).unwrap();
-    let places = [lanes.place(), lanes.place()];
-    for (index, place) in places.iter().enumerate() {
-        let name = place
-            .runtime()
+async fn each_connection_runtime_has_its_own_thread() {
+    let pool = RuntimePool::start(2).unwrap();
+    let slots = [pool.assign(), pool.assign()];
+    for (index, slot) in slots.iter().enumerate() {
+        let name = slot
+            .handle()
             .spawn(async { thread::current().name().map(str::to_owned) });
         assert_eq!(name.await.unwrap(), Some(format!("lane-{index}")));
     }
 }
 
 #[tokio::test]
-async fn tasks_are_dropped_with_the_last_of_the_lanes() {
-    let lanes = Lanes::start(1).unwrap();
-    let (held, mut dropped) = oneshot::channel::<()>();
-    lanes.place().runtime().spawn(async move {
-        let _held = held;
+async fn tasks_are_dropped_with_the_last_pool_handle() {
+    let pool = RuntimePool::start(1).unwrap();
+    let (sender, mut dropped) = oneshot::channel::<()>();
+    pool.assign().handle().spawn(async move {
+        let _held = sender;
         std::future::pending::<()>().await;
     });
-    let clone = lanes.clone();
-    drop(lanes);
+    let clone = pool.clone();
+    drop(pool);
     tokio::task::yield_now().await;
     assert!(
         dropped

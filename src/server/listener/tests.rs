@@ -9,7 +9,7 @@ fn address(text: &str) -> ListenAddress {
 }
 
 #[test]
-fn addresses_read_as_they_are_written() {
+fn listen_addresses_round_trip_through_text() {
     for text in [
         "127.0.0.1:8470",
         "[::1]:0",
@@ -26,7 +26,7 @@ fn addresses_read_as_they_are_written() {
 }
 
 #[test]
-fn a_refused_address_says_what_to_write() {
+fn invalid_listen_address_error_says_what_to_write() {
     for (text, problem) in [
         ("8470", "write host:port or unix:PATH"),
         (
@@ -57,9 +57,9 @@ fn a_refused_address_says_what_to_write() {
 }
 
 #[tokio::test]
-async fn port_0_becomes_the_port_that_was_bound() {
+async fn port_0_is_reported_as_the_bound_port() {
     let listener = Listener::bind(&address("127.0.0.1:0"), None).unwrap();
-    let local = listener.local().to_string();
+    let local = listener.local_addr().to_string();
     assert!(
         local.starts_with("127.0.0.1:") && !local.ends_with(":0"),
         "{local}"
@@ -67,13 +67,13 @@ async fn port_0_becomes_the_port_that_was_bound() {
 }
 
 #[tokio::test]
-async fn a_taken_port_is_explained() {
+async fn port_in_use_error_names_the_address_and_cause() {
     let listener = Listener::bind(&address("127.0.0.1:0"), None).unwrap();
-    let error = Listener::bind(&listener.local(), None).unwrap_err();
+    let error = Listener::bind(&listener.local_addr(), None).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     let message = error.to_string();
     assert!(
-        message.starts_with(&format!("cannot listen on {}: ", listener.local())),
+        message.starts_with(&format!("cannot listen on {}: ", listener.local_addr())),
         "{message}"
     );
     assert!(
@@ -83,7 +83,7 @@ async fn a_taken_port_is_explained() {
 }
 
 #[tokio::test]
-async fn a_unix_socket_is_removed_with_its_listener() {
+async fn dropping_a_listener_removes_its_unix_socket() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("lro.sock");
     let listener = Listener::bind(&ListenAddress::Unix(path.clone()), None).unwrap();
@@ -93,7 +93,7 @@ async fn a_unix_socket_is_removed_with_its_listener() {
 }
 
 #[tokio::test]
-async fn the_socket_of_a_successor_is_left_alone() {
+async fn dropping_a_listener_keeps_a_successors_unix_socket() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("lro.sock");
     let first = Listener::bind(&ListenAddress::Unix(path.clone()), None).unwrap();
@@ -106,7 +106,7 @@ async fn the_socket_of_a_successor_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_stale_unix_socket_is_replaced() {
+async fn stale_unix_socket_is_replaced() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("lro.sock");
     // The standard library leaves the file behind, as a killed server would.
@@ -115,17 +115,17 @@ async fn a_stale_unix_socket_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_unix_socket_in_use_is_not_taken_away() {
+async fn unix_socket_in_use_is_not_replaced() {
     let folder = tempdir().unwrap();
-    let taken = ListenAddress::Unix(folder.path().join("lro.sock"));
-    let listener = Listener::bind(&taken, None).unwrap();
-    let error = Listener::bind(&taken, None).unwrap_err();
+    let in_use = ListenAddress::Unix(folder.path().join("lro.sock"));
+    let listener = Listener::bind(&in_use, None).unwrap();
+    let error = Listener::bind(&in_use, None).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     listener.accept().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_file_that_is_no_socket_is_not_removed() {
+async fn file_that_is_not_a_socket_is_not_removed() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("notes.txt");
     fs::write(&path, "precious").unwrap();

@@ -5,27 +5,27 @@ use prost::Message;
 use prost_types::Any;
 use serde_json::{Value, json};
 
-use super::{everything, pack};
+use super::{test_registry, pack_well_known};
 use crate::{
     proto::google::{
         longrunning::{Operation, operation::Result as OperationResult},
         rpc::Status,
     },
-    types::{Enums, Types},
+    types::{EnumFormat, TypeRegistry},
 };
 
 /// What the JSON of an `Everything` reads after it went through a message.
-fn again(json: &str) -> Value {
-    let types = everything();
+fn json_round_trip(json: &str) -> Value {
+    let types = test_registry();
     let parsed: Value = serde_json::from_str(json).unwrap();
     let any = types.pack("test.Everything", &parsed);
-    let mut written = types.any(&any.unwrap_or_else(|error| panic!("{json}: {error}")));
+    let mut written = types.any_to_json(&any.unwrap_or_else(|error| panic!("{json}: {error}")));
     written.as_object_mut().unwrap().shift_remove("@type");
     written
 }
 
 #[test]
-fn values_are_written_in_the_canonical_form_whatever_form_they_came_in() {
+fn any_accepted_json_form_is_written_in_canonical_form() {
     for (given, written) in [
         // JSON-7: 64 bits are strings, 32 bits are numbers; both forms come in.
         (
@@ -195,14 +195,14 @@ fn values_are_written_in_the_canonical_form_whatever_form_they_came_in() {
             r#"{"anyByName":{"x":{"@type":"a/no.Such","value":""}}}"#,
         ),
     ] {
-        assert_eq!(again(given).to_string(), written, "{given}");
+        assert_eq!(json_round_trip(given).to_string(), written, "{given}");
     }
 }
 
 // JSON-6, JSON-8.
 #[test]
-fn json_that_stands_for_no_message_is_refused() {
-    let types = everything();
+fn json_outside_message_schema_is_rejected() {
+    let types = test_registry();
     for json in [
         r#"{"unknown": 1}"#,
         r#"{"i32": 2147483648}"#,
@@ -231,19 +231,19 @@ fn json_that_stands_for_no_message_is_refused() {
         r#"{"nested": {"any": 7}}"#,
     ] {
         let parsed: Value = serde_json::from_str(json).unwrap();
-        let refused = types.pack("test.Everything", &parsed);
-        assert!(refused.is_err(), "{json}");
+        let result = types.pack("test.Everything", &parsed);
+        assert!(result.is_err(), "{json}");
     }
 }
 
 // JSON-5, JSON-6: nothing that another parser would refuse.
 #[test]
-fn a_value_without_json_falls_back_to_base64() {
+fn value_without_protojson_becomes_base64() {
     use prost_types::{Duration, FieldMask, Struct, Timestamp, Value, value::Kind};
-    let time = |seconds, nanos| pack("Timestamp", &Timestamp { seconds, nanos });
-    let duration = |seconds, nanos| pack("Duration", &Duration { seconds, nanos });
+    let time = |seconds, nanos| pack_well_known("Timestamp", &Timestamp { seconds, nanos });
+    let duration = |seconds, nanos| pack_well_known("Duration", &Duration { seconds, nanos });
     let mask = |path: &str| {
-        pack(
+        pack_well_known(
             "FieldMask",
             &FieldMask {
                 paths: vec![path.to_owned()],
@@ -254,7 +254,7 @@ fn a_value_without_json_falls_back_to_base64() {
         kind: Some(Kind::NumberValue(number)),
     };
     let fields = |value| {
-        pack(
+        pack_well_known(
             "Struct",
             &Struct {
                 fields: [("a".to_owned(), value)].into(),
@@ -280,7 +280,7 @@ fn a_value_without_json_falls_back_to_base64() {
         fields(number(f64::NAN)),
         fields(number(f64::INFINITY)),
     ] {
-        let written = Types::built_in().any(&any);
+        let written = TypeRegistry::built_in().any_to_json(&any);
         let text = written["value"].as_str().unwrap_or_default();
         let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text);
         assert_eq!(bytes.as_ref(), Ok(&any.value), "{written}");
@@ -288,9 +288,9 @@ fn a_value_without_json_falls_back_to_base64() {
 }
 
 #[test]
-fn what_falls_back_inside_an_any_costs_only_that_any() {
-    let types = everything();
-    let late = pack(
+fn base64_fallback_affects_only_innermost_any() {
+    let types = test_registry();
+    let out_of_range = pack_well_known(
         "Timestamp",
         &prost_types::Timestamp {
             seconds: i64::MAX,
@@ -300,28 +300,28 @@ fn what_falls_back_inside_an_any_costs_only_that_any() {
     let outer = types.pack("test.Everything", &json!({ "i32": 1 })).unwrap();
     // Field 24, the Any.
     let mut value = outer.value;
-    prost::encoding::message::encode(24, &late, &mut value);
-    let written = types.any(&Any { value, ..outer });
+    prost::encoding::message::encode(24, &out_of_range, &mut value);
+    let written = types.any_to_json(&Any { value, ..outer });
     assert_eq!(written["i32"], json!(1));
-    assert_eq!(written["any"]["@type"], json!(late.type_url));
+    assert_eq!(written["any"]["@type"], json!(out_of_range.type_url));
 }
 
 #[test]
-fn anys_within_anys_end_before_the_stack_does() {
-    let mut any = pack("StringValue", &String::from("x"));
+fn deeply_nested_any_does_not_overflow_stack() {
+    let mut any = pack_well_known("StringValue", &String::from("x"));
     for _ in 0..5_000 {
         any = Any {
             type_url: "a/google.protobuf.Any".into(),
             value: any.encode_to_vec(),
         };
     }
-    let text = Types::built_in().any(&any).to_string();
+    let text = TypeRegistry::built_in().any_to_json(&any).to_string();
     assert!(serde_json::from_str::<Value>(&text).is_ok());
 }
 
 #[test]
-fn json_is_never_deeper_than_parsers_take() {
-    let types = everything();
+fn json_depth_stays_within_parser_limits() {
+    let types = test_registry();
     // 60 lists of messages are 120 levels of JSON.
     let mut value = Vec::new();
     for _ in 0..60 {
@@ -342,13 +342,13 @@ fn json_is_never_deeper_than_parsers_take() {
         type_url: "a/test.Everything".into(),
         value,
     };
-    let text = types.any(&any).to_string();
+    let text = types.any_to_json(&any).to_string();
     assert!(serde_json::from_str::<Value>(&text).is_ok(), "{text}");
 }
 
 #[test]
-fn a_status_has_its_code_and_what_else_it_has_and_enums_are_numbers_on_request() {
-    let types = everything();
+fn status_json_omits_empty_fields_and_supports_numeric_enums() {
+    let types = test_registry();
     let colored = types.pack("test.Everything", &json!({ "color": "RED", "colors": [7] }));
     let status = |message: &str, details| Status {
         code: 5,
@@ -360,20 +360,20 @@ fn a_status_has_its_code_and_what_else_it_has_and_enums_are_numbers_on_request()
             result: Some(OperationResult::Error(status)),
             ..Operation::default()
         };
-        types.operation(&failed, enums)["error"].clone()
+        types.operation_to_json(&failed, enums)["error"].clone()
     };
-    let bare = written(status("", vec![]), Enums::Names);
-    assert_eq!(bare.to_string(), r#"{"code":5}"#);
-    let full = written(status("no", vec![colored.unwrap()]), Enums::Numbers);
+    let code_only = written(status("", vec![]), EnumFormat::Names);
+    assert_eq!(code_only.to_string(), r#"{"code":5}"#);
+    let full = written(status("no", vec![colored.unwrap()]), EnumFormat::Numbers);
     let expected = r#"{"code":5,"message":"no","details":[{"@type":"type.googleapis.com/test.Everything","color":1,"colors":[7]}]}"#;
     assert_eq!(full.to_string(), expected);
 }
 
 #[test]
-fn fields_that_the_type_does_not_have_are_left_out() {
-    let types = everything();
+fn unknown_fields_are_omitted_from_json() {
+    let types = test_registry();
     let mut any = types.pack("test.Everything", &json!({ "i32": 1 })).unwrap();
     prost::encoding::uint64::encode(999, &7, &mut any.value);
-    let written = types.any(&any);
+    let written = types.any_to_json(&any);
     assert_eq!(written.as_object().unwrap().len(), 2, "{written}");
 }

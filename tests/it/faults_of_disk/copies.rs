@@ -5,123 +5,123 @@
 use std::path::Path;
 
 use crate::support::{
-    disk::{Class, Course, Disk, Fault, POWER_CUT, Point},
-    program::{command, complained, run, said},
-    shop::with_input,
-    stored::begin,
-    text,
+    disk::{SyscallClass, FaultRecovery, FaultyDisk, DiskFault, POWER_LOSS_EXIT_CODE, FaultPoint},
+    program::{longrunning_command, stderr, run_command, stdout},
+    shop::queued_request_with_input,
+    stored::start,
+    string_value,
 };
 
-const OPERATIONS: usize = 12;
+const OPERATION_COUNT: usize = 12;
 
 /// How many calls of a kind fail, one in each try.
-const FEW: u64 = 3;
+const MAX_FAULTS_PER_KIND: u64 = 3;
 
-const FAULTS: [(Class, Fault, Course); 14] = [
-    (Class::Open, Fault::Fail, Course::Once),
-    (Class::Write, Fault::Fail, Course::Once),
-    (Class::Write, Fault::Fail, Course::Heals),
-    (Class::Write, Fault::Full, Course::Heals),
-    (Class::Write, Fault::Cut, Course::Once),
-    (Class::Sync, Fault::Fail, Course::Once),
-    (Class::Sync, Fault::Fail, Course::Heals),
-    (Class::Sync, Fault::Cut, Course::Once),
-    (Class::Truncate, Fault::Fail, Course::Once),
-    (Class::Unlink, Fault::Fail, Course::Heals),
-    (Class::Names, Fault::Fail, Course::Heals),
-    (Class::Names, Fault::Cut, Course::Once),
-    (Class::Rename, Fault::Fail, Course::Once),
-    (Class::Rename, Fault::Cut, Course::Once),
+const FAULT_CASES: [(SyscallClass, DiskFault, FaultRecovery); 14] = [
+    (SyscallClass::Open, DiskFault::IoError, FaultRecovery::Once),
+    (SyscallClass::Write, DiskFault::IoError, FaultRecovery::Once),
+    (SyscallClass::Write, DiskFault::IoError, FaultRecovery::OnRejectedWrite),
+    (SyscallClass::Write, DiskFault::NoSpace, FaultRecovery::OnRejectedWrite),
+    (SyscallClass::Write, DiskFault::PowerLoss, FaultRecovery::Once),
+    (SyscallClass::Sync, DiskFault::IoError, FaultRecovery::Once),
+    (SyscallClass::Sync, DiskFault::IoError, FaultRecovery::OnRejectedWrite),
+    (SyscallClass::Sync, DiskFault::PowerLoss, FaultRecovery::Once),
+    (SyscallClass::Truncate, DiskFault::IoError, FaultRecovery::Once),
+    (SyscallClass::Unlink, DiskFault::IoError, FaultRecovery::OnRejectedWrite),
+    (SyscallClass::SyncDirectory, DiskFault::IoError, FaultRecovery::OnRejectedWrite),
+    (SyscallClass::SyncDirectory, DiskFault::PowerLoss, FaultRecovery::Once),
+    (SyscallClass::Rename, DiskFault::IoError, FaultRecovery::Once),
+    (SyscallClass::Rename, DiskFault::PowerLoss, FaultRecovery::Once),
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backup_that_is_reported_is_whole_whatever_call_fails() {
-    try_all(&[]).await;
+async fn reported_backup_is_complete_despite_disk_faults() {
+    run_all_faults(&[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_said_to_be_saved_of_a_damaged_file_is_saved_whatever_call_fails() {
-    try_all(&["--salvage"]).await;
+async fn reported_recovery_copy_is_complete_despite_disk_faults() {
+    run_all_faults(&["--salvage"]).await;
 }
 
-async fn try_all(flags: &[&str]) {
-    let Some(disk) = Disk::new() else { return };
+async fn run_all_faults(flags: &[&str]) {
+    let Some(disk) = FaultyDisk::new() else { return };
     let directory = tempfile::tempdir().unwrap();
     let source = directory.path().join("source.db");
-    fill(&source).await;
-    assert!(copy(&source, &disk, flags).await, "nothing fails");
-    let calls = Class::ALL.map(|class| disk.calls(class));
+    create_source(&source).await;
+    assert!(run_backup(&source, &disk, flags).await, "nothing fails");
+    let calls = SyscallClass::ALL.map(|class| disk.call_count(class));
     eprintln!("{flags:?}: {calls:?}");
-    let every = std::env::var("EVERY_FAULT").is_ok_and(|every| every == "1");
-    for (class, fault, course) in FAULTS {
+    let is_exhaustive = std::env::var("EVERY_FAULT").is_ok_and(|every| every == "1");
+    for (class, fault, course) in FAULT_CASES {
         let calls = calls[class as usize];
-        let few = if every { calls } else { FEW.min(calls) };
-        for n in 1..=few {
-            let disk = Disk::new().expect("there was one");
-            let point = Point {
+        let fault_count = if is_exhaustive { calls } else { MAX_FAULTS_PER_KIND.min(calls) };
+        for nth in 1..=fault_count {
+            let disk = FaultyDisk::new().expect("there was one");
+            let point = FaultPoint {
                 class,
                 // The last one among them: what is finished late fails late.
-                at: (calls * n).div_ceil(few),
+                call_number: (calls * nth).div_ceil(fault_count),
                 fault,
-                course,
+                recovery: course,
             };
-            disk.set(point);
-            let is_reported = copy(&source, &disk, flags).await;
-            eprintln!("{point:?}: {} failed, {is_reported}", disk.failed());
+            disk.inject(point);
+            let is_reported = run_backup(&source, &disk, flags).await;
+            eprintln!("{point:?}: {} failed, {is_reported}", disk.failed_call_count());
         }
     }
 }
 
 /// A file with operations, some of them in its log only.
-async fn fill(source: &Path) {
-    let serving = begin(source, &[]).await.serving();
-    for number in 0..OPERATIONS {
-        let input = text(&"0123456789".repeat(number * 300));
-        let request = with_input("q", Some(input));
-        serving.worker().create_operation(request).await.unwrap();
+async fn create_source(source: &Path) {
+    let server = start(source, &[]).await.expect_serving();
+    for number in 0..OPERATION_COUNT {
+        let input = string_value(&"0123456789".repeat(number * 300));
+        let request = queued_request_with_input("q", Some(input));
+        server.worker_client().create_operation(request).await.unwrap();
     }
-    serving.kill().await;
+    server.kill().await;
 }
 
 /// Makes a copy; whether it is reported. What must be true then is.
-async fn copy(source: &Path, disk: &Disk, flags: &[&str]) -> bool {
-    let (store, to) = (format!("sqlite:{}", source.display()), disk.file());
-    let mut backup = command(&["backup", "--store", &store]);
-    backup.args(flags).arg(&to).envs(disk.environment());
+async fn run_backup(source: &Path, disk: &FaultyDisk, flags: &[&str]) -> bool {
+    let (store, target) = (format!("sqlite:{}", source.display()), disk.database_path());
+    let mut backup = longrunning_command(&["backup", "--store", &store]);
+    backup.args(flags).arg(&target).envs(disk.env_vars());
     let output = backup.output().await.unwrap();
-    let (code, complaint) = (output.status.code(), complained(&output));
-    let left = [disk.copy(), disk.copy_durable()].map(|copy| {
-        let alone = copy.path().join("operations.db");
-        alone.exists().then_some((copy, alone))
+    let (code, error_text) = (output.status.code(), stderr(&output));
+    let copies = [disk.copy_cached(), disk.copy_durable()].map(|copy| {
+        let copied_file = copy.path().join("operations.db");
+        copied_file.exists().then_some((copy, copied_file))
     });
     match code {
         Some(0) => {
-            let there: Vec<_> = std::fs::read_dir(to.parent().unwrap()).unwrap().collect();
-            assert_eq!(there.len(), 1, "nothing else is left: {there:?}");
-            for left in &left {
-                check(&left.as_ref().expect("it is there").1).await;
+            let entries: Vec<_> = std::fs::read_dir(target.parent().unwrap()).unwrap().collect();
+            assert_eq!(entries.len(), 1, "nothing else is left: {entries:?}");
+            for copy in &copies {
+                check_copy(&copy.as_ref().expect("it is there").1).await;
             }
             true
         }
-        Some(POWER_CUT) => {
-            if let [_, Some((_copy, alone))] = &left {
-                check(alone).await;
+        Some(POWER_LOSS_EXIT_CODE) => {
+            if let [_, Some((_copy, copied_file))] = &copies {
+                check_copy(copied_file).await;
             }
             false
         }
         code => {
-            assert_eq!(code, Some(2), "{complaint}");
-            assert_eq!(complaint.lines().count(), 1, "{complaint}");
-            assert!(!to.exists(), "there is none that may be wrong: {complaint}");
+            assert_eq!(code, Some(2), "{error_text}");
+            assert_eq!(error_text.lines().count(), 1, "{error_text}");
+            assert!(!target.exists(), "there is none that may be wrong: {error_text}");
             false
         }
     }
 }
 
 /// The file has everything in it, without others beside it.
-async fn check(file: &Path) {
-    let inspected = run(&["inspect", file.to_str().unwrap(), "--output", "json"]).await;
-    assert!(inspected.status.success(), "{}", complained(&inspected));
-    let found: serde_json::Value = serde_json::from_str(said(&inspected)).unwrap();
-    assert_eq!(found["states"]["PENDING"], OPERATIONS, "{found:#}");
+async fn check_copy(file: &Path) {
+    let output = run_command(&["inspect", file.to_str().unwrap(), "--output", "json"]).await;
+    assert!(output.status.success(), "{}", stderr(&output));
+    let inspection: serde_json::Value = serde_json::from_str(stdout(&output)).unwrap();
+    assert_eq!(inspection["states"]["PENDING"], OPERATION_COUNT, "{inspection:#}");
 }

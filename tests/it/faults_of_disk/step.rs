@@ -5,14 +5,14 @@ use longrunning::{
     proto::{google::longrunning::operation, longrunning::v1::finish_operation_request},
 };
 
-use crate::support::{ledger::Effect, shop::failure, text};
+use crate::support::{ledger::Effect, shop::failure, string_value};
 
 /// A step, of the operation with this id.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Step {
-    Hold(&'static str),
+pub(super) enum RunStep {
+    CreateSelfExecuted(&'static str),
     /// With an input of so many bytes.
-    Queue(&'static str, usize),
+    CreateQueued(&'static str, usize),
     Lease(&'static str),
     Report(&'static str, i64),
     Succeed(&'static str, usize),
@@ -27,11 +27,11 @@ pub(super) enum Step {
 
 // === impl Step ===
 
-impl Step {
+impl RunStep {
     pub(super) fn id(self) -> &'static str {
         match self {
-            Self::Hold(id)
-            | Self::Queue(id, _)
+            Self::CreateSelfExecuted(id)
+            | Self::CreateQueued(id, _)
             | Self::Lease(id)
             | Self::Report(id, _)
             | Self::Succeed(id, _)
@@ -45,10 +45,10 @@ impl Step {
     /// What it does; a lease notes for itself what it got.
     pub(super) fn effect(self) -> Option<Effect> {
         Some(match self {
-            Self::Hold(_) | Self::Queue(..) => Effect::Create,
-            Self::Lease(_) => Effect::Claim,
-            Self::Report(_, units) => Effect::Units(units),
-            Self::Succeed(_, size) => Effect::Finish(operation::Result::Response(bulk(size))),
+            Self::CreateSelfExecuted(_) | Self::CreateQueued(..) => Effect::Create,
+            Self::Lease(_) => Effect::AcquireLease,
+            Self::Report(_, units) => Effect::ReportUnits(units),
+            Self::Succeed(_, size) => Effect::Finish(operation::Result::Response(payload(size))),
             Self::Fail(_) => match failure(13, "broken") {
                 finish_operation_request::Outcome::Failure(failure) => {
                     Effect::Finish(operation::Result::Error(failure.error?))
@@ -63,6 +63,6 @@ impl Step {
 }
 
 /// As many bytes as are wanted.
-pub(super) fn bulk(size: usize) -> Any {
-    text(&"0123456789".repeat(size / 10))
+pub(super) fn payload(size: usize) -> Any {
+    string_value(&"0123456789".repeat(size / 10))
 }

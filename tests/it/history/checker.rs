@@ -9,188 +9,188 @@
 use std::{collections::HashMap, fmt::Write};
 
 use super::{
-    calls::{Answer, Ask, Call, End, NEVER, Time},
-    spec::{Rules, State},
+    calls::{CallResponse, Invocation, Call, FinishRequest, NEVER_RETURNED, Nanos},
+    spec::{SequentialSpec, SpecState},
 };
 
 /// So many states are searched; a history that needs more is no good history. To
 /// explain one, fewer are enough.
-const MOST: usize = 200_000;
-const FEW: usize = 10_000;
+const MAX_STATES: usize = 200_000;
+const MAX_EXPLAIN_STATES: usize = 10_000;
 
 /// So many steps that nobody was told of may come between two answers; at first few,
 /// because few explain most, and with many there are too many ways.
-const UNTOLD: [usize; 4] = [1, 3, 6, usize::MAX];
+const HIDDEN_STEP_LIMITS: [usize; 4] = [1, 3, 6, usize::MAX];
 
 /// Why there is no order that explains a history.
 #[derive(Debug)]
-pub(super) struct Stuck {
+pub(super) struct Counterexample {
     /// As far as an order was found.
-    placed: Vec<usize>,
-    state: State,
-    is_given_up: bool,
+    linearized: Vec<usize>,
+    state: SpecState,
+    is_inconclusive: bool,
 }
 
 /// Calls by their places, as bits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Set(Vec<u64>);
+struct CallSet(Vec<u64>);
 
 #[derive(Clone)]
-struct Node {
-    placed: Set,
+struct SearchNode {
+    linearized: CallSet,
     order: Vec<usize>,
-    state: State,
+    state: SpecState,
     /// How many steps nobody was told of since the last answer.
-    untold: usize,
+    hidden_steps: usize,
 }
 
 /// Finds an order of the calls, each between its beginning and its end, in which
 /// every answer is the one that the rules give.
-pub(super) fn check(rules: &Rules, calls: &[Call]) -> Result<(), Box<Stuck>> {
-    search(rules, calls, MOST)
+pub(super) fn check(spec: &SequentialSpec, calls: &[Call]) -> Result<(), Box<Counterexample>> {
+    search(spec, calls, MAX_STATES)
 }
 
-fn search(rules: &Rules, calls: &[Call], most: usize) -> Result<(), Box<Stuck>> {
-    let calls = alike(calls);
-    let mut found = Ok(());
-    for untold in UNTOLD {
-        found = search_with(rules, &calls, most, untold);
-        if found.is_ok() {
+fn search(spec: &SequentialSpec, calls: &[Call], max_states: usize) -> Result<(), Box<Counterexample>> {
+    let calls = normalize_unobserved(calls);
+    let mut result = Ok(());
+    for max_hidden_steps in HIDDEN_STEP_LIMITS {
+        result = search_with(spec, &calls, max_states, max_hidden_steps);
+        if result.is_ok() {
             break;
         }
     }
-    found
+    result
 }
 
 /// Finds an order with at most so many states, and so many steps between two answers.
 fn search_with(
-    rules: &Rules,
+    spec: &SequentialSpec,
     calls: &[Call],
-    most: usize,
-    untold: usize,
-) -> Result<(), Box<Stuck>> {
-    let before = predecessors(calls);
-    let attempts = calls.iter().filter_map(Call::attempt);
+    max_states: usize,
+    max_hidden_steps: usize,
+) -> Result<(), Box<Counterexample>> {
+    let predecessors = predecessors(calls);
+    let attempts = calls.iter().filter_map(Call::observed_attempt);
     // Leases that nobody got may be many. Only those matter which explain what was
     // shown, and a few more that may use up the attempts unseen.
-    let attempts = attempts.max().unwrap_or(0) + rules.attempts.unwrap_or(0) + 2;
-    let mut ends: Vec<usize> = (0..calls.len()).collect();
-    ends.sort_by_key(|at| calls[*at].ended);
-    let mut tried: HashMap<(Set, State), (Time, usize)> = HashMap::new();
-    let start = Node {
-        placed: Set::of(calls.len()),
+    let max_attempt = attempts.max().unwrap_or(0) + spec.max_attempts.unwrap_or(0) + 2;
+    let mut by_return: Vec<usize> = (0..calls.len()).collect();
+    by_return.sort_by_key(|index| calls[*index].returned_at);
+    let mut visited: HashMap<(CallSet, SpecState), (Nanos, usize)> = HashMap::new();
+    let start = SearchNode {
+        linearized: CallSet::with_len(calls.len()),
         order: Vec::new(),
-        state: State::default(),
-        untold: 0,
+        state: SpecState::default(),
+        hidden_steps: 0,
     };
-    let (mut best, mut searched) = (start.clone(), 0);
-    let mut open = vec![start];
-    while let Some(mut node) = open.pop() {
-        node.place_all_that_only_look(rules, calls, &before);
+    let (mut best, mut searched_states) = (start.clone(), 0);
+    let mut stack = vec![start];
+    while let Some(mut node) = stack.pop() {
+        node.linearize_reads(spec, calls, &predecessors);
         if best.order.len() < node.order.len() {
             best = node.clone();
         }
-        let mut rest = ends.iter().map(|at| (*at, &calls[*at]));
-        let rest = rest.find(|(at, call)| call.is_answered() && !node.placed.has(*at));
-        let Some((_, first)) = rest else {
+        let mut remaining = by_return.iter().map(|index| (*index, &calls[*index]));
+        let remaining = remaining.find(|(index, call)| call.has_response() && !node.linearized.contains(*index));
+        let Some((_, next_response)) = remaining else {
             return Ok(());
         };
-        let latest = first.ended;
+        let latest = next_response.returned_at;
         // At an earlier time everything is possible that is so later, and with fewer
         // steps everything that is so with more.
-        let (state, time) = node.state.timeless();
-        let known = tried
-            .entry((node.placed.clone(), state))
-            .or_insert((Time::MAX, usize::MAX));
-        if known.0 <= time && known.1 <= node.untold {
+        let (state, time) = node.state.without_time();
+        let best_visit = visited
+            .entry((node.linearized.clone(), state))
+            .or_insert((Nanos::MAX, usize::MAX));
+        if best_visit.0 <= time && best_visit.1 <= node.hidden_steps {
             continue;
         }
-        *known = (time, node.untold);
-        searched += 1;
-        if most < searched {
-            return Err(best.stuck(true));
+        *best_visit = (time, node.hidden_steps);
+        searched_states += 1;
+        if max_states < searched_states {
+            return Err(best.into_counterexample(true));
         }
         // The last that is pushed is tried first: what was answered, the earliest
         // answer first of all.
-        let may_go_on = node.untold < untold;
+        let may_take_hidden_step = node.hidden_steps < max_hidden_steps;
         // Where there is no limit, how many there were makes no difference.
-        let step = usize::from(untold != usize::MAX);
-        for state in rules.pass(&node.state, latest) {
-            if may_go_on {
-                open.push(Node {
+        let hidden_step = usize::from(max_hidden_steps != usize::MAX);
+        for state in spec.unprompted_steps(&node.state, latest) {
+            if may_take_hidden_step {
+                stack.push(SearchNode {
                     state,
-                    untold: node.untold + step,
+                    hidden_steps: node.hidden_steps + hidden_step,
                     ..node.clone()
                 });
             }
         }
-        let mut lost: Vec<&Ask> = Vec::new();
-        let mut is_candidate = |at: usize| {
-            let call = &calls[at];
-            if node.placed.has(at) || !before[at].is_within(&node.placed) {
+        let mut unanswered_invocations: Vec<&Invocation> = Vec::new();
+        let mut is_candidate = |index: usize| {
+            let call = &calls[index];
+            if node.linearized.contains(index) || !predecessors[index].is_subset(&node.linearized) {
                 return false;
             }
-            let can_matter = may_go_on && call.can_matter(calls);
-            if !call.is_answered() && !can_matter {
+            let is_observable = may_take_hidden_step && call.is_observable(calls);
+            if !call.has_response() && !is_observable {
                 return false;
             }
             // Of those that are alike, whichever begun first can do all that the
             // others can.
-            let is_new = call.is_answered() || !lost.contains(&&call.ask);
-            if !call.is_answered() {
-                lost.push(&call.ask);
+            let is_new = call.has_response() || !unanswered_invocations.contains(&&call.invocation);
+            if !call.has_response() {
+                unanswered_invocations.push(&call.invocation);
             }
             is_new
         };
         let unanswered: Vec<usize> = (0..calls.len())
-            .filter(|at| !calls[*at].is_answered() && is_candidate(*at))
+            .filter(|index| !calls[*index].has_response() && is_candidate(*index))
             .collect();
-        let answered = ends.iter().copied().rev();
+        let answered = by_return.iter().copied().rev();
         let answered: Vec<usize> = answered
-            .filter(|at| calls[*at].is_answered() && is_candidate(*at))
+            .filter(|index| calls[*index].has_response() && is_candidate(*index))
             .collect();
-        for at in unanswered.into_iter().chain(answered) {
-            for state in rules.apply(&node.state, &calls[at]) {
-                let is_answered = calls[at].is_answered();
+        for index in unanswered.into_iter().chain(answered) {
+            for state in spec.apply(&node.state, &calls[index]) {
+                let is_answered = calls[index].has_response();
                 let is_new = is_answered || state != node.state;
-                if is_new && state.attempts() <= attempts {
-                    let untold = if is_answered { 0 } else { node.untold + step };
-                    let next = Node {
-                        untold,
-                        ..node.with(at, state)
+                if is_new && state.max_attempt() <= max_attempt {
+                    let hidden_steps = if is_answered { 0 } else { node.hidden_steps + hidden_step };
+                    let next = SearchNode {
+                        hidden_steps,
+                        ..node.with(index, state)
                     };
-                    if !next.is_past(rules, calls) {
-                        open.push(next);
+                    if !next.exceeds_later_attempts(spec, calls) {
+                        stack.push(next);
                     }
                 }
             }
         }
     }
-    Err(best.stuck(false))
+    Err(best.into_counterexample(false))
 }
 
 /// The same calls, where all that was said in vain and that nobody was ever shown is
 /// alike.
-fn alike(calls: &[Call]) -> Vec<Call> {
-    let is_shown = |number: i64| {
+fn normalize_unobserved(calls: &[Call]) -> Vec<Call> {
+    let is_observed = |number: i64| {
         calls.iter().any(|call| {
-            matches!(&call.answer, Answer::Shown(shown)
-                if shown.units == number || shown.stage.is_of(number))
+            matches!(&call.response, CallResponse::Snapshot(snapshot)
+                if snapshot.units == number || snapshot.phase.is_outcome_of(number))
         })
     };
-    let same = |number: i64| if is_shown(number) { number } else { -1 };
+    let normalized = |number: i64| if is_observed(number) { number } else { -1 };
     let mut calls = calls.to_vec();
     for call in &mut calls {
-        if call.is_answered() {
+        if call.has_response() {
             continue;
         }
-        match &mut call.ask {
-            Ask::Beat(_, _, Some(number))
-            | Ask::Finish(
+        match &mut call.invocation {
+            Invocation::Heartbeat(_, _, Some(number))
+            | Invocation::Finish(
                 _,
                 _,
-                End::Response(number) | End::Failure(number) | End::Retryable(number),
-            ) => *number = same(*number),
+                FinishRequest::Response(number) | FinishRequest::Failure(number) | FinishRequest::RetryableFailure(number),
+            ) => *number = normalized(*number),
             _ => {}
         }
     }
@@ -200,58 +200,58 @@ fn alike(calls: &[Call]) -> Vec<Call> {
 /// Which calls have taken effect before each: those that ended before it began.
 /// A read that may be late is behind only what its own process has said of that
 /// name, and what was done when that process began.
-fn predecessors(calls: &[Call]) -> Vec<Set> {
-    let behind = |call: &Call| {
-        let mut set = Set::of(calls.len());
-        for (at, other) in calls.iter().enumerate() {
-            let is_seen = !call.may_be_late()
+fn predecessors(calls: &[Call]) -> Vec<CallSet> {
+    let predecessors_of = |call: &Call| {
+        let mut set = CallSet::with_len(calls.len());
+        for (index, other) in calls.iter().enumerate() {
+            let is_ordered = !call.may_be_stale()
                 || (other.process == call.process && other.name() == call.name())
-                || other.ended < call.since;
-            if other.is_answered() && other.ended < call.begun && is_seen {
-                set.put(at);
+                || other.returned_at < call.process_started_at;
+            if other.has_response() && other.returned_at < call.invoked_at && is_ordered {
+                set.insert(index);
             }
         }
         set
     };
-    calls.iter().map(behind).collect()
+    calls.iter().map(predecessors_of).collect()
 }
 
 /// The beginning of a history that no order explains, without what it can do
 /// without, for people to read.
-pub(super) fn explain(rules: &Rules, calls: &[Call], why: &Stuck) -> String {
-    let mut ends: Vec<Time> = calls.iter().map(|call| call.ended).collect();
-    ends.sort_unstable();
-    let is_fine = |calls: &[Call]| search(rules, calls, FEW).is_ok();
-    let shortest = ends.partition_point(|end| is_fine(&until(calls, *end)));
-    let mut few = ends
-        .get(shortest)
-        .map_or_else(|| calls.to_vec(), |end| until(calls, *end));
-    let mut at = 0;
-    while !why.is_given_up && at < few.len() {
-        let is_look = matches!(few[at].ask, Ask::Get(..))
-            || (few[at].ask == Ask::Lease && !few[at].is_answered());
-        let mut fewer = few.clone();
-        fewer.remove(at);
+pub(super) fn explain(spec: &SequentialSpec, calls: &[Call], counterexample: &Counterexample) -> String {
+    let mut return_times: Vec<Nanos> = calls.iter().map(|call| call.returned_at).collect();
+    return_times.sort_unstable();
+    let is_linearizable = |calls: &[Call]| search(spec, calls, MAX_EXPLAIN_STATES).is_ok();
+    let shortest_prefix = return_times.partition_point(|return_time| is_linearizable(&truncate_at(calls, *return_time)));
+    let mut minimal = return_times
+        .get(shortest_prefix)
+        .map_or_else(|| calls.to_vec(), |return_time| truncate_at(calls, *return_time));
+    let mut index = 0;
+    while !counterexample.is_inconclusive && index < minimal.len() {
+        let is_removable = matches!(minimal[index].invocation, Invocation::Get(..))
+            || (minimal[index].invocation == Invocation::Lease && !minimal[index].has_response());
+        let mut candidate = minimal.clone();
+        candidate.remove(index);
         // Without a call that changes something, all could be wrong.
-        if is_look && !is_fine(&fewer) {
-            few = fewer;
+        if is_removable && !is_linearizable(&candidate) {
+            minimal = candidate;
         } else {
-            at += 1;
+            index += 1;
         }
     }
-    let stuck = search(rules, &few, FEW).err();
-    let stuck = stuck.as_deref().unwrap_or(why);
+    let result = search(spec, &minimal, MAX_EXPLAIN_STATES).err();
+    let counterexample = result.as_deref().unwrap_or(counterexample);
     let mut text = String::new();
-    for (at, call) in few.iter().enumerate() {
-        let place = stuck.placed.iter().position(|placed| *placed == at);
-        let place = place.map_or_else(|| "-".to_owned(), |place| (place + 1).to_string());
-        let _ = writeln!(text, "{place:>5} {call}");
+    for (index, call) in minimal.iter().enumerate() {
+        let position = counterexample.linearized.iter().position(|placed| *placed == index);
+        let position = position.map_or_else(|| "-".to_owned(), |place| (place + 1).to_string());
+        let _ = writeln!(text, "{position:>5} {call}");
     }
     let _ = write!(
         text,
         "the first column is the order as far as one was found; then it stood at\n{:#?}{}",
-        stuck.state,
-        if why.is_given_up {
+        counterexample.state,
+        if counterexample.is_inconclusive {
             "\nTOO MANY STATES"
         } else {
             ""
@@ -261,14 +261,14 @@ pub(super) fn explain(rules: &Rules, calls: &[Call], why: &Stuck) -> String {
 }
 
 /// What is known of a history at one time.
-fn until(calls: &[Call], time: Time) -> Vec<Call> {
-    let known = calls.iter().filter(|call| call.begun <= time);
-    let known = known.filter(|call| call.ended <= time || !matches!(call.ask, Ask::Get(..)));
-    known
+fn truncate_at(calls: &[Call], time: Nanos) -> Vec<Call> {
+    let visible = calls.iter().filter(|call| call.invoked_at <= time);
+    let visible = visible.filter(|call| call.returned_at <= time || !matches!(call.invocation, Invocation::Get(..)));
+    visible
         .map(|call| {
             let mut call = call.clone();
-            if time < call.ended {
-                (call.ended, call.answer) = (NEVER, Answer::Lost);
+            if time < call.returned_at {
+                (call.returned_at, call.response) = (NEVER_RETURNED, CallResponse::Unknown);
             }
             call
         })
@@ -277,32 +277,32 @@ fn until(calls: &[Call], time: Time) -> Vec<Call> {
 
 // === impl Node ===
 
-impl Node {
+impl SearchNode {
     /// Whether an operation has had more attempts than a call shows that comes later:
     /// they only grow, unless its name is given again.
-    fn is_past(&self, rules: &Rules, calls: &[Call]) -> bool {
+    fn exceeds_later_attempts(&self, spec: &SequentialSpec, calls: &[Call]) -> bool {
         let mut later = calls.iter().enumerate();
-        !rules.is_named
-            && later.any(|(at, call)| {
-                let had = call.name().and_then(|name| self.state.attempt(name));
-                !self.placed.has(at) && call.attempt() < had && call.attempt().is_some()
+        !spec.has_client_id
+            && later.any(|(index, call)| {
+                let reached = call.name().and_then(|name| self.state.attempt_of(name));
+                !self.linearized.contains(index) && call.observed_attempt() < reached && call.observed_attempt().is_some()
             })
     }
 
     /// A call whose answer is right and that changes nothing, whenever it comes, can
     /// as well come at once as later.
-    fn place_all_that_only_look(&mut self, rules: &Rules, calls: &[Call], before: &[Set]) {
+    fn linearize_reads(&mut self, spec: &SequentialSpec, calls: &[Call], predecessors: &[CallSet]) {
         loop {
             let count = self.order.len();
-            for (at, call) in calls.iter().enumerate() {
-                if call.only_looks()
-                    && !self.placed.has(at)
-                    && before[at].is_within(&self.placed)
-                    && rules.apply(&self.state, call).contains(&self.state)
+            for (index, call) in calls.iter().enumerate() {
+                if call.is_read_only()
+                    && !self.linearized.contains(index)
+                    && predecessors[index].is_subset(&self.linearized)
+                    && spec.apply(&self.state, call).contains(&self.state)
                 {
-                    self.placed.put(at);
-                    self.order.push(at);
-                    self.untold = 0;
+                    self.linearized.insert(index);
+                    self.order.push(index);
+                    self.hidden_steps = 0;
                 }
             }
             if self.order.len() == count {
@@ -311,40 +311,40 @@ impl Node {
         }
     }
 
-    fn with(&self, at: usize, state: State) -> Self {
+    fn with(&self, at: usize, state: SpecState) -> Self {
         let mut next = self.clone();
-        next.placed.put(at);
+        next.linearized.insert(at);
         next.order.push(at);
         next.state = state;
         next
     }
 
-    fn stuck(self, is_given_up: bool) -> Box<Stuck> {
-        Box::new(Stuck {
-            placed: self.order,
+    fn into_counterexample(self, is_inconclusive: bool) -> Box<Counterexample> {
+        Box::new(Counterexample {
+            linearized: self.order,
             state: self.state,
-            is_given_up,
+            is_inconclusive,
         })
     }
 }
 
 // === impl Set ===
 
-impl Set {
-    fn of(count: usize) -> Self {
+impl CallSet {
+    fn with_len(count: usize) -> Self {
         Self(vec![0; count.div_ceil(64)])
     }
 
-    fn put(&mut self, at: usize) {
+    fn insert(&mut self, at: usize) {
         self.0[at / 64] |= 1 << (at % 64);
     }
 
-    fn has(&self, at: usize) -> bool {
+    fn contains(&self, at: usize) -> bool {
         self.0[at / 64] & (1 << (at % 64)) != 0
     }
 
-    fn is_within(&self, other: &Self) -> bool {
+    fn is_subset(&self, other: &Self) -> bool {
         let mut words = self.0.iter().zip(&other.0);
-        words.all(|(mine, other)| mine & !other == 0)
+        words.all(|(word, other)| word & !other == 0)
     }
 }

@@ -19,71 +19,71 @@ use tokio::time::{sleep, timeout};
 use tonic::{Response, Status};
 
 use super::{
-    calls::{Answer, Ask, End, Go, Reads},
-    replicas::Process,
-    world::{Held, KEY, Key, QUEUE, World, shown},
+    calls::{CallResponse, Invocation, FinishRequest, HeartbeatDirective, ReadMode},
+    replicas::ReplicaProcess,
+    world::{ObservedLease, KEY_LABEL, HistoryKey, QUEUE, Recorder, snapshot},
 };
 use crate::support::{
-    dice::Dice,
-    get,
-    shop::{beat, failure, look, poll, release, retryable},
-    stored::Fail,
-    text,
+    dice::TestRng,
+    get_request,
+    shop::{heartbeat_request, failure, lease_request, lease_request_with_wait, release, retryable_failure},
+    stored::RpcError,
+    string_value,
 };
 
 /// How long a client waits for an answer. Shorter than most faults.
-const PATIENCE: Duration = Duration::from_millis(900);
+const RESPONSE_TIMEOUT: Duration = Duration::from_millis(900);
 
 /// What a refusal says; nothing if nobody knows what came of the call.
-fn refusal(status: Status) -> Answer {
-    match Fail::from(status) {
-        Fail::Refused(_, reason) => match reason.as_str() {
-            "OPERATION_NOT_FOUND" => Answer::Missing,
-            "OPERATION_EXISTS" => Answer::Exists,
-            "LEASE_LOST" => Answer::LeaseLost,
-            "OPERATION_DONE" => Answer::Over,
-            "STORE_UNAVAILABLE" => Answer::Lost,
+fn error_response(status: Status) -> CallResponse {
+    match RpcError::from(status) {
+        RpcError::Rejected(_, reason) => match reason.as_str() {
+            "OPERATION_NOT_FOUND" => CallResponse::NotFound,
+            "OPERATION_EXISTS" => CallResponse::AlreadyExists,
+            "LEASE_LOST" => CallResponse::LeaseLost,
+            "OPERATION_DONE" => CallResponse::AlreadyDone,
+            "STORE_UNAVAILABLE" => CallResponse::Unknown,
             other => panic!("nobody may be refused because of {other}"),
         },
-        Fail::Lost(_) => Answer::Lost,
+        RpcError::Unknown(_) => CallResponse::Unknown,
     }
 }
 
 /// The answer of a call, or why there is none.
-async fn answer<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Answer> {
-    match timeout(PATIENCE, call).await {
+async fn call_response<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, CallResponse> {
+    match timeout(RESPONSE_TIMEOUT, call).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(refusal(status)),
-        Err(_) => Err(Answer::Lost),
+        Ok(Err(status)) => Err(error_response(status)),
+        Err(_) => Err(CallResponse::Unknown),
     }
 }
 
 /// One client.
-pub(super) struct Client {
-    world: Arc<World>,
-    dice: Dice,
-    id: String,
+pub(super) struct RandomClient {
+    recorder: Arc<Recorder>,
+    rng: TestRng,
+    worker_id: String,
 }
 
 // === impl Client ===
 
-impl Client {
-    pub(super) fn new(world: &Arc<World>, dice: Dice, number: usize) -> Self {
+impl RandomClient {
+    pub(super) fn new(recorder: &Arc<Recorder>, rng: TestRng, number: usize) -> Self {
         Self {
-            world: world.clone(),
-            dice,
-            id: format!("w{number}"),
+            recorder: recorder.clone(),
+            rng,
+            worker_id: format!("w{number}"),
         }
     }
 
     /// Calls on and on, until it is over.
     pub(super) async fn run(mut self) {
-        let mut over = self.world.is_over.subscribe();
+        let mut stop = self.recorder.is_stopped.subscribe();
         let mut unanswered = 0;
-        while !*over.borrow_and_update() {
-            let open = self.world.replicas.open();
-            let was_answered = match self.dice.one_of(&open) {
-                Some(process) => self.call(process.clone()).await,
+        while !*stop.borrow_and_update() {
+            let processes = self.recorder.cluster.open_processes();
+            let was_answered = match self.rng.choose(&processes) {
+                Some(process) => self.call_random(process.clone()).await,
                 None => false,
             };
             // Who hears nothing asks less and less often, as clients do: what has no
@@ -95,27 +95,27 @@ impl Client {
             };
             let pause = match unanswered {
                 0 => 1..8,
-                times => 10 << times..40 << times,
+                misses => 10 << misses..40 << misses,
             };
-            sleep(Duration::from_millis(self.dice.within(pause))).await;
+            sleep(Duration::from_millis(self.rng.random_range(pause))).await;
         }
     }
 
     /// One call; whether it was answered.
-    async fn call(&mut self, mut process: Process) -> bool {
-        let keys: Vec<Key> = Key::all().collect();
-        let key = *self.dice.one_of(&keys).unwrap();
-        match self.dice.within(0..24) {
+    async fn call_random(&mut self, mut process: ReplicaProcess) -> bool {
+        let keys: Vec<HistoryKey> = HistoryKey::all().collect();
+        let key = *self.rng.choose(&keys).unwrap();
+        match self.rng.random_range(0..24) {
             0..3 => self.create(&mut process, key).await,
             3..7 => self.lease(&mut process).await,
-            7..10 => self.beat(&mut process).await,
+            7..10 => self.heartbeat(&mut process).await,
             10..14 => self.finish(&mut process).await,
             choice => {
-                let latest = self.world.record.lock().latest.get(&key).cloned();
-                let latest = latest.unwrap_or_default();
+                let latest = self.recorder.record.lock().names_by_key.get(&key).cloned();
+                let names = latest.unwrap_or_default();
                 // Mostly the newest.
-                let old = usize::from(self.dice.once_in(6));
-                let Some(name) = latest.iter().rev().nth(old).cloned() else {
+                let age = usize::from(self.rng.one_in(6));
+                let Some(name) = names.iter().rev().nth(age).cloned() else {
                     return true;
                 };
                 match choice {
@@ -127,228 +127,228 @@ impl Client {
         }
     }
 
-    async fn create(&mut self, process: &mut Process, key: Key) -> bool {
-        if key.is_named() {
-            self.world.name(key, &format!("operations/{}", key.text()));
+    async fn create(&mut self, process: &mut ReplicaProcess, key: HistoryKey) -> bool {
+        if key.has_client_id() {
+            self.recorder.name_id(key, &format!("operations/{}", key.label()));
         }
-        let begun = self.world.begin(process);
-        let answered = match answer(process.worker.create_operation(key.request())).await {
+        let pending = self.recorder.begin_call(process);
+        let response = match call_response(process.worker_client.create_operation(key.create_request())).await {
             Ok(created) => {
                 let operation = created.operation.unwrap();
-                let name = self.world.name(key, &operation.name);
+                let name = self.recorder.name_id(key, &operation.name);
                 if created.reused {
-                    let ask = Ask::Get(name, Reads::Fresh);
-                    let shown = Answer::Shown(shown(&operation));
-                    self.world.put(&begun, key, ask, shown);
+                    let invocation = Invocation::Get(name, ReadMode::Linearizable);
+                    let snapshot = CallResponse::Snapshot(snapshot(&operation));
+                    self.recorder.record_call(&pending, key, invocation, snapshot);
                 }
-                let reused = created.reused;
-                Answer::Created { name, reused }
+                let already_existed = created.reused;
+                CallResponse::Created { name, already_existed }
             }
-            Err(other) => other,
+            Err(response) => response,
         };
-        let is_answered = answered != Answer::Lost;
-        self.world.put(&begun, key, Ask::Create, answered);
+        let is_answered = response != CallResponse::Unknown;
+        self.recorder.record_call(&pending, key, Invocation::Create, response);
         is_answered
     }
 
-    async fn lease(&mut self, process: &mut Process) -> bool {
-        let most = if self.dice.once_in(3) { 3 } else { 1 };
-        let mut request = look(&[QUEUE], &self.id, most);
-        if self.dice.once_in(3) {
-            request = poll(&[QUEUE], &self.id, 1);
+    async fn lease(&mut self, process: &mut ReplicaProcess) -> bool {
+        let max_leases = if self.rng.one_in(3) { 3 } else { 1 };
+        let mut request = lease_request(&[QUEUE], &self.worker_id, max_leases);
+        if self.rng.one_in(3) {
+            request = lease_request_with_wait(&[QUEUE], &self.worker_id, 1);
             request.wait = Duration::from_millis(300).try_into().ok();
         }
-        let begun = self.world.begin(process);
-        let answered = answer(process.worker.lease_operations(request)).await;
-        let is_answered = answered.is_ok();
-        let leases = answered.map_or_else(|_| Vec::new(), |answer| answer.leases);
-        let most = usize::try_from(most).unwrap();
-        let slow = self.world.lease - super::SLACK <= self.world.replicas.now() - begun.at;
+        let pending = self.recorder.begin_call(process);
+        let result = call_response(process.worker_client.lease_operations(request)).await;
+        let is_answered = result.is_ok();
+        let leases = result.map_or_else(|_| Vec::new(), |leased| leased.leases);
+        let max_leases = usize::try_from(max_leases).unwrap();
+        let is_slow = self.recorder.lease_duration - super::MAX_CLOCK_SKEW_NS <= self.recorder.cluster.now() - pending.invoked_at;
         // An operation of which one lease of several could not be kept, or whose
         // lease was over before it could be answered, may be held by nobody.
-        if !is_answered || (leases.len() < most && (most != 1 || slow)) {
-            for key in Key::all() {
-                self.world.put(&begun, key, Ask::Lease, Answer::Lost);
+        if !is_answered || (leases.len() < max_leases && (max_leases != 1 || is_slow)) {
+            for key in HistoryKey::all() {
+                self.recorder.record_call(&pending, key, Invocation::Lease, CallResponse::Unknown);
             }
         }
         for lease in leases {
-            let key = Key::of(&lease.labels[KEY]).unwrap();
-            let name = self.world.name(key, &lease.name);
+            let key = HistoryKey::from_label(&lease.labels[KEY_LABEL]).unwrap();
+            let name = self.recorder.name_id(key, &lease.name);
             assert!(
                 !lease.cancel_requested,
                 "what waits is not to be stopped: {lease:?}"
             );
             let token = {
-                let mut record = self.world.record.lock();
-                record.tokens += 1;
-                let token = record.tokens;
-                record.leases.push(Held {
+                let mut record = self.recorder.record.lock();
+                record.last_token += 1;
+                let token = record.last_token;
+                record.leases.push(ObservedLease {
                     name: lease.name,
                     token,
-                    bytes: lease.lease_token,
-                    end: None,
+                    lease_token: lease.lease_token,
+                    unconfirmed_finish: None,
                 });
                 token
             };
             let attempt = lease.attempt.try_into().unwrap();
-            let leased = Answer::Leased {
+            let leased = CallResponse::Leased {
                 name,
                 token,
                 attempt,
             };
-            self.world.put(&begun, key, Ask::Lease, leased);
+            self.recorder.record_call(&pending, key, Invocation::Lease, leased);
         }
         is_answered
     }
 
     /// One of the leases that were got, mostly one of the latest.
-    fn held(&mut self) -> Option<Held> {
-        let leases = self.world.record.lock().leases.clone();
-        let latest = &leases[leases.len().saturating_sub(6)..];
-        self.dice.one_of(latest).cloned()
+    fn choose_lease(&mut self) -> Option<ObservedLease> {
+        let leases = self.recorder.record.lock().leases.clone();
+        let recent = &leases[leases.len().saturating_sub(6)..];
+        self.rng.choose(recent).cloned()
     }
 
-    async fn beat(&mut self, process: &mut Process) -> bool {
-        let Some(held) = self.held() else { return true };
-        let (key, name) = self.world.known(&held.name);
-        let units = (!self.dice.once_in(3)).then(|| self.number());
+    async fn heartbeat(&mut self, process: &mut ReplicaProcess) -> bool {
+        let Some(lease) = self.choose_lease() else { return true };
+        let (key, name) = self.recorder.lookup_name(&lease.name);
+        let units = (!self.rng.one_in(3)).then(|| self.unique_number());
         let report = LeaseReport {
-            name: held.name,
-            lease_token: held.bytes,
+            name: lease.name,
+            lease_token: lease.lease_token,
             progress: units.map(|done_units| Progress {
                 done_units,
                 ..Progress::default()
             }),
             ..LeaseReport::default()
         };
-        let begun = self.world.begin(process);
-        let answered = match answer(process.worker.heartbeat(beat(&self.id, [report]))).await {
-            Ok(answer) => {
-                let directive = &answer.directives[0];
+        let pending = self.recorder.begin_call(process);
+        let response = match call_response(process.worker_client.heartbeat(heartbeat_request(&self.worker_id, [report]))).await {
+            Ok(heartbeat) => {
+                let directive = &heartbeat.directives[0];
                 match directive.kind() {
-                    Kind::Continue => Answer::Go(Go::On),
-                    Kind::CancelRequested => Answer::Go(Go::Stop),
-                    Kind::OperationDeleted => Answer::Go(Go::Unseen),
-                    Kind::LeaseLost => match why(directive.error.as_ref().unwrap()).as_str() {
-                        "OPERATION_NOT_FOUND" => Answer::Missing,
-                        "OPERATION_DONE" => Answer::Over,
-                        "LEASE_LOST" => Answer::LeaseLost,
+                    Kind::Continue => CallResponse::Renewed(HeartbeatDirective::Continue),
+                    Kind::CancelRequested => CallResponse::Renewed(HeartbeatDirective::CancelRequested),
+                    Kind::OperationDeleted => CallResponse::Renewed(HeartbeatDirective::Deleted),
+                    Kind::LeaseLost => match error_reason(directive.error.as_ref().unwrap()).as_str() {
+                        "OPERATION_NOT_FOUND" => CallResponse::NotFound,
+                        "OPERATION_DONE" => CallResponse::AlreadyDone,
+                        "LEASE_LOST" => CallResponse::LeaseLost,
                         other => panic!("no lease is lost because of {other}"),
                     },
                     other => panic!("{other:?} is no answer to a report"),
                 }
             }
-            Err(other) => other,
+            Err(response) => response,
         };
-        let is_answered = answered != Answer::Lost;
-        let ask = Ask::Beat(name, held.token, units);
-        self.world.put(&begun, key, ask, answered);
+        let is_answered = response != CallResponse::Unknown;
+        let invocation = Invocation::Heartbeat(name, lease.token, units);
+        self.recorder.record_call(&pending, key, invocation, response);
         is_answered
     }
 
-    async fn finish(&mut self, process: &mut Process) -> bool {
-        let Some(held) = self.held() else { return true };
-        let (key, name) = self.world.known(&held.name);
-        let end = match held.end {
-            Some(end) if self.dice.once_in(2) => end,
-            _ => match self.dice.within(0..10) {
-                0..5 => End::Response(self.number()),
-                5 => End::Failure(self.number()),
-                6 | 7 => End::Retryable(self.number()),
-                _ => End::Release,
+    async fn finish(&mut self, process: &mut ReplicaProcess) -> bool {
+        let Some(lease) = self.choose_lease() else { return true };
+        let (key, name) = self.recorder.lookup_name(&lease.name);
+        let finish_request = match lease.unconfirmed_finish {
+            Some(finish_request) if self.rng.one_in(2) => finish_request,
+            _ => match self.rng.random_range(0..10) {
+                0..5 => FinishRequest::Response(self.unique_number()),
+                5 => FinishRequest::Failure(self.unique_number()),
+                6 | 7 => FinishRequest::RetryableFailure(self.unique_number()),
+                _ => FinishRequest::Release,
             },
         };
         let internal = Code::Internal as i32;
-        let outcome = match end {
-            End::Response(number) => Ended::Response(text(&number.to_string())),
-            End::Failure(number) => failure(internal, &number.to_string()),
-            End::Retryable(number) => retryable(internal, &number.to_string()),
-            End::Release => release(),
+        let outcome = match finish_request {
+            FinishRequest::Response(number) => Ended::Response(string_value(&number.to_string())),
+            FinishRequest::Failure(number) => failure(internal, &number.to_string()),
+            FinishRequest::RetryableFailure(number) => retryable_failure(internal, &number.to_string()),
+            FinishRequest::Release => release(),
         };
         let request = FinishOperationRequest {
-            name: held.name,
-            lease_token: held.bytes,
+            name: lease.name,
+            lease_token: lease.lease_token,
             outcome: Some(outcome),
             metadata: None,
         };
-        let begun = self.world.begin(process);
-        let answered = match answer(process.worker.finish_operation(request)).await {
-            Ok(operation) => Answer::Shown(shown(&operation)),
-            Err(other) => other,
+        let pending = self.recorder.begin_call(process);
+        let response = match call_response(process.worker_client.finish_operation(request)).await {
+            Ok(operation) => CallResponse::Snapshot(snapshot(&operation)),
+            Err(response) => response,
         };
-        let is_answered = answered != Answer::Lost;
-        let keep = self.dice.once_in(3);
-        let mut record = self.world.record.lock();
-        if let Some(at) = record.leases.iter().position(|one| one.token == held.token) {
+        let is_answered = response != CallResponse::Unknown;
+        let keeps_lease = self.rng.one_in(3);
+        let mut record = self.recorder.record.lock();
+        if let Some(index) = record.leases.iter().position(|one| one.token == lease.token) {
             if !is_answered {
-                record.leases[at].end = Some(end);
-            } else if !keep {
-                record.leases.remove(at);
+                record.leases[index].unconfirmed_finish = Some(finish_request);
+            } else if !keeps_lease {
+                record.leases.remove(index);
             }
         }
         drop(record);
-        let ask = Ask::Finish(name, held.token, end);
-        self.world.put(&begun, key, ask, answered);
+        let invocation = Invocation::Finish(name, lease.token, finish_request);
+        self.recorder.record_call(&pending, key, invocation, response);
         is_answered
     }
 
-    async fn cancel(&mut self, process: &mut Process, name: String) -> bool {
-        let (key, number) = self.world.known(&name);
-        let begun = self.world.begin(process);
+    async fn cancel(&mut self, process: &mut ReplicaProcess, name: String) -> bool {
+        let (key, number) = self.recorder.lookup_name(&name);
+        let pending = self.recorder.begin_call(process);
         let call = process
             .client
             .cancel_operation(CancelOperationRequest { name });
-        let answered = answer(call)
+        let response = call_response(call)
             .await
-            .map_or_else(|other| other, |()| Answer::Ok);
-        let is_answered = answered != Answer::Lost;
-        self.world.put(&begun, key, Ask::Cancel(number), answered);
+            .map_or_else(|response| response, |()| CallResponse::Ok);
+        let is_answered = response != CallResponse::Unknown;
+        self.recorder.record_call(&pending, key, Invocation::Cancel(number), response);
         is_answered
     }
 
-    async fn delete(&mut self, process: &mut Process, name: String) -> bool {
-        let (key, number) = self.world.known(&name);
-        let begun = self.world.begin(process);
+    async fn delete(&mut self, process: &mut ReplicaProcess, name: String) -> bool {
+        let (key, number) = self.recorder.lookup_name(&name);
+        let pending = self.recorder.begin_call(process);
         let call = process
             .client
             .delete_operation(DeleteOperationRequest { name });
-        let answered = answer(call)
+        let response = call_response(call)
             .await
-            .map_or_else(|other| other, |()| Answer::Ok);
-        let is_answered = answered != Answer::Lost;
-        self.world.put(&begun, key, Ask::Delete(number), answered);
+            .map_or_else(|response| response, |()| CallResponse::Ok);
+        let is_answered = response != CallResponse::Unknown;
+        self.recorder.record_call(&pending, key, Invocation::Delete(number), response);
         is_answered
     }
 
-    async fn get(&mut self, process: &mut Process, name: &str) -> bool {
-        let (key, number) = self.world.known(name);
-        let begun = self.world.begin(process);
-        let answered = match answer(process.client.get_operation(get(name))).await {
-            Ok(operation) => Answer::Shown(shown(&operation)),
-            Err(other) => other,
+    async fn get(&mut self, process: &mut ReplicaProcess, name: &str) -> bool {
+        let (key, number) = self.recorder.lookup_name(name);
+        let pending = self.recorder.begin_call(process);
+        let response = match call_response(process.client.get_operation(get_request(name))).await {
+            Ok(operation) => CallResponse::Snapshot(snapshot(&operation)),
+            Err(response) => response,
         };
         // A read without an answer says nothing.
-        if answered == Answer::Lost {
+        if response == CallResponse::Unknown {
             return false;
         }
-        let ask = Ask::Get(number, self.world.reads);
-        self.world.put(&begun, key, ask, answered);
+        let invocation = Invocation::Get(number, self.recorder.read_mode);
+        self.recorder.record_call(&pending, key, invocation, response);
         true
     }
 
     /// A number that nobody had before.
-    fn number(&self) -> i64 {
-        let mut record = self.world.record.lock();
-        record.numbers += 1;
-        record.numbers
+    fn unique_number(&self) -> i64 {
+        let mut record = self.recorder.record.lock();
+        record.last_number += 1;
+        record.last_number
     }
 }
 
 /// The reason in a status that came in a message.
-fn why(status: &rpc::Status) -> String {
-    let infos = status.details.iter();
-    let mut infos = infos.filter(|detail| detail.type_url == rpc::ErrorInfo::type_url());
-    let info = infos.next().expect("a refusal has a reason");
+fn error_reason(status: &rpc::Status) -> String {
+    let details = status.details.iter();
+    let mut error_infos = details.filter(|detail| detail.type_url == rpc::ErrorInfo::type_url());
+    let info = error_infos.next().expect("a refusal has a reason");
     rpc::ErrorInfo::decode(info.value.as_slice())
         .unwrap()
         .reason

@@ -30,114 +30,114 @@ use tokio::{
 use tonic::Code;
 
 use super::{
-    replicas::{Fault, Process, REPLICAS, Replicas},
-    rows, setting,
+    replicas::{ClusterFault, ReplicaProcess, REPLICA_COUNT, ServerCluster},
+    stored_rows, env_number,
 };
 use crate::support::{
-    dice::Dice,
-    postgres::Postgres,
-    shop::{attempts, finish, look, queued},
-    stored::Fail,
-    text,
+    dice::TestRng,
+    postgres::PostgresServer,
+    shop::{max_attempts, finish_request, lease_request, queued_request},
+    stored::RpcError,
+    string_value,
 };
 
 const QUEUE: &str = "jobs";
 
 /// Who creates, and who works, at each server.
-const CREATORS: usize = 64;
-const WORKERS: usize = 3;
+const CREATOR_COUNT: usize = 64;
+const WORKERS_PER_SERVER: usize = 3;
 
 /// How many leases a worker takes at once, and how many it ends at once.
-const BATCH: i32 = 64;
+const LEASE_BATCH_SIZE: i32 = 64;
 
 /// How long a call may take until another server is asked.
-const PATIENCE: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What workers know of what they did.
 #[derive(Default)]
-struct Ledger {
+struct FinishLog {
     /// The outcomes that somebody tried to record, by the name of the operation.
-    tried: HashMap<String, HashSet<String>>,
+    attempted: HashMap<String, HashSet<String>>,
     acknowledged: BTreeMap<String, String>,
 }
 
-struct Work {
-    replicas: Arc<Replicas>,
-    ledger: Mutex<Ledger>,
+struct DrainRun {
+    cluster: Arc<ServerCluster>,
+    finish_log: Mutex<FinishLog>,
     /// How many ends were acknowledged.
-    done: watch::Sender<usize>,
+    acknowledged_count: watch::Sender<usize>,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_queue_is_emptied_through_kills_of_servers_and_a_restart_of_the_database() {
-    let count = usize::try_from(setting("DRAIN_OPERATIONS").unwrap_or(2000)).unwrap();
-    let Some(postgres) = Postgres::start(&[]) else {
+async fn queue_drains_through_server_kills_and_database_crash() {
+    let count = usize::try_from(env_number("DRAIN_OPERATIONS").unwrap_or(2000)).unwrap();
+    let Some(postgres) = PostgresServer::start(&[]) else {
         return;
     };
     let postgres = Arc::new(Mutex::new(postgres));
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let arguments = ["--lease-duration", "10s", "--max-queue", "1000000"];
-    let replicas = Arc::new(Replicas::start(begun, &postgres, &arguments).await);
-    let work = Arc::new(Work {
-        replicas: replicas.clone(),
-        ledger: Mutex::default(),
-        done: watch::Sender::new(0),
+    let cluster = Arc::new(ServerCluster::start(started_at, &postgres, &arguments).await);
+    let run = Arc::new(DrainRun {
+        cluster: cluster.clone(),
+        finish_log: Mutex::default(),
+        acknowledged_count: watch::Sender::new(0),
     });
-    create(&work, count).await;
-    let created = begun.elapsed();
-    let mut workers: JoinSet<()> = (0..REPLICAS * WORKERS)
-        .map(|number| work_on(work.clone(), number))
+    create_all(&run, count).await;
+    let create_time = started_at.elapsed();
+    let mut workers: JoinSet<()> = (0..REPLICA_COUNT * WORKERS_PER_SERVER)
+        .map(|number| run_worker(run.clone(), number))
         .collect();
     // Each comes when so much is done, whenever that is.
-    for (part, fault) in [
-        (1, Fault::Kill(0)),
-        (2, Fault::Database),
-        (3, Fault::Kill(1)),
+    for (quarter, fault) in [
+        (1, ClusterFault::Kill(0)),
+        (2, ClusterFault::CrashDatabase),
+        (3, ClusterFault::Kill(1)),
     ] {
-        let mut done = work.done.subscribe();
-        done.wait_for(|done| count * part / 4 <= *done)
+        let mut acknowledged = run.acknowledged_count.subscribe();
+        acknowledged.wait_for(|count_so_far| count * quarter / 4 <= *count_so_far)
             .await
             .unwrap();
-        replicas.suffer(fault).await;
+        cluster.inject(fault).await;
     }
-    let open = "SELECT count(*) FROM longrunning.operations WHERE NOT is_done";
+    let unfinished_query = "SELECT count(*) FROM longrunning.operations WHERE NOT is_done";
     // Ends whose acknowledgement was lost are counted by nobody but the database.
-    let last = async {
-        while replicas.ask(open) != "0" {
+    let all_done = async {
+        while cluster.query(unfinished_query) != "0" {
             sleep(Duration::from_millis(200)).await;
         }
     };
-    let last = timeout(Duration::from_secs(600), last).await;
-    last.unwrap_or_else(|_| panic!("some are never done\n{}", replicas.faults()));
-    let drained = begun.elapsed();
+    let all_done = timeout(Duration::from_secs(600), all_done).await;
+    all_done.unwrap_or_else(|_| panic!("some are never done\n{}", cluster.event_log()));
+    let drain_time = started_at.elapsed();
     workers.abort_all();
     while workers.join_next().await.is_some() {}
-    let rows = rows(&replicas).await;
-    replicas.end().await;
-    let ledger = work.ledger.lock();
+    let rows = stored_rows(&cluster).await;
+    cluster.kill_all().await;
+    let finish_log = run.finish_log.lock();
     assert_eq!(
         rows.len(),
         count,
         "each is there once\n{}",
-        replicas.faults()
+        cluster.event_log()
     );
-    let mut again = 0;
+    let mut retried_count = 0;
     for (name, row) in &rows {
         assert_eq!(
             row.state(),
             State::Succeeded,
             "{name}\n{}",
-            replicas.faults()
+            cluster.event_log()
         );
         let Some(operation::Result::Response(any)) = row.to_proto().result else {
             panic!("{name} has no response: {row:?}");
         };
         let outcome = String::decode(any.value.as_slice()).unwrap();
-        let tried = &ledger.tried[name];
-        assert!(tried.contains(&outcome), "{name}: {outcome} of {tried:?}");
-        again += usize::from(1 < row.attempt());
+        let attempted = &finish_log.attempted[name];
+        assert!(attempted.contains(&outcome), "{name}: {outcome} of {attempted:?}");
+        retried_count += usize::from(1 < row.attempt());
     }
-    for (name, outcome) in &ledger.acknowledged {
+    for (name, outcome) in &finish_log.acknowledged {
         let Some(operation::Result::Response(any)) = rows[name].to_proto().result else {
             panic!("{name} has no response");
         };
@@ -148,55 +148,55 @@ async fn a_queue_is_emptied_through_kills_of_servers_and_a_restart_of_the_databa
         );
     }
     eprintln!(
-        "{count} operations made in {created:.1?}, done after {drained:.1?}; {} ends acknowledged, \
-         {again} tried again\n{}",
-        ledger.acknowledged.len(),
-        replicas.faults()
+        "{count} operations made in {create_time:.1?}, done after {drain_time:.1?}; {} ends acknowledged, \
+         {retried_count} tried again\n{}",
+        finish_log.acknowledged.len(),
+        cluster.event_log()
     );
 }
 
 /// Any server that can be asked.
-async fn any(replicas: &Replicas, dice: &mut Dice) -> Process {
+async fn random_process(cluster: &ServerCluster, rng: &mut TestRng) -> ReplicaProcess {
     loop {
-        if let Some(process) = dice.one_of(&replicas.open()) {
+        if let Some(process) = rng.choose(&cluster.open_processes()) {
             return process.clone();
         }
         sleep(Duration::from_millis(20)).await;
     }
 }
 
-async fn create(work: &Arc<Work>, count: usize) {
+async fn create_all(run: &Arc<DrainRun>, count: usize) {
     let mut creators = JoinSet::new();
-    for creator in 0..CREATORS {
-        let work = work.clone();
+    for creator in 0..CREATOR_COUNT {
+        let run = run.clone();
         creators.spawn(async move {
-            let mut dice = Dice::new(creator as u64);
-            for number in (creator..count).step_by(CREATORS) {
+            let mut rng = TestRng::new(creator as u64);
+            for number in (creator..count).step_by(CREATOR_COUNT) {
                 let request = CreateOperationRequest {
                     operation_id: format!("job-{number}"),
-                    retry_policy: attempts(1_000_000),
-                    ..queued(QUEUE)
+                    retry_policy: max_attempts(1_000_000),
+                    ..queued_request(QUEUE)
                 };
                 assert!(matches!(request.execution, Some(Execution::Queued(_))));
-                let mut process = any(&work.replicas, &mut dice).await;
-                process.worker.create_operation(request).await.unwrap();
+                let mut process = random_process(&run.cluster, &mut rng).await;
+                process.worker_client.create_operation(request).await.unwrap();
             }
         });
     }
-    while let Some(ended) = creators.join_next().await {
-        ended.unwrap();
+    while let Some(result) = creators.join_next().await {
+        result.unwrap();
     }
 }
 
 /// A worker, which asks whatever server there is, for ever.
-async fn work_on(work: Arc<Work>, number: usize) {
-    let mut dice = Dice::new(1000 + number as u64);
+async fn run_worker(run: Arc<DrainRun>, number: usize) {
+    let mut rng = TestRng::new(1000 + number as u64);
     let worker = format!("w{number}");
     loop {
-        let mut process = any(&work.replicas, &mut dice).await;
-        let request = look(&[QUEUE], &worker, BATCH);
-        let leased = timeout(PATIENCE, process.worker.lease_operations(request)).await;
-        let leases = match leased {
+        let mut process = random_process(&run.cluster, &mut rng).await;
+        let request = lease_request(&[QUEUE], &worker, LEASE_BATCH_SIZE);
+        let result = timeout(CALL_TIMEOUT, process.worker_client.lease_operations(request)).await;
+        let leases = match result {
             Ok(Ok(leased)) => leased.into_inner().leases,
             Ok(Err(_)) | Err(_) => Vec::new(),
         };
@@ -204,40 +204,40 @@ async fn work_on(work: Arc<Work>, number: usize) {
             sleep(Duration::from_millis(50)).await;
             continue;
         }
-        let ends: Vec<_> = leases
+        let finishes: Vec<_> = leases
             .into_iter()
-            .map(|lease| end(&work, dice.fork(), lease, &worker))
+            .map(|lease| finish_until_acknowledged(&run, rng.fork(), lease, &worker))
             .collect();
-        futures_util::future::join_all(ends).await;
+        futures_util::future::join_all(finishes).await;
     }
 }
 
 /// Ends an operation, and goes on until it is known how that went.
-async fn end(work: &Work, mut dice: Dice, lease: Lease, worker: &str) {
+async fn finish_until_acknowledged(run: &DrainRun, mut rng: TestRng, lease: Lease, worker: &str) {
     let outcome = format!("{worker} in attempt {}", lease.attempt);
     {
-        let mut ledger = work.ledger.lock();
-        let tried = ledger.tried.entry(lease.name.clone()).or_default();
-        tried.insert(outcome.clone());
+        let mut finish_log = run.finish_log.lock();
+        let attempted = finish_log.attempted.entry(lease.name.clone()).or_default();
+        attempted.insert(outcome.clone());
     }
     loop {
-        let mut process = any(&work.replicas, &mut dice).await;
-        let request = finish(&lease, Outcome::Response(text(&outcome)));
-        let ended = timeout(PATIENCE, process.worker.finish_operation(request)).await;
-        match ended.map(|ended| ended.map_err(Fail::from)) {
+        let mut process = random_process(&run.cluster, &mut rng).await;
+        let request = finish_request(&lease, Outcome::Response(string_value(&outcome)));
+        let result = timeout(CALL_TIMEOUT, process.worker_client.finish_operation(request)).await;
+        match result.map(|ended| ended.map_err(RpcError::from)) {
             Ok(Ok(_)) => {
-                let mut ledger = work.ledger.lock();
-                let before = ledger.acknowledged.insert(lease.name.clone(), outcome);
+                let mut finish_log = run.finish_log.lock();
+                let before = finish_log.acknowledged.insert(lease.name.clone(), outcome);
                 assert_eq!(before, None, "{} ended twice", lease.name);
-                work.done.send_modify(|done| *done += 1);
+                run.acknowledged_count.send_modify(|done| *done += 1);
                 return;
             }
             // Another worker has it, or had it.
-            Ok(Err(Fail::Refused(Code::FailedPrecondition, _))) => return,
-            Ok(Err(Fail::Refused(Code::Unavailable, _) | Fail::Lost(_))) | Err(_) => {
-                sleep(Duration::from_millis(dice.within(20..200))).await;
+            Ok(Err(RpcError::Rejected(Code::FailedPrecondition, _))) => return,
+            Ok(Err(RpcError::Rejected(Code::Unavailable, _) | RpcError::Unknown(_))) | Err(_) => {
+                sleep(Duration::from_millis(rng.random_range(20..200))).await;
             }
-            Ok(Err(Fail::Refused(code, reason))) => panic!("{code:?} {reason} for {}", lease.name),
+            Ok(Err(RpcError::Rejected(code, reason))) => panic!("{code:?} {reason} for {}", lease.name),
         }
     }
 }

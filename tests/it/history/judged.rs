@@ -5,128 +5,128 @@ mod outage;
 mod random;
 
 use super::{
-    calls::{Answer, Ask, Call, End, Go, NEVER, Outcome, Reads, Shown, Stage, Time},
+    calls::{CallResponse, Invocation, Call, FinishRequest, HeartbeatDirective, NEVER_RETURNED, TerminalOutcome, ReadMode, OperationSnapshot, SnapshotPhase, Nanos},
     checker::{check, explain},
-    spec::Rules,
+    spec::SequentialSpec,
 };
 
-const RULES: Rules = Rules {
-    is_named: true,
-    attempts: Some(3),
-    lease: 1000,
-    slack: 100,
+const NAMED_SPEC: SequentialSpec = SequentialSpec {
+    has_client_id: true,
+    max_attempts: Some(3),
+    lease_duration: 1000,
+    max_clock_skew: 100,
     outage: None,
 };
 
-const REQUEST: Rules = Rules {
-    is_named: false,
-    ..RULES
+const REQUEST_SPEC: SequentialSpec = SequentialSpec {
+    has_client_id: false,
+    ..NAMED_SPEC
 };
 
 /// A call to process 1, which was there from the start.
-fn call(begun: Time, ended: Time, ask: Ask, answer: Answer) -> Call {
+fn call(invoked_at: Nanos, returned_at: Nanos, invocation: Invocation, response: CallResponse) -> Call {
     Call {
-        begun,
-        ended,
+        invoked_at,
+        returned_at,
         process: 1,
-        since: 0,
-        ask,
-        answer,
+        process_started_at: 0,
+        invocation,
+        response,
     }
 }
 
-fn lost(begun: Time, ask: Ask) -> Call {
-    call(begun, NEVER, ask, Answer::Lost)
+fn unanswered(invoked_at: Nanos, invocation: Invocation) -> Call {
+    call(invoked_at, NEVER_RETURNED, invocation, CallResponse::Unknown)
 }
 
 fn created() -> Call {
-    let answer = Answer::Created {
+    let response = CallResponse::Created {
         name: 0,
-        reused: false,
+        already_existed: false,
     };
-    call(0, 1, Ask::Create, answer)
+    call(0, 1, Invocation::Create, response)
 }
 
-fn leased(begun: Time, token: usize, attempt: u32) -> Call {
-    let answer = Answer::Leased {
+fn leased(invoked_at: Nanos, token: usize, attempt: u32) -> Call {
+    let response = CallResponse::Leased {
         name: 0,
         token,
         attempt,
     };
-    call(begun, begun + 1, Ask::Lease, answer)
+    call(invoked_at, invoked_at + 1, Invocation::Lease, response)
 }
 
-fn shown(stage: Stage, attempt: u32) -> Answer {
-    Answer::Shown(Shown {
-        stage,
+fn snapshot(phase: SnapshotPhase, attempt: u32) -> CallResponse {
+    CallResponse::Snapshot(OperationSnapshot {
+        phase,
         attempt,
-        is_cancelled: stage == Stage::Done(Outcome::Cancelled),
+        is_cancel_requested: phase == SnapshotPhase::Done(TerminalOutcome::Cancelled),
         units: 0,
     })
 }
 
-fn done(number: i64) -> Answer {
-    shown(Stage::Done(Outcome::Response(number)), 1)
+fn done_snapshot(number: i64) -> CallResponse {
+    snapshot(SnapshotPhase::Done(TerminalOutcome::Response(number)), 1)
 }
 
-fn finish(begun: Time, token: usize, number: i64, answer: Answer) -> Call {
-    let ask = Ask::Finish(0, token, End::Response(number));
-    call(begun, begun + 1, ask, answer)
+fn finish(invoked_at: Nanos, token: usize, number: i64, response: CallResponse) -> Call {
+    let invocation = Invocation::Finish(0, token, FinishRequest::Response(number));
+    call(invoked_at, invoked_at + 1, invocation, response)
 }
 
-fn got(begun: Time, reads: Reads, answer: Answer) -> Call {
-    call(begun, begun + 1, Ask::Get(0, reads), answer)
+fn get_call(invoked_at: Nanos, read_mode: ReadMode, response: CallResponse) -> Call {
+    call(invoked_at, invoked_at + 1, Invocation::Get(0, read_mode), response)
 }
 
 /// The same call to another process.
-fn elsewhere(call: Call) -> Call {
+fn at_other_process(call: Call) -> Call {
     Call { process: 2, ..call }
 }
 
-fn accepts(rules: Rules, calls: &[Call]) {
-    if let Err(why) = check(&rules, calls) {
-        panic!("{}", explain(&rules, calls, &why));
+fn assert_accepted(spec: SequentialSpec, calls: &[Call]) {
+    if let Err(counterexample) = check(&spec, calls) {
+        panic!("{}", explain(&spec, calls, &counterexample));
     }
 }
 
-fn rejects(rules: Rules, calls: &[Call]) {
-    let why = check(&rules, calls).expect_err("an order was found");
-    assert!(!explain(&rules, calls, &why).is_empty());
+fn assert_rejected(spec: SequentialSpec, calls: &[Call]) {
+    let counterexample = check(&spec, calls).expect_err("an order was found");
+    assert!(!explain(&spec, calls, &counterexample).is_empty());
 }
 
 #[test]
-fn a_history_without_anything_strange_is_accepted() {
-    accepts(
-        RULES,
+fn checker_accepts_ordinary_history() {
+    assert_accepted(
+        NAMED_SPEC,
         &[
             created(),
-            got(2, Reads::Fresh, shown(Stage::Waiting, 0)),
+            get_call(2, ReadMode::Linearizable, snapshot(SnapshotPhase::Pending, 0)),
             leased(4, 1, 1),
-            got(6, Reads::Fresh, shown(Stage::Held, 1)),
-            call(8, 9, Ask::Beat(0, 1, None), Answer::Go(Go::On)),
-            finish(10, 1, 7, done(7)),
-            finish(12, 1, 7, done(7)),
-            finish(14, 1, 8, Answer::Over),
-            call(16, 17, Ask::Cancel(0), Answer::Ok),
-            got(18, Reads::Fresh, done(7)),
-            call(20, 21, Ask::Create, Answer::Exists),
-            call(22, 23, Ask::Delete(0), Answer::Ok),
-            call(24, 25, Ask::Delete(0), Answer::Missing),
-            call(26, 27, Ask::Cancel(0), Answer::Missing),
-            got(28, Reads::Fresh, Answer::Missing),
+            get_call(6, ReadMode::Linearizable, snapshot(SnapshotPhase::Running, 1)),
+            call(8, 9, Invocation::Heartbeat(0, 1, None), CallResponse::Renewed(HeartbeatDirective::Continue)),
+            finish(10, 1, 7, done_snapshot(7)),
+            finish(12, 1, 7, done_snapshot(7)),
+            finish(14, 1, 8, CallResponse::AlreadyDone),
+            call(16, 17, Invocation::Cancel(0), CallResponse::Ok),
+            get_call(18, ReadMode::Linearizable, done_snapshot(7)),
+            call(20, 21, Invocation::Create, CallResponse::AlreadyExists),
+            call(22, 23, Invocation::Delete(0), CallResponse::Ok),
+            call(24, 25, Invocation::Delete(0), CallResponse::NotFound),
+            call(26, 27, Invocation::Cancel(0), CallResponse::NotFound),
+            get_call(28, ReadMode::Linearizable, CallResponse::NotFound),
         ],
     );
 }
 
 #[test]
-fn two_leases_at_a_time_are_rejected() {
-    rejects(RULES, &[created(), leased(2, 1, 1), leased(4, 2, 2)]);
-    rejects(RULES, &[created(), leased(2, 1, 1), leased(880, 2, 2)]);
-    accepts(RULES, &[created(), leased(2, 1, 1), leased(902, 2, 2)]);
+fn checker_rejects_overlapping_leases() {
+    assert_rejected(NAMED_SPEC, &[created(), leased(2, 1, 1), leased(4, 2, 2)]);
+    assert_rejected(NAMED_SPEC, &[created(), leased(2, 1, 1), leased(880, 2, 2)]);
+    assert_accepted(NAMED_SPEC, &[created(), leased(2, 1, 1), leased(902, 2, 2)]);
     // A renewal begins the time anew.
-    let renewed = call(500, 501, Ask::Beat(0, 1, None), Answer::Go(Go::On));
-    rejects(
-        RULES,
+    let renewed = call(500, 501, Invocation::Heartbeat(0, 1, None), CallResponse::Renewed(HeartbeatDirective::Continue));
+    assert_rejected(
+        NAMED_SPEC,
         &[
             created(),
             leased(2, 1, 1),
@@ -134,247 +134,247 @@ fn two_leases_at_a_time_are_rejected() {
             leased(1300, 2, 2),
         ],
     );
-    accepts(
-        RULES,
+    assert_accepted(
+        NAMED_SPEC,
         &[created(), leased(2, 1, 1), renewed, leased(1402, 2, 2)],
     );
 }
 
 #[test]
-fn a_lease_that_is_over_serves_no_more() {
-    let late = |begun| finish(begun, 1, 7, done(7));
-    accepts(RULES, &[created(), leased(2, 1, 1), late(1100)]);
-    rejects(RULES, &[created(), leased(2, 1, 1), late(1110)]);
+fn checker_rejects_use_of_expired_lease() {
+    let finish_at = |invoked_at| finish(invoked_at, 1, 7, done_snapshot(7));
+    assert_accepted(NAMED_SPEC, &[created(), leased(2, 1, 1), finish_at(1100)]);
+    assert_rejected(NAMED_SPEC, &[created(), leased(2, 1, 1), finish_at(1110)]);
     // Unless nobody could renew it.
-    let away = |begun, ended| Rules {
-        outage: Some((begun, ended)),
-        ..RULES
+    let with_outage = |start, end| SequentialSpec {
+        outage: Some((start, end)),
+        ..NAMED_SPEC
     };
-    accepts(away(500, 2000), &[created(), leased(2, 1, 1), late(3100)]);
-    rejects(away(500, 2000), &[created(), leased(2, 1, 1), late(3110)]);
-    rejects(away(1200, 2000), &[created(), leased(2, 1, 1), late(1300)]);
-    let refused = |begun| finish(begun, 1, 7, Answer::LeaseLost);
-    rejects(RULES, &[created(), leased(2, 1, 1), refused(800)]);
-    accepts(RULES, &[created(), leased(2, 1, 1), refused(1000)]);
+    assert_accepted(with_outage(500, 2000), &[created(), leased(2, 1, 1), finish_at(3100)]);
+    assert_rejected(with_outage(500, 2000), &[created(), leased(2, 1, 1), finish_at(3110)]);
+    assert_rejected(with_outage(1200, 2000), &[created(), leased(2, 1, 1), finish_at(1300)]);
+    let finish_rejected_at = |invoked_at| finish(invoked_at, 1, 7, CallResponse::LeaseLost);
+    assert_rejected(NAMED_SPEC, &[created(), leased(2, 1, 1), finish_rejected_at(800)]);
+    assert_accepted(NAMED_SPEC, &[created(), leased(2, 1, 1), finish_rejected_at(1000)]);
 }
 
 #[test]
-fn an_outcome_that_is_lost_or_replaced_is_rejected() {
-    let so_far = || vec![created(), leased(2, 1, 1), finish(4, 1, 7, done(7))];
-    let and = |call| [so_far(), vec![call]].concat();
-    rejects(RULES, &and(got(6, Reads::Fresh, shown(Stage::Held, 1))));
-    rejects(RULES, &and(got(6, Reads::Fresh, done(8))));
-    rejects(RULES, &and(finish(6, 1, 8, done(8))));
-    rejects(RULES, &and(leased(2000, 2, 2)));
-    rejects(RULES, &and(got(6, Reads::Fresh, Answer::Missing)));
+fn checker_rejects_lost_or_replaced_outcome() {
+    let prefix = || vec![created(), leased(2, 1, 1), finish(4, 1, 7, done_snapshot(7))];
+    let followed_by = |call| [prefix(), vec![call]].concat();
+    assert_rejected(NAMED_SPEC, &followed_by(get_call(6, ReadMode::Linearizable, snapshot(SnapshotPhase::Running, 1))));
+    assert_rejected(NAMED_SPEC, &followed_by(get_call(6, ReadMode::Linearizable, done_snapshot(8))));
+    assert_rejected(NAMED_SPEC, &followed_by(finish(6, 1, 8, done_snapshot(8))));
+    assert_rejected(NAMED_SPEC, &followed_by(leased(2000, 2, 2)));
+    assert_rejected(NAMED_SPEC, &followed_by(get_call(6, ReadMode::Linearizable, CallResponse::NotFound)));
 }
 
 #[test]
-fn two_outcomes_at_a_time_are_rejected() {
-    let at_once = |number| {
+fn checker_rejects_two_concurrent_outcomes() {
+    let concurrent_finish = |number| {
         call(
             4,
             20,
-            Ask::Finish(0, 1, End::Response(number)),
-            done(number),
+            Invocation::Finish(0, 1, FinishRequest::Response(number)),
+            done_snapshot(number),
         )
     };
-    rejects(RULES, &[created(), leased(2, 1, 1), at_once(7), at_once(8)]);
-    let over = call(4, 20, Ask::Finish(0, 1, End::Response(8)), Answer::Over);
-    accepts(RULES, &[created(), leased(2, 1, 1), at_once(7), over]);
+    assert_rejected(NAMED_SPEC, &[created(), leased(2, 1, 1), concurrent_finish(7), concurrent_finish(8)]);
+    let rejected = call(4, 20, Invocation::Finish(0, 1, FinishRequest::Response(8)), CallResponse::AlreadyDone);
+    assert_accepted(NAMED_SPEC, &[created(), leased(2, 1, 1), concurrent_finish(7), rejected]);
 }
 
 #[test]
-fn a_late_read_is_rejected_where_reads_are_fresh_only() {
-    let reads = |reads| {
+fn checker_rejects_stale_read_only_if_reads_are_linearizable() {
+    let history_with = |read_mode| {
         vec![
             created(),
-            call(2, 3, Ask::Cancel(0), Answer::Ok),
-            elsewhere(got(5, reads, shown(Stage::Waiting, 0))),
+            call(2, 3, Invocation::Cancel(0), CallResponse::Ok),
+            at_other_process(get_call(5, read_mode, snapshot(SnapshotPhase::Pending, 0))),
         ]
     };
-    rejects(RULES, &reads(Reads::Fresh));
-    accepts(RULES, &reads(Reads::MayBeLate));
+    assert_rejected(NAMED_SPEC, &history_with(ReadMode::Linearizable));
+    assert_accepted(NAMED_SPEC, &history_with(ReadMode::Local));
 }
 
 #[test]
-fn a_read_that_goes_back_or_misses_what_was_done_through_its_server_is_rejected() {
-    let cancelled = shown(Stage::Done(Outcome::Cancelled), 0);
-    let waiting = shown(Stage::Waiting, 0);
-    let late = |begun, answer: &Answer| got(begun, Reads::MayBeLate, answer.clone());
-    let cancel = call(2, 3, Ask::Cancel(0), Answer::Ok);
-    rejects(RULES, &[created(), cancel.clone(), late(5, &waiting)]);
-    let back = |second| {
+fn checker_rejects_read_that_goes_back_or_misses_own_write() {
+    let cancelled = snapshot(SnapshotPhase::Done(TerminalOutcome::Cancelled), 0);
+    let pending = snapshot(SnapshotPhase::Pending, 0);
+    let stale_get = |invoked_at, response: &CallResponse| get_call(invoked_at, ReadMode::Local, response.clone());
+    let cancel = call(2, 3, Invocation::Cancel(0), CallResponse::Ok);
+    assert_rejected(NAMED_SPEC, &[created(), cancel.clone(), stale_get(5, &pending)]);
+    let two_reads = |second| {
         vec![
             created(),
             cancel.clone(),
-            elsewhere(late(5, &cancelled)),
-            elsewhere(late(7, second)),
+            at_other_process(stale_get(5, &cancelled)),
+            at_other_process(stale_get(7, second)),
         ]
     };
-    rejects(RULES, &back(&waiting));
-    accepts(RULES, &back(&cancelled));
+    assert_rejected(NAMED_SPEC, &two_reads(&pending));
+    assert_accepted(NAMED_SPEC, &two_reads(&cancelled));
     // Of another operation it need not have heard.
-    let other = vec![
+    let other_operation = vec![
         call(
             0,
             1,
-            Ask::Create,
-            Answer::Created {
+            Invocation::Create,
+            CallResponse::Created {
                 name: 0,
-                reused: false,
+                already_existed: false,
             },
         ),
-        call(2, 3, Ask::Delete(0), Answer::Ok),
-        elsewhere(call(
+        call(2, 3, Invocation::Delete(0), CallResponse::Ok),
+        at_other_process(call(
             4,
             5,
-            Ask::Create,
-            Answer::Created {
+            Invocation::Create,
+            CallResponse::Created {
                 name: 1,
-                reused: false,
+                already_existed: false,
             },
         )),
-        elsewhere(late(7, &waiting)),
+        at_other_process(stale_get(7, &pending)),
     ];
-    accepts(REQUEST, &other);
+    assert_accepted(REQUEST_SPEC, &other_operation);
     // A server that began later knows what was done before.
-    let mut young = elsewhere(late(5, &waiting));
-    young.since = 4;
-    rejects(RULES, &[created(), cancel.clone(), young]);
+    let mut young_process = at_other_process(stale_get(5, &pending));
+    young_process.process_started_at = 4;
+    assert_rejected(NAMED_SPEC, &[created(), cancel.clone(), young_process]);
     // What was never so is no late read, nor is what is still to come.
-    rejects(RULES, &[created(), elsewhere(late(5, &done(7)))]);
-    let early = elsewhere(got(0, Reads::MayBeLate, cancelled.clone()));
-    rejects(RULES, &[created(), early, cancel]);
+    assert_rejected(NAMED_SPEC, &[created(), at_other_process(stale_get(5, &done_snapshot(7)))]);
+    let early_read = at_other_process(get_call(0, ReadMode::Local, cancelled.clone()));
+    assert_rejected(NAMED_SPEC, &[created(), early_read, cancel]);
 }
 
 #[test]
-fn what_was_deleted_does_not_come_back() {
-    let so_far = || vec![created(), call(2, 3, Ask::Delete(0), Answer::Ok)];
-    let and = |call| [so_far(), vec![call]].concat();
-    rejects(RULES, &and(got(5, Reads::Fresh, shown(Stage::Waiting, 0))));
-    rejects(RULES, &and(call(5, 6, Ask::Delete(0), Answer::Ok)));
-    rejects(RULES, &and(call(5, 6, Ask::Cancel(0), Answer::Ok)));
+fn checker_rejects_reappearance_of_deleted_operation() {
+    let prefix = || vec![created(), call(2, 3, Invocation::Delete(0), CallResponse::Ok)];
+    let followed_by = |call| [prefix(), vec![call]].concat();
+    assert_rejected(NAMED_SPEC, &followed_by(get_call(5, ReadMode::Linearizable, snapshot(SnapshotPhase::Pending, 0))));
+    assert_rejected(NAMED_SPEC, &followed_by(call(5, 6, Invocation::Delete(0), CallResponse::Ok)));
+    assert_rejected(NAMED_SPEC, &followed_by(call(5, 6, Invocation::Cancel(0), CallResponse::Ok)));
     // Its work goes on unseen, and its name is taken until that is done.
-    accepts(RULES, &and(leased(5, 1, 1)));
-    accepts(RULES, &and(call(5, 6, Ask::Create, Answer::Exists)));
-    rejects(
-        RULES,
-        &and(Call {
-            begun: 5,
-            ended: 6,
+    assert_accepted(NAMED_SPEC, &followed_by(leased(5, 1, 1)));
+    assert_accepted(NAMED_SPEC, &followed_by(call(5, 6, Invocation::Create, CallResponse::AlreadyExists)));
+    assert_rejected(
+        NAMED_SPEC,
+        &followed_by(Call {
+            invoked_at: 5,
+            returned_at: 6,
             ..created()
         }),
     );
 }
 
 #[test]
-fn what_was_granted_without_need_may_have_been_granted_later() {
-    let cancelled = || shown(Stage::Done(Outcome::Cancelled), 0);
+fn checker_accepts_no_op_cancel_taking_effect_late() {
+    let cancelled = || snapshot(SnapshotPhase::Done(TerminalOutcome::Cancelled), 0);
     let calls = [
         created(),
-        call(2, 3, Ask::Cancel(0), Answer::Ok),
+        call(2, 3, Invocation::Cancel(0), CallResponse::Ok),
         // There is nothing to do when it begins, and there may be before it ends.
-        call(4, 20, Ask::Cancel(0), Answer::Ok),
-        call(5, 6, Ask::Delete(0), Answer::Ok),
+        call(4, 20, Invocation::Cancel(0), CallResponse::Ok),
+        call(5, 6, Invocation::Delete(0), CallResponse::Ok),
         Call {
-            begun: 7,
-            ended: 8,
+            invoked_at: 7,
+            returned_at: 8,
             ..created()
         },
-        got(10, Reads::Fresh, cancelled()),
+        get_call(10, ReadMode::Linearizable, cancelled()),
     ];
-    accepts(RULES, &calls);
+    assert_accepted(NAMED_SPEC, &calls);
 }
 
 #[test]
-fn a_call_without_an_answer_may_have_taken_effect_or_not() {
-    let cancelled = shown(Stage::Done(Outcome::Cancelled), 0);
-    let waiting = shown(Stage::Waiting, 0);
-    let cancel = lost(2, Ask::Cancel(0));
-    let get = |begun, answer: &Answer| got(begun, Reads::Fresh, answer.clone());
-    accepts(RULES, &[created(), cancel.clone(), get(5, &waiting)]);
-    accepts(RULES, &[created(), cancel.clone(), get(5, &cancelled)]);
-    accepts(
-        RULES,
+fn checker_lets_unanswered_call_take_effect_or_not() {
+    let cancelled = snapshot(SnapshotPhase::Done(TerminalOutcome::Cancelled), 0);
+    let pending = snapshot(SnapshotPhase::Pending, 0);
+    let cancel = unanswered(2, Invocation::Cancel(0));
+    let get = |invoked_at, response: &CallResponse| get_call(invoked_at, ReadMode::Linearizable, response.clone());
+    assert_accepted(NAMED_SPEC, &[created(), cancel.clone(), get(5, &pending)]);
+    assert_accepted(NAMED_SPEC, &[created(), cancel.clone(), get(5, &cancelled)]);
+    assert_accepted(
+        NAMED_SPEC,
         &[
             created(),
             cancel.clone(),
-            get(5, &waiting),
+            get(5, &pending),
             get(90, &cancelled),
         ],
     );
-    rejects(
-        RULES,
+    assert_rejected(
+        NAMED_SPEC,
         &[
             created(),
             cancel.clone(),
             get(5, &cancelled),
-            get(90, &waiting),
+            get(90, &pending),
         ],
     );
-    rejects(RULES, &[created(), get(0, &cancelled), cancel]);
+    assert_rejected(NAMED_SPEC, &[created(), get(0, &cancelled), cancel]);
     // Nor did it happen twice.
     let twice = [
-        lost(0, Ask::Create),
-        call(2, 3, Ask::Delete(0), Answer::Ok),
+        unanswered(0, Invocation::Create),
+        call(2, 3, Invocation::Delete(0), CallResponse::Ok),
         leased(5, 1, 1),
-        finish(7, 1, 7, done(7)),
-        call(9, 10, Ask::Delete(0), Answer::Ok),
+        finish(7, 1, 7, done_snapshot(7)),
+        call(9, 10, Invocation::Delete(0), CallResponse::Ok),
     ];
-    rejects(RULES, &twice);
+    assert_rejected(NAMED_SPEC, &twice);
 }
 
 #[test]
-fn a_lease_that_nobody_got_goes_back_or_runs_out() {
-    let claim = lost(2, Ask::Lease);
-    let held = got(5, Reads::Fresh, shown(Stage::Held, 1));
-    accepts(
-        RULES,
-        &[created(), claim.clone(), held.clone(), leased(20, 1, 2)],
+fn checker_lets_unreceived_lease_requeue_or_expire() {
+    let lease_call = unanswered(2, Invocation::Lease);
+    let running = get_call(5, ReadMode::Linearizable, snapshot(SnapshotPhase::Running, 1));
+    assert_accepted(
+        NAMED_SPEC,
+        &[created(), lease_call.clone(), running.clone(), leased(20, 1, 2)],
     );
-    rejects(RULES, &[created(), held, leased(20, 1, 2)]);
-    rejects(RULES, &[created(), claim, leased(20, 1, 3)]);
+    assert_rejected(NAMED_SPEC, &[created(), running, leased(20, 1, 2)]);
+    assert_rejected(NAMED_SPEC, &[created(), lease_call, leased(20, 1, 3)]);
 }
 
 #[test]
-fn a_worker_is_lost_with_its_last_attempt_only() {
-    let lost = shown(Stage::Done(Outcome::WorkerLost), 1);
-    let one = Rules {
-        attempts: Some(1),
-        ..RULES
+fn checker_accepts_worker_lost_only_after_last_attempt() {
+    let worker_lost = snapshot(SnapshotPhase::Done(TerminalOutcome::WorkerLost), 1);
+    let one_attempt = SequentialSpec {
+        max_attempts: Some(1),
+        ..NAMED_SPEC
     };
-    let calls = |answer| [created(), leased(2, 1, 1), got(2000, Reads::Fresh, answer)];
-    accepts(one, &calls(lost.clone()));
-    rejects(RULES, &calls(lost));
-    accepts(RULES, &calls(shown(Stage::Waiting, 1)));
-    rejects(one, &calls(shown(Stage::Waiting, 1)));
+    let calls = |response| [created(), leased(2, 1, 1), get_call(2000, ReadMode::Linearizable, response)];
+    assert_accepted(one_attempt, &calls(worker_lost.clone()));
+    assert_rejected(NAMED_SPEC, &calls(worker_lost));
+    assert_accepted(NAMED_SPEC, &calls(snapshot(SnapshotPhase::Pending, 1)));
+    assert_rejected(one_attempt, &calls(snapshot(SnapshotPhase::Pending, 1)));
 }
 
 #[test]
-fn a_request_makes_one_operation_at_a_time() {
-    let made = |begun, name, reused| {
+fn checker_allows_one_operation_per_request_id_at_a_time() {
+    let create_call = |invoked_at, name, already_existed| {
         call(
-            begun,
-            begun + 1,
-            Ask::Create,
-            Answer::Created { name, reused },
+            invoked_at,
+            invoked_at + 1,
+            Invocation::Create,
+            CallResponse::Created { name, already_existed },
         )
     };
-    let delete = call(3, 4, Ask::Delete(0), Answer::Ok);
-    accepts(REQUEST, &[made(0, 0, false), made(2, 0, true)]);
-    rejects(REQUEST, &[made(0, 0, false), made(2, 1, false)]);
-    rejects(REQUEST, &[made(0, 0, false), made(2, 1, true)]);
-    rejects(
-        REQUEST,
-        &[made(0, 0, false), delete.clone(), made(5, 0, true)],
+    let delete = call(3, 4, Invocation::Delete(0), CallResponse::Ok);
+    assert_accepted(REQUEST_SPEC, &[create_call(0, 0, false), create_call(2, 0, true)]);
+    assert_rejected(REQUEST_SPEC, &[create_call(0, 0, false), create_call(2, 1, false)]);
+    assert_rejected(REQUEST_SPEC, &[create_call(0, 0, false), create_call(2, 1, true)]);
+    assert_rejected(
+        REQUEST_SPEC,
+        &[create_call(0, 0, false), delete.clone(), create_call(5, 0, true)],
     );
-    accepts(REQUEST, &[made(0, 0, false), delete, made(5, 1, false)]);
+    assert_accepted(REQUEST_SPEC, &[create_call(0, 0, false), delete, create_call(5, 1, false)]);
     // Whose answer was lost, who asks again finds out.
-    accepts(REQUEST, &[lost(0, Ask::Create), made(2, 4, true)]);
-    accepts(REQUEST, &[lost(0, Ask::Create), made(2, 4, false)]);
-    rejects(
-        REQUEST,
-        &[lost(0, Ask::Create), made(2, 4, true), made(5, 3, true)],
+    assert_accepted(REQUEST_SPEC, &[unanswered(0, Invocation::Create), create_call(2, 4, true)]);
+    assert_accepted(REQUEST_SPEC, &[unanswered(0, Invocation::Create), create_call(2, 4, false)]);
+    assert_rejected(
+        REQUEST_SPEC,
+        &[unanswered(0, Invocation::Create), create_call(2, 4, true), create_call(5, 3, true)],
     );
 }

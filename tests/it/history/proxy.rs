@@ -9,37 +9,37 @@ use tokio::{
 };
 
 /// Takes connections on a port of its own and passes them on. Ends when dropped.
-pub(super) struct Proxy {
+pub(super) struct DatabaseProxy {
     port: u16,
-    way: watch::Sender<Way>,
+    mode: watch::Sender<ProxyMode>,
     task: JoinHandle<()>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Open,
+enum ProxyMode {
+    Forward,
     /// Nothing arrives, and nobody is told.
     Frozen,
     /// Connections are closed, also those that are made.
-    Cut,
+    Disconnected,
 }
 
 // === impl Proxy ===
 
-impl Proxy {
+impl DatabaseProxy {
     /// The way to a port of this machine.
-    pub(super) async fn to(port: u16) -> Self {
+    pub(super) async fn start(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (way, seen) = watch::channel(Way::Open);
+        let (mode, mode_receiver) = watch::channel(ProxyMode::Forward);
         Self {
             port: listener.local_addr().unwrap().port(),
-            way,
+            mode,
             task: tokio::spawn(async move {
-                let mut lines = JoinSet::new();
+                let mut connections = JoinSet::new();
                 loop {
-                    let (near, _) = listener.accept().await.unwrap();
-                    lines.spawn(pass_on(near, port, seen.clone()));
-                    while lines.try_join_next().is_some() {}
+                    let (client, _) = listener.accept().await.unwrap();
+                    connections.spawn(proxy_connection(client, port, mode_receiver.clone()));
+                    while connections.try_join_next().is_some() {}
                 }
             }),
         }
@@ -50,59 +50,59 @@ impl Proxy {
     }
 
     /// Closes every connection and refuses new ones.
-    pub(super) fn cut(&self) {
-        self.way.send_replace(Way::Cut);
+    pub(super) fn disconnect(&self) {
+        self.mode.send_replace(ProxyMode::Disconnected);
     }
 
     /// Holds back whatever is sent.
     pub(super) fn freeze(&self) {
-        self.way.send_replace(Way::Frozen);
+        self.mode.send_replace(ProxyMode::Frozen);
     }
 
     /// Lets everything pass, first what was held back.
-    pub(super) fn heal(&self) {
-        self.way.send_replace(Way::Open);
+    pub(super) fn restore(&self) {
+        self.mode.send_replace(ProxyMode::Forward);
     }
 }
 
-impl Drop for Proxy {
+impl Drop for DatabaseProxy {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
 /// One connection. Both sides see its end, however it comes.
-async fn pass_on(near: TcpStream, port: u16, way: watch::Receiver<Way>) {
-    let pumps = async {
-        let Ok(far) = TcpStream::connect(("127.0.0.1", port)).await else {
+async fn proxy_connection(client: TcpStream, port: u16, mode: watch::Receiver<ProxyMode>) {
+    let forward = async {
+        let Ok(upstream) = TcpStream::connect(("127.0.0.1", port)).await else {
             return;
         };
-        let (mut near_read, mut near_write) = near.into_split();
-        let (mut far_read, mut far_write) = far.into_split();
+        let (mut client_read, mut client_write) = client.into_split();
+        let (mut upstream_read, mut upstream_write) = upstream.into_split();
         select! {
-            () = pump(&mut near_read, &mut far_write, way.clone()) => {}
-            () = pump(&mut far_read, &mut near_write, way.clone()) => {}
+            () = copy_while_open(&mut client_read, &mut upstream_write, mode.clone()) => {}
+            () = copy_while_open(&mut upstream_read, &mut client_write, mode.clone()) => {}
         }
     };
-    let mut seen = way.clone();
-    let cut = seen.wait_for(|way| *way == Way::Cut);
-    if *way.borrow() != Way::Cut {
+    let mut mode_changes = mode.clone();
+    let disconnected = mode_changes.wait_for(|mode| *mode == ProxyMode::Disconnected);
+    if *mode.borrow() != ProxyMode::Disconnected {
         select! {
-            () = pumps => {}
-            _ = cut => {}
+            () = forward => {}
+            _ = disconnected => {}
         }
     }
 }
 
-async fn pump(
+async fn copy_while_open(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
-    mut way: watch::Receiver<Way>,
+    mut mode: watch::Receiver<ProxyMode>,
 ) {
     let mut bytes = vec![0; 1 << 16];
     while let Ok(count @ 1..) = from.read(&mut bytes).await {
-        let is_passed = way.wait_for(|way| *way == Way::Open).await.is_ok();
-        if !is_passed || to.write_all(&bytes[..count]).await.is_err() {
+        let is_open = mode.wait_for(|mode| *mode == ProxyMode::Forward).await.is_ok();
+        if !is_open || to.write_all(&bytes[..count]).await.is_err() {
             return;
         }
     }

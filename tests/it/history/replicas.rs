@@ -5,7 +5,7 @@
 use std::{ffi::OsString, sync::Arc, time::Duration};
 
 use longrunning::{
-    PostgresOptions, proto::longrunning::v1::operation_worker_client::OperationWorkerClient,
+    PostgresConfig, proto::longrunning::v1::operation_worker_client::OperationWorkerClient,
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -14,253 +14,253 @@ use tokio::{
 };
 use tonic::transport::Channel;
 
-use super::{calls::Time, proxy::Proxy};
+use super::{calls::Nanos, proxy::DatabaseProxy};
 use crate::support::{
-    Client,
-    dice::Dice,
-    postgres::Postgres,
-    stored::{Begun, Ended, Serving, spawn_over},
+    GrpcClient,
+    dice::TestRng,
+    postgres::PostgresServer,
+    stored::{StartOutcome, ServerExit, PersistentServer, spawn_with_store},
 };
 
-pub(super) const REPLICAS: usize = 3;
+pub(super) const REPLICA_COUNT: usize = 3;
 
 /// Long enough for connections to be closed.
-const SHORT: Duration = Duration::from_millis(100);
+const DISCONNECT_DELAY: Duration = Duration::from_millis(100);
 
 /// The servers, their ways and the database.
-pub(super) struct Replicas {
-    begun: Instant,
-    options: PostgresOptions,
+pub(super) struct ServerCluster {
+    started_at: Instant,
+    config: PostgresConfig,
     arguments: Vec<String>,
-    postgres: Arc<Mutex<Postgres>>,
-    ways: Vec<Proxy>,
-    processes: Mutex<Vec<Option<Serving>>>,
+    postgres: Arc<Mutex<PostgresServer>>,
+    proxies: Vec<DatabaseProxy>,
+    processes: Mutex<Vec<Option<PersistentServer>>>,
     /// Whom clients can ask.
-    open: Mutex<Vec<Option<Process>>>,
-    count: Mutex<usize>,
+    open_processes: Mutex<Vec<Option<ReplicaProcess>>>,
+    process_count: Mutex<usize>,
     /// What befell them, for people.
-    faults: Mutex<Vec<String>>,
+    event_log: Mutex<Vec<String>>,
     /// From the begin of the first to the end of the last.
-    outage: Mutex<Option<(Time, Time)>>,
+    outage: Mutex<Option<(Nanos, Nanos)>>,
 }
 
 /// One process of a server, for its clients.
 #[derive(Clone)]
-pub(super) struct Process {
+pub(super) struct ReplicaProcess {
     pub(super) number: usize,
-    pub(super) since: Time,
-    pub(super) client: Client,
-    pub(super) worker: OperationWorkerClient<Channel>,
+    pub(super) started_at: Nanos,
+    pub(super) client: GrpcClient,
+    pub(super) worker_client: OperationWorkerClient<Channel>,
 }
 
 /// What befalls servers and database.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Fault {
+pub(super) enum ClusterFault {
     Kill(usize),
-    Stop(usize, Duration),
-    Cut(usize, Duration),
+    Pause(usize, Duration),
+    Disconnect(usize, Duration),
     Freeze(usize, Duration),
     /// What is held back is lost in the end.
-    FreezeAndCut(usize, Duration),
-    Database,
+    FreezeThenDisconnect(usize, Duration),
+    CrashDatabase,
 }
 
 // === impl Fault ===
 
-impl Fault {
+impl ClusterFault {
     /// Any of those that befall servers.
-    pub(super) fn any(dice: &mut Dice) -> Self {
-        let at = usize::try_from(dice.next() % 3).unwrap_or(0);
-        let short = Duration::from_millis(dice.within(100..1200));
-        match dice.within(0..6) {
-            0 | 1 => Self::Kill(at),
+    pub(super) fn random(rng: &mut TestRng) -> Self {
+        let index = usize::try_from(rng.next_u64() % 3).unwrap_or(0);
+        let duration = Duration::from_millis(rng.random_range(100..1200));
+        match rng.random_range(0..6) {
+            0 | 1 => Self::Kill(index),
             // Some longer than a lease.
-            2 => Self::Stop(at, Duration::from_millis(dice.within(200..2000))),
-            3 => Self::Cut(at, short),
-            4 => Self::Freeze(at, short),
-            _ => Self::FreezeAndCut(at, short),
+            2 => Self::Pause(index, Duration::from_millis(rng.random_range(200..2000))),
+            3 => Self::Disconnect(index, duration),
+            4 => Self::Freeze(index, duration),
+            _ => Self::FreezeThenDisconnect(index, duration),
         }
     }
 }
 
 // === impl Replicas ===
 
-impl Replicas {
+impl ServerCluster {
     /// Starts them over a schema of their own.
     pub(super) async fn start(
-        begun: Instant,
-        postgres: &Arc<Mutex<Postgres>>,
+        started_at: Instant,
+        postgres: &Arc<Mutex<PostgresServer>>,
         arguments: &[&str],
     ) -> Self {
         let (url, port) = {
             let postgres = postgres.lock();
             (postgres.url(), postgres.port())
         };
-        let mut options = PostgresOptions::new(url);
-        options.schema = format!("test_{}", uuid::Uuid::new_v4().simple());
-        let mut ways = Vec::new();
-        for _ in 0..REPLICAS {
-            ways.push(Proxy::to(port).await);
+        let mut config = PostgresConfig::new(url);
+        config.schema = format!("test_{}", uuid::Uuid::new_v4().simple());
+        let mut proxies = Vec::new();
+        for _ in 0..REPLICA_COUNT {
+            proxies.push(DatabaseProxy::start(port).await);
         }
-        let replicas = Self {
-            begun,
-            options,
+        let cluster = Self {
+            started_at: started_at,
+            config,
             arguments: arguments.iter().map(ToString::to_string).collect(),
             postgres: postgres.clone(),
-            ways,
-            processes: Mutex::new((0..REPLICAS).map(|_| None).collect()),
-            open: Mutex::new(vec![None; REPLICAS]),
-            count: Mutex::new(0),
-            faults: Mutex::default(),
+            proxies,
+            processes: Mutex::new((0..REPLICA_COUNT).map(|_| None).collect()),
+            open_processes: Mutex::new(vec![None; REPLICA_COUNT]),
+            process_count: Mutex::new(0),
+            event_log: Mutex::default(),
             outage: Mutex::default(),
         };
-        for at in 0..REPLICAS {
-            replicas.begin(at).await;
+        for index in 0..REPLICA_COUNT {
+            cluster.start_server(index).await;
         }
-        replicas
+        cluster
     }
 
     /// The database itself, without a way in between.
-    pub(super) fn options(&self) -> &PostgresOptions {
-        &self.options
+    pub(super) fn config(&self) -> &PostgresConfig {
+        &self.config
     }
 
-    pub(super) fn now(&self) -> Time {
-        Time::try_from(self.begun.elapsed().as_nanos()).unwrap_or(Time::MAX)
+    pub(super) fn now(&self) -> Nanos {
+        Nanos::try_from(self.started_at.elapsed().as_nanos()).unwrap_or(Nanos::MAX)
     }
 
     /// What befell them so far.
-    pub(super) fn faults(&self) -> String {
-        self.faults.lock().join("\n")
+    pub(super) fn event_log(&self) -> String {
+        self.event_log.lock().join("\n")
     }
 
     /// From the begin of the first fault to the end of the last.
-    pub(super) fn outage(&self) -> Option<(Time, Time)> {
+    pub(super) fn outage(&self) -> Option<(Nanos, Nanos)> {
         *self.outage.lock()
     }
 
     /// Those that can be asked.
-    pub(super) fn open(&self) -> Vec<Process> {
-        self.open.lock().iter().flatten().cloned().collect()
+    pub(super) fn open_processes(&self) -> Vec<ReplicaProcess> {
+        self.open_processes.lock().iter().flatten().cloned().collect()
     }
 
     /// What the database answers to a question.
-    pub(super) fn ask(&self, question: &str) -> String {
-        let question = question.replace("longrunning.", &format!("{}.", self.options.schema));
-        block_in_place(|| self.postgres.lock().ask(&question))
+    pub(super) fn query(&self, sql: &str) -> String {
+        let sql = sql.replace("longrunning.", &format!("{}.", self.config.schema));
+        block_in_place(|| self.postgres.lock().query(&sql))
     }
 
     /// Starts a server, again and again until it serves: one that cannot reach the
     /// database gives up.
-    async fn begin(&self, at: usize) {
+    async fn start_server(&self, index: usize) {
         let mut store = OsString::from("postgres://test@127.0.0.1:");
-        store.push(self.ways[at].port().to_string());
+        store.push(self.proxies[index].port().to_string());
         store.push("/postgres");
-        let mut arguments = vec!["--store-schema", &self.options.schema];
+        let mut arguments = vec!["--store-schema", &self.config.schema];
         arguments.extend(self.arguments.iter().map(String::as_str));
         loop {
-            let since = self.now();
-            let begun = spawn_over(&store, &arguments, &[]).begun().await;
-            let serving = match begun {
-                Begun::Serving(serving) => serving,
-                Begun::Ended(ended) => {
-                    sound(&ended);
+            let started_at = self.now();
+            let outcome = spawn_with_store(&store, &arguments, &[]).wait_until_started().await;
+            let server = match outcome {
+                StartOutcome::Serving(serving) => serving,
+                StartOutcome::Exited(exit) => {
+                    assert_no_panic(&exit);
                     continue;
                 }
             };
             let number = {
-                let mut count = self.count.lock();
+                let mut count = self.process_count.lock();
                 *count += 1;
                 *count
             };
-            self.note(&format!("server {at} serves as process {number}"));
-            self.open.lock()[at] = Some(Process {
+            self.log_event(&format!("server {index} serves as process {number}"));
+            self.open_processes.lock()[index] = Some(ReplicaProcess {
                 number,
-                since,
-                client: serving.client(),
-                worker: serving.worker(),
+                started_at,
+                client: server.client(),
+                worker_client: server.worker_client(),
             });
-            self.processes.lock()[at] = Some(*serving);
+            self.processes.lock()[index] = Some(*server);
             return;
         }
     }
 
-    pub(super) fn note(&self, what: &str) {
+    pub(super) fn log_event(&self, event: &str) {
         let millis = self.now() / 1_000_000;
-        self.faults.lock().push(format!("{millis:>6} ms  {what}"));
+        self.event_log.lock().push(format!("{millis:>6} ms  {event}"));
     }
 
     /// Lets something happen, until it is over.
-    pub(super) async fn suffer(&self, fault: Fault) {
-        self.note(&format!("{fault:?}"));
-        let begun = self.now();
+    pub(super) async fn inject(&self, fault: ClusterFault) {
+        self.log_event(&format!("{fault:?}"));
+        let started_at = self.now();
         match fault {
-            Fault::Kill(at) => {
-                let process = self.processes.lock()[at].take();
+            ClusterFault::Kill(index) => {
+                let process = self.processes.lock()[index].take();
                 if let Some(process) = process {
                     // Clients see it a little later.
-                    sound(&process.kill().await);
-                    self.open.lock()[at] = None;
-                    self.begin(at).await;
+                    assert_no_panic(&process.kill().await);
+                    self.open_processes.lock()[index] = None;
+                    self.start_server(index).await;
                 }
             }
-            Fault::Stop(at, length) => {
-                self.signal(at, "STOP");
-                sleep(length).await;
-                self.signal(at, "CONT");
+            ClusterFault::Pause(index, duration) => {
+                self.signal(index, "STOP");
+                sleep(duration).await;
+                self.signal(index, "CONT");
             }
-            Fault::Cut(at, length) => {
-                self.ways[at].cut();
-                sleep(length).await;
-                self.ways[at].heal();
+            ClusterFault::Disconnect(index, duration) => {
+                self.proxies[index].disconnect();
+                sleep(duration).await;
+                self.proxies[index].restore();
             }
-            Fault::Freeze(at, length) => {
-                self.ways[at].freeze();
-                sleep(length).await;
-                self.ways[at].heal();
+            ClusterFault::Freeze(index, duration) => {
+                self.proxies[index].freeze();
+                sleep(duration).await;
+                self.proxies[index].restore();
             }
-            Fault::FreezeAndCut(at, length) => {
-                self.ways[at].freeze();
-                sleep(length).await;
-                self.ways[at].cut();
-                sleep(SHORT).await;
-                self.ways[at].heal();
+            ClusterFault::FreezeThenDisconnect(index, duration) => {
+                self.proxies[index].freeze();
+                sleep(duration).await;
+                self.proxies[index].disconnect();
+                sleep(DISCONNECT_DELAY).await;
+                self.proxies[index].restore();
             }
-            Fault::Database => block_in_place(|| {
+            ClusterFault::CrashDatabase => block_in_place(|| {
                 let mut postgres = self.postgres.lock();
-                postgres.end(true);
-                postgres.begin();
+                postgres.stop(true);
+                postgres.start_process();
             }),
         }
-        self.note(&format!("{fault:?} is over"));
+        self.log_event(&format!("{fault:?} is over"));
         let mut outage = self.outage.lock();
-        let first = outage.map_or(begun, |(first, _)| first.min(begun));
-        *outage = Some((first, self.now()));
+        let start = outage.map_or(started_at, |(start, _)| start.min(started_at));
+        *outage = Some((start, self.now()));
     }
 
-    fn signal(&self, at: usize, name: &str) {
-        if let Some(process) = &self.processes.lock()[at] {
+    fn signal(&self, index: usize, name: &str) {
+        if let Some(process) = &self.processes.lock()[index] {
             process.signal(name);
         }
     }
 
     /// Ends all servers.
-    pub(super) async fn end(&self) {
-        let all: Vec<Serving> = self
+    pub(super) async fn kill_all(&self) {
+        let servers: Vec<PersistentServer> = self
             .processes
             .lock()
             .iter_mut()
             .filter_map(Option::take)
             .collect();
-        let mut ends: JoinSet<_> = all.into_iter().map(Serving::kill).collect();
-        while let Some(ended) = ends.join_next().await {
-            sound(&ended.unwrap());
+        let mut exits: JoinSet<_> = servers.into_iter().map(PersistentServer::kill).collect();
+        while let Some(exit) = exits.join_next().await {
+            assert_no_panic(&exit.unwrap());
         }
     }
 }
 
 /// Whatever befell it, nothing in it panicked.
-fn sound(ended: &Ended) {
-    let mut lines = ended.log.iter();
-    assert!(!lines.any(|line| line.contains("panicked")), "{ended:?}");
+fn assert_no_panic(exit: &ServerExit) {
+    let mut lines = exit.log.iter();
+    assert!(!lines.any(|line| line.contains("panicked")), "{exit:?}");
 }

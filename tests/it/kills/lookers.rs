@@ -8,48 +8,48 @@ use longrunning::proto::google::longrunning::{
 };
 use tonic::Code;
 
-use super::clients::{Hand, WORK};
+use super::clients::{CrashTestClient, WORK_QUEUE};
 use crate::support::{
-    get,
-    ledger::{Effect, Known},
-    stored::Fail,
+    get_request,
+    ledger::{Effect, KnownState},
+    stored::RpcError,
 };
 
 // === impl Hand ===
 
-impl Hand {
+impl CrashTestClient {
     /// Cancels or deletes.
-    pub(super) async fn disturb(&mut self) -> Result<(), Fail> {
-        let Some(name) = self.world.any(&mut self.dice) else {
-            return self.create(WORK).await;
+    pub(super) async fn cancel_or_delete(&mut self) -> Result<(), RpcError> {
+        let Some(name) = self.state.choose_existing(&mut self.rng) else {
+            return self.create_queued(WORK_QUEUE).await;
         };
         let mut client = self.client.clone();
-        let known = self.world.known(&name);
+        let known_state = self.state.known_state(&name);
         let request = name.clone();
-        let is_done = known.seen.is_some_and(|seen| seen.done);
-        if !is_done && self.dice.once_in(3) {
+        let is_done = known_state.last_seen.is_some_and(|seen| seen.done);
+        if !is_done && self.rng.one_in(3) {
             let cancel = CancelOperationRequest { name: request };
-            let answer = client.cancel_operation(cancel);
-            self.world.call(&name, Effect::Cancel, answer).await?;
-        } else if is_done || self.dice.once_in(8) {
+            let response = client.cancel_operation(cancel);
+            self.state.call(&name, Effect::Cancel, response).await?;
+        } else if is_done || self.rng.one_in(8) {
             let delete = DeleteOperationRequest { name: request };
-            let answer = client.delete_operation(delete);
-            self.world.call(&name, Effect::Delete, answer).await?;
+            let response = client.delete_operation(delete);
+            self.state.call(&name, Effect::Delete, response).await?;
         }
         Ok(())
     }
 
     /// Looks at operations, each way that there is.
-    pub(super) async fn read(&mut self) -> Result<(), Fail> {
+    pub(super) async fn read_any(&mut self) -> Result<(), RpcError> {
         // All of them at once are a lot.
-        if self.dice.once_in(150) {
+        if self.rng.one_in(150) {
             return self.read_list().await;
         }
-        let Some(name) = self.world.any(&mut self.dice) else {
+        let Some(name) = self.state.choose_existing(&mut self.rng) else {
             return self.read_list().await;
         };
-        let before = self.world.known(&name);
-        let answer = if self.dice.once_in(2) {
+        let before = self.state.known_state(&name);
+        let result = if self.rng.one_in(2) {
             let request = WaitOperationRequest {
                 name: name.clone(),
                 timeout: Some(prost_types::Duration {
@@ -59,39 +59,39 @@ impl Hand {
             };
             self.client.wait_operation(request).await
         } else {
-            self.client.get_operation(get(&name)).await
+            self.client.get_operation(get_request(&name)).await
         };
-        match answer.map_err(Fail::from) {
-            Ok(answer) => self.world.saw(&before, answer.get_ref()),
-            Err(Fail::Refused(Code::NotFound, _)) => {
-                self.world.ledger.lock().saw(&name, &before, None);
+        match result.map_err(RpcError::from) {
+            Ok(response) => self.state.observe(&before, response.get_ref()),
+            Err(RpcError::Rejected(Code::NotFound, _)) => {
+                self.state.expected.lock().observe(&name, &before, None);
             }
-            Err(fail) => return Err(fail),
+            Err(error) => return Err(error),
         }
         Ok(())
     }
 
-    async fn read_list(&mut self) -> Result<(), Fail> {
-        let before = self.world.ledger.lock().all();
-        let all = self.list().await?;
-        let mut ledger = self.world.ledger.lock();
-        for operation in &all {
-            let none = Known::default();
+    async fn read_list(&mut self) -> Result<(), RpcError> {
+        let before = self.state.expected.lock().known_operations();
+        let operations = self.list().await?;
+        let mut expected = self.state.expected.lock();
+        for operation in &operations {
+            let none = KnownState::default();
             let before = before.get(&operation.name).unwrap_or(&none);
-            ledger.saw(&operation.name, before, Some(operation));
+            expected.observe(&operation.name, before, Some(operation));
         }
-        let listed: BTreeSet<_> = all.iter().map(|one| &one.name).collect();
+        let listed: BTreeSet<_> = operations.iter().map(|operation| &operation.name).collect();
         for (name, before) in &before {
             if !listed.contains(name) {
-                ledger.saw(name, before, None);
+                expected.observe(name, before, None);
             }
         }
         Ok(())
     }
 
     /// All operations, the newest first.
-    pub(super) async fn list(&mut self) -> Result<Vec<Operation>, Fail> {
-        let (mut all, mut token) = (Vec::new(), String::new());
+    pub(super) async fn list(&mut self) -> Result<Vec<Operation>, RpcError> {
+        let (mut operations, mut token) = (Vec::new(), String::new());
         loop {
             let request = ListOperationsRequest {
                 page_size: 1000,
@@ -99,10 +99,10 @@ impl Hand {
                 ..ListOperationsRequest::default()
             };
             let page = self.client.list_operations(request).await?.into_inner();
-            all.extend(page.operations);
+            operations.extend(page.operations);
             token = page.next_page_token;
             if token.is_empty() {
-                return Ok(all);
+                return Ok(operations);
             }
         }
     }

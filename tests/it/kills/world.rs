@@ -17,65 +17,65 @@ use tokio::sync::watch;
 use tonic::{Response, Status};
 
 use crate::support::{
-    dice::Dice,
-    ledger::{Effect, KEY, Known, Ledger, Ticket},
-    stored::Fail,
+    dice::TestRng,
+    ledger::{Effect, KEY_LABEL, KnownState, ExpectedState, TrackedCall},
+    stored::RpcError,
 };
 
 /// What the clients know. It outlives the servers.
 #[derive(Default)]
-pub(super) struct World {
-    pub(super) ledger: Mutex<Ledger>,
-    pub(super) held: Mutex<Vec<Held>>,
+pub(super) struct CrashTestState {
+    pub(super) expected: Mutex<ExpectedState>,
+    pub(super) leases: Mutex<Vec<WorkerLease>>,
     /// Creations with a request id whose answer came, and their names.
-    pub(super) requests: Mutex<Vec<Requested>>,
+    pub(super) created_requests: Mutex<Vec<CreatedRequest>>,
     /// Calls without an answer, to be made again.
-    pub(super) creations: Mutex<Vec<(CreateOperationRequest, Option<String>)>>,
-    pub(super) ends: Mutex<Vec<(FinishOperationRequest, Effect)>>,
+    pub(super) unanswered_creates: Mutex<Vec<(CreateOperationRequest, Option<String>)>>,
+    pub(super) unanswered_finishes: Mutex<Vec<(FinishOperationRequest, Effect)>>,
     /// The checkpoint that was acknowledged, and those of which nobody knows.
     pub(super) checkpoints: Mutex<BTreeMap<String, Checkpoints>>,
     /// Names in the order in which each creator got them.
-    pub(super) ages: Mutex<BTreeMap<u64, Vec<String>>>,
-    keys: AtomicU64,
-    units: AtomicI64,
-    pub(super) answers: watch::Sender<u64>,
+    pub(super) creation_order: Mutex<BTreeMap<u64, Vec<String>>>,
+    next_key: AtomicU64,
+    last_units: AtomicI64,
+    pub(super) response_count: watch::Sender<u64>,
 }
 
 /// A creation that was answered.
 #[derive(Clone)]
-pub(super) struct Requested {
+pub(super) struct CreatedRequest {
     pub(super) request: CreateOperationRequest,
     pub(super) name: String,
-    pub(super) token: Option<Vec<u8>>,
+    pub(super) lease_token: Option<Vec<u8>>,
 }
 
 /// A lease that a client holds, over the death of a server too.
 #[derive(Clone, Debug)]
-pub(super) struct Held {
+pub(super) struct WorkerLease {
     pub(super) name: String,
-    pub(super) token: Vec<u8>,
+    pub(super) lease_token: Vec<u8>,
     /// Whether its progress is metadata of its own type.
-    pub(super) is_own: bool,
+    pub(super) has_custom_metadata: bool,
     /// Where it goes back to; empty if its creator executes it.
     pub(super) queue: String,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Checkpoints {
-    pub(super) kept: Option<Any>,
-    pub(super) lost: Vec<Any>,
+    pub(super) acknowledged: Option<Any>,
+    pub(super) unacknowledged: Vec<Any>,
 }
 
 // === impl World ===
 
-impl World {
+impl CrashTestState {
     pub(super) fn new_key(&self) -> String {
-        format!("k{}", self.keys.fetch_add(1, Ordering::Relaxed))
+        format!("k{}", self.next_key.fetch_add(1, Ordering::Relaxed))
     }
 
     /// More units than anybody has reported.
-    pub(super) fn new_units(&self) -> i64 {
-        self.units.fetch_add(1, Ordering::Relaxed) + 1
+    pub(super) fn next_units(&self) -> i64 {
+        self.last_units.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Makes a call that has an effect, and notes what comes of it.
@@ -83,66 +83,66 @@ impl World {
         &self,
         name: &str,
         effect: Effect,
-        answer: impl Future<Output = Result<Response<T>, Status>>,
-    ) -> Result<T, Fail> {
-        let ticket: Ticket = self.ledger.lock().begin(name, effect);
-        match answer.await.map_err(Fail::from) {
-            Ok(answer) => {
-                self.ledger.lock().acknowledged(&ticket);
-                self.answered();
-                Ok(answer.into_inner())
+        response: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, RpcError> {
+        let pending_call: TrackedCall = self.expected.lock().begin_call(name, effect);
+        match response.await.map_err(RpcError::from) {
+            Ok(response) => {
+                self.expected.lock().acknowledge(&pending_call);
+                self.count_response();
+                Ok(response.into_inner())
             }
-            Err(Fail::Refused(code, reason)) => {
-                self.ledger.lock().refused(&ticket);
-                Err(Fail::Refused(code, reason))
+            Err(RpcError::Rejected(code, reason)) => {
+                self.expected.lock().reject(&pending_call);
+                Err(RpcError::Rejected(code, reason))
             }
-            Err(lost) => Err(lost),
+            Err(error) => Err(error),
         }
     }
 
-    pub(super) fn answered(&self) {
-        self.answers.send_modify(|answers| *answers += 1);
+    pub(super) fn count_response(&self) {
+        self.response_count.send_modify(|count| *count += 1);
     }
 
-    pub(super) fn known(&self, name: &str) -> Known {
-        self.ledger.lock().known(name)
+    pub(super) fn known_state(&self, name: &str) -> KnownState {
+        self.expected.lock().known(name)
     }
 
-    pub(super) fn saw(&self, before: &Known, operation: &Operation) {
-        let mut ledger = self.ledger.lock();
-        ledger.saw(&operation.name, before, Some(operation));
+    pub(super) fn observe(&self, before: &KnownState, operation: &Operation) {
+        let mut expected = self.expected.lock();
+        expected.observe(&operation.name, before, Some(operation));
     }
 
     /// The name of an operation that is there.
-    pub(super) fn any(&self, dice: &mut Dice) -> Option<String> {
-        self.ledger.lock().any(dice).map(str::to_owned)
+    pub(super) fn choose_existing(&self, rng: &mut TestRng) -> Option<String> {
+        self.expected.lock().choose_existing(rng).map(str::to_owned)
     }
 
     /// A lease came: everything that it carries is what was kept.
-    pub(super) fn check_lease(&self, lease: &Lease) -> Held {
-        let key = &lease.labels[KEY];
+    pub(super) fn check_lease(&self, lease: &Lease) -> WorkerLease {
+        let key = &lease.labels[KEY_LABEL];
         let is_same = lease.input == input(key);
         assert!(is_same, "{}: the input is another one", lease.name);
         let checkpoints = self.checkpoints.lock();
         let none = Checkpoints::default();
         let expected = checkpoints.get(&lease.name).unwrap_or(&none);
-        let is_known = lease.checkpoint == expected.kept
-            || (lease.checkpoint.as_ref()).is_some_and(|found| expected.lost.contains(found));
+        let is_known = lease.checkpoint == expected.acknowledged
+            || (lease.checkpoint.as_ref()).is_some_and(|checkpoint| expected.unacknowledged.contains(checkpoint));
         assert!(is_known, "{}: {expected:?} {lease:?}", lease.name);
-        self.ledger.lock().claimed(&lease.name, lease.attempt);
-        Held::from(lease.clone())
+        self.expected.lock().record_lease(&lease.name, lease.attempt);
+        WorkerLease::from(lease.clone())
     }
 }
 
 // === impl Held ===
 
-impl From<Lease> for Held {
+impl From<Lease> for WorkerLease {
     fn from(lease: Lease) -> Self {
         Self {
-            is_own: false,
+            has_custom_metadata: false,
             queue: lease.queue,
             name: lease.name,
-            token: lease.lease_token,
+            lease_token: lease.lease_token,
         }
     }
 }
@@ -158,11 +158,11 @@ pub(super) fn input(key: &str) -> Option<Any> {
     let seed = key
         .bytes()
         .fold(7, |seed, byte| seed * 31 + u64::from(byte));
-    let mut dice = Dice::new(seed);
-    let most = if dice.once_in(40) { SIZES.len() } else { 6 };
-    let size = SIZES[..most][usize::try_from(dice.next() % most as u64).unwrap()];
+    let mut rng = TestRng::new(seed);
+    let size_count = if rng.one_in(40) { SIZES.len() } else { 6 };
+    let size = SIZES[..size_count][usize::try_from(rng.next_u64() % size_count as u64).unwrap()];
     // Quick to make, and unlike any other.
-    let mut value = dice.next().to_le_bytes().repeat(size / 8);
+    let mut value = rng.next_u64().to_le_bytes().repeat(size / 8);
     value.extend_from_slice(key.as_bytes());
     (size != 0).then(|| Any {
         type_url: "type.googleapis.com/acme.v1.Input".into(),

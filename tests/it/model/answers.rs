@@ -3,22 +3,22 @@
 
 /// How it ended.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Outcome {
+pub(super) enum ModelOutcome {
     Response(u8),
     /// An error in the words of its worker.
-    Said {
+    WorkerError {
         code: i32,
         message: u8,
     },
     /// An error in the server's own words.
-    Server(i32, &'static str),
+    ServerError(i32, &'static str),
 }
 
 /// What comes with a word of a worker.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Proof {
+pub(super) enum PresentedToken {
     /// The token of this lease.
-    Grant(usize),
+    Lease(usize),
     /// A token that nobody ever had.
     Unknown,
     /// What no token looks like.
@@ -28,71 +28,71 @@ pub(super) enum Proof {
 }
 
 /// A refusal, by the reason that the client is told.
-pub(super) type Refused = &'static str;
+pub(super) type ErrorReason = &'static str;
 
 /// What a call is answered.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Answer {
-    Nothing,
-    Refused(Refused),
-    Operation(Shown),
+pub(super) enum ModelResponse {
+    Empty,
+    Rejected(ErrorReason),
+    Operation(ModelSnapshot),
     Created {
-        operation: Shown,
-        lease: Option<Lease>,
-        reused: bool,
+        operation: ModelSnapshot,
+        lease: Option<ModelLease>,
+        already_existed: bool,
     },
-    Leases(Vec<Lease>),
+    Leases(Vec<ModelLease>),
     Directives {
-        directives: Vec<Directive>,
-        next: i64,
+        directives: Vec<ModelDirective>,
+        heartbeat_interval_ns: i64,
     },
 }
 
 /// An operation as clients see it.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Shown {
+pub(super) struct ModelSnapshot {
     pub(super) name: String,
-    pub(super) metadata: Metadata,
-    pub(super) outcome: Option<Outcome>,
+    pub(super) metadata: ModelMetadata,
+    pub(super) outcome: Option<ModelOutcome>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Metadata {
+pub(super) enum ModelMetadata {
     /// In a type of the worker's own.
-    Own(u8),
-    Ours {
+    Custom(u8),
+    Standard {
         state: &'static str,
-        created: i64,
-        started: Option<i64>,
-        updated: i64,
-        ended: Option<i64>,
+        create_time: i64,
+        start_time: Option<i64>,
+        update_time: i64,
+        end_time: Option<i64>,
         progress: Option<u8>,
         detail: Option<u8>,
         attempt: i32,
-        asked: bool,
+        cancel_requested: bool,
         queue: String,
     },
 }
 
 /// A lease as its worker sees it.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Lease {
+pub(super) struct ModelLease {
     pub(super) name: String,
-    pub(super) grant: usize,
+    pub(super) lease_id: usize,
     pub(super) attempt: i32,
-    pub(super) remaining: i64,
-    pub(super) attempt_remaining: Option<i64>,
+    pub(super) remaining_ms: i64,
+    pub(super) attempt_remaining_ms: Option<i64>,
     pub(super) checkpoint: Option<u8>,
-    pub(super) asked: bool,
+    pub(super) cancel_requested: bool,
     pub(super) queue: String,
-    pub(super) grace: Option<i64>,
+    pub(super) cancel_grace_ms: Option<i64>,
 }
 
 /// What a heartbeat is answered about one lease.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Directive {
+pub(super) struct ModelDirective {
     pub(super) kind: &'static str,
-    pub(super) remaining: Option<i64>,
-    pub(super) grace_remaining: Option<i64>,
-    pub(super) error: Option<Refused>,
+    pub(super) remaining_ms: Option<i64>,
+    pub(super) grace_remaining_ms: Option<i64>,
+    pub(super) error: Option<ErrorReason>,
 }

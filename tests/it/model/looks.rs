@@ -4,81 +4,81 @@
 //! and at most 67 ms, or 18 minutes for what is only forgotten. The model says
 //! so exactly, so that every step can be compared to the millisecond.
 
-use super::{operation::At, pure::Model};
+use super::{operation::ReferencePhase, pure::ReferenceModel};
 
 /// Nanoseconds of a millisecond.
-const MILLI: i64 = 1_000_000;
+const NANOS_PER_MILLI: i64 = 1_000_000;
 
-impl Model {
+impl ReferenceModel {
     /// Plans a look, if another time is due than before the change.
-    pub(super) fn arm(&mut self, number: u64, before: Option<Option<i64>>) {
-        let due = self.operations[&number].due(self.now);
-        if before != Some(due) {
-            self.plan(number, due);
+    pub(super) fn schedule_if_changed(&mut self, number: u64, previous_deadline: Option<Option<i64>>) {
+        let deadline = self.operations[&number].next_deadline(self.now);
+        if previous_deadline != Some(deadline) {
+            self.schedule_check(number, deadline);
         }
     }
 
-    fn plan(&mut self, number: u64, due: Option<i64>) {
-        let (wall, now) = (self.wall, self.now);
-        let one = self.operations.get_mut(&number).expect("it is there");
-        let coarsest = match one.at {
-            At::Done(_) => 40,
-            At::Waiting { .. } | At::Held { .. } => 26,
+    fn schedule_check(&mut self, number: u64, deadline: Option<i64>) {
+        let (wall, now) = (self.start_wall_ns, self.now);
+        let operation = self.operations.get_mut(&number).expect("it is there");
+        let max_quantum_bits = match operation.phase {
+            ReferencePhase::Done(_) => 40,
+            ReferencePhase::Pending { .. } | ReferencePhase::Running { .. } => 26,
         };
-        if let Some(due) = due {
-            one.looks.insert(noticed(wall, now, due, coarsest));
+        if let Some(deadline) = deadline {
+            operation.check_times.insert(rounded_check_time(wall, now, deadline, max_quantum_bits));
         }
     }
 
     /// The next time at which the server looks at something.
-    pub(super) fn next_look(&self) -> Option<i64> {
-        let all = self.operations.values();
-        all.filter_map(|one| one.looks.first().copied()).min()
+    pub(super) fn next_check(&self) -> Option<i64> {
+        let operations = self.operations.values();
+        operations.filter_map(|operation| operation.check_times.first().copied()).min()
     }
 
     /// Lets the time pass, look by look, up to `then`.
-    pub(super) fn pass(&mut self, then: i64) {
-        while let Some(at) = self.next_look().filter(|at| *at <= then) {
-            self.now = at;
-            let mut here = self.operations.iter_mut();
-            let found = here.find_map(|(number, one)| one.looks.remove(&at).then_some(*number));
-            self.look(found.expect("a look of somebody's is next"));
+    pub(super) fn advance_to(&mut self, target: i64) {
+        while let Some(check_time) = self.next_check().filter(|at| *at <= target) {
+            self.now = check_time;
+            let mut operations = self.operations.iter_mut();
+            let due_number = operations.find_map(|(number, operation)| operation.check_times.remove(&check_time).then_some(*number));
+            self.check(due_number.expect("a look of somebody's is next"));
         }
-        self.now = then;
+        self.now = target;
     }
 
-    fn look(&mut self, number: u64) {
+    fn check(&mut self, number: u64) {
         let now = self.now;
-        let one = &self.operations[&number];
-        if one.due(i64::MIN).is_none_or(|due| now < due) {
+        let operation = &self.operations[&number];
+        if operation.next_deadline(i64::MIN).is_none_or(|due| now < due) {
             return;
         }
-        if one.is_forgotten(now) {
-            return self.forget(number);
+        if operation.is_expired(now) {
+            return self.remove(number);
         }
-        if !self.change(number, |one| one.lapse(now)) {
-            let one = self.operations.get_mut(&number).expect("it is there");
-            if let At::Waiting { ready } = one.at {
-                one.offered |= ready <= now;
+        if !self.change(number, |operation| operation.apply_timeouts(now)) {
+            let operation = self.operations.get_mut(&number).expect("it is there");
+            if let ReferencePhase::Pending { ready_at } = operation.phase {
+                operation.is_offered |= ready_at <= now;
             }
-            let due = one.due(now);
-            assert!(due.is_none_or(|due| now < due), "what is due happens");
-            self.plan(number, due);
+            let deadline = operation.next_deadline(now);
+            assert!(deadline.is_none_or(|due| now < due), "what is due happens");
+            self.schedule_check(number, deadline);
         }
     }
 }
 
 /// When what is due at a time is noticed, if it is planned now: all timers go
 /// off at full milliseconds.
-fn noticed(wall: i64, now: i64, due: i64, coarsest: u32) -> i64 {
-    let share = (due - now).max(0) * MILLI / 128;
-    let quantum = if share < MILLI {
-        MILLI
+fn rounded_check_time(start_wall_ns: i64, now: i64, deadline: i64, max_quantum_bits: u32) -> i64 {
+    let share = (deadline - now).max(0) * NANOS_PER_MILLI / 128;
+    let quantum = if share < NANOS_PER_MILLI {
+        NANOS_PER_MILLI
     } else {
-        1 << share.ilog2().min(coarsest)
+        1 << share.ilog2().min(max_quantum_bits)
     };
-    let at = wall + due * MILLI;
-    let full = at + (quantum - at.rem_euclid(quantum)) % quantum;
-    let late = (full - wall).div_euclid(MILLI) + i64::from((full - wall).rem_euclid(MILLI) != 0);
-    late.max(now)
+    let wall_deadline = start_wall_ns + deadline * NANOS_PER_MILLI;
+    let rounded = wall_deadline + (quantum - wall_deadline.rem_euclid(quantum)) % quantum;
+    let rounded_ms = (rounded - start_wall_ns).div_euclid(NANOS_PER_MILLI) + i64::from((rounded - start_wall_ns).rem_euclid(NANOS_PER_MILLI) != 0);
+    rounded_ms.max(now)
 }

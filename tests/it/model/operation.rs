@@ -4,199 +4,199 @@
 use std::collections::BTreeSet;
 
 use super::{
-    answers::{Lease, Metadata, Outcome, Shown},
-    steps::{Report, Spec},
+    answers::{ModelLease, ModelMetadata, ModelOutcome, ModelSnapshot},
+    steps::{ModelReport, ModelSpec},
 };
 
 /// How long a lease lasts whose creator leaves it out.
-pub(super) const LEASE: i64 = 30_000;
+pub(super) const DEFAULT_LEASE_MS: i64 = 30_000;
 
 /// One operation.
 #[derive(Clone, Debug)]
-pub(super) struct Operation {
-    pub(super) spec: Spec,
-    pub(super) created: i64,
-    pub(super) started: Option<i64>,
-    pub(super) updated: i64,
+pub(super) struct ModelOperation {
+    pub(super) spec: ModelSpec,
+    pub(super) create_time: i64,
+    pub(super) start_time: Option<i64>,
+    pub(super) update_time: i64,
     pub(super) attempt: i32,
     /// Attempts that were not given back.
-    pub(super) counted: u32,
-    pub(super) asked: bool,
-    pub(super) hidden: bool,
-    pub(super) at: At,
+    pub(super) counted_attempts: u32,
+    pub(super) cancel_requested: bool,
+    pub(super) is_deleted: bool,
+    pub(super) phase: ReferencePhase,
     /// Whether workers can find it in its queue.
-    pub(super) offered: bool,
-    pub(super) report: Report,
+    pub(super) is_offered: bool,
+    pub(super) report: ModelReport,
     /// When the server will look at it.
-    pub(super) looks: BTreeSet<i64>,
+    pub(super) check_times: BTreeSet<i64>,
 }
 
 /// Where it stands.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum At {
-    Waiting {
-        ready: i64,
+pub(super) enum ReferencePhase {
+    Pending {
+        ready_at: i64,
     },
-    Held {
-        grant: usize,
-        until: i64,
-        attempt_until: Option<i64>,
-        cancel_until: Option<i64>,
+    Running {
+        lease_id: usize,
+        expires_at: i64,
+        attempt_deadline: Option<i64>,
+        cancel_deadline: Option<i64>,
     },
-    Done(Outcome),
+    Done(ModelOutcome),
 }
 
 // === impl Operation ===
 
-impl Operation {
-    pub(super) fn hold(&mut self, grant: usize, now: i64) {
-        (self.attempt, self.counted) = (self.attempt + 1, self.counted + 1);
-        self.started = self.started.or(Some(now));
-        (self.updated, self.offered) = (now, false);
-        self.at = At::Held {
-            grant,
-            until: now + self.spec.lease.unwrap_or(LEASE),
-            attempt_until: self.spec.attempt_timeout.map(|limit| now + limit),
-            cancel_until: None,
+impl ModelOperation {
+    pub(super) fn start_attempt(&mut self, lease_id: usize, now: i64) {
+        (self.attempt, self.counted_attempts) = (self.attempt + 1, self.counted_attempts + 1);
+        self.start_time = self.start_time.or(Some(now));
+        (self.update_time, self.is_offered) = (now, false);
+        self.phase = ReferencePhase::Running {
+            lease_id,
+            expires_at: now + self.spec.lease_duration.unwrap_or(DEFAULT_LEASE_MS),
+            attempt_deadline: self.spec.attempt_timeout.map(|limit| now + limit),
+            cancel_deadline: None,
         };
     }
 
-    pub(super) fn wait(&mut self, ready: i64, now: i64) {
-        (self.updated, self.offered) = (now, ready <= now);
-        self.at = At::Waiting { ready };
+    pub(super) fn requeue(&mut self, ready_at: i64, now: i64) {
+        (self.update_time, self.is_offered) = (now, ready_at <= now);
+        self.phase = ReferencePhase::Pending { ready_at };
     }
 
-    pub(super) fn end(&mut self, outcome: Outcome, now: i64) {
-        (self.updated, self.offered) = (now, false);
-        self.at = At::Done(outcome);
+    pub(super) fn complete(&mut self, outcome: ModelOutcome, now: i64) {
+        (self.update_time, self.is_offered) = (now, false);
+        self.phase = ReferencePhase::Done(outcome);
     }
 
-    pub(super) fn may_retry(&self) -> bool {
-        self.spec.queue.is_some() && self.counted < self.spec.attempts
+    pub(super) fn can_retry(&self) -> bool {
+        self.spec.queue.is_some() && self.counted_attempts < self.spec.max_attempts
     }
 
-    pub(super) fn fail(&mut self, outcome: Outcome, retry_after: Option<i64>, now: i64) {
-        if !self.may_retry() {
-            return self.end(outcome, now);
+    pub(super) fn fail(&mut self, outcome: ModelOutcome, retry_after: Option<i64>, now: i64) {
+        if !self.can_retry() {
+            return self.complete(outcome, now);
         }
-        let pause = self.spec.pause(self.counted);
-        self.wait(now + pause.max(retry_after.unwrap_or(0)), now);
+        let backoff = self.spec.backoff_after(self.counted_attempts);
+        self.requeue(now + backoff.max(retry_after.unwrap_or(0)), now);
     }
 
-    pub(super) fn is_too_late(&self, now: i64) -> bool {
-        (self.spec.total_timeout).is_some_and(|limit| self.created + limit <= now)
+    pub(super) fn is_past_total_timeout(&self, now: i64) -> bool {
+        (self.spec.total_timeout).is_some_and(|limit| self.create_time + limit <= now)
     }
 
     /// What time alone does; whether that is something.
-    pub(super) fn lapse(&mut self, now: i64) -> bool {
-        let over = |at: Option<i64>| at.is_some_and(|at| at <= now);
-        match self.at {
-            At::Done(_) => return false,
-            _ if self.is_too_late(now) => self.end(Outcome::Server(4, "TOTAL_TIMEOUT"), now),
-            At::Waiting { .. } => return false,
-            At::Held {
-                until,
-                attempt_until,
-                cancel_until,
+    pub(super) fn apply_timeouts(&mut self, now: i64) -> bool {
+        let is_past = |at: Option<i64>| at.is_some_and(|at| at <= now);
+        match self.phase {
+            ReferencePhase::Done(_) => return false,
+            _ if self.is_past_total_timeout(now) => self.complete(ModelOutcome::ServerError(4, "TOTAL_TIMEOUT"), now),
+            ReferencePhase::Pending { .. } => return false,
+            ReferencePhase::Running {
+                expires_at,
+                attempt_deadline,
+                cancel_deadline,
                 ..
-            } if self.asked => {
-                if !(until <= now || over(attempt_until) || over(cancel_until)) {
+            } if self.cancel_requested => {
+                if !(expires_at <= now || is_past(attempt_deadline) || is_past(cancel_deadline)) {
                     return false;
                 }
-                self.end(Outcome::Server(1, "OPERATION_CANCELLED"), now);
+                self.complete(ModelOutcome::ServerError(1, "OPERATION_CANCELLED"), now);
             }
-            At::Held { attempt_until, .. } if over(attempt_until) => {
-                self.fail(Outcome::Server(4, "ATTEMPT_TIMEOUT"), None, now);
+            ReferencePhase::Running { attempt_deadline, .. } if is_past(attempt_deadline) => {
+                self.fail(ModelOutcome::ServerError(4, "ATTEMPT_TIMEOUT"), None, now);
             }
-            At::Held { until, .. } if now < until => return false,
-            At::Held { .. } if self.may_retry() => self.wait(now, now),
-            At::Held { .. } => self.end(Outcome::Server(14, "WORKER_LOST"), now),
+            ReferencePhase::Running { expires_at, .. } if now < expires_at => return false,
+            ReferencePhase::Running { .. } if self.can_retry() => self.requeue(now, now),
+            ReferencePhase::Running { .. } => self.complete(ModelOutcome::ServerError(14, "WORKER_LOST"), now),
         }
         true
     }
 
     /// Whether nobody will ask for it any more.
-    pub(super) fn is_forgotten(&self, now: i64) -> bool {
-        let is_over = match self.at {
-            At::Done(_) => true,
+    pub(super) fn is_expired(&self, now: i64) -> bool {
+        let can_expire = match self.phase {
+            ReferencePhase::Done(_) => true,
             // Deleted, and no worker took it up.
-            At::Waiting { .. } => self.hidden,
-            At::Held { .. } => false,
+            ReferencePhase::Pending { .. } => self.is_deleted,
+            ReferencePhase::Running { .. } => false,
         };
-        is_over && self.updated + self.spec.retention <= now
+        can_expire && self.update_time + self.spec.retention <= now
     }
 
     /// The next time, after `now` if it only becomes ready then, that time
     /// alone does something.
-    pub(super) fn due(&self, now: i64) -> Option<i64> {
-        let total = self.spec.total_timeout.map(|limit| self.created + limit);
-        let forgotten = Some(self.updated + self.spec.retention);
-        let due = match self.at {
-            At::Done(_) => return forgotten,
-            At::Waiting { ready } => {
-                let ready = (now < ready).then_some(ready);
-                [ready, total, forgotten.filter(|_| self.hidden), None]
+    pub(super) fn next_deadline(&self, now: i64) -> Option<i64> {
+        let total_deadline = self.spec.total_timeout.map(|limit| self.create_time + limit);
+        let retention_deadline = Some(self.update_time + self.spec.retention);
+        let deadlines = match self.phase {
+            ReferencePhase::Done(_) => return retention_deadline,
+            ReferencePhase::Pending { ready_at } => {
+                let ready_at = (now < ready_at).then_some(ready_at);
+                [ready_at, total_deadline, retention_deadline.filter(|_| self.is_deleted), None]
             }
-            At::Held {
-                until,
-                attempt_until,
-                cancel_until,
+            ReferencePhase::Running {
+                expires_at,
+                attempt_deadline,
+                cancel_deadline,
                 ..
-            } => [Some(until), total, attempt_until, cancel_until],
+            } => [Some(expires_at), total_deadline, attempt_deadline, cancel_deadline],
         };
-        due.into_iter().flatten().min()
+        deadlines.into_iter().flatten().min()
     }
 
-    pub(super) fn shown(&self) -> Shown {
-        let outcome = match &self.at {
-            At::Done(outcome) => Some(outcome.clone()),
-            At::Waiting { .. } | At::Held { .. } => None,
+    pub(super) fn snapshot(&self) -> ModelSnapshot {
+        let outcome = match &self.phase {
+            ReferencePhase::Done(outcome) => Some(outcome.clone()),
+            ReferencePhase::Pending { .. } | ReferencePhase::Running { .. } => None,
         };
-        let ours = Metadata::Ours {
-            state: match (&self.at, &outcome) {
-                (At::Waiting { .. }, _) => "PENDING",
-                (_, Some(Outcome::Response(_))) => "SUCCEEDED",
-                (_, Some(Outcome::Said { code: 1, .. } | Outcome::Server(1, _))) => "CANCELLED",
+        let standard = ModelMetadata::Standard {
+            state: match (&self.phase, &outcome) {
+                (ReferencePhase::Pending { .. }, _) => "PENDING",
+                (_, Some(ModelOutcome::Response(_))) => "SUCCEEDED",
+                (_, Some(ModelOutcome::WorkerError { code: 1, .. } | ModelOutcome::ServerError(1, _))) => "CANCELLED",
                 (_, Some(_)) => "FAILED",
                 (_, None) => "RUNNING",
             },
-            created: self.created,
-            started: self.started,
-            updated: self.updated,
-            ended: outcome.as_ref().map(|_| self.updated),
+            create_time: self.create_time,
+            start_time: self.start_time,
+            update_time: self.update_time,
+            end_time: outcome.as_ref().map(|_| self.update_time),
             progress: self.report.progress,
             detail: self.report.detail,
             attempt: self.attempt,
-            asked: self.asked,
+            cancel_requested: self.cancel_requested,
             queue: self.spec.queue.unwrap_or_default().to_owned(),
         };
-        Shown {
+        ModelSnapshot {
             name: self.spec.name(),
-            metadata: self.report.metadata.map_or(ours, Metadata::Own),
+            metadata: self.report.metadata.map_or(standard, ModelMetadata::Custom),
             outcome,
         }
     }
 
-    pub(super) fn lease(&self, now: i64) -> Lease {
-        let At::Held {
-            grant,
-            until,
-            attempt_until,
+    pub(super) fn lease(&self, now: i64) -> ModelLease {
+        let ReferencePhase::Running {
+            lease_id,
+            expires_at,
+            attempt_deadline,
             ..
-        } = self.at
+        } = self.phase
         else {
             panic!("nobody holds {self:?}");
         };
-        Lease {
+        ModelLease {
             name: self.spec.name(),
-            grant,
+            lease_id,
             attempt: self.attempt,
-            remaining: until - now,
-            attempt_remaining: attempt_until.map(|at| (at - now).max(0)),
+            remaining_ms: expires_at - now,
+            attempt_remaining_ms: attempt_deadline.map(|deadline| (deadline - now).max(0)),
             checkpoint: self.report.checkpoint,
-            asked: self.asked,
+            cancel_requested: self.cancel_requested,
             queue: self.spec.queue.unwrap_or_default().to_owned(),
-            grace: self.spec.grace,
+            cancel_grace_ms: self.spec.cancel_grace,
         }
     }
 }

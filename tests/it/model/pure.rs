@@ -5,81 +5,81 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    answers::{Answer, Directive, Lease, Outcome, Proof, Refused, Shown},
-    operation::{At, LEASE, Operation},
-    steps::{End, Report, Spec},
+    answers::{ModelResponse, ModelDirective, ModelLease, ModelOutcome, PresentedToken, ErrorReason, ModelSnapshot},
+    operation::{ReferencePhase, DEFAULT_LEASE_MS, ModelOperation},
+    steps::{ModelFinish, ModelReport, ModelSpec},
 };
 
 /// The server.
 #[derive(Clone, Debug)]
-pub(super) struct Model {
+pub(super) struct ReferenceModel {
     /// The wall time at its start, in nanoseconds.
-    pub(super) wall: i64,
+    pub(super) start_wall_ns: i64,
     /// Milliseconds since its start.
     pub(super) now: i64,
     /// By number, which only grows.
-    pub(super) operations: BTreeMap<u64, Operation>,
+    pub(super) operations: BTreeMap<u64, ModelOperation>,
     next_number: u64,
     /// How many leases there ever were. A lease is known by its number.
-    pub(super) grants: usize,
+    pub(super) lease_count: usize,
     /// What came of requests with an id.
     requests: BTreeMap<(String, u8), u64>,
 }
 
 // === impl Model ===
 
-impl Model {
-    pub(super) fn new(wall: i64) -> Self {
+impl ReferenceModel {
+    pub(super) fn new(start_wall_ns: i64) -> Self {
         Self {
-            wall,
+            start_wall_ns,
             now: 0,
             operations: BTreeMap::new(),
             next_number: 0,
-            grants: 0,
+            lease_count: 0,
             requests: BTreeMap::new(),
         }
     }
 
     /// The operation of a name, also if clients do not see it.
     pub(super) fn find(&self, name: &str) -> Option<u64> {
-        let mut found = (self.operations.iter()).filter(|(_, one)| one.spec.name() == name);
-        found.next().map(|(number, _)| *number)
+        let mut matching = (self.operations.iter()).filter(|(_, operation)| operation.spec.name() == name);
+        matching.next().map(|(number, _)| *number)
     }
 
-    fn visible(&self, name: &str) -> Result<u64, Refused> {
+    fn find_visible(&self, name: &str) -> Result<u64, ErrorReason> {
         self.find(name)
-            .filter(|number| !self.operations[number].hidden)
+            .filter(|number| !self.operations[number].is_deleted)
             .ok_or("OPERATION_NOT_FOUND")
     }
 
     /// What Get says, and Wait that does not wait.
-    pub(super) fn get(&self, name: &str) -> Result<Answer, Refused> {
-        let number = self.visible(name)?;
-        Ok(Answer::Operation(self.operations[&number].shown()))
+    pub(super) fn get(&self, name: &str) -> Result<ModelResponse, ErrorReason> {
+        let number = self.find_visible(name)?;
+        Ok(ModelResponse::Operation(self.operations[&number].snapshot()))
     }
 
     /// All that clients see of a collection, newest first.
-    pub(super) fn list(&self, parent: &str) -> Vec<Shown> {
+    pub(super) fn list(&self, parent: &str) -> Vec<ModelSnapshot> {
         let newest = self.operations.values().rev();
-        let listed = newest.filter(|one| !one.hidden && one.spec.parent == parent);
-        listed.map(Operation::shown).collect()
+        let listed = newest.filter(|operation| !operation.is_deleted && operation.spec.parent == parent);
+        listed.map(ModelOperation::snapshot).collect()
     }
 
-    pub(super) fn create(&mut self, spec: &Spec) -> Result<Answer, Refused> {
-        let key = spec.request.map(|id| (spec.parent.to_owned(), id));
+    pub(super) fn create(&mut self, spec: &ModelSpec) -> Result<ModelResponse, ErrorReason> {
+        let key = spec.request_id.map(|id| (spec.parent.to_owned(), id));
         if let Some(number) = key.as_ref().and_then(|key| self.requests.get(key)) {
             let first = &self.operations[number];
-            if !first.spec.is_same(spec) {
+            if !first.spec.is_same_request(spec) {
                 return Err("REQUEST_ID_REUSED");
             }
-            let is_live = |at: &At| matches!(at, At::Held { until, .. } if self.now < *until);
+            let has_live_lease = |phase: &ReferencePhase| matches!(phase, ReferencePhase::Running { expires_at, .. } if self.now < *expires_at);
             // Another instance of the creator does not get it.
-            let is_its = spec.queue.is_none() && spec.worker == first.spec.worker;
-            let has_lease = is_its && is_live(&first.at);
-            return Ok(Answer::Created {
-                operation: first.shown(),
+            let is_creator = spec.queue.is_none() && spec.worker == first.spec.worker;
+            let has_lease = is_creator && has_live_lease(&first.phase);
+            return Ok(ModelResponse::Created {
+                operation: first.snapshot(),
                 lease: has_lease.then(|| first.lease(self.now)),
-                reused: true,
+                already_existed: true,
             });
         }
         if self.find(&spec.name()).is_some() {
@@ -90,61 +90,61 @@ impl Model {
         if let Some(key) = key {
             self.requests.insert(key, number);
         }
-        let ready = spec.not_before.unwrap_or(self.now).max(self.now);
-        let mut operation = Operation {
+        let ready_at = spec.not_before.unwrap_or(self.now).max(self.now);
+        let mut operation = ModelOperation {
             spec: spec.clone(),
-            created: self.now,
-            started: None,
-            updated: self.now,
+            create_time: self.now,
+            start_time: None,
+            update_time: self.now,
             attempt: 0,
-            counted: 0,
-            asked: false,
-            hidden: false,
-            at: At::Waiting { ready },
-            offered: ready <= self.now,
-            report: Report {
+            counted_attempts: 0,
+            cancel_requested: false,
+            is_deleted: false,
+            phase: ReferencePhase::Pending { ready_at },
+            is_offered: ready_at <= self.now,
+            report: ModelReport {
                 metadata: spec.metadata,
-                ..Report::default()
+                ..ModelReport::default()
             },
-            looks: BTreeSet::new(),
+            check_times: BTreeSet::new(),
         };
         if spec.queue.is_none() {
-            operation.hold(self.grants, self.now);
-            self.grants += 1;
+            operation.start_attempt(self.lease_count, self.now);
+            self.lease_count += 1;
         }
-        let answer = Answer::Created {
-            operation: operation.shown(),
+        let response = ModelResponse::Created {
+            operation: operation.snapshot(),
             lease: spec.queue.is_none().then(|| operation.lease(self.now)),
-            reused: false,
+            already_existed: false,
         };
         self.operations.insert(number, operation);
-        self.arm(number, None);
-        Ok(answer)
+        self.schedule_if_changed(number, None);
+        Ok(response)
     }
 
-    pub(super) fn lease(&mut self, queues: &[&str], most: usize) -> Vec<Lease> {
+    pub(super) fn lease(&mut self, queues: &[&str], max_leases: usize) -> Vec<ModelLease> {
         let mut leased = Vec::new();
         // Those whose time was over when they were taken are no leases.
         while leased.is_empty() {
             let mut ready: Vec<_> = (self.operations.iter())
-                .filter(|(_, one)| one.offered && one.spec.is_in(queues))
-                .map(|(number, one)| (-one.spec.priority, *number))
+                .filter(|(_, operation)| operation.is_offered && operation.spec.is_in(queues))
+                .map(|(number, operation)| (-operation.spec.priority, *number))
                 .collect();
             ready.sort_unstable();
             if ready.is_empty() {
                 break;
             }
-            for (_, number) in ready.into_iter().take(most.max(1)) {
-                let (grant, now) = (self.grants, self.now);
-                let lease = self.change(number, |one| {
-                    if one.is_too_late(now) {
-                        one.end(Outcome::Server(4, "TOTAL_TIMEOUT"), now);
+            for (_, number) in ready.into_iter().take(max_leases.max(1)) {
+                let (lease_id, now) = (self.lease_count, self.now);
+                let lease = self.change(number, |operation| {
+                    if operation.is_past_total_timeout(now) {
+                        operation.complete(ModelOutcome::ServerError(4, "TOTAL_TIMEOUT"), now);
                         return None;
                     }
-                    one.hold(grant, now);
-                    Some(one.lease(now))
+                    operation.start_attempt(lease_id, now);
+                    Some(operation.lease(now))
                 });
-                self.grants += usize::from(lease.is_some());
+                self.lease_count += usize::from(lease.is_some());
                 leased.extend(lease);
             }
         }
@@ -152,17 +152,17 @@ impl Model {
     }
 
     /// Whether the one who speaks holds the lease.
-    fn held(&self, name: &str, proof: Proof) -> Result<u64, Refused> {
-        match proof {
-            Proof::Empty => return Err("INVALID_LEASE_TOKEN"),
-            Proof::Malformed => return Err("LEASE_LOST"),
-            Proof::Grant(_) | Proof::Unknown => {}
+    fn check_lease(&self, name: &str, token: PresentedToken) -> Result<u64, ErrorReason> {
+        match token {
+            PresentedToken::Empty => return Err("INVALID_LEASE_TOKEN"),
+            PresentedToken::Malformed => return Err("LEASE_LOST"),
+            PresentedToken::Lease(_) | PresentedToken::Unknown => {}
         }
         let number = self.find(name).ok_or("OPERATION_NOT_FOUND")?;
-        match (&self.operations[&number].at, proof) {
-            (At::Done(_), _) => Err("OPERATION_DONE"),
-            (At::Held { grant, until, .. }, Proof::Grant(proof))
-                if *grant == proof && self.now < *until =>
+        match (&self.operations[&number].phase, token) {
+            (ReferencePhase::Done(_), _) => Err("OPERATION_DONE"),
+            (ReferencePhase::Running { lease_id, expires_at, .. }, PresentedToken::Lease(token_lease))
+                if *lease_id == token_lease && self.now < *expires_at =>
             {
                 Ok(number)
             }
@@ -171,159 +171,159 @@ impl Model {
     }
 
     /// One report of a heartbeat; with it, how long leases of the operation last.
-    pub(super) fn renew(
+    pub(super) fn heartbeat(
         &mut self,
         name: &str,
-        proof: Proof,
-        report: &Report,
-    ) -> (Directive, Option<i64>) {
-        let number = match self.held(name, proof) {
+        token: PresentedToken,
+        report: &ModelReport,
+    ) -> (ModelDirective, Option<i64>) {
+        let number = match self.check_lease(name, token) {
             Ok(number) => number,
             Err(reason) => {
-                let lost = Directive {
+                let lost = ModelDirective {
                     kind: "LEASE_LOST",
-                    remaining: None,
-                    grace_remaining: None,
+                    remaining_ms: None,
+                    grace_remaining_ms: None,
                     error: Some(reason),
                 };
                 return (lost, None);
             }
         };
         let now = self.now;
-        self.change(number, |one| {
+        self.change(number, |operation| {
             // To say again what is known is no news.
-            let before = one.report.clone();
-            one.report.update(report);
-            if one.report != before {
-                one.updated = now;
+            let before = operation.report.clone();
+            operation.report.update(report);
+            if operation.report != before {
+                operation.update_time = now;
             }
-            let length = one.spec.lease.unwrap_or(LEASE);
+            let lease_duration = operation.spec.lease_duration.unwrap_or(DEFAULT_LEASE_MS);
             let mut grace_remaining = None;
-            if let At::Held {
-                until,
-                cancel_until,
+            if let ReferencePhase::Running {
+                expires_at,
+                cancel_deadline,
                 ..
-            } = &mut one.at
+            } = &mut operation.phase
             {
-                *until = now + length;
-                grace_remaining = cancel_until.map(|at| (at - now).max(0));
+                *expires_at = now + lease_duration;
+                grace_remaining = cancel_deadline.map(|deadline| (deadline - now).max(0));
             }
-            let kind = match (one.asked, one.hidden) {
+            let kind = match (operation.cancel_requested, operation.is_deleted) {
                 (true, _) => "CANCEL_REQUESTED",
                 (false, true) => "OPERATION_DELETED",
                 (false, false) => "CONTINUE",
             };
-            let directive = Directive {
+            let directive = ModelDirective {
                 kind,
-                remaining: Some(length),
-                grace_remaining,
+                remaining_ms: Some(lease_duration),
+                grace_remaining_ms: grace_remaining,
                 error: None,
             };
-            (directive, Some(length))
+            (directive, Some(lease_duration))
         })
     }
 
     pub(super) fn finish(
         &mut self,
         name: &str,
-        proof: Proof,
-        end: End,
+        token: PresentedToken,
+        finish: ModelFinish,
         metadata: Option<u8>,
-    ) -> Result<Answer, Refused> {
-        let number = match self.held(name, proof) {
+    ) -> Result<ModelResponse, ErrorReason> {
+        let number = match self.check_lease(name, token) {
             // Saying the same again is fine, whoever says it.
-            Err("OPERATION_DONE") if let Some(same) = self.same(name, end) => return Ok(same),
-            held => held?,
+            Err("OPERATION_DONE") if let Some(response) = self.completed_with(name, finish) => return Ok(response),
+            result => result?,
         };
         let now = self.now;
-        let shown = self.change(number, |one| {
-            one.report.metadata = metadata.or(one.report.metadata);
-            match end {
-                End::Release
-                | End::Failure {
+        let snapshot = self.change(number, |operation| {
+            operation.report.metadata = metadata.or(operation.report.metadata);
+            match finish {
+                ModelFinish::Release
+                | ModelFinish::Failure {
                     retryable: true, ..
-                } if one.asked => {
-                    one.end(Outcome::Server(1, "OPERATION_CANCELLED"), now);
+                } if operation.cancel_requested => {
+                    operation.complete(ModelOutcome::ServerError(1, "OPERATION_CANCELLED"), now);
                 }
-                End::Response(text) => one.end(Outcome::Response(text), now),
-                End::Failure {
+                ModelFinish::Response(text) => operation.complete(ModelOutcome::Response(text), now),
+                ModelFinish::Failure {
                     code,
                     message,
                     retryable: false,
                     ..
-                } => one.end(Outcome::Said { code, message }, now),
-                End::Failure {
+                } => operation.complete(ModelOutcome::WorkerError { code, message }, now),
+                ModelFinish::Failure {
                     code,
                     message,
                     retry_after,
                     ..
-                } => one.fail(Outcome::Said { code, message }, retry_after, now),
-                End::Release if one.spec.queue.is_none() => {
-                    one.end(Outcome::Server(14, "WORKER_LOST"), now);
+                } => operation.fail(ModelOutcome::WorkerError { code, message }, retry_after, now),
+                ModelFinish::Release if operation.spec.queue.is_none() => {
+                    operation.complete(ModelOutcome::ServerError(14, "WORKER_LOST"), now);
                 }
-                End::Release => {
-                    one.counted -= 1;
-                    one.wait(now, now);
+                ModelFinish::Release => {
+                    operation.counted_attempts -= 1;
+                    operation.requeue(now, now);
                 }
             }
-            one.shown()
+            operation.snapshot()
         });
-        Ok(Answer::Operation(shown))
+        Ok(ModelResponse::Operation(snapshot))
     }
 
-    fn same(&self, name: &str, end: End) -> Option<Answer> {
-        let one = &self.operations[&self.find(name)?];
-        let outcome = match end {
-            End::Response(text) => Outcome::Response(text),
-            End::Failure { code, message, .. } => Outcome::Said { code, message },
-            End::Release => return None,
+    fn completed_with(&self, name: &str, finish: ModelFinish) -> Option<ModelResponse> {
+        let operation = &self.operations[&self.find(name)?];
+        let outcome = match finish {
+            ModelFinish::Response(text) => ModelOutcome::Response(text),
+            ModelFinish::Failure { code, message, .. } => ModelOutcome::WorkerError { code, message },
+            ModelFinish::Release => return None,
         };
-        (one.at == At::Done(outcome)).then(|| Answer::Operation(one.shown()))
+        (operation.phase == ReferencePhase::Done(outcome)).then(|| ModelResponse::Operation(operation.snapshot()))
     }
 
-    pub(super) fn cancel(&mut self, name: &str) -> Result<Answer, Refused> {
-        let (number, now) = (self.visible(name)?, self.now);
-        self.change(number, |one| {
-            let grace = one.spec.grace;
-            match &mut one.at {
-                At::Waiting { .. } => {
-                    one.asked = true;
-                    one.end(Outcome::Server(1, "OPERATION_CANCELLED"), now);
+    pub(super) fn cancel(&mut self, name: &str) -> Result<ModelResponse, ErrorReason> {
+        let (number, now) = (self.find_visible(name)?, self.now);
+        self.change(number, |operation| {
+            let grace = operation.spec.cancel_grace;
+            match &mut operation.phase {
+                ReferencePhase::Pending { .. } => {
+                    operation.cancel_requested = true;
+                    operation.complete(ModelOutcome::ServerError(1, "OPERATION_CANCELLED"), now);
                 }
-                At::Held { cancel_until, .. } if !one.asked => {
-                    *cancel_until = grace.map(|grace| now + grace);
-                    (one.asked, one.updated) = (true, now);
+                ReferencePhase::Running { cancel_deadline, .. } if !operation.cancel_requested => {
+                    *cancel_deadline = grace.map(|grace| now + grace);
+                    (operation.cancel_requested, operation.update_time) = (true, now);
                 }
-                At::Held { .. } | At::Done(_) => {}
+                ReferencePhase::Running { .. } | ReferencePhase::Done(_) => {}
             }
         });
-        Ok(Answer::Nothing)
+        Ok(ModelResponse::Empty)
     }
 
-    pub(super) fn delete(&mut self, name: &str) -> Result<Answer, Refused> {
-        let (number, now) = (self.visible(name)?, self.now);
-        self.change(number, |one| (one.hidden, one.updated) = (true, now));
-        Ok(Answer::Nothing)
+    pub(super) fn delete(&mut self, name: &str) -> Result<ModelResponse, ErrorReason> {
+        let (number, now) = (self.find_visible(name)?, self.now);
+        self.change(number, |operation| (operation.is_deleted, operation.update_time) = (true, now));
+        Ok(ModelResponse::Empty)
     }
 
     /// Changes an operation, and keeps everything else in step with it.
-    pub(super) fn change<T>(&mut self, number: u64, by: impl FnOnce(&mut Operation) -> T) -> T {
-        let one = self.operations.get_mut(&number).expect("it is there");
-        let due = one.due(self.now);
-        let result = by(one);
-        if one.hidden {
-            self.requests.retain(|_, made| *made != number);
+    pub(super) fn change<T>(&mut self, number: u64, mutate: impl FnOnce(&mut ModelOperation) -> T) -> T {
+        let operation = self.operations.get_mut(&number).expect("it is there");
+        let previous_deadline = operation.next_deadline(self.now);
+        let result = mutate(operation);
+        if operation.is_deleted {
+            self.requests.retain(|_, created| *created != number);
         }
-        if one.hidden && matches!(one.at, At::Done(_)) {
+        if operation.is_deleted && matches!(operation.phase, ReferencePhase::Done(_)) {
             self.operations.remove(&number);
         } else {
-            self.arm(number, Some(due));
+            self.schedule_if_changed(number, Some(previous_deadline));
         }
         result
     }
 
-    pub(super) fn forget(&mut self, number: u64) {
+    pub(super) fn remove(&mut self, number: u64) {
         self.operations.remove(&number);
-        self.requests.retain(|_, made| *made != number);
+        self.requests.retain(|_, created| *created != number);
     }
 }

@@ -7,40 +7,40 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 
 /// The steps of one life of a server.
 #[derive(Clone)]
-pub(super) struct Steps(pub(super) Vec<Step>);
+pub(super) struct ModelSteps(pub(super) Vec<ModelStep>);
 
 /// One step.
 #[derive(Clone, Debug)]
-pub(super) enum Step {
-    Create(Wish),
+pub(super) enum ModelStep {
+    Create(SpecTemplate),
     /// The same call as an earlier one, or almost, perhaps by another instance.
-    CreateAgain {
+    RepeatCreate {
         nth: usize,
-        altered: bool,
+        is_altered: bool,
         worker: &'static str,
     },
     Lease {
         queues: Vec<&'static str>,
-        most: i32,
+        max_leases: i32,
     },
-    Heartbeat(Vec<(Pick, Token, Report)>),
+    Heartbeat(Vec<(OperationChoice, TokenChoice, ModelReport)>),
     Finish {
-        pick: Pick,
-        token: Token,
-        end: End,
+        operation: OperationChoice,
+        token: TokenChoice,
+        finish: ModelFinish,
         metadata: Option<u8>,
     },
     /// The same call as an earlier one.
-    FinishAgain(usize),
-    Cancel(Pick),
-    Delete(Pick),
+    RepeatFinish(usize),
+    Cancel(OperationChoice),
+    Delete(OperationChoice),
     /// A wait that does not wait.
-    Wait(Pick),
+    Wait(OperationChoice),
     /// So many milliseconds pass.
-    Jump(i64),
+    Advance(i64),
     /// Time passes up to one of the next moments at which something is due, or
     /// a millisecond less or more.
-    JumpToDeadline {
+    AdvanceToDeadline {
         nth: usize,
         offset: i64,
     },
@@ -48,49 +48,49 @@ pub(super) enum Step {
 
 /// An operation to be: what is in `Spec`, but not yet with a name and a time.
 #[derive(Clone, Debug)]
-pub(super) struct Wish {
+pub(super) struct SpecTemplate {
     /// Takes the id of an earlier one.
-    pub(super) id_of: Option<usize>,
+    pub(super) reused_id: Option<usize>,
     /// Milliseconds from now.
     pub(super) not_before: Option<i64>,
-    pub(super) spec: Spec,
+    pub(super) spec: ModelSpec,
 }
 
 /// Everything that a creator says; times in milliseconds.
 #[derive(Clone, Default, PartialEq)]
-pub(super) struct Spec {
+pub(super) struct ModelSpec {
     pub(super) parent: &'static str,
-    pub(super) id: usize,
+    pub(super) number: usize,
     /// Who creates it.
     pub(super) worker: &'static str,
     /// None: its creator executes it.
     pub(super) queue: Option<&'static str>,
-    pub(super) request: Option<u8>,
+    pub(super) request_id: Option<u8>,
     pub(super) priority: i32,
     pub(super) not_before: Option<i64>,
     pub(super) metadata: Option<u8>,
-    pub(super) altered: bool,
-    pub(super) lease: Option<i64>,
+    pub(super) is_altered: bool,
+    pub(super) lease_duration: Option<i64>,
     pub(super) total_timeout: Option<i64>,
     pub(super) attempt_timeout: Option<i64>,
     pub(super) retention: i64,
-    pub(super) grace: Option<i64>,
-    pub(super) attempts: u32,
+    pub(super) cancel_grace: Option<i64>,
+    pub(super) max_attempts: u32,
     pub(super) backoff: (i64, i64, i64),
 }
 
 /// Which operation.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Pick {
+pub(super) enum OperationChoice {
     /// One that somebody holds, if there is any.
-    Held(usize),
+    Running(usize),
     /// Any name that ever was.
     Any(usize),
 }
 
 /// Whose token comes with it.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Token {
+pub(super) enum TokenChoice {
     /// The latest of the operation.
     Latest,
     /// An earlier one of the operation.
@@ -98,13 +98,13 @@ pub(super) enum Token {
     /// One of another operation.
     Foreign(usize),
     Unknown,
-    Short,
+    Malformed,
     Empty,
 }
 
 /// What a worker tells; what it leaves out stays.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Report {
+pub(super) struct ModelReport {
     pub(super) progress: Option<u8>,
     pub(super) detail: Option<u8>,
     pub(super) checkpoint: Option<u8>,
@@ -113,7 +113,7 @@ pub(super) struct Report {
 
 /// How an attempt ends.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum End {
+pub(super) enum ModelFinish {
     Response(u8),
     Failure {
         code: i32,
@@ -133,9 +133,9 @@ pub(super) const PARENTS: [&str; 2] = ["", "projects/p"];
 
 // === impl Spec ===
 
-impl Spec {
+impl ModelSpec {
     pub(super) fn id(&self) -> String {
-        format!("op{}", self.id)
+        format!("op{}", self.number)
     }
 
     pub(super) fn name(&self) -> String {
@@ -144,7 +144,7 @@ impl Spec {
     }
 
     /// Whether it asks for the same, whoever asks.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
+    pub(super) fn is_same_request(&self, other: &Self) -> bool {
         let worker = self.worker;
         *self
             == Self {
@@ -158,15 +158,15 @@ impl Spec {
     }
 
     /// The pause after so many attempts that count.
-    pub(super) fn pause(&self, attempts: u32) -> i64 {
-        let (first, longest, times) = self.backoff;
-        (first * times.pow(attempts.saturating_sub(1))).min(longest)
+    pub(super) fn backoff_after(&self, attempts: u32) -> i64 {
+        let (initial, max, multiplier) = self.backoff;
+        (initial * multiplier.pow(attempts.saturating_sub(1))).min(max)
     }
 }
 
 // === impl Report ===
 
-impl Report {
+impl ModelReport {
     /// Takes over what is said; what is left out stays.
     pub(super) fn update(&mut self, newer: &Self) {
         self.progress = newer.progress.or(self.progress);
@@ -178,59 +178,59 @@ impl Report {
 
 // === impl Steps ===
 
-impl fmt::Debug for Steps {
+impl fmt::Debug for ModelSteps {
     /// One line for each.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (self.0.iter().enumerate()).try_for_each(|(at, step)| write!(f, "\n  {at}: {step:?}"))
+        (self.0.iter().enumerate()).try_for_each(|(index, step)| write!(f, "\n  {index}: {step:?}"))
     }
 }
 
-impl fmt::Debug for Spec {
+impl fmt::Debug for ModelSpec {
     /// Only what was said.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let usual = Self::default();
-        let mut said = f.debug_struct("Spec");
-        macro_rules! say {
+        let default = Self::default();
+        let mut output = f.debug_struct("Spec");
+        macro_rules! write_changed {
             ($($field:ident)*) => {
-                $(if self.$field != usual.$field {
-                    said.field(stringify!($field), &self.$field);
+                $(if self.$field != default.$field {
+                    output.field(stringify!($field), &self.$field);
                 })*
             };
         }
-        say!(parent id worker queue request priority not_before metadata altered lease);
-        say!(total_timeout attempt_timeout retention grace attempts backoff);
-        said.finish()
+        write_changed!(parent number worker queue request_id priority not_before metadata is_altered lease_duration);
+        write_changed!(total_timeout attempt_timeout retention cancel_grace max_attempts backoff);
+        output.finish()
     }
 }
 
 /// The steps of one life of a server.
-pub(super) fn steps() -> impl Strategy<Value = Steps> {
-    vec(step(), 1..120).prop_map(Steps)
+pub(super) fn steps() -> impl Strategy<Value = ModelSteps> {
+    vec(step(), 1..120).prop_map(ModelSteps)
 }
 
-fn step() -> impl Strategy<Value = Step> {
-    let lease = (vec(select(&QUEUES[..]), 1..4), 0..5);
-    let reports = vec((pick(), token(), report()), 0..4);
-    let finish = (pick(), token(), end(), rarely(any::<u8>()));
+fn step() -> impl Strategy<Value = ModelStep> {
+    let leases = (vec(select(&QUEUES[..]), 1..4), 0..5);
+    let reports = vec((operation_choice(), token_choice(), report()), 0..4);
+    let finish = (operation_choice(), token_choice(), finish(), rarely(any::<u8>()));
     prop_oneof![
-        5 => wish().prop_map(Step::Create),
+        5 => spec_template().prop_map(ModelStep::Create),
         1 => (0..32_usize, any::<bool>(), select(&WORKERS[..]))
-            .prop_map(|(nth, altered, worker)| Step::CreateAgain { nth, altered, worker }),
-        6 => lease.prop_map(|(queues, most)| Step::Lease { queues, most }),
-        5 => reports.prop_map(Step::Heartbeat),
-        5 => finish.prop_map(|(pick, token, end, metadata)| Step::Finish { pick, token, end, metadata }),
-        1 => (0..32_usize).prop_map(Step::FinishAgain),
-        2 => pick().prop_map(Step::Cancel),
-        1 => pick().prop_map(Step::Delete),
-        1 => pick().prop_map(Step::Wait),
-        4 => jump().prop_map(Step::Jump),
+            .prop_map(|(nth, is_altered, worker)| ModelStep::RepeatCreate { nth, is_altered, worker }),
+        6 => leases.prop_map(|(queues, max_leases)| ModelStep::Lease { queues, max_leases }),
+        5 => reports.prop_map(ModelStep::Heartbeat),
+        5 => finish.prop_map(|(operation, token, finish, metadata)| ModelStep::Finish { operation, token, finish, metadata }),
+        1 => (0..32_usize).prop_map(ModelStep::RepeatFinish),
+        2 => operation_choice().prop_map(ModelStep::Cancel),
+        1 => operation_choice().prop_map(ModelStep::Delete),
+        1 => operation_choice().prop_map(ModelStep::Wait),
+        4 => advance_millis().prop_map(ModelStep::Advance),
         6 => (0..4_usize, -1..2_i64)
-            .prop_map(|(nth, offset)| Step::JumpToDeadline { nth, offset }),
+            .prop_map(|(nth, offset)| ModelStep::AdvanceToDeadline { nth, offset }),
     ]
 }
 
-fn wish() -> impl Strategy<Value = Wish> {
-    let who = (
+fn spec_template() -> impl Strategy<Value = SpecTemplate> {
+    let identities = (
         (select(&PARENTS[..]), select(&WORKERS[..])),
         option::weighted(0.8, select(&QUEUES[..])),
         rarely(0..4_u8),
@@ -238,7 +238,7 @@ fn wish() -> impl Strategy<Value = Wish> {
         option::weighted(0.05, any::<u8>()),
         -2..3_i32,
     );
-    let times = (
+    let durations = (
         rarely(1..100_000_i64),
         option::of(1_000..60_000_i64),
         rarely(1..120_000_i64),
@@ -246,59 +246,59 @@ fn wish() -> impl Strategy<Value = Wish> {
         select(&[0, 1_000, 600_000, 86_400_000][..]),
         option::of(0..60_000_i64),
     );
-    let first = select(&[0, 1, 500, 1_000, 20_000][..]);
-    let retry = (1..5_u32, (first, 1..4_i64));
-    (who, times, retry).prop_map(|(who, times, (attempts, (first, growth)))| {
-        let ((parent, worker), queue, request, id_of, metadata, priority) = who;
-        let (not_before, lease, total_timeout, attempt_timeout, retention, grace) = times;
-        let spec = Spec {
+    let initial_backoff = select(&[0, 1, 500, 1_000, 20_000][..]);
+    let retry = (1..5_u32, (initial_backoff, 1..4_i64));
+    (identities, durations, retry).prop_map(|(identities, durations, (max_attempts, (initial_backoff, growth)))| {
+        let ((parent, worker), queue, request_id, reused_id, metadata, priority) = identities;
+        let (not_before, lease_duration, total_timeout, attempt_timeout, retention, cancel_grace) = durations;
+        let spec = ModelSpec {
             parent,
             worker,
             queue,
-            request,
+            request_id,
             priority,
             metadata,
-            lease,
+            lease_duration,
             total_timeout,
             attempt_timeout,
             retention,
-            grace,
-            attempts,
-            backoff: (first, 60_000, growth),
-            ..Spec::default()
+            cancel_grace,
+            max_attempts,
+            backoff: (initial_backoff, 60_000, growth),
+            ..ModelSpec::default()
         };
-        Wish {
-            id_of,
+        SpecTemplate {
+            reused_id,
             not_before: not_before.filter(|_| queue.is_some()),
             spec,
         }
     })
 }
 
-fn pick() -> impl Strategy<Value = Pick> {
+fn operation_choice() -> impl Strategy<Value = OperationChoice> {
     prop_oneof![
-        4 => (0..32_usize).prop_map(Pick::Held),
-        1 => (0..32_usize).prop_map(Pick::Any),
+        4 => (0..32_usize).prop_map(OperationChoice::Running),
+        1 => (0..32_usize).prop_map(OperationChoice::Any),
     ]
 }
 
-fn token() -> impl Strategy<Value = Token> {
+fn token_choice() -> impl Strategy<Value = TokenChoice> {
     prop_oneof![
-        12 => Just(Token::Latest),
-        2 => (0..32_usize).prop_map(Token::Stale),
-        1 => (0..32_usize).prop_map(Token::Foreign),
-        1 => select(&[Token::Unknown, Token::Short, Token::Empty][..]),
+        12 => Just(TokenChoice::Latest),
+        2 => (0..32_usize).prop_map(TokenChoice::Stale),
+        1 => (0..32_usize).prop_map(TokenChoice::Foreign),
+        1 => select(&[TokenChoice::Unknown, TokenChoice::Malformed, TokenChoice::Empty][..]),
     ]
 }
 
-fn report() -> impl Strategy<Value = Report> {
+fn report() -> impl Strategy<Value = ModelReport> {
     let values = (
         option::of(any::<u8>()),
         rarely(any::<u8>()),
         rarely(any::<u8>()),
         option::weighted(0.05, any::<u8>()),
     );
-    values.prop_map(|(progress, detail, checkpoint, metadata)| Report {
+    values.prop_map(|(progress, detail, checkpoint, metadata)| ModelReport {
         progress,
         detail,
         checkpoint,
@@ -306,22 +306,22 @@ fn report() -> impl Strategy<Value = Report> {
     })
 }
 
-fn end() -> impl Strategy<Value = End> {
+fn finish() -> impl Strategy<Value = ModelFinish> {
     let failure = (1..4_i32, 0..3_u8, any::<bool>(), rarely(0..100_000_i64));
     prop_oneof![
-        2 => (0..3_u8).prop_map(End::Response),
-        4 => failure.prop_map(|(code, message, retryable, retry_after)| End::Failure {
+        2 => (0..3_u8).prop_map(ModelFinish::Response),
+        4 => failure.prop_map(|(code, message, retryable, retry_after)| ModelFinish::Failure {
             code,
             message,
             retryable,
             retry_after,
         }),
-        2 => Just(End::Release),
+        2 => Just(ModelFinish::Release),
     ]
 }
 
 /// Milliseconds: from 1 to many hours.
-fn jump() -> impl Strategy<Value = i64> {
+fn advance_millis() -> impl Strategy<Value = i64> {
     prop_oneof![
         1..100_i64,
         100..10_000_i64,

@@ -3,13 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::answers::{Answer, Lease, Metadata, Shown};
+use super::answers::{ModelResponse, ModelLease, ModelMetadata, ModelSnapshot};
 
 /// What was seen so far.
 #[derive(Debug, Default)]
 pub(super) struct Witness {
     /// By name: how it ended.
-    done: BTreeMap<String, Shown>,
+    done: BTreeMap<String, ModelSnapshot>,
     leases: BTreeSet<usize>,
     /// By name: the attempt of the latest lease, and until when it lasts.
     live: BTreeMap<String, (i32, i64)>,
@@ -19,7 +19,7 @@ pub(super) struct Witness {
 
 impl Witness {
     /// What clients see never takes back an outcome.
-    pub(super) fn see(&mut self, list: &[Shown]) -> Result<(), String> {
+    pub(super) fn see(&mut self, list: &[ModelSnapshot]) -> Result<(), String> {
         for shown in list {
             match self.done.get(&shown.name) {
                 Some(done) if done != shown => {
@@ -36,13 +36,13 @@ impl Witness {
         Ok(())
     }
 
-    pub(super) fn hear(&mut self, answer: &Answer, now: i64) -> Result<(), String> {
+    pub(super) fn hear(&mut self, answer: &ModelResponse, now: i64) -> Result<(), String> {
         match answer {
-            Answer::Leases(leases) => leases.iter().try_for_each(|lease| self.granted(lease, now)),
-            Answer::Created {
+            ModelResponse::Leases(leases) => leases.iter().try_for_each(|lease| self.granted(lease, now)),
+            ModelResponse::Created {
                 operation,
                 lease,
-                reused: false,
+                already_existed: false,
             } => {
                 // The name may be that of one that is gone.
                 self.live.remove(&operation.name);
@@ -51,13 +51,13 @@ impl Witness {
                 leases.try_for_each(|lease| self.granted(lease, now))
             }
             // Whoever finished or gave back holds it no longer.
-            Answer::Operation(Shown {
+            ModelResponse::Operation(ModelSnapshot {
                 name,
                 metadata:
-                    Metadata::Ours {
+                    ModelMetadata::Standard {
                         state: "PENDING", ..
                     }
-                    | Metadata::Own(_),
+                    | ModelMetadata::Custom(_),
                 ..
             }) => {
                 self.live.remove(name);
@@ -67,12 +67,12 @@ impl Witness {
         }
     }
 
-    fn granted(&mut self, lease: &Lease, now: i64) -> Result<(), String> {
-        if !self.leases.insert(lease.grant) {
+    fn granted(&mut self, lease: &ModelLease, now: i64) -> Result<(), String> {
+        if !self.leases.insert(lease.lease_id) {
             return Err(format!("a token was handed out twice: {lease:?}"));
         }
-        let remaining = lease.attempt_remaining.unwrap_or(i64::MAX);
-        let until = now + remaining.min(lease.remaining);
+        let remaining = lease.attempt_remaining_ms.unwrap_or(i64::MAX);
+        let until = now + remaining.min(lease.remaining_ms);
         match self.live.insert(lease.name.clone(), (lease.attempt, until)) {
             Some((attempt, _)) if lease.attempt <= attempt => {
                 Err(format!("the attempts do not grow: {lease:?}"))

@@ -8,20 +8,20 @@ use uuid::Uuid;
 
 /// One of several services, another one at each call.
 #[derive(Clone)]
-pub(crate) struct Anyone<S>(Vec<S>);
+pub(crate) struct RandomBalancer<S>(Vec<S>);
 
-impl<S> Anyone<S> {
-    pub(crate) fn of(services: impl IntoIterator<Item = S>) -> Self {
+impl<S> RandomBalancer<S> {
+    pub(crate) fn new(services: impl IntoIterator<Item = S>) -> Self {
         Self(services.into_iter().collect())
     }
 
-    fn any(&mut self) -> &mut S {
-        let chance = Uuid::new_v4().as_u128() % self.0.len() as u128;
-        &mut self.0[usize::try_from(chance).unwrap()]
+    fn choose(&mut self) -> &mut S {
+        let index = Uuid::new_v4().as_u128() % self.0.len() as u128;
+        &mut self.0[usize::try_from(index).unwrap()]
     }
 }
 
-impl<S, B> Service<Request<B>> for Anyone<S>
+impl<S, B> Service<Request<B>> for RandomBalancer<S>
 where
     S: Service<Request<B>>,
 {
@@ -35,6 +35,6 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> S::Future {
-        self.any().call(request)
+        self.choose().call(request)
     }
 }

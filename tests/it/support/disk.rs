@@ -10,19 +10,19 @@ use std::{
     sync::OnceLock,
 };
 
-use super::dice::Dice;
+use super::dice::TestRng;
 
 /// The exit code of a program whose machine lost its power.
-pub(crate) const POWER_CUT: i32 = 86;
+pub(crate) const POWER_LOSS_EXIT_CODE: i32 = 86;
 
 /// Before the power was lost, the machine had written any of these alone.
-const SECTOR: usize = 512;
+const SECTOR_BYTES: usize = 512;
 
-const CLASSES: u64 = 8;
+const SYSCALL_CLASS_COUNT: u64 = 8;
 
 /// What kind of call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Class {
+pub(crate) enum SyscallClass {
     Open,
     Read,
     Write,
@@ -30,50 +30,50 @@ pub(crate) enum Class {
     Truncate,
     Unlink,
     /// A directory is made durable, and with it the names in it.
-    Names,
+    SyncDirectory,
     Rename,
 }
 
 /// What happens at a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Fault {
+pub(crate) enum DiskFault {
     /// It fails with EIO.
-    Fail = 1,
+    IoError = 1,
     /// There is no room, or just for a part.
-    Full,
+    NoSpace,
     /// A part is written; the rest is, when it is asked for again.
-    Short,
+    ShortWrite,
     /// The machine loses its power before it.
-    Cut,
+    PowerLoss,
     /// It is said to be made durable, and is not.
-    Lie,
+    LostSync,
 }
 
 /// A fault at a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Point {
-    pub(crate) class: Class,
+pub(crate) struct FaultPoint {
+    pub(crate) class: SyscallClass,
     /// The number of the call in its class, from 1.
-    pub(crate) at: u64,
-    pub(crate) fault: Fault,
-    pub(crate) course: Course,
+    pub(crate) call_number: u64,
+    pub(crate) fault: DiskFault,
+    pub(crate) recovery: FaultRecovery,
 }
 
 /// What becomes of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Course {
+pub(crate) enum FaultRecovery {
     /// Just one call meets it.
     Once,
     /// It stays until a change is refused.
-    Heals,
+    OnRejectedWrite,
     /// It stays until then, and the program is killed.
-    Killed,
+    OnKill,
     /// It stays until then, and the program is asked to end.
-    Stopped,
+    OnShutdown,
 }
 
 /// A file on a disk.
-struct Kept {
+struct DiskFile {
     /// What programs see.
     cached: Vec<u8>,
     /// What would survive a loss of power.
@@ -83,13 +83,13 @@ struct Kept {
 }
 
 /// A disk; its files go when it is dropped.
-pub(crate) struct Disk {
+pub(crate) struct FaultyDisk {
     root: tempfile::TempDir,
     control: fs::File,
     library: &'static Path,
 }
 
-impl Class {
+impl SyscallClass {
     pub(crate) const ALL: [Self; 8] = [
         Self::Open,
         Self::Read,
@@ -97,17 +97,17 @@ impl Class {
         Self::Sync,
         Self::Truncate,
         Self::Unlink,
-        Self::Names,
+        Self::SyncDirectory,
         Self::Rename,
     ];
 }
 
 // === impl Disk ===
 
-impl Disk {
+impl FaultyDisk {
     /// An empty disk; none, and a word why, where there cannot be one.
     pub(crate) fn new() -> Option<Self> {
-        let library = library()?;
+        let library = preload_library()?;
         let root = tempfile::tempdir().unwrap();
         for directory in ["store", "durable"] {
             fs::create_dir(root.path().join(directory)).unwrap();
@@ -127,12 +127,12 @@ impl Disk {
     }
 
     /// The file that a program may keep here.
-    pub(crate) fn file(&self) -> PathBuf {
+    pub(crate) fn database_path(&self) -> PathBuf {
         self.root.path().join("store").join("operations.db")
     }
 
     /// What a program needs to see this disk.
-    pub(crate) fn environment(&self) -> [(&'static str, OsString); 4] {
+    pub(crate) fn env_vars(&self) -> [(&'static str, OsString); 4] {
         // The program asks for the real path.
         let root = self.root.path().canonicalize().unwrap();
         [
@@ -144,67 +144,67 @@ impl Disk {
     }
 
     /// How many calls of a class there were.
-    pub(crate) fn calls(&self, class: Class) -> u64 {
-        self.number(class as u64)
+    pub(crate) fn call_count(&self, class: SyscallClass) -> u64 {
+        self.read_counter(class as u64)
     }
 
     /// How many calls have failed.
-    pub(crate) fn failed(&self) -> u64 {
-        self.number(CLASSES + 4)
+    pub(crate) fn failed_call_count(&self) -> u64 {
+        self.read_counter(SYSCALL_CLASS_COUNT + 4)
     }
 
     /// From now on there is a fault at a call.
-    pub(crate) fn set(&self, point: Point) {
-        self.put(CLASSES, point.class as u64);
-        self.put(CLASSES + 1, point.fault as u64);
-        self.put(CLASSES + 2, u64::from(point.course != Course::Once));
-        self.put(CLASSES + 3, point.at);
+    pub(crate) fn inject(&self, point: FaultPoint) {
+        self.write_counter(SYSCALL_CLASS_COUNT, point.class as u64);
+        self.write_counter(SYSCALL_CLASS_COUNT + 1, point.fault as u64);
+        self.write_counter(SYSCALL_CLASS_COUNT + 2, u64::from(point.recovery != FaultRecovery::Once));
+        self.write_counter(SYSCALL_CLASS_COUNT + 3, point.call_number);
     }
 
     /// From now on all calls have success.
-    pub(crate) fn mend(&self) {
-        self.put(CLASSES + 3, 0);
-        self.put(CLASSES + 5, 0);
+    pub(crate) fn clear_fault(&self) {
+        self.write_counter(SYSCALL_CLASS_COUNT + 3, 0);
+        self.write_counter(SYSCALL_CLASS_COUNT + 5, 0);
     }
 
-    fn number(&self, index: u64) -> u64 {
+    fn read_counter(&self, index: u64) -> u64 {
         let mut bytes = [0; 8];
         self.control.read_exact_at(&mut bytes, index * 8).unwrap();
         u64::from_ne_bytes(bytes)
     }
 
-    fn put(&self, index: u64, number: u64) {
-        let bytes = number.to_ne_bytes();
+    fn write_counter(&self, index: u64, value: u64) {
+        let bytes = value.to_ne_bytes();
         self.control.write_all_at(&bytes, index * 8).unwrap();
     }
 
     /// A copy of what programs see after the death of this one.
-    pub(crate) fn copy(&self) -> tempfile::TempDir {
-        self.copy_with(|kept| Some(kept.cached))
+    pub(crate) fn copy_cached(&self) -> tempfile::TempDir {
+        self.copy_with(|file| Some(file.cached))
     }
 
     /// A copy of what is left when the power is lost now, and nothing was
     /// written that nobody waited for.
     pub(crate) fn copy_durable(&self) -> tempfile::TempDir {
-        self.copy_with(|kept| kept.is_named.then_some(kept.durable))
+        self.copy_with(|file| file.is_named.then_some(file.durable))
     }
 
     /// A copy of what is left when the power is lost now, and chance had written
     /// some of the rest.
-    pub(crate) fn copy_torn(&self, dice: &mut Dice) -> tempfile::TempDir {
-        self.copy_with(|kept| {
-            if !kept.is_named && dice.once_in(2) {
+    pub(crate) fn copy_torn(&self, rng: &mut TestRng) -> tempfile::TempDir {
+        self.copy_with(|file| {
+            if !file.is_named && rng.one_in(2) {
                 return None;
             }
-            let (mut torn, cached) = (kept.durable, kept.cached);
-            if dice.once_in(2) {
+            let (mut torn, cached) = (file.durable, file.cached);
+            if rng.one_in(2) {
                 torn.resize(cached.len(), 0);
             }
-            for (at, sector) in torn.chunks_mut(SECTOR).enumerate() {
-                let at = at * SECTOR;
-                let new = cached.get(at..at + sector.len());
+            for (index, sector) in torn.chunks_mut(SECTOR_BYTES).enumerate() {
+                let offset = index * SECTOR_BYTES;
+                let new = cached.get(offset..offset + sector.len());
                 if let Some(new) = new.filter(|new| *new != &*sector)
-                    && dice.once_in(2)
+                    && rng.one_in(2)
                 {
                     sector.copy_from_slice(new);
                 }
@@ -214,7 +214,7 @@ impl Disk {
     }
 
     /// Copies what is left of each file, if it is there at all.
-    fn copy_with(&self, mut left: impl FnMut(Kept) -> Option<Vec<u8>>) -> tempfile::TempDir {
+    fn copy_with(&self, mut surviving_content: impl FnMut(DiskFile) -> Option<Vec<u8>>) -> tempfile::TempDir {
         let copy = tempfile::tempdir().unwrap();
         for entry in fs::read_dir(self.root.path().join("store")).unwrap() {
             let entry = entry.unwrap();
@@ -224,15 +224,15 @@ impl Disk {
                 continue;
             }
             let durable = self.root.path().join("durable");
-            let mut mark = name.clone();
-            mark.push(".named");
-            let kept = Kept {
+            let mut name_marker = name.clone();
+            name_marker.push(".named");
+            let file = DiskFile {
                 cached: fs::read(entry.path()).unwrap(),
                 durable: fs::read(durable.join(&name)).unwrap(),
-                is_named: durable.join(mark).exists(),
+                is_named: durable.join(name_marker).exists(),
             };
-            if let Some(left) = left(kept) {
-                fs::write(copy.path().join(name), left).unwrap();
+            if let Some(content) = surviving_content(file) {
+                fs::write(copy.path().join(name), content).unwrap();
             }
         }
         copy
@@ -240,14 +240,14 @@ impl Disk {
 }
 
 /// Compiles `disk.c` once.
-fn library() -> Option<&'static Path> {
+fn preload_library() -> Option<&'static Path> {
     static LIBRARY: OnceLock<Option<PathBuf>> = OnceLock::new();
-    LIBRARY.get_or_init(|| compile().ok()).as_deref()
+    LIBRARY.get_or_init(|| compile_preload_library().ok()).as_deref()
 }
 
-fn compile() -> io::Result<PathBuf> {
-    let skipped = |why: &str| {
-        eprintln!("SKIPPED: no faults of the disk were tried: {why}");
+fn compile_preload_library() -> io::Result<PathBuf> {
+    let skip = |reason: &str| {
+        eprintln!("SKIPPED: no faults of the disk were tried: {reason}");
         Err(io::ErrorKind::Unsupported.into())
     };
     if !cfg!(all(
@@ -255,24 +255,24 @@ fn compile() -> io::Result<PathBuf> {
         target_env = "gnu",
         target_pointer_width = "64"
     )) {
-        return skipped("calls are only watched on 64-bit Linux with glibc");
+        return skip("calls are only watched on 64-bit Linux with glibc");
     }
     let directory = tempfile::Builder::new()
         .prefix("disk")
         .tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
-    let (source, fresh) = (
+    let (source, output) = (
         directory.path().join("disk.c"),
         directory.path().join("disk.so"),
     );
     fs::write(&source, include_str!("disk.c"))?;
-    let compiled = Command::new("cc")
+    let result = Command::new("cc")
         .args(["-shared", "-fPIC", "-O1", "-o"])
-        .args([&fresh, &source])
+        .args([&output, &source])
         .args(["-ldl", "-lpthread"])
         .output();
-    match compiled {
+    match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return skipped("there is no C compiler, `cc`");
+            return skip("there is no C compiler, `cc`");
         }
         compiled => {
             let compiled = compiled?;
@@ -282,6 +282,6 @@ fn compile() -> io::Result<PathBuf> {
     }
     // Another process may do the same just now.
     let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("disk.so");
-    fs::rename(fresh, &library)?;
+    fs::rename(output, &library)?;
     Ok(library)
 }

@@ -24,99 +24,99 @@ use tonic::{
 use tower::Service;
 
 /// Operations, and the line to the service for workers.
-pub(crate) struct Line {
+pub(crate) struct LossyChannel {
     pub(crate) operations: Operations,
     pub(crate) channel: Channel,
-    pub(crate) calls: Arc<Calls>,
+    pub(crate) faults: Arc<CallFaults>,
 }
 
 /// What happens to calls, by method, and how many there were.
 #[derive(Default)]
-pub(crate) struct Calls {
-    fates: Mutex<HashMap<String, VecDeque<Fate>>>,
+pub(crate) struct CallFaults {
+    scheduled: Mutex<HashMap<String, VecDeque<CallFault>>>,
     counts: watch::Sender<HashMap<String, usize>>,
 }
 
 /// What happens to one call.
-pub(crate) enum Fate {
+pub(crate) enum CallFault {
     /// The server never hears of it.
-    LoseRequest,
+    DropRequest,
     /// The server does what is asked, and nobody hears of that.
-    LoseAnswer,
+    DropResponse,
     /// It waits until the gate is opened, and reaches the server then.
-    Wait(Arc<Semaphore>),
+    Delay(Arc<Semaphore>),
     /// It waits until the gate is opened, and is lost then.
-    WaitAndLose(Arc<Semaphore>),
+    DelayThenDrop(Arc<Semaphore>),
 }
 
 #[derive(Clone)]
-struct Disturbed<S> {
+struct FaultInjector<S> {
     service: S,
-    calls: Arc<Calls>,
+    faults: Arc<CallFaults>,
 }
 
 // === impl Line ===
 
-impl Line {
-    pub(crate) async fn with(builder: Builder, waits: WaitLimits) -> Self {
+impl LossyChannel {
+    pub(crate) async fn start_with(builder: Builder, wait_limits: WaitLimits) -> Self {
         let operations = builder.start().await.unwrap();
-        let calls: Arc<Calls> = Arc::default();
-        let (connect, connections) = mpsc::channel(8);
-        let disturbed = calls.clone();
-        let serving = Server::builder()
-            .layer(tower::layer::layer_fn(move |service| Disturbed {
+        let faults: Arc<CallFaults> = Arc::default();
+        let (connection_sender, connections) = mpsc::channel(8);
+        let injector_faults = faults.clone();
+        let server = Server::builder()
+            .layer(tower::layer::layer_fn(move |service| FaultInjector {
                 service,
-                calls: disturbed.clone(),
+                faults: injector_faults.clone(),
             }))
-            .add_service(worker_server_with(&operations, waits))
+            .add_service(worker_server_with(&operations, wait_limits))
             .serve_with_incoming(ReceiverStream::new(connections));
-        tokio::spawn(serving);
+        tokio::spawn(server);
         let connector = tower::service_fn(move |_| {
-            let connect = connect.clone();
+            let connection_sender = connection_sender.clone();
             async move {
-                let (here, there) = tokio::io::duplex(1 << 20);
-                connect.send(Ok::<_, io::Error>(there)).await.unwrap();
-                Ok::<_, io::Error>(TokioIo::new(here))
+                let (client_io, server_io) = tokio::io::duplex(1 << 20);
+                connection_sender.send(Ok::<_, io::Error>(server_io)).await.unwrap();
+                Ok::<_, io::Error>(TokioIo::new(client_io))
             }
         });
         let endpoint = Endpoint::from_static("http://in-memory");
         Self {
             operations,
             channel: endpoint.connect_with_connector(connector).await.unwrap(),
-            calls,
+            faults,
         }
     }
 
-    pub(crate) async fn open() -> Self {
-        Self::with(crate::support::operations(), WaitLimits::default()).await
+    pub(crate) async fn start() -> Self {
+        Self::start_with(crate::support::operations_builder(), WaitLimits::default()).await
     }
 }
 
 // === impl Calls ===
 
-impl Calls {
+impl CallFaults {
     /// What happens to the next calls of a method, one after the other.
-    pub(crate) fn disturb(&self, method: &str, fates: impl IntoIterator<Item = Fate>) {
-        let mut all = self.fates.lock();
-        all.entry(method.to_owned()).or_default().extend(fates);
+    pub(crate) fn inject(&self, method: &str, faults: impl IntoIterator<Item = CallFault>) {
+        let mut scheduled = self.scheduled.lock();
+        scheduled.entry(method.to_owned()).or_default().extend(faults);
     }
 
     /// How many calls of a method there were.
-    pub(crate) fn count(&self, method: &str) -> usize {
+    pub(crate) fn call_count(&self, method: &str) -> usize {
         self.counts.borrow().get(method).copied().unwrap_or(0)
     }
 
     /// Waits until there were so many.
-    pub(crate) async fn reach(&self, method: &str, count: usize) {
+    pub(crate) async fn wait_for_calls(&self, method: &str, count: usize) {
         let mut counts = self.counts.subscribe();
-        let enough = |all: &HashMap<String, usize>| count <= all.get(method).copied().unwrap_or(0);
-        counts.wait_for(enough).await.unwrap();
+        let has_enough = |counts: &HashMap<String, usize>| count <= counts.get(method).copied().unwrap_or(0);
+        counts.wait_for(has_enough).await.unwrap();
     }
 }
 
 // === impl Disturbed ===
 
-impl<S> Service<Request<Body>> for Disturbed<S>
+impl<S> Service<Request<Body>> for FaultInjector<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
     S: Clone + Send + 'static,
@@ -132,24 +132,24 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let method = request.uri().path().rsplit('/').next().unwrap().to_owned();
-        let fate = (self.calls.fates.lock().get_mut(&method)).and_then(VecDeque::pop_front);
-        self.calls
+        let fault = (self.faults.scheduled.lock().get_mut(&method)).and_then(VecDeque::pop_front);
+        self.faults
             .counts
             .send_modify(|counts| *counts.entry(method).or_default() += 1);
         let successor = self.service.clone();
         let mut service = std::mem::replace(&mut self.service, successor);
         Box::pin(async move {
-            let gate = match &fate {
-                Some(Fate::Wait(gate) | Fate::WaitAndLose(gate)) => Some(gate),
+            let semaphore = match &fault {
+                Some(CallFault::Delay(gate) | CallFault::DelayThenDrop(gate)) => Some(gate),
                 _ => None,
             };
-            if let Some(gate) = gate {
-                gate.acquire().await.unwrap().forget();
+            if let Some(semaphore) = semaphore {
+                semaphore.acquire().await.unwrap().forget();
             }
-            if !matches!(fate, Some(Fate::LoseRequest | Fate::WaitAndLose(_))) {
-                let answer = service.call(request).await?;
-                if !matches!(fate, Some(Fate::LoseAnswer)) {
-                    return Ok(answer);
+            if !matches!(fault, Some(CallFault::DropRequest | CallFault::DelayThenDrop(_))) {
+                let response = service.call(request).await?;
+                if !matches!(fault, Some(CallFault::DropResponse)) {
+                    return Ok(response);
                 }
             }
             Ok(Status::unavailable("the test lost it").into_http())

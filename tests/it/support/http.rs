@@ -15,24 +15,24 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::hold;
+use super::create_leased;
 
 /// The server with all its listeners on free ports. Stops when dropped.
-pub(crate) struct Site {
+pub(crate) struct HttpTestServer {
     pub(crate) operations: Operations,
-    pub(crate) address: String,
-    pub(crate) workers: String,
-    pub(crate) admin: String,
-    stop: CancellationToken,
+    pub(crate) client_address: String,
+    pub(crate) worker_address: String,
+    pub(crate) admin_address: String,
+    shutdown: CancellationToken,
     task: JoinHandle<()>,
 }
 
 /// One connection.
-pub(crate) struct Wire(BufReader<TcpStream>);
+pub(crate) struct HttpConnection(BufReader<TcpStream>);
 
 /// An answer, taken apart.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct HttpResponse {
     pub(crate) code: u16,
     headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
@@ -40,78 +40,78 @@ pub(crate) struct Answer {
 
 // === impl Site ===
 
-impl Site {
+impl HttpTestServer {
     pub(crate) async fn start() -> Self {
-        Self::with(|_| {}).await
+        Self::start_with(|_| {}).await
     }
 
     /// A server with a config that the test has changed.
-    pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn start_with(configure: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config {
-            lanes: 1,
-            grace: Duration::from_secs(5),
+            connection_threads: 1,
+            shutdown_timeout: Duration::from_secs(5),
             ..Config::default()
         };
         #[cfg(feature = "sqlite")]
-        if let Some(path) = super::stores::sqlite_file() {
+        if let Some(path) = super::stores::next_sqlite_path() {
             config.store = StoreConfig::Sqlite(path);
         }
-        change(&mut config);
-        let app: App = config.build().await.unwrap();
+        configure(&mut config);
+        let app: App = config.bind_and_start().await.unwrap();
         let operations = app.operations().clone();
-        let text = |address: Option<ListenAddress>| address.expect("it is bound").to_string();
-        let (address, workers, admin) = (
-            app.clients().to_string(),
-            text(app.workers()),
-            text(app.admin()),
+        let address_text = |address: Option<ListenAddress>| address.expect("it is bound").to_string();
+        let (client_address, worker_address, admin_address) = (
+            app.client_addr().to_string(),
+            address_text(app.worker_addr()),
+            address_text(app.admin_addr()),
         );
-        let stop = CancellationToken::new();
-        let stopped = stop.clone().cancelled_owned();
+        let shutdown = CancellationToken::new();
+        let shutdown_signal = shutdown.clone().cancelled_owned();
         let task = tokio::spawn(async move {
-            app.run(stopped, std::future::pending()).await;
+            app.run(shutdown_signal, std::future::pending()).await;
         });
         Self {
             operations,
-            address,
-            workers,
-            admin,
-            stop,
+            client_address,
+            worker_address,
+            admin_address,
+            shutdown,
             task,
         }
     }
 
     /// A new connection.
-    pub(crate) async fn wire(&self) -> Wire {
-        Wire::open(&self.address).await
+    pub(crate) async fn connect(&self) -> HttpConnection {
+        HttpConnection::connect(&self.client_address).await
     }
 
     /// The answer to these bytes, on a connection of their own.
-    pub(crate) async fn send(&self, request: impl AsRef<[u8]>) -> Answer {
-        let mut wire = self.wire().await;
-        wire.send(request).await;
-        wire.answer().await
+    pub(crate) async fn send(&self, request: impl AsRef<[u8]>) -> HttpResponse {
+        let mut connection = self.connect().await;
+        connection.send(request).await;
+        connection.read_response().await
     }
 
     /// The answer to a request without a body.
-    pub(crate) async fn ask(&self, method: &str, target: &str) -> Answer {
-        self.send(request(method, target, "", "")).await
+    pub(crate) async fn request(&self, method: &str, target: &str) -> HttpResponse {
+        self.send(http_request(method, target, "", "")).await
     }
 
-    pub(crate) async fn get(&self, target: &str) -> Answer {
-        self.ask("GET", target).await
+    pub(crate) async fn get(&self, target: &str) -> HttpResponse {
+        self.request("GET", target).await
     }
 
     /// The answer to a POST with a JSON body.
-    pub(crate) async fn post(&self, target: &str, body: &str) -> Answer {
-        let kind = "content-type: application/json\r\n";
-        self.send(request("POST", target, kind, body)).await
+    pub(crate) async fn post(&self, target: &str, body: &str) -> HttpResponse {
+        let content_type = "content-type: application/json\r\n";
+        self.send(http_request("POST", target, content_type, body)).await
     }
 
     /// What the metrics say of a series; 0 if they do not know it.
     pub(crate) async fn metric(&self, series: &str) -> f64 {
-        let mut wire = Wire::open(&self.admin).await;
-        wire.send(request("GET", "/metrics", "", "")).await;
-        let text = String::from_utf8(wire.answer().await.body).unwrap();
+        let mut connection = HttpConnection::connect(&self.admin_address).await;
+        connection.send(http_request("GET", "/metrics", "", "")).await;
+        let text = String::from_utf8(connection.read_response().await.body).unwrap();
         let line = text
             .lines()
             .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
@@ -119,35 +119,35 @@ impl Site {
     }
 
     /// Begins the drain and waits for its end.
-    pub(crate) async fn close(mut self) {
-        self.stop.cancel();
+    pub(crate) async fn shutdown(mut self) {
+        self.shutdown.cancel();
         (&mut self.task).await.unwrap();
     }
 
     /// Begins the drain.
-    pub(crate) fn stop(&self) {
-        self.stop.cancel();
+    pub(crate) fn begin_shutdown(&self) {
+        self.shutdown.cancel();
     }
 }
 
-impl Drop for Site {
+impl Drop for HttpTestServer {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
 /// An operation with this name, which its creator executes.
-pub(crate) async fn named(operations: &Operations, name: &str) -> OperationName {
+pub(crate) async fn create_named(operations: &Operations, name: &str) -> OperationName {
     let (parent, id) = match name.rsplit_once("/operations/") {
         Some((parent, id)) => (parent, id),
         None => ("", name.strip_prefix("operations/").unwrap()),
     };
     let new = NewOperation::self_executed("test").parent(parent).id(id);
-    hold(operations, new).await.0
+    create_leased(operations, new).await.0
 }
 
 /// The bytes of a request, with more header lines and a body.
-pub(crate) fn request(method: &str, target: &str, headers: &str, body: &str) -> String {
+pub(crate) fn http_request(method: &str, target: &str, headers: &str, body: &str) -> String {
     let length = match (body, method) {
         ("", "GET" | "HEAD" | "DELETE" | "OPTIONS") => String::new(),
         (body, _) => format!("content-length: {}\r\n", body.len()),
@@ -157,8 +157,8 @@ pub(crate) fn request(method: &str, target: &str, headers: &str, body: &str) -> 
 
 // === impl Wire ===
 
-impl Wire {
-    pub(crate) async fn open(address: &str) -> Self {
+impl HttpConnection {
+    pub(crate) async fn connect(address: &str) -> Self {
         Self(BufReader::new(TcpStream::connect(address).await.unwrap()))
     }
 
@@ -172,36 +172,36 @@ impl Wire {
     }
 
     /// The next answer, with its body if it says how long that is.
-    pub(crate) async fn answer(&mut self) -> Answer {
-        self.answer_to("GET").await
+    pub(crate) async fn read_response(&mut self) -> HttpResponse {
+        self.read_response_to("GET").await
     }
 
     /// The next answer; one to HEAD has no body.
-    pub(crate) async fn answer_to(&mut self, method: &str) -> Answer {
-        let mut answer = self.head().await;
-        let length = answer.header("content-length").map(str::parse);
+    pub(crate) async fn read_response_to(&mut self, method: &str) -> HttpResponse {
+        let mut response = self.read_head().await;
+        let length = response.header("content-length").map(str::parse);
         if let (Some(length), true) = (length, method != "HEAD") {
-            answer.body = vec![0; length.unwrap()];
-            self.0.read_exact(&mut answer.body).await.unwrap();
+            response.body = vec![0; length.unwrap()];
+            self.0.read_exact(&mut response.body).await.unwrap();
         }
-        answer
+        response
     }
 
     /// The next answer up to its body.
-    pub(crate) async fn head(&mut self) -> Answer {
-        let first = self.line().await.expect("an answer comes");
-        let code = first.split(' ').nth(1).expect("there is a status line");
-        let code = code.parse().unwrap_or_else(|_| panic!("{first}"));
+    pub(crate) async fn read_head(&mut self) -> HttpResponse {
+        let status_line = self.read_line().await.expect("an answer comes");
+        let code = status_line.split(' ').nth(1).expect("there is a status line");
+        let code = code.parse().unwrap_or_else(|_| panic!("{status_line}"));
         let mut headers = Vec::new();
         loop {
-            let line = self.line().await.expect("the head has an end");
+            let line = self.read_line().await.expect("the head has an end");
             if line.is_empty() {
                 break;
             }
             let (name, value) = line.split_once(": ").expect(&line);
             headers.push((name.to_ascii_lowercase(), value.to_owned()));
         }
-        Answer {
+        HttpResponse {
             code,
             headers,
             body: Vec::new(),
@@ -209,17 +209,17 @@ impl Wire {
     }
 
     /// The next line without its end; none after the last one.
-    pub(crate) async fn line(&mut self) -> Option<String> {
+    pub(crate) async fn read_line(&mut self) -> Option<String> {
         let mut line = String::new();
         let read = self.0.read_line(&mut line).await.unwrap_or(0);
         (read != 0).then(|| line.trim_end_matches(['\r', '\n']).to_owned())
     }
 
     /// The next line of a stream that begins so, or its end.
-    pub(crate) async fn line_with(&mut self, begin: &str) -> Option<String> {
+    pub(crate) async fn read_line_starting_with(&mut self, prefix: &str) -> Option<String> {
         loop {
-            let line = self.line().await?;
-            if line.starts_with(begin) {
+            let line = self.read_line().await?;
+            if line.starts_with(prefix) {
                 return Some(line);
             }
         }
@@ -227,16 +227,16 @@ impl Wire {
 
     /// Whether the server has closed the connection.
     pub(crate) async fn is_closed(&mut self) -> bool {
-        self.line().await.is_none()
+        self.read_line().await.is_none()
     }
 }
 
 // === impl Answer ===
 
-impl Answer {
+impl HttpResponse {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(known, _)| known == name);
-        found.map(|(_, value)| value.as_str())
+        let header = self.headers.iter().find(|(header_name, _)| header_name == name);
+        header.map(|(_, value)| value.as_str())
     }
 
     pub(crate) fn text(&self) -> &str {
@@ -245,20 +245,20 @@ impl Answer {
 
     /// The JSON of an answer, whose headers have to say that it is some.
     pub(crate) fn json(&self) -> Value {
-        let kind = self.header("content-type");
-        assert_eq!(kind, Some("application/json; charset=UTF-8"), "{self:?}");
+        let content_type = self.header("content-type");
+        assert_eq!(content_type, Some("application/json; charset=UTF-8"), "{self:?}");
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
     /// The JSON of an answer that is no error.
-    pub(crate) fn ok(&self) -> Value {
+    pub(crate) fn expect_ok_json(&self) -> Value {
         assert_eq!(self.code, 200, "{}", self.text());
         self.json()
     }
 
     /// Takes an error apart: `(HTTP code, status, reason)`. It must have the form
     /// that ERR-1 to ERR-4 and HTTP-12 ask of every error.
-    pub(crate) fn problem(&self) -> (u16, String, String) {
+    pub(crate) fn error_parts(&self) -> (u16, String, String) {
         let json = self.json();
         let fields: Vec<_> = json.as_object().unwrap().keys().collect();
         assert_eq!(fields, ["error"], "{json}");
@@ -283,13 +283,13 @@ impl Answer {
     }
 
     /// The message of an error.
-    pub(crate) fn message(&self) -> String {
-        self.problem();
+    pub(crate) fn error_message(&self) -> String {
+        self.error_parts();
         self.json()["error"]["message"].as_str().unwrap().to_owned()
     }
 }
 
 /// An error as [`Answer::problem`] tells it.
-pub(crate) fn error(code: u16, status: &str, reason: &str) -> (u16, String, String) {
+pub(crate) fn error_parts(code: u16, status: &str, reason: &str) -> (u16, String, String) {
     (code, status.to_owned(), reason.to_owned())
 }

@@ -3,161 +3,161 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use longrunning::{BoxFuture, Entry, Journal, JournalError, Operation, Show, Then, Timestamp};
+use longrunning::{BoxFuture, Write, Storage, StorageError, Operation, LoadSink, Completion, Timestamp};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 /// Clones are the same journal.
 #[derive(Clone)]
-pub(crate) struct TestJournal(Arc<Inner>);
+pub(crate) struct TestStorage(Arc<TestStorageInner>);
 
-struct Inner {
-    gate: Mutex<Gate>,
+struct TestStorageInner {
+    write_mode: Mutex<WriteMode>,
     /// What came while the gate was shut.
-    held_back: Mutex<Vec<(Entry, Then)>>,
+    pending_writes: Mutex<Vec<(Write, Completion)>>,
     /// How many appends have begun.
-    begun: watch::Sender<usize>,
-    kept: Mutex<BTreeMap<String, Arc<Operation>>>,
+    started_writes: watch::Sender<usize>,
+    stored: Mutex<BTreeMap<String, Arc<Operation>>>,
     log: Mutex<Vec<String>>,
-    replay: Mutex<Vec<Operation>>,
-    replay_takes: Mutex<Duration>,
-    newest: Mutex<Option<Timestamp>>,
+    initial_operations: Mutex<Vec<Operation>>,
+    load_duration: Mutex<Duration>,
+    last_timestamp: Mutex<Option<Timestamp>>,
 }
 
 /// What happens to appends.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Gate {
-    Open,
+pub(crate) enum WriteMode {
+    Succeed,
     /// They pend.
-    Shut,
+    Hold,
     /// They fail.
-    Broken,
+    Fail,
 }
 
 // === impl TestJournal ===
 
-impl TestJournal {
+impl TestStorage {
     pub(crate) fn new() -> Self {
-        Self::with(Vec::new())
+        Self::with_operations(Vec::new())
     }
 
     /// A journal that kept these operations before.
-    pub(crate) fn with(replay: Vec<Operation>) -> Self {
-        Self(Arc::new(Inner {
-            gate: Mutex::new(Gate::Open),
-            held_back: Mutex::default(),
-            begun: watch::Sender::new(0),
-            kept: Mutex::default(),
+    pub(crate) fn with_operations(operations: Vec<Operation>) -> Self {
+        Self(Arc::new(TestStorageInner {
+            write_mode: Mutex::new(WriteMode::Succeed),
+            pending_writes: Mutex::default(),
+            started_writes: watch::Sender::new(0),
+            stored: Mutex::default(),
             log: Mutex::default(),
-            replay: Mutex::new(replay),
-            replay_takes: Mutex::default(),
-            newest: Mutex::default(),
+            initial_operations: Mutex::new(operations),
+            load_duration: Mutex::default(),
+            last_timestamp: Mutex::default(),
         }))
     }
 
     /// The same journal, which reads for so long.
-    pub(crate) fn slow(self, time: Duration) -> Self {
-        *self.0.replay_takes.lock() = time;
+    pub(crate) fn with_load_duration(self, duration: Duration) -> Self {
+        *self.0.load_duration.lock() = duration;
         self
     }
 
     /// The same journal, with changes up to this time.
-    pub(crate) fn up_to(self, time: Timestamp) -> Self {
-        *self.0.newest.lock() = Some(time);
+    pub(crate) fn with_last_timestamp(self, time: Timestamp) -> Self {
+        *self.0.last_timestamp.lock() = Some(time);
         self
     }
 
     /// Sets what happens to appends from now on, those that pend included.
-    pub(crate) fn set(&self, gate: Gate) {
-        let mut held_back = self.0.held_back.lock();
-        *self.0.gate.lock() = gate;
-        if gate == Gate::Shut {
+    pub(crate) fn set_write_mode(&self, write_mode: WriteMode) {
+        let mut pending_writes = self.0.pending_writes.lock();
+        *self.0.write_mode.lock() = write_mode;
+        if write_mode == WriteMode::Hold {
             return;
         }
-        let held_back = std::mem::take(&mut *held_back);
-        for (entry, then) in held_back {
-            self.0.go_on(gate, entry, then);
+        let pending_writes = std::mem::take(&mut *pending_writes);
+        for (write, completion) in pending_writes {
+            self.0.complete_write(write_mode, write, completion);
         }
     }
 
     /// Waits until so many appends have begun in all.
-    pub(crate) async fn begun(&self, count: usize) {
-        let mut begun = self.0.begun.subscribe();
-        begun.wait_for(|begun| count <= *begun).await.unwrap();
+    pub(crate) async fn wait_for_started_writes(&self, count: usize) {
+        let mut started_writes = self.0.started_writes.subscribe();
+        started_writes.wait_for(|started| count <= *started).await.unwrap();
     }
 
     /// How many appends have begun in all.
-    pub(crate) fn count(&self) -> usize {
-        *self.0.begun.borrow()
+    pub(crate) fn started_writes(&self) -> usize {
+        *self.0.started_writes.borrow()
     }
 
     /// What was kept, as `put NAME rREVISION` and `forget NAME`.
-    pub(crate) fn log(&self) -> Vec<String> {
+    pub(crate) fn write_log(&self) -> Vec<String> {
         self.0.log.lock().clone()
     }
 
     /// Whether no server uses it any more.
-    pub(crate) fn is_alone(&self) -> bool {
+    pub(crate) fn is_released(&self) -> bool {
         Arc::strong_count(&self.0) == 1
     }
 
     /// What a new server would read. Everybody else must have let go of it.
-    pub(crate) fn into_kept(self) -> Vec<Operation> {
-        let kept = std::mem::take(&mut *self.0.kept.lock());
-        let alone = |operation| Arc::try_unwrap(operation).expect("the old server is gone");
-        kept.into_values().map(alone).collect()
+    pub(crate) fn into_stored(self) -> Vec<Operation> {
+        let stored = std::mem::take(&mut *self.0.stored.lock());
+        let unwrap_unique = |operation| Arc::try_unwrap(operation).expect("the old server is gone");
+        stored.into_values().map(unwrap_unique).collect()
     }
 }
 
-impl Journal for TestJournal {
-    fn replay(&self, show: Show) -> BoxFuture<'_, Result<(), JournalError>> {
+impl Storage for TestStorage {
+    fn load(&self, sink: LoadSink) -> BoxFuture<'_, Result<(), StorageError>> {
         Box::pin(async move {
-            let kept = std::mem::take(&mut *self.0.replay.lock());
-            kept.into_iter().for_each(|operation| show(operation));
-            let time = *self.0.replay_takes.lock();
-            tokio::time::sleep(time).await;
+            let operations = std::mem::take(&mut *self.0.initial_operations.lock());
+            operations.into_iter().for_each(|operation| sink(operation));
+            let duration = *self.0.load_duration.lock();
+            tokio::time::sleep(duration).await;
             Ok(())
         })
     }
 
-    fn newest(&self) -> Option<Timestamp> {
-        *self.0.newest.lock()
+    fn last_timestamp(&self) -> Option<Timestamp> {
+        *self.0.last_timestamp.lock()
     }
 
-    fn append(&self, entry: Entry, then: Then) {
+    fn write(&self, write: Write, completion: Completion) {
         // Broken or open is decided under the lock, so that `set` misses nobody.
-        let mut held_back = self.0.held_back.lock();
-        self.0.begun.send_modify(|begun| *begun += 1);
-        let gate = *self.0.gate.lock();
-        if gate == Gate::Shut {
-            held_back.push((entry, then));
+        let mut pending_writes = self.0.pending_writes.lock();
+        self.0.started_writes.send_modify(|started| *started += 1);
+        let write_mode = *self.0.write_mode.lock();
+        if write_mode == WriteMode::Hold {
+            pending_writes.push((write, completion));
             return;
         }
-        drop(held_back);
-        self.0.go_on(gate, entry, then);
+        drop(pending_writes);
+        self.0.complete_write(write_mode, write, completion);
     }
 }
 
 // === impl Inner ===
 
-impl Inner {
-    fn go_on(&self, gate: Gate, entry: Entry, then: Then) {
-        if gate == Gate::Broken {
-            return then.call(Err(JournalError("the test broke it".into()).into()));
+impl TestStorageInner {
+    fn complete_write(&self, write_mode: WriteMode, write: Write, completion: Completion) {
+        if write_mode == WriteMode::Fail {
+            return completion.complete(Err(StorageError("the test broke it".into()).into()));
         }
-        match entry {
-            Entry::Put(operation) | Entry::Renew(operation) => {
+        match write {
+            Write::Put(operation) | Write::RenewLease(operation) => {
                 let line = format!("put {} r{}", operation.name(), operation.revision());
                 self.log.lock().push(line);
-                self.kept
+                self.stored
                     .lock()
                     .insert(operation.name().to_owned(), operation);
             }
-            Entry::Forget(operation) => {
+            Write::Delete(operation) => {
                 self.log.lock().push(format!("forget {}", operation.name()));
-                self.kept.lock().remove(operation.name());
+                self.stored.lock().remove(operation.name());
             }
         }
-        then.call(Ok(()));
+        completion.complete(Ok(()));
     }
 }

@@ -15,126 +15,126 @@ use longrunning::proto::{
 use prost::{Message, Name};
 use prost_types::Any;
 
-use super::dice::Dice;
+use super::dice::TestRng;
 
 /// The label by which an operation is known before it has a name.
-pub(crate) const KEY: &str = "key";
+pub(crate) const KEY_LABEL: &str = "key";
 
 /// The type of metadata whose value is a number of units.
-pub(crate) const UNITS: &str = "type.googleapis.com/acme.v1.Units";
+pub(crate) const UNITS_TYPE_URL: &str = "type.googleapis.com/acme.v1.Units";
 
 /// What a call does if it takes effect.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Effect {
     Create,
     /// A worker gets the lease.
-    Claim,
+    AcquireLease,
     /// So many units are done.
-    Units(i64),
+    ReportUnits(i64),
     Finish(operation::Result),
     /// It goes back to its queue.
-    Return,
+    Requeue,
     Cancel,
     Delete,
 }
 
 /// What is known of all operations.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Ledger {
-    entries: BTreeMap<String, Entry>,
+pub(crate) struct ExpectedState {
+    operations: BTreeMap<String, ExpectedOperation>,
     names: Vec<String>,
     /// The keys of creations that leave the name to the server.
-    keys: BTreeSet<String>,
-    tickets: u64,
+    expected_keys: BTreeSet<String>,
+    last_call_id: u64,
     /// How many operations may have been leased by calls without an answer.
-    lost_claims: usize,
+    max_lost_leases: usize,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Entry {
-    known: Known,
+struct ExpectedOperation {
+    known: KnownState,
     /// The calls since the last restart that were not refused.
-    calls: Vec<(u64, Effect)>,
+    pending_effects: Vec<(u64, Effect)>,
 }
 
 /// What is known of one operation at one moment.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Known {
+pub(crate) struct KnownState {
     /// The newest state that anybody saw.
-    pub(crate) seen: Option<Arc<Operation>>,
-    pub(crate) gone: bool,
+    pub(crate) last_seen: Option<Arc<Operation>>,
+    pub(crate) is_deleted: bool,
     /// What acknowledged calls did, at least.
-    units: i64,
-    attempt: i32,
-    cancelled: bool,
+    min_units: i64,
+    min_attempt: i32,
+    is_cancel_acknowledged: bool,
 }
 
 /// A call that is under way.
 #[derive(Debug)]
-pub(crate) struct Ticket {
+pub(crate) struct TrackedCall {
     name: String,
-    number: u64,
+    id: u64,
 }
 
 /// What can be read from an operation.
 #[derive(Clone, Debug, PartialEq)]
-struct Look {
+struct Observation {
     /// Grows with each change.
-    age: (i128, bool),
+    version: (i128, bool),
     units: i64,
     /// Not known of an operation with metadata of its producer's own.
-    ours: Option<(State, i32, bool)>,
+    standard_fields: Option<(State, i32, bool)>,
 }
 
 // === impl Look ===
 
-impl Look {
+impl Observation {
     fn is_cancelling(&self) -> bool {
-        self.ours.is_some_and(|(_, _, cancelled)| cancelled)
+        self.standard_fields.is_some_and(|(_, _, cancelled)| cancelled)
     }
 }
 
 /// Whether its metadata is the server's.
-pub(crate) fn is_ours(operation: &Operation) -> bool {
-    look(operation).ours.is_some()
+pub(crate) fn has_standard_metadata(operation: &Operation) -> bool {
+    observation(operation).standard_fields.is_some()
 }
 
 /// Metadata of the producer's own type.
-pub(crate) fn units(units: i64) -> Any {
+pub(crate) fn units_metadata(units: i64) -> Any {
     Any {
-        type_url: UNITS.into(),
+        type_url: UNITS_TYPE_URL.into(),
         value: units.to_le_bytes().to_vec(),
     }
 }
 
-fn look(operation: &Operation) -> Look {
+fn observation(operation: &Operation) -> Observation {
     let metadata = operation.metadata.as_ref().expect("it is always there");
-    if metadata.type_url == UNITS {
+    if metadata.type_url == UNITS_TYPE_URL {
         let units = i64::from_le_bytes(metadata.value.as_slice().try_into().unwrap());
-        return Look {
-            age: (units.into(), operation.done),
+        return Observation {
+            version: (units.into(), operation.done),
             units,
-            ours: None,
+            standard_fields: None,
         };
     }
     assert_eq!(metadata.type_url, OperationMetadata::type_url());
-    let ours = OperationMetadata::decode(metadata.value.as_slice()).unwrap();
-    let at = ours.update_time.unwrap();
-    Look {
-        age: (
-            i128::from(at.seconds) * 1_000_000_000 + i128::from(at.nanos),
+    let metadata_fields = OperationMetadata::decode(metadata.value.as_slice()).unwrap();
+    let update_time = metadata_fields.update_time.unwrap();
+    Observation {
+        version: (
+            i128::from(update_time.seconds) * 1_000_000_000 + i128::from(update_time.nanos),
             operation.done,
         ),
-        units: ours.progress.as_ref().map_or(0, |made| made.done_units),
-        ours: Some((ours.state(), ours.attempt, ours.cancel_requested)),
+        units: metadata_fields.progress.as_ref().map_or(0, |progress| progress.done_units),
+        standard_fields: Some((metadata_fields.state(), metadata_fields.attempt, metadata_fields.cancel_requested)),
     }
 }
 
 /// The key of an operation that has one.
-fn key(operation: &Operation) -> Option<String> {
+fn key_label(operation: &Operation) -> Option<String> {
     let metadata = operation.metadata.as_ref()?;
-    let ours = OperationMetadata::decode(metadata.value.as_slice()).ok()?;
-    ours.labels.get(KEY).cloned()
+    let metadata_fields = OperationMetadata::decode(metadata.value.as_slice()).ok()?;
+    metadata_fields.labels.get(KEY_LABEL).cloned()
 }
 
 fn is_cancelled(operation: &Operation) -> bool {
@@ -143,232 +143,232 @@ fn is_cancelled(operation: &Operation) -> bool {
 
 // === impl Ledger ===
 
-impl Ledger {
+impl ExpectedState {
     /// A call begins.
-    pub(crate) fn begin(&mut self, name: &str, effect: Effect) -> Ticket {
-        self.tickets += 1;
-        if !self.entries.contains_key(name) {
+    pub(crate) fn begin_call(&mut self, name: &str, effect: Effect) -> TrackedCall {
+        self.last_call_id += 1;
+        if !self.operations.contains_key(name) {
             self.names.push(name.to_owned());
         }
-        let entry = self.entries.entry(name.to_owned()).or_default();
-        entry.calls.push((self.tickets, effect));
-        Ticket {
+        let expected = self.operations.entry(name.to_owned()).or_default();
+        expected.pending_effects.push((self.last_call_id, effect));
+        TrackedCall {
             name: name.to_owned(),
-            number: self.tickets,
+            id: self.last_call_id,
         }
     }
 
     /// A call was acknowledged: what it did stays.
-    pub(crate) fn acknowledged(&mut self, ticket: &Ticket) {
-        let entry = self.entries.get_mut(&ticket.name).unwrap();
-        let mut calls = entry.calls.iter();
-        let (_, effect) = calls.find(|call| call.0 == ticket.number).unwrap();
-        let known = &mut entry.known;
+    pub(crate) fn acknowledge(&mut self, call: &TrackedCall) {
+        let expected = self.operations.get_mut(&call.name).unwrap();
+        let mut effects = expected.pending_effects.iter();
+        let (_, effect) = effects.find(|pending| pending.0 == call.id).unwrap();
+        let known = &mut expected.known;
         match effect {
-            Effect::Units(units) => known.units = known.units.max(*units),
-            Effect::Cancel => known.cancelled = true,
-            Effect::Delete => known.gone = true,
+            Effect::ReportUnits(units) => known.min_units = known.min_units.max(*units),
+            Effect::Cancel => known.is_cancel_acknowledged = true,
+            Effect::Delete => known.is_deleted = true,
             // Their answers have more to say.
-            Effect::Create | Effect::Claim | Effect::Finish(_) | Effect::Return => {}
+            Effect::Create | Effect::AcquireLease | Effect::Finish(_) | Effect::Requeue => {}
         }
     }
 
     /// A call was refused: it did nothing.
-    pub(crate) fn refused(&mut self, ticket: &Ticket) {
-        let entry = self.entries.get_mut(&ticket.name).unwrap();
-        entry.calls.retain(|call| call.0 != ticket.number);
+    pub(crate) fn reject(&mut self, call: &TrackedCall) {
+        let expected = self.operations.get_mut(&call.name).unwrap();
+        expected.pending_effects.retain(|pending| pending.0 != call.id);
     }
 
     /// An operation with this label is about to be created.
     pub(crate) fn expect_key(&mut self, key: &str) {
-        self.keys.insert(key.to_owned());
+        self.expected_keys.insert(key.to_owned());
     }
 
     /// A lease was got.
-    pub(crate) fn claimed(&mut self, name: &str, attempt: i32) {
-        self.begin(name, Effect::Claim);
-        let known = &mut self.entries.get_mut(name).unwrap().known;
-        known.attempt = known.attempt.max(attempt);
+    pub(crate) fn record_lease(&mut self, name: &str, attempt: i32) {
+        self.begin_call(name, Effect::AcquireLease);
+        let known = &mut self.operations.get_mut(name).unwrap().known;
+        known.min_attempt = known.min_attempt.max(attempt);
     }
 
     /// Nobody knows who got so many leases at the most.
-    pub(crate) fn claims_lost(&mut self, most: usize) {
-        self.lost_claims += most;
+    pub(crate) fn allow_lost_leases(&mut self, max: usize) {
+        self.max_lost_leases += max;
     }
 
     /// What is known of an operation now.
-    pub(crate) fn known(&self, name: &str) -> Known {
-        self.entries
+    pub(crate) fn known(&self, name: &str) -> KnownState {
+        self.operations
             .get(name)
-            .map_or_else(Known::default, |entry| entry.known.clone())
+            .map_or_else(KnownState::default, |expected| expected.known.clone())
     }
 
     /// What is known of all of them now.
-    pub(crate) fn all(&self) -> BTreeMap<String, Known> {
-        let known = |(name, entry): (&String, &Entry)| (name.clone(), entry.known.clone());
-        self.entries.iter().map(known).collect()
+    pub(crate) fn known_operations(&self) -> BTreeMap<String, KnownState> {
+        let with_known_state = |(name, expected): (&String, &ExpectedOperation)| (name.clone(), expected.known.clone());
+        self.operations.iter().map(with_known_state).collect()
     }
 
     /// One that is there, if the dice find it.
-    pub(crate) fn any(&self, dice: &mut Dice) -> Option<&str> {
-        let some = (0..20).filter_map(|_| dice.one_of(&self.names));
-        some.map(String::as_str).find(|name| {
-            let known = &self.entries[*name].known;
-            known.seen.is_some() && !known.gone
+    pub(crate) fn choose_existing(&self, rng: &mut TestRng) -> Option<&str> {
+        let candidates = (0..20).filter_map(|_| rng.choose(&self.names));
+        candidates.map(String::as_str).find(|name| {
+            let known = &self.operations[*name].known;
+            known.last_seen.is_some() && !known.is_deleted
         })
     }
 
     /// An answer showed an operation, or that there is none. `before` is what
     /// was known when it was asked for.
-    pub(crate) fn saw(&mut self, name: &str, before: &Known, operation: Option<&Operation>) {
+    pub(crate) fn observe(&mut self, name: &str, before: &KnownState, operation: Option<&Operation>) {
         let is_expected = operation
-            .and_then(key)
-            .is_some_and(|key| self.keys.contains(&key));
-        if !self.entries.contains_key(name) && is_expected {
-            self.begin(name, Effect::Create);
+            .and_then(key_label)
+            .is_some_and(|key| self.expected_keys.contains(&key));
+        if !self.operations.contains_key(name) && is_expected {
+            self.begin_call(name, Effect::Create);
         }
-        let Some(entry) = self.entries.get_mut(name) else {
+        let Some(expected) = self.operations.get_mut(name) else {
             assert!(operation.is_none(), "nobody created {operation:?}");
             return;
         };
         match operation {
             Some(operation) => {
-                before.allows(operation).unwrap_or_else(|wrong| {
-                    panic!("{name}: {wrong}\nbefore: {before:#?}\nnow: {operation:#?}")
+                before.check_observation(operation).unwrap_or_else(|violation| {
+                    panic!("{name}: {violation}\nbefore: {before:#?}\nnow: {operation:#?}")
                 });
-                entry.known.learn(operation);
+                expected.known.record(operation);
             }
-            None if before.seen.is_some() => {
-                assert!(entry.may_be_gone(), "{name} has vanished: {entry:#?}");
-                entry.known.gone = true;
+            None if before.last_seen.is_some() => {
+                assert!(expected.may_be_deleted(), "{name} has vanished: {expected:#?}");
+                expected.known.is_deleted = true;
             }
             None => {}
         }
     }
 
     /// After a restart: nothing is under way, and this is all that there is.
-    pub(crate) fn settle(&mut self, all: &BTreeMap<String, Operation>) {
-        for (name, operation) in all {
+    pub(crate) fn reconcile(&mut self, operations: &BTreeMap<String, Operation>) {
+        for (name, operation) in operations {
             let before = self.known(name);
-            if let Some(entry) = self.entries.get(name) {
-                let explained = entry.explains(operation).or_else(|wrong| {
-                    let is_claimed = entry.is_claimed_by(operation) && self.lost_claims != 0;
-                    self.lost_claims -= usize::from(is_claimed);
-                    is_claimed.then_some(()).ok_or(wrong)
+            if let Some(expected) = self.operations.get(name) {
+                let result = expected.check_explained(operation).or_else(|violation| {
+                    let is_lost_lease = expected.has_unrecorded_lease(operation) && self.max_lost_leases != 0;
+                    self.max_lost_leases -= usize::from(is_lost_lease);
+                    is_lost_lease.then_some(()).ok_or(violation)
                 });
-                explained.unwrap_or_else(|wrong| {
-                    panic!("{name}: {wrong}\nbefore: {entry:#?}\nnow: {operation:#?}")
+                result.unwrap_or_else(|violation| {
+                    panic!("{name}: {violation}\nbefore: {expected:#?}\nnow: {operation:#?}")
                 });
             }
-            self.saw(name, &before, Some(operation));
+            self.observe(name, &before, Some(operation));
         }
-        for (name, entry) in &mut self.entries {
-            if !all.contains_key(name) {
+        for (name, expected) in &mut self.operations {
+            if !operations.contains_key(name) {
                 assert!(
-                    entry.known.seen.is_none() || entry.may_be_gone(),
-                    "{name} is lost: {entry:#?}"
+                    expected.known.last_seen.is_none() || expected.may_be_deleted(),
+                    "{name} is lost: {expected:#?}"
                 );
                 // What was not there after a restart does not appear any more.
-                entry.known.gone = entry.known.seen.is_some();
+                expected.known.is_deleted = expected.known.last_seen.is_some();
             }
-            entry.calls.clear();
+            expected.pending_effects.clear();
         }
-        self.lost_claims = 0;
+        self.max_lost_leases = 0;
     }
 }
 
 // === impl Known ===
 
-impl Known {
+impl KnownState {
     /// Whether an operation that was asked for afterwards may look like this.
-    pub(crate) fn allows(&self, operation: &Operation) -> Result<(), String> {
-        let now = look(operation);
-        if self.gone {
+    pub(crate) fn check_observation(&self, operation: &Operation) -> Result<(), String> {
+        let current = observation(operation);
+        if self.is_deleted {
             return Err("it was deleted, and is back".to_owned());
         }
-        if let Some(seen) = &self.seen {
-            let then = look(seen);
-            if now.age < then.age {
+        if let Some(seen) = &self.last_seen {
+            let previous = observation(seen);
+            if current.version < previous.version {
                 return Err("an older state is back".to_owned());
             }
-            if now.age == then.age && **seen != *operation {
+            if current.version == previous.version && **seen != *operation {
                 return Err("the same state has other bytes".to_owned());
             }
             if seen.done && seen.result != operation.result {
                 return Err("the outcome is another one".to_owned());
             }
         }
-        if now.units < self.units {
-            return Err(format!("{} units were acknowledged", self.units));
+        if current.units < self.min_units {
+            return Err(format!("{} units were acknowledged", self.min_units));
         }
-        let Some((_, attempt, cancelled)) = now.ours else {
+        let Some((_, attempt, cancel_requested)) = current.standard_fields else {
             return Ok(());
         };
-        if attempt < self.attempt {
-            return Err(format!("attempt {} was given out", self.attempt));
+        if attempt < self.min_attempt {
+            return Err(format!("attempt {} was given out", self.min_attempt));
         }
-        if self.cancelled && !cancelled && !operation.done {
+        if self.is_cancel_acknowledged && !cancel_requested && !operation.done {
             return Err("a cancellation was acknowledged".to_owned());
         }
         Ok(())
     }
 
-    fn learn(&mut self, operation: &Operation) {
-        let is_newer = |seen: &Arc<Operation>| look(seen).age < look(operation).age;
-        if self.seen.as_ref().is_none_or(is_newer) {
-            self.seen = Some(Arc::new(operation.clone()));
+    fn record(&mut self, operation: &Operation) {
+        let is_newer = |seen: &Arc<Operation>| observation(seen).version < observation(operation).version;
+        if self.last_seen.as_ref().is_none_or(is_newer) {
+            self.last_seen = Some(Arc::new(operation.clone()));
         }
     }
 }
 
 // === impl Entry ===
 
-impl Entry {
-    fn called(&self, effect: &Effect) -> bool {
-        self.calls.iter().any(|call| call.1 == *effect)
+impl ExpectedOperation {
+    fn has_effect(&self, effect: &Effect) -> bool {
+        self.pending_effects.iter().any(|pending| pending.1 == *effect)
     }
 
-    fn may_be_gone(&self) -> bool {
-        self.known.gone || self.called(&Effect::Delete)
+    fn may_be_deleted(&self) -> bool {
+        self.known.is_deleted || self.has_effect(&Effect::Delete)
     }
 
-    fn is_claimed_by(&self, operation: &Operation) -> bool {
-        let running = matches!(look(operation).ours, Some((State::Running, ..)));
-        running && !self.called(&Effect::Claim)
+    fn has_unrecorded_lease(&self, operation: &Operation) -> bool {
+        let is_running = matches!(observation(operation).standard_fields, Some((State::Running, ..)));
+        is_running && !self.has_effect(&Effect::AcquireLease)
     }
 
     /// Whether the calls since the last look can have led to this.
-    fn explains(&self, operation: &Operation) -> Result<(), String> {
-        let now = look(operation);
-        let before = self.known.seen.as_deref().map(look);
-        if before.is_none() && !self.called(&Effect::Create) {
+    fn check_explained(&self, operation: &Operation) -> Result<(), String> {
+        let current = observation(operation);
+        let before = self.known.last_seen.as_deref().map(observation);
+        if before.is_none() && !self.has_effect(&Effect::Create) {
             return Err("nobody created it".to_owned());
         }
         let units = before.as_ref().map_or(0, |before| before.units);
-        if units != now.units && !self.called(&Effect::Units(now.units)) {
+        if units != current.units && !self.has_effect(&Effect::ReportUnits(current.units)) {
             return Err("nobody reported so many units".to_owned());
         }
-        let was_done = self.known.seen.as_ref().is_some_and(|seen| seen.done);
-        let finished =
-            || (operation.result.clone()).is_some_and(|end| self.called(&Effect::Finish(end)));
-        let was_asked = before.as_ref().is_some_and(Look::is_cancelling) || self.known.cancelled;
-        let cancelled = || is_cancelled(operation) && (was_asked || self.called(&Effect::Cancel));
-        if operation.done && !was_done && !finished() && !cancelled() {
+        let was_done = self.known.last_seen.as_ref().is_some_and(|seen| seen.done);
+        let is_finished =
+            || (operation.result.clone()).is_some_and(|result| self.has_effect(&Effect::Finish(result)));
+        let was_cancel_requested = before.as_ref().is_some_and(Observation::is_cancelling) || self.known.is_cancel_acknowledged;
+        let is_cancel_explained = || is_cancelled(operation) && (was_cancel_requested || self.has_effect(&Effect::Cancel));
+        if operation.done && !was_done && !is_finished() && !is_cancel_explained() {
             return Err("nobody ended it like this".to_owned());
         }
-        let Some((state, attempt, flag)) = now.ours else {
+        let Some((state, attempt, cancel_requested)) = current.standard_fields else {
             return Ok(());
         };
-        let before = before.and_then(|before| before.ours);
-        let (was, attempts, flagged) = before.unwrap_or((State::Pending, 0, false));
+        let before = before.and_then(|before| before.standard_fields);
+        let (previous_state, previous_attempt, was_cancel_flagged) = before.unwrap_or((State::Pending, 0, false));
         let is_new = before.is_none();
-        if attempt != attempts && !is_new && !self.called(&Effect::Claim) {
+        if attempt != previous_attempt && !is_new && !self.has_effect(&Effect::AcquireLease) {
             return Err("nobody leased it".to_owned());
         }
-        if state == State::Pending && was == State::Running && !self.called(&Effect::Return) {
+        if state == State::Pending && previous_state == State::Running && !self.has_effect(&Effect::Requeue) {
             return Err("nobody gave it back".to_owned());
         }
-        if flag && !flagged && !self.called(&Effect::Cancel) {
+        if cancel_requested && !was_cancel_flagged && !self.has_effect(&Effect::Cancel) {
             return Err("nobody cancelled it".to_owned());
         }
         Ok(())

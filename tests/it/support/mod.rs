@@ -41,7 +41,7 @@ pub(crate) mod table;
 use std::{net::SocketAddr, time::Duration};
 
 use longrunning::{
-    Any, Border, Builder, LeaseToken, NewOperation, OperationName, Operations, Progress,
+    Any, GrpcMetrics, Builder, LeaseToken, NewOperation, OperationName, Operations, Progress,
     WaitLimits, operations_server_with,
     proto::{
         google::longrunning::{
@@ -62,55 +62,55 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Server as Stock};
 
-pub(crate) type Client = OperationsClient<Channel>;
+pub(crate) type GrpcClient = OperationsClient<Channel>;
 
 /// A server on a port of its own. Stops, without grace, when dropped.
-pub(crate) struct Server {
+pub(crate) struct GrpcTestServer {
     pub(crate) operations: Operations,
     addresses: Vec<SocketAddr>,
-    stop: CancellationToken,
+    shutdown: CancellationToken,
     tasks: JoinSet<()>,
 }
 
 // === impl Server ===
 
-impl Server {
+impl GrpcTestServer {
     /// A server with an empty store and no workers.
     pub(crate) async fn start() -> Self {
-        Self::with(operations()).await
+        Self::start_with(operations_builder()).await
     }
 
     /// A server of these operations.
-    pub(crate) async fn with(builder: Builder) -> Self {
-        Self::with_waits(builder, WaitLimits::default()).await
+    pub(crate) async fn start_with(builder: Builder) -> Self {
+        Self::start_with_wait_limits(builder, WaitLimits::default()).await
     }
 
     /// A server of these operations, with other limits on waits.
-    pub(crate) async fn with_waits(builder: Builder, waits: WaitLimits) -> Self {
-        let replicas = replicas(builder).await;
+    pub(crate) async fn start_with_wait_limits(builder: Builder, wait_limits: WaitLimits) -> Self {
+        let replicas = start_replicas(builder).await;
         let (stop, mut addresses, mut tasks) =
             (CancellationToken::new(), Vec::new(), JoinSet::new());
         for operations in &replicas {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             addresses.push(listener.local_addr().unwrap());
             let metrics = operations.metrics().clone();
-            let serving = Stock::builder()
+            let server = Stock::builder()
                 .layer(tower::layer::layer_fn(move |service| {
-                    Border::new(service, &metrics)
+                    GrpcMetrics::new(service, &metrics)
                 }))
-                .add_service(operations_server_with(operations, waits))
+                .add_service(operations_server_with(operations, wait_limits))
                 .add_service(watch_server(operations))
-                .add_service(worker_server_with(operations, waits))
+                .add_service(worker_server_with(operations, wait_limits))
                 .serve_with_incoming_shutdown(
                     TcpListenerStream::new(listener),
                     stop.clone().cancelled_owned(),
                 );
-            tasks.spawn(async { serving.await.unwrap() });
+            tasks.spawn(async { server.await.unwrap() });
         }
         Self {
             operations: replicas[0].clone(),
             addresses,
-            stop,
+            shutdown: stop,
             tasks,
         }
     }
@@ -118,66 +118,66 @@ impl Server {
     /// A new connection; to each server, if there are several, of which each call
     /// goes to another one.
     pub(crate) async fn channel(&self) -> Channel {
-        let at = |address| Endpoint::from_shared(format!("http://{address}")).unwrap();
+        let endpoint = |address| Endpoint::from_shared(format!("http://{address}")).unwrap();
         match self.addresses.as_slice() {
-            [address] => at(address).connect().await.unwrap(),
-            addresses => Channel::balance_list(addresses.iter().map(at)),
+            [address] => endpoint(address).connect().await.unwrap(),
+            addresses => Channel::balance_list(addresses.iter().map(endpoint)),
         }
     }
 
     /// A client with a connection of its own.
-    pub(crate) async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> GrpcClient {
         OperationsClient::new(self.channel().await).max_decoding_message_size(64 << 20)
     }
 
     /// A client of the watch stream with a connection of its own.
-    pub(crate) async fn watcher(&self) -> OperationWatchClient<Channel> {
+    pub(crate) async fn watch_client(&self) -> OperationWatchClient<Channel> {
         OperationWatchClient::new(self.channel().await)
     }
 
     /// A client for workers with a connection of its own.
-    pub(crate) async fn worker(&self) -> OperationWorkerClient<Channel> {
+    pub(crate) async fn worker_client(&self) -> OperationWorkerClient<Channel> {
         OperationWorkerClient::new(self.channel().await)
     }
 
     /// Closes the listener, lets open calls end and waits for that.
-    pub(crate) async fn close(mut self) {
-        self.stop.cancel();
-        while let Some(ended) = self.tasks.join_next().await {
-            ended.unwrap();
+    pub(crate) async fn shutdown(mut self) {
+        self.shutdown.cancel();
+        while let Some(result) = self.tasks.join_next().await {
+            result.unwrap();
         }
     }
 }
 
 /// Operations in the store that the behaviour is tried over: in memory, or as
 /// `over_stores` says in the environment.
-pub(crate) fn operations() -> Builder {
+pub(crate) fn operations_builder() -> Builder {
     let builder = Operations::builder();
     #[cfg(feature = "postgres")]
     if stores::is_postgres() {
-        let builder = builder.journal(stores::Counted(stores::Aside::open()));
+        let builder = builder.storage(stores::CountingStorage(stores::IsolatedPostgres::open()));
         return if stores::has_replicas() {
-            builder.reads(longrunning::Reads::Fresh)
+            builder.read_consistency(longrunning::ReadConsistency::Linearizable)
         } else {
             builder
         };
     }
     #[cfg(feature = "sqlite")]
-    if let Some(path) = stores::sqlite_file() {
-        let journal = longrunning::SqliteJournal::open(path).unwrap();
-        return builder.journal(stores::Counted(journal));
+    if let Some(path) = stores::next_sqlite_path() {
+        let storage = longrunning::SqliteStorage::open(path).unwrap();
+        return builder.storage(stores::CountingStorage(storage));
     }
     builder
 }
 
 /// These operations; and two more servers of them, if `over_stores` says so in the
 /// environment and what [`operations`] gave last has their journal.
-pub(crate) async fn replicas(builder: Builder) -> Vec<Operations> {
+pub(crate) async fn start_replicas(builder: Builder) -> Vec<Operations> {
     let mut builders = vec![builder];
     #[cfg(feature = "postgres")]
     if stores::has_replicas() {
-        for other in stores::Aside::others() {
-            let builder = builders[0].clone().journal(stores::Counted(other));
+        for peer in stores::IsolatedPostgres::open_peers() {
+            let builder = builders[0].clone().storage(stores::CountingStorage(peer));
             builders.push(builder);
         }
     }
@@ -189,40 +189,40 @@ pub(crate) async fn replicas(builder: Builder) -> Vec<Operations> {
 }
 
 /// An operation that its creator executes, and the lease.
-pub(crate) async fn running(operations: &Operations) -> (OperationName, LeaseToken) {
-    hold(operations, NewOperation::self_executed("test")).await
+pub(crate) async fn create_running(operations: &Operations) -> (OperationName, LeaseToken) {
+    create_leased(operations, NewOperation::self_executed("test")).await
 }
 
 /// As [`running`], with other wishes.
-pub(crate) async fn hold(
+pub(crate) async fn create_leased(
     operations: &Operations,
     new: NewOperation,
 ) -> (OperationName, LeaseToken) {
     let operation = operations.create(new).await.unwrap().operation;
     (
-        operation.owned_name(),
+        operation.name_owned(),
         operation.lease().expect("its creator holds it").token,
     )
 }
 
 /// An operation that waits for a worker.
-pub(crate) async fn pending(operations: &Operations) -> OperationName {
-    let operation = operations.submit("nobody", text("input")).await.unwrap();
-    operation.owned_name()
+pub(crate) async fn create_pending(operations: &Operations) -> OperationName {
+    let operation = operations.submit("nobody", string_value("input")).await.unwrap();
+    operation.name_owned()
 }
 
 /// An operation that has succeeded.
-pub(crate) async fn succeeded(operations: &Operations) -> OperationName {
-    let (name, token) = running(operations).await;
+pub(crate) async fn create_succeeded(operations: &Operations) -> OperationName {
+    let (name, token) = create_running(operations).await;
     operations
-        .succeed(&name, token, text("result"))
+        .succeed(&name, token, string_value("result"))
         .await
         .unwrap();
     name
 }
 
 /// An `Any` that holds a text.
-pub(crate) fn text(text: &str) -> Any {
+pub(crate) fn string_value(text: &str) -> Any {
     let value = text.to_owned();
     Any {
         type_url: "type.googleapis.com/google.protobuf.StringValue".into(),
@@ -231,7 +231,7 @@ pub(crate) fn text(text: &str) -> Any {
 }
 
 /// Metadata in a type that the server does not know, and that is no message.
-pub(crate) fn own_metadata(n: u8) -> Any {
+pub(crate) fn custom_metadata(n: u8) -> Any {
     Any {
         type_url: "type.googleapis.com/acme.v1.RenderMetadata".into(),
         value: vec![0xff, n, 0x00, n],
@@ -239,7 +239,7 @@ pub(crate) fn own_metadata(n: u8) -> Any {
 }
 
 /// The metadata of an operation, if it is ours.
-pub(crate) fn metadata(operation: &Operation) -> OperationMetadata {
+pub(crate) fn decode_metadata(operation: &Operation) -> OperationMetadata {
     let any = operation
         .metadata
         .as_ref()
@@ -249,7 +249,7 @@ pub(crate) fn metadata(operation: &Operation) -> OperationMetadata {
 }
 
 /// The error of an operation that has failed.
-pub(crate) fn error(operation: &Operation) -> rpc::Status {
+pub(crate) fn expect_error(operation: &Operation) -> rpc::Status {
     assert!(operation.done);
     match &operation.result {
         Some(operation::Result::Error(error)) => error.clone(),
@@ -258,7 +258,7 @@ pub(crate) fn error(operation: &Operation) -> rpc::Status {
 }
 
 /// The response of an operation that has succeeded.
-pub(crate) fn response(operation: &Operation) -> Any {
+pub(crate) fn expect_response(operation: &Operation) -> Any {
     assert!(operation.done);
     match &operation.result {
         Some(operation::Result::Response(response)) => response.clone(),
@@ -267,7 +267,7 @@ pub(crate) fn response(operation: &Operation) -> Any {
 }
 
 /// The reason in the one ErrorInfo of an error that the server recorded.
-pub(crate) fn reason(error: &rpc::Status) -> String {
+pub(crate) fn error_reason(error: &rpc::Status) -> String {
     let infos = error
         .details
         .iter()
@@ -279,12 +279,12 @@ pub(crate) fn reason(error: &rpc::Status) -> String {
         .reason
 }
 
-pub(crate) fn get(name: &str) -> GetOperationRequest {
+pub(crate) fn get_request(name: &str) -> GetOperationRequest {
     GetOperationRequest { name: name.into() }
 }
 
 /// A request to wait for so many milliseconds.
-pub(crate) fn wait(name: &OperationName, millis: u64) -> WaitOperationRequest {
+pub(crate) fn wait_request(name: &OperationName, millis: u64) -> WaitOperationRequest {
     let timeout = Duration::from_millis(millis).try_into().ok();
     WaitOperationRequest {
         name: name.to_string(),

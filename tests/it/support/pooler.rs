@@ -9,27 +9,27 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::postgres::{Postgres, free_port, give, skip};
+use super::postgres::{PostgresServer, free_port, give_to_server_user, skip};
 
 /// How many connections to PostgreSQL all clients of a pooler share.
-pub(crate) const SHARED: usize = 2;
+pub(crate) const POOL_SIZE: usize = 2;
 
 /// Lends its clients a connection for a transaction at a time.
-pub(crate) struct Pooler {
+pub(crate) struct PgBouncer {
     port: u16,
-    running: Option<(Child, ChildStdin)>,
+    process: Option<(Child, ChildStdin)>,
     _directory: TempDir,
 }
 
-impl Pooler {
+impl PgBouncer {
     /// None without pgbouncer, which is said.
-    pub(crate) fn start(postgres: &Postgres) -> Option<Self> {
+    pub(crate) fn start(postgres: &PostgresServer) -> Option<Self> {
         let path = env::var_os("PATH").unwrap_or_default();
         // Where Debian puts it, and not everybody looks.
-        let mut places = env::split_paths(&path).chain(["/usr/sbin".into()]);
-        let Some(bin) = places.find(|bin| bin.join("pgbouncer").exists()) else {
-            static SAID: Once = Once::new();
-            skip(&SAID, "what needs a pooler: no pgbouncer");
+        let mut directories = env::split_paths(&path).chain(["/usr/sbin".into()]);
+        let Some(bin) = directories.find(|bin| bin.join("pgbouncer").exists()) else {
+            static SKIP_NOTICE: Once = Once::new();
+            skip(&SKIP_NOTICE, "what needs a pooler: no pgbouncer");
             return None;
         };
         let (directory, port) = (TempDir::new().unwrap(), free_port());
@@ -43,7 +43,7 @@ impl Pooler {
              unix_socket_dir =
              auth_type = any
              pool_mode = transaction
-             default_pool_size = {SHARED}",
+             default_pool_size = {POOL_SIZE}",
             postgres.port()
         );
         let text: String = text
@@ -51,19 +51,19 @@ impl Pooler {
             .map(|line| format!("{}\n", line.trim()))
             .collect();
         fs::write(&config, text).unwrap();
-        give(directory.path());
-        let log = fs::File::create(directory.path().join("log")).unwrap();
-        let mut command = postgres.lasting(&bin.join("pgbouncer"));
-        let mut child = command.arg(&config).stderr(log).spawn().unwrap();
+        give_to_server_user(directory.path());
+        let log_file = fs::File::create(directory.path().join("log")).unwrap();
+        let mut command = postgres.supervised_command(&bin.join("pgbouncer"));
+        let mut child = command.arg(&config).stderr(log_file).spawn().unwrap();
         let input = child.stdin.take().unwrap();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            let said = fs::read_to_string(directory.path().join("log")).unwrap();
-            let is_there = child.try_wait().unwrap().is_none() && !said.contains("FATAL");
-            assert!(is_there, "pgbouncer ended: {said}");
+            let log = fs::read_to_string(directory.path().join("log")).unwrap();
+            let is_running = child.try_wait().unwrap().is_none() && !log.contains("FATAL");
+            assert!(is_running, "pgbouncer ended: {log}");
         }
         Some(Self {
             port,
-            running: Some((child, input)),
+            process: Some((child, input)),
             _directory: directory,
         })
     }
@@ -73,9 +73,9 @@ impl Pooler {
     }
 }
 
-impl Drop for Pooler {
+impl Drop for PgBouncer {
     fn drop(&mut self) {
-        if let Some((mut child, input)) = self.running.take() {
+        if let Some((mut child, input)) = self.process.take() {
             drop(input);
             child.wait().unwrap();
         }

@@ -15,88 +15,88 @@ use std::{
     sync::{Once, OnceLock},
 };
 
-use longrunning::{PostgresJournal, PostgresOptions};
+use longrunning::{PostgresStorage, PostgresConfig};
 use tempfile::TempDir;
 
-use super::stores::POSTGRES;
+use super::stores::POSTGRES_URL_ENV;
 
 /// A database server over a directory of its own.
-pub(crate) struct Postgres {
-    bin: PathBuf,
+pub(crate) struct PostgresServer {
+    bin_dir: PathBuf,
     directory: TempDir,
     port: u16,
     settings: Vec<String>,
     /// Runs while it does; it is stopped when this input ends.
-    running: Option<(Child, ChildStdin)>,
+    process: Option<(Child, ChildStdin)>,
 }
 
 /// The schema of a test in the server that all tests share; none without
 /// PostgreSQL, which is said.
-pub(crate) fn schema() -> Option<PostgresOptions> {
-    static SHARED: OnceLock<Option<Postgres>> = OnceLock::new();
+pub(crate) fn test_config() -> Option<PostgresConfig> {
+    static SHARED: OnceLock<Option<PostgresServer>> = OnceLock::new();
     // `over_stores` has started one for this process.
-    let url = match env::var(POSTGRES) {
+    let url = match env::var(POSTGRES_URL_ENV) {
         Ok(url) => url,
         Err(_) => SHARED
-            .get_or_init(|| Postgres::start(&["fsync=off"]))
+            .get_or_init(|| PostgresServer::start(&["fsync=off"]))
             .as_ref()?
             .url(),
     };
-    let mut options = PostgresOptions::new(url);
-    options.schema = format!("test_{}", uuid::Uuid::new_v4().simple());
-    Some(options)
+    let mut config = PostgresConfig::new(url);
+    config.schema = format!("test_{}", uuid::Uuid::new_v4().simple());
+    Some(config)
 }
 
 /// A journal in a schema of its own.
-pub(crate) async fn journal(options: &PostgresOptions) -> PostgresJournal {
-    PostgresJournal::open(options).await.unwrap()
+pub(crate) async fn open_storage(config: &PostgresConfig) -> PostgresStorage {
+    PostgresStorage::open(config).await.unwrap()
 }
 
 /// Where the programs of PostgreSQL are.
-fn bin() -> Option<PathBuf> {
+fn postgres_bin_dir() -> Option<PathBuf> {
     if let Some(bin) = env::var_os("LONGRUNNING_TEST_POSTGRES_BIN") {
         return Some(bin.into());
     }
-    let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
-    let mut debian: Vec<_> = debian
+    let debian_dirs = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let mut debian_dirs: Vec<_> = debian_dirs
         .flatten()
         .map(|entry| entry.path().join("bin"))
         .collect();
-    debian.sort();
+    debian_dirs.sort();
     let path = env::var_os("PATH").unwrap_or_default();
-    let mut all = debian.into_iter().rev().chain(env::split_paths(&path));
-    all.find(|bin| bin.join("initdb").exists() && bin.join("postgres").exists())
+    let mut directories = debian_dirs.into_iter().rev().chain(env::split_paths(&path));
+    directories.find(|bin| bin.join("initdb").exists() && bin.join("postgres").exists())
 }
 
 /// Says once what is skipped, and why; in CI nothing may be.
-pub(super) fn skip(said: &'static Once, what: &str) {
-    assert!(env::var_os("CI").is_none(), "{what} on this machine");
+pub(super) fn skip(notice: &'static Once, skipped: &str) {
+    assert!(env::var_os("CI").is_none(), "{skipped} on this machine");
     // Not by a macro, whose words a test that passes keeps to itself.
-    said.call_once(|| {
-        let words = format!("SKIPPED: {what} on this machine\n");
-        io::stderr().write_all(words.as_bytes()).unwrap();
+    notice.call_once(|| {
+        let message = format!("SKIPPED: {skipped} on this machine\n");
+        io::stderr().write_all(message.as_bytes()).unwrap();
     });
 }
 
 /// Who may run a database server: not root, for which `postgres` or `nobody` does.
-fn user() -> Option<(u32, u32)> {
+fn server_user() -> Option<(u32, u32)> {
     if fs::metadata("/proc/self").ok()?.uid() != 0 {
         return None;
     }
     let users = fs::read_to_string("/etc/passwd").ok()?;
-    let of = |name: &str| {
+    let ids_of = |name: &str| {
         let line = users
             .lines()
             .find(|line| line.split(':').next() == Some(name))?;
         let mut fields = line.split(':').skip(2);
         Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
     };
-    of("postgres").or_else(|| of("nobody"))
+    ids_of("postgres").or_else(|| ids_of("nobody"))
 }
 
 /// Makes this a thing of the one who runs the server.
-pub(super) fn give(path: &Path) {
-    if let Some((uid, gid)) = user() {
+pub(super) fn give_to_server_user(path: &Path) {
+    if let Some((uid, gid)) = server_user() {
         chown(path, Some(uid), Some(gid)).unwrap();
     }
 }
@@ -107,31 +107,31 @@ pub(super) fn free_port() -> u16 {
 }
 
 /// What the program says.
-fn succeed(command: &mut Command) -> Vec<u8> {
-    let ended = command.output().unwrap();
-    let complaint = String::from_utf8_lossy(&ended.stderr);
-    assert!(ended.status.success(), "{complaint}");
-    ended.stdout
+fn run_successfully(command: &mut Command) -> Vec<u8> {
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    output.stdout
 }
 
 // === impl Postgres ===
 
-impl Postgres {
+impl PostgresServer {
     /// Makes a server, and starts it with these settings; none without PostgreSQL,
     /// which is said, unless CI runs, where it must be there.
     pub(crate) fn start(settings: &[&str]) -> Option<Self> {
-        Self::start_with(settings, &[])
+        Self::start_with_files(settings, &[])
     }
 
     /// The same, with these files among its data, which nobody else may read.
-    pub(crate) fn start_with(settings: &[&str], files: &[(&str, &str)]) -> Option<Self> {
-        let Some(bin) = bin() else {
-            static SAID: Once = Once::new();
-            skip(&SAID, "what needs PostgreSQL: no initdb and postgres");
+    pub(crate) fn start_with_files(settings: &[&str], files: &[(&str, &str)]) -> Option<Self> {
+        let Some(bin) = postgres_bin_dir() else {
+            static SKIP_NOTICE: Once = Once::new();
+            skip(&SKIP_NOTICE, "what needs PostgreSQL: no initdb and postgres");
             return None;
         };
-        let mut server = Self::empty(bin, settings);
-        let data = server.data();
+        let mut server = Self::unstarted(bin, settings);
+        let data = server.data_dir();
         let mut init = server.command("initdb");
         init.args([
             "--auth=trust",
@@ -142,45 +142,45 @@ impl Postgres {
         ])
         .arg("--pgdata")
         .arg(&data);
-        succeed(&mut init);
+        run_successfully(&mut init);
         for (name, content) in files {
-            let file = server.data().join(name);
+            let file = server.data_dir().join(name);
             fs::write(&file, content).unwrap();
             fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-            give(&file);
+            give_to_server_user(&file);
         }
-        server.begin();
+        server.start_process();
         Some(server)
     }
 
     /// Another server that takes over what this one commits, before this one answers.
-    pub(crate) fn standby(&self) -> Self {
+    pub(crate) fn start_standby(&self) -> Self {
         let settings: Vec<_> = self.settings.iter().map(String::as_str).collect();
-        let mut standby = Self::empty(self.bin.clone(), &settings);
-        let mut copy = standby.command("pg_basebackup");
-        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])
+        let mut standby = Self::unstarted(self.bin_dir.clone(), &settings);
+        let mut backup = standby.command("pg_basebackup");
+        backup.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])
             .arg("--pgdata")
-            .arg(standby.data())
+            .arg(standby.data_dir())
             .args(["--dbname", &self.url()]);
-        succeed(&mut copy);
-        standby.begin();
-        self.ask("ALTER SYSTEM SET synchronous_standby_names = '*'");
-        self.ask("SELECT pg_reload_conf()");
-        let state = "SELECT sync_state FROM pg_stat_replication";
-        assert!((0..1000).any(|_| self.ask(state) == "sync"), "it follows");
+        run_successfully(&mut backup);
+        standby.start_process();
+        self.query("ALTER SYSTEM SET synchronous_standby_names = '*'");
+        self.query("SELECT pg_reload_conf()");
+        let sync_state_query = "SELECT sync_state FROM pg_stat_replication";
+        assert!((0..1000).any(|_| self.query(sync_state_query) == "sync"), "it follows");
         standby
     }
 
     /// One that has nothing yet.
-    fn empty(bin: PathBuf, settings: &[&str]) -> Self {
+    fn unstarted(bin_dir: PathBuf, settings: &[&str]) -> Self {
         let directory = TempDir::new().unwrap();
-        give(directory.path());
+        give_to_server_user(directory.path());
         Self {
-            bin,
+            bin_dir,
             directory,
             port: free_port(),
             settings: settings.iter().map(ToString::to_string).collect(),
-            running: None,
+            process: None,
         }
     }
 
@@ -189,11 +189,11 @@ impl Postgres {
     }
 
     /// What the server answers to a question, as text.
-    pub(crate) fn ask(&self, question: &str) -> String {
-        let mut ask = self.command("psql");
-        ask.args(["-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", question])
+    pub(crate) fn query(&self, sql: &str) -> String {
+        let mut psql = self.command("psql");
+        psql.args(["-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql])
             .arg(self.url());
-        String::from_utf8(succeed(&mut ask))
+        String::from_utf8(run_successfully(&mut psql))
             .unwrap()
             .trim()
             .to_owned()
@@ -204,46 +204,46 @@ impl Postgres {
     }
 
     /// Where its Unix socket is.
-    pub(crate) fn socket(&self) -> &Path {
+    pub(crate) fn socket_dir(&self) -> &Path {
         self.directory.path()
     }
 
-    fn data(&self) -> PathBuf {
+    fn data_dir(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 
     fn command(&self, program: &str) -> Command {
-        self.command_of(&self.bin.join(program))
+        self.command_at(&self.bin_dir.join(program))
     }
 
-    fn command_of(&self, program: &Path) -> Command {
+    fn command_at(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         // psql would look for certificates at somebody's home.
         command
             .current_dir(self.directory.path())
             .env("HOME", self.directory.path());
-        if let Some((uid, gid)) = user() {
+        if let Some((uid, gid)) = server_user() {
             command.uid(uid).gid(gid);
         }
         command
     }
 
     /// A program that is ended when its input ends, however this process does.
-    pub(super) fn lasting(&self, program: &Path) -> Command {
+    pub(super) fn supervised_command(&self, program: &Path) -> Command {
         // The shell outlives this process by as much as it takes to stop the program.
         let script = "\"$@\" & program=$!; cat; kill -INT $program 2>/dev/null; wait $program";
-        let mut shell = self.command_of(Path::new("sh"));
+        let mut shell = self.command_at(Path::new("sh"));
         shell.args(["-c", script, "sh"]).arg(program);
         shell.stdin(Stdio::piped()).stdout(Stdio::null());
         shell
     }
 
     /// Starts the server, and returns when it answers.
-    pub(crate) fn begin(&mut self) {
-        let mut shell = self.lasting(&self.bin.join("postgres"));
+    pub(crate) fn start_process(&mut self) {
+        let mut shell = self.supervised_command(&self.bin_dir.join("postgres"));
         shell
             .arg("-D")
-            .arg(self.data())
+            .arg(self.data_dir())
             .arg("-k")
             .arg(self.directory.path());
         shell.args(["-h", "127.0.0.1", "-p", &self.port.to_string()]);
@@ -259,10 +259,10 @@ impl Postgres {
         let log = fs::File::create(self.directory.path().join("log")).unwrap();
         let mut child = shell.stderr(log).spawn().unwrap();
         let input = child.stdin.take().unwrap();
-        self.running = Some((child, input));
+        self.process = Some((child, input));
         loop {
-            let mut ask = self.command("pg_isready");
-            ask.args([
+            let mut pg_isready = self.command("pg_isready");
+            pg_isready.args([
                 "-q",
                 "-t",
                 "1",
@@ -271,10 +271,10 @@ impl Postgres {
                 "-p",
                 &self.port.to_string(),
             ]);
-            if ask.status().unwrap().success() {
+            if pg_isready.status().unwrap().success() {
                 return;
             }
-            let (child, _) = self.running.as_mut().unwrap();
+            let (child, _) = self.process.as_mut().unwrap();
             assert!(
                 child.try_wait().unwrap().is_none(),
                 "PostgreSQL ended: {}",
@@ -284,15 +284,15 @@ impl Postgres {
     }
 
     /// Ends the server: with its data in order, or as if the power had gone.
-    pub(crate) fn end(&mut self, is_crash: bool) {
-        let Some((mut child, input)) = self.running.take() else {
+    pub(crate) fn stop(&mut self, is_crash: bool) {
+        let Some((mut child, input)) = self.process.take() else {
             return;
         };
         if is_crash {
-            let file = fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
-            let process = file.lines().next().unwrap();
+            let file = fs::read_to_string(self.data_dir().join("postmaster.pid")).unwrap();
+            let pid = file.lines().next().unwrap();
             Command::new("kill")
-                .args(["-QUIT", process])
+                .args(["-QUIT", pid])
                 .status()
                 .unwrap();
         }
@@ -301,8 +301,8 @@ impl Postgres {
     }
 }
 
-impl Drop for Postgres {
+impl Drop for PostgresServer {
     fn drop(&mut self) {
-        self.end(false);
+        self.stop(false);
     }
 }

@@ -9,37 +9,37 @@ use tonic::{Code, Response, Status};
 
 /// What an error says.
 #[derive(Debug)]
-pub(crate) struct Problem {
+pub(crate) struct ErrorDetails {
     pub(crate) code: Code,
     pub(crate) reason: String,
     pub(crate) message: String,
     pub(crate) info: ErrorInfo,
     /// The fields at fault and the reasons.
-    pub(crate) fields: Vec<(String, String)>,
-    pub(crate) retry: Option<RetryInfo>,
+    pub(crate) field_violations: Vec<(String, String)>,
+    pub(crate) retry_info: Option<RetryInfo>,
 }
 
 /// Takes apart the error of a call that must have failed.
-pub(crate) fn problem<T: Debug>(answer: Result<Response<T>, Status>) -> Problem {
-    Problem::of(&answer.expect_err("the call had to fail"))
+pub(crate) fn expect_status_error<T: Debug>(result: Result<Response<T>, Status>) -> ErrorDetails {
+    ErrorDetails::from_status(&result.expect_err("the call had to fail"))
 }
 
 // === impl Problem ===
 
-impl Problem {
-    pub(crate) fn of(status: &Status) -> Self {
-        let full = rpc::Status::decode(status.details()).expect("the details are a Status");
+impl ErrorDetails {
+    pub(crate) fn from_status(status: &Status) -> Self {
+        let status_proto = rpc::Status::decode(status.details()).expect("the details are a Status");
         assert_eq!(
-            full.code,
+            status_proto.code,
             status.code() as i32,
             "the two codes agree: {status:?}"
         );
-        assert_eq!(full.message, status.message(), "the two messages agree");
+        assert_eq!(status_proto.message, status.message(), "the two messages agree");
         assert!(
-            !full.message.is_empty(),
+            !status_proto.message.is_empty(),
             "there is something to read: {status:?}"
         );
-        let mut types: Vec<_> = full
+        let mut types: Vec<_> = status_proto
             .details
             .iter()
             .map(|detail| detail.type_url.clone())
@@ -48,24 +48,24 @@ impl Problem {
         types.dedup();
         assert_eq!(
             types.len(),
-            full.details.len(),
-            "each type comes once: {full:?}"
+            status_proto.details.len(),
+            "each type comes once: {status_proto:?}"
         );
 
-        let info: ErrorInfo = detail(&full).expect("there is an ErrorInfo");
-        assert_eq!(info.domain, "longrunning.v1");
-        assert!(is_reason(&info.reason), "{}", info.reason);
-        for key in info.metadata.keys() {
-            assert!(is_key(key), "{key}");
+        let error_info: ErrorInfo = detail(&status_proto).expect("there is an ErrorInfo");
+        assert_eq!(error_info.domain, "longrunning.v1");
+        assert!(is_valid_reason(&error_info.reason), "{}", error_info.reason);
+        for key in error_info.metadata.keys() {
+            assert!(is_valid_metadata_key(key), "{key}");
         }
-        let bad: Option<BadRequest> = detail(&full);
+        let bad_request: Option<BadRequest> = detail(&status_proto);
         assert_eq!(
-            bad.is_some(),
+            bad_request.is_some(),
             status.code() == Code::InvalidArgument,
-            "{full:?}"
+            "{status_proto:?}"
         );
-        let violations = bad.map(|bad| bad.field_violations).unwrap_or_default();
-        let fields = violations
+        let violations = bad_request.map(|bad| bad.field_violations).unwrap_or_default();
+        let field_violations = violations
             .into_iter()
             .map(|violation| {
                 assert!(!violation.description.is_empty());
@@ -74,16 +74,16 @@ impl Problem {
             .collect();
         Self {
             code: status.code(),
-            reason: info.reason.clone(),
-            message: full.message.clone(),
-            info,
-            fields,
-            retry: detail(&full),
+            reason: error_info.reason.clone(),
+            message: status_proto.message.clone(),
+            info: error_info,
+            field_violations,
+            retry_info: detail(&status_proto),
         }
     }
 
     /// The code and the reason, which is what clients go by.
-    pub(crate) fn key(&self) -> (Code, &str) {
+    pub(crate) fn code_and_reason(&self) -> (Code, &str) {
         (self.code, &self.reason)
     }
 }
@@ -98,18 +98,18 @@ fn detail<M: Name + Default>(status: &rpc::Status) -> Option<M> {
 }
 
 /// `[A-Z][A-Z0-9_]+[A-Z0-9]`, at most 63 letters.
-fn is_reason(text: &str) -> bool {
-    let inner = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
+fn is_valid_reason(text: &str) -> bool {
+    let is_allowed = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
     (3..=63).contains(&text.len())
-        && text.bytes().all(inner)
+        && text.bytes().all(is_allowed)
         && text.starts_with(|letter: char| letter.is_ascii_uppercase())
         && !text.ends_with('_')
 }
 
 /// `[a-z][a-zA-Z0-9-_]+`, at most 64 letters.
-fn is_key(text: &str) -> bool {
-    let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+fn is_valid_metadata_key(text: &str) -> bool {
+    let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
     (2..=64).contains(&text.len())
-        && text.bytes().all(inner)
+        && text.bytes().all(is_allowed)
         && text.starts_with(|letter: char| letter.is_ascii_lowercase())
 }

@@ -3,7 +3,7 @@
 use prost::Message;
 
 /// The encoded descriptor set of this `shop.proto` and of all that it imports.
-pub(crate) fn shop(source: &str) -> Vec<u8> {
+pub(crate) fn shop_descriptor_set(source: &str) -> Vec<u8> {
     let directory = tempfile::tempdir().unwrap();
     let source = format!(
         "syntax = \"proto3\"; package shop.v1; \
@@ -16,8 +16,8 @@ pub(crate) fn shop(source: &str) -> Vec<u8> {
 }
 
 /// A type with what is special in JSON.
-pub(crate) const ITEM: &str =
+pub(crate) const ITEM_MESSAGE: &str =
     "message Item { string title = 1; int64 cents = 2; google.protobuf.Any extra = 3; }";
 /// A service whose reflection leads to the type.
-pub(crate) const SERVICE: &str =
+pub(crate) const SHOP_SERVICE: &str =
     "service Shop { rpc Buy(Item) returns (google.longrunning.Operation); }";

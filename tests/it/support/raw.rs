@@ -10,9 +10,9 @@ use tonic::{
 
 /// Bytes in, bytes out.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Raw;
+pub(crate) struct RawBytesCodec;
 
-impl Codec for Raw {
+impl Codec for RawBytesCodec {
     type Encode = Vec<u8>;
     type Decode = Vec<u8>;
     type Encoder = Self;
@@ -27,7 +27,7 @@ impl Codec for Raw {
     }
 }
 
-impl Encoder for Raw {
+impl Encoder for RawBytesCodec {
     type Item = Vec<u8>;
     type Error = Status;
 
@@ -37,7 +37,7 @@ impl Encoder for Raw {
     }
 }
 
-impl Decoder for Raw {
+impl Decoder for RawBytesCodec {
     type Item = Vec<u8>;
     type Error = Status;
 
@@ -47,13 +47,13 @@ impl Decoder for Raw {
 }
 
 /// Calls `path` with these bytes.
-pub(crate) async fn call(
+pub(crate) async fn raw_unary_call(
     channel: Channel,
     path: &'static str,
     message: Vec<u8>,
 ) -> Result<Response<Vec<u8>>, Status> {
     let mut grpc = Grpc::new(channel).max_decoding_message_size(64 << 20);
     grpc.ready().await.expect("the channel is open");
-    grpc.unary(Request::new(message), path.parse().unwrap(), Raw)
+    grpc.unary(Request::new(message), path.parse().unwrap(), RawBytesCodec)
         .await
 }

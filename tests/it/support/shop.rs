@@ -26,33 +26,33 @@ use longrunning::{
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tonic::{Status, Streaming};
 
-use super::{anyone::Anyone, get, replicas};
+use super::{anyone::RandomBalancer, get_request, start_replicas};
 
 /// Operations, and the clients of their services.
 #[derive(Clone)]
-pub(crate) struct Shop {
+pub(crate) struct Harness {
     pub(crate) operations: Operations,
-    pub(crate) worker: OperationWorkerClient<Anyone<OperationWorkerServer<WorkerService>>>,
-    pub(crate) client: OperationsClient<Anyone<OperationsServer<OperationsService>>>,
+    pub(crate) worker: OperationWorkerClient<RandomBalancer<OperationWorkerServer<WorkerService>>>,
+    pub(crate) client: OperationsClient<RandomBalancer<OperationsServer<OperationsService>>>,
 }
 
 // === impl Shop ===
 
-impl Shop {
-    pub(crate) async fn open() -> Self {
-        Self::with(crate::support::operations()).await
+impl Harness {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(crate::support::operations_builder()).await
     }
 
-    pub(crate) async fn with(builder: Builder) -> Self {
-        let servers = replicas(builder).await;
+    pub(crate) async fn start_with(builder: Builder) -> Self {
+        let servers = start_replicas(builder).await;
         Self {
-            worker: OperationWorkerClient::new(Anyone::of(servers.iter().map(worker_server))),
-            client: OperationsClient::new(Anyone::of(servers.iter().map(operations_server))),
+            worker: OperationWorkerClient::new(RandomBalancer::new(servers.iter().map(worker_server))),
+            client: OperationsClient::new(RandomBalancer::new(servers.iter().map(operations_server))),
             operations: servers[0].clone(),
         }
     }
 
-    pub(crate) async fn create(
+    pub(crate) async fn try_create(
         &self,
         request: CreateOperationRequest,
     ) -> Result<CreateOperationResponse, Status> {
@@ -61,23 +61,23 @@ impl Shop {
     }
 
     /// A new operation of a queue; its name.
-    pub(crate) async fn queue(&self, queue: &str) -> String {
-        self.add(queued(queue)).await
+    pub(crate) async fn create_queued(&self, queue: &str) -> String {
+        self.create_operation(queued_request(queue)).await
     }
 
     /// A new operation; its name.
-    pub(crate) async fn add(&self, request: CreateOperationRequest) -> String {
-        let created = self.create(request).await.unwrap();
+    pub(crate) async fn create_operation(&self, request: CreateOperationRequest) -> String {
+        let created = self.try_create(request).await.unwrap();
         created.operation.unwrap().name
     }
 
     /// The lease of a new operation that `worker` executes itself.
-    pub(crate) async fn hold(&self, worker: &str) -> Lease {
-        let created = self.create(self_executed(worker)).await;
+    pub(crate) async fn create_self_executed(&self, worker: &str) -> Lease {
+        let created = self.try_create(self_executed_request(worker)).await;
         created.unwrap().lease.expect("its creator holds it")
     }
 
-    pub(crate) async fn lease(
+    pub(crate) async fn try_lease(
         &self,
         request: LeaseOperationsRequest,
     ) -> Result<Vec<Lease>, Status> {
@@ -86,13 +86,13 @@ impl Shop {
     }
 
     /// The lease of the next operation of a queue, which `worker` takes at once.
-    pub(crate) async fn one(&self, queue: &str, worker: &str) -> Lease {
-        let mut leases = self.lease(look(&[queue], worker, 1)).await.unwrap();
+    pub(crate) async fn lease_one(&self, queue: &str, worker: &str) -> Lease {
+        let mut leases = self.try_lease(lease_request(&[queue], worker, 1)).await.unwrap();
         assert_eq!(leases.len(), 1, "one is ready in {queue}");
         leases.remove(0)
     }
 
-    pub(crate) async fn heartbeat(
+    pub(crate) async fn try_heartbeat(
         &self,
         request: HeartbeatRequest,
     ) -> Result<HeartbeatResponse, Status> {
@@ -101,36 +101,36 @@ impl Shop {
     }
 
     /// What a heartbeat without news about one lease is answered.
-    pub(crate) async fn beat(&self, lease: &Lease) -> Directive {
-        let answer = self.heartbeat(beat("w", [sign(lease)])).await.unwrap();
-        let [directive] = <[_; 1]>::try_from(answer.directives).expect("one for one");
+    pub(crate) async fn heartbeat_one(&self, lease: &Lease) -> Directive {
+        let response = self.try_heartbeat(heartbeat_request("w", [lease_heartbeat(lease)])).await.unwrap();
+        let [directive] = <[_; 1]>::try_from(response.directives).expect("one for one");
         directive
     }
 
-    pub(crate) async fn end(&self, request: FinishOperationRequest) -> Result<Operation, Status> {
+    pub(crate) async fn try_finish(&self, request: FinishOperationRequest) -> Result<Operation, Status> {
         let mut worker = self.worker.clone();
         Ok(worker.finish_operation(request).await?.into_inner())
     }
 
     pub(crate) async fn finish(&self, lease: &Lease, outcome: Outcome) -> Operation {
-        self.end(finish(lease, outcome)).await.unwrap()
+        self.try_finish(finish_request(lease, outcome)).await.unwrap()
     }
 
     /// A stream of directives that is open: its first message came.
-    pub(crate) async fn watch(&self, worker: &str) -> Streaming<Directive> {
+    pub(crate) async fn watch_directives(&self, worker: &str) -> Streaming<Directive> {
         let mut client = self.worker.clone();
         let request = WatchDirectivesRequest {
             worker_id: worker.into(),
         };
         let mut stream = client.watch_directives(request).await.unwrap().into_inner();
-        let first = stream.message().await.unwrap().unwrap();
-        assert_eq!((first.kind(), first.name.as_str()), (Kind::Continue, ""));
+        let first_message = stream.message().await.unwrap().unwrap();
+        assert_eq!((first_message.kind(), first_message.name.as_str()), (Kind::Continue, ""));
         stream
     }
 
     pub(crate) async fn get(&self, name: &str) -> Operation {
         let mut client = self.client.clone();
-        client.get_operation(get(name)).await.unwrap().into_inner()
+        client.get_operation(get_request(name)).await.unwrap().into_inner()
     }
 
     pub(crate) async fn cancel(&self, name: &str) {
@@ -146,8 +146,8 @@ impl Shop {
     }
 
     /// What the metrics say of the depth of a queue; nothing if it is forgotten.
-    pub(crate) fn depth(&self, queue: &str) -> Option<usize> {
-        depth(&self.operations, queue)
+    pub(crate) fn queue_depth(&self, queue: &str) -> Option<usize> {
+        queue_depth(&self.operations, queue)
     }
 }
 
@@ -155,7 +155,7 @@ pub(crate) use longrunning::proto::longrunning::v1::directive::Kind;
 
 /// What the metrics say of the depth of a queue; nothing if it is forgotten, as
 /// one is that is empty and that nobody waits at.
-pub(crate) fn depth(operations: &Operations, queue: &str) -> Option<usize> {
+pub(crate) fn queue_depth(operations: &Operations, queue: &str) -> Option<usize> {
     let (mut registry, mut text) = (Registry::default(), String::new());
     operations.metrics().register(&mut registry);
     encode(&mut text, &registry).unwrap();
@@ -165,11 +165,11 @@ pub(crate) fn depth(operations: &Operations, queue: &str) -> Option<usize> {
 }
 
 /// A request for an operation of a queue.
-pub(crate) fn queued(queue: &str) -> CreateOperationRequest {
-    with_input(queue, None)
+pub(crate) fn queued_request(queue: &str) -> CreateOperationRequest {
+    queued_request_with_input(queue, None)
 }
 
-pub(crate) fn with_input(queue: &str, input: Option<Any>) -> CreateOperationRequest {
+pub(crate) fn queued_request_with_input(queue: &str, input: Option<Any>) -> CreateOperationRequest {
     let queued = Queued {
         queue: queue.into(),
         input,
@@ -181,7 +181,7 @@ pub(crate) fn with_input(queue: &str, input: Option<Any>) -> CreateOperationRequ
     }
 }
 
-pub(crate) fn with_priority(queue: &str, priority: i32) -> CreateOperationRequest {
+pub(crate) fn queued_request_with_priority(queue: &str, priority: i32) -> CreateOperationRequest {
     let queued = Queued {
         queue: queue.into(),
         priority,
@@ -194,7 +194,7 @@ pub(crate) fn with_priority(queue: &str, priority: i32) -> CreateOperationReques
 }
 
 /// A request for an operation that its creator executes.
-pub(crate) fn self_executed(worker: &str) -> CreateOperationRequest {
+pub(crate) fn self_executed_request(worker: &str) -> CreateOperationRequest {
     let worker_id = worker.into();
     CreateOperationRequest {
         execution: Some(Execution::SelfExecuted(SelfExecuted { worker_id })),
@@ -203,7 +203,7 @@ pub(crate) fn self_executed(worker: &str) -> CreateOperationRequest {
 }
 
 /// Attempts with pauses of exactly 1 s, 2 s, 4 s ….
-pub(crate) fn attempts(max_attempts: i32) -> Option<RetryPolicy> {
+pub(crate) fn max_attempts(max_attempts: i32) -> Option<RetryPolicy> {
     Some(RetryPolicy {
         max_attempts,
         jitter: Some(0.0),
@@ -212,25 +212,25 @@ pub(crate) fn attempts(max_attempts: i32) -> Option<RetryPolicy> {
 }
 
 /// A request for leases that does not wait.
-pub(crate) fn look(queues: &[&str], worker: &str, max_leases: i32) -> LeaseOperationsRequest {
+pub(crate) fn lease_request(queues: &[&str], worker: &str, max_leases: i32) -> LeaseOperationsRequest {
     LeaseOperationsRequest {
         max_leases,
-        ..poll(queues, worker, 0)
+        ..lease_request_with_wait(queues, worker, 0)
     }
 }
 
 /// A request for one lease that waits for so many seconds.
-pub(crate) fn poll(queues: &[&str], worker: &str, wait: i64) -> LeaseOperationsRequest {
+pub(crate) fn lease_request_with_wait(queues: &[&str], worker: &str, wait: i64) -> LeaseOperationsRequest {
     LeaseOperationsRequest {
         queues: queues.iter().map(|queue| (*queue).to_owned()).collect(),
         worker_id: worker.into(),
         max_leases: 1,
-        wait: seconds(wait),
+        wait: proto_seconds(wait),
     }
 }
 
 /// A sign of life without news.
-pub(crate) fn sign(lease: &Lease) -> LeaseReport {
+pub(crate) fn lease_heartbeat(lease: &Lease) -> LeaseReport {
     LeaseReport {
         name: lease.name.clone(),
         lease_token: lease.lease_token.clone(),
@@ -238,7 +238,7 @@ pub(crate) fn sign(lease: &Lease) -> LeaseReport {
     }
 }
 
-pub(crate) fn beat(
+pub(crate) fn heartbeat_request(
     worker: &str,
     reports: impl IntoIterator<Item = LeaseReport>,
 ) -> HeartbeatRequest {
@@ -249,7 +249,7 @@ pub(crate) fn beat(
     }
 }
 
-pub(crate) fn finish(lease: &Lease, outcome: impl Into<Option<Outcome>>) -> FinishOperationRequest {
+pub(crate) fn finish_request(lease: &Lease, outcome: impl Into<Option<Outcome>>) -> FinishOperationRequest {
     FinishOperationRequest {
         name: lease.name.clone(),
         lease_token: lease.lease_token.clone(),
@@ -271,7 +271,7 @@ pub(crate) fn failure(code: i32, message: &str) -> Outcome {
 }
 
 /// A failure after which another attempt may succeed.
-pub(crate) fn retryable(code: i32, message: &str) -> Outcome {
+pub(crate) fn retryable_failure(code: i32, message: &str) -> Outcome {
     match failure(code, message) {
         Outcome::Failure(failure) => Outcome::Failure(Failure {
             retryable: true,
@@ -286,6 +286,6 @@ pub(crate) fn release() -> Outcome {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "fields of messages are optional")]
-pub(crate) fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+pub(crate) fn proto_seconds(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
 }

@@ -11,25 +11,25 @@ use std::{
 };
 
 use longrunning::{
-    Apply, BoxFuture, Clock, Entry, Journal, JournalError, News, Operation, OperationName,
-    Operations, Reach, Shared, Show, Then, Timestamp, Unkept,
+    ChangeSink, BoxFuture, Clock, Write, Storage, StorageError, Change, Operation, OperationName,
+    Operations, StorageStatus, SharedStorage, LoadSink, Completion, Timestamp, WriteError,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 /// The table. Clones are the same one.
 #[derive(Clone)]
-pub(crate) struct Table(Arc<Inner>);
+pub(crate) struct FakeSharedStorage(Arc<FakeSharedStorageInner>);
 
-struct Inner {
+struct FakeSharedStorageInner {
     clock: Clock,
     /// Since when it has been there; none while it is away.
-    since: Mutex<Option<Timestamp>>,
+    available_since: Mutex<Option<Timestamp>>,
     rows: Mutex<Rows>,
     /// How long the log is.
-    changes: watch::Sender<usize>,
-    numbers: AtomicU64,
-    asked: AtomicUsize,
+    log_length: watch::Sender<usize>,
+    last_number: AtomicU64,
+    fetch_count: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -40,68 +40,68 @@ struct Rows {
 }
 
 /// What one server has of the table.
-pub(crate) struct Share {
-    table: Table,
-    reads: watch::Receiver<bool>,
-    seen: watch::Sender<usize>,
+pub(crate) struct FakeStorageHandle {
+    storage: FakeSharedStorage,
+    replication_enabled: watch::Receiver<bool>,
+    applied_position: watch::Sender<usize>,
 }
 
 /// A server of the table.
-pub(crate) struct Replica {
+pub(crate) struct TestReplica {
     pub(crate) operations: Operations,
-    table: Table,
-    reads: watch::Sender<bool>,
-    seen: watch::Receiver<usize>,
+    storage: FakeSharedStorage,
+    replication_enabled: watch::Sender<bool>,
+    applied_position: watch::Receiver<usize>,
 }
 
 // === impl Table ===
 
-impl Default for Table {
+impl Default for FakeSharedStorage {
     fn default() -> Self {
         let clock = Clock::system();
-        Self(Arc::new(Inner {
+        Self(Arc::new(FakeSharedStorageInner {
             clock,
-            since: Mutex::new(Some(clock.now())),
+            available_since: Mutex::new(Some(clock.now())),
             rows: Mutex::default(),
-            changes: watch::Sender::default(),
-            numbers: AtomicU64::default(),
-            asked: AtomicUsize::default(),
+            log_length: watch::Sender::default(),
+            last_number: AtomicU64::default(),
+            fetch_count: AtomicUsize::default(),
         }))
     }
 }
 
-impl Table {
+impl FakeSharedStorage {
     /// Nobody reaches the table.
-    pub(crate) fn leave(&self) {
-        *self.0.since.lock() = None;
+    pub(crate) fn go_offline(&self) {
+        *self.0.available_since.lock() = None;
     }
 
     /// Everybody reaches it again.
-    pub(crate) fn come_back(&self) {
-        *self.0.since.lock() = Some(self.0.clock.now());
+    pub(crate) fn go_online(&self) {
+        *self.0.available_since.lock() = Some(self.0.clock.now());
     }
 
     /// One more server.
-    pub(crate) async fn replica(&self) -> Replica {
-        let (reads, may_read) = watch::channel(true);
-        let (seen, has_seen) = watch::channel(0);
-        let share = Share {
-            table: self.clone(),
-            reads: may_read,
-            seen,
+    pub(crate) async fn start_replica(&self) -> TestReplica {
+        let (replication_enabled, replication_enabled_receiver) = watch::channel(true);
+        let (applied_position, applied_position_receiver) = watch::channel(0);
+        let handle = FakeStorageHandle {
+            storage: self.clone(),
+            replication_enabled: replication_enabled_receiver,
+            applied_position,
         };
-        let operations = Operations::builder().journal(share).start().await.unwrap();
-        Replica {
+        let operations = Operations::builder().storage(handle).start().await.unwrap();
+        TestReplica {
             operations,
-            table: self.clone(),
-            reads,
-            seen: has_seen,
+            storage: self.clone(),
+            replication_enabled,
+            applied_position: applied_position_receiver,
         }
     }
 
     /// How often an operation was asked for.
-    pub(crate) fn asked(&self) -> usize {
-        self.0.asked.load(Ordering::Relaxed)
+    pub(crate) fn fetch_count(&self) -> usize {
+        self.0.fetch_count.load(Ordering::Relaxed)
     }
 
     /// The operations as they are kept.
@@ -112,105 +112,105 @@ impl Table {
 
 // === impl Replica ===
 
-impl Replica {
+impl TestReplica {
     /// Whether it reads what others do; at first it does.
-    pub(crate) fn reads(&self, reads: bool) {
-        self.reads.send_replace(reads);
+    pub(crate) fn set_replication_enabled(&self, enabled: bool) {
+        self.replication_enabled.send_replace(enabled);
     }
 
     /// Waits until it has read what was done so far.
-    pub(crate) async fn catch_up(&mut self) {
-        let changes = *self.table.0.changes.borrow();
-        self.seen.wait_for(|seen| changes <= *seen).await.unwrap();
+    pub(crate) async fn wait_until_caught_up(&mut self) {
+        let log_length = *self.storage.0.log_length.borrow();
+        self.applied_position.wait_for(|position| log_length <= *position).await.unwrap();
     }
 }
 
 // === impl Share ===
 
-impl Journal for Share {
-    fn replay(&self, show: Show) -> BoxFuture<'_, Result<(), JournalError>> {
-        let rows = self.table.0.rows.lock();
+impl Storage for FakeStorageHandle {
+    fn load(&self, sink: LoadSink) -> BoxFuture<'_, Result<(), StorageError>> {
+        let rows = self.storage.0.rows.lock();
         // A number that was read is enough: what is shown must be ours alone.
         assert!(
             rows.by_number.is_empty(),
             "it begins before there is anything"
         );
-        drop(show);
+        drop(sink);
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn append(&self, entry: Entry, then: Then) {
-        let inner = &*self.table.0;
-        if inner.since.lock().is_none() {
-            return then.call(Err(JournalError("it is away".to_owned()).into()));
+    fn write(&self, write: Write, completion: Completion) {
+        let inner = &*self.storage.0;
+        if inner.available_since.lock().is_none() {
+            return completion.complete(Err(StorageError("it is away".to_owned()).into()));
         }
         let mut rows = inner.rows.lock();
-        let kept = rows.append(&entry);
+        let result = rows.apply_write(&write);
         let length = rows.log.len();
         drop(rows);
-        inner.changes.send_replace(length);
-        then.call(kept);
+        inner.log_length.send_replace(length);
+        completion.complete(result);
     }
 
-    fn shared(&self) -> Option<&dyn Shared> {
+    fn shared(&self) -> Option<&dyn SharedStorage> {
         Some(self)
     }
 }
 
-impl Shared for Share {
+impl SharedStorage for FakeStorageHandle {
     fn fetch<'a>(
         &'a self,
         name: &'a OperationName,
-    ) -> BoxFuture<'a, Result<Option<Arc<Operation>>, JournalError>> {
-        self.table.0.asked.fetch_add(1, Ordering::Relaxed);
-        let found = self.table.0.rows.lock().named(name.as_str());
+    ) -> BoxFuture<'a, Result<Option<Arc<Operation>>, StorageError>> {
+        self.storage.0.fetch_count.fetch_add(1, Ordering::Relaxed);
+        let operation = self.storage.0.rows.lock().find_by_name(name.as_str());
         Box::pin(async move {
             // An answer takes a while.
             tokio::task::yield_now().await;
-            Ok(found)
+            Ok(operation)
         })
     }
 
     fn clock(&self) -> Option<Clock> {
-        Some(self.table.0.clock)
+        Some(self.storage.0.clock)
     }
 
-    fn reach(&self) -> Option<Reach> {
-        let now = self.table.0.clock.now();
-        Some(Reach {
-            since: self.table.0.since.lock().unwrap_or(now),
-            read: now,
+    fn status(&self) -> Option<StorageStatus> {
+        let now = self.storage.0.clock.now();
+        Some(StorageStatus {
+            available_since: self.storage.0.available_since.lock().unwrap_or(now),
+            applied_through: now,
         })
     }
 
-    fn number(&self) -> u64 {
-        self.table.0.numbers.fetch_add(1, Ordering::Relaxed) + 1
+    fn next_number(&self) -> u64 {
+        self.storage.0.last_number.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    fn catch_up(&self) -> BoxFuture<'_, Result<(), JournalError>> {
+    fn sync(&self) -> BoxFuture<'_, Result<(), StorageError>> {
         Box::pin(async {
-            let (changes, mut seen) = (*self.table.0.changes.borrow(), self.seen.subscribe());
-            let read = seen.wait_for(|seen| changes <= *seen).await;
-            drop(read.map_err(|_| JournalError("nobody reads".to_owned()))?);
+            let (log_length, mut applied_position) = (*self.storage.0.log_length.borrow(), self.applied_position.subscribe());
+            let result = applied_position.wait_for(|position| log_length <= *position).await;
+            drop(result.map_err(|_| StorageError("nobody reads".to_owned()))?);
             Ok(())
         })
     }
 
-    fn follow(&self, apply: Apply) -> BoxFuture<'_, ()> {
+    fn watch(&self, apply: ChangeSink) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            let (mut reads, mut changes) = (self.reads.clone(), self.table.0.changes.subscribe());
+            let (mut replication_enabled, mut log_length) = (self.replication_enabled.clone(), self.storage.0.log_length.subscribe());
             let mut position = 0;
             loop {
-                if changes.wait_for(|length| position < *length).await.is_err()
-                    || reads.wait_for(|reads| *reads).await.is_err()
+                if log_length.wait_for(|length| position < *length).await.is_err()
+                    || replication_enabled.wait_for(|enabled| *enabled).await.is_err()
                 {
                     return;
                 }
-                let news = self.table.0.rows.lock().since(&mut position);
+                let changes = self.storage.0.rows.lock().changes_since(&mut position);
                 // They are on their way for a while.
                 tokio::task::yield_now().await;
-                apply(news, None).await.unwrap();
-                self.seen.send_replace(position);
+                apply(changes, None).await.unwrap();
+                self.applied_position.send_replace(position);
             }
         })
     }
@@ -219,41 +219,41 @@ impl Shared for Share {
 // === impl Rows ===
 
 impl Rows {
-    fn named(&self, name: &str) -> Option<Arc<Operation>> {
+    fn find_by_name(&self, name: &str) -> Option<Arc<Operation>> {
         let mut rows = self.by_number.values();
         rows.find(|row| row.name() == name).cloned()
     }
 
-    fn append(&mut self, entry: &Entry) -> Result<(), Unkept> {
-        match entry {
-            Entry::Put(operation) if operation.revision() == 0 => {
+    fn apply_write(&mut self, write: &Write) -> Result<(), WriteError> {
+        match write {
+            Write::Put(operation) if operation.revision() == 0 => {
                 let is_same_request = |row: &&Arc<Operation>| {
                     let requests = (row.request_id(), operation.request_id());
                     requests.0.is_some() && requests.0 == requests.1
                 };
-                let named = self.named(operation.name());
+                let same_name = self.find_by_name(operation.name());
                 let mut rows = self.by_number.values();
-                if let Some(other) = named.or_else(|| rows.find(is_same_request).cloned()) {
-                    return Err(Unkept::Stale(Some(other)));
+                if let Some(existing) = same_name.or_else(|| rows.find(is_same_request).cloned()) {
+                    return Err(WriteError::Conflict(Some(existing)));
                 }
                 self.by_number.insert(operation.number(), operation.clone());
                 self.log.push((operation.number(), false));
             }
-            Entry::Put(operation) | Entry::Renew(operation) => {
+            Write::Put(operation) | Write::RenewLease(operation) => {
                 let row = self.by_number.get_mut(&operation.number());
-                let row = row.ok_or(Unkept::Stale(None))?;
+                let row = row.ok_or(WriteError::Conflict(None))?;
                 if row.revision() + 1 != operation.revision() {
-                    return Err(Unkept::Stale(Some(row.clone())));
+                    return Err(WriteError::Conflict(Some(row.clone())));
                 }
                 *row = operation.clone();
-                let is_renewal = matches!(entry, Entry::Renew(_));
+                let is_renewal = matches!(write, Write::RenewLease(_));
                 self.log.push((operation.number(), is_renewal));
             }
-            Entry::Forget(operation) => {
+            Write::Delete(operation) => {
                 let row = self.by_number.get(&operation.number());
-                let row = row.ok_or(Unkept::Stale(None))?;
+                let row = row.ok_or(WriteError::Conflict(None))?;
                 if row.revision() != operation.revision() {
-                    return Err(Unkept::Stale(Some(row.clone())));
+                    return Err(WriteError::Conflict(Some(row.clone())));
                 }
                 self.by_number.remove(&operation.number());
                 self.log.push((operation.number(), false));
@@ -263,24 +263,24 @@ impl Rows {
     }
 
     /// What became of the operations that changed since a place in the log.
-    fn since(&self, position: &mut usize) -> Vec<News> {
-        let mut changed: BTreeMap<u64, bool> = BTreeMap::new();
+    fn changes_since(&self, position: &mut usize) -> Vec<Change> {
+        let mut changed_numbers: BTreeMap<u64, bool> = BTreeMap::new();
         for (number, is_renewal) in &self.log[*position..] {
-            *changed.entry(*number).or_insert(true) &= is_renewal;
+            *changed_numbers.entry(*number).or_insert(true) &= is_renewal;
         }
         *position = self.log.len();
-        let news =
-            changed
+        let changes =
+            changed_numbers
                 .into_iter()
                 .map(|(number, is_renewal)| match self.by_number.get(&number) {
-                    Some(row) if is_renewal => News::Renewed {
+                    Some(row) if is_renewal => Change::LeaseRenewed {
                         number,
                         revision: row.revision(),
-                        until: row.lease().unwrap().until,
+                        expires_at: row.lease().unwrap().expires_at,
                     },
-                    Some(row) => News::Changed(row.clone()),
-                    None => News::Gone(number),
+                    Some(row) => Change::Upserted(row.clone()),
+                    None => Change::Removed(number),
                 });
-        news.collect()
+        changes.collect()
     }
 }

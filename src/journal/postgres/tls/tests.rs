@@ -5,22 +5,22 @@ use tempfile::TempDir;
 
 use super::*;
 
-fn authority() -> CertificateParams {
+fn ca_params() -> CertificateParams {
     let mut params = CertificateParams::new(vec!["db.internal".to_owned()]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params
 }
 
 /// What becomes of this certificate of `db.internal`, at this host.
-fn look(trust: &Trust, certificate: &CertificateDer<'_>, host: &str) -> Result<(), String> {
-    let verifier = Verifier::new(&ring::default_provider(), trust).unwrap();
+fn verify(verification: &Verification, certificate: &CertificateDer<'_>, host: &str) -> Result<(), String> {
+    let verifier = CertVerifier::new(&ring::default_provider(), verification).unwrap();
     let name = ServerName::try_from(host).unwrap();
-    let seen = verifier.verify_server_cert(certificate, &[], &name, &[], UnixTime::now());
-    seen.map(drop).map_err(|error| error.to_string())
+    let result = verifier.verify_server_cert(certificate, &[], &name, &[], UnixTime::now());
+    result.map(drop).map_err(|error| error.to_string())
 }
 
 #[test]
-fn a_certificate_signed_by_itself_is_taken_if_it_is_the_one_that_was_named() {
+fn self_signed_certificate_is_accepted_if_it_is_a_configured_root() {
     let directory = TempDir::new().unwrap();
     let file = |name: &str, pem: &str| {
         let path = directory.path().join(name);
@@ -28,34 +28,34 @@ fn a_certificate_signed_by_itself_is_taken_if_it_is_the_one_that_was_named() {
         Roots::File(path.to_str().unwrap().to_owned())
     };
     let key = KeyPair::generate().unwrap();
-    let mut expired = authority();
+    let mut expired = ca_params();
     (expired.not_before, expired.not_after) =
         (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
-    let [own, other, expired] =
-        [&authority(), &authority(), &expired].map(|params| params.self_signed(&key).unwrap());
+    let [configured, other, expired] =
+        [&ca_params(), &ca_params(), &expired].map(|params| params.self_signed(&key).unwrap());
     let plain = CertificateParams::new(vec!["db.internal".to_owned()]).unwrap();
     let plain = plain.self_signed(&key).unwrap();
-    for certificate in [&own, &plain] {
+    for certificate in [&configured, &plain] {
         let roots = file("own.pem", &certificate.pem());
-        let (any, named) = (Trust::Authorities(roots.clone()), Trust::Host(roots));
+        let (ca, full) = (Verification::Ca(roots.clone()), Verification::Full(roots));
         let certificate = certificate.der();
-        look(&any, certificate, "elsewhere").unwrap();
-        look(&named, certificate, "db.internal").unwrap();
-        let error = look(&named, certificate, "elsewhere").unwrap_err();
+        verify(&ca, certificate, "elsewhere").unwrap();
+        verify(&full, certificate, "db.internal").unwrap();
+        let error = verify(&full, certificate, "elsewhere").unwrap_err();
         assert!(error.contains("not valid for name"), "{error}");
     }
-    let trust = Trust::Authorities(file("own.pem", &own.pem()));
-    look(&trust, other.der(), "db.internal").unwrap_err();
-    let trust = Trust::Authorities(file("expired.pem", &expired.pem()));
-    let error = look(&trust, expired.der(), "db.internal").unwrap_err();
+    let verification = Verification::Ca(file("own.pem", &configured.pem()));
+    verify(&verification, other.der(), "db.internal").unwrap_err();
+    let verification = Verification::Ca(file("expired.pem", &expired.pem()));
+    let error = verify(&verification, expired.der(), "db.internal").unwrap_err();
     assert!(error.contains("expired"), "{error}");
-    look(&Trust::Anyone, expired.der(), "elsewhere").unwrap();
+    verify(&Verification::None, expired.der(), "elsewhere").unwrap();
 }
 
 #[test]
-fn a_chain_is_followed_to_an_authority_that_is_trusted() {
+fn certificate_chain_to_trusted_ca_is_accepted() {
     let directory = TempDir::new().unwrap();
-    let mut params = authority();
+    let mut params = ca_params();
     params
         .distinguished_name
         .push(rcgen::DnType::CommonName, "CA");
@@ -69,65 +69,65 @@ fn a_chain_is_followed_to_an_authority_that_is_trusted() {
     fs::write(&path, issuer.pem()).unwrap();
     let roots = Roots::File(path.to_str().unwrap().to_owned());
     for host in ["db.internal", "127.0.0.1"] {
-        look(&Trust::Host(roots.clone()), leaf.der(), host).unwrap();
+        verify(&Verification::Full(roots.clone()), leaf.der(), host).unwrap();
     }
     for host in ["db", "127.0.0.2"] {
-        look(&Trust::Host(roots.clone()), leaf.der(), host).unwrap_err();
-        look(&Trust::Authorities(roots.clone()), leaf.der(), host).unwrap();
+        verify(&Verification::Full(roots.clone()), leaf.der(), host).unwrap_err();
+        verify(&Verification::Ca(roots.clone()), leaf.der(), host).unwrap();
     }
 }
 
-fn parameters(mode: &str, root: &str) -> Parameters {
-    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    Parameters {
-        sslmode: given(mode),
-        sslrootcert: given(root),
+fn tls_params(sslmode: &str, sslrootcert: &str) -> TlsParams {
+    let non_empty = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    TlsParams {
+        sslmode: non_empty(sslmode),
+        sslrootcert: non_empty(sslrootcert),
         ..Default::default()
     }
 }
 
 #[test]
-fn each_mode_trusts_as_with_libpq() {
+fn sslmode_verification_matches_libpq() {
     let file = || Roots::File("/x".to_owned());
     let cases = [
-        ("", "", SslMode::Prefer, Trust::Anyone),
-        ("disable", "/x", SslMode::Disable, Trust::Anyone),
-        ("require", "", SslMode::Require, Trust::Anyone),
+        ("", "", SslMode::Prefer, Verification::None),
+        ("disable", "/x", SslMode::Disable, Verification::None),
+        ("require", "", SslMode::Require, Verification::None),
         (
             "require",
             "/x",
             SslMode::Require,
-            Trust::Authorities(file()),
+            Verification::Ca(file()),
         ),
         (
             "verify-ca",
             "/x",
             SslMode::Require,
-            Trust::Authorities(file()),
+            Verification::Ca(file()),
         ),
-        ("verify-full", "/x", SslMode::Require, Trust::Host(file())),
+        ("verify-full", "/x", SslMode::Require, Verification::Full(file())),
         (
             "verify-full",
             "",
             SslMode::Require,
-            Trust::Host(Roots::System),
+            Verification::Full(Roots::System),
         ),
         (
             "verify-full",
             "system",
             SslMode::Require,
-            Trust::Host(Roots::System),
+            Verification::Full(Roots::System),
         ),
-        ("", "system", SslMode::Require, Trust::Host(Roots::System)),
+        ("", "system", SslMode::Require, Verification::Full(Roots::System)),
     ];
-    for (mode, root, is, trust) in cases {
-        let tls = Tls::new(parameters(mode, root)).unwrap();
-        assert_eq!((tls.mode, tls.trust), (is, trust), "{mode} {root}");
+    for (sslmode, sslrootcert, expected_mode, verification) in cases {
+        let tls = TlsConfig::new(tls_params(sslmode, sslrootcert)).unwrap();
+        assert_eq!((tls.mode, tls.verification), (expected_mode, verification), "{sslmode} {sslrootcert}");
     }
 }
 
 #[test]
-fn what_promises_less_than_it_seems_to_is_refused_in_clear_words() {
+fn contradictory_tls_params_are_rejected() {
     let cases = [
         (
             "allow",
@@ -140,24 +140,24 @@ fn what_promises_less_than_it_seems_to_is_refused_in_clear_words() {
         ("verify-ca", "system", "needs sslmode=verify-full"),
         ("require", "system", "needs sslmode=verify-full"),
     ];
-    for (mode, root, words) in cases {
-        let error = Tls::new(parameters(mode, root)).unwrap_err().to_string();
-        assert!(error.contains(words), "{error}");
+    for (sslmode, sslrootcert, message) in cases {
+        let error = TlsConfig::new(tls_params(sslmode, sslrootcert)).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
     }
-    let half = Parameters {
+    let incomplete = TlsParams {
         sslcert: Some("/x".to_owned()),
         ..Default::default()
     };
-    let error = Tls::new(half).unwrap_err().to_string();
+    let error = TlsConfig::new(incomplete).unwrap_err().to_string();
     assert!(error.contains("one is missing"), "{error}");
 }
 
 #[test]
-fn files_are_read_anew_for_each_connection() {
+fn certificate_files_are_reread_for_each_connection() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("ca.pem");
-    let tls = Tls::new(parameters("verify-full", path.to_str().unwrap())).unwrap();
-    let pem = authority()
+    let tls = TlsConfig::new(tls_params("verify-full", path.to_str().unwrap())).unwrap();
+    let pem = ca_params()
         .self_signed(&KeyPair::generate().unwrap())
         .unwrap()
         .pem();

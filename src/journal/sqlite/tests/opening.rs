@@ -6,132 +6,132 @@ use rusqlite::params;
 use super::*;
 
 #[tokio::test]
-async fn a_second_process_is_refused_and_told_who_has_the_file() {
-    let place = Place::new();
-    let journal = place.open().unwrap();
-    let refusal = place.refusal();
+async fn second_process_is_rejected_with_pid_of_lock_holder() {
+    let database = TempDatabase::new();
+    let storage = database.open().unwrap();
+    let error = database.open_error();
     let pid = std::process::id().to_string();
     assert!(
-        refusal.contains("in use") && refusal.contains(&pid),
-        "{refusal}"
+        error.contains("in use") && error.contains(&pid),
+        "{error}"
     );
     // By another path too.
-    let link = place.0.path().join("link.db");
-    std::os::unix::fs::symlink(place.path(), &link).unwrap();
-    assert!(SqliteJournal::open(&link).is_err());
-    drop(journal);
-    place.open().unwrap();
+    let link = database.0.path().join("link.db");
+    std::os::unix::fs::symlink(database.path(), &link).unwrap();
+    assert!(SqliteStorage::open(&link).is_err());
+    drop(storage);
+    database.open().unwrap();
 }
 
 #[test]
-fn a_link_to_a_file_that_is_not_there_yet_leads_to_the_same_lock() {
-    let place = Place::new();
-    let link = place.0.path().join("link.db");
+fn dangling_symlink_creates_target_and_shares_its_lock() {
+    let database = TempDatabase::new();
+    let link = database.0.path().join("link.db");
     std::os::unix::fs::symlink("operations.db", &link).unwrap();
-    let journal = SqliteJournal::open(&link).unwrap();
-    assert!(place.path().is_file(), "it is made where the link leads");
-    assert!(place.refusal().contains("in use"), "{}", place.refusal());
-    let again = SqliteJournal::open(&link).unwrap_err().to_string();
-    assert!(again.contains("in use"), "{again}");
-    drop(journal);
-    place.open().unwrap();
+    let storage = SqliteStorage::open(&link).unwrap();
+    assert!(database.path().is_file(), "it is made where the link leads");
+    assert!(database.open_error().contains("in use"), "{}", database.open_error());
+    let error = SqliteStorage::open(&link).unwrap_err().to_string();
+    assert!(error.contains("in use"), "{error}");
+    drop(storage);
+    database.open().unwrap();
 }
 
 #[test]
-fn a_file_with_two_names_is_refused_by_both() {
-    let place = Place::new();
-    drop(place.open().unwrap());
-    let other = place.0.path().join("other.db");
-    fs::hard_link(place.path(), &other).unwrap();
-    for path in [&place.path(), &other] {
-        let refusal = SqliteJournal::open(path).unwrap_err().to_string();
-        assert!(refusal.contains("2 names"), "{refusal}");
-        assert!(refusal.contains("remove the others"), "{refusal}");
+fn file_with_two_hard_links_is_rejected_by_both_names() {
+    let database = TempDatabase::new();
+    drop(database.open().unwrap());
+    let other = database.0.path().join("other.db");
+    fs::hard_link(database.path(), &other).unwrap();
+    for path in [&database.path(), &other] {
+        let error = SqliteStorage::open(path).unwrap_err().to_string();
+        assert!(error.contains("2 names"), "{error}");
+        assert!(error.contains("remove the others"), "{error}");
     }
     fs::remove_file(other).unwrap();
-    place.open().unwrap();
+    database.open().unwrap();
 }
 
 #[tokio::test]
-async fn who_is_told_to_stop_a_process_is_not_told_of_the_one_before() {
-    let place = Place::new();
-    let journal = place.open().unwrap();
-    put(&journal, 1..10).await;
-    let place = crash(&place, journal);
+async fn in_use_error_names_current_pid_not_previous_one() {
+    let database = TempDatabase::new();
+    let storage = database.open().unwrap();
+    put(&storage, 1..10).await;
+    let database = simulate_crash(&database, storage);
     // It has died, and what it noted stays.
-    let note = fs::read_to_string(place.beside("-lock")).unwrap();
-    let others = format!("{:<10} {}", 4711, note.split_at(11).1);
-    fs::write(place.beside("-lock"), others).unwrap();
-    let lock = lock::Lock::take(&place.path()).unwrap();
+    let lock_text = fs::read_to_string(database.with_suffix("-lock")).unwrap();
+    let other_pid = format!("{:<10} {}", 4711, lock_text.split_at(11).1);
+    fs::write(database.with_suffix("-lock"), other_pid).unwrap();
+    let lock = lock::LockFile::acquire(&database.path()).unwrap();
     assert!(
-        place
-            .refusal()
+        database
+            .open_error()
             .contains(&format!("(pid {})", std::process::id())),
         "{}",
-        place.refusal()
+        database.open_error()
     );
     drop(lock);
-    fs::remove_file(place.beside("-wal")).unwrap();
-    assert!(place.refusal().contains("9 were acknowledged"));
+    fs::remove_file(database.with_suffix("-wal")).unwrap();
+    assert!(database.open_error().contains("9 were acknowledged"));
 }
 
 #[tokio::test]
-async fn a_note_that_is_torn_refuses_no_file_that_is_whole() {
-    let place = Place::new();
-    let journal = place.open().unwrap();
-    put(&journal, 1..10).await;
-    let place = crash(&place, journal);
-    let note = fs::read_to_string(place.beside("-lock")).unwrap();
+async fn torn_ack_record_does_not_reject_complete_database() {
+    let database = TempDatabase::new();
+    let storage = database.open().unwrap();
+    put(&storage, 1..10).await;
+    let database = simulate_crash(&database, storage);
+    let lock_text = fs::read_to_string(database.with_suffix("-lock")).unwrap();
     let count = "00000000000000000009";
-    assert!(note.contains(count), "{note}");
+    assert!(lock_text.contains(count), "{lock_text}");
     fs::write(
-        place.beside("-lock"),
-        note.replace(count, "00000000000000000019"),
+        database.with_suffix("-lock"),
+        lock_text.replace(count, "00000000000000000019"),
     )
     .unwrap();
-    let journal = place.open().unwrap();
-    assert_eq!(replayed(&journal).await.unwrap().len(), 9);
+    let storage = database.open().unwrap();
+    assert_eq!(loaded_numbers(&storage).await.unwrap().len(), 9);
 }
 
 #[tokio::test]
-async fn a_log_that_somebody_reads_is_not_built_upon() {
-    let place = Place::new();
-    let journal = place.open().unwrap();
-    put(&journal, 1..10).await;
-    let place = crash(&place, journal);
-    let reader = reading(&place.path());
-    let opened = file::File::open_within(&place.path(), Duration::from_millis(10));
-    let refusal = opened.unwrap_err().to_string();
+async fn open_fails_while_another_program_reads_leftover_wal() {
+    let database = TempDatabase::new();
+    let storage = database.open().unwrap();
+    put(&storage, 1..10).await;
+    let database = simulate_crash(&database, storage);
+    let reader = open_reader(&database.path());
+    let result = file::Database::open_with_busy_timeout(&database.path(), Duration::from_millis(10));
+    let error = result.unwrap_err().to_string();
     assert!(
-        refusal.contains("another program reads") && refusal.contains("end it first"),
-        "{refusal}"
+        error.contains("another program reads") && error.contains("end it first"),
+        "{error}"
     );
     drop(reader);
-    let journal = place.open().unwrap();
-    assert_eq!(replayed(&journal).await.unwrap().len(), 9);
+    let storage = database.open().unwrap();
+    assert_eq!(loaded_numbers(&storage).await.unwrap().len(), 9);
 }
 
 #[tokio::test]
-async fn the_newest_time_that_was_kept_is_known_after_a_restart() {
-    let place = Place::new();
-    let journal = place.open().unwrap();
-    assert_eq!(journal.newest(), None);
-    put(&journal, 1..10).await;
-    put(&journal, 3..5).await;
-    let gone = keep(&journal, Entry::Forget(operation(9, 10)));
-    gone.await.unwrap();
-    let newest = Some(Timestamp::from_nanos(9));
-    assert_eq!(journal.newest(), newest);
-    let place = crash(&place, journal);
-    let journal = place.open().unwrap();
-    assert_eq!(journal.newest(), newest);
-    put(&journal, 4..5).await;
-    journal.close().await;
-    assert_eq!(place.open().unwrap().newest(), newest);
+async fn last_timestamp_survives_restart_and_deletes() {
+    let database = TempDatabase::new();
+    let storage = database.open().unwrap();
+    assert_eq!(storage.last_timestamp(), None);
+    put(&storage, 1..10).await;
+    put(&storage, 3..5).await;
+    let delete = write(&storage, Write::Delete(operation(9, 10)));
+    delete.await.unwrap();
+    let last_timestamp = Some(Timestamp::from_nanos(9));
+    assert_eq!(storage.last_timestamp(), last_timestamp);
+    let database = simulate_crash(&database, storage);
+    let storage = database.open().unwrap();
+    assert_eq!(storage.last_timestamp(), last_timestamp);
+    put(&storage, 4..5).await;
+    storage.close().await;
+    assert_eq!(database.open().unwrap().last_timestamp(), last_timestamp);
 }
 
 #[test]
-fn an_error_of_the_disk_says_what_is_to_be_done() {
+fn disk_errors_name_file_and_remedy() {
     use rusqlite::ffi;
     for (code, expected) in [
         (ffi::SQLITE_FULL, "is full: make room"),
@@ -147,89 +147,89 @@ fn an_error_of_the_disk_says_what_is_to_be_done() {
         (ffi::SQLITE_NOMEM, "code 7"),
     ] {
         let error = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
-        let refusal = refusal::describe("a.db".as_ref(), &error).to_string();
-        assert!(refusal.contains(expected), "{code}: {refusal}");
-        assert!(refusal.contains("a.db"), "{code}: {refusal}");
+        let error = refusal::sqlite_error("a.db".as_ref(), &error).to_string();
+        assert!(error.contains(expected), "{code}: {error}");
+        assert!(error.contains("a.db"), "{code}: {error}");
     }
     let full = std::io::ErrorKind::StorageFull.into();
-    let refusal = refusal::failed("a.db".as_ref(), &full).to_string();
-    assert!(refusal.contains("is full: make room"), "{refusal}");
+    let error = refusal::io_error("a.db".as_ref(), &full).to_string();
+    assert!(error.contains("is full: make room"), "{error}");
 }
 
 #[test]
-fn files_of_others_and_of_newer_versions_are_refused_and_not_touched() {
-    let place = Place::new();
-    fs::write(place.path(), "a letter to my mother, which is long enough to be read as the head of a file, and is none at all").unwrap();
-    assert!(place.refusal().contains("not a SQLite file"));
-    assert!(!place.beside("-lock").exists());
-    fs::remove_file(place.path()).unwrap();
+fn foreign_and_newer_files_are_rejected_and_not_modified() {
+    let database = TempDatabase::new();
+    fs::write(database.path(), "a letter to my mother, which is long enough to be read as the head of a file, and is none at all").unwrap();
+    assert!(database.open_error().contains("not a SQLite file"));
+    assert!(!database.with_suffix("-lock").exists());
+    fs::remove_file(database.path()).unwrap();
 
-    place.sql("CREATE TABLE letters (text TEXT)");
-    let before = fs::read(place.path()).unwrap();
+    database.execute("CREATE TABLE letters (text TEXT)");
+    let before = fs::read(database.path()).unwrap();
     assert!(
-        place.refusal().contains("another program"),
+        database.open_error().contains("another program"),
         "{}",
-        place.refusal()
+        database.open_error()
     );
-    assert_eq!(fs::read(place.path()).unwrap(), before);
-    assert!(!place.beside("-lock").exists(), "nothing is left beside it");
-    fs::remove_file(place.path()).unwrap();
+    assert_eq!(fs::read(database.path()).unwrap(), before);
+    assert!(!database.with_suffix("-lock").exists(), "nothing is left beside it");
+    fs::remove_file(database.path()).unwrap();
 
-    drop(place.open().unwrap());
-    place.sql("PRAGMA user_version = 99");
+    drop(database.open().unwrap());
+    database.execute("PRAGMA user_version = 99");
     assert!(
-        place.refusal().contains("newer longrunning"),
+        database.open_error().contains("newer longrunning"),
         "{}",
-        place.refusal()
+        database.open_error()
     );
 
-    let nowhere = SqliteJournal::open(place.0.path().join("no/such.db")).unwrap_err();
-    assert!(nowhere.to_string().contains("directory"), "{nowhere}");
-    let directory = SqliteJournal::open(place.0.path()).unwrap_err();
+    let missing_directory = SqliteStorage::open(database.0.path().join("no/such.db")).unwrap_err();
+    assert!(missing_directory.to_string().contains("directory"), "{missing_directory}");
+    let directory = SqliteStorage::open(database.0.path()).unwrap_err();
     assert!(directory.to_string().contains("cannot be"), "{directory}");
 }
 
 #[tokio::test]
-async fn a_log_that_was_lost_or_cut_is_noticed() {
+async fn missing_or_truncated_wal_is_detected() {
     for cut in [None, Some(0), Some(5_000)] {
-        let place = Place::new();
-        let journal = place.open().unwrap();
-        put(&journal, 1..100).await;
-        let place = crash(&place, journal);
+        let database = TempDatabase::new();
+        let storage = database.open().unwrap();
+        put(&storage, 1..100).await;
+        let database = simulate_crash(&database, storage);
         match cut {
-            None => fs::remove_file(place.beside("-wal")).unwrap(),
+            None => fs::remove_file(database.with_suffix("-wal")).unwrap(),
             Some(length) => {
-                let log = fs::File::options().write(true).open(place.beside("-wal"));
-                log.unwrap().set_len(length).unwrap();
+                let wal = fs::File::options().write(true).open(database.with_suffix("-wal"));
+                wal.unwrap().set_len(length).unwrap();
             }
         }
-        let refusal = place.refusal();
-        assert!(refusal.contains("were acknowledged"), "{refusal}");
-        assert!(refusal.contains("have just put a backup here"), "{refusal}");
+        let error = database.open_error();
+        assert!(error.contains("were acknowledged"), "{error}");
+        assert!(error.contains("have just put a backup here"), "{error}");
         // The way out that the text names.
-        fs::remove_file(place.beside("-lock")).unwrap();
-        place.open().unwrap();
+        fs::remove_file(database.with_suffix("-lock")).unwrap();
+        database.open().unwrap();
     }
 }
 
 #[tokio::test]
-async fn a_log_that_is_whole_is_taken_over_and_so_is_a_fresh_file() {
-    let place = Place::new();
-    let journal = place.open().unwrap();
-    put(&journal, 1..100).await;
-    let place = crash(&place, journal);
-    let journal = place.open().unwrap();
-    assert_eq!(replayed(&journal).await.unwrap().len(), 99);
-    drop(journal);
+async fn complete_wal_is_recovered_and_replaced_file_starts_empty() {
+    let database = TempDatabase::new();
+    let storage = database.open().unwrap();
+    put(&storage, 1..100).await;
+    let database = simulate_crash(&database, storage);
+    let storage = database.open().unwrap();
+    assert_eq!(loaded_numbers(&storage).await.unwrap().len(), 99);
+    drop(storage);
     // Who removes the file and leaves the lock wants to begin anew.
-    fs::remove_file(place.path()).unwrap();
-    let _ = fs::remove_file(place.beside("-wal"));
-    let journal = place.open().unwrap();
-    assert!(replayed(&journal).await.unwrap().is_empty());
+    fs::remove_file(database.path()).unwrap();
+    let _ = fs::remove_file(database.with_suffix("-wal"));
+    let storage = database.open().unwrap();
+    assert!(loaded_numbers(&storage).await.unwrap().is_empty());
 }
 
 #[tokio::test]
-async fn a_file_of_an_older_schema_is_brought_up_once_or_not_at_all() {
+async fn migrations_run_once_and_all_or_none() {
     let mut connection = rusqlite::Connection::open_in_memory().unwrap();
     let version = |connection: &rusqlite::Connection| -> i64 {
         connection
@@ -240,13 +240,13 @@ async fn a_file_of_an_older_schema_is_brought_up_once_or_not_at_all() {
     file::migrate(&mut connection, &[base]).unwrap();
     file::migrate(&mut connection, &[base]).unwrap();
     assert_eq!(version(&connection), 1);
-    let more = "ALTER TABLE journal ADD COLUMN more TEXT";
-    file::migrate(&mut connection, &[base, more]).unwrap();
+    let migration = "ALTER TABLE journal ADD COLUMN more TEXT";
+    file::migrate(&mut connection, &[base, migration]).unwrap();
     assert_eq!(version(&connection), 2);
     assert!(
         file::migrate(
             &mut connection,
-            &[base, more, "CREATE TABLE x (y)", "nonsense"]
+            &[base, migration, "CREATE TABLE x (y)", "nonsense"]
         )
         .is_err()
     );

@@ -2,28 +2,28 @@
 //! written from BEHAVIOUR §4 and not from the table.
 
 /// How long a lease lasts, in seconds.
-pub(super) const LEASE: u64 = 30;
+pub(super) const LEASE_DURATION_SECS: u64 = 30;
 /// How long a done operation can be read, in seconds.
-pub(super) const RETENTION: u64 = 100;
+pub(super) const RETENTION_SECS: u64 = 100;
 
 /// What happens next.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
-    Pass(u64),
-    Claim,
-    Renew(Speaker),
-    Report(Speaker, u8),
-    Cancel,
-    Release(Speaker),
-    Fail(Speaker),
-    Finish(Speaker, i32),
-    Lapse,
+    AdvanceClock(u64),
+    AcquireLease,
+    RenewLease(TokenKind),
+    Report(TokenKind, u8),
+    RequestCancel,
+    ReleaseLease(TokenKind),
+    Fail(TokenKind),
+    Finish(TokenKind, i32),
+    FireTimer,
 }
 
 /// Whose token comes with it.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Speaker {
-    Holder,
+pub(super) enum TokenKind {
+    Current,
     /// The holder before.
     Stale,
     Foreign,
@@ -31,222 +31,222 @@ pub(super) enum Speaker {
 
 /// What the creator fixed.
 #[derive(Clone, Debug)]
-pub(super) struct Wishes {
-    pub(super) queued: bool,
-    pub(super) attempts: u32,
-    pub(super) total: Option<u64>,
-    pub(super) attempt: Option<u64>,
-    pub(super) grace: Option<u64>,
-    pub(super) own_metadata: bool,
+pub(super) struct ModelOptions {
+    pub(super) is_queued: bool,
+    pub(super) max_attempts: u32,
+    pub(super) total_timeout_secs: Option<u64>,
+    pub(super) attempt_timeout_secs: Option<u64>,
+    pub(super) cancel_grace_secs: Option<u64>,
+    pub(super) has_custom_metadata: bool,
 }
 
 /// The model: seconds since the creation, and where it stands.
 #[derive(Clone, Debug)]
 pub(super) struct Model {
-    pub(super) wishes: Wishes,
+    pub(super) options: ModelOptions,
     pub(super) now: u64,
-    pub(super) at: At,
+    pub(super) phase: ModelPhase,
     pub(super) attempt: u32,
-    pub(super) counted: u32,
-    pub(super) asked: bool,
+    pub(super) counted_attempts: u32,
+    pub(super) cancel_requested: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum At {
+pub(super) enum ModelPhase {
     Pending {
-        ready: u64,
+        ready_at: u64,
     },
-    Held {
-        until: u64,
-        attempt_until: u64,
-        grace_until: u64,
+    Running {
+        expires_at: u64,
+        attempt_deadline: u64,
+        cancel_deadline: u64,
     },
     Done {
         code: i32,
-        since: u64,
+        finished_at: u64,
     },
-    Forgotten,
+    Removed,
 }
 
 /// What the model says of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Verdict {
+pub(super) enum ModelResult {
     Changed,
-    Same,
-    Refused,
-    Forgotten,
+    Unchanged,
+    Rejected,
+    Removed,
 }
 
 impl Model {
-    pub(super) fn new(wishes: Wishes) -> Self {
-        let at = At::Pending { ready: 0 };
+    pub(super) fn new(options: ModelOptions) -> Self {
+        let phase = ModelPhase::Pending { ready_at: 0 };
         let mut model = Self {
-            wishes,
+            options,
             now: 0,
-            at,
+            phase,
             attempt: 0,
-            counted: 0,
-            asked: false,
+            counted_attempts: 0,
+            cancel_requested: false,
         };
-        if !model.wishes.queued {
-            model.hold();
+        if !model.options.is_queued {
+            model.start_attempt();
         }
         model
     }
 
-    fn hold(&mut self) {
-        (self.attempt, self.counted) = (self.attempt + 1, self.counted + 1);
-        self.at = At::Held {
-            until: self.now + LEASE,
-            attempt_until: self.wishes.attempt.map_or(u64::MAX, |time| self.now + time),
-            grace_until: u64::MAX,
+    fn start_attempt(&mut self) {
+        (self.attempt, self.counted_attempts) = (self.attempt + 1, self.counted_attempts + 1);
+        self.phase = ModelPhase::Running {
+            expires_at: self.now + LEASE_DURATION_SECS,
+            attempt_deadline: self.options.attempt_timeout_secs.map_or(u64::MAX, |time| self.now + time),
+            cancel_deadline: u64::MAX,
         };
     }
 
-    fn done(&mut self, code: i32) -> Verdict {
-        self.at = At::Done {
+    fn finish(&mut self, code: i32) -> ModelResult {
+        self.phase = ModelPhase::Done {
             code,
-            since: self.now,
+            finished_at: self.now,
         };
-        Verdict::Changed
+        ModelResult::Changed
     }
 
-    fn back(&mut self, pause: u64) -> Verdict {
-        self.at = At::Pending {
-            ready: self.now + pause,
+    fn requeue(&mut self, delay: u64) -> ModelResult {
+        self.phase = ModelPhase::Pending {
+            ready_at: self.now + delay,
         };
-        Verdict::Changed
+        ModelResult::Changed
     }
 
-    fn may_retry(&self) -> bool {
-        self.wishes.queued && self.counted < self.wishes.attempts
+    fn can_retry(&self) -> bool {
+        self.options.is_queued && self.counted_attempts < self.options.max_attempts
     }
 
-    fn failed(&mut self, code: i32) -> Verdict {
-        if self.may_retry() {
-            self.back(1 << (self.counted - 1))
+    fn retry_or_fail(&mut self, code: i32) -> ModelResult {
+        if self.can_retry() {
+            self.requeue(1 << (self.counted_attempts - 1))
         } else {
-            self.done(code)
+            self.finish(code)
         }
     }
 
-    fn lapse(&mut self) -> Verdict {
-        let late = self.wishes.total.is_some_and(|total| total <= self.now);
-        match self.at {
-            At::Done { since, .. } if since + RETENTION <= self.now => {
-                self.at = At::Forgotten;
-                Verdict::Forgotten
+    fn fire_timer(&mut self) -> ModelResult {
+        let is_total_timeout_exceeded = self.options.total_timeout_secs.is_some_and(|total| total <= self.now);
+        match self.phase {
+            ModelPhase::Done { finished_at, .. } if finished_at + RETENTION_SECS <= self.now => {
+                self.phase = ModelPhase::Removed;
+                ModelResult::Removed
             }
-            At::Done { .. } | At::Forgotten => Verdict::Same,
-            _ if late => self.done(4),
-            At::Pending { .. } => Verdict::Same,
-            At::Held {
-                until,
-                attempt_until,
-                grace_until,
-            } if self.asked => {
-                if until.min(attempt_until).min(grace_until) <= self.now {
-                    self.done(1)
+            ModelPhase::Done { .. } | ModelPhase::Removed => ModelResult::Unchanged,
+            _ if is_total_timeout_exceeded => self.finish(4),
+            ModelPhase::Pending { .. } => ModelResult::Unchanged,
+            ModelPhase::Running {
+                expires_at,
+                attempt_deadline,
+                cancel_deadline,
+            } if self.cancel_requested => {
+                if expires_at.min(attempt_deadline).min(cancel_deadline) <= self.now {
+                    self.finish(1)
                 } else {
-                    Verdict::Same
+                    ModelResult::Unchanged
                 }
             }
-            At::Held { attempt_until, .. } if attempt_until <= self.now => self.failed(4),
-            At::Held { until, .. } if until <= self.now && self.may_retry() => self.back(0),
-            At::Held { until, .. } if until <= self.now => self.done(14),
-            At::Held { .. } => Verdict::Same,
+            ModelPhase::Running { attempt_deadline, .. } if attempt_deadline <= self.now => self.retry_or_fail(4),
+            ModelPhase::Running { expires_at, .. } if expires_at <= self.now && self.can_retry() => self.requeue(0),
+            ModelPhase::Running { expires_at, .. } if expires_at <= self.now => self.finish(14),
+            ModelPhase::Running { .. } => ModelResult::Unchanged,
         }
     }
 
-    fn cancel(&mut self) -> Verdict {
-        match &mut self.at {
-            At::Pending { .. } => {
-                self.asked = true;
-                self.done(1)
+    fn request_cancel(&mut self) -> ModelResult {
+        match &mut self.phase {
+            ModelPhase::Pending { .. } => {
+                self.cancel_requested = true;
+                self.finish(1)
             }
-            At::Held { grace_until, .. } if !self.asked => {
-                self.asked = true;
-                *grace_until = self.wishes.grace.map_or(u64::MAX, |grace| self.now + grace);
-                Verdict::Changed
+            ModelPhase::Running { cancel_deadline, .. } if !self.cancel_requested => {
+                self.cancel_requested = true;
+                *cancel_deadline = self.options.cancel_grace_secs.map_or(u64::MAX, |grace| self.now + grace);
+                ModelResult::Changed
             }
-            _ => Verdict::Same,
+            _ => ModelResult::Unchanged,
         }
     }
 
-    fn claim(&mut self) -> Verdict {
-        match self.at {
-            At::Pending { .. } => {}
+    fn acquire_lease(&mut self) -> ModelResult {
+        match self.phase {
+            ModelPhase::Pending { .. } => {}
             // Only a lease that is over is to be had; what becomes of it decides.
-            At::Held { .. } if self.clone().lapse() == Verdict::Same => return Verdict::Refused,
-            At::Held { .. } => {
-                self.lapse();
+            ModelPhase::Running { .. } if self.clone().fire_timer() == ModelResult::Unchanged => return ModelResult::Rejected,
+            ModelPhase::Running { .. } => {
+                self.fire_timer();
             }
-            At::Done { .. } | At::Forgotten => return Verdict::Refused,
+            ModelPhase::Done { .. } | ModelPhase::Removed => return ModelResult::Rejected,
         }
-        match self.at {
-            At::Done { .. } => Verdict::Changed,
-            At::Pending { ready } if self.now < ready => Verdict::Refused,
-            _ if self.wishes.total.is_some_and(|total| total <= self.now) => self.done(4),
+        match self.phase {
+            ModelPhase::Done { .. } => ModelResult::Changed,
+            ModelPhase::Pending { ready_at } if self.now < ready_at => ModelResult::Rejected,
+            _ if self.options.total_timeout_secs.is_some_and(|total| total <= self.now) => self.finish(4),
             _ => {
-                self.hold();
-                Verdict::Changed
+                self.start_attempt();
+                ModelResult::Changed
             }
         }
     }
 
     /// Whether the one who speaks holds the lease.
-    fn hears(&self, speaker: Speaker) -> bool {
-        let in_time = matches!(self.at, At::Held { until, .. } if self.now < until);
-        in_time && matches!(speaker, Speaker::Holder)
+    fn accepts_token(&self, token: TokenKind) -> bool {
+        let is_lease_valid = matches!(self.phase, ModelPhase::Running { expires_at, .. } if self.now < expires_at);
+        is_lease_valid && matches!(token, TokenKind::Current)
     }
 
-    pub(super) fn step(&mut self, step: Step) -> Verdict {
+    pub(super) fn apply(&mut self, step: Step) -> ModelResult {
         let before = self.clone();
-        let verdict = self.decide(step);
-        if verdict == Verdict::Refused {
+        let result = self.transition(step);
+        if result == ModelResult::Rejected {
             *self = before;
         }
-        verdict
+        result
     }
 
-    fn decide(&mut self, step: Step) -> Verdict {
+    fn transition(&mut self, step: Step) -> ModelResult {
         match step {
-            Step::Pass(seconds) => {
+            Step::AdvanceClock(seconds) => {
                 self.now += seconds;
-                Verdict::Same
+                ModelResult::Unchanged
             }
-            Step::Claim => self.claim(),
-            Step::Cancel => self.cancel(),
-            Step::Lapse => self.lapse(),
-            Step::Finish(_, code) if matches!(self.at, At::Done { code: done, .. } if done == code && (7..).contains(&code)) => {
-                Verdict::Same
+            Step::AcquireLease => self.acquire_lease(),
+            Step::RequestCancel => self.request_cancel(),
+            Step::FireTimer => self.fire_timer(),
+            Step::Finish(_, code) if matches!(self.phase, ModelPhase::Done { code: done, .. } if done == code && (7..).contains(&code)) => {
+                ModelResult::Unchanged
             }
-            Step::Finish(_, 0) if matches!(self.at, At::Done { code: 0, .. }) => Verdict::Same,
-            Step::Fail(_) if matches!(self.at, At::Done { code: 9, .. }) => Verdict::Same,
-            Step::Renew(speaker)
-            | Step::Report(speaker, _)
-            | Step::Release(speaker)
-            | Step::Fail(speaker)
-            | Step::Finish(speaker, _)
-                if !self.hears(speaker) =>
+            Step::Finish(_, 0) if matches!(self.phase, ModelPhase::Done { code: 0, .. }) => ModelResult::Unchanged,
+            Step::Fail(_) if matches!(self.phase, ModelPhase::Done { code: 9, .. }) => ModelResult::Unchanged,
+            Step::RenewLease(token)
+            | Step::Report(token, _)
+            | Step::ReleaseLease(token)
+            | Step::Fail(token)
+            | Step::Finish(token, _)
+                if !self.accepts_token(token) =>
             {
-                Verdict::Refused
+                ModelResult::Rejected
             }
-            Step::Renew(_) => {
-                if let At::Held { until, .. } = &mut self.at {
-                    *until = self.now + LEASE;
+            Step::RenewLease(_) => {
+                if let ModelPhase::Running { expires_at, .. } = &mut self.phase {
+                    *expires_at = self.now + LEASE_DURATION_SECS;
                 }
-                Verdict::Changed
+                ModelResult::Changed
             }
-            Step::Report(..) => Verdict::Changed,
-            Step::Release(_) | Step::Fail(_) if self.asked => self.done(1),
-            Step::Release(_) if self.wishes.queued => {
-                self.counted -= 1;
-                self.back(0)
+            Step::Report(..) => ModelResult::Changed,
+            Step::ReleaseLease(_) | Step::Fail(_) if self.cancel_requested => self.finish(1),
+            Step::ReleaseLease(_) if self.options.is_queued => {
+                self.counted_attempts -= 1;
+                self.requeue(0)
             }
-            Step::Release(_) => self.done(14),
-            Step::Fail(_) => self.failed(9),
-            Step::Finish(_, code) => self.done(code),
+            Step::ReleaseLease(_) => self.finish(14),
+            Step::Fail(_) => self.retry_or_fail(9),
+            Step::Finish(_, code) => self.finish(code),
         }
     }
 }

@@ -4,179 +4,179 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
-use super::{RULES, created};
+use super::{NAMED_SPEC, created};
 use crate::history::{
-    calls::{Answer, Ask, Call, End, Go, NEVER, Outcome, Reads, Shown, Stage},
+    calls::{CallResponse, Invocation, Call, FinishRequest, HeartbeatDirective, NEVER_RETURNED, TerminalOutcome, ReadMode, OperationSnapshot, SnapshotPhase},
     checker::check,
-    spec::{Rules, State},
+    spec::{SequentialSpec, SpecState},
 };
 
 /// Whether any order at all explains a history, the long way round.
-fn is_explained(rules: &Rules, calls: &[Call]) -> bool {
-    fn go_on(rules: &Rules, calls: &[Call], state: &State, left: &BTreeSet<usize>) -> bool {
-        let is_answered = |at: &usize| calls[*at].answer != Answer::Lost;
-        if !left.iter().any(is_answered) {
+fn is_linearizable_by_exhaustive_search(spec: &SequentialSpec, calls: &[Call]) -> bool {
+    fn search(spec: &SequentialSpec, calls: &[Call], state: &SpecState, remaining: &BTreeSet<usize>) -> bool {
+        let has_response = |index: &usize| calls[*index].response != CallResponse::Unknown;
+        if !remaining.iter().any(has_response) {
             return true;
         }
-        let waiting = || left.iter().copied().filter(is_answered);
-        let latest = waiting().map(|at| calls[at].ended).min().unwrap_or(NEVER);
-        for next in rules.pass(state, latest) {
+        let answered = || remaining.iter().copied().filter(has_response);
+        let latest = answered().map(|index| calls[index].returned_at).min().unwrap_or(NEVER_RETURNED);
+        for next in spec.unprompted_steps(state, latest) {
             // Each makes a lease less, so that this ends.
-            if go_on(rules, calls, &next, left) {
+            if search(spec, calls, &next, remaining) {
                 return true;
             }
         }
-        left.iter().any(|at| {
-            let call = &calls[*at];
-            let is_next = waiting().all(|other| {
+        remaining.iter().any(|index| {
+            let call = &calls[*index];
+            let may_be_next = answered().all(|other| {
                 let other = &calls[other];
-                let is_late = matches!(call.ask, Ask::Get(_, Reads::MayBeLate))
-                    && call.answer != Answer::Missing;
-                let is_told = other.process == call.process && other.name() == call.name();
-                let is_behind = is_late && !is_told;
-                call.begun <= other.ended || is_behind && call.since <= other.ended
+                let may_be_stale = matches!(call.invocation, Invocation::Get(_, ReadMode::Local))
+                    && call.response != CallResponse::NotFound;
+                let is_same_session = other.process == call.process && other.name() == call.name();
+                let may_precede = may_be_stale && !is_same_session;
+                call.invoked_at <= other.returned_at || may_precede && call.process_started_at <= other.returned_at
             });
-            let mut rest = left.clone();
-            rest.remove(at);
-            is_next
-                && (rules.apply(state, call).iter()).any(|next| go_on(rules, calls, next, &rest))
+            let mut rest = remaining.clone();
+            rest.remove(index);
+            may_be_next
+                && (spec.apply(state, call).iter()).any(|next| search(spec, calls, next, &rest))
         })
     }
-    let all = (0..calls.len()).collect();
-    go_on(rules, calls, &State::default(), &all)
+    let all_calls = (0..calls.len()).collect();
+    search(spec, calls, &SpecState::default(), &all_calls)
 }
 
-fn stage() -> impl Strategy<Value = Stage> {
+fn any_phase() -> impl Strategy<Value = SnapshotPhase> {
     prop_oneof![
-        Just(Stage::Waiting),
-        Just(Stage::Held),
-        Just(Stage::Done(Outcome::Cancelled)),
-        Just(Stage::Done(Outcome::Response(7))),
+        Just(SnapshotPhase::Pending),
+        Just(SnapshotPhase::Running),
+        Just(SnapshotPhase::Done(TerminalOutcome::Cancelled)),
+        Just(SnapshotPhase::Done(TerminalOutcome::Response(7))),
     ]
 }
 
 fn any_call(is_named: bool) -> impl Strategy<Value = Call> {
-    let reads = prop_oneof![Just(Reads::Fresh), Just(Reads::MayBeLate)];
+    let read_modes = prop_oneof![Just(ReadMode::Linearizable), Just(ReadMode::Local)];
     let name = 0..if is_named { 1_usize } else { 2 };
-    let seen = || {
-        (stage(), 0..3_u32, any::<bool>()).prop_map(|(stage, attempt, is_cancelled)| {
-            Answer::Shown(Shown {
-                stage,
+    let any_snapshot = || {
+        (any_phase(), 0..3_u32, any::<bool>()).prop_map(|(phase, attempt, is_cancel_requested)| {
+            CallResponse::Snapshot(OperationSnapshot {
+                phase,
                 attempt,
-                is_cancelled: is_cancelled && stage != Stage::Waiting,
+                is_cancel_requested: is_cancel_requested && phase != SnapshotPhase::Pending,
                 units: 0,
             })
         })
     };
-    let create = (name.clone(), any::<bool>()).prop_map(move |(name, reused)| {
-        let is_refused = is_named && reused;
-        let made = Answer::Created { name, reused };
-        (Ask::Create, if is_refused { Answer::Exists } else { made })
+    let create = (name.clone(), any::<bool>()).prop_map(move |(name, already_existed)| {
+        let is_rejected = is_named && already_existed;
+        let created = CallResponse::Created { name, already_existed };
+        (Invocation::Create, if is_rejected { CallResponse::AlreadyExists } else { created })
     });
     let lease = (name.clone(), 1..3_usize, 1..3_u32).prop_map(|(name, token, attempt)| {
         (
-            Ask::Lease,
-            Answer::Leased {
+            Invocation::Lease,
+            CallResponse::Leased {
                 name,
                 token,
                 attempt,
             },
         )
     });
-    let refused = || prop_oneof![Just(Answer::LeaseLost), Just(Answer::Over)];
-    let end = prop_oneof![Just(End::Response(7)), Just(End::Release)];
+    let any_rejection = || prop_oneof![Just(CallResponse::LeaseLost), Just(CallResponse::AlreadyDone)];
+    let finish_requests = prop_oneof![Just(FinishRequest::Response(7)), Just(FinishRequest::Release)];
     let finish = (
         name.clone(),
         1..3_usize,
-        end,
-        prop_oneof![3 => seen(), 1 => refused()],
+        finish_requests,
+        prop_oneof![3 => any_snapshot(), 1 => any_rejection()],
     )
-        .prop_map(|(name, token, end, answer)| (Ask::Finish(name, token, end), answer));
-    let beat = (
+        .prop_map(|(name, token, request, response)| (Invocation::Finish(name, token, request), response));
+    let heartbeat = (
         name.clone(),
         1..3_usize,
-        prop_oneof![Just(Answer::Go(Go::On)), refused()],
+        prop_oneof![Just(CallResponse::Renewed(HeartbeatDirective::Continue)), any_rejection()],
     )
-        .prop_map(|(name, token, answer)| (Ask::Beat(name, token, None), answer));
-    let yes = || prop_oneof![2 => Just(Answer::Ok), 1 => Just(Answer::Missing)];
-    let cancel = (name.clone(), yes()).prop_map(|(name, answer)| (Ask::Cancel(name), answer));
-    let delete = (name.clone(), yes()).prop_map(|(name, answer)| (Ask::Delete(name), answer));
+        .prop_map(|(name, token, response)| (Invocation::Heartbeat(name, token, None), response));
+    let ok_or_not_found = || prop_oneof![2 => Just(CallResponse::Ok), 1 => Just(CallResponse::NotFound)];
+    let cancel = (name.clone(), ok_or_not_found()).prop_map(|(name, response)| (Invocation::Cancel(name), response));
+    let delete = (name.clone(), ok_or_not_found()).prop_map(|(name, response)| (Invocation::Delete(name), response));
     let get = (
         name,
-        reads,
-        prop_oneof![3 => seen(), 1 => Just(Answer::Missing)],
+        read_modes,
+        prop_oneof![3 => any_snapshot(), 1 => Just(CallResponse::NotFound)],
     )
-        .prop_map(|(name, reads, answer)| (Ask::Get(name, reads), answer));
-    let what = prop_oneof![
-        2 => create, 3 => lease, 3 => finish, 1 => beat, 1 => cancel, 2 => delete, 4 => get
+        .prop_map(|(name, read_mode, response)| (Invocation::Get(name, read_mode), response));
+    let invocations = prop_oneof![
+        2 => create, 3 => lease, 3 => finish, 1 => heartbeat, 1 => cancel, 2 => delete, 4 => get
     ];
     let times = (0..30_i64, prop_oneof![4 => 0..20_i64, 1 => 900..1500_i64]);
-    let ways = (
+    let conditions = (
         1..3_usize,
         prop_oneof![3 => Just(0), 1 => Just(10)],
         0..5_u8,
     );
-    (what, times, ways).prop_map(|((ask, answer), (begun, length), (process, since, luck))| {
-        let is_lost = luck == 0 && !matches!(ask, Ask::Get(..));
+    (invocations, times, conditions).prop_map(|((invocation, response), (invoked_at, duration), (process, process_started_at, luck))| {
+        let is_unanswered = luck == 0 && !matches!(invocation, Invocation::Get(..));
         Call {
-            begun: begun.max(since),
-            ended: if is_lost {
-                NEVER
+            invoked_at: invoked_at.max(process_started_at),
+            returned_at: if is_unanswered {
+                NEVER_RETURNED
             } else {
-                begun.max(since) + length
+                invoked_at.max(process_started_at) + duration
             },
             process,
-            since,
-            ask,
-            answer: if is_lost { Answer::Lost } else { answer },
+            process_started_at,
+            invocation,
+            response: if is_unanswered { CallResponse::Unknown } else { response },
         }
     })
 }
 
-fn history() -> impl Strategy<Value = (Rules, Vec<Call>)> {
+fn any_history() -> impl Strategy<Value = (SequentialSpec, Vec<Call>)> {
     any::<bool>().prop_flat_map(|is_named| {
-        let rules = Rules { is_named, ..RULES };
+        let spec = SequentialSpec { has_client_id: is_named, ..NAMED_SPEC };
         let calls = proptest::collection::vec(any_call(is_named), 1..6);
         calls.prop_map(move |calls| {
-            let begun = Call {
+            let create_call = Call {
                 process: 1,
-                since: 0,
+                process_started_at: 0,
                 ..created()
             };
-            let mut calls = [vec![begun], calls].concat();
-            calls.sort_by_key(|call| call.begun);
-            (rules, calls)
+            let mut calls = [vec![create_call], calls].concat();
+            calls.sort_by_key(|call| call.invoked_at);
+            (spec, calls)
         })
     })
 }
 
 /// What may well have happened: calls that were answered as the rules say, at times
 /// that overlap, but for one that was left out.
-fn likely() -> impl Strategy<Value = (Rules, Vec<Call>)> {
-    let around = || (0..25_i64, 0..25_i64);
+fn near_valid_history() -> impl Strategy<Value = (SequentialSpec, Vec<Call>)> {
+    let any_offsets = || (0..25_i64, 0..25_i64);
     any::<bool>().prop_flat_map(move |is_named| {
-        let rules = Rules { is_named, ..RULES };
-        let calls = proptest::collection::vec((any_call(is_named), around()), 1..40);
-        (calls, 0..12_usize).prop_map(move |(raw, left_out)| {
-            let (mut state, mut calls, mut now) = (State::default(), Vec::new(), 30);
-            for (mut call, (before, after)) in [(created(), (0, 0))].into_iter().chain(raw) {
-                (call.begun, call.since) = (now - before, 0);
-                if call.ended != NEVER {
-                    call.ended = now + after;
+        let spec = SequentialSpec { has_client_id: is_named, ..NAMED_SPEC };
+        let calls = proptest::collection::vec((any_call(is_named), any_offsets()), 1..40);
+        (calls, 0..12_usize).prop_map(move |(generated, removed)| {
+            let (mut state, mut calls, mut now) = (SpecState::default(), Vec::new(), 30);
+            for (mut call, (before, after)) in [(created(), (0, 0))].into_iter().chain(generated) {
+                (call.invoked_at, call.process_started_at) = (now - before, 0);
+                if call.returned_at != NEVER_RETURNED {
+                    call.returned_at = now + after;
                 }
                 if calls.len() < 7
-                    && let Some(next) = rules.apply(&state, &call).pop()
+                    && let Some(next) = spec.apply(&state, &call).pop()
                 {
                     state = next;
                     calls.push(call);
                     now += 10;
                 }
             }
-            if left_out < calls.len() {
-                calls.remove(left_out);
+            if removed < calls.len() {
+                calls.remove(removed);
             }
-            calls.sort_by_key(|call| call.begun);
-            (rules, calls)
+            calls.sort_by_key(|call| call.invoked_at);
+            (spec, calls)
         })
     })
 }
@@ -185,12 +185,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_search_finds_an_order_exactly_if_trying_every_order_does((rules, calls) in history()) {
-        prop_assert_eq!(check(&rules, &calls).is_ok(), is_explained(&rules, &calls));
+    fn search_agrees_with_exhaustive_search_on_random_histories((spec, calls) in any_history()) {
+        prop_assert_eq!(check(&spec, &calls).is_ok(), is_linearizable_by_exhaustive_search(&spec, &calls));
     }
 
     #[test]
-    fn the_search_is_right_about_what_nearly_happened((rules, calls) in likely()) {
-        prop_assert_eq!(check(&rules, &calls).is_ok(), is_explained(&rules, &calls));
+    fn search_agrees_with_exhaustive_search_on_near_valid_histories((spec, calls) in near_valid_history()) {
+        prop_assert_eq!(check(&spec, &calls).is_ok(), is_linearizable_by_exhaustive_search(&spec, &calls));
     }
 }
