@@ -118,7 +118,10 @@ fn bench_filters(criterion: &mut Criterion) {
     }
     group.finish();
     runtime.block_on(measure_read_latency(&operations, None));
-    runtime.block_on(measure_read_latency(&operations, Some("metadata.attempt = 7")));
+    runtime.block_on(measure_read_latency(
+        &operations,
+        Some("metadata.attempt = 7"),
+    ));
     runtime.block_on(measure_read_latency(&operations, Some("name = *x")));
 }
 

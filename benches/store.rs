@@ -5,8 +5,8 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use longrunning::{
-    Any, Builder, Limits, NewOperation, OperationName, Operations, Progress, QueueName, Report,
-    SqliteStorage, ExecutionOptions, WorkerId, proto::google::longrunning::ListOperationsRequest,
+    Any, Builder, ExecutionOptions, Limits, NewOperation, OperationName, Operations, Progress,
+    QueueName, Report, SqliteStorage, WorkerId, proto::google::longrunning::ListOperationsRequest,
 };
 use tokio::runtime::Runtime;
 
@@ -25,10 +25,12 @@ fn builder() -> Builder {
         ..Limits::default()
     };
     let day = Duration::from_secs(86_400);
-    Operations::builder().limits(limits).default_options(ExecutionOptions {
-        lease_duration: day,
-        ..ExecutionOptions::default()
-    })
+    Operations::builder()
+        .limits(limits)
+        .default_options(ExecutionOptions {
+            lease_duration: day,
+            ..ExecutionOptions::default()
+        })
 }
 
 async fn start_operations() -> Operations {
@@ -190,7 +192,9 @@ fn bench_waits(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("finish wakes all waiters");
     for count in [1, 10_000] {
         group.bench_function(BenchmarkId::from_parameter(count), |bench| {
-            bench.iter_custom(|rounds| runtime.block_on(measure_wake_up(&operations, count, rounds)));
+            bench.iter_custom(|rounds| {
+                runtime.block_on(measure_wake_up(&operations, count, rounds))
+            });
         });
     }
     group.finish();
@@ -209,7 +213,8 @@ async fn measure_wake_up(operations: &Operations, waiters: usize, rounds: u64) -
         let mut waiter_tasks = tokio::task::JoinSet::new();
         for _ in 0..waiters {
             let (operations, name) = (operations.clone(), name.clone());
-            waiter_tasks.spawn(async move { operations.wait(&name, Duration::from_secs(60)).await });
+            waiter_tasks
+                .spawn(async move { operations.wait(&name, Duration::from_secs(60)).await });
         }
         while operations.waiter_count() < waiters {
             tokio::task::yield_now().await;

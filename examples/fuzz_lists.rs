@@ -108,7 +108,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
         }
         count += 1;
     }
-    println!("{count} lists in {seconds} s from seed {seed}, {succeeded} of them answered; no finding");
+    println!(
+        "{count} lists in {seconds} s from seed {seed}, {succeeded} of them answered; no finding"
+    );
     Ok(())
 }
 

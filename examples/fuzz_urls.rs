@@ -112,7 +112,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let request = Request::builder()
             .method(&method)
             .uri(&url)
-            .header("content-type", CONTENT_TYPES[mutator.below(CONTENT_TYPES.len())])
+            .header(
+                "content-type",
+                CONTENT_TYPES[mutator.below(CONTENT_TYPES.len())],
+            )
             .body(Full::<bytes::Bytes>::from(body.clone()));
         // What is no URL at all does not get past HTTP.
         let Ok(request) = request else { continue };

@@ -10,10 +10,10 @@ use std::{env, error::Error, process, time::Duration};
 
 use longrunning::{
     Any, Context, Failure, NewOperation, Progress,
+    client::Client,
     proto::google::longrunning::{
         Operation, WaitOperationRequest, operations_client::OperationsClient,
     },
-    remote::Client,
 };
 use tokio::{select, time::sleep};
 use tonic::{Request, Response, Status, transport::Channel};

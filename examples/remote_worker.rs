@@ -9,7 +9,7 @@
 
 use std::{env, error::Error, process, time::Duration};
 
-use longrunning::{Any, Context, Failure, Payload, Progress, proto::google::rpc::Code, remote};
+use longrunning::{Any, Context, Failure, Payload, Progress, client, proto::google::rpc::Code};
 use prost::Message;
 use prost_types::{Struct, value::Kind};
 use tokio::{select, signal::unix, time::sleep};
@@ -78,7 +78,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         }
     };
     let id = format!("copier/{}", process::id());
-    remote::Worker::new(channel, &id)?
+    client::Worker::new(channel, &id)?
         .handler("copy", 4, copy)
         .shutdown_timeout(Duration::from_secs(10))
         .run(stop)

@@ -90,7 +90,9 @@ impl Clock {
 
     /// By how much it was put forward.
     fn offset(&self) -> Duration {
-        let offset_ns = self.offset_ns.map(|offset_ns| offset_ns.load(Ordering::Relaxed));
+        let offset_ns = self
+            .offset_ns
+            .map(|offset_ns| offset_ns.load(Ordering::Relaxed));
         Duration::from_nanos(offset_ns.unwrap_or(0))
     }
 

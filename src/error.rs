@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use crate::{
     operation::{
-        end::InvalidAttemptResult, labels::InvalidLabels, lease::InvalidWorkerId, name::InvalidName,
-        outcome::InvalidOutcome, payload::InvalidAny, progress::InvalidProgress, stage::TransitionError,
-        terms::InvalidExecutionOptions, trace::InvalidTraceContext,
+        attempt_result::InvalidAttemptResult, labels::InvalidLabels, lease::InvalidWorkerId,
+        name::InvalidName, options::InvalidExecutionOptions, outcome::InvalidOutcome,
+        payload::InvalidAny, progress::InvalidProgress, trace::InvalidTraceContext,
+        transition::TransitionError,
     },
     proto::google::rpc::Code,
-    query::{filter::InvalidFilter, page::InvalidPage},
+    query::{filter::InvalidFilter, page_token::InvalidPage},
 };
 
 /// The result of everything that a caller can ask.
@@ -105,7 +106,11 @@ pub enum Error {
 // === impl Error ===
 
 impl Error {
-    pub(crate) fn invalid(field: &'static str, reason: &'static str, message: impl ToString) -> Self {
+    pub(crate) fn invalid(
+        field: &'static str,
+        reason: &'static str,
+        message: impl ToString,
+    ) -> Self {
         Self::Invalid {
             field,
             reason,
@@ -275,7 +280,9 @@ impl From<InvalidOutcome> for Error {
 impl From<InvalidAttemptResult> for Error {
     fn from(error: InvalidAttemptResult) -> Self {
         match error {
-            InvalidAttemptResult::Response(error) => Self::invalid("response", "INVALID_ANY", error),
+            InvalidAttemptResult::Response(error) => {
+                Self::invalid("response", "INVALID_ANY", error)
+            }
             InvalidAttemptResult::Error(error) => error.into(),
         }
     }

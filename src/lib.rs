@@ -56,26 +56,26 @@
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
+#[cfg(feature = "remote")]
+pub mod client;
 mod clock;
 #[cfg(feature = "server")]
 mod demo;
 mod error;
+mod error_status;
 #[cfg(feature = "gateway")]
 mod gateway;
 mod grpc;
-mod journal;
 mod metrics;
 mod operation;
-mod operations;
 pub mod proto;
 mod query;
 #[cfg(feature = "server")]
 mod reflection;
-#[cfg(feature = "remote")]
-pub mod remote;
 #[cfg(feature = "server")]
 pub mod server;
-mod status;
+mod service;
+mod storage;
 mod store;
 mod tasks;
 #[cfg_attr(
@@ -94,49 +94,50 @@ pub use gateway::{
     service::{Gateway, HttpOptions, gateway},
 };
 pub use grpc::{
-    border::GrpcMetrics,
     codec::EncodedMessage,
+    metrics_layer::GrpcMetrics,
     operations::{OperationsServer, OperationsService, operations_server, operations_server_with},
     watch::{OperationWatchServer, WatchService, watch_server},
     worker::{OperationWorkerServer, WorkerService, worker_server, worker_server_with},
 };
-#[cfg(feature = "postgres")]
-pub use journal::postgres::{PostgresStorage, options::PostgresConfig};
-#[cfg(feature = "sqlite")]
-pub use journal::sqlite::SqliteStorage;
-pub use journal::{
-    journal::{
-        ChangeSink, BoxFuture, Write, Storage, StorageError, Change, StorageStatus, SharedStorage, LoadSink, Completion, WriteError,
-    },
-    memory::MemoryStorage,
-};
 pub use metrics::Metrics;
 pub use operation::{
-    end::{AttemptResult, InvalidAttemptResult},
+    attempt_result::{AttemptResult, InvalidAttemptResult},
     labels::{InvalidLabels, Labels},
     lease::{InvalidWorkerId, Lease, LeaseToken, WorkerId},
     name::{InvalidName, OperationId, OperationName, Parent},
     operation::{Operation, OperationVersion},
+    options::{ExecutionOptions, InvalidExecutionOptions, QueueName},
     outcome::{Failure, InvalidOutcome},
     payload::{InvalidAny, Payload},
     progress::InvalidProgress,
     retry::{InvalidRetryPolicy, RetryPolicy},
-    stage::{TerminalState, LeaseLostReason, TransitionError, Report, Phase},
-    terms::{InvalidExecutionOptions, QueueName, ExecutionOptions},
     trace::{InvalidTraceContext, TraceContext},
-};
-pub use operations::{
-    builder::{Builder, StartError},
-    calls::WaitLimits,
-    creation::NewOperation,
-    listing::Page,
-    operations::Operations,
-    watch::Watch,
+    transition::{LeaseLostReason, Phase, Report, TerminalState, TransitionError},
 };
 pub use prost_types::Any;
 pub use proto::longrunning::v1::{Progress, operation_metadata::State};
-pub use store::{admit::Created, follow::ReadConsistency, limits::Limits};
+pub use service::{
+    builder::{Builder, StartError},
+    list::Page,
+    new_operation::NewOperation,
+    operations::Operations,
+    request_params::WaitLimits,
+    watch::Watch,
+};
+#[cfg(feature = "postgres")]
+pub use storage::postgres::{PostgresStorage, config::PostgresConfig};
+#[cfg(feature = "sqlite")]
+pub use storage::sqlite::SqliteStorage;
+pub use storage::{
+    journal::{
+        BoxFuture, Change, ChangeSink, Completion, LoadSink, SharedStorage, Storage, StorageError,
+        StorageStatus, Write, WriteError,
+    },
+    memory::MemoryStorage,
+};
+pub use store::{create::Created, limits::Limits, replication::ReadConsistency};
 pub use types::{InvalidDescriptorSet, TypeRegistry};
 #[cfg(feature = "command")]
-pub use worker::command::{InvalidCommand, CommandHandler};
+pub use worker::command::{CommandHandler, InvalidCommand};
 pub use worker::{context::Context, handler::Handler};

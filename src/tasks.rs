@@ -118,7 +118,9 @@ mod tests {
         assert!(futures_util::poll!(caller.as_mut()).is_pending());
         drop(caller);
         gate_sender.send(()).expect("the work waits at the gate");
-        done_receiver.await.expect("the work goes on without its caller");
+        done_receiver
+            .await
+            .expect("the work goes on without its caller");
     }
 
     #[tokio::test]
@@ -134,7 +136,13 @@ mod tests {
     async fn large_work_is_offloaded_and_small_work_runs_inline() {
         let current_thread = thread::current().id();
         let thread_id = || thread::current().id();
-        assert_eq!(spawn_blocking_if_large(BLOCKING_THRESHOLD_BYTES - 1, thread_id).await, current_thread);
-        assert_ne!(spawn_blocking_if_large(BLOCKING_THRESHOLD_BYTES, thread_id).await, current_thread);
+        assert_eq!(
+            spawn_blocking_if_large(BLOCKING_THRESHOLD_BYTES - 1, thread_id).await,
+            current_thread
+        );
+        assert_ne!(
+            spawn_blocking_if_large(BLOCKING_THRESHOLD_BYTES, thread_id).await,
+            current_thread
+        );
     }
 }

@@ -3,10 +3,10 @@
 //! descriptor set must be like in `sets`. Where sets come from and when they
 //! are read again is the affair of `server` and `cli`.
 
-mod json;
+mod descriptor_set;
+mod json_read;
+mod json_write;
 mod names;
-mod parse;
-mod sets;
 #[cfg(test)]
 mod tests;
 
@@ -21,15 +21,15 @@ use prost_reflect::{DescriptorPool, DynamicMessage, FileDescriptor, MessageDescr
 use prost_types::Any;
 use serde_json::{Map, Value};
 
-pub use self::sets::InvalidDescriptorSet;
-use self::{
-    json::JsonWriter,
-    names::{has_special_json, message_name},
-    parse::JsonReader,
-};
+pub use self::descriptor_set::InvalidDescriptorSet;
 pub(crate) use self::{
-    json::{EnumFormat, map_key_text},
-    sets::{DescriptorSet, LoadSummary},
+    descriptor_set::{DescriptorSet, LoadSummary},
+    json_write::{EnumFormat, map_key_text},
+};
+use self::{
+    json_read::JsonReader,
+    json_write::JsonWriter,
+    names::{has_special_json, message_name},
 };
 use crate::proto::{
     FILE_DESCRIPTOR_SET,
@@ -127,7 +127,8 @@ impl TypeRegistry {
     /// imports a file that it does not have. Nothing is added then.
     pub fn add_descriptor_set(&self, encoded: &[u8]) -> Result<(), InvalidDescriptorSet> {
         let set = DescriptorSet::decode("the program".to_owned(), encoded)?;
-        self.update_source(TypeSource::Program, |sets| sets.push(set)).map(drop)
+        self.update_source(TypeSource::Program, |sets| sets.push(set))
+            .map(drop)
     }
 
     /// Takes these sets for those that the layer has; the old ones stay if
@@ -149,7 +150,7 @@ impl TypeRegistry {
         let mut pool = DescriptorPool::clone(self.0.built_in);
         for sets in sets_by_source.values() {
             // They are in the pool of this registry, so that they agree.
-            let _ = sets::add_sets(&mut pool, sets);
+            let _ = descriptor_set::add_sets(&mut pool, sets);
         }
         Self(Arc::new(RegistryInner {
             built_in: self.0.built_in,
@@ -170,10 +171,13 @@ impl TypeRegistry {
         let mut loaded = LoadSummary::default();
         for (current_source, sets) in &next {
             let previous_pool = pool.clone();
-            match sets::add_sets(&mut pool, sets) {
+            match descriptor_set::add_sets(&mut pool, sets) {
                 Ok(added) if *current_source == source => loaded = added,
                 Ok(_) => {}
-                Err(error) if *current_source == TypeSource::Reflection && source != TypeSource::Reflection => {
+                Err(error)
+                    if *current_source == TypeSource::Reflection
+                        && source != TypeSource::Reflection =>
+                {
                     pool = previous_pool;
                     loaded.dropped_reflection = Some(error);
                 }
@@ -222,7 +226,11 @@ impl TypeRegistry {
 
     /// ProtoJSON of an operation. Fields come in the order of their numbers;
     /// `done` is there even if it is false.
-    pub(crate) fn operation_to_json(&self, operation: &Operation, enum_format: EnumFormat) -> Value {
+    pub(crate) fn operation_to_json(
+        &self,
+        operation: &Operation,
+        enum_format: EnumFormat,
+    ) -> Value {
         let pool = self.pool();
         let mut writer = JsonWriter::new(&pool, enum_format);
         let mut json = Map::new();
@@ -255,8 +263,13 @@ impl TypeRegistry {
     /// everything else is as in [`Types::any`].
     pub(crate) fn to_plain_json(&self, any: &Any) -> Value {
         let name = message_name(&any.type_url);
-        let is_value = has_special_json(name) && (name.ends_with("Value") || name.ends_with("Struct"));
-        let content = || JsonWriter::new(&self.pool(), EnumFormat::Names).content_to_json(any, 0).ok();
+        let is_value =
+            has_special_json(name) && (name.ends_with("Value") || name.ends_with("Struct"));
+        let content = || {
+            JsonWriter::new(&self.pool(), EnumFormat::Names)
+                .content_to_json(any, 0)
+                .ok()
+        };
         let plain = is_value.then(content).flatten();
         plain.unwrap_or_else(|| self.any_to_json(any))
     }
@@ -292,7 +305,8 @@ impl TypeRegistry {
                     url.contains('/') && self.descriptor(message_name(url)).is_some()
                 });
             let is_typed_message = has_known_type && nesting_depth(&json) <= MAX_JSON_INPUT_DEPTH;
-            let message = is_typed_message.then(|| JsonReader::new(&self.pool()).read_any(&json).ok());
+            let message =
+                is_typed_message.then(|| JsonReader::new(&self.pool()).read_any(&json).ok());
             let pack_struct = || self.pack("google.protobuf.Struct", &json).ok();
             message.flatten().or_else(pack_struct)
         });
@@ -328,7 +342,10 @@ fn status_to_json(writer: &mut JsonWriter<'_>, error: &Status) -> Value {
         json.insert("message".into(), error.message.as_str().into());
     }
     if !error.details.is_empty() {
-        let details = error.details.iter().map(|detail| writer.any_to_json(detail, 3));
+        let details = error
+            .details
+            .iter()
+            .map(|detail| writer.any_to_json(detail, 3));
         json.insert("details".into(), details.collect());
     }
     Value::Object(json)

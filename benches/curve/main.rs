@@ -78,7 +78,9 @@ fn main() {
 /// The bytes that can be had without swapping.
 fn available_memory_bytes() -> usize {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = meminfo.lines().find(|line| line.starts_with("MemAvailable:"));
+    let line = meminfo
+        .lines()
+        .find(|line| line.starts_with("MemAvailable:"));
     let kibibytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<usize>().ok());
     kibibytes.expect("the curve is measured on Linux") * 1024
 }
@@ -141,7 +143,10 @@ async fn measure_cost(count: usize) -> MeasuredCost {
     let region = Region::new(ALLOCATOR);
     let encoded = populate(&operations, count, &mut sampled).await;
     let change = region.change();
-    let sampled_name_bytes: usize = sampled.iter().map(|sample| sample.name.as_str().len()).sum();
+    let sampled_name_bytes: usize = sampled
+        .iter()
+        .map(|sample| sample.name.as_str().len())
+        .sum();
     let heap_bytes = change.bytes_allocated - change.bytes_deallocated - sampled_name_bytes;
     let cost = MeasuredCost {
         operation_count: count,
@@ -157,7 +162,11 @@ async fn measure_cost(count: usize) -> MeasuredCost {
 }
 
 /// Creates so many, of which every seventh goes on running; returns their bytes.
-async fn populate(operations: &Operations, count: usize, sampled: &mut Vec<SampledOperation>) -> usize {
+async fn populate(
+    operations: &Operations,
+    count: usize,
+    sampled: &mut Vec<SampledOperation>,
+) -> usize {
     let mut encoded = 0;
     for number in 0..count {
         let new = NewOperation::self_executed("bench").lease_duration(Duration::from_secs(86_400));
@@ -215,7 +224,8 @@ async fn measure_page(operations: &Operations) -> f64 {
 
 async fn measure_report(operations: &Operations, sampled: &[SampledOperation]) -> f64 {
     const REPORTS_PER_ROUND: u32 = 20_000;
-    let mut running = in_scattered_order(sampled).filter_map(|sample| Some((&sample.name, sample.lease_token?)));
+    let mut running =
+        in_scattered_order(sampled).filter_map(|sample| Some((&sample.name, sample.lease_token?)));
     let mut round_secs = Vec::new();
     let mut done_units = 0;
     for _ in 0..ROUNDS {
@@ -245,7 +255,10 @@ fn thread_cpu_secs() -> f64 {
     // The kernel counts when a thread gives way, or at its next tick.
     std::thread::yield_now();
     let schedstat = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanos = schedstat.split(' ').next().and_then(|nanos| nanos.parse().ok());
+    let nanos = schedstat
+        .split(' ')
+        .next()
+        .and_then(|nanos| nanos.parse().ok());
     Duration::from_nanos(nanos.expect("the curve is measured on Linux")).as_secs_f64()
 }
 

@@ -47,13 +47,17 @@ struct Axis {
 
 pub(crate) fn draw_svg(panels: &[Panel]) -> String {
     let panel_width = MARGIN_LEFT + PLOT_WIDTH + MARGIN_RIGHT;
-    let (width, height) = (panel_width * to_f64(panels.len()), MARGIN_TOP + PLOT_HEIGHT + MARGIN_BOTTOM);
+    let (width, height) = (
+        panel_width * to_f64(panels.len()),
+        MARGIN_TOP + PLOT_HEIGHT + MARGIN_BOTTOM,
+    );
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\">\n<style>{STYLESHEET}</style>\n"
     );
     for (number, panel) in panels.iter().enumerate() {
         let left = panel_width * to_f64(number) + MARGIN_LEFT;
-        writeln!(svg, "<g transform=\"translate({left} {MARGIN_TOP})\">").expect(STRING_WRITE_IS_INFALLIBLE);
+        writeln!(svg, "<g transform=\"translate({left} {MARGIN_TOP})\">")
+            .expect(STRING_WRITE_IS_INFALLIBLE);
         panel.draw(&mut svg);
         svg.push_str("</g>\n");
     }
@@ -84,7 +88,14 @@ impl Panel {
         let x_axis = Axis::from_values(self.points().map(|(x, _)| x), PLOT_WIDTH);
         let y_axis = Axis::from_values(self.points().map(|(_, y)| y), PLOT_HEIGHT);
         write_text(svg, 0.0, -16.0, "start", "title", self.title);
-        write_text(svg, PLOT_WIDTH / 2.0, PLOT_HEIGHT + 36.0, "middle", "", "operations");
+        write_text(
+            svg,
+            PLOT_WIDTH / 2.0,
+            PLOT_HEIGHT + 36.0,
+            "middle",
+            "",
+            "operations",
+        );
         for power in x_axis.powers() {
             let x = x_axis.position(10_f64.powi(power));
             write_line(svg, (x, 0.0), (x, PLOT_HEIGHT));
@@ -103,7 +114,8 @@ impl Panel {
             }
         }
         for (number, series) in self.series.iter().enumerate() {
-            let position = |&(x, y): &(f64, f64)| (x_axis.position(x), PLOT_HEIGHT - y_axis.position(y));
+            let position =
+                |&(x, y): &(f64, f64)| (x_axis.position(x), PLOT_HEIGHT - y_axis.position(y));
             let path: Vec<String> = series
                 .points
                 .iter()
@@ -140,7 +152,11 @@ impl Axis {
         });
         let min_power = min.log10().floor();
         let max_power = max.log10().ceil().max(min_power + 1.0);
-        Self { min_power, max_power, length_px }
+        Self {
+            min_power,
+            max_power,
+            length_px,
+        }
     }
 
     fn position(&self, value: f64) -> f64 {

@@ -55,7 +55,9 @@ impl Database {
         tokio::time::sleep(std::time::Duration::from_secs(11)).await;
         self.execute("SELECT pg_stat_force_next_flush()").await;
         DatabaseStats {
-            wal_bytes: self.query_number("pg_current_wal_insert_lsn() - '0/0'").await,
+            wal_bytes: self
+                .query_number("pg_current_wal_insert_lsn() - '0/0'")
+                .await,
             statements: self
                 .query_number(
                     "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()",
@@ -80,7 +82,8 @@ impl Database {
                 self.query_number(&size_query(table)).await,
                 self.query_number(&stat_query("n_live_tup", table)).await,
                 self.query_number(&stat_query("n_dead_tup", table)).await,
-                self.query_number(&stat_query("autovacuum_count", table)).await,
+                self.query_number(&stat_query("autovacuum_count", table))
+                    .await,
             );
         }
         text

@@ -39,7 +39,11 @@ pub(crate) async fn run_jobs(
     callers: usize,
     batch_size: usize,
 ) {
-    let count = if callers == 1 { JOB_COUNT / 20 } else { JOB_COUNT };
+    let count = if callers == 1 {
+        JOB_COUNT / 20
+    } else {
+        JOB_COUNT
+    };
     let jobs_per_caller = count / callers;
     let (before, started) = (database.read_stats().await, Instant::now());
     let mut tasks = JoinSet::new();
@@ -53,14 +57,23 @@ pub(crate) async fn run_jobs(
                 let mut remaining = batch_size;
                 while remaining != 0 {
                     let leases = operations
-                        .lease_batch(std::slice::from_ref(&queue), &worker, remaining, WAIT_TIMEOUT)
+                        .lease_batch(
+                            std::slice::from_ref(&queue),
+                            &worker,
+                            remaining,
+                            WAIT_TIMEOUT,
+                        )
                         .await
                         .expect("there are some");
                     remaining -= leases.len();
                     let mut finishes = JoinSet::new();
                     for lease in leases {
                         let token = lease.lease().expect("it is ours").token;
-                        finishes.spawn(finish_operation(operations.clone(), lease.name_owned(), token));
+                        finishes.spawn(finish_operation(
+                            operations.clone(),
+                            lease.name_owned(),
+                            token,
+                        ));
                     }
                     finishes.join_all().await;
                 }
@@ -70,7 +83,10 @@ pub(crate) async fn run_jobs(
     tasks.join_all().await;
     let finished_jobs = jobs_per_caller / batch_size * batch_size * callers;
     let elapsed_secs = started.elapsed().as_secs_f64();
-    let per_job = database.read_stats().await.per_item_since(before, finished_jobs);
+    let per_job = database
+        .read_stats()
+        .await
+        .per_item_since(before, finished_jobs);
     println!(
         "  {callers:5} callers, {batch_size:3} at once: {:7.0} jobs/s, {:5.2} statements and {:5.0} bytes of WAL each",
         finished_jobs as f64 / elapsed_secs,
@@ -92,7 +108,11 @@ pub(crate) async fn create_queued(operations: &Operations, queue: &QueueName, co
 /// Workers at three servers claim from one queue: by compare-and-set on what their
 /// server shows, and, beside it, by SKIP LOCKED on a table of the same shape, with one
 /// connection for each worker.
-pub(crate) async fn bench_lease_acquisition(database: &Database, url: &str, servers: &[Operations]) {
+pub(crate) async fn bench_lease_acquisition(
+    database: &Database,
+    url: &str,
+    servers: &[Operations],
+) {
     println!("{LEASE_COUNT} claims of one queue by {WORKER_COUNT} workers on 3 servers:");
     for batch_size in [1, 50] {
         let queue = QueueName::parse(&format!("claims-{batch_size}")).expect("a proper name");
@@ -103,7 +123,8 @@ pub(crate) async fn bench_lease_acquisition(database: &Database, url: &str, serv
         let leased_count = Arc::new(AtomicUsize::new(0));
         let mut workers = JoinSet::new();
         for index in 0..WORKER_COUNT {
-            let (operations, leased_count) = (servers[index % servers.len()].clone(), leased_count.clone());
+            let (operations, leased_count) =
+                (servers[index % servers.len()].clone(), leased_count.clone());
             let queue = queue.clone();
             workers.spawn(async move {
                 let worker = WorkerId::new(&format!("worker-{index}"));
@@ -111,13 +132,17 @@ pub(crate) async fn bench_lease_acquisition(database: &Database, url: &str, serv
                 while leased_count.load(Ordering::Relaxed) < LEASE_COUNT {
                     let wait_timeout = std::time::Duration::from_millis(20);
                     let leases = operations.lease_batch(queues, &worker, batch_size, wait_timeout);
-                    leased_count.fetch_add(leases.await.expect("an answer").len(), Ordering::Relaxed);
+                    leased_count
+                        .fetch_add(leases.await.expect("an answer").len(), Ordering::Relaxed);
                 }
             });
         }
         workers.join_all().await;
         let elapsed_secs = started.elapsed().as_secs_f64();
-        let per_lease = database.read_stats().await.per_item_since(before, LEASE_COUNT);
+        let per_lease = database
+            .read_stats()
+            .await
+            .per_item_since(before, LEASE_COUNT);
         println!(
             "  compare-and-set, {batch_size:2} at once: {:7.0}/s, {:.2} statements and {:.0} bytes of WAL each",
             LEASE_COUNT as f64 / elapsed_secs,
@@ -172,7 +197,10 @@ async fn bench_skip_locked(database: &Database, url: &str, queue: &QueueName, ba
     }
     workers.join_all().await;
     let elapsed_secs = started.elapsed().as_secs_f64();
-    let per_lease = database.read_stats().await.per_item_since(before, LEASE_COUNT);
+    let per_lease = database
+        .read_stats()
+        .await
+        .per_item_since(before, LEASE_COUNT);
     println!(
         "  SKIP LOCKED,     {batch_size:2} at once: {:7.0}/s, {:.2} statements and {:.0} bytes of WAL each",
         LEASE_COUNT as f64 / elapsed_secs,

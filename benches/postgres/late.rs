@@ -14,7 +14,12 @@ use tokio::task::{JoinSet, yield_now};
 use crate::{WAIT_TIMEOUT, create_operation, finish_operation, median_and_p99};
 
 /// From an end at one server to the answer of a wait at another, one after the other.
-pub(crate) async fn bench_wake_up(mode: &str, source: &Operations, observer: &Operations, count: usize) {
+pub(crate) async fn bench_wake_up(
+    mode: &str,
+    source: &Operations,
+    observer: &Operations,
+    count: usize,
+) {
     let mut latencies = Vec::with_capacity(count);
     for _ in 0..count {
         let (name, token) = create_operation(source).await;

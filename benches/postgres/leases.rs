@@ -31,7 +31,8 @@ pub(crate) async fn bench_renewals(database: &Database, servers: &[Operations]) 
         let mut leases = Vec::new();
         while leases.len() < LEASE_COUNT {
             let worker = WorkerId::new("bench");
-            let batch = servers[0].lease_batch(std::slice::from_ref(&queue), &worker, 50, WAIT_TIMEOUT);
+            let batch =
+                servers[0].lease_batch(std::slice::from_ref(&queue), &worker, 50, WAIT_TIMEOUT);
             leases.extend(batch.await.expect("there are some"));
         }
         for lease in &leases {

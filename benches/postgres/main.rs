@@ -25,7 +25,7 @@ mod rows;
 use std::{env, time::Duration};
 
 use longrunning::{
-    Any, LeaseToken, NewOperation, OperationName, Operations, PostgresStorage, PostgresConfig,
+    Any, LeaseToken, NewOperation, OperationName, Operations, PostgresConfig, PostgresStorage,
 };
 
 use self::database::{Database, SCHEMA};
@@ -101,5 +101,8 @@ fn empty_any() -> Any {
 /// The median and the 99th of a hundred.
 fn median_and_p99(mut latencies: Vec<Duration>) -> (Duration, Duration) {
     latencies.sort();
-    (latencies[latencies.len() / 2], latencies[latencies.len() * 99 / 100])
+    (
+        latencies[latencies.len() / 2],
+        latencies[latencies.len() * 99 / 100],
+    )
 }

@@ -18,7 +18,11 @@ const OLD_OPERATION_COUNT: usize = 2_000;
 const QUEUED_OPERATION_COUNT: usize = 100_000;
 const SAMPLE_COUNT: usize = 1_000;
 
-pub(crate) async fn bench_large_tables(database: &Database, options: &PostgresConfig, done_row_count: usize) {
+pub(crate) async fn bench_large_tables(
+    database: &Database,
+    options: &PostgresConfig,
+    done_row_count: usize,
+) {
     // The same size of the view, so that what is older is read from the database.
     let options = PostgresConfig {
         cache_limit: Some(OLD_OPERATION_COUNT / 2),
@@ -42,27 +46,41 @@ pub(crate) async fn bench_large_tables(database: &Database, options: &PostgresCo
            (SELECT record FROM {SCHEMA}.operations WHERE is_done LIMIT 1) AS done"
     );
     database.execute(&fill_sql).await;
-    database.execute(&format!("ANALYZE {SCHEMA}.operations")).await;
-    println!("{done_row_count} done ones put in within {:.0?}", started.elapsed());
+    database
+        .execute(&format!("ANALYZE {SCHEMA}.operations"))
+        .await;
+    println!(
+        "{done_row_count} done ones put in within {:.0?}",
+        started.elapsed()
+    );
     let started = Instant::now();
     let queue = QueueName::parse("live").expect("a proper name");
     for _ in 0..QUEUED_OPERATION_COUNT / 1000 {
         jobs::create_queued(&small_cache_server, &queue, 1000).await;
     }
-    println!("{QUEUED_OPERATION_COUNT} queued ones made within {:.0?}", started.elapsed());
+    println!(
+        "{QUEUED_OPERATION_COUNT} queued ones made within {:.0?}",
+        started.elapsed()
+    );
     println!("with {done_row_count} done ones, and {QUEUED_OPERATION_COUNT} that are not:");
     measure_server(database, &options, &old_names).await;
     println!("  {}", database.describe_bloat().await);
 }
 
-async fn measure_server(database: &Database, options: &PostgresConfig, old_names: &[OperationName]) {
+async fn measure_server(
+    database: &Database,
+    options: &PostgresConfig,
+    old_names: &[OperationName],
+) {
     let started = Instant::now();
     let operations = start_server(options).await;
     println!("  start of a server: {:.0?}", started.elapsed());
     let mut latencies = Vec::with_capacity(SAMPLE_COUNT);
     for index in 0..SAMPLE_COUNT {
         let started = Instant::now();
-        let found = operations.get(&old_names[index % (OLD_OPERATION_COUNT / 4)]).await;
+        let found = operations
+            .get(&old_names[index % (OLD_OPERATION_COUNT / 4)])
+            .await;
         latencies.push(started.elapsed());
         assert!(found.expect("it is there").is_done());
     }
@@ -73,8 +91,13 @@ async fn measure_server(database: &Database, options: &PostgresConfig, old_names
         ..Default::default()
     };
     let first_page = page_latencies(&operations, &done_request, 1).await;
-    let later_pages = page_latencies(&operations, &done_request, 12).await.split_off(11);
-    println!("  page: {:.1?}, of older ones {:.1?}", first_page[0], later_pages[0]);
+    let later_pages = page_latencies(&operations, &done_request, 12)
+        .await
+        .split_off(11);
+    println!(
+        "  page: {:.1?}, of older ones {:.1?}",
+        first_page[0], later_pages[0]
+    );
     measure_lease_acquisition(&operations).await;
     jobs::run_jobs(database, &[operations], 1024, 1).await;
 }

@@ -15,7 +15,7 @@ use crate::proto::{
     },
     longrunning::v1::operation_watch_client::OperationWatchClient,
 };
-use crate::{remote::cause::root_cause, server::ListenAddress, types::TypeRegistry};
+use crate::{client::cause::root_cause, server::ListenAddress, types::TypeRegistry};
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -54,7 +54,9 @@ impl FromStr for Endpoint {
         {
             return Ok(Self(text.to_owned()));
         }
-        let uri: Uri = text.parse().map_err(|error| format!("{error}; {EXPECTED_FORM}"))?;
+        let uri: Uri = text
+            .parse()
+            .map_err(|error| format!("{error}; {EXPECTED_FORM}"))?;
         match uri.authority() {
             Some(authority) if uri.scheme_str() == Some("http") => {
                 Ok(Self(format!("http://{authority}")))
@@ -88,7 +90,9 @@ impl Endpoint {
 
     /// A connection that is made when it is needed, again and again.
     pub(super) fn connect_lazy(&self) -> Result<Channel, CliError> {
-        let endpoint = self.tonic_endpoint()?.http2_keep_alive_interval(KEEP_ALIVE_INTERVAL);
+        let endpoint = self
+            .tonic_endpoint()?
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL);
         Ok(endpoint.keep_alive_while_idle(true).connect_lazy())
     }
 
@@ -100,7 +104,10 @@ impl Endpoint {
     }
 
     /// A connection whose calls may last `limit`.
-    pub(super) async fn connect(&self, call_timeout: Option<Duration>) -> Result<Channel, CliError> {
+    pub(super) async fn connect(
+        &self,
+        call_timeout: Option<Duration>,
+    ) -> Result<Channel, CliError> {
         let connect_error = |error| CliError::Connect(self.clone(), error);
         let mut endpoint = self.tonic_endpoint()?;
         if let Some(call_timeout) = call_timeout {
@@ -111,11 +118,15 @@ impl Endpoint {
 
     /// A client for calls that are answered at once.
     pub(super) async fn operations_client(&self) -> Result<OperationsClient<Channel>, CliError> {
-        Ok(OperationsClient::new(self.connect(Some(CALL_TIMEOUT)).await?))
+        Ok(OperationsClient::new(
+            self.connect(Some(CALL_TIMEOUT)).await?,
+        ))
     }
 
     /// A client for calls that wait.
-    pub(super) async fn operations_client_without_timeout(&self) -> Result<OperationsClient<Channel>, CliError> {
+    pub(super) async fn operations_client_without_timeout(
+        &self,
+    ) -> Result<OperationsClient<Channel>, CliError> {
         Ok(OperationsClient::new(self.connect(None).await?))
     }
 

@@ -13,9 +13,12 @@ use tonic_health::pb::{
 };
 
 use super::{
-    args::{EXIT_FAILED, HealthArgs, EXIT_INTERRUPTED, ListArgs, EXIT_TIMEOUT, NameArgs, OperationArgs, WaitArgs},
+    args::{
+        EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TIMEOUT, HealthArgs, ListArgs, NameArgs, OperationArgs,
+        WaitArgs,
+    },
     client::{CliError, Endpoint, full_name},
-    render::{ProgressDisplay, print_operations, print_operation, print_state},
+    render::{ProgressDisplay, print_operation, print_operations, print_state},
 };
 use crate::proto::{
     google::longrunning::{
@@ -46,7 +49,11 @@ pub(super) async fn get(args: OperationArgs) -> CommandResult {
         .get_operation(GetOperationRequest { name })
         .await?
         .into_inner();
-    print_operation(types.resolve_for([&operation]).await, &operation, args.print.output);
+    print_operation(
+        types.resolve_for([&operation]).await,
+        &operation,
+        args.print.output,
+    );
     Ok(exit_code(&operation))
 }
 
@@ -81,7 +88,11 @@ pub(super) async fn list(args: ListArgs) -> CommandResult {
     } else {
         &[]
     };
-    print_operations(types.resolve_for(unresolved).await, &operations, args.print.output);
+    print_operations(
+        types.resolve_for(unresolved).await,
+        &operations,
+        args.print.output,
+    );
     Ok(0)
 }
 
@@ -140,7 +151,13 @@ async fn wait_via_watch(args: &WaitArgs, name: &str) -> Result<Option<Operation>
 }
 
 async fn wait_via_poll(args: &WaitArgs, name: &str) -> Result<Operation, CliError> {
-    let mut client = args.operation.name.server.endpoint.operations_client_without_timeout().await?;
+    let mut client = args
+        .operation
+        .name
+        .server
+        .endpoint
+        .operations_client_without_timeout()
+        .await?;
     let mut failures = 0;
     loop {
         let timeout = prost_types::Duration::try_from(WAIT_CALL_TIMEOUT).ok();

@@ -20,7 +20,6 @@ use super::{
 };
 use crate::{
     demo::service::new_checksum_operation,
-    operations::operations::Operations,
     proto::{
         google::longrunning::{
             CancelOperationRequest, Operation, operations_client::OperationsClient,
@@ -28,6 +27,7 @@ use crate::{
         longrunning::v1::{WatchOperationRequest, operation_watch_client::OperationWatchClient},
     },
     server::{AppError, Config, LogFormat, init_telemetry, shutdown_signals},
+    service::operations::Operations,
     tasks::Tasks,
     types::{EnumFormat, TypeRegistry},
 };
@@ -69,7 +69,8 @@ pub(super) async fn demo(args: DemoArgs) -> u8 {
 }
 
 async fn run_demo(args: DemoArgs) -> Result<u8, DemoError> {
-    let directory_error = |error| DemoError::App(AppError::DemoDirectory(args.directory.clone(), error));
+    let directory_error =
+        |error| DemoError::App(AppError::DemoDirectory(args.directory.clone(), error));
     let directory = args.directory.canonicalize().map_err(directory_error)?;
     let app = demo_config(directory.clone()).bind_and_start().await?;
     let operations = app.operations().clone();
@@ -85,10 +86,18 @@ async fn run_demo(args: DemoArgs) -> Result<u8, DemoError> {
     let server_task = tasks.spawn("server", app.run(stopped, std::future::pending()));
     let result = create_and_watch(&operations, &directory, &client_address).await;
     if let Ok((last, _)) = &result {
-        print_line(&pretty_json(&TypeRegistry::built_in().operation_to_json(last, EnumFormat::Names)));
-        print_lookup_commands(&last.name, &client_address, admin_address.as_deref(), args.keep_running);
+        print_line(&pretty_json(
+            &TypeRegistry::built_in().operation_to_json(last, EnumFormat::Names),
+        ));
+        print_lookup_commands(
+            &last.name,
+            &client_address,
+            admin_address.as_deref(),
+            args.keep_running,
+        );
         if args.keep_running {
-            let (stopped, _) = shutdown_signals().map_err(|error| DemoError::Other(error.to_string()))?;
+            let (stopped, _) =
+                shutdown_signals().map_err(|error| DemoError::Other(error.to_string()))?;
             stopped.await;
         }
     }
@@ -170,7 +179,12 @@ async fn watch_until_done(
 }
 
 /// The lines with which anybody can look at the operation.
-fn print_lookup_commands(name: &str, client_address: &str, admin_address: Option<&str>, keep_running: bool) {
+fn print_lookup_commands(
+    name: &str,
+    client_address: &str,
+    admin_address: Option<&str>,
+    keep_running: bool,
+) {
     let lifetime_hint = if keep_running {
         "the server stays up until Ctrl-C"
     } else {

@@ -5,13 +5,13 @@ mod args;
 mod client;
 mod commands;
 mod demo;
-mod files;
 mod program;
-mod queues;
+mod queue_config;
 mod render;
 mod serve;
+mod sqlite_file;
 mod submit;
 mod types;
-mod work;
+mod worker;
 
 pub use program::main;

@@ -11,7 +11,7 @@ use tokio::runtime;
 
 use super::{
     args::{EXIT_ERROR, HealthArgs, ListArgs, NameArgs, OperationArgs, WaitArgs},
-    commands, demo, files, queues, serve, submit, work,
+    commands, demo, queue_config, serve, sqlite_file, submit, worker,
 };
 
 /// The missing server for google.longrunning.Operations (AIP-151).
@@ -35,9 +35,9 @@ enum CliCommand {
     /// Create an operation for the workers of a queue
     Submit(Box<submit::SubmitArgs>),
     /// Take operations from queues and run a command for each
-    Work(Box<work::WorkArgs>),
+    Work(Box<worker::WorkArgs>),
     /// Run a command as one operation, right here
-    Run(Box<work::RunArgs>),
+    Run(Box<worker::RunArgs>),
     /// Print an operation as it is now
     Get(OperationArgs),
     /// Print operations, newest first
@@ -51,9 +51,9 @@ enum CliCommand {
     /// Delete an operation; what runs goes on, unseen
     Delete(NameArgs),
     /// Copy the file of a server, also while that runs
-    Backup(files::BackupArgs),
+    Backup(sqlite_file::BackupArgs),
     /// Print what the file of a server holds, without a server
-    Inspect(files::InspectArgs),
+    Inspect(sqlite_file::InspectArgs),
     /// Exit with 0 if the server serves, for probes of containers
     Healthcheck(HealthArgs),
 }
@@ -98,16 +98,16 @@ async fn dispatch(command: CliCommand) -> u8 {
         CliCommand::Serve(args) => return serve::serve(*args).await,
         CliCommand::Demo(args) => return demo::demo(args).await,
         CliCommand::Submit(args) => submit::submit(*args).await,
-        CliCommand::Work(args) => work::work(*args).await,
-        CliCommand::Run(args) => work::run(*args).await,
+        CliCommand::Work(args) => worker::work(*args).await,
+        CliCommand::Run(args) => worker::run(*args).await,
         CliCommand::Get(args) => commands::get(args).await,
         CliCommand::List(args) => commands::list(args).await,
         CliCommand::Wait(args) => commands::wait(args).await,
         CliCommand::Watch(args) => commands::watch(args).await,
         CliCommand::Cancel(args) => commands::cancel(args).await,
         CliCommand::Delete(args) => commands::delete(args).await,
-        CliCommand::Backup(args) => files::backup(&args),
-        CliCommand::Inspect(args) => files::inspect(&args),
+        CliCommand::Backup(args) => sqlite_file::backup(&args),
+        CliCommand::Inspect(args) => sqlite_file::inspect(&args),
         // Probes of containers know 0 and 1 only.
         CliCommand::Healthcheck(args) => commands::healthcheck(args).await.or_else(|error| {
             eprintln!("error: {error}");
@@ -141,7 +141,7 @@ fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
             ))
         })?;
         let setting_error = |error: String| config_error(format!("{}: {error}", path.display()));
-        queues = queues::take_queues(&mut table).map_err(setting_error)?;
+        queues = queue_config::take_queues(&mut table).map_err(setting_error)?;
         let serve = command
             .find_subcommand("serve")
             .expect("the command is declared above")
@@ -235,7 +235,8 @@ mod tests {
         )
         .unwrap();
         let path = file.path().to_str().unwrap();
-        let arguments = ["longrunning", "serve", "--config", path, "--grace", "4s"].map(OsString::from);
+        let arguments =
+            ["longrunning", "serve", "--config", path, "--grace", "4s"].map(OsString::from);
         let CliCommand::Serve(args) = parse(&arguments).unwrap().command else {
             panic!("it is serve")
         };

@@ -37,7 +37,9 @@ struct OperationRow {
 /// Prints one operation.
 pub(super) fn print_operation(types: &TypeRegistry, operation: &Operation, output: OutputFormat) {
     if output.is_json() {
-        print_line(&pretty_json(&types.operation_to_json(operation, EnumFormat::Names)));
+        print_line(&pretty_json(
+            &types.operation_to_json(operation, EnumFormat::Names),
+        ));
         return;
     }
     let row = OperationRow::new(operation);
@@ -67,7 +69,11 @@ pub(super) fn print_operation(types: &TypeRegistry, operation: &Operation, outpu
 }
 
 /// Prints many operations.
-pub(super) fn print_operations(types: &TypeRegistry, operations: &[Operation], output: OutputFormat) {
+pub(super) fn print_operations(
+    types: &TypeRegistry,
+    operations: &[Operation],
+    output: OutputFormat,
+) {
     if output.is_json() {
         let list: Vec<Value> = operations
             .iter()
@@ -114,7 +120,11 @@ pub(super) fn print_operations(types: &TypeRegistry, operations: &[Operation], o
 /// Prints one state of several, on a line.
 pub(super) fn print_state(types: &TypeRegistry, operation: &Operation, output: OutputFormat) {
     if output.is_json() {
-        print_line(&types.operation_to_json(operation, EnumFormat::Names).to_string());
+        print_line(
+            &types
+                .operation_to_json(operation, EnumFormat::Names)
+                .to_string(),
+        );
         return;
     }
     let row = OperationRow::new(operation);
@@ -235,7 +245,11 @@ fn progress_text(progress: &Progress) -> String {
     match (progress.done_units, progress.total_units) {
         (0, 0) => {}
         (done, 0) => parts.push(format!("{}{unit}", format_units(done))),
-        (done, total) => parts.push(format!("{} of {}{unit}", format_units(done), format_units(total))),
+        (done, total) => parts.push(format!(
+            "{} of {}{unit}",
+            format_units(done),
+            format_units(total)
+        )),
     }
     if !progress.message.is_empty() {
         parts.push(progress.message.clone());
@@ -308,8 +322,9 @@ impl ProgressDisplay {
             clippy::cast_sign_loss,
             reason = "0 to 1000"
         )]
-        self.0
-            .set_position(progress_fraction(&progress).map_or(0, |fraction| (fraction * 1000.0) as u64));
+        self.0.set_position(
+            progress_fraction(&progress).map_or(0, |fraction| (fraction * 1000.0) as u64),
+        );
         self.0.set_message(self.message_text(&progress));
     }
 

@@ -10,14 +10,14 @@ use tokio::select;
 use super::{args::EXIT_ERROR, client::Endpoint, types::non_empty_paths};
 use crate::{
     gateway::{cors::CorsOrigins, prefix::HttpPrefix, service::HttpOptions},
-    journal::postgres::options::PostgresConfig,
-    operation::{retry::RetryPolicy, terms::ExecutionOptions},
-    operations::calls::WaitLimits,
+    operation::{options::ExecutionOptions, retry::RetryPolicy},
     server::{
-        Config, ConnectionOptions, ShutdownOutcome, ListenAddress, LogFormat, QueueConfig, StoreConfig, reload_signals,
-        init_telemetry, shutdown_signals,
+        Config, ConnectionOptions, ListenAddress, LogFormat, QueueConfig, ShutdownOutcome,
+        StoreConfig, init_telemetry, reload_signals, shutdown_signals,
     },
-    store::{follow::ReadConsistency, limits::Limits},
+    service::request_params::WaitLimits,
+    storage::postgres::config::PostgresConfig,
+    store::{limits::Limits, replication::ReadConsistency},
 };
 
 #[derive(Args, Debug)]

@@ -13,14 +13,15 @@ use prost_types::Any;
 use serde_json::Value;
 
 use super::{
-    args::{EndpointArgs, EXIT_INTERRUPTED, NameArgs, OperationArgs, PrintArgs, WaitArgs},
+    args::{EXIT_INTERRUPTED, EndpointArgs, NameArgs, OperationArgs, PrintArgs, WaitArgs},
     client::{CliError, Endpoint},
     commands,
     render::print_operation,
 };
 use crate::{
-    operation::retry::RetryPolicy, operations::creation::NewOperation,
-    proto::longrunning::v1::operation_worker_client::OperationWorkerClient, types::TypeRegistry,
+    operation::retry::RetryPolicy,
+    proto::longrunning::v1::operation_worker_client::OperationWorkerClient,
+    service::new_operation::NewOperation, types::TypeRegistry,
 };
 
 /// Where services and workers connect.
@@ -115,7 +116,8 @@ pub(super) async fn submit(args: SubmitArgs) -> Result<u8, CliError> {
         new_operation = new_operation.priority(args.priority);
     }
     if let Some(retries) = args.retries {
-        new_operation = new_operation.retry_policy(RetryPolicy::with_max_attempts(retries.saturating_add(1)));
+        new_operation =
+            new_operation.retry_policy(RetryPolicy::with_max_attempts(retries.saturating_add(1)));
     }
     let channel = args
         .worker
@@ -126,7 +128,11 @@ pub(super) async fn submit(args: SubmitArgs) -> Result<u8, CliError> {
     let created = client.create_operation(request).await?.into_inner();
     let operation = created.operation.unwrap_or_default();
     if !args.wait {
-        print_operation(types.resolve_for([&operation]).await, &operation, args.print.output);
+        print_operation(
+            types.resolve_for([&operation]).await,
+            &operation,
+            args.print.output,
+        );
         return Ok(0);
     }
     let name = operation.name;
@@ -140,7 +146,11 @@ pub(super) async fn submit(args: SubmitArgs) -> Result<u8, CliError> {
         },
         print: args.print,
     };
-    let code = commands::wait(WaitArgs { operation, timeout: None }).await?;
+    let code = commands::wait(WaitArgs {
+        operation,
+        timeout: None,
+    })
+    .await?;
     if code == EXIT_INTERRUPTED {
         eprintln!("{name} goes on; `longrunning cancel {name}` asks it to stop");
     }
@@ -214,7 +224,10 @@ mod tests {
     #[test]
     fn object_is_struct_and_other_json_is_value_unless_type_is_given() {
         let google = |name: &str| Ok(format!("type.googleapis.com/google.{name}"));
-        assert_eq!(input_type_url(r#"{"a": 1}"#, None), google("protobuf.Struct"));
+        assert_eq!(
+            input_type_url(r#"{"a": 1}"#, None),
+            google("protobuf.Struct")
+        );
         assert_eq!(input_type_url("[1]", None), google("protobuf.Value"));
         assert_eq!(
             input_type_url(r#"{"code": 5}"#, Some("google.rpc.Status")),

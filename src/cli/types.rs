@@ -11,7 +11,7 @@ use super::client::{CliError, Endpoint};
 use crate::{
     proto::google::longrunning::Operation,
     reflection::client::ReflectionClient,
-    types::{DescriptorSet, TypeSource, TypeRegistry},
+    types::{DescriptorSet, TypeRegistry, TypeSource},
 };
 
 /// How long the server may take to tell of a type.
@@ -111,7 +111,10 @@ impl TypeResolver {
         self.requested.extend(new.iter().cloned());
         let fetched_files = async {
             let channel = self.server.connect(Some(REFLECTION_TIMEOUT)).await.ok()?;
-            ReflectionClient::new(channel).fetch_symbol_files(new, &self.types).await.ok()
+            ReflectionClient::new(channel)
+                .fetch_symbol_files(new, &self.types)
+                .await
+                .ok()
         };
         let Ok(Some(files)) = timeout(REFLECTION_TIMEOUT, fetched_files).await else {
             return false;
@@ -121,7 +124,10 @@ impl TypeResolver {
         };
         let mut fetched = self.fetched.clone();
         fetched.push(set);
-        let is_accepted = self.types.replace_source(TypeSource::Reflection, fetched.clone()).is_ok();
+        let is_accepted = self
+            .types
+            .replace_source(TypeSource::Reflection, fetched.clone())
+            .is_ok();
         if is_accepted {
             self.fetched = fetched;
         }

@@ -112,7 +112,8 @@ impl ChecksumJob {
             match entry.and_then(|entry| Ok((entry.metadata()?, entry))) {
                 Ok((metadata, entry)) if metadata.is_file() => {
                     self.total_bytes += metadata.len();
-                    let relative_path = entry.path().strip_prefix(directory).unwrap_or(entry.path());
+                    let relative_path =
+                        entry.path().strip_prefix(directory).unwrap_or(entry.path());
                     let relative_path = relative_path.as_os_str().as_encoded_bytes().to_vec();
                     files.push(FileEntry {
                         path: entry.into_path(),

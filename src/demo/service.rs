@@ -10,9 +10,9 @@ use crate::{
     error::{Error, Result},
     grpc::codec::EncodedMessage,
     operation::{name::excerpt, payload::Payload},
-    operations::creation::NewOperation,
-    operations::operations::Operations,
     proto::longrunning::demo::v1::CreateChecksumRequest,
+    service::new_operation::NewOperation,
+    service::operations::Operations,
 };
 
 #[expect(unreachable_pub, reason = "generated")]
@@ -60,9 +60,13 @@ impl generated::checksums_server::Checksums for ChecksumService {
     ) -> Result<Response<EncodedMessage>, Status> {
         let (service, directory) = (self.clone(), request.into_inner().directory);
         // A slow disk must not hold up the other calls of the lane.
-        let resolved = tokio::task::spawn_blocking(move || service.resolve_directory(&directory)).await;
+        let resolved =
+            tokio::task::spawn_blocking(move || service.resolve_directory(&directory)).await;
         let directory = resolved.map_err(|_| Error::ShuttingDown)??;
-        let created = self.operations.create(new_checksum_operation(&directory)).await?;
+        let created = self
+            .operations
+            .create(new_checksum_operation(&directory))
+            .await?;
         Ok(Response::new(EncodedMessage::Operation(created.operation)))
     }
 }

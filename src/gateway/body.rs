@@ -13,8 +13,8 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-use super::status::HttpError;
-use crate::status;
+use super::http_error::HttpError;
+use crate::error_status;
 
 pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -46,7 +46,9 @@ where
     let collected = if declared_len <= limit {
         let result = timeout(read_timeout, read_limited(body.as_mut(), limit)).await;
         let result = result.map_err(|_| HttpError::body_timeout())?;
-        result.map_err(|error| status::malformed_request(&format!("the body: {}", error.into())))?
+        result.map_err(|error| {
+            error_status::malformed_request(&format!("the body: {}", error.into()))
+        })?
     } else if MAX_DRAIN_BYTES < declared_len || headers.contains_key(header::EXPECT) {
         // A client that asks first is answered before anything is read, and
         // sends nothing then.
@@ -66,7 +68,10 @@ where
 }
 
 /// All of a body; nothing as soon as it is larger than `limit`.
-async fn read_limited<B: Body>(mut body: Pin<&mut B>, limit: usize) -> Result<Option<Bytes>, B::Error> {
+async fn read_limited<B: Body>(
+    mut body: Pin<&mut B>,
+    limit: usize,
+) -> Result<Option<Bytes>, B::Error> {
     let mut buffer = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else {
@@ -93,14 +98,20 @@ async fn drain<B: Body>(mut body: Pin<&mut B>) {
 }
 
 /// Refuses a body where none belongs.
-pub(super) async fn reject_body<B>(headers: &HeaderMap, body: B, read_timeout: Duration) -> Result<(), HttpError>
+pub(super) async fn reject_body<B>(
+    headers: &HeaderMap,
+    body: B,
+    read_timeout: Duration,
+) -> Result<(), HttpError>
 where
     B: Body,
     B::Error: Into<BoxError>,
 {
     match read(headers, body, 0, read_timeout).await {
         Ok(_) => Ok(()),
-        Err(error) if error.code == http::StatusCode::PAYLOAD_TOO_LARGE => Err(HttpError::unexpected_body()),
+        Err(error) if error.code == http::StatusCode::PAYLOAD_TOO_LARGE => {
+            Err(HttpError::unexpected_body())
+        }
         Err(error) => Err(error),
     }
 }
@@ -110,7 +121,10 @@ fn is_json(headers: &HeaderMap) -> bool {
     let Some(content_type) = headers.get(header::CONTENT_TYPE) else {
         return true;
     };
-    let content_type = content_type.to_str().unwrap_or_default().to_ascii_lowercase();
+    let content_type = content_type
+        .to_str()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
     // The messages of gRPC have a frame around them, also if they are JSON.
     let is_grpc = media_type.starts_with("application/grpc");
@@ -125,9 +139,12 @@ mod tests {
     use super::*;
 
     fn headers(content_type: &'static str) -> HeaderMap {
-        [(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type))]
-            .into_iter()
-            .collect()
+        [(
+            header::CONTENT_TYPE,
+            http::HeaderValue::from_static(content_type),
+        )]
+        .into_iter()
+        .collect()
     }
 
     async fn read_or_status_code(headers: &HeaderMap, body: &'static str) -> Result<Bytes, u16> {
@@ -146,13 +163,21 @@ mod tests {
         let no_headers = HeaderMap::new();
         assert_eq!(read_or_status_code(&no_headers, "{}").await.unwrap(), "{}");
         assert_eq!(read_or_status_code(&no_headers, "").await.unwrap(), "");
-        assert_eq!(read_or_status_code(&no_headers, "123456789").await, Err(413));
+        assert_eq!(
+            read_or_status_code(&no_headers, "123456789").await,
+            Err(413)
+        );
         for content_type in [
             "application/json",
             "Application/JSON; charset=UTF-8",
             "application/merge-patch+json",
         ] {
-            assert!(read_or_status_code(&headers(content_type), "{}").await.is_ok(), "{content_type}");
+            assert!(
+                read_or_status_code(&headers(content_type), "{}")
+                    .await
+                    .is_ok(),
+                "{content_type}"
+            );
         }
         for content_type in [
             "text/plain",
@@ -161,8 +186,17 @@ mod tests {
             "json",
             "application/grpc+json",
         ] {
-            assert_eq!(read_or_status_code(&headers(content_type), "{}").await, Err(415), "{content_type}");
-            assert!(read_or_status_code(&headers(content_type), "").await.is_ok(), "{content_type}");
+            assert_eq!(
+                read_or_status_code(&headers(content_type), "{}").await,
+                Err(415),
+                "{content_type}"
+            );
+            assert!(
+                read_or_status_code(&headers(content_type), "")
+                    .await
+                    .is_ok(),
+                "{content_type}"
+            );
         }
     }
 

@@ -51,11 +51,18 @@ impl CorsOrigins {
     }
 
     fn find_allowed(&self, origin: &HeaderValue) -> Option<&HeaderValue> {
-        self.0.iter().find(|allowed| *allowed == "*" || *allowed == origin)
+        self.0
+            .iter()
+            .find(|allowed| *allowed == "*" || *allowed == origin)
     }
 
     /// Adds what lets the page that asked read the answer, if it may.
-    pub(super) fn add_cors_headers(&self, method: &Method, request: &HeaderMap, response: &mut HeaderMap) {
+    pub(super) fn add_cors_headers(
+        &self,
+        method: &Method,
+        request: &HeaderMap,
+        response: &mut HeaderMap,
+    ) {
         if self.0.is_empty() {
             return;
         }
@@ -145,7 +152,11 @@ mod tests {
     fn listed_origin_may_read_responses_and_others_may_not() {
         let allowed_origins = "https://a.example, http://localhost:3000";
         assert_eq!(
-            cors_headers(allowed_origins, Method::GET, &[("origin", "http://localhost:3000")]),
+            cors_headers(
+                allowed_origins,
+                Method::GET,
+                &[("origin", "http://localhost:3000")]
+            ),
             "access-control-allow-origin: http://localhost:3000\n\
              access-control-expose-headers: retry-after\nvary: origin"
         );
@@ -200,7 +211,10 @@ mod tests {
         ));
         let with_fetch_site = |site| [other[0], other[1], ("sec-fetch-site", site)];
         assert!(!is_forbidden("", &with_fetch_site("same-origin")));
-        assert!(is_forbidden("", &with_fetch_site("same-site")) && is_forbidden("", &with_fetch_site("cross-site")));
+        assert!(
+            is_forbidden("", &with_fetch_site("same-site"))
+                && is_forbidden("", &with_fetch_site("cross-site"))
+        );
     }
 
     #[test]

@@ -7,13 +7,13 @@ use bytes::Bytes;
 use prost::{Message, Name};
 use serde_json::{Map, Value};
 
-use super::status::HttpError;
+use super::http_error::HttpError;
 use crate::{
     error::Error,
+    error_status,
     operation::operation::Operation,
-    operations::{calls::parse_timeout, listing::Page},
     proto::google::longrunning::{CancelOperationRequest, WaitOperationRequest},
-    status,
+    service::{list::Page, request_params::parse_timeout},
     tasks::spawn_blocking_if_large,
     types::{EnumFormat, TypeRegistry},
 };
@@ -49,7 +49,11 @@ impl JsonFormat {
     }
 
     /// An operation.
-    pub(super) async fn serialize_operation(self, types: &TypeRegistry, operation: Arc<Operation>) -> Bytes {
+    pub(super) async fn serialize_operation(
+        self,
+        types: &TypeRegistry,
+        operation: Arc<Operation>,
+    ) -> Bytes {
         let types = types.clone();
         spawn_blocking_if_large(operation.bytes().len(), move || {
             self.serialize(&self.operation_to_json(&types, &operation))
@@ -66,7 +70,9 @@ impl JsonFormat {
             let mut json = Map::new();
             if !page.operations.is_empty() {
                 let operations = page.operations.iter();
-                let operations = operations.map(|one| self.operation_to_json(&types, one)).collect();
+                let operations = operations
+                    .map(|one| self.operation_to_json(&types, one))
+                    .collect();
                 json.insert("operations".into(), Value::Array(operations));
             }
             if !page.next_page_token.is_empty() {
@@ -86,7 +92,11 @@ impl JsonFormat {
 }
 
 /// Checks the body of a cancel call; the path has the name already.
-pub(super) fn parse_cancel_body(types: &TypeRegistry, name: &str, body: &[u8]) -> Result<(), HttpError> {
+pub(super) fn parse_cancel_body(
+    types: &TypeRegistry,
+    name: &str,
+    body: &[u8],
+) -> Result<(), HttpError> {
     let request: CancelOperationRequest = decode_message(types, parse_object(body)?)?;
     check_name_matches_path(name, &request.name)
 }
@@ -124,16 +134,22 @@ fn parse_object(body: &[u8]) -> Result<Map<String, Value>, HttpError> {
     }
     match serde_json::from_slice(body) {
         Ok(Value::Object(fields)) => Ok(fields),
-        Ok(_) => Err(status::malformed_request("the body must be a JSON object").into()),
-        Err(error) => Err(status::malformed_request(&format!("the body is not JSON: {error}")).into()),
+        Ok(_) => Err(error_status::malformed_request("the body must be a JSON object").into()),
+        Err(error) => {
+            Err(error_status::malformed_request(&format!("the body is not JSON: {error}")).into())
+        }
     }
 }
 
-fn decode_message<M: Name + Default>(types: &TypeRegistry, fields: Map<String, Value>) -> Result<M, HttpError> {
+fn decode_message<M: Name + Default>(
+    types: &TypeRegistry,
+    fields: Map<String, Value>,
+) -> Result<M, HttpError> {
     let any = types
         .pack(&M::full_name(), &Value::Object(fields))
-        .map_err(|error| status::malformed_request(&format!("the body: {error}")))?;
-    M::decode(any.value.as_slice()).map_err(|error| status::malformed_request(&error.to_string()).into())
+        .map_err(|error| error_status::malformed_request(&format!("the body: {error}")))?;
+    M::decode(any.value.as_slice())
+        .map_err(|error| error_status::malformed_request(&error.to_string()).into())
 }
 
 fn check_name_matches_path(path: &str, body: &str) -> Result<(), HttpError> {

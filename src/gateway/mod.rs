@@ -4,11 +4,11 @@
 
 pub(crate) mod body;
 pub(crate) mod cors;
+pub(crate) mod http_error;
 pub(crate) mod json;
 pub(crate) mod prefix;
 pub(crate) mod query;
 pub(crate) mod routes;
 pub(crate) mod service;
-pub(crate) mod status;
 pub(crate) mod url;
 pub(crate) mod watch;

@@ -90,7 +90,11 @@ mod tests {
         let default_prefix = HttpPrefix::default();
         for version in ["v1", "v2", "v1beta1", "v1p1beta1", "v1alpha", "v10"] {
             let path = format!("/{version}/operations/x");
-            assert_eq!(default_prefix.strip(&path), Some("operations/x"), "{version}");
+            assert_eq!(
+                default_prefix.strip(&path),
+                Some("operations/x"),
+                "{version}"
+            );
         }
         for path in [
             "/operations/x",

@@ -3,13 +3,14 @@
 //! that a misspelt `fliter` does not list everything.
 
 use super::{
+    http_error::HttpError,
     json::JsonFormat,
     routes::Action,
-    status::HttpError,
     url::{UrlPart, percent_decode},
 };
 use crate::{
-    error::Error, proto::google::longrunning::ListOperationsRequest, status, types::EnumFormat,
+    error::Error, error_status, proto::google::longrunning::ListOperationsRequest,
+    types::EnumFormat,
 };
 
 /// What a query says.
@@ -93,7 +94,7 @@ fn unknown_parameter(action: Action, key: &str) -> HttpError {
 }
 
 fn invalid_parameter(key: &str, message: &str) -> HttpError {
-    status::invalid_argument(key, "INVALID_PARAMETER", message).into()
+    error_status::invalid_argument(key, "INVALID_PARAMETER", message).into()
 }
 
 // === impl Query ===
@@ -116,7 +117,12 @@ impl QueryParams {
                 list_request.return_partial_success = match value.as_str() {
                     "true" => true,
                     "false" => false,
-                    _ => return Err(invalid_parameter("return_partial_success", "it must be true or false")),
+                    _ => {
+                        return Err(invalid_parameter(
+                            "return_partial_success",
+                            "it must be true or false",
+                        ));
+                    }
                 };
             }
         }
@@ -135,13 +141,18 @@ fn parse_i32(text: &str) -> Option<i32> {
 
 impl JsonFormat {
     /// Takes a parameter that says how the answer is written; whether it did.
-    fn apply_parameter(&mut self, action: Action, key: &str, value: &str) -> Result<bool, HttpError> {
+    fn apply_parameter(
+        &mut self,
+        action: Action,
+        key: &str,
+        value: &str,
+    ) -> Result<bool, HttpError> {
         match key {
             "alt" | "$alt" => {
                 let mut parts = value.split(';');
                 let format_name = parts.next().unwrap_or_default();
-                let is_supported =
-                    matches!(format_name, "" | "json") || (format_name == "sse" && action == Action::Watch);
+                let is_supported = matches!(format_name, "" | "json")
+                    || (format_name == "sse" && action == Action::Watch);
                 let message = "it must be json, or json;enum-encoding=int";
                 if !is_supported {
                     return Err(invalid_parameter(key, message));
@@ -216,7 +227,10 @@ mod tests {
             "-",
         ] {
             let query = format!("pageSize={invalid}");
-            assert!(parse_error(Action::List, &query).contains("page_size"), "{invalid}");
+            assert!(
+                parse_error(Action::List, &query).contains("page_size"),
+                "{invalid}"
+            );
         }
         assert_eq!(parse_list("pageSize=-1").list_request.page_size, -1);
         for invalid in ["1", "TRUE", "yes"] {
@@ -278,7 +292,11 @@ mod tests {
             "$alt=json;enum-encoding=int",
             "alt=json%3benum-encoding=int",
         ] {
-            assert_eq!(parse_format(query).enum_encoding, EnumFormat::Numbers, "{query}");
+            assert_eq!(
+                parse_format(query).enum_encoding,
+                EnumFormat::Numbers,
+                "{query}"
+            );
         }
         for query in ["alt=json", "$alt=", "prettyPrint=false"] {
             assert_eq!(parse_format(query), JsonFormat::default(), "{query}");
@@ -290,7 +308,10 @@ mod tests {
             "$alt=json;enum-encoding=hex",
             "alt=sse",
         ] {
-            assert!(parse_error(Action::Get, invalid).contains("json"), "{invalid}");
+            assert!(
+                parse_error(Action::Get, invalid).contains("json"),
+                "{invalid}"
+            );
         }
         assert!(parse(Action::Watch, "alt=sse").is_ok());
     }

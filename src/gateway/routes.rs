@@ -59,7 +59,11 @@ enum Resource {
 }
 
 /// The call that a method and a raw path stand for.
-pub(super) fn match_route(prefix: &HttpPrefix, method: &Method, path: &str) -> Result<Route, RouteError> {
+pub(super) fn match_route(
+    prefix: &HttpPrefix,
+    method: &Method,
+    path: &str,
+) -> Result<Route, RouteError> {
     let path = prefix.strip(path).ok_or(RouteError::NotFound)?;
     if path.starts_with('/') {
         // An empty parent would be a list of everything, for nothing but a

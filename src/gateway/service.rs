@@ -22,18 +22,18 @@ use tower::Service;
 use super::{
     body::{self, BoxError},
     cors::CorsOrigins,
+    http_error::HttpError,
     json::{self, JsonFormat},
     prefix::HttpPrefix,
     query,
-    routes::{self, Action, RouteError, Route},
-    status::HttpError,
+    routes::{self, Action, Route, RouteError},
     watch,
 };
 use crate::{
     metrics::Metrics,
-    operations::{
-        calls::{WaitLimits, parse_lookup_name},
+    service::{
         operations::Operations,
+        request_params::{WaitLimits, parse_lookup_name},
     },
 };
 
@@ -164,7 +164,9 @@ impl Inner {
         let mut timer = RequestTimer::new(self.operations.metrics(), &route);
         let mut response = match route {
             Ok(route) => self.dispatch(route, &parts, body).await,
-            Err(RouteError::MethodNotAllowed(allowed)) if parts.method == Method::OPTIONS => options_response(allowed),
+            Err(RouteError::MethodNotAllowed(allowed)) if parts.method == Method::OPTIONS => {
+                options_response(allowed)
+            }
             Err(error) => {
                 let prefix = self.options.prefix.example();
                 self.error_response(error.into_http_error(prefix), JsonFormat::default())
@@ -228,7 +230,10 @@ impl Inner {
             }
             Action::Get => {
                 let operation = operations.get(&parse_lookup_name(name)?).await?;
-                json_response(StatusCode::OK, format.serialize_operation(types, operation).await)
+                json_response(
+                    StatusCode::OK,
+                    format.serialize_operation(types, operation).await,
+                )
             }
             Action::Delete => {
                 operations.delete(&parse_lookup_name(name)?).await?;
@@ -242,8 +247,13 @@ impl Inner {
             Action::Wait => {
                 let timeout = json::parse_wait_body(types, &name, &body)?;
                 let wait_timeout = options.wait_limits.effective_timeout(timeout, None);
-                let operation = operations.wait(&parse_lookup_name(name)?, wait_timeout).await?;
-                json_response(StatusCode::OK, format.serialize_operation(types, operation).await)
+                let operation = operations
+                    .wait(&parse_lookup_name(name)?, wait_timeout)
+                    .await?;
+                json_response(
+                    StatusCode::OK,
+                    format.serialize_operation(types, operation).await,
+                )
             }
             Action::Watch => {
                 let name = parse_lookup_name(name)?;
@@ -252,7 +262,12 @@ impl Inner {
                     return Ok(status_only_response(StatusCode::NO_CONTENT));
                 }
                 let watch = operations.watch_from(&current)?;
-                let events = watch::event_stream_body(watch, types.clone(), format, options.sse_keepalive_interval);
+                let events = watch::event_stream_body(
+                    watch,
+                    types.clone(),
+                    format,
+                    options.sse_keepalive_interval,
+                );
                 build_response(StatusCode::OK, watch::EVENT_STREAM_CONTENT_TYPE, events)
             }
         })
@@ -327,7 +342,9 @@ impl<'a> RequestTimer<'a> {
     fn new(metrics: &'a Metrics, route: &Result<Route, RouteError>) -> Self {
         Self {
             metrics,
-            method: route.as_ref().map_or("other", |route| route.action.rpc_name()),
+            method: route
+                .as_ref()
+                .map_or("other", |route| route.action.rpc_name()),
             code: StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
             started_at: Instant::now(),
         }
@@ -337,6 +354,7 @@ impl<'a> RequestTimer<'a> {
 impl Drop for RequestTimer<'_> {
     fn drop(&mut self) {
         let seconds = self.started_at.elapsed().as_secs_f64();
-        self.metrics.record_http_request(self.method, self.code.as_u16(), seconds);
+        self.metrics
+            .record_http_request(self.method, self.code.as_u16(), seconds);
     }
 }

@@ -60,8 +60,14 @@ mod tests {
 
     #[test]
     fn escaped_slash_stays_escaped_only_in_multi_segment_variables() {
-        assert_eq!(percent_decode("a%2Fb%2fc", UrlPart::MultiSegment).unwrap(), "a%2Fb%2fc");
-        assert_eq!(percent_decode("a%2Fb%2fc", UrlPart::SingleSegment).unwrap(), "a/b/c");
+        assert_eq!(
+            percent_decode("a%2Fb%2fc", UrlPart::MultiSegment).unwrap(),
+            "a%2Fb%2fc"
+        );
+        assert_eq!(
+            percent_decode("a%2Fb%2fc", UrlPart::SingleSegment).unwrap(),
+            "a/b/c"
+        );
         assert_eq!(percent_decode("a%2Fb", UrlPart::Query).unwrap(), "a/b");
     }
 
@@ -74,12 +80,23 @@ mod tests {
     #[test]
     fn malformed_percent_encoding_is_rejected() {
         for malformed in ["%", "%2", "%zz", "a%", "%%41", "%+1", "%-1", "%é"] {
-            assert_eq!(percent_decode(malformed, UrlPart::MultiSegment), Err(InvalidUrl::MalformedEscape), "{malformed}");
+            assert_eq!(
+                percent_decode(malformed, UrlPart::MultiSegment),
+                Err(InvalidUrl::MalformedEscape),
+                "{malformed}"
+            );
         }
         for malformed in ["%ff", "%c3", "%c3%28", "%ed%a0%80"] {
-            assert_eq!(percent_decode(malformed, UrlPart::Query), Err(InvalidUrl::InvalidUtf8), "{malformed}");
+            assert_eq!(
+                percent_decode(malformed, UrlPart::Query),
+                Err(InvalidUrl::InvalidUtf8),
+                "{malformed}"
+            );
         }
-        assert_eq!(percent_decode("%C3%a9\u{e9}", UrlPart::Query).unwrap(), "\u{e9}\u{e9}");
+        assert_eq!(
+            percent_decode("%C3%a9\u{e9}", UrlPart::Query).unwrap(),
+            "\u{e9}\u{e9}"
+        );
     }
 
     proptest! {

@@ -14,8 +14,8 @@ use http_body_util::StreamBody;
 use tokio::{select, time::sleep};
 use tonic::body::Body;
 
-use super::{json::JsonFormat, status::HttpError};
-use crate::{operations::watch::Watch, types::TypeRegistry};
+use super::{http_error::HttpError, json::JsonFormat};
+use crate::{service::watch::Watch, types::TypeRegistry};
 
 pub(super) const EVENT_STREAM_CONTENT_TYPE: &str = "text/event-stream";
 
@@ -31,7 +31,12 @@ pub(super) fn has_received_final_event(headers: &HeaderMap) -> bool {
 }
 
 /// The stream of events, with a sign of life after each silence of `heartbeat`.
-pub(super) fn event_stream_body(watch: Watch, types: TypeRegistry, format: JsonFormat, keepalive_interval: Duration) -> Body {
+pub(super) fn event_stream_body(
+    watch: Watch,
+    types: TypeRegistry,
+    format: JsonFormat,
+    keepalive_interval: Duration,
+) -> Body {
     // An event ends at an empty line.
     let format = JsonFormat {
         pretty: false,
@@ -72,5 +77,7 @@ fn stream_item(event: Bytes, watch: Option<Watch>) -> StreamItem {
 }
 
 fn format_event(fields: &str, json: &[u8]) -> Bytes {
-    [fields.as_bytes(), b"data: ", json, b"\n\n"].concat().into()
+    [fields.as_bytes(), b"data: ", json, b"\n\n"]
+        .concat()
+        .into()
 }

@@ -8,14 +8,14 @@ use tonic::{Request, Response, Status};
 
 use super::codec::EncodedMessage;
 use crate::{
-    operation::{operation::Operation, wire},
-    operations::{
-        calls::{WaitLimits, parse_lookup_name, parse_timeout},
-        operations::Operations,
-    },
+    operation::{encoded, operation::Operation},
     proto::google::longrunning::{
         CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
         WaitOperationRequest,
+    },
+    service::{
+        operations::Operations,
+        request_params::{WaitLimits, parse_lookup_name, parse_timeout},
     },
 };
 
@@ -73,7 +73,8 @@ impl generated::operations_server::Operations for OperationsService {
             .operations
             .iter()
             .map(|operation| Operation::bytes(operation));
-        let list = wire::encode_list_response(operations, &page.next_page_token, &page.unreachable);
+        let list =
+            encoded::encode_list_response(operations, &page.next_page_token, &page.unreachable);
         Ok(Response::new(EncodedMessage::Bytes(Bytes::from(list))))
     }
 
@@ -105,7 +106,10 @@ impl generated::operations_server::Operations for OperationsService {
         let timeout = request.timeout.map(parse_timeout).transpose()?;
         let operation = self
             .operations
-            .wait(&name, self.wait_limits.effective_timeout(timeout, client_timeout))
+            .wait(
+                &name,
+                self.wait_limits.effective_timeout(timeout, client_timeout),
+            )
             .await?;
         Ok(Response::new(EncodedMessage::Operation(operation)))
     }

@@ -7,8 +7,8 @@ use tonic::{Code, Status};
 
 use crate::{
     error::Error,
+    error_status,
     proto::google::rpc::{self, Code as RpcCode},
-    status,
 };
 
 impl From<Error> for Status {
@@ -20,13 +20,13 @@ impl From<Error> for Status {
 /// The request is not the message that it should be: a name that is not UTF-8,
 /// for one.
 pub(crate) fn malformed_request(problem: &str) -> Status {
-    into_tonic_status(status::malformed_request(problem))
+    into_tonic_status(error_status::malformed_request(problem))
 }
 
 /// A status with one ErrorInfo, for an error of the stack below.
 pub(crate) fn with_reason(code: Code, reason: &str, message: &str) -> Status {
     let code = RpcCode::try_from(code as i32).unwrap_or(RpcCode::Unknown);
-    into_tonic_status(status::with_reason(code, reason, message))
+    into_tonic_status(error_status::with_reason(code, reason, message))
 }
 
 /// The status as it ends a call.

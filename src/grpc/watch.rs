@@ -7,8 +7,8 @@ use tonic::{Request, Response, Status};
 
 use super::codec::EncodedMessage;
 use crate::{
-    operations::{calls::parse_lookup_name, operations::Operations},
     proto::longrunning::v1::WatchOperationRequest,
+    service::{operations::Operations, request_params::parse_lookup_name},
 };
 
 #[expect(unreachable_pub, reason = "generated")]

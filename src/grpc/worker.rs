@@ -11,28 +11,26 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
     codec::EncodedMessage,
-    lease::{to_proto_lease, lease_lost_directive, to_proto_directive, renewed_directive, worker_directive},
+    lease_proto::{
+        lease_lost_directive, renewed_directive, to_proto_directive, to_proto_lease,
+        worker_directive,
+    },
     operations::grpc_timeout,
 };
 use crate::{
     clock::{parse_duration, to_proto_duration},
     error::{Error, Result},
     operation::{
-        end::AttemptResult,
+        attempt_result::AttemptResult,
+        encoded,
         lease::{LeaseToken, WorkerId},
         name::OperationName,
+        options::QueueName,
         outcome::Failure,
         payload::Payload,
         retry::MAX_BACKOFF,
-        stage::{LeaseLostReason, TransitionError, Report},
-        terms::QueueName,
         trace::TraceContext,
-        wire,
-    },
-    operations::{
-        calls::{WaitLimits, parse_lookup_name},
-        creation::NewOperation,
-        operations::Operations,
+        transition::{LeaseLostReason, Report, TransitionError},
     },
     proto::longrunning::v1::{
         CreateOperationRequest, CreateOperationResponse, Directive, FinishOperationRequest,
@@ -41,6 +39,11 @@ use crate::{
         create_operation_request::Execution,
         directive::Kind,
         finish_operation_request::{self as finish, Outcome},
+    },
+    service::{
+        new_operation::NewOperation,
+        operations::Operations,
+        request_params::{WaitLimits, parse_lookup_name},
     },
 };
 
@@ -114,10 +117,9 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
         let now = self.operations.clock().now();
         // Another instance of the creator may ask for it again; the lease stays
         // with the one that works.
-        let is_holder = created
-            .operation
-            .lease()
-            .is_some_and(|lease| creator_id.is_some_and(|creator| creator == lease.holder.as_str()));
+        let is_holder = created.operation.lease().is_some_and(|lease| {
+            creator_id.is_some_and(|creator| creator == lease.holder.as_str())
+        });
         let response = CreateOperationResponse {
             operation: None,
             lease: is_holder
@@ -125,7 +127,7 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
                 .flatten(),
             reused: created.already_existed,
         };
-        let mut bytes = wire::encode_field(1, created.operation.bytes());
+        let mut bytes = encoded::encode_field(1, created.operation.bytes());
         response.encode(&mut bytes).expect("a vector has room");
         Ok(Response::new(EncodedMessage::Bytes(bytes.into())))
     }
@@ -140,8 +142,11 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
         let queues = parse_queues(&request.queues)?;
         let max_leases = parse_max_leases(request.max_leases)?;
         let wait_timeout = request.wait.map(parse_duration).transpose();
-        let wait_timeout = wait_timeout.map_err(|error| Error::invalid("wait", "INVALID_TIMEOUT", error))?;
-        let wait_timeout = self.wait_limits.effective_timeout(wait_timeout, client_timeout);
+        let wait_timeout =
+            wait_timeout.map_err(|error| Error::invalid("wait", "INVALID_TIMEOUT", error))?;
+        let wait_timeout = self
+            .wait_limits
+            .effective_timeout(wait_timeout, client_timeout);
         let leased = self
             .operations
             .lease_batch(&queues, &worker, max_leases, wait_timeout)
@@ -182,7 +187,8 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
         if self.operations.is_stopping() {
             directives.push(worker_directive(Kind::Drain));
         }
-        let lease_duration = shortest_lease.unwrap_or_else(|| self.operations.default_lease_duration());
+        let lease_duration =
+            shortest_lease.unwrap_or_else(|| self.operations.default_lease_duration());
         Ok(encoded_response(&HeartbeatResponse {
             directives,
             next_heartbeat: Some(to_proto_duration(lease_duration / HEARTBEATS_PER_LEASE)),
@@ -227,9 +233,9 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
             })
         });
         let initial = stream::iter([worker_directive(Kind::Continue)]);
-        let directives = initial
-            .chain(updates)
-            .map(|directive: Directive| Ok(EncodedMessage::Bytes(directive.encode_to_vec().into())));
+        let directives = initial.chain(updates).map(|directive: Directive| {
+            Ok(EncodedMessage::Bytes(directive.encode_to_vec().into()))
+        });
         Ok(Response::new(Box::pin(directives)))
     }
 }
@@ -310,7 +316,11 @@ fn parse_max_leases(max_leases: i32) -> Result<usize> {
 fn parse_lease_token(name: &OperationName, bytes: &[u8]) -> Result<LeaseToken> {
     if bytes.is_empty() {
         let message = "send the lease_token that came with the lease";
-        return Err(Error::invalid("lease_token", "INVALID_LEASE_TOKEN", message));
+        return Err(Error::invalid(
+            "lease_token",
+            "INVALID_LEASE_TOKEN",
+            message,
+        ));
     }
     LeaseToken::from_bytes(bytes).ok_or_else(|| Error::FailedPrecondition {
         name: name.to_string(),

@@ -49,7 +49,10 @@ impl Lease {
     /// The first moment at which something becomes due.
     pub(crate) fn next_deadline(&self) -> Timestamp {
         let deadlines = [self.attempt_deadline, self.cancel_deadline];
-        deadlines.into_iter().flatten().fold(self.expires_at, Timestamp::min)
+        deadlines
+            .into_iter()
+            .flatten()
+            .fold(self.expires_at, Timestamp::min)
     }
 
     /// When the attempt is over, however often the lease is renewed; none for

@@ -82,14 +82,14 @@ mod tests {
     use crate::{
         clock::Timestamp,
         operation::{
-            birth::{OperationSpec, Attributes},
             labels::Labels,
             lease::{LeaseToken, WorkerId},
             name::OperationName,
             operation::OperationUpdate,
-            stage::{Event, Report},
-            terms::{QueueName, ExecutionOptions},
+            options::{ExecutionOptions, QueueName},
+            spec::{Attributes, OperationSpec},
             trace::TraceContext,
+            transition::{Event, Report},
         },
         proto::longrunning::v1::{OperationMetadata, Progress},
     };
@@ -134,14 +134,23 @@ mod tests {
         };
         let labelled = new_operation(Some("q"), labels);
         let token = labelled.lease().unwrap().token;
-        let update = labelled.apply(&Event::Report(token, report), START).unwrap();
+        let update = labelled
+            .apply(&Event::Report(token, report), START)
+            .unwrap();
         let OperationUpdate::Put(reported) = update else {
             panic!("a report changes it")
         };
-        let OperationUpdate::Put(cancelling) = reported.apply(&Event::RequestCancel, START).unwrap() else {
+        let OperationUpdate::Put(cancelling) =
+            reported.apply(&Event::RequestCancel, START).unwrap()
+        else {
             panic!("so does the wish to cancel")
         };
-        for operation in [new_operation(None, BTreeMap::new()), labelled, reported, cancelling] {
+        for operation in [
+            new_operation(None, BTreeMap::new()),
+            labelled,
+            reported,
+            cancelling,
+        ] {
             let bytes = encode(&operation);
             let decoded = OperationMetadata::decode(&*bytes).unwrap();
             assert_eq!(decoded.encode_to_vec(), bytes, "{decoded:?}");
@@ -149,7 +158,10 @@ mod tests {
             assert_eq!(decoded.create_time, Some(START.into()));
             assert_eq!(decoded.start_time, Some(START.into()));
             assert_eq!(decoded.progress.as_ref(), operation.progress());
-            assert_eq!(decoded.detail.as_ref(), operation.detail().map(Payload::any));
+            assert_eq!(
+                decoded.detail.as_ref(),
+                operation.detail().map(Payload::any)
+            );
             assert_eq!(decoded.cancel_requested, operation.cancel_requested());
             assert_eq!(decoded.queue.is_empty(), operation.queue().is_none());
             assert_eq!(decoded.method, operation.method());
@@ -163,7 +175,10 @@ mod tests {
         let labels: BTreeMap<_, _> = (0..64).map(label).collect();
         let bytes = encode(&new_operation(None, labels.clone()));
         let decoded = OperationMetadata::decode(&*bytes).unwrap();
-        assert_eq!(decoded.labels.into_iter().collect::<BTreeMap<_, _>>(), labels);
+        assert_eq!(
+            decoded.labels.into_iter().collect::<BTreeMap<_, _>>(),
+            labels
+        );
         assert_eq!(bytes, encode(&new_operation(None, labels)));
     }
 

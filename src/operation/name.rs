@@ -154,7 +154,9 @@ fn split_name(name: &str) -> Option<(&str, &str)> {
     if prefix == OPERATIONS_COLLECTION {
         return Some(("", id));
     }
-    let parent = prefix.strip_suffix(OPERATIONS_COLLECTION)?.strip_suffix('/')?;
+    let parent = prefix
+        .strip_suffix(OPERATIONS_COLLECTION)?
+        .strip_suffix('/')?;
     (!parent.is_empty()).then_some((parent, id))
 }
 
@@ -193,7 +195,8 @@ pub(crate) fn is_parent_id(text: &str) -> bool {
 }
 
 fn is_id(text: &str) -> bool {
-    let is_allowed_byte = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let is_allowed_byte =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=63).contains(&text.len())
         && text.bytes().all(is_allowed_byte)
         && !text.starts_with('-')

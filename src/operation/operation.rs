@@ -7,17 +7,19 @@ use std::{sync::Arc, time::Duration};
 use prost_types::Any;
 
 use super::{
-    birth::{OperationSpec, IdempotencyKey, Attributes},
+    encoded::{self, AnyRef, EncodedOperation},
     labels::Labels,
     lease::Lease,
     metadata,
     name::OperationName,
+    options::{ExecutionOptions, QueueName},
     outcome::Outcome,
     payload::Payload,
-    stage::{self, TerminalState, Event, TransitionContext, Transition, TransitionError, Report, Phase},
-    terms::{QueueName, ExecutionOptions},
+    spec::{Attributes, IdempotencyKey, OperationSpec},
     trace::TraceContext,
-    wire::{self, AnyRef, EncodedOperation},
+    transition::{
+        self, Event, Phase, Report, TerminalState, Transition, TransitionContext, TransitionError,
+    },
 };
 use crate::{
     clock::Timestamp,
@@ -117,7 +119,8 @@ impl Operation {
         if let Some((token, worker)) = spec.initial_lease {
             let context = operation.transition_context(now, false);
             let acquire = Event::AcquireLease { token, worker };
-            if let Ok(Transition::To(phase)) = stage::transition(&Phase::Pending { ready_at: now }, &acquire, context)
+            if let Ok(Transition::To(phase)) =
+                transition::transition(&Phase::Pending { ready_at: now }, &acquire, context)
             {
                 operation.enter_phase(phase, now);
             }
@@ -127,16 +130,26 @@ impl Operation {
     }
 
     /// What `event` makes of this operation.
-    pub(crate) fn apply(&self, event: &Event, now: Timestamp) -> Result<OperationUpdate, TransitionError> {
+    pub(crate) fn apply(
+        &self,
+        event: &Event,
+        now: Timestamp,
+    ) -> Result<OperationUpdate, TransitionError> {
         let now = now.max(self.update_time);
         if *event == Event::TimerFired && self.is_abandoned(now) {
             return Ok(OperationUpdate::Remove(None));
         }
-        let transition = stage::transition(&self.phase, event, self.transition_context(now, self.has_same_outcome(event)))?;
+        let transition = transition::transition(
+            &self.phase,
+            event,
+            self.transition_context(now, self.has_same_outcome(event)),
+        )?;
         let mut changed = match transition {
             Transition::Unchanged => return Ok(OperationUpdate::Unchanged),
             Transition::Remove => return Ok(OperationUpdate::Remove(None)),
-            Transition::To(_) | Transition::MergeReport | Transition::Finish(_) => self.next_revision(now),
+            Transition::To(_) | Transition::MergeReport | Transition::Finish(_) => {
+                self.next_revision(now)
+            }
         };
         if let Event::RequestCancel = event {
             changed.cancel_requested = true;
@@ -213,7 +226,9 @@ impl Operation {
         let is_pending = matches!(self.phase, Phase::Pending { .. });
         let abandoned_at =
             (self.deleted && is_pending).then(|| self.update_time + self.options.retention);
-        let deadlines = [phase_deadline, total_deadline, abandoned_at].into_iter().flatten();
+        let deadlines = [phase_deadline, total_deadline, abandoned_at]
+            .into_iter()
+            .flatten();
         deadlines.min().unwrap_or(Timestamp::from_nanos(i64::MAX))
     }
 
@@ -298,7 +313,9 @@ impl Operation {
     }
 
     fn encode(&mut self, name: &str, outcome: Option<&Outcome>) {
-        let custom_metadata = self.latest_report().and_then(|latest| latest.metadata.as_ref());
+        let custom_metadata = self
+            .latest_report()
+            .and_then(|latest| latest.metadata.as_ref());
         self.encoded = match custom_metadata {
             Some(custom_metadata) => {
                 let Any { type_url, value } = custom_metadata.any();
@@ -324,7 +341,7 @@ impl Operation {
 
     /// The full name, owned.
     pub fn name_owned(&self) -> OperationName {
-        wire::name_owned(&self.encoded)
+        encoded::name_owned(&self.encoded)
     }
 
     /// The encoded `google.longrunning.Operation`.
@@ -334,7 +351,7 @@ impl Operation {
 
     /// The decoded `google.longrunning.Operation`.
     pub fn to_proto(&self) -> google::longrunning::Operation {
-        wire::decode(self.bytes())
+        encoded::decode(self.bytes())
     }
 
     /// The parts of the encoded operation, for filters.
@@ -398,7 +415,9 @@ impl Operation {
     /// What its creator called it by.
     pub fn labels(&self) -> &Labels {
         static NONE: Labels = Labels::NONE;
-        self.attributes.as_ref().map_or(&NONE, |attributes| &attributes.labels)
+        self.attributes
+            .as_ref()
+            .map_or(&NONE, |attributes| &attributes.labels)
     }
 
     /// When it was created.
@@ -448,13 +467,17 @@ impl Operation {
 
     /// The method that it belongs to, as its creator said; empty if it did not.
     pub fn method(&self) -> &str {
-        self.attributes.as_ref().map_or("", |attributes| &attributes.method)
+        self.attributes
+            .as_ref()
+            .map_or("", |attributes| &attributes.method)
     }
 
     /// The trace that it belongs to, as its creator said.
     pub fn trace_context(&self) -> &TraceContext {
         static NONE: TraceContext = TraceContext::NONE;
-        self.attributes.as_ref().map_or(&NONE, |attributes| &attributes.trace_context)
+        self.attributes
+            .as_ref()
+            .map_or(&NONE, |attributes| &attributes.trace_context)
     }
 
     pub(crate) fn idempotency_key(&self) -> Option<&IdempotencyKey> {
@@ -479,7 +502,9 @@ impl Operation {
 
     /// How many bytes it is called by, besides its name.
     pub(crate) fn attributes_size(&self) -> usize {
-        self.attributes.as_ref().map_or(0, |attributes| attributes.size())
+        self.attributes
+            .as_ref()
+            .map_or(0, |attributes| attributes.size())
     }
 
     /// How many bytes it holds that vary with what people put in.

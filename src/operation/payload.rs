@@ -102,13 +102,22 @@ mod tests {
 
     #[test]
     fn bare_message_name_gets_default_prefix_and_others_are_unchanged() {
-        assert_eq!(normalized_url("pkg.Msg").unwrap(), "type.googleapis.com/pkg.Msg");
-        assert_eq!(normalized_url("/pkg.Msg").unwrap(), "type.googleapis.com/pkg.Msg");
+        assert_eq!(
+            normalized_url("pkg.Msg").unwrap(),
+            "type.googleapis.com/pkg.Msg"
+        );
+        assert_eq!(
+            normalized_url("/pkg.Msg").unwrap(),
+            "type.googleapis.com/pkg.Msg"
+        );
         assert_eq!(
             normalized_url("type.googleapis.com/pkg.Msg").unwrap(),
             "type.googleapis.com/pkg.Msg"
         );
-        assert_eq!(normalized_url("example.com/x/T").unwrap(), "example.com/x/T");
+        assert_eq!(
+            normalized_url("example.com/x/T").unwrap(),
+            "example.com/x/T"
+        );
     }
 
     #[test]

@@ -3,19 +3,19 @@
 //! that a restart changes no byte; what can be read from it is not kept twice.
 //! The numbers of the fields never change, and none is used again.
 
-mod parts;
+mod codec;
 
 use std::sync::Arc;
 
 use prost::Message;
 use prost_types::Any;
 
-use self::parts::{ReportRecord, PhaseRecord, AttributesRecord, OptionsRecord, parse_payload};
+use self::codec::{AttributesRecord, OptionsRecord, PhaseRecord, ReportRecord, parse_payload};
 use super::{
-    birth::Attributes,
+    encoded::EncodedOperation,
     operation::{Operation, WorkState},
-    terms::ExecutionOptions,
-    wire::EncodedOperation,
+    options::ExecutionOptions,
+    spec::Attributes,
 };
 use crate::clock::Timestamp;
 
@@ -135,7 +135,9 @@ fn encode_with_checksum(number: u64, message: &impl Message) -> Vec<u8> {
 }
 
 fn verify_checksum(number: u64, bytes: &[u8]) -> Result<&[u8], RecordError> {
-    let (sum, rest) = bytes.split_first_chunk().ok_or(RecordError::ChecksumMismatch)?;
+    let (sum, rest) = bytes
+        .split_first_chunk()
+        .ok_or(RecordError::ChecksumMismatch)?;
     if u32::from_le_bytes(*sum) == checksum(number, rest) {
         Ok(rest)
     } else {
@@ -162,11 +164,14 @@ impl RecordDecoder {
     ) -> Result<Operation, RecordError> {
         let record = OperationRecord::decode(verify_checksum(number, record)?)?;
         let input = match input {
-            Some(input) if record.has_separate_input => Some(Any::decode(verify_checksum(number, input)?)?),
+            Some(input) if record.has_separate_input => {
+                Some(Any::decode(verify_checksum(number, input)?)?)
+            }
             None if record.has_separate_input => return Err(RecordError::InvalidField("input")),
             _ => record.input,
         };
-        let encoded = EncodedOperation::from_bytes(record.encoded).ok_or(RecordError::InvalidField("operation"))?;
+        let encoded = EncodedOperation::from_bytes(record.encoded)
+            .ok_or(RecordError::InvalidField("operation"))?;
         let latest_report = record
             .latest_report
             .map(|report| report.into_report(&encoded))
@@ -187,7 +192,10 @@ impl RecordDecoder {
             create_time: Timestamp::from_nanos(record.create_time_ns),
             start_time: record.start_time_ns.map(Timestamp::from_nanos),
             update_time: Timestamp::from_nanos(record.update_time_ns),
-            phase: record.phase.ok_or(RecordError::InvalidField("stage"))?.try_into()?,
+            phase: record
+                .phase
+                .ok_or(RecordError::InvalidField("stage"))?
+                .try_into()?,
             options: self.intern_options(options)?,
             attributes: attributes.map(Arc::new),
             work_state: work_state.into_shared(),
@@ -195,8 +203,15 @@ impl RecordDecoder {
         })
     }
 
-    fn intern_options(&mut self, record: OptionsRecord) -> Result<Arc<ExecutionOptions>, RecordError> {
-        if let Some((_, options)) = self.interned_options.iter().find(|(known, _)| *known == record) {
+    fn intern_options(
+        &mut self,
+        record: OptionsRecord,
+    ) -> Result<Arc<ExecutionOptions>, RecordError> {
+        if let Some((_, options)) = self
+            .interned_options
+            .iter()
+            .find(|(known, _)| *known == record)
+        {
             return Ok(options.clone());
         }
         let options = Arc::new(ExecutionOptions::try_from(record.clone())?);

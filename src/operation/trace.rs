@@ -79,10 +79,16 @@ mod tests {
     #[test]
     fn trace_context_rejects_invalid_keys_values_and_more_than_8_entries() {
         let good = [("traceparent", "00-4bf92f-01"), ("tracestate", "a=b, c=d")];
-        assert_eq!(trace_context(&good).unwrap().iter().collect::<Vec<_>>(), good);
+        assert_eq!(
+            trace_context(&good).unwrap().iter().collect::<Vec<_>>(),
+            good
+        );
         assert_eq!(trace_context(&[]), Ok(TraceContext::NONE));
         for key in ["", "Traceparent", "a b", &"a".repeat(64)] {
-            assert_eq!(trace_context(&[(key, "")]), Err(InvalidTraceContext::Key(key.into())));
+            assert_eq!(
+                trace_context(&[(key, "")]),
+                Err(InvalidTraceContext::Key(key.into()))
+            );
         }
         for value in ["é", "a\nb", &"v".repeat(1025)] {
             let refused = Err(InvalidTraceContext::Value("a".into()));

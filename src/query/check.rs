@@ -6,7 +6,7 @@ use prost_reflect::{EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor};
 
 use super::{
     filter::{Comparator, Segment},
-    literal::{Literal, TypeError, ScalarType},
+    literal::{Literal, ScalarType, TypeError},
 };
 
 /// Whether a path makes sense for a message of this type, and the literal for
@@ -46,7 +46,9 @@ pub(super) fn check_path(
     }
     if field.is_list() {
         if comparator != Comparator::Has {
-            return Err(TypeError::ExpectedComparator("`:`, for it is a repeated field"));
+            return Err(TypeError::ExpectedComparator(
+                "`:`, for it is a repeated field",
+            ));
         }
         if rest.is_empty() && literal.pattern.is_wildcard() {
             return Ok(());

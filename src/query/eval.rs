@@ -9,13 +9,13 @@ use prost_reflect::MessageDescriptor;
 
 use super::{
     check,
-    fields::{Field, FIELD_NAMES, ScalarField, STATES},
-    filter::{Column, Comparator, Filter, InvalidFilter, Path, Restriction, Segment, Pattern},
-    inside::{MessageEvaluator, TYPE_FIELD},
-    literal::{FieldValue, Literal, TypeError, ScalarType, TruthValue},
+    decoded::{DecodedOperation, MessageField},
+    fields::{FIELD_NAMES, Field, STATES, ScalarField},
+    filter::{Column, Comparator, Filter, InvalidFilter, Path, Pattern, Restriction, Segment},
+    full_text,
+    literal::{FieldValue, Literal, ScalarType, TruthValue, TypeError},
+    message_eval::{MessageEvaluator, TYPE_FIELD},
     parse::parse,
-    subject::{MessageField, DecodedOperation},
-    words,
 };
 use crate::{
     operation::operation::Operation,
@@ -149,8 +149,10 @@ impl Expr {
                 let evaluator = MessageEvaluator::new(decoded, *comparator, literal);
                 evaluate_message(*field, evaluator, path, decoded)
             }
-            Self::Text(pattern) => words::matches_any_text(pattern, decoded).into(),
-            Self::And(_) | Self::Or(_) | Self::Not(_) => self.evaluate(&|leaf| leaf.evaluate_leaf(decoded)),
+            Self::Text(pattern) => full_text::matches_any_text(pattern, decoded).into(),
+            Self::And(_) | Self::Or(_) | Self::Not(_) => {
+                self.evaluate(&|leaf| leaf.evaluate_leaf(decoded))
+            }
         }
     }
 
@@ -159,9 +161,11 @@ impl Expr {
         let has_other_terms = Cell::new(false);
         let is_true = |state: &State| {
             let evaluate_leaf = |leaf: &Self| match leaf {
-                Self::Field(field @ (ScalarField::Done | ScalarField::State), comparator, literal) => {
-                    compare_field(field.value_in_state(*state), *comparator, literal)
-                }
+                Self::Field(
+                    field @ (ScalarField::Done | ScalarField::State),
+                    comparator,
+                    literal,
+                ) => compare_field(field.value_in_state(*state), *comparator, literal),
                 _ => {
                     has_other_terms.set(true);
                     TruthValue::Unknown
@@ -190,7 +194,11 @@ impl Expr {
 }
 
 /// How a field's value compares; none is not known.
-fn compare_field(value: Option<FieldValue<'_>>, comparator: Comparator, literal: &Literal) -> TruthValue {
+fn compare_field(
+    value: Option<FieldValue<'_>>,
+    comparator: Comparator,
+    literal: &Literal,
+) -> TruthValue {
     if comparator == Comparator::Has && literal.pattern.is_wildcard() {
         let is_default = matches!(
             value,
@@ -198,10 +206,17 @@ fn compare_field(value: Option<FieldValue<'_>>, comparator: Comparator, literal:
         );
         return (!is_default).into();
     }
-    value.map_or(TruthValue::Unknown, |value| literal.evaluate(comparator, value))
+    value.map_or(TruthValue::Unknown, |value| {
+        literal.evaluate(comparator, value)
+    })
 }
 
-fn evaluate_message(field: MessageField, evaluator: MessageEvaluator<'_>, path: &[Segment], decoded: &DecodedOperation<'_>) -> TruthValue {
+fn evaluate_message(
+    field: MessageField,
+    evaluator: MessageEvaluator<'_>,
+    path: &[Segment],
+    decoded: &DecodedOperation<'_>,
+) -> TruthValue {
     if field == MessageField::Error {
         let has_error = decoded.operation.encoded().error().is_some();
         return match decoded.error() {
@@ -238,13 +253,22 @@ fn evaluate_label(
 
 // === Checking ===
 
-fn compile(filter: &Filter, types: &TypeRegistry, constraints: &TypeConstraints) -> Result<Expr, InvalidFilter> {
+fn compile(
+    filter: &Filter,
+    types: &TypeRegistry,
+    constraints: &TypeConstraints,
+) -> Result<Expr, InvalidFilter> {
     let compile_all = |filters: &[Filter], constraints: &TypeConstraints| {
-        let nodes = filters.iter().map(|filter| compile(filter, types, constraints));
+        let nodes = filters
+            .iter()
+            .map(|filter| compile(filter, types, constraints));
         nodes.collect::<Result<Vec<_>, _>>()
     };
     Ok(match filter {
-        Filter::And(filters) => Expr::And(compile_all(filters, &constraints.with_conjuncts(filters, types))?),
+        Filter::And(filters) => Expr::And(compile_all(
+            filters,
+            &constraints.with_conjuncts(filters, types),
+        )?),
         Filter::Or(filters) => Expr::Or(compile_all(filters, constraints)?),
         Filter::Not(filter) => Expr::Not(Box::new(compile(filter, types, constraints)?)),
         Filter::Restriction(restriction) => compile_restriction(restriction, types, constraints)?,
@@ -252,7 +276,11 @@ fn compile(filter: &Filter, types: &TypeRegistry, constraints: &TypeConstraints)
     })
 }
 
-fn compile_restriction(restriction: &Restriction, types: &TypeRegistry, constraints: &TypeConstraints) -> Result<Expr, InvalidFilter> {
+fn compile_restriction(
+    restriction: &Restriction,
+    types: &TypeRegistry,
+    constraints: &TypeConstraints,
+) -> Result<Expr, InvalidFilter> {
     let Restriction {
         path,
         comparator,
@@ -280,7 +308,9 @@ fn compile_restriction(restriction: &Restriction, types: &TypeRegistry, constrai
         Field::Response => MessageField::Response,
         Field::Metadata => MessageField::Metadata,
     };
-    let is_type = rest.first().is_some_and(|segment| &*segment.name == TYPE_FIELD);
+    let is_type = rest
+        .first()
+        .is_some_and(|segment| &*segment.name == TYPE_FIELD);
     if is_type && message_field != MessageField::Error {
         if 1 < rest.len() {
             return Err(unknown_field(path, 2));
@@ -295,12 +325,18 @@ fn compile_restriction(restriction: &Restriction, types: &TypeRegistry, constrai
         // The type may be any. But what has an order in the server's own
         // metadata is hardly meant to be compared with what has none.
         let server_metadata = types.descriptor(&OperationMetadata::full_name());
-        let checked = server_metadata.map(|descriptor| check::check_path(&descriptor, rest, comparator, &literal));
+        let checked = server_metadata
+            .map(|descriptor| check::check_path(&descriptor, rest, comparator, &literal));
         if let Some(Err(TypeError::ExpectedValue(expected))) = checked {
             return Err(type_mismatch(restriction, &expected));
         }
     }
-    Ok(Expr::Message(message_field, rest.into(), comparator, literal))
+    Ok(Expr::Message(
+        message_field,
+        rest.into(),
+        comparator,
+        literal,
+    ))
 }
 
 fn check_labels(
@@ -355,7 +391,11 @@ impl TypeConstraints {
         constraints
     }
 
-    fn descriptor_for(&self, field: MessageField, types: &TypeRegistry) -> Option<MessageDescriptor> {
+    fn descriptor_for(
+        &self,
+        field: MessageField,
+        types: &TypeRegistry,
+    ) -> Option<MessageDescriptor> {
         match field {
             MessageField::Error => types.descriptor(&rpc::Status::full_name()),
             MessageField::Response => self.response.clone(),
@@ -393,7 +433,9 @@ fn to_invalid_filter(restriction: &Restriction, error: TypeError) -> InvalidFilt
     } = restriction;
     match error {
         TypeError::ExpectedValue(expected) => type_mismatch(restriction, &expected),
-        TypeError::UnknownField(from_end) => unknown_field(path, path.0.len().saturating_sub(from_end)),
+        TypeError::UnknownField(from_end) => {
+            unknown_field(path, path.0.len().saturating_sub(from_end))
+        }
         TypeError::ExpectedComparator(expected) => {
             let column = path.0[path.0.len() - 1].column;
             let expected = format!("{path} to be compared with {expected}");

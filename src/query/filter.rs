@@ -217,7 +217,10 @@ impl Pattern {
 
     /// The text with its stars.
     pub(crate) fn to_source_text(&self) -> String {
-        let (leading, trailing) = (wildcard_str(self.leading_wildcard), wildcard_str(self.trailing_wildcard));
+        let (leading, trailing) = (
+            wildcard_str(self.leading_wildcard),
+            wildcard_str(self.trailing_wildcard),
+        );
         format!("{leading}{}{trailing}", self.body)
     }
 
@@ -260,7 +263,12 @@ fn wildcard_str(is_wildcard: bool) -> &'static str {
     if is_wildcard { "*" } else { "" }
 }
 
-fn write_quoted(body: &str, leading_wildcard: bool, trailing_wildcard: bool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn write_quoted(
+    body: &str,
+    leading_wildcard: bool,
+    trailing_wildcard: bool,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
     write!(f, "\"{}", wildcard_str(leading_wildcard))?;
     for character in body.chars() {
         match character {

@@ -104,7 +104,11 @@ impl Literal {
     }
 
     /// Whether it can be compared with values of a type.
-    pub(crate) fn check_type(&self, comparator: Comparator, scalar_type: &ScalarType) -> Result<(), TypeError> {
+    pub(crate) fn check_type(
+        &self,
+        comparator: Comparator,
+        scalar_type: &ScalarType,
+    ) -> Result<(), TypeError> {
         let is_ordering = comparator.is_ordering();
         if comparator == Comparator::Has && self.pattern.is_wildcard() {
             return Ok(());
@@ -113,7 +117,9 @@ impl Literal {
             ScalarType::Text if is_ordering => (self.pattern.exact().is_some(), "a text without *"),
             ScalarType::Text => (true, "a text"),
             ScalarType::Bool | ScalarType::Enum(_) if is_ordering => {
-                return Err(TypeError::ExpectedComparator("= or !=, for it has no order"));
+                return Err(TypeError::ExpectedComparator(
+                    "= or !=, for it has no order",
+                ));
             }
             ScalarType::Bool => (self.as_bool().is_some(), "true or false"),
             ScalarType::Enum(names) => {
@@ -121,7 +127,10 @@ impl Literal {
                 if self.pattern.exact().is_some_and(is_enum_value) {
                     return Ok(());
                 }
-                return Err(TypeError::ExpectedValue(format!("one of {}", names.join(", "))));
+                return Err(TypeError::ExpectedValue(format!(
+                    "one of {}",
+                    names.join(", ")
+                )));
             }
             ScalarType::Integer => (self.integer.is_some(), "a whole number"),
             ScalarType::Float => (self.float.is_some(), "a number"),
@@ -133,7 +142,9 @@ impl Literal {
                 self.duration_ns.is_some(),
                 "a duration in seconds, such as 90s or 1.5s",
             ),
-            ScalarType::Opaque => return Err(TypeError::ExpectedComparator("`:*`, for it is bytes")),
+            ScalarType::Opaque => {
+                return Err(TypeError::ExpectedComparator("`:*`, for it is bytes"));
+            }
         };
         if is_valid {
             Ok(())
@@ -176,7 +187,9 @@ impl Literal {
         let is_null_literal = self.pattern.exact() == Some("null");
         match (value, comparator) {
             (FieldValue::Text(text), _) => self.evaluate_text(comparator, text),
-            (FieldValue::Null, Comparator::Equal | Comparator::Has) if is_null_literal => TruthValue::True,
+            (FieldValue::Null, Comparator::Equal | Comparator::Has) if is_null_literal => {
+                TruthValue::True
+            }
             (FieldValue::Null, Comparator::NotEqual) if is_null_literal => TruthValue::False,
             (FieldValue::Null, _) => TruthValue::Unknown,
             (_, Comparator::Equal | Comparator::Has) => TruthValue::False,
@@ -314,7 +327,10 @@ mod tests {
         let noon_ns = 1_522_238_400_000_000_000;
         assert_eq!(parse_time_ns("2018-03-28T12:00:00Z"), Some(noon_ns));
         assert_eq!(parse_time_ns("2018-03-28T14:00:00+02:00"), Some(noon_ns));
-        assert_eq!(parse_time_ns("2018-03-28t12:00:00.5z"), Some(noon_ns + 500_000_000));
+        assert_eq!(
+            parse_time_ns("2018-03-28t12:00:00.5z"),
+            Some(noon_ns + 500_000_000)
+        );
         for invalid in [
             "yesterday",
             "2018-03-28",

@@ -2,17 +2,17 @@
 //! is the store's affair.
 
 mod check;
+mod decoded;
 pub(crate) mod eval;
 pub(crate) mod fields;
 pub(crate) mod filter;
-mod inside;
+mod full_text;
+mod lexer;
 pub(crate) mod literal;
-pub(crate) mod page;
+mod message_eval;
+pub(crate) mod page_token;
 pub(crate) mod parse;
 pub(crate) mod plan;
 #[cfg(test)]
 pub(crate) mod samples;
-mod scan;
 pub(crate) mod scope;
-mod subject;
-mod words;

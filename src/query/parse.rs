@@ -12,7 +12,7 @@
 
 use super::{
     filter::{Column, Comparator, Filter, InvalidFilter, Path, Restriction, Segment},
-    scan::{Lexer, Token},
+    lexer::{Lexer, Token},
 };
 
 /// The most bytes of a filter.
@@ -172,7 +172,11 @@ impl Parser {
         })
     }
 
-    fn parse_argument(&mut self, path: Path, comparator: Comparator) -> Result<Filter, InvalidFilter> {
+    fn parse_argument(
+        &mut self,
+        path: Path,
+        comparator: Comparator,
+    ) -> Result<Filter, InvalidFilter> {
         if self.lexer.peek() != Some('(') {
             let value = self.lexer.read_value()?;
             return self.build_restriction(path, comparator, value);

@@ -5,8 +5,8 @@
 use std::fmt;
 
 use super::{
-    eval::{Expr, CompiledFilter},
-    fields::{ScalarField, STATES},
+    eval::{CompiledFilter, Expr},
+    fields::{STATES, ScalarField},
     filter::{Comparator, Pattern},
     literal::{FieldValue, Literal, TruthValue},
 };
@@ -85,7 +85,9 @@ impl Candidates {
     /// Whether an operation that is done may be one of them.
     pub(crate) fn can_be_done(&self) -> bool {
         match self {
-            Self::Lookup(IndexLookup::State(state)) => !matches!(state, State::Pending | State::Running),
+            Self::Lookup(IndexLookup::State(state)) => {
+                !matches!(state, State::Pending | State::Running)
+            }
             Self::Everything | Self::Lookup(_) => true,
             Self::Intersection(sets) => sets.iter().all(Self::can_be_done),
             Self::Union(sets) => sets.iter().any(Self::can_be_done),
@@ -97,7 +99,9 @@ impl Candidates {
         for set in sets {
             match set {
                 Self::Everything => {}
-                Self::Intersection(inner) => inner.into_iter().for_each(|set| push_unique(&mut operands, set)),
+                Self::Intersection(inner) => inner
+                    .into_iter()
+                    .for_each(|set| push_unique(&mut operands, set)),
                 set => push_unique(&mut operands, set),
             }
         }
@@ -113,7 +117,9 @@ impl Candidates {
         for set in sets {
             match set {
                 Self::Everything => return Self::Everything,
-                Self::Union(inner) => inner.into_iter().for_each(|set| push_unique(&mut operands, set)),
+                Self::Union(inner) => inner
+                    .into_iter()
+                    .for_each(|set| push_unique(&mut operands, set)),
                 set => push_unique(&mut operands, set),
             }
         }
@@ -184,11 +190,14 @@ fn candidates(node: &Expr, polarity: bool) -> Candidates {
         Expr::Not(node) => candidates(node, !polarity),
         Expr::Field(ScalarField::Done | ScalarField::State, ..) => state_candidates(node, polarity),
         Expr::Field(field, comparator, literal) if is_equality(*comparator, polarity) => {
-            index_lookup(*field, &literal.pattern).map_or(Candidates::Everything, Candidates::Lookup)
+            index_lookup(*field, &literal.pattern)
+                .map_or(Candidates::Everything, Candidates::Lookup)
         }
         Expr::Label(path, comparator, literal) if is_equality(*comparator, polarity) => {
             match (&**path, literal.pattern.exact()) {
-                ([key], Some(value)) => Candidates::Lookup(IndexLookup::Label(key.name.clone(), value.into())),
+                ([key], Some(value)) => {
+                    Candidates::Lookup(IndexLookup::Label(key.name.clone(), value.into()))
+                }
                 _ => Candidates::Everything,
             }
         }
@@ -210,9 +219,13 @@ fn is_equality(comparator: Comparator, polarity: bool) -> bool {
 fn index_lookup(field: ScalarField, pattern: &Pattern) -> Option<IndexLookup> {
     match (field, pattern.exact()) {
         // No queue is no group.
-        (ScalarField::Queue, Some(queue)) if !queue.is_empty() => Some(IndexLookup::Queue(queue.into())),
+        (ScalarField::Queue, Some(queue)) if !queue.is_empty() => {
+            Some(IndexLookup::Queue(queue.into()))
+        }
         (ScalarField::Name, Some(name)) => Some(IndexLookup::Name(name.into())),
-        (ScalarField::Name, None) if !pattern.leading_wildcard => Some(IndexLookup::NamePrefix(pattern.body.clone())),
+        (ScalarField::Name, None) if !pattern.leading_wildcard => {
+            Some(IndexLookup::NamePrefix(pattern.body.clone()))
+        }
         _ => None,
     }
 }
@@ -277,12 +290,19 @@ fn creation_range(node: &Expr, polarity: bool) -> TimeRange {
             }
         }
         Expr::Not(node) => creation_range(node, !polarity),
-        Expr::Field(field, comparator, literal) => time_range(*field, *comparator, literal, polarity),
+        Expr::Field(field, comparator, literal) => {
+            time_range(*field, *comparator, literal, polarity)
+        }
         Expr::Label(..) | Expr::Message(..) | Expr::Text(_) => TimeRange::ALL,
     }
 }
 
-fn time_range(field: ScalarField, comparator: Comparator, literal: &Literal, polarity: bool) -> TimeRange {
+fn time_range(
+    field: ScalarField,
+    comparator: Comparator,
+    literal: &Literal,
+    polarity: bool,
+) -> TimeRange {
     let Some(time_ns) = literal.time_ns() else {
         return TimeRange::ALL;
     };
@@ -297,9 +317,15 @@ fn time_range(field: ScalarField, comparator: Comparator, literal: &Literal, pol
         (Equal | Has, false) | (NotEqual, true) => (from, to),
     };
     match field {
-        ScalarField::CreateTime => TimeRange { from_ns: from, to_ns: to },
+        ScalarField::CreateTime => TimeRange {
+            from_ns: from,
+            to_ns: to,
+        },
         // Nothing happens to an operation before it is created.
-        ScalarField::StartTime | ScalarField::UpdateTime | ScalarField::EndTime | ScalarField::ExpireTime => TimeRange {
+        ScalarField::StartTime
+        | ScalarField::UpdateTime
+        | ScalarField::EndTime
+        | ScalarField::ExpireTime => TimeRange {
             from_ns: TimeRange::ALL.from_ns,
             to_ns: to,
         },

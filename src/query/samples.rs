@@ -10,20 +10,20 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::filter::{Column, Comparator, Filter, Path, Restriction, Segment, Pattern};
+use super::filter::{Column, Comparator, Filter, Path, Pattern, Restriction, Segment};
 use crate::{
     clock::Timestamp,
     operation::{
-        birth::{OperationSpec, Attributes},
         labels::Labels,
         lease::{LeaseToken, WorkerId},
         name::OperationName,
-        operation::{OperationUpdate, Operation},
+        operation::{Operation, OperationUpdate},
+        options::{ExecutionOptions, QueueName},
         outcome::{Outcome, status_with_reason},
         payload::Payload,
-        stage::{Event, Report},
-        terms::{QueueName, ExecutionOptions},
+        spec::{Attributes, OperationSpec},
         trace::TraceContext,
+        transition::{Event, Report},
     },
     proto::{google::rpc::Code, longrunning::v1::Progress},
     types::TypeRegistry,
@@ -111,8 +111,9 @@ impl SampleOperation {
     }
 
     pub(crate) fn to_operation(&self, number: u64) -> Operation {
-        let time_at =
-            |seconds: i64| Timestamp::from_nanos((START_SECS + self.created_after_secs + seconds) * 1_000_000_000);
+        let time_at = |seconds: i64| {
+            Timestamp::from_nanos((START_SECS + self.created_after_secs + seconds) * 1_000_000_000)
+        };
         let labels = [("env", self.env), ("team", self.team)];
         let labels: BTreeMap<_, _> = labels
             .into_iter()
@@ -179,17 +180,22 @@ impl SampleOperation {
                 events.push((2, Event::Finish(token, outcome, Report::default())));
             }
         }
-        events.into_iter().fold(created, |operation, (after, event)| {
-            match operation.apply(&event, time_at(after)).unwrap() {
-                OperationUpdate::Put(next) | OperationUpdate::RenewLease(next) => next,
-                OperationUpdate::Unchanged => operation,
-                OperationUpdate::Remove(_) => panic!("nothing ends unseen"),
-            }
-        })
+        events
+            .into_iter()
+            .fold(created, |operation, (after, event)| {
+                match operation.apply(&event, time_at(after)).unwrap() {
+                    OperationUpdate::Put(next) | OperationUpdate::RenewLease(next) => next,
+                    OperationUpdate::Unchanged => operation,
+                    OperationUpdate::Remove(_) => panic!("nothing ends unseen"),
+                }
+            })
     }
 
     fn is_done(&self) -> bool {
-        !matches!(self.effective_state(), SampleState::Pending | SampleState::Running | SampleState::Cancelling)
+        !matches!(
+            self.effective_state(),
+            SampleState::Pending | SampleState::Running | SampleState::Cancelling
+        )
     }
 
     fn error(&self) -> Option<(i64, &'static str)> {
@@ -212,7 +218,8 @@ impl SampleOperation {
 
     fn resolve(&self, path: &str) -> PathResult {
         let text = |text: &str| PathResult::Value(SampleValue::Text(text.to_owned()));
-        let optional = |leaf: Option<SampleValue>| leaf.map_or(PathResult::Absent, PathResult::Value);
+        let optional =
+            |leaf: Option<SampleValue>| leaf.map_or(PathResult::Absent, PathResult::Value);
         let has_started = self.effective_state() != SampleState::Pending;
         match path {
             "name" => text(&self.name()),
@@ -221,22 +228,36 @@ impl SampleOperation {
             "queue" => text(self.queue.unwrap_or("")),
             "attempt" => PathResult::Value(SampleValue::Number(has_started.into())),
             "cancel_requested" => {
-                let is_cancel_requested = matches!(self.effective_state(), SampleState::Cancelling | SampleState::Cancelled);
+                let is_cancel_requested = matches!(
+                    self.effective_state(),
+                    SampleState::Cancelling | SampleState::Cancelled
+                );
                 PathResult::Value(SampleValue::Bool(is_cancel_requested))
             }
             "create_time" => PathResult::Value(SampleValue::Seconds(self.created_after_secs)),
-            "start_time" => optional(has_started.then_some(SampleValue::Seconds(self.created_after_secs))),
-            "end_time" => optional(self.is_done().then_some(SampleValue::Seconds(self.created_after_secs + 2))),
+            "start_time" => {
+                optional(has_started.then_some(SampleValue::Seconds(self.created_after_secs)))
+            }
+            "end_time" => optional(
+                self.is_done()
+                    .then_some(SampleValue::Seconds(self.created_after_secs + 2)),
+            ),
             "labels.env" => optional(self.env.map(|env| SampleValue::Text(env.into()))),
             "labels.team" => optional(self.team.map(|team| SampleValue::Text(team.into()))),
             "error.code" => optional(self.error().map(|(code, _)| SampleValue::Number(code))),
-            "error.message" => optional(self.error().map(|(_, text)| SampleValue::Text(text.into()))),
+            "error.message" => {
+                optional(self.error().map(|(_, text)| SampleValue::Text(text.into())))
+            }
             "error.details.reason" => {
                 let reason = |reason: &str| Some(SampleValue::Text(reason.to_owned()));
                 match self.effective_state() {
-                    SampleState::Failed(Code::Internal) => PathResult::Elements(vec![None, reason("TEST")]),
+                    SampleState::Failed(Code::Internal) => {
+                        PathResult::Elements(vec![None, reason("TEST")])
+                    }
                     SampleState::Failed(_) => PathResult::Elements(vec![reason("TEST")]),
-                    SampleState::Cancelled => PathResult::Elements(vec![reason("OPERATION_CANCELLED")]),
+                    SampleState::Cancelled => {
+                        PathResult::Elements(vec![reason("OPERATION_CANCELLED")])
+                    }
                     _ => PathResult::Absent,
                 }
             }
@@ -255,14 +276,22 @@ impl SampleOperation {
         let has_started = self.effective_state() != SampleState::Pending;
         match (path, &self.metadata) {
             (_, SampleMetadata::UnknownType) => PathResult::Undecodable,
-            ("metadata.progress.done_units", SampleMetadata::Server(Some((units, _)))) if has_started => {
+            ("metadata.progress.done_units", SampleMetadata::Server(Some((units, _))))
+                if has_started =>
+            {
                 PathResult::Value(SampleValue::Number(*units))
             }
-            ("metadata.progress.stage", SampleMetadata::Server(Some((_, stage)))) if has_started => {
+            ("metadata.progress.stage", SampleMetadata::Server(Some((_, stage))))
+                if has_started =>
+            {
                 PathResult::Value(SampleValue::Text((*stage).into()))
             }
-            ("metadata.size", SampleMetadata::Struct(size, _)) => PathResult::Value(SampleValue::Number(*size)),
-            ("metadata.tag", SampleMetadata::Struct(_, tag)) => PathResult::Value(SampleValue::Text((*tag).into())),
+            ("metadata.size", SampleMetadata::Struct(size, _)) => {
+                PathResult::Value(SampleValue::Number(*size))
+            }
+            ("metadata.tag", SampleMetadata::Struct(_, tag)) => {
+                PathResult::Value(SampleValue::Text((*tag).into()))
+            }
             _ => PathResult::Absent,
         }
     }
@@ -319,14 +348,20 @@ fn any_of_unknown_type() -> prost_types::Any {
 pub(crate) fn evaluate_naively(filter: &Filter, sample: &SampleOperation) -> Option<bool> {
     match filter {
         Filter::And(filters) => {
-            let results: Vec<_> = filters.iter().map(|filter| evaluate_naively(filter, sample)).collect();
+            let results: Vec<_> = filters
+                .iter()
+                .map(|filter| evaluate_naively(filter, sample))
+                .collect();
             if results.contains(&Some(false)) {
                 return Some(false);
             }
             (!results.contains(&None)).then_some(true)
         }
         Filter::Or(filters) => {
-            let results: Vec<_> = filters.iter().map(|filter| evaluate_naively(filter, sample)).collect();
+            let results: Vec<_> = filters
+                .iter()
+                .map(|filter| evaluate_naively(filter, sample))
+                .collect();
             if results.contains(&Some(true)) {
                 return Some(true);
             }
@@ -335,7 +370,11 @@ pub(crate) fn evaluate_naively(filter: &Filter, sample: &SampleOperation) -> Opt
         Filter::Not(inner) => evaluate_naively(inner, sample).map(|result| !result),
         Filter::Global(pattern) => {
             let texts = sample.searchable_texts();
-            Some(texts.iter().any(|candidate| is_text_match(pattern, candidate)))
+            Some(
+                texts
+                    .iter()
+                    .any(|candidate| is_text_match(pattern, candidate)),
+            )
         }
         Filter::Restriction(Restriction {
             path,
@@ -364,7 +403,10 @@ pub(crate) fn evaluate_naively(filter: &Filter, sample: &SampleOperation) -> Opt
                         SampleValue::Text(text) => is_presence_test || is_full_match(value, text),
                         _ => false,
                     };
-                    let known: Vec<_> = elements.iter().map(|e| e.as_ref().map(is_element_match)).collect();
+                    let known: Vec<_> = elements
+                        .iter()
+                        .map(|e| e.as_ref().map(is_element_match))
+                        .collect();
                     if known.contains(&Some(true)) {
                         return Some(true);
                     }
@@ -375,7 +417,11 @@ pub(crate) fn evaluate_naively(filter: &Filter, sample: &SampleOperation) -> Opt
     }
 }
 
-fn compare_naively(actual: &SampleValue, comparator: Comparator, pattern: &Pattern) -> Option<bool> {
+fn compare_naively(
+    actual: &SampleValue,
+    comparator: Comparator,
+    pattern: &Pattern,
+) -> Option<bool> {
     let body = &*pattern.body;
     let order = match actual {
         SampleValue::Text(text) => match comparator {
@@ -444,7 +490,8 @@ pub(crate) fn any_sample_operation() -> impl Strategy<Value = SampleOperation> {
             .prop_map(|(size, tag)| SampleMetadata::Struct(size, tag)),
         Just(SampleMetadata::UnknownType),
     ];
-    let optional = |all: &'static [&'static str]| proptest::option::of(proptest::sample::select(all));
+    let optional =
+        |all: &'static [&'static str]| proptest::option::of(proptest::sample::select(all));
     let id = prop_oneof![
         "(export|import|ex|a)-[0-9]{1,3}",
         "0190b3f4-7a2e-7[0-9]{3}-8000-00000000000[0-9]"

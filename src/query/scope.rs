@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use crate::operation::name::{
-    OPERATIONS_COLLECTION, InvalidName, MAX_NAME_BYTES, Parent, excerpt, is_collection, is_parent_id, parent_of,
-    segments,
+    InvalidName, MAX_NAME_BYTES, OPERATIONS_COLLECTION, Parent, excerpt, is_collection,
+    is_parent_id, parent_of, segments,
 };
 
 /// Which operations a list asks for.
@@ -119,11 +119,17 @@ mod tests {
         let contains = |scope: &str, name| Scope::parse(scope).unwrap().contains(name);
         assert!(contains("projects/p", "projects/p/operations/x"));
         assert!(!contains("projects/p", "projects/p2/operations/x"));
-        assert!(!contains("projects/p", "projects/p/locations/l/operations/x"));
+        assert!(!contains(
+            "projects/p",
+            "projects/p/locations/l/operations/x"
+        ));
         assert!(!contains("operations", "projects/p/operations/x"));
         assert!(contains("projects/-", "projects/p2/operations/x"));
         assert!(!contains("projects/-", "operations/x"));
-        assert!(!contains("projects/-", "projects/p/locations/l/operations/x"));
+        assert!(!contains(
+            "projects/-",
+            "projects/p/locations/l/operations/x"
+        ));
         assert!(contains(
             "projects/-/locations/eu",
             "projects/p/locations/eu/operations/x"

@@ -61,7 +61,10 @@ impl ReflectionClient {
     /// # Errors
     /// UNIMPLEMENTED if the server has no reflection; otherwise the status of a
     /// call that did not succeed.
-    pub(crate) async fn fetch_all_files(&mut self, types: &TypeRegistry) -> Result<Vec<Vec<u8>>, Status> {
+    pub(crate) async fn fetch_all_files(
+        &mut self,
+        types: &TypeRegistry,
+    ) -> Result<Vec<Vec<u8>>, Status> {
         let services = match self.call(Question::ListServices(String::new())).await? {
             Some(Answer::ListServicesResponse(list)) => list.service,
             _ => Vec::new(),
@@ -90,7 +93,8 @@ impl ReflectionClient {
             {
                 continue;
             }
-            let Some(Answer::FileDescriptorResponse(files_response)) = self.call(request).await? else {
+            let Some(Answer::FileDescriptorResponse(files_response)) = self.call(request).await?
+            else {
                 continue;
             };
             for bytes in files_response.file_descriptor_proto {
@@ -135,7 +139,10 @@ impl ReflectionClient {
         }
     }
 
-    async fn round_trip(&mut self, request: ServerReflectionRequest) -> Result<Option<Answer>, Status> {
+    async fn round_trip(
+        &mut self,
+        request: ServerReflectionRequest,
+    ) -> Result<Option<Answer>, Status> {
         // Put back only when it has answered, for it ends with an error.
         let mut session = match self.session.take() {
             Some(session) => {
@@ -154,7 +161,8 @@ impl ReflectionClient {
     /// Begins a stream with its first question: some servers say nothing, not
     /// even that there is no such service, before they have one.
     async fn open_session(&mut self, request: ServerReflectionRequest) -> Result<Session, Status> {
-        let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(MAX_RESPONSE_BYTES);
+        let mut grpc =
+            Grpc::new(self.channel.clone()).max_decoding_message_size(MAX_RESPONSE_BYTES);
         loop {
             let [version, older @ ..] = self.versions else {
                 return Err(Status::unimplemented("it has no reflection"));
@@ -165,7 +173,8 @@ impl ReflectionClient {
             grpc.ready()
                 .await
                 .map_err(|error| Status::unavailable(error.to_string()))?;
-            let stream = tonic::Request::new(poll_fn(move |context| request_receiver.poll_recv(context)));
+            let stream =
+                tonic::Request::new(poll_fn(move |context| request_receiver.poll_recv(context)));
             let path = PathAndQuery::from_static(version);
             let codec = ProstCodec::<ServerReflectionRequest, ServerReflectionResponse>::default();
             match grpc.streaming(stream, path, codec).await {

@@ -149,5 +149,7 @@ fn file_containing_symbol(pool: &DescriptorPool, symbol: &str) -> Option<FileDes
         };
         has_member().then(|| file_defining(name)).flatten()
     };
-    file_defining(symbol).or_else(file_of_extension).or_else(file_of_member)
+    file_defining(symbol)
+        .or_else(file_of_extension)
+        .or_else(file_of_member)
 }

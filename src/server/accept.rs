@@ -18,8 +18,8 @@ use tower::Service;
 
 use super::{
     connection::{self, BoxError, ConnectionOptions},
-    lanes::RuntimePool,
     listener::{AcceptedStream, Listener},
+    runtime_pool::RuntimePool,
 };
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use parking_lot::RwLock;
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tower::Service;
 
-use crate::{metrics::Metrics, operations::operations::Operations};
+use crate::{metrics::Metrics, service::operations::Operations};
 
 const OPENMETRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PLAIN_TEXT_CONTENT_TYPE: &str = "text/plain; charset=utf-8";
@@ -107,7 +107,10 @@ impl AdminService {
     fn metrics_response(&self) -> Response<Full<Bytes>> {
         if let ServerState::Serving(operations) = &*self.readiness.0.read() {
             let is_unwritable = operations.write_error().is_some();
-            operations.metrics().store_unwritable.set(i64::from(is_unwritable));
+            operations
+                .metrics()
+                .store_unwritable
+                .set(i64::from(is_unwritable));
             let lag = operations.replication_lag().unwrap_or_default();
             operations.metrics().replication_lag.set(lag.as_secs_f64());
         }
@@ -140,7 +143,11 @@ fn text_response(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
     build_response(status, PLAIN_TEXT_CONTENT_TYPE, body.to_owned())
 }
 
-fn build_response(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
+fn build_response(
+    status: StatusCode,
+    content_type: &'static str,
+    body: String,
+) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
     response

@@ -22,19 +22,19 @@ use super::{
     accept::serve,
     admin::{AdminService, Readiness},
     config::{Config, StoreConfig},
-    lanes::RuntimePool,
     listener::{ListenAddress, Listener},
+    runtime_pool::RuntimePool,
     services::{ServerHealth, ServiceRouter},
-    types::TypeReloader,
+    type_reload::TypeReloader,
 };
 use crate::{
     demo::checksum,
-    grpc::border::GrpcMetrics,
-    journal::{postgres::PostgresStorage, sqlite::SqliteStorage},
-    operations::{builder::StartError, operations::Operations},
+    grpc::metrics_layer::GrpcMetrics,
+    service::{builder::StartError, operations::Operations},
+    storage::{postgres::PostgresStorage, sqlite::SqliteStorage},
     tasks::Tasks,
     types::InvalidDescriptorSet,
-    worker::command::{InvalidCommand, CommandHandler},
+    worker::command::{CommandHandler, InvalidCommand},
 };
 
 /// Longer than anybody drains.
@@ -126,7 +126,8 @@ impl Config {
         if let Some(listener) = &admin_listener {
             info!(admin = %listener.local_addr(), "listening");
         }
-        let runtime_pool = RuntimePool::start(self.connection_threads).map_err(AppError::Threads)?;
+        let runtime_pool =
+            RuntimePool::start(self.connection_threads).map_err(AppError::Threads)?;
         let mut builder = Operations::builder()
             .limits(self.limits.clone())
             .read_consistency(self.read_consistency)
@@ -136,7 +137,11 @@ impl Config {
             *root = root
                 .canonicalize()
                 .map_err(|error| AppError::DemoDirectory(root.clone(), error))?;
-            builder = builder.handler(checksum::QUEUE, checksum::CONCURRENCY, checksum::compute_checksum);
+            builder = builder.handler(
+                checksum::QUEUE,
+                checksum::CONCURRENCY,
+                checksum::compute_checksum,
+            );
         }
         for queue in &self.queues {
             let command = CommandHandler::new(&queue.command)
@@ -255,13 +260,22 @@ impl App {
         let type_reload_stop = CancellationToken::new();
         // Without somebody who tells, the channel is closed and nothing comes.
         let reload_signals = reload_signals.unwrap_or_else(|| mpsc::channel(1).1);
-        tasks.spawn("types", type_reloader.run(reload_signals, type_reload_stop.clone()));
+        tasks.spawn(
+            "types",
+            type_reloader.run(reload_signals, type_reload_stop.clone()),
+        );
         let listeners_stop = CancellationToken::new();
         let mut health = ServerHealth::default();
         let mut accept_loops = JoinSet::new();
         let listeners = [
-            (Some(client_listener), ServiceRouter::for_clients(&operations, &config)),
-            (worker_listener, ServiceRouter::for_workers(&operations, &config)),
+            (
+                Some(client_listener),
+                ServiceRouter::for_clients(&operations, &config),
+            ),
+            (
+                worker_listener,
+                ServiceRouter::for_workers(&operations, &config),
+            ),
         ];
         for (listener, (services, listener_health)) in listeners {
             let Some(listener) = listener else { continue };
@@ -287,7 +301,13 @@ impl App {
             grace_seconds = config.shutdown_timeout.as_secs_f64(),
             "shutting down; a second signal aborts"
         );
-        let drain = drain(&operations, &health, config.shutdown_timeout, &listeners_stop, accept_loops);
+        let drain = drain(
+            &operations,
+            &health,
+            config.shutdown_timeout,
+            &listeners_stop,
+            accept_loops,
+        );
         let outcome = select! {
             () = drain => ShutdownOutcome::Drained,
             () = abort => ShutdownOutcome::Aborted,
@@ -306,10 +326,14 @@ async fn drain(
     mut accept_loops: JoinSet<()>,
 ) {
     let started_at = Instant::now();
-    let deadline = started_at.checked_add(shutdown_timeout).unwrap_or(started_at + MAX_DRAIN_TIMEOUT);
+    let deadline = started_at
+        .checked_add(shutdown_timeout)
+        .unwrap_or(started_at + MAX_DRAIN_TIMEOUT);
     health.set_serving(false).await;
     // Polls are still answered while the workers finish.
-    let operations_shutdown = operations.shutdown(shutdown_timeout.saturating_sub(CONNECTION_CLOSE_TIMEOUT.min(shutdown_timeout / 4)));
+    let operations_shutdown = operations.shutdown(
+        shutdown_timeout.saturating_sub(CONNECTION_CLOSE_TIMEOUT.min(shutdown_timeout / 4)),
+    );
     if timeout_at(deadline, operations_shutdown).await.is_err() {
         warn!("the store did not close within the grace");
     }

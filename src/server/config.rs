@@ -6,10 +6,10 @@ use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 use super::{connection::ConnectionOptions, listener::ListenAddress};
 use crate::{
     gateway::service::HttpOptions,
-    journal::postgres::options::PostgresConfig,
-    operation::{retry::RetryPolicy, terms::ExecutionOptions},
-    operations::calls::WaitLimits,
-    store::{follow::ReadConsistency, limits::Limits},
+    operation::{options::ExecutionOptions, retry::RetryPolicy},
+    service::request_params::WaitLimits,
+    storage::postgres::config::PostgresConfig,
+    store::{limits::Limits, replication::ReadConsistency},
 };
 
 /// Everything that can be set.

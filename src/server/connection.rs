@@ -32,7 +32,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
-use super::{coalesce::coalesce_writes, executor::InlineFirstExecutor, unreadable::ErrorBodyRewriter};
+use super::{
+    http1_error_body::ErrorBodyRewriter, inline_executor::InlineFirstExecutor,
+    write_coalescer::coalesce_writes,
+};
 
 #[cfg(test)]
 mod tests;
@@ -173,7 +176,9 @@ where
             let (sent_bytes, has_pending_writes) = connection.progress();
             // hyper sends nothing before it has seen a whole HTTP/2 preface.
             let handshake_done = sent_bytes != 0 || request_received.load(Ordering::Relaxed);
-            if let Poll::Ready(error) = timeouts.poll(cx, handshake_done, sent_bytes, has_pending_writes) {
+            if let Poll::Ready(error) =
+                timeouts.poll(cx, handshake_done, sent_bytes, has_pending_writes)
+            {
                 return Poll::Ready(Err(error.into()));
             }
             if is_stopping || stop.as_mut().poll(cx).is_pending() {
@@ -217,7 +222,8 @@ where
 
 impl ConnectionTimeouts {
     fn new(options: &ConnectionOptions) -> Self {
-        let write_stall_timeout = options.http2_keepalive_interval + options.http2_keepalive_timeout;
+        let write_stall_timeout =
+            options.http2_keepalive_interval + options.http2_keepalive_timeout;
         let timer = Some(Box::pin(sleep(options.handshake_timeout)));
         Self {
             is_in_handshake: true,

@@ -24,8 +24,8 @@ use crate::{
         watch::{OperationWatchServer, WatchService, watch_server},
         worker::{OperationWorkerServer, WorkerService, worker_server_with},
     },
-    operations::operations::Operations,
     reflection::service::reflection_server,
+    service::operations::Operations,
     types::TypeRegistry,
 };
 
@@ -104,10 +104,18 @@ impl ServiceRouter {
     pub(super) fn for_workers(operations: &Operations, config: &Config) -> (Self, ListenerHealth) {
         let worker = worker_server_with(operations, config.wait_limits)
             .max_decoding_message_size(config.max_message_bytes);
-        Self::new(ListenerKind::Workers(worker), vec![WORKER], operations.types())
+        Self::new(
+            ListenerKind::Workers(worker),
+            vec![WORKER],
+            operations.types(),
+        )
     }
 
-    fn new(kind: ListenerKind, names: Vec<&'static str>, types: &TypeRegistry) -> (Self, ListenerHealth) {
+    fn new(
+        kind: ListenerKind,
+        names: Vec<&'static str>,
+        types: &TypeRegistry,
+    ) -> (Self, ListenerHealth) {
         let (reporter, health) = tonic_health::server::health_reporter();
         let services = [HEALTH, REFLECTION, REFLECTION_ALPHA];
         let services = services.into_iter().chain(names.iter().copied()).collect();
@@ -141,7 +149,9 @@ impl Service<Request<Incoming>> for ServiceRouter {
             .unwrap_or_default();
         let services = &self.0;
         match (service, &services.kind) {
-            (OPERATIONS, ListenerKind::Clients { operations, .. }) => operations.clone().call(request),
+            (OPERATIONS, ListenerKind::Clients { operations, .. }) => {
+                operations.clone().call(request)
+            }
             (WATCH, ListenerKind::Clients { watch, .. }) => watch.clone().call(request),
             (
                 CHECKSUMS,
@@ -191,7 +201,8 @@ fn can_be_grpc(request: &Request<Incoming>) -> bool {
 /// Whether somebody expects an answer in the form of gRPC.
 fn is_grpc(request: &Request<Incoming>) -> bool {
     let content_type = request.headers().get(header::CONTENT_TYPE);
-    let has_grpc_content_type = content_type.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    let has_grpc_content_type =
+        content_type.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
     has_grpc_content_type && can_be_grpc(request)
 }
 

@@ -44,7 +44,15 @@ impl Deadlines {
         if at.nanos() == i64::MAX {
             return;
         }
-        let at = round_up(at, at.since(now), if is_retention { MAX_RETENTION_QUANTUM_LOG2 } else { MAX_QUANTUM_LOG2 });
+        let at = round_up(
+            at,
+            at.since(now),
+            if is_retention {
+                MAX_RETENTION_QUANTUM_LOG2
+            } else {
+                MAX_QUANTUM_LOG2
+            },
+        );
         let mut queue = self.queue.lock();
         let first = queue.due.keys().next().copied();
         queue.due.entry(at).or_default().push(number);
@@ -143,7 +151,10 @@ mod tests {
             deadlines.schedule(millis, long_ago, now, true);
         }
         deadlines.schedule(100, now + Duration::from_secs(60), now, true);
-        assert_eq!(deadlines.wait_for_due(clock).await, (0..100).collect::<Vec<_>>());
+        assert_eq!(
+            deadlines.wait_for_due(clock).await,
+            (0..100).collect::<Vec<_>>()
+        );
         assert_eq!(deadlines.wait_for_due(clock).await, [100]);
     }
 

@@ -82,7 +82,11 @@ impl Directives {
             return None;
         }
         let (sender, events) = mpsc::channel(CHANNEL_CAPACITY);
-        let slot = self.subscriptions.entry(worker.clone()).or_default().insert(sender);
+        let slot = self
+            .subscriptions
+            .entry(worker.clone())
+            .or_default()
+            .insert(sender);
         Some(Subscription {
             directives: self.clone(),
             worker: worker.clone(),
@@ -174,7 +178,9 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        if let Entry::Occupied(mut senders) = self.directives.subscriptions.entry(self.worker.clone()) {
+        if let Entry::Occupied(mut senders) =
+            self.directives.subscriptions.entry(self.worker.clone())
+        {
             senders.get_mut().remove(self.slot);
             if senders.get().is_empty() {
                 senders.remove();

@@ -9,9 +9,9 @@ use foldhash::fast::RandomState;
 use parking_lot::RwLock;
 
 use super::{
-    descent::CursorStep,
-    groups::{SecondaryIndexes, IndexSet},
-    runs::SortedRuns,
+    secondary_index::{IndexSet, SecondaryIndexes},
+    set_cursor::CursorStep,
+    sorted_runs::SortedRuns,
 };
 use crate::{
     operation::{name::parent_of, operation::Operation},
@@ -63,7 +63,9 @@ impl Index {
     pub(crate) fn put(&self, previous: Option<&Operation>, operation: &Arc<Operation>) {
         let number = operation.number();
         let created_ns = operation.create_time().nanos();
-        self.by_number.write().put(number, created_ns, operation.clone());
+        self.by_number
+            .write()
+            .put(number, created_ns, operation.clone());
         let parent = parent_of(operation.name());
         if let Some(mut sequence) = self.by_parent.get_mut(parent) {
             sequence.put(number, created_ns, operation.clone());
@@ -119,7 +121,9 @@ impl Index {
                     .by_parent
                     .get(parent.as_str())
                     .map_or((0, 0), |sequence| sequence.number_range(range)),
-                Scope::Everything | Scope::ParentPattern(_) => self.by_number.read().number_range(range),
+                Scope::Everything | Scope::ParentPattern(_) => {
+                    self.by_number.read().number_range(range)
+                }
             },
         };
         let mut set = match &plan.candidates {
@@ -181,7 +185,8 @@ impl Index {
     ) -> ScanBatch {
         let indexes = self.secondary.read();
         let mut cursor = indexes.cursor(&scan.set);
-        let (mut operations, mut steps_left) = (Vec::with_capacity(limit.min(64)), MAX_STEPS_PER_BATCH);
+        let (mut operations, mut steps_left) =
+            (Vec::with_capacity(limit.min(64)), MAX_STEPS_PER_BATCH);
         while operations.len() < limit && 0 < steps_left {
             match cursor.next_below(before, &mut steps_left) {
                 CursorStep::Found(number) if scan.min_number <= number => {

@@ -3,7 +3,7 @@
 use super::store::Store;
 use crate::{
     error::{Error, Result},
-    operation::{operation::Operation, outcome::Outcome, stage::Event},
+    operation::{operation::Operation, outcome::Outcome, transition::Event},
 };
 
 /// An error of at most so many bytes always has room.
@@ -71,7 +71,9 @@ impl Store {
             }
             Event::Finish(..) => self.check_size("response", next),
             Event::Fail { .. } => self.check_size("error", next),
-            Event::ReleaseLease(_, report) if !report.is_empty() => self.check_size("metadata", next),
+            Event::ReleaseLease(_, report) if !report.is_empty() => {
+                self.check_size("metadata", next)
+            }
             _ => Ok(()),
         }
     }

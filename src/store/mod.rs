@@ -3,22 +3,22 @@
 //! queues, the waiters, the deadlines and the directives. It knows no concrete journal, no
 //! gRPC and no worker.
 
-pub(crate) mod admit;
-pub(crate) mod claim;
+pub(crate) mod create;
 pub(crate) mod deadlines;
-mod descent;
 pub(crate) mod directives;
-pub(crate) mod follow;
-mod groups;
+pub(crate) mod eviction;
+mod id_prefix;
 pub(crate) mod index;
+pub(crate) mod key_locks;
+pub(crate) mod lease;
 pub(crate) mod limits;
-mod members;
-mod names;
-pub(crate) mod older;
-pub(crate) mod ready;
-mod runs;
+mod posting_list;
+pub(crate) mod ready_queue;
+pub(crate) mod replication;
+mod secondary_index;
+mod set_cursor;
+mod sorted_runs;
 pub(crate) mod store;
-mod time;
-pub(crate) mod turns;
+mod timers;
 pub(crate) mod view;
 pub(crate) mod waiters;

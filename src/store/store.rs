@@ -16,21 +16,21 @@ use tokio::{runtime::Handle, sync::oneshot};
 use tracing::{debug, warn};
 
 use super::{
-    follow::{Peers, ReadConsistency},
+    key_locks::{KeyLockGuard, KeyLocks},
     limits::Limits,
-    turns::{KeyLockGuard, KeyLocks},
+    replication::{Peers, ReadConsistency},
     view::View,
 };
 use crate::{
     clock::Clock,
     error::{Error, Result},
-    journal::journal::{Write, Storage, StorageError, SharedStorage, Completion, WriteError},
     metrics::Metrics,
     operation::{
         name::OperationName,
-        operation::{OperationUpdate, Operation},
-        stage::{Event, TransitionError},
+        operation::{Operation, OperationUpdate},
+        transition::{Event, TransitionError},
     },
+    storage::journal::{Completion, SharedStorage, Storage, StorageError, Write, WriteError},
     tasks::Tasks,
 };
 
@@ -124,7 +124,10 @@ impl Store {
         limits: Limits,
         read_consistency: ReadConsistency,
     ) -> Result<Arc<Self>, StorageError> {
-        let clock = storage.shared().and_then(SharedStorage::clock).unwrap_or(clock);
+        let clock = storage
+            .shared()
+            .and_then(SharedStorage::clock)
+            .unwrap_or(clock);
         let clock = match storage.last_timestamp() {
             Some(last_timestamp) if clock.now() < last_timestamp => {
                 let clock_lag = last_timestamp.since(clock.now());
@@ -232,7 +235,8 @@ impl Store {
         name: &OperationName,
         event: Event,
     ) -> Result<Arc<Operation>> {
-        self.commit_with(name, event, |_, operation| operation).await
+        self.commit_with(name, event, |_, operation| operation)
+            .await
     }
 
     /// Deletes: hides the operation from clients, or forgets it if it is done.
@@ -245,7 +249,8 @@ impl Store {
             let change = current.delete(store.clock.now());
             Ok((current, change))
         };
-        self.commit_with_retry("delete", name, evaluate, |_, _| ()).await
+        self.commit_with_retry("delete", name, evaluate, |_, _| ())
+            .await
     }
 
     /// The same as `commit`; what came of it is made by `then` as soon as it is
@@ -258,7 +263,8 @@ impl Store {
     ) -> Result<T> {
         let event = Arc::new(event);
         let evaluate = move |store: &Self, name: &OperationName| store.evaluate(name, &event);
-        self.commit_with_retry("commit", name, evaluate, on_commit).await
+        self.commit_with_retry("commit", name, evaluate, on_commit)
+            .await
     }
 
     /// Makes the change that `decide` wants when the operation's turn has come,
@@ -295,7 +301,10 @@ impl Store {
             match self.run_detached(task_name, start_commit).await {
                 Ok(output) => return Ok(output),
                 Err(CommitError::Rejected(error)) => return Err(error),
-                Err(CommitError::Conflict(current)) => self.reload_after_conflict(current, name, &mut retries_left).await?,
+                Err(CommitError::Conflict(current)) => {
+                    self.reload_after_conflict(current, name, &mut retries_left)
+                        .await?
+                }
             }
         }
     }
@@ -307,7 +316,11 @@ impl Store {
         task_name: &'static str,
         start_commit: impl Future<Output = Result<Commit<T>>> + Send + 'static,
     ) -> Result<T, CommitError> {
-        self.tasks.run_to_completion(task_name, start_commit).await?.wait().await
+        self.tasks
+            .run_to_completion(task_name, start_commit)
+            .await?
+            .wait()
+            .await
     }
 
     /// What `event` would make of the operation.
@@ -331,11 +344,15 @@ impl Store {
         };
         let change = current.apply(event, self.clock.now()).map_err(rejected)?;
         match &change {
-            OperationUpdate::Put(next) | OperationUpdate::RenewLease(next) | OperationUpdate::Remove(Some(next)) => {
+            OperationUpdate::Put(next)
+            | OperationUpdate::RenewLease(next)
+            | OperationUpdate::Remove(Some(next)) => {
                 self.check_capacity(event, &current, next)?;
             }
             // The look that was asked for found nothing due: look again later.
-            OperationUpdate::Unchanged if *event == Event::TimerFired => self.view.reschedule(&current),
+            OperationUpdate::Unchanged if *event == Event::TimerFired => {
+                self.view.reschedule(&current)
+            }
             OperationUpdate::Unchanged | OperationUpdate::Remove(None) => {}
         }
         Ok((current, change))
@@ -375,7 +392,9 @@ impl Store {
     pub(super) fn submit_write<T: Send + 'static>(
         self: &Arc<Self>,
         write: Write,
-        on_complete: impl FnOnce(&Arc<Self>, Result<(), WriteError>) -> Result<T, WriteError> + Send + 'static,
+        on_complete: impl FnOnce(&Arc<Self>, Result<(), WriteError>) -> Result<T, WriteError>
+        + Send
+        + 'static,
     ) -> Commit<T> {
         let (tx, rx) = oneshot::channel();
         let (store, task_token) = (self.clone(), self.tasks.token());

@@ -15,17 +15,17 @@ use dashmap::{DashMap, mapref::entry::Entry};
 use foldhash::fast::RandomState;
 
 use super::{
-    deadlines::Deadlines, directives::Directives, index::Index, older::ViewEviction, ready::ReadyQueues,
-    waiters::Waiters,
+    deadlines::Deadlines, directives::Directives, eviction::ViewEviction, index::Index,
+    ready_queue::ReadyQueues, waiters::Waiters,
 };
 use crate::{
     clock::{Clock, Timestamp},
     metrics::Metrics,
     operation::{
-        birth::IdempotencyKey,
         name::{OperationName, parent_of},
         operation::Operation,
-        stage::Phase,
+        spec::IdempotencyKey,
+        transition::Phase,
     },
 };
 
@@ -92,7 +92,8 @@ impl View {
 
     /// The operation as clients see it: none if it is deleted.
     pub(crate) fn get_visible(&self, name: &str) -> Option<Arc<Operation>> {
-        self.get_any(name).filter(|operation| !operation.is_deleted())
+        self.get_any(name)
+            .filter(|operation| !operation.is_deleted())
     }
 
     /// The operation as workers see it: also if it is deleted and goes on.
@@ -195,7 +196,11 @@ impl View {
 
     /// Keeps the queue in step with who is pending. The place of a new
     /// operation was taken by whoever creates it.
-    fn update_queue_membership(&self, previous: Option<&Operation>, operation: Option<&Arc<Operation>>) {
+    fn update_queue_membership(
+        &self,
+        previous: Option<&Operation>,
+        operation: Option<&Arc<Operation>>,
+    ) {
         let is_pending =
             |operation: &&Operation| matches!(operation.phase(), Phase::Pending { .. });
         let before = previous.filter(is_pending);
@@ -227,7 +232,9 @@ impl View {
             self.total_bytes.fetch_add(now, Ordering::Relaxed);
             self.total_bytes.fetch_sub(before, Ordering::Relaxed);
             let signed = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
-            self.metrics.stored_bytes.inc_by(signed(now) - signed(before));
+            self.metrics
+                .stored_bytes
+                .inc_by(signed(now) - signed(before));
         }
         let (before, now) = (
             previous.map(Operation::state),
@@ -244,7 +251,13 @@ impl View {
         if let Some(idempotency_key) = operation.idempotency_key() {
             let key = ScopedRequestId::new(parent_of(operation.name()), idempotency_key);
             let (name, idempotency_key) = (operation.name_owned(), idempotency_key.clone());
-            self.by_request_id.insert(key, RequestIdEntry { name, idempotency_key });
+            self.by_request_id.insert(
+                key,
+                RequestIdEntry {
+                    name,
+                    idempotency_key,
+                },
+            );
         }
     }
 
@@ -253,9 +266,8 @@ impl View {
             return;
         };
         let key = ScopedRequestId::new(parent_of(operation.name()), idempotency_key);
-        self.by_request_id.remove_if(&key, |_, entry| {
-            entry.name.as_str() == operation.name()
-        });
+        self.by_request_id
+            .remove_if(&key, |_, entry| entry.name.as_str() == operation.name());
     }
 }
 

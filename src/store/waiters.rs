@@ -107,7 +107,9 @@ impl Waiters {
     fn insert_slot(self: &Arc<Self>, number: u64, wait_for: WaitFor, is_client: bool) -> Waiter {
         self.total_count.fetch_add(1, Ordering::AcqRel);
         let mut operation_waiters = self.by_operation.entry(number).or_default();
-        let slot = operation_waiters.slots(wait_for).insert(WaiterSlot::Idle(None));
+        let slot = operation_waiters
+            .slots(wait_for)
+            .insert(WaiterSlot::Idle(None));
         Waiter {
             waiters: self.clone(),
             number,
@@ -127,11 +129,13 @@ impl Waiters {
         }
         let mut wakers = Vec::new();
         if let Some(mut operation_waiters) = self.by_operation.get_mut(&number) {
-            operation_waiters.any_change
+            operation_waiters
+                .any_change
                 .iter_mut()
                 .for_each(|(_, slot)| wakers.extend(slot.notify()));
             if is_final {
-                operation_waiters.done
+                operation_waiters
+                    .done
                     .iter_mut()
                     .for_each(|(_, slot)| wakers.extend(slot.notify()));
             }
@@ -144,7 +148,11 @@ impl Waiters {
         // All at once, they would be ahead of whoever calls next.
         drop(Tasks::default().spawn("wake", async move {
             while wake_batch.0.len() != 0 {
-                wake_batch.0.by_ref().take(WAKE_BATCH_SIZE).for_each(Waker::wake);
+                wake_batch
+                    .0
+                    .by_ref()
+                    .take(WAKE_BATCH_SIZE)
+                    .for_each(Waker::wake);
                 yield_now().await;
             }
         }));
@@ -212,9 +220,15 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        if let Entry::Occupied(mut operation_waiters) = self.waiters.by_operation.entry(self.number) {
-            operation_waiters.get_mut().slots(self.wait_for).remove(self.slot);
-            if operation_waiters.get().done.is_empty() && operation_waiters.get().any_change.is_empty() {
+        if let Entry::Occupied(mut operation_waiters) = self.waiters.by_operation.entry(self.number)
+        {
+            operation_waiters
+                .get_mut()
+                .slots(self.wait_for)
+                .remove(self.slot);
+            if operation_waiters.get().done.is_empty()
+                && operation_waiters.get().any_change.is_empty()
+            {
                 operation_waiters.remove();
             }
         }

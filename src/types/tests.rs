@@ -2,9 +2,9 @@
 //! rules of JSON, of descriptor sets and of random operations have files of
 //! their own.
 
-mod json;
+mod descriptor_set;
+mod json_write;
 mod random;
-mod sets;
 
 use prost_types::Any;
 use serde_json::{Value, json};

@@ -12,20 +12,20 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
-    context::{LeasedOperation, Context, ReportBuffer},
-    execution::{RunOutcome, invalid_result_failure, run_handler},
+    context::{Context, LeasedOperation, ReportBuffer},
     handler::DynHandler,
+    runner::{RunOutcome, invalid_result_failure, run_handler},
 };
 use crate::{
     error::{Error, Result},
     metrics::AttemptOutcome,
     operation::{
-        end::AttemptResult,
+        attempt_result::AttemptResult,
         lease::LeaseToken,
         name::OperationName,
         operation::Operation,
         outcome::{Failure, Outcome},
-        stage::{TerminalState, Event, Report, Phase},
+        transition::{Event, Phase, Report, TerminalState},
     },
     proto::google::rpc::Code,
     store::store::Store,
@@ -69,9 +69,23 @@ impl Attempt {
         tasks: &Tasks,
         stop: CancellationToken,
     ) -> AttemptOutcome {
-        let context = Context::new(leased_operation, self.report_buffer.clone(), self.store.clock);
+        let context = Context::new(
+            leased_operation,
+            self.report_buffer.clone(),
+            self.store.clock,
+        );
         let report_buffer = self.report_buffer.clone();
-        match run_handler(handler, context, report_buffer, tasks, &stop, None, self.maintain_lease()).await {
+        match run_handler(
+            handler,
+            context,
+            report_buffer,
+            tasks,
+            &stop,
+            None,
+            self.maintain_lease(),
+        )
+        .await
+        {
             RunOutcome::Finished(end) => self.record_result(end, false, &stop).await,
             RunOutcome::Panicked(end) => self.record_result(end, true, &stop).await,
             RunOutcome::LeaseLost => AttemptOutcome::lost,
@@ -146,16 +160,24 @@ impl Attempt {
     /// Records how the attempt ended, with what the handler reported last,
     /// however long the store takes, while the lease lasts and the grace of a
     /// shutdown is not over.
-    async fn record_result(&self, result: AttemptResult, has_panicked: bool, stop: &CancellationToken) -> AttemptOutcome {
+    async fn record_result(
+        &self,
+        result: AttemptResult,
+        has_panicked: bool,
+        stop: &CancellationToken,
+    ) -> AttemptOutcome {
         let report = self.report_buffer.take().unwrap_or_default();
         let is_release = result == AttemptResult::Released;
         let event = result.into_event(self.token, report.clone());
-        let mut event = event.unwrap_or_else(|error| self.failure_event(invalid_result_failure(&error), report));
+        let mut event = event
+            .unwrap_or_else(|error| self.failure_event(invalid_result_failure(&error), report));
         loop {
             match self.commit(event.clone()).await {
                 Ok(_) if has_panicked => return AttemptOutcome::panicked,
                 Ok(operation) => return attempt_outcome(&operation, is_release),
-                Err(Error::FailedPrecondition { .. } | Error::NotFound { .. }) => return AttemptOutcome::lost,
+                Err(Error::FailedPrecondition { .. } | Error::NotFound { .. }) => {
+                    return AttemptOutcome::lost;
+                }
                 Err(error @ Error::TooLarge { .. }) => event = self.shrink_event(event, &error),
                 Err(error) => {
                     debug!(operation.name = %self.name, %error, "the outcome could not be recorded yet");

@@ -24,12 +24,12 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
+    command_output::{CommandOutput, MAX_OUTPUT_BYTES, OutputTooLargeError, StderrTail},
     context::Context,
     handler::Handler,
-    output::{MAX_OUTPUT_BYTES, CommandOutput, StderrTail, OutputTooLargeError},
 };
 use crate::{
-    operation::{outcome::Failure, terms::QueueName},
+    operation::{options::QueueName, outcome::Failure},
     proto::google::rpc::Code,
     types::TypeRegistry,
 };
@@ -141,7 +141,10 @@ impl CommandHandler {
 
     /// Shows each line of standard error. Without it they are logged at `debug`.
     #[must_use]
-    pub fn on_stderr_line(mut self, callback: impl Fn(&Context, &str) + Send + Sync + 'static) -> Self {
+    pub fn on_stderr_line(
+        mut self,
+        callback: impl Fn(&Context, &str) + Send + Sync + 'static,
+    ) -> Self {
         self.stderr_callback = Some(Box::new(callback));
         self
     }
@@ -208,7 +211,11 @@ impl CommandHandler {
         Failure::new(Code::ResourceExhausted, message).with_reason("OUTPUT_TOO_LARGE")
     }
 
-    fn exit_failure(&self, status: &io::Result<ExitStatus>, stderr_tail: Option<String>) -> Failure {
+    fn exit_failure(
+        &self,
+        status: &io::Result<ExitStatus>,
+        stderr_tail: Option<String>,
+    ) -> Failure {
         let (reason, description) = match status {
             Ok(status) => match (status.code(), status.signal()) {
                 (Some(code), _) => ("COMMAND_FAILED", format!("exited with code {code}")),
@@ -270,11 +277,17 @@ impl Handler for CommandHandler {
                 },
             }
         };
-        let Ok(ProcessExit { status, termination_requested }) = exit else {
+        let Ok(ProcessExit {
+            status,
+            termination_requested,
+        }) = exit
+        else {
             return Err(self.output_too_large_failure());
         };
         let text = output.into_text();
-        if status.as_ref().is_ok_and(ExitStatus::success) && !(termination_requested && text.is_empty()) {
+        if status.as_ref().is_ok_and(ExitStatus::success)
+            && !(termination_requested && text.is_empty())
+        {
             return Ok(match text.as_str() {
                 "" => Any::default(),
                 text => self.types.parse_output(text),

@@ -15,11 +15,11 @@ use crate::{
         labels::Labels,
         lease::LeaseToken,
         operation::Operation,
+        options::QueueName,
         outcome::Failure,
         payload::{InvalidAny, Payload},
-        stage::Report,
-        terms::QueueName,
         trace::TraceContext,
+        transition::Report,
     },
     proto::{google::rpc::Code, longrunning::v1::Progress},
 };
@@ -80,7 +80,11 @@ impl LeasedOperation {
 // === impl Context ===
 
 impl Context {
-    pub(crate) fn new(leased_operation: LeasedOperation, report_buffer: Arc<ReportBuffer>, clock: Clock) -> Self {
+    pub(crate) fn new(
+        leased_operation: LeasedOperation,
+        report_buffer: Arc<ReportBuffer>,
+        clock: Clock,
+    ) -> Self {
         Self {
             leased_operation: Arc::new(leased_operation),
             report_buffer,
@@ -169,7 +173,8 @@ impl Context {
     /// Tells how far the work is. Cheap: call it as often as there is news; the
     /// newest report wins, and is shown at once or within 100 ms.
     pub fn report_progress(&self, progress: Progress) {
-        self.report_buffer.update(|report| report.progress = Some(progress));
+        self.report_buffer
+            .update(|report| report.progress = Some(progress));
     }
 
     /// Serves metadata of the handler's own type from now on, instead of
@@ -179,7 +184,8 @@ impl Context {
     /// [`InvalidAny`] if the type URL is empty or malformed.
     pub fn set_metadata(&self, metadata: Any) -> Result<(), InvalidAny> {
         let metadata = Payload::new(metadata)?;
-        self.report_buffer.update(|report| report.metadata = Some(metadata));
+        self.report_buffer
+            .update(|report| report.metadata = Some(metadata));
         Ok(())
     }
 
@@ -190,7 +196,8 @@ impl Context {
     /// [`InvalidAny`] if the type URL is empty or malformed.
     pub fn set_detail(&self, detail: Any) -> Result<(), InvalidAny> {
         let detail = Payload::new(detail)?;
-        self.report_buffer.update(|report| report.detail = Some(detail));
+        self.report_buffer
+            .update(|report| report.detail = Some(detail));
         Ok(())
     }
 

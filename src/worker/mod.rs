@@ -5,9 +5,9 @@
 pub(crate) mod attempt;
 #[cfg(feature = "command")]
 pub(crate) mod command;
-pub(crate) mod context;
-pub(crate) mod execution;
-pub(crate) mod handler;
 #[cfg(feature = "command")]
-mod output;
+mod command_output;
+pub(crate) mod context;
+pub(crate) mod handler;
 pub(crate) mod pool;
+pub(crate) mod runner;

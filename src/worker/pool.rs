@@ -15,7 +15,7 @@ use super::{attempt::Attempt, context::LeasedOperation, handler::DynHandler};
 use crate::{
     error::Error,
     metrics::Metrics,
-    operation::{lease::WorkerId, operation::Operation, terms::QueueName},
+    operation::{lease::WorkerId, operation::Operation, options::QueueName},
     store::store::Store,
     tasks::Tasks,
 };
@@ -99,7 +99,10 @@ impl WorkerPool {
             )
             .instrument(span)
             .await;
-        self.metrics
-            .record_attempt(self.queue.as_str(), outcome, started.elapsed().as_secs_f64());
+        self.metrics.record_attempt(
+            self.queue.as_str(),
+            outcome,
+            started.elapsed().as_secs_f64(),
+        );
     }
 }

@@ -12,7 +12,10 @@ use longrunning::{
     },
 };
 
-use crate::support::{GrpcTestServer, expect_error, create_pending, expect_response, create_running, string_value, wait_request};
+use crate::support::{
+    GrpcTestServer, create_pending, create_running, expect_error, expect_response, string_value,
+    wait_request,
+};
 
 fn list_request(page_size: i32, page_token: &str) -> ListOperationsRequest {
     ListOperationsRequest {
@@ -43,7 +46,9 @@ async fn wait_without_timeout_is_capped_and_disconnect_frees_its_waiter() {
         default_timeout: Duration::from_millis(50),
         ..Default::default()
     };
-    let server = GrpcTestServer::start_with_wait_limits(crate::support::operations_builder(), wait_limits).await;
+    let server =
+        GrpcTestServer::start_with_wait_limits(crate::support::operations_builder(), wait_limits)
+            .await;
     let (name, _) = create_running(&server.operations).await;
     let mut client = server.client().await;
     let no_timeout = WaitOperationRequest {
@@ -166,7 +171,9 @@ async fn grpc_cancel_reaches_running_handler() {
         context.cancelled().await;
         Err::<Any, _>(Failure::cancelled())
     };
-    let server = GrpcTestServer::start_with(crate::support::operations_builder().handler("q", 1, handler)).await;
+    let server =
+        GrpcTestServer::start_with(crate::support::operations_builder().handler("q", 1, handler))
+            .await;
     let name = server
         .operations
         .submit("q", string_value(""))
@@ -192,7 +199,7 @@ async fn grpc_cancel_reaches_running_handler() {
 // 7: see `recovery` for the leases; the nearest form without replicas.
 #[tokio::test]
 async fn server_restart_does_not_fail_self_executed_operations() {
-    let storage = crate::support::journal::TestStorage::new();
+    let storage = crate::support::test_storage::TestStorage::new();
     let operations = crate::support::operations_builder()
         .storage(storage.clone())
         .start()
@@ -203,13 +210,16 @@ async fn server_restart_does_not_fail_self_executed_operations() {
     while !storage.is_released() {
         tokio::task::yield_now().await;
     }
-    let storage = crate::support::journal::TestStorage::with_operations(storage.into_stored());
+    let storage = crate::support::test_storage::TestStorage::with_operations(storage.into_stored());
     let operations = crate::support::operations_builder()
         .storage(storage)
         .start()
         .await
         .unwrap();
-    assert_eq!(operations.get_cached(&name).unwrap().state(), State::Running);
+    assert_eq!(
+        operations.get_cached(&name).unwrap().state(),
+        State::Running
+    );
     operations
         .succeed(&name, token, string_value("it went on"))
         .await

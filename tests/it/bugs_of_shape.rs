@@ -13,8 +13,9 @@ use longrunning::{
 use tonic::Code;
 
 use crate::support::{
-    GrpcTestServer, expect_error, get_request, create_leased, decode_metadata, custom_metadata, create_pending, problem::expect_status_error, expect_response, create_running,
-    create_succeeded, string_value, wait_request,
+    GrpcTestServer, create_leased, create_pending, create_running, create_succeeded,
+    custom_metadata, decode_metadata, error_details::expect_status_error, expect_error,
+    expect_response, get_request, string_value, wait_request,
 };
 
 // 9, OP-4
@@ -43,7 +44,11 @@ async fn failed_operation_always_has_error_code() {
         .start()
         .await
         .unwrap();
-    let name = operations.submit("q", string_value("")).await.unwrap().name_owned();
+    let name = operations
+        .submit("q", string_value(""))
+        .await
+        .unwrap()
+        .name_owned();
     let done = operations
         .wait(&name, Duration::from_secs(60))
         .await
@@ -55,7 +60,9 @@ async fn failed_operation_always_has_error_code() {
 #[tokio::test]
 async fn done_operation_has_exactly_one_of_response_and_error() {
     let handler = |_: Context| async { Ok::<Any, Failure>(Any::default()) };
-    let server = GrpcTestServer::start_with(crate::support::operations_builder().handler("q", 1, handler)).await;
+    let server =
+        GrpcTestServer::start_with(crate::support::operations_builder().handler("q", 1, handler))
+            .await;
     let name = server
         .operations
         .submit("q", string_value(""))
@@ -199,7 +206,12 @@ async fn metadata_survives_completion() {
         .succeed(&name, token, string_value(""))
         .await
         .unwrap();
-    let final_metadata = server.operations.get_cached(&name).unwrap().to_proto().metadata;
+    let final_metadata = server
+        .operations
+        .get_cached(&name)
+        .unwrap()
+        .to_proto()
+        .metadata;
     assert_eq!(final_metadata, Some(custom_metadata(9)));
 }
 

@@ -7,8 +7,9 @@ use longrunning::{
 use tonic::Code;
 
 use crate::support::{
-    GrpcClient, GrpcTestServer, expect_error, get_request, create_leased, decode_metadata, create_pending, problem::expect_status_error, error_reason, expect_response,
-    create_running, create_succeeded, string_value,
+    GrpcClient, GrpcTestServer, create_leased, create_pending, create_running, create_succeeded,
+    decode_metadata, error_details::expect_status_error, error_reason, expect_error,
+    expect_response, get_request, string_value,
 };
 
 fn cancel_request(name: &str) -> CancelOperationRequest {
@@ -38,7 +39,10 @@ async fn cancelled_queued_operation_is_done_immediately_and_stays_listed() {
     );
     let operation_metadata = decode_metadata(&operation);
     assert_eq!(
-        (operation_metadata.state(), operation_metadata.cancel_requested),
+        (
+            operation_metadata.state(),
+            operation_metadata.cancel_requested
+        ),
         (State::Cancelled, true)
     );
     let list = client
@@ -64,7 +68,10 @@ async fn cancel_of_running_operation_returns_before_worker_reacts() {
     assert!(!operation.done);
     let operation_metadata = decode_metadata(&operation);
     assert_eq!(
-        (operation_metadata.state(), operation_metadata.cancel_requested),
+        (
+            operation_metadata.state(),
+            operation_metadata.cancel_requested
+        ),
         (State::Running, true)
     );
 }
@@ -173,9 +180,19 @@ async fn repeated_cancel_and_cancel_of_done_operation_change_nothing() {
 async fn cancel_of_unknown_name_is_not_found_and_of_empty_name_invalid() {
     let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
-    let unknown = expect_status_error(client.cancel_operation(cancel_request("operations/unknown")).await);
-    assert_eq!(unknown.code_and_reason(), (Code::NotFound, "OPERATION_NOT_FOUND"));
+    let unknown = expect_status_error(
+        client
+            .cancel_operation(cancel_request("operations/unknown"))
+            .await,
+    );
+    assert_eq!(
+        unknown.code_and_reason(),
+        (Code::NotFound, "OPERATION_NOT_FOUND")
+    );
     let empty = expect_status_error(client.cancel_operation(cancel_request("")).await);
-    assert_eq!(empty.code_and_reason(), (Code::InvalidArgument, "INVALID_NAME"));
+    assert_eq!(
+        empty.code_and_reason(),
+        (Code::InvalidArgument, "INVALID_NAME")
+    );
     assert_eq!(empty.field_violations[0].0, "name");
 }

@@ -4,7 +4,9 @@ use std::{path::Path, process::Stdio};
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::support::program::{ServeProcess, longrunning_command, stderr, endless_checksum_directory, run_command, stdout};
+use crate::support::serve_process::{
+    ServeProcess, endless_checksum_directory, longrunning_command, run_command, stderr, stdout,
+};
 
 /// A directory with two small files, and the digest that `sha256sum` gives.
 fn two_file_directory() -> (tempfile::TempDir, &'static str) {
@@ -63,7 +65,9 @@ async fn commands_exit_with_0_on_success_and_1_for_failed_operation() {
     let waited = program.run_command(&["wait", &succeeded_name]).await;
     assert_eq!(waited.status.code(), Some(0));
     assert!(stdout(&waited).contains("SUCCEEDED"), "{}", stdout(&waited));
-    let waited = program.run_command(&["wait", &failed_name, "--output", "json"]).await;
+    let waited = program
+        .run_command(&["wait", &failed_name, "--output", "json"])
+        .await;
     assert_eq!(waited.status.code(), Some(1));
     assert!(
         stdout(&waited).contains("DIRECTORY_NOT_FOUND"),
@@ -73,9 +77,26 @@ async fn commands_exit_with_0_on_success_and_1_for_failed_operation() {
 
     // A bare id stands for operations/ID.
     let id = succeeded_name.strip_prefix("operations/").unwrap();
-    assert_eq!(program.run_command(&["get", id]).await.status.code(), Some(0));
-    assert_eq!(program.run_command(&["get", &failed_name]).await.status.code(), Some(1));
-    assert_eq!(program.run_command(&["watch", &failed_name]).await.status.code(), Some(1));
+    assert_eq!(
+        program.run_command(&["get", id]).await.status.code(),
+        Some(0)
+    );
+    assert_eq!(
+        program
+            .run_command(&["get", &failed_name])
+            .await
+            .status
+            .code(),
+        Some(1)
+    );
+    assert_eq!(
+        program
+            .run_command(&["watch", &failed_name])
+            .await
+            .status
+            .code(),
+        Some(1)
+    );
 
     let list = program.run_command(&["list"]).await;
     let lines: Vec<&str> = stdout(&list).lines().collect();
@@ -94,18 +115,32 @@ async fn commands_exit_with_0_on_success_and_1_for_failed_operation() {
         2
     );
 
-    let failed = program.run_command(&["list", "--filter", "state = FAILED"]).await;
+    let failed = program
+        .run_command(&["list", "--filter", "state = FAILED"])
+        .await;
     let names: Vec<_> = stdout(&failed).lines().skip(1).collect();
-    assert!(names.len() == 1 && names[0].starts_with(&failed_name), "{names:?}");
+    assert!(
+        names.len() == 1 && names[0].starts_with(&failed_name),
+        "{names:?}"
+    );
     let json = program
         .run_command(&["list", "--filter", "error.code:*", "--output", "json"])
         .await;
     assert!(stdout(&json).contains(&failed_name) && !stdout(&json).contains(&succeeded_name));
-    let refused = program.run_command(&["list", "--filter", "state = = FAILED"]).await;
+    let refused = program
+        .run_command(&["list", "--filter", "state = = FAILED"])
+        .await;
     assert_eq!(refused.status.code(), Some(2));
     assert!(stderr(&refused).contains("(INVALID_FILTER): filter: column 9"));
 
-    assert_eq!(program.run_command(&["delete", &succeeded_name]).await.status.code(), Some(0));
+    assert_eq!(
+        program
+            .run_command(&["delete", &succeeded_name])
+            .await
+            .status
+            .code(),
+        Some(0)
+    );
     let deleted = program.run_command(&["get", &succeeded_name]).await;
     assert_eq!(deleted.status.code(), Some(2));
     assert!(
@@ -120,9 +155,14 @@ async fn wait_timeout_exits_with_3_and_cancel_stops_handler() {
     let directory = endless_checksum_directory();
     let program = ServeProcess::serve_demo(directory.path()).await;
     let name = program.create_checksum("").await;
-    let waited = program.run_command(&["wait", &name, "--timeout", "50ms"]).await;
+    let waited = program
+        .run_command(&["wait", &name, "--timeout", "50ms"])
+        .await;
     assert_eq!(waited.status.code(), Some(3));
-    assert_eq!(program.run_command(&["cancel", &name]).await.status.code(), Some(0));
+    assert_eq!(
+        program.run_command(&["cancel", &name]).await.status.code(),
+        Some(0)
+    );
     let waited = program.run_command(&["wait", &name]).await;
     assert_eq!(waited.status.code(), Some(1));
     assert!(stdout(&waited).contains("CANCELLED"), "{}", stdout(&waited));
@@ -167,5 +207,9 @@ async fn ctrl_c_cancels_demo_and_exits_with_130() {
     );
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(130));
-    assert!(stdout(&output).contains("\"code\": 1"), "{}", stdout(&output));
+    assert!(
+        stdout(&output).contains("\"code\": 1"),
+        "{}",
+        stdout(&output)
+    );
 }

@@ -10,9 +10,9 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::sync::mpsc;
 
 use crate::support::{
-    GrpcTestServer, get_request,
-    journal::{WriteMode, TestStorage},
-    create_running, string_value, wait_request,
+    GrpcTestServer, create_running, get_request, string_value,
+    test_storage::{TestStorage, WriteMode},
+    wait_request,
 };
 
 /// So long a count may take before the test has failed.
@@ -32,7 +32,10 @@ async fn wait_for_series(operations: &Operations, line: &str) {
             tokio::task::yield_now().await;
         }
     };
-    if tokio::time::timeout(STEP_TIMEOUT, series_exists).await.is_err() {
+    if tokio::time::timeout(STEP_TIMEOUT, series_exists)
+        .await
+        .is_err()
+    {
         panic!("{line} is not in {}", scrape_metrics(operations));
     }
 }
@@ -47,7 +50,11 @@ fn rpc_series(method: &str, code: &str) -> String {
 async fn oversized_message_is_counted_as_resource_exhausted() {
     let server = GrpcTestServer::start().await;
     let name = "x".repeat(5 << 20);
-    let refused = server.client().await.get_operation(get_request(&name)).await;
+    let refused = server
+        .client()
+        .await
+        .get_operation(get_request(&name))
+        .await;
     assert_eq!(refused.unwrap_err().code(), tonic::Code::ResourceExhausted);
     wait_for_series(
         &server.operations,
@@ -66,7 +73,11 @@ async fn abandoned_wait_is_counted_as_cancelled() {
         tokio::task::yield_now().await;
     }
     wait_task.abort();
-    wait_for_series(&server.operations, &rpc_series("WaitOperation", "CANCELLED")).await;
+    wait_for_series(
+        &server.operations,
+        &rpc_series("WaitOperation", "CANCELLED"),
+    )
+    .await;
 }
 
 /// The queues that have a depth.
@@ -119,7 +130,9 @@ fn unavailable_failure() -> Failure {
 #[tokio::test]
 async fn last_retryable_attempt_is_counted_as_failed() {
     let operations = crate::support::operations_builder()
-        .handler("q", 1, |_: Context| async { Err::<Any, _>(unavailable_failure()) })
+        .handler("q", 1, |_: Context| async {
+            Err::<Any, _>(unavailable_failure())
+        })
         .start()
         .await
         .unwrap();
@@ -160,6 +173,9 @@ async fn empty_queue_metric_series_is_removed_after_finish() {
     let leased = operations.lease(&queue, &worker).await.unwrap();
     let token = leased.lease().unwrap().token;
     let name = leased.name_owned();
-    operations.succeed(&name, token, string_value("")).await.unwrap();
+    operations
+        .succeed(&name, token, string_value(""))
+        .await
+        .unwrap();
     assert!(queues_with_depth_series(&operations).is_empty());
 }

@@ -140,7 +140,10 @@ async fn request_id_is_reusable_after_delete_or_expiry() {
     operations.delete(&first).await.unwrap();
     let (second, token) = create_leased(&operations, new()).await;
     assert_ne!(first, second);
-    operations.succeed(&second, token, string_value("")).await.unwrap();
+    operations
+        .succeed(&second, token, string_value(""))
+        .await
+        .unwrap();
     assert!(operations.create(new()).await.unwrap().already_existed);
     tokio::time::sleep(Duration::from_secs(62)).await;
     assert!(!operations.create(new()).await.unwrap().already_existed);
@@ -162,9 +165,16 @@ async fn concurrent_creates_with_one_request_id_make_one_operation() {
             });
         }
         let created = racers.join_all().await;
-        assert_eq!(created.iter().filter(|created| !created.already_existed).count(), 1);
+        assert_eq!(
+            created
+                .iter()
+                .filter(|created| !created.already_existed)
+                .count(),
+            1
+        );
         assert!(
-            created.iter()
+            created
+                .iter()
                 .all(|result| result.operation.name() == created[0].operation.name())
         );
     }
@@ -184,7 +194,8 @@ async fn concurrent_creates_with_one_operation_id_have_one_winner() {
         let created = racers.join_all().await;
         assert_eq!(created.iter().filter(|created| created.is_ok()).count(), 1);
         assert!(
-            created.iter()
+            created
+                .iter()
                 .flat_map(|created| created.as_ref().err())
                 .all(|error| error.reason() == "OPERATION_EXISTS")
         );

@@ -11,7 +11,8 @@ use longrunning::{
 use tonic::Code;
 
 use crate::support::{
-    GrpcClient, GrpcTestServer, get_request, create_pending, problem::expect_status_error, progress, create_running, create_succeeded, string_value, wait_request,
+    GrpcClient, GrpcTestServer, create_pending, create_running, create_succeeded,
+    error_details::expect_status_error, get_request, progress, string_value, wait_request,
 };
 
 async fn delete(client: &mut GrpcClient, name: &longrunning::OperationName) {
@@ -88,7 +89,10 @@ async fn second_delete_is_not_found_in_every_state() {
             name: name.to_string(),
         };
         let second = expect_status_error(client.delete_operation(request).await);
-        assert_eq!(second.code_and_reason(), (Code::NotFound, "OPERATION_NOT_FOUND"));
+        assert_eq!(
+            second.code_and_reason(),
+            (Code::NotFound, "OPERATION_NOT_FOUND")
+        );
     }
     let unknown = DeleteOperationRequest {
         name: "operations/unknown".into(),
@@ -102,7 +106,10 @@ async fn second_delete_is_not_found_in_every_state() {
             .delete_operation(DeleteOperationRequest::default())
             .await,
     );
-    assert_eq!(empty.code_and_reason(), (Code::InvalidArgument, "INVALID_NAME"));
+    assert_eq!(
+        empty.code_and_reason(),
+        (Code::InvalidArgument, "INVALID_NAME")
+    );
 }
 
 // DEL-3
@@ -119,11 +126,13 @@ async fn deleted_operation_is_not_found_on_every_client_method() {
         delete(&mut client, &name).await;
         let not_found = (Code::NotFound, "OPERATION_NOT_FOUND");
         assert_eq!(
-            expect_status_error(client.get_operation(get_request(name.as_str())).await).code_and_reason(),
+            expect_status_error(client.get_operation(get_request(name.as_str())).await)
+                .code_and_reason(),
             not_found
         );
         assert_eq!(
-            expect_status_error(client.wait_operation(wait_request(&name, 60_000)).await).code_and_reason(),
+            expect_status_error(client.wait_operation(wait_request(&name, 60_000)).await)
+                .code_and_reason(),
             not_found
         );
         let cancel = CancelOperationRequest {

@@ -7,14 +7,17 @@ use longrunning::proto::longrunning::v1::{HeartbeatRequest, finish_operation_req
 use tokio::time::advance;
 
 use crate::support::{
-    shop::{Kind, Harness},
+    harness::{Harness, Kind},
     string_value,
 };
 
 #[tokio::test(start_paused = true)]
 async fn cancel_and_delete_are_pushed_only_to_lease_holder() {
     let harness = Harness::start().await;
-    let (mut stream, mut other_stream) = (harness.watch_directives("me").await, harness.watch_directives("you").await);
+    let (mut stream, mut other_stream) = (
+        harness.watch_directives("me").await,
+        harness.watch_directives("you").await,
+    );
     let lease = harness.create_self_executed("me").await;
     let other_lease = harness.create_self_executed("you").await;
     harness.cancel(&lease.name).await;
@@ -35,8 +38,12 @@ async fn cancel_and_delete_are_pushed_only_to_lease_holder() {
 async fn lease_loss_is_pushed_but_finish_by_same_worker_is_not() {
     let harness = Harness::start().await;
     let mut stream = harness.watch_directives("w").await;
-    let (finished, lost) = (harness.create_self_executed("w").await, harness.create_self_executed("w").await);
-    harness.finish(&finished, Outcome::Response(string_value("done")))
+    let (finished, lost) = (
+        harness.create_self_executed("w").await,
+        harness.create_self_executed("w").await,
+    );
+    harness
+        .finish(&finished, Outcome::Response(string_value("done")))
         .await;
     advance(Duration::from_secs(31)).await;
     let directive = stream.message().await.unwrap().unwrap();

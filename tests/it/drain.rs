@@ -12,7 +12,7 @@ use std::{
 
 use longrunning::{
     Any, Context, Failure, NewOperation, OperationName, Operations, RetryPolicy, State,
-    remote::Worker,
+    client::Worker,
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -21,7 +21,7 @@ use tokio::{
     time::{Duration, sleep},
 };
 
-use crate::support::{GrpcTestServer, line::FlakyChannel, expect_response, string_value};
+use crate::support::{GrpcTestServer, expect_response, flaky_channel::FlakyChannel, string_value};
 
 /// So many operations are drained.
 const OPERATION_COUNT: usize = 1000;
@@ -31,7 +31,11 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The attempts that began, by operation.
 type StartedAttempts = BTreeMap<String, Vec<u32>>;
 
-async fn create_many(operations: &Operations, count: usize, new: NewOperation) -> Vec<OperationName> {
+async fn create_many(
+    operations: &Operations,
+    count: usize,
+    new: NewOperation,
+) -> Vec<OperationName> {
     let mut names = Vec::new();
     for _ in 0..count {
         let created = operations.create(new.clone()).await.unwrap();
@@ -44,7 +48,12 @@ async fn create_many(operations: &Operations, count: usize, new: NewOperation) -
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn workers_of_varied_concurrency_run_each_operation_once() {
     let server = GrpcTestServer::start().await;
-    let names = create_many(&server.operations, OPERATION_COUNT, NewOperation::queued("q")).await;
+    let names = create_many(
+        &server.operations,
+        OPERATION_COUNT,
+        NewOperation::queued("q"),
+    )
+    .await;
     let started = Arc::new(Mutex::new(StartedAttempts::new()));
     let mut workers = Vec::new();
     for concurrency in [1, 2, 7, 30] {
@@ -62,7 +71,10 @@ async fn workers_of_varied_concurrency_run_each_operation_once() {
     for name in &names {
         let operation = server.operations.wait(name, WAIT_TIMEOUT).await.unwrap();
         assert_eq!(operation.attempt(), 1);
-        assert_eq!(expect_response(&operation.to_proto()), string_value(name.as_str()));
+        assert_eq!(
+            expect_response(&operation.to_proto()),
+            string_value(name.as_str())
+        );
     }
     workers.iter().for_each(JoinHandle::abort);
     let started = started.lock();
@@ -134,7 +146,12 @@ async fn randomly_killed_workers_lose_no_operation_or_attempt() {
     let (started_sender, mut started_receiver) = mpsc::unbounded_channel();
     let mut workers = Vec::new();
     for (id, concurrency) in [1, 2, 7, 30].into_iter().enumerate() {
-        workers.push(KillableWorker::start(&operations, id, concurrency, &started_sender));
+        workers.push(KillableWorker::start(
+            &operations,
+            id,
+            concurrency,
+            &started_sender,
+        ));
     }
     let waiter = operations.clone();
     let expected = names.clone();
@@ -156,7 +173,12 @@ async fn randomly_killed_workers_lose_no_operation_or_attempt() {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let index = (seed >> 33) % workers.len();
             let concurrency = workers.swap_remove(index).kill();
-            workers.push(KillableWorker::start(&operations, count, concurrency, &started_sender));
+            workers.push(KillableWorker::start(
+                &operations,
+                count,
+                concurrency,
+                &started_sender,
+            ));
         }
     }
     assert!(
@@ -204,8 +226,8 @@ mod processes {
     use super::{StartedAttempts, check_attempts};
     use crate::support::{
         decode_metadata,
-        program::{ServeProcess, longrunning_command},
-        shop::{max_attempts, queued_request, proto_seconds},
+        harness::{max_attempts, proto_seconds, queued_request},
+        serve_process::{ServeProcess, longrunning_command},
     };
 
     const PROCESS_OPERATION_COUNT: usize = 120;
@@ -215,7 +237,10 @@ mod processes {
         let script = r#"echo "$LONGRUNNING_OPERATION $LONGRUNNING_ATTEMPT" > "$0""#;
         longrunning_command(&["work", "--queue", "q", "--concurrency"])
             .arg(concurrency.to_string())
-            .args(["--worker-endpoint", &format!("http://{}", server.worker_address)])
+            .args([
+                "--worker-endpoint",
+                &format!("http://{}", server.worker_address),
+            ])
             .args(["--", "sh", "-c", script])
             .arg(pipe)
             .stderr(Stdio::null())

@@ -2,12 +2,12 @@
 //! its end. What a restart makes of it is in `recovery`.
 
 use longrunning::{
-    Error, NewOperation, Operations, QueueName, Report, Phase, WorkerId, proto::google::rpc::Code,
+    Error, NewOperation, Operations, Phase, QueueName, Report, WorkerId, proto::google::rpc::Code,
 };
 
 use crate::support::{
-    journal::{WriteMode, TestStorage},
-    create_pending, progress, create_running, create_succeeded, string_value,
+    create_pending, create_running, create_succeeded, progress, string_value,
+    test_storage::{TestStorage, WriteMode},
 };
 
 async fn start(storage: &TestStorage) -> Operations {
@@ -38,8 +38,15 @@ async fn change_is_invisible_until_it_is_durable() {
     assert!(futures_util::poll!(create.as_mut()).is_pending());
     assert!(futures_util::poll!(succeed.as_mut()).is_pending());
     storage.wait_for_started_writes(3).await;
-    assert_eq!(operations.get_cached(&name).unwrap().bytes(), before.bytes());
-    assert!(operations.get_cached(&"operations/new".parse().unwrap()).is_err());
+    assert_eq!(
+        operations.get_cached(&name).unwrap().bytes(),
+        before.bytes()
+    );
+    assert!(
+        operations
+            .get_cached(&"operations/new".parse().unwrap())
+            .is_err()
+    );
     assert_eq!(
         operations
             .list(&Default::default())
@@ -70,8 +77,8 @@ async fn failed_write_is_rejected_and_changes_nothing() {
     let pending = create_pending(&operations).await;
     let done = create_succeeded(&operations).await;
     let current = |name| operations.get_cached(name).unwrap();
-    let before =
-        [&running, &pending, &done].map(|name| (current(name).bytes().to_vec(), current(name).revision()));
+    let before = [&running, &pending, &done]
+        .map(|name| (current(name).bytes().to_vec(), current(name).revision()));
     let log = storage.write_log();
 
     storage.set_write_mode(WriteMode::Fail);
@@ -102,8 +109,8 @@ async fn failed_write_is_rejected_and_changes_nothing() {
             Error::StoreUnavailable
         );
     }
-    let after =
-        [&running, &pending, &done].map(|name| (current(name).bytes().to_vec(), current(name).revision()));
+    let after = [&running, &pending, &done]
+        .map(|name| (current(name).bytes().to_vec(), current(name).revision()));
     assert_eq!(after, before);
     assert_eq!(storage.write_log(), log);
 
@@ -115,7 +122,10 @@ async fn failed_write_is_rejected_and_changes_nothing() {
         .unwrap();
     assert_eq!(leased.name_owned(), pending);
     assert!(!operations.create(create).await.unwrap().already_existed);
-    operations.succeed(&running, token, string_value("x")).await.unwrap();
+    operations
+        .succeed(&running, token, string_value("x"))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -166,7 +176,11 @@ async fn writes_of_one_operation_are_serialized() {
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(storage.started_writes(), 2, "the second append waits for the first");
+    assert_eq!(
+        storage.started_writes(),
+        2,
+        "the second append waits for the first"
+    );
     storage.set_write_mode(WriteMode::Succeed);
     for report in reports {
         report.await.unwrap();
@@ -190,7 +204,10 @@ async fn deleted_operation_is_removed_from_storage_once_done() {
     let operations = start(&storage).await;
     let name = create_succeeded(&operations).await;
     operations.delete(&name).await.unwrap();
-    assert_eq!(storage.write_log().last().unwrap(), &format!("forget {name}"));
+    assert_eq!(
+        storage.write_log().last().unwrap(),
+        &format!("forget {name}")
+    );
     let (name, token) = create_running(&operations).await;
     operations.delete(&name).await.unwrap();
     assert!(
@@ -201,7 +218,10 @@ async fn deleted_operation_is_removed_from_storage_once_done() {
         .succeed(&name, token, string_value("unseen"))
         .await
         .unwrap();
-    assert_eq!(storage.write_log().last().unwrap(), &format!("forget {name}"));
+    assert_eq!(
+        storage.write_log().last().unwrap(),
+        &format!("forget {name}")
+    );
 }
 
 // BEHAVIOUR §5: who asks for a lease and leaves before the answer has no lease.
@@ -266,7 +286,11 @@ async fn report_that_failed_to_write_is_retried_with_next_renewal() {
     };
     let builder = crate::support::operations_builder().storage(storage.clone());
     let operations = builder.handler("q", 1, handler).start().await.unwrap();
-    let name = operations.submit("q", string_value("")).await.unwrap().name_owned();
+    let name = operations
+        .submit("q", string_value(""))
+        .await
+        .unwrap()
+        .name_owned();
     let context = context_receiver.recv().await.unwrap();
     storage.set_write_mode(WriteMode::Fail);
     context.save_checkpoint(string_value("row 7")).unwrap();
@@ -298,7 +322,11 @@ async fn outcome_that_failed_to_write_is_retried_until_it_succeeds() {
     };
     let builder = crate::support::operations_builder().storage(storage.clone());
     let operations = builder.handler("q", 1, handler).start().await.unwrap();
-    let name = operations.submit("q", string_value("")).await.unwrap().name_owned();
+    let name = operations
+        .submit("q", string_value(""))
+        .await
+        .unwrap()
+        .name_owned();
     storage.wait_for_started_writes(2).await;
     storage.set_write_mode(WriteMode::Fail);
     finish.notify_one();
@@ -309,7 +337,10 @@ async fn outcome_that_failed_to_write_is_retried_until_it_succeeds() {
         .wait(&name, std::time::Duration::from_secs(5))
         .await
         .unwrap();
-    assert_eq!(crate::support::expect_response(&done.to_proto()), string_value("precious"));
+    assert_eq!(
+        crate::support::expect_response(&done.to_proto()),
+        string_value("precious")
+    );
 }
 
 // A time that passes is a change like any other.

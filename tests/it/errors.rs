@@ -14,12 +14,12 @@ use longrunning::{
 use tonic::{Code, Status};
 
 use crate::support::{
-    GrpcTestServer, get_request,
-    journal::{WriteMode, TestStorage},
-    custom_metadata,
-    problem::{ErrorDetails, expect_status_error},
-    raw::raw_unary_call,
-    create_running, create_succeeded, string_value,
+    GrpcTestServer, create_running, create_succeeded, custom_metadata,
+    error_details::{ErrorDetails, expect_status_error},
+    get_request,
+    raw_requests::raw_unary_call,
+    string_value,
+    test_storage::{TestStorage, WriteMode},
 };
 
 const OPERATIONS_METHODS: [&str; 5] = [
@@ -71,7 +71,10 @@ async fn empty_name_is_invalid_name_with_field_violation_on_every_method() {
         ),
     ];
     for details in errors {
-        assert_eq!(details.code_and_reason(), (Code::InvalidArgument, "INVALID_NAME"));
+        assert_eq!(
+            details.code_and_reason(),
+            (Code::InvalidArgument, "INVALID_NAME")
+        );
         assert_eq!(
             details.field_violations,
             [("name".to_owned(), "INVALID_NAME".to_owned())]
@@ -122,7 +125,10 @@ async fn invalid_list_request_names_violated_field() {
     ] {
         let details = expect_status_error(client.list_operations(request).await);
         assert_eq!(details.code_and_reason(), (Code::InvalidArgument, reason));
-        assert_eq!(details.field_violations, [(field.to_owned(), reason.to_owned())]);
+        assert_eq!(
+            details.field_violations,
+            [(field.to_owned(), reason.to_owned())]
+        );
     }
 }
 
@@ -142,7 +148,8 @@ async fn undecodable_request_is_invalid_argument_on_every_method() {
             &not_utf8
         };
         for bytes in [name, &cut_off, &garbage] {
-            let details = expect_status_error(raw_unary_call(channel.clone(), path, bytes.clone()).await);
+            let details =
+                expect_status_error(raw_unary_call(channel.clone(), path, bytes.clone()).await);
             assert_eq!(
                 details.code_and_reason(),
                 (Code::InvalidArgument, "MALFORMED_REQUEST"),
@@ -152,7 +159,10 @@ async fn undecodable_request_is_invalid_argument_on_every_method() {
     }
     let watch = "/longrunning.v1.OperationWatch/WatchOperation";
     let details = expect_status_error(raw_unary_call(channel, watch, not_utf8).await);
-    assert_eq!(details.code_and_reason(), (Code::InvalidArgument, "MALFORMED_REQUEST"));
+    assert_eq!(
+        details.code_and_reason(),
+        (Code::InvalidArgument, "MALFORMED_REQUEST")
+    );
 }
 
 // BEHAVIOUR §9
@@ -162,7 +172,8 @@ async fn message_above_4_mib_is_resource_exhausted_too_large() {
     let mut bytes = vec![0x0a, 0x80, 0x80, 0x80, 0x03];
     bytes.resize(5 + (6 << 20), b'a');
     for path in OPERATIONS_METHODS {
-        let details = expect_status_error(raw_unary_call(server.channel().await, path, bytes.clone()).await);
+        let details =
+            expect_status_error(raw_unary_call(server.channel().await, path, bytes.clone()).await);
         assert_eq!(
             details.code_and_reason(),
             (Code::ResourceExhausted, "TOO_LARGE"),
@@ -183,7 +194,8 @@ async fn unknown_method_or_service_is_unimplemented_with_error_info() {
         "/longrunning.v1.OperationWatch/Nothing",
         "/",
     ] {
-        let details = expect_status_error(raw_unary_call(server.channel().await, path, Vec::new()).await);
+        let details =
+            expect_status_error(raw_unary_call(server.channel().await, path, Vec::new()).await);
         assert_eq!(
             details.code_and_reason(),
             (Code::Unimplemented, "METHOD_UNKNOWN"),
@@ -205,7 +217,10 @@ async fn unicode_name_round_trips_in_error_details() {
         "%2F%00",
     ] {
         let details = expect_status_error(client.get_operation(get_request(name)).await);
-        assert_eq!(details.code_and_reason(), (Code::NotFound, "OPERATION_NOT_FOUND"));
+        assert_eq!(
+            details.code_and_reason(),
+            (Code::NotFound, "OPERATION_NOT_FOUND")
+        );
         assert_eq!(details.info.metadata["name"], name);
     }
 }
@@ -266,7 +281,11 @@ async fn invalid_create_request_names_violated_field() {
     for (new, field, reason) in table {
         let description = format!("{new:?}");
         let details = expect_create_error(&operations, new).await;
-        assert_eq!(details.code_and_reason(), (Code::InvalidArgument, reason), "{description}");
+        assert_eq!(
+            details.code_and_reason(),
+            (Code::InvalidArgument, reason),
+            "{description}"
+        );
         assert_eq!(
             details.field_violations,
             [(field.to_owned(), reason.to_owned())],
@@ -284,7 +303,10 @@ async fn duplicate_operation_id_or_request_id_already_exists() {
         .await
         .unwrap();
     let duplicate = expect_create_error(&operations, NewOperation::queued("q").id("mine")).await;
-    assert_eq!(duplicate.code_and_reason(), (Code::AlreadyExists, "OPERATION_EXISTS"));
+    assert_eq!(
+        duplicate.code_and_reason(),
+        (Code::AlreadyExists, "OPERATION_EXISTS")
+    );
     assert_eq!(duplicate.info.metadata["name"], "operations/mine");
     operations
         .create(NewOperation::queued("q").request_id("r1"))
@@ -292,7 +314,10 @@ async fn duplicate_operation_id_or_request_id_already_exists() {
         .unwrap();
     let other = NewOperation::queued("q").request_id("r1").priority(7);
     let reused = expect_create_error(&operations, other).await;
-    assert_eq!(reused.code_and_reason(), (Code::AlreadyExists, "REQUEST_ID_REUSED"));
+    assert_eq!(
+        reused.code_and_reason(),
+        (Code::AlreadyExists, "REQUEST_ID_REUSED")
+    );
     assert_eq!(reused.info.metadata["requestId"], "r1");
 }
 
@@ -303,10 +328,16 @@ async fn lost_lease_and_second_outcome_are_failed_precondition() {
     let (name, token) = create_running(&operations).await;
     let unknown_token = longrunning::LeaseToken::random();
     let lost = to_grpc_error(operations.renew(&name, unknown_token).await.unwrap_err());
-    assert_eq!(lost.code_and_reason(), (Code::FailedPrecondition, "LEASE_LOST"));
+    assert_eq!(
+        lost.code_and_reason(),
+        (Code::FailedPrecondition, "LEASE_LOST")
+    );
     assert_eq!(lost.info.metadata["name"], name.as_str());
     assert!(lost.retry_info.is_none());
-    operations.succeed(&name, token, string_value("one")).await.unwrap();
+    operations
+        .succeed(&name, token, string_value("one"))
+        .await
+        .unwrap();
     operations
         .succeed(&name, token, string_value("one"))
         .await
@@ -317,10 +348,16 @@ async fn lost_lease_and_second_outcome_are_failed_precondition() {
             .await
             .unwrap_err(),
     );
-    assert_eq!(other.code_and_reason(), (Code::FailedPrecondition, "OPERATION_DONE"));
+    assert_eq!(
+        other.code_and_reason(),
+        (Code::FailedPrecondition, "OPERATION_DONE")
+    );
     let failure = Failure::new(longrunning::proto::google::rpc::Code::Internal, "late");
     let other = to_grpc_error(operations.fail(&name, token, failure).await.unwrap_err());
-    assert_eq!(other.code_and_reason(), (Code::FailedPrecondition, "OPERATION_DONE"));
+    assert_eq!(
+        other.code_and_reason(),
+        (Code::FailedPrecondition, "OPERATION_DONE")
+    );
 }
 
 // BEHAVIOUR §9, ERR-6
@@ -338,20 +375,34 @@ async fn full_queue_and_full_store_errors_have_retry_delay() {
         .unwrap();
     operations.submit("q", string_value("")).await.unwrap();
     let full = expect_create_error(&operations, NewOperation::queued("q")).await;
-    assert_eq!(full.code_and_reason(), (Code::ResourceExhausted, "QUEUE_FULL"));
+    assert_eq!(
+        full.code_and_reason(),
+        (Code::ResourceExhausted, "QUEUE_FULL")
+    );
     assert_eq!(full.info.metadata["queue"], "q");
-    assert!(full.retry_info.is_some_and(|retry| retry.retry_delay.is_some()));
+    assert!(
+        full.retry_info
+            .is_some_and(|retry| retry.retry_delay.is_some())
+    );
     operations.submit("p", string_value("")).await.unwrap();
     let full = expect_create_error(&operations, NewOperation::queued("o")).await;
-    assert_eq!(full.code_and_reason(), (Code::ResourceExhausted, "STORE_FULL"));
-    assert!(full.retry_info.is_some_and(|retry| retry.retry_delay.is_some()));
+    assert_eq!(
+        full.code_and_reason(),
+        (Code::ResourceExhausted, "STORE_FULL")
+    );
+    assert!(
+        full.retry_info
+            .is_some_and(|retry| retry.retry_delay.is_some())
+    );
 }
 
 // BEHAVIOUR §9, ERR-6
 #[tokio::test]
 async fn unwritable_store_is_unavailable_on_every_write_path() {
     let storage = TestStorage::new();
-    let server = GrpcTestServer::start_with(crate::support::operations_builder().storage(storage.clone())).await;
+    let server =
+        GrpcTestServer::start_with(crate::support::operations_builder().storage(storage.clone()))
+            .await;
     let (name, token) = create_running(&server.operations).await;
     let done = create_succeeded(&server.operations).await;
     storage.set_write_mode(WriteMode::Fail);
@@ -377,7 +428,10 @@ async fn unwritable_store_is_unavailable_on_every_write_path() {
         expect_create_error(&server.operations, NewOperation::queued("q")).await,
     ];
     for details in errors {
-        assert_eq!(details.code_and_reason(), (Code::Unavailable, "STORE_UNAVAILABLE"));
+        assert_eq!(
+            details.code_and_reason(),
+            (Code::Unavailable, "STORE_UNAVAILABLE")
+        );
         assert!(
             details
                 .retry_info
@@ -389,7 +443,10 @@ async fn unwritable_store_is_unavailable_on_every_write_path() {
         );
     }
     // Reading needs no journal.
-    client.get_operation(get_request(name.as_str())).await.unwrap();
+    client
+        .get_operation(get_request(name.as_str()))
+        .await
+        .unwrap();
 }
 
 // BEHAVIOUR §9
@@ -398,6 +455,9 @@ async fn create_during_shutdown_is_rejected_with_retry_info() {
     let operations = crate::support::operations_builder().start().await.unwrap();
     operations.shutdown(std::time::Duration::ZERO).await;
     let details = expect_create_error(&operations, NewOperation::queued("q")).await;
-    assert_eq!(details.code_and_reason(), (Code::Unavailable, "SHUTTING_DOWN"));
+    assert_eq!(
+        details.code_and_reason(),
+        (Code::Unavailable, "SHUTTING_DOWN")
+    );
     assert!(details.retry_info.is_some());
 }

@@ -4,13 +4,13 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use longrunning::{
-    Any, InvalidCommand, CommandHandler, NewOperation, Operation, Operations, Payload, RetryPolicy,
-    ExecutionOptions, proto::google::longrunning as google,
+    Any, CommandHandler, ExecutionOptions, InvalidCommand, NewOperation, Operation, Operations,
+    Payload, RetryPolicy, proto::google::longrunning as google,
 };
 use parking_lot::Mutex;
 use prost::{Message, Name};
 
-use crate::support::{expect_error, decode_metadata, error_reason, expect_response, string_value};
+use crate::support::{decode_metadata, error_reason, expect_error, expect_response, string_value};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -110,7 +110,10 @@ async fn input_is_plain_json_on_stdin_and_in_environment() {
 #[tokio::test]
 async fn missing_input_gives_empty_stdin_and_unset_variable() {
     let script = r#"printf '%s %s' "$(wc -c)" "${LONGRUNNING_INPUT-unset}""#;
-    assert_eq!(response_text(&run_command(sh(script), queued()).await), "0 unset");
+    assert_eq!(
+        response_text(&run_command(sh(script), queued()).await),
+        "0 unset"
+    );
 }
 
 #[tokio::test]
@@ -119,7 +122,10 @@ async fn large_input_is_on_stdin_only_and_may_stay_unread() {
     let script = r#"printf '%s %s' "${LONGRUNNING_INPUT-unset}" "$(wc -c)""#;
     let done = run_command(sh(script), large.clone()).await;
     assert_eq!(response_text(&done), format!("unset {}", (300 << 10) + 2));
-    assert_eq!(response_text(&run_command(sh("echo unread"), large.clone()).await), "unread");
+    assert_eq!(
+        response_text(&run_command(sh("echo unread"), large.clone()).await),
+        "unread"
+    );
     // Neither read nor closed, by what is left behind.
     let done = run_command(sh("sleep 1000 & echo left"), large).await;
     assert_eq!(response_text(&done), "left");
@@ -186,7 +192,10 @@ async fn retried_command_gets_checkpoint_of_failed_attempt() {
             1) echo '::checkpoint {"row": 7}'; exit 1 ;;
             2) [ "$LONGRUNNING_CHECKPOINT" = '{"row":7}' ] && echo '::checkpoint row 8'; exit 1 ;;
         esac"#;
-    assert_eq!(response_text(&run_command(sh(script), queued()).await), "3 \"row 8\"");
+    assert_eq!(
+        response_text(&run_command(sh(script), queued()).await),
+        "3 \"row 8\""
+    );
 }
 
 #[tokio::test]
@@ -269,7 +278,10 @@ async fn leftover_child_processes_are_killed_and_do_not_delay_completion() {
     let directory = tempfile::tempdir().unwrap();
     let pid_file = directory.path().join("id");
     let script = format!("sleep 1000 & echo $! > {}; printf done", pid_file.display());
-    assert_eq!(response_text(&run_command(sh(&script), queued()).await), "done");
+    assert_eq!(
+        response_text(&run_command(sh(&script), queued()).await),
+        "done"
+    );
     wait_for_exit(&pid_file).await;
 }
 
@@ -304,7 +316,10 @@ async fn command_ignoring_sigterm_is_killed_with_its_children() {
     let operations = start_with_command(sh(&script).kill_after(Duration::from_millis(1))).await;
     let operation = wait_for_progress(&operations, queued()).await;
     operations.cancel(&operation.name_owned()).await.unwrap();
-    assert_eq!(expect_error(&wait_until_done(&operations, &operation).await).code, 1);
+    assert_eq!(
+        expect_error(&wait_until_done(&operations, &operation).await).code,
+        1
+    );
     wait_for_exit(&pid_file).await;
 }
 

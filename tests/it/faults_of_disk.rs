@@ -5,22 +5,22 @@
 //! A few points are tried; all of them with `EVERY_FAULT=1`, and those alone whose
 //! text has `FAULT` in it, as `FAULT='Sync, at: 33'`.
 
-mod copies;
-mod step;
-mod story;
+mod backup;
+mod fault_run;
+mod steps;
 
 use std::{path::Path, sync::Arc};
 
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use step::RunStep;
-use story::{PowerLoss, FaultRun, list_operations};
+use fault_run::{FaultRun, PowerLoss, list_operations};
+use steps::RunStep;
 
 use crate::support::{
-    dice::TestRng,
-    disk::{SyscallClass, FaultRecovery, FaultyDisk, DiskFault, FaultPoint},
-    ledger::ExpectedState,
-    stored::start,
+    expected_state::ExpectedState,
+    faulty_disk::{DiskFault, FaultPoint, FaultRecovery, FaultyDisk, SyscallClass},
+    persistent_server::start,
+    rng::TestRng,
 };
 
 /// So many stories are told at once; they wait most of the time.
@@ -73,30 +73,110 @@ const CHECKPOINT_STEPS: [RunStep; 12] = [
 /// Which calls fail how. A disk that is full has room for what is there.
 const FAULT_CASES: [(SyscallClass, DiskFault, FaultRecovery); 25] = [
     (SyscallClass::Open, DiskFault::IoError, FaultRecovery::Once),
-    (SyscallClass::Open, DiskFault::IoError, FaultRecovery::OnRejectedWrite),
-    (SyscallClass::Open, DiskFault::PowerLoss, FaultRecovery::Once),
+    (
+        SyscallClass::Open,
+        DiskFault::IoError,
+        FaultRecovery::OnRejectedWrite,
+    ),
+    (
+        SyscallClass::Open,
+        DiskFault::PowerLoss,
+        FaultRecovery::Once,
+    ),
     (SyscallClass::Read, DiskFault::IoError, FaultRecovery::Once),
-    (SyscallClass::Read, DiskFault::IoError, FaultRecovery::OnRejectedWrite),
+    (
+        SyscallClass::Read,
+        DiskFault::IoError,
+        FaultRecovery::OnRejectedWrite,
+    ),
     (SyscallClass::Write, DiskFault::IoError, FaultRecovery::Once),
-    (SyscallClass::Write, DiskFault::IoError, FaultRecovery::OnRejectedWrite),
-    (SyscallClass::Write, DiskFault::IoError, FaultRecovery::OnKill),
+    (
+        SyscallClass::Write,
+        DiskFault::IoError,
+        FaultRecovery::OnRejectedWrite,
+    ),
+    (
+        SyscallClass::Write,
+        DiskFault::IoError,
+        FaultRecovery::OnKill,
+    ),
     (SyscallClass::Write, DiskFault::NoSpace, FaultRecovery::Once),
-    (SyscallClass::Write, DiskFault::NoSpace, FaultRecovery::OnRejectedWrite),
-    (SyscallClass::Write, DiskFault::NoSpace, FaultRecovery::OnKill),
-    (SyscallClass::Write, DiskFault::NoSpace, FaultRecovery::OnShutdown),
-    (SyscallClass::Write, DiskFault::ShortWrite, FaultRecovery::Once),
-    (SyscallClass::Write, DiskFault::PowerLoss, FaultRecovery::Once),
+    (
+        SyscallClass::Write,
+        DiskFault::NoSpace,
+        FaultRecovery::OnRejectedWrite,
+    ),
+    (
+        SyscallClass::Write,
+        DiskFault::NoSpace,
+        FaultRecovery::OnKill,
+    ),
+    (
+        SyscallClass::Write,
+        DiskFault::NoSpace,
+        FaultRecovery::OnShutdown,
+    ),
+    (
+        SyscallClass::Write,
+        DiskFault::ShortWrite,
+        FaultRecovery::Once,
+    ),
+    (
+        SyscallClass::Write,
+        DiskFault::PowerLoss,
+        FaultRecovery::Once,
+    ),
     (SyscallClass::Sync, DiskFault::IoError, FaultRecovery::Once),
-    (SyscallClass::Sync, DiskFault::IoError, FaultRecovery::OnRejectedWrite),
-    (SyscallClass::Sync, DiskFault::IoError, FaultRecovery::OnKill),
-    (SyscallClass::Sync, DiskFault::IoError, FaultRecovery::OnShutdown),
-    (SyscallClass::Sync, DiskFault::PowerLoss, FaultRecovery::Once),
-    (SyscallClass::Truncate, DiskFault::IoError, FaultRecovery::Once),
-    (SyscallClass::Truncate, DiskFault::PowerLoss, FaultRecovery::Once),
-    (SyscallClass::Unlink, DiskFault::IoError, FaultRecovery::Once),
-    (SyscallClass::SyncDirectory, DiskFault::IoError, FaultRecovery::Once),
-    (SyscallClass::SyncDirectory, DiskFault::IoError, FaultRecovery::OnRejectedWrite),
-    (SyscallClass::SyncDirectory, DiskFault::PowerLoss, FaultRecovery::Once),
+    (
+        SyscallClass::Sync,
+        DiskFault::IoError,
+        FaultRecovery::OnRejectedWrite,
+    ),
+    (
+        SyscallClass::Sync,
+        DiskFault::IoError,
+        FaultRecovery::OnKill,
+    ),
+    (
+        SyscallClass::Sync,
+        DiskFault::IoError,
+        FaultRecovery::OnShutdown,
+    ),
+    (
+        SyscallClass::Sync,
+        DiskFault::PowerLoss,
+        FaultRecovery::Once,
+    ),
+    (
+        SyscallClass::Truncate,
+        DiskFault::IoError,
+        FaultRecovery::Once,
+    ),
+    (
+        SyscallClass::Truncate,
+        DiskFault::PowerLoss,
+        FaultRecovery::Once,
+    ),
+    (
+        SyscallClass::Unlink,
+        DiskFault::IoError,
+        FaultRecovery::Once,
+    ),
+    (
+        SyscallClass::SyncDirectory,
+        DiskFault::IoError,
+        FaultRecovery::Once,
+    ),
+    (
+        SyscallClass::SyncDirectory,
+        DiskFault::IoError,
+        FaultRecovery::OnRejectedWrite,
+    ),
+    (
+        SyscallClass::SyncDirectory,
+        DiskFault::PowerLoss,
+        FaultRecovery::Once,
+    ),
 ];
 
 // BEHAVIOUR §§5, 9: acknowledged means durable, refused means unchanged.
@@ -114,7 +194,9 @@ async fn acknowledged_changes_survive_disk_faults_during_checkpoint() {
 // What would be the use of these tests if they noticed no loss?
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn checker_notices_loss_on_disk_with_ineffective_fsync() {
-    let Some(disk) = FaultyDisk::new() else { return };
+    let Some(disk) = FaultyDisk::new() else {
+        return;
+    };
     let point = FaultPoint {
         class: SyscallClass::Sync,
         call_number: 20,
@@ -132,7 +214,9 @@ async fn checker_notices_loss_on_disk_with_ineffective_fsync() {
 /// Tells a story without a fault, and then with `few` of each kind, or with as
 /// many as there are up to `most`.
 async fn run_all_faults(title: &str, steps: &'static [RunStep], sample_count: u64, max_count: u64) {
-    let Some(disk) = FaultyDisk::new() else { return };
+    let Some(disk) = FaultyDisk::new() else {
+        return;
+    };
     let mut baseline = FaultRun::new(disk, None);
     baseline.run(steps).await.expect("nothing is cut");
     assert_eq!((baseline.rejected_calls, baseline.failed_starts), (0, 0));
@@ -144,7 +228,11 @@ async fn run_all_faults(title: &str, steps: &'static [RunStep], sample_count: u6
     let mut points = Vec::new();
     for (class, fault, course) in FAULT_CASES {
         let (_, calls) = calls[class as usize];
-        let point_count = calls.min(if is_exhaustive { max_count } else { sample_count });
+        let point_count = calls.min(if is_exhaustive {
+            max_count
+        } else {
+            sample_count
+        });
         points.extend((1..=point_count).map(|nth| FaultPoint {
             class,
             // In the middle of as many even parts.
@@ -179,7 +267,11 @@ async fn run_with_fault(steps: &[RunStep], point: FaultPoint) {
     let mut run = FaultRun::new(FaultyDisk::new().expect("there was one"), Some(point));
     let result = run.run(steps).await;
     if let Err(PowerLoss(message)) = result {
-        assert_eq!(point.fault, DiskFault::PowerLoss, "{point:?}: it died: {message}");
+        assert_eq!(
+            point.fault,
+            DiskFault::PowerLoss,
+            "{point:?}: it died: {message}"
+        );
     }
     eprintln!(
         "{point:?}: {} calls failed, {} changes and {} starts were refused",

@@ -5,7 +5,7 @@ use std::{process::Stdio, time::Duration};
 
 use tokio::{process::Command, time::timeout};
 
-use crate::support::program::{ServeProcess, stderr, run_command, stdout};
+use crate::support::serve_process::{ServeProcess, run_command, stderr, stdout};
 
 const DURABILITY_GUIDE: &str = include_str!("../../docs/durability.md");
 
@@ -16,7 +16,10 @@ const SCRIPT_TIMEOUT: Duration = Duration::from_secs(120);
 fn guide_script() -> String {
     // Whatever ends it, no server is left.
     let mut script = String::from("trap 'kill -9 $(jobs -p)' EXIT\n");
-    for block in DURABILITY_GUIDE.split("<!-- tried -->\n```console\n").skip(1) {
+    for block in DURABILITY_GUIDE
+        .split("<!-- tried -->\n```console\n")
+        .skip(1)
+    {
         let (block, _) = block.split_once("```").unwrap();
         for line in block.lines() {
             let Some(line) = line.strip_prefix("$ ") else {
@@ -146,7 +149,10 @@ async fn database_open_errors_are_one_line() {
         ),
         (serve("sqlite:".into()).await, "sqlite:PATH"),
         (serve("redis:x".into()).await, "sqlite:PATH"),
-        (serve(format!("sqlite:{missing_directory_file}")).await, "directory"),
+        (
+            serve(format!("sqlite:{missing_directory_file}")).await,
+            "directory",
+        ),
     ] {
         let text = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{text}");

@@ -18,7 +18,8 @@ use prost::Message;
 use tonic::Code;
 
 use crate::support::{
-    GrpcClient, GrpcTestServer, create_leased, custom_metadata, create_pending, problem::expect_status_error, create_running, string_value,
+    GrpcClient, GrpcTestServer, create_leased, create_pending, create_running, custom_metadata,
+    error_details::expect_status_error, string_value,
 };
 
 fn list_request(filter: &str) -> ListOperationsRequest {
@@ -75,7 +76,8 @@ async fn create_guide_operations(operations: &Operations) {
         .await
         .unwrap();
 
-    let cancelling_operation = new(NewOperation::self_executed("w"), "export-2").label("env", "prod");
+    let cancelling_operation =
+        new(NewOperation::self_executed("w"), "export-2").label("env", "prod");
     let (name, token) = create_leased(operations, cancelling_operation).await;
     operations
         .report(&name, token, progress(10, 100))
@@ -83,7 +85,8 @@ async fn create_guide_operations(operations: &Operations) {
         .unwrap();
     operations.cancel(&name).await.unwrap();
 
-    let succeeding_operation = new(NewOperation::self_executed("w"), "import-1").label("env", "prod");
+    let succeeding_operation =
+        new(NewOperation::self_executed("w"), "import-1").label("env", "prod");
     let (name, token) = create_leased(operations, succeeding_operation).await;
     operations
         .succeed(&name, token, string_value("42 rows"))
@@ -117,7 +120,8 @@ async fn create_guide_operations(operations: &Operations) {
         type_url: "type.googleapis.com/google.protobuf.Struct".into(),
         value: prost_types::Struct { fields }.encode_to_vec(),
     };
-    let (name, token) = create_leased(operations, custom_metadata_operation.metadata(struct_any)).await;
+    let (name, token) =
+        create_leased(operations, custom_metadata_operation.metadata(struct_any)).await;
     operations
         .succeed(&name, token, string_value("done"))
         .await
@@ -152,9 +156,17 @@ async fn guide_examples_match_documented_operations() {
     let examples = guide_examples();
     assert!(30 <= examples.len(), "{} examples", examples.len());
     for (filter, expected) in examples {
-        assert_eq!(list_ids(&mut client, &filter, 0).await, expected, "{filter}");
+        assert_eq!(
+            list_ids(&mut client, &filter, 0).await,
+            expected,
+            "{filter}"
+        );
         // Page by page it is the same.
-        assert_eq!(list_ids(&mut client, &filter, 1).await, expected, "{filter}");
+        assert_eq!(
+            list_ids(&mut client, &filter, 1).await,
+            expected,
+            "{filter}"
+        );
     }
 }
 
@@ -211,14 +223,16 @@ async fn invalid_filter_error_has_column_and_expectation() {
         "-".repeat(8000),
     ] {
         let details = expect_status_error(client.list_operations(list_request(&hostile)).await);
-        assert_eq!(details.code_and_reason(), (Code::InvalidArgument, "INVALID_FILTER"));
+        assert_eq!(
+            details.code_and_reason(),
+            (Code::InvalidArgument, "INVALID_FILTER")
+        );
     }
 }
 
 // LIST-2, LIST-5
 #[tokio::test]
-async fn filtered_pages_are_complete_ordered_and_bound_to_filter()
-{
+async fn filtered_pages_are_complete_ordered_and_bound_to_filter() {
     let server = GrpcTestServer::start().await;
     let mut expected = Vec::new();
     for number in 0..300 {
@@ -250,7 +264,10 @@ async fn filtered_pages_are_complete_ordered_and_bound_to_filter()
             ..list_request(other)
         };
         let details = expect_status_error(client.list_operations(other).await);
-        assert_eq!(details.code_and_reason(), (Code::InvalidArgument, "INVALID_PAGE_TOKEN"));
+        assert_eq!(
+            details.code_and_reason(),
+            (Code::InvalidArgument, "INVALID_PAGE_TOKEN")
+        );
     }
 }
 
@@ -277,7 +294,10 @@ async fn filtered_list_reflects_changes_immediately_and_omits_deleted() {
         "state = RUNNING",
         "name:operations",
     ] {
-        assert!(list_ids(&mut client, filter, 0).await.is_empty(), "{filter}");
+        assert!(
+            list_ids(&mut client, filter, 0).await.is_empty(),
+            "{filter}"
+        );
     }
 }
 
@@ -290,7 +310,11 @@ async fn unregistered_metadata_matches_only_by_type_url() {
     server.operations.create(new).await.unwrap();
     let mut client = server.client().await;
     assert!(list_ids(&mut client, "metadata.x = 1", 0).await.is_empty());
-    assert!(list_ids(&mut client, "NOT metadata.x = 1", 0).await.is_empty());
+    assert!(
+        list_ids(&mut client, "NOT metadata.x = 1", 0)
+            .await
+            .is_empty()
+    );
     let by_type = "metadata.@type = type.googleapis.com/acme.v1.RenderMetadata";
     assert_eq!(list_ids(&mut client, by_type, 0).await, ["a"]);
 }

@@ -20,11 +20,12 @@ use tokio::{
 use tonic::Code;
 
 use crate::support::{
-    GrpcTestServer, expect_error, decode_metadata, custom_metadata,
-    problem::ErrorDetails,
-    error_reason, expect_response,
-    shop::{
-        Harness, max_attempts, failure, finish_request, lease_request_with_wait, queued_request, release, retryable_failure, proto_seconds, self_executed_request,
+    GrpcTestServer, custom_metadata, decode_metadata,
+    error_details::ErrorDetails,
+    error_reason, expect_error, expect_response,
+    harness::{
+        Harness, failure, finish_request, lease_request_with_wait, max_attempts, proto_seconds,
+        queued_request, release, retryable_failure, self_executed_request,
     },
     string_value,
 };
@@ -44,7 +45,10 @@ async fn harness_with_lease(attempt_limit: i32) -> (Harness, Lease) {
 /// The next lease, and after how long it came.
 async fn lease_next(harness: &Harness) -> (Lease, Duration) {
     let start = Instant::now();
-    let mut leases = harness.try_lease(lease_request_with_wait(&["q"], "w", 600)).await.unwrap();
+    let mut leases = harness
+        .try_lease(lease_request_with_wait(&["q"], "w", 600))
+        .await
+        .unwrap();
     (leases.remove(0), start.elapsed())
 }
 
@@ -78,14 +82,23 @@ async fn response_is_served_byte_for_byte_and_missing_one_is_empty() {
         ..bare.clone()
     };
     for (outcome, expected) in [
-        (Some(Outcome::Response(string_value("done"))), string_value("done")),
-        (Some(Outcome::Response(custom_metadata(1))), custom_metadata(1)),
+        (
+            Some(Outcome::Response(string_value("done"))),
+            string_value("done"),
+        ),
+        (
+            Some(Outcome::Response(custom_metadata(1))),
+            custom_metadata(1),
+        ),
         (Some(Outcome::Response(bare)), full),
         (Some(Outcome::Response(Any::default())), empty.clone()),
         (None, empty),
     ] {
         let lease = harness.create_self_executed("w").await;
-        let done = harness.try_finish(finish_request(&lease, outcome)).await.unwrap();
+        let done = harness
+            .try_finish(finish_request(&lease, outcome))
+            .await
+            .unwrap();
         assert_eq!(expect_response(&done), expected);
         assert_eq!(decode_metadata(&done).state, 3, "it has succeeded");
         assert_eq!(harness.get(&lease.name).await, done);
@@ -110,7 +123,11 @@ async fn failure_of_every_code_is_served_with_its_details() {
         let done = harness.finish(&lease, outcome).await;
         assert_eq!(expect_error(&done), status);
         let expected = if code == 1 { 5 } else { 4 };
-        assert_eq!(decode_metadata(&done).state, expected, "cancelled or failed");
+        assert_eq!(
+            decode_metadata(&done).state,
+            expected,
+            "cancelled or failed"
+        );
     }
 }
 
@@ -128,14 +145,24 @@ async fn retryable_failure_is_retried_with_backoff_until_max_attempts() {
     let (harness, mut lease) = harness_with_lease(4).await;
     for (attempt, expected_secs) in [(2, 1), (3, 2), (4, 4)] {
         let pending_operation = harness.finish(&lease, retryable_failure(14, "busy")).await;
-        assert_eq!((pending_operation.done, decode_metadata(&pending_operation).state), (false, 1), "pending");
+        assert_eq!(
+            (
+                pending_operation.done,
+                decode_metadata(&pending_operation).state
+            ),
+            (false, 1),
+            "pending"
+        );
         let (next_lease, elapsed) = lease_next(&harness).await;
         assert!(is_within_timer_slack(elapsed, expected_secs), "{elapsed:?}");
         assert_eq!(next_lease.attempt, attempt);
         lease = next_lease;
     }
     let done = harness.finish(&lease, retryable_failure(14, "busy")).await;
-    assert_eq!((expect_error(&done).code, decode_metadata(&done).attempt), (14, 4));
+    assert_eq!(
+        (expect_error(&done).code, decode_metadata(&done).attempt),
+        (14, 4)
+    );
 }
 
 // BEHAVIOUR §4
@@ -163,15 +190,31 @@ async fn released_operation_is_available_immediately_and_not_counted() {
     let (harness, mut lease) = harness_with_lease(2).await;
     for attempt in 2..=10 {
         let pending_operation = harness.finish(&lease, release()).await;
-        assert_eq!((pending_operation.done, decode_metadata(&pending_operation).state), (false, 1), "pending");
+        assert_eq!(
+            (
+                pending_operation.done,
+                decode_metadata(&pending_operation).state
+            ),
+            (false, 1),
+            "pending"
+        );
         lease = harness.lease_one("q", "w").await;
         assert_eq!(lease.attempt, attempt);
     }
-    harness.finish(&lease, retryable_failure(14, "the first that counts"))
+    harness
+        .finish(&lease, retryable_failure(14, "the first that counts"))
         .await;
     let (last, elapsed) = lease_next(&harness).await;
-    assert!(is_within_timer_slack(elapsed, 1), "the first pause: {elapsed:?}");
-    assert!(harness.finish(&last, retryable_failure(14, "the last")).await.done);
+    assert!(
+        is_within_timer_slack(elapsed, 1),
+        "the first pause: {elapsed:?}"
+    );
+    assert!(
+        harness
+            .finish(&last, retryable_failure(14, "the last"))
+            .await
+            .done
+    );
 }
 
 // BEHAVIOUR §4: no retry follows a cancellation.
@@ -193,7 +236,10 @@ async fn releasing_or_retrying_cancelled_operation_cancels_it() {
         harness.cancel(&lease.name).await;
         let done = harness.finish(&lease, outcome).await;
         assert_eq!(
-            (decode_metadata(&done).state, decode_metadata(&done).cancel_requested),
+            (
+                decode_metadata(&done).state,
+                decode_metadata(&done).cancel_requested
+            ),
             (state, true)
         );
     }
@@ -203,10 +249,16 @@ async fn releasing_or_retrying_cancelled_operation_cancels_it() {
 #[tokio::test(start_paused = true)]
 async fn metadata_in_finish_is_stored_byte_for_byte_for_every_outcome() {
     let (harness, lease) = harness_with_lease(2).await;
-    let pending_operation = harness.try_finish(finish_with_metadata(&lease, 1, release())).await.unwrap();
+    let pending_operation = harness
+        .try_finish(finish_with_metadata(&lease, 1, release()))
+        .await
+        .unwrap();
     assert_eq!(pending_operation.metadata, Some(custom_metadata(1)));
     let lease = harness.lease_one("q", "w").await;
-    assert_eq!(harness.get(&lease.name).await.metadata, Some(custom_metadata(1)));
+    assert_eq!(
+        harness.get(&lease.name).await.metadata,
+        Some(custom_metadata(1))
+    );
     let busy = finish_with_metadata(&lease, 2, retryable_failure(14, "busy"));
     let pending_operation = harness.try_finish(busy).await.unwrap();
     assert_eq!(pending_operation.metadata, Some(custom_metadata(2)));
@@ -217,7 +269,10 @@ async fn metadata_in_finish_is_stored_byte_for_byte_for_every_outcome() {
 
     for outcome in [failure(9, "no"), retryable_failure(14, "no"), release()] {
         let lease = harness.create_self_executed("w").await;
-        let done = harness.try_finish(finish_with_metadata(&lease, 4, outcome)).await.unwrap();
+        let done = harness
+            .try_finish(finish_with_metadata(&lease, 4, outcome))
+            .await
+            .unwrap();
         assert_eq!((done.done, done.metadata), (true, Some(custom_metadata(4))));
     }
     // What was said earlier stays if the last word leaves it out.
@@ -226,7 +281,9 @@ async fn metadata_in_finish_is_stored_byte_for_byte_for_every_outcome() {
         ..self_executed_request("w")
     };
     let lease = harness.try_create(request).await.unwrap().lease.unwrap();
-    let done = harness.finish(&lease, Outcome::Response(string_value(""))).await;
+    let done = harness
+        .finish(&lease, Outcome::Response(string_value("")))
+        .await;
     assert_eq!(done.metadata, Some(custom_metadata(5)));
 }
 
@@ -245,12 +302,17 @@ async fn repeated_finish_succeeds_and_different_outcome_is_rejected() {
         let lease = harness.create_self_executed("w").await;
         let done = harness.finish(&lease, first_outcome.clone()).await;
         for (other_index, outcome) in outcomes.iter().chain([&release()]).enumerate() {
-            let again = harness.try_finish(finish_with_metadata(&lease, 9, outcome.clone())).await;
+            let again = harness
+                .try_finish(finish_with_metadata(&lease, 9, outcome.clone()))
+                .await;
             if other_index == index {
                 assert_eq!(again.unwrap(), done, "its bytes never change again");
             } else {
                 let refused = ErrorDetails::from_status(&again.unwrap_err());
-                assert_eq!(refused.code_and_reason(), (Code::FailedPrecondition, "OPERATION_DONE"));
+                assert_eq!(
+                    refused.code_and_reason(),
+                    (Code::FailedPrecondition, "OPERATION_DONE")
+                );
             }
         }
         assert_eq!(harness.get(&lease.name).await, done);
@@ -261,9 +323,14 @@ async fn repeated_finish_succeeds_and_different_outcome_is_rejected() {
     assert_eq!(harness.finish(&lease, failure(14, "busy")).await, done);
     // Nothing is the response Empty.
     let lease = harness.create_self_executed("w").await;
-    let done = harness.try_finish(finish_request(&lease, None)).await.unwrap();
+    let done = harness
+        .try_finish(finish_request(&lease, None))
+        .await
+        .unwrap();
     assert_eq!(
-        harness.finish(&lease, Outcome::Response(Any::default())).await,
+        harness
+            .finish(&lease, Outcome::Response(Any::default()))
+            .await,
         done
     );
 }
@@ -301,11 +368,16 @@ async fn concurrent_finishes_have_exactly_one_winner() {
         for result in racers.join_all().await {
             match result {
                 Ok(done) => winners.push(done.into_inner()),
-                Err(refused) => assert_eq!(ErrorDetails::from_status(&refused).reason, "OPERATION_DONE"),
+                Err(refused) => {
+                    assert_eq!(ErrorDetails::from_status(&refused).reason, "OPERATION_DONE")
+                }
             }
         }
         assert_eq!(winners.len(), 1);
         let name = lease.name.parse().unwrap();
-        assert_eq!(server.operations.get_cached(&name).unwrap().to_proto(), winners[0]);
+        assert_eq!(
+            server.operations.get_cached(&name).unwrap().to_proto(),
+            winners[0]
+        );
     }
 }

@@ -11,14 +11,19 @@ use tokio::task::JoinSet;
 use tonic::Code as Grpc;
 
 use crate::support::{
-    GrpcTestServer, expect_error, get_request, create_leased, decode_metadata, custom_metadata, create_pending, problem::expect_status_error, expect_response, create_running,
-    create_succeeded, string_value, wait_request,
+    GrpcTestServer, create_leased, create_pending, create_running, create_succeeded,
+    custom_metadata, decode_metadata, error_details::expect_status_error, expect_error,
+    expect_response, get_request, string_value, wait_request,
 };
 
 /// The operation as Get serves it now.
 async fn get_operation(server: &GrpcTestServer, name: &str) -> Operation {
     let mut client = server.client().await;
-    client.get_operation(get_request(name)).await.unwrap().into_inner()
+    client
+        .get_operation(get_request(name))
+        .await
+        .unwrap()
+        .into_inner()
 }
 
 // OP-1
@@ -144,7 +149,11 @@ async fn custom_metadata_is_served_byte_for_byte_until_completion() {
         metadata: Some(payload),
         ..Report::default()
     };
-    server.operations.report(&name, token, metadata_report).await.unwrap();
+    server
+        .operations
+        .report(&name, token, metadata_report)
+        .await
+        .unwrap();
     server.operations.cancel(&name).await.unwrap();
     server
         .operations
@@ -179,17 +188,26 @@ async fn operation_metadata_has_aip_216_states() {
     assert_eq!((before.queue.as_str(), before.attempt), ("nobody", 0));
     assert!(before.start_time.is_none() && before.end_time.is_none());
     let (running_name, token) = create_running(&server.operations).await;
-    assert_eq!(metadata_of(running_name.as_str()).await.state(), State::Running);
+    assert_eq!(
+        metadata_of(running_name.as_str()).await.state(),
+        State::Running
+    );
     server
         .operations
         .fail(&running_name, token, Failure::new(Code::Aborted, "no"))
         .await
         .unwrap();
-    assert_eq!(metadata_of(running_name.as_str()).await.state(), State::Failed);
+    assert_eq!(
+        metadata_of(running_name.as_str()).await.state(),
+        State::Failed
+    );
     let done = create_succeeded(&server.operations).await;
     assert_eq!(metadata_of(done.as_str()).await.state(), State::Succeeded);
     server.operations.cancel(&pending_name).await.unwrap();
-    assert_eq!(metadata_of(pending_name.as_str()).await.state(), State::Cancelled);
+    assert_eq!(
+        metadata_of(pending_name.as_str()).await.state(),
+        State::Cancelled
+    );
 }
 
 // GET-1
@@ -217,7 +235,10 @@ async fn get_returns_immediately_during_1000_open_waits() {
         );
     }
     let start = tokio::time::Instant::now();
-    client.get_operation(get_request(name.as_str())).await.unwrap();
+    client
+        .get_operation(get_request(name.as_str()))
+        .await
+        .unwrap();
     assert!(start.elapsed().as_secs() < 30);
     server
         .operations
@@ -235,8 +256,15 @@ async fn get_returns_immediately_during_1000_open_waits() {
 async fn get_of_unknown_name_is_not_found() {
     let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
-    let details = expect_status_error(client.get_operation(get_request("operations/unknown")).await);
-    assert_eq!(details.code_and_reason(), (Grpc::NotFound, "OPERATION_NOT_FOUND"));
+    let details = expect_status_error(
+        client
+            .get_operation(get_request("operations/unknown"))
+            .await,
+    );
+    assert_eq!(
+        details.code_and_reason(),
+        (Grpc::NotFound, "OPERATION_NOT_FOUND")
+    );
     assert_eq!(details.info.metadata["name"], "operations/unknown");
     assert!(details.message.contains("operations/unknown"));
 }
@@ -255,7 +283,10 @@ async fn created_operation_is_readable_on_any_connection_after_create() {
         creators.spawn(async move {
             for _ in 0..200 {
                 let name = create_pending(&operations).await;
-                let read = client.get_operation(get_request(name.as_str())).await.unwrap();
+                let read = client
+                    .get_operation(get_request(name.as_str()))
+                    .await
+                    .unwrap();
                 assert_eq!(read.into_inner().name, name.as_str());
             }
         });

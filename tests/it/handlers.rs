@@ -3,13 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use longrunning::{
-    Any, Context, Failure, NewOperation, Operations, RetryPolicy, State, ExecutionOptions,
+    Any, Context, ExecutionOptions, Failure, NewOperation, Operations, RetryPolicy, State,
     proto::google::rpc::Code,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::support::{expect_error, progress, error_reason, expect_response, string_value};
+use crate::support::{error_reason, expect_error, expect_response, progress, string_value};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -31,7 +31,10 @@ async fn start_with_handler<H: longrunning::Handler>(concurrency: usize, handler
         .unwrap()
 }
 
-async fn run_to_completion(operations: &Operations, new: NewOperation) -> Arc<longrunning::Operation> {
+async fn run_to_completion(
+    operations: &Operations,
+    new: NewOperation,
+) -> Arc<longrunning::Operation> {
     let name = operations.create(new).await.unwrap().operation.name_owned();
     let done = operations.wait(&name, 10 * MINUTE).await.unwrap();
     assert!(done.is_done(), "{done:?}");
@@ -69,7 +72,10 @@ async fn handler_return_value_is_operation_outcome() {
         "type.googleapis.com/google.protobuf.Empty"
     );
     let failed = expect_error(&run("fail").await);
-    assert_eq!((failed.code, error_reason(&failed).as_str()), (5, "NO_FILE"));
+    assert_eq!(
+        (failed.code, error_reason(&failed).as_str()),
+        (5, "NO_FILE")
+    );
     let bad = expect_error(&run("bad").await);
     assert_eq!((bad.code, error_reason(&bad).as_str()), (13, "BAD_RESULT"));
 }
@@ -149,7 +155,10 @@ async fn cancelled_handler_may_still_succeed() {
     started_rx.recv().await.unwrap();
     operations.cancel(&name).await.unwrap();
     let done = operations.wait(&name, MINUTE).await.unwrap();
-    assert_eq!(expect_response(&done.to_proto()), string_value("done anyway"));
+    assert_eq!(
+        expect_response(&done.to_proto()),
+        string_value("done anyway")
+    );
     assert!(done.cancel_requested());
 }
 
@@ -163,12 +172,18 @@ impl Drop for DropNotifier {
 }
 
 /// A handler that never ends, and hears when it starts and when it is dropped.
-fn never_ending_handler(started_tx: mpsc::Sender<Context>, dropped_tx: oneshot::Sender<()>) -> impl longrunning::Handler {
+fn never_ending_handler(
+    started_tx: mpsc::Sender<Context>,
+    dropped_tx: oneshot::Sender<()>,
+) -> impl longrunning::Handler {
     let dropped_tx = Arc::new(Mutex::new(Some(dropped_tx)));
     move |context: Context| {
         let (started_tx, dropped_tx) = (started_tx.clone(), dropped_tx.clone());
         async move {
-            let _dropped = dropped_tx.lock().take().map(|sender| DropNotifier(Some(sender)));
+            let _dropped = dropped_tx
+                .lock()
+                .take()
+                .map(|sender| DropNotifier(Some(sender)));
             started_tx.send(context).await.unwrap();
             std::future::pending::<Result<Any, Failure>>().await
         }
@@ -215,7 +230,10 @@ async fn handler_with_lost_lease_is_cancelled_and_dropped() {
         context.cancelled().await;
         if is_total_timeout {
             let error = expect_error(&operations.get_cached(&name).unwrap().to_proto());
-            assert_eq!((error.code, error_reason(&error).as_str()), (4, "TOTAL_TIMEOUT"));
+            assert_eq!(
+                (error.code, error_reason(&error).as_str()),
+                (4, "TOTAL_TIMEOUT")
+            );
         } else {
             assert_eq!(started_rx.recv().await.unwrap().attempt(), 2);
         }
@@ -237,7 +255,10 @@ async fn handler_lease_is_renewed_while_handler_runs() {
         .operation
         .name_owned();
     let done = operations.wait(&name, 48 * 60 * MINUTE).await.unwrap();
-    assert_eq!(expect_response(&done.to_proto()), string_value("a day later"));
+    assert_eq!(
+        expect_response(&done.to_proto()),
+        string_value("a day later")
+    );
     assert_eq!(done.attempt(), 1);
 }
 
@@ -299,7 +320,11 @@ async fn next_attempt_gets_checkpoint() {
         })
         .await;
         let done = run_to_completion(&operations, queued()).await.to_proto();
-        assert_eq!(expect_response(&done), string_value("row 1"), "after {delay:?}");
+        assert_eq!(
+            expect_response(&done),
+            string_value("row 1"),
+            "after {delay:?}"
+        );
     }
 }
 

@@ -16,13 +16,13 @@ use tokio::time::{Duration, advance};
 use tonic::{Code, Status};
 
 use crate::support::{
-    decode_metadata, custom_metadata,
-    problem::ErrorDetails,
-    progress,
-    shop::{
-        Kind, Harness, max_attempts, heartbeat_request, lease_request_with_wait, queued_request, release, retryable_failure, proto_seconds, self_executed_request, lease_heartbeat,
+    custom_metadata, decode_metadata,
+    error_details::ErrorDetails,
+    harness::{
+        Harness, Kind, heartbeat_request, lease_heartbeat, lease_request_with_wait, max_attempts,
+        proto_seconds, queued_request, release, retryable_failure, self_executed_request,
     },
-    string_value,
+    progress, string_value,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -50,7 +50,10 @@ async fn heartbeat_renews_lease_and_reports_progress_in_one_call() {
             progress: Some(progress(round)),
             ..lease_heartbeat(&lease)
         };
-        let response = harness.try_heartbeat(heartbeat_request("w", [report])).await.unwrap();
+        let response = harness
+            .try_heartbeat(heartbeat_request("w", [report]))
+            .await
+            .unwrap();
         assert_eq!(response.next_heartbeat, proto_seconds(10));
         let expected = Directive {
             name: lease.name.clone(),
@@ -67,8 +70,14 @@ async fn heartbeat_renews_lease_and_reports_progress_in_one_call() {
         metadata: Some(custom_metadata(7)),
         ..lease_heartbeat(&lease)
     };
-    harness.try_heartbeat(heartbeat_request("w", [report])).await.unwrap();
-    assert_eq!(harness.get(&lease.name).await.metadata, Some(custom_metadata(7)));
+    harness
+        .try_heartbeat(heartbeat_request("w", [report]))
+        .await
+        .unwrap();
+    assert_eq!(
+        harness.get(&lease.name).await.metadata,
+        Some(custom_metadata(7))
+    );
 }
 
 // BEHAVIOUR §4: a sign of life is nothing that clients see.
@@ -97,7 +106,10 @@ async fn heartbeat_without_report_changes_no_client_visible_bytes() {
 #[tokio::test]
 async fn empty_heartbeat_succeeds() {
     let harness = Harness::start().await;
-    let response = harness.try_heartbeat(heartbeat_request("w", [])).await.unwrap();
+    let response = harness
+        .try_heartbeat(heartbeat_request("w", []))
+        .await
+        .unwrap();
     assert_eq!(
         (response.directives, response.next_heartbeat),
         (Vec::new(), proto_seconds(10))
@@ -123,7 +135,9 @@ async fn heartbeat_interval_is_third_of_shortest_held_lease() {
             proto_seconds(expected)
         );
     }
-    harness.finish(&leases[3], Outcome::Response(string_value(""))).await;
+    harness
+        .finish(&leases[3], Outcome::Response(string_value("")))
+        .await;
     let request = heartbeat_request("w", leases.iter().map(lease_heartbeat));
     let response = harness.try_heartbeat(request).await.unwrap();
     assert_eq!(
@@ -153,14 +167,19 @@ async fn rejected_report_does_not_affect_other_reports() {
     reports[5].lease_token = vec![1, 2, 3];
     reports[6].name = "operations/unknown".into();
     reports[7].name = String::new();
-    let response = harness.try_heartbeat(heartbeat_request("w", reports.clone())).await.unwrap();
+    let response = harness
+        .try_heartbeat(heartbeat_request("w", reports.clone()))
+        .await
+        .unwrap();
     for (report, directive) in reports.iter().zip(&response.directives) {
         assert_eq!(report.name, directive.name);
         assert_eq!(report.lease_token, directive.lease_token);
     }
     let lost = Kind::LeaseLost;
     let continues = Kind::Continue;
-    let expected = [continues, continues, continues, lost, lost, lost, lost, lost, continues];
+    let expected = [
+        continues, continues, continues, lost, lost, lost, lost, lost, continues,
+    ];
     assert_eq!(kinds(&response.directives), expected);
     let reasons = [
         None,
@@ -174,17 +193,30 @@ async fn rejected_report_does_not_affect_other_reports() {
         None,
     ];
     for (directive, reason) in response.directives.iter().zip(reasons) {
-        let error = directive.error.is_some().then(|| directive_error(directive));
+        let error = directive
+            .error
+            .is_some()
+            .then(|| directive_error(directive));
         assert_eq!(error.as_ref().map(ErrorDetails::code_and_reason), reason);
         let expected_remaining = (directive.kind() == continues).then_some(prost_types::Duration {
             seconds: 30,
             nanos: 0,
         });
         let has_remaining = directive.lease_remaining.is_some();
-        assert_eq!(has_remaining, expected_remaining.is_some(), "what goes on was renewed");
+        assert_eq!(
+            has_remaining,
+            expected_remaining.is_some(),
+            "what goes on was renewed"
+        );
     }
-    assert_eq!(directive_error(&response.directives[1]).field_violations[0].0, "metadata");
-    assert_eq!(directive_error(&response.directives[2]).field_violations[0].0, "checkpoint");
+    assert_eq!(
+        directive_error(&response.directives[1]).field_violations[0].0,
+        "metadata"
+    );
+    assert_eq!(
+        directive_error(&response.directives[2]).field_violations[0].0,
+        "checkpoint"
+    );
 }
 
 // worker.proto: what no client could show is not recorded.
@@ -216,15 +248,24 @@ async fn out_of_range_progress_is_rejected_and_lease_is_renewed() {
             progress: Some(progress),
             ..lease_heartbeat(&lease)
         };
-        let response = harness.try_heartbeat(heartbeat_request("w", [report])).await.unwrap();
+        let response = harness
+            .try_heartbeat(heartbeat_request("w", [report]))
+            .await
+            .unwrap();
         let directive = &response.directives[0];
         assert_eq!(
             (directive.kind(), directive.lease_remaining),
             (Kind::Continue, proto_seconds(30))
         );
-        assert_eq!(directive_error(directive).code_and_reason(), (Code::InvalidArgument, "INVALID_PROGRESS"));
+        assert_eq!(
+            directive_error(directive).code_and_reason(),
+            (Code::InvalidArgument, "INVALID_PROGRESS")
+        );
     }
-    assert_eq!(decode_metadata(&harness.get(&lease.name).await).progress, None);
+    assert_eq!(
+        decode_metadata(&harness.get(&lease.name).await).progress,
+        None
+    );
 }
 
 // BEHAVIOUR §3: a watch tells of changes.
@@ -237,11 +278,17 @@ async fn identical_report_renews_lease_without_changing_operation() {
         checkpoint: Some(string_value("3")),
         ..lease_heartbeat(&lease)
     };
-    harness.try_heartbeat(heartbeat_request("w", [report()])).await.unwrap();
+    harness
+        .try_heartbeat(heartbeat_request("w", [report()]))
+        .await
+        .unwrap();
     let before = harness.get(&lease.name).await;
     for _ in 0..3 {
         advance(20 * SECOND).await;
-        let response = harness.try_heartbeat(heartbeat_request("w", [report()])).await.unwrap();
+        let response = harness
+            .try_heartbeat(heartbeat_request("w", [report()]))
+            .await
+            .unwrap();
         assert_eq!(response.directives[0].lease_remaining, proto_seconds(30));
         assert_eq!(harness.get(&lease.name).await, before);
     }
@@ -249,7 +296,10 @@ async fn identical_report_renews_lease_without_changing_operation() {
         progress: Some(progress(4)),
         ..report()
     };
-    harness.try_heartbeat(heartbeat_request("w", [changed_report])).await.unwrap();
+    harness
+        .try_heartbeat(heartbeat_request("w", [changed_report]))
+        .await
+        .unwrap();
     assert_ne!(harness.get(&lease.name).await, before);
 }
 
@@ -259,9 +309,15 @@ async fn heartbeat_with_more_than_1000_reports_is_rejected() {
     let harness = Harness::start().await;
     let lease = harness.create_self_executed("w").await;
     let reports = |count| std::iter::repeat_n(lease_heartbeat(&lease), count);
-    let response = harness.try_heartbeat(heartbeat_request("w", reports(1000))).await.unwrap();
+    let response = harness
+        .try_heartbeat(heartbeat_request("w", reports(1000)))
+        .await
+        .unwrap();
     assert_eq!(response.directives.len(), 1000);
-    let refused = harness.try_heartbeat(heartbeat_request("w", reports(1001))).await.unwrap_err();
+    let refused = harness
+        .try_heartbeat(heartbeat_request("w", reports(1001)))
+        .await
+        .unwrap_err();
     let key = (Code::InvalidArgument, "INVALID_REPORTS");
     assert_eq!(ErrorDetails::from_status(&refused).code_and_reason(), key);
 }
@@ -283,11 +339,17 @@ async fn oversized_heartbeat_report_is_rejected_and_lease_is_renewed() {
             progress: Some(progress(1)),
             ..lease_heartbeat(&lease)
         };
-        let response = harness.try_heartbeat(heartbeat_request("w", [report])).await.unwrap();
+        let response = harness
+            .try_heartbeat(heartbeat_request("w", [report]))
+            .await
+            .unwrap();
         let directive = &response.directives[0];
         assert_eq!(directive.kind(), Kind::Continue);
         assert_eq!(directive.lease_remaining, proto_seconds(30));
-        assert_eq!(directive_error(directive).code_and_reason(), (Code::ResourceExhausted, "TOO_LARGE"));
+        assert_eq!(
+            directive_error(directive).code_and_reason(),
+            (Code::ResourceExhausted, "TOO_LARGE")
+        );
     }
     assert_eq!(harness.get(&lease.name).await, before);
 }
@@ -309,7 +371,10 @@ async fn heartbeat_returns_cancel_directive_with_remaining_grace() {
         let directive = harness.heartbeat_one(&lease).await;
         assert_eq!(directive.kind(), Kind::CancelRequested);
         assert_eq!(directive.lease_remaining, proto_seconds(30));
-        assert_eq!(directive.cancel_grace_remaining, grace.and(proto_seconds(30)));
+        assert_eq!(
+            directive.cancel_grace_remaining,
+            grace.and(proto_seconds(30))
+        );
         assert_eq!(directive.error, None);
     }
 }
@@ -322,12 +387,20 @@ async fn heartbeat_returns_deleted_directive_and_renews_lease() {
     harness.delete(&lease.name).await;
     for _ in 0..3 {
         let directive = harness.heartbeat_one(&lease).await;
-        assert_eq!((directive.kind(), directive.error), (Kind::OperationDeleted, None));
+        assert_eq!(
+            (directive.kind(), directive.error),
+            (Kind::OperationDeleted, None)
+        );
     }
-    harness.finish(&lease, Outcome::Response(string_value("unseen"))).await;
+    harness
+        .finish(&lease, Outcome::Response(string_value("unseen")))
+        .await;
     let directive = harness.heartbeat_one(&lease).await;
     assert_eq!(directive.kind(), Kind::LeaseLost);
-    assert_eq!(directive_error(&directive).code_and_reason(), (Code::NotFound, "OPERATION_NOT_FOUND"));
+    assert_eq!(
+        directive_error(&directive).code_and_reason(),
+        (Code::NotFound, "OPERATION_NOT_FOUND")
+    );
 }
 
 // BEHAVIOUR §4
@@ -342,15 +415,28 @@ async fn heartbeat_returns_lease_lost_with_reason() {
     let first = harness.lease_one("q", "w").await;
     let assert_lease_lost = async |lease: &Lease, expected_message: &str| {
         let directive = harness.heartbeat_one(lease).await;
-        assert_eq!((directive.kind(), directive.lease_remaining), (Kind::LeaseLost, None));
+        assert_eq!(
+            (directive.kind(), directive.lease_remaining),
+            (Kind::LeaseLost, None)
+        );
         let error = directive_error(&directive);
-        assert_eq!(error.code_and_reason(), (Code::FailedPrecondition, "LEASE_LOST"));
-        assert!(error.message.contains(expected_message), "{}", error.message);
+        assert_eq!(
+            error.code_and_reason(),
+            (Code::FailedPrecondition, "LEASE_LOST")
+        );
+        assert!(
+            error.message.contains(expected_message),
+            "{}",
+            error.message
+        );
     };
     // At the very moment, whether or not somebody has looked.
     advance(30 * SECOND).await;
     assert_lease_lost(&first, "").await;
-    let second = &harness.try_lease(lease_request_with_wait(&["q"], "w", 60)).await.unwrap()[0];
+    let second = &harness
+        .try_lease(lease_request_with_wait(&["q"], "w", 60))
+        .await
+        .unwrap()[0];
     assert_lease_lost(&first, "another attempt").await;
     assert_eq!(harness.heartbeat_one(second).await.kind(), Kind::Continue);
     harness.finish(second, release()).await;
@@ -358,11 +444,19 @@ async fn heartbeat_returns_lease_lost_with_reason() {
     let third = harness.lease_one("q", "w").await;
     harness.finish(&third, retryable_failure(14, "again")).await;
     assert_lease_lost(&third, "went back").await;
-    let fourth = &harness.try_lease(lease_request_with_wait(&["q"], "w", 60)).await.unwrap()[0];
-    harness.finish(fourth, Outcome::Response(string_value(""))).await;
+    let fourth = &harness
+        .try_lease(lease_request_with_wait(&["q"], "w", 60))
+        .await
+        .unwrap()[0];
+    harness
+        .finish(fourth, Outcome::Response(string_value("")))
+        .await;
     let directive = harness.heartbeat_one(fourth).await;
     assert_eq!(
-        (directive.kind(), directive_error(&directive).reason.as_str()),
+        (
+            directive.kind(),
+            directive_error(&directive).reason.as_str()
+        ),
         (Kind::LeaseLost, "OPERATION_DONE")
     );
 }
@@ -373,10 +467,16 @@ async fn heartbeat_response_during_shutdown_ends_with_drain() {
     let harness = Harness::start().await;
     let lease = harness.create_self_executed("w").await;
     harness.operations.shutdown(Duration::ZERO).await;
-    let response = harness.try_heartbeat(heartbeat_request("w", [lease_heartbeat(&lease)])).await.unwrap();
+    let response = harness
+        .try_heartbeat(heartbeat_request("w", [lease_heartbeat(&lease)]))
+        .await
+        .unwrap();
     assert_eq!(kinds(&response.directives), [Kind::Continue, Kind::Drain]);
     assert_eq!(response.directives[1].name, "");
-    let response = harness.try_heartbeat(heartbeat_request("w", [])).await.unwrap();
+    let response = harness
+        .try_heartbeat(heartbeat_request("w", []))
+        .await
+        .unwrap();
     assert_eq!(kinds(&response.directives), [Kind::Drain]);
 }
 
@@ -400,7 +500,7 @@ async fn directives_are_in_order_of_1000_reports() {
         harness.create_queued("q").await;
     }
     let leases = harness
-        .try_lease(crate::support::shop::lease_request(&["q"], "w", 1000))
+        .try_lease(crate::support::harness::lease_request(&["q"], "w", 1000))
         .await
         .unwrap();
     for lease in leases.iter().step_by(7) {

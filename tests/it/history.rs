@@ -9,34 +9,36 @@
 //! the clients and the faults do comes of the seed; when, of the machine too, so
 //! that a seed may have to be tried several times.
 
-mod calls;
 mod checker;
+mod checker_tests;
 mod clients;
-mod drained;
-mod found;
-mod judged;
+mod cluster;
+mod events;
 mod proxy;
-mod replicas;
-mod spec;
-mod world;
+mod queue_drain;
+mod recorder;
+mod regressions;
+mod sequential_spec;
 
 use std::{collections::BTreeMap, env, sync::Arc, time::Duration};
 
-use longrunning::{Storage, Operation, PostgresStorage};
+use longrunning::{Operation, PostgresStorage, Storage};
 use parking_lot::Mutex;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
 
-use calls::{ReadMode, Nanos};
 use checker::{check, explain};
 use clients::RandomClient;
-use replicas::{ClusterFault, ServerCluster};
-use spec::SequentialSpec;
-use world::Recorder;
+use cluster::{ClusterFault, ServerCluster};
+use events::{Nanos, ReadMode};
+use recorder::Recorder;
+use sequential_spec::SequentialSpec;
 
-use crate::support::{dice::TestRng, get_request, postgres::PostgresServer, stored::RpcError};
+use crate::support::{
+    get_request, persistent_server::RpcError, postgres::PostgresServer, rng::TestRng,
+};
 
 /// Seeds that once showed something, then any.
 const REGRESSION_SEEDS: [u64; 3] = [1, 2, 3];
@@ -130,7 +132,10 @@ async fn run_seed(postgres: &Arc<Mutex<PostgresServer>>, seed: u64, read_mode: R
         result.unwrap();
     }
     cluster.log_event("clients are done");
-    if timeout(CONVERGENCE_TIMEOUT, wait_for_convergence(&recorder)).await.is_err() {
+    if timeout(CONVERGENCE_TIMEOUT, wait_for_convergence(&recorder))
+        .await
+        .is_err()
+    {
         panic!(
             "HISTORY_SEED={seed} ({read_mode:?}): they do not agree\n{}",
             cluster.event_log()
@@ -201,7 +206,11 @@ async fn converged_rows(recorder: &Recorder) -> Option<BTreeMap<String, Operatio
     let processes = recorder.cluster.open_processes();
     for name in recorder.names() {
         for process in &processes {
-            let response = process.client.clone().get_operation(get_request(&name)).await;
+            let response = process
+                .client
+                .clone()
+                .get_operation(get_request(&name))
+                .await;
             let is_same = match (response.map_err(RpcError::from), rows.get(&name)) {
                 (Ok(operation), Some(row)) => *operation.get_ref() == row.to_proto(),
                 (Err(RpcError::Rejected(_, reason)), None) => reason == "OPERATION_NOT_FOUND",
@@ -212,7 +221,7 @@ async fn converged_rows(recorder: &Recorder) -> Option<BTreeMap<String, Operatio
             }
         }
     }
-    (processes.len() == replicas::REPLICA_COUNT).then_some(rows)
+    (processes.len() == cluster::REPLICA_COUNT).then_some(rows)
 }
 
 /// All that the database holds.

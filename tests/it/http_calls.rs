@@ -4,8 +4,9 @@
 use serde_json::json;
 
 use crate::support::{
-    http::{HttpTestServer, error_parts, create_named, http_request},
-    create_pending, create_running, string_value,
+    create_pending, create_running,
+    http_server::{HttpTestServer, create_named, error_parts, http_request},
+    string_value,
 };
 
 // HTTP-3
@@ -14,7 +15,10 @@ async fn http_wait_timeout_returns_latest_state() {
     let server = HttpTestServer::start().await;
     let (name, _) = create_running(&server.operations).await;
     for body in [r#"{"timeout": "0.050s"}"#, r#"{"timeout":"0s"}"#] {
-        let waited = server.post(&format!("/v1/{name}:wait"), body).await.expect_ok_json();
+        let waited = server
+            .post(&format!("/v1/{name}:wait"), body)
+            .await
+            .expect_ok_json();
         assert_eq!(waited["done"], false, "{body}");
     }
     let negative = r#"{"timeout": "-1s"}"#;
@@ -35,7 +39,8 @@ async fn http_wait_returns_when_operation_completes() {
         tokio::task::yield_now().await;
     }
     let response = string_value("result");
-    server.operations
+    server
+        .operations
         .succeed(&name, token, response)
         .await
         .unwrap();
@@ -43,7 +48,8 @@ async fn http_wait_returns_when_operation_completes() {
     assert_eq!(waited["done"], true);
     assert_eq!(waited["response"]["value"], "result");
     // The connection is good for more.
-    connection.send(http_request("GET", &format!("/v1/{name}"), "", ""))
+    connection
+        .send(http_request("GET", &format!("/v1/{name}"), "", ""))
         .await;
     assert_eq!(connection.read_response().await.expect_ok_json(), waited);
 }
@@ -56,7 +62,10 @@ async fn query_parameters_accept_json_and_proto_names_and_reject_unknown() {
         create_named(&server.operations, &format!("operations/{id}")).await;
     }
     for (size, token) in [("pageSize", "pageToken"), ("page_size", "page_token")] {
-        let first = server.get(&format!("/v1/operations?{size}=2")).await.expect_ok_json();
+        let first = server
+            .get(&format!("/v1/operations?{size}=2"))
+            .await
+            .expect_ok_json();
         assert_eq!(first["operations"].as_array().unwrap().len(), 2);
         let next = first["nextPageToken"].as_str().unwrap();
         let second = format!("/v1/operations?{size}=2&{token}={next}");
@@ -81,7 +90,10 @@ async fn query_parameters_accept_json_and_proto_names_and_reject_unknown() {
     let system_parameters = "$alt=json&prettyPrint=false&$fields=name&fields=name&key=k&access_token=t\
         &quotaUser=u&%24.xgafv=2&$apiVersion=1&userProject=p&upload_protocol=raw";
     for target in ["/v1/operations", "/v1/operations/a"] {
-        server.get(&format!("{target}?{system_parameters}")).await.expect_ok_json();
+        server
+            .get(&format!("{target}?{system_parameters}"))
+            .await
+            .expect_ok_json();
     }
 }
 
@@ -137,9 +149,13 @@ async fn get_allows_json_content_type_but_rejects_body() {
     for method in ["GET", "DELETE"] {
         let full = http_request(method, "/v1/operations/x", json_header, "{}");
         let refused = server.send(full).await;
-        assert!(refused.error_message().contains("takes no body"), "{method}");
+        assert!(
+            refused.error_message().contains("takes no body"),
+            "{method}"
+        );
     }
-    server.send(http_request("DELETE", "/v1/operations/x", empty, ""))
+    server
+        .send(http_request("DELETE", "/v1/operations/x", empty, ""))
         .await
         .expect_ok_json();
 }
@@ -262,7 +278,8 @@ async fn http_and_grpc_errors_are_identical() {
         ),
     ] {
         let http_error = server.get(target).await;
-        let grpc_error = crate::support::problem::expect_status_error(grpc.list_operations(request).await);
+        let grpc_error =
+            crate::support::error_details::expect_status_error(grpc.list_operations(request).await);
         let (_, status, reason) = http_error.error_parts();
         let code = longrunning::proto::google::rpc::Code::from_str_name(&status).unwrap();
         assert_eq!(

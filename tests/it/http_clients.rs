@@ -5,8 +5,8 @@ use longrunning::Operations;
 use serde_json::{Value, json};
 
 use crate::support::{
-    http::{HttpResponse, HttpTestServer, error_parts, create_named},
     create_pending,
+    http_server::{HttpResponse, HttpTestServer, create_named, error_parts},
 };
 
 const PYTHON_HEADERS: &str = "Host: 127.0.0.1:8470\r\n\
@@ -39,8 +39,16 @@ const JAVA_HEADERS: &str = "Accept-Encoding: gzip\r\n\
 const INT_ENUMS_QUERY: &str = "%24alt=json%3Benum-encoding%3Dint";
 
 /// Sends a request as a client does.
-async fn send_request(server: &HttpTestServer, request_line: &str, headers: &str, headers_and_body: &str) -> HttpResponse {
-    server.send(format!("{request_line} HTTP/1.1\r\n{headers}{headers_and_body}"))
+async fn send_request(
+    server: &HttpTestServer,
+    request_line: &str,
+    headers: &str,
+    headers_and_body: &str,
+) -> HttpResponse {
+    server
+        .send(format!(
+            "{request_line} HTTP/1.1\r\n{headers}{headers_and_body}"
+        ))
         .await
 }
 
@@ -67,7 +75,13 @@ async fn python_abstract_operations_client_default_bindings_work() {
         &["projects/p/operations/x", "operations/y"],
     )
     .await;
-    let get = send_request(&server, "GET /v1/projects/p/operations/x", PYTHON_HEADERS, "\r\n").await;
+    let get = send_request(
+        &server,
+        "GET /v1/projects/p/operations/x",
+        PYTHON_HEADERS,
+        "\r\n",
+    )
+    .await;
     assert_eq!(get.expect_ok_json()["name"], "projects/p/operations/x");
     let list = send_request(
         &server,
@@ -76,15 +90,40 @@ async fn python_abstract_operations_client_default_bindings_work() {
         "\r\n",
     )
     .await;
-    assert_eq!(listed_names(&list.expect_ok_json()), ["projects/p/operations/x"]);
-    let root = send_request(&server, "GET /v1/operations/operations", PYTHON_HEADERS, "\r\n").await;
+    assert_eq!(
+        listed_names(&list.expect_ok_json()),
+        ["projects/p/operations/x"]
+    );
+    let root = send_request(
+        &server,
+        "GET /v1/operations/operations",
+        PYTHON_HEADERS,
+        "\r\n",
+    )
+    .await;
     assert_eq!(listed_names(&root.expect_ok_json()), ["operations/y"]);
     let cancel = "POST /v1/projects/p/operations/x:cancel";
     let empty = "Content-Length: 0\r\n\r\n";
-    assert_eq!(send_request(&server, cancel, PYTHON_HEADERS, empty).await.expect_ok_json(), json!({}));
+    assert_eq!(
+        send_request(&server, cancel, PYTHON_HEADERS, empty)
+            .await
+            .expect_ok_json(),
+        json!({})
+    );
     let delete = "DELETE /v1/projects/p/operations/x";
-    assert_eq!(send_request(&server, delete, PYTHON_HEADERS, empty).await.expect_ok_json(), json!({}));
-    let missing = send_request(&server, "GET /v1/projects/p/operations/x", PYTHON_HEADERS, "\r\n").await;
+    assert_eq!(
+        send_request(&server, delete, PYTHON_HEADERS, empty)
+            .await
+            .expect_ok_json(),
+        json!({})
+    );
+    let missing = send_request(
+        &server,
+        "GET /v1/projects/p/operations/x",
+        PYTHON_HEADERS,
+        "\r\n",
+    )
+    .await;
     let expected = error_parts(404, "NOT_FOUND", "OPERATION_NOT_FOUND");
     assert_eq!(missing.error_parts(), expected);
 }
@@ -96,7 +135,13 @@ async fn python_client_works_with_operations_proto_bindings() {
     create_operations(&server.operations, &["operations/x"]).await;
     let get = send_request(&server, "GET /v1/operations/x", PYTHON_HEADERS, "\r\n").await;
     assert_eq!(get.expect_ok_json()["name"], "operations/x");
-    let escaped = send_request(&server, "GET /v1/operations/a/b%3Ac%20d%25", PYTHON_HEADERS, "\r\n").await;
+    let escaped = send_request(
+        &server,
+        "GET /v1/operations/a/b%3Ac%20d%25",
+        PYTHON_HEADERS,
+        "\r\n",
+    )
+    .await;
     assert_eq!(escaped.error_parts().2, "OPERATION_NOT_FOUND");
     assert!(
         escaped.error_message().contains("\"operations/a/b:c d%\""),
@@ -121,12 +166,31 @@ async fn python_generated_client_operations_mixin_works() {
     let get = send_request(&server, &format!("GET /v2/{name}"), PYTHON_HEADERS, "\r\n").await;
     assert_eq!(get.expect_ok_json()["name"], name);
     let list = "GET /v2/projects/p/locations/-/operations?returnPartialSuccess=true";
-    assert_eq!(listed_names(&send_request(&server, list, PYTHON_HEADERS, "\r\n").await.expect_ok_json()), [name]);
+    assert_eq!(
+        listed_names(
+            &send_request(&server, list, PYTHON_HEADERS, "\r\n")
+                .await
+                .expect_ok_json()
+        ),
+        [name]
+    );
     let body = r#"{"timeout": "0.500s"}"#;
     let headers_and_body = format!("Content-Length: {}\r\n\r\n{body}", body.len());
-    let wait = send_request(&server, &format!("POST /v2/{name}:wait"), PYTHON_HEADERS, &headers_and_body).await;
+    let wait = send_request(
+        &server,
+        &format!("POST /v2/{name}:wait"),
+        PYTHON_HEADERS,
+        &headers_and_body,
+    )
+    .await;
     assert_eq!(wait.expect_ok_json()["done"], false);
-    let delete = send_request(&server, &format!("DELETE /v2/{name}"), PYTHON_HEADERS, "\r\n").await;
+    let delete = send_request(
+        &server,
+        &format!("DELETE /v2/{name}"),
+        PYTHON_HEADERS,
+        "\r\n",
+    )
+    .await;
     assert_eq!(delete.expect_ok_json(), json!({}));
 }
 
@@ -135,21 +199,39 @@ async fn python_generated_client_operations_mixin_works() {
 async fn node_google_gax_fallback_mode_works() {
     let server = HttpTestServer::start().await;
     create_operations(&server.operations, &["operations/x", "operations/y"]).await;
-    let get = send_request(&server, "GET /v1/operations/operations%2Fx?", NODE_HEADERS, "\r\n").await;
+    let get = send_request(
+        &server,
+        "GET /v1/operations/operations%2Fx?",
+        NODE_HEADERS,
+        "\r\n",
+    )
+    .await;
     assert_eq!(get.expect_ok_json()["name"], "operations/x");
     let escaped = "GET /v1/operations/projects%2Fp%2Foperations%2Fx%3Ay%20z?";
     let escaped = send_request(&server, escaped, NODE_HEADERS, "\r\n").await;
-    assert!(escaped.error_message().contains("\"projects/p/operations/x:y z\""));
-    let list = send_request(&server, "GET /v1/operations?pageSize=1", NODE_HEADERS, "\r\n")
-        .await
-        .expect_ok_json();
+    assert!(
+        escaped
+            .error_message()
+            .contains("\"projects/p/operations/x:y z\"")
+    );
+    let list = send_request(
+        &server,
+        "GET /v1/operations?pageSize=1",
+        NODE_HEADERS,
+        "\r\n",
+    )
+    .await
+    .expect_ok_json();
     assert_eq!(listed_names(&list), ["operations/y"]);
     let token = list["nextPageToken"].as_str().unwrap();
     let next = format!("GET /v1/operations?pageSize=1&pageToken={token}");
-    let next = send_request(&server, &next, NODE_HEADERS, "\r\n").await.expect_ok_json();
+    let next = send_request(&server, &next, NODE_HEADERS, "\r\n")
+        .await
+        .expect_ok_json();
     assert_eq!(listed_names(&next), ["operations/x"]);
     let cancel = "POST /v1/operations/x:cancel?";
-    let cancelled = send_request(&server, cancel, NODE_HEADERS, "Content-Length: 2\r\n\r\n{}").await;
+    let cancelled =
+        send_request(&server, cancel, NODE_HEADERS, "Content-Length: 2\r\n\r\n{}").await;
     assert_eq!(cancelled.expect_ok_json(), json!({}));
     let delete = send_request(&server, "DELETE /v1/operations/x?", NODE_HEADERS, "\r\n").await;
     assert_eq!(delete.expect_ok_json(), json!({}));
@@ -160,24 +242,53 @@ async fn node_google_gax_fallback_mode_works() {
 async fn rust_google_cloud_longrunning_client_works() {
     let server = HttpTestServer::start().await;
     create_operations(&server.operations, &["operations/x"]).await;
-    let get = send_request(&server, &format!("GET /v1/operations/x?{INT_ENUMS_QUERY}"), RUST_HEADERS, "\r\n").await;
+    let get = send_request(
+        &server,
+        &format!("GET /v1/operations/x?{INT_ENUMS_QUERY}"),
+        RUST_HEADERS,
+        "\r\n",
+    )
+    .await;
     assert_eq!(get.expect_ok_json()["name"], "operations/x");
     let list = format!(
         "GET /v1/operations?filter=&pageSize=0&pageToken=&returnPartialSuccess=false&{INT_ENUMS_QUERY}"
     );
-    let listed = send_request(&server, &list, RUST_HEADERS, "\r\n").await.expect_ok_json();
+    let listed = send_request(&server, &list, RUST_HEADERS, "\r\n")
+        .await
+        .expect_ok_json();
     assert_eq!(listed_names(&listed), ["operations/x"]);
     let json_body = "content-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
     let cancel = format!("POST /v1/operations/x:cancel?{INT_ENUMS_QUERY}");
-    assert_eq!(send_request(&server, &cancel, RUST_HEADERS, json_body).await.expect_ok_json(), json!({}));
+    assert_eq!(
+        send_request(&server, &cancel, RUST_HEADERS, json_body)
+            .await
+            .expect_ok_json(),
+        json!({})
+    );
     let delete = format!("DELETE /v1/operations/x?{INT_ENUMS_QUERY}");
-    assert_eq!(send_request(&server, &delete, RUST_HEADERS, "\r\n").await.expect_ok_json(), json!({}));
+    assert_eq!(
+        send_request(&server, &delete, RUST_HEADERS, "\r\n")
+            .await
+            .expect_ok_json(),
+        json!({})
+    );
     // It leaves a percent sign and a colon as they are.
     let raw = format!("GET /v1/operations/50%?{INT_ENUMS_QUERY}");
     let expected = error_parts(400, "INVALID_ARGUMENT", "MALFORMED_REQUEST");
-    assert_eq!(send_request(&server, &raw, RUST_HEADERS, "\r\n").await.error_parts(), expected);
+    assert_eq!(
+        send_request(&server, &raw, RUST_HEADERS, "\r\n")
+            .await
+            .error_parts(),
+        expected
+    );
     let colon = format!("GET /v1/operations/a:b?{INT_ENUMS_QUERY}");
-    assert_eq!(send_request(&server, &colon, RUST_HEADERS, "\r\n").await.error_parts().0, 404);
+    assert_eq!(
+        send_request(&server, &colon, RUST_HEADERS, "\r\n")
+            .await
+            .error_parts()
+            .0,
+        404
+    );
 }
 
 // HTTP-7, JSON-7
@@ -188,12 +299,19 @@ async fn requested_numeric_enums_apply_inside_any() {
     let get = |query: &str| {
         let target = format!("GET /v1/{name}{query}");
         let server = &server;
-        async move { send_request(server, &target, RUST_HEADERS, "\r\n").await.expect_ok_json()["metadata"]["state"].clone() }
+        async move {
+            send_request(server, &target, RUST_HEADERS, "\r\n")
+                .await
+                .expect_ok_json()["metadata"]["state"]
+                .clone()
+        }
     };
     assert_eq!(get("").await, "PENDING");
     assert_eq!(get(&format!("?{INT_ENUMS_QUERY}")).await, 1);
     let list = format!("GET /v1/operations?{INT_ENUMS_QUERY}");
-    let listed = send_request(&server, &list, RUST_HEADERS, "\r\n").await.expect_ok_json();
+    let listed = send_request(&server, &list, RUST_HEADERS, "\r\n")
+        .await
+        .expect_ok_json();
     assert_eq!(listed["operations"][0]["metadata"]["state"], 1);
 }
 
@@ -212,13 +330,18 @@ async fn java_http_json_operations_stub_works() {
         assert_eq!(got.expect_ok_json()["name"], name);
         // EmptyContent: a length of 0, and no type but that of all its requests.
         let cancel = format!("POST /v1/{name}:cancel?$alt=json;enum-encoding%3Dint");
-        let cancelled = send_request(&server, &cancel, JAVA_HEADERS, "Content-Length: 0\r\n\r\n").await;
+        let cancelled =
+            send_request(&server, &cancel, JAVA_HEADERS, "Content-Length: 0\r\n\r\n").await;
         assert_eq!(cancelled.expect_ok_json(), json!({}));
     }
     let list =
         "GET /v1/projects/p/operations?$alt=json;enum-encoding%3Dint&filter=&pageSize=0&pageToken=";
     assert_eq!(
-        listed_names(&send_request(&server, list, JAVA_HEADERS, "\r\n").await.expect_ok_json()),
+        listed_names(
+            &send_request(&server, list, JAVA_HEADERS, "\r\n")
+                .await
+                .expect_ok_json()
+        ),
         ["projects/p/operations/x"]
     );
 }

@@ -4,7 +4,7 @@
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::support::program::ServeProcess;
+use crate::support::serve_process::ServeProcess;
 
 const HTTP_DOC: &str = include_str!("../../docs/http.md");
 
@@ -19,9 +19,13 @@ fn code_blocks() -> Vec<(&'static str, &'static str)> {
 fn matches_example(expected: &Value, actual: &Value) -> bool {
     match (expected, actual) {
         (Value::String(expected), Value::String(_)) if expected == "…" => true,
-        (Value::Object(expected), Value::Object(actual)) => expected
-            .iter()
-            .all(|(key, expected)| actual.get(key).is_some_and(|actual| matches_example(expected, actual))),
+        (Value::Object(expected), Value::Object(actual)) => {
+            expected.iter().all(|(key, expected)| {
+                actual
+                    .get(key)
+                    .is_some_and(|actual| matches_example(expected, actual))
+            })
+        }
         (Value::Array(expected), Value::Array(actual)) => {
             expected.len() == actual.len()
                 && expected
@@ -71,11 +75,15 @@ async fn http_doc_examples_produce_documented_output() {
             "json" => {
                 let expected: Value = serde_json::from_str(text).expect(text);
                 // The page shows what the last command of a block says.
-                let outputs = serde_json::Deserializer::from_str(&stdout[stdout.find('{').unwrap()..]);
+                let outputs =
+                    serde_json::Deserializer::from_str(&stdout[stdout.find('{').unwrap()..]);
                 let outputs: Result<Vec<Value>, _> = outputs.into_iter().collect();
                 let all_outputs = outputs.unwrap_or_else(|error| panic!("{error}: {stdout}"));
                 let actual = all_outputs.last().unwrap();
-                assert!(matches_example(&expected, actual), "{expected:#}\n{actual:#}");
+                assert!(
+                    matches_example(&expected, actual),
+                    "{expected:#}\n{actual:#}"
+                );
                 compared += 1;
             }
             "text" => {

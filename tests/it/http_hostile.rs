@@ -7,8 +7,8 @@ use longrunning::server::ConnectionOptions;
 use tokio::time::timeout;
 
 use crate::support::{
-    http::{HttpTestServer, HttpConnection, error_parts, create_named, http_request},
     create_running,
+    http_server::{HttpConnection, HttpTestServer, create_named, error_parts, http_request},
 };
 
 /// So long a step may take before the test has failed.
@@ -38,7 +38,12 @@ async fn invalid_bytes_in_url_get_json_error() {
         let request = [b"GET ", target, b" HTTP/1.1\r\nhost: x\r\n\r\n"].concat();
         let response = timeout(STEP_TIMEOUT, server.send(&request)).await.unwrap();
         let target_text = String::from_utf8_lossy(target);
-        assert_eq!(response.error_parts(), malformed, "{target_text}: {}", response.text());
+        assert_eq!(
+            response.error_parts(),
+            malformed,
+            "{target_text}: {}",
+            response.text()
+        );
     }
     // UTF-8 may stand unescaped.
     let missing = server.get("/v1/operations/\u{e9}").await;
@@ -61,11 +66,16 @@ async fn malformed_http_gets_json_error_and_connection_close() {
     ] {
         let mut connection = server.connect().await;
         connection.send(bytes).await;
-        let response = timeout(STEP_TIMEOUT, connection.read_response()).await.unwrap();
+        let response = timeout(STEP_TIMEOUT, connection.read_response())
+            .await
+            .unwrap();
         let expected = error_parts(400, "INVALID_ARGUMENT", "MALFORMED_REQUEST");
         assert_eq!(response.error_parts(), expected, "{bytes:?}");
         assert_eq!(response.header("connection"), Some("close"), "{bytes:?}");
-        assert!(timeout(STEP_TIMEOUT, connection.is_closed()).await.unwrap(), "{bytes:?}");
+        assert!(
+            timeout(STEP_TIMEOUT, connection.is_closed()).await.unwrap(),
+            "{bytes:?}"
+        );
     }
     assert_still_serving(&server).await;
 }
@@ -76,13 +86,20 @@ async fn oversized_url_or_headers_get_json_error() {
     for (length, expected) in [
         (60_000, error_parts(404, "NOT_FOUND", "OPERATION_NOT_FOUND")),
         (70_000, error_parts(414, "INVALID_ARGUMENT", "URL_TOO_LONG")),
-        (1 << 20, error_parts(431, "INVALID_ARGUMENT", "HEADERS_TOO_LARGE")),
+        (
+            1 << 20,
+            error_parts(431, "INVALID_ARGUMENT", "HEADERS_TOO_LARGE"),
+        ),
     ] {
         let target = format!("/v1/operations/{}", "a".repeat(length));
         let mut connection = server.connect().await;
         // The server may have had enough before the end.
-        let _ = connection.try_send(http_request("GET", &target, "", "")).await;
-        let response = timeout(STEP_TIMEOUT, connection.read_response()).await.unwrap();
+        let _ = connection
+            .try_send(http_request("GET", &target, "", ""))
+            .await;
+        let response = timeout(STEP_TIMEOUT, connection.read_response())
+            .await
+            .unwrap();
         assert_eq!(response.error_parts(), expected, "{length}");
         assert!(response.text().len() < 4096, "{length}");
     }
@@ -93,7 +110,9 @@ async fn oversized_url_or_headers_get_json_error() {
         let _ = connection
             .try_send(http_request("GET", "/v1/operations", &headers, ""))
             .await;
-        let response = timeout(STEP_TIMEOUT, connection.read_response()).await.unwrap();
+        let response = timeout(STEP_TIMEOUT, connection.read_response())
+            .await
+            .unwrap();
         let expected = error_parts(431, "INVALID_ARGUMENT", "HEADERS_TOO_LARGE");
         assert_eq!(response.error_parts(), expected);
     }
@@ -104,7 +123,10 @@ async fn oversized_url_or_headers_get_json_error() {
 async fn query_with_10000_parameters_is_parsed_quickly() {
     let server = HttpTestServer::start().await;
     let keys = "key=a&".repeat(10_000);
-    server.get(&format!("/v1/operations?{keys}")).await.expect_ok_json();
+    server
+        .get(&format!("/v1/operations?{keys}"))
+        .await
+        .expect_ok_json();
     let filter = "%28".repeat(15_000);
     let filtered = format!("/v1/operations?filter={filter}");
     let response = timeout(STEP_TIMEOUT, server.get(&filtered)).await;
@@ -130,7 +152,9 @@ async fn slow_request_head_times_out_without_affecting_others() {
     }
     // One that has had an answer, and then begins to dawdle.
     let mut connection = server.connect().await;
-    connection.send(http_request("GET", "/v1/operations", "", "")).await;
+    connection
+        .send(http_request("GET", "/v1/operations", "", ""))
+        .await;
     connection.read_response().await.expect_ok_json();
     connection.send("GET /v1/oper").await;
     slow.push(connection);
@@ -142,7 +166,10 @@ async fn slow_request_head_times_out_without_affecting_others() {
 
 #[tokio::test]
 async fn missing_body_times_out_with_408() {
-    let server = HttpTestServer::start_with(|config| config.http.body_read_timeout = Duration::from_millis(100)).await;
+    let server = HttpTestServer::start_with(|config| {
+        config.http.body_read_timeout = Duration::from_millis(100)
+    })
+    .await;
     create_named(&server.operations, "operations/x").await;
     let head = "POST /v1/operations/x:cancel HTTP/1.1\r\nhost: x\r\n";
     for headers in [
@@ -169,9 +196,12 @@ async fn oversized_body_is_rejected_before_it_is_read() {
         "a".repeat(2048)
     );
     for headers_and_body in [large, chunked] {
-        let response = timeout(STEP_TIMEOUT, server.send(format!("{head}{headers_and_body}")))
-            .await
-            .unwrap();
+        let response = timeout(
+            STEP_TIMEOUT,
+            server.send(format!("{head}{headers_and_body}")),
+        )
+        .await
+        .unwrap();
         let expected = error_parts(413, "RESOURCE_EXHAUSTED", "TOO_LARGE");
         assert_eq!(response.error_parts(), expected);
     }
@@ -201,7 +231,10 @@ async fn body_above_64_kib_is_rejected_despite_larger_message_limit() {
                 let response = timeout(STEP_TIMEOUT, server.send(request)).await.unwrap();
                 let expected = error_parts(413, "RESOURCE_EXHAUSTED", "TOO_LARGE");
                 assert_eq!(response.error_parts(), expected, "{verb} {size}");
-                assert!(response.error_message().contains("65536 bytes"), "{verb} {size}");
+                assert!(
+                    response.error_message().contains("65536 bytes"),
+                    "{verb} {size}"
+                );
             }
         }
     }
@@ -224,7 +257,11 @@ async fn grpc_content_type_has_no_effect_over_http1() {
         let got = server
             .send(http_request("GET", "/v1/operations/x", &header, ""))
             .await;
-        assert_eq!(got.expect_ok_json()["name"], "operations/x", "{content_type}");
+        assert_eq!(
+            got.expect_ok_json()["name"],
+            "operations/x",
+            "{content_type}"
+        );
         let post = |target: &str, body: &str| http_request("POST", target, &header, body);
         let refused = server.send(post("/v1/operations/x:cancel", "{}")).await;
         let expected = error_parts(415, "INVALID_ARGUMENT", "INVALID_CONTENT_TYPE");
@@ -298,9 +335,15 @@ async fn pipelined_requests_are_answered_in_order() {
     connection.send(pipeline + "nonsense\r\n\r\n").await;
     for id in 0..50 {
         let name = format!("operations/x{id}");
-        assert_eq!(connection.read_response().await.expect_ok_json()["name"], name.as_str());
+        assert_eq!(
+            connection.read_response().await.expect_ok_json()["name"],
+            name.as_str()
+        );
         assert_eq!(connection.read_response().await.error_parts().0, 400);
-        assert_eq!(connection.read_response().await.expect_ok_json()["name"], name.as_str());
+        assert_eq!(
+            connection.read_response().await.expect_ok_json()["name"],
+            name.as_str()
+        );
     }
     // What cannot be read ends the connection, behind all other answers.
     let expected = error_parts(400, "INVALID_ARGUMENT", "MALFORMED_REQUEST");
@@ -315,7 +358,8 @@ async fn open_waits_on_500_connections_do_not_block_others() {
     let mut connections: Vec<HttpConnection> = Vec::new();
     for _ in 0..500 {
         let mut connection = server.connect().await;
-        connection.send(http_request("POST", &format!("/v1/{name}:wait"), "", ""))
+        connection
+            .send(http_request("POST", &format!("/v1/{name}:wait"), "", ""))
             .await;
         connections.push(connection);
     }
@@ -324,12 +368,16 @@ async fn open_waits_on_500_connections_do_not_block_others() {
             tokio::task::yield_now().await;
         }
     };
-    timeout(STEP_TIMEOUT, all_waiting).await.expect("all of them wait");
+    timeout(STEP_TIMEOUT, all_waiting)
+        .await
+        .expect("all of them wait");
     assert_still_serving(&server).await;
     server.operations.cancel(&name).await.unwrap();
     server.operations.delete(&name).await.unwrap();
     for connection in &mut connections {
-        let response = timeout(STEP_TIMEOUT, connection.read_response()).await.unwrap();
+        let response = timeout(STEP_TIMEOUT, connection.read_response())
+            .await
+            .unwrap();
         assert_eq!(response.error_parts().0, 404);
     }
 }

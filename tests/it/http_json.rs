@@ -7,9 +7,9 @@ use prost::{Message, Name};
 use serde_json::{Value, json};
 
 use crate::support::{
-    create_leased,
-    http::{HttpTestServer, error_parts, create_named},
-    custom_metadata, create_pending, progress, create_running, string_value,
+    create_leased, create_pending, create_running, custom_metadata,
+    http_server::{HttpTestServer, create_named, error_parts},
+    progress, string_value,
 };
 
 /// A packed message.
@@ -23,7 +23,8 @@ fn pack<M: Name>(message: &M) -> Any {
 /// The JSON of an operation with this response.
 async fn operation_json_with_response(server: &HttpTestServer, response: Any) -> Value {
     let (name, token) = create_running(&server.operations).await;
-    server.operations
+    server
+        .operations
         .succeed(&name, token, response)
         .await
         .unwrap();
@@ -39,7 +40,11 @@ async fn json_has_camel_case_keys_string_int64_and_enum_names() {
         progress: Some(progress(7)),
         ..Report::default()
     };
-    server.operations.report(&name, token, report).await.unwrap();
+    server
+        .operations
+        .report(&name, token, report)
+        .await
+        .unwrap();
     let got = server.get(&format!("/v1/{name}")).await.expect_ok_json();
     let metadata = &got["metadata"];
     let url = "type.googleapis.com/longrunning.v1.OperationMetadata";
@@ -55,7 +60,10 @@ async fn json_has_camel_case_keys_string_int64_and_enum_names() {
 #[tokio::test]
 async fn unset_fields_are_omitted_and_never_null() {
     let server = HttpTestServer::start().await;
-    assert_eq!(server.get("/v1/operations").await.expect_ok_json(), json!({}));
+    assert_eq!(
+        server.get("/v1/operations").await.expect_ok_json(),
+        json!({})
+    );
     let name = create_pending(&server.operations).await;
     let got = server.get(&format!("/v1/{name}")).await.expect_ok_json();
     let keys: Vec<_> = got.as_object().unwrap().keys().collect();
@@ -116,7 +124,8 @@ async fn unknown_any_type_is_base64_without_error() {
         type_url: "example.com/x.v1.Picture".into(),
         value: vec![0xfb, 0xff],
     };
-    server.operations
+    server
+        .operations
         .succeed(&name, token, response)
         .await
         .unwrap();
@@ -162,7 +171,11 @@ async fn invalid_body_field_is_rejected_by_name() {
     ] {
         let refused = server.post(&format!("/v1/{name}:wait"), body).await;
         assert_eq!(refused.error_parts(), malformed, "{body}");
-        assert!(refused.error_message().contains(expected_message), "{}", refused.error_message());
+        assert!(
+            refused.error_message().contains(expected_message),
+            "{}",
+            refused.error_message()
+        );
     }
     for body in [
         r#"{"timeout": 1}"#,
@@ -174,7 +187,10 @@ async fn invalid_body_field_is_rejected_by_name() {
         assert_eq!(refused.error_parts(), expected, "{body}");
     }
     let null = r#"{"name": null, "timeout": "0s"}"#;
-    server.post(&format!("/v1/{name}:wait"), null).await.expect_ok_json();
+    server
+        .post(&format!("/v1/{name}:wait"), null)
+        .await
+        .expect_ok_json();
 }
 
 // HTTP-6
@@ -251,9 +267,15 @@ async fn all_supported_name_forms_are_served() {
         "operations/ns/operations/x",
     ] {
         create_named(&server.operations, name).await;
-        assert_eq!(server.get(&format!("/v1/{name}")).await.expect_ok_json()["name"], name);
+        assert_eq!(
+            server.get(&format!("/v1/{name}")).await.expect_ok_json()["name"],
+            name
+        );
     }
-    let listed = server.get("/v1/operations/ns/operations").await.expect_ok_json();
+    let listed = server
+        .get("/v1/operations/ns/operations")
+        .await
+        .expect_ok_json();
     assert_eq!(
         listed["operations"][0]["name"],
         "operations/ns/operations/x"

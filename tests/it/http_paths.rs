@@ -5,8 +5,8 @@
 use serde_json::json;
 
 use crate::support::{
-    http::{HttpTestServer, error_parts, create_named},
     create_pending,
+    http_server::{HttpTestServer, create_named, error_parts},
 };
 
 // HTTP-1
@@ -76,7 +76,10 @@ async fn list_path_selects_parent() {
     ] {
         let listed = server.get(target).await.expect_ok_json();
         let found = listed["operations"].as_array().cloned().unwrap_or_default();
-        let found: Vec<_> = found.iter().map(|operation| operation["name"].clone()).collect();
+        let found: Vec<_> = found
+            .iter()
+            .map(|operation| operation["name"].clone())
+            .collect();
         assert_eq!(found, names, "{target}");
     }
     let bad = server.get("/v1/projects/operations").await;
@@ -99,7 +102,10 @@ async fn python_and_java_default_bindings_are_served() {
         assert_eq!(cancelled.text(), "{}");
     }
     let list = "/v2/projects/p/locations/l/operations";
-    assert_eq!(server.get(list).await.expect_ok_json()["operations"][0]["name"], name);
+    assert_eq!(
+        server.get(list).await.expect_ok_json()["operations"][0]["name"],
+        name
+    );
     let deleted = server.request("DELETE", &format!("/v1/{name}")).await;
     assert_eq!(deleted.text(), "{}");
 }
@@ -107,11 +113,15 @@ async fn python_and_java_default_bindings_are_served() {
 // HTTP-2
 #[tokio::test]
 async fn configured_prefix_replaces_default_prefixes() {
-    let server = HttpTestServer::start_with(|config| config.http.prefix = "/api/v9".parse().unwrap()).await;
+    let server =
+        HttpTestServer::start_with(|config| config.http.prefix = "/api/v9".parse().unwrap()).await;
     let name = create_pending(&server.operations).await;
     assert_eq!(server.get(&format!("/api/v9/{name}")).await.code, 200);
     let other = server.get(&format!("/v1/{name}")).await;
-    assert_eq!(other.error_parts(), error_parts(404, "NOT_FOUND", "PATH_UNKNOWN"));
+    assert_eq!(
+        other.error_parts(),
+        error_parts(404, "NOT_FOUND", "PATH_UNKNOWN")
+    );
     assert!(other.error_message().contains("GET /api/v9/operations"));
 }
 
@@ -133,7 +143,10 @@ async fn colon_in_id_may_be_raw_or_escaped() {
     // An escaped verb is none.
     let posted = server.post("/v1/operations/x%3Acancel", "").await;
     assert_eq!(posted.error_parts().0, 405);
-    assert_eq!(server.get("/v1/operations/x").await.expect_ok_json()["done"], false);
+    assert_eq!(
+        server.get("/v1/operations/x").await.expect_ok_json()["done"],
+        false
+    );
 }
 
 // HTTP-5
@@ -143,8 +156,15 @@ async fn escaped_slash_is_no_separator_and_bad_escape_is_invalid() {
     create_named(&server.operations, "projects/p/operations/x").await;
     let missing = server.get("/v1/projects%2Fp/operations/x").await;
     assert_eq!(missing.error_parts().2, "OPERATION_NOT_FOUND");
-    assert!(missing.error_message().contains("projects%2Fp/operations/x"));
-    let escaped = server.get("/v1/%70rojects/%70/operations/%78").await.expect_ok_json();
+    assert!(
+        missing
+            .error_message()
+            .contains("projects%2Fp/operations/x")
+    );
+    let escaped = server
+        .get("/v1/%70rojects/%70/operations/%78")
+        .await
+        .expect_ok_json();
     assert_eq!(escaped["name"], "projects/p/operations/x");
     for target in [
         "/v1/operations/50%",
@@ -204,7 +224,10 @@ async fn name_escaped_into_one_segment_is_found() {
     for name in ["operations/x", "projects/p/operations/x"] {
         create_named(&server.operations, name).await;
         let escaped = name.replace('/', "%2F");
-        let got = server.get(&format!("/v1/operations/{escaped}?")).await.expect_ok_json();
+        let got = server
+            .get(&format!("/v1/operations/{escaped}?"))
+            .await
+            .expect_ok_json();
         assert_eq!(got["name"], name);
     }
 }

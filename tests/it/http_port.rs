@@ -7,8 +7,9 @@ use std::time::Duration;
 use longrunning::Report;
 
 use crate::support::{
-    http::{HttpTestServer, HttpConnection, error_parts, create_named, http_request},
-    create_pending, progress, create_running, create_succeeded,
+    create_pending, create_running, create_succeeded,
+    http_server::{HttpConnection, HttpTestServer, create_named, error_parts, http_request},
+    progress,
 };
 
 // HTTP-15, WAIT-9
@@ -19,7 +20,8 @@ async fn http_disconnect_ends_wait() {
     let mut connections = Vec::new();
     for _ in 0..10 {
         let mut connection = server.connect().await;
-        connection.send(http_request("POST", &format!("/v1/{name}:wait"), "", ""))
+        connection
+            .send(http_request("POST", &format!("/v1/{name}:wait"), "", ""))
             .await;
         connections.push(connection);
     }
@@ -46,13 +48,17 @@ async fn http_wait_is_answered_at_shutdown() {
     let server = HttpTestServer::start().await;
     let (name, _) = create_running(&server.operations).await;
     let mut connection = server.connect().await;
-    connection.send(http_request("POST", &format!("/v1/{name}:wait"), "", ""))
+    connection
+        .send(http_request("POST", &format!("/v1/{name}:wait"), "", ""))
         .await;
     while server.operations.waiter_count() == 0 {
         tokio::task::yield_now().await;
     }
     server.begin_shutdown();
-    assert_eq!(connection.read_response().await.expect_ok_json()["done"], false);
+    assert_eq!(
+        connection.read_response().await.expect_ok_json()["done"],
+        false
+    );
     server.shutdown().await;
 }
 
@@ -92,7 +98,12 @@ async fn head_is_get_without_body_and_options_lists_methods() {
 async fn cors_allows_configured_origins_and_none_by_default() {
     let origin = "origin: https://a.example\r\n";
     let request_method_header = "access-control-request-method: DELETE\r\n";
-    let preflight = http_request("OPTIONS", "/v1/operations/x", &format!("{origin}{request_method_header}"), "");
+    let preflight = http_request(
+        "OPTIONS",
+        "/v1/operations/x",
+        &format!("{origin}{request_method_header}"),
+        "",
+    );
     let get = http_request("GET", "/v1/operations", origin, "");
     let server = HttpTestServer::start().await;
     for request in [&preflight, &get] {
@@ -100,7 +111,9 @@ async fn cors_allows_configured_origins_and_none_by_default() {
         assert_eq!(response.header("access-control-allow-origin"), None);
     }
     let allow = "https://a.example,https://b.example";
-    let server = HttpTestServer::start_with(|config| config.http.cors_origins = allow.parse().unwrap()).await;
+    let server =
+        HttpTestServer::start_with(|config| config.http.cors_origins = allow.parse().unwrap())
+            .await;
     for request in [&preflight, &get] {
         let response = server.send(request).await;
         let allowed = response.header("access-control-allow-origin");
@@ -135,7 +148,8 @@ async fn cross_origin_post_is_rejected_without_effect() {
     assert_eq!(got["done"], false);
     let same_origin = format!("origin: http://{}\r\n", server.client_address);
     let same_origin = http_request("POST", &format!("/v1/{name}:cancel"), &same_origin, "");
-    let same_origin = same_origin.replace("host: test", &format!("host: {}", server.client_address));
+    let same_origin =
+        same_origin.replace("host: test", &format!("host: {}", server.client_address));
     server.send(same_origin).await.expect_ok_json();
 }
 
@@ -149,7 +163,8 @@ async fn method_override_header_is_ignored() {
         .send(http_request("POST", "/v1/operations/x", header, ""))
         .await;
     assert_eq!(posted.error_parts().0, 405);
-    server.send(http_request("GET", "/v1/operations/x", header, ""))
+    server
+        .send(http_request("GET", "/v1/operations/x", header, ""))
         .await
         .expect_ok_json();
     server.get("/v1/operations/x").await.expect_ok_json();
@@ -193,8 +208,14 @@ async fn grpc_http1_and_http2_share_one_port() {
         progress: Some(progress(7)),
         ..Report::default()
     };
-    server.operations.report(&name, token, report).await.unwrap();
-    let stream = tokio::net::TcpStream::connect(&server.client_address).await.unwrap();
+    server
+        .operations
+        .report(&name, token, report)
+        .await
+        .unwrap();
+    let stream = tokio::net::TcpStream::connect(&server.client_address)
+        .await
+        .unwrap();
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
@@ -218,7 +239,8 @@ async fn grpc_http1_and_http2_share_one_port() {
     connection.abort();
     // The listener for workers has no HTTP.
     let mut connection = HttpConnection::connect(&server.worker_address).await;
-    connection.send(http_request("GET", &format!("/v1/{name}"), "", ""))
+    connection
+        .send(http_request("GET", &format!("/v1/{name}"), "", ""))
         .await;
     assert_eq!(connection.read_response().await.code, 404);
 }

@@ -20,9 +20,9 @@ use serde_json::Value;
 use tokio::{net::TcpStream, time::timeout};
 
 use crate::support::{
-    get_request,
-    http::{HttpTestServer, create_named},
-    expect_response, create_running, create_succeeded, string_value,
+    create_running, create_succeeded, expect_response, get_request,
+    http_server::{HttpTestServer, create_named},
+    string_value,
 };
 
 /// So long a step may take before the test has failed.
@@ -61,7 +61,9 @@ async fn send_request(
         let code = http_response.status().as_u16();
         Ok((code, http_response.into_body().collect().await?.to_bytes()))
     };
-    timeout(STEP_TIMEOUT, exchange).await.expect("an answer comes")
+    timeout(STEP_TIMEOUT, exchange)
+        .await
+        .expect("an answer comes")
 }
 
 fn error_reason(body: &[u8]) -> String {
@@ -93,7 +95,11 @@ async fn response_resembling_http1_error_is_served_byte_for_byte() {
         assert_eq!(expect_response(&finished), captured, "{size}");
         for _ in 0..2 {
             let got = clients.get_operation(get_request(name.as_str())).await;
-            assert_eq!(expect_response(&got.unwrap().into_inner()), captured, "{size}");
+            assert_eq!(
+                expect_response(&got.unwrap().into_inner()),
+                captured,
+                "{size}"
+            );
             let wait = WaitOperationRequest {
                 name: name.to_string(),
                 timeout: None,
@@ -111,8 +117,15 @@ async fn response_resembling_http1_error_is_served_byte_for_byte() {
     // Over HTTP/1.1 it is a text among others.
     let (name, token) = create_running(&server.operations).await;
     let captured = format!("{}{HTTP1_BAD_REQUEST}", "x".repeat(2048));
-    let done = server.operations.succeed(&name, token, string_value(&captured)).await;
-    assert!(done.unwrap().bytes().ends_with(HTTP1_BAD_REQUEST.as_bytes()));
+    let done = server
+        .operations
+        .succeed(&name, token, string_value(&captured))
+        .await;
+    assert!(
+        done.unwrap()
+            .bytes()
+            .ends_with(HTTP1_BAD_REQUEST.as_bytes())
+    );
     let got = server.get(&format!("/v1/{name}")).await.expect_ok_json();
     assert_eq!(got["response"]["value"], captured.as_str());
 }
@@ -127,14 +140,23 @@ async fn longest_filter_fits_into_url() {
     let (quote, space) = ("%22", "%20".repeat(8192 - "name:\"operations\"".len()));
     let filter = format!("%6e%61%6d%65%3a{quote}operations{quote}{space}");
     let target = format!("/v1/operations?filter={filter}");
-    let (code, body) = send_request(&mut sender, "GET", &target, &[]).await.unwrap();
+    let (code, body) = send_request(&mut sender, "GET", &target, &[])
+        .await
+        .unwrap();
     assert_eq!(code, 200, "{}", String::from_utf8_lossy(&body));
     let list: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(list["operations"][0]["name"], name.as_str());
-    assert_eq!(server.get(&target).await.expect_ok_json(), list, "HTTP/1.1 says the same");
+    assert_eq!(
+        server.get(&target).await.expect_ok_json(),
+        list,
+        "HTTP/1.1 says the same"
+    );
     let long = format!("/v1/operations/{}", "a".repeat(60_000));
     let (code, body) = send_request(&mut sender, "GET", &long, &[]).await.unwrap();
-    assert_eq!((code, &*error_reason(&body)), (404, "\"OPERATION_NOT_FOUND\""));
+    assert_eq!(
+        (code, &*error_reason(&body)),
+        (404, "\"OPERATION_NOT_FOUND\"")
+    );
 }
 
 #[tokio::test]
@@ -186,25 +208,42 @@ async fn http_paths_get_json_for_any_content_type_and_others_get_grpc() {
         ] {
             let headers = [("content-type", content_type)];
             let cancel = format!("{path_prefix}/operations/x:cancel");
-            let (code, body) = send_request(&mut sender, "POST", &cancel, &headers).await.unwrap();
+            let (code, body) = send_request(&mut sender, "POST", &cancel, &headers)
+                .await
+                .unwrap();
             // Without a body, its type does not matter.
             assert_eq!((code, &*body), (200, &b"{}"[..]), "{prefix} {content_type}");
             let missing = format!("{path_prefix}/operations/x:frobnicate");
-            let (code, body) = send_request(&mut sender, "POST", &missing, &headers).await.unwrap();
+            let (code, body) = send_request(&mut sender, "POST", &missing, &headers)
+                .await
+                .unwrap();
             let expected = (404, "\"PATH_UNKNOWN\"".to_owned());
             if prefix != "/" {
-                assert_eq!((code, error_reason(&body)), expected, "{prefix} {content_type}");
+                assert_eq!(
+                    (code, error_reason(&body)),
+                    expected,
+                    "{prefix} {content_type}"
+                );
             }
             let get = format!("{path_prefix}/operations/x");
-            let (code, _) = send_request(&mut sender, "GET", &get, &headers).await.unwrap();
+            let (code, _) = send_request(&mut sender, "GET", &get, &headers)
+                .await
+                .unwrap();
             assert_eq!(code, 200, "{prefix} {content_type}");
             // A client of gRPC must be able to read what it is told.
             let unknown = "/shop.v1.Shop/Buy";
-            let (code, body) = send_request(&mut sender, "POST", unknown, &headers).await.unwrap();
+            let (code, body) = send_request(&mut sender, "POST", unknown, &headers)
+                .await
+                .unwrap();
             assert_eq!((code, body.len()), (200, 0), "{prefix} {content_type}");
-            let (code, body) = send_request(&mut sender, "GET", unknown, &headers).await.unwrap();
+            let (code, body) = send_request(&mut sender, "GET", unknown, &headers)
+                .await
+                .unwrap();
             let code_and_reason = (code, error_reason(&body));
-            assert_eq!(code_and_reason, expected, "{prefix} {content_type}: gRPC is always a POST");
+            assert_eq!(
+                code_and_reason, expected,
+                "{prefix} {content_type}: gRPC is always a POST"
+            );
         }
     }
 }

@@ -6,14 +6,21 @@ use longrunning::{OperationName, Report};
 use serde_json::Value;
 
 use crate::support::{
-    http::{HttpTestServer, HttpConnection, error_parts, http_request},
-    progress, create_running, create_succeeded, string_value,
+    create_running, create_succeeded,
+    http_server::{HttpConnection, HttpTestServer, error_parts, http_request},
+    progress, string_value,
 };
 
-async fn open_watch(server: &HttpTestServer, name: &OperationName, headers: &str) -> HttpConnection {
+async fn open_watch(
+    server: &HttpTestServer,
+    name: &OperationName,
+    headers: &str,
+) -> HttpConnection {
     let mut connection = server.connect().await;
     let target = format!("/v1/{name}:watch");
-    connection.send(http_request("GET", &target, headers, "")).await;
+    connection
+        .send(http_request("GET", &target, headers, ""))
+        .await;
     connection
 }
 
@@ -48,25 +55,35 @@ async fn http_watch_sends_current_state_each_change_and_ends_when_done() {
             progress: Some(progress(done_units)),
             ..Report::default()
         };
-        server.operations.report(&name, token, report).await.unwrap();
+        server
+            .operations
+            .report(&name, token, report)
+            .await
+            .unwrap();
         let change = next_event(&mut connection).await.unwrap();
         let units = &change["metadata"]["progress"]["doneUnits"];
         assert_eq!(units, &Value::from(done_units.to_string()));
     }
     let response = string_value("result");
-    server.operations
+    server
+        .operations
         .succeed(&name, token, response)
         .await
         .unwrap();
-    connection.read_line_starting_with("id: done")
+    connection
+        .read_line_starting_with("id: done")
         .await
         .expect("the last event has an id");
     let last = next_event(&mut connection).await.unwrap();
     assert_eq!(last["response"]["value"], "result");
     // The last chunk ends the body, and the connection is good for more.
-    assert_eq!(connection.read_line_starting_with("0").await.as_deref(), Some("0"));
+    assert_eq!(
+        connection.read_line_starting_with("0").await.as_deref(),
+        Some("0")
+    );
     assert_eq!(connection.read_line().await.as_deref(), Some(""));
-    connection.send(http_request("GET", &format!("/v1/{name}"), "", ""))
+    connection
+        .send(http_request("GET", &format!("/v1/{name}"), "", ""))
         .await;
     assert_eq!(connection.read_response().await.expect_ok_json(), last);
 }
@@ -94,10 +111,16 @@ async fn http_watch_ends_with_error_event_on_delete() {
     let mut connection = open_event_stream(&server, &name).await;
     next_event(&mut connection).await.unwrap();
     server.operations.delete(&name).await.unwrap();
-    connection.read_line_starting_with("event: error").await.expect("it is told");
+    connection
+        .read_line_starting_with("event: error")
+        .await
+        .expect("it is told");
     let error_event = next_event(&mut connection).await.unwrap();
     assert_eq!(error_event["error"]["code"], 404);
-    assert_eq!(connection.read_line_starting_with("0").await.as_deref(), Some("0"));
+    assert_eq!(
+        connection.read_line_starting_with("0").await.as_deref(),
+        Some("0")
+    );
 }
 
 // BEHAVIOUR §10
@@ -115,15 +138,22 @@ async fn http_watch_ends_with_unavailable_at_shutdown() {
 
 #[tokio::test]
 async fn idle_http_watch_sends_keepalive_comments() {
-    let server = HttpTestServer::start_with(|config| config.http.sse_keepalive_interval = Duration::from_millis(20)).await;
+    let server = HttpTestServer::start_with(|config| {
+        config.http.sse_keepalive_interval = Duration::from_millis(20)
+    })
+    .await;
     let (name, token) = create_running(&server.operations).await;
     let mut connection = open_event_stream(&server, &name).await;
     next_event(&mut connection).await.unwrap();
     for _ in 0..3 {
-        assert_eq!(connection.read_line_starting_with(":").await.as_deref(), Some(":"));
+        assert_eq!(
+            connection.read_line_starting_with(":").await.as_deref(),
+            Some(":")
+        );
     }
     let response = string_value("result");
-    server.operations
+    server
+        .operations
         .succeed(&name, token, response)
         .await
         .unwrap();
@@ -132,7 +162,10 @@ async fn idle_http_watch_sends_keepalive_comments() {
 
 #[tokio::test]
 async fn http_disconnect_ends_watch() {
-    let server = HttpTestServer::start_with(|config| config.http.sse_keepalive_interval = Duration::from_millis(20)).await;
+    let server = HttpTestServer::start_with(|config| {
+        config.http.sse_keepalive_interval = Duration::from_millis(20)
+    })
+    .await;
     let (name, _) = create_running(&server.operations).await;
     let mut connection = open_event_stream(&server, &name).await;
     next_event(&mut connection).await.unwrap();

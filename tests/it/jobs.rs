@@ -8,7 +8,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::support::program::{ServeProcess, longrunning_command, stderr, stdout};
+use crate::support::serve_process::{ServeProcess, longrunning_command, stderr, stdout};
 
 /// The flags that name the server.
 fn endpoint_flags(program: &ServeProcess) -> [String; 4] {
@@ -30,7 +30,12 @@ async fn send_signal(child: &Child, name: &str) {
 }
 
 /// A worker whose command says by a file that it runs.
-async fn spawn_busy_worker(program: &ServeProcess, arguments: &[&str], script: &str, directory: &Path) -> Child {
+async fn spawn_busy_worker(
+    program: &ServeProcess,
+    arguments: &[&str],
+    script: &str,
+    directory: &Path,
+) -> Child {
     let flags = endpoint_flags(program);
     let mut submit = longrunning_command(&["submit", "q", "--id", "one"]);
     let submitted = submit.args(&flags).output().await.unwrap();
@@ -60,7 +65,9 @@ fn is_sighup_ignored() -> bool {
 }
 
 async fn is_pending(program: &ServeProcess) -> bool {
-    let got = program.run_command(&["get", "one", "--output", "json"]).await;
+    let got = program
+        .run_command(&["get", "one", "--output", "json"])
+        .await;
     stdout(&got).contains("\"PENDING\"")
 }
 
@@ -77,7 +84,8 @@ async fn sigterm_or_sighup_drains_worker_and_sends_sigterm_to_command() {
         let directory = tempfile::tempdir().unwrap();
         let saved_file = directory.path().join("saved");
         let script = format!("trap 'echo > {}; exit 0' TERM", saved_file.display());
-        let mut worker = spawn_busy_worker(&program, &["--grace", "2s"], &script, directory.path()).await;
+        let mut worker =
+            spawn_busy_worker(&program, &["--grace", "2s"], &script, directory.path()).await;
         send_signal(&worker, name).await;
         // What hangs up takes the terminal away.
         drop(worker.stderr.take());
@@ -92,7 +100,8 @@ async fn second_signal_releases_operation_immediately() {
     let program = ServeProcess::serve(&[]).await;
     let directory = tempfile::tempdir().unwrap();
     let arguments = ["--grace", "1h", "--log", "longrunning=info"];
-    let mut worker = spawn_busy_worker(&program, &arguments, "trap '' TERM", directory.path()).await;
+    let mut worker =
+        spawn_busy_worker(&program, &arguments, "trap '' TERM", directory.path()).await;
     send_signal(&worker, "TERM").await;
     let mut lines = BufReader::new(worker.stderr.take().unwrap()).lines();
     while !lines
@@ -150,12 +159,7 @@ async fn submitted_operation_is_executed_by_worker_command() {
         .output()
         .await
         .unwrap();
-    assert_eq!(
-        submitted.status.code(),
-        Some(0),
-        "{}",
-        stderr(&submitted)
-    );
+    assert_eq!(submitted.status.code(), Some(0), "{}", stderr(&submitted));
     assert!(
         stdout(&submitted).contains(r#""got""#),
         "{}",

@@ -9,8 +9,8 @@ use std::{
 
 use longrunning::{
     Any, Context, Failure, NewOperation, Operation, RetryPolicy, WaitLimits,
+    client::{Client, Worker},
     proto::google::rpc::Code,
-    remote::{Client, Worker},
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -21,8 +21,9 @@ use tokio::{
 use tracing::{Dispatch, subscriber::DefaultGuard};
 
 use crate::support::{
-    faults::{CallFault, LossyChannel},
-    expect_response, string_value,
+    expect_response,
+    lossy_channel::{CallFault, LossyChannel},
+    string_value,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -32,7 +33,7 @@ const MIB: usize = 1 << 20;
 fn spawn_worker(
     network: &LossyChannel,
     handler: impl longrunning::Handler,
-) -> JoinHandle<Result<(), longrunning::remote::WorkerError>> {
+) -> JoinHandle<Result<(), longrunning::client::WorkerError>> {
     let worker = Worker::new(network.channel.clone(), "w").unwrap();
     tokio::spawn(worker.handler("q", 8, handler).run(std::future::pending()))
 }
@@ -119,9 +120,15 @@ async fn oversized_report_of_one_lease_does_not_lose_any_lease() {
     let large = create(&network, queued(1).input(string_value("large"))).await;
     let small = create(&network, queued(1)).await;
     for operation in [large, small] {
-        assert_eq!(final_response(&network, &operation).await, string_value("kept"));
+        assert_eq!(
+            final_response(&network, &operation).await,
+            string_value("kept")
+        );
     }
-    assert_eq!(count_lines(&log, "reports that are too large are dropped"), 1);
+    assert_eq!(
+        count_lines(&log, "reports that are too large are dropped"),
+        1
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -166,15 +173,20 @@ async fn oversized_final_report_does_not_fail_remote_attempt() {
     });
     sleep(SECOND).await; // the stream of directives is open
     let operation = create(&network, queued(1)).await;
-    assert_eq!(final_response(&network, &operation).await, string_value("good"));
+    assert_eq!(
+        final_response(&network, &operation).await,
+        string_value("good")
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn operation_runs_even_if_create_response_was_lost() {
     let network = LossyChannel::start().await;
     let client = Client::new(network.channel.clone(), "c").unwrap();
-    network.faults
-        .inject("CreateOperation", [CallFault::DropRequest, CallFault::DropResponse]);
+    network.faults.inject(
+        "CreateOperation",
+        [CallFault::DropRequest, CallFault::DropResponse],
+    );
     let (finish_tx, finish_rx) = oneshot::channel::<()>();
     let finish_rx = Arc::new(Mutex::new(Some(finish_rx)));
     let handler = move |_: Context| {
@@ -201,7 +213,9 @@ async fn operation_runs_even_if_create_response_was_lost() {
 async fn create_without_request_id_is_retried_without_duplicate_or_hang() {
     let network = LossyChannel::start().await;
     let client = Client::new(network.channel.clone(), "c").unwrap();
-    network.faults.inject("CreateOperation", [CallFault::DropResponse]);
+    network
+        .faults
+        .inject("CreateOperation", [CallFault::DropResponse]);
     let created = client.create(queued(1)).await.unwrap();
     assert!(created.reused, "the first try made it");
 
@@ -228,8 +242,11 @@ async fn delayed_heartbeat_does_not_overwrite_last_checkpoint() {
             previous_checkpoint(&context)
         }
     });
-    network.faults.inject("Heartbeat", [CallFault::Delay(heartbeat_gate.clone())]);
-    network.faults
+    network
+        .faults
+        .inject("Heartbeat", [CallFault::Delay(heartbeat_gate.clone())]);
+    network
+        .faults
         .inject("FinishOperation", [CallFault::Delay(finish_gate.clone())]);
     sleep(SECOND).await; // the stream of directives is open
     let operation = create(&network, queued(2)).await;
@@ -238,7 +255,10 @@ async fn delayed_heartbeat_does_not_overwrite_last_checkpoint() {
     heartbeat_gate.add_permits(1);
     sleep(SECOND).await;
     finish_gate.add_permits(1);
-    assert_eq!(final_response(&network, &operation).await, string_value("last"));
+    assert_eq!(
+        final_response(&network, &operation).await,
+        string_value("last")
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -257,14 +277,18 @@ async fn checkpoint_of_lost_heartbeat_is_sent_before_finish() {
             previous_checkpoint(&context)
         }
     });
-    network.faults
+    network
+        .faults
         .inject("Heartbeat", [CallFault::DelayThenDrop(gate.clone())]);
     sleep(SECOND).await; // the stream of directives is open
     let operation = create(&network, queued(2)).await;
     network.faults.wait_for_calls("Heartbeat", 1).await;
     sleep(SECOND).await;
     gate.add_permits(1);
-    assert_eq!(final_response(&network, &operation).await, string_value("kept"));
+    assert_eq!(
+        final_response(&network, &operation).await,
+        string_value("kept")
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -300,14 +324,19 @@ async fn polling_is_throttled_when_server_max_wait_is_zero() {
     let polls = network.faults.call_count("LeaseOperations");
     assert!(polls <= 30, "{polls} in a minute");
     let operation = create(&network, queued(1)).await;
-    assert_eq!(final_response(&network, &operation).await, string_value("done"));
+    assert_eq!(
+        final_response(&network, &operation).await,
+        string_value("done")
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn lost_finish_response_is_logged_with_actual_outcome() {
     let (log, _guard) = capture_log();
     let network = LossyChannel::start().await;
-    network.faults.inject("FinishOperation", [CallFault::DropResponse]);
+    network
+        .faults
+        .inject("FinishOperation", [CallFault::DropResponse]);
     let _worker = spawn_worker(&network, async |context: Context| match context.attempt() {
         1 => Err(retryable_failure()),
         2 => Err(Failure::new(Code::NotFound, "no such page")),
@@ -337,9 +366,15 @@ async fn server_outage_and_recovery_are_logged_once_each() {
     network.faults.inject("LeaseOperations", lost_requests);
     let _worker = spawn_worker(&network, async |_: Context| Ok(string_value("done")));
     let operation = create(&network, queued(1)).await;
-    assert_eq!(final_response(&network, &operation).await, string_value("done"));
+    assert_eq!(
+        final_response(&network, &operation).await,
+        string_value("done")
+    );
     sleep(SECOND).await; // the worker hears of it, too
     assert_eq!(count_lines(&log, "calls to the server fail"), 1);
-    assert_eq!(count_lines(&log, "calls to the server get through again"), 1);
+    assert_eq!(
+        count_lines(&log, "calls to the server get through again"),
+        1
+    );
     assert_eq!(count_lines(&log, "succeeded"), 1);
 }

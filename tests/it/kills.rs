@@ -6,8 +6,8 @@
 //! when the kill comes depends on the machine too.
 
 mod clients;
-mod lookers;
-mod world;
+mod readers;
+mod shared_state;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,15 +24,15 @@ use tokio::{task::JoinSet, time::sleep};
 use tonic::Code;
 
 use clients::{CrashTestClient, ORDER_QUEUE};
-use world::{WorkerLease, CreatedRequest, CrashTestState, priority};
+use shared_state::{CrashTestState, CreatedRequest, WorkerLease, priority};
 
 use crate::support::{
-    dice::TestRng,
-    expect_error, get_request,
-    ledger::{Effect, KEY_LABEL, has_standard_metadata},
-    decode_metadata, error_reason,
-    shop::{Kind, lease_request, proto_seconds, self_executed_request},
-    stored::{RpcError, start, spawn},
+    decode_metadata, error_reason, expect_error,
+    expected_state::{Effect, KEY_LABEL, has_standard_metadata},
+    get_request,
+    harness::{Kind, lease_request, proto_seconds, self_executed_request},
+    persistent_server::{RpcError, spawn, start},
+    rng::TestRng,
 };
 
 /// What each client of a server does, by number.
@@ -65,7 +65,8 @@ async fn randomly_killed_server_loses_no_acknowledged_or_observed_change() {
         let server = start(&file, &[]).await.expect_serving();
         let mut client = CrashTestClient::new(5, &state, rng.fork(), &server);
         check_after_start(&mut client).await;
-        let clients = CLIENT_NUMBERS.map(|number| CrashTestClient::new(number, &state, rng.fork(), &server));
+        let clients =
+            CLIENT_NUMBERS.map(|number| CrashTestClient::new(number, &state, rng.fork(), &server));
         let mut tasks: JoinSet<()> = clients.into_iter().map(CrashTestClient::run).collect();
         let target = *state.response_count.borrow() + rng.random_range(5..300);
         let mut responses = state.response_count.subscribe();
@@ -127,10 +128,14 @@ async fn check_after_start(client: &mut CrashTestClient) {
 
 /// Who was created later is listed earlier.
 fn check_list_order(state: &CrashTestState, operations: &[Operation]) {
-    let position_of = |(position, operation): (usize, &Operation)| (operation.name.clone(), position);
+    let position_of =
+        |(position, operation): (usize, &Operation)| (operation.name.clone(), position);
     let positions: BTreeMap<_, _> = operations.iter().enumerate().map(position_of).collect();
     for names in state.creation_order.lock().values() {
-        let positions: Vec<_> = names.iter().filter_map(|name| positions.get(name)).collect();
+        let positions: Vec<_> = names
+            .iter()
+            .filter_map(|name| positions.get(name))
+            .collect();
         assert!(
             positions.is_sorted_by(|older, newer| newer < older),
             "{names:?}"
@@ -155,7 +160,10 @@ async fn check_gets(client: &mut CrashTestClient, existing: &BTreeMap<String, Op
 }
 
 /// The same request again gets the same operation.
-async fn check_repeated_requests(client: &mut CrashTestClient, existing: &BTreeMap<String, Operation>) {
+async fn check_repeated_requests(
+    client: &mut CrashTestClient,
+    existing: &BTreeMap<String, Operation>,
+) {
     let mut requests = client.state.created_requests.lock().clone();
     requests.retain(|requested| existing.contains_key(&requested.name));
     for _ in 0..20 {
@@ -167,7 +175,11 @@ async fn check_repeated_requests(client: &mut CrashTestClient, existing: &BTreeM
         else {
             return;
         };
-        let repeated = client.worker_client.create_operation(request).await.unwrap();
+        let repeated = client
+            .worker_client
+            .create_operation(request)
+            .await
+            .unwrap();
         let repeated = repeated.into_inner();
         assert!(repeated.reused, "{name}");
         assert_eq!(repeated.operation.as_ref(), Some(&existing[&name]));
@@ -199,14 +211,18 @@ async fn retry_finishes(client: &mut CrashTestClient) {
 async fn retry_creates(client: &mut CrashTestClient, existing: &BTreeMap<String, Operation>) {
     let creates = std::mem::take(&mut *client.state.unanswered_creates.lock());
     for (request, name) in creates {
-        let is_deleted = (name.as_ref()).is_some_and(|name| client.state.known_state(name).is_deleted);
+        let is_deleted =
+            (name.as_ref()).is_some_and(|name| client.state.known_state(name).is_deleted);
         if is_deleted || (request.request_id.is_empty() && name.is_none()) {
             continue;
         }
         let key = request.labels[KEY_LABEL].clone();
         let before = existing.values().find(|operation| match &name {
             Some(name) => operation.name == *name,
-            None => has_standard_metadata(operation) && decode_metadata(operation).labels.get(KEY_LABEL) == Some(&key),
+            None => {
+                has_standard_metadata(operation)
+                    && decode_metadata(operation).labels.get(KEY_LABEL) == Some(&key)
+            }
         });
         let result = client.try_create(request.clone(), name.as_deref()).await;
         match (result, before) {
@@ -231,19 +247,28 @@ async fn retry_creates(client: &mut CrashTestClient, existing: &BTreeMap<String,
 /// What waits in a queue is leased by priority, then age.
 async fn check_lease_order(client: &mut CrashTestClient) {
     let operations = client.list().await.unwrap();
-    let standard = operations.iter().filter(|operation| has_standard_metadata(operation));
+    let standard = operations
+        .iter()
+        .filter(|operation| has_standard_metadata(operation));
     let mut pending: Vec<_> = standard
         .map(|operation| (operation, decode_metadata(operation)))
         .filter(|(_, metadata)| metadata.state() == State::Pending && metadata.queue == ORDER_QUEUE)
         .collect();
     pending.reverse();
     pending.sort_by_key(|(_, metadata)| -priority(&metadata.labels[KEY_LABEL]));
-    let expected: Vec<_> = pending.iter().map(|(operation, _)| operation.name.clone()).collect();
+    let expected: Vec<_> = pending
+        .iter()
+        .map(|(operation, _)| operation.name.clone())
+        .collect();
     let listed: BTreeSet<_> = operations.iter().map(|operation| &operation.name).collect();
     let (mut leased, mut work) = (Vec::new(), Vec::new());
     loop {
         let request = lease_request(&[ORDER_QUEUE], "w", 1000);
-        let leases = client.worker_client.lease_operations(request).await.unwrap();
+        let leases = client
+            .worker_client
+            .lease_operations(request)
+            .await
+            .unwrap();
         let leases = leases.into_inner().leases;
         if leases.is_empty() {
             break;
@@ -273,7 +298,11 @@ async fn has_extended_lease(file: &Path) -> bool {
         lease_duration: proto_seconds(1),
         ..self_executed_request("w")
     };
-    let created = server.worker_client().create_operation(request).await.unwrap();
+    let created = server
+        .worker_client()
+        .create_operation(request)
+        .await
+        .unwrap();
     let name = created.into_inner().operation.unwrap().name;
     server.kill().await;
     let killed_at = SystemTime::now();

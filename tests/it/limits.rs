@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use longrunning::{
-    Any, Context, Failure, Limits, NewOperation, Operations, Payload, QueueName, Report, ExecutionOptions,
-    WorkerId, proto::google::rpc::Code,
+    Any, Context, ExecutionOptions, Failure, Limits, NewOperation, Operations, Payload, QueueName,
+    Report, WorkerId, proto::google::rpc::Code,
 };
 use tokio::task::JoinSet;
 
 use crate::support::{
-    expect_error,
-    journal::{WriteMode, TestStorage},
-    decode_metadata, create_pending, error_reason, create_running, create_succeeded, string_value,
+    create_pending, create_running, create_succeeded, decode_metadata, error_reason, expect_error,
+    string_value,
+    test_storage::{TestStorage, WriteMode},
 };
 
 async fn start_with_limits(limits: Limits) -> Operations {
@@ -43,17 +43,32 @@ async fn max_operations_is_enforced_until_operations_are_removed() {
     let pending_name = create_pending(&operations).await;
     let (running_name, token) = create_running(&operations).await;
     let done_name = create_succeeded(&operations).await;
-    assert_eq!(create_error_reason(&operations, new_queued()).await, "STORE_FULL");
+    assert_eq!(
+        create_error_reason(&operations, new_queued()).await,
+        "STORE_FULL"
+    );
     operations.delete(&done_name).await.unwrap();
     create_pending(&operations).await;
-    assert_eq!(create_error_reason(&operations, new_queued()).await, "STORE_FULL");
+    assert_eq!(
+        create_error_reason(&operations, new_queued()).await,
+        "STORE_FULL"
+    );
     // What was deleted and goes on still takes its place, until it ends.
     operations.delete(&running_name).await.unwrap();
-    assert_eq!(create_error_reason(&operations, new_queued()).await, "STORE_FULL");
-    operations.succeed(&running_name, token, string_value("")).await.unwrap();
+    assert_eq!(
+        create_error_reason(&operations, new_queued()).await,
+        "STORE_FULL"
+    );
+    operations
+        .succeed(&running_name, token, string_value(""))
+        .await
+        .unwrap();
     create_pending(&operations).await;
     operations.cancel(&pending_name).await.unwrap();
-    assert_eq!(create_error_reason(&operations, new_queued()).await, "STORE_FULL");
+    assert_eq!(
+        create_error_reason(&operations, new_queued()).await,
+        "STORE_FULL"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -65,7 +80,10 @@ async fn expired_operation_frees_store_capacity() {
     .await;
     let new = || NewOperation::self_executed("w").retention(Duration::from_secs(10));
     let (name, token) = crate::support::create_leased(&operations, new()).await;
-    operations.succeed(&name, token, string_value("")).await.unwrap();
+    operations
+        .succeed(&name, token, string_value(""))
+        .await
+        .unwrap();
     assert_eq!(create_error_reason(&operations, new()).await, "STORE_FULL");
     tokio::time::sleep(Duration::from_secs(11)).await;
     operations.create(new()).await.unwrap();
@@ -91,7 +109,10 @@ async fn max_total_bytes_is_enforced_and_cancel_frees_input() {
                 .name_owned(),
         );
     }
-    assert_eq!(create_error_reason(&operations, large()).await, "STORE_FULL");
+    assert_eq!(
+        create_error_reason(&operations, large()).await,
+        "STORE_FULL"
+    );
     operations
         .create(new_queued())
         .await
@@ -105,7 +126,10 @@ async fn max_total_bytes_is_enforced_and_cancel_frees_input() {
 
 /// How many of these creations come through, if the journal keeps none of them
 /// before all have begun.
-async fn count_concurrent_creates(limits: Limits, creations: impl Iterator<Item = NewOperation>) -> usize {
+async fn count_concurrent_creates(
+    limits: Limits,
+    creations: impl Iterator<Item = NewOperation>,
+) -> usize {
     let storage = TestStorage::new();
     let builder = crate::support::operations_builder()
         .limits(limits)
@@ -132,12 +156,18 @@ async fn concurrent_creates_never_exceed_count_limits() {
         max_operations: 3,
         ..Limits::default()
     };
-    assert_eq!(count_concurrent_creates(limits, (0..20).map(|_| new_queued())).await, 3);
+    assert_eq!(
+        count_concurrent_creates(limits, (0..20).map(|_| new_queued())).await,
+        3
+    );
     let limits = Limits {
         max_queue_length: 2,
         ..Limits::default()
     };
-    assert_eq!(count_concurrent_creates(limits, (0..20).map(|_| new_queued())).await, 2);
+    assert_eq!(
+        count_concurrent_creates(limits, (0..20).map(|_| new_queued())).await,
+        2
+    );
 }
 
 // BEHAVIOUR §9: also if the journal takes its time.
@@ -148,7 +178,10 @@ async fn concurrent_creates_never_exceed_byte_limit() {
         ..Limits::default()
     };
     let large = || new_queued().input(string_value(&"x".repeat(30_000)));
-    assert_eq!(count_concurrent_creates(limits, (0..20).map(|_| large())).await, 3);
+    assert_eq!(
+        count_concurrent_creates(limits, (0..20).map(|_| large())).await,
+        3
+    );
 }
 
 // BEHAVIOUR §9
@@ -194,7 +227,10 @@ async fn max_queue_length_counts_pending_and_lease_frees_slot() {
         .create(new_queued().not_before(far))
         .await
         .expect("it waits as well");
-    assert_eq!(create_error_reason(&operations, new_queued()).await, "QUEUE_FULL");
+    assert_eq!(
+        create_error_reason(&operations, new_queued()).await,
+        "QUEUE_FULL"
+    );
     operations
         .create(NewOperation::queued("other"))
         .await
@@ -217,11 +253,17 @@ async fn max_queue_length_counts_pending_and_lease_frees_slot() {
         .unwrap()
         .operation
         .name_owned();
-    assert_eq!(create_error_reason(&operations, new_queued()).await, "QUEUE_FULL");
+    assert_eq!(
+        create_error_reason(&operations, new_queued()).await,
+        "QUEUE_FULL"
+    );
     // What comes back needs no leave, but takes its place.
     operations.release(&first, token).await.unwrap();
     operations.cancel(&third).await.unwrap();
-    assert_eq!(create_error_reason(&operations, new_queued()).await, "QUEUE_FULL");
+    assert_eq!(
+        create_error_reason(&operations, new_queued()).await,
+        "QUEUE_FULL"
+    );
     operations.cancel(&first).await.unwrap();
     operations.create(new_queued()).await.unwrap();
 }
@@ -277,7 +319,10 @@ async fn operation_over_max_operation_bytes_is_rejected_unchanged() {
         );
         assert_eq!(error.retry_after(), None, "trying again cannot help");
     }
-    assert_eq!(operations.get_cached(&name).unwrap().revision(), before.revision());
+    assert_eq!(
+        operations.get_cached(&name).unwrap().revision(),
+        before.revision()
+    );
     operations
         .succeed(&name, token, string_value("small"))
         .await
@@ -311,6 +356,9 @@ async fn oversized_handler_result_fails_with_too_large() {
         .unwrap()
         .to_proto();
     let error = expect_error(&done);
-    assert_eq!((error.code, error_reason(&error).as_str()), (8, "TOO_LARGE"));
+    assert_eq!(
+        (error.code, error_reason(&error).as_str()),
+        (8, "TOO_LARGE")
+    );
     assert!(decode_metadata(&done).end_time.is_some());
 }

@@ -4,7 +4,8 @@ use longrunning::{NewOperation, proto::google::longrunning::ListOperationsReques
 use tonic::Code;
 
 use crate::support::{
-    GrpcClient, GrpcTestServer, get_request, create_leased, custom_metadata, create_pending, problem::expect_status_error, create_running, create_succeeded, string_value,
+    GrpcClient, GrpcTestServer, create_leased, create_pending, create_running, create_succeeded,
+    custom_metadata, error_details::expect_status_error, get_request, string_value,
 };
 
 const PARENTS: [&str; 7] = [
@@ -35,7 +36,11 @@ fn list_request(name: &str) -> ListOperationsRequest {
 }
 
 async fn listed_names(client: &mut GrpcClient, name: &str) -> Vec<String> {
-    let list = client.list_operations(list_request(name)).await.unwrap().into_inner();
+    let list = client
+        .list_operations(list_request(name))
+        .await
+        .unwrap()
+        .into_inner();
     assert!(list.next_page_token.is_empty());
     assert!(list.unreachable.is_empty());
     list.operations
@@ -92,7 +97,11 @@ async fn list_parent_matches_whole_segments_and_not_deeper_parents() {
                 parent => format!("{parent}/operations/x"),
             })
             .collect();
-        assert_eq!(listed_names(&mut client, scope).await, expected, "{scope:?}");
+        assert_eq!(
+            listed_names(&mut client, scope).await,
+            expected,
+            "{scope:?}"
+        );
     }
 }
 
@@ -145,7 +154,11 @@ async fn list_returns_same_operations_as_get_newest_first() {
         .unwrap();
     expected.push(name);
     let mut client = server.client().await;
-    let list = client.list_operations(list_request("")).await.unwrap().into_inner();
+    let list = client
+        .list_operations(list_request(""))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(list.operations.len(), expected.len());
     for (operation, name) in list.operations.iter().zip(expected.iter().rev()) {
         let read = client
@@ -191,7 +204,10 @@ async fn invalid_filter_is_rejected_and_blank_filter_matches_all() {
         ..list_request("")
     };
     let refused = expect_status_error(client.list_operations(request).await);
-    assert_eq!(refused.code_and_reason(), (Code::InvalidArgument, "INVALID_FILTER"));
+    assert_eq!(
+        refused.code_and_reason(),
+        (Code::InvalidArgument, "INVALID_FILTER")
+    );
 }
 
 // LIST-12

@@ -5,13 +5,13 @@
 //! `PROPTEST_CASES` sets how many lives are tried; a failure shrinks to a short
 //! list of steps.
 
-mod answers;
-mod looks;
+mod invariants;
 mod operation;
-mod pure;
-mod real;
+mod reference_model;
+mod responses;
 mod steps;
-mod witness;
+mod system_under_test;
+mod timer_granularity;
 
 use std::collections::BTreeMap;
 
@@ -21,14 +21,14 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 
-use answers::{ModelResponse, PresentedToken, ErrorReason};
-use operation::{ReferencePhase, DEFAULT_LEASE_MS};
-use pure::ReferenceModel;
-use real::SystemUnderTest;
-use steps::{PARENTS, OperationChoice, ModelSpec, ModelStep, TokenChoice};
-use witness::Witness;
+use invariants::Witness;
+use operation::{DEFAULT_LEASE_MS, ReferencePhase};
+use reference_model::ReferenceModel;
+use responses::{ErrorReason, ModelResponse, PresentedToken};
+use steps::{ModelSpec, ModelStep, OperationChoice, PARENTS, TokenChoice};
+use system_under_test::SystemUnderTest;
 
-use crate::support::stores::writes_in_progress;
+use crate::support::backend::writes_in_progress;
 
 /// How often the tasks of the server get a turn before they are taken to be
 /// idle. A change takes two or three; time stands still meanwhile.
@@ -43,7 +43,7 @@ struct ModelTest {
     specs: Vec<ModelSpec>,
     /// What Get said of each name when it last changed.
     known_responses: BTreeMap<String, ModelResponse>,
-    finish_calls: Vec<real::FinishCall>,
+    finish_calls: Vec<system_under_test::FinishCall>,
     /// Whose each lease is, by its number.
     lease_names: Vec<String>,
     started_at: Instant,
@@ -110,7 +110,9 @@ impl ModelTest {
             ModelStep::Create(template) => {
                 let spec = ModelSpec {
                     number: match template.reused_id {
-                        Some(nth) if let Some(earlier_spec) = nth_of(&self.specs, nth) => earlier_spec.number,
+                        Some(nth) if let Some(earlier_spec) = nth_of(&self.specs, nth) => {
+                            earlier_spec.number
+                        }
                         _ => self.specs.len(),
                     },
                     not_before: template.not_before.map(|delay| self.model.now + delay),
@@ -135,7 +137,9 @@ impl ModelTest {
                 None => (ModelResponse::Empty, ModelResponse::Empty),
             },
             ModelStep::Lease { queues, max_leases } => {
-                let expected = self.model.lease(queues, usize::try_from(*max_leases).unwrap());
+                let expected = self
+                    .model
+                    .lease(queues, usize::try_from(*max_leases).unwrap());
                 let actual = self.sut.lease(queues, *max_leases).await;
                 (ModelResponse::Leases(expected), actual)
             }
@@ -154,7 +158,8 @@ impl ModelTest {
                 let shortest_lease = lease_durations.into_iter().flatten().min();
                 let expected = ModelResponse::Directives {
                     directives,
-                    heartbeat_interval_ns: shortest_lease.unwrap_or(DEFAULT_LEASE_MS) * 1_000_000 / 3,
+                    heartbeat_interval_ns: shortest_lease.unwrap_or(DEFAULT_LEASE_MS) * 1_000_000
+                        / 3,
                 };
                 (expected, self.sut.heartbeat(&reports).await)
             }
@@ -165,7 +170,7 @@ impl ModelTest {
                 metadata,
             } => {
                 let name = self.choose_name(*choice);
-                let finish = real::FinishCall {
+                let finish = system_under_test::FinishCall {
                     token: self.present_token(&name, *token_choice),
                     name,
                     finish: *finish,
@@ -190,7 +195,10 @@ impl ModelTest {
             }
             ModelStep::Wait(choice) => {
                 let name = self.choose_name(*choice);
-                (into_response(self.model.get(&name)), self.sut.wait(&name).await)
+                (
+                    into_response(self.model.get(&name)),
+                    self.sut.wait(&name).await,
+                )
             }
             ModelStep::Advance(millis) => {
                 self.advance_to(self.model.now + millis).await;
@@ -199,7 +207,9 @@ impl ModelTest {
             ModelStep::AdvanceToDeadline { nth, offset } => {
                 let now = self.model.now;
                 let living = self.model.operations.values();
-                let mut deadlines: Vec<_> = living.filter_map(|operation| operation.next_deadline(now)).collect();
+                let mut deadlines: Vec<_> = living
+                    .filter_map(|operation| operation.next_deadline(now))
+                    .collect();
                 deadlines.sort_unstable();
                 if let Some(deadline) = nth_of(&deadlines, *nth) {
                     self.advance_to((deadline + offset).max(now)).await;
@@ -212,13 +222,17 @@ impl ModelTest {
     async fn create(&mut self, spec: ModelSpec) -> (ModelResponse, ModelResponse) {
         let expected = into_response(self.model.create(&spec));
         let actual = self.sut.create(&spec).await;
-        self.known_responses.insert(spec.name(), ModelResponse::Empty);
+        self.known_responses
+            .insert(spec.name(), ModelResponse::Empty);
         self.specs.push(spec);
         (expected, actual)
     }
 
-    async fn finish(&mut self, finish: &real::FinishCall) -> (ModelResponse, ModelResponse) {
-        let real::FinishCall {
+    async fn finish(
+        &mut self,
+        finish: &system_under_test::FinishCall,
+    ) -> (ModelResponse, ModelResponse) {
+        let system_under_test::FinishCall {
             name,
             token,
             finish: outcome,
@@ -280,7 +294,8 @@ impl ModelTest {
     fn choose_name(&self, choice: OperationChoice) -> String {
         let (OperationChoice::Running(nth) | OperationChoice::Any(nth)) = choice;
         let living = self.model.operations.values();
-        let running = living.filter(|operation| matches!(operation.phase, ReferencePhase::Running { .. }));
+        let running =
+            living.filter(|operation| matches!(operation.phase, ReferencePhase::Running { .. }));
         let names: Vec<_> = running.map(|operation| operation.spec.name()).collect();
         match (choice, nth_of(&names, nth), nth_of(&self.specs, nth)) {
             (OperationChoice::Running(_), Some(name), _) => name.clone(),
@@ -329,7 +344,11 @@ fn nth_of<T>(items: &[T], nth: usize) -> Option<&T> {
     (!items.is_empty()).then(|| &items[nth % items.len()])
 }
 
-fn check_equal<T: PartialEq + std::fmt::Debug>(expected: &T, actual: &T, subject: &str) -> Result<(), String> {
+fn check_equal<T: PartialEq + std::fmt::Debug>(
+    expected: &T,
+    actual: &T,
+    subject: &str,
+) -> Result<(), String> {
     if expected == actual {
         return Ok(());
     }

@@ -3,7 +3,9 @@
 use longrunning::{NewOperation, Parent, proto::google::rpc::Code};
 use tonic::Code as Grpc;
 
-use crate::support::{GrpcTestServer, get_request, create_pending, problem::expect_status_error};
+use crate::support::{
+    GrpcTestServer, create_pending, error_details::expect_status_error, get_request,
+};
 
 /// Names that belong to no operation, but are nothing to complain about.
 fn unmatched_names() -> Vec<String> {
@@ -70,7 +72,10 @@ async fn name_lookup_is_byte_exact_and_unmatched_names_are_not_found() {
         .await
         .unwrap();
     let mut client = server.client().await;
-    client.get_operation(get_request("operations/known")).await.unwrap();
+    client
+        .get_operation(get_request("operations/known"))
+        .await
+        .unwrap();
     let names = unmatched_names();
     assert!(25 <= names.len());
     for name in names {
@@ -88,8 +93,17 @@ async fn name_lookup_is_byte_exact_and_unmatched_names_are_not_found() {
 async fn name_of_1_mb_is_not_found_with_short_message() {
     let server = GrpcTestServer::start().await;
     let name = "operations/".to_owned() + &"é".repeat(500_000);
-    let details = expect_status_error(server.client().await.get_operation(get_request(&name)).await);
-    assert_eq!(details.code_and_reason(), (Grpc::NotFound, "OPERATION_NOT_FOUND"));
+    let details = expect_status_error(
+        server
+            .client()
+            .await
+            .get_operation(get_request(&name))
+            .await,
+    );
+    assert_eq!(
+        details.code_and_reason(),
+        (Grpc::NotFound, "OPERATION_NOT_FOUND")
+    );
     assert!(details.message.len() < 1000);
 }
 
@@ -126,7 +140,11 @@ async fn operation_is_found_only_under_its_parent() {
             .into_inner();
         assert_eq!(read.name, name.as_str());
     }
-    let other = expect_status_error(client.get_operation(get_request("projects/q/operations/x")).await);
+    let other = expect_status_error(
+        client
+            .get_operation(get_request("projects/q/operations/x"))
+            .await,
+    );
     assert_eq!(other.code, Grpc::NotFound);
 }
 

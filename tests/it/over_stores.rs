@@ -4,11 +4,11 @@
 use std::process::Command;
 
 #[cfg(feature = "sqlite")]
-use crate::support::stores::SQLITE_DIRECTORY_ENV;
+use crate::support::backend::SQLITE_DIRECTORY_ENV;
 #[cfg(feature = "postgres")]
 use crate::support::{
+    backend::{POSTGRES_URL_ENV, REPLICAS_ENV},
     postgres::PostgresServer,
-    stores::{POSTGRES_URL_ENV, REPLICAS_ENV},
 };
 
 /// Tests that run elsewhere only.
@@ -90,7 +90,10 @@ const SINGLE_SERVER_TESTS: [&str; 18] = [
 #[test]
 fn test_suite_passes_over_sqlite() {
     let directory = tempfile::tempdir().unwrap();
-    run_test_suite(&[(SQLITE_DIRECTORY_ENV, directory.path().to_str().unwrap())], &[]);
+    run_test_suite(
+        &[(SQLITE_DIRECTORY_ENV, directory.path().to_str().unwrap())],
+        &[],
+    );
     let files = std::fs::read_dir(directory.path()).unwrap().count();
     assert!(100 < files, "only {files} files: the tests ran over memory");
 }
@@ -117,7 +120,10 @@ fn test_suite_passes_over_three_postgres_replicas() {
         return;
     };
     let skipped = [WRITE_HEAVY_TESTS.as_slice(), &SINGLE_SERVER_TESTS].concat();
-    run_test_suite(&[(POSTGRES_URL_ENV, &postgres.url()), (REPLICAS_ENV, "3")], &skipped);
+    run_test_suite(
+        &[(POSTGRES_URL_ENV, &postgres.url()), (REPLICAS_ENV, "3")],
+        &skipped,
+    );
     // Each server has five connections, and some tests look into one server only.
     let session_count_query = "SELECT sessions / count(nspname) FROM pg_stat_database, pg_namespace
                  WHERE datname = current_database() AND nspname LIKE 'test_%' GROUP BY sessions";

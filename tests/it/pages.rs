@@ -9,7 +9,9 @@ use longrunning::{
 use prost::Message;
 use tonic::Code;
 
-use crate::support::{GrpcClient, GrpcTestServer, create_pending, problem::expect_status_error, string_value};
+use crate::support::{
+    GrpcClient, GrpcTestServer, create_pending, error_details::expect_status_error, string_value,
+};
 
 fn list_request(name: &str, page_size: i32, page_token: &str) -> ListOperationsRequest {
     ListOperationsRequest {
@@ -20,12 +22,19 @@ fn list_request(name: &str, page_size: i32, page_token: &str) -> ListOperationsR
     }
 }
 
-async fn fetch_page(client: &mut GrpcClient, request: ListOperationsRequest) -> ListOperationsResponse {
+async fn fetch_page(
+    client: &mut GrpcClient,
+    request: ListOperationsRequest,
+) -> ListOperationsResponse {
     client.list_operations(request).await.unwrap().into_inner()
 }
 
 /// All pages, each with `page_size`.
-async fn fetch_all_pages(client: &mut GrpcClient, name: &str, page_size: i32) -> Vec<Vec<Operation>> {
+async fn fetch_all_pages(
+    client: &mut GrpcClient,
+    name: &str,
+    page_size: i32,
+) -> Vec<Vec<Operation>> {
     let (mut pages, mut token) = (Vec::new(), String::new());
     loop {
         let page = fetch_page(client, list_request(name, page_size, &token)).await;
@@ -74,7 +83,10 @@ async fn page_size_0_is_100_and_above_1000_is_1000_and_negative_is_invalid() {
     }
     for size in [-1, i32::MIN] {
         let details = expect_status_error(client.list_operations(list_request("", size, "")).await);
-        assert_eq!(details.code_and_reason(), (Code::InvalidArgument, "INVALID_PAGE_SIZE"));
+        assert_eq!(
+            details.code_and_reason(),
+            (Code::InvalidArgument, "INVALID_PAGE_SIZE")
+        );
     }
 }
 
@@ -179,12 +191,17 @@ async fn page_token_is_bound_to_list_name_and_filter() {
             .await
             .next_page_token;
         for list_scope in scopes {
-            let result = client.list_operations(list_request(list_scope, 1, &token)).await;
+            let result = client
+                .list_operations(list_request(list_scope, 1, &token))
+                .await;
             if token_scope == list_scope {
                 assert_eq!(result.unwrap().into_inner().operations.len(), 1);
             } else {
                 let details = expect_status_error(result);
-                assert_eq!(details.code_and_reason(), (Code::InvalidArgument, "INVALID_PAGE_TOKEN"));
+                assert_eq!(
+                    details.code_and_reason(),
+                    (Code::InvalidArgument, "INVALID_PAGE_TOKEN")
+                );
             }
         }
         let filter = ListOperationsRequest {
@@ -192,7 +209,10 @@ async fn page_token_is_bound_to_list_name_and_filter() {
             ..list_request(token_scope, 1, &token)
         };
         let details = expect_status_error(client.list_operations(filter).await);
-        assert_eq!(details.code_and_reason(), (Code::InvalidArgument, "INVALID_PAGE_TOKEN"));
+        assert_eq!(
+            details.code_and_reason(),
+            (Code::InvalidArgument, "INVALID_PAGE_TOKEN")
+        );
     }
 }
 
@@ -202,7 +222,9 @@ async fn unknown_or_modified_page_token_is_invalid() {
     let server = GrpcTestServer::start().await;
     create_operations(&server.operations, 3).await;
     let mut client = server.client().await;
-    let good = fetch_page(&mut client, list_request("", 1, "")).await.next_page_token;
+    let good = fetch_page(&mut client, list_request("", 1, ""))
+        .await
+        .next_page_token;
     let mut bad: Vec<String> = [
         "x",
         "AAAA",
@@ -230,7 +252,8 @@ async fn unknown_or_modified_page_token_is_invalid() {
         bad.push(changed);
     }
     for token in bad {
-        let details = expect_status_error(client.list_operations(list_request("", 1, &token)).await);
+        let details =
+            expect_status_error(client.list_operations(list_request("", 1, &token)).await);
         assert_eq!(
             details.code_and_reason(),
             (Code::InvalidArgument, "INVALID_PAGE_TOKEN"),
@@ -280,7 +303,9 @@ async fn page_token_pointing_at_deleted_operations_continues_list() {
     let server = GrpcTestServer::start().await;
     let names = create_operations(&server.operations, 6).await;
     let mut client = server.client().await;
-    let token = fetch_page(&mut client, list_request("", 2, "")).await.next_page_token;
+    let token = fetch_page(&mut client, list_request("", 2, ""))
+        .await
+        .next_page_token;
     for name in &names[2..4] {
         server.operations.delete(name).await.unwrap();
     }

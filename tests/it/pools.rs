@@ -33,7 +33,8 @@ async fn pool_runs_exactly_its_concurrency_in_parallel() {
     let operations = start_with_handler(CONCURRENCY, {
         let (active, max_active) = (active.clone(), max_active.clone());
         move |_: Context| {
-            let (active, max_active, barrier) = (active.clone(), max_active.clone(), barrier.clone());
+            let (active, max_active, barrier) =
+                (active.clone(), max_active.clone(), barrier.clone());
             async move {
                 max_active.fetch_max(active.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                 // Goes on only when all of them are here at once.

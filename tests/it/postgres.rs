@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, future::poll_fn, process::Stdio, time::Duration};
 
 use longrunning::{
-    Any, NewOperation, OperationName, Operations, PostgresStorage, PostgresConfig, QueueName,
+    Any, NewOperation, OperationName, Operations, PostgresConfig, PostgresStorage, QueueName,
     ReadConsistency, WorkerId, proto::google::longrunning::ListOperationsRequest,
 };
 use tokio::{
@@ -16,7 +16,7 @@ use tokio_postgres::{AsyncMessage, Client, NoTls};
 
 use crate::support::{
     postgres::{open_storage, test_config},
-    program::longrunning_command,
+    serve_process::longrunning_command,
     string_value,
 };
 
@@ -51,11 +51,18 @@ pub(super) async fn create_succeeded(operations: &Operations) -> OperationName {
 }
 
 /// The names on all pages of a list.
-pub(super) async fn list_names(operations: &Operations, request: ListOperationsRequest) -> Vec<String> {
+pub(super) async fn list_names(
+    operations: &Operations,
+    request: ListOperationsRequest,
+) -> Vec<String> {
     let (mut request, mut names) = (request, Vec::new());
     loop {
         let page = operations.list(&request).await.unwrap();
-        names.extend(page.operations.iter().map(|operation| operation.name().to_owned()));
+        names.extend(
+            page.operations
+                .iter()
+                .map(|operation| operation.name().to_owned()),
+        );
         if page.next_page_token.is_empty() {
             return names;
         }
@@ -85,7 +92,10 @@ async fn wait_ends_on_remote_finish_with_and_without_notify() {
     let queue = QueueName::parse("jobs").unwrap();
     let lease = server_a.lease(&queue, &WorkerId::new("w")).await.unwrap();
     let token = lease.lease().unwrap().token;
-    let done = server_a.succeed(&name, token, string_value("done")).await.unwrap();
+    let done = server_a
+        .succeed(&name, token, string_value("done"))
+        .await
+        .unwrap();
     for waited in waits.join_all().await {
         assert_eq!(waited.bytes(), done.bytes());
     }
@@ -111,7 +121,11 @@ async fn server_sends_and_receives_notifications() {
     let change_payload = timeout(MINUTE, receiver.recv())
         .await
         .expect("others hear of a change");
-    assert_eq!(change_payload.unwrap(), test_payload, "both are signed by the server");
+    assert_eq!(
+        change_payload.unwrap(),
+        test_payload,
+        "both are signed by the server"
+    );
     let mut serve = longrunning_command(&[
         "serve",
         "--listen",
@@ -289,14 +303,23 @@ async fn lease_renewal_rewrites_no_record_or_index_and_replicates() {
     let new = NewOperation::queued("jobs").input(input.clone());
     let name = server_a.create(new).await.unwrap().operation.name_owned();
     let queue = QueueName::parse("jobs").unwrap();
-    let lease = server_a.lease(&queue, &WorkerId::new("test")).await.unwrap();
+    let lease = server_a
+        .lease(&queue, &WorkerId::new("test"))
+        .await
+        .unwrap();
     let token = lease.lease().unwrap().token;
     let client = sql_client(&config).await;
     let size_query = format!(
         "SELECT pg_table_size('{0}.operations') + pg_indexes_size('{0}.operations')",
         config.schema
     );
-    let table_size = async || client.query_one(&size_query, &[]).await.unwrap().get::<_, i64>(0);
+    let table_size = async || {
+        client
+            .query_one(&size_query, &[])
+            .await
+            .unwrap()
+            .get::<_, i64>(0)
+    };
     let before = table_size().await;
     let mut renewed = lease;
     for _ in 0..100 {
@@ -317,7 +340,10 @@ async fn lease_renewal_rewrites_no_record_or_index_and_replicates() {
         assert_eq!(operation.lease(), renewed.lease());
         assert_eq!(operation.input().unwrap().any(), &input);
     }
-    server_b.succeed(&name, token, string_value("done")).await.unwrap();
+    server_b
+        .succeed(&name, token, string_value("done"))
+        .await
+        .unwrap();
     assert!(server_a.wait(&name, MINUTE).await.unwrap().is_done());
 }
 

@@ -41,7 +41,11 @@ async fn complete_until_stopped(
         };
         let token = created.operation.lease().unwrap().token;
         let name = created.operation.name_owned();
-        if operations.succeed(&name, token, string_value("done")).await.is_ok() {
+        if operations
+            .succeed(&name, token, string_value("done"))
+            .await
+            .is_ok()
+        {
             acknowledged.fetch_add(1, Ordering::Relaxed);
             completed.push(name);
         }
@@ -66,7 +70,11 @@ async fn promoted_standby_has_every_acknowledged_write() {
     let mut workers = JoinSet::new();
     for index in 0..8 {
         let operations = servers[index % 2].clone();
-        workers.spawn(complete_until_stopped(operations, acknowledged.clone(), stop.clone()));
+        workers.spawn(complete_until_stopped(
+            operations,
+            acknowledged.clone(),
+            stop.clone(),
+        ));
     }
     let awaited = create_queued(&servers[0]).await;
     let wait = {

@@ -5,8 +5,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use longrunning::{
-    Context, Failure, NewOperation, OperationName, Operations, PostgresConfig, QueueName, ReadConsistency,
-    WorkerId, proto::google::longrunning::ListOperationsRequest,
+    Context, Failure, NewOperation, OperationName, Operations, PostgresConfig, QueueName,
+    ReadConsistency, WorkerId, proto::google::longrunning::ListOperationsRequest,
 };
 use tokio::{
     task::{JoinSet, yield_now},
@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    postgres::{MINUTE, sql_client, create_succeeded, list_names, create_queued, start_server},
+    postgres::{MINUTE, create_queued, create_succeeded, list_names, sql_client, start_server},
     support::{
         postgres::{PostgresServer, open_storage, test_config},
         string_value,
@@ -53,10 +53,21 @@ async fn database_restart_loses_no_acknowledged_write() {
             return_partial_success: true,
             ..Default::default()
         };
-        assert_eq!(linearizable.list(&partial_request).await.unwrap().unreachable, ["-"]);
+        assert_eq!(
+            linearizable
+                .list(&partial_request)
+                .await
+                .unwrap()
+                .unreachable,
+            ["-"]
+        );
         let strict_request = ListOperationsRequest::default();
         assert_eq!(
-            linearizable.list(&strict_request).await.unwrap_err().reason(),
+            linearizable
+                .list(&strict_request)
+                .await
+                .unwrap_err()
+                .reason(),
             "STORE_UNAVAILABLE"
         );
         let error = server_a.cancel(&name).await.unwrap_err();
@@ -67,7 +78,10 @@ async fn database_restart_loses_no_acknowledged_write() {
             assert_eq!(page.operations[0].name(), name.as_str());
         }
         // The one that tried to write knows that there may be more.
-        assert_eq!(server_a.list(&partial_request).await.unwrap().unreachable, ["-"]);
+        assert_eq!(
+            server_a.list(&partial_request).await.unwrap().unreachable,
+            ["-"]
+        );
         let unknown = OperationName::parse("operations/unknown").unwrap();
         assert_eq!(
             server_b.get(&unknown).await.unwrap_err().reason(),
@@ -84,11 +98,19 @@ async fn database_restart_loses_no_acknowledged_write() {
             .expect("it is cancelled in the end");
         assert!(server_b.wait(&name, MINUTE).await.unwrap().is_done());
         let list_is_complete = async {
-            while !server_a.list(&partial_request).await.unwrap().unreachable.is_empty() {
+            while !server_a
+                .list(&partial_request)
+                .await
+                .unwrap()
+                .unreachable
+                .is_empty()
+            {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(MINUTE, list_is_complete).await.expect("it reads again");
+        timeout(MINUTE, list_is_complete)
+            .await
+            .expect("it reads again");
         acknowledged.insert(name.to_string());
     }
     let third = start_server(&config).await;
@@ -120,7 +142,11 @@ async fn changes_replicate_after_restore_from_dump() {
          WHERE trimmed > '8000000000' OR tx > '8000000000'"
     );
     assert_eq!(
-        client.query_one(&stale_count, &[]).await.unwrap().get::<_, i64>(0),
+        client
+            .query_one(&stale_count, &[])
+            .await
+            .unwrap()
+            .get::<_, i64>(0),
         0
     );
     server_a.cancel(&name).await.unwrap();
@@ -137,7 +163,10 @@ async fn lease_survives_longer_database_outage() {
     let short = NewOperation::queued("jobs").lease_duration(Duration::from_secs(5));
     let name = server_a.create(short).await.unwrap().operation.name_owned();
     let queue = QueueName::parse("jobs").unwrap();
-    let lease = server_a.lease(&queue, &WorkerId::new("test")).await.unwrap();
+    let lease = server_a
+        .lease(&queue, &WorkerId::new("test"))
+        .await
+        .unwrap();
     let lease = lease.lease().unwrap().clone();
     server_b.get(&name).await.unwrap();
     postgres.stop(true);
@@ -156,7 +185,9 @@ async fn lease_survives_longer_database_outage() {
     })
     .await;
     wait_until(async || server_b.write_error().is_none()).await;
-    let result = server_b.succeed(&name, lease.token, string_value("done")).await;
+    let result = server_b
+        .succeed(&name, lease.token, string_value("done"))
+        .await;
     assert!(result.unwrap().is_done());
 }
 
@@ -182,7 +213,8 @@ async fn connections_leave_read_only_host() {
     postgres.query(&format!("SELECT pg_terminate_backend(pid) {writer}"));
     wait_until(async || server_a.cancel(&name).await.is_err()).await;
     wait_until(async || {
-        server_a.write_error()
+        server_a
+            .write_error()
             .is_some_and(|message| message.contains("is it a standby"))
     })
     .await;
@@ -198,17 +230,25 @@ async fn draining_server_still_applies_remote_changes() {
     let (started_sender, mut started_receiver) = tokio::sync::mpsc::unbounded_channel();
     let (finish_sender, finish_receiver) = tokio::sync::watch::channel(false);
     let slow_handler = move |_: Context| {
-        let (started_sender, mut finish_receiver) = (started_sender.clone(), finish_receiver.clone());
+        let (started_sender, mut finish_receiver) =
+            (started_sender.clone(), finish_receiver.clone());
         async move {
             started_sender.send(()).unwrap();
-            finish_receiver.wait_for(|may_finish| *may_finish).await.unwrap();
+            finish_receiver
+                .wait_for(|may_finish| *may_finish)
+                .await
+                .unwrap();
             Ok::<_, Failure>(string_value("done"))
         }
     };
     let server_a = Operations::builder()
         .read_consistency(ReadConsistency::Linearizable)
         .handler("slow", 1, slow_handler);
-    let server_a = server_a.storage(open_storage(&config).await).start().await.unwrap();
+    let server_a = server_a
+        .storage(open_storage(&config).await)
+        .start()
+        .await
+        .unwrap();
     server_a.create(NewOperation::queued("slow")).await.unwrap();
     started_receiver.recv().await.unwrap();
     let server_b = start_server(&config).await;
@@ -219,18 +259,23 @@ async fn draining_server_still_applies_remote_changes() {
     };
     wait_until(async || {
         let new = NewOperation::queued("jobs");
-        server_a.create(new)
+        server_a
+            .create(new)
             .await
             .is_err_and(|error| error.reason() == "SHUTTING_DOWN")
     })
     .await;
     server_b.cancel(&name).await.unwrap();
-    let result = timeout(MINUTE, server_a.get(&name)).await.expect("it answers");
+    let result = timeout(MINUTE, server_a.get(&name))
+        .await
+        .expect("it answers");
     assert!(result.unwrap().is_done());
     finish_sender.send(true).unwrap();
     draining.await.unwrap();
     server_a.close().await;
-    let result = timeout(MINUTE, server_a.get(&name)).await.expect("it answers");
+    let result = timeout(MINUTE, server_a.get(&name))
+        .await
+        .expect("it answers");
     assert_eq!(result.unwrap_err().reason(), "STORE_UNAVAILABLE");
 }
 
@@ -244,8 +289,11 @@ async fn no_change_is_missed_in_burst_of_3500() {
         creates.spawn(async move { create_queued(&server_a).await });
     }
     creates.join_all().await;
-    let count =
-        async |server: &Operations| list_names(server, ListOperationsRequest::default()).await.len();
+    let count = async |server: &Operations| {
+        list_names(server, ListOperationsRequest::default())
+            .await
+            .len()
+    };
     wait_until(async || count(&server_b).await == 3500).await;
     let client = sql_client(&config).await;
     let delete_all = format!(
@@ -263,7 +311,11 @@ async fn no_change_is_missed_in_burst_of_3500() {
 async fn rows_lost_by_database_and_trimmed_changes_are_reloaded() {
     let Some(config) = test_config() else { return };
     let server_a = start_server(&config).await;
-    let (retained, lost, reverted) = (create_queued(&server_a).await, create_queued(&server_a).await, create_queued(&server_a).await);
+    let (retained, lost, reverted) = (
+        create_queued(&server_a).await,
+        create_queued(&server_a).await,
+        create_queued(&server_a).await,
+    );
     let client = sql_client(&config).await;
     let schema = &config.schema;
     let save_row =
@@ -283,7 +335,12 @@ async fn rows_lost_by_database_and_trimmed_changes_are_reloaded() {
     );
     client.batch_execute(&lose_rows).await.unwrap();
     wait_until(async || server_a.get_cached(&lost).is_err()).await;
-    wait_until(async || server_a.get_cached(&reverted).is_ok_and(|operation| !operation.is_done())).await;
+    wait_until(async || {
+        server_a
+            .get_cached(&reverted)
+            .is_ok_and(|operation| !operation.is_done())
+    })
+    .await;
     assert!(server_a.get_cached(&retained).is_ok());
 }
 
@@ -291,7 +348,10 @@ async fn rows_lost_by_database_and_trimmed_changes_are_reloaded() {
 async fn expired_operations_and_old_change_rows_are_deleted() {
     let Some(config) = test_config() else { return };
     let server_a = start_server(&config).await;
-    let (old, young) = (create_succeeded(&server_a).await, create_succeeded(&server_a).await);
+    let (old, young) = (
+        create_succeeded(&server_a).await,
+        create_succeeded(&server_a).await,
+    );
     let client = sql_client(&config).await;
     let schema = &config.schema;
     let age_rows = format!(

@@ -8,10 +8,10 @@ use longrunning::{
 use tokio::task::JoinSet;
 
 use crate::{
-    postgres::{MINUTE, create_succeeded, list_names, create_queued, start_server},
+    postgres::{MINUTE, create_queued, create_succeeded, list_names, start_server},
     postgres_faults::wait_until,
     support::{
-        pooler::{PgBouncer, POOL_SIZE},
+        pgbouncer::{POOL_SIZE, PgBouncer},
         postgres::PostgresServer,
         string_value,
     },
@@ -59,7 +59,10 @@ async fn operations_work_through_transaction_pooler() {
             let token = lease.lease().unwrap().token;
             let (leased_name, report) = (lease.name_owned(), longrunning::Report::default());
             worker.report(&leased_name, token, report).await.unwrap();
-            worker.succeed(&leased_name, token, string_value("done")).await.unwrap();
+            worker
+                .succeed(&leased_name, token, string_value("done"))
+                .await
+                .unwrap();
             assert!(wait.await.unwrap().is_done());
         });
     }

@@ -3,7 +3,7 @@
 
 use std::{fs, sync::OnceLock};
 
-use longrunning::{NewOperation, Operations, PostgresStorage, PostgresConfig};
+use longrunning::{NewOperation, Operations, PostgresConfig, PostgresStorage};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
@@ -39,7 +39,10 @@ fn shared_tls_postgres() -> Option<&'static TlsPostgres> {
 
 impl TlsPostgres {
     fn start() -> Option<Self> {
-        let (trusted, untrusted) = (CertificateAuthority::new("ours"), CertificateAuthority::new("other"));
+        let (trusted, untrusted) = (
+            CertificateAuthority::new("ours"),
+            CertificateAuthority::new("other"),
+        );
         let server = trusted.issue("db", &["db.internal"]);
         let files = [
             ("server.crt", server.certificate.as_str()),
@@ -53,7 +56,10 @@ impl TlsPostgres {
             "CREATE ROLE plain SUPERUSER LOGIN; CREATE ROLE certified SUPERUSER LOGIN;
              CREATE ROLE watched SUPERUSER LOGIN; CREATE ROLE scram SUPERUSER LOGIN PASSWORD 'secret'",
         );
-        let (client, untrusted_client) = (trusted.issue("certified", &[]), untrusted.issue("certified", &[]));
+        let (client, untrusted_client) = (
+            trusted.issue("certified", &[]),
+            untrusted.issue("certified", &[]),
+        );
         let files = TempDir::new().unwrap();
         let write = |name: &str, text: &str| fs::write(files.path().join(name), text).unwrap();
         write("ours.pem", &trusted.certificate());
@@ -63,7 +69,10 @@ impl TlsPostgres {
         write("client.key", &client.key);
         write("stranger.pem", &untrusted_client.certificate);
         write("stranger.key", &untrusted_client.key);
-        Some(Self { server: postgres, files })
+        Some(Self {
+            server: postgres,
+            files,
+        })
     }
 
     /// A schema of its own. `@` in the parameters stands for the directory of files.
@@ -99,17 +108,16 @@ async fn start_and_create(config: &PostgresConfig) -> Operations {
 
 /// Why a server does not start.
 async fn open_error(config: &PostgresConfig) -> String {
-    let error = PostgresStorage::open(config)
-        .await
-        .unwrap_err()
-        .to_string();
+    let error = PostgresStorage::open(config).await.unwrap_err().to_string();
     assert!(!error.contains("secret"), "{error}");
     error
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_sslmode_accepts_expected_servers() {
-    let Some(tls_postgres) = shared_tls_postgres() else { return };
+    let Some(tls_postgres) = shared_tls_postgres() else {
+        return;
+    };
     let accepted = [
         ("db.internal", "sslmode=prefer"),
         ("db.internal", ""),
@@ -138,7 +146,9 @@ async fn each_sslmode_accepts_expected_servers() {
 
 #[tokio::test]
 async fn untrusted_server_is_rejected_with_clear_message() {
-    let Some(tls_postgres) = shared_tls_postgres() else { return };
+    let Some(tls_postgres) = shared_tls_postgres() else {
+        return;
+    };
     let rejected = [
         (
             "elsewhere",
@@ -197,18 +207,26 @@ async fn untrusted_server_is_rejected_with_clear_message() {
 // A machine has authorities, or it has none; neither has issued this.
 #[tokio::test]
 async fn server_unknown_to_system_authorities_is_rejected() {
-    let Some(tls_postgres) = shared_tls_postgres() else { return };
+    let Some(tls_postgres) = shared_tls_postgres() else {
+        return;
+    };
     for parameters in ["sslmode=verify-full", "sslrootcert=system"] {
         let error = open_error(&tls_postgres.config("test", "db.internal", parameters)).await;
         let has_no_system_roots = error.contains("this system has no certificates");
-        assert!(has_no_system_roots || error.contains("this system trusts"), "{error}");
+        assert!(
+            has_no_system_roots || error.contains("this system trusts"),
+            "{error}"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_connections_of_server_use_tls() {
-    let Some(tls_postgres) = shared_tls_postgres() else { return };
-    let _operations = start_and_create(&tls_postgres.config("watched", "db.internal", "sslmode=require")).await;
+    let Some(tls_postgres) = shared_tls_postgres() else {
+        return;
+    };
+    let _operations =
+        start_and_create(&tls_postgres.config("watched", "db.internal", "sslmode=require")).await;
     let session_query = "SELECT count(*) || ' ' || count(*) FILTER (WHERE ssl) FROM pg_stat_ssl
         JOIN pg_stat_activity USING (pid)
         WHERE application_name = 'longrunning' AND usename = 'watched'";
@@ -218,17 +236,24 @@ async fn all_connections_of_server_use_tls() {
             tokio::task::yield_now().await;
         }
     };
-    timeout(MINUTE, all_sessions_use_tls).await.expect("all five use it");
+    timeout(MINUTE, all_sessions_use_tls)
+        .await
+        .expect("all five use it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn prefer_falls_back_to_plaintext_and_require_does_not() {
-    let Some(plaintext) = test_config() else { return };
+    let Some(plaintext) = test_config() else {
+        return;
+    };
     let with_parameters = |parameters: &str| PostgresConfig {
         url: format!("{}?{parameters}", plaintext.url),
         ..plaintext.clone()
     };
-    start_and_create(&with_parameters("sslmode=prefer")).await.close().await;
+    start_and_create(&with_parameters("sslmode=prefer"))
+        .await
+        .close()
+        .await;
     for mode in ["require", "verify-full"] {
         let error = open_error(&with_parameters(&format!("sslmode={mode}"))).await;
         assert!(error.contains("the server does not support TLS"), "{error}");
@@ -237,7 +262,9 @@ async fn prefer_falls_back_to_plaintext_and_require_does_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn prefer_falls_back_when_pg_hba_rejects_tls() {
-    let Some(tls_postgres) = shared_tls_postgres() else { return };
+    let Some(tls_postgres) = shared_tls_postgres() else {
+        return;
+    };
     start_and_create(&tls_postgres.config("plain", "db.internal", "sslmode=prefer"))
         .await
         .close()
@@ -250,27 +277,34 @@ async fn prefer_falls_back_when_pg_hba_rejects_tls() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn password_authentication_uses_channel_binding() {
-    let Some(tls_postgres) = shared_tls_postgres() else { return };
+    let Some(tls_postgres) = shared_tls_postgres() else {
+        return;
+    };
     let bound = "sslmode=require&channel_binding=require&password=secret";
     start_and_create(&tls_postgres.config("scram", "db.internal", bound))
         .await
         .close()
         .await;
-    let error = open_error(&tls_postgres.config("scram:secret-1", "db.internal", "sslmode=require")).await;
+    let error =
+        open_error(&tls_postgres.config("scram:secret-1", "db.internal", "sslmode=require")).await;
     assert!(error.contains("password authentication failed"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn client_certificate_authenticates_without_password() {
-    let Some(tls_postgres) = shared_tls_postgres() else { return };
+    let Some(tls_postgres) = shared_tls_postgres() else {
+        return;
+    };
     let certificate_config = |parameters: &str| {
         let parameters = format!("sslmode=verify-full&sslrootcert=@/ours.pem&{parameters}");
         tls_postgres.config("certified", "db.internal", &parameters)
     };
-    start_and_create(&certificate_config("sslcert=@/client.pem&sslkey=@/client.key"))
-        .await
-        .close()
-        .await;
+    start_and_create(&certificate_config(
+        "sslcert=@/client.pem&sslkey=@/client.key",
+    ))
+    .await
+    .close()
+    .await;
     let rejected = [
         ("", "valid client certificate"),
         ("sslcert=@/client.pem", "one is missing"),
@@ -299,7 +333,9 @@ async fn client_certificate_authenticates_without_password() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unix_socket_never_uses_tls() {
-    let Some(tls_postgres) = shared_tls_postgres() else { return };
+    let Some(tls_postgres) = shared_tls_postgres() else {
+        return;
+    };
     let socket = tls_postgres
         .server
         .socket_dir()
@@ -314,7 +350,9 @@ async fn unix_socket_never_uses_tls() {
 
 #[tokio::test]
 async fn notify_url_has_its_own_tls_parameters() {
-    let Some(tls_postgres) = shared_tls_postgres() else { return };
+    let Some(tls_postgres) = shared_tls_postgres() else {
+        return;
+    };
     let mut config = tls_postgres.config("test", "db.internal", "sslmode=require");
     let missing = "sslmode=verify-full&sslrootcert=@/missing.pem";
     config.notify_url = Some(tls_postgres.config("test", "db.internal", missing).url);

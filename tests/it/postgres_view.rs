@@ -6,7 +6,7 @@ use longrunning::{
 };
 
 use crate::{
-    postgres::{MINUTE, create_succeeded, list_names, create_queued, start_server},
+    postgres::{MINUTE, create_queued, create_succeeded, list_names, start_server},
     support::postgres::test_config,
 };
 
@@ -48,13 +48,23 @@ async fn operations_beyond_cache_limit_are_read_from_database() {
             page_size: 3,
             ..Default::default()
         };
-        assert_eq!(list_names(operations, filtered("done=true")).await.len(), 48);
-        assert_eq!(list_names(operations, filtered("done=false")).await.len(), 12);
+        assert_eq!(
+            list_names(operations, filtered("done=true")).await.len(),
+            48
+        );
+        assert_eq!(
+            list_names(operations, filtered("done=false")).await.len(),
+            12
+        );
         let other_parent_request = ListOperationsRequest {
             name: "projects/p".into(),
             ..Default::default()
         };
-        assert!(list_names(operations, other_parent_request).await.is_empty());
+        assert!(
+            list_names(operations, other_parent_request)
+                .await
+                .is_empty()
+        );
     }
     let cached = names.iter().filter(|name| {
         server_b
@@ -87,7 +97,9 @@ async fn operations_beyond_cache_limit_are_read_from_database() {
         }
     }
     assert_eq!(
-        list_names(&server_b, ListOperationsRequest::default()).await.len(),
+        list_names(&server_b, ListOperationsRequest::default())
+            .await
+            .len(),
         12
     );
 }

@@ -12,7 +12,9 @@ use tokio::{
 };
 use tonic::Code;
 
-use crate::support::program::{ServeProcess, longrunning_command, stderr, endless_checksum_directory, run_command, stdout};
+use crate::support::serve_process::{
+    ServeProcess, endless_checksum_directory, longrunning_command, run_command, stderr, stdout,
+};
 
 #[tokio::test]
 async fn help_of_every_command_shows_flags_defaults_and_variables() {
@@ -33,7 +35,10 @@ async fn help_of_every_command_shows_flags_defaults_and_variables() {
     }
     let help = run_command(&["serve", "--help"]).await;
     // The lines are wrapped to fit.
-    let help = stdout(&help).split_whitespace().collect::<Vec<_>>().join(" ");
+    let help = stdout(&help)
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
     for text in [
         "127.0.0.1:8470",
         "127.0.0.1:8472",
@@ -95,26 +100,40 @@ async fn port_in_use_error_names_listener() {
         "the listener for clients: cannot listen on {}",
         program.client_address
     );
-    assert!(
-        stderr(&output).contains(&expected),
-        "{}",
-        stderr(&output)
-    );
+    assert!(stderr(&output).contains(&expected), "{}", stderr(&output));
 }
 
 #[tokio::test]
 async fn probes_reflect_server_lifecycle() {
     let program = ServeProcess::serve(&[]).await;
-    assert!(program.admin_get("/livez").await.starts_with("HTTP/1.1 200"));
-    assert!(program.admin_get("/readyz").await.starts_with("HTTP/1.1 200"));
-    assert!(program.admin_get("/nothing").await.starts_with("HTTP/1.1 404"));
+    assert!(
+        program
+            .admin_get("/livez")
+            .await
+            .starts_with("HTTP/1.1 200")
+    );
+    assert!(
+        program
+            .admin_get("/readyz")
+            .await
+            .starts_with("HTTP/1.1 200")
+    );
+    assert!(
+        program
+            .admin_get("/nothing")
+            .await
+            .starts_with("HTTP/1.1 404")
+    );
     assert!(
         program
             .admin_get("/metrics")
             .await
             .contains("longrunning_operations{state=\"PENDING\"} 0")
     );
-    assert_eq!(program.run_command(&["healthcheck"]).await.status.code(), Some(0));
+    assert_eq!(
+        program.run_command(&["healthcheck"]).await.status.code(),
+        Some(0)
+    );
     program.signal("TERM").await;
     let endpoint = program.endpoint();
     assert_eq!(program.wait_for_exit().await, Some(0));
@@ -178,8 +197,18 @@ async fn second_signal_aborts_drain() {
     program.create_checksum("").await;
     program.signal("TERM").await;
     while !program.read_log_line().await.contains("shutting down") {}
-    assert!(program.admin_get("/readyz").await.starts_with("HTTP/1.1 503"));
-    assert!(program.admin_get("/livez").await.starts_with("HTTP/1.1 200"));
+    assert!(
+        program
+            .admin_get("/readyz")
+            .await
+            .starts_with("HTTP/1.1 503")
+    );
+    assert!(
+        program
+            .admin_get("/livez")
+            .await
+            .starts_with("HTTP/1.1 200")
+    );
     program.signal("INT").await;
     assert_eq!(program.wait_for_exit().await, Some(1));
 }
@@ -247,7 +276,10 @@ async fn log_is_json_without_terminal() {
         "--admin-listen",
         "127.0.0.1:0",
     ];
-    let mut child = longrunning_command(&ports).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = longrunning_command(&ports)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     for listener in ["clients", "workers", "admin"] {
         let line = lines.next_line().await.unwrap().expect("it listens");

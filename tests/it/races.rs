@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use longrunning::{
-    Failure, NewOperation, OperationName, Operations, QueueName, Phase, State, WorkerId,
+    Failure, NewOperation, OperationName, Operations, Phase, QueueName, State, WorkerId,
 };
 use tokio::{sync::Barrier, task::JoinSet};
 
@@ -53,7 +53,10 @@ async fn racing_finishes_have_one_winner_with_stable_bytes() {
                 .clone()
                 .all(|error| error.reason() == "OPERATION_DONE")
         );
-        assert_eq!(operations.get_cached(&name).unwrap().bytes(), winners[0].bytes());
+        assert_eq!(
+            operations.get_cached(&name).unwrap().bytes(),
+            winners[0].bytes()
+        );
         operations.delete(&name).await.unwrap();
     }
 }
@@ -76,7 +79,10 @@ async fn racing_finish_cancel_and_wait_agree_on_one_outcome() {
             let (operations, name) = (operations.clone(), name.clone());
             Box::pin(async move {
                 match action {
-                    0 => operations.succeed(&name, token, string_value("won")).await.ok(),
+                    0 => operations
+                        .succeed(&name, token, string_value("won"))
+                        .await
+                        .ok(),
                     1 => operations.cancel(&name).await.ok(),
                     _ => operations.wait(&name, MINUTE).await.ok(),
                 }
@@ -93,7 +99,11 @@ async fn racing_finish_cancel_and_wait_agree_on_one_outcome() {
             State::Succeeded
         };
         assert_eq!(last.state(), state);
-        assert_eq!(results[0].is_some(), !is_queued, "only the holder can finish");
+        assert_eq!(
+            results[0].is_some(),
+            !is_queued,
+            "only the holder can finish"
+        );
     }
 }
 
@@ -128,7 +138,10 @@ async fn racing_finish_fail_cancel_delete_and_expiry_leave_nothing() {
             !(results[0].is_ok() && results[1].is_ok()),
             "one outcome at the most"
         );
-        assert!(results[0].is_ok() || results[1].is_ok(), "and one at the least");
+        assert!(
+            results[0].is_ok() || results[1].is_ok(),
+            "and one at the least"
+        );
         for error in results.iter().flat_map(|result| result.as_ref().err()) {
             assert!(
                 matches!(error.reason(), "OPERATION_DONE" | "OPERATION_NOT_FOUND"),
@@ -137,7 +150,8 @@ async fn racing_finish_fail_cancel_delete_and_expiry_leave_nothing() {
         }
         let wait_result = operations.wait(&name, MINUTE).await;
         assert!(
-            wait_result.is_err_and(|error| error.reason() == "OPERATION_NOT_FOUND") || results[3].is_err()
+            wait_result.is_err_and(|error| error.reason() == "OPERATION_NOT_FOUND")
+                || results[3].is_err()
         );
     }
     // The last ones expire within a moment.
@@ -163,7 +177,10 @@ async fn no_wakeup_is_lost_in_100_000_races_of_wait_and_finish() {
         let operations = operations.clone();
         tokio::spawn(async move {
             while let Some((name, token)) = receiver.recv().await {
-                operations.succeed(&name, token, string_value("")).await.unwrap();
+                operations
+                    .succeed(&name, token, string_value(""))
+                    .await
+                    .unwrap();
             }
         })
     };
@@ -200,7 +217,10 @@ async fn ten_thousand_abandoned_waits_leave_no_waiter() {
         waits.shutdown().await;
         assert_eq!(operations.waiter_count(), 0);
     }
-    operations.succeed(&name, token, string_value("")).await.unwrap();
+    operations
+        .succeed(&name, token, string_value(""))
+        .await
+        .unwrap();
 }
 
 // BEHAVIOUR §5: at most one live lease.

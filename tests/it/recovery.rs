@@ -9,7 +9,10 @@ use longrunning::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::support::{expect_error, create_leased, journal::TestStorage, custom_metadata, progress, error_reason, string_value};
+use crate::support::{
+    create_leased, custom_metadata, error_reason, expect_error, progress, string_value,
+    test_storage::TestStorage,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -162,24 +165,38 @@ async fn leases_get_full_duration_after_restart() {
     let (self_executed, token) = create_leased(&operations, NewOperation::self_executed("w")).await;
     sleep(9 * SECOND).await;
     // To read what was kept takes longer than a lease lasts.
-    let storage = crash(operations, storage).await.with_load_duration(60 * SECOND);
+    let storage = crash(operations, storage)
+        .await
+        .with_load_duration(60 * SECOND);
     let operations = start(&storage).await;
     let started_at = Instant::now();
     sleep(9 * SECOND).await;
-    assert_eq!(operations.get_cached(&queued).unwrap().state(), State::Running);
+    assert_eq!(
+        operations.get_cached(&queued).unwrap().state(),
+        State::Running
+    );
     let leased_again = operations
         .lease(&queue(), &WorkerId::new("v"))
         .await
         .unwrap();
-    assert_eq!((leased_again.name_owned(), leased_again.attempt()), (queued, 2));
+    assert_eq!(
+        (leased_again.name_owned(), leased_again.attempt()),
+        (queued, 2)
+    );
     assert_eq!(started_at.elapsed().as_secs(), 10);
     sleep(15 * SECOND).await;
     operations
         .renew(&self_executed, token)
         .await
         .expect("30 s are not over");
-    let expired = operations.wait(&self_executed, 3600 * SECOND).await.unwrap();
-    assert_eq!(error_reason(&expect_error(&expired.to_proto())), "WORKER_LOST");
+    let expired = operations
+        .wait(&self_executed, 3600 * SECOND)
+        .await
+        .unwrap();
+    assert_eq!(
+        error_reason(&expect_error(&expired.to_proto())),
+        "WORKER_LOST"
+    );
 }
 
 // BEHAVIOUR §4: the clock of what is done and of what must end goes on.
@@ -232,7 +249,10 @@ async fn retention_backoff_and_total_timeout_continue_across_restart() {
     );
     assert_eq!(rounded_hours(started_at.elapsed()), 4);
     let timed_out = operations.wait(&timing_out, 24 * HOUR).await.unwrap();
-    assert_eq!(error_reason(&expect_error(&timed_out.to_proto())), "TOTAL_TIMEOUT");
+    assert_eq!(
+        error_reason(&expect_error(&timed_out.to_proto())),
+        "TOTAL_TIMEOUT"
+    );
     assert_eq!(rounded_hours(started_at.elapsed()), 5);
     sleep(2 * HOUR).await;
     assert!(operations.get_cached(&done).is_err());
@@ -264,7 +284,10 @@ async fn request_ids_ids_and_deletions_survive_restart() {
         .succeed(&deleted, token, string_value("unseen"))
         .await
         .unwrap();
-    assert_eq!(storage.write_log().last().unwrap(), &format!("forget {deleted}"));
+    assert_eq!(
+        storage.write_log().last().unwrap(),
+        &format!("forget {deleted}")
+    );
 }
 
 // BEHAVIOUR §9: the limits know what was there before.
@@ -281,7 +304,9 @@ async fn limits_count_operations_loaded_after_restart() {
         max_queue_length: 3,
         ..Default::default()
     };
-    let builder = crate::support::operations_builder().storage(storage).limits(limits);
+    let builder = crate::support::operations_builder()
+        .storage(storage)
+        .limits(limits);
     let operations = builder.start().await.unwrap();
     let error = operations
         .create(NewOperation::queued("q"))

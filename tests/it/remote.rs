@@ -7,8 +7,8 @@ use std::{future::Future, sync::Arc};
 use longrunning::{
     Any, Context, Failure, NewOperation, Operation, OperationName, Operations, QueueName,
     RetryPolicy, State, WorkerId,
+    client::{Worker, WorkerError},
     proto::google::rpc::Code,
-    remote::{Worker, WorkerError},
 };
 use tokio::{
     sync::{Notify, mpsc, oneshot},
@@ -16,7 +16,9 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 
-use crate::support::{expect_error, line::FlakyChannel, error_reason, expect_response, string_value};
+use crate::support::{
+    error_reason, expect_error, expect_response, flaky_channel::FlakyChannel, string_value,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -30,9 +32,15 @@ struct RunningWorker {
 // === impl Work ===
 
 impl RunningWorker {
-    fn start(network: &FlakyChannel, concurrency: usize, handler: impl longrunning::Handler) -> Self {
+    fn start(
+        network: &FlakyChannel,
+        concurrency: usize,
+        handler: impl longrunning::Handler,
+    ) -> Self {
         let worker = Worker::new(network.channel(), "w").unwrap();
-        let worker = worker.handler("q", concurrency, handler).shutdown_timeout(20 * SECOND);
+        let worker = worker
+            .handler("q", concurrency, handler)
+            .shutdown_timeout(20 * SECOND);
         let (stop_tx, stop_rx) = oneshot::channel();
         let task = tokio::spawn(worker.run(async {
             let _ = stop_rx.await;
@@ -94,7 +102,10 @@ async fn lease_next(operations: &Operations) -> Arc<Operation> {
 }
 
 /// A handler that says that it began, and never ends.
-fn never_ending_handler(started_tx: mpsc::Sender<DropNotifier>, stopped_tx: oneshot::Sender<()>) -> impl longrunning::Handler {
+fn never_ending_handler(
+    started_tx: mpsc::Sender<DropNotifier>,
+    stopped_tx: oneshot::Sender<()>,
+) -> impl longrunning::Handler {
     let stopped_tx = parking_lot::Mutex::new(Some(stopped_tx));
     move |_: Context| {
         let guard = DropNotifier(stopped_tx.lock().take());
@@ -145,7 +156,11 @@ async fn cancel_is_pushed_to_remote_handler() {
     operations.cancel(&name).await.unwrap();
     let last = wait_until_done(&operations, &name).await;
     assert_eq!(last.state(), State::Cancelled);
-    assert!(cancel_time.elapsed() < SECOND / 10, "{:?}", cancel_time.elapsed());
+    assert!(
+        cancel_time.elapsed() < SECOND / 10,
+        "{:?}",
+        cancel_time.elapsed()
+    );
     worker.drain().await;
 }
 
@@ -182,7 +197,11 @@ async fn drain_finishes_short_work_and_releases_long_work() {
         (state(&long), state(&queued_name)),
         (State::Pending, State::Pending)
     );
-    assert_eq!(operations.get_cached(&queued_name).unwrap().attempt(), 0, "nothing new");
+    assert_eq!(
+        operations.get_cached(&queued_name).unwrap().attempt(),
+        0,
+        "nothing new"
+    );
     let again = lease_next(&operations).await;
     assert_eq!((again.name_owned(), again.attempt()), (long, 2));
     assert_eq!(again.checkpoint().unwrap().any(), &string_value("half"));
@@ -196,14 +215,22 @@ async fn disconnected_worker_stops_handler_and_records_nothing() {
     let (stopped_tx, stopped_rx) = oneshot::channel();
     let worker = RunningWorker::start(&network, 1, never_ending_handler(started_tx, stopped_tx));
     let new = queued().lease_duration(3 * SECOND);
-    let name = create(&operations, new.retry_policy(RetryPolicy::with_max_attempts(9))).await;
+    let name = create(
+        &operations,
+        new.retry_policy(RetryPolicy::with_max_attempts(9)),
+    )
+    .await;
     started_rx.recv().await.unwrap();
     network.disconnect();
     let disconnect_time = Instant::now();
     let second = lease_next(&operations).await;
     assert_eq!((second.name_owned(), second.attempt()), (name.clone(), 2));
     stopped_rx.await.unwrap();
-    assert!(disconnect_time.elapsed() < 4 * SECOND, "{:?}", disconnect_time.elapsed());
+    assert!(
+        disconnect_time.elapsed() < 4 * SECOND,
+        "{:?}",
+        disconnect_time.elapsed()
+    );
     network.reconnect();
     worker.drain().await;
     let after = operations.get_cached(&name).unwrap();
@@ -261,10 +288,16 @@ async fn worker_retries_lease_and_finish_while_server_is_unreachable() {
         // The handler ends while nobody can be told.
         finish_gate.notify_one();
         network.wait_for_refused_connections(20).await;
-        assert_eq!(operations.get_cached(&name).unwrap().state(), State::Running);
+        assert_eq!(
+            operations.get_cached(&name).unwrap().state(),
+            State::Running
+        );
         network.reconnect();
         let last = wait_until_done(&operations, &name).await;
-        assert_eq!(expect_response(&last.to_proto()), string_value(name.as_str()));
+        assert_eq!(
+            expect_response(&last.to_proto()),
+            string_value(name.as_str())
+        );
         assert_eq!(last.attempt(), 1);
     }
     worker.drain().await;
@@ -284,7 +317,11 @@ async fn retried_remote_attempt_gets_checkpoint() {
             other => panic!("{other:?} is no attempt of this test"),
         }
     });
-    let name = create(&operations, queued().retry_policy(RetryPolicy::with_max_attempts(2))).await;
+    let name = create(
+        &operations,
+        queued().retry_policy(RetryPolicy::with_max_attempts(2)),
+    )
+    .await;
     let last = wait_until_done(&operations, &name).await;
     assert_eq!(
         (last.attempt(), expect_response(&last.to_proto())),
@@ -310,7 +347,11 @@ async fn remote_handler_panic_is_internal_error_and_worker_continues() {
         Ok::<Any, Failure>(string_value("good"))
     });
     let retry = RetryPolicy::with_max_attempts(5);
-    let bad = create(&operations, queued().input(string_value("bad")).retry_policy(retry)).await;
+    let bad = create(
+        &operations,
+        queued().input(string_value("bad")).retry_policy(retry),
+    )
+    .await;
     let good = create(&operations, queued().input(string_value("good"))).await;
     let last = wait_until_done(&operations, &bad).await;
     let failed = expect_error(&last.to_proto());
@@ -328,7 +369,8 @@ async fn dropped_worker_releases_its_leases() {
     let (operations, network) = start_operations().await;
     let (started_tx, mut started_rx) = mpsc::channel(9);
     let (stopped_tx, stopped_rx) = oneshot::channel();
-    let mut worker = RunningWorker::start(&network, 1, never_ending_handler(started_tx, stopped_tx));
+    let mut worker =
+        RunningWorker::start(&network, 1, never_ending_handler(started_tx, stopped_tx));
     let name = create(&operations, queued().lease_duration(HOUR)).await;
     started_rx.recv().await.unwrap();
     worker.task.abort();
@@ -356,7 +398,10 @@ async fn worker_with_invalid_configuration_fails_to_run() {
     let refused = run_error(worker()).await;
     assert!(matches!(refused, WorkerError::NoQueues), "{refused}");
     let refused = run_error(worker().handler("q", 0, handler)).await;
-    assert!(matches!(refused, WorkerError::ZeroConcurrency(_)), "{refused}");
+    assert!(
+        matches!(refused, WorkerError::ZeroConcurrency(_)),
+        "{refused}"
+    );
     let refused = run_error(worker().handler("no queue", 1, handler)).await;
     assert!(matches!(refused, WorkerError::InvalidQueue(_)), "{refused}");
 }

@@ -3,14 +3,16 @@
 
 use longrunning::{
     Any, Context, Failure, NewOperation, OperationName, Operations, State,
-    remote::{Client, RunningOperation},
+    client::{Client, RunningOperation},
 };
 use tokio::{
     sync::mpsc,
     time::{Duration, Instant, sleep},
 };
 
-use crate::support::{expect_error, line::FlakyChannel, error_reason, expect_response, string_value};
+use crate::support::{
+    error_reason, expect_error, expect_response, flaky_channel::FlakyChannel, string_value,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -49,7 +51,10 @@ async fn run_until_cancelled(context: Context) -> Result<Any, Failure> {
 async fn started_operation_is_readable_immediately_and_runs_locally() {
     let (operations, _line, client) = start_client().await;
     let new = self_executed().lease_duration(SECOND).label("shelf", "7");
-    let running = client.start(new, sleeping_handler(60 * SECOND)).await.unwrap();
+    let running = client
+        .start(new, sleeping_handler(60 * SECOND))
+        .await
+        .unwrap();
     assert!(!running.already_existed && !running.operation.done);
     let name = operation_name(&running);
     let now = operations.get_cached(&name).unwrap();
@@ -79,8 +84,15 @@ async fn cancel_by_client_or_creator_reaches_handler() {
         }
         let last = running.join().await.unwrap();
         assert_eq!(error_reason(&expect_error(&last)), "OPERATION_CANCELLED");
-        assert_eq!(operations.get_cached(&name).unwrap().state(), State::Cancelled);
-        assert!(cancel_time.elapsed() < SECOND, "{:?}", cancel_time.elapsed());
+        assert_eq!(
+            operations.get_cached(&name).unwrap().state(),
+            State::Cancelled
+        );
+        assert!(
+            cancel_time.elapsed() < SECOND,
+            "{:?}",
+            cancel_time.elapsed()
+        );
     }
 }
 
@@ -104,7 +116,10 @@ async fn request_is_executed_once_across_creators() {
     let name = operation_name(&first);
     assert_eq!(again.join().await.unwrap().name, name.to_string());
     first.join().await.unwrap();
-    assert_eq!(operations.get_cached(&name).unwrap().state(), State::Succeeded);
+    assert_eq!(
+        operations.get_cached(&name).unwrap().state(),
+        State::Succeeded
+    );
     // Whoever comes late gets the one that is done.
     let late = client.start(new(), handler.clone()).await.unwrap();
     assert!(late.already_existed && late.operation.done);
@@ -119,14 +134,23 @@ async fn request_is_executed_once_across_creators() {
 #[tokio::test(start_paused = true)]
 async fn client_shutdown_waits_for_short_work_and_releases_rest() {
     let (operations, _line, client) = start_client().await;
-    let short = client.start(self_executed(), sleeping_handler(5 * SECOND)).await.unwrap();
-    let long = client.start(self_executed(), sleeping_handler(HOUR)).await.unwrap();
+    let short = client
+        .start(self_executed(), sleeping_handler(5 * SECOND))
+        .await
+        .unwrap();
+    let long = client
+        .start(self_executed(), sleeping_handler(HOUR))
+        .await
+        .unwrap();
     let (short, long) = (operation_name(&short), operation_name(&long));
     let shutdown_start = Instant::now();
     client.shutdown(10 * SECOND).await;
     let elapsed = shutdown_start.elapsed();
     assert!((10 * SECOND..11 * SECOND).contains(&elapsed), "{elapsed:?}");
-    assert_eq!(operations.get_cached(&short).unwrap().state(), State::Succeeded);
+    assert_eq!(
+        operations.get_cached(&short).unwrap().state(),
+        State::Succeeded
+    );
     let lost = expect_error(&operations.get_cached(&long).unwrap().to_proto());
     assert_eq!(error_reason(&lost), "WORKER_LOST");
 }
@@ -138,13 +162,25 @@ async fn client_creates_queued_operations_and_reports_errors() {
     let created = client.create(NewOperation::queued("q")).await.unwrap();
     assert_eq!((created.lease, created.reused), (None, false));
     let name = created.operation.unwrap().name.parse().unwrap();
-    assert_eq!(operations.get_cached(&name).unwrap().state(), State::Pending);
+    assert_eq!(
+        operations.get_cached(&name).unwrap().state(),
+        State::Pending
+    );
     let invalid = self_executed().label("Bad", "x");
-    let refused = client.start(invalid, run_until_cancelled).await.unwrap_err();
+    let refused = client
+        .start(invalid, run_until_cancelled)
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), tonic::Code::InvalidArgument);
     network.disconnect();
     // The first call finds a connection that breaks, the second finds none.
-    client.start(self_executed(), run_until_cancelled).await.unwrap_err();
-    let refused = client.start(self_executed(), run_until_cancelled).await.unwrap_err();
+    client
+        .start(self_executed(), run_until_cancelled)
+        .await
+        .unwrap_err();
+    let refused = client
+        .start(self_executed(), run_until_cancelled)
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
 }

@@ -4,13 +4,13 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use longrunning::{
-    NewOperation, OperationName, Operations, QueueName, Phase, State, WorkerId,
+    NewOperation, OperationName, Operations, Phase, QueueName, State, WorkerId,
     proto::google::longrunning::ListOperationsRequest,
 };
 use tokio::task::JoinSet;
 
 use crate::support::{
-    table::{TestReplica, FakeSharedStorage},
+    fake_shared_storage::{FakeSharedStorage, TestReplica},
     string_value,
 };
 
@@ -42,7 +42,10 @@ async fn operation_created_at_one_server_is_readable_at_another() {
     let name = create_queued(&replica_a.operations).await;
     assert!(replica_b.operations.get_cached(&name).is_err());
     let fetched = replica_b.operations.get(&name).await.unwrap();
-    assert_eq!(fetched.bytes(), replica_a.operations.get_cached(&name).unwrap().bytes());
+    assert_eq!(
+        fetched.bytes(),
+        replica_a.operations.get_cached(&name).unwrap().bytes()
+    );
     // It is shown from then on, and need not be asked for again.
     let fetch_count = storage.fetch_count();
     replica_b.operations.get(&name).await.unwrap();
@@ -60,7 +63,11 @@ async fn wait_returns_when_operation_completes_at_another_server() {
     while replica_b.operations.waiter_count() == 0 {
         tokio::task::yield_now().await;
     }
-    let lease = replica_a.operations.lease(&jobs_queue(), &worker_id("w")).await.unwrap();
+    let lease = replica_a
+        .operations
+        .lease(&jobs_queue(), &worker_id("w"))
+        .await
+        .unwrap();
     let token = lease.lease().unwrap().token;
     let done = replica_a
         .operations
@@ -75,7 +82,11 @@ async fn lease_from_one_server_can_be_finished_at_lagging_server() {
     let (_storage, replica_a, replica_b) = start_two_replicas().await;
     replica_b.set_replication_enabled(false);
     let name = create_queued(&replica_a.operations).await;
-    let lease = replica_a.operations.lease(&jobs_queue(), &worker_id("w")).await.unwrap();
+    let lease = replica_a
+        .operations
+        .lease(&jobs_queue(), &worker_id("w"))
+        .await
+        .unwrap();
     let token = lease.lease().unwrap().token;
     replica_b.operations.renew(&name, token).await.unwrap();
     let done = replica_b
@@ -118,7 +129,12 @@ async fn operation_deleted_at_one_server_does_not_reappear_at_another() {
     replica_a.operations.cancel(&name).await.unwrap();
     replica_a.operations.delete(&name).await.unwrap();
     assert_eq!(
-        replica_b.operations.delete(&name).await.unwrap_err().reason(),
+        replica_b
+            .operations
+            .delete(&name)
+            .await
+            .unwrap_err()
+            .reason(),
         "OPERATION_NOT_FOUND"
     );
     replica_b.wait_until_caught_up().await;
@@ -164,7 +180,11 @@ async fn lease_expiry_at_three_servers_counts_as_one_lost_attempt() {
 async fn lease_renewed_at_one_server_is_extended_at_another() {
     let (_storage, replica_a, mut replica_b) = start_two_replicas().await;
     let name = create_queued(&replica_a.operations).await;
-    let lease = replica_a.operations.lease(&jobs_queue(), &worker_id("w")).await.unwrap();
+    let lease = replica_a
+        .operations
+        .lease(&jobs_queue(), &worker_id("w"))
+        .await
+        .unwrap();
     let token = lease.lease().unwrap().token;
     replica_b.wait_until_caught_up().await;
     for _ in 0..10 {
@@ -188,17 +208,29 @@ async fn lease_renewed_at_one_server_is_extended_at_another() {
 async fn lease_gets_full_duration_after_storage_outage() {
     let (storage, replica_a, mut replica_b) = start_two_replicas().await;
     let name = create_queued(&replica_a.operations).await;
-    let lease = replica_a.operations.lease(&jobs_queue(), &worker_id("w")).await.unwrap();
+    let lease = replica_a
+        .operations
+        .lease(&jobs_queue(), &worker_id("w"))
+        .await
+        .unwrap();
     let lease = lease.lease().unwrap().clone();
     let lease_duration = lease.expires_at.since(replica_a.operations.clock().now());
     replica_b.wait_until_caught_up().await;
     storage.go_offline();
     tokio::time::sleep(5 * lease_duration).await;
-    let error = replica_a.operations.renew(&name, lease.token).await.unwrap_err();
+    let error = replica_a
+        .operations
+        .renew(&name, lease.token)
+        .await
+        .unwrap_err();
     assert_eq!(error.reason(), "STORE_UNAVAILABLE");
     storage.go_online();
     tokio::time::sleep(lease_duration / 2).await;
-    let renewed = replica_b.operations.renew(&name, lease.token).await.unwrap();
+    let renewed = replica_b
+        .operations
+        .renew(&name, lease.token)
+        .await
+        .unwrap();
     assert_eq!(renewed.attempt(), 1);
     // Whoever then says nothing has lost it.
     tokio::time::sleep(2 * lease_duration).await;
@@ -230,10 +262,16 @@ async fn three_servers_drain_queue_with_one_outcome_per_operation() {
                     .unwrap();
                 let (name, token) = (leased.name_owned(), leased.lease().unwrap().token);
                 if leased.labels().get("last").is_some() {
-                    finisher.succeed(&name, token, string_value("last")).await.unwrap();
+                    finisher
+                        .succeed(&name, token, string_value("last"))
+                        .await
+                        .unwrap();
                     return done;
                 }
-                finisher.succeed(&name, token, string_value("done")).await.unwrap();
+                finisher
+                    .succeed(&name, token, string_value("done"))
+                    .await
+                    .unwrap();
                 done.push(name);
             }
         });

@@ -5,12 +5,19 @@ use longrunning::{
     proto::google::{longrunning::Operation, rpc::Code},
 };
 
-use crate::support::{GrpcTestServer, expect_error, get_request, create_leased, decode_metadata, error_reason, expect_response, create_running, string_value};
+use crate::support::{
+    GrpcTestServer, create_leased, create_running, decode_metadata, error_reason, expect_error,
+    expect_response, get_request, string_value,
+};
 
 /// The operation as Get serves it now.
 async fn get_operation(server: &GrpcTestServer, name: &str) -> Operation {
     let mut client = server.client().await;
-    client.get_operation(get_request(name)).await.unwrap().into_inner()
+    client
+        .get_operation(get_request(name))
+        .await
+        .unwrap()
+        .into_inner()
 }
 
 // OP-2

@@ -8,17 +8,21 @@ use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tonic::Code;
 
 use crate::support::{
-    GrpcTestServer,
-    journal::{WriteMode, TestStorage},
-    create_pending,
-    problem::expect_status_error,
-    expect_response, create_running, string_value, wait_request,
+    GrpcTestServer, create_pending, create_running,
+    error_details::expect_status_error,
+    expect_response, string_value,
+    test_storage::{TestStorage, WriteMode},
+    wait_request,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Operations with a handler on `q` that says when it begins and takes `time`.
-async fn start_with_slow_handler(time: Duration, started_tx: mpsc::Sender<Context>, storage: &TestStorage) -> Operations {
+async fn start_with_slow_handler(
+    time: Duration,
+    started_tx: mpsc::Sender<Context>,
+    storage: &TestStorage,
+) -> Operations {
     let handler = move |context: Context| {
         let started_tx = started_tx.clone();
         async move {
@@ -85,8 +89,16 @@ async fn handler_finishing_within_shutdown_timeout_completes() {
     let operations = start_with_slow_handler(5 * SECOND, started_tx, &TestStorage::new()).await;
     let name = operations.submit("q", Any::default()).await;
     assert!(name.is_err(), "an input without a type is refused");
-    let name = operations.submit("q", string_value("")).await.unwrap().name_owned();
-    let next = operations.submit("q", string_value("")).await.unwrap().name_owned();
+    let name = operations
+        .submit("q", string_value(""))
+        .await
+        .unwrap()
+        .name_owned();
+    let next = operations
+        .submit("q", string_value(""))
+        .await
+        .unwrap()
+        .name_owned();
     started_rx.recv().await.unwrap();
     let start = Instant::now();
     operations.shutdown(20 * SECOND).await;
@@ -106,7 +118,11 @@ async fn handler_exceeding_shutdown_timeout_is_dropped_and_released() {
     let (started_tx, mut started_rx) = mpsc::channel(9);
     let storage = TestStorage::new();
     let operations = start_with_slow_handler(3600 * SECOND, started_tx, &storage).await;
-    let name = operations.submit("q", string_value("")).await.unwrap().name_owned();
+    let name = operations
+        .submit("q", string_value(""))
+        .await
+        .unwrap()
+        .name_owned();
     let context = started_rx.recv().await.unwrap();
     let start = Instant::now();
     operations.shutdown(20 * SECOND).await;
@@ -114,7 +130,10 @@ async fn handler_exceeding_shutdown_timeout_is_dropped_and_released() {
     let released = operations.get_cached(&name).unwrap();
     assert_eq!(released.state(), State::Pending);
     assert!(released.lease().is_none());
-    assert_eq!(released.checkpoint().unwrap().any(), &string_value("half way"));
+    assert_eq!(
+        released.checkpoint().unwrap().any(),
+        &string_value("half way")
+    );
     assert!(
         context.is_cancelled(),
         "the context outlives its attempt and says so"
@@ -126,12 +145,19 @@ async fn handler_exceeding_shutdown_timeout_is_dropped_and_released() {
 async fn shutdown_without_timeout_saves_last_checkpoint() {
     let (started_tx, mut started_rx) = mpsc::channel(9);
     let operations = start_with_slow_handler(3600 * SECOND, started_tx, &TestStorage::new()).await;
-    let name = operations.submit("q", string_value("")).await.unwrap().name_owned();
+    let name = operations
+        .submit("q", string_value(""))
+        .await
+        .unwrap()
+        .name_owned();
     started_rx.recv().await.unwrap();
     operations.shutdown(Duration::ZERO).await;
     let released = operations.get_cached(&name).unwrap();
     assert_eq!(released.state(), State::Pending);
-    assert_eq!(released.checkpoint().unwrap().any(), &string_value("half way"));
+    assert_eq!(
+        released.checkpoint().unwrap().any(),
+        &string_value("half way")
+    );
 }
 
 // BEHAVIOUR §5: a claim that is under way is not left behind as a lease of nobody.
@@ -140,7 +166,11 @@ async fn lease_in_progress_at_shutdown_returns_to_queue() {
     let (started_tx, _started_rx) = mpsc::channel(9);
     let storage = TestStorage::new();
     let operations = start_with_slow_handler(SECOND, started_tx, &storage).await;
-    let name = operations.submit("q", string_value("")).await.unwrap().name_owned();
+    let name = operations
+        .submit("q", string_value(""))
+        .await
+        .unwrap()
+        .name_owned();
     // The pool has not run yet: from here on nothing is kept.
     storage.set_write_mode(WriteMode::Hold);
     storage.wait_for_started_writes(2).await;

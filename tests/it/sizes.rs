@@ -17,7 +17,8 @@ use tokio::sync::{Notify, mpsc};
 use tonic::{Code, Status};
 
 use crate::support::{
-    GrpcTestServer, expect_error, get_request, problem::expect_status_error, error_reason, expect_response, create_running, create_succeeded, string_value,
+    GrpcTestServer, create_running, create_succeeded, error_details::expect_status_error,
+    error_reason, expect_error, expect_response, get_request, string_value,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -46,7 +47,10 @@ async fn wildcard_name_is_limited_in_bytes_not_in_segments() {
         let name = vec!["p/-"; segments].join("/");
         assert!(1024 < name.len());
         let details = expect_status_error(client.list_operations(list_request(name)).await);
-        assert_eq!(details.code_and_reason(), (Code::InvalidArgument, "INVALID_NAME"));
+        assert_eq!(
+            details.code_and_reason(),
+            (Code::InvalidArgument, "INVALID_NAME")
+        );
     }
 }
 
@@ -110,11 +114,17 @@ async fn oversized_result_fails_operation_filled_by_metadata() {
 #[tokio::test(start_paused = true)]
 async fn oversized_final_report_does_not_fail_small_result() {
     let operations = start_with_limits(small_operation_limits(), |context: Context| async move {
-        context.set_metadata(string_value(&"m".repeat(10_000))).unwrap();
+        context
+            .set_metadata(string_value(&"m".repeat(10_000)))
+            .unwrap();
         Ok::<Any, Failure>(string_value("small"))
     })
     .await;
-    let name = operations.submit("q", string_value("")).await.unwrap().name_owned();
+    let name = operations
+        .submit("q", string_value(""))
+        .await
+        .unwrap()
+        .name_owned();
     let done = operations.wait(&name, 10 * MINUTE).await.unwrap();
     assert_eq!(expect_response(&done.to_proto()), string_value("small"));
     assert_eq!(done.attempt(), 1);
@@ -207,7 +217,10 @@ async fn error_for_1_mib_input_is_short_and_connection_stays_open() {
                 client.wait_operation(wait).await.unwrap_err(),
                 client.delete_operation(delete).await.unwrap_err(),
                 client.cancel_operation(cancel).await.unwrap_err(),
-                client.list_operations(list_request(name)).await.unwrap_err(),
+                client
+                    .list_operations(list_request(name))
+                    .await
+                    .unwrap_err(),
                 client.list_operations(token).await.unwrap_err(),
                 client.list_operations(filter).await.unwrap_err(),
             ] {
@@ -216,7 +229,10 @@ async fn error_for_1_mib_input_is_short_and_connection_stays_open() {
             }
         }
     }
-    client.get_operation(get_request(name.as_str())).await.unwrap();
+    client
+        .get_operation(get_request(name.as_str()))
+        .await
+        .unwrap();
 }
 
 // ERR-1

@@ -4,12 +4,14 @@
 use std::{sync::Arc, time::Duration};
 
 use longrunning::{
-    Failure, LeaseToken, NewOperation, Operation, OperationName, Operations, QueueName,
-    RetryPolicy, Phase, State, WorkerId, proto::google::rpc::Code,
+    Failure, LeaseToken, NewOperation, Operation, OperationName, Operations, Phase, QueueName,
+    RetryPolicy, State, WorkerId, proto::google::rpc::Code,
 };
 use tokio::time::{Instant, sleep};
 
-use crate::support::{expect_error, create_leased, decode_metadata, error_reason, expect_response, string_value};
+use crate::support::{
+    create_leased, decode_metadata, error_reason, expect_error, expect_response, string_value,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -61,7 +63,11 @@ fn is_within_timer_slack(elapsed: Duration, seconds: u64) -> bool {
 #[tokio::test(start_paused = true)]
 async fn retry_backoff_grows_to_max_backoff_and_attempts_are_counted() {
     let operations = start_operations().await;
-    let name = create(&operations, NewOperation::queued("q").retry_policy(retry_policy(6))).await;
+    let name = create(
+        &operations,
+        NewOperation::queued("q").retry_policy(retry_policy(6)),
+    )
+    .await;
     let mut delays = Vec::new();
     for attempt in 1..=6 {
         let start = Instant::now();
@@ -94,7 +100,11 @@ async fn retry_backoff_grows_to_max_backoff_and_attempts_are_counted() {
 #[tokio::test(start_paused = true)]
 async fn released_attempts_are_not_counted_and_available_immediately() {
     let operations = start_operations().await;
-    let name = create(&operations, NewOperation::queued("q").retry_policy(retry_policy(2))).await;
+    let name = create(
+        &operations,
+        NewOperation::queued("q").retry_policy(retry_policy(2)),
+    )
+    .await;
     let start = Instant::now();
     for attempt in 1..=20 {
         let leased = lease_next(&operations).await;
@@ -128,7 +138,11 @@ async fn released_attempts_are_not_counted_and_available_immediately() {
 #[tokio::test(start_paused = true)]
 async fn retryable_failure_may_request_longer_backoff() {
     let operations = start_operations().await;
-    let name = create(&operations, NewOperation::queued("q").retry_policy(retry_policy(2))).await;
+    let name = create(
+        &operations,
+        NewOperation::queued("q").retry_policy(retry_policy(2)),
+    )
+    .await;
     let leased = lease_next(&operations).await;
     let failure = unavailable_failure().retryable_after(60 * SECOND);
     operations
@@ -137,7 +151,11 @@ async fn retryable_failure_may_request_longer_backoff() {
         .unwrap();
     let start = Instant::now();
     lease_next(&operations).await;
-    assert!(is_within_timer_slack(start.elapsed(), 60), "{:?}", start.elapsed());
+    assert!(
+        is_within_timer_slack(start.elapsed(), 60),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 // BEHAVIOUR §4: however short the pause, nobody may sleep through its end.
@@ -175,7 +193,11 @@ async fn expired_lease_is_retried_or_fails_with_worker_lost() {
     let first = lease_next(&operations).await;
     let start = Instant::now();
     let second = lease_next(&operations).await;
-    assert!(is_within_timer_slack(start.elapsed(), 10), "{:?}", start.elapsed());
+    assert!(
+        is_within_timer_slack(start.elapsed(), 10),
+        "{:?}",
+        start.elapsed()
+    );
     assert_eq!(second.attempt(), 2);
     let stale = operations
         .succeed(&name, token(&first), string_value("late"))
@@ -183,8 +205,15 @@ async fn expired_lease_is_retried_or_fails_with_worker_lost() {
         .unwrap_err();
     assert_eq!(stale.reason(), "LEASE_LOST");
     let done = operations.wait(&name, DAY).await.unwrap();
-    assert_eq!(failure_code_and_reason(&done), (14, "WORKER_LOST".to_owned()));
-    assert!(is_within_timer_slack(start.elapsed(), 20), "{:?}", start.elapsed());
+    assert_eq!(
+        failure_code_and_reason(&done),
+        (14, "WORKER_LOST".to_owned())
+    );
+    assert!(
+        is_within_timer_slack(start.elapsed(), 20),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 // BEHAVIOUR §4
@@ -199,8 +228,15 @@ async fn self_executed_operation_fails_without_lease_renewal() {
     assert_eq!(operations.get_cached(&name).unwrap().attempt(), 1);
     let start = Instant::now();
     let done = operations.wait(&name, DAY).await.unwrap();
-    assert!(is_within_timer_slack(start.elapsed(), 30), "{:?}", start.elapsed());
-    assert_eq!(failure_code_and_reason(&done), (14, "WORKER_LOST".to_owned()));
+    assert!(
+        is_within_timer_slack(start.elapsed(), 30),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(
+        failure_code_and_reason(&done),
+        (14, "WORKER_LOST".to_owned())
+    );
 }
 
 // BEHAVIOUR §4
@@ -219,8 +255,15 @@ async fn total_timeout_fails_pending_and_running_operations() {
     .await;
     for name in [&pending_name, &running_name] {
         let done = operations.wait(name, DAY).await.unwrap();
-        assert_eq!(failure_code_and_reason(&done), (4, "TOTAL_TIMEOUT".to_owned()));
-        assert!(is_within_timer_slack(start.elapsed(), 100), "{:?}", start.elapsed());
+        assert_eq!(
+            failure_code_and_reason(&done),
+            (4, "TOTAL_TIMEOUT".to_owned())
+        );
+        assert!(
+            is_within_timer_slack(start.elapsed(), 100),
+            "{:?}",
+            start.elapsed()
+        );
     }
     let late = operations
         .succeed(&running_name, token, string_value("late"))
@@ -269,8 +312,15 @@ async fn server_completes_cancel_after_grace_period_or_lease_expiry() {
         operations.cancel(&name).await.unwrap();
         let start = Instant::now();
         let done = operations.wait(&name, DAY).await.unwrap();
-        assert_eq!(failure_code_and_reason(&done), (1, "OPERATION_CANCELLED".to_owned()));
-        assert!(is_within_timer_slack(start.elapsed(), seconds), "{:?}", start.elapsed());
+        assert_eq!(
+            failure_code_and_reason(&done),
+            (1, "OPERATION_CANCELLED".to_owned())
+        );
+        assert!(
+            is_within_timer_slack(start.elapsed(), seconds),
+            "{:?}",
+            start.elapsed()
+        );
     }
 }
 
@@ -344,7 +394,11 @@ async fn operation_is_not_leased_before_not_before_time() {
     assert_eq!(lease_next(&operations).await.name_owned(), past);
     assert_eq!(start.elapsed(), Duration::ZERO);
     lease_next(&operations).await;
-    assert!(is_within_timer_slack(start.elapsed(), 3600), "{:?}", start.elapsed());
+    assert!(
+        is_within_timer_slack(start.elapsed(), 3600),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 // BEHAVIOUR §4

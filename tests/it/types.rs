@@ -13,8 +13,8 @@ use tonic_reflection::{
 };
 
 use crate::support::{
-    program::{ServeProcess, stderr, run_command, stdout},
-    protos::{ITEM_MESSAGE, SHOP_SERVICE, shop_descriptor_set},
+    descriptor_sets::{ITEM_MESSAGE, SHOP_SERVICE, shop_descriptor_set},
+    serve_process::{ServeProcess, run_command, stderr, stdout},
 };
 
 const ORDER_MESSAGE: &str = "message Order { string id = 1; }";
@@ -70,7 +70,10 @@ async fn is_symbol_known(address: &str, symbol: &str) -> bool {
         host: String::new(),
         message_request: Some(message_request(symbol.to_owned())),
     };
-    let responses = v1_client.server_reflection_info(iter([request])).await.unwrap();
+    let responses = v1_client
+        .server_reflection_info(iter([request]))
+        .await
+        .unwrap();
     let response = responses.into_inner().message().await.unwrap().unwrap();
     use v1::server_reflection_response::MessageResponse as Answer;
     let known_in_v1 = matches!(
@@ -78,13 +81,17 @@ async fn is_symbol_known(address: &str, symbol: &str) -> bool {
         Some(Answer::FileDescriptorResponse(_))
     );
 
-    let mut v1alpha_client = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
+    let mut v1alpha_client =
+        v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
     let message_request = v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol;
     let request = v1alpha::ServerReflectionRequest {
         host: String::new(),
         message_request: Some(message_request(symbol.to_owned())),
     };
-    let responses = v1alpha_client.server_reflection_info(iter([request])).await.unwrap();
+    let responses = v1alpha_client
+        .server_reflection_info(iter([request]))
+        .await
+        .unwrap();
     let response = responses.into_inner().message().await.unwrap().unwrap();
     use v1alpha::server_reflection_response::MessageResponse as AlphaAnswer;
     let known_in_v1alpha = matches!(
@@ -114,12 +121,7 @@ async fn create_typed_operation(program: &ServeProcess) -> String {
             r#"{"title":"bear","cents":1250,"extra":{"@type":"type.googleapis.com/google.protobuf.Empty"}}"#,
         ])
         .await;
-    assert_eq!(
-        submitted.status.code(),
-        Some(0),
-        "{}",
-        stderr(&submitted)
-    );
+    assert_eq!(submitted.status.code(), Some(0), "{}", stderr(&submitted));
     let operation: Value = serde_json::from_str(stdout(&submitted)).unwrap();
     let expected: Value = serde_json::from_str(ITEM_JSON).unwrap();
     assert_eq!(operation["response"], expected);
@@ -134,7 +136,9 @@ async fn commands_use_server_types_without_flags() {
     let name = create_typed_operation(&program).await;
     for command in ["get", "wait", "watch", "list"] {
         let name = if command == "list" { "-" } else { &name };
-        let printed = program.run_command(&[command, name, "--output", "json"]).await;
+        let printed = program
+            .run_command(&[command, name, "--output", "json"])
+            .await;
         assert!(
             stdout(&printed).contains("\"1250\""),
             "{command}: {}",
@@ -157,7 +161,9 @@ async fn unknown_type_is_printed_as_base64_unless_descriptor_set_given() {
     files.write(&shop_descriptor_set(ORDER_MESSAGE));
     program.signal("HUP").await;
     wait_for_log(&mut program, "types loaded").await;
-    let output = program.run_command(&["get", &name, "--output", "json"]).await;
+    let output = program
+        .run_command(&["get", &name, "--output", "json"])
+        .await;
     assert!(
         stdout(&output).contains("\"value\": \"CgRiZWFy"),
         "{}",
@@ -188,7 +194,9 @@ async fn sighup_reloads_descriptor_sets_and_ignores_invalid_ones() {
     let mut program = ServeProcess::serve(&["--descriptor-set", &files.descriptor_set()]).await;
     assert!(is_symbol_known(&program.client_address, "shop.v1.Item").await);
     assert!(!is_symbol_known(&program.client_address, "shop.v1.Order").await);
-    files.write(&shop_descriptor_set(&format!("{ITEM_MESSAGE} {ORDER_MESSAGE}")));
+    files.write(&shop_descriptor_set(&format!(
+        "{ITEM_MESSAGE} {ORDER_MESSAGE}"
+    )));
     program.signal("HUP").await;
     let line = wait_for_log(&mut program, "types loaded").await;
     assert!(
@@ -197,7 +205,10 @@ async fn sighup_reloads_descriptor_sets_and_ignores_invalid_ones() {
     );
     for address in [&program.client_address, &program.worker_address] {
         for symbol in ["shop.v1.Order", "shop.v1.Item.cents"] {
-            assert!(is_symbol_known(address, symbol).await, "{symbol} at {address}");
+            assert!(
+                is_symbol_known(address, symbol).await,
+                "{symbol} at {address}"
+            );
         }
     }
     files.write(b"junk");
@@ -217,7 +228,10 @@ async fn sighup_with_nothing_to_reload_does_not_stop_server() {
     let mut program = ServeProcess::serve(&[]).await;
     program.signal("HUP").await;
     wait_for_log(&mut program, "nothing to reload").await;
-    assert_eq!(program.run_command(&["healthcheck"]).await.status.code(), Some(0));
+    assert_eq!(
+        program.run_command(&["healthcheck"]).await.status.code(),
+        Some(0)
+    );
 }
 
 #[tokio::test]
@@ -228,7 +242,8 @@ async fn invalid_descriptor_set_exits_with_2_and_names_file() {
         (set.as_str(), "no descriptor set"),
         ("/nowhere", "cannot read"),
     ] {
-        let output = run_command(&["serve", "--listen", "127.0.0.1:0", "--descriptor-set", set]).await;
+        let output =
+            run_command(&["serve", "--listen", "127.0.0.1:0", "--descriptor-set", set]).await;
         assert_eq!(output.status.code(), Some(2));
         let stderr = stderr(&output);
         assert!(
@@ -344,7 +359,10 @@ async fn unreachable_upstream_is_retried_while_server_serves() {
     let socket = socket.to_str().unwrap();
     let mut program = ServeProcess::serve(&["--reflect", &format!("unix:{socket}")]).await;
     wait_for_log(&mut program, "it is asked again").await;
-    assert_eq!(program.run_command(&["healthcheck"]).await.status.code(), Some(0));
+    assert_eq!(
+        program.run_command(&["healthcheck"]).await.status.code(),
+        Some(0)
+    );
     serve_reflection(socket, false);
     wait_for_log(&mut program, "types loaded").await;
     assert!(is_symbol_known(&program.client_address, "shop.v1.Item").await);

@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::support::{expect_error, create_leased, error_reason, expect_response, string_value};
+use crate::support::{create_leased, error_reason, expect_error, expect_response, string_value};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -46,7 +46,10 @@ async fn create_racing_delete_never_creates_third_operation() {
         let new = move || NewOperation::self_executed("w").request_id(&format!("r{round}"));
         let (first, token) = create_leased(&operations, new()).await;
         if round % 2 == 0 {
-            operations.succeed(&first, token, string_value("")).await.unwrap();
+            operations
+                .succeed(&first, token, string_value(""))
+                .await
+                .unwrap();
         }
         let deletion = {
             let (operations, first) = (operations.clone(), first.clone());
@@ -64,7 +67,10 @@ async fn create_racing_delete_never_creates_third_operation() {
             assert!(!retried.already_existed, "the deleted one is gone");
         } else {
             recreated += 1;
-            assert!(retried.already_existed, "round {round} made a third operation");
+            assert!(
+                retried.already_existed,
+                "round {round} made a third operation"
+            );
             assert_eq!(retried.operation.name(), raced.operation.name());
         }
         let repeated = operations.create(new()).await.unwrap();
@@ -107,7 +113,10 @@ async fn handler_accepts_any_positive_concurrency() {
         let operations = builder.start().await.unwrap();
         let operation = operations.submit("q", string_value("x")).await.unwrap();
         let waited = operations.wait(&operation.name_owned(), STEP_TIMEOUT).await;
-        assert_eq!(expect_response(&waited.unwrap().to_proto()), string_value("x"));
+        assert_eq!(
+            expect_response(&waited.unwrap().to_proto()),
+            string_value("x")
+        );
     }
 }
 
@@ -174,7 +183,10 @@ async fn deleted_operation_can_be_leased_until_retention_ends() {
         sleep(20 * SECOND).await;
         operations.renew(&name, token).await.unwrap();
     }
-    let done = operations.succeed(&name, token, string_value("")).await.unwrap();
+    let done = operations
+        .succeed(&name, token, string_value(""))
+        .await
+        .unwrap();
     assert_eq!(done.state(), State::Succeeded);
 }
 
@@ -188,7 +200,13 @@ async fn operation_deleted_at_its_not_before_time_is_still_leased() {
         let not_before = SystemTime::now() + Duration::from_millis(400);
         let mut names = Vec::new();
         for _ in 0..OPERATION_COUNT {
-            names.push(create(&operations, NewOperation::queued("q").not_before(not_before)).await);
+            names.push(
+                create(
+                    &operations,
+                    NewOperation::queued("q").not_before(not_before),
+                )
+                .await,
+            );
         }
         let mut expected: HashSet<_> = names.iter().cloned().collect();
         let mut deletions = JoinSet::new();
@@ -227,9 +245,15 @@ async fn awaited_total_timeout_fires_at_most_100_ms_late() {
         let done = operations.wait(&name, 2 * timeout).await.unwrap();
         let elapsed = started_at.elapsed();
         let error = expect_error(&done.to_proto());
-        assert_eq!((error.code, error_reason(&error).as_str()), (4, "TOTAL_TIMEOUT"));
+        assert_eq!(
+            (error.code, error_reason(&error).as_str()),
+            (4, "TOTAL_TIMEOUT")
+        );
         assert!(timeout <= elapsed, "{elapsed:?}");
-        assert!(elapsed <= timeout + Duration::from_millis(100), "{elapsed:?}");
+        assert!(
+            elapsed <= timeout + Duration::from_millis(100),
+            "{elapsed:?}"
+        );
     }
 }
 
@@ -240,7 +264,10 @@ async fn done_operation_expires_never_early_and_at_most_18_min_late() {
     for retention in [DAY, 30 * DAY, 365 * DAY] {
         let new = NewOperation::self_executed("w").retention(retention);
         let (name, token) = create_leased(&operations, new).await;
-        operations.succeed(&name, token, string_value("")).await.unwrap();
+        operations
+            .succeed(&name, token, string_value(""))
+            .await
+            .unwrap();
         sleep(retention - SECOND).await;
         operations.get_cached(&name).expect("its time is not over");
         sleep(SECOND + Duration::from_secs(1_100)).await;

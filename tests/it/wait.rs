@@ -8,13 +8,16 @@ use tokio::{task::JoinSet, time::Instant};
 use tonic::Code;
 
 use crate::support::{
-    GrpcTestServer, expect_error, get_request, create_leased, decode_metadata, create_pending, problem::expect_status_error, expect_response, create_running, create_succeeded,
-    string_value, wait_request,
+    GrpcTestServer, create_leased, create_pending, create_running, create_succeeded,
+    decode_metadata, error_details::expect_status_error, expect_error, expect_response,
+    get_request, string_value, wait_request,
 };
 
 const MS: Duration = Duration::from_millis(1);
 
-fn wait_request_without_timeout(name: &longrunning::OperationName) -> google::longrunning::WaitOperationRequest {
+fn wait_request_without_timeout(
+    name: &longrunning::OperationName,
+) -> google::longrunning::WaitOperationRequest {
     google::longrunning::WaitOperationRequest {
         name: name.to_string(),
         timeout: None,
@@ -40,7 +43,10 @@ async fn wait_on_done_operation_returns_immediately() {
         .wait_operation(wait_request(&name, 60_000))
         .await
         .unwrap();
-    assert_eq!(expect_response(&waited.into_inner()), string_value("result"));
+    assert_eq!(
+        expect_response(&waited.into_inner()),
+        string_value("result")
+    );
     assert!(start.elapsed() < 30_000 * MS);
 }
 
@@ -171,7 +177,8 @@ async fn wait_over_waiter_limit_returns_current_state() {
         max_waiters: 1,
         ..Limits::default()
     };
-    let server = GrpcTestServer::start_with(crate::support::operations_builder().limits(limits)).await;
+    let server =
+        GrpcTestServer::start_with(crate::support::operations_builder().limits(limits)).await;
     let (name, token) = create_running(&server.operations).await;
     let mut client = server.client().await;
     let (mut other_client, request) = (client.clone(), wait_request_without_timeout(&name));
@@ -198,7 +205,10 @@ async fn wait_on_unknown_name_fails_and_delete_wakes_waiters() {
     let mut client = server.client().await;
     let unknown = "operations/unknown".parse().unwrap();
     let unknown = expect_status_error(client.wait_operation(wait_request(&unknown, 60_000)).await);
-    assert_eq!(unknown.code_and_reason(), (Code::NotFound, "OPERATION_NOT_FOUND"));
+    assert_eq!(
+        unknown.code_and_reason(),
+        (Code::NotFound, "OPERATION_NOT_FOUND")
+    );
 
     let (name, _) = create_running(&server.operations).await;
     let (mut other_client, request) = (client.clone(), wait_request_without_timeout(&name));
@@ -206,7 +216,10 @@ async fn wait_on_unknown_name_fails_and_delete_wakes_waiters() {
     wait_for_waiters(&server.operations, 1).await;
     server.operations.delete(&name).await.unwrap();
     let deleted = expect_status_error(wait_task.await.unwrap());
-    assert_eq!(deleted.code_and_reason(), (Code::NotFound, "OPERATION_NOT_FOUND"));
+    assert_eq!(
+        deleted.code_and_reason(),
+        (Code::NotFound, "OPERATION_NOT_FOUND")
+    );
 }
 
 // WAIT-8: another operation of the same name is not the one that was waited for.
@@ -225,7 +238,10 @@ async fn wait_is_not_found_when_name_is_reused() {
         .await
         .unwrap();
     create_leased(&server.operations, new()).await;
-    assert_eq!(expect_status_error(wait_task.await.unwrap()).code, Code::NotFound);
+    assert_eq!(
+        expect_status_error(wait_task.await.unwrap()).code,
+        Code::NotFound
+    );
 }
 
 // WAIT-9

@@ -7,11 +7,15 @@ use longrunning::{WaitLimits, proto::google};
 use tokio::time::Instant;
 use tonic::{Code, Request};
 
-use crate::support::{GrpcTestServer, problem::expect_status_error, create_running, wait_request};
+use crate::support::{
+    GrpcTestServer, create_running, error_details::expect_status_error, wait_request,
+};
 
 const MS: Duration = Duration::from_millis(1);
 
-fn wait_request_without_timeout(name: &longrunning::OperationName) -> google::longrunning::WaitOperationRequest {
+fn wait_request_without_timeout(
+    name: &longrunning::OperationName,
+) -> google::longrunning::WaitOperationRequest {
     google::longrunning::WaitOperationRequest {
         name: name.to_string(),
         timeout: None,
@@ -25,7 +29,9 @@ async fn wait_uses_default_timeout_and_is_capped_by_max_timeout() {
         default_timeout: 500 * MS,
         max_timeout: 3000 * MS,
     };
-    let server = GrpcTestServer::start_with_wait_limits(crate::support::operations_builder(), wait_limits).await;
+    let server =
+        GrpcTestServer::start_with_wait_limits(crate::support::operations_builder(), wait_limits)
+            .await;
     let (name, _) = create_running(&server.operations).await;
     let mut client = server.client().await;
     let start = Instant::now();
@@ -68,7 +74,10 @@ async fn wait_with_300_ms_grpc_timeout_returns_before_deadline() {
         let mut in_time = 0;
         // A machine that stands still for a moment may miss it, but not ten times.
         for _ in 0..10 {
-            let message = timeout.map_or_else(|| wait_request_without_timeout(&name), |millis| wait_request(&name, millis));
+            let message = timeout.map_or_else(
+                || wait_request_without_timeout(&name),
+                |millis| wait_request(&name, millis),
+            );
             let mut request = Request::new(message);
             // Only the header: the client's own timer must not help.
             request
@@ -158,7 +167,9 @@ async fn longest_protobuf_duration_is_capped_by_max_wait_timeout() {
         default_timeout: MS,
         max_timeout: 50 * MS,
     };
-    let server = GrpcTestServer::start_with_wait_limits(crate::support::operations_builder(), wait_limits).await;
+    let server =
+        GrpcTestServer::start_with_wait_limits(crate::support::operations_builder(), wait_limits)
+            .await;
     let (name, _) = create_running(&server.operations).await;
     let timeout = Some(prost_types::Duration {
         seconds: 315_576_000_000,

@@ -7,9 +7,9 @@ use longrunning::{
 use tonic::{Code, Status, Streaming};
 
 use crate::support::{
-    GrpcTestServer, decode_metadata, create_pending,
-    problem::{ErrorDetails, expect_status_error},
-    progress, expect_response, create_running, create_succeeded, string_value,
+    GrpcTestServer, create_pending, create_running, create_succeeded, decode_metadata,
+    error_details::{ErrorDetails, expect_status_error},
+    expect_response, progress, string_value,
 };
 
 async fn open_watch(server: &GrpcTestServer, name: &OperationName) -> Streaming<Operation> {
@@ -52,7 +52,10 @@ async fn watch_sends_current_state_each_change_and_ends_when_done() {
             .unwrap();
         let change = next_message(&mut stream).await.unwrap().unwrap();
         assert_eq!(change.name, name.as_str());
-        assert_eq!(decode_metadata(&change).progress.unwrap().done_units, done_units);
+        assert_eq!(
+            decode_metadata(&change).progress.unwrap().done_units,
+            done_units
+        );
     }
     // A sign of life is no change.
     server.operations.renew(&name, token).await.unwrap();
@@ -85,12 +88,21 @@ async fn watch_coalesces_unread_changes_to_latest() {
     let mut watch = operations.watch(&name).await.unwrap();
     watch.next().await.unwrap().unwrap();
     for done_units in 1..=1000 {
-        operations.report(&name, token, progress_report(done_units)).await.unwrap();
+        operations
+            .report(&name, token, progress_report(done_units))
+            .await
+            .unwrap();
     }
     let newest = watch.next().await.unwrap().unwrap();
     assert_eq!(newest.progress().unwrap().done_units, 1000);
-    operations.report(&name, token, progress_report(1001)).await.unwrap();
-    operations.succeed(&name, token, string_value("end")).await.unwrap();
+    operations
+        .report(&name, token, progress_report(1001))
+        .await
+        .unwrap();
+    operations
+        .succeed(&name, token, string_value("end"))
+        .await
+        .unwrap();
     assert!(watch.next().await.unwrap().unwrap().is_done());
     assert!(watch.next().await.is_none());
 }
@@ -103,7 +115,10 @@ async fn watch_ends_with_not_found_on_delete() {
     next_message(&mut stream).await.unwrap().unwrap();
     server.operations.delete(&name).await.unwrap();
     let error_details = ErrorDetails::from_status(&next_message(&mut stream).await.unwrap_err());
-    assert_eq!(error_details.code_and_reason(), (Code::NotFound, "OPERATION_NOT_FOUND"));
+    assert_eq!(
+        error_details.code_and_reason(),
+        (Code::NotFound, "OPERATION_NOT_FOUND")
+    );
 }
 
 #[tokio::test]
@@ -114,7 +129,10 @@ async fn watch_ends_with_unavailable_at_shutdown() {
     next_message(&mut stream).await.unwrap().unwrap();
     server.operations.shutdown(std::time::Duration::ZERO).await;
     let error_details = ErrorDetails::from_status(&next_message(&mut stream).await.unwrap_err());
-    assert_eq!(error_details.code_and_reason(), (Code::Unavailable, "SHUTTING_DOWN"));
+    assert_eq!(
+        error_details.code_and_reason(),
+        (Code::Unavailable, "SHUTTING_DOWN")
+    );
     assert!(error_details.retry_info.is_some());
 }
 
@@ -137,14 +155,18 @@ async fn watch_over_waiter_limit_is_rejected_with_retry_info() {
         max_waiters: 1,
         ..Limits::default()
     };
-    let server = GrpcTestServer::start_with(crate::support::operations_builder().limits(limits)).await;
+    let server =
+        GrpcTestServer::start_with(crate::support::operations_builder().limits(limits)).await;
     let name = create_pending(&server.operations).await;
     let _open = open_watch(&server, &name).await;
     let request = WatchOperationRequest {
         name: name.to_string(),
     };
     let refused = expect_status_error(server.watch_client().await.watch_operation(request).await);
-    assert_eq!(refused.code_and_reason(), (Code::ResourceExhausted, "TOO_MANY_WAITERS"));
+    assert_eq!(
+        refused.code_and_reason(),
+        (Code::ResourceExhausted, "TOO_MANY_WAITERS")
+    );
     assert!(refused.retry_info.is_some());
     let unknown = WatchOperationRequest {
         name: "operations/unknown".into(),

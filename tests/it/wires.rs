@@ -18,11 +18,13 @@ use tonic_health::pb::{
 };
 
 use crate::support::{
-    GrpcTestServer, get_request,
-    problem::{ErrorDetails, expect_status_error},
-    program::{ServeProcess, longrunning_command, stderr, endless_checksum_directory, run_command, stdout},
-    raw::{self, RawBytesCodec},
-    create_running,
+    GrpcTestServer, create_running,
+    error_details::{ErrorDetails, expect_status_error},
+    get_request,
+    raw_requests::{self, RawBytesCodec},
+    serve_process::{
+        ServeProcess, endless_checksum_directory, longrunning_command, run_command, stderr, stdout,
+    },
 };
 
 /// So long a step may take before the test has failed.
@@ -69,7 +71,10 @@ async fn directory_traversal_through_missing_directory_is_rejected() {
         let directory = directory.to_owned();
         let request = CreateChecksumRequest { directory };
         let refused = expect_status_error(checksums.create_checksum(request).await);
-        assert_eq!(refused.code_and_reason(), (Code::InvalidArgument, "DIRECTORY_OUTSIDE"));
+        assert_eq!(
+            refused.code_and_reason(),
+            (Code::InvalidArgument, "DIRECTORY_OUTSIDE")
+        );
     }
 }
 
@@ -85,14 +90,27 @@ async fn compressed_request_is_unimplemented_with_reason() {
     request.metadata_mut().insert("grpc-encoding", gzip);
     let mut grpc = Grpc::new(channel.clone());
     grpc.ready().await.unwrap();
-    let refused = expect_status_error(grpc.unary(request, path.parse().unwrap(), RawBytesCodec).await);
-    assert_eq!(refused.code_and_reason(), (Code::Unimplemented, "NOT_SUPPORTED"));
+    let refused = expect_status_error(
+        grpc.unary(request, path.parse().unwrap(), RawBytesCodec)
+            .await,
+    );
+    assert_eq!(
+        refused.code_and_reason(),
+        (Code::Unimplemented, "NOT_SUPPORTED")
+    );
     assert!(refused.message.contains("ompress"), "{}", refused.message);
     // A method that is missing is another matter.
     let unknown = "/google.longrunning.Operations/Nothing";
-    let unknown = expect_status_error(raw::raw_unary_call(channel.clone(), unknown, Vec::new()).await);
-    assert_eq!(unknown.code_and_reason(), (Code::Unimplemented, "METHOD_UNKNOWN"));
-    raw::raw_unary_call(channel, path, message).await.unwrap();
+    let unknown = expect_status_error(
+        raw_requests::raw_unary_call(channel.clone(), unknown, Vec::new()).await,
+    );
+    assert_eq!(
+        unknown.code_and_reason(),
+        (Code::Unimplemented, "METHOD_UNKNOWN")
+    );
+    raw_requests::raw_unary_call(channel, path, message)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

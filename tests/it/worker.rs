@@ -6,7 +6,9 @@ use longrunning::{
     WorkerId, proto::google::rpc::Code,
 };
 
-use crate::support::{custom_metadata, create_pending, progress, create_running, create_succeeded, string_value};
+use crate::support::{
+    create_pending, create_running, create_succeeded, custom_metadata, progress, string_value,
+};
 
 async fn start_operations() -> Operations {
     crate::support::operations_builder().start().await.unwrap()
@@ -91,9 +93,15 @@ async fn stale_or_unknown_lease_token_changes_nothing() {
 async fn done_operation_accepts_only_same_outcome_again() {
     let operations = start_operations().await;
     let (name, token) = create_running(&operations).await;
-    operations.succeed(&name, token, string_value("one")).await.unwrap();
+    operations
+        .succeed(&name, token, string_value("one"))
+        .await
+        .unwrap();
     let before = operations.get_cached(&name).unwrap();
-    let same = operations.succeed(&name, token, string_value("one")).await.unwrap();
+    let same = operations
+        .succeed(&name, token, string_value("one"))
+        .await
+        .unwrap();
     assert_eq!(same.bytes(), before.bytes());
     let failure = Failure::new(Code::Internal, "no");
     for refused in [

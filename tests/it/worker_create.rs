@@ -15,10 +15,13 @@ use tokio::{sync::Barrier, task::JoinSet, time::advance};
 use tonic::{Code, Request};
 
 use crate::support::{
-    GrpcTestServer, expect_error, decode_metadata, custom_metadata,
-    problem::ErrorDetails,
-    error_reason, expect_response,
-    shop::{Harness, max_attempts, finish_request, lease_request, queued_request, release, proto_seconds, self_executed_request, queued_request_with_input},
+    GrpcTestServer, custom_metadata, decode_metadata,
+    error_details::ErrorDetails,
+    error_reason, expect_error, expect_response,
+    harness::{
+        Harness, finish_request, lease_request, max_attempts, proto_seconds, queued_request,
+        queued_request_with_input, release, self_executed_request,
+    },
     string_value,
 };
 
@@ -56,9 +59,16 @@ async fn self_executed_create_returns_operation_with_lease() {
     assert_eq!(operation.name, "projects/p/operations/rich");
     assert_eq!(operation, harness.get(&operation.name).await);
     let operation_metadata = decode_metadata(&operation);
-    assert_eq!((operation_metadata.attempt, operation_metadata.state), (1, 2), "it is running");
     assert_eq!(
-        (operation_metadata.queue.as_str(), operation_metadata.method.as_str()),
+        (operation_metadata.attempt, operation_metadata.state),
+        (1, 2),
+        "it is running"
+    );
+    assert_eq!(
+        (
+            operation_metadata.queue.as_str(),
+            operation_metadata.method.as_str()
+        ),
         ("", "acme.v1.Renderer/Render")
     );
     let lease = created.lease.unwrap();
@@ -73,9 +83,17 @@ async fn self_executed_create_returns_operation_with_lease() {
     );
     assert_eq!((lease.queue.as_str(), lease.cancel_requested), ("", false));
     assert_eq!(lease.method, "acme.v1.Renderer/Render");
-    assert_eq!(lease.labels, string_map(&[("team", "blue"), ("user", "änn")]));
-    assert_eq!(lease.trace_context, string_map(&[("traceparent", "00-4bf92f-01")]));
-    let done = harness.finish(&lease, Outcome::Response(string_value("done"))).await;
+    assert_eq!(
+        lease.labels,
+        string_map(&[("team", "blue"), ("user", "änn")])
+    );
+    assert_eq!(
+        lease.trace_context,
+        string_map(&[("traceparent", "00-4bf92f-01")])
+    );
+    let done = harness
+        .finish(&lease, Outcome::Response(string_value("done")))
+        .await;
     assert_eq!(expect_response(&done), string_value("done"));
 }
 
@@ -84,27 +102,48 @@ async fn self_executed_create_returns_operation_with_lease() {
 async fn lease_of_queued_operation_has_all_created_fields() {
     let harness = Harness::start().await;
     let created = harness
-        .try_create(full_request(queued_request_with_input("q.1", Some(string_value("input"))).execution))
+        .try_create(full_request(
+            queued_request_with_input("q.1", Some(string_value("input"))).execution,
+        ))
         .await
         .unwrap();
     assert_eq!(created.lease, None, "nobody works on it yet");
     let operation_metadata = decode_metadata(&created.operation.unwrap());
-    assert_eq!((operation_metadata.attempt, operation_metadata.state), (0, 1), "it is pending");
-    assert_eq!((operation_metadata.start_time, operation_metadata.queue.as_str()), (None, "q.1"));
+    assert_eq!(
+        (operation_metadata.attempt, operation_metadata.state),
+        (0, 1),
+        "it is pending"
+    );
+    assert_eq!(
+        (
+            operation_metadata.start_time,
+            operation_metadata.queue.as_str()
+        ),
+        (None, "q.1")
+    );
     let lease = harness.lease_one("q.1", "w").await;
     assert_eq!(lease.name, "projects/p/operations/rich");
     assert_eq!(
         (lease.input, lease.queue.as_str()),
         (Some(string_value("input")), "q.1")
     );
-    assert_eq!((lease.attempt, lease.lease_remaining), (1, proto_seconds(60)));
+    assert_eq!(
+        (lease.attempt, lease.lease_remaining),
+        (1, proto_seconds(60))
+    );
     assert_eq!(
         (lease.attempt_remaining, lease.cancel_grace),
         (proto_seconds(600), proto_seconds(5))
     );
     assert_eq!(lease.method, "acme.v1.Renderer/Render");
-    assert_eq!(lease.labels, string_map(&[("team", "blue"), ("user", "änn")]));
-    assert_eq!(lease.trace_context, string_map(&[("traceparent", "00-4bf92f-01")]));
+    assert_eq!(
+        lease.labels,
+        string_map(&[("team", "blue"), ("user", "änn")])
+    );
+    assert_eq!(
+        lease.trace_context,
+        string_map(&[("traceparent", "00-4bf92f-01")])
+    );
 }
 
 // BEHAVIOUR §4
@@ -125,7 +164,8 @@ async fn omitted_fields_get_server_defaults() {
         attempt_timeout: Some(std::time::Duration::from_secs(8)),
         ..ExecutionOptions::default()
     };
-    let harness = Harness::start_with(crate::support::operations_builder().default_options(defaults)).await;
+    let harness =
+        Harness::start_with(crate::support::operations_builder().default_options(defaults)).await;
     harness.create_queued("q").await;
     let lease = harness.lease_one("q", "w").await;
     assert_eq!(
@@ -142,7 +182,12 @@ async fn custom_metadata_is_served_from_creation() {
         metadata: Some(custom_metadata(3)),
         ..queued_request("q")
     };
-    let created = harness.try_create(request).await.unwrap().operation.unwrap();
+    let created = harness
+        .try_create(request)
+        .await
+        .unwrap()
+        .operation
+        .unwrap();
     assert_eq!(created.metadata, Some(custom_metadata(3)));
     assert_eq!(harness.get(&created.name).await, created);
 }
@@ -169,7 +214,12 @@ async fn trace_context_comes_from_valid_headers_unless_in_request() {
         let headers = request.metadata_mut();
         headers.insert("traceparent", parent.parse().unwrap());
         headers.insert("tracestate", "a=b".parse().unwrap());
-        let created = harness.worker.clone().create_operation(request).await.unwrap();
+        let created = harness
+            .worker
+            .clone()
+            .create_operation(request)
+            .await
+            .unwrap();
         assert_eq!(created.into_inner().lease.unwrap().trace_context, expected);
     }
 }
@@ -191,9 +241,15 @@ async fn repeated_create_returns_current_operation_and_live_lease() {
     assert_eq!(again.operation, first.operation);
     let live = again.lease.unwrap();
     assert_eq!(live.lease_token, lease.lease_token, "nobody took it");
-    assert_eq!(live.lease_remaining, proto_seconds(20), "and nobody renewed it");
+    assert_eq!(
+        live.lease_remaining,
+        proto_seconds(20),
+        "and nobody renewed it"
+    );
     assert_eq!(live.trace_context, lease.trace_context, "that of the first");
-    let done = harness.finish(&lease, Outcome::Response(string_value("done"))).await;
+    let done = harness
+        .finish(&lease, Outcome::Response(string_value("done")))
+        .await;
     let last = harness.try_create(request("00-3-01")).await.unwrap();
     assert_eq!(
         (last.operation, last.lease, last.reused),
@@ -287,7 +343,10 @@ async fn request_id_reuse_is_rejected_for_every_differing_field() {
     };
     harness.create_operation(base.clone()).await;
     for other in requests_with_one_change(&base) {
-        let refused = harness.try_create(other.clone()).await.expect_err("other content");
+        let refused = harness
+            .try_create(other.clone())
+            .await
+            .expect_err("other content");
         let refused = ErrorDetails::from_status(&refused);
         let expected = (Code::AlreadyExists, "REQUEST_ID_REUSED");
         assert_eq!(refused.code_and_reason(), expected, "{other:?}");
@@ -316,7 +375,9 @@ async fn request_id_is_reusable_after_delete() {
     let second = second.lease.unwrap();
     assert_ne!(second.name, first.name);
     // The end of the first takes nothing away from the second.
-    harness.finish(&first, Outcome::Response(string_value(""))).await;
+    harness
+        .finish(&first, Outcome::Response(string_value("")))
+        .await;
     let again = harness.try_create(request()).await.unwrap();
     assert_eq!(again.lease.unwrap().lease_token, second.lease_token);
 }
@@ -371,9 +432,21 @@ async fn finish_with_release_of_self_executed_operation_is_worker_lost() {
     let harness = Harness::start().await;
     let lease = harness.create_self_executed("w").await;
     let done = expect_error(&harness.finish(&lease, release()).await);
-    assert_eq!((done.code, error_reason(&done).as_str()), (14, "WORKER_LOST"));
-    assert_eq!(harness.try_lease(lease_request(&["q"], "w", 9)).await.unwrap(), []);
-    let again = harness.try_finish(finish_request(&lease, release())).await.unwrap_err();
+    assert_eq!(
+        (done.code, error_reason(&done).as_str()),
+        (14, "WORKER_LOST")
+    );
+    assert_eq!(
+        harness
+            .try_lease(lease_request(&["q"], "w", 9))
+            .await
+            .unwrap(),
+        []
+    );
+    let again = harness
+        .try_finish(finish_request(&lease, release()))
+        .await
+        .unwrap_err();
     assert_eq!(ErrorDetails::from_status(&again).reason, "OPERATION_DONE");
 }
 
@@ -388,7 +461,10 @@ async fn empty_retry_policy_means_one_attempt() {
     harness.create_operation(request).await;
     let lease = harness.lease_one("q", "w").await;
     let done = harness
-        .finish(&lease, crate::support::shop::retryable_failure(14, "busy"))
+        .finish(
+            &lease,
+            crate::support::harness::retryable_failure(14, "busy"),
+        )
         .await;
     assert_eq!(expect_error(&done).code, 14);
 }

@@ -14,10 +14,11 @@ use prost::Message;
 use tokio::time::advance;
 
 use crate::support::{
-    decode_metadata, custom_metadata,
-    shop::{
-        Harness, max_attempts, heartbeat_request, finish_request, lease_request, lease_request_with_wait, queued_request, release, retryable_failure, proto_seconds, lease_heartbeat,
-        queued_request_with_input, queued_request_with_priority,
+    custom_metadata, decode_metadata,
+    harness::{
+        Harness, finish_request, heartbeat_request, lease_heartbeat, lease_request,
+        lease_request_with_wait, max_attempts, proto_seconds, queued_request,
+        queued_request_with_input, queued_request_with_priority, release, retryable_failure,
     },
     string_value,
 };
@@ -40,16 +41,35 @@ async fn batch_is_ordered_by_priority_then_age_across_its_queues() {
         ("a", -1),
         ("b", 0),
     ] {
-        all.push(harness.create_operation(queued_request_with_priority(queue, priority)).await);
+        all.push(
+            harness
+                .create_operation(queued_request_with_priority(queue, priority))
+                .await,
+        );
     }
-    let first = harness.try_lease(lease_request(&["b", "a", "b"], "w", 3)).await.unwrap();
+    let first = harness
+        .try_lease(lease_request(&["b", "a", "b"], "w", 3))
+        .await
+        .unwrap();
     assert_eq!(lease_names(&first), [&all[1], &all[4], &all[0]]);
-    let rest = harness.try_lease(lease_request(&["a", "b"], "w", 100)).await.unwrap();
+    let rest = harness
+        .try_lease(lease_request(&["a", "b"], "w", 100))
+        .await
+        .unwrap();
     assert_eq!(lease_names(&rest), [&all[3], &all[6], &all[5]]);
-    assert_eq!(harness.try_lease(lease_request(&["a", "b"], "w", 100)).await.unwrap(), []);
+    assert_eq!(
+        harness
+            .try_lease(lease_request(&["a", "b"], "w", 100))
+            .await
+            .unwrap(),
+        []
+    );
     let queues: Vec<&str> = rest.iter().map(|lease| lease.queue.as_str()).collect();
     assert_eq!(queues, ["b", "b", "a"]);
-    assert_eq!((harness.queue_depth("a"), harness.queue_depth("c")), (None, Some(1)));
+    assert_eq!(
+        (harness.queue_depth("a"), harness.queue_depth("c")),
+        (None, Some(1))
+    );
 }
 
 // BEHAVIOUR §5
@@ -61,7 +81,11 @@ async fn every_lease_has_unique_token_and_increasing_attempt() {
     }
     let mut tokens = BTreeSet::new();
     for round in 1..=4 {
-        for lease in harness.try_lease(lease_request(&["q"], "w", 9)).await.unwrap() {
+        for lease in harness
+            .try_lease(lease_request(&["q"], "w", 9))
+            .await
+            .unwrap()
+        {
             assert_eq!(lease.attempt, round);
             tokens.insert(lease.lease_token.clone());
             harness.finish(&lease, release()).await;
@@ -78,7 +102,10 @@ async fn max_leases_is_respected_and_capped_at_1000() {
         harness.create_queued("q").await;
     }
     for (requested, expected) in [(0, 1), (1, 1), (2, 2), (i32::MAX, 1000), (1000, 2)] {
-        let leases = harness.try_lease(lease_request(&["q"], "w", requested)).await.unwrap();
+        let leases = harness
+            .try_lease(lease_request(&["q"], "w", requested))
+            .await
+            .unwrap();
         assert_eq!(leases.len(), expected);
     }
 }
@@ -90,21 +117,33 @@ async fn batch_stays_below_3_mib_and_rest_comes_next() {
     let input = || Some(string_value(&"x".repeat(1 << 20)));
     let mut all = Vec::new();
     for _ in 0..5 {
-        all.push(harness.create_operation(queued_request_with_input("q", input())).await);
+        all.push(
+            harness
+                .create_operation(queued_request_with_input("q", input()))
+                .await,
+        );
     }
     for expected in [&all[0..2], &all[2..4], &all[4..5]] {
-        let leases = harness.try_lease(lease_request(&["q"], "w", 1000)).await.unwrap();
+        let leases = harness
+            .try_lease(lease_request(&["q"], "w", 1000))
+            .await
+            .unwrap();
         assert_eq!(lease_names(&leases), expected);
         assert_eq!(leases[0].input, input());
     }
     // One that is as large as it may be comes alone.
     let large = Some(string_value(&"x".repeat((3 << 20) - 250)));
     for input in [None, large, None] {
-        harness.create_operation(queued_request_with_input("q", input)).await;
+        harness
+            .create_operation(queued_request_with_input("q", input))
+            .await;
     }
     let lengths = [(1, true), (1, false), (1, true)];
     for (length, is_small) in lengths {
-        let leases = harness.try_lease(lease_request(&["q"], "w", 9)).await.unwrap();
+        let leases = harness
+            .try_lease(lease_request(&["q"], "w", 9))
+            .await
+            .unwrap();
         assert_eq!(
             (leases.len(), leases[0].input.is_none()),
             (length, is_small)
@@ -128,11 +167,18 @@ async fn batch_size_limit_counts_long_names_and_labels() {
     }
     let mut leased_count = 0;
     while leased_count < 1000 {
-        let leases = harness.try_lease(lease_request(&["q"], "w", 1000)).await.unwrap();
+        let leases = harness
+            .try_lease(lease_request(&["q"], "w", 1000))
+            .await
+            .unwrap();
         leased_count += leases.len();
         assert!(1 < leases.len());
         let response = LeaseOperationsResponse { leases };
-        assert!(response.encoded_len() < 3 << 20, "{}", response.encoded_len());
+        assert!(
+            response.encoded_len() < 3 << 20,
+            "{}",
+            response.encoded_len()
+        );
     }
 }
 
@@ -151,23 +197,35 @@ async fn checkpoint_reaches_next_attempt_after_every_outcome() {
         checkpoint: Some(custom_metadata(1)),
         ..lease_heartbeat(&first)
     };
-    harness.try_heartbeat(heartbeat_request("w", [report])).await.unwrap();
+    harness
+        .try_heartbeat(heartbeat_request("w", [report]))
+        .await
+        .unwrap();
     // A sign of life that says nothing keeps it, and clients do not see it.
     harness.heartbeat_one(&first).await;
     assert_eq!(decode_metadata(&harness.get(&name).await).detail, None);
     harness.finish(&first, retryable_failure(14, "again")).await;
-    let second = &harness.try_lease(lease_request_with_wait(&["q"], "w", 60)).await.unwrap()[0];
+    let second = &harness
+        .try_lease(lease_request_with_wait(&["q"], "w", 60))
+        .await
+        .unwrap()[0];
     assert_eq!(second.checkpoint, Some(custom_metadata(1)));
     let report = LeaseReport {
         checkpoint: Some(custom_metadata(2)),
         ..lease_heartbeat(second)
     };
-    harness.try_heartbeat(heartbeat_request("w", [report])).await.unwrap();
+    harness
+        .try_heartbeat(heartbeat_request("w", [report]))
+        .await
+        .unwrap();
     harness.finish(second, release()).await;
     let third = harness.lease_one("q", "w").await;
     assert_eq!(third.checkpoint, Some(custom_metadata(2)));
     // And if the worker falls silent.
-    let fourth = &harness.try_lease(lease_request_with_wait(&["q"], "w", 60)).await.unwrap()[0];
+    let fourth = &harness
+        .try_lease(lease_request_with_wait(&["q"], "w", 60))
+        .await
+        .unwrap()[0];
     assert_eq!(
         (&fourth.checkpoint, fourth.attempt),
         (&Some(custom_metadata(2)), 4)
@@ -193,11 +251,31 @@ async fn lease_operations_honours_not_before() {
         };
         harness.create_operation(request).await;
     }
-    assert_eq!(harness.try_lease(lease_request(&["q"], "w", 9)).await.unwrap().len(), 1);
+    assert_eq!(
+        harness
+            .try_lease(lease_request(&["q"], "w", 9))
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
     assert_eq!(harness.queue_depth("q"), Some(1), "the other one waits");
     advance(Duration::from_secs(99)).await;
-    assert_eq!(harness.try_lease(lease_request(&["q"], "w", 9)).await.unwrap(), []);
-    assert_eq!(harness.try_lease(lease_request_with_wait(&["q"], "w", 2)).await.unwrap().len(), 1);
+    assert_eq!(
+        harness
+            .try_lease(lease_request(&["q"], "w", 9))
+            .await
+            .unwrap(),
+        []
+    );
+    assert_eq!(
+        harness
+            .try_lease(lease_request_with_wait(&["q"], "w", 2))
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
 }
 
 // BEHAVIOUR §3: deleting does not cancel.
@@ -208,9 +286,14 @@ async fn deleted_operation_is_leased_while_hidden_and_removed_when_done() {
     harness.delete(&name).await;
     let lease = harness.lease_one("q", "w").await;
     assert_eq!((&lease.name, lease.cancel_requested), (&name, false));
-    let done = harness.finish(&lease, Outcome::Response(string_value("unseen"))).await;
+    let done = harness
+        .finish(&lease, Outcome::Response(string_value("unseen")))
+        .await;
     assert!(done.done);
-    let again = harness.try_finish(finish_request(&lease, None)).await.unwrap_err();
+    let again = harness
+        .try_finish(finish_request(&lease, None))
+        .await
+        .unwrap_err();
     assert_eq!(again.code(), tonic::Code::NotFound);
 }
 
@@ -220,14 +303,20 @@ async fn cancelled_operation_leaves_its_queue() {
     let harness = Harness::start().await;
     let name = harness.create_queued("q").await;
     harness.cancel(&name).await;
-    assert_eq!(harness.try_lease(lease_request(&["q"], "w", 9)).await.unwrap(), []);
+    assert_eq!(
+        harness
+            .try_lease(lease_request(&["q"], "w", 9))
+            .await
+            .unwrap(),
+        []
+    );
     assert_eq!(harness.queue_depth("q"), None);
 }
 
 // worker.proto: the lease that a client leaves behind on its way.
 #[tokio::test(start_paused = true)]
 async fn undelivered_lease_is_released_and_not_counted() {
-    use crate::support::journal::{WriteMode, TestStorage};
+    use crate::support::test_storage::{TestStorage, WriteMode};
     let storage = TestStorage::new();
     let builder = crate::support::operations_builder().storage(storage.clone());
     let harness = Harness::start_with(builder).await;
@@ -242,12 +331,17 @@ async fn undelivered_lease_is_released_and_not_counted() {
         assert!(futures_util::poll!(abandoned_poll.as_mut()).is_pending());
         drop(abandoned_poll);
         storage.set_write_mode(WriteMode::Succeed);
-        let next = harness.try_lease(lease_request_with_wait(&["q"], "w", 60)).await.unwrap();
+        let next = harness
+            .try_lease(lease_request_with_wait(&["q"], "w", 60))
+            .await
+            .unwrap();
         assert_eq!(next[0].attempt, 2 * round, "the number only grows");
         harness.finish(&next[0], release()).await;
     }
     // It has one attempt by its policy, and it still has it.
     let lease = harness.lease_one("q", "w").await;
-    let done = harness.finish(&lease, Outcome::Response(string_value("done"))).await;
+    let done = harness
+        .finish(&lease, Outcome::Response(string_value("done")))
+        .await;
     assert!(done.done);
 }

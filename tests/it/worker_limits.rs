@@ -9,11 +9,14 @@ use tonic::Code;
 
 use crate::support::{
     GrpcTestServer,
-    journal::{WriteMode, TestStorage},
-    problem::{ErrorDetails, expect_status_error},
-    raw::raw_unary_call,
-    shop::{Harness, heartbeat_request, failure, finish_request, lease_request, queued_request, release, lease_heartbeat, queued_request_with_input},
+    error_details::{ErrorDetails, expect_status_error},
+    harness::{
+        Harness, failure, finish_request, heartbeat_request, lease_heartbeat, lease_request,
+        queued_request, queued_request_with_input, release,
+    },
+    raw_requests::raw_unary_call,
     string_value,
+    test_storage::{TestStorage, WriteMode},
 };
 
 const WORKER_METHODS: [&str; 5] = [
@@ -34,37 +37,63 @@ async fn limit_errors_are_resource_exhausted_with_retry_info() {
         ..Limits::default()
     };
     let harness = Harness::start_with(crate::support::operations_builder().limits(limits)).await;
-    let create_error = async |request| ErrorDetails::from_status(&harness.try_create(request).await.unwrap_err());
+    let create_error =
+        async |request| ErrorDetails::from_status(&harness.try_create(request).await.unwrap_err());
     let large = string_value(&"x".repeat(10_000));
     let too_large = create_error(queued_request_with_input("q", Some(large.clone()))).await;
-    assert_eq!(too_large.code_and_reason(), (Code::ResourceExhausted, "TOO_LARGE"));
+    assert_eq!(
+        too_large.code_and_reason(),
+        (Code::ResourceExhausted, "TOO_LARGE")
+    );
     harness.create_queued("q").await;
     let full = create_error(queued_request("q")).await;
-    assert_eq!(full.code_and_reason(), (Code::ResourceExhausted, "QUEUE_FULL"));
     assert_eq!(
-        (full.info.metadata["queue"].as_str(), full.retry_info.is_some()),
+        full.code_and_reason(),
+        (Code::ResourceExhausted, "QUEUE_FULL")
+    );
+    assert_eq!(
+        (
+            full.info.metadata["queue"].as_str(),
+            full.retry_info.is_some()
+        ),
         ("q", true)
     );
     let held = harness.create_self_executed("w").await;
     harness.create_self_executed("w").await;
     let store_full = create_error(queued_request("p")).await;
-    assert_eq!(store_full.code_and_reason(), (Code::ResourceExhausted, "STORE_FULL"));
+    assert_eq!(
+        store_full.code_and_reason(),
+        (Code::ResourceExhausted, "STORE_FULL")
+    );
     assert!(store_full.retry_info.is_some());
     for outcome in [
         Outcome::Response(large.clone()),
         failure(9, &"x".repeat(10_000)),
     ] {
-        let too_large = ErrorDetails::from_status(&harness.try_finish(finish_request(&held, outcome)).await.unwrap_err());
-        assert_eq!(too_large.code_and_reason(), (Code::ResourceExhausted, "TOO_LARGE"));
+        let too_large = ErrorDetails::from_status(
+            &harness
+                .try_finish(finish_request(&held, outcome))
+                .await
+                .unwrap_err(),
+        );
+        assert_eq!(
+            too_large.code_and_reason(),
+            (Code::ResourceExhausted, "TOO_LARGE")
+        );
     }
     let metadata = Some(large);
     let oversized_metadata = FinishOperationRequest {
         metadata,
         ..finish_request(&held, release())
     };
-    let too_large = ErrorDetails::from_status(&harness.try_finish(oversized_metadata).await.unwrap_err());
-    assert_eq!(too_large.code_and_reason(), (Code::ResourceExhausted, "TOO_LARGE"));
-    harness.finish(&held, failure(9, "too large, says the server"))
+    let too_large =
+        ErrorDetails::from_status(&harness.try_finish(oversized_metadata).await.unwrap_err());
+    assert_eq!(
+        too_large.code_and_reason(),
+        (Code::ResourceExhausted, "TOO_LARGE")
+    );
+    harness
+        .finish(&held, failure(9, "too large, says the server"))
         .await;
 }
 
@@ -72,19 +101,26 @@ async fn limit_errors_are_resource_exhausted_with_retry_info() {
 #[tokio::test]
 async fn worker_writes_are_unavailable_while_store_is_unwritable() {
     let storage = TestStorage::new();
-    let harness = Harness::start_with(crate::support::operations_builder().storage(storage.clone())).await;
+    let harness =
+        Harness::start_with(crate::support::operations_builder().storage(storage.clone())).await;
     let held = harness.create_self_executed("w").await;
     harness.create_queued("q").await;
     storage.set_write_mode(WriteMode::Fail);
     let errors = [
         harness.try_create(queued_request("q")).await.err(),
         harness.try_lease(lease_request(&["q"], "w", 1)).await.err(),
-        harness.try_heartbeat(heartbeat_request("w", [lease_heartbeat(&held)])).await.err(),
+        harness
+            .try_heartbeat(heartbeat_request("w", [lease_heartbeat(&held)]))
+            .await
+            .err(),
         harness.try_finish(finish_request(&held, None)).await.err(),
     ];
     for refused in errors {
         let refused = ErrorDetails::from_status(&refused.expect("it cannot be kept"));
-        assert_eq!(refused.code_and_reason(), (Code::Unavailable, "STORE_UNAVAILABLE"));
+        assert_eq!(
+            refused.code_and_reason(),
+            (Code::Unavailable, "STORE_UNAVAILABLE")
+        );
         assert!(refused.retry_info.is_some());
     }
     storage.set_write_mode(WriteMode::Succeed);
@@ -109,10 +145,14 @@ async fn shutdown_rejects_create_and_lease_but_accepts_finish() {
     ];
     for refused in errors {
         let refused = ErrorDetails::from_status(&refused.expect("it shuts down"));
-        assert_eq!(refused.code_and_reason(), (Code::Unavailable, "SHUTTING_DOWN"));
+        assert_eq!(
+            refused.code_and_reason(),
+            (Code::Unavailable, "SHUTTING_DOWN")
+        );
     }
     assert!(
-        harness.finish(&held, Outcome::Response(string_value("in time")))
+        harness
+            .finish(&held, Outcome::Response(string_value("in time")))
             .await
             .done
     );
@@ -126,14 +166,16 @@ async fn undecodable_or_oversized_message_is_rejected_by_worker_methods() {
     large.resize(5 + (6 << 20), b'a');
     for path in WORKER_METHODS {
         for bytes in [vec![0xff; 20], vec![0x0a, 200, 1, b'x']] {
-            let refused = expect_status_error(raw_unary_call(server.channel().await, path, bytes).await);
+            let refused =
+                expect_status_error(raw_unary_call(server.channel().await, path, bytes).await);
             assert_eq!(
                 refused.code_and_reason(),
                 (Code::InvalidArgument, "MALFORMED_REQUEST"),
                 "{path}"
             );
         }
-        let refused = expect_status_error(raw_unary_call(server.channel().await, path, large.clone()).await);
+        let refused =
+            expect_status_error(raw_unary_call(server.channel().await, path, large.clone()).await);
         assert_eq!(
             refused.code_and_reason(),
             (Code::ResourceExhausted, "TOO_LARGE"),

@@ -15,8 +15,11 @@ use tonic::{Code, Request};
 
 use crate::support::{
     GrpcTestServer,
-    problem::ErrorDetails,
-    shop::{Harness, heartbeat_request, queue_depth, lease_request, lease_request_with_wait, queued_request, release},
+    error_details::ErrorDetails,
+    harness::{
+        Harness, heartbeat_request, lease_request, lease_request_with_wait, queue_depth,
+        queued_request, release,
+    },
     string_value,
 };
 
@@ -27,7 +30,10 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 type PendingPoll<'a> = Pin<Box<dyn Future<Output = Result<Vec<Lease>, tonic::Status>> + 'a>>;
 
 /// Polls that have begun to wait, in this order.
-async fn start_polls<'a>(harness: &'a Harness, requests: &[LeaseOperationsRequest]) -> Vec<PendingPoll<'a>> {
+async fn start_polls<'a>(
+    harness: &'a Harness,
+    requests: &[LeaseOperationsRequest],
+) -> Vec<PendingPoll<'a>> {
     let mut polls: Vec<PendingPoll<'a>> = Vec::new();
     for request in requests {
         polls.push(Box::pin(harness.try_lease(request.clone())));
@@ -106,16 +112,25 @@ async fn poll_timeout_returns_empty_response() {
         let start = Instant::now();
         assert_eq!(harness.try_lease(request).await.unwrap(), []);
         let excess = start.elapsed() - Duration::from_secs(seconds);
-        assert!(excess <= Duration::from_millis(1), "{seconds} s and {excess:?}");
+        assert!(
+            excess <= Duration::from_millis(1),
+            "{seconds} s and {excess:?}"
+        );
     }
-    assert_eq!(harness.queue_depth("q"), None, "the queue went with the last poll");
+    assert_eq!(
+        harness.queue_depth("q"),
+        None,
+        "the queue went with the last poll"
+    );
 }
 
 // WAIT-5, through a socket, where tonic's own timer would answer CANCELLED.
 #[tokio::test]
 async fn poll_returns_before_rpc_deadline() {
     let wait_limits = WaitLimits::default();
-    let server = GrpcTestServer::start_with_wait_limits(crate::support::operations_builder(), wait_limits).await;
+    let server =
+        GrpcTestServer::start_with_wait_limits(crate::support::operations_builder(), wait_limits)
+            .await;
     let mut worker = server.worker_client().await;
     // A machine that stands still for a moment may miss it, but not ten times.
     for _ in 0..10 {
@@ -169,12 +184,24 @@ async fn poll_of_several_queues_passes_on_unused_permit() {
         ];
         let polls = start_polls(&harness, &requests).await;
         let mut polls: Vec<_> = polls.into_iter().map(Some).collect();
-        let names = [harness.create_queued(first).await, harness.create_queued(second).await];
+        let names = [
+            harness.create_queued(first).await,
+            harness.create_queued(second).await,
+        ];
         let mut leased_names: Vec<String> = Vec::new();
         while leased_names.len() < 2 {
             let before = leased_names.len();
-            leased_names.extend(collect_ready(&mut polls).await.into_iter().flatten().flatten());
-            assert!(before < leased_names.len(), "an operation is ready and nobody moves");
+            leased_names.extend(
+                collect_ready(&mut polls)
+                    .await
+                    .into_iter()
+                    .flatten()
+                    .flatten(),
+            );
+            assert!(
+                before < leased_names.len(),
+                "an operation is ready and nobody moves"
+            );
         }
         leased_names.sort();
         assert_eq!(leased_names, names);
@@ -193,10 +220,15 @@ async fn dropped_polls_lose_neither_operations_nor_permits() {
         let name = harness.create_queued(queue).await;
         // Its call is under way to the first, who leaves without hearing it.
         drop(polls.remove(0));
-        let leases = timeout(STEP_TIMEOUT, polls.remove(0)).await.expect("it was lost");
+        let leases = timeout(STEP_TIMEOUT, polls.remove(0))
+            .await
+            .expect("it was lost");
         assert_eq!(leases.unwrap()[0].name, name);
     }
-    assert_eq!((harness.queue_depth("a"), harness.queue_depth("b")), (None, None));
+    assert_eq!(
+        (harness.queue_depth("a"), harness.queue_depth("b")),
+        (None, None)
+    );
 }
 
 // worker.proto: HeartbeatRequest.draining.
@@ -233,7 +265,10 @@ async fn shutdown_answers_open_polls_with_unavailable() {
     let mut polls = start_polls(&harness, &[lease_request_with_wait(&["q"], "w", 600)]).await;
     harness.operations.shutdown(Duration::ZERO).await;
     let refused = ErrorDetails::from_status(&polls.remove(0).await.unwrap_err());
-    assert_eq!(refused.code_and_reason(), (Code::Unavailable, "SHUTTING_DOWN"));
+    assert_eq!(
+        refused.code_and_reason(),
+        (Code::Unavailable, "SHUTTING_DOWN")
+    );
 }
 
 // worker.proto: an empty answer would be asked for again at once.
@@ -245,14 +280,34 @@ async fn poll_over_waiter_limit_is_rejected_only_if_queue_is_empty() {
     };
     let harness = Harness::start_with(crate::support::operations_builder().limits(limits)).await;
     let mut polls = start_polls(&harness, &[lease_request_with_wait(&["q"], "w", 600)]).await;
-    let poll_over_limit = timeout(STEP_TIMEOUT, harness.try_lease(lease_request_with_wait(&["p"], "w", 600))).await;
+    let poll_over_limit = timeout(
+        STEP_TIMEOUT,
+        harness.try_lease(lease_request_with_wait(&["p"], "w", 600)),
+    )
+    .await;
     let refused = poll_over_limit.expect("it does not wait").unwrap_err();
     let refused = ErrorDetails::from_status(&refused);
-    assert_eq!(refused.code_and_reason(), (Code::ResourceExhausted, "TOO_MANY_WAITERS"));
+    assert_eq!(
+        refused.code_and_reason(),
+        (Code::ResourceExhausted, "TOO_MANY_WAITERS")
+    );
     assert!(refused.retry_info.is_some(), "it says when to come back");
-    assert_eq!(harness.try_lease(lease_request_with_wait(&["p"], "w", 0)).await.unwrap(), []);
+    assert_eq!(
+        harness
+            .try_lease(lease_request_with_wait(&["p"], "w", 0))
+            .await
+            .unwrap(),
+        []
+    );
     harness.create_queued("p").await;
-    assert_eq!(harness.try_lease(lease_request_with_wait(&["p"], "w", 600)).await.unwrap().len(), 1);
+    assert_eq!(
+        harness
+            .try_lease(lease_request_with_wait(&["p"], "w", 600))
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
     harness.create_queued("q").await;
     assert_eq!(polls.remove(0).await.unwrap().len(), 1);
     // 10 000 polls that were given up left no place taken.
@@ -276,7 +331,13 @@ async fn queues_created_by_polls_are_removed_when_polls_end() {
             "it is there while somebody waits"
         );
         drop(polls);
-        assert_eq!((harness.queue_depth(&first_queue), harness.queue_depth(&second_queue)), (None, None));
+        assert_eq!(
+            (
+                harness.queue_depth(&first_queue),
+                harness.queue_depth(&second_queue)
+            ),
+            (None, None)
+        );
     }
 }
 
@@ -286,8 +347,11 @@ async fn disconnected_worker_frees_its_poll_and_operations() {
     let server = GrpcTestServer::start().await;
     for _ in 0..20 {
         let mut worker = server.worker_client().await;
-        let poll_task =
-            tokio::spawn(async move { worker.lease_operations(lease_request_with_wait(&["q"], "gone", 600)).await });
+        let poll_task = tokio::spawn(async move {
+            worker
+                .lease_operations(lease_request_with_wait(&["q"], "gone", 600))
+                .await
+        });
         while queue_depth(&server.operations, "q").is_none() {
             tokio::task::yield_now().await;
         }
@@ -298,10 +362,15 @@ async fn disconnected_worker_frees_its_poll_and_operations() {
         }
         let mut worker = server.worker_client().await;
         worker.create_operation(queued_request("q")).await.unwrap();
-        let leases = worker.lease_operations(lease_request_with_wait(&["q"], "w", 60)).await;
+        let leases = worker
+            .lease_operations(lease_request_with_wait(&["q"], "w", 60))
+            .await;
         let leases = leases.unwrap().into_inner().leases;
         assert_eq!(leases[0].attempt, 1);
-        let finish_call = crate::support::shop::finish_request(&leases[0], Outcome::Response(string_value("")));
+        let finish_call = crate::support::harness::finish_request(
+            &leases[0],
+            Outcome::Response(string_value("")),
+        );
         worker.finish_operation(finish_call).await.unwrap();
     }
 }
@@ -313,7 +382,8 @@ async fn released_operation_goes_to_waiting_poll() {
     let name = harness.create_queued("q").await;
     let mut lease = harness.lease_one("q", "w").await;
     for attempt in 2..50 {
-        let mut polls = start_polls(&harness, &[lease_request_with_wait(&["p", "q"], "w", 600)]).await;
+        let mut polls =
+            start_polls(&harness, &[lease_request_with_wait(&["p", "q"], "w", 600)]).await;
         harness.finish(&lease, release()).await;
         lease = polls.remove(0).await.unwrap().remove(0);
         assert_eq!((&lease.name, lease.attempt), (&name, attempt));

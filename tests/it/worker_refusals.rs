@@ -16,10 +16,11 @@ use longrunning::{
 use tonic::Code;
 
 use crate::support::{
-    problem::{ErrorDetails, expect_status_error},
-    shop::{
-        Harness, max_attempts, failure, finish_request, lease_request, queued_request, release, retryable_failure, proto_seconds, self_executed_request,
-        queued_request_with_input,
+    error_details::{ErrorDetails, expect_status_error},
+    harness::{
+        Harness, failure, finish_request, lease_request, max_attempts, proto_seconds,
+        queued_request, queued_request_with_input, release, retryable_failure,
+        self_executed_request,
     },
     string_value,
 };
@@ -158,7 +159,10 @@ async fn duplicate_operation_id_is_rejected() {
     };
     harness.create_operation(request()).await;
     let refused = ErrorDetails::from_status(&harness.try_create(request()).await.unwrap_err());
-    assert_eq!(refused.code_and_reason(), (Code::AlreadyExists, "OPERATION_EXISTS"));
+    assert_eq!(
+        refused.code_and_reason(),
+        (Code::AlreadyExists, "OPERATION_EXISTS")
+    );
 }
 
 // BEHAVIOUR §9
@@ -178,13 +182,21 @@ async fn invalid_lease_request_names_violated_field() {
             "queues",
         ),
         (lease_request(&["q", "-"], "w", 1), "INVALID_QUEUE", "queue"),
-        (lease_request(&["q"], "", 1), "INVALID_WORKER_ID", "worker_id"),
+        (
+            lease_request(&["q"], "", 1),
+            "INVALID_WORKER_ID",
+            "worker_id",
+        ),
         (
             lease_request(&["q"], &"w".repeat(256), 1),
             "INVALID_WORKER_ID",
             "worker_id",
         ),
-        (lease_request(&["q"], "w", -1), "INVALID_MAX_LEASES", "max_leases"),
+        (
+            lease_request(&["q"], "w", -1),
+            "INVALID_MAX_LEASES",
+            "max_leases",
+        ),
         (
             LeaseOperationsRequest {
                 wait: duration(-1, 0),
@@ -195,7 +207,8 @@ async fn invalid_lease_request_names_violated_field() {
         ),
     ];
     for (request, reason, field) in cases {
-        let refused = ErrorDetails::from_status(&harness.try_lease(request).await.expect_err(field));
+        let refused =
+            ErrorDetails::from_status(&harness.try_lease(request).await.expect_err(field));
         assert!(has_field_violation(&refused, reason, field), "{refused:?}");
     }
     let max_queues: Vec<String> = (0..64).map(|n| format!("q{n}")).collect();
@@ -288,13 +301,29 @@ async fn invalid_finish_names_violated_field_and_has_no_effect() {
             "INVALID_ANY",
             "response",
         ),
-        (finish_with(failed_with(None, false)), "INVALID_ERROR", "error"),
-        (finish_with(failed_with(None, true)), "INVALID_ERROR", "error"),
+        (
+            finish_with(failed_with(None, false)),
+            "INVALID_ERROR",
+            "error",
+        ),
+        (
+            finish_with(failed_with(None, true)),
+            "INVALID_ERROR",
+            "error",
+        ),
         (finish_with(failure(0, "ok?")), "INVALID_ERROR", "error"),
         (finish_with(failure(17, "?")), "INVALID_ERROR", "error"),
         (finish_with(failure(-1, "?")), "INVALID_ERROR", "error"),
-        (finish_with(retryable_failure(17, "?")), "INVALID_ERROR", "error"),
-        (finish_with(failed_with(Some(detailed), false)), "INVALID_ERROR", "error"),
+        (
+            finish_with(retryable_failure(17, "?")),
+            "INVALID_ERROR",
+            "error",
+        ),
+        (
+            finish_with(failed_with(Some(detailed), false)),
+            "INVALID_ERROR",
+            "error",
+        ),
         (
             finish_with(Outcome::Failure(negative_retry_after)),
             "INVALID_DURATION",
@@ -319,7 +348,8 @@ async fn invalid_finish_names_violated_field_and_has_no_effect() {
     ];
     let before = harness.get(&lease.name).await;
     for (request, reason, field) in cases {
-        let refused = ErrorDetails::from_status(&harness.try_finish(request.clone()).await.expect_err(field));
+        let refused =
+            ErrorDetails::from_status(&harness.try_finish(request.clone()).await.expect_err(field));
         assert!(
             has_field_violation(&refused, reason, field),
             "{request:?}: {refused:?}"
@@ -344,9 +374,15 @@ async fn finish_without_lease_is_rejected_as_not_retryable() {
             retryable_failure(14, "no"),
             release(),
         ] {
-            let refused = harness.try_finish(finish_request(&wrong_token, outcome)).await.unwrap_err();
+            let refused = harness
+                .try_finish(finish_request(&wrong_token, outcome))
+                .await
+                .unwrap_err();
             let refused = ErrorDetails::from_status(&refused);
-            assert_eq!(refused.code_and_reason(), (Code::FailedPrecondition, "LEASE_LOST"));
+            assert_eq!(
+                refused.code_and_reason(),
+                (Code::FailedPrecondition, "LEASE_LOST")
+            );
             assert_eq!(refused.info.metadata["name"], held.name);
             assert_eq!(refused.retry_info, None);
         }
@@ -356,7 +392,10 @@ async fn finish_without_lease_is_rejected_as_not_retryable() {
             name: name.into(),
             ..held.clone()
         };
-        let refused = harness.try_finish(finish_request(&unknown, None)).await.unwrap_err();
+        let refused = harness
+            .try_finish(finish_request(&unknown, None))
+            .await
+            .unwrap_err();
         assert_eq!(
             ErrorDetails::from_status(&refused).code_and_reason(),
             (Code::NotFound, "OPERATION_NOT_FOUND")

@@ -19,8 +19,11 @@ use tonic::Code;
 
 use crate::support::{
     GrpcTestServer,
-    problem::{ErrorDetails, expect_status_error},
-    shop::{Kind, Harness, heartbeat_request, failure, finish_request, lease_request, queued_request, release, lease_heartbeat, queued_request_with_input},
+    error_details::{ErrorDetails, expect_status_error},
+    harness::{
+        Harness, Kind, failure, finish_request, heartbeat_request, lease_heartbeat, lease_request,
+        queued_request, queued_request_with_input, release,
+    },
     string_value,
 };
 
@@ -61,17 +64,26 @@ async fn lease_cost_does_not_depend_on_queue_length() {
     }
     let create_time = thread_cpu_time() - start;
     assert_eq!(harness.queue_depth("q"), Some(length));
-    let full = ErrorDetails::from_status(&harness.try_create(queued_request("q")).await.unwrap_err());
-    assert_eq!(full.code_and_reason(), (Code::ResourceExhausted, "QUEUE_FULL"));
+    let full =
+        ErrorDetails::from_status(&harness.try_create(queued_request("q")).await.unwrap_err());
+    assert_eq!(
+        full.code_and_reason(),
+        (Code::ResourceExhausted, "QUEUE_FULL")
+    );
     // Out of the middle and off the end, as clients do it.
     let [low_priority, _, high_priority] = &mut by_priority;
-    harness.cancel(&high_priority.remove(high_priority.len() / 2)).await;
+    harness
+        .cancel(&high_priority.remove(high_priority.len() / 2))
+        .await;
     harness.delete(&low_priority.pop().unwrap()).await;
 
     let start = thread_cpu_time();
     let mut leased = Vec::new();
     while leased.len() < length / 5 {
-        let batch = harness.try_lease(lease_request(&["q"], "w", 1000)).await.unwrap();
+        let batch = harness
+            .try_lease(lease_request(&["q"], "w", 1000))
+            .await
+            .unwrap();
         assert_eq!(batch.len(), BATCH_SIZE);
         leased.extend(batch.into_iter().map(|lease| lease.name));
     }
@@ -94,14 +106,18 @@ async fn lease_cost_does_not_depend_on_queue_length() {
         page_size: 1,
         ..ListOperationsRequest::default()
     };
-    let newest = harness.client.clone().list_operations(request).await.unwrap();
+    let newest = harness
+        .client
+        .clone()
+        .list_operations(request)
+        .await
+        .unwrap();
     assert_eq!(newest.into_inner().operations.len(), 1);
 }
 
 // BEHAVIOUR §9, through a socket: one connection for all of them.
 #[tokio::test]
-async fn oversized_message_is_rejected_and_keeps_lease_and_connection()
- {
+async fn oversized_message_is_rejected_and_keeps_lease_and_connection() {
     let server = GrpcTestServer::start().await;
     let mut worker = server.worker_client().await;
     worker.create_operation(queued_request("q")).await.unwrap();
@@ -111,7 +127,9 @@ async fn oversized_message_is_rejected_and_keeps_lease_and_connection()
     for size in [5 << 20, (3 << 20) + 1] {
         let large = || Some(string_value(&"x".repeat(size)));
         let too_large = (Code::ResourceExhausted, "TOO_LARGE");
-        let created = worker.create_operation(queued_request_with_input("q", large())).await;
+        let created = worker
+            .create_operation(queued_request_with_input("q", large()))
+            .await;
         assert_eq!(expect_status_error(created).code_and_reason(), too_large);
         let finish_call = finish_request(lease, Outcome::Response(large().unwrap()));
         assert_eq!(
@@ -130,12 +148,21 @@ async fn oversized_message_is_rejected_and_keeps_lease_and_connection()
                 let error = directive.error.as_ref().expect("it says why");
                 assert_eq!(error.code, Code::ResourceExhausted as i32);
             }
-            Err(status) => assert_eq!(ErrorDetails::from_status(&status).code_and_reason(), too_large),
+            Err(status) => assert_eq!(
+                ErrorDetails::from_status(&status).code_and_reason(),
+                too_large
+            ),
         }
     }
-    let none = worker.lease_operations(lease_request(&["q"], "w", 1)).await.unwrap();
+    let none = worker
+        .lease_operations(lease_request(&["q"], "w", 1))
+        .await
+        .unwrap();
     assert_eq!(none.into_inner().leases, [], "nothing was left behind");
-    let last = worker.finish_operation(finish_request(lease, Outcome::Response(string_value("small"))));
+    let last = worker.finish_operation(finish_request(
+        lease,
+        Outcome::Response(string_value("small")),
+    ));
     assert!(last.await.unwrap().into_inner().done);
 }
 
@@ -155,12 +182,22 @@ async fn label_of_64_kib_is_rejected_and_64_longest_reach_worker() {
         (0..8192).map(|n| (key(n), "v".to_owned())).collect(),
         longest(65),
     ] {
-        let refused = ErrorDetails::from_status(&harness.try_create(create_with_labels(bad)).await.unwrap_err());
-        assert_eq!(refused.code_and_reason(), (Code::InvalidArgument, "INVALID_LABELS"));
+        let refused = ErrorDetails::from_status(
+            &harness
+                .try_create(create_with_labels(bad))
+                .await
+                .unwrap_err(),
+        );
+        assert_eq!(
+            refused.code_and_reason(),
+            (Code::InvalidArgument, "INVALID_LABELS")
+        );
         assert!(refused.message.len() < 1024, "{}", refused.message.len());
     }
     assert_eq!(harness.queue_depth("q"), None);
-    harness.create_operation(create_with_labels(longest(64))).await;
+    harness
+        .create_operation(create_with_labels(longest(64)))
+        .await;
     assert_eq!(harness.lease_one("q", "w").await.labels, longest(64));
 }
 
@@ -168,18 +205,34 @@ async fn label_of_64_kib_is_rejected_and_64_longest_reach_worker() {
 #[tokio::test]
 async fn lease_token_of_other_operation_is_rejected() {
     let harness = Harness::start().await;
-    let (mine, other) = (harness.create_self_executed("w").await, harness.create_self_executed("w").await);
+    let (mine, other) = (
+        harness.create_self_executed("w").await,
+        harness.create_self_executed("w").await,
+    );
     let before = harness.get(&mine.name).await;
     let wrong_token = Lease {
         lease_token: other.lease_token.clone(),
         ..mine.clone()
     };
-    for outcome in [Outcome::Response(string_value("")), failure(9, "no"), release()] {
-        let refused = harness.try_finish(finish_request(&wrong_token, outcome)).await.unwrap_err();
+    for outcome in [
+        Outcome::Response(string_value("")),
+        failure(9, "no"),
+        release(),
+    ] {
+        let refused = harness
+            .try_finish(finish_request(&wrong_token, outcome))
+            .await
+            .unwrap_err();
         let refused = ErrorDetails::from_status(&refused);
-        assert_eq!(refused.code_and_reason(), (Code::FailedPrecondition, "LEASE_LOST"));
+        assert_eq!(
+            refused.code_and_reason(),
+            (Code::FailedPrecondition, "LEASE_LOST")
+        );
     }
-    assert_eq!(harness.heartbeat_one(&wrong_token).await.kind(), Kind::LeaseLost);
+    assert_eq!(
+        harness.heartbeat_one(&wrong_token).await.kind(),
+        Kind::LeaseLost
+    );
     assert_eq!(harness.get(&mine.name).await, before);
     for lease in [&mine, &other] {
         assert_eq!(harness.heartbeat_one(lease).await.kind(), Kind::Continue);
@@ -192,17 +245,23 @@ async fn unknown_queue_is_empty_and_empty_heartbeat_gets_no_directives() {
     let harness = Harness::start().await;
     let start = Instant::now();
     assert_eq!(
-        harness.try_lease(lease_request(&["nobody-named-it"], "w", 9))
+        harness
+            .try_lease(lease_request(&["nobody-named-it"], "w", 9))
             .await
             .unwrap(),
         []
     );
     assert_eq!(start.elapsed(), Duration::ZERO);
     assert_eq!(harness.queue_depth("nobody-named-it"), None);
-    let empty = harness.try_heartbeat(heartbeat_request("w", [])).await.unwrap();
+    let empty = harness
+        .try_heartbeat(heartbeat_request("w", []))
+        .await
+        .unwrap();
     assert_eq!(empty.directives, []);
     // A report of nothing is about no lease.
-    let blank = harness.try_heartbeat(heartbeat_request("w", [LeaseReport::default()])).await;
+    let blank = harness
+        .try_heartbeat(heartbeat_request("w", [LeaseReport::default()]))
+        .await;
     let [blank] = <[Directive; 1]>::try_from(blank.unwrap().directives).unwrap();
     assert_eq!(blank.kind(), Kind::LeaseLost);
     assert_eq!(blank.error.unwrap().code, Code::InvalidArgument as i32);

@@ -195,7 +195,11 @@ fn name_is_percent_decoded_except_for_escaped_slashes() {
         ("/v1/operations/%ff", InvalidUrl::InvalidUtf8),
         ("/v1/projects/%ff/operations", InvalidUrl::InvalidUtf8),
     ] {
-        assert_eq!(try_route("GET", path), Err(RouteError::InvalidUrl(error)), "{path}");
+        assert_eq!(
+            try_route("GET", path),
+            Err(RouteError::InvalidUrl(error)),
+            "{path}"
+        );
     }
 }
 
@@ -264,7 +268,11 @@ fn wrong_method_lists_allowed_ones_and_unknown_path_is_not_found() {
         ("POST", "/v1/projects/p:cancel"),
         ("GET", "/google.longrunning.Operations/GetOperation"),
     ] {
-        assert_eq!(try_route(method, path), Err(RouteError::NotFound), "{method} {path}");
+        assert_eq!(
+            try_route(method, path),
+            Err(RouteError::NotFound),
+            "{method} {path}"
+        );
     }
 }
 

@@ -6,7 +6,10 @@ mod model;
 
 use prost::Message;
 
-use model::{ModelPhase, LEASE_DURATION_SECS, Model, RETENTION_SECS, TokenKind, Step, ModelResult, ModelOptions};
+use model::{
+    LEASE_DURATION_SECS, Model, ModelOptions, ModelPhase, ModelResult, RETENTION_SECS, Step,
+    TokenKind,
+};
 
 use super::*;
 use crate::{
@@ -53,7 +56,8 @@ fn new_operation(options: &ModelOptions) -> Operation {
         input: None,
         metadata: options.has_custom_metadata.then(|| custom_metadata(0)),
         not_before: None,
-        initial_lease: (!options.is_queued).then(|| (LeaseToken::random(), WorkerId::new("creator"))),
+        initial_lease: (!options.is_queued)
+            .then(|| (LeaseToken::random(), WorkerId::new("creator"))),
     };
     Operation::new(spec, START)
 }
@@ -133,7 +137,14 @@ fn model_options() -> impl Strategy<Value = ModelOptions> {
         any::<bool>(),
     )
         .prop_map(
-            |(queued, max_attempts, total_timeout_secs, attempt_timeout_secs, cancel_grace_secs, has_custom_metadata)| ModelOptions {
+            |(
+                queued,
+                max_attempts,
+                total_timeout_secs,
+                attempt_timeout_secs,
+                cancel_grace_secs,
+                has_custom_metadata,
+            )| ModelOptions {
                 is_queued: queued,
                 max_attempts,
                 total_timeout_secs,

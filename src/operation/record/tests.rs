@@ -8,17 +8,17 @@ use uuid::Uuid;
 use super::*;
 use crate::{
     operation::{
-        birth::{OperationSpec, IdempotencyKey},
         labels::Labels,
         lease::{LeaseToken, WorkerId},
         name::OperationName,
         operation::OperationUpdate,
+        options::QueueName,
         outcome::Outcome,
         payload::Payload,
         retry::RetryPolicy,
-        stage::{Event, Report},
-        terms::QueueName,
+        spec::{IdempotencyKey, OperationSpec},
         trace::TraceContext,
+        transition::{Event, Report},
     },
     proto::{google::rpc::Status, longrunning::v1::Progress},
 };
@@ -122,7 +122,9 @@ fn apply_events(spec: OperationSpec, events: &[u8]) -> Operation {
                 report,
             },
         };
-        if let Ok(OperationUpdate::Put(next) | OperationUpdate::RenewLease(next)) = operation.apply(&event, now) {
+        if let Ok(OperationUpdate::Put(next) | OperationUpdate::RenewLease(next)) =
+            operation.apply(&event, now)
+        {
             operation = next;
         }
     }

@@ -11,19 +11,19 @@ use super::*;
 use crate::{
     clock::Timestamp,
     operation::{
-        birth::{OperationSpec, Attributes},
         labels::Labels,
         lease::{LeaseToken, WorkerId},
         name::OperationName,
         operation::OperationUpdate,
+        options::{ExecutionOptions, QueueName},
         outcome::{Outcome, status_with_reason},
         payload::Payload,
-        stage::{Event, Report},
-        terms::{QueueName, ExecutionOptions},
+        spec::{Attributes, OperationSpec},
         trace::TraceContext,
+        transition::{Event, Report},
     },
     proto::{google::rpc::Code, longrunning::v1::Progress},
-    query::samples::{any_sample_operation, any_sample_filter, evaluate_naively, built_in_types},
+    query::samples::{any_sample_filter, any_sample_operation, built_in_types, evaluate_naively},
 };
 
 const NOON_NS: i64 = 1_790_000_000_000_000_000;
@@ -63,10 +63,16 @@ fn build_operation(metadata: Option<Payload>, outcome: Option<Outcome>) -> Opera
             stage: "hashing".into(),
             ..Progress::default()
         }),
-        detail: Some(pack_payload("google.protobuf.Struct", json!({ "part": "two" }))),
+        detail: Some(pack_payload(
+            "google.protobuf.Struct",
+            json!({ "part": "two" }),
+        )),
         ..Report::default()
     };
-    let mut events = vec![Event::AcquireLease { token, worker }, Event::Report(token, report)];
+    let mut events = vec![
+        Event::AcquireLease { token, worker },
+        Event::Report(token, report),
+    ];
     events.extend(outcome.map(|outcome| Event::Finish(token, outcome, Report::default())));
     let now = Timestamp::from_nanos(NOON_NS);
     let created = Operation::new(spec, now);
@@ -117,7 +123,10 @@ fn with_unknown_metadata() -> Operation {
 
 /// A status as metadata, as if it were a producer's own type, and a nested one.
 fn with_status_metadata() -> Operation {
-    build_operation(Some(Payload::pack(&status_with_reason(Code::Aborted, "R", "m"))), None)
+    build_operation(
+        Some(Payload::pack(&status_with_reason(Code::Aborted, "R", "m"))),
+        None,
+    )
 }
 
 fn with_duration_metadata() -> Operation {
@@ -414,7 +423,8 @@ fn repeated_field_is_unknown_only_for_unregistered_elements() {
         error.details.extend_from_slice(details);
         build_operation(None, Some(Outcome::Error(Box::new(error))))
     };
-    let known = failed_with(&[prost_types::Any::from_msg(&prost_types::Duration::default()).unwrap()]);
+    let known =
+        failed_with(&[prost_types::Any::from_msg(&prost_types::Duration::default()).unwrap()]);
     assert_all_match(
         &known,
         &[

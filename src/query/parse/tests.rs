@@ -315,12 +315,14 @@ fn any_pattern() -> impl Strategy<Value = Pattern> {
         Just("AND".to_owned()),
         Just("NOT".to_owned()),
     ];
-    (body, any::<bool>(), any::<bool>()).prop_map(|(body, leading_wildcard, trailing_wildcard)| Pattern {
-        // A star alone is open at its start; at both ends it takes two.
-        trailing_wildcard: trailing_wildcard && (leading_wildcard || !body.is_empty()),
-        body: body.into(),
-        leading_wildcard,
-        column: Column(0),
+    (body, any::<bool>(), any::<bool>()).prop_map(|(body, leading_wildcard, trailing_wildcard)| {
+        Pattern {
+            // A star alone is open at its start; at both ends it takes two.
+            trailing_wildcard: trailing_wildcard && (leading_wildcard || !body.is_empty()),
+            body: body.into(),
+            leading_wildcard,
+            column: Column(0),
+        }
     })
 }
 

@@ -21,8 +21,8 @@ use super::*;
 use crate::server::{
     accept::serve,
     connection::ConnectionOptions,
-    lanes::RuntimePool,
     listener::{ListenAddress, Listener},
+    runtime_pool::RuntimePool,
 };
 
 /// Answers with its path. `/wait…` tells the test that it waits, and does so
@@ -84,7 +84,16 @@ impl TestServer {
         let (runtime_pool, token) = (RuntimePool::start(2).unwrap(), stop_token.clone());
         let serving = Handle::current().spawn({
             let runtime_pool = runtime_pool.clone();
-            async move { serve(listener, Echo { calls: sender }, &runtime_pool, options, token).await }
+            async move {
+                serve(
+                    listener,
+                    Echo { calls: sender },
+                    &runtime_pool,
+                    options,
+                    token,
+                )
+                .await
+            }
         });
         Self {
             address,
@@ -167,7 +176,10 @@ async fn requests_are_answered_over_http1() {
 async fn requests_are_answered_over_a_unix_socket() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("lro.sock");
-    let server = TestServer::start(&format!("unix:{}", path.display()), ConnectionOptions::default());
+    let server = TestServer::start(
+        &format!("unix:{}", path.display()),
+        ConnectionOptions::default(),
+    );
     let mut client = Client::connect_over(UnixStream::connect(&path).await.unwrap()).await;
     assert_eq!(client.get("/unix").await.unwrap(), "/unix");
     drop(client);
@@ -216,7 +228,8 @@ async fn call_cancelled_by_its_client_is_dropped() {
     let mut server = TestServer::on_loopback();
     let client = server.client().await;
     let mut cancelled_client = client.clone();
-    let pending_request = Handle::current().spawn(async move { cancelled_client.get("/wait").await });
+    let pending_request =
+        Handle::current().spawn(async move { cancelled_client.get("/wait").await });
     let call = server.calls.recv().await.unwrap();
 
     pending_request.abort();
@@ -300,6 +313,12 @@ fn accept_backs_off_on_lasting_errors_but_not_connection_errors() {
     assert_eq!(accept_retry_delay(&aborted, 3), None);
 
     let too_many_open_files = io::Error::from_raw_os_error(24);
-    assert_eq!(accept_retry_delay(&too_many_open_files, 0), Some(Duration::from_millis(10)));
-    assert_eq!(accept_retry_delay(&too_many_open_files, 99), Some(Duration::from_secs(1)));
+    assert_eq!(
+        accept_retry_delay(&too_many_open_files, 0),
+        Some(Duration::from_millis(10))
+    );
+    assert_eq!(
+        accept_retry_delay(&too_many_open_files, 99),
+        Some(Duration::from_secs(1))
+    );
 }

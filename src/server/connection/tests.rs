@@ -74,7 +74,10 @@ async fn silent_connection_is_closed_after_10_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn incomplete_connection_preface_times_out() {
-    for partial_request in [&HTTP2_PREFACE[..20], b"GET / HTTP/1.1\r\nhost: a\r\nx-slow: "] {
+    for partial_request in [
+        &HTTP2_PREFACE[..20],
+        b"GET / HTTP/1.1\r\nhost: a\r\nx-slow: ",
+    ] {
         let start = Instant::now();
         let (mut peer, serving, _) = connect(FixedSizeBody(1));
         peer.write_all(partial_request).await.unwrap();
@@ -101,7 +104,10 @@ async fn connection_that_stops_reading_is_closed_after_40_seconds() {
     peer.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
         .await
         .unwrap();
-    assert_eq!(connection_result(serving).await, "the peer has stopped reading");
+    assert_eq!(
+        connection_result(serving).await,
+        "the peer has stopped reading"
+    );
     assert_eq!(start.elapsed().as_secs(), 40);
 }
 

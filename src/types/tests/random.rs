@@ -215,7 +215,9 @@ impl MessageGenerator<'_> {
             _ => Some(OperationResult::Error(Status {
                 code: 5,
                 message: self.random_text(),
-                details: (0..self.random_below(3)).map(|_| self.random_any(4)).collect(),
+                details: (0..self.random_below(3))
+                    .map(|_| self.random_any(4))
+                    .collect(),
             })),
         };
         Operation {

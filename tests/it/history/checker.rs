@@ -9,8 +9,8 @@
 use std::{collections::HashMap, fmt::Write};
 
 use super::{
-    calls::{CallResponse, Invocation, Call, FinishRequest, NEVER_RETURNED, Nanos},
-    spec::{SequentialSpec, SpecState},
+    events::{Call, CallResponse, FinishRequest, Invocation, NEVER_RETURNED, Nanos},
+    sequential_spec::{SequentialSpec, SpecState},
 };
 
 /// So many states are searched; a history that needs more is no good history. To
@@ -50,7 +50,11 @@ pub(super) fn check(spec: &SequentialSpec, calls: &[Call]) -> Result<(), Box<Cou
     search(spec, calls, MAX_STATES)
 }
 
-fn search(spec: &SequentialSpec, calls: &[Call], max_states: usize) -> Result<(), Box<Counterexample>> {
+fn search(
+    spec: &SequentialSpec,
+    calls: &[Call],
+    max_states: usize,
+) -> Result<(), Box<Counterexample>> {
     let calls = normalize_unobserved(calls);
     let mut result = Ok(());
     for max_hidden_steps in HIDDEN_STEP_LIMITS {
@@ -91,7 +95,8 @@ fn search_with(
             best = node.clone();
         }
         let mut remaining = by_return.iter().map(|index| (*index, &calls[*index]));
-        let remaining = remaining.find(|(index, call)| call.has_response() && !node.linearized.contains(*index));
+        let remaining = remaining
+            .find(|(index, call)| call.has_response() && !node.linearized.contains(*index));
         let Some((_, next_response)) = remaining else {
             return Ok(());
         };
@@ -154,7 +159,11 @@ fn search_with(
                 let is_answered = calls[index].has_response();
                 let is_new = is_answered || state != node.state;
                 if is_new && state.max_attempt() <= max_attempt {
-                    let hidden_steps = if is_answered { 0 } else { node.hidden_steps + hidden_step };
+                    let hidden_steps = if is_answered {
+                        0
+                    } else {
+                        node.hidden_steps + hidden_step
+                    };
                     let next = SearchNode {
                         hidden_steps,
                         ..node.with(index, state)
@@ -189,7 +198,9 @@ fn normalize_unobserved(calls: &[Call]) -> Vec<Call> {
             | Invocation::Finish(
                 _,
                 _,
-                FinishRequest::Response(number) | FinishRequest::Failure(number) | FinishRequest::RetryableFailure(number),
+                FinishRequest::Response(number)
+                | FinishRequest::Failure(number)
+                | FinishRequest::RetryableFailure(number),
             ) => *number = normalized(*number),
             _ => {}
         }
@@ -218,14 +229,20 @@ fn predecessors(calls: &[Call]) -> Vec<CallSet> {
 
 /// The beginning of a history that no order explains, without what it can do
 /// without, for people to read.
-pub(super) fn explain(spec: &SequentialSpec, calls: &[Call], counterexample: &Counterexample) -> String {
+pub(super) fn explain(
+    spec: &SequentialSpec,
+    calls: &[Call],
+    counterexample: &Counterexample,
+) -> String {
     let mut return_times: Vec<Nanos> = calls.iter().map(|call| call.returned_at).collect();
     return_times.sort_unstable();
     let is_linearizable = |calls: &[Call]| search(spec, calls, MAX_EXPLAIN_STATES).is_ok();
-    let shortest_prefix = return_times.partition_point(|return_time| is_linearizable(&truncate_at(calls, *return_time)));
-    let mut minimal = return_times
-        .get(shortest_prefix)
-        .map_or_else(|| calls.to_vec(), |return_time| truncate_at(calls, *return_time));
+    let shortest_prefix = return_times
+        .partition_point(|return_time| is_linearizable(&truncate_at(calls, *return_time)));
+    let mut minimal = return_times.get(shortest_prefix).map_or_else(
+        || calls.to_vec(),
+        |return_time| truncate_at(calls, *return_time),
+    );
     let mut index = 0;
     while !counterexample.is_inconclusive && index < minimal.len() {
         let is_removable = matches!(minimal[index].invocation, Invocation::Get(..))
@@ -243,7 +260,10 @@ pub(super) fn explain(spec: &SequentialSpec, calls: &[Call], counterexample: &Co
     let counterexample = result.as_deref().unwrap_or(counterexample);
     let mut text = String::new();
     for (index, call) in minimal.iter().enumerate() {
-        let position = counterexample.linearized.iter().position(|placed| *placed == index);
+        let position = counterexample
+            .linearized
+            .iter()
+            .position(|placed| *placed == index);
         let position = position.map_or_else(|| "-".to_owned(), |place| (place + 1).to_string());
         let _ = writeln!(text, "{position:>5} {call}");
     }
@@ -263,7 +283,8 @@ pub(super) fn explain(spec: &SequentialSpec, calls: &[Call], counterexample: &Co
 /// What is known of a history at one time.
 fn truncate_at(calls: &[Call], time: Nanos) -> Vec<Call> {
     let visible = calls.iter().filter(|call| call.invoked_at <= time);
-    let visible = visible.filter(|call| call.returned_at <= time || !matches!(call.invocation, Invocation::Get(..)));
+    let visible = visible
+        .filter(|call| call.returned_at <= time || !matches!(call.invocation, Invocation::Get(..)));
     visible
         .map(|call| {
             let mut call = call.clone();
@@ -285,7 +306,9 @@ impl SearchNode {
         !spec.has_client_id
             && later.any(|(index, call)| {
                 let reached = call.name().and_then(|name| self.state.attempt_of(name));
-                !self.linearized.contains(index) && call.observed_attempt() < reached && call.observed_attempt().is_some()
+                !self.linearized.contains(index)
+                    && call.observed_attempt() < reached
+                    && call.observed_attempt().is_some()
             })
     }
 

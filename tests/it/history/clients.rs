@@ -19,15 +19,18 @@ use tokio::time::{sleep, timeout};
 use tonic::{Response, Status};
 
 use super::{
-    calls::{CallResponse, Invocation, FinishRequest, HeartbeatDirective, ReadMode},
-    replicas::ReplicaProcess,
-    world::{ObservedLease, KEY_LABEL, HistoryKey, QUEUE, Recorder, snapshot},
+    cluster::ReplicaProcess,
+    events::{CallResponse, FinishRequest, HeartbeatDirective, Invocation, ReadMode},
+    recorder::{HistoryKey, KEY_LABEL, ObservedLease, QUEUE, Recorder, snapshot},
 };
 use crate::support::{
-    dice::TestRng,
     get_request,
-    shop::{heartbeat_request, failure, lease_request, lease_request_with_wait, release, retryable_failure},
-    stored::RpcError,
+    harness::{
+        failure, heartbeat_request, lease_request, lease_request_with_wait, release,
+        retryable_failure,
+    },
+    persistent_server::RpcError,
+    rng::TestRng,
     string_value,
 };
 
@@ -50,7 +53,9 @@ fn error_response(status: Status) -> CallResponse {
 }
 
 /// The answer of a call, or why there is none.
-async fn call_response<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, CallResponse> {
+async fn call_response<T>(
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, CallResponse> {
     match timeout(RESPONSE_TIMEOUT, call).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
         Ok(Err(status)) => Err(error_response(status)),
@@ -129,25 +134,33 @@ impl RandomClient {
 
     async fn create(&mut self, process: &mut ReplicaProcess, key: HistoryKey) -> bool {
         if key.has_client_id() {
-            self.recorder.name_id(key, &format!("operations/{}", key.label()));
+            self.recorder
+                .name_id(key, &format!("operations/{}", key.label()));
         }
         let pending = self.recorder.begin_call(process);
-        let response = match call_response(process.worker_client.create_operation(key.create_request())).await {
-            Ok(created) => {
-                let operation = created.operation.unwrap();
-                let name = self.recorder.name_id(key, &operation.name);
-                if created.reused {
-                    let invocation = Invocation::Get(name, ReadMode::Linearizable);
-                    let snapshot = CallResponse::Snapshot(snapshot(&operation));
-                    self.recorder.record_call(&pending, key, invocation, snapshot);
+        let response =
+            match call_response(process.worker_client.create_operation(key.create_request())).await
+            {
+                Ok(created) => {
+                    let operation = created.operation.unwrap();
+                    let name = self.recorder.name_id(key, &operation.name);
+                    if created.reused {
+                        let invocation = Invocation::Get(name, ReadMode::Linearizable);
+                        let snapshot = CallResponse::Snapshot(snapshot(&operation));
+                        self.recorder
+                            .record_call(&pending, key, invocation, snapshot);
+                    }
+                    let already_existed = created.reused;
+                    CallResponse::Created {
+                        name,
+                        already_existed,
+                    }
                 }
-                let already_existed = created.reused;
-                CallResponse::Created { name, already_existed }
-            }
-            Err(response) => response,
-        };
+                Err(response) => response,
+            };
         let is_answered = response != CallResponse::Unknown;
-        self.recorder.record_call(&pending, key, Invocation::Create, response);
+        self.recorder
+            .record_call(&pending, key, Invocation::Create, response);
         is_answered
     }
 
@@ -163,12 +176,14 @@ impl RandomClient {
         let is_answered = result.is_ok();
         let leases = result.map_or_else(|_| Vec::new(), |leased| leased.leases);
         let max_leases = usize::try_from(max_leases).unwrap();
-        let is_slow = self.recorder.lease_duration - super::MAX_CLOCK_SKEW_NS <= self.recorder.cluster.now() - pending.invoked_at;
+        let is_slow = self.recorder.lease_duration - super::MAX_CLOCK_SKEW_NS
+            <= self.recorder.cluster.now() - pending.invoked_at;
         // An operation of which one lease of several could not be kept, or whose
         // lease was over before it could be answered, may be held by nobody.
         if !is_answered || (leases.len() < max_leases && (max_leases != 1 || is_slow)) {
             for key in HistoryKey::all() {
-                self.recorder.record_call(&pending, key, Invocation::Lease, CallResponse::Unknown);
+                self.recorder
+                    .record_call(&pending, key, Invocation::Lease, CallResponse::Unknown);
             }
         }
         for lease in leases {
@@ -196,7 +211,8 @@ impl RandomClient {
                 token,
                 attempt,
             };
-            self.recorder.record_call(&pending, key, Invocation::Lease, leased);
+            self.recorder
+                .record_call(&pending, key, Invocation::Lease, leased);
         }
         is_answered
     }
@@ -209,7 +225,9 @@ impl RandomClient {
     }
 
     async fn heartbeat(&mut self, process: &mut ReplicaProcess) -> bool {
-        let Some(lease) = self.choose_lease() else { return true };
+        let Some(lease) = self.choose_lease() else {
+            return true;
+        };
         let (key, name) = self.recorder.lookup_name(&lease.name);
         let units = (!self.rng.one_in(3)).then(|| self.unique_number());
         let report = LeaseReport {
@@ -222,19 +240,29 @@ impl RandomClient {
             ..LeaseReport::default()
         };
         let pending = self.recorder.begin_call(process);
-        let response = match call_response(process.worker_client.heartbeat(heartbeat_request(&self.worker_id, [report]))).await {
+        let response = match call_response(
+            process
+                .worker_client
+                .heartbeat(heartbeat_request(&self.worker_id, [report])),
+        )
+        .await
+        {
             Ok(heartbeat) => {
                 let directive = &heartbeat.directives[0];
                 match directive.kind() {
                     Kind::Continue => CallResponse::Renewed(HeartbeatDirective::Continue),
-                    Kind::CancelRequested => CallResponse::Renewed(HeartbeatDirective::CancelRequested),
+                    Kind::CancelRequested => {
+                        CallResponse::Renewed(HeartbeatDirective::CancelRequested)
+                    }
                     Kind::OperationDeleted => CallResponse::Renewed(HeartbeatDirective::Deleted),
-                    Kind::LeaseLost => match error_reason(directive.error.as_ref().unwrap()).as_str() {
-                        "OPERATION_NOT_FOUND" => CallResponse::NotFound,
-                        "OPERATION_DONE" => CallResponse::AlreadyDone,
-                        "LEASE_LOST" => CallResponse::LeaseLost,
-                        other => panic!("no lease is lost because of {other}"),
-                    },
+                    Kind::LeaseLost => {
+                        match error_reason(directive.error.as_ref().unwrap()).as_str() {
+                            "OPERATION_NOT_FOUND" => CallResponse::NotFound,
+                            "OPERATION_DONE" => CallResponse::AlreadyDone,
+                            "LEASE_LOST" => CallResponse::LeaseLost,
+                            other => panic!("no lease is lost because of {other}"),
+                        }
+                    }
                     other => panic!("{other:?} is no answer to a report"),
                 }
             }
@@ -242,12 +270,15 @@ impl RandomClient {
         };
         let is_answered = response != CallResponse::Unknown;
         let invocation = Invocation::Heartbeat(name, lease.token, units);
-        self.recorder.record_call(&pending, key, invocation, response);
+        self.recorder
+            .record_call(&pending, key, invocation, response);
         is_answered
     }
 
     async fn finish(&mut self, process: &mut ReplicaProcess) -> bool {
-        let Some(lease) = self.choose_lease() else { return true };
+        let Some(lease) = self.choose_lease() else {
+            return true;
+        };
         let (key, name) = self.recorder.lookup_name(&lease.name);
         let finish_request = match lease.unconfirmed_finish {
             Some(finish_request) if self.rng.one_in(2) => finish_request,
@@ -262,7 +293,9 @@ impl RandomClient {
         let outcome = match finish_request {
             FinishRequest::Response(number) => Ended::Response(string_value(&number.to_string())),
             FinishRequest::Failure(number) => failure(internal, &number.to_string()),
-            FinishRequest::RetryableFailure(number) => retryable_failure(internal, &number.to_string()),
+            FinishRequest::RetryableFailure(number) => {
+                retryable_failure(internal, &number.to_string())
+            }
             FinishRequest::Release => release(),
         };
         let request = FinishOperationRequest {
@@ -279,7 +312,11 @@ impl RandomClient {
         let is_answered = response != CallResponse::Unknown;
         let keeps_lease = self.rng.one_in(3);
         let mut record = self.recorder.record.lock();
-        if let Some(index) = record.leases.iter().position(|one| one.token == lease.token) {
+        if let Some(index) = record
+            .leases
+            .iter()
+            .position(|one| one.token == lease.token)
+        {
             if !is_answered {
                 record.leases[index].unconfirmed_finish = Some(finish_request);
             } else if !keeps_lease {
@@ -288,7 +325,8 @@ impl RandomClient {
         }
         drop(record);
         let invocation = Invocation::Finish(name, lease.token, finish_request);
-        self.recorder.record_call(&pending, key, invocation, response);
+        self.recorder
+            .record_call(&pending, key, invocation, response);
         is_answered
     }
 
@@ -302,7 +340,8 @@ impl RandomClient {
             .await
             .map_or_else(|response| response, |()| CallResponse::Ok);
         let is_answered = response != CallResponse::Unknown;
-        self.recorder.record_call(&pending, key, Invocation::Cancel(number), response);
+        self.recorder
+            .record_call(&pending, key, Invocation::Cancel(number), response);
         is_answered
     }
 
@@ -316,7 +355,8 @@ impl RandomClient {
             .await
             .map_or_else(|response| response, |()| CallResponse::Ok);
         let is_answered = response != CallResponse::Unknown;
-        self.recorder.record_call(&pending, key, Invocation::Delete(number), response);
+        self.recorder
+            .record_call(&pending, key, Invocation::Delete(number), response);
         is_answered
     }
 
@@ -332,7 +372,8 @@ impl RandomClient {
             return false;
         }
         let invocation = Invocation::Get(number, self.recorder.read_mode);
-        self.recorder.record_call(&pending, key, invocation, response);
+        self.recorder
+            .record_call(&pending, key, invocation, response);
         true
     }
 

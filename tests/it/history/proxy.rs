@@ -101,7 +101,10 @@ async fn copy_while_open(
 ) {
     let mut bytes = vec![0; 1 << 16];
     while let Ok(count @ 1..) = from.read(&mut bytes).await {
-        let is_open = mode.wait_for(|mode| *mode == ProxyMode::Forward).await.is_ok();
+        let is_open = mode
+            .wait_for(|mode| *mode == ProxyMode::Forward)
+            .await
+            .is_ok();
         if !is_open || to.write_all(&bytes[..count]).await.is_err() {
             return;
         }

@@ -20,13 +20,18 @@ use prost::Message;
 use prost_types::Any;
 use tonic::{Code, transport::Channel};
 
-use super::world::{Checkpoints, WorkerLease, CreatedRequest, CrashTestState, input, priority};
+use super::shared_state::{
+    Checkpoints, CrashTestState, CreatedRequest, WorkerLease, input, priority,
+};
 use crate::support::{
     GrpcClient,
-    dice::TestRng,
-    ledger::{Effect, KEY_LABEL, units_metadata},
-    shop::{Kind, max_attempts, heartbeat_request, failure, finish_request, lease_request, release, retryable_failure, proto_seconds, lease_heartbeat},
-    stored::{RpcError, PersistentServer},
+    expected_state::{Effect, KEY_LABEL, units_metadata},
+    harness::{
+        Kind, failure, finish_request, heartbeat_request, lease_heartbeat, lease_request,
+        max_attempts, proto_seconds, release, retryable_failure,
+    },
+    persistent_server::{PersistentServer, RpcError},
+    rng::TestRng,
     string_value,
 };
 
@@ -47,7 +52,12 @@ pub(super) struct CrashTestClient {
 // === impl Hand ===
 
 impl CrashTestClient {
-    pub(super) fn new(number: u64, state: &Arc<CrashTestState>, rng: TestRng, server: &PersistentServer) -> Self {
+    pub(super) fn new(
+        number: u64,
+        state: &Arc<CrashTestState>,
+        rng: TestRng,
+        server: &PersistentServer,
+    ) -> Self {
         Self {
             number,
             state: state.clone(),
@@ -124,11 +134,7 @@ impl CrashTestClient {
         is_named: bool,
     ) -> CreateOperationRequest {
         let operation_id = (is_named || !self.rng.one_in(4)).then(|| key.to_owned());
-        let parent = if self.rng.one_in(3) {
-            "projects/p"
-        } else {
-            ""
-        };
+        let parent = if self.rng.one_in(3) { "projects/p" } else { "" };
         let request_id = self.rng.one_in(2).then(|| format!("request of {key}"));
         CreateOperationRequest {
             parent: parent.into(),
@@ -142,7 +148,10 @@ impl CrashTestClient {
         }
     }
 
-    async fn create_operation(&mut self, request: CreateOperationRequest) -> Result<CreatedRequest, RpcError> {
+    async fn create_operation(
+        &mut self,
+        request: CreateOperationRequest,
+    ) -> Result<CreatedRequest, RpcError> {
         let name = match (&*request.parent, &*request.operation_id) {
             (_, "") => None,
             ("", id) => Some(format!("operations/{id}")),
@@ -167,7 +176,10 @@ impl CrashTestClient {
             lease_token: created.lease.map(|lease| lease.lease_token),
         };
         if !created_request.request.request_id.is_empty() {
-            self.state.created_requests.lock().push(created_request.clone());
+            self.state
+                .created_requests
+                .lock()
+                .push(created_request.clone());
         }
         Ok(created_request)
     }
@@ -241,7 +253,9 @@ impl CrashTestClient {
                 Ok(())
             }
             1 => self.finish(lease, failure(13, "broken"), None).await,
-            2 if !lease.queue.is_empty() => self.finish(lease, release(), Some(Effect::Requeue)).await,
+            2 if !lease.queue.is_empty() => {
+                self.finish(lease, release(), Some(Effect::Requeue)).await
+            }
             // There is a pause before the next attempt, which the order would show.
             3 if lease.queue == WORK_QUEUE => {
                 let failure = retryable_failure(14, "once more");
@@ -267,14 +281,19 @@ impl CrashTestClient {
                 done_units,
                 ..Progress::default()
             }),
-            metadata: lease.has_custom_metadata.then(|| units_metadata(done_units)),
+            metadata: lease
+                .has_custom_metadata
+                .then(|| units_metadata(done_units)),
             checkpoint: checkpoint.clone(),
             detail: None,
         };
         let update_checkpoints = |change: fn(&mut Checkpoints, Any)| {
             if let Some(checkpoint) = checkpoint.clone() {
                 let mut checkpoints = self.state.checkpoints.lock();
-                change(checkpoints.entry(lease.name.clone()).or_default(), checkpoint);
+                change(
+                    checkpoints.entry(lease.name.clone()).or_default(),
+                    checkpoint,
+                );
             }
         };
         update_checkpoints(|checkpoints, checkpoint| checkpoints.unacknowledged.push(checkpoint));
@@ -316,7 +335,10 @@ impl CrashTestClient {
                 Ok(())
             }
             Err(error) => {
-                self.state.unanswered_finishes.lock().push((request, effect));
+                self.state
+                    .unanswered_finishes
+                    .lock()
+                    .push((request, effect));
                 Err(error)
             }
         }
@@ -330,7 +352,12 @@ impl CrashTestClient {
             ..Lease::default()
         };
         let request = heartbeat_request("w", [lease_heartbeat(&lease)]);
-        let response = self.worker_client.heartbeat(request).await.unwrap().into_inner();
+        let response = self
+            .worker_client
+            .heartbeat(request)
+            .await
+            .unwrap()
+            .into_inner();
         response.directives[0].kind()
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    answers::{ModelLease, ModelMetadata, ModelOutcome, ModelSnapshot},
+    responses::{ModelLease, ModelMetadata, ModelOutcome, ModelSnapshot},
     steps::{ModelReport, ModelSpec},
 };
 
@@ -92,7 +92,9 @@ impl ModelOperation {
         let is_past = |at: Option<i64>| at.is_some_and(|at| at <= now);
         match self.phase {
             ReferencePhase::Done(_) => return false,
-            _ if self.is_past_total_timeout(now) => self.complete(ModelOutcome::ServerError(4, "TOTAL_TIMEOUT"), now),
+            _ if self.is_past_total_timeout(now) => {
+                self.complete(ModelOutcome::ServerError(4, "TOTAL_TIMEOUT"), now)
+            }
             ReferencePhase::Pending { .. } => return false,
             ReferencePhase::Running {
                 expires_at,
@@ -105,12 +107,16 @@ impl ModelOperation {
                 }
                 self.complete(ModelOutcome::ServerError(1, "OPERATION_CANCELLED"), now);
             }
-            ReferencePhase::Running { attempt_deadline, .. } if is_past(attempt_deadline) => {
+            ReferencePhase::Running {
+                attempt_deadline, ..
+            } if is_past(attempt_deadline) => {
                 self.fail(ModelOutcome::ServerError(4, "ATTEMPT_TIMEOUT"), None, now);
             }
             ReferencePhase::Running { expires_at, .. } if now < expires_at => return false,
             ReferencePhase::Running { .. } if self.can_retry() => self.requeue(now, now),
-            ReferencePhase::Running { .. } => self.complete(ModelOutcome::ServerError(14, "WORKER_LOST"), now),
+            ReferencePhase::Running { .. } => {
+                self.complete(ModelOutcome::ServerError(14, "WORKER_LOST"), now)
+            }
         }
         true
     }
@@ -129,20 +135,33 @@ impl ModelOperation {
     /// The next time, after `now` if it only becomes ready then, that time
     /// alone does something.
     pub(super) fn next_deadline(&self, now: i64) -> Option<i64> {
-        let total_deadline = self.spec.total_timeout.map(|limit| self.create_time + limit);
+        let total_deadline = self
+            .spec
+            .total_timeout
+            .map(|limit| self.create_time + limit);
         let retention_deadline = Some(self.update_time + self.spec.retention);
         let deadlines = match self.phase {
             ReferencePhase::Done(_) => return retention_deadline,
             ReferencePhase::Pending { ready_at } => {
                 let ready_at = (now < ready_at).then_some(ready_at);
-                [ready_at, total_deadline, retention_deadline.filter(|_| self.is_deleted), None]
+                [
+                    ready_at,
+                    total_deadline,
+                    retention_deadline.filter(|_| self.is_deleted),
+                    None,
+                ]
             }
             ReferencePhase::Running {
                 expires_at,
                 attempt_deadline,
                 cancel_deadline,
                 ..
-            } => [Some(expires_at), total_deadline, attempt_deadline, cancel_deadline],
+            } => [
+                Some(expires_at),
+                total_deadline,
+                attempt_deadline,
+                cancel_deadline,
+            ],
         };
         deadlines.into_iter().flatten().min()
     }
@@ -156,7 +175,12 @@ impl ModelOperation {
             state: match (&self.phase, &outcome) {
                 (ReferencePhase::Pending { .. }, _) => "PENDING",
                 (_, Some(ModelOutcome::Response(_))) => "SUCCEEDED",
-                (_, Some(ModelOutcome::WorkerError { code: 1, .. } | ModelOutcome::ServerError(1, _))) => "CANCELLED",
+                (
+                    _,
+                    Some(
+                        ModelOutcome::WorkerError { code: 1, .. } | ModelOutcome::ServerError(1, _),
+                    ),
+                ) => "CANCELLED",
                 (_, Some(_)) => "FAILED",
                 (_, None) => "RUNNING",
             },

@@ -211,7 +211,12 @@ pub(super) fn steps() -> impl Strategy<Value = ModelSteps> {
 fn step() -> impl Strategy<Value = ModelStep> {
     let leases = (vec(select(&QUEUES[..]), 1..4), 0..5);
     let reports = vec((operation_choice(), token_choice(), report()), 0..4);
-    let finish = (operation_choice(), token_choice(), finish(), rarely(any::<u8>()));
+    let finish = (
+        operation_choice(),
+        token_choice(),
+        finish(),
+        rarely(any::<u8>()),
+    );
     prop_oneof![
         5 => spec_template().prop_map(ModelStep::Create),
         1 => (0..32_usize, any::<bool>(), select(&WORKERS[..]))
@@ -248,31 +253,40 @@ fn spec_template() -> impl Strategy<Value = SpecTemplate> {
     );
     let initial_backoff = select(&[0, 1, 500, 1_000, 20_000][..]);
     let retry = (1..5_u32, (initial_backoff, 1..4_i64));
-    (identities, durations, retry).prop_map(|(identities, durations, (max_attempts, (initial_backoff, growth)))| {
-        let ((parent, worker), queue, request_id, reused_id, metadata, priority) = identities;
-        let (not_before, lease_duration, total_timeout, attempt_timeout, retention, cancel_grace) = durations;
-        let spec = ModelSpec {
-            parent,
-            worker,
-            queue,
-            request_id,
-            priority,
-            metadata,
-            lease_duration,
-            total_timeout,
-            attempt_timeout,
-            retention,
-            cancel_grace,
-            max_attempts,
-            backoff: (initial_backoff, 60_000, growth),
-            ..ModelSpec::default()
-        };
-        SpecTemplate {
-            reused_id,
-            not_before: not_before.filter(|_| queue.is_some()),
-            spec,
-        }
-    })
+    (identities, durations, retry).prop_map(
+        |(identities, durations, (max_attempts, (initial_backoff, growth)))| {
+            let ((parent, worker), queue, request_id, reused_id, metadata, priority) = identities;
+            let (
+                not_before,
+                lease_duration,
+                total_timeout,
+                attempt_timeout,
+                retention,
+                cancel_grace,
+            ) = durations;
+            let spec = ModelSpec {
+                parent,
+                worker,
+                queue,
+                request_id,
+                priority,
+                metadata,
+                lease_duration,
+                total_timeout,
+                attempt_timeout,
+                retention,
+                cancel_grace,
+                max_attempts,
+                backoff: (initial_backoff, 60_000, growth),
+                ..ModelSpec::default()
+            };
+            SpecTemplate {
+                reused_id,
+                not_before: not_before.filter(|_| queue.is_some()),
+                spec,
+            }
+        },
+    )
 }
 
 fn operation_choice() -> impl Strategy<Value = OperationChoice> {

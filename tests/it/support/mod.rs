@@ -6,42 +6,42 @@
 //! a line that can be cut in `line`, the program over a file in `stored`, what must be
 //! true of that in `ledger`.
 
-pub(crate) mod anyone;
+pub(crate) mod backend;
 #[cfg(feature = "postgres")]
 pub(crate) mod certificates;
 #[cfg(feature = "cli")]
-pub(crate) mod dice;
+pub(crate) mod descriptor_sets;
+pub(crate) mod error_details;
 #[cfg(feature = "cli")]
-pub(crate) mod disk;
+pub(crate) mod expected_state;
+pub(crate) mod fake_shared_storage;
 #[cfg(feature = "cli")]
-pub(crate) mod faults;
-#[cfg(feature = "server")]
-pub(crate) mod http;
-pub(crate) mod journal;
-#[cfg(feature = "cli")]
-pub(crate) mod ledger;
+pub(crate) mod faulty_disk;
 #[cfg(all(feature = "remote", feature = "server"))]
-pub(crate) mod line;
+pub(crate) mod flaky_channel;
+pub(crate) mod harness;
+#[cfg(feature = "server")]
+pub(crate) mod http_server;
+#[cfg(feature = "cli")]
+pub(crate) mod lossy_channel;
+#[cfg(feature = "cli")]
+pub(crate) mod persistent_server;
 #[cfg(feature = "postgres")]
-pub(crate) mod pooler;
+pub(crate) mod pgbouncer;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
-pub(crate) mod problem;
+pub(crate) mod random_balancer;
+pub(crate) mod raw_requests;
 #[cfg(feature = "cli")]
-pub(crate) mod program;
+pub(crate) mod rng;
 #[cfg(feature = "cli")]
-pub(crate) mod protos;
-pub(crate) mod raw;
-pub(crate) mod shop;
-#[cfg(feature = "cli")]
-pub(crate) mod stored;
-pub(crate) mod stores;
-pub(crate) mod table;
+pub(crate) mod serve_process;
+pub(crate) mod test_storage;
 
 use std::{net::SocketAddr, time::Duration};
 
 use longrunning::{
-    Any, GrpcMetrics, Builder, LeaseToken, NewOperation, OperationName, Operations, Progress,
+    Any, Builder, GrpcMetrics, LeaseToken, NewOperation, OperationName, Operations, Progress,
     WaitLimits, operations_server_with,
     proto::{
         google::longrunning::{
@@ -154,18 +154,18 @@ impl GrpcTestServer {
 pub(crate) fn operations_builder() -> Builder {
     let builder = Operations::builder();
     #[cfg(feature = "postgres")]
-    if stores::is_postgres() {
-        let builder = builder.storage(stores::CountingStorage(stores::IsolatedPostgres::open()));
-        return if stores::has_replicas() {
+    if backend::is_postgres() {
+        let builder = builder.storage(backend::CountingStorage(backend::IsolatedPostgres::open()));
+        return if backend::has_replicas() {
             builder.read_consistency(longrunning::ReadConsistency::Linearizable)
         } else {
             builder
         };
     }
     #[cfg(feature = "sqlite")]
-    if let Some(path) = stores::next_sqlite_path() {
+    if let Some(path) = backend::next_sqlite_path() {
         let storage = longrunning::SqliteStorage::open(path).unwrap();
-        return builder.storage(stores::CountingStorage(storage));
+        return builder.storage(backend::CountingStorage(storage));
     }
     builder
 }
@@ -175,9 +175,9 @@ pub(crate) fn operations_builder() -> Builder {
 pub(crate) async fn start_replicas(builder: Builder) -> Vec<Operations> {
     let mut builders = vec![builder];
     #[cfg(feature = "postgres")]
-    if stores::has_replicas() {
-        for peer in stores::IsolatedPostgres::open_peers() {
-            let builder = builders[0].clone().storage(stores::CountingStorage(peer));
+    if backend::has_replicas() {
+        for peer in backend::IsolatedPostgres::open_peers() {
+            let builder = builders[0].clone().storage(backend::CountingStorage(peer));
             builders.push(builder);
         }
     }
@@ -207,7 +207,10 @@ pub(crate) async fn create_leased(
 
 /// An operation that waits for a worker.
 pub(crate) async fn create_pending(operations: &Operations) -> OperationName {
-    let operation = operations.submit("nobody", string_value("input")).await.unwrap();
+    let operation = operations
+        .submit("nobody", string_value("input"))
+        .await
+        .unwrap();
     operation.name_owned()
 }
 

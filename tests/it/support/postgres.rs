@@ -15,10 +15,10 @@ use std::{
     sync::{Once, OnceLock},
 };
 
-use longrunning::{PostgresStorage, PostgresConfig};
+use longrunning::{PostgresConfig, PostgresStorage};
 use tempfile::TempDir;
 
-use super::stores::POSTGRES_URL_ENV;
+use super::backend::POSTGRES_URL_ENV;
 
 /// A database server over a directory of its own.
 pub(crate) struct PostgresServer {
@@ -127,7 +127,10 @@ impl PostgresServer {
     pub(crate) fn start_with_files(settings: &[&str], files: &[(&str, &str)]) -> Option<Self> {
         let Some(bin) = postgres_bin_dir() else {
             static SKIP_NOTICE: Once = Once::new();
-            skip(&SKIP_NOTICE, "what needs PostgreSQL: no initdb and postgres");
+            skip(
+                &SKIP_NOTICE,
+                "what needs PostgreSQL: no initdb and postgres",
+            );
             return None;
         };
         let mut server = Self::unstarted(bin, settings);
@@ -158,7 +161,8 @@ impl PostgresServer {
         let settings: Vec<_> = self.settings.iter().map(String::as_str).collect();
         let mut standby = Self::unstarted(self.bin_dir.clone(), &settings);
         let mut backup = standby.command("pg_basebackup");
-        backup.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])
+        backup
+            .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])
             .arg("--pgdata")
             .arg(standby.data_dir())
             .args(["--dbname", &self.url()]);
@@ -167,7 +171,10 @@ impl PostgresServer {
         self.query("ALTER SYSTEM SET synchronous_standby_names = '*'");
         self.query("SELECT pg_reload_conf()");
         let sync_state_query = "SELECT sync_state FROM pg_stat_replication";
-        assert!((0..1000).any(|_| self.query(sync_state_query) == "sync"), "it follows");
+        assert!(
+            (0..1000).any(|_| self.query(sync_state_query) == "sync"),
+            "it follows"
+        );
         standby
     }
 
@@ -291,10 +298,7 @@ impl PostgresServer {
         if is_crash {
             let file = fs::read_to_string(self.data_dir().join("postmaster.pid")).unwrap();
             let pid = file.lines().next().unwrap();
-            Command::new("kill")
-                .args(["-QUIT", pid])
-                .status()
-                .unwrap();
+            Command::new("kill").args(["-QUIT", pid]).status().unwrap();
         }
         drop(input);
         child.wait().unwrap();

@@ -98,7 +98,10 @@ impl Model {
         (self.attempt, self.counted_attempts) = (self.attempt + 1, self.counted_attempts + 1);
         self.phase = ModelPhase::Running {
             expires_at: self.now + LEASE_DURATION_SECS,
-            attempt_deadline: self.options.attempt_timeout_secs.map_or(u64::MAX, |time| self.now + time),
+            attempt_deadline: self
+                .options
+                .attempt_timeout_secs
+                .map_or(u64::MAX, |time| self.now + time),
             cancel_deadline: u64::MAX,
         };
     }
@@ -131,7 +134,10 @@ impl Model {
     }
 
     fn fire_timer(&mut self) -> ModelResult {
-        let is_total_timeout_exceeded = self.options.total_timeout_secs.is_some_and(|total| total <= self.now);
+        let is_total_timeout_exceeded = self
+            .options
+            .total_timeout_secs
+            .is_some_and(|total| total <= self.now);
         match self.phase {
             ModelPhase::Done { finished_at, .. } if finished_at + RETENTION_SECS <= self.now => {
                 self.phase = ModelPhase::Removed;
@@ -151,8 +157,14 @@ impl Model {
                     ModelResult::Unchanged
                 }
             }
-            ModelPhase::Running { attempt_deadline, .. } if attempt_deadline <= self.now => self.retry_or_fail(4),
-            ModelPhase::Running { expires_at, .. } if expires_at <= self.now && self.can_retry() => self.requeue(0),
+            ModelPhase::Running {
+                attempt_deadline, ..
+            } if attempt_deadline <= self.now => self.retry_or_fail(4),
+            ModelPhase::Running { expires_at, .. }
+                if expires_at <= self.now && self.can_retry() =>
+            {
+                self.requeue(0)
+            }
             ModelPhase::Running { expires_at, .. } if expires_at <= self.now => self.finish(14),
             ModelPhase::Running { .. } => ModelResult::Unchanged,
         }
@@ -164,9 +176,14 @@ impl Model {
                 self.cancel_requested = true;
                 self.finish(1)
             }
-            ModelPhase::Running { cancel_deadline, .. } if !self.cancel_requested => {
+            ModelPhase::Running {
+                cancel_deadline, ..
+            } if !self.cancel_requested => {
                 self.cancel_requested = true;
-                *cancel_deadline = self.options.cancel_grace_secs.map_or(u64::MAX, |grace| self.now + grace);
+                *cancel_deadline = self
+                    .options
+                    .cancel_grace_secs
+                    .map_or(u64::MAX, |grace| self.now + grace);
                 ModelResult::Changed
             }
             _ => ModelResult::Unchanged,
@@ -177,7 +194,9 @@ impl Model {
         match self.phase {
             ModelPhase::Pending { .. } => {}
             // Only a lease that is over is to be had; what becomes of it decides.
-            ModelPhase::Running { .. } if self.clone().fire_timer() == ModelResult::Unchanged => return ModelResult::Rejected,
+            ModelPhase::Running { .. } if self.clone().fire_timer() == ModelResult::Unchanged => {
+                return ModelResult::Rejected;
+            }
             ModelPhase::Running { .. } => {
                 self.fire_timer();
             }
@@ -186,7 +205,13 @@ impl Model {
         match self.phase {
             ModelPhase::Done { .. } => ModelResult::Changed,
             ModelPhase::Pending { ready_at } if self.now < ready_at => ModelResult::Rejected,
-            _ if self.options.total_timeout_secs.is_some_and(|total| total <= self.now) => self.finish(4),
+            _ if self
+                .options
+                .total_timeout_secs
+                .is_some_and(|total| total <= self.now) =>
+            {
+                self.finish(4)
+            }
             _ => {
                 self.start_attempt();
                 ModelResult::Changed
@@ -196,7 +221,8 @@ impl Model {
 
     /// Whether the one who speaks holds the lease.
     fn accepts_token(&self, token: TokenKind) -> bool {
-        let is_lease_valid = matches!(self.phase, ModelPhase::Running { expires_at, .. } if self.now < expires_at);
+        let is_lease_valid =
+            matches!(self.phase, ModelPhase::Running { expires_at, .. } if self.now < expires_at);
         is_lease_valid && matches!(token, TokenKind::Current)
     }
 
@@ -221,8 +247,12 @@ impl Model {
             Step::Finish(_, code) if matches!(self.phase, ModelPhase::Done { code: done, .. } if done == code && (7..).contains(&code)) => {
                 ModelResult::Unchanged
             }
-            Step::Finish(_, 0) if matches!(self.phase, ModelPhase::Done { code: 0, .. }) => ModelResult::Unchanged,
-            Step::Fail(_) if matches!(self.phase, ModelPhase::Done { code: 9, .. }) => ModelResult::Unchanged,
+            Step::Finish(_, 0) if matches!(self.phase, ModelPhase::Done { code: 0, .. }) => {
+                ModelResult::Unchanged
+            }
+            Step::Fail(_) if matches!(self.phase, ModelPhase::Done { code: 9, .. }) => {
+                ModelResult::Unchanged
+            }
             Step::RenewLease(token)
             | Step::Report(token, _)
             | Step::ReleaseLease(token)

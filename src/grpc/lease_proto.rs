@@ -1,0 +1,104 @@
+//! What workers get to see: leases and directives, made from operations. When
+//! they get them is decided in `worker`.
+
+use crate::{
+    clock::{Timestamp, to_proto_duration},
+    error::Error,
+    operation::{self, lease::LeaseToken, operation::Operation, payload::Payload},
+    proto::longrunning::v1::{Directive, Lease, directive::Kind},
+    store::directives::{LeaseDirective, LeaseDirectiveKind},
+};
+
+/// The lease of an operation, for its holder; none if nobody has one, or it is
+/// over.
+pub(super) fn to_proto_lease(operation: &Operation, now: Timestamp) -> Option<Lease> {
+    let lease = operation.lease().filter(|lease| now < lease.expires_at)?;
+    let to_any = |payload: Option<&Payload>| payload.map(|payload| payload.any().clone());
+    let to_owned_pair = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+    Some(Lease {
+        name: operation.name().to_owned(),
+        lease_token: lease.token.as_bytes().to_vec(),
+        attempt: i32::try_from(operation.attempt()).unwrap_or(i32::MAX),
+        lease_remaining: Some(to_proto_duration(lease.expires_at.since(now))),
+        attempt_remaining: lease
+            .attempt_deadline()
+            .map(|at| to_proto_duration(at.since(now))),
+        input: to_any(operation.input()),
+        checkpoint: to_any(operation.checkpoint()),
+        cancel_requested: operation.cancel_requested(),
+        labels: operation.labels().iter().map(to_owned_pair).collect(),
+        queue: operation
+            .queue()
+            .map_or_else(String::new, ToString::to_string),
+        method: operation.method().to_owned(),
+        trace_context: operation
+            .trace_context()
+            .iter()
+            .map(to_owned_pair)
+            .collect(),
+        cancel_grace: operation
+            .options()
+            .cancel_grace_period
+            .map(to_proto_duration),
+    })
+}
+
+/// What the holder of a lease that was renewed should do.
+pub(super) fn renewed_directive(operation: &Operation, now: Timestamp) -> Directive {
+    let kind = if operation.cancel_requested() {
+        Kind::CancelRequested
+    } else if operation.is_deleted() {
+        Kind::OperationDeleted
+    } else {
+        Kind::Continue
+    };
+    let token = operation.lease().map(|lease| lease.token);
+    build_directive(operation, token, kind, now)
+}
+
+/// A lease that is not held any more.
+pub(super) fn lease_lost_directive(name: String, lease_token: Vec<u8>, error: Error) -> Directive {
+    Directive {
+        name,
+        lease_token,
+        kind: Kind::LeaseLost.into(),
+        error: Some(error.into()),
+        ..Directive::default()
+    }
+}
+
+/// A message that concerns the whole worker.
+pub(super) fn worker_directive(kind: Kind) -> Directive {
+    Directive {
+        kind: kind.into(),
+        ..Directive::default()
+    }
+}
+
+/// The directive that a notice becomes.
+pub(super) fn to_proto_directive(notice: &LeaseDirective, now: Timestamp) -> Directive {
+    let kind = match notice.kind {
+        LeaseDirectiveKind::CancelRequested => Kind::CancelRequested,
+        LeaseDirectiveKind::Deleted => Kind::OperationDeleted,
+        LeaseDirectiveKind::LeaseLost => Kind::LeaseLost,
+    };
+    build_directive(&notice.operation, Some(notice.token), kind, now)
+}
+
+fn build_directive(
+    operation: &Operation,
+    token: Option<LeaseToken>,
+    kind: Kind,
+    now: Timestamp,
+) -> Directive {
+    let lease = operation.lease().filter(|lease| Some(lease.token) == token);
+    let cancel_deadline = lease.and_then(operation::lease::Lease::cancel_deadline);
+    Directive {
+        name: operation.name().to_owned(),
+        lease_token: token.map_or_else(Vec::new, |token| token.as_bytes().to_vec()),
+        kind: kind.into(),
+        lease_remaining: lease.map(|lease| to_proto_duration(lease.expires_at.since(now))),
+        cancel_grace_remaining: cancel_deadline.map(|at| to_proto_duration(at.since(now))),
+        error: None,
+    }
+}

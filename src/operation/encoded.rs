@@ -1,0 +1,219 @@
+//! The bytes of `google.longrunning.Operation`, encoded once when an operation
+//! changes and served as they are from then on. What goes into them is decided
+//! in `operation`.
+
+use prost::{Message, encoding};
+
+use super::{name::OperationName, outcome::Outcome};
+
+const NAME_FIELD_NUMBER: u32 = 1;
+const METADATA_FIELD_NUMBER: u32 = 2;
+/// The field `done`, number 3, when it is true.
+const ENCODED_DONE_FIELD: &[u8] = &[3 << 3, 1];
+const ERROR_FIELD_NUMBER: u32 = 4;
+const RESPONSE_FIELD_NUMBER: u32 = 5;
+
+/// An encoded operation. Its name and its result are read from the bytes, so
+/// that neither is kept a second time.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct EncodedOperation(Box<[u8]>);
+
+// === impl Wire ===
+
+impl EncodedOperation {
+    /// Encodes the fields in the order of their numbers.
+    pub(crate) fn encode(name: &str, metadata: AnyRef<'_>, outcome: Option<&Outcome>) -> Self {
+        let outcome = outcome.map(encode_outcome);
+        let done: &[u8] = if outcome.is_some() {
+            ENCODED_DONE_FIELD
+        } else {
+            &[]
+        };
+        let outcome = outcome.as_deref().unwrap_or_default();
+        let fields_len = encoded_field_len(name.len()) + encoded_field_len(metadata.encoded_len());
+        // No byte too much, because the bytes are kept.
+        let mut bytes = Vec::with_capacity(fields_len + done.len() + outcome.len());
+        put_field(NAME_FIELD_NUMBER, name.as_bytes(), &mut bytes);
+        metadata.put(METADATA_FIELD_NUMBER, &mut bytes);
+        bytes.extend_from_slice(done);
+        bytes.extend_from_slice(outcome);
+        debug_assert_eq!(bytes.len(), bytes.capacity());
+        Self(bytes.into_boxed_slice())
+    }
+
+    /// Takes over what was encoded before; none if that is no operation.
+    #[cfg(feature = "record")]
+    pub(crate) fn from_bytes(bytes: Vec<u8>) -> Option<Self> {
+        let mut rest = bytes.as_slice();
+        let (NAME_FIELD_NUMBER, encoding::WireType::LengthDelimited) =
+            encoding::decode_key(&mut rest).ok()?
+        else {
+            return None;
+        };
+        let name = find_field(&bytes, NAME_FIELD_NUMBER)?;
+        OperationName::parse(std::str::from_utf8(name).ok()?).ok()?;
+        find_field(&bytes, METADATA_FIELD_NUMBER)?;
+        Some(Self(bytes.into_boxed_slice()))
+    }
+
+    /// The whole operation.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The name.
+    pub(crate) fn name(&self) -> &str {
+        let (name, _) = split_first_field(&self.0);
+        std::str::from_utf8(name).expect("it was encoded from a str")
+    }
+
+    /// The metadata.
+    pub(crate) fn metadata(&self) -> Option<AnyRef<'_>> {
+        find_field(&self.0, METADATA_FIELD_NUMBER).map(AnyRef::decode)
+    }
+
+    /// The response, if it ended with one.
+    pub(crate) fn response(&self) -> Option<AnyRef<'_>> {
+        find_field(&self.0, RESPONSE_FIELD_NUMBER).map(AnyRef::decode)
+    }
+
+    /// The encoded `google.rpc.Status`, if it ended with an error.
+    pub(crate) fn error(&self) -> Option<&[u8]> {
+        find_field(&self.0, ERROR_FIELD_NUMBER)
+    }
+
+    /// Whether it is done with this outcome, to the byte.
+    pub(crate) fn has_outcome(&self, outcome: &Outcome) -> bool {
+        let (_, rest) = split_first_field(&self.0);
+        let (_, result) = split_first_field(rest);
+        result.strip_prefix(ENCODED_DONE_FIELD) == Some(&*encode_outcome(outcome))
+    }
+}
+
+/// A `google.protobuf.Any` where it stands in the bytes of an operation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AnyRef<'a> {
+    pub(crate) type_url: &'a str,
+    pub(crate) value: &'a [u8],
+}
+
+// === impl AnyRef ===
+
+impl<'a> AnyRef<'a> {
+    /// How many bytes it takes, encoded.
+    fn encoded_len(&self) -> usize {
+        let fields = [self.type_url.len(), self.value.len()];
+        // Fields that are empty are left out.
+        let fields = fields.into_iter().filter(|length| *length != 0);
+        fields.map(encoded_field_len).sum()
+    }
+
+    fn put(&self, number: u32, bytes: &mut Vec<u8>) {
+        encoding::encode_key(number, encoding::WireType::LengthDelimited, bytes);
+        encoding::encode_varint(self.encoded_len() as u64, bytes);
+        for (number, field) in [(1, self.type_url.as_bytes()), (2, self.value)] {
+            if !field.is_empty() {
+                put_field(number, field, bytes);
+            }
+        }
+    }
+
+    fn decode(bytes: &'a [u8]) -> Self {
+        let type_url = find_field(bytes, 1).unwrap_or_default();
+        Self {
+            type_url: std::str::from_utf8(type_url).unwrap_or_default(),
+            value: find_field(bytes, 2).unwrap_or_default(),
+        }
+    }
+}
+
+/// The first field with this number, one with a length.
+fn find_field(mut rest: &[u8], number: u32) -> Option<&[u8]> {
+    while !rest.is_empty() {
+        let (field_number, wire_type) = encoding::decode_key(&mut rest).ok()?;
+        let length = encoding::decode_varint(&mut rest).ok()?;
+        if wire_type != encoding::WireType::LengthDelimited {
+            // The bytes hold no other fields without a length than a varint.
+            continue;
+        }
+        let (field, tail) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+        if field_number == number {
+            return Some(field);
+        }
+        rest = tail;
+    }
+    None
+}
+
+/// Splits the first field, one with a length, from the fields behind it.
+fn split_first_field(bytes: &[u8]) -> (&[u8], &[u8]) {
+    // The keys of the fields 1 to 15 take one byte.
+    let mut rest = &bytes[1..];
+    let length = encoding::decode_varint(&mut rest).expect("the bytes were encoded by this file");
+    rest.split_at(usize::try_from(length).expect("it is no longer than the bytes"))
+}
+
+impl std::fmt::Debug for EncodedOperation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({} bytes)", self.name(), self.0.len())
+    }
+}
+
+fn encode_outcome(outcome: &Outcome) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    match outcome {
+        Outcome::Error(error) => {
+            encoding::message::encode(ERROR_FIELD_NUMBER, &**error, &mut bytes)
+        }
+        Outcome::Response(response) => {
+            encoding::message::encode(RESPONSE_FIELD_NUMBER, response.any(), &mut bytes);
+        }
+    }
+    bytes
+}
+
+/// An encoded message as a field of another one.
+pub(crate) fn encode_field(number: u32, message: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(message.len() + 256);
+    put_field(number, message, &mut bytes);
+    bytes
+}
+
+fn put_field(number: u32, message: &[u8], bytes: &mut Vec<u8>) {
+    encoding::encode_key(number, encoding::WireType::LengthDelimited, bytes);
+    encoding::encode_varint(message.len() as u64, bytes);
+    bytes.extend_from_slice(message);
+}
+
+/// How many bytes a field takes whose content has a length, and whose number
+/// is below 16.
+fn encoded_field_len(content_len: usize) -> usize {
+    1 + encoding::encoded_len_varint(content_len as u64) + content_len
+}
+
+/// Splices encoded operations into a `google.longrunning.ListOperationsResponse`.
+pub(crate) fn encode_list_response<'a>(
+    operations: impl Iterator<Item = &'a [u8]>,
+    next_page_token: &str,
+    unreachable: &[String],
+) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(32 * 1024);
+    for operation in operations {
+        put_field(1, operation, &mut bytes);
+    }
+    if !next_page_token.is_empty() {
+        encoding::string::encode(2, &next_page_token.to_owned(), &mut bytes);
+    }
+    encoding::string::encode_repeated(3, unreachable, &mut bytes);
+    bytes
+}
+
+/// Decodes an operation, for those who want to look inside.
+pub(crate) fn decode(bytes: &[u8]) -> crate::proto::google::longrunning::Operation {
+    Message::decode(bytes).expect("the bytes were encoded by this file")
+}
+
+/// Parses a name that was taken from encoded bytes.
+pub(crate) fn name_owned(encoded: &EncodedOperation) -> OperationName {
+    OperationName::parse(encoded.name()).expect("only parsed names are encoded")
+}

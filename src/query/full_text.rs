@@ -1,0 +1,72 @@
+//! A word alone: whether its text stands anywhere in an operation.
+
+use prost_reflect::{DynamicMessage, ReflectMessage, Value};
+
+use super::{
+    decoded::{DecodedOperation, MessageField},
+    fields::ScalarField,
+    filter::Pattern,
+    literal::FieldValue,
+    message_eval::{ANY_TYPE_NAME, MAX_ANY_DEPTH},
+};
+
+/// Whether a text stands in the name, the queue, the method, a label, the
+/// message of the error or a text of the metadata.
+pub(super) fn matches_any_text(pattern: &Pattern, decoded: &DecodedOperation<'_>) -> bool {
+    let operation = decoded.operation;
+    let text_fields = [ScalarField::Name, ScalarField::Queue, ScalarField::Method];
+    let is_in_field = text_fields
+        .iter()
+        .any(|field| match field.value(operation) {
+            Some(FieldValue::Text(value)) => pattern.is_found_in(value),
+            _ => false,
+        });
+    let mut labels = operation.labels().iter();
+    if is_in_field || labels.any(|(_, value)| pattern.is_found_in(value)) {
+        return true;
+    }
+    let has_error = operation.encoded().error().is_some();
+    let error = has_error.then(|| decoded.error()).flatten();
+    let error = error.and_then(|error| error.get_field_by_name("message"));
+    if error.is_some_and(|message| pattern.is_found_in(message.as_str().unwrap_or_default())) {
+        return true;
+    }
+    let metadata = decoded.message(MessageField::Metadata);
+    metadata.is_some_and(|metadata| message_contains(decoded, metadata, pattern, MAX_ANY_DEPTH))
+}
+
+/// Whether a text stands in any of the texts of a message, and of those in so
+/// many `Any`s inside each other.
+fn message_contains(
+    decoded: &DecodedOperation<'_>,
+    message: &DynamicMessage,
+    pattern: &Pattern,
+    remaining_any_depth: usize,
+) -> bool {
+    if message.descriptor().full_name() == ANY_TYPE_NAME {
+        let Some(remaining_any_depth) = remaining_any_depth.checked_sub(1) else {
+            return false;
+        };
+        let inner = decoded.decode_any(message);
+        return inner
+            .is_some_and(|inner| message_contains(decoded, &inner, pattern, remaining_any_depth));
+    }
+    let mut fields = message.fields();
+    fields.any(|(_, value)| value_contains(decoded, value, pattern, remaining_any_depth))
+}
+
+fn value_contains(
+    decoded: &DecodedOperation<'_>,
+    value: &Value,
+    pattern: &Pattern,
+    remaining_any_depth: usize,
+) -> bool {
+    let mut contains = |value: &Value| value_contains(decoded, value, pattern, remaining_any_depth);
+    match value {
+        Value::String(value) => pattern.is_found_in(value),
+        Value::Message(message) => message_contains(decoded, message, pattern, remaining_any_depth),
+        Value::List(values) => values.iter().any(contains),
+        Value::Map(values) => values.values().any(&mut contains),
+        _ => false,
+    }
+}

@@ -1,0 +1,268 @@
+//! The letters of a filter, and the words, strings, comparators and keywords
+//! that they make. How these make a filter is the affair of `parse`.
+
+use super::filter::{Column, Comparator, InvalidFilter, Pattern, is_keyword, is_word_char};
+
+const EXPECTED_VALUE: &str = "a value";
+
+/// A place in the text of a filter.
+pub(super) struct Lexer {
+    chars: Vec<char>,
+    /// The next letter; the parser goes back by it.
+    pub(super) pos: usize,
+}
+
+/// A quoted or bare text as it was written: nothing where an unescaped `*` stood.
+pub(super) struct Token {
+    pub(super) chars: Vec<Option<char>>,
+    pub(super) is_quoted: bool,
+    pub(super) column: Column,
+}
+
+// === impl Scanner ===
+
+impl Lexer {
+    pub(super) fn new(text: &str) -> Self {
+        Self {
+            chars: text.chars().collect(),
+            pos: 0,
+        }
+    }
+
+    pub(super) fn peek(&self) -> Option<char> {
+        self.chars.get(self.pos).copied()
+    }
+
+    pub(super) fn column(&self) -> Column {
+        Column(self.pos + 1)
+    }
+
+    /// Steps over white space; tells whether there was any.
+    pub(super) fn skip_whitespace(&mut self) -> bool {
+        let start = self.pos;
+        while self.peek().is_some_and(char::is_whitespace) {
+            self.pos += 1;
+        }
+        start < self.pos
+    }
+
+    fn take_while(&mut self, is_included: impl Fn(char) -> bool) -> Token {
+        let length = self.chars[self.pos..]
+            .iter()
+            .take_while(|character| is_included(**character))
+            .count();
+        self.take_until(self.pos + length)
+    }
+
+    pub(super) fn take_until(&mut self, end: usize) -> Token {
+        let column = self.column();
+        let wildcard = |character: &char| (*character != '*').then_some(*character);
+        let chars = self.chars[self.pos..end].iter().map(wildcard).collect();
+        self.pos = end;
+        Token {
+            chars,
+            is_quoted: false,
+            column,
+        }
+    }
+
+    pub(super) fn unexpected(&self, expected: &str) -> InvalidFilter {
+        let found = match self.peek() {
+            None => "the end".to_owned(),
+            Some('\\') => "a backslash, which needs quotes around it".to_owned(),
+            Some(first) => {
+                let rest = self.chars[self.pos..].iter();
+                let word: String = rest
+                    .take_while(|character| is_word_char(**character))
+                    .take(30)
+                    .collect();
+                let found = if word.is_empty() {
+                    first.to_string()
+                } else {
+                    word
+                };
+                format!("{found:?}")
+            }
+        };
+        InvalidFilter::expected(self.column(), expected, &found)
+    }
+
+    // What letters make.
+
+    pub(super) fn read_value(&mut self) -> Result<Token, InvalidFilter> {
+        let token = match self.peek() {
+            Some('"' | '\'') => return self.read_string(),
+            Some(':') | None => return Err(self.unexpected(EXPECTED_VALUE)),
+            Some(_) => {
+                self.take_while(|character| is_word_char(character) || ".:".contains(character))
+            }
+        };
+        if token.chars.is_empty() || token.is_keyword() {
+            self.pos -= token.chars.len();
+            return Err(self.unexpected(EXPECTED_VALUE));
+        }
+        if self.peek() == Some('(') {
+            return Err(self.unsupported_function(token.column));
+        }
+        Ok(token)
+    }
+
+    /// A value or a field in first place: a word that is no keyword, or a string.
+    pub(super) fn read_word(&mut self, expected: &str) -> Result<Token, InvalidFilter> {
+        let start = self.pos;
+        let token = self.read_path_segment(expected)?;
+        if token.is_keyword() || self.chars[start] == '-' {
+            self.pos = start;
+            return Err(self.unexpected(expected));
+        }
+        Ok(token)
+    }
+
+    /// A field in a later place, where a keyword is a name like any other.
+    pub(super) fn read_path_segment(&mut self, expected: &str) -> Result<Token, InvalidFilter> {
+        if matches!(self.peek(), Some('"' | '\'')) {
+            return self.read_string();
+        }
+        let token = self.take_while(is_word_char);
+        if token.chars.is_empty() {
+            return Err(self.unexpected(expected));
+        }
+        Ok(token)
+    }
+
+    fn read_string(&mut self) -> Result<Token, InvalidFilter> {
+        let column = self.column();
+        let quote = self.peek();
+        let mut chars = Vec::new();
+        loop {
+            self.pos += 1;
+            let character = match self.peek() {
+                None => {
+                    let problem = "the quote that opens here is never closed";
+                    return Err(InvalidFilter::new(column, problem));
+                }
+                found if found == quote => {
+                    self.pos += 1;
+                    return Ok(Token {
+                        chars,
+                        is_quoted: true,
+                        column,
+                    });
+                }
+                Some('*') => None,
+                Some('\\') => {
+                    self.pos += 1;
+                    Some(self.escaped_char()?)
+                }
+                other => other,
+            };
+            chars.push(character);
+        }
+    }
+
+    fn escaped_char(&self) -> Result<char, InvalidFilter> {
+        match self.peek() {
+            Some(character @ ('"' | '\'' | '\\' | '*')) => Ok(character),
+            Some('n') => Ok('\n'),
+            Some('r') => Ok('\r'),
+            Some('t') => Ok('\t'),
+            _ => Err(self.unexpected(r#"one of \ " ' * n r t after the backslash"#)),
+        }
+    }
+
+    pub(super) fn read_comparator(&mut self) -> Result<Option<Comparator>, InvalidFilter> {
+        let has_equals_after = self.chars.get(self.pos + 1) == Some(&'=');
+        let (comparator, length) = match self.peek() {
+            Some('=') => (Comparator::Equal, 1),
+            Some(':') => (Comparator::Has, 1),
+            Some('<') if has_equals_after => (Comparator::LessEqual, 2),
+            Some('<') => (Comparator::Less, 1),
+            Some('>') if has_equals_after => (Comparator::GreaterEqual, 2),
+            Some('>') => (Comparator::Greater, 1),
+            Some('!') if has_equals_after => (Comparator::NotEqual, 2),
+            Some('!') => return Err(self.unexpected("a comparator such as !=")),
+            _ => return Ok(None),
+        };
+        self.pos += length;
+        Ok(Some(comparator))
+    }
+
+    /// Steps over a keyword, if it is next, and the space that must follow.
+    pub(super) fn accept_keyword(&mut self, keyword: &str) -> Result<bool, InvalidFilter> {
+        let start = self.pos;
+        if !self.take_while(is_word_char).is_exactly(keyword) {
+            self.pos = start;
+            return Ok(false);
+        }
+        if !self.skip_whitespace() {
+            return Err(self.unexpected(&format!("a space after {keyword}")));
+        }
+        Ok(true)
+    }
+
+    /// The end of a negative number, if one is next and is not compared with
+    /// anything: then its minus is no negation.
+    pub(super) fn bare_number_end(&self) -> Option<usize> {
+        if self.peek() != Some('-') {
+            return None;
+        }
+        let rest = &self.chars[self.pos..];
+        let length = rest
+            .iter()
+            .take_while(|character| is_word_char(**character) || **character == '.')
+            .count();
+        let text: String = rest[..length].iter().collect();
+        let is_number = text.parse::<f64>().is_ok() && text.ends_with(|c: char| c.is_ascii_digit());
+        let next = rest[length..]
+            .iter()
+            .find(|character| !character.is_whitespace());
+        let is_compared = next.is_some_and(|character| "<>=!:".contains(*character));
+        (is_number && !is_compared).then_some(self.pos + length)
+    }
+
+    pub(super) fn unsupported_function(&self, column: Column) -> InvalidFilter {
+        InvalidFilter::new(
+            column,
+            "there are no functions; put a space before the parenthesis, or the text in quotes",
+        )
+    }
+}
+
+// === impl Token ===
+
+impl Token {
+    fn is_exactly(&self, word: &str) -> bool {
+        self.chars.iter().copied().eq(word.chars().map(Some))
+    }
+
+    fn is_keyword(&self) -> bool {
+        !self.is_quoted && self.chars.len() <= 3 && is_keyword(&self.to_name())
+    }
+
+    /// The letters as a name, in which a star is a star.
+    pub(super) fn to_name(&self) -> String {
+        self.chars
+            .iter()
+            .map(|character| character.unwrap_or('*'))
+            .collect()
+    }
+
+    pub(super) fn into_pattern(self) -> Result<Pattern, InvalidFilter> {
+        let (mut chars, column) = (self.chars.as_slice(), self.column);
+        let leading_wildcard = chars.first() == Some(&None);
+        chars = &chars[usize::from(leading_wildcard)..];
+        let trailing_wildcard = chars.last() == Some(&None);
+        chars = &chars[..chars.len() - usize::from(trailing_wildcard)];
+        let body: Option<String> = chars.iter().copied().collect();
+        let Some(body) = body else {
+            let problem = r#"a * is a wildcard at the beginning or the end only; for the star itself write "\*""#;
+            return Err(InvalidFilter::new(column, problem));
+        };
+        Ok(Pattern {
+            body: body.into(),
+            leading_wildcard,
+            trailing_wildcard,
+            column,
+        })
+    }
+}

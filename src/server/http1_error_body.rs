@@ -1,0 +1,275 @@
+//! Requests that hyper cannot read. It answers them with a bare code and ends
+//! the connection; here the answer gets the JSON of every other error, and the
+//! client the time to read it.
+//!
+//! hyper has no place for that, so it happens between hyper and the socket: over
+//! HTTP/1.1, an answer without a body is one that only hyper gives with these
+//! codes. Over HTTP/2 bytes are never looked at: there a message may end with
+//! anything, also with what a client has captured of such an answer.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::LazyLock,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use http::StatusCode;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
+
+use crate::gateway::http_error::HttpError;
+
+/// The codes of hyper's own answers.
+const HYPER_ERROR_CODES: [StatusCode; 3] = [
+    StatusCode::BAD_REQUEST,
+    StatusCode::URI_TOO_LONG,
+    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+];
+
+/// hyper's answer is no longer than this.
+const MAX_ERROR_HEAD_BYTES: usize = 200;
+
+/// How long, and for how many bytes, the rest of the request is read and thrown
+/// away. If it were not, the system would take the answer back (RFC 9112, 9.6).
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_DRAIN_BYTES: usize = 8 << 20;
+
+static ERROR_RESPONSES: LazyLock<[Vec<u8>; 3]> =
+    LazyLock::new(|| HYPER_ERROR_CODES.map(error_response));
+
+/// A socket whose bare refusals get a body.
+#[derive(Debug)]
+pub(super) struct ErrorBodyRewriter<T> {
+    io: T,
+    /// What is spoken; not known before the first bytes are written.
+    protocol: Option<Protocol>,
+    /// Of the better answer, what is still to be written.
+    pending: &'static [u8],
+    drain: Option<DrainBeforeClose>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    Http1,
+    /// HTTP/2, whose servers begin with SETTINGS, or whatever there may be.
+    Other,
+}
+
+#[derive(Debug)]
+struct DrainBeforeClose {
+    timeout: Pin<Box<Sleep>>,
+    drained_bytes: usize,
+}
+
+// === impl Unreadable ===
+
+impl<T> ErrorBodyRewriter<T> {
+    pub(super) fn new(io: T) -> Self {
+        Self {
+            io,
+            protocol: None,
+            pending: &[],
+            drain: None,
+        }
+    }
+
+    /// Where a refusal that should be better begins in these bytes, and what
+    /// is better. The first bytes of all decide for the whole connection.
+    fn find_replacement(&mut self, bytes: &[u8]) -> Option<(usize, &'static [u8])> {
+        if bytes.is_empty() {
+            return None;
+        }
+        let protocol = *self.protocol.get_or_insert_with(|| Protocol::detect(bytes));
+        match protocol {
+            Protocol::Http1 => find_bare_error(bytes),
+            Protocol::Other => None,
+        }
+    }
+}
+
+impl<T: AsyncWrite + Unpin> ErrorBodyRewriter<T> {
+    fn poll_write_pending(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.pending.is_empty() {
+            match ready!(Pin::new(&mut self.io).poll_write(context, self.pending))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.pending = &self.pending[written..],
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+// === impl Protocol ===
+
+impl Protocol {
+    /// What a server speaks whose first write is this. hyper writes the head of
+    /// an answer as one piece, so that its first word is never cut.
+    fn detect(first_write: &[u8]) -> Self {
+        if first_write.starts_with(b"HTTP/1.") {
+            Self::Http1
+        } else {
+            Self::Other
+        }
+    }
+}
+
+// === impl Linger ===
+
+impl DrainBeforeClose {
+    fn poll<T: AsyncRead + Unpin>(&mut self, io: &mut T, context: &mut Context<'_>) -> Poll<()> {
+        let mut scratch = [0; 8 * 1024];
+        loop {
+            if MAX_DRAIN_BYTES < self.drained_bytes
+                || self.timeout.as_mut().poll(context).is_ready()
+            {
+                return Poll::Ready(());
+            }
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(&mut *io).poll_read(context, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {
+                    self.drained_bytes += buffer.filled().len()
+                }
+                _ => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for ErrorBodyRewriter<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(context, into)
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ErrorBodyRewriter<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_write_pending(context))?;
+        let Some((offset, replacement)) = self.find_replacement(bytes) else {
+            return Pin::new(&mut self.io).poll_write(context, bytes);
+        };
+        if 0 < offset {
+            // The answers before it, to requests that could be read.
+            return Pin::new(&mut self.io).poll_write(context, &bytes[..offset]);
+        }
+        self.pending = replacement;
+        self.drain = Some(DrainBeforeClose {
+            timeout: Box::pin(sleep(DRAIN_TIMEOUT)),
+            drained_bytes: 0,
+        });
+        // What cannot be written now is written before the next flush.
+        let _ = self.poll_write_pending(context)?;
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write_pending(context))?;
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        ready!(this.poll_write_pending(context))?;
+        ready!(Pin::new(&mut this.io).poll_shutdown(context))?;
+        if let Some(drain) = &mut this.drain {
+            ready!(drain.poll(&mut this.io, context));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+/// Where a refusal without a body begins at the end of what hyper writes, and
+/// what is better.
+fn find_bare_error(bytes: &[u8]) -> Option<(usize, &'static [u8])> {
+    if !bytes.ends_with(b"\r\n\r\n") {
+        return None;
+    }
+    let tail = bytes.len().saturating_sub(MAX_ERROR_HEAD_BYTES);
+    let start = bytes[tail..]
+        .windows(9)
+        .rposition(|window| window == b"HTTP/1.1 ")?;
+    let head = std::str::from_utf8(&bytes[tail + start..]).ok()?;
+    let is_bare = head.contains("\r\ncontent-length: 0\r\n") && !head.contains("content-type");
+    let code = head.get(9..12).filter(|_| is_bare)?;
+    let index = HYPER_ERROR_CODES
+        .iter()
+        .position(|known| known.as_str() == code)?;
+    Some((tail + start, &ERROR_RESPONSES[index]))
+}
+
+fn error_response(code: StatusCode) -> Vec<u8> {
+    let body = HttpError::unparsable_request(code).to_json();
+    let head = format!(
+        "HTTP/1.1 {code}\r\ncontent-type: application/json; charset=UTF-8\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    [head.as_bytes(), &body].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncWriteExt, empty, join, sink};
+
+    use super::*;
+
+    const BARE_ERROR: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+
+    #[tokio::test]
+    async fn first_write_decides_whether_error_bodies_are_rewritten() {
+        for (first, is_rewritten) in [
+            (&b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"[..], true),
+            (BARE_ERROR, true),
+            // The SETTINGS of HTTP/2.
+            (b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64", false),
+        ] {
+            let mut socket = ErrorBodyRewriter::new(join(empty(), sink()));
+            socket.write_all(first).await.unwrap();
+            socket.write_all(BARE_ERROR).await.unwrap();
+            assert_eq!(socket.drain.is_some(), is_rewritten, "{first:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_bare_error_at_the_end_is_rewritten() {
+        let bare_error = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\
+            date: Mon, 01 Jan 2024 00:00:00 GMT\r\n\r\n";
+        let (at, replacement) = find_bare_error(bare_error.as_bytes()).unwrap();
+        assert_eq!(at, 0);
+        let replacement = std::str::from_utf8(replacement).unwrap();
+        assert!(
+            replacement.starts_with("HTTP/1.1 400 Bad Request\r\n"),
+            "{replacement}"
+        );
+        assert!(replacement.contains("MALFORMED_REQUEST"), "{replacement}");
+        let pipelined = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{{}}{bare_error}");
+        assert_eq!(
+            find_bare_error(pipelined.as_bytes()).unwrap().0,
+            pipelined.len() - bare_error.len()
+        );
+        for other in [
+            "HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n\r\n",
+            "HTTP/1.1 400 Bad Request\r\ncontent-length: 7\r\n\r\n",
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: a\r\ncontent-length: 0\r\n\r\n",
+            "\r\n\r\n",
+            "",
+        ] {
+            assert_eq!(find_bare_error(other.as_bytes()), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! longrunning.v1.CreateOperationRequest, read into a `NewOperation` and written
+//! from one. Most values are checked later, where a creation is.
+
+use std::time::{Duration, SystemTime};
+
+use super::new_operation::{Execution, NewOperation};
+use crate::{
+    clock::{is_valid_timestamp, parse_duration, to_proto_duration},
+    error::{Error, Result},
+    operation::{lease::WorkerId, retry::RetryPolicy},
+    proto::longrunning::v1::{
+        self, CreateOperationRequest,
+        create_operation_request::{self as request, Queued, SelfExecuted},
+    },
+};
+
+impl TryFrom<CreateOperationRequest> for NewOperation {
+    type Error = Error;
+
+    fn try_from(request: CreateOperationRequest) -> Result<Self> {
+        let (execution, priority) = parse_execution(request.execution)?;
+        if let (Execution::SelfExecuted { .. }, Some(_)) = (&execution, &request.retry_policy) {
+            let message = "a self-executed operation has one attempt; leave the policy out";
+            return Err(Error::invalid("retry_policy", "INVALID_TERMS", message));
+        }
+        let non_empty = |text: String| (!text.is_empty()).then_some(text);
+        Ok(Self {
+            parent: request.parent,
+            id: non_empty(request.operation_id),
+            request_id: non_empty(request.request_id),
+            metadata: request.metadata,
+            method: request.method,
+            labels: request.labels.into_iter().collect(),
+            trace_context: request.trace_context.into_iter().collect(),
+            priority,
+            total_timeout: parse_duration_field("total_timeout", request.total_timeout)?,
+            attempt_timeout: parse_duration_field("attempt_timeout", request.attempt_timeout)?,
+            lease_duration: parse_duration_field("lease_duration", request.lease_duration)?,
+            retry_policy: request.retry_policy.map(parse_retry_policy).transpose()?,
+            retention: parse_duration_field("retention", request.retention)?,
+            cancel_grace_period: parse_duration_field("cancel_grace", request.cancel_grace)?,
+            ..Self::new(execution)
+        })
+    }
+}
+
+impl From<NewOperation> for CreateOperationRequest {
+    fn from(operation: NewOperation) -> Self {
+        let optional_duration = |time: Option<Duration>| time.map(to_proto_duration);
+        let execution = match operation.execution {
+            Execution::SelfExecuted { worker_id } => {
+                request::Execution::SelfExecuted(SelfExecuted { worker_id })
+            }
+            Execution::Queued {
+                queue,
+                input,
+                not_before,
+            } => request::Execution::Queued(Queued {
+                queue,
+                input,
+                priority: operation.priority.unwrap_or_default(),
+                not_before: not_before.map(Into::into),
+            }),
+        };
+        Self {
+            parent: operation.parent,
+            operation_id: operation.id.unwrap_or_default(),
+            request_id: operation.request_id.unwrap_or_default(),
+            metadata: operation.metadata,
+            method: operation.method,
+            labels: operation.labels.into_iter().collect(),
+            execution: Some(execution),
+            total_timeout: optional_duration(operation.total_timeout),
+            attempt_timeout: optional_duration(operation.attempt_timeout),
+            lease_duration: optional_duration(operation.lease_duration),
+            retry_policy: operation.retry_policy.map(|policy| v1::RetryPolicy {
+                max_attempts: i32::try_from(policy.max_attempts).unwrap_or(i32::MAX),
+                initial_backoff: Some(to_proto_duration(policy.initial_backoff)),
+                max_backoff: Some(to_proto_duration(policy.max_backoff)),
+                multiplier: Some(policy.multiplier),
+                jitter: Some(policy.jitter),
+            }),
+            retention: optional_duration(operation.retention),
+            cancel_grace: optional_duration(operation.cancel_grace_period),
+            trace_context: operation.trace_context.into_iter().collect(),
+        }
+    }
+}
+
+fn parse_execution(execution: Option<request::Execution>) -> Result<(Execution, Option<i32>)> {
+    match execution {
+        Some(request::Execution::SelfExecuted(SelfExecuted { worker_id })) => {
+            WorkerId::parse(&worker_id)?;
+            Ok((Execution::SelfExecuted { worker_id }, None))
+        }
+        Some(request::Execution::Queued(queued)) => {
+            let execution = Execution::Queued {
+                queue: queued.queue,
+                input: queued.input,
+                not_before: queued.not_before.map(parse_not_before).transpose()?,
+            };
+            Ok((execution, (queued.priority != 0).then_some(queued.priority)))
+        }
+        None => {
+            let message = "say who does the work: set self_executed or queued";
+            Err(Error::invalid("execution", "INVALID_EXECUTION", message))
+        }
+    }
+}
+
+fn parse_not_before(time: prost_types::Timestamp) -> Result<SystemTime> {
+    let time = is_valid_timestamp(&time).then(|| SystemTime::try_from(time).ok());
+    let time = time.flatten();
+    time.ok_or_else(|| {
+        let message = "it is not a time between the years 1 and 9999";
+        Error::invalid("not_before", "INVALID_TIME", message)
+    })
+}
+
+fn parse_retry_policy(policy: v1::RetryPolicy) -> Result<RetryPolicy> {
+    let defaults = RetryPolicy::default();
+    let max_attempts = match u32::try_from(policy.max_attempts) {
+        Ok(0) => defaults.max_attempts,
+        Ok(attempts) => attempts,
+        Err(_) => {
+            let message = "max_attempts must be at least 1";
+            return Err(Error::invalid("retry_policy", "INVALID_TERMS", message));
+        }
+    };
+    let parse_backoff = |time| parse_duration_field("retry_policy", time);
+    let initial_backoff =
+        parse_backoff(policy.initial_backoff)?.unwrap_or(defaults.initial_backoff);
+    Ok(RetryPolicy {
+        max_attempts,
+        initial_backoff,
+        // A long first pause alone is no contradiction.
+        max_backoff: parse_backoff(policy.max_backoff)?
+            .unwrap_or_else(|| defaults.max_backoff.max(initial_backoff)),
+        multiplier: policy.multiplier.unwrap_or(defaults.multiplier),
+        jitter: policy.jitter.unwrap_or(defaults.jitter),
+    })
+}
+
+fn parse_duration_field(
+    field: &'static str,
+    time: Option<prost_types::Duration>,
+) -> Result<Option<Duration>> {
+    let invalid = |error| Error::invalid(field, "INVALID_DURATION", error);
+    time.map(|time| parse_duration(time).map_err(invalid))
+        .transpose()
+}

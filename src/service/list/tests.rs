@@ -1,0 +1,288 @@
+//! Lists with filters: a plan leaves nothing out, pages together hold the whole
+//! list, and no page keeps its thread or its caller for long.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    metrics::Metrics,
+    query::samples::{
+        SampleMetadata, SampleOperation, SampleState, any_sample_filter, any_sample_operation,
+        built_in_types,
+    },
+};
+
+/// An operation without anything by which it could be found.
+const MINIMAL_FACTS: SampleOperation = SampleOperation {
+    parent: "",
+    id: String::new(),
+    state: SampleState::Succeeded,
+    queue: None,
+    env: None,
+    team: None,
+    created_after_secs: 0,
+    metadata: SampleMetadata::Server(None),
+};
+
+/// So many operations, with so many numbers in their metadata.
+fn view_with_large_metadata(count: u64, numbers: u16) -> View {
+    let view = View::new(Clock::system(), &Metrics::default(), 10, None);
+    for number in 1..=count {
+        let facts = SampleOperation {
+            id: format!("a{number}"),
+            metadata: SampleMetadata::Numbers(numbers),
+            ..MINIMAL_FACTS
+        };
+        view.publish(&Arc::new(facts.to_operation(number)));
+    }
+    view
+}
+
+fn request(filter: &str) -> ListOperationsRequest {
+    ListOperationsRequest {
+        filter: filter.into(),
+        ..Default::default()
+    }
+}
+
+/// A view of these operations, of which every seventh has gone away again and
+/// every fifth is as it was made only after it was something else.
+fn view_of(all: &[SampleOperation]) -> View {
+    let view = View::new(Clock::system(), &Metrics::default(), 10, None);
+    for (number, facts) in (1..).zip(all) {
+        if view.get_any(&facts.name()).is_some() {
+            continue;
+        }
+        if number % 5 == 0 {
+            let other = SampleOperation {
+                state: SampleState::Running,
+                ..facts.clone()
+            };
+            view.publish(&Arc::new(other.to_operation(number)));
+        }
+        let operation = Arc::new(facts.to_operation(number));
+        view.publish(&operation);
+        if number % 7 == 0 {
+            view.remove(&operation);
+        }
+    }
+    view
+}
+
+/// All pages of a list.
+async fn list_all_names(view: &View, name: &str, filter: &str, page_size: i32) -> Vec<String> {
+    let (mut names, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = ListOperationsRequest {
+            name: name.into(),
+            filter: filter.into(),
+            page_size,
+            page_token,
+            ..Default::default()
+        };
+        let page = list_page(
+            view,
+            None,
+            true,
+            built_in_types(),
+            Clock::system(),
+            &request,
+        )
+        .await
+        .unwrap();
+        names.extend(page.operations.iter().map(|found| found.name().to_owned()));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return names;
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn planned_list_equals_full_scan(
+        facts in proptest::collection::vec(any_sample_operation(), 0..200),
+        filters in proptest::collection::vec(any_sample_filter(), 1..8),
+        page_size in 1i32..50,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let view = view_of(&facts);
+        for filter in filters {
+            let query = CompiledFilter::new(&filter, built_in_types()).unwrap();
+            for scope in ["", "operations", "projects/p", "operations/-", "nothing/here"] {
+                let expected = full_scan(&view, scope, &query);
+                let found = runtime.block_on(list_all_names(&view, scope, &filter.to_string(), page_size));
+                prop_assert_eq!(found, expected, "{} of {:?}: {}", filter, scope, Plan::from_filter(&query));
+            }
+        }
+    }
+}
+
+fn full_scan(view: &View, scope: &str, query: &CompiledFilter) -> Vec<String> {
+    let scope = Scope::parse(scope).unwrap();
+    let scan = view.index.scan(&scope, &Plan::EVERYTHING, |_| None);
+    let all = view.index.scan_batch(&scan, u64::MAX, usize::MAX);
+    assert_eq!(all.resume_before, None);
+    let all = all.operations.into_iter();
+    all.filter(|operation| scope.contains(operation.name()) && query.matches(operation))
+        .map(|operation| operation.name().to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn long_search_returns_short_page_with_next_page_token() {
+    let view = View::new(Clock::system(), &Metrics::default(), 10, None);
+    let count = u64::try_from(MAX_EXAMINED + 2 * FILTERED_BATCH_SIZE).unwrap();
+    for number in 1..=count {
+        let id = format!("a{number}");
+        let facts = SampleOperation {
+            id,
+            ..MINIMAL_FACTS
+        };
+        view.publish(&Arc::new(facts.to_operation(number)));
+    }
+    let request = request("name = \"*/a1\"");
+    let first = list_page(
+        &view,
+        None,
+        true,
+        built_in_types(),
+        Clock::system(),
+        &request,
+    )
+    .await
+    .unwrap();
+    assert!(first.operations.is_empty() && !first.next_page_token.is_empty());
+    let names = list_all_names(&view, "", &request.filter, 0).await;
+    assert_eq!(names, ["operations/a1"]);
+}
+
+#[tokio::test]
+async fn list_yields_after_each_expensive_operation() {
+    // The first are asked aside, the others in place.
+    for (count, numbers) in [(12, 6000), (24, 1500)] {
+        let view = view_with_large_metadata(count, numbers);
+        for filter in [
+            "nowhere",
+            "metadata.numbers:-1",
+            "nowhere OR metadata.x = 1",
+        ] {
+            let request = request(filter);
+            let mut listed = pin!(list_page(
+                &view,
+                None,
+                true,
+                built_in_types(),
+                Clock::system(),
+                &request
+            ));
+            let mut polls = 0;
+            let listed = poll_fn(|context| {
+                polls += 1;
+                listed.as_mut().poll(context)
+            });
+            let listed = listed.await.unwrap();
+            assert!(listed.operations.is_empty());
+            let is_short = !listed.next_page_token.is_empty();
+            assert!(10 < polls || is_short, "{filter}: {polls}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn page_ends_within_time_budget_despite_expensive_operations() {
+    let view = view_with_large_metadata(4, 6000);
+    let clock = Clock::system();
+    let request = request("nowhere OR metadata.numbers:7");
+    let advance_clock = async {
+        loop {
+            tokio::time::advance(Duration::from_millis(50)).await;
+            yield_now().await;
+        }
+    };
+    let first = tokio::select! {
+        first = list_page(&view, None, true, built_in_types(), clock, &request) => first.unwrap(),
+        () = advance_clock => panic!("time has no end"),
+    };
+    // The one that was begun is asked to its end.
+    assert_eq!(first.operations.len(), 1);
+    assert!(!first.next_page_token.is_empty());
+    let all = list_all_names(&view, "", &request.filter, 0).await;
+    let expected = [
+        "operations/a4",
+        "operations/a3",
+        "operations/a2",
+        "operations/a1",
+    ];
+    assert_eq!(all, expected);
+}
+
+#[test]
+fn scan_description_names_indexes_actually_scanned() {
+    let view = View::new(Clock::system(), &Metrics::default(), 10, None);
+    for number in 1..=1000 {
+        let facts = SampleOperation {
+            parent: if number == 1 { "projects/p" } else { "" },
+            id: format!("a{number}"),
+            state: if number < 500 {
+                SampleState::Running
+            } else {
+                SampleState::Succeeded
+            },
+            env: Some("prod"),
+            ..MINIMAL_FACTS
+        };
+        view.publish(&Arc::new(facts.to_operation(number)));
+    }
+    let describe_scan = |scope: &str, filter: &str| {
+        let query = CompiledFilter::parse(filter, built_in_types()).unwrap();
+        let (plan, scope) = (Plan::from_filter(&query), Scope::parse(scope).unwrap());
+        view.index.scan(&scope, &plan, |_| None).to_string()
+    };
+    for (scope, filter, expected) in [
+        ("", "state = RUNNING", "state RUNNING"),
+        (
+            "",
+            "labels.env = prod AND done = false",
+            "(label env=\"prod\" and (state PENDING or state RUNNING))",
+        ),
+        (
+            "",
+            "name = \"operations/a1*\"",
+            "names with \"operations/a1\"",
+        ),
+        (
+            "",
+            "name = \"operations/feed*\"",
+            "names with \"operations/feed\"",
+        ),
+        // The server may have made such names itself.
+        ("", "name = \"operations/019*\"", "everything"),
+        (
+            "",
+            "name = \"operations/019*\" AND labels.env = prod",
+            "label env=\"prod\"",
+        ),
+        // Few are in the parent, and many are running.
+        ("projects/p", "state = RUNNING", "everything"),
+        (
+            "",
+            "create_time > 2020-01-01T00:00:00Z",
+            "everything, by creation time",
+        ),
+        (
+            "",
+            "queue = a OR create_time > 2020-01-01T00:00:00Z",
+            "everything",
+        ),
+    ] {
+        assert_eq!(describe_scan(scope, filter), expected, "{scope}: {filter}");
+    }
+}

@@ -1,0 +1,417 @@
+//! What a creator asks for, checked where it enters. The operation that comes
+//! of it is made by the store.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::Mutex;
+use prost::Message;
+use prost_types::Any;
+use uuid::Uuid;
+
+use crate::{
+    clock::Timestamp,
+    error::{Error, Result},
+    operation::{
+        labels::Labels,
+        lease::{LeaseToken, WorkerId},
+        name::{OperationId, OperationName, Parent, excerpt},
+        options::{ExecutionOptions, QueueName},
+        payload::Payload,
+        retry::RetryPolicy,
+        spec::{Attributes, IdempotencyKey, OperationSpec},
+        trace::TraceContext,
+    },
+};
+
+/// What request digests are derived from, besides the request.
+const REQUEST_FINGERPRINT_NAMESPACE: Uuid =
+    Uuid::from_u128(0x6c6f_6e67_7275_6e6e_696e_672d_7265_7175);
+
+/// The longest request id and the longest name of a method, in bytes.
+const MAX_REQUEST_ID_BYTES: usize = 255;
+const MAX_METHOD_BYTES: usize = 255;
+
+/// A request to create an operation. What is left out gets the defaults of the
+/// server; values are checked by [`Operations::create`](crate::Operations::create).
+#[derive(Clone, Debug)]
+#[must_use = "hand it to Operations::create"]
+pub struct NewOperation {
+    pub(super) parent: String,
+    pub(super) id: Option<String>,
+    pub(super) request_id: Option<String>,
+    pub(super) metadata: Option<Any>,
+    pub(super) method: String,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) trace_context: BTreeMap<String, String>,
+    pub(super) execution: Execution,
+    pub(super) priority: Option<i32>,
+    pub(super) total_timeout: Option<Duration>,
+    pub(super) attempt_timeout: Option<Duration>,
+    pub(super) lease_duration: Option<Duration>,
+    pub(super) retry_policy: Option<RetryPolicy>,
+    pub(super) retention: Option<Duration>,
+    pub(super) cancel_grace_period: Option<Duration>,
+}
+
+/// What creators get who leave it out.
+#[derive(Debug)]
+pub(crate) struct ExecutionDefaults {
+    pub(crate) options: ExecutionOptions,
+    /// The retry policies of queues that have one of their own.
+    pub(crate) queue_retry_policies: HashMap<QueueName, RetryPolicy>,
+}
+
+/// The terms of the latest operations, so that operations on the same terms
+/// share them.
+#[derive(Debug, Default)]
+pub(crate) struct OptionsInterner(Mutex<VecDeque<Arc<ExecutionOptions>>>);
+
+/// Who executes it.
+#[derive(Clone, Debug)]
+pub(super) enum Execution {
+    /// Its creator, who gets the first lease.
+    SelfExecuted { worker_id: String },
+    /// A worker of a queue.
+    Queued {
+        queue: String,
+        input: Option<Any>,
+        not_before: Option<SystemTime>,
+    },
+}
+
+// === impl NewOperation ===
+
+impl NewOperation {
+    /// An operation for the workers of `queue`.
+    pub fn queued(queue: &str) -> Self {
+        Self::new(Execution::Queued {
+            queue: queue.to_owned(),
+            input: None,
+            not_before: None,
+        })
+    }
+
+    /// An operation that its creator executes; the lease is that of the
+    /// operation that comes back. `worker` tells people who that is.
+    pub fn self_executed(worker: &str) -> Self {
+        Self::new(Execution::SelfExecuted {
+            worker_id: worker.to_owned(),
+        })
+    }
+
+    pub(super) fn new(execution: Execution) -> Self {
+        Self {
+            parent: String::new(),
+            id: None,
+            request_id: None,
+            metadata: None,
+            method: String::new(),
+            labels: BTreeMap::new(),
+            trace_context: BTreeMap::new(),
+            execution,
+            priority: None,
+            total_timeout: None,
+            attempt_timeout: None,
+            lease_duration: None,
+            retry_policy: None,
+            retention: None,
+            cancel_grace_period: None,
+        }
+    }
+
+    /// What it lives under: `collection/id` pairs; the root without it.
+    pub fn parent(mut self, parent: &str) -> Self {
+        parent.clone_into(&mut self.parent);
+        self
+    }
+
+    /// Its id; a new UUIDv7 without it.
+    pub fn id(mut self, id: &str) -> Self {
+        self.id = Some(id.to_owned());
+        self
+    }
+
+    /// Makes creation idempotent (AIP-155): the same id with the same content
+    /// returns the same operation, as long as that exists.
+    pub fn request_id(mut self, id: &str) -> Self {
+        self.request_id = Some(id.to_owned());
+        self
+    }
+
+    /// Metadata of the creator's own type.
+    pub fn metadata(mut self, metadata: Any) -> Self {
+        self.metadata = Some(metadata);
+        self
+    }
+
+    /// Calls it by a label.
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.labels.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// The full name of the method that it belongs to, such as
+    /// `bookstore.v1.Bookstore/ExportBooks`; at most 255 bytes.
+    pub fn method(mut self, method: &str) -> Self {
+        method.clone_into(&mut self.method);
+        self
+    }
+
+    /// An entry of the trace that it belongs to, for its workers: `traceparent`
+    /// and `tracestate`, as a rule. See [`TraceContext`] for what is allowed.
+    ///
+    /// [`TraceContext`]: crate::TraceContext
+    pub fn trace_context(mut self, key: &str, value: &str) -> Self {
+        self.trace_context.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// What the worker gets. Nothing for an operation that its creator executes.
+    pub fn input(mut self, payload: Any) -> Self {
+        if let Execution::Queued { input, .. } = &mut self.execution {
+            *input = Some(payload);
+        }
+        self
+    }
+
+    /// No worker gets it before this time.
+    pub fn not_before(mut self, time: SystemTime) -> Self {
+        if let Execution::Queued { not_before, .. } = &mut self.execution {
+            *not_before = Some(time);
+        }
+        self
+    }
+
+    /// Higher is leased first; 0 without it.
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.priority = Some(priority);
+        self
+    }
+
+    /// The longest time from create to done; over → DEADLINE_EXCEEDED.
+    pub fn total_timeout(mut self, timeout: Duration) -> Self {
+        self.total_timeout = Some(timeout);
+        self
+    }
+
+    /// The longest time of one attempt; over → the attempt has failed.
+    pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.attempt_timeout = Some(timeout);
+        self
+    }
+
+    /// How long a worker may be silent; at least 1 s.
+    pub fn lease_duration(mut self, duration: Duration) -> Self {
+        self.lease_duration = Some(duration);
+        self
+    }
+
+    /// What happens after a failed attempt.
+    pub fn retry_policy(mut self, policy: RetryPolicy) -> Self {
+        self.retry_policy = Some(policy);
+        self
+    }
+
+    /// How long it can be read after it is done.
+    pub fn retention(mut self, retention: Duration) -> Self {
+        self.retention = Some(retention);
+        self
+    }
+
+    /// How long the server waits for the worker after a cancellation.
+    pub fn cancel_grace_period(mut self, grace_period: Duration) -> Self {
+        self.cancel_grace_period = Some(grace_period);
+        self
+    }
+
+    pub(crate) fn into_spec(
+        self,
+        defaults: &ExecutionDefaults,
+        interner: &OptionsInterner,
+    ) -> Result<OperationSpec> {
+        let parent = Parent::parse(&self.parent)?;
+        let id = self
+            .id
+            .as_deref()
+            .map_or_else(|| Ok(OperationId::random()), OperationId::parse)?;
+        let idempotency_key = self.idempotency_key()?;
+        let options = self.execution_options(defaults)?;
+        let attributes = Attributes {
+            method: parse_method(self.method)?,
+            labels: Labels::new(self.labels)?,
+            trace_context: TraceContext::new(self.trace_context)?,
+            idempotency_key,
+        };
+        let payload = |field, any: Option<Any>| {
+            any.map(Payload::new)
+                .transpose()
+                .map_err(|error| Error::invalid(field, "INVALID_ANY", error))
+        };
+        let (input, not_before, initial_lease) = match self.execution {
+            Execution::SelfExecuted { worker_id } => (
+                None,
+                None,
+                Some((LeaseToken::random(), WorkerId::new(&worker_id))),
+            ),
+            Execution::Queued {
+                input, not_before, ..
+            } => (input, not_before.map(to_timestamp), None),
+        };
+        Ok(OperationSpec {
+            name: OperationName::new(&parent, &id),
+            number: 0,
+            options: interner.intern(options),
+            attributes: (attributes != Attributes::default()).then(|| Arc::new(attributes)),
+            input: payload("input", input)?,
+            metadata: payload("metadata", self.metadata)?,
+            not_before,
+            initial_lease,
+        })
+    }
+
+    fn execution_options(&self, defaults: &ExecutionDefaults) -> Result<ExecutionOptions> {
+        let queue = match &self.execution {
+            Execution::SelfExecuted { .. } => None,
+            Execution::Queued { queue, .. } => Some(QueueName::parse(queue)?),
+        };
+        let queue_policy = queue
+            .as_ref()
+            .and_then(|queue| defaults.queue_retry_policies.get(queue));
+        let defaults = &defaults.options;
+        let retry_policy = self
+            .retry_policy
+            .as_ref()
+            .or(queue_policy)
+            .unwrap_or(&defaults.retry_policy);
+        let options = ExecutionOptions {
+            retry_policy: retry_policy.clone(),
+            queue,
+            priority: self.priority.unwrap_or(defaults.priority),
+            total_timeout: self.total_timeout.or(defaults.total_timeout),
+            attempt_timeout: self.attempt_timeout.or(defaults.attempt_timeout),
+            lease_duration: self.lease_duration.unwrap_or(defaults.lease_duration),
+            retention: self.retention.unwrap_or(defaults.retention),
+            cancel_grace_period: self.cancel_grace_period.or(defaults.cancel_grace_period),
+        };
+        options.check()?;
+        Ok(options)
+    }
+
+    fn idempotency_key(&self) -> Result<Option<IdempotencyKey>> {
+        let Some(id) = &self.request_id else {
+            return Ok(None);
+        };
+        if id.is_empty() || MAX_REQUEST_ID_BYTES < id.len() {
+            let message = format!(
+                "{:?} is not a request id: use 1 to 255 bytes, best a UUID",
+                excerpt(id)
+            );
+            return Err(Error::invalid("request_id", "INVALID_REQUEST_ID", message));
+        }
+        Ok(Some(IdempotencyKey {
+            request_id: id.as_str().into(),
+            fingerprint: self.fingerprint(),
+        }))
+    }
+
+    /// A digest of everything but the request id, and the trace and the worker,
+    /// which differ from try to try; the same on every server.
+    fn fingerprint(&self) -> Uuid {
+        let mut bytes = Vec::new();
+        let mut append = |part: &[u8]| {
+            bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());
+            bytes.extend_from_slice(part);
+        };
+        append(self.parent.as_bytes());
+        append(self.id.as_deref().unwrap_or("").as_bytes());
+        append(
+            &self
+                .metadata
+                .as_ref()
+                .map_or_else(Vec::new, Message::encode_to_vec),
+        );
+        append(self.method.as_bytes());
+        append(&(self.labels.len() as u64).to_be_bytes());
+        for (key, value) in &self.labels {
+            append(key.as_bytes());
+            append(value.as_bytes());
+        }
+        match &self.execution {
+            Execution::SelfExecuted { .. } => append(b"creator"),
+            Execution::Queued {
+                queue,
+                input,
+                not_before,
+            } => {
+                append(b"queue");
+                append(queue.as_bytes());
+                append(&input.as_ref().map_or_else(Vec::new, Message::encode_to_vec));
+                append(
+                    &not_before
+                        .map_or(0, |time| to_timestamp(time).nanos())
+                        .to_be_bytes(),
+                );
+            }
+        }
+        let durations = [
+            self.total_timeout,
+            self.attempt_timeout,
+            self.lease_duration,
+            self.retention,
+            self.cancel_grace_period,
+        ];
+        for duration in durations {
+            append(
+                &duration
+                    .map_or(u128::MAX, |time| time.as_nanos())
+                    .to_be_bytes(),
+            );
+        }
+        append(&self.priority.unwrap_or_default().to_be_bytes());
+        if let Some(policy) = &self.retry_policy {
+            append(&policy.max_attempts.to_be_bytes());
+            append(&policy.initial_backoff.as_nanos().to_be_bytes());
+            append(&policy.max_backoff.as_nanos().to_be_bytes());
+            append(&policy.multiplier.to_be_bytes());
+            append(&policy.jitter.to_be_bytes());
+        }
+        Uuid::new_v5(&REQUEST_FINGERPRINT_NAMESPACE, &bytes)
+    }
+}
+
+// === impl SharedTerms ===
+
+impl OptionsInterner {
+    /// How many are remembered.
+    const CAPACITY: usize = 16;
+
+    fn intern(&self, options: ExecutionOptions) -> Arc<ExecutionOptions> {
+        let mut recent = self.0.lock();
+        if let Some(same) = recent.iter().find(|known| ***known == options) {
+            return same.clone();
+        }
+        recent.truncate(Self::CAPACITY - 1);
+        let options = Arc::new(options);
+        recent.push_front(options.clone());
+        options
+    }
+}
+
+fn parse_method(name: String) -> Result<Box<str>> {
+    if name.len() <= MAX_METHOD_BYTES && !name.contains(char::is_control) {
+        return Ok(name.into());
+    }
+    let message = format!(
+        "{:?} is not the name of a method: use at most {MAX_METHOD_BYTES} bytes, such as bookstore.v1.Bookstore/ExportBooks",
+        excerpt(&name)
+    );
+    Err(Error::invalid("method", "INVALID_METHOD", message))
+}
+
+fn to_timestamp(time: SystemTime) -> Timestamp {
+    Timestamp::default() + time.duration_since(UNIX_EPOCH).unwrap_or_default()
+}

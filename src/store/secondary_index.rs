@@ -1,0 +1,333 @@
+//! Groups of operations, so that a list with a filter need not look at all:
+//! by state, by queue, by label, and by name (see `names`). They hold numbers
+//! only, and nothing for an operation that has succeeded without queue and
+//! labels under a name of the server's making. Which groups a filter needs is
+//! decided in `query::plan`.
+
+use std::{collections::HashMap, fmt, hash::BuildHasher};
+
+use foldhash::fast::RandomState;
+use parking_lot::{RwLock, RwLockReadGuard};
+
+use super::{
+    id_prefix::{IdPrefixIndex, MAX_PREFIX_MATCHES},
+    posting_list::PostingList,
+    set_cursor::{RunCursor, SetCursor},
+    sorted_runs::SortedRuns,
+};
+use crate::{
+    operation::operation::Operation,
+    proto::longrunning::v1::operation_metadata::State,
+    query::plan::{Candidates, IndexLookup, write_joined},
+};
+
+/// The groups of all operations.
+#[derive(Debug, Default)]
+pub(super) struct SecondaryIndexes {
+    states: RwLock<StateIndexes>,
+    /// Queues and labels, by the hash of what they are. That two share one is
+    /// rare and does no harm, because the filter itself is asked in the end.
+    by_hash: RwLock<HashMap<u64, PostingList, RandomState>>,
+    hasher: RandomState,
+    id_prefixes: IdPrefixIndex,
+}
+
+/// The operations of each state but SUCCEEDED.
+#[derive(Debug, Default)]
+struct StateIndexes {
+    pending: SortedRuns<()>,
+    running: SortedRuns<()>,
+    failed: SortedRuns<()>,
+    cancelled: SortedRuns<()>,
+}
+
+/// A set of operations as it is looked up, for a plan that lives so long.
+#[derive(Debug)]
+pub(super) enum IndexSet<'p> {
+    All,
+    State(State),
+    /// A queue or a label, by its hash.
+    Hashed(u64, &'p IndexLookup),
+    /// These, in ascending order, found by name.
+    Numbers(Vec<u64>, &'p IndexLookup),
+    And(Vec<IndexSet<'p>>),
+    Or(Vec<IndexSet<'p>>),
+}
+
+/// The groups, while they cannot change.
+pub(super) struct IndexReadGuard<'a> {
+    states: RwLockReadGuard<'a, StateIndexes>,
+    by_hash: RwLockReadGuard<'a, HashMap<u64, PostingList, RandomState>>,
+}
+
+// === impl Groups ===
+
+impl SecondaryIndexes {
+    /// Takes note of a change: of a new operation if there was none before, of
+    /// one that goes away if there is none now.
+    pub(super) fn update(&self, previous: Option<&Operation>, operation: Option<&Operation>) {
+        let (before, now) = (
+            previous.map(Operation::state),
+            operation.map(Operation::state),
+        );
+        let Some(subject) = operation.or(previous) else {
+            return;
+        };
+        if before != now {
+            self.states.write().update(before, now, subject);
+        }
+        if previous.is_none() == operation.is_none() {
+            return;
+        }
+        let is_new = previous.is_none();
+        let (number, created_ns) = (subject.number(), subject.create_time().nanos());
+        if subject.queue().is_some() || subject.labels().iter().next().is_some() {
+            let mut by_hash = self.by_hash.write();
+            let queue = subject.queue().map(|queue| self.queue_hash(queue.as_str()));
+            let labels = subject.labels().iter();
+            let labels = labels.map(|(key, value)| self.label_hash(key, value));
+            for hash in queue.into_iter().chain(labels) {
+                if is_new {
+                    by_hash
+                        .entry(hash)
+                        .and_modify(|postings| postings.put(number, created_ns))
+                        .or_insert(PostingList::One(number));
+                } else if by_hash
+                    .get_mut(&hash)
+                    .is_some_and(|postings| postings.remove(number))
+                {
+                    by_hash.remove(&hash);
+                }
+            }
+        }
+        self.id_prefixes.update(subject, is_new);
+    }
+
+    /// What is to be looked up for a plan. A name is found by `named`.
+    pub(super) fn resolve<'p>(
+        &self,
+        candidates: &'p Candidates,
+        number_of_name: &dyn Fn(&str) -> Option<u64>,
+    ) -> IndexSet<'p> {
+        self.resolve_with_budget(candidates, number_of_name, &mut { MAX_PREFIX_MATCHES })
+    }
+
+    /// The same for a part of a plan, whose prefixes may still have so many names.
+    fn resolve_with_budget<'p>(
+        &self,
+        candidates: &'p Candidates,
+        number_of_name: &dyn Fn(&str) -> Option<u64>,
+        prefix_budget: &mut usize,
+    ) -> IndexSet<'p> {
+        let lookup = match candidates {
+            Candidates::Everything => return IndexSet::All,
+            Candidates::Lookup(lookup) => lookup,
+            Candidates::Intersection(parts) => {
+                let sets = parts.iter().map(|candidates| {
+                    self.resolve_with_budget(candidates, number_of_name, prefix_budget)
+                });
+                let mut sets: Vec<_> = sets.filter(|set| !matches!(set, IndexSet::All)).collect();
+                return if sets.len() < 2 {
+                    sets.pop().unwrap_or(IndexSet::All)
+                } else {
+                    IndexSet::And(sets)
+                };
+            }
+            Candidates::Union(parts) => {
+                let mut sets = Vec::with_capacity(parts.len());
+                for candidates in parts {
+                    match self.resolve_with_budget(candidates, number_of_name, prefix_budget) {
+                        IndexSet::All => return IndexSet::All,
+                        set => sets.push(set),
+                    }
+                }
+                return IndexSet::Or(sets);
+            }
+        };
+        match lookup {
+            IndexLookup::State(State::Succeeded | State::Unspecified) => IndexSet::All,
+            IndexLookup::State(state) => IndexSet::State(*state),
+            IndexLookup::Queue(queue) => IndexSet::Hashed(self.queue_hash(queue), lookup),
+            IndexLookup::Label(key, value) => IndexSet::Hashed(self.label_hash(key, value), lookup),
+            IndexLookup::Name(name) => {
+                IndexSet::Numbers(number_of_name(name).into_iter().collect(), lookup)
+            }
+            IndexLookup::NamePrefix(prefix) => {
+                match self.id_prefixes.find_by_prefix(prefix, prefix_budget) {
+                    Some(numbers) => IndexSet::Numbers(numbers, lookup),
+                    None => IndexSet::All,
+                }
+            }
+        }
+    }
+
+    pub(super) fn read(&self) -> IndexReadGuard<'_> {
+        IndexReadGuard {
+            states: self.states.read(),
+            by_hash: self.by_hash.read(),
+        }
+    }
+
+    fn queue_hash(&self, name: &str) -> u64 {
+        self.hasher.hash_one((0u8, name))
+    }
+
+    fn label_hash(&self, key: &str, value: &str) -> u64 {
+        self.hasher.hash_one((1u8, key, value))
+    }
+}
+
+// === impl Reading ===
+
+impl IndexReadGuard<'_> {
+    /// The way down through a set.
+    pub(super) fn cursor<'a>(&'a self, set: &'a IndexSet<'_>) -> SetCursor<'a> {
+        let cursors = |sets: &'a [IndexSet<'_>]| sets.iter().map(|set| self.cursor(set)).collect();
+        match set {
+            IndexSet::All => SetCursor::All,
+            IndexSet::State(state) => self
+                .states
+                .runs(*state)
+                .map_or(SetCursor::Numbers(&[]), |runs| {
+                    SetCursor::Runs(RunCursor::new(runs))
+                }),
+            IndexSet::Hashed(hash, _) => self
+                .by_hash
+                .get(hash)
+                .map_or(SetCursor::Numbers(&[]), PostingList::cursor),
+            IndexSet::Numbers(numbers, _) => SetCursor::Numbers(numbers),
+            IndexSet::And(sets) => SetCursor::And(cursors(sets)),
+            IndexSet::Or(sets) => SetCursor::Or(cursors(sets)),
+        }
+    }
+
+    /// About how many operations a set has, at most.
+    pub(super) fn len_upper_bound(&self, set: &IndexSet<'_>) -> usize {
+        match set {
+            IndexSet::All => usize::MAX,
+            IndexSet::State(state) => self
+                .states
+                .runs(*state)
+                .map_or(0, SortedRuns::len_upper_bound),
+            IndexSet::Hashed(hash, _) => self
+                .by_hash
+                .get(hash)
+                .map_or(0, PostingList::len_upper_bound),
+            IndexSet::Numbers(numbers, _) => numbers.len(),
+            IndexSet::And(sets) => sets
+                .iter()
+                .map(|set| self.len_upper_bound(set))
+                .min()
+                .unwrap_or(0),
+            IndexSet::Or(sets) => {
+                let sizes = sets.iter().map(|set| self.len_upper_bound(set));
+                sizes.fold(0, usize::saturating_add)
+            }
+        }
+    }
+}
+
+// === impl Set ===
+
+impl fmt::Display for IndexSet<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("everything"),
+            Self::State(state) => write!(f, "{}", IndexLookup::State(*state)),
+            Self::Hashed(_, group) | Self::Numbers(_, group) => write!(f, "{group}"),
+            Self::And(sets) => write_joined(sets, " and ", f),
+            Self::Or(sets) => write_joined(sets, " or ", f),
+        }
+    }
+}
+
+// === impl States ===
+
+impl StateIndexes {
+    fn update(&mut self, before: Option<State>, now: Option<State>, subject: &Operation) {
+        if let Some(runs) = before.and_then(|state| self.runs_mut(state)) {
+            runs.remove(subject.number());
+        }
+        if let Some(runs) = now.and_then(|state| self.runs_mut(state)) {
+            runs.put(subject.number(), subject.create_time().nanos(), ());
+        }
+    }
+
+    fn runs(&self, state: State) -> Option<&SortedRuns<()>> {
+        match state {
+            State::Pending => Some(&self.pending),
+            State::Running => Some(&self.running),
+            State::Failed => Some(&self.failed),
+            State::Cancelled => Some(&self.cancelled),
+            State::Succeeded | State::Unspecified => None,
+        }
+    }
+
+    fn runs_mut(&mut self, state: State) -> Option<&mut SortedRuns<()>> {
+        match state {
+            State::Pending => Some(&mut self.pending),
+            State::Running => Some(&mut self.running),
+            State::Failed => Some(&mut self.failed),
+            State::Cancelled => Some(&mut self.cancelled),
+            State::Succeeded | State::Unspecified => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::set_cursor::CursorStep, *};
+    use crate::query::samples::{SampleMetadata, SampleOperation, SampleState};
+
+    /// Every second operation is running, the others have a label: none is both.
+    fn disjoint_indexes(count: u64) -> SecondaryIndexes {
+        let indexes = SecondaryIndexes::default();
+        for number in 1..=count {
+            let is_running = number % 2 == 0;
+            let facts = SampleOperation {
+                parent: "",
+                id: format!("a-{number}"),
+                state: if is_running {
+                    SampleState::Running
+                } else {
+                    SampleState::Succeeded
+                },
+                queue: None,
+                env: (!is_running).then_some("prod"),
+                team: None,
+                created_after_secs: 0,
+                metadata: SampleMetadata::UnknownType,
+            };
+            indexes.update(None, Some(&facts.to_operation(number)));
+        }
+        indexes
+    }
+
+    fn wide_union<'p>(width: usize, set: impl Fn() -> IndexSet<'p>) -> IndexSet<'p> {
+        IndexSet::Or((0..width).map(|_| set()).collect())
+    }
+
+    #[test]
+    fn steps_to_next_operation_are_bounded_for_any_plan_width() {
+        let indexes = disjoint_indexes(1000);
+        let lookup = IndexLookup::Label("env".into(), "prod".into());
+        let hash = indexes.label_hash("env", "prod");
+        let both = IndexSet::And(vec![
+            wide_union(120, || IndexSet::State(State::Running)),
+            wide_union(120, || IndexSet::Hashed(hash, &lookup)),
+        ]);
+        let guard = indexes.read();
+        let CursorStep::Yielded(bound) = guard.cursor(&both).next_below(1001, &mut 1024) else {
+            panic!("none is in both, and not all have been looked at");
+        };
+        assert!(980 < bound && bound < 1001, "{bound}");
+        // Even a single step leads on.
+        let (mut before, mut yields) = (1001, 0);
+        let mut cursor = guard.cursor(&both);
+        while let CursorStep::Yielded(bound) = cursor.next_below(before, &mut 1) {
+            assert!(bound < before, "{bound}");
+            (before, yields) = (bound, yields + 1);
+        }
+        assert!(yields <= 1000, "{yields}");
+    }
+}

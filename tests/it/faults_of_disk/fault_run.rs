@@ -1,0 +1,472 @@
+//! One story of a server and its disk: a fixed sequence of calls, told again
+//! with another fault each time.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use longrunning::{
+    Progress,
+    proto::{
+        google::longrunning::{
+            CancelOperationRequest, DeleteOperationRequest, ListOperationsRequest, Operation,
+        },
+        longrunning::v1::{CreateOperationRequest, Lease, LeaseReport, finish_operation_request},
+    },
+};
+use tokio::time::{Instant, sleep, timeout};
+use tonic::Code;
+
+use super::steps::{RunStep, payload};
+use crate::support::{
+    expected_state::ExpectedState,
+    faulty_disk::{
+        DiskFault, FaultPoint, FaultRecovery, FaultyDisk, POWER_LOSS_EXIT_CODE, SyscallClass,
+    },
+    get_request,
+    harness::{
+        failure, finish_request, heartbeat_request, lease_request, proto_seconds,
+        queued_request_with_input, self_executed_request,
+    },
+    persistent_server::{PersistentServer, RpcError, ServerExit, StartOutcome, start},
+};
+
+/// Longer than a server takes to try again, or to notice the loss of power, even
+/// on a machine that is busy.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// So many calls fail after a refusal, one each time that the server tries again.
+const MIN_FAILED_RETRIES: u64 = 3;
+
+/// A server, its disk, and what is known of its operations.
+pub(super) struct FaultRun {
+    pub(super) disk: FaultyDisk,
+    pub(super) expected: ExpectedState,
+    pub(super) fault_point: Option<FaultPoint>,
+    leases: BTreeMap<&'static str, Lease>,
+    /// How many calls were refused.
+    pub(super) rejected_calls: usize,
+    /// How many starts were.
+    pub(super) failed_starts: usize,
+    /// Whether the server ended while changes were refused: they may be there.
+    is_restarted_during_fault: bool,
+    /// Whether it said that changes can be kept again before the disk was mended.
+    has_recovered_early: bool,
+}
+
+/// The power is lost, as it seems: what was heard last.
+#[derive(Debug)]
+pub(super) struct PowerLoss(pub(super) String);
+
+/// What came of a step.
+enum StepOutcome {
+    Done,
+    Rejected,
+    /// It took effect when it was refused and the server died; nobody has the
+    /// lease.
+    AppliedWithoutLease,
+}
+
+/// What a call was answered.
+#[derive(Debug)]
+enum StepResponse {
+    /// Success, maybe with the operation.
+    Succeeded(Option<Operation>),
+    /// There is nothing to lease.
+    NoLease,
+}
+
+// === impl Story ===
+
+impl FaultRun {
+    pub(super) fn new(disk: FaultyDisk, fault_point: Option<FaultPoint>) -> Self {
+        if let Some(fault_point) = fault_point {
+            disk.inject(fault_point);
+        }
+        Self {
+            disk,
+            expected: ExpectedState::default(),
+            fault_point,
+            leases: BTreeMap::new(),
+            rejected_calls: 0,
+            failed_starts: 0,
+            is_restarted_during_fault: false,
+            has_recovered_early: false,
+        }
+    }
+
+    /// Tells it to its end, or to the loss of power.
+    pub(super) async fn run(&mut self, steps: &[RunStep]) -> Result<(), PowerLoss> {
+        let mut server = self.start_server().await?;
+        for step in steps {
+            if let RunStep::Stop | RunStep::Kill = step {
+                server = self.restart(server, *step).await?;
+                continue;
+            }
+            loop {
+                match self.run_step(*step, &server).await {
+                    Ok(StepOutcome::Done) => {
+                        self.has_recovered_early = false;
+                        break;
+                    }
+                    Ok(StepOutcome::Rejected) => server = self.wait_for_recovery(server).await?,
+                    // Nobody can go on with it.
+                    Ok(StepOutcome::AppliedWithoutLease) => {
+                        server.kill().await;
+                        return Ok(());
+                    }
+                    Err(power_loss) => {
+                        let exit = timeout(RECOVERY_TIMEOUT, server.wait_for_exit()).await;
+                        let exit = exit.unwrap_or_else(|_| panic!("{step:?}: {power_loss:?}"));
+                        assert_eq!(exit.status.code(), Some(POWER_LOSS_EXIT_CODE), "{exit:?}");
+                        return Err(power_loss);
+                    }
+                }
+            }
+        }
+        server.kill().await;
+        Ok(())
+    }
+
+    async fn restart(
+        &mut self,
+        server: PersistentServer,
+        step: RunStep,
+    ) -> Result<PersistentServer, PowerLoss> {
+        let exit = match step {
+            RunStep::Stop => server.stop().await,
+            _ => server.kill().await,
+        };
+        match (exit.status.code(), step) {
+            (Some(POWER_LOSS_EXIT_CODE), _) => return Err(PowerLoss("the end".to_owned())),
+            (code, RunStep::Stop) => assert_eq!(code, Some(0), "{exit:?}"),
+            _ => {}
+        }
+        let server = self.start_server().await?;
+        let operations = list_operations(&server).await?;
+        self.expected.reconcile(&operations);
+        Ok(server)
+    }
+
+    /// A start that meets the fault works, or says clearly why it does not.
+    async fn start_server(&mut self) -> Result<PersistentServer, PowerLoss> {
+        let (file, environment) = (self.disk.database_path(), self.disk.env_vars());
+        match start(&file, &environment).await {
+            StartOutcome::Serving(server) => Ok(*server),
+            StartOutcome::Exited(exit) => {
+                if exit.status.code() == Some(POWER_LOSS_EXIT_CODE) {
+                    return Err(PowerLoss("the start".to_owned()));
+                }
+                check_start_error(&exit);
+                self.failed_starts += 1;
+                self.disk.clear_fault();
+                match start(&file, &environment).await {
+                    StartOutcome::Serving(server) => Ok(*server),
+                    StartOutcome::Exited(exit) => panic!("{:?}: {exit:?}", self.fault_point),
+                }
+            }
+        }
+    }
+
+    /// Makes a call; one that is refused has changed nothing.
+    async fn run_step(
+        &mut self,
+        step: RunStep,
+        server: &PersistentServer,
+    ) -> Result<StepOutcome, PowerLoss> {
+        let name = format!("operations/{}", step.id());
+        let before = self.expected.known(&name);
+        let pending_call = step
+            .effect()
+            .map(|effect| self.expected.begin_call(&name, effect));
+        match self.call(step, server).await {
+            Ok(StepResponse::Succeeded(operation)) => {
+                if let Some(ticket) = pending_call {
+                    self.expected.acknowledge(&ticket);
+                }
+                if let Some(observed) = operation {
+                    self.expected.observe(&name, &before, Some(&observed));
+                }
+                self.check_read(&name, server).await?;
+                Ok(StepOutcome::Done)
+            }
+            Ok(StepResponse::NoLease) if self.is_restarted_during_fault => {
+                Ok(StepOutcome::AppliedWithoutLease)
+            }
+            // The first call was refused, and took effect when the server died.
+            Err(RpcError::Rejected(Code::NotFound, _))
+                if self.is_restarted_during_fault && before.is_deleted =>
+            {
+                Ok(StepOutcome::Done)
+            }
+            Err(RpcError::Rejected(Code::AlreadyExists, _)) if self.is_restarted_during_fault => {
+                Ok(StepOutcome::Done)
+            }
+            Err(RpcError::Rejected(Code::Unavailable, reason)) => {
+                assert_eq!(reason, "STORE_UNAVAILABLE", "{step:?}");
+                self.rejected_calls += 1;
+                let current = self.check_read(&name, server).await?;
+                let previous = before.last_seen.filter(|_| !before.is_deleted);
+                let is_unchanged = current.as_ref() == previous.as_deref();
+                assert!(
+                    is_unchanged,
+                    "{step:?} was refused: {previous:?} {current:?}"
+                );
+                Ok(StepOutcome::Rejected)
+            }
+            Err(error @ RpcError::Unknown(_)) => Err(error.into()),
+            other => panic!("{step:?}: {other:?}"),
+        }
+    }
+
+    /// Reads go on, whatever becomes of changes.
+    async fn check_read(
+        &mut self,
+        name: &str,
+        server: &PersistentServer,
+    ) -> Result<Option<Operation>, PowerLoss> {
+        let before = self.expected.known(name);
+        let result = server.client().get_operation(get_request(name)).await;
+        let operation = match result.map_err(RpcError::from) {
+            Ok(response) => Some(response.into_inner()),
+            Err(RpcError::Rejected(Code::NotFound, _)) => None,
+            Err(error @ RpcError::Unknown(_)) => return Err(error.into()),
+            Err(error) => panic!("{name}: {error:?}"),
+        };
+        self.expected.observe(name, &before, operation.as_ref());
+        let operations = list_operations(server).await?;
+        assert_eq!(operations.get(name), operation.as_ref());
+        Ok(operation)
+    }
+
+    /// A trouble that lasts is told to operators, and its end too.
+    async fn wait_for_recovery(
+        &mut self,
+        server: PersistentServer,
+    ) -> Result<PersistentServer, PowerLoss> {
+        let fault_point = self
+            .fault_point
+            .expect("nothing is refused without a fault");
+        assert!(
+            !self.has_recovered_early,
+            "{fault_point:?}: it said that changes can be kept again, and refuses the same"
+        );
+        let is_first = self.rejected_calls == 1 && fault_point.recovery != FaultRecovery::Once;
+        // Other calls need not be made again.
+        if is_first && matches!(fault_point.class, SyscallClass::Write | SyscallClass::Sync) {
+            let readiness = readiness(&server).await?;
+            assert!(
+                readiness.starts_with("HTTP/1.1 503"),
+                "{fault_point:?}: {readiness}"
+            );
+            assert!(readiness.contains("changes cannot be kept"), "{readiness}");
+            assert!(
+                readiness.contains("operations.db"),
+                "it names the file: {readiness}"
+            );
+        }
+        if is_first
+            && matches!(
+                fault_point.recovery,
+                FaultRecovery::OnKill | FaultRecovery::OnShutdown
+            )
+        {
+            self.is_restarted_during_fault = true;
+            let exit = match fault_point.recovery {
+                FaultRecovery::OnKill => server.kill().await,
+                _ => server.stop().await,
+            };
+            let is_stopped = fault_point.recovery == FaultRecovery::OnShutdown;
+            assert!(!is_stopped || exit.status.code() == Some(0), "{exit:?}");
+            self.disk.clear_fault();
+            let server = self.start_server().await?;
+            let operations = list_operations(&server).await?;
+            self.expected.reconcile(&operations);
+            return Ok(server);
+        }
+        if is_first && matches!(fault_point.class, SyscallClass::Write | SyscallClass::Sync) {
+            self.has_recovered_early = self.recovers_early(fault_point, &server).await?;
+            if self.has_recovered_early {
+                return Ok(server);
+            }
+        }
+        self.disk.clear_fault();
+        // Nobody asks for a change meanwhile: the server finds out by itself.
+        let deadline = Instant::now() + RECOVERY_TIMEOUT;
+        while !readiness(&server).await?.starts_with("HTTP/1.1 200") {
+            assert!(
+                Instant::now() < deadline,
+                "{fault_point:?}: it does not heal"
+            );
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(server)
+    }
+
+    /// The trouble goes on while the disk does not work: however often the server
+    /// tries, it does not say anything else. Returns whether it did.
+    async fn recovers_early(
+        &mut self,
+        fault_point: FaultPoint,
+        server: &PersistentServer,
+    ) -> Result<bool, PowerLoss> {
+        let target = self.disk.failed_call_count() + MIN_FAILED_RETRIES;
+        let deadline = Instant::now() + RECOVERY_TIMEOUT;
+        while self.disk.failed_call_count() < target {
+            let readiness = readiness(server).await?;
+            if readiness.starts_with("HTTP/1.1 200") {
+                // A full disk has room again when the log was moved meanwhile. If
+                // so, the change that was refused is not refused again.
+                assert_eq!(
+                    fault_point.fault,
+                    DiskFault::NoSpace,
+                    "{fault_point:?}: the disk still fails"
+                );
+                return Ok(true);
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{fault_point:?}: it does not try"
+            );
+            sleep(Duration::from_millis(20)).await;
+        }
+        let readiness = readiness(server).await?;
+        assert!(
+            readiness.starts_with("HTTP/1.1 503"),
+            "{fault_point:?}: {readiness}"
+        );
+        Ok(false)
+    }
+
+    async fn call(
+        &mut self,
+        step: RunStep,
+        server: &PersistentServer,
+    ) -> Result<StepResponse, RpcError> {
+        let (mut client, mut worker_client) = (server.client(), server.worker_client());
+        let name = format!("operations/{}", step.id());
+        let lease = self.leases.get(step.id()).cloned().unwrap_or_default();
+        match step {
+            RunStep::CreateSelfExecuted(id) | RunStep::CreateQueued(id, _) => {
+                let request = match step {
+                    RunStep::CreateQueued(id, size) => {
+                        queued_request_with_input(id, Some(payload(size)))
+                    }
+                    _ => self_executed_request("w"),
+                };
+                let request = CreateOperationRequest {
+                    operation_id: id.into(),
+                    request_id: match step {
+                        // The digest of a large request takes long in a debug build.
+                        RunStep::CreateQueued(_, 1_000_000..) => String::new(),
+                        _ => format!("request of {id}"),
+                    },
+                    // Longer than any story takes.
+                    lease_duration: proto_seconds(3600),
+                    ..request
+                };
+                let created = worker_client.create_operation(request).await?.into_inner();
+                assert!(
+                    self.is_restarted_during_fault || !created.reused,
+                    "{step:?}"
+                );
+                self.leases.extend(created.lease.map(|lease| (id, lease)));
+                Ok(StepResponse::Succeeded(created.operation))
+            }
+            RunStep::Lease(id) => {
+                // Each has a queue of its own.
+                let response = worker_client
+                    .lease_operations(lease_request(&[id], "w", 1))
+                    .await?;
+                let Some(lease) = response.into_inner().leases.pop() else {
+                    return Ok(StepResponse::NoLease);
+                };
+                self.expected.record_lease(&lease.name, lease.attempt);
+                self.leases.insert(id, lease);
+                Ok(StepResponse::Succeeded(None))
+            }
+            RunStep::Report(_, units) => {
+                let report = LeaseReport {
+                    name,
+                    lease_token: lease.lease_token,
+                    progress: Some(Progress {
+                        done_units: units,
+                        ..Progress::default()
+                    }),
+                    checkpoint: Some(payload(usize::try_from(units).unwrap() * 1000)),
+                    ..LeaseReport::default()
+                };
+                let response = worker_client
+                    .heartbeat(heartbeat_request("w", [report]))
+                    .await?;
+                assert_eq!(response.into_inner().directives[0].error, None);
+                Ok(StepResponse::Succeeded(None))
+            }
+            RunStep::Succeed(..) | RunStep::Fail(_) => {
+                let outcome = match step {
+                    RunStep::Succeed(_, size) => {
+                        finish_operation_request::Outcome::Response(payload(size))
+                    }
+                    _ => failure(13, "broken"),
+                };
+                let response = worker_client
+                    .finish_operation(finish_request(&lease, outcome))
+                    .await?;
+                Ok(StepResponse::Succeeded(Some(response.into_inner())))
+            }
+            RunStep::Cancel(_) => {
+                let request = CancelOperationRequest { name };
+                client.cancel_operation(request).await?;
+                Ok(StepResponse::Succeeded(None))
+            }
+            RunStep::Delete(_) => {
+                let request = DeleteOperationRequest { name };
+                client.delete_operation(request).await?;
+                Ok(StepResponse::Succeeded(None))
+            }
+            RunStep::Stop | RunStep::Kill => unreachable!("they are no calls"),
+        }
+    }
+}
+
+// === impl Cut ===
+
+impl From<RpcError> for PowerLoss {
+    fn from(error: RpcError) -> Self {
+        Self(match error {
+            RpcError::Unknown(status) => status.to_string(),
+            RpcError::Rejected(code, reason) => format!("{code:?}, {reason}"),
+        })
+    }
+}
+
+/// What operators are told.
+async fn readiness(server: &PersistentServer) -> Result<String, PowerLoss> {
+    let readiness = server.readiness().await;
+    readiness.ok_or_else(|| PowerLoss("nobody tells whether it is ready".to_owned()))
+}
+
+/// All operations.
+pub(super) async fn list_operations(
+    server: &PersistentServer,
+) -> Result<BTreeMap<String, Operation>, RpcError> {
+    let request = ListOperationsRequest {
+        page_size: 1000,
+        ..ListOperationsRequest::default()
+    };
+    let page = server.client().list_operations(request).await?.into_inner();
+    assert_eq!(page.next_page_token, "");
+    let by_name = |operation: Operation| (operation.name.clone(), operation);
+    Ok(page.operations.into_iter().map(by_name).collect())
+}
+
+/// A start that fails ends with 2, and with one line that says why.
+fn check_start_error(exit: &ServerExit) {
+    assert_eq!(exit.status.code(), Some(2), "{exit:?}");
+    let errors = exit.log.iter().filter(|line| line.starts_with("error: "));
+    assert_eq!(errors.count(), 1, "{exit:?}");
+    let last_line = exit.log.last().unwrap();
+    assert!(last_line.starts_with("error: "), "{exit:?}");
+    assert!(
+        last_line.contains("operations.db"),
+        "it names the file: {last_line}"
+    );
+}

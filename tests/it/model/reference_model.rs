@@ -1,0 +1,358 @@
+//! The server, said again as data: a map of operations, plain states, times in
+//! milliseconds. Written from BEHAVIOUR §§3 to 5 and `worker.proto`, without a
+//! line of the server's. When time is looked at is in `looks`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    operation::{DEFAULT_LEASE_MS, ModelOperation, ReferencePhase},
+    responses::{
+        ErrorReason, ModelDirective, ModelLease, ModelOutcome, ModelResponse, ModelSnapshot,
+        PresentedToken,
+    },
+    steps::{ModelFinish, ModelReport, ModelSpec},
+};
+
+/// The server.
+#[derive(Clone, Debug)]
+pub(super) struct ReferenceModel {
+    /// The wall time at its start, in nanoseconds.
+    pub(super) start_wall_ns: i64,
+    /// Milliseconds since its start.
+    pub(super) now: i64,
+    /// By number, which only grows.
+    pub(super) operations: BTreeMap<u64, ModelOperation>,
+    next_number: u64,
+    /// How many leases there ever were. A lease is known by its number.
+    pub(super) lease_count: usize,
+    /// What came of requests with an id.
+    requests: BTreeMap<(String, u8), u64>,
+}
+
+// === impl Model ===
+
+impl ReferenceModel {
+    pub(super) fn new(start_wall_ns: i64) -> Self {
+        Self {
+            start_wall_ns,
+            now: 0,
+            operations: BTreeMap::new(),
+            next_number: 0,
+            lease_count: 0,
+            requests: BTreeMap::new(),
+        }
+    }
+
+    /// The operation of a name, also if clients do not see it.
+    pub(super) fn find(&self, name: &str) -> Option<u64> {
+        let mut matching =
+            (self.operations.iter()).filter(|(_, operation)| operation.spec.name() == name);
+        matching.next().map(|(number, _)| *number)
+    }
+
+    fn find_visible(&self, name: &str) -> Result<u64, ErrorReason> {
+        self.find(name)
+            .filter(|number| !self.operations[number].is_deleted)
+            .ok_or("OPERATION_NOT_FOUND")
+    }
+
+    /// What Get says, and Wait that does not wait.
+    pub(super) fn get(&self, name: &str) -> Result<ModelResponse, ErrorReason> {
+        let number = self.find_visible(name)?;
+        Ok(ModelResponse::Operation(
+            self.operations[&number].snapshot(),
+        ))
+    }
+
+    /// All that clients see of a collection, newest first.
+    pub(super) fn list(&self, parent: &str) -> Vec<ModelSnapshot> {
+        let newest = self.operations.values().rev();
+        let listed =
+            newest.filter(|operation| !operation.is_deleted && operation.spec.parent == parent);
+        listed.map(ModelOperation::snapshot).collect()
+    }
+
+    pub(super) fn create(&mut self, spec: &ModelSpec) -> Result<ModelResponse, ErrorReason> {
+        let key = spec.request_id.map(|id| (spec.parent.to_owned(), id));
+        if let Some(number) = key.as_ref().and_then(|key| self.requests.get(key)) {
+            let first = &self.operations[number];
+            if !first.spec.is_same_request(spec) {
+                return Err("REQUEST_ID_REUSED");
+            }
+            let has_live_lease = |phase: &ReferencePhase| matches!(phase, ReferencePhase::Running { expires_at, .. } if self.now < *expires_at);
+            // Another instance of the creator does not get it.
+            let is_creator = spec.queue.is_none() && spec.worker == first.spec.worker;
+            let has_lease = is_creator && has_live_lease(&first.phase);
+            return Ok(ModelResponse::Created {
+                operation: first.snapshot(),
+                lease: has_lease.then(|| first.lease(self.now)),
+                already_existed: true,
+            });
+        }
+        if self.find(&spec.name()).is_some() {
+            return Err("OPERATION_EXISTS");
+        }
+        let number = self.next_number;
+        self.next_number += 1;
+        if let Some(key) = key {
+            self.requests.insert(key, number);
+        }
+        let ready_at = spec.not_before.unwrap_or(self.now).max(self.now);
+        let mut operation = ModelOperation {
+            spec: spec.clone(),
+            create_time: self.now,
+            start_time: None,
+            update_time: self.now,
+            attempt: 0,
+            counted_attempts: 0,
+            cancel_requested: false,
+            is_deleted: false,
+            phase: ReferencePhase::Pending { ready_at },
+            is_offered: ready_at <= self.now,
+            report: ModelReport {
+                metadata: spec.metadata,
+                ..ModelReport::default()
+            },
+            check_times: BTreeSet::new(),
+        };
+        if spec.queue.is_none() {
+            operation.start_attempt(self.lease_count, self.now);
+            self.lease_count += 1;
+        }
+        let response = ModelResponse::Created {
+            operation: operation.snapshot(),
+            lease: spec.queue.is_none().then(|| operation.lease(self.now)),
+            already_existed: false,
+        };
+        self.operations.insert(number, operation);
+        self.schedule_if_changed(number, None);
+        Ok(response)
+    }
+
+    pub(super) fn lease(&mut self, queues: &[&str], max_leases: usize) -> Vec<ModelLease> {
+        let mut leased = Vec::new();
+        // Those whose time was over when they were taken are no leases.
+        while leased.is_empty() {
+            let mut ready: Vec<_> = (self.operations.iter())
+                .filter(|(_, operation)| operation.is_offered && operation.spec.is_in(queues))
+                .map(|(number, operation)| (-operation.spec.priority, *number))
+                .collect();
+            ready.sort_unstable();
+            if ready.is_empty() {
+                break;
+            }
+            for (_, number) in ready.into_iter().take(max_leases.max(1)) {
+                let (lease_id, now) = (self.lease_count, self.now);
+                let lease = self.change(number, |operation| {
+                    if operation.is_past_total_timeout(now) {
+                        operation.complete(ModelOutcome::ServerError(4, "TOTAL_TIMEOUT"), now);
+                        return None;
+                    }
+                    operation.start_attempt(lease_id, now);
+                    Some(operation.lease(now))
+                });
+                self.lease_count += usize::from(lease.is_some());
+                leased.extend(lease);
+            }
+        }
+        leased
+    }
+
+    /// Whether the one who speaks holds the lease.
+    fn check_lease(&self, name: &str, token: PresentedToken) -> Result<u64, ErrorReason> {
+        match token {
+            PresentedToken::Empty => return Err("INVALID_LEASE_TOKEN"),
+            PresentedToken::Malformed => return Err("LEASE_LOST"),
+            PresentedToken::Lease(_) | PresentedToken::Unknown => {}
+        }
+        let number = self.find(name).ok_or("OPERATION_NOT_FOUND")?;
+        match (&self.operations[&number].phase, token) {
+            (ReferencePhase::Done(_), _) => Err("OPERATION_DONE"),
+            (
+                ReferencePhase::Running {
+                    lease_id,
+                    expires_at,
+                    ..
+                },
+                PresentedToken::Lease(token_lease),
+            ) if *lease_id == token_lease && self.now < *expires_at => Ok(number),
+            _ => Err("LEASE_LOST"),
+        }
+    }
+
+    /// One report of a heartbeat; with it, how long leases of the operation last.
+    pub(super) fn heartbeat(
+        &mut self,
+        name: &str,
+        token: PresentedToken,
+        report: &ModelReport,
+    ) -> (ModelDirective, Option<i64>) {
+        let number = match self.check_lease(name, token) {
+            Ok(number) => number,
+            Err(reason) => {
+                let lost = ModelDirective {
+                    kind: "LEASE_LOST",
+                    remaining_ms: None,
+                    grace_remaining_ms: None,
+                    error: Some(reason),
+                };
+                return (lost, None);
+            }
+        };
+        let now = self.now;
+        self.change(number, |operation| {
+            // To say again what is known is no news.
+            let before = operation.report.clone();
+            operation.report.update(report);
+            if operation.report != before {
+                operation.update_time = now;
+            }
+            let lease_duration = operation.spec.lease_duration.unwrap_or(DEFAULT_LEASE_MS);
+            let mut grace_remaining = None;
+            if let ReferencePhase::Running {
+                expires_at,
+                cancel_deadline,
+                ..
+            } = &mut operation.phase
+            {
+                *expires_at = now + lease_duration;
+                grace_remaining = cancel_deadline.map(|deadline| (deadline - now).max(0));
+            }
+            let kind = match (operation.cancel_requested, operation.is_deleted) {
+                (true, _) => "CANCEL_REQUESTED",
+                (false, true) => "OPERATION_DELETED",
+                (false, false) => "CONTINUE",
+            };
+            let directive = ModelDirective {
+                kind,
+                remaining_ms: Some(lease_duration),
+                grace_remaining_ms: grace_remaining,
+                error: None,
+            };
+            (directive, Some(lease_duration))
+        })
+    }
+
+    pub(super) fn finish(
+        &mut self,
+        name: &str,
+        token: PresentedToken,
+        finish: ModelFinish,
+        metadata: Option<u8>,
+    ) -> Result<ModelResponse, ErrorReason> {
+        let number = match self.check_lease(name, token) {
+            // Saying the same again is fine, whoever says it.
+            Err("OPERATION_DONE") if let Some(response) = self.completed_with(name, finish) => {
+                return Ok(response);
+            }
+            result => result?,
+        };
+        let now = self.now;
+        let snapshot = self.change(number, |operation| {
+            operation.report.metadata = metadata.or(operation.report.metadata);
+            match finish {
+                ModelFinish::Release
+                | ModelFinish::Failure {
+                    retryable: true, ..
+                } if operation.cancel_requested => {
+                    operation.complete(ModelOutcome::ServerError(1, "OPERATION_CANCELLED"), now);
+                }
+                ModelFinish::Response(text) => {
+                    operation.complete(ModelOutcome::Response(text), now)
+                }
+                ModelFinish::Failure {
+                    code,
+                    message,
+                    retryable: false,
+                    ..
+                } => operation.complete(ModelOutcome::WorkerError { code, message }, now),
+                ModelFinish::Failure {
+                    code,
+                    message,
+                    retry_after,
+                    ..
+                } => operation.fail(
+                    ModelOutcome::WorkerError { code, message },
+                    retry_after,
+                    now,
+                ),
+                ModelFinish::Release if operation.spec.queue.is_none() => {
+                    operation.complete(ModelOutcome::ServerError(14, "WORKER_LOST"), now);
+                }
+                ModelFinish::Release => {
+                    operation.counted_attempts -= 1;
+                    operation.requeue(now, now);
+                }
+            }
+            operation.snapshot()
+        });
+        Ok(ModelResponse::Operation(snapshot))
+    }
+
+    fn completed_with(&self, name: &str, finish: ModelFinish) -> Option<ModelResponse> {
+        let operation = &self.operations[&self.find(name)?];
+        let outcome = match finish {
+            ModelFinish::Response(text) => ModelOutcome::Response(text),
+            ModelFinish::Failure { code, message, .. } => {
+                ModelOutcome::WorkerError { code, message }
+            }
+            ModelFinish::Release => return None,
+        };
+        (operation.phase == ReferencePhase::Done(outcome))
+            .then(|| ModelResponse::Operation(operation.snapshot()))
+    }
+
+    pub(super) fn cancel(&mut self, name: &str) -> Result<ModelResponse, ErrorReason> {
+        let (number, now) = (self.find_visible(name)?, self.now);
+        self.change(number, |operation| {
+            let grace = operation.spec.cancel_grace;
+            match &mut operation.phase {
+                ReferencePhase::Pending { .. } => {
+                    operation.cancel_requested = true;
+                    operation.complete(ModelOutcome::ServerError(1, "OPERATION_CANCELLED"), now);
+                }
+                ReferencePhase::Running {
+                    cancel_deadline, ..
+                } if !operation.cancel_requested => {
+                    *cancel_deadline = grace.map(|grace| now + grace);
+                    (operation.cancel_requested, operation.update_time) = (true, now);
+                }
+                ReferencePhase::Running { .. } | ReferencePhase::Done(_) => {}
+            }
+        });
+        Ok(ModelResponse::Empty)
+    }
+
+    pub(super) fn delete(&mut self, name: &str) -> Result<ModelResponse, ErrorReason> {
+        let (number, now) = (self.find_visible(name)?, self.now);
+        self.change(number, |operation| {
+            (operation.is_deleted, operation.update_time) = (true, now)
+        });
+        Ok(ModelResponse::Empty)
+    }
+
+    /// Changes an operation, and keeps everything else in step with it.
+    pub(super) fn change<T>(
+        &mut self,
+        number: u64,
+        mutate: impl FnOnce(&mut ModelOperation) -> T,
+    ) -> T {
+        let operation = self.operations.get_mut(&number).expect("it is there");
+        let previous_deadline = operation.next_deadline(self.now);
+        let result = mutate(operation);
+        if operation.is_deleted {
+            self.requests.retain(|_, created| *created != number);
+        }
+        if operation.is_deleted && matches!(operation.phase, ReferencePhase::Done(_)) {
+            self.operations.remove(&number);
+        } else {
+            self.schedule_if_changed(number, Some(previous_deadline));
+        }
+        result
+    }
+
+    pub(super) fn remove(&mut self, number: u64) {
+        self.operations.remove(&number);
+        self.requests.retain(|_, created| *created != number);
+    }
+}

@@ -1,0 +1,302 @@
+//! A table that several servers share, as a database would keep it, in memory:
+//! compare-and-set on the revision, and a log of changes that each server reads
+//! when the test lets it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use longrunning::{
+    BoxFuture, Change, ChangeSink, Clock, Completion, LoadSink, Operation, OperationName,
+    Operations, SharedStorage, Storage, StorageError, StorageStatus, Timestamp, Write, WriteError,
+};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+/// The table. Clones are the same one.
+#[derive(Clone)]
+pub(crate) struct FakeSharedStorage(Arc<FakeSharedStorageInner>);
+
+struct FakeSharedStorageInner {
+    clock: Clock,
+    /// Since when it has been there; none while it is away.
+    available_since: Mutex<Option<Timestamp>>,
+    rows: Mutex<Rows>,
+    /// How long the log is.
+    log_length: watch::Sender<usize>,
+    last_number: AtomicU64,
+    fetch_count: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Rows {
+    by_number: BTreeMap<u64, Arc<Operation>>,
+    /// Which operations changed, and whether only their leases were renewed.
+    log: Vec<(u64, bool)>,
+}
+
+/// What one server has of the table.
+pub(crate) struct FakeStorageHandle {
+    storage: FakeSharedStorage,
+    replication_enabled: watch::Receiver<bool>,
+    applied_position: watch::Sender<usize>,
+}
+
+/// A server of the table.
+pub(crate) struct TestReplica {
+    pub(crate) operations: Operations,
+    storage: FakeSharedStorage,
+    replication_enabled: watch::Sender<bool>,
+    applied_position: watch::Receiver<usize>,
+}
+
+// === impl Table ===
+
+impl Default for FakeSharedStorage {
+    fn default() -> Self {
+        let clock = Clock::system();
+        Self(Arc::new(FakeSharedStorageInner {
+            clock,
+            available_since: Mutex::new(Some(clock.now())),
+            rows: Mutex::default(),
+            log_length: watch::Sender::default(),
+            last_number: AtomicU64::default(),
+            fetch_count: AtomicUsize::default(),
+        }))
+    }
+}
+
+impl FakeSharedStorage {
+    /// Nobody reaches the table.
+    pub(crate) fn go_offline(&self) {
+        *self.0.available_since.lock() = None;
+    }
+
+    /// Everybody reaches it again.
+    pub(crate) fn go_online(&self) {
+        *self.0.available_since.lock() = Some(self.0.clock.now());
+    }
+
+    /// One more server.
+    pub(crate) async fn start_replica(&self) -> TestReplica {
+        let (replication_enabled, replication_enabled_receiver) = watch::channel(true);
+        let (applied_position, applied_position_receiver) = watch::channel(0);
+        let handle = FakeStorageHandle {
+            storage: self.clone(),
+            replication_enabled: replication_enabled_receiver,
+            applied_position,
+        };
+        let operations = Operations::builder().storage(handle).start().await.unwrap();
+        TestReplica {
+            operations,
+            storage: self.clone(),
+            replication_enabled,
+            applied_position: applied_position_receiver,
+        }
+    }
+
+    /// How often an operation was asked for.
+    pub(crate) fn fetch_count(&self) -> usize {
+        self.0.fetch_count.load(Ordering::Relaxed)
+    }
+
+    /// The operations as they are kept.
+    pub(crate) fn rows(&self) -> Vec<Arc<Operation>> {
+        self.0.rows.lock().by_number.values().cloned().collect()
+    }
+}
+
+// === impl Replica ===
+
+impl TestReplica {
+    /// Whether it reads what others do; at first it does.
+    pub(crate) fn set_replication_enabled(&self, enabled: bool) {
+        self.replication_enabled.send_replace(enabled);
+    }
+
+    /// Waits until it has read what was done so far.
+    pub(crate) async fn wait_until_caught_up(&mut self) {
+        let log_length = *self.storage.0.log_length.borrow();
+        self.applied_position
+            .wait_for(|position| log_length <= *position)
+            .await
+            .unwrap();
+    }
+}
+
+// === impl Share ===
+
+impl Storage for FakeStorageHandle {
+    fn load(&self, sink: LoadSink) -> BoxFuture<'_, Result<(), StorageError>> {
+        let rows = self.storage.0.rows.lock();
+        // A number that was read is enough: what is shown must be ours alone.
+        assert!(
+            rows.by_number.is_empty(),
+            "it begins before there is anything"
+        );
+        drop(sink);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn write(&self, write: Write, completion: Completion) {
+        let inner = &*self.storage.0;
+        if inner.available_since.lock().is_none() {
+            return completion.complete(Err(StorageError("it is away".to_owned()).into()));
+        }
+        let mut rows = inner.rows.lock();
+        let result = rows.apply_write(&write);
+        let length = rows.log.len();
+        drop(rows);
+        inner.log_length.send_replace(length);
+        completion.complete(result);
+    }
+
+    fn shared(&self) -> Option<&dyn SharedStorage> {
+        Some(self)
+    }
+}
+
+impl SharedStorage for FakeStorageHandle {
+    fn fetch<'a>(
+        &'a self,
+        name: &'a OperationName,
+    ) -> BoxFuture<'a, Result<Option<Arc<Operation>>, StorageError>> {
+        self.storage.0.fetch_count.fetch_add(1, Ordering::Relaxed);
+        let operation = self.storage.0.rows.lock().find_by_name(name.as_str());
+        Box::pin(async move {
+            // An answer takes a while.
+            tokio::task::yield_now().await;
+            Ok(operation)
+        })
+    }
+
+    fn clock(&self) -> Option<Clock> {
+        Some(self.storage.0.clock)
+    }
+
+    fn status(&self) -> Option<StorageStatus> {
+        let now = self.storage.0.clock.now();
+        Some(StorageStatus {
+            available_since: self.storage.0.available_since.lock().unwrap_or(now),
+            applied_through: now,
+        })
+    }
+
+    fn next_number(&self) -> u64 {
+        self.storage.0.last_number.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn sync(&self) -> BoxFuture<'_, Result<(), StorageError>> {
+        Box::pin(async {
+            let (log_length, mut applied_position) = (
+                *self.storage.0.log_length.borrow(),
+                self.applied_position.subscribe(),
+            );
+            let result = applied_position
+                .wait_for(|position| log_length <= *position)
+                .await;
+            drop(result.map_err(|_| StorageError("nobody reads".to_owned()))?);
+            Ok(())
+        })
+    }
+
+    fn watch(&self, apply: ChangeSink) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let (mut replication_enabled, mut log_length) = (
+                self.replication_enabled.clone(),
+                self.storage.0.log_length.subscribe(),
+            );
+            let mut position = 0;
+            loop {
+                if log_length
+                    .wait_for(|length| position < *length)
+                    .await
+                    .is_err()
+                    || replication_enabled
+                        .wait_for(|enabled| *enabled)
+                        .await
+                        .is_err()
+                {
+                    return;
+                }
+                let changes = self.storage.0.rows.lock().changes_since(&mut position);
+                // They are on their way for a while.
+                tokio::task::yield_now().await;
+                apply(changes, None).await.unwrap();
+                self.applied_position.send_replace(position);
+            }
+        })
+    }
+}
+
+// === impl Rows ===
+
+impl Rows {
+    fn find_by_name(&self, name: &str) -> Option<Arc<Operation>> {
+        let mut rows = self.by_number.values();
+        rows.find(|row| row.name() == name).cloned()
+    }
+
+    fn apply_write(&mut self, write: &Write) -> Result<(), WriteError> {
+        match write {
+            Write::Put(operation) if operation.revision() == 0 => {
+                let is_same_request = |row: &&Arc<Operation>| {
+                    let requests = (row.request_id(), operation.request_id());
+                    requests.0.is_some() && requests.0 == requests.1
+                };
+                let same_name = self.find_by_name(operation.name());
+                let mut rows = self.by_number.values();
+                if let Some(existing) = same_name.or_else(|| rows.find(is_same_request).cloned()) {
+                    return Err(WriteError::Conflict(Some(existing)));
+                }
+                self.by_number.insert(operation.number(), operation.clone());
+                self.log.push((operation.number(), false));
+            }
+            Write::Put(operation) | Write::RenewLease(operation) => {
+                let row = self.by_number.get_mut(&operation.number());
+                let row = row.ok_or(WriteError::Conflict(None))?;
+                if row.revision() + 1 != operation.revision() {
+                    return Err(WriteError::Conflict(Some(row.clone())));
+                }
+                *row = operation.clone();
+                let is_renewal = matches!(write, Write::RenewLease(_));
+                self.log.push((operation.number(), is_renewal));
+            }
+            Write::Delete(operation) => {
+                let row = self.by_number.get(&operation.number());
+                let row = row.ok_or(WriteError::Conflict(None))?;
+                if row.revision() != operation.revision() {
+                    return Err(WriteError::Conflict(Some(row.clone())));
+                }
+                self.by_number.remove(&operation.number());
+                self.log.push((operation.number(), false));
+            }
+        }
+        Ok(())
+    }
+
+    /// What became of the operations that changed since a place in the log.
+    fn changes_since(&self, position: &mut usize) -> Vec<Change> {
+        let mut changed_numbers: BTreeMap<u64, bool> = BTreeMap::new();
+        for (number, is_renewal) in &self.log[*position..] {
+            *changed_numbers.entry(*number).or_insert(true) &= is_renewal;
+        }
+        *position = self.log.len();
+        let changes = changed_numbers.into_iter().map(|(number, is_renewal)| {
+            match self.by_number.get(&number) {
+                Some(row) if is_renewal => Change::LeaseRenewed {
+                    number,
+                    revision: row.revision(),
+                    expires_at: row.lease().unwrap().expires_at,
+                },
+                Some(row) => Change::Upserted(row.clone()),
+                None => Change::Removed(number),
+            }
+        });
+        changes.collect()
+    }
+}
