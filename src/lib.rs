@@ -102,11 +102,11 @@ pub use grpc::{
 };
 pub use metrics::Metrics;
 pub use operation::{
+    Operation, OperationVersion,
     attempt_result::{AttemptResult, InvalidAttemptResult},
     labels::{InvalidLabels, Labels},
     lease::{InvalidWorkerId, Lease, LeaseToken, WorkerId},
     name::{InvalidName, OperationId, OperationName, Parent},
-    operation::{Operation, OperationVersion},
     options::{ExecutionOptions, InvalidExecutionOptions, QueueName},
     outcome::{Failure, InvalidOutcome},
     payload::{InvalidAny, Payload},
@@ -130,11 +130,8 @@ pub use storage::postgres::{PostgresStorage, config::PostgresConfig};
 #[cfg(feature = "sqlite")]
 pub use storage::sqlite::SqliteStorage;
 pub use storage::{
-    journal::{
-        BoxFuture, Change, ChangeSink, Completion, LoadSink, SharedStorage, Storage, StorageError,
-        StorageStatus, Write, WriteError,
-    },
-    memory::MemoryStorage,
+    BoxFuture, Change, ChangeSink, Completion, LoadSink, SharedStorage, Storage, StorageError,
+    StorageStatus, Write, WriteError, memory::MemoryStorage,
 };
 pub use store::{create::Created, limits::Limits, replication::ReadConsistency};
 pub use types::{InvalidDescriptorSet, TypeRegistry};

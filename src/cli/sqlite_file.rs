@@ -17,7 +17,7 @@ use super::{
     render::{pretty_json, print_line, print_operations},
 };
 use crate::{
-    operation::operation::Operation,
+    operation::Operation,
     proto::{google, longrunning::v1::operation_metadata::State},
     server::StoreConfig,
     storage::sqlite::backup::{self, Summary},

@@ -11,7 +11,7 @@ use super::http_error::HttpError;
 use crate::{
     error::Error,
     error_status,
-    operation::operation::Operation,
+    operation::Operation,
     proto::google::longrunning::{CancelOperationRequest, WaitOperationRequest},
     service::{list::Page, request_params::parse_timeout},
     tasks::spawn_blocking_if_large,

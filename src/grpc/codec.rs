@@ -11,7 +11,7 @@ use tonic::{
 };
 
 use super::status;
-use crate::operation::operation::Operation;
+use crate::operation::Operation;
 
 /// The first room for an answer and for a request, in bytes; larger ones get
 /// more. tonic's own 8 KiB each way cost a third of waking ten thousand waits.

@@ -4,7 +4,7 @@
 use crate::{
     clock::{Timestamp, to_proto_duration},
     error::Error,
-    operation::{self, lease::LeaseToken, operation::Operation, payload::Payload},
+    operation::{self, Operation, lease::LeaseToken, payload::Payload},
     proto::longrunning::v1::{Directive, Lease, directive::Kind},
     store::directives::{LeaseDirective, LeaseDirectiveKind},
 };

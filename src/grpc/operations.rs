@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::codec::EncodedMessage;
 use crate::{
-    operation::{encoded, operation::Operation},
+    operation::{Operation, encoded},
     proto::google::longrunning::{
         CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
         WaitOperationRequest,

@@ -163,7 +163,7 @@ fn encode_outcome(outcome: &Outcome) -> Vec<u8> {
     let mut bytes = Vec::new();
     match outcome {
         Outcome::Error(error) => {
-            encoding::message::encode(ERROR_FIELD_NUMBER, &**error, &mut bytes)
+            encoding::message::encode(ERROR_FIELD_NUMBER, &**error, &mut bytes);
         }
         Outcome::Response(response) => {
             encoding::message::encode(RESPONSE_FIELD_NUMBER, response.any(), &mut bytes);

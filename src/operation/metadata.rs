@@ -7,7 +7,7 @@ use prost::{
     encoding::{self, WireType},
 };
 
-use super::{operation::Operation, payload::Payload};
+use super::{Operation, payload::Payload};
 /// What the encoded message is packed as.
 pub(super) const TYPE_URL: &str = "type.googleapis.com/longrunning.v1.OperationMetadata";
 
@@ -82,10 +82,10 @@ mod tests {
     use crate::{
         clock::Timestamp,
         operation::{
+            OperationUpdate,
             labels::Labels,
             lease::{LeaseToken, WorkerId},
             name::OperationName,
-            operation::OperationUpdate,
             options::{ExecutionOptions, QueueName},
             spec::{Attributes, OperationSpec},
             trace::TraceContext,

@@ -12,10 +12,7 @@ use prost_types::Any;
 
 use self::codec::{AttributesRecord, OptionsRecord, PhaseRecord, ReportRecord, parse_payload};
 use super::{
-    encoded::EncodedOperation,
-    operation::{Operation, WorkState},
-    options::ExecutionOptions,
-    spec::Attributes,
+    Operation, WorkState, encoded::EncodedOperation, options::ExecutionOptions, spec::Attributes,
 };
 use crate::clock::Timestamp;
 

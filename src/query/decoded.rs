@@ -12,7 +12,7 @@ use prost::Name;
 use prost_reflect::DynamicMessage;
 
 use crate::{
-    operation::{encoded::AnyRef, operation::Operation},
+    operation::{Operation, encoded::AnyRef},
     proto::google::rpc,
     types::TypeRegistry,
 };

@@ -18,7 +18,7 @@ use super::{
     parse::parse,
 };
 use crate::{
-    operation::operation::Operation,
+    operation::Operation,
     proto::{
         google::rpc,
         longrunning::v1::{OperationMetadata, operation_metadata::State},

@@ -4,8 +4,7 @@
 
 use super::literal::{FieldValue, ScalarType};
 use crate::{
-    clock::Timestamp, operation::operation::Operation,
-    proto::longrunning::v1::operation_metadata::State,
+    clock::Timestamp, operation::Operation, proto::longrunning::v1::operation_metadata::State,
 };
 
 /// The names of all fields, for errors.

@@ -14,10 +14,10 @@ use super::filter::{Column, Comparator, Filter, Path, Pattern, Restriction, Segm
 use crate::{
     clock::Timestamp,
     operation::{
+        Operation, OperationUpdate,
         labels::Labels,
         lease::{LeaseToken, WorkerId},
         name::OperationName,
-        operation::{Operation, OperationUpdate},
         options::{ExecutionOptions, QueueName},
         outcome::{Outcome, status_with_reason},
         payload::Payload,

@@ -188,7 +188,7 @@ impl Config {
             reload_signals: None,
             client_listener,
             worker_listener,
-            admin_addr: admin_addr,
+            admin_addr,
             readiness,
             runtime_pool,
             admin_stop_guard,

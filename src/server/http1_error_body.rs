@@ -131,7 +131,7 @@ impl DrainBeforeClose {
             let mut buffer = ReadBuf::new(&mut scratch);
             match ready!(Pin::new(&mut *io).poll_read(context, &mut buffer)) {
                 Ok(()) if !buffer.filled().is_empty() => {
-                    self.drained_bytes += buffer.filled().len()
+                    self.drained_bytes += buffer.filled().len();
                 }
                 _ => return Poll::Ready(()),
             }

@@ -16,10 +16,7 @@ use crate::{
         options::{ExecutionOptions, InvalidExecutionOptions, QueueName},
         retry::RetryPolicy,
     },
-    storage::{
-        journal::{Storage, StorageError},
-        memory::MemoryStorage,
-    },
+    storage::{Storage, StorageError, memory::MemoryStorage},
     store::{limits::Limits, replication::ReadConsistency, store::Store},
     tasks::Tasks,
     types::TypeRegistry,

@@ -10,7 +10,7 @@ use tracing::debug;
 use crate::{
     clock::{Clock, Timestamp},
     error::{Error, Result},
-    operation::operation::Operation,
+    operation::Operation,
     proto::google::longrunning::ListOperationsRequest,
     query::{
         eval::CompiledFilter,

@@ -19,9 +19,7 @@ use crate::{
     clock::Clock,
     error::{Error, Result},
     metrics::Metrics,
-    operation::{
-        name::OperationName, operation::Operation, options::ExecutionOptions, transition::Event,
-    },
+    operation::{Operation, name::OperationName, options::ExecutionOptions, transition::Event},
     proto::google::longrunning::ListOperationsRequest,
     store::{create::Created, store::Store, waiters::WaitFor},
     tasks::Tasks,

@@ -7,7 +7,7 @@ use tokio::select;
 use super::operations::Operations;
 use crate::{
     error::{Error, Result},
-    operation::{name::OperationName, operation::Operation},
+    operation::{Operation, name::OperationName},
     store::waiters::{WaitFor, Waiter},
 };
 

@@ -14,10 +14,10 @@ use super::operations::{Operations, far_future};
 use crate::{
     error::{Error, Result},
     operation::{
+        Operation,
         attempt_result::AttemptResult,
         lease::{LeaseToken, WorkerId},
         name::OperationName,
-        operation::Operation,
         options::QueueName,
         outcome::Failure,
         transition::{Event, Report},

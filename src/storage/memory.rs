@@ -2,7 +2,7 @@
 
 use std::future::ready;
 
-use super::journal::{BoxFuture, Completion, LoadSink, Storage, StorageError, Write};
+use super::{BoxFuture, Completion, LoadSink, Storage, StorageError, Write};
 
 /// Forgets everything at once.
 #[derive(Clone, Copy, Debug, Default)]

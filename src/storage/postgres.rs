@@ -50,15 +50,15 @@ use self::{
     statements::{Statements, is_valid_schema_name},
     writer::Writer,
 };
-use super::journal::{
+use super::{
     BoxFuture, ChangeSink, Completion, LoadSink, SharedStorage, Storage, StorageError,
     StorageStatus, Write,
 };
 use crate::{
     clock::Clock,
     operation::{
+        Operation,
         name::{OperationName, Parent},
-        operation::Operation,
     },
     tasks::Tasks,
 };

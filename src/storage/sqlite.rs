@@ -38,7 +38,7 @@ use self::{
     rows::RowWrite,
     writer::{RETRY_DELAY, Writer},
 };
-use super::journal::{BoxFuture, Completion, LoadSink, Storage, StorageError, Write, WriteError};
+use super::{BoxFuture, Completion, LoadSink, Storage, StorageError, Write, WriteError};
 use crate::clock::Timestamp;
 
 /// How many bytes of rows may stand in line. A change that comes then becomes a

@@ -11,12 +11,12 @@ use super::{
 use crate::{
     error::{Error, Result},
     operation::{
+        Operation,
         name::{OperationName, parent_of},
-        operation::Operation,
         options::QueueName,
         spec::{IdempotencyKey, OperationSpec},
     },
-    storage::journal::Write,
+    storage::Write,
 };
 
 /// What came of a request to create an operation.

@@ -15,8 +15,8 @@ use tokio::sync::mpsc;
 use crate::{
     clock::{Clock, Timestamp},
     operation::{
+        Operation,
         lease::{LeaseToken, WorkerId},
-        operation::Operation,
     },
 };
 

@@ -17,10 +17,10 @@ use super::store::Store;
 use crate::{
     error::{Error, Result},
     operation::{
+        Operation,
         name::{OperationName, Parent},
-        operation::Operation,
     },
-    storage::journal::SharedStorage,
+    storage::SharedStorage,
 };
 
 /// Which done operations are shown, as far as there is a limit.

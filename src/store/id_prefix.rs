@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use parking_lot::RwLock;
 
-use crate::operation::{name::segments, operation::Operation};
+use crate::operation::{Operation, name::segments};
 
 /// How many names the prefixes of one filter may have, all together, to be worth
 /// a look into the book.

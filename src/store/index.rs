@@ -14,7 +14,7 @@ use super::{
     sorted_runs::SortedRuns,
 };
 use crate::{
-    operation::{name::parent_of, operation::Operation},
+    operation::{Operation, name::parent_of},
     query::{
         plan::{Candidates, Plan, TimeRange},
         scope::Scope,

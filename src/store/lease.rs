@@ -13,8 +13,8 @@ use super::{
 use crate::{
     error::{Error, Result},
     operation::{
+        Operation,
         lease::{LeaseToken, WorkerId},
-        operation::Operation,
         options::QueueName,
         payload::Payload,
         transition::{Event, Report},

@@ -3,7 +3,7 @@
 use super::store::Store;
 use crate::{
     error::{Error, Result},
-    operation::{operation::Operation, outcome::Outcome, transition::Event},
+    operation::{Operation, outcome::Outcome, transition::Event},
 };
 
 /// An error of at most so many bytes always has room.

@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{
     metrics::Metrics,
-    operation::{operation::Operation, options::QueueName},
+    operation::{Operation, options::QueueName},
 };
 
 /// All queues, made when first named.

@@ -17,11 +17,8 @@ use super::store::Store;
 use crate::{
     clock::Timestamp,
     error::{Error, Result},
-    operation::{
-        name::OperationName,
-        operation::{Operation, OperationVersion},
-    },
-    storage::journal::{Change, ChangeSink, SharedStorage, StorageError, StorageStatus},
+    operation::{Operation, OperationVersion, name::OperationName},
+    storage::{Change, ChangeSink, SharedStorage, StorageError, StorageStatus},
     tasks::Tasks,
 };
 

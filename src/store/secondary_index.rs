@@ -16,7 +16,7 @@ use super::{
     sorted_runs::SortedRuns,
 };
 use crate::{
-    operation::operation::Operation,
+    operation::Operation,
     proto::longrunning::v1::operation_metadata::State,
     query::plan::{Candidates, IndexLookup, write_joined},
 };

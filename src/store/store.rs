@@ -26,11 +26,11 @@ use crate::{
     error::{Error, Result},
     metrics::Metrics,
     operation::{
+        Operation, OperationUpdate,
         name::OperationName,
-        operation::{Operation, OperationUpdate},
         transition::{Event, TransitionError},
     },
-    storage::journal::{Completion, SharedStorage, Storage, StorageError, Write, WriteError},
+    storage::{Completion, SharedStorage, Storage, StorageError, Write, WriteError},
     tasks::Tasks,
 };
 
@@ -149,7 +149,7 @@ impl Store {
             clock,
             tasks: Tasks::default(),
             limits,
-            read_consistency: read_consistency,
+            read_consistency,
             runtime: Handle::current(),
             peers: storage.shared().map(|_| Peers::default()),
             storage: StorageHandle(storage),
@@ -303,7 +303,7 @@ impl Store {
                 Err(CommitError::Rejected(error)) => return Err(error),
                 Err(CommitError::Conflict(current)) => {
                     self.reload_after_conflict(current, name, &mut retries_left)
-                        .await?
+                        .await?;
                 }
             }
         }
@@ -351,7 +351,7 @@ impl Store {
             }
             // The look that was asked for found nothing due: look again later.
             OperationUpdate::Unchanged if *event == Event::TimerFired => {
-                self.view.reschedule(&current)
+                self.view.reschedule(&current);
             }
             OperationUpdate::Unchanged | OperationUpdate::Remove(None) => {}
         }

@@ -22,8 +22,8 @@ use crate::{
     clock::{Clock, Timestamp},
     metrics::Metrics,
     operation::{
+        Operation,
         name::{OperationName, parent_of},
-        operation::Operation,
         spec::IdempotencyKey,
         transition::Phase,
     },

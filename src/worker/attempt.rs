@@ -20,10 +20,10 @@ use crate::{
     error::{Error, Result},
     metrics::AttemptOutcome,
     operation::{
+        Operation,
         attempt_result::AttemptResult,
         lease::LeaseToken,
         name::OperationName,
-        operation::Operation,
         outcome::{Failure, Outcome},
         transition::{Event, Phase, Report, TerminalState},
     },

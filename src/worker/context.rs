@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock::{Clock, Timestamp},
     operation::{
+        Operation,
         labels::Labels,
         lease::LeaseToken,
-        operation::Operation,
         options::QueueName,
         outcome::Failure,
         payload::{InvalidAny, Payload},

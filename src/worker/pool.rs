@@ -15,7 +15,7 @@ use super::{attempt::Attempt, context::LeasedOperation, handler::DynHandler};
 use crate::{
     error::Error,
     metrics::Metrics,
-    operation::{lease::WorkerId, operation::Operation, options::QueueName},
+    operation::{Operation, lease::WorkerId, options::QueueName},
     store::store::Store,
     tasks::Tasks,
 };

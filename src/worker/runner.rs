@@ -66,7 +66,7 @@ pub(crate) async fn run_handler(
     let task = tasks.spawn("handler", handler.start(context));
     let mut running = RunningHandler {
         task,
-        report_buffer: report_buffer,
+        report_buffer,
         stop_grace,
     };
     pin!(lost);

@@ -369,7 +369,7 @@ async fn concurrent_finishes_have_exactly_one_winner() {
             match result {
                 Ok(done) => winners.push(done.into_inner()),
                 Err(refused) => {
-                    assert_eq!(ErrorDetails::from_status(&refused).reason, "OPERATION_DONE")
+                    assert_eq!(ErrorDetails::from_status(&refused).reason, "OPERATION_DONE");
                 }
             }
         }

@@ -167,7 +167,7 @@ async fn slow_request_head_times_out_without_affecting_others() {
 #[tokio::test]
 async fn missing_body_times_out_with_408() {
     let server = HttpTestServer::start_with(|config| {
-        config.http.body_read_timeout = Duration::from_millis(100)
+        config.http.body_read_timeout = Duration::from_millis(100);
     })
     .await;
     create_named(&server.operations, "operations/x").await;

@@ -139,7 +139,7 @@ async fn http_watch_ends_with_unavailable_at_shutdown() {
 #[tokio::test]
 async fn idle_http_watch_sends_keepalive_comments() {
     let server = HttpTestServer::start_with(|config| {
-        config.http.sse_keepalive_interval = Duration::from_millis(20)
+        config.http.sse_keepalive_interval = Duration::from_millis(20);
     })
     .await;
     let (name, token) = create_running(&server.operations).await;
@@ -163,7 +163,7 @@ async fn idle_http_watch_sends_keepalive_comments() {
 #[tokio::test]
 async fn http_disconnect_ends_watch() {
     let server = HttpTestServer::start_with(|config| {
-        config.http.sse_keepalive_interval = Duration::from_millis(20)
+        config.http.sse_keepalive_interval = Duration::from_millis(20);
     })
     .await;
     let (name, _) = create_running(&server.operations).await;

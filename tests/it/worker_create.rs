@@ -208,7 +208,7 @@ async fn trace_context_comes_from_valid_headers_unless_in_request() {
         (string_map(&[]), long.as_str(), string_map(&[])),
     ] {
         let mut request = Request::new(CreateOperationRequest {
-            trace_context: trace_context,
+            trace_context,
             ..self_executed_request("w")
         });
         let headers = request.metadata_mut();

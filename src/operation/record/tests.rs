@@ -8,10 +8,10 @@ use uuid::Uuid;
 use super::*;
 use crate::{
     operation::{
+        OperationUpdate,
         labels::Labels,
         lease::{LeaseToken, WorkerId},
         name::OperationName,
-        operation::OperationUpdate,
         options::QueueName,
         outcome::Outcome,
         payload::Payload,

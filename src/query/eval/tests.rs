@@ -11,10 +11,10 @@ use super::*;
 use crate::{
     clock::Timestamp,
     operation::{
+        OperationUpdate,
         labels::Labels,
         lease::{LeaseToken, WorkerId},
         name::OperationName,
-        operation::OperationUpdate,
         options::{ExecutionOptions, QueueName},
         outcome::{Outcome, status_with_reason},
         payload::Payload,

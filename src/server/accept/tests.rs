@@ -92,7 +92,7 @@ impl TestServer {
                     options,
                     token,
                 )
-                .await
+                .await;
             }
         });
         Self {

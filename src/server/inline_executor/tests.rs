@@ -36,7 +36,7 @@ async fn pending_future_is_spawned_and_woken() {
     executor.execute(async move {
         result_sender
             .send(input_receiver.await.unwrap() + 1)
-            .unwrap()
+            .unwrap();
     });
     assert_eq!(tasks.len(), 1);
 

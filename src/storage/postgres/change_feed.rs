@@ -31,8 +31,8 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    operation::operation::Operation,
-    storage::journal::{Change as Changes, ChangeSink, StorageError},
+    operation::Operation,
+    storage::{Change as Changes, ChangeSink, StorageError},
 };
 
 /// How often it is read without a hint: if hints arrive, and if they do not.

@@ -18,7 +18,7 @@ use super::{
     tls::{TlsConfig, is_tls_error},
     tls_params::split_tls_params,
 };
-use crate::storage::journal::StorageError;
+use crate::storage::StorageError;
 
 /// A connection, which must be polled, and who asks on it.
 pub(super) type RawConnection = (

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::connect::Connector;
-use crate::{storage::journal::StorageError, tasks::Tasks};
+use crate::{storage::StorageError, tasks::Tasks};
 
 /// How long an answer may take. A database that is cut off says nothing, and
 /// whoever waits for it would wait for as long as TCP does.

@@ -8,7 +8,7 @@ use tracing::warn;
 
 use crate::{
     clock::{Clock, Timestamp},
-    storage::journal::StorageStatus,
+    storage::StorageStatus,
 };
 
 /// It is asked what is new at least every second. If nothing was heard for longer

@@ -15,11 +15,11 @@ use tracing::error;
 use crate::{
     clock::Timestamp,
     operation::{
+        Operation,
         name::parent_of,
-        operation::Operation,
         record::{self, encode_with_input},
     },
-    storage::journal::{Change, StorageError, Write, WriteError},
+    storage::{Change, StorageError, Write, WriteError},
 };
 
 use super::{connection::Connection, schema::SCHEMA_VERSION, statements::Statements};

@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use super::{connection::Connection, statements::Statements};
 use crate::{
     clock::{Clock, Timestamp},
-    storage::journal::StorageError,
+    storage::StorageError,
 };
 
 /// The version of the tables.

@@ -20,7 +20,7 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{connection::database_error, tls_params::TlsParams};
-use crate::storage::journal::StorageError;
+use crate::storage::StorageError;
 
 /// Whether TLS is used, and with whom.
 #[derive(Clone, Debug, PartialEq, Eq)]

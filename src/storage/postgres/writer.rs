@@ -21,7 +21,7 @@ use super::{
     schema::{SCHEMA_VERSION, check_schema_version},
     statements::Statements,
 };
-use crate::storage::journal::{Completion, StorageError, Write, WriteError};
+use crate::storage::{Completion, StorageError, Write, WriteError};
 
 /// So many changes, or so many bytes of them, are one commit.
 const MAX_BATCH_WRITES: usize = 1024;

@@ -18,8 +18,8 @@ use super::{
     load::StoredRow,
 };
 use crate::{
-    operation::{operation::Operation, record::RecordDecoder},
-    storage::journal::StorageError,
+    operation::{Operation, record::RecordDecoder},
+    storage::StorageError,
 };
 
 const SELECT_ASCENDING: &str = "SELECT number, record FROM operations ORDER BY number";

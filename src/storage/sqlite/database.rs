@@ -16,7 +16,7 @@ use super::{
     errors::{checkpoint_blocked_error, io_error, read_only_error, restore_hint, sqlite_error},
     lock_file::LockFile,
 };
-use crate::{clock::Timestamp, storage::journal::StorageError};
+use crate::{clock::Timestamp, storage::StorageError};
 
 /// `LONG`, so that other programs can tell whose file it is.
 const APPLICATION_ID: i32 = 0x4c4f_4e47;

@@ -5,7 +5,7 @@ use std::{io, path::Path};
 
 use rusqlite::{ErrorCode, ffi};
 
-use crate::storage::journal::StorageError;
+use crate::storage::StorageError;
 
 /// What an error of the file system means for whoever has to mend it.
 pub(super) fn io_error(path: &Path, error: &io::Error) -> StorageError {

@@ -22,8 +22,8 @@ use super::{
     errors::{restore_hint, sqlite_error},
 };
 use crate::{
-    operation::{operation::Operation, record::RecordDecoder},
-    storage::journal::StorageError,
+    operation::{Operation, record::RecordDecoder},
+    storage::StorageError,
 };
 
 const SELECT_ALL: &str = "SELECT o.number, o.record, i.input

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::errors::io_error;
-use crate::storage::journal::StorageError;
+use crate::storage::StorageError;
 
 /// Where the note begins, behind the process that holds the lock.
 const ACK_OFFSET: u64 = 11;

@@ -3,10 +3,10 @@
 use crate::{
     clock::Timestamp,
     operation::{
-        operation::Operation,
+        Operation,
         record::{encode, encode_input, encode_with_input},
     },
-    storage::journal::Write,
+    storage::Write,
 };
 
 /// An input of more bytes is not written again with each change.

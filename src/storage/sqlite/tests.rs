@@ -14,7 +14,7 @@ use super::*;
 use crate::{
     clock::Timestamp,
     operation::{
-        name::OperationName, operation::Operation, options::ExecutionOptions, payload::Payload,
+        Operation, name::OperationName, options::ExecutionOptions, payload::Payload,
         spec::OperationSpec,
     },
 };

@@ -103,7 +103,7 @@ impl ServerCluster {
             proxies.push(DatabaseProxy::start(port).await);
         }
         let cluster = Self {
-            started_at: started_at,
+            started_at,
             config,
             arguments: arguments.iter().map(ToString::to_string).collect(),
             postgres: postgres.clone(),

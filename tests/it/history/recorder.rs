@@ -187,7 +187,7 @@ impl Recorder {
         operation: Option<&Operation>,
     ) {
         let pending = PendingInvocation {
-            invoked_at: invoked_at,
+            invoked_at,
             process: 0,
             process_started_at: invoked_at,
         };

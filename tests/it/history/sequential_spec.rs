@@ -289,7 +289,7 @@ impl SequentialSpec {
                             .map_or(finished.phase, SpecPhase::Done);
                     }
                     FinishRequest::RetryableFailure(_) => {
-                        finished.requeue(request.terminal_outcome().filter(|_| is_last))
+                        finished.requeue(request.terminal_outcome().filter(|_| is_last));
                     }
                     FinishRequest::Release => {
                         finished.counted_attempts = finished.counted_attempts.saturating_sub(1);

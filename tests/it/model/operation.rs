@@ -93,7 +93,7 @@ impl ModelOperation {
         match self.phase {
             ReferencePhase::Done(_) => return false,
             _ if self.is_past_total_timeout(now) => {
-                self.complete(ModelOutcome::ServerError(4, "TOTAL_TIMEOUT"), now)
+                self.complete(ModelOutcome::ServerError(4, "TOTAL_TIMEOUT"), now);
             }
             ReferencePhase::Pending { .. } => return false,
             ReferencePhase::Running {
@@ -115,7 +115,7 @@ impl ModelOperation {
             ReferencePhase::Running { expires_at, .. } if now < expires_at => return false,
             ReferencePhase::Running { .. } if self.can_retry() => self.requeue(now, now),
             ReferencePhase::Running { .. } => {
-                self.complete(ModelOutcome::ServerError(14, "WORKER_LOST"), now)
+                self.complete(ModelOutcome::ServerError(14, "WORKER_LOST"), now);
             }
         }
         true

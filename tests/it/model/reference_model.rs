@@ -258,7 +258,7 @@ impl ReferenceModel {
                     operation.complete(ModelOutcome::ServerError(1, "OPERATION_CANCELLED"), now);
                 }
                 ModelFinish::Response(text) => {
-                    operation.complete(ModelOutcome::Response(text), now)
+                    operation.complete(ModelOutcome::Response(text), now);
                 }
                 ModelFinish::Failure {
                     code,
@@ -326,7 +326,7 @@ impl ReferenceModel {
     pub(super) fn delete(&mut self, name: &str) -> Result<ModelResponse, ErrorReason> {
         let (number, now) = (self.find_visible(name)?, self.now);
         self.change(number, |operation| {
-            (operation.is_deleted, operation.update_time) = (true, now)
+            (operation.is_deleted, operation.update_time) = (true, now);
         });
         Ok(ModelResponse::Empty)
     }
