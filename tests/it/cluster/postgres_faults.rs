@@ -14,7 +14,9 @@ use tokio::{
 };
 
 use crate::{
-    postgres::{MINUTE, create_queued, create_succeeded, list_names, sql_client, start_server},
+    cluster::postgres::{
+        MINUTE, create_queued, create_succeeded, list_names, sql_client, start_server,
+    },
     support::{
         postgres::{PostgresServer, open_storage, test_config},
         string_value,

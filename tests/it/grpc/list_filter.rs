@@ -131,7 +131,7 @@ async fn create_guide_operations(operations: &Operations) {
 /// The examples of the guide: tables whose first column is a filter in code and
 /// whose last one names the operations that it finds, newest first.
 fn guide_examples() -> Vec<(String, Vec<String>)> {
-    let guide = include_str!("../../docs/filters.md");
+    let guide = include_str!("../../../docs/filters.md");
     let code = |cell: &str| -> Vec<String> {
         let parts = cell.split('`').skip(1).step_by(2);
         parts.map(str::to_owned).collect()
@@ -174,7 +174,7 @@ async fn guide_examples_match_documented_operations() {
 async fn guide_error_messages_match_server_errors() {
     let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
-    let guide = include_str!("../../docs/filters.md");
+    let guide = include_str!("../../../docs/filters.md");
     let rows = guide.lines().filter_map(|line| {
         let (filter, rest) = line.strip_prefix("    ")?.split_once("  →  ")?;
         Some((filter.trim(), rest.trim()))

@@ -6,7 +6,7 @@ use tokio::process::Command;
 
 use crate::support::serve_process::ServeProcess;
 
-const HTTP_DOC: &str = include_str!("../../docs/http.md");
+const HTTP_DOC: &str = include_str!("../../../docs/http.md");
 
 /// The blocks of code on the page: their language and their text.
 fn code_blocks() -> Vec<(&'static str, &'static str)> {

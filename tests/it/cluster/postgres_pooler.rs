@@ -8,8 +8,10 @@ use longrunning::{
 use tokio::task::JoinSet;
 
 use crate::{
-    postgres::{MINUTE, create_queued, create_succeeded, list_names, start_server},
-    postgres_faults::wait_until,
+    cluster::{
+        postgres::{MINUTE, create_queued, create_succeeded, list_names, start_server},
+        postgres_faults::wait_until,
+    },
     support::{
         pgbouncer::{POOL_SIZE, PgBouncer},
         postgres::PostgresServer,

@@ -6,7 +6,7 @@ use longrunning::{
 };
 
 use crate::{
-    postgres::{MINUTE, create_queued, create_succeeded, list_names, start_server},
+    cluster::postgres::{MINUTE, create_queued, create_succeeded, list_names, start_server},
     support::postgres::test_config,
 };
 

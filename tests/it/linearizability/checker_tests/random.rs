@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::{NAMED_SPEC, created};
-use crate::history::{
+use crate::linearizability::{
     checker::check,
     events::{
         Call, CallResponse, FinishRequest, HeartbeatDirective, Invocation, NEVER_RETURNED,

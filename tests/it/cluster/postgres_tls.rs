@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 
 use crate::{
-    postgres::MINUTE,
+    cluster::postgres::MINUTE,
     support::{
         certificates::CertificateAuthority,
         postgres::{PostgresServer, test_config},

@@ -14,74 +14,74 @@ use crate::support::{
 /// Tests that run elsewhere only.
 const ALWAYS_SKIPPED_TESTS: &[&str] = &[
     // They say themselves what keeps the operations.
-    "over_stores::",
-    "durability::",
-    "postgres::",
-    "postgres_failover::",
-    "postgres_faults::",
-    "postgres_pooler::",
-    "postgres_view::",
-    "postgres_tls::",
-    "recovery::",
-    "replicas::",
+    "storage::backend_matrix::",
+    "storage::durability::",
+    "cluster::postgres::",
+    "cluster::postgres_failover::",
+    "cluster::postgres_faults::",
+    "cluster::postgres_pooler::",
+    "cluster::postgres_cache_limit::",
+    "cluster::postgres_tls::",
+    "storage::restart::",
+    "cluster::replicas::",
     // The flags of a program say it.
-    "commands::",
-    "faults_of_disk::",
-    "files::",
-    "history::",
-    "kills::",
-    "program::",
+    "cli::client_commands::",
+    "storage::disk_faults::",
+    "storage::sqlite_files::",
+    "linearizability::",
+    "crash::",
+    "cli::serve::",
     // They look at who moves in a turn of the scheduler, and an fsync takes more.
-    "worker_polls::polls_that_wait_get_one_operation_each",
-    "worker_polls::a_poll_of_several_queues_passes_on",
+    "worker::long_polls::waiting_polls_get_one_operation_each_in_fifo_order",
+    "worker::long_polls::poll_of_several_queues_passes_on_unused_permit",
     // They are about clocks, not about stores.
-    "wait_limits::",
+    "grpc::wait_limits::",
     // They make so many changes that the fsyncs would take minutes.
-    "drain::",
-    "pages::a_wildcard_that_matches_few_among_many",
-    "races::",
-    "upkeep::a_request_that_races_with_a_deletion",
-    "worker_sizes::a_queue_as_long_as_the_store",
+    "client::queue_drain::",
+    "grpc::list_pages::wildcard_list_finds_few_matches_among_45000_operations",
+    "library::races::",
+    "storage::background_maintenance::create_racing_delete_never_creates_third_operation",
+    "worker::message_sizes::lease_cost_does_not_depend_on_queue_length",
 ];
 
 /// Tests of thousands of changes one after another, each of which is a round trip
 /// to the database.
 #[cfg(feature = "postgres")]
 const WRITE_HEAVY_TESTS: [&str; 8] = [
-    "creation::what_was_created_can_be_read_by_other_tasks",
-    "filter::pages_of_a_filtered_list",
-    "handlers::the_lease_of_a_handler_is_renewed_as_long_as_it_works",
-    "heartbeat::a_heartbeat_with_more_than_1000_reports",
-    "heartbeat::a_thousand_reports_in_one_heartbeat",
-    "times::an_operation_whose_pause_is_over_in_microseconds",
-    "upkeep::an_operation_that_is_deleted_when_its_time_comes",
-    "worker_polls::polls_that_give_up",
+    "library::create::created_operation_is_readable_by_other_tasks_when_create_returns",
+    "grpc::list_filter::filtered_pages_are_complete_ordered_and_bound_to_filter",
+    "library::handlers::handler_lease_is_renewed_while_handler_runs",
+    "worker::heartbeat::heartbeat_with_more_than_1000_reports_is_rejected",
+    "worker::heartbeat::directives_are_in_order_of_1000_reports",
+    "library::timeouts::operation_with_microsecond_backoff_is_never_lost",
+    "storage::background_maintenance::operation_deleted_at_its_not_before_time_is_still_leased",
+    "worker::long_polls::dropped_polls_lose_neither_operations_nor_permits",
 ];
 
 /// Tests that look at one server from inside, where three are not one.
 #[cfg(feature = "postgres")]
 const SINGLE_SERVER_TESTS: [&str; 18] = [
     // They count who waits at a server, or how a server ends.
-    "bugs::a_wait_ends_with_its_client",
-    "counts::",
-    "get::get_answers_at_once_while_a_thousand_waits_are_open",
-    "heartbeat::when_the_server_shuts_down",
-    "keeper::a_server_that_drains",
-    "shutdown::",
-    "wait::",
-    "watch::a_watch_ends_with_unavailable_when_the_server_shuts_down",
-    "watch::a_watch_over_the_limit_of_waiters",
-    "watch::a_watch_whose_client_goes_away",
-    "worker_limits::",
-    "worker_polls::",
+    "regressions::execution::wait_without_timeout_is_capped_and_disconnect_frees_its_waiter",
+    "library::metrics::",
+    "grpc::get::get_returns_immediately_during_1000_open_waits",
+    "worker::heartbeat::heartbeat_response_during_shutdown_ends_with_drain",
+    "client::lease_manager::draining_server_gets_few_heartbeats_and_watch_reconnects",
+    "library::shutdown::",
+    "grpc::wait::",
+    "grpc::watch::watch_ends_with_unavailable_at_shutdown",
+    "grpc::watch::watch_over_waiter_limit_is_rejected_with_retry_info",
+    "grpc::watch::disconnected_watch_frees_its_waiter",
+    "worker::limits::",
+    "worker::long_polls::",
     // What is pushed comes from the server that the worker is connected to.
-    "directives::",
+    "worker::directives::",
     // Each server takes its own moment to see that a time has come.
-    "worker_leases::a_batch_comes_by_priority",
-    "worker_leases::nobody_gets_an_operation_before_its_time",
+    "worker::lease::batch_is_ordered_by_priority_then_age_across_its_queues",
+    "worker::lease::lease_operations_honours_not_before",
     // They look into one server without a call.
-    "bugs_of_shape::deleting_a_running_operation",
-    "heartbeat::a_renewal_without_news",
+    "regressions::operation_shape::delete_hides_running_operation_without_cancelling_it",
+    "worker::heartbeat::heartbeat_without_report_changes_no_client_visible_bytes",
     // Each server takes its own time to see that something is due.
     "model::",
 ];

@@ -14,8 +14,10 @@ use longrunning::{NewOperation, OperationName, Operations, PostgresConfig, State
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
-    postgres::{MINUTE, create_queued, start_server},
-    postgres_faults::wait_until,
+    cluster::{
+        postgres::{MINUTE, create_queued, start_server},
+        postgres_faults::wait_until,
+    },
     support::{
         postgres::{PostgresServer, test_config},
         string_value,

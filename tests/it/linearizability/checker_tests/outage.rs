@@ -2,7 +2,7 @@
 
 use super::{NAMED_SPEC, assert_accepted, call, created, leased, unanswered};
 use crate::{
-    history::{
+    linearizability::{
         events::{Call, FinishRequest, Invocation, ReadMode},
         sequential_spec::{SequentialSpec, SpecState},
     },

@@ -7,7 +7,7 @@ use tokio::{process::Command, time::timeout};
 
 use crate::support::serve_process::{ServeProcess, run_command, stderr, stdout};
 
-const DURABILITY_GUIDE: &str = include_str!("../../docs/durability.md");
+const DURABILITY_GUIDE: &str = include_str!("../../../docs/durability.md");
 
 /// Longer than the script takes on the slowest machine.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(120);

@@ -1,0 +1,15 @@
+//! `google.longrunning.Operations` and `OperationWatch` over gRPC.
+
+mod cancel;
+mod delete;
+mod errors;
+mod get;
+mod list;
+mod list_filter;
+mod list_pages;
+mod message_sizes;
+mod names;
+mod outcomes;
+mod wait;
+mod wait_limits;
+mod watch;

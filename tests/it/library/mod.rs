@@ -1,0 +1,12 @@
+//! The crate as an embedding program uses it.
+
+#[cfg(feature = "command")]
+mod command_handler;
+mod create;
+mod handlers;
+mod leases;
+mod metrics;
+mod races;
+mod shutdown;
+mod timeouts;
+mod worker_pools;
