@@ -55,7 +55,7 @@ fn requested_rows(context: &Context) -> Result<i64, Failure> {
         Some(Kind::NumberValue(rows)) if rows >= 0.0 => Ok(rows as i64),
         _ => {
             let message = "the input must be like {\"rows\": 30}";
-            Err(Failure::new(Code::InvalidArgument, message).with_reason("BAD_INPUT"))
+            Err(Failure::new(Code::InvalidArgument, message).with_reason("INVALID_INPUT"))
         }
     }
 }

@@ -147,7 +147,7 @@ impl Error {
             Self::FailedPrecondition {
                 error: TransitionError::AlreadyDone,
                 ..
-            } => "OPERATION_DONE",
+            } => "OPERATION_ALREADY_DONE",
             Self::FailedPrecondition {
                 error: TransitionError::LeaseLost(_),
                 ..
@@ -301,7 +301,7 @@ impl From<InvalidExecutionOptions> for Error {
             if field == "queue" {
                 "INVALID_QUEUE"
             } else {
-                "INVALID_TERMS"
+                "INVALID_EXECUTION_OPTIONS"
             },
             error,
         )

@@ -56,7 +56,7 @@
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
-#[cfg(feature = "remote")]
+#[cfg(feature = "client")]
 pub mod client;
 mod clock;
 #[cfg(feature = "server")]

@@ -19,7 +19,7 @@ pub struct Metrics {
     pub(crate) stored_bytes: Gauge,
     pub(crate) waiters: Gauge,
     /// Told by whoever serves the metrics.
-    pub(crate) store_unwritable: Gauge,
+    pub(crate) store_writable: Gauge,
     pub(crate) replication_delay: Histogram,
     /// Told by whoever serves the metrics.
     pub(crate) replication_lag: Gauge<f64, AtomicU64>,
@@ -110,7 +110,7 @@ impl Default for Metrics {
             by_state,
             stored_bytes: Gauge::default(),
             waiters: Gauge::default(),
-            store_unwritable: Gauge::default(),
+            store_writable: Gauge::default(),
             replication_delay: request_duration_histogram(),
             replication_lag: Gauge::default(),
             queue_depth: Family::default(),
@@ -144,55 +144,59 @@ impl Metrics {
             "Bytes of encoded operations, inputs and labels",
             self.stored_bytes.clone(),
         );
-        registry.register("waiters", "Open waits and watches", self.waiters.clone());
         registry.register(
-            "store_trouble",
-            "Whether changes cannot be kept",
-            self.store_unwritable.clone(),
+            "open_waits",
+            "Open WaitOperation calls and watches",
+            self.waiters.clone(),
         );
         registry.register(
-            "follow_lag_seconds",
-            "From a change in a shared database until it is shown here, for the first of each read",
+            "store_writable",
+            "Whether the store accepts writes (1) or rejects them (0)",
+            self.store_writable.clone(),
+        );
+        registry.register(
+            "replication_delay_seconds",
+            "Time from the first change of a batch on another server until it is visible here",
             self.replication_delay.clone(),
         );
         registry.register(
-            "follow_age_seconds",
-            "Time since everything was shown that was in a shared database",
+            "replication_lag_seconds",
+            "Time since this server was last in sync with the shared database",
             self.replication_lag.clone(),
         );
         registry.register(
             "queue_depth",
-            "Operations that wait for a worker, by queue",
+            "Operations waiting for a worker, by queue",
             self.queue_depth.clone(),
         );
         registry.register(
             "attempts",
-            "Attempts of in-process workers, by queue and how they ended",
+            "Finished attempts of in-process workers, by queue and outcome",
             self.attempts.clone(),
         );
         registry.register(
             "attempt_duration_seconds",
-            "Length of attempts, by queue",
+            "Duration of attempts of in-process workers, by queue",
             self.attempt_duration.clone(),
         );
         registry.register(
-            "rpcs",
-            "RPCs, by method and code; a watch counts when it begins",
+            "grpc_requests",
+            "Completed gRPC requests, by method and status code; streaming watches are counted when they start",
             self.grpc_requests.clone(),
         );
         registry.register(
-            "rpc_duration_seconds",
-            "Time from request to response, by method",
+            "grpc_request_duration_seconds",
+            "Time from gRPC request to response, by method",
             self.grpc_request_duration.clone(),
         );
         registry.register(
             "http_requests",
-            "HTTP/JSON calls, by the RPC that they stand for and HTTP code; a watch counts when it begins",
+            "Completed HTTP/JSON requests, by RPC method and HTTP status code; streaming watches are counted when they start",
             self.http_requests.clone(),
         );
         registry.register(
             "http_request_duration_seconds",
-            "Time from HTTP request to response, by the RPC that it stands for",
+            "Time from HTTP/JSON request to response, by RPC method",
             self.http_request_duration.clone(),
         );
     }

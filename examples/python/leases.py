@@ -31,8 +31,8 @@ class Job:
     def __init__(self, lease, work):
         self.lease, self.loop, self.why = lease, asyncio.get_running_loop(), None
         self.proof = {"name": lease.name, "lease_token": lease.lease_token}
-        self.report = worker_pb2.LeaseReport(**self.proof)  # all there is to tell
-        self.told = self.sent = worker_pb2.LeaseReport(**self.proof)  # what the server knows
+        self.report = worker_pb2.LeaseHeartbeat(**self.proof)  # all there is to tell
+        self.told = self.sent = worker_pb2.LeaseHeartbeat(**self.proof)  # what the server knows
         self.over = None
         self.renew(self.loop.time(), lease.lease_remaining)
         self.work = self.loop.create_task(work(self))
@@ -45,7 +45,7 @@ class Job:
 
     def news(self):
         """What changed since the last heartbeat that got through."""
-        self.sent, news = worker_pb2.LeaseReport(), worker_pb2.LeaseReport(**self.proof)
+        self.sent, news = worker_pb2.LeaseHeartbeat(), worker_pb2.LeaseHeartbeat(**self.proof)
         self.sent.CopyFrom(self.report)
         for field, value in self.sent.ListFields():
             if value != getattr(self.told, field.name):
@@ -121,14 +121,14 @@ class Keeper:
             if len(jobs) != 1 or not too_large(error):
                 raise
             logging.warning("a report is dropped: %s", error.details())
-            request.reports[0].CopyFrom(worker_pb2.LeaseReport(**jobs[0][0].proof))
+            request.reports[0].CopyFrom(worker_pb2.LeaseHeartbeat(**jobs[0][0].proof))
             answer = await self.stub.Heartbeat(request, timeout=CALL)
         for (job, _), directive in zip(jobs, answer.directives):
             job.told = job.sent
             if directive.kind != Directive.LEASE_LOST and job.lease.lease_token in self.jobs:
                 job.renew(since, directive.lease_remaining)
             self.obey(directive)
-        return seconds(answer.next_heartbeat)
+        return seconds(answer.heartbeat_interval)
 
     async def heartbeats(self):
         pause, waits = 0, pauses()

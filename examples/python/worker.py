@@ -51,7 +51,7 @@ async def take(keeper, most):
     """Waits for operations. It never gives up the call, because the leases of a
     lost answer are nobody's for a while; a heartbeat of a draining worker ends it."""
     request = worker_pb2.LeaseOperationsRequest(queues=[QUEUE], worker_id=keeper.id, max_leases=most)
-    request.wait.FromSeconds(POLL)
+    request.wait_timeout.FromSeconds(POLL)
     call, deadline = keeper.stub.LeaseOperations, POLL + leases.CALL
     loop = asyncio.get_running_loop()
     asked = loop.time()

@@ -188,7 +188,7 @@ fn print_lookup_commands(
     let lifetime_hint = if keep_running {
         "the server stays up until Ctrl-C"
     } else {
-        "with --keep the server stays up for this"
+        "with --keep-running the server stays up for this"
     };
     eprintln!("\nLook at it ({lifetime_hint}):");
     eprintln!(

@@ -230,13 +230,20 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(
             file.path(),
-            "listen = \"127.0.0.1:1\"\nmax-operations = 7\ngrace = \"3s\"\n\
+            "listen = \"127.0.0.1:1\"\nmax-operations = 7\nshutdown-timeout = \"3s\"\n\
              [[queue]]\nname = \"thumbs\"\ncommand = [\"true\"]\n",
         )
         .unwrap();
         let path = file.path().to_str().unwrap();
-        let arguments =
-            ["longrunning", "serve", "--config", path, "--grace", "4s"].map(OsString::from);
+        let arguments = [
+            "longrunning",
+            "serve",
+            "--config",
+            path,
+            "--shutdown-timeout",
+            "4s",
+        ]
+        .map(OsString::from);
         let CliCommand::Serve(args) = parse(&arguments).unwrap().command else {
             panic!("it is serve")
         };
@@ -260,7 +267,7 @@ mod tests {
             ),
             ("= 1", "is not TOML"),
             ("[[queue]]\nname = \"thumbs\"", "queue \"thumbs\""),
-            ("grace = \"soon\"", "soon"),
+            ("shutdown-timeout = \"soon\"", "soon"),
         ] {
             std::fs::write(file.path(), text).unwrap();
             let error = parse(&arguments).unwrap_err().to_string();

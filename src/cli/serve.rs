@@ -25,7 +25,7 @@ pub(super) struct ServeArgs {
     /// Read settings from a TOML file; its keys are the names of these flags
     #[arg(long, env = "LONGRUNNING_CONFIG", value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// Where clients connect: gRPC, HTTP/JSON, health, reflection; HOST:PORT or unix:PATH
+    /// Address for clients: gRPC, HTTP/JSON, health, reflection; HOST:PORT or unix:PATH
     #[arg(
         long,
         env = "LONGRUNNING_LISTEN",
@@ -33,19 +33,19 @@ pub(super) struct ServeArgs {
         default_value = "127.0.0.1:8470"
     )]
     listen: ListenAddress,
-    /// Where workers connect: OperationWorker, health, reflection; `none` for nowhere
+    /// Address for workers: OperationWorker, health, reflection; `none` to disable
     #[arg(long, env = "LONGRUNNING_WORKER_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8471",
         value_parser = parse_optional_address)]
     worker_listen: OptionalAddress,
-    /// Where operators connect: /livez, /readyz, /metrics; `none` for nowhere
+    /// Address for operators: /livez, /readyz, /metrics; `none` to disable
     #[arg(long, env = "LONGRUNNING_ADMIN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8472",
         value_parser = parse_optional_address)]
     admin_listen: OptionalAddress,
-    /// Permissions of the files of Unix sockets, as 660 [default: what the umask leaves]
+    /// File mode of Unix sockets, such as 660 [default: by umask]
     #[arg(long, env = "LONGRUNNING_SOCKET_MODE", value_name = "OCTAL", value_parser = parse_socket_mode)]
     socket_mode: Option<u32>,
-    /// Where operations are kept: memory, for as long as the process lives, sqlite:PATH, or
-    /// postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full for all servers of that database
+    /// Where operations are stored: memory (lost at exit), sqlite:PATH (one server), or
+    /// postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full (shared by several servers)
     #[arg(
         long,
         env = "LONGRUNNING_STORE",
@@ -54,7 +54,7 @@ pub(super) struct ServeArgs {
         hide_env_values = true
     )]
     store: StoreConfig,
-    /// The schema in PostgreSQL; servers of the same schema share their operations
+    /// PostgreSQL schema; servers with the same schema share their operations
     #[arg(
         long,
         env = "LONGRUNNING_STORE_SCHEMA",
@@ -62,52 +62,58 @@ pub(super) struct ServeArgs {
         default_value = "longrunning"
     )]
     store_schema: String,
-    /// PostgreSQL itself, to listen there, if --store leads to a pooler of transactions
+    /// Direct PostgreSQL URL for LISTEN/NOTIFY, required if --store points at a transaction
+    /// pooler such as PgBouncer
     #[arg(
         long,
-        env = "LONGRUNNING_STORE_LISTEN",
+        env = "LONGRUNNING_STORE_NOTIFY_URL",
         value_name = "URL",
         hide_env_values = true
     )]
     store_notify_url: Option<String>,
-    /// Done operations to have in memory with PostgreSQL; older ones are read from the database
-    /// when they are asked for
+    /// Done operations cached in memory with PostgreSQL; older ones are read from the database
+    /// on demand
     #[arg(
         long,
-        env = "LONGRUNNING_VIEW_LIMIT",
+        env = "LONGRUNNING_CACHE_DONE_OPERATIONS",
         value_name = "N",
         default_value_t = 100_000
     )]
     cache_done_operations: usize,
-    /// What clients read with PostgreSQL: view, what this server knows, or fresh, what any
-    /// server has done
+    /// Read consistency with PostgreSQL: `local` (this server's copy, may lag) or `linearizable`
+    /// (includes every acknowledged write)
     #[arg(
         long,
-        env = "LONGRUNNING_READ",
-        value_name = "HOW",
-        default_value = "view",
+        env = "LONGRUNNING_READ_CONSISTENCY",
+        value_name = "LEVEL",
+        default_value = "local",
         value_parser = parse_read_consistency
     )]
     read_consistency: ReadConsistency,
-    /// Threads that serve connections; 0 for one per processor
-    #[arg(long, env = "LONGRUNNING_LANES", value_name = "N", default_value_t = 0)]
+    /// Threads that serve connections; 0 means one per processor
+    #[arg(
+        long,
+        env = "LONGRUNNING_CONNECTION_THREADS",
+        value_name = "N",
+        default_value_t = 0
+    )]
     connection_threads: usize,
-    /// How long a shutdown may take
-    #[arg(long, env = "LONGRUNNING_GRACE", value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
+    /// Maximum duration of a graceful shutdown
+    #[arg(long, env = "LONGRUNNING_SHUTDOWN_TIMEOUT", value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
     shutdown_timeout: Duration,
-    /// How long WaitOperation waits without a timeout and without a deadline
-    #[arg(long, env = "LONGRUNNING_WAIT_DEFAULT", value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    /// Timeout of WaitOperation for a call without timeout and deadline
+    #[arg(long, env = "LONGRUNNING_DEFAULT_WAIT_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     default_wait_timeout: Duration,
-    /// How long WaitOperation waits at the most
-    #[arg(long, env = "LONGRUNNING_WAIT_MAX", value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
+    /// Maximum timeout of WaitOperation
+    #[arg(long, env = "LONGRUNNING_MAX_WAIT_TIMEOUT", value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
     max_wait_timeout: Duration,
-    /// How long done operations can be read
+    /// How long done operations stay readable
     #[arg(long, env = "LONGRUNNING_RETENTION", value_name = "TIME", default_value = "24h", value_parser = parse_duration)]
     retention: Duration,
-    /// How long a worker may be silent; at least 1s
+    /// Lease duration: a worker that sends no heartbeat for this long loses its lease; at least 1s
     #[arg(long, env = "LONGRUNNING_LEASE_DURATION", value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     lease_duration: Duration,
-    /// Operations in all; more are refused with STORE_FULL
+    /// Maximum number of operations; more are rejected with STORE_FULL
     #[arg(
         long,
         env = "LONGRUNNING_MAX_OPERATIONS",
@@ -115,15 +121,15 @@ pub(super) struct ServeArgs {
         default_value_t = 1_000_000
     )]
     max_operations: usize,
-    /// Bytes of operations in all; more are refused with STORE_FULL
+    /// Maximum total size of operations; more is rejected with STORE_FULL
     #[arg(
         long,
-        env = "LONGRUNNING_MAX_BYTES",
+        env = "LONGRUNNING_MAX_TOTAL_BYTES",
         value_name = "SIZE",
         default_value = "1GiB"
     )]
-    max_bytes: ByteSize,
-    /// Bytes of one operation; more are refused with TOO_LARGE
+    max_total_bytes: ByteSize,
+    /// Maximum size of one operation; more is rejected with TOO_LARGE
     #[arg(
         long,
         env = "LONGRUNNING_MAX_OPERATION_BYTES",
@@ -131,7 +137,7 @@ pub(super) struct ServeArgs {
         default_value = "3MiB"
     )]
     max_operation_bytes: ByteSize,
-    /// Bytes of one request; more are refused with TOO_LARGE
+    /// Maximum size of one request; more is rejected with TOO_LARGE
     #[arg(
         long,
         env = "LONGRUNNING_MAX_MESSAGE_BYTES",
@@ -139,15 +145,15 @@ pub(super) struct ServeArgs {
         default_value = "4MiB"
     )]
     max_message_bytes: ByteSize,
-    /// Operations that wait in one queue; more are refused with QUEUE_FULL
+    /// Maximum number of pending operations in one queue; more are rejected with QUEUE_FULL
     #[arg(
         long,
-        env = "LONGRUNNING_MAX_QUEUE",
+        env = "LONGRUNNING_MAX_QUEUE_LENGTH",
         value_name = "N",
         default_value_t = 100_000
     )]
     max_queue_length: usize,
-    /// Open waits and watches; over that a wait answers at once
+    /// Maximum number of open waits and watches; further waits return immediately
     #[arg(
         long,
         env = "LONGRUNNING_MAX_WAITERS",
@@ -155,7 +161,7 @@ pub(super) struct ServeArgs {
         default_value_t = 100_000
     )]
     max_waiters: usize,
-    /// Open connections; more are closed
+    /// Maximum number of open connections; further ones are closed
     #[arg(
         long,
         env = "LONGRUNNING_MAX_CONNECTIONS",
@@ -163,27 +169,27 @@ pub(super) struct ServeArgs {
         default_value_t = 10_000
     )]
     max_connections: usize,
-    /// What every HTTP path begins with, as /v1 or /api/v2; / for nothing [default: any version]
+    /// Prefix of every HTTP path, such as /v1 or /api/v2; / for none [default: any version]
     #[arg(long, env = "LONGRUNNING_HTTP_PREFIX", value_name = "PATH")]
     http_prefix: Option<HttpPrefix>,
-    /// Origins whose web pages may call the server, with commas between; * for any [default: none]
+    /// Comma-separated origins allowed by CORS; * for any [default: none]
     #[arg(long, env = "LONGRUNNING_CORS_ORIGIN", value_name = "ORIGINS")]
     cors_origin: Option<CorsOrigins>,
-    /// What to log: a level, or directives such as info,longrunning=debug
+    /// Log filter: a level, or directives such as info,longrunning=debug
     #[arg(
         long,
-        env = "LONGRUNNING_LOG",
+        env = "LONGRUNNING_LOG_FILTER",
         value_name = "FILTER",
         default_value = "info"
     )]
     log_filter: String,
-    /// The form of the log: text on a terminal and JSON otherwise, or one of them
+    /// Log format; auto is text on a terminal and JSON otherwise
     #[arg(long, env = "LONGRUNNING_LOG_FORMAT", value_enum, default_value_t = LogFormatArg::Auto)]
     log_format: LogFormatArg,
     /// Also serve the demo API, longrunning.demo.v1.Checksums, for the files below DIR
     #[arg(long, env = "LONGRUNNING_DEMO", value_name = "DIR", num_args = 0..=1, default_missing_value = ".")]
     demo: Option<PathBuf>,
-    /// A file with the message types of metadata and results; repeatable, and read again on SIGHUP
+    /// Descriptor set with the message types of metadata and results; repeatable, reloaded on SIGHUP
     #[arg(
         long = "descriptor-set",
         alias = "descriptor_sets",
@@ -192,8 +198,8 @@ pub(super) struct ServeArgs {
         value_delimiter = ':'
     )]
     descriptor_sets: Vec<OsString>,
-    /// A server whose message types are known too, through its gRPC reflection
-    #[arg(long, env = "LONGRUNNING_REFLECT", value_name = "URL", value_parser = parse_optional_endpoint)]
+    /// Server whose message types are loaded through gRPC reflection
+    #[arg(long, env = "LONGRUNNING_REFLECTION_UPSTREAM", value_name = "URL", value_parser = parse_optional_endpoint)]
     reflection_upstream: Option<OptionalEndpoint>,
     /// The `[[queue]]` tables of the config file.
     #[arg(skip)]
@@ -232,9 +238,9 @@ fn parse_optional_endpoint(text: &str) -> Result<OptionalEndpoint, String> {
 
 fn parse_read_consistency(text: &str) -> Result<ReadConsistency, String> {
     match text {
-        "view" => Ok(ReadConsistency::Local),
-        "fresh" => Ok(ReadConsistency::Linearizable),
-        _ => Err("say view or fresh".to_owned()),
+        "local" => Ok(ReadConsistency::Local),
+        "linearizable" => Ok(ReadConsistency::Linearizable),
+        _ => Err("use local or linearizable".to_owned()),
     }
 }
 
@@ -248,7 +254,7 @@ fn parse_socket_mode(text: &str) -> Result<u32, String> {
 /// Serves until a signal; returns the exit code.
 pub(super) async fn serve(args: ServeArgs) -> u8 {
     if let Err(error) = init_telemetry(args.log_format.into(), &args.log_filter) {
-        eprintln!("error: --log: {error}");
+        eprintln!("error: --log-filter: {error}");
         return EXIT_ERROR;
     }
     match run_server(args).await {
@@ -303,7 +309,7 @@ impl ServeArgs {
             },
             limits: Limits {
                 max_operations: self.max_operations,
-                max_total_bytes: to_bytes(self.max_bytes),
+                max_total_bytes: to_bytes(self.max_total_bytes),
                 max_operation_bytes: to_bytes(self.max_operation_bytes),
                 max_queue_length: self.max_queue_length,
                 max_waiters: self.max_waiters,

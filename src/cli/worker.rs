@@ -48,7 +48,7 @@ pub(super) struct WorkArgs {
     /// What to log: a level, or directives such as info,longrunning=debug
     #[arg(
         long,
-        env = "LONGRUNNING_LOG",
+        env = "LONGRUNNING_LOG_FILTER",
         value_name = "FILTER",
         default_value = "info"
     )]
@@ -91,7 +91,7 @@ struct CommandArgs {
 pub(super) async fn work(args: WorkArgs) -> Result<u8, CliError> {
     // What is leased and how it ends is in the log.
     let telemetry = init_telemetry(LogFormat::Auto, &args.log_filter);
-    telemetry.map_err(|error| CliError::local(format!("--log: {error}")))?;
+    telemetry.map_err(|error| CliError::local(format!("--log-filter: {error}")))?;
     let (stop, abort) = stop_signals().map_err(CliError::local)?;
     let id = args.command.worker_id();
     let channel = args.command.worker.worker_endpoint.connect_lazy()?;

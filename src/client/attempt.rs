@@ -350,8 +350,8 @@ fn parse_lease(lease: &Lease) -> Option<LeasedOperation> {
         labels: Labels::new(lease.labels.clone().into_iter().collect()).ok()?,
         method: lease.method.clone(),
         trace_context: TraceContext::new(lease.trace_context.clone().into_iter().collect()).ok()?,
-        cancel_grace: lease
-            .cancel_grace
+        cancel_grace_period: lease
+            .cancel_grace_period
             .and_then(|grace| parse_duration(grace).ok()),
     })
 }

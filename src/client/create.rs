@@ -118,7 +118,7 @@ impl Client {
         let response = self.create_with_retry(request).await?;
         let mut running = RunningOperation {
             operation: response.operation.unwrap_or_default(),
-            already_existed: response.reused,
+            already_existed: response.already_existed,
             join_handle: None,
             cancellation_token: CancellationToken::new(),
         };

@@ -7,7 +7,7 @@ use prost::Message;
 use tonic::Status;
 
 use super::held_lease::HeldLease;
-use crate::{operation::transition::Report, proto::longrunning::v1::LeaseReport};
+use crate::{operation::transition::Report, proto::longrunning::v1::LeaseHeartbeat};
 
 /// The most leases of one heartbeat; the server refuses more.
 const MAX_LEASES: usize = 1000;
@@ -45,7 +45,7 @@ impl HeartbeatBatch {
         batches
     }
 
-    pub(super) fn reports(&self) -> Vec<LeaseReport> {
+    pub(super) fn reports(&self) -> Vec<LeaseHeartbeat> {
         let reports = self
             .0
             .iter()

@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 use crate::{
     clock::parse_duration,
     operation::{lease::LeaseToken, payload::Payload, transition::Report},
-    proto::longrunning::v1::{Directive, LeaseReport, directive::Kind},
+    proto::longrunning::v1::{Directive, LeaseHeartbeat, directive::Kind},
     worker::context::ReportBuffer,
 };
 
@@ -164,9 +164,9 @@ impl HeldLease {
     }
 
     /// A sign of life with this report.
-    pub(super) fn lease_heartbeat(&self, report: &Report) -> LeaseReport {
+    pub(super) fn lease_heartbeat(&self, report: &Report) -> LeaseHeartbeat {
         let to_any = |payload: &Option<Payload>| payload.as_ref().map(|it| it.any().clone());
-        LeaseReport {
+        LeaseHeartbeat {
             name: self.name.clone(),
             lease_token: self.token.as_bytes().to_vec(),
             progress: report.progress.clone(),

@@ -24,7 +24,7 @@ use crate::{
         transition::Report,
     },
     proto::longrunning::v1::{
-        Directive, HeartbeatRequest, LeaseReport, WatchDirectivesRequest, directive::Kind,
+        Directive, HeartbeatRequest, LeaseHeartbeat, WatchDirectivesRequest, directive::Kind,
         operation_worker_client::OperationWorkerClient,
     },
     tasks::Tasks,
@@ -207,7 +207,7 @@ impl LeaseManager {
         result
     }
 
-    async fn send_heartbeat(&self, reports: Vec<LeaseReport>) -> Result<Vec<Directive>, Status> {
+    async fn send_heartbeat(&self, reports: Vec<LeaseHeartbeat>) -> Result<Vec<Directive>, Status> {
         let mut request = Request::new(HeartbeatRequest {
             worker_id: self.worker_id(),
             reports,

@@ -4,7 +4,7 @@
 //! server.
 //!
 //! ```no_run
-//! use longrunning::{Any, Context, Failure, remote::Worker};
+//! use longrunning::{Any, Context, Failure, client::Worker};
 //! use tonic::transport::Channel;
 //!
 //! async fn resize(context: Context) -> Result<Any, Failure> {

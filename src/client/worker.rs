@@ -268,7 +268,7 @@ impl QueuePoller {
             queues: vec![self.queue.as_str().to_owned()],
             worker_id: self.lease_manager.worker_id(),
             max_leases: i32::try_from(max_leases).unwrap_or(i32::MAX),
-            wait: Some(to_proto_duration(POLL_TIMEOUT)),
+            wait_timeout: Some(to_proto_duration(POLL_TIMEOUT)),
         });
         request.set_timeout(POLL_TIMEOUT + CALL_TIMEOUT);
         let client = self.lease_manager.client();

@@ -92,6 +92,10 @@ impl ChecksumService {
             excerpt(directory),
             self.root
         );
-        Err(Error::invalid("directory", "DIRECTORY_OUTSIDE", message))
+        Err(Error::invalid(
+            "directory",
+            "DIRECTORY_OUTSIDE_ROOT",
+            message,
+        ))
     }
 }

@@ -40,7 +40,7 @@ impl HttpError {
              POST {prefix}/operations/ID:cancel and :wait, and GET {prefix}/operations/ID:watch, \
              each also below a parent such as {prefix}/projects/p1"
         );
-        error_status::with_reason(Code::NotFound, "PATH_UNKNOWN", &message).into()
+        error_status::with_reason(Code::NotFound, "UNKNOWN_PATH", &message).into()
     }
 
     /// Bindings have the path, but with these methods.
@@ -83,7 +83,8 @@ impl HttpError {
     /// The body did not come.
     pub(super) fn body_timeout() -> Self {
         let message = "the body did not come in time; send it at once, or none";
-        let status = error_status::with_reason(Code::DeadlineExceeded, "BODY_TOO_SLOW", message);
+        let status =
+            error_status::with_reason(Code::DeadlineExceeded, "REQUEST_BODY_TIMEOUT", message);
         Self::new(StatusCode::REQUEST_TIMEOUT, status)
     }
 
@@ -229,7 +230,7 @@ mod tests {
             json!({
                 "@type": "type.googleapis.com/google.rpc.ErrorInfo",
                 "reason": "OPERATION_NOT_FOUND",
-                "domain": "longrunning.v1",
+                "domain": "longrunning.dev",
                 "metadata": { "name": "operations/x" },
             })
         );

@@ -36,7 +36,7 @@ pub(super) fn to_proto_lease(operation: &Operation, now: Timestamp) -> Option<Le
             .iter()
             .map(to_owned_pair)
             .collect(),
-        cancel_grace: operation
+        cancel_grace_period: operation
             .options()
             .cancel_grace_period
             .map(to_proto_duration),

@@ -167,14 +167,16 @@ fn normalize_status(status: &Status) -> Option<Status> {
         }
         Code::Unimplemented if tonic_message.is_empty() => {
             let message = "this listener has no such method; clients and workers have a listener each, whose services gRPC reflection lists";
-            status::with_reason(Code::Unimplemented, "METHOD_UNKNOWN", message)
+            status::with_reason(Code::Unimplemented, "UNKNOWN_METHOD", message)
         }
         Code::Unimplemented => {
             status::with_reason(Code::Unimplemented, "NOT_SUPPORTED", tonic_message)
         }
         // What the stack cannot read, the caller wrote.
         Code::Internal => status::malformed_request(tonic_message),
-        Code::Cancelled => status::with_reason(Code::Cancelled, "CALL_CANCELLED", tonic_message),
-        code => status::with_reason(code, "BAD_CALL", tonic_message),
+        Code::Cancelled => {
+            status::with_reason(Code::Cancelled, "CANCELLED_BY_CLIENT", tonic_message)
+        }
+        code => status::with_reason(code, "TRANSPORT_ERROR", tonic_message),
     })
 }

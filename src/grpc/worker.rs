@@ -34,8 +34,8 @@ use crate::{
     },
     proto::longrunning::v1::{
         CreateOperationRequest, CreateOperationResponse, Directive, FinishOperationRequest,
-        HeartbeatRequest, HeartbeatResponse, LeaseOperationsRequest, LeaseOperationsResponse,
-        LeaseReport, WatchDirectivesRequest,
+        HeartbeatRequest, HeartbeatResponse, LeaseHeartbeat, LeaseOperationsRequest,
+        LeaseOperationsResponse, WatchDirectivesRequest,
         create_operation_request::Execution,
         directive::Kind,
         finish_operation_request::{self as finish, Outcome},
@@ -125,7 +125,7 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
             lease: is_holder
                 .then(|| to_proto_lease(&created.operation, now))
                 .flatten(),
-            reused: created.already_existed,
+            already_existed: created.already_existed,
         };
         let mut bytes = encoded::encode_field(1, created.operation.bytes());
         response.encode(&mut bytes).expect("a vector has room");
@@ -141,9 +141,9 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
         let worker = WorkerId::parse(&request.worker_id).map_err(Error::from)?;
         let queues = parse_queues(&request.queues)?;
         let max_leases = parse_max_leases(request.max_leases)?;
-        let wait_timeout = request.wait.map(parse_duration).transpose();
-        let wait_timeout =
-            wait_timeout.map_err(|error| Error::invalid("wait", "INVALID_TIMEOUT", error))?;
+        let wait_timeout = request.wait_timeout.map(parse_duration).transpose();
+        let wait_timeout = wait_timeout
+            .map_err(|error| Error::invalid("wait_timeout", "INVALID_TIMEOUT", error))?;
         let wait_timeout = self
             .wait_limits
             .effective_timeout(wait_timeout, client_timeout);
@@ -191,7 +191,7 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
             shortest_lease.unwrap_or_else(|| self.operations.default_lease_duration());
         Ok(encoded_response(&HeartbeatResponse {
             directives,
-            next_heartbeat: Some(to_proto_duration(lease_duration / HEARTBEATS_PER_LEASE)),
+            heartbeat_interval: Some(to_proto_duration(lease_duration / HEARTBEATS_PER_LEASE)),
         }))
     }
 
@@ -246,8 +246,8 @@ impl WorkerService {
     /// Renews one lease; tells what its holder should do, and how long leases
     /// of the operation last. A report that cannot be taken does not cost the
     /// lease.
-    async fn renew_lease(&self, report: LeaseReport) -> Result<(Directive, Option<Duration>)> {
-        let LeaseReport {
+    async fn renew_lease(&self, report: LeaseHeartbeat) -> Result<(Directive, Option<Duration>)> {
+        let LeaseHeartbeat {
             name, lease_token, ..
         } = &report;
         let (full_name, token_bytes) = (name.clone(), lease_token.clone());
@@ -328,7 +328,7 @@ fn parse_lease_token(name: &OperationName, bytes: &[u8]) -> Result<LeaseToken> {
     })
 }
 
-fn parse_report(report: LeaseReport) -> Result<Report> {
+fn parse_report(report: LeaseHeartbeat) -> Result<Report> {
     Ok(Report {
         progress: report.progress,
         metadata: parse_payload("metadata", report.metadata)?,

@@ -7,7 +7,7 @@ use crate::proto::google::rpc::{Code, ErrorInfo, Status};
 use super::payload::{InvalidAny, Payload};
 
 /// The `domain` of every `google.rpc.ErrorInfo` that this server makes.
-pub(crate) const ERROR_DOMAIN: &str = "longrunning.v1";
+pub(crate) const ERROR_DOMAIN: &str = "longrunning.dev";
 
 /// The result of a done operation: exactly one of the two.
 #[derive(Clone, Debug, PartialEq)]
@@ -150,7 +150,7 @@ impl From<Status> for Failure {
 impl From<InvalidAny> for Failure {
     /// The handler made an `Any` that no client could unpack.
     fn from(error: InvalidAny) -> Self {
-        Self::new(Code::Internal, error.to_string()).with_reason("BAD_RESULT")
+        Self::new(Code::Internal, error.to_string()).with_reason("INVALID_RESULT")
     }
 }
 

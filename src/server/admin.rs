@@ -106,11 +106,11 @@ impl AdminService {
 
     fn metrics_response(&self) -> Response<Full<Bytes>> {
         if let ServerState::Serving(operations) = &*self.readiness.0.read() {
-            let is_unwritable = operations.write_error().is_some();
+            let is_writable = operations.write_error().is_none();
             operations
                 .metrics()
-                .store_unwritable
-                .set(i64::from(is_unwritable));
+                .store_writable
+                .set(i64::from(is_writable));
             let lag = operations.replication_lag().unwrap_or_default();
             operations.metrics().replication_lag.set(lag.as_secs_f64());
         }

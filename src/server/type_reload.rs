@@ -125,7 +125,9 @@ impl TypeReloader {
 
     fn reload_files(&self) {
         if self.files.is_empty() && self.upstream.is_none() {
-            info!("SIGHUP: no --descriptor-set and no --reflect, so there is nothing to reload");
+            info!(
+                "SIGHUP: no --descriptor-set and no --reflection-upstream, so there is nothing to reload"
+            );
         }
         if let Err(error) = self.read_files() {
             error!(%error, "the descriptor sets are refused; those from before stay");

@@ -21,7 +21,11 @@ impl TryFrom<CreateOperationRequest> for NewOperation {
         let (execution, priority) = parse_execution(request.execution)?;
         if let (Execution::SelfExecuted { .. }, Some(_)) = (&execution, &request.retry_policy) {
             let message = "a self-executed operation has one attempt; leave the policy out";
-            return Err(Error::invalid("retry_policy", "INVALID_TERMS", message));
+            return Err(Error::invalid(
+                "retry_policy",
+                "INVALID_EXECUTION_OPTIONS",
+                message,
+            ));
         }
         let non_empty = |text: String| (!text.is_empty()).then_some(text);
         Ok(Self {
@@ -38,7 +42,10 @@ impl TryFrom<CreateOperationRequest> for NewOperation {
             lease_duration: parse_duration_field("lease_duration", request.lease_duration)?,
             retry_policy: request.retry_policy.map(parse_retry_policy).transpose()?,
             retention: parse_duration_field("retention", request.retention)?,
-            cancel_grace_period: parse_duration_field("cancel_grace", request.cancel_grace)?,
+            cancel_grace_period: parse_duration_field(
+                "cancel_grace_period",
+                request.cancel_grace_period,
+            )?,
             ..Self::new(execution)
         })
     }
@@ -81,7 +88,7 @@ impl From<NewOperation> for CreateOperationRequest {
                 jitter: Some(policy.jitter),
             }),
             retention: optional_duration(operation.retention),
-            cancel_grace: optional_duration(operation.cancel_grace_period),
+            cancel_grace_period: optional_duration(operation.cancel_grace_period),
             trace_context: operation.trace_context.into_iter().collect(),
         }
     }
@@ -124,7 +131,11 @@ fn parse_retry_policy(policy: v1::RetryPolicy) -> Result<RetryPolicy> {
         Ok(attempts) => attempts,
         Err(_) => {
             let message = "max_attempts must be at least 1";
-            return Err(Error::invalid("retry_policy", "INVALID_TERMS", message));
+            return Err(Error::invalid(
+                "retry_policy",
+                "INVALID_EXECUTION_OPTIONS",
+                message,
+            ));
         }
     };
     let parse_backoff = |time| parse_duration_field("retry_policy", time);

@@ -127,7 +127,7 @@ impl Operations {
     /// Renews a lease.
     ///
     /// # Errors
-    /// FAILED_PRECONDITION with LEASE_LOST, or OPERATION_DONE, if it is not held
+    /// FAILED_PRECONDITION with LEASE_LOST, or OPERATION_ALREADY_DONE, if it is not held
     /// any more: stop working.
     pub async fn renew(&self, name: &OperationName, token: LeaseToken) -> Result<Arc<Operation>> {
         self.heartbeat(name, token, Report::default()).await
@@ -170,7 +170,7 @@ impl Operations {
     /// Ends an attempt, with a last report. Ending it again the same way is fine.
     ///
     /// # Errors
-    /// FAILED_PRECONDITION with LEASE_LOST or OPERATION_DONE, INVALID_ARGUMENT
+    /// FAILED_PRECONDITION with LEASE_LOST or OPERATION_ALREADY_DONE, INVALID_ARGUMENT
     /// for a malformed `Any` or a code that is no error, RESOURCE_EXHAUSTED if it
     /// is too large.
     pub async fn finish(

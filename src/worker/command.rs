@@ -132,7 +132,7 @@ impl CommandHandler {
     }
 
     /// How long after SIGTERM it gets SIGKILL; 10 s without it. The operation's
-    /// `cancel_grace` may be shorter.
+    /// `cancel_grace_period` may be shorter.
     #[must_use]
     pub fn kill_after(mut self, delay: Duration) -> Self {
         self.kill_after = delay;
@@ -199,7 +199,7 @@ impl CommandHandler {
     fn start_failure(&self, error: &io::Error) -> Failure {
         let message = format!("{self} could not be started: {error}");
         Failure::new(Code::Unavailable, message)
-            .with_reason("COMMAND_NOT_STARTED")
+            .with_reason("COMMAND_START_FAILED")
             .retryable()
     }
 
@@ -263,7 +263,7 @@ impl Handler for CommandHandler {
                 self.handle_stderr_line(&context, line);
             });
             let talk = async { try_join!(write_stdin, read_stdout, read_stderr).map(|_| ()) };
-            let grace = context.cancel_grace().unwrap_or(self.kill_after);
+            let grace = context.cancel_grace_period().unwrap_or(self.kill_after);
             let exit = group.wait_for_exit(&context, grace.min(self.kill_after));
             pin!(talk, exit);
             select! {

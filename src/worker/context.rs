@@ -45,7 +45,7 @@ pub(crate) struct LeasedOperation {
     pub(crate) labels: Labels,
     pub(crate) method: String,
     pub(crate) trace_context: TraceContext,
-    pub(crate) cancel_grace: Option<Duration>,
+    pub(crate) cancel_grace_period: Option<Duration>,
 }
 
 /// Where a handler leaves reports, and finds the wish that it stop. Desks may
@@ -72,7 +72,7 @@ impl LeasedOperation {
             labels: operation.labels().clone(),
             method: operation.method().to_owned(),
             trace_context: operation.trace_context().clone(),
-            cancel_grace: operation.options().cancel_grace_period,
+            cancel_grace_period: operation.options().cancel_grace_period,
         })
     }
 }
@@ -110,13 +110,13 @@ impl Context {
     /// The input as the message that it should be.
     ///
     /// # Errors
-    /// A failure with code INVALID_ARGUMENT and reason `BAD_INPUT`, if there is
+    /// A failure with code INVALID_ARGUMENT and reason `INVALID_INPUT`, if there is
     /// no input, or it is of another type or damaged.
     pub fn input_as<M: prost::Name + Default>(&self) -> Result<M, Failure> {
         let expected_type = M::full_name();
         let invalid_input = |problem: String| {
             let message = format!("the input must be a {expected_type}: {problem}");
-            Failure::new(Code::InvalidArgument, message).with_reason("BAD_INPUT")
+            Failure::new(Code::InvalidArgument, message).with_reason("INVALID_INPUT")
         };
         let Some(input) = self.input() else {
             return Err(invalid_input("there is none".to_owned()));
@@ -161,8 +161,8 @@ impl Context {
 
     /// How long after a cancellation the server waits before it closes the
     /// operation; none for as long as the lease is kept.
-    pub fn cancel_grace(&self) -> Option<Duration> {
-        self.leased_operation.cancel_grace
+    pub fn cancel_grace_period(&self) -> Option<Duration> {
+        self.leased_operation.cancel_grace_period
     }
 
     /// The time as the server sees it.

@@ -146,5 +146,5 @@ fn panic_failure(panic: &(dyn Panic + Send)) -> Failure {
 /// What is recorded instead of an end that cannot be one.
 pub(crate) fn invalid_result_failure(error: &dyn std::fmt::Display) -> Failure {
     let message = format!("the handler returned a bad result: {error}");
-    status_with_reason(Code::Internal, "BAD_RESULT", message).into()
+    status_with_reason(Code::Internal, "INVALID_RESULT", message).into()
 }

@@ -67,7 +67,7 @@ const checks = {
     await assert.rejects(client.getOperation({name: 'operations/other'}), error => {
       assert.equal(error.code, 5, error.stack);
       assert.equal(error.reason, 'OPERATION_NOT_FOUND');
-      assert.equal(error.domain, 'longrunning.v1');
+      assert.equal(error.domain, 'longrunning.dev');
       return true;
     });
   },

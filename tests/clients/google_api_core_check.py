@@ -54,7 +54,7 @@ compile_our_protos()
 from longrunning.demo.v1 import checksum_pb2, checksum_pb2_grpc  # noqa: E402
 from longrunning.v1 import metadata_pb2, watch_pb2, watch_pb2_grpc  # noqa: E402
 
-DOMAIN = "longrunning.v1"
+DOMAIN = "longrunning.dev"
 State = metadata_pb2.OperationMetadata
 # Hashing this takes far longer than any check, and it takes no room on the disk.
 SLOW_BYTES = 40 << 30
@@ -64,7 +64,7 @@ DEFAULT_PAGE_SIZE = 100
 OPEN_WAITS = 1000
 GRACE_SECONDS = 20
 # The gauge that tells when all of those waits have reached the server.
-WAITERS_SAMPLE = re.compile(r"^longrunning_waiters(?:\{[^}]*\})? (\S+)", re.MULTILINE)
+WAITERS_SAMPLE = re.compile(r"^longrunning_open_waits(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 
 # What the futures poll by. Google's default starts at one second, which would
 # only make the checks slower.
@@ -508,7 +508,7 @@ async def terminate_under_waits(server, names):
 
 def open_waits(server):
     samples = WAITERS_SAMPLE.findall(server.get("/metrics")[1])
-    assert samples, "no longrunning_waiters in /metrics"
+    assert samples, "no longrunning_open_waits in /metrics"
     return sum(float(sample) for sample in samples)
 
 

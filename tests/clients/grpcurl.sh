@@ -98,10 +98,10 @@ fails_with() {
   says "$claim: code" "Code: $code"
   infos=$(grep -c 'type.googleapis.com/google.rpc.ErrorInfo' <<<"$out" || true)
   local answer=no
-  if [[ $infos == 1 && $out =~ \"reason\":\ *\"$reason\" && $out =~ \"domain\":\ *\"longrunning.v1\" ]]; then
+  if [[ $infos == 1 && $out =~ \"reason\":\ *\"$reason\" && $out =~ \"domain\":\ *\"longrunning.dev\" ]]; then
     answer=yes
   fi
-  verdict "$answer" "$claim: one ErrorInfo, $reason of longrunning.v1" "$infos ErrorInfo in the output"
+  verdict "$answer" "$claim: one ErrorInfo, $reason of longrunning.dev" "$infos ErrorInfo in the output"
 }
 
 # grpcurl marks what it cannot resolve with @error or @value.
@@ -264,7 +264,7 @@ call -d "{\"name\": \"$name\", \"timeout\": \"20s\"}" "$CLIENTS" "$operations/Wa
 succeeds 'a failed operation is an answer, not an error of the call'
 says 'its error is NOT_FOUND' '"error": *\{[^}]*"code": *5[^0-9]'
 says 'with a readable reason' '"reason": *"DIRECTORY_NOT_FOUND"'
-says 'of our domain' '"domain": *"longrunning.v1"'
+says 'of our domain' '"domain": *"longrunning.dev"'
 says 'its state is FAILED' '"state": *"FAILED"'
 
 call -d '{"directory": "../"}' "$CLIENTS" longrunning.demo.v1.Checksums/CreateChecksum

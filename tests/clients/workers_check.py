@@ -84,7 +84,7 @@ class World:
         return self.worker.CreateOperation(asked).lease
 
     def lease(self, queue, wait=20.0, worker="check"):
-        asked = worker_pb2.LeaseOperationsRequest(queues=[queue], worker_id=worker, wait=seconds(wait))
+        asked = worker_pb2.LeaseOperationsRequest(queues=[queue], worker_id=worker, wait_timeout=seconds(wait))
         return self.worker.LeaseOperations(asked).leases[0]
 
     def beat(self, *reports):
@@ -493,14 +493,14 @@ def ran_out(world, _):
     lease = world.own(lease_duration=seconds(1))
     error = world.ended(lease.name, within=10).error
     assert (error.code, reason_of(error)) == (code_pb2.UNAVAILABLE, "WORKER_LOST"), error
-    refused(Code.FAILED_PRECONDITION, "OPERATION_DONE", world.finish, lease)
+    refused(Code.FAILED_PRECONDITION, "OPERATION_ALREADY_DONE", world.finish, lease)
     (directive,) = world.beat(report(lease)).directives
     assert directive.kind == Kind.LEASE_LOST and directive.error.message, directive
     return error.message
 
 
 def report(lease, **more):
-    return worker_pb2.LeaseReport(name=lease.name, lease_token=lease.lease_token, **more)
+    return worker_pb2.LeaseHeartbeat(name=lease.name, lease_token=lease.lease_token, **more)
 
 
 def creating(world, **fields):
@@ -536,21 +536,21 @@ def bad_creations(world, _):
         ("65 labels", "INVALID_LABELS", "64", creating(world, labels={f"k{n}": "" for n in range(65)})),
         ("label key", "INVALID_LABELS", "Key", creating(world, labels={"Key": "v"})),
         ("64 KiB label", "INVALID_LABELS", "255", creating(world, labels=dict.fromkeys(label, "v" * 65536))),
-        ("lease below 1 s", "INVALID_TERMS", "lease_duration", creating(world, lease_duration=seconds(0.999))),
-        ("attempts", "INVALID_TERMS", "max_attempts", creating(world, retry_policy={"max_attempts": -1})),
-        ("multiplier", "INVALID_TERMS", "multiplier", creating(world, retry_policy={"multiplier": 0.5})),
-        ("large multiplier", "INVALID_TERMS", "multiplier", creating(world, retry_policy={"multiplier": 1001})),
-        ("no number", "INVALID_TERMS", "multiplier", creating(world, retry_policy={"multiplier": float("nan")})),
-        ("jitter", "INVALID_TERMS", "jitter", creating(world, retry_policy={"jitter": 1.5})),
-        ("max below initial", "INVALID_TERMS", "max_backoff", creating(
+        ("lease below 1 s", "INVALID_EXECUTION_OPTIONS", "lease_duration", creating(world, lease_duration=seconds(0.999))),
+        ("attempts", "INVALID_EXECUTION_OPTIONS", "max_attempts", creating(world, retry_policy={"max_attempts": -1})),
+        ("multiplier", "INVALID_EXECUTION_OPTIONS", "multiplier", creating(world, retry_policy={"multiplier": 0.5})),
+        ("large multiplier", "INVALID_EXECUTION_OPTIONS", "multiplier", creating(world, retry_policy={"multiplier": 1001})),
+        ("no number", "INVALID_EXECUTION_OPTIONS", "multiplier", creating(world, retry_policy={"multiplier": float("nan")})),
+        ("jitter", "INVALID_EXECUTION_OPTIONS", "jitter", creating(world, retry_policy={"jitter": 1.5})),
+        ("max below initial", "INVALID_EXECUTION_OPTIONS", "max_backoff", creating(
             world, retry_policy={"initial_backoff": seconds(9), "max_backoff": seconds(1)})),
-        ("endless backoff", "INVALID_TERMS", "max_backoff", creating(
+        ("endless backoff", "INVALID_EXECUTION_OPTIONS", "max_backoff", creating(
             world, retry_policy={"max_backoff": seconds(400 * 86400)})),
         ("negative backoff", "INVALID_DURATION", "retry_policy", creating(
             world, retry_policy={"initial_backoff": seconds(-1)})),
-        ("retries of one's own", "INVALID_TERMS", "retry_policy", creating(
+        ("retries of one's own", "INVALID_EXECUTION_OPTIONS", "retry_policy", creating(
             world, self_executed={"worker_id": "w"}, retry_policy={"max_attempts": 2})),
-        ("no time at all", "INVALID_TERMS", "total_timeout", creating(world, total_timeout=seconds(0))),
+        ("no time at all", "INVALID_EXECUTION_OPTIONS", "total_timeout", creating(world, total_timeout=seconds(0))),
         ("year 0", "INVALID_TIME", "not_before", creating(
             world, queued={"queue": "q", "not_before": {"seconds": -10**12}})),
         ("nanos", "INVALID_TIME", "not_before", creating(
@@ -559,7 +559,7 @@ def bad_creations(world, _):
         ("9 traces", "INVALID_TRACE_CONTEXT", "trace_context", creating(
             world, trace_context={f"t{n}": "x" for n in range(9)})),
     ]
-    for field in ("total_timeout", "attempt_timeout", "lease_duration", "retention", "cancel_grace"):
+    for field in ("total_timeout", "attempt_timeout", "lease_duration", "retention", "cancel_grace_period"):
         cases.append((f"negative {field}", "INVALID_DURATION", field, creating(world, **{field: seconds(-1)})))
         mixed = {"seconds": 1, "nanos": -1}
         cases.append((f"mixed {field}", "INVALID_DURATION", field, creating(world, **{field: mixed})))
@@ -581,7 +581,7 @@ def all_refused(code, cases):
 
 @check(CONTRACT_CHECKS, "nothing of what was refused was created")
 def none_created(world, _):
-    asked = worker_pb2.LeaseOperationsRequest(queues=["bad", "q"], worker_id="check", wait=seconds(0))
+    asked = worker_pb2.LeaseOperationsRequest(queues=["bad", "q"], worker_id="check", wait_timeout=seconds(0))
     assert not world.worker.LeaseOperations(asked).leases
 
 
@@ -609,14 +609,14 @@ def too_large(world, _):
 def taken(world, _):
     again = creating(world, request_id="taken-1", labels={"a": "1"})
     first, second = again(), again()
-    assert second.operation.name == first.operation.name and second.reused and not first.reused
+    assert second.operation.name == first.operation.name and second.already_existed and not first.already_existed
     creating(world, operation_id="taken-2")()
     own = creating(world, self_executed={"worker_id": "w"}, request_id="taken-3")
     first, second = own(), own()
-    assert second.reused and second.lease.lease_token == first.lease.lease_token
+    assert second.already_existed and second.lease.lease_token == first.lease.lease_token
     world.finish(first.lease)
     third = own()
-    assert third.reused and third.operation.done and not third.HasField("lease")
+    assert third.already_existed and third.operation.done and not third.HasField("lease")
     cases = [
         ("request id", "REQUEST_ID_REUSED", "taken-1", creating(world, request_id="taken-1", labels={"a": "2"})),
         ("operation id", "OPERATION_EXISTS", "operations/taken-2", creating(world, operation_id="taken-2")),
@@ -627,12 +627,12 @@ def taken(world, _):
 @check(CONTRACT_CHECKS, "LeaseOperations refuses what is wrong; an unknown queue has nothing, without an error")
 def leasing(world, _):
     def ask(**fields):
-        fields = {"queues": ["nobodys"], "worker_id": "check", "wait": seconds(0), **fields}
+        fields = {"queues": ["nobodys"], "worker_id": "check", "wait_timeout": seconds(0), **fields}
         return lambda: world.worker.LeaseOperations(worker_pb2.LeaseOperationsRequest(**fields))
 
     assert not ask()().leases
     began = time.monotonic()
-    assert not ask(wait=seconds(0.5))().leases
+    assert not ask(wait_timeout=seconds(0.5))().leases
     assert time.monotonic() - began > 0.4, "it did not wait"
     return all_refused(INVALID, [
         ("no queues", "INVALID_QUEUE", "queues", ask(queues=[])),
@@ -642,7 +642,7 @@ def leasing(world, _):
         ("long worker", "INVALID_WORKER_ID", "worker_id", ask(worker_id="w" * 256)),
         ("control characters", "INVALID_WORKER_ID", "worker_id", ask(worker_id="a\nb")),
         ("negative", "INVALID_MAX_LEASES", "max_leases", ask(max_leases=-1)),
-        ("negative wait", "INVALID_TIMEOUT", "wait", ask(wait=seconds(-1))),
+        ("negative wait", "INVALID_TIMEOUT", "wait_timeout", ask(wait_timeout=seconds(-1))),
     ])
 
 
@@ -681,7 +681,7 @@ def finishing(world, _):
     return f"{said}, {lost}, {missing}"
 
 
-@check(CONTRACT_CHECKS, "the same end twice is OK, another one OPERATION_DONE")
+@check(CONTRACT_CHECKS, "the same end twice is OK, another one OPERATION_ALREADY_DONE")
 def twice(world, _):
     response = packed(wrappers_pb2.StringValue(value="mine"))
     failure = {"error": status_pb2.Status(code=5, message="no")}
@@ -694,7 +694,7 @@ def twice(world, _):
         first = world.finish(lease, **outcome)
         assert first.done and world.finish(lease, **outcome) == first == world.get(lease.name)
         for other in others:
-            text = refused(Code.FAILED_PRECONDITION, "OPERATION_DONE", world.finish, lease, **other)
+            text = refused(Code.FAILED_PRECONDITION, "OPERATION_ALREADY_DONE", world.finish, lease, **other)
         assert world.get(lease.name) == first, "the outcome changed"
     assert first.response == packed(empty_pb2.Empty()), "an end without an outcome is Empty"
     return text
@@ -703,14 +703,14 @@ def twice(world, _):
 @check(CONTRACT_CHECKS, "a heartbeat: none, many, bad ones among good ones")
 def heartbeats(world, _):
     answer = world.beat()
-    assert not answer.directives and answer.next_heartbeat.ToMilliseconds() > 0, answer
+    assert not answer.directives and answer.heartbeat_interval.ToMilliseconds() > 0, answer
     good, gone = world.own(lease_duration=seconds(3)), world.own()
     world.finish(gone)
     bad = {"metadata": NO_TYPE, "progress": {"done_units": 7}}
-    unknown = worker_pb2.LeaseReport(name="operations/unknown", lease_token=good.lease_token)
-    stranger = worker_pb2.LeaseReport(name=good.name, lease_token=b"nonsense")
-    nameless = worker_pb2.LeaseReport(lease_token=b"x")
-    tokenless = worker_pb2.LeaseReport(name=good.name)
+    unknown = worker_pb2.LeaseHeartbeat(name="operations/unknown", lease_token=good.lease_token)
+    stranger = worker_pb2.LeaseHeartbeat(name=good.name, lease_token=b"nonsense")
+    nameless = worker_pb2.LeaseHeartbeat(lease_token=b"x")
+    tokenless = worker_pb2.LeaseHeartbeat(name=good.name)
     sent = [report(good), report(good, **bad), report(good, checkpoint=NO_MESSAGE), unknown, stranger,
             nameless, tokenless, report(gone), report(good, progress={"done_units": 3})]
     time.sleep(0.5)
@@ -730,13 +730,13 @@ def heartbeats(world, _):
         ("LEASE_LOST", "LEASE_LOST"),
         ("LEASE_LOST", "INVALID_NAME"),
         ("LEASE_LOST", "INVALID_LEASE_TOKEN"),
-        ("LEASE_LOST", "OPERATION_DONE"),
+        ("LEASE_LOST", "OPERATION_ALREADY_DONE"),
         ("CONTINUE", ""),
     ], list(zip(kinds, errors))
     assert answer.directives[3].error.code == code_pb2.NOT_FOUND
     for directive in (answer.directives[1], answer.directives[2]):
         assert directive.lease_remaining.ToMilliseconds() > 2900, "the lease was not renewed"
-    assert answer.next_heartbeat.ToMilliseconds() == 1000, answer.next_heartbeat
+    assert answer.heartbeat_interval.ToMilliseconds() == 1000, answer.heartbeat_interval
     assert world.metadata(good.name).progress.done_units == 3
     refused(INVALID, "INVALID_WORKER_ID", world.worker.Heartbeat, worker_pb2.HeartbeatRequest())
     world.finish(good)
@@ -775,7 +775,7 @@ def directives(world, _):
 @check(CONTRACT_CHECKS, "a draining heartbeat ends the open polls of that worker, and of no other")
 def draining(world, _):
     def poll(worker):
-        asked = worker_pb2.LeaseOperationsRequest(queues=["draining"], worker_id=worker, wait=seconds(60))
+        asked = worker_pb2.LeaseOperationsRequest(queues=["draining"], worker_id=worker, wait_timeout=seconds(60))
         return world.worker.LeaseOperations.future(asked)
 
     mine, others = poll("drains"), poll("stays")
@@ -795,7 +795,7 @@ def once(world, _):
 
     def work(number):
         asked = worker_pb2.LeaseOperationsRequest(
-            queues=["once"], worker_id=f"w{number}", max_leases=7, wait=seconds(0.2))
+            queues=["once"], worker_id=f"w{number}", max_leases=7, wait_timeout=seconds(0.2))
         taken = []
         while leases := world.worker.LeaseOperations(asked).leases:
             for lease in leases:
@@ -814,12 +814,12 @@ def once(world, _):
 def apart(world, _):
     clients = grpc.insecure_channel(world.server.address)
     refused(
-        Code.UNIMPLEMENTED, "METHOD_UNKNOWN", worker_pb2_grpc.OperationWorkerStub(clients).Heartbeat,
+        Code.UNIMPLEMENTED, "UNKNOWN_METHOD", worker_pb2_grpc.OperationWorkerStub(clients).Heartbeat,
         worker_pb2.HeartbeatRequest(worker_id="w"))
     from google.longrunning import operations_pb2_grpc
 
     refused(
-        Code.UNIMPLEMENTED, "METHOD_UNKNOWN", operations_pb2_grpc.OperationsStub(world.channel).GetOperation,
+        Code.UNIMPLEMENTED, "UNKNOWN_METHOD", operations_pb2_grpc.OperationsStub(world.channel).GetOperation,
         operations_pb2.GetOperationRequest(name="operations/x"))
 
 
@@ -827,7 +827,7 @@ def apart(world, _):
 def drain_server(world, _):
     stream = world.worker.WatchDirectives(worker_pb2.WatchDirectivesRequest(worker_id="check"))
     next(stream)
-    asked = worker_pb2.LeaseOperationsRequest(queues=["empty"], worker_id="check", wait=seconds(60))
+    asked = worker_pb2.LeaseOperationsRequest(queues=["empty"], worker_id="check", wait_timeout=seconds(60))
     poll = world.worker.LeaseOperations.future(asked)
     time.sleep(0.3)
     world.server.process.send_signal(signal.SIGTERM)

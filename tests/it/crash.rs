@@ -181,7 +181,7 @@ async fn check_repeated_requests(
             .await
             .unwrap();
         let repeated = repeated.into_inner();
-        assert!(repeated.reused, "{name}");
+        assert!(repeated.already_existed, "{name}");
         assert_eq!(repeated.operation.as_ref(), Some(&existing[&name]));
         if let (Some(lease), Some(token)) = (repeated.lease, token) {
             assert_eq!(lease.lease_token, token, "{name}");
@@ -227,7 +227,7 @@ async fn retry_creates(client: &mut CrashTestClient, existing: &BTreeMap<String,
         let result = client.try_create(request.clone(), name.as_deref()).await;
         match (result, before) {
             (Ok(created), before) => {
-                assert_eq!(created.reused, before.is_some(), "{request:?}");
+                assert_eq!(created.already_existed, before.is_some(), "{request:?}");
                 let has_id = !request.request_id.is_empty();
                 assert!(has_id || before.is_none(), "{request:?}");
                 let lease = created.lease.map(|lease| WorkerLease {

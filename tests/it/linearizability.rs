@@ -101,11 +101,11 @@ async fn run_all_seeds(read_mode: ReadMode) {
 async fn run_seed(postgres: &Arc<Mutex<PostgresServer>>, seed: u64, read_mode: ReadMode) {
     let mut rng = TestRng::new(seed);
     let consistency = match read_mode {
-        ReadMode::Linearizable => "fresh",
-        ReadMode::Local => "view",
+        ReadMode::Linearizable => "linearizable",
+        ReadMode::Local => "local",
     };
     let started_at = Instant::now();
-    let arguments = ["--lease-duration", "1s", "--read", consistency];
+    let arguments = ["--lease-duration", "1s", "--read-consistency", consistency];
     let cluster = Arc::new(ServerCluster::start(started_at, postgres, &arguments).await);
     let recorder = Arc::new(Recorder::new(cluster.clone(), read_mode, LEASE_DURATION_NS));
     let mut clients: JoinSet<()> = (0..CLIENT_COUNT)

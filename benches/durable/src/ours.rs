@@ -8,7 +8,7 @@ use std::{
 
 use longrunning::{
     Any, LeaseToken, Limits, NewOperation, OperationName, Operations, Progress, Report,
-    SqliteJournal,
+    SqliteStorage,
 };
 
 use crate::{Durable, RECORD, median};
@@ -21,13 +21,13 @@ pub struct Ours {
 async fn start(path: &Path) -> Operations {
     let limits = Limits {
         max_operations: usize::MAX,
-        max_bytes: usize::MAX,
-        max_queue: usize::MAX,
+        max_total_bytes: usize::MAX,
+        max_queue_length: usize::MAX,
         ..Limits::default()
     };
     Operations::builder()
         .limits(limits)
-        .journal(SqliteJournal::open(path).expect("a file"))
+        .storage(SqliteStorage::open(path).expect("a file"))
         .start()
         .await
         .expect("it starts")
@@ -44,7 +44,7 @@ impl Ours {
                 .await;
             let operation = created.expect("it is created").operation;
             let token = operation.lease().expect("its creator holds it").token;
-            held.push((operation.owned_name(), token));
+            held.push((operation.name_owned(), token));
         }
         Self { operations, held }
     }
@@ -85,7 +85,7 @@ pub async fn reads(directory: &Path, rounds: usize) {
                     .await;
                 let operation = created.expect("it is created").operation;
                 let token = operation.lease().expect("its creator holds it").token;
-                held.push((operation.owned_name(), token));
+                held.push((operation.name_owned(), token));
             }
             Ours { operations, held }
         };
@@ -110,7 +110,9 @@ pub async fn reads(directory: &Path, rounds: usize) {
                 let one = || {
                     let begun = Instant::now();
                     for (name, _) in &reader.held {
-                        std::hint::black_box(reader.operations.get(name).expect("it is there"));
+                        std::hint::black_box(
+                            reader.operations.get_cached(name).expect("it is there"),
+                        );
                     }
                     begun.elapsed().as_nanos() as f64 / reader.held.len() as f64
                 };
@@ -157,7 +159,7 @@ pub async fn recovery(directory: &Path, records: u64, rounds: usize) {
                 if let Some(lease) = operation.lease()
                     && number % 4 == 1
                 {
-                    let name = operation.owned_name();
+                    let name = operation.name_owned();
                     let end = operations.succeed(&name, lease.token, Any::default_input());
                     end.await.expect("it ends");
                 }

@@ -7,8 +7,8 @@ use std::{hint::black_box, process::ExitCode, time::Duration};
 use bytes::{BufMut, Bytes};
 use http_body_util::{BodyExt, Full};
 use longrunning::{
-    Any, Border, HttpOptions, Limits, NewOperation, Operation, OperationName, Operations, Progress,
-    QueueName, Report, SqliteJournal, WorkerId, gateway, operations_server,
+    Any, GrpcMetrics, HttpOptions, Limits, NewOperation, Operation, OperationName, Operations,
+    Progress, QueueName, Report, SqliteStorage, WorkerId, gateway, operations_server,
     proto::google::longrunning::{GetOperationRequest, ListOperationsRequest},
 };
 use prost::Message;
@@ -83,14 +83,14 @@ fn count(part: &str, rounds: usize) -> ExitCode {
 async fn get(rounds: usize) {
     let (operations, names) = filled().await;
     for name in names.iter().cycle().take(rounds) {
-        black_box(operations.get(name).expect("it exists"));
+        black_box(operations.get_cached(name).expect("it exists"));
     }
 }
 
 /// With all that lies between the frames of HTTP/2 and the store.
 async fn get_grpc(rounds: usize) {
     let (operations, names) = filled().await;
-    let mut service = Border::new(operations_server(&operations), operations.metrics());
+    let mut service = GrpcMetrics::new(operations_server(&operations), operations.metrics());
     for name in names.iter().cycle().take(rounds) {
         let name = name.to_string();
         let message = GetOperationRequest { name }.encode_to_vec();
@@ -164,7 +164,7 @@ async fn create_wait_finish(rounds: usize) {
     let operations = start().await;
     for _ in 0..rounds {
         let created = self_executed(&operations).await;
-        let name = created.owned_name();
+        let name = created.name_owned();
         // The wait looks first, and sleeps when the end comes.
         let wait = operations.wait(&name, Duration::from_secs(60));
         let (waited, ()) = tokio::join!(wait, finish(&operations, &created));
@@ -174,7 +174,7 @@ async fn create_wait_finish(rounds: usize) {
 
 async fn report(rounds: usize, operations: Operations) {
     let created = self_executed(&operations).await;
-    let name = created.owned_name();
+    let name = created.name_owned();
     let token = created.lease().expect("it is self-executed").token;
     // Never the same twice, and of the same length.
     for done_units in (1..=100).cycle().take(rounds) {
@@ -193,8 +193,8 @@ async fn report(rounds: usize, operations: Operations) {
 
 async fn report_sqlite(rounds: usize) {
     let directory = tempfile::tempdir().expect("there is room");
-    let journal = SqliteJournal::open(directory.path().join("journal")).expect("it is new");
-    let operations = Operations::builder().journal(journal).start().await;
+    let journal = SqliteStorage::open(directory.path().join("journal")).expect("it is new");
+    let operations = Operations::builder().storage(journal).start().await;
     let operations = operations.expect("defaults are in range");
     report(rounds, operations.clone()).await;
     operations.close().await;
@@ -204,7 +204,7 @@ async fn report_sqlite(rounds: usize) {
 
 async fn start() -> Operations {
     let limits = Limits {
-        max_queue: usize::MAX,
+        max_queue_length: usize::MAX,
         ..Limits::default()
     };
     let operations = Operations::builder().limits(limits).start().await;
@@ -219,7 +219,7 @@ async fn filled() -> (Operations, Vec<OperationName>) {
         if number % 10 != 0 {
             finish(&operations, &created).await;
         }
-        names.push(created.owned_name());
+        names.push(created.name_owned());
     }
     (operations, names)
 }
@@ -233,7 +233,7 @@ async fn self_executed(operations: &Operations) -> std::sync::Arc<Operation> {
 async fn finish(operations: &Operations, held: &Operation) {
     let token = held.lease().expect("it is held").token;
     let done = operations
-        .succeed(&held.owned_name(), token, Any::default())
+        .succeed(&held.name_owned(), token, Any::default())
         .await;
     done.expect("the lease is held");
 }

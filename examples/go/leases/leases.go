@@ -56,9 +56,9 @@ type Job struct {
 	over   *time.Timer
 	lost   atomic.Bool
 	mu     sync.Mutex
-	report *pb.LeaseReport // all there is to tell
-	told   *pb.LeaseReport // what of it the server knows
-	sent   *pb.LeaseReport // what of it is on the way
+	report *pb.LeaseHeartbeat // all there is to tell
+	told   *pb.LeaseHeartbeat // what of it the server knows
+	sent   *pb.LeaseHeartbeat // what of it is on the way
 }
 
 // The cause of a context is its first one. What was cancelled can still be lost.
@@ -68,17 +68,17 @@ func (j *Job) lose() {
 }
 
 // Tell changes what the next heartbeat tells.
-func (j *Job) Tell(change func(*pb.LeaseReport)) {
+func (j *Job) Tell(change func(*pb.LeaseHeartbeat)) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	change(j.report)
 }
 
 // What changed since the last heartbeat that got through.
-func (j *Job) news() *pb.LeaseReport {
+func (j *Job) news() *pb.LeaseHeartbeat {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.sent = proto.Clone(j.report).(*pb.LeaseReport)
+	j.sent = proto.Clone(j.report).(*pb.LeaseHeartbeat)
 	news := j.proof()
 	if !proto.Equal(j.sent.Progress, j.told.Progress) {
 		news.Progress = j.sent.Progress
@@ -96,8 +96,8 @@ func (j *Job) news() *pb.LeaseReport {
 }
 
 // A sign of life without news.
-func (j *Job) proof() *pb.LeaseReport {
-	return &pb.LeaseReport{Name: j.Lease.Name, LeaseToken: j.Lease.LeaseToken}
+func (j *Job) proof() *pb.LeaseHeartbeat {
+	return &pb.LeaseHeartbeat{Name: j.Lease.Name, LeaseToken: j.Lease.LeaseToken}
 }
 
 // Keeper has everything that one worker works on.
@@ -188,7 +188,7 @@ func (k *Keeper) Execute(job *Job, work Work) {
 
 func (j *Job) end(response proto.Message, err error) *pb.FinishOperationRequest {
 	end := &pb.FinishOperationRequest{Name: j.Lease.Name, LeaseToken: j.Lease.LeaseToken}
-	j.Tell(func(report *pb.LeaseReport) { end.Metadata = report.Metadata }) // the last word of it
+	j.Tell(func(report *pb.LeaseHeartbeat) { end.Metadata = report.Metadata }) // the last word of it
 	var packed *anypb.Any
 	if err == nil {
 		packed, err = anypb.New(response)
@@ -269,7 +269,7 @@ func (k *Keeper) beat() (time.Duration, error) {
 	k.oneBeat.Lock() // or an older checkpoint overtakes a newer one
 	defer k.oneBeat.Unlock()
 	jobs, shared := k.held(), []*Job(nil)
-	var reports, large []*pb.LeaseReport
+	var reports, large []*pb.LeaseHeartbeat
 	var alone []*Job
 	for _, job := range jobs {
 		if news := job.news(); proto.Size(news) <= small {
@@ -295,7 +295,7 @@ func (k *Keeper) beat() (time.Duration, error) {
 }
 
 // One heartbeat. A large report that the server refuses is left out.
-func (k *Keeper) tell(jobs []*Job, reports []*pb.LeaseReport) (time.Duration, error) {
+func (k *Keeper) tell(jobs []*Job, reports []*pb.LeaseHeartbeat) (time.Duration, error) {
 	since, request := time.Now(), &pb.HeartbeatRequest{WorkerId: k.ID, Reports: reports}
 	k.mu.Lock()
 	request.Draining = k.draining
@@ -305,7 +305,7 @@ func (k *Keeper) tell(jobs []*Job, reports []*pb.LeaseReport) (time.Duration, er
 	answer, err := k.Client.Heartbeat(ctx, request)
 	if len(jobs) == 1 && tooLarge(err) {
 		log.Printf("a report is dropped: %v", err)
-		request.Reports = []*pb.LeaseReport{jobs[0].proof()}
+		request.Reports = []*pb.LeaseHeartbeat{jobs[0].proof()}
 		answer, err = k.Client.Heartbeat(ctx, request)
 	}
 	if err != nil {
@@ -319,7 +319,7 @@ func (k *Keeper) tell(jobs []*Job, reports []*pb.LeaseReport) (time.Duration, er
 		}
 		k.obey(directive)
 	}
-	next := answer.NextHeartbeat.AsDuration()
+	next := answer.HeartbeatInterval.AsDuration()
 	if len(k.held()) > 0 || request.Draining {
 		next = min(next, beat)
 	}

@@ -110,7 +110,7 @@ func (b *bookstore) export(ctx context.Context, job *leases.Job, rows int64) (pr
 			if err != nil {
 				return nil, err
 			}
-			job.Tell(func(report *pb.LeaseReport) { report.Metadata = metadata })
+			job.Tell(func(report *pb.LeaseHeartbeat) { report.Metadata = metadata })
 		}
 		err = table.Write([]string{
 			strconv.FormatInt(row, 10), fmt.Sprintf("Book %d", row), fmt.Sprintf("%.2f", float64(row%9000)/100),
@@ -124,7 +124,7 @@ func (b *bookstore) export(ctx context.Context, job *leases.Job, rows int64) (pr
 	if err != nil {
 		return nil, err
 	}
-	job.Tell(func(report *pb.LeaseReport) { report.Metadata = metadata })
+	job.Tell(func(report *pb.LeaseHeartbeat) { report.Metadata = metadata })
 	// No reader ever sees half a file.
 	return &bookstorepb.ExportBooksResponse{Path: to, Rows: rows}, os.Rename(part, to)
 }

@@ -58,7 +58,7 @@ func copyRows(ctx context.Context, job *leases.Job) (proto.Message, error) {
 		if err != nil {
 			return nil, err
 		}
-		job.Tell(func(report *pb.LeaseReport) {
+		job.Tell(func(report *pb.LeaseHeartbeat) {
 			report.Progress = &pb.Progress{DoneUnits: row + 1, TotalUnits: rows, Unit: "rows"}
 			report.Checkpoint = checkpoint
 		})
@@ -70,7 +70,7 @@ func copyRows(ctx context.Context, job *leases.Job) (proto.Message, error) {
 // leases of a lost answer are nobody's for a while; Keeper.Drain ends it.
 func takeTurns(stop context.Context, keeper *leases.Keeper) error {
 	request := &pb.LeaseOperationsRequest{
-		Queues: []string{cmp.Or(os.Getenv("QUEUE"), "copy")}, WorkerId: keeper.ID, Wait: durationpb.New(poll),
+		Queues: []string{cmp.Or(os.Getenv("QUEUE"), "copy")}, WorkerId: keeper.ID, WaitTimeout: durationpb.New(poll),
 	}
 	for pauses := (leases.Pauses{}); stop.Err() == nil; {
 		asked := time.Now()

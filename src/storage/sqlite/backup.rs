@@ -89,7 +89,7 @@ pub(crate) fn backup(from: &Path, to: &Path) -> Result<(), StorageError> {
             return close_as_single_file(copy, partial);
         }
         Err(StorageError(format!(
-            "{} is damaged ({verdict}): save what can be read with --salvage",
+            "{} is damaged ({verdict}): save what can be read with --recover",
             from.display()
         )))
     })

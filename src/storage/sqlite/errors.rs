@@ -54,7 +54,7 @@ pub(super) fn sqlite_error(path: &Path, error: &rusqlite::Error) -> StorageError
             "{display} is not a SQLite file, or its beginning is damaged: choose another path, or restore a backup"
         ),
         Some(ErrorCode::DatabaseCorrupt) => format!(
-            "{display} is damaged ({error}): {}; else restore a backup, or save what can be read with `longrunning backup --salvage`",
+            "{display} is damaged ({error}): {}; else restore a backup, or save what can be read with `longrunning backup --recover`",
             restore_hint(path)
         ),
         Some(ErrorCode::DiskFull) => format!("the disk of {display} is full: make room"),

@@ -90,7 +90,7 @@ pub(super) fn load_all(
                 let Ok(batch) = received else { return Ok(()) };
                 for row in &batch {
                     let operation = row.decode(&mut decoder).map_err(|error| {
-                    StorageError(format!("{}: {error}; {}; else restore a backup, or save what can be read with `longrunning backup --salvage`", path.display(), restore_hint(path)))
+                    StorageError(format!("{}: {error}; {}; else restore a backup, or save what can be read with `longrunning backup --recover`", path.display(), restore_hint(path)))
                 })?;
                     sink(operation);
                 }

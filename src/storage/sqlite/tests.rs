@@ -156,7 +156,7 @@ async fn damaged_record_fails_load_and_recover_skips_it() {
     let storage = database.open().unwrap();
     let error = loaded_numbers(&storage).await.unwrap_err().to_string();
     assert!(
-        error.contains("number 7") && error.contains("--salvage"),
+        error.contains("number 7") && error.contains("--recover"),
         "{error}"
     );
     drop(storage);

@@ -251,7 +251,14 @@ async fn invalid_descriptor_set_exits_with_2_and_names_file() {
             "{stderr}"
         );
     }
-    let output = run_command(&["serve", "--listen", "127.0.0.1:0", "--reflect", "ftp://x"]).await;
+    let output = run_command(&[
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--reflection-upstream",
+        "ftp://x",
+    ])
+    .await;
     assert_eq!(output.status.code(), Some(2));
 }
 
@@ -342,7 +349,8 @@ async fn upstream_types_are_loaded_by_v1_and_v1alpha_reflection() {
         let socket = directory.path().join("shop.sock");
         let socket = socket.to_str().unwrap();
         serve_reflection(socket, is_alpha);
-        let mut program = ServeProcess::serve(&["--reflect", &format!("unix:{socket}")]).await;
+        let mut program =
+            ServeProcess::serve(&["--reflection-upstream", &format!("unix:{socket}")]).await;
         let line = wait_for_log(&mut program, "types loaded").await;
         assert!(
             line.contains("files=1") && line.contains("messages=1"),
@@ -357,7 +365,8 @@ async fn unreachable_upstream_is_retried_while_server_serves() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("shop.sock");
     let socket = socket.to_str().unwrap();
-    let mut program = ServeProcess::serve(&["--reflect", &format!("unix:{socket}")]).await;
+    let mut program =
+        ServeProcess::serve(&["--reflection-upstream", &format!("unix:{socket}")]).await;
     wait_for_log(&mut program, "it is asked again").await;
     assert_eq!(
         program.run_command(&["healthcheck"]).await.status.code(),

@@ -55,13 +55,16 @@ async fn usage_error_exits_with_2_and_names_cause() {
     for (arguments, expected) in [
         (vec!["serve", "--lissen", "x"], "--lissen"),
         (vec!["serve", "--listen", "8470"], "write host:port"),
-        (vec!["serve", "--grace", "soon"], "--grace"),
+        (
+            vec!["serve", "--shutdown-timeout", "soon"],
+            "--shutdown-timeout",
+        ),
         (vec!["serve", "--lease-duration", "1ms"], "at least 1s"),
         (
             vec!["serve", "--config", "/nowhere/x.toml"],
             "/nowhere/x.toml",
         ),
-        (vec!["serve", "--log", "a=b=c"], "not a log filter"),
+        (vec!["serve", "--log-filter", "a=b=c"], "not a log filter"),
         (vec!["serve", "--demo", "/nowhere"], "/nowhere"),
         (vec!["get"], "<NAME>"),
         (
@@ -171,7 +174,7 @@ async fn sigterm_answers_1000_open_waits_and_exits_with_0() {
     while !program
         .admin_get("/metrics")
         .await
-        .contains("longrunning_waiters 1000")
+        .contains("longrunning_open_waits 1000")
     {
         tokio::task::yield_now().await;
     }
@@ -190,7 +193,7 @@ async fn second_signal_aborts_drain() {
     let mut program = ServeProcess::serve(&[
         "--demo",
         directory.path().to_str().unwrap(),
-        "--grace",
+        "--shutdown-timeout",
         "1h",
     ])
     .await;

@@ -73,7 +73,7 @@ async fn directory_traversal_through_missing_directory_is_rejected() {
         let refused = expect_status_error(checksums.create_checksum(request).await);
         assert_eq!(
             refused.code_and_reason(),
-            (Code::InvalidArgument, "DIRECTORY_OUTSIDE")
+            (Code::InvalidArgument, "DIRECTORY_OUTSIDE_ROOT")
         );
     }
 }
@@ -106,7 +106,7 @@ async fn compressed_request_is_unimplemented_with_reason() {
     );
     assert_eq!(
         unknown.code_and_reason(),
-        (Code::Unimplemented, "METHOD_UNKNOWN")
+        (Code::Unimplemented, "UNKNOWN_METHOD")
     );
     raw_requests::raw_unary_call(channel, path, message)
         .await
@@ -208,7 +208,7 @@ async fn command_with_closed_stdout_exits_without_panic() {
 // BEHAVIOUR §10
 #[tokio::test]
 async fn open_health_watch_does_not_delay_shutdown() {
-    let program = ServeProcess::serve(&["--grace", "1h"]).await;
+    let program = ServeProcess::serve(&["--shutdown-timeout", "1h"]).await;
     let mut health = HealthClient::new(connect(program.endpoint()).await);
     let request = HealthCheckRequest::default();
     let mut states = health.watch(request).await.unwrap().into_inner();

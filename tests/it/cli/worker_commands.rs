@@ -84,8 +84,13 @@ async fn sigterm_or_sighup_drains_worker_and_sends_sigterm_to_command() {
         let directory = tempfile::tempdir().unwrap();
         let saved_file = directory.path().join("saved");
         let script = format!("trap 'echo > {}; exit 0' TERM", saved_file.display());
-        let mut worker =
-            spawn_busy_worker(&program, &["--grace", "2s"], &script, directory.path()).await;
+        let mut worker = spawn_busy_worker(
+            &program,
+            &["--shutdown-timeout", "2s"],
+            &script,
+            directory.path(),
+        )
+        .await;
         send_signal(&worker, name).await;
         // What hangs up takes the terminal away.
         drop(worker.stderr.take());
@@ -99,7 +104,12 @@ async fn sigterm_or_sighup_drains_worker_and_sends_sigterm_to_command() {
 async fn second_signal_releases_operation_immediately() {
     let program = ServeProcess::serve(&[]).await;
     let directory = tempfile::tempdir().unwrap();
-    let arguments = ["--grace", "1h", "--log", "longrunning=info"];
+    let arguments = [
+        "--shutdown-timeout",
+        "1h",
+        "--log-filter",
+        "longrunning=info",
+    ];
     let mut worker =
         spawn_busy_worker(&program, &arguments, "trap '' TERM", directory.path()).await;
     send_signal(&worker, "TERM").await;
@@ -118,7 +128,15 @@ async fn second_signal_releases_operation_immediately() {
 
 #[tokio::test]
 async fn worker_reports_invalid_log_filter_and_unreachable_server() {
-    let refused = ["work", "--queue", "q", "--log", "a=b=c", "--", "true"];
+    let refused = [
+        "work",
+        "--queue",
+        "q",
+        "--log-filter",
+        "a=b=c",
+        "--",
+        "true",
+    ];
     let refused = longrunning_command(&refused).output().await.unwrap();
     assert_eq!(refused.status.code(), Some(2));
     assert!(stderr(&refused).contains("not a log filter"));

@@ -1,5 +1,5 @@
 //! Services that create operations on a server elsewhere and execute them
-//! themselves, as `longrunning::remote::Creator` does it.
+//! themselves, as `longrunning::client::Creator` does it.
 
 use longrunning::{
     Any, Context, Failure, NewOperation, OperationName, Operations, State,
@@ -160,7 +160,7 @@ async fn client_shutdown_waits_for_short_work_and_releases_rest() {
 async fn client_creates_queued_operations_and_reports_errors() {
     let (operations, network, client) = start_client().await;
     let created = client.create(NewOperation::queued("q")).await.unwrap();
-    assert_eq!((created.lease, created.reused), (None, false));
+    assert_eq!((created.lease, created.already_existed), (None, false));
     let name = created.operation.unwrap().name.parse().unwrap();
     assert_eq!(
         operations.get_cached(&name).unwrap().state(),

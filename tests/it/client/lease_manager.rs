@@ -217,7 +217,7 @@ async fn create_without_request_id_is_retried_without_duplicate_or_hang() {
         .faults
         .inject("CreateOperation", [CallFault::DropResponse]);
     let created = client.create(queued(1)).await.unwrap();
-    assert!(created.reused, "the first try made it");
+    assert!(created.already_existed, "the first try made it");
 
     let lost_requests = std::iter::repeat_with(|| CallFault::DropRequest).take(1000);
     network.faults.inject("CreateOperation", lost_requests);

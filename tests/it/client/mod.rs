@@ -1,10 +1,10 @@
 //! The module `client`: workers and creators in other processes.
 
-#[cfg(all(feature = "remote", feature = "server"))]
+#[cfg(all(feature = "client", feature = "server"))]
 mod create;
 #[cfg(feature = "cli")]
 mod lease_manager;
-#[cfg(all(feature = "remote", feature = "server"))]
+#[cfg(all(feature = "client", feature = "server"))]
 mod queue_drain;
-#[cfg(all(feature = "remote", feature = "server"))]
+#[cfg(all(feature = "client", feature = "server"))]
 mod worker;

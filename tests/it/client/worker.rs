@@ -1,5 +1,5 @@
 //! Workers and creators in other processes than the server, as
-//! `longrunning::remote` makes them: over a connection, which can break, on
+//! `longrunning::client` makes them: over a connection, which can break, on
 //! paused time, so that what takes time takes none.
 
 use std::{future::Future, sync::Arc};

@@ -9,7 +9,7 @@ use longrunning::{
         google::longrunning::operation,
         google::rpc,
         longrunning::v1::{
-            CreateOperationRequest, CreateOperationResponse, Lease, LeaseReport,
+            CreateOperationRequest, CreateOperationResponse, Lease, LeaseHeartbeat,
             create_operation_request::{Execution, Queued, SelfExecuted},
             finish_operation_request::Outcome,
             operation_worker_client::OperationWorkerClient,
@@ -164,7 +164,7 @@ impl CrashTestClient {
                 return Err(error);
             }
         };
-        assert!(!created.reused, "{request:?}");
+        assert!(!created.already_existed, "{request:?}");
         let created_name = created.operation.unwrap().name;
         let mut ages = self.state.creation_order.lock();
         ages.entry(self.number)
@@ -274,7 +274,7 @@ impl CrashTestClient {
         let done_units = self.state.next_units();
         let checkpoint =
             (!lease.queue.is_empty() && self.rng.one_in(2)).then(|| checkpoint(lease, done_units));
-        let report = LeaseReport {
+        let report = LeaseHeartbeat {
             name: lease.name.clone(),
             lease_token: lease.lease_token.clone(),
             progress: (!lease.has_custom_metadata).then(|| Progress {

@@ -198,7 +198,7 @@ async fn unknown_method_or_service_is_unimplemented_with_error_info() {
             expect_status_error(raw_unary_call(server.channel().await, path, Vec::new()).await);
         assert_eq!(
             details.code_and_reason(),
-            (Code::Unimplemented, "METHOD_UNKNOWN"),
+            (Code::Unimplemented, "UNKNOWN_METHOD"),
             "{path}"
         );
     }
@@ -258,22 +258,22 @@ async fn invalid_create_request_names_violated_field() {
         (
             queued().lease_duration(zero),
             "lease_duration",
-            "INVALID_TERMS",
+            "INVALID_EXECUTION_OPTIONS",
         ),
         (
             queued().total_timeout(zero),
             "total_timeout",
-            "INVALID_TERMS",
+            "INVALID_EXECUTION_OPTIONS",
         ),
         (
             queued().attempt_timeout(zero),
             "attempt_timeout",
-            "INVALID_TERMS",
+            "INVALID_EXECUTION_OPTIONS",
         ),
         (
             queued().retry_policy(longrunning::RetryPolicy::with_max_attempts(0)),
             "retry_policy",
-            "INVALID_TERMS",
+            "INVALID_EXECUTION_OPTIONS",
         ),
         (queued().input(untyped_any.clone()), "input", "INVALID_ANY"),
         (queued().metadata(untyped_any), "metadata", "INVALID_ANY"),
@@ -350,13 +350,13 @@ async fn lost_lease_and_second_outcome_are_failed_precondition() {
     );
     assert_eq!(
         other.code_and_reason(),
-        (Code::FailedPrecondition, "OPERATION_DONE")
+        (Code::FailedPrecondition, "OPERATION_ALREADY_DONE")
     );
     let failure = Failure::new(longrunning::proto::google::rpc::Code::Internal, "late");
     let other = to_grpc_error(operations.fail(&name, token, failure).await.unwrap_err());
     assert_eq!(
         other.code_and_reason(),
-        (Code::FailedPrecondition, "OPERATION_DONE")
+        (Code::FailedPrecondition, "OPERATION_ALREADY_DONE")
     );
 }
 

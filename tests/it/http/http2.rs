@@ -217,7 +217,7 @@ async fn http_paths_get_json_for_any_content_type_and_others_get_grpc() {
             let (code, body) = send_request(&mut sender, "POST", &missing, &headers)
                 .await
                 .unwrap();
-            let expected = (404, "\"PATH_UNKNOWN\"".to_owned());
+            let expected = (404, "\"UNKNOWN_PATH\"".to_owned());
             if prefix != "/" {
                 assert_eq!(
                     (code, error_reason(&body)),

@@ -179,7 +179,7 @@ async fn missing_body_times_out_with_408() {
         let response = timeout(STEP_TIMEOUT, server.send(format!("{head}{headers}")))
             .await
             .unwrap();
-        let expected = error_parts(408, "DEADLINE_EXCEEDED", "BODY_TOO_SLOW");
+        let expected = error_parts(408, "DEADLINE_EXCEEDED", "REQUEST_BODY_TIMEOUT");
         assert_eq!(response.error_parts(), expected);
     }
     let got = server.get("/v1/operations/x").await.expect_ok_json();
@@ -267,7 +267,7 @@ async fn grpc_content_type_has_no_effect_over_http1() {
         let expected = error_parts(415, "INVALID_ARGUMENT", "INVALID_CONTENT_TYPE");
         assert_eq!(refused.error_parts(), expected, "{content_type}");
         let unknown = server.send(post("/shop.v1.Shop/Buy", "{}")).await;
-        let expected = error_parts(404, "NOT_FOUND", "PATH_UNKNOWN");
+        let expected = error_parts(404, "NOT_FOUND", "UNKNOWN_PATH");
         assert_eq!(unknown.error_parts(), expected, "{content_type}");
     }
     let got = server.get("/v1/operations/x").await.expect_ok_json();

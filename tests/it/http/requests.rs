@@ -215,7 +215,7 @@ async fn http_error_has_aip_193_envelope() {
             "details": [{
                 "@type": "type.googleapis.com/google.rpc.ErrorInfo",
                 "reason": "OPERATION_NOT_FOUND",
-                "domain": "longrunning.v1",
+                "domain": "longrunning.dev",
                 "metadata": { "name": "operations/missing" },
             }],
         }})

@@ -36,7 +36,7 @@ async fn double_slash_does_not_list_all_parents() {
     create_named(&server.operations, "projects/p/operations/b").await;
     for target in ["/v1//operations", "/v1//operations?pageSize=5"] {
         let refused = server.get(target).await;
-        let expected = error_parts(404, "NOT_FOUND", "PATH_UNKNOWN");
+        let expected = error_parts(404, "NOT_FOUND", "UNKNOWN_PATH");
         assert_eq!(refused.error_parts(), expected, "{target}");
     }
     let root: longrunning::HttpPrefix = "/".parse().unwrap();
@@ -120,7 +120,7 @@ async fn configured_prefix_replaces_default_prefixes() {
     let other = server.get(&format!("/v1/{name}")).await;
     assert_eq!(
         other.error_parts(),
-        error_parts(404, "NOT_FOUND", "PATH_UNKNOWN")
+        error_parts(404, "NOT_FOUND", "UNKNOWN_PATH")
     );
     assert!(other.error_message().contains("GET /api/v9/operations"));
 }
@@ -197,11 +197,11 @@ async fn unknown_path_is_404_and_wrong_method_405_with_allow_header() {
         "/google.longrunning.Operations/GetOperation",
     ] {
         let unknown = server.get(target).await;
-        let expected = error_parts(404, "NOT_FOUND", "PATH_UNKNOWN");
+        let expected = error_parts(404, "NOT_FOUND", "UNKNOWN_PATH");
         assert_eq!(unknown.error_parts(), expected, "{target}");
     }
     let verb = server.post("/v1/operations/x:frobnicate", "").await;
-    assert_eq!(verb.error_parts().2, "PATH_UNKNOWN");
+    assert_eq!(verb.error_parts().2, "UNKNOWN_PATH");
     for (method, target, allowed) in [
         ("POST", "/v1/operations", "GET, HEAD, OPTIONS"),
         ("PUT", "/v1/operations/x", "GET, HEAD, DELETE, OPTIONS"),

@@ -191,7 +191,7 @@ async fn http_requests_are_counted_by_method_and_code_not_as_rpcs() {
             format!("longrunning_http_requests_total{{method=\"{method}\",code=\"{code}\"}}");
         assert_eq!(server.metric(&series).await, expected_count, "{series}");
     }
-    let rpc_series = r#"longrunning_rpcs_total{method="other",code="OK"}"#;
+    let rpc_series = r#"longrunning_grpc_requests_total{method="other",code="OK"}"#;
     assert_eq!(server.metric(rpc_series).await, 0.0);
 }
 

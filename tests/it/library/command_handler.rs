@@ -254,7 +254,7 @@ async fn missing_program_fails_at_construction_or_at_spawn() {
     let failed = expect_error(&run_command(command, queued()).await);
     assert_eq!(
         (failed.code, error_reason(&failed).as_str()),
-        (14, "COMMAND_NOT_STARTED")
+        (14, "COMMAND_START_FAILED")
     );
 }
 

@@ -77,7 +77,10 @@ async fn handler_return_value_is_operation_outcome() {
         (5, "NO_FILE")
     );
     let bad = expect_error(&run("bad").await);
-    assert_eq!((bad.code, error_reason(&bad).as_str()), (13, "BAD_RESULT"));
+    assert_eq!(
+        (bad.code, error_reason(&bad).as_str()),
+        (13, "INVALID_RESULT")
+    );
 }
 
 #[tokio::test]

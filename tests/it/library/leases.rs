@@ -117,7 +117,7 @@ async fn done_operation_accepts_only_same_outcome_again() {
         let refused = refused.unwrap_err();
         assert_eq!(
             (refused.code(), refused.reason()),
-            (Code::FailedPrecondition, "OPERATION_DONE")
+            (Code::FailedPrecondition, "OPERATION_ALREADY_DONE")
         );
     }
     let (name, token) = create_running(&operations).await;

@@ -42,7 +42,7 @@ async fn wait_for_series(operations: &Operations, line: &str) {
 
 fn rpc_series(method: &str, code: &str) -> String {
     format!(
-        "longrunning_rpcs_total{{method=\"google.longrunning.Operations/{method}\",code=\"{code}\"}} 1"
+        "longrunning_grpc_requests_total{{method=\"google.longrunning.Operations/{method}\",code=\"{code}\"}} 1"
     )
 }
 

@@ -51,7 +51,7 @@ async fn racing_finishes_have_one_winner_with_stable_bytes() {
         assert!(
             losers
                 .clone()
-                .all(|error| error.reason() == "OPERATION_DONE")
+                .all(|error| error.reason() == "OPERATION_ALREADY_DONE")
         );
         assert_eq!(
             operations.get_cached(&name).unwrap().bytes(),
@@ -144,7 +144,10 @@ async fn racing_finish_fail_cancel_delete_and_expiry_leave_nothing() {
         );
         for error in results.iter().flat_map(|result| result.as_ref().err()) {
             assert!(
-                matches!(error.reason(), "OPERATION_DONE" | "OPERATION_NOT_FOUND"),
+                matches!(
+                    error.reason(),
+                    "OPERATION_ALREADY_DONE" | "OPERATION_NOT_FOUND"
+                ),
                 "{error}"
             );
         }

@@ -269,7 +269,7 @@ async fn total_timeout_fails_pending_and_running_operations() {
         .succeed(&running_name, token, string_value("late"))
         .await
         .unwrap_err();
-    assert_eq!(late.reason(), "OPERATION_DONE");
+    assert_eq!(late.reason(), "OPERATION_ALREADY_DONE");
 }
 
 // BEHAVIOUR §4

@@ -9,7 +9,7 @@ use longrunning::{
         google::longrunning::{CancelOperationRequest, DeleteOperationRequest},
         google::rpc::{self, Code},
         longrunning::v1::{
-            FinishOperationRequest, LeaseReport, directive::Kind,
+            FinishOperationRequest, LeaseHeartbeat, directive::Kind,
             finish_operation_request::Outcome as Ended,
         },
     },
@@ -44,7 +44,7 @@ fn error_response(status: Status) -> CallResponse {
             "OPERATION_NOT_FOUND" => CallResponse::NotFound,
             "OPERATION_EXISTS" => CallResponse::AlreadyExists,
             "LEASE_LOST" => CallResponse::LeaseLost,
-            "OPERATION_DONE" => CallResponse::AlreadyDone,
+            "OPERATION_ALREADY_DONE" => CallResponse::AlreadyDone,
             "STORE_UNAVAILABLE" => CallResponse::Unknown,
             other => panic!("nobody may be refused because of {other}"),
         },
@@ -144,13 +144,13 @@ impl RandomClient {
                 Ok(created) => {
                     let operation = created.operation.unwrap();
                     let name = self.recorder.name_id(key, &operation.name);
-                    if created.reused {
+                    if created.already_existed {
                         let invocation = Invocation::Get(name, ReadMode::Linearizable);
                         let snapshot = CallResponse::Snapshot(snapshot(&operation));
                         self.recorder
                             .record_call(&pending, key, invocation, snapshot);
                     }
-                    let already_existed = created.reused;
+                    let already_existed = created.already_existed;
                     CallResponse::Created {
                         name,
                         already_existed,
@@ -169,7 +169,7 @@ impl RandomClient {
         let mut request = lease_request(&[QUEUE], &self.worker_id, max_leases);
         if self.rng.one_in(3) {
             request = lease_request_with_wait(&[QUEUE], &self.worker_id, 1);
-            request.wait = Duration::from_millis(300).try_into().ok();
+            request.wait_timeout = Duration::from_millis(300).try_into().ok();
         }
         let pending = self.recorder.begin_call(process);
         let result = call_response(process.worker_client.lease_operations(request)).await;
@@ -230,14 +230,14 @@ impl RandomClient {
         };
         let (key, name) = self.recorder.lookup_name(&lease.name);
         let units = (!self.rng.one_in(3)).then(|| self.unique_number());
-        let report = LeaseReport {
+        let report = LeaseHeartbeat {
             name: lease.name,
             lease_token: lease.lease_token,
             progress: units.map(|done_units| Progress {
                 done_units,
                 ..Progress::default()
             }),
-            ..LeaseReport::default()
+            ..LeaseHeartbeat::default()
         };
         let pending = self.recorder.begin_call(process);
         let response = match call_response(
@@ -258,7 +258,7 @@ impl RandomClient {
                     Kind::LeaseLost => {
                         match error_reason(directive.error.as_ref().unwrap()).as_str() {
                             "OPERATION_NOT_FOUND" => CallResponse::NotFound,
-                            "OPERATION_DONE" => CallResponse::AlreadyDone,
+                            "OPERATION_ALREADY_DONE" => CallResponse::AlreadyDone,
                             "LEASE_LOST" => CallResponse::LeaseLost,
                             other => panic!("no lease is lost because of {other}"),
                         }

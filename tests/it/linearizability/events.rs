@@ -73,7 +73,7 @@ pub(super) enum CallResponse {
     NotFound,
     /// LEASE_LOST.
     LeaseLost,
-    /// OPERATION_DONE.
+    /// OPERATION_ALREADY_DONE.
     AlreadyDone,
 }
 

@@ -76,7 +76,7 @@ async fn queue_drains_through_server_kills_and_database_crash() {
     };
     let postgres = Arc::new(Mutex::new(postgres));
     let started_at = Instant::now();
-    let arguments = ["--lease-duration", "10s", "--max-queue", "1000000"];
+    let arguments = ["--lease-duration", "10s", "--max-queue-length", "1000000"];
     let cluster = Arc::new(ServerCluster::start(started_at, &postgres, &arguments).await);
     let run = Arc::new(DrainRun {
         cluster: cluster.clone(),

@@ -220,7 +220,7 @@ impl ModelOperation {
             checkpoint: self.report.checkpoint,
             cancel_requested: self.cancel_requested,
             queue: self.spec.queue.unwrap_or_default().to_owned(),
-            cancel_grace_ms: self.spec.cancel_grace,
+            cancel_grace_ms: self.spec.cancel_grace_period,
         }
     }
 }

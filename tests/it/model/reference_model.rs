@@ -167,7 +167,7 @@ impl ReferenceModel {
         }
         let number = self.find(name).ok_or("OPERATION_NOT_FOUND")?;
         match (&self.operations[&number].phase, token) {
-            (ReferencePhase::Done(_), _) => Err("OPERATION_DONE"),
+            (ReferencePhase::Done(_), _) => Err("OPERATION_ALREADY_DONE"),
             (
                 ReferencePhase::Running {
                     lease_id,
@@ -242,7 +242,9 @@ impl ReferenceModel {
     ) -> Result<ModelResponse, ErrorReason> {
         let number = match self.check_lease(name, token) {
             // Saying the same again is fine, whoever says it.
-            Err("OPERATION_DONE") if let Some(response) = self.completed_with(name, finish) => {
+            Err("OPERATION_ALREADY_DONE")
+                if let Some(response) = self.completed_with(name, finish) =>
+            {
                 return Ok(response);
             }
             result => result?,
@@ -305,7 +307,7 @@ impl ReferenceModel {
     pub(super) fn cancel(&mut self, name: &str) -> Result<ModelResponse, ErrorReason> {
         let (number, now) = (self.find_visible(name)?, self.now);
         self.change(number, |operation| {
-            let grace = operation.spec.cancel_grace;
+            let grace = operation.spec.cancel_grace_period;
             match &mut operation.phase {
                 ReferencePhase::Pending { .. } => {
                     operation.cancel_requested = true;

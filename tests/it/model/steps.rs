@@ -74,7 +74,7 @@ pub(super) struct ModelSpec {
     pub(super) total_timeout: Option<i64>,
     pub(super) attempt_timeout: Option<i64>,
     pub(super) retention: i64,
-    pub(super) cancel_grace: Option<i64>,
+    pub(super) cancel_grace_period: Option<i64>,
     pub(super) max_attempts: u32,
     pub(super) backoff: (i64, i64, i64),
 }
@@ -198,7 +198,7 @@ impl fmt::Debug for ModelSpec {
             };
         }
         write_changed!(parent number worker queue request_id priority not_before metadata is_altered lease_duration);
-        write_changed!(total_timeout attempt_timeout retention cancel_grace max_attempts backoff);
+        write_changed!(total_timeout attempt_timeout retention cancel_grace_period max_attempts backoff);
         output.finish()
     }
 }
@@ -262,7 +262,7 @@ fn spec_template() -> impl Strategy<Value = SpecTemplate> {
                 total_timeout,
                 attempt_timeout,
                 retention,
-                cancel_grace,
+                cancel_grace_period,
             ) = durations;
             let spec = ModelSpec {
                 parent,
@@ -275,7 +275,7 @@ fn spec_template() -> impl Strategy<Value = SpecTemplate> {
                 total_timeout,
                 attempt_timeout,
                 retention,
-                cancel_grace,
+                cancel_grace_period,
                 max_attempts,
                 backoff: (initial_backoff, 60_000, growth),
                 ..ModelSpec::default()

@@ -15,7 +15,7 @@ use longrunning::{
         },
         longrunning::v1::{
             CreateOperationRequest, Directive as WireDirective, FinishOperationRequest,
-            Lease as WireLease, LeaseReport, OperationMetadata, RetryPolicy,
+            Lease as WireLease, LeaseHeartbeat, OperationMetadata, RetryPolicy,
             create_operation_request::{Execution, Queued, SelfExecuted},
             finish_operation_request::{Failure, Outcome as Ending, Release},
         },
@@ -76,7 +76,7 @@ impl SystemUnderTest {
             Ok(created) => ModelResponse::Created {
                 operation: self.snapshot(&created.operation.unwrap()),
                 lease: created.lease.map(|lease| self.model_lease(lease)),
-                already_existed: created.reused,
+                already_existed: created.already_existed,
             },
             Err(status) => rejected(&status),
         }
@@ -102,7 +102,7 @@ impl SystemUnderTest {
         &self,
         reports: &[(String, PresentedToken, ModelReport)],
     ) -> ModelResponse {
-        let heartbeats = reports.iter().map(|(name, token, report)| LeaseReport {
+        let heartbeats = reports.iter().map(|(name, token, report)| LeaseHeartbeat {
             name: name.clone(),
             lease_token: self.token(*token),
             progress: report.progress.map(progress),
@@ -121,7 +121,7 @@ impl SystemUnderTest {
             directives: directives
                 .map(|((name, token, _), directive)| self.directive(name, *token, directive))
                 .collect(),
-            heartbeat_interval_ns: nanos(response.next_heartbeat.unwrap()),
+            heartbeat_interval_ns: nanos(response.heartbeat_interval.unwrap()),
         }
     }
 
@@ -243,7 +243,7 @@ impl SystemUnderTest {
             lease_duration: spec.lease_duration.map(duration),
             retry_policy: spec.queue.map(|_| policy),
             retention: Some(duration(spec.retention)),
-            cancel_grace: spec.cancel_grace.map(duration),
+            cancel_grace_period: spec.cancel_grace_period.map(duration),
             ..CreateOperationRequest::default()
         }
     }
@@ -279,7 +279,7 @@ impl SystemUnderTest {
             checkpoint: proto_lease.checkpoint.as_ref().map(custom_metadata_value),
             cancel_requested: proto_lease.cancel_requested,
             queue: proto_lease.queue,
-            cancel_grace_ms: proto_lease.cancel_grace.map(millis),
+            cancel_grace_ms: proto_lease.cancel_grace_period.map(millis),
             name: proto_lease.name,
         }
     }
@@ -397,7 +397,7 @@ fn static_name(name: &str) -> &'static str {
         "CANCEL_REQUESTED",
         "OPERATION_DELETED",
         "LEASE_LOST",
-        "OPERATION_DONE",
+        "OPERATION_ALREADY_DONE",
         "OPERATION_NOT_FOUND",
         "OPERATION_EXISTS",
         "REQUEST_ID_REUSED",

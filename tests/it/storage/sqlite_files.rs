@@ -124,7 +124,7 @@ async fn database_open_errors_are_one_line() {
         arguments.extend([
             "--admin-listen".into(),
             "none".into(),
-            "--log".into(),
+            "--log-filter".into(),
             "error".into(),
         ]);
         arguments.extend(["--store".into(), store]);

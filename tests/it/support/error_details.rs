@@ -57,7 +57,7 @@ impl ErrorDetails {
         );
 
         let error_info: ErrorInfo = detail(&status_proto).expect("there is an ErrorInfo");
-        assert_eq!(error_info.domain, "longrunning.v1");
+        assert_eq!(error_info.domain, "longrunning.dev");
         assert!(is_valid_reason(&error_info.reason), "{}", error_info.reason);
         for key in error_info.metadata.keys() {
             assert!(is_valid_metadata_key(key), "{key}");

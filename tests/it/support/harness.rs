@@ -14,7 +14,7 @@ use longrunning::{
         },
         longrunning::v1::{
             CreateOperationRequest, CreateOperationResponse, Directive, FinishOperationRequest,
-            HeartbeatRequest, HeartbeatResponse, Lease, LeaseOperationsRequest, LeaseReport,
+            HeartbeatRequest, HeartbeatResponse, Lease, LeaseHeartbeat, LeaseOperationsRequest,
             RetryPolicy, WatchDirectivesRequest,
             create_operation_request::{Execution, Queued, SelfExecuted},
             finish_operation_request::{Failure, Outcome, Release},
@@ -255,22 +255,22 @@ pub(crate) fn lease_request_with_wait(
         queues: queues.iter().map(|queue| (*queue).to_owned()).collect(),
         worker_id: worker.into(),
         max_leases: 1,
-        wait: proto_seconds(wait),
+        wait_timeout: proto_seconds(wait),
     }
 }
 
 /// A sign of life without news.
-pub(crate) fn lease_heartbeat(lease: &Lease) -> LeaseReport {
-    LeaseReport {
+pub(crate) fn lease_heartbeat(lease: &Lease) -> LeaseHeartbeat {
+    LeaseHeartbeat {
         name: lease.name.clone(),
         lease_token: lease.lease_token.clone(),
-        ..LeaseReport::default()
+        ..LeaseHeartbeat::default()
     }
 }
 
 pub(crate) fn heartbeat_request(
     worker: &str,
-    reports: impl IntoIterator<Item = LeaseReport>,
+    reports: impl IntoIterator<Item = LeaseHeartbeat>,
 ) -> HeartbeatRequest {
     HeartbeatRequest {
         worker_id: worker.into(),

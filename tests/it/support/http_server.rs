@@ -283,7 +283,7 @@ impl HttpResponse {
         let info = &details[0];
         let url = "type.googleapis.com/google.rpc.ErrorInfo";
         assert_eq!(info["@type"], url, "{json}");
-        assert_eq!(info["domain"], "longrunning.v1", "{json}");
+        assert_eq!(info["domain"], "longrunning.dev", "{json}");
         let status = error["status"].as_str().unwrap().to_owned();
         let is_bad_request =
             |detail: &Value| detail["@type"] == "type.googleapis.com/google.rpc.BadRequest";

@@ -17,7 +17,7 @@ pub(crate) mod expected_state;
 pub(crate) mod fake_shared_storage;
 #[cfg(feature = "cli")]
 pub(crate) mod faulty_disk;
-#[cfg(all(feature = "remote", feature = "server"))]
+#[cfg(all(feature = "client", feature = "server"))]
 pub(crate) mod flaky_channel;
 pub(crate) mod harness;
 #[cfg(feature = "server")]

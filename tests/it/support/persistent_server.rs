@@ -91,11 +91,15 @@ pub(crate) fn spawn_with_store(
     arguments: &[&str],
     environment: &[(&str, OsString)],
 ) -> StartingServer {
-    let mut command = longrunning_command(&["serve", "--log-format", "text", "--grace", "60s"]);
+    let mut command =
+        longrunning_command(&["serve", "--log-format", "text", "--shutdown-timeout", "60s"]);
     for listener in ["--listen", "--worker-listen", "--admin-listen"] {
         command.args([listener, "127.0.0.1:0"]);
     }
-    command.arg("--store").arg(store).args(["--lanes", "1"]);
+    command
+        .arg("--store")
+        .arg(store)
+        .args(["--connection-threads", "1"]);
     command.args(arguments);
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();

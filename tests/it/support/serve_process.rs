@@ -62,7 +62,13 @@ pub(crate) fn endless_checksum_directory() -> tempfile::TempDir {
 impl ServeProcess {
     /// Serves the demo below a directory.
     pub(crate) async fn serve_demo(directory: &Path) -> Self {
-        Self::serve(&["--demo", directory.to_str().unwrap(), "--grace", "3s"]).await
+        Self::serve(&[
+            "--demo",
+            directory.to_str().unwrap(),
+            "--shutdown-timeout",
+            "3s",
+        ])
+        .await
     }
 
     pub(crate) async fn serve(arguments: &[&str]) -> Self {

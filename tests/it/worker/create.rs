@@ -40,7 +40,7 @@ fn full_request(execution: Option<Execution>) -> CreateOperationRequest {
         execution,
         attempt_timeout: proto_seconds(600),
         lease_duration: proto_seconds(60),
-        cancel_grace: proto_seconds(5),
+        cancel_grace_period: proto_seconds(5),
         trace_context: string_map(&[("traceparent", "00-4bf92f-01")]),
         ..CreateOperationRequest::default()
     }
@@ -54,7 +54,7 @@ async fn self_executed_create_returns_operation_with_lease() {
         .try_create(full_request(self_executed_request("host-7/1").execution))
         .await
         .unwrap();
-    assert!(!created.reused);
+    assert!(!created.already_existed);
     let operation = created.operation.unwrap();
     assert_eq!(operation.name, "projects/p/operations/rich");
     assert_eq!(operation, harness.get(&operation.name).await);
@@ -76,7 +76,7 @@ async fn self_executed_create_returns_operation_with_lease() {
     assert_eq!((lease.lease_token.len(), lease.attempt), (16, 1));
     assert_eq!(lease.lease_remaining, proto_seconds(60));
     assert_eq!(lease.attempt_remaining, proto_seconds(600));
-    assert_eq!(lease.cancel_grace, proto_seconds(5));
+    assert_eq!(lease.cancel_grace_period, proto_seconds(5));
     assert_eq!(
         (lease.input.clone(), lease.checkpoint.clone()),
         (None, None)
@@ -132,7 +132,7 @@ async fn lease_of_queued_operation_has_all_created_fields() {
         (1, proto_seconds(60))
     );
     assert_eq!(
-        (lease.attempt_remaining, lease.cancel_grace),
+        (lease.attempt_remaining, lease.cancel_grace_period),
         (proto_seconds(600), proto_seconds(5))
     );
     assert_eq!(lease.method, "acme.v1.Renderer/Render");
@@ -156,7 +156,10 @@ async fn omitted_fields_get_server_defaults() {
         (lease.lease_remaining, lease.attempt_remaining),
         (proto_seconds(30), None)
     );
-    assert_eq!((lease.cancel_grace, lease.method.as_str()), (None, ""));
+    assert_eq!(
+        (lease.cancel_grace_period, lease.method.as_str()),
+        (None, "")
+    );
     assert!(lease.labels.is_empty() && lease.trace_context.is_empty());
 
     let defaults = ExecutionOptions {
@@ -237,7 +240,7 @@ async fn repeated_create_returns_current_operation_and_live_lease() {
     let lease = first.lease.unwrap();
     advance(std::time::Duration::from_secs(10)).await;
     let again = harness.try_create(request("00-2-01")).await.unwrap();
-    assert!(again.reused);
+    assert!(again.already_existed);
     assert_eq!(again.operation, first.operation);
     let live = again.lease.unwrap();
     assert_eq!(live.lease_token, lease.lease_token, "nobody took it");
@@ -252,7 +255,7 @@ async fn repeated_create_returns_current_operation_and_live_lease() {
         .await;
     let last = harness.try_create(request("00-3-01")).await.unwrap();
     assert_eq!(
-        (last.operation, last.lease, last.reused),
+        (last.operation, last.lease, last.already_existed),
         (Some(done), None, true)
     );
 }
@@ -268,7 +271,7 @@ async fn same_request_from_other_creator_returns_no_lease() {
     let first = harness.try_create(request("host-1")).await.unwrap();
     let other = harness.try_create(request("host-2")).await.unwrap();
     assert_eq!(other.operation, first.operation);
-    assert_eq!((other.lease, other.reused), (None, true));
+    assert_eq!((other.lease, other.already_existed), (None, true));
     let again = harness.try_create(request("host-1")).await.unwrap();
     let token = |lease: Option<Lease>| lease.map(|lease| lease.lease_token);
     assert_eq!(token(again.lease), token(first.lease));
@@ -285,7 +288,7 @@ async fn repeated_create_does_not_return_expired_lease() {
     harness.try_create(request()).await.unwrap();
     advance(std::time::Duration::from_secs(30)).await;
     let expired = harness.try_create(request()).await.unwrap();
-    assert_eq!((expired.lease, expired.reused), (None, true));
+    assert_eq!((expired.lease, expired.already_existed), (None, true));
 }
 
 // AIP-155
@@ -299,7 +302,7 @@ async fn repeated_create_never_returns_lease_of_queued_operation() {
     let first = harness.try_create(request()).await.unwrap();
     let lease = harness.lease_one("q", "w").await;
     let again = harness.try_create(request()).await.unwrap();
-    assert_eq!((again.lease, again.reused), (None, true));
+    assert_eq!((again.lease, again.already_existed), (None, true));
     assert_eq!(decode_metadata(&again.operation.unwrap()).attempt, 1);
     assert_eq!(lease.name, first.operation.unwrap().name);
 }
@@ -328,7 +331,7 @@ fn requests_with_one_change(base: &CreateOperationRequest) -> Vec<CreateOperatio
         CreateOperationRequest { attempt_timeout: proto_seconds(1), ..base() },
         CreateOperationRequest { lease_duration: proto_seconds(31), ..base() },
         CreateOperationRequest { retention: proto_seconds(1), ..base() },
-        CreateOperationRequest { cancel_grace: proto_seconds(1), ..base() },
+        CreateOperationRequest { cancel_grace_period: proto_seconds(1), ..base() },
         CreateOperationRequest { retry_policy: max_attempts(2), ..base() },
     ]
 }
@@ -357,7 +360,7 @@ async fn request_id_reuse_is_rejected_for_every_differing_field() {
         ..base
     };
     let elsewhere = harness.try_create(elsewhere).await.unwrap();
-    assert!(!elsewhere.reused, "each parent has its own");
+    assert!(!elsewhere.already_existed, "each parent has its own");
 }
 
 // AIP-155
@@ -371,7 +374,7 @@ async fn request_id_is_reusable_after_delete() {
     let first = harness.try_create(request()).await.unwrap().lease.unwrap();
     harness.delete(&first.name).await;
     let second = harness.try_create(request()).await.unwrap();
-    assert!(!second.reused);
+    assert!(!second.already_existed);
     let second = second.lease.unwrap();
     assert_ne!(second.name, first.name);
     // The end of the first takes nothing away from the second.
@@ -405,7 +408,7 @@ async fn concurrent_creates_of_16_clients_share_one_operation_and_lease() {
             });
         }
         let all = racers.join_all().await;
-        let reused = all.iter().filter(|created| created.reused).count();
+        let reused = all.iter().filter(|created| created.already_existed).count();
         assert_eq!(reused, clients.len() - 1, "one of them made it");
         let mut leases = all.iter().map(|created| {
             let lease = created.lease.as_ref().unwrap();
@@ -447,7 +450,10 @@ async fn finish_with_release_of_self_executed_operation_is_worker_lost() {
         .try_finish(finish_request(&lease, release()))
         .await
         .unwrap_err();
-    assert_eq!(ErrorDetails::from_status(&again).reason, "OPERATION_DONE");
+    assert_eq!(
+        ErrorDetails::from_status(&again).reason,
+        "OPERATION_ALREADY_DONE"
+    );
 }
 
 // worker.proto: RetryPolicy with nothing set is the default: one attempt.

@@ -311,7 +311,7 @@ async fn repeated_finish_succeeds_and_different_outcome_is_rejected() {
                 let refused = ErrorDetails::from_status(&again.unwrap_err());
                 assert_eq!(
                     refused.code_and_reason(),
-                    (Code::FailedPrecondition, "OPERATION_DONE")
+                    (Code::FailedPrecondition, "OPERATION_ALREADY_DONE")
                 );
             }
         }
@@ -369,7 +369,10 @@ async fn concurrent_finishes_have_exactly_one_winner() {
             match result {
                 Ok(done) => winners.push(done.into_inner()),
                 Err(refused) => {
-                    assert_eq!(ErrorDetails::from_status(&refused).reason, "OPERATION_DONE");
+                    assert_eq!(
+                        ErrorDetails::from_status(&refused).reason,
+                        "OPERATION_ALREADY_DONE"
+                    );
                 }
             }
         }

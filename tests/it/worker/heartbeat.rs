@@ -6,7 +6,7 @@ use longrunning::{
     proto::{
         google::rpc,
         longrunning::v1::{
-            CreateOperationRequest, Directive, HeartbeatRequest, Lease, LeaseReport, Progress,
+            CreateOperationRequest, Directive, HeartbeatRequest, Lease, LeaseHeartbeat, Progress,
             finish_operation_request::Outcome,
         },
     },
@@ -46,7 +46,7 @@ async fn heartbeat_renews_lease_and_reports_progress_in_one_call() {
     let lease = harness.create_self_executed("w").await;
     for round in 1..=10 {
         advance(29 * SECOND).await;
-        let report = LeaseReport {
+        let report = LeaseHeartbeat {
             progress: Some(progress(round)),
             ..lease_heartbeat(&lease)
         };
@@ -54,7 +54,7 @@ async fn heartbeat_renews_lease_and_reports_progress_in_one_call() {
             .try_heartbeat(heartbeat_request("w", [report]))
             .await
             .unwrap();
-        assert_eq!(response.next_heartbeat, proto_seconds(10));
+        assert_eq!(response.heartbeat_interval, proto_seconds(10));
         let expected = Directive {
             name: lease.name.clone(),
             lease_token: lease.lease_token.clone(),
@@ -66,7 +66,7 @@ async fn heartbeat_renews_lease_and_reports_progress_in_one_call() {
         let operation_metadata = decode_metadata(&harness.get(&lease.name).await);
         assert_eq!(operation_metadata.progress, Some(progress(round)));
     }
-    let report = LeaseReport {
+    let report = LeaseHeartbeat {
         metadata: Some(custom_metadata(7)),
         ..lease_heartbeat(&lease)
     };
@@ -111,12 +111,12 @@ async fn empty_heartbeat_succeeds() {
         .await
         .unwrap();
     assert_eq!(
-        (response.directives, response.next_heartbeat),
+        (response.directives, response.heartbeat_interval),
         (Vec::new(), proto_seconds(10))
     );
 }
 
-// worker.proto: HeartbeatResponse.next_heartbeat.
+// worker.proto: HeartbeatResponse.heartbeat_interval.
 #[tokio::test]
 async fn heartbeat_interval_is_third_of_shortest_held_lease() {
     let harness = Harness::start().await;
@@ -131,7 +131,11 @@ async fn heartbeat_interval_is_third_of_shortest_held_lease() {
     for (subset, expected) in [(&leases[..], 1), (&leases[0..3], 3), (&leases[2..3], 1000)] {
         let request = heartbeat_request("w", subset.iter().map(lease_heartbeat));
         assert_eq!(
-            harness.try_heartbeat(request).await.unwrap().next_heartbeat,
+            harness
+                .try_heartbeat(request)
+                .await
+                .unwrap()
+                .heartbeat_interval,
             proto_seconds(expected)
         );
     }
@@ -141,7 +145,7 @@ async fn heartbeat_interval_is_third_of_shortest_held_lease() {
     let request = heartbeat_request("w", leases.iter().map(lease_heartbeat));
     let response = harness.try_heartbeat(request).await.unwrap();
     assert_eq!(
-        response.next_heartbeat,
+        response.heartbeat_interval,
         proto_seconds(3),
         "one that is lost does not count"
     );
@@ -159,7 +163,7 @@ async fn rejected_report_does_not_affect_other_reports() {
         type_url: "/".into(),
         value: Vec::new(),
     });
-    let mut reports: Vec<LeaseReport> = leases.iter().map(lease_heartbeat).collect();
+    let mut reports: Vec<LeaseHeartbeat> = leases.iter().map(lease_heartbeat).collect();
     reports[1].metadata.clone_from(&bad);
     reports[2].checkpoint = bad;
     reports[3].lease_token = vec![0; 16];
@@ -244,7 +248,7 @@ async fn out_of_range_progress_is_rejected_and_lease_is_renewed() {
     ];
     for progress in bad {
         advance(20 * SECOND).await;
-        let report = LeaseReport {
+        let report = LeaseHeartbeat {
             progress: Some(progress),
             ..lease_heartbeat(&lease)
         };
@@ -273,7 +277,7 @@ async fn out_of_range_progress_is_rejected_and_lease_is_renewed() {
 async fn identical_report_renews_lease_without_changing_operation() {
     let harness = Harness::start().await;
     let lease = harness.create_self_executed("w").await;
-    let report = || LeaseReport {
+    let report = || LeaseHeartbeat {
         progress: Some(progress(3)),
         checkpoint: Some(string_value("3")),
         ..lease_heartbeat(&lease)
@@ -292,7 +296,7 @@ async fn identical_report_renews_lease_without_changing_operation() {
         assert_eq!(response.directives[0].lease_remaining, proto_seconds(30));
         assert_eq!(harness.get(&lease.name).await, before);
     }
-    let changed_report = LeaseReport {
+    let changed_report = LeaseHeartbeat {
         progress: Some(progress(4)),
         ..report()
     };
@@ -334,7 +338,7 @@ async fn oversized_heartbeat_report_is_rejected_and_lease_is_renewed() {
     let before = harness.get(&lease.name).await;
     for _ in 0..3 {
         advance(29 * SECOND).await;
-        let report = LeaseReport {
+        let report = LeaseHeartbeat {
             checkpoint: Some(string_value(&"x".repeat(1000))),
             progress: Some(progress(1)),
             ..lease_heartbeat(&lease)
@@ -360,7 +364,7 @@ async fn heartbeat_returns_cancel_directive_with_remaining_grace() {
     let harness = Harness::start().await;
     for grace in [None, proto_seconds(50)] {
         let request = CreateOperationRequest {
-            cancel_grace: grace,
+            cancel_grace_period: grace,
             ..self_executed_request("w")
         };
         let lease = harness.try_create(request).await.unwrap().lease.unwrap();
@@ -457,7 +461,7 @@ async fn heartbeat_returns_lease_lost_with_reason() {
             directive.kind(),
             directive_error(&directive).reason.as_str()
         ),
-        (Kind::LeaseLost, "OPERATION_DONE")
+        (Kind::LeaseLost, "OPERATION_ALREADY_DONE")
     );
 }
 
@@ -506,7 +510,7 @@ async fn directives_are_in_order_of_1000_reports() {
     for lease in leases.iter().step_by(7) {
         harness.cancel(&lease.name).await;
     }
-    let reports = leases.iter().rev().map(|lease| LeaseReport {
+    let reports = leases.iter().rev().map(|lease| LeaseHeartbeat {
         progress: Some(progress(1)),
         ..lease_heartbeat(lease)
     });

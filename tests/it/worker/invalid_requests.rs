@@ -108,22 +108,22 @@ fn invalid_create_requests() -> Vec<(CreateOperationRequest, &'static str, &'sta
         (request_with_trace("trace", "ä"), "INVALID_TRACE_CONTEXT", "trace_context"),
         (CreateOperationRequest { trace_context: too_many_entries(""), ..base() }, "INVALID_TRACE_CONTEXT", "trace_context"),
         (CreateOperationRequest { total_timeout: duration(-1, 0), ..base() }, "INVALID_DURATION", "total_timeout"),
-        (CreateOperationRequest { total_timeout: proto_seconds(0), ..base() }, "INVALID_TERMS", "total_timeout"),
+        (CreateOperationRequest { total_timeout: proto_seconds(0), ..base() }, "INVALID_EXECUTION_OPTIONS", "total_timeout"),
         (CreateOperationRequest { attempt_timeout: duration(0, 1_000_000_000), ..base() }, "INVALID_DURATION", "attempt_timeout"),
-        (CreateOperationRequest { attempt_timeout: proto_seconds(0), ..base() }, "INVALID_TERMS", "attempt_timeout"),
-        (CreateOperationRequest { lease_duration: duration(0, 999_999_999), ..base() }, "INVALID_TERMS", "lease_duration"),
+        (CreateOperationRequest { attempt_timeout: proto_seconds(0), ..base() }, "INVALID_EXECUTION_OPTIONS", "attempt_timeout"),
+        (CreateOperationRequest { lease_duration: duration(0, 999_999_999), ..base() }, "INVALID_EXECUTION_OPTIONS", "lease_duration"),
         (CreateOperationRequest { lease_duration: duration(1, -1), ..base() }, "INVALID_DURATION", "lease_duration"),
         (CreateOperationRequest { retention: duration(315_576_000_001, 0), ..base() }, "INVALID_DURATION", "retention"),
-        (CreateOperationRequest { cancel_grace: duration(-1, 0), ..base() }, "INVALID_DURATION", "cancel_grace"),
-        (CreateOperationRequest { retry_policy: max_attempts(2), ..self_executed_request("w") }, "INVALID_TERMS", "retry_policy"),
-        (request_with_retry_policy(RetryPolicy { max_attempts: -1, ..policy() }), "INVALID_TERMS", "retry_policy"),
+        (CreateOperationRequest { cancel_grace_period: duration(-1, 0), ..base() }, "INVALID_DURATION", "cancel_grace_period"),
+        (CreateOperationRequest { retry_policy: max_attempts(2), ..self_executed_request("w") }, "INVALID_EXECUTION_OPTIONS", "retry_policy"),
+        (request_with_retry_policy(RetryPolicy { max_attempts: -1, ..policy() }), "INVALID_EXECUTION_OPTIONS", "retry_policy"),
         (request_with_retry_policy(RetryPolicy { initial_backoff: duration(-1, 0), ..policy() }), "INVALID_DURATION", "retry_policy"),
-        (request_with_retry_policy(RetryPolicy { max_backoff: proto_seconds(0), ..policy() }), "INVALID_TERMS", "retry_policy"),
-        (request_with_retry_policy(RetryPolicy { initial_backoff: proto_seconds(9), max_backoff: proto_seconds(8), ..policy() }), "INVALID_TERMS", "retry_policy"),
-        (request_with_retry_policy(RetryPolicy { max_backoff: proto_seconds(367 * 86_400), ..policy() }), "INVALID_TERMS", "retry_policy"),
-        (request_with_retry_policy(RetryPolicy { multiplier: Some(0.9), ..policy() }), "INVALID_TERMS", "retry_policy"),
-        (request_with_retry_policy(RetryPolicy { multiplier: Some(f64::NAN), ..policy() }), "INVALID_TERMS", "retry_policy"),
-        (request_with_retry_policy(RetryPolicy { jitter: Some(1.1), ..policy() }), "INVALID_TERMS", "retry_policy"),
+        (request_with_retry_policy(RetryPolicy { max_backoff: proto_seconds(0), ..policy() }), "INVALID_EXECUTION_OPTIONS", "retry_policy"),
+        (request_with_retry_policy(RetryPolicy { initial_backoff: proto_seconds(9), max_backoff: proto_seconds(8), ..policy() }), "INVALID_EXECUTION_OPTIONS", "retry_policy"),
+        (request_with_retry_policy(RetryPolicy { max_backoff: proto_seconds(367 * 86_400), ..policy() }), "INVALID_EXECUTION_OPTIONS", "retry_policy"),
+        (request_with_retry_policy(RetryPolicy { multiplier: Some(0.9), ..policy() }), "INVALID_EXECUTION_OPTIONS", "retry_policy"),
+        (request_with_retry_policy(RetryPolicy { multiplier: Some(f64::NAN), ..policy() }), "INVALID_EXECUTION_OPTIONS", "retry_policy"),
+        (request_with_retry_policy(RetryPolicy { jitter: Some(1.1), ..policy() }), "INVALID_EXECUTION_OPTIONS", "retry_policy"),
     ]
 }
 
@@ -199,11 +199,11 @@ async fn invalid_lease_request_names_violated_field() {
         ),
         (
             LeaseOperationsRequest {
-                wait: duration(-1, 0),
+                wait_timeout: duration(-1, 0),
                 ..base()
             },
             "INVALID_TIMEOUT",
-            "wait",
+            "wait_timeout",
         ),
     ];
     for (request, reason, field) in cases {

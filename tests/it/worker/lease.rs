@@ -6,7 +6,7 @@ use std::{
 };
 
 use longrunning::proto::longrunning::v1::{
-    CreateOperationRequest, Lease, LeaseOperationsResponse, LeaseReport,
+    CreateOperationRequest, Lease, LeaseHeartbeat, LeaseOperationsResponse,
     create_operation_request::{Execution, Queued},
     finish_operation_request::Outcome,
 };
@@ -193,7 +193,7 @@ async fn checkpoint_reaches_next_attempt_after_every_outcome() {
     let name = harness.create_operation(request).await;
     let first = harness.lease_one("q", "w").await;
     assert_eq!(first.checkpoint, None);
-    let report = LeaseReport {
+    let report = LeaseHeartbeat {
         checkpoint: Some(custom_metadata(1)),
         ..lease_heartbeat(&first)
     };
@@ -210,7 +210,7 @@ async fn checkpoint_reaches_next_attempt_after_every_outcome() {
         .await
         .unwrap()[0];
     assert_eq!(second.checkpoint, Some(custom_metadata(1)));
-    let report = LeaseReport {
+    let report = LeaseHeartbeat {
         checkpoint: Some(custom_metadata(2)),
         ..lease_heartbeat(second)
     };

@@ -100,7 +100,7 @@ async fn poll_returns_all_operations_that_are_ready() {
 async fn poll_timeout_returns_empty_response() {
     let harness = Harness::start().await;
     let without_wait = LeaseOperationsRequest {
-        wait: None,
+        wait_timeout: None,
         ..lease_request(&["q"], "w", 1)
     };
     for (request, seconds) in [

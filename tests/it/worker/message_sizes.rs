@@ -9,7 +9,7 @@ use longrunning::{
     proto::{
         google::longrunning::ListOperationsRequest,
         longrunning::v1::{
-            CreateOperationRequest, Directive, Lease, LeaseReport,
+            CreateOperationRequest, Directive, Lease, LeaseHeartbeat,
             finish_operation_request::Outcome,
         },
     },
@@ -136,7 +136,7 @@ async fn oversized_message_is_rejected_and_keeps_lease_and_connection() {
             expect_status_error(worker.finish_operation(finish_call).await).code_and_reason(),
             too_large
         );
-        let report = LeaseReport {
+        let report = LeaseHeartbeat {
             checkpoint: large(),
             ..lease_heartbeat(lease)
         };
@@ -260,7 +260,7 @@ async fn unknown_queue_is_empty_and_empty_heartbeat_gets_no_directives() {
     assert_eq!(empty.directives, []);
     // A report of nothing is about no lease.
     let blank = harness
-        .try_heartbeat(heartbeat_request("w", [LeaseReport::default()]))
+        .try_heartbeat(heartbeat_request("w", [LeaseHeartbeat::default()]))
         .await;
     let [blank] = <[Directive; 1]>::try_from(blank.unwrap().directives).unwrap();
     assert_eq!(blank.kind(), Kind::LeaseLost);

@@ -15,7 +15,7 @@ use longrunning::{
         GetOperationRequest, ListOperationsRequest, ListOperationsResponse, Operation,
         WaitOperationRequest,
     },
-    server::{Config, LogFormat, init_telemetry, signals},
+    server::{Config, LogFormat, init_telemetry, shutdown_signals},
 };
 use prost::Message;
 
@@ -33,29 +33,29 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 async fn serve() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args().skip(1);
-    let dir = arguments.next().ok_or("wire-server DIR [LANES]")?;
-    let lanes = arguments.next().map_or(Ok(1), |text| text.parse())?;
+    let dir = arguments.next().ok_or("wire-server DIR [THREADS]")?;
+    let connection_threads = arguments.next().map_or(Ok(1), |text| text.parse())?;
     let more = arguments.next().map_or(Ok(0), |text| text.parse())?;
     init_telemetry(
         LogFormat::Text,
         &env::var("LOG").unwrap_or("info".to_owned()),
     )?;
-    let (stop, abort) = signals()?;
+    let (stop, abort) = shutdown_signals()?;
     let mut config = Config {
-        lanes,
+        connection_threads,
         ..Config::default()
     };
     config.limits.max_operations += more;
-    let app = config.build().await?;
+    let app = config.bind_and_start().await?;
     fill(app.operations(), Path::new(&dir)).await?;
     for _ in 0..more {
         // Nobody renews them.
         let new = NewOperation::self_executed("wire").lease_duration(Duration::from_secs(86_400));
         app.operations().create(new).await?;
     }
-    let admin = app.admin().ok_or("there is an admin listener")?;
-    let workers = app.workers().ok_or("there is a listener for workers")?;
-    println!("listening {} {admin} {workers}", app.clients());
+    let admin = app.admin_addr().ok_or("there is an admin listener")?;
+    let workers = app.worker_addr().ok_or("there is a listener for workers")?;
+    println!("listening {} {admin} {workers}", app.client_addr());
     app.run(stop, abort).await;
     Ok(())
 }
@@ -110,7 +110,7 @@ async fn done_of(operations: &Operations, size: usize) -> Result<Vec<u8>, Box<dy
             type_url: "type.googleapis.com/bench.Filling".to_owned(),
             value: vec![b'.'; filling],
         };
-        let name = created.owned_name();
+        let name = created.name_owned();
         let done = operations.succeed(&name, token, response).await?;
         let bytes = done.bytes();
         if bytes.len() == size {

@@ -87,7 +87,7 @@ async fn reported_backup_is_complete_despite_disk_faults() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reported_recovery_copy_is_complete_despite_disk_faults() {
-    run_all_faults(&["--salvage"]).await;
+    run_all_faults(&["--recover"]).await;
 }
 
 async fn run_all_faults(flags: &[&str]) {

@@ -9,7 +9,9 @@ use longrunning::{
         google::longrunning::{
             CancelOperationRequest, DeleteOperationRequest, ListOperationsRequest, Operation,
         },
-        longrunning::v1::{CreateOperationRequest, Lease, LeaseReport, finish_operation_request},
+        longrunning::v1::{
+            CreateOperationRequest, Lease, LeaseHeartbeat, finish_operation_request,
+        },
     },
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -365,7 +367,7 @@ impl FaultRun {
                 };
                 let created = worker_client.create_operation(request).await?.into_inner();
                 assert!(
-                    self.is_restarted_during_fault || !created.reused,
+                    self.is_restarted_during_fault || !created.already_existed,
                     "{step:?}"
                 );
                 self.leases.extend(created.lease.map(|lease| (id, lease)));
@@ -384,7 +386,7 @@ impl FaultRun {
                 Ok(StepResponse::Succeeded(None))
             }
             RunStep::Report(_, units) => {
-                let report = LeaseReport {
+                let report = LeaseHeartbeat {
                     name,
                     lease_token: lease.lease_token,
                     progress: Some(Progress {
@@ -392,7 +394,7 @@ impl FaultRun {
                         ..Progress::default()
                     }),
                     checkpoint: Some(payload(usize::try_from(units).unwrap() * 1000)),
-                    ..LeaseReport::default()
+                    ..LeaseHeartbeat::default()
                 };
                 let response = worker_client
                     .heartbeat(heartbeat_request("w", [report]))

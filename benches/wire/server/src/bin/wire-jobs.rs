@@ -11,7 +11,7 @@ use longrunning::proto::{
     google::longrunning::{CancelOperationRequest, operations_client::OperationsClient},
     longrunning::v1::{
         CreateOperationRequest, Directive, FinishOperationRequest, HeartbeatRequest, Lease,
-        LeaseOperationsRequest, LeaseReport, WatchDirectivesRequest,
+        LeaseHeartbeat, LeaseOperationsRequest, WatchDirectivesRequest,
         create_operation_request::{Execution, Queued, SelfExecuted},
         directive::Kind,
         operation_worker_client::OperationWorkerClient,
@@ -257,10 +257,10 @@ async fn beats(
                 Ok::<_, Status>(begun)
             });
             loop {
-                let report = LeaseReport {
+                let report = LeaseHeartbeat {
                     name: lease.name.clone(),
                     lease_token: lease.lease_token.clone(),
-                    ..LeaseReport::default()
+                    ..LeaseHeartbeat::default()
                 };
                 let request = HeartbeatRequest {
                     worker_id: "beats".to_owned(),
@@ -271,7 +271,9 @@ async fn beats(
                 if answer.directives[0].kind() == Kind::CancelRequested {
                     break;
                 }
-                let next = answer.next_heartbeat.and_then(|next| next.try_into().ok());
+                let next = answer
+                    .heartbeat_interval
+                    .and_then(|next| next.try_into().ok());
                 sleep(next.unwrap_or_default()).await;
             }
             let told = Instant::now();
@@ -332,7 +334,7 @@ async fn lease(worker: &mut Worker, queue: &str, most: i32) -> Result<Vec<Lease>
         queues: vec![queue.to_owned()],
         worker_id: "jobs".to_owned(),
         max_leases: most,
-        wait: None,
+        wait_timeout: None,
     };
     Ok(worker.lease_operations(request).await?.into_inner().leases)
 }

@@ -13,7 +13,7 @@ use longrunning::proto::{
         operations_client::OperationsClient,
     },
     longrunning::v1::{
-        CreateOperationRequest, FinishOperationRequest, HeartbeatRequest, LeaseReport, Progress,
+        CreateOperationRequest, FinishOperationRequest, HeartbeatRequest, LeaseHeartbeat, Progress,
         create_operation_request::{Execution, SelfExecuted},
         finish_operation_request::Outcome,
         operation_worker_client::OperationWorkerClient,
@@ -184,7 +184,7 @@ impl User {
             found.calls += 1;
             drop(found);
             if poll % 4 == 0 {
-                let report = LeaseReport {
+                let report = LeaseHeartbeat {
                     name: name.clone(),
                     lease_token: lease_token.clone(),
                     progress: Some(Progress {
@@ -192,7 +192,7 @@ impl User {
                         total_units: POLLS,
                         ..Progress::default()
                     }),
-                    ..LeaseReport::default()
+                    ..LeaseHeartbeat::default()
                 };
                 let beat = HeartbeatRequest {
                     worker_id: "soak".to_owned(),

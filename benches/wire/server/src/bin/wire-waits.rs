@@ -258,8 +258,8 @@ fn waiters_by_metrics(admin: &str) -> Result<usize> {
     stream.read_to_string(&mut page)?;
     let value = page
         .lines()
-        .find_map(|line| line.strip_prefix("longrunning_waiters "));
-    Ok(value.ok_or("no longrunning_waiters")?.trim().parse()?)
+        .find_map(|line| line.strip_prefix("longrunning_open_waits "));
+    Ok(value.ok_or("no longrunning_open_waits")?.trim().parse()?)
 }
 
 fn waiters_by_name(control: &mut Connection) -> Result<usize> {
