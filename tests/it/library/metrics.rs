@@ -120,7 +120,7 @@ async fn empty_queue_metric_series_is_removed_after_cancel() {
 }
 
 fn attempt_series(outcome: &str) -> String {
-    format!("longrunning_attempts_total{{queue=\"q\",end=\"{outcome}\"}} 1")
+    format!("longrunning_attempts_total{{queue=\"q\",outcome=\"{outcome}\"}} 1")
 }
 
 fn unavailable_failure() -> Failure {
