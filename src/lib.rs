@@ -130,10 +130,12 @@ pub use storage::postgres::{PostgresStorage, config::PostgresConfig};
 #[cfg(feature = "sqlite")]
 pub use storage::sqlite::SqliteStorage;
 pub use storage::{
-    BoxFuture, Change, ChangeSink, Completion, LoadSink, SharedStorage, Storage, StorageError,
-    StorageStatus, Write, WriteError, memory::MemoryStorage,
+    Change, ChangeBatch, ChangeFeed, Completion, LoadSink, SharedStorage, Storage, StorageStatus,
+    Write, WriteError,
+    error::{StorageError, StorageErrorKind},
+    memory::MemoryStorage,
 };
-pub use store::{create::Created, limits::Limits, replication::ReadConsistency};
+pub use store::{consistency::ReadConsistency, create::Created, limits::Limits};
 pub use types::{InvalidDescriptorSet, TypeRegistry};
 #[cfg(feature = "command")]
 pub use worker::command::{CommandHandler, InvalidCommand};

@@ -40,7 +40,7 @@ pub(crate) async fn bench_large_tables(
     // Older than all others, so that nobody reads what they hold.
     let started = Instant::now();
     let fill_sql = format!(
-        "INSERT INTO {SCHEMA}.operations (number, name, parent, revision, is_done, expires, record)
+        "INSERT INTO {SCHEMA}.operations (number, name, parent, revision, is_done, expires_at_us, record)
          SELECT number, 'operations/' || gen_random_uuid(), '', 2, true, 9000000000000000 + number, record
          FROM generate_series(1, {done_row_count}) AS number,
            (SELECT record FROM {SCHEMA}.operations WHERE is_done LIMIT 1) AS done"

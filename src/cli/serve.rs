@@ -17,7 +17,7 @@ use crate::{
     },
     service::request_params::WaitLimits,
     storage::postgres::config::PostgresConfig,
-    store::{limits::Limits, replication::ReadConsistency},
+    store::{consistency::ReadConsistency, limits::Limits},
 };
 
 #[derive(Args, Debug)]

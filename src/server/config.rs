@@ -9,7 +9,7 @@ use crate::{
     operation::{options::ExecutionOptions, retry::RetryPolicy},
     service::request_params::WaitLimits,
     storage::postgres::config::PostgresConfig,
-    store::{limits::Limits, replication::ReadConsistency},
+    store::{consistency::ReadConsistency, limits::Limits},
 };
 
 /// Everything that can be set.

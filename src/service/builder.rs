@@ -16,8 +16,8 @@ use crate::{
         options::{ExecutionOptions, InvalidExecutionOptions, QueueName},
         retry::RetryPolicy,
     },
-    storage::{Storage, StorageError, memory::MemoryStorage},
-    store::{limits::Limits, replication::ReadConsistency, store::Store},
+    storage::{Storage, error::StorageError, memory::MemoryStorage},
+    store::{consistency::ReadConsistency, limits::Limits, state::Store},
     tasks::Tasks,
     types::TypeRegistry,
     worker::{

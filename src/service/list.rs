@@ -18,7 +18,7 @@ use crate::{
         plan::Plan,
         scope::Scope,
     },
-    store::{index::Scan, store::Store, view::View},
+    store::{index::Scan, state::Store, view::View},
     tasks::{BLOCKING_THRESHOLD_BYTES, spawn_blocking_if_large},
     types::TypeRegistry,
 };

@@ -21,7 +21,7 @@ use crate::{
     metrics::Metrics,
     operation::{Operation, name::OperationName, options::ExecutionOptions, transition::Event},
     proto::google::longrunning::ListOperationsRequest,
-    store::{create::Created, store::Store, waiters::WaitFor},
+    store::{create::Created, state::Store, waiters::WaitFor},
     tasks::Tasks,
     types::TypeRegistry,
 };
@@ -101,7 +101,7 @@ impl Operations {
     pub async fn get(&self, name: &OperationName) -> Result<Arc<Operation>> {
         self.0.store.ensure_read_consistency().await?;
         match self.get_cached(name) {
-            Err(error) if self.0.store.has_peers() => {
+            Err(error) if self.0.store.is_shared() => {
                 self.0.store.read_through(name).await?.ok_or(error)
             }
             found => found,
@@ -121,7 +121,7 @@ impl Operations {
             Err(_) if request.return_partial_success => false,
             result => result.map(|()| true)?,
         };
-        let shared_store = store.has_peers().then_some(&**store);
+        let shared_store = store.is_shared().then_some(&**store);
         list::list_page(
             &store.view,
             shared_store,

@@ -2,7 +2,8 @@
 
 use std::future::ready;
 
-use super::{BoxFuture, Completion, LoadSink, Storage, StorageError, Write};
+use super::{Completion, LoadSink, Storage, Write, error::StorageError};
+use futures_util::future::BoxFuture;
 
 /// Forgets everything at once.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,19 +1,17 @@
-//! What the store asks of a journal. What a journal does with it is its own affair.
+//! Storage: makes changes durable before they become visible. The store calls these traits; a backend implements them.
 
+pub(crate) mod error;
 pub(crate) mod memory;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
 #[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    future::{Future, ready},
-    pin::Pin,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fmt, future::ready, sync::Arc};
 
+use futures_util::future::BoxFuture;
+
+use self::error::{StorageError, StorageErrorKind};
 use crate::{
     clock::{Clock, Timestamp},
     operation::{
@@ -22,86 +20,83 @@ use crate::{
     },
 };
 
-/// A future that a trait object can return.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// Takes in an operation that was kept. It may be called from several threads
-/// at once.
+/// Receives the operations that a backend loads. May be called on several threads at once.
 pub type LoadSink = Arc<dyn Fn(Operation) + Send + Sync>;
 
-/// Keeps changes, so that a restart does not lose them.
+/// Durable storage for operations.
 ///
-/// The store appends a change before it shows it, and never has two appends
-/// for one operation under way.
-pub trait Storage: Send + Sync + 'static {
-    /// Shows all operations that were kept, in any order; if the view has a limit,
-    /// all that are not done and the newest of the others. Called once, at the
-    /// start.
+/// The store writes a change before it publishes it, and never has two writes of one operation in flight.
+pub trait Storage: fmt::Debug + Send + Sync + 'static {
+    /// Loads all stored operations, in any order. With a cache limit, loads all that are not done and the newest of
+    /// those that are. Called once, before any write.
+    ///
+    /// # Errors
+    /// [`StorageError`] if not every operation could be read.
     fn load(&self, sink: LoadSink) -> BoxFuture<'_, Result<(), StorageError>>;
 
-    /// Keeps a change, and calls `then` when it cannot be lost any more, or
-    /// when it cannot be kept. Does not block.
+    /// Stores a change, and calls `completion` once it is durable or has failed. Does not block.
     fn write(&self, write: Write, completion: Completion);
 
-    /// The latest time that a kept change bears; a clock that begins earlier has
+    /// Returns the latest time in a stored change, or `None` if there is none. A system clock that is earlier has
     /// gone backwards.
     fn last_timestamp(&self) -> Option<Timestamp> {
         None
     }
 
-    /// Why changes cannot be kept at present; none while they can.
+    /// Returns why writes are rejected at present, or `None` while they are accepted.
     fn write_error(&self) -> Option<String> {
         None
     }
 
-    /// What there is beside, if several servers share the journal.
+    /// Returns the interface to storage that several servers share, or `None` if this server is its only user.
     fn shared(&self) -> Option<&dyn SharedStorage> {
         None
     }
 
-    /// Lets go of what the journal holds. Called at the end, as a rule when no
-    /// append is under way; appends that come later are refused.
+    /// Releases all resources. The store calls it last, as a rule without writes in flight; later writes fail.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(ready(()))
     }
 }
 
-/// What a journal that several servers share can do besides.
+/// Storage that several servers share.
 ///
-/// A change is kept only if the operation is still what it was made from: of the
-/// revision before, or not there if it is new. Else the append ends with
-/// [`Unkept::Stale`].
+/// A write succeeds only if the stored operation still has the revision that the write was made from, or does not
+/// exist if it is new. Otherwise it fails with [`WriteError::Conflict`].
 pub trait SharedStorage: Send + Sync + 'static {
-    /// The operation as it is kept; none if it is not there.
+    /// Returns an operation as it is stored, or `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// [`StorageError`] if it could not be read.
     fn fetch<'a>(
         &'a self,
         name: &'a OperationName,
     ) -> BoxFuture<'a, Result<Option<Arc<Operation>>, StorageError>>;
 
-    /// A number for a new operation, which no server of the journal has got or
-    /// gets, and above those that were handed out long before.
+    /// Returns a number for a new operation: unique over all servers, and roughly increasing with time.
     fn next_number(&self) -> u64;
 
-    /// The clock that the servers of the journal go by; without one, each goes by
-    /// its own.
+    /// Returns the clock that all servers of the storage share, or `None` if each uses its own.
     fn clock(&self) -> Option<Clock> {
         None
     }
 
-    /// How the journal has been within reach; without it, it always was.
+    /// Returns the availability of the storage, or `None` if it is always available.
     fn status(&self) -> Option<StorageStatus> {
         None
     }
 
-    /// How many done operations a server shows at the most; it reads the older ones
-    /// from the journal when they are asked for. Without it, it shows all.
+    /// Returns how many done operations a server has in memory at most, or `None` for all. Older ones are read from
+    /// the storage on demand.
     fn cache_limit(&self) -> Option<usize> {
         None
     }
 
-    /// Operations with a lower number than `before`, of one parent if it is given,
-    /// the newest first and at most `limit`; fewer if they are large, but none only
-    /// if there are none.
+    /// Returns operations with numbers below `before`, newest first, at most `limit`; with `parent`, only those of it.
+    /// The list may be shorter if operations are large, but is empty only if there are none.
+    ///
+    /// # Errors
+    /// [`StorageError`] if they could not be read.
     fn list_before<'a>(
         &'a self,
         parent: Option<&'a Parent>,
@@ -112,120 +107,132 @@ pub trait SharedStorage: Send + Sync + 'static {
         Box::pin(ready(Ok(Vec::new())))
     }
 
-    /// Returns when `apply` has taken in all that was changed before this call.
+    /// Waits until every change that was durable before this call was delivered by the change feed and acknowledged.
+    ///
+    /// # Errors
+    /// [`StorageError`] if the changes could not be read.
     fn sync(&self) -> BoxFuture<'_, Result<(), StorageError>>;
 
-    /// Reads what became of operations since the replay and hands it to `apply`,
-    /// until the journal is closed. Every change is read, those of this server
-    /// too; of several changes of one operation the last may stand for all. What
-    /// is read after `apply` has ended is no older than what was read before.
-    fn watch(&self, sink: ChangeSink) -> BoxFuture<'_, ()>;
+    /// Opens the change feed, which begins with the changes since the load. Called once, after the load.
+    fn changes(&self) -> Box<dyn ChangeFeed>;
 }
 
-/// How a journal that several servers share has been within reach of one.
-#[derive(Clone, Copy, Debug)]
-pub struct StorageStatus {
-    /// Since when changes could be kept without a break; now, while they cannot. A
-    /// lease that could not be renewed before lasts its full time from then on.
-    pub available_since: Timestamp,
-    /// Up to when all that was changed has been read.
-    pub applied_through: Timestamp,
+/// The changes of all servers of shared storage, this one included, in an order that never goes back for one
+/// operation. Of several changes of one operation, the last may stand for all.
+pub trait ChangeFeed: Send {
+    /// Waits for the next batch. A batch that was not acknowledged is delivered again. After an error, the next call
+    /// waits before it reads again.
+    ///
+    /// # Errors
+    /// [`StorageError`] if the changes could not be read.
+    fn next(&mut self) -> BoxFuture<'_, Result<ChangeBatch, StorageError>>;
+
+    /// Acknowledges the last batch: it is applied.
+    fn ack(&mut self);
 }
 
-/// Takes in what became of operations, and since when the first of them could be
-/// known, if that is known. What could not be taken in is to be read again.
-pub type ChangeSink = Arc<
-    dyn Fn(Vec<Change>, Option<Timestamp>) -> BoxFuture<'static, Result<(), StorageError>>
-        + Send
-        + Sync,
->;
+/// Changes that were read together.
+#[derive(Clone, Debug, Default)]
+pub struct ChangeBatch {
+    /// The changes, at most one for each operation.
+    pub changes: Vec<Change>,
+    /// The time of the earliest change, or `None` if it is unknown.
+    pub first_changed_at: Option<Timestamp>,
+}
 
-/// What became of an operation.
+/// A change of one operation, or the end of a snapshot of all.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// It is like this.
+    /// The operation was created or updated.
     Upserted(Arc<Operation>),
-    /// The lease of the one with this number was renewed, which is its revision now.
+    /// The lease was renewed, and nothing else has changed up to this revision.
     LeaseRenewed {
-        /// Which operation.
+        /// The number of the operation.
         number: u64,
-        /// How often it has changed.
+        /// Its revision now.
         revision: u32,
-        /// When the lease is over.
+        /// When the lease expires.
         expires_at: Timestamp,
     },
-    /// The one with this number is gone.
+    /// The operation with this number was removed.
     Removed(u64),
-    /// Only those with these numbers are left, and they are of these versions: so
-    /// much was missed that each change cannot be told any more.
+    /// All operations were delivered, because single changes were missed. Operations that are not in this map are
+    /// gone; the versions are those of the snapshot.
     SnapshotEnd(BTreeMap<u64, OperationVersion>),
 }
 
-/// What the store does once a change is kept: it shows the change and tells
-/// those who asked for it, wherever they are by then. It may be called on any
-/// thread, at once or later; it is quick, but takes locks of the store. Dropped
-/// uncalled, it is called with an error.
+/// The availability of shared storage, as one server sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct StorageStatus {
+    /// Since when writes have been accepted without interruption; now, while they are not. A lease that could not be
+    /// renewed during an outage lasts its full duration from then on.
+    pub available_since: Timestamp,
+    /// The time up to which all changes were read and applied.
+    pub applied_through: Timestamp,
+}
+
+/// One change to be stored.
+#[derive(Clone, Debug)]
+pub enum Write {
+    /// Creates the operation, or replaces the version before it.
+    Put(Arc<Operation>),
+    /// Replaces a version that differs in its lease only. A backend that is read only at the start of a server need
+    /// not store it, because leases restart then.
+    RenewLease(Arc<Operation>),
+    /// Deletes the operation, whose last version this is.
+    Delete(Arc<Operation>),
+}
+
+/// The completion of one write: publishes the change and answers the caller. It may be called on any thread, is
+/// quick, and takes locks of the store. Dropping it without a call reports an error.
 pub struct Completion(Option<Box<CompletionFn>>);
 
 type CompletionFn = dyn FnOnce(Result<(), WriteError>) + Send;
 
-/// One change.
-#[derive(Clone, Debug)]
-pub enum Write {
-    /// The operation is like this from now on.
-    Put(Arc<Operation>),
-    /// The lease of the operation lasts longer; nothing else is new. A journal
-    /// that is read only by the server's next start need not keep it, because
-    /// a lease gets its full time again after a restart.
-    RenewLease(Arc<Operation>),
-    /// The operation, last seen like this, is gone.
-    Delete(Arc<Operation>),
+/// Why a write was not stored.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The storage does not accept writes at present.
+    #[error(transparent)]
+    Unavailable(#[from] StorageError),
+    /// Another server changed the operation first.
+    #[error("another server changed the operation first")]
+    Conflict {
+        /// The stored operation that is in the way, or `None` if the operation is gone.
+        current: Option<Arc<Operation>>,
+    },
 }
 
-// === impl Then ===
+// === impl Completion ===
 
 impl Completion {
-    /// What `call` does.
-    pub fn new(callback: impl FnOnce(Result<(), WriteError>) + Send + 'static) -> Self {
-        Self(Some(Box::new(callback)))
+    /// Returns a completion that calls `complete` once.
+    pub fn new(complete: impl FnOnce(Result<(), WriteError>) + Send + 'static) -> Self {
+        Self(Some(Box::new(complete)))
     }
 
-    /// Says that the change is kept, or why not.
+    /// Reports that the write is durable, or why it is not.
     pub fn complete(mut self, result: Result<(), WriteError>) {
-        if let Some(callback) = self.0.take() {
-            callback(result);
+        if let Some(complete) = self.0.take() {
+            complete(result);
         }
     }
 }
 
 impl Drop for Completion {
     fn drop(&mut self) {
-        if let Some(callback) = self.0.take() {
-            let error = StorageError("the journal let go of a change".to_owned());
-            callback(Err(error.into()));
+        if let Some(complete) = self.0.take() {
+            let error = StorageError::new(
+                StorageErrorKind::Internal,
+                "the storage backend dropped a write",
+            );
+            complete(Err(error.into()));
         }
     }
 }
 
 impl fmt::Debug for Completion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Then")
+        f.write_str("Completion")
     }
 }
-
-/// Why a change is not kept.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum WriteError {
-    /// It cannot be.
-    #[error(transparent)]
-    Unavailable(#[from] StorageError),
-    /// Another server was first. This is what stands in the way; none if the
-    /// operation is gone.
-    #[error("another server changed the operation first")]
-    Conflict(Option<Arc<Operation>>),
-}
-
-/// What was to be kept, or was kept, cannot be: a sentence that says why.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct StorageError(pub String);

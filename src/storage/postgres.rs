@@ -40,7 +40,7 @@ use tokio_postgres::{
 use tracing::{debug, error};
 
 use self::{
-    change_feed::ChangeFeed,
+    change_feed::{ChangeReader, PostgresChangeFeed},
     config::PostgresConfig,
     connect::Connector,
     connection::Connection,
@@ -51,8 +51,8 @@ use self::{
     writer::Writer,
 };
 use super::{
-    BoxFuture, ChangeSink, Completion, LoadSink, SharedStorage, Storage, StorageError,
-    StorageStatus, Write,
+    ChangeFeed, Completion, LoadSink, SharedStorage, Storage, StorageStatus, Write,
+    error::{StorageError, StorageErrorKind},
 };
 use crate::{
     clock::Clock,
@@ -62,6 +62,7 @@ use crate::{
     },
     tasks::Tasks,
 };
+use futures_util::future::BoxFuture;
 
 /// How often what has expired goes, and old changes are forgotten.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(20);
@@ -82,10 +83,10 @@ struct Inner {
     reader: Connection,
     /// Lets go of what is old, beside both.
     maintenance: Connection,
-    change_feed: ChangeFeed,
-    notifier: Notifier,
-    health: DatabaseHealth,
-    statements: Statements,
+    change_reader: Arc<ChangeReader>,
+    notifier: Arc<Notifier>,
+    health: Arc<DatabaseHealth>,
+    statements: Arc<Statements>,
     cache_limit: Option<usize>,
     clock: Clock,
     last_number: AtomicU64,
@@ -107,21 +108,29 @@ impl PostgresStorage {
             schema,
         } = config;
         if !is_valid_schema_name(schema) {
-            return Err(StorageError(format!(
-                "{schema:?} is no name for a schema: use 1 to 63 letters a to z, digits and _, beginning \
+            return Err(StorageError::new(
+                StorageErrorKind::InvalidConfig,
+                format!(
+                    "{schema:?} is no name for a schema: use 1 to 63 letters a to z, digits and _, beginning \
                  with a letter"
-            )));
+                ),
+            ));
         }
         let notify_connector = Connector::new(notify_url.as_deref().unwrap_or(url))?;
         let (notifier, connector) = (Notifier::new(&notify_connector), Connector::new(url)?);
-        let (connection, statements) = (Connection::new(&connector), Statements::new(schema));
+        let connection = Connection::new(&connector);
+        let statements = Arc::new(Statements::new(schema));
         ensure_schema(&connection, &statements).await?;
         let clock = measure_server_clock(&connection).await?;
         let inner = Arc::new(Inner {
             writer: Writer::new(connection),
-            health: DatabaseHealth::new(clock),
-            change_feed: ChangeFeed::new(&connector),
-            notifier,
+            health: Arc::new(DatabaseHealth::new(clock)),
+            change_reader: Arc::new(ChangeReader::new(
+                &connector,
+                statements.clone(),
+                cache_limit.map(to_i64),
+            )),
+            notifier: Arc::new(notifier),
             statements,
             reader: Connection::new(&connector),
             maintenance: Connection::new(&connector),
@@ -220,11 +229,21 @@ impl SharedStorage for PostgresStorage {
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<(), StorageError>> {
-        Box::pin(self.0.change_feed.sync(&self.0.notifier))
+        Box::pin(self.0.change_reader.sync(&self.0.notifier))
     }
 
-    fn watch(&self, sink: ChangeSink) -> BoxFuture<'_, ()> {
-        Box::pin(self.0.watch(sink))
+    fn changes(&self) -> Box<dyn ChangeFeed> {
+        let Inner {
+            change_reader,
+            notifier,
+            health,
+            ..
+        } = &*self.0;
+        Box::new(PostgresChangeFeed::new(
+            change_reader.clone(),
+            notifier.clone(),
+            health.clone(),
+        ))
     }
 }
 
@@ -261,7 +280,7 @@ impl Inner {
         join!(
             self.reader.reset(),
             self.maintenance.reset(),
-            self.change_feed.connection.reset(),
+            self.change_reader.connection.reset(),
             self.notifier.listener.reset(),
         );
     }
@@ -292,11 +311,7 @@ impl Inner {
     }
 
     async fn load(&self, sink: LoadSink) -> Result<(), StorageError> {
-        let limit = self.cache_limit.map(to_i64);
-        let mut snapshot = self
-            .change_feed
-            .open_snapshot(&self.statements, limit)
-            .await?;
+        let mut snapshot = self.change_reader.load_snapshot().await?;
         loop {
             let operations = snapshot.next_batch().await?;
             if operations.is_empty() {
@@ -318,21 +333,8 @@ impl Inner {
             })
             .await?;
         let mut decoder = rows::RowDecoder::default();
-        let row = row.map(|row| decoder.decode_operation(&row, 0));
+        let row = row.map(|row| decoder.decode_operation(&row));
         row.transpose().map(|operation| operation.map(Arc::new))
-    }
-
-    async fn watch(&self, sink: ChangeSink) {
-        let limit = self.cache_limit.map(to_i64);
-        let Self {
-            notifier,
-            statements,
-            health,
-            ..
-        } = self;
-        self.change_feed
-            .run(notifier, statements, limit, health, sink)
-            .await;
     }
 
     /// As long as the database takes no changes, it is not within reach.
@@ -365,7 +367,7 @@ impl Inner {
             .with_client(async |client| client.query_typed(statement, &parameters).await)
             .await?;
         let mut decoder = rows::RowDecoder::default();
-        let decode = |row| Ok(Arc::new(decoder.decode_operation(row, 0)?));
+        let decode = |row| Ok(Arc::new(decoder.decode_operation(row)?));
         rows.iter().map(decode).collect()
     }
 }

@@ -38,8 +38,12 @@ use self::{
     rows::RowWrite,
     writer::{RETRY_DELAY, Writer},
 };
-use super::{BoxFuture, Completion, LoadSink, Storage, StorageError, Write, WriteError};
+use super::{
+    Completion, LoadSink, Storage, Write, WriteError,
+    error::{StorageError, StorageErrorKind},
+};
 use crate::clock::Timestamp;
+use futures_util::future::BoxFuture;
 
 /// How many bytes of rows may stand in line. A change that comes then becomes a
 /// row only when it is written, so that a slow disk does not fill the memory.
@@ -331,7 +335,8 @@ impl Drop for WriterGuard {
             queue.is_writer_running = false;
             let batch = std::mem::take(&mut queue.pending);
             drop(queue);
-            let error = StorageError("there is no writer".to_owned());
+            let error =
+                StorageError::new(StorageErrorKind::Internal, "there is no writer".to_owned());
             self.inner.complete(batch, &Err(error));
         }
     }
@@ -358,7 +363,7 @@ impl PendingRow {
 }
 
 fn closed_error() -> StorageError {
-    StorageError("the journal is closed".to_owned())
+    StorageError::closed()
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
-//! Admission: how an operation comes into the store, once for each request id
-//! and only if there is room for it.
+//! Creates operations: once for each request id, and only within the limits.
 
 use std::sync::{Arc, atomic::Ordering};
 
 use super::{
-    key_locks::KeyLockGuard,
-    store::{Commit, CommitError, MAX_CONFLICT_RETRIES, Store},
+    commit::{
+        CommitError, CommitLocks, MAX_CONFLICT_RETRIES, Mutation, OnAbandon, PendingCommit, Publish,
+    },
+    state::Store,
     view::ScopedRequestId,
 };
 use crate::{
@@ -13,102 +14,133 @@ use crate::{
     operation::{
         Operation,
         name::{OperationName, parent_of},
-        options::QueueName,
         spec::{IdempotencyKey, OperationSpec},
     },
     storage::Write,
 };
 
-/// What came of a request to create an operation.
+/// The result of a request to create an operation.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Created {
-    /// The operation: new, or the one that this request made before.
+    /// The operation: a new one, or the one that the same request created before.
     pub operation: Arc<Operation>,
-    /// Whether the same request had made it before.
+    /// `true` if the same request had created the operation before.
     pub already_existed: bool,
 }
 
-/// The room that a new operation takes. Given back when dropped, but for what
-/// the operation has for as long as it lives once it is shown.
-struct Reservation {
-    store: Arc<Store>,
-    bytes: usize,
-    /// Whether it counts among the operations.
-    counts_operation: bool,
-    /// Where it has a place.
-    queue: Option<QueueName>,
+/// A creation that was begun.
+enum PendingCreate {
+    Existing(Arc<Operation>),
+    New(PendingCommit),
 }
 
-// === impl Store ===
-
 impl Store {
-    /// Makes an operation. It can be read, from anywhere, when this returns.
-    pub(crate) async fn create(self: &Arc<Self>, mut spec: OperationSpec) -> Result<Created> {
+    /// Creates an operation, and returns it once it is durable and readable by every client.
+    ///
+    /// # Errors
+    /// ALREADY_EXISTS if the name or the request id is taken, RESOURCE_EXHAUSTED at a limit, UNAVAILABLE during a
+    /// shutdown or while the storage rejects writes.
+    pub(crate) async fn create(self: &Arc<Self>, spec: OperationSpec) -> Result<Created> {
         if self.tasks.stop_token().is_cancelled() {
             return Err(Error::ShuttingDown);
         }
-        let mut retries_left = MAX_CONFLICT_RETRIES;
-        loop {
-            let retry_spec = self.peers.as_ref().map(|_| spec.clone());
-            match (self.try_create(spec).await, retry_spec) {
-                (Ok(created), _) => return Ok(created),
-                (Err(CommitError::Rejected(error)), _) => return Err(error),
-                (Err(CommitError::Conflict(current)), Some(retry_spec)) => {
-                    self.reload_after_conflict(current, &retry_spec.name, &mut retries_left)
-                        .await?;
-                    spec = retry_spec;
+        let mut next_spec = Some(spec);
+        for _ in 0..=MAX_CONFLICT_RETRIES {
+            let Some(spec) = next_spec.take() else { break };
+            // Only another server can cause a conflict, which takes another attempt.
+            next_spec = self.is_shared().then(|| spec.clone());
+            let begin = self.clone().begin_create(spec);
+            let pending = match self.tasks.run_to_completion("create", begin).await? {
+                PendingCreate::New(pending) => pending,
+                PendingCreate::Existing(operation) => {
+                    return Ok(Created {
+                        operation,
+                        already_existed: true,
+                    });
                 }
-                // Nobody can have been faster.
-                (Err(CommitError::Conflict(_)), None) => return Err(Error::StoreUnavailable),
+            };
+            match pending.wait().await {
+                Ok(committed) => {
+                    return Ok(Created {
+                        operation: committed.into_operation(),
+                        already_existed: false,
+                    });
+                }
+                Err(CommitError::Rejected(error)) => return Err(error),
+                Err(CommitError::Conflict { current }) => {
+                    if let Some(spec) = &next_spec {
+                        self.reload_after_conflict(current, &spec.name).await?;
+                    }
+                }
             }
         }
+        Err(Error::StoreUnavailable)
     }
 
-    async fn try_create(self: &Arc<Self>, spec: OperationSpec) -> Result<Created, CommitError> {
-        let store = self.clone();
-        let start_create = async move {
-            let idempotency_key = spec
-                .attributes
-                .as_ref()
-                .and_then(|attributes| attributes.idempotency_key.clone());
-            let request_id_guard = match &idempotency_key {
-                None => None,
-                Some(idempotency_key) => Some(
-                    store
-                        .request_id_locks
-                        .lock(&idempotency_key.request_id)
-                        .await,
-                ),
-            };
-            if let Some(name) = store.find_conflicting_name(&spec, idempotency_key.as_ref()) {
-                store.reload(&name).await?;
-            }
-            if let Some(operation) = store.find_by_request_id(&spec, idempotency_key.as_ref())? {
-                return Ok(Commit::Done(Created {
-                    operation,
-                    already_existed: true,
-                }));
-            }
-            let guard = store.key_locks.lock(spec.name.as_str()).await;
-            store.persist_new((request_id_guard, guard), spec)
+    /// Locks the request id and the name, checks that both are free, and hands the new operation to storage.
+    async fn begin_create(self: Arc<Self>, spec: OperationSpec) -> Result<PendingCreate> {
+        let attributes = spec.attributes.as_ref();
+        let idempotency_key = attributes.and_then(|attributes| attributes.idempotency_key.clone());
+        let request_id_lock = match &idempotency_key {
+            Some(key) => Some(self.request_id_locks.lock(&key.request_id).await),
+            None => None,
         };
-        self.run_detached("create", start_create).await
+        // The view may lag: another server may have removed the operation that is in the way.
+        if self.is_shared()
+            && let Some(name) = self.find_conflicting_name(&spec, idempotency_key.as_ref())
+        {
+            self.reload(&name).await?;
+        }
+        if let Some(operation) = self.find_by_request_id(&spec, idempotency_key.as_ref())? {
+            return Ok(PendingCreate::Existing(operation));
+        }
+        let locks = CommitLocks {
+            request_id: request_id_lock,
+            operation: self.key_locks.lock(spec.name.as_str()).await,
+        };
+        let mutation = self.evaluate_create(spec)?;
+        Ok(PendingCreate::New(self.persist(
+            mutation,
+            locks,
+            OnAbandon::Ignore,
+        )))
     }
 
-    /// The operation because of which this one may not be made, if another server
-    /// may have let go of it by now.
+    /// Builds the new operation and reserves what it needs. The caller holds the lock of its name.
+    fn evaluate_create(self: &Arc<Self>, mut spec: OperationSpec) -> Result<Mutation> {
+        if self.view.get_any(spec.name.as_str()).is_some() {
+            return Err(Error::OperationExists {
+                name: spec.name.to_string(),
+            });
+        }
+        spec.number = match self.storage.shared() {
+            Some(shared) => shared.next_number(),
+            None => self.next_number.fetch_add(1, Ordering::Relaxed),
+        };
+        let operation = Arc::new(Operation::new(spec, self.clock.now()));
+        self.limits.check_size("operation", &operation)?;
+        Ok(Mutation {
+            write: Write::Put(operation.clone()),
+            publish: Publish::Insert {
+                reservation: self.reserve_capacity(&operation)?,
+                operation,
+            },
+        })
+    }
+
+    /// Returns the name of the operation that has the request id or the name of a new one.
     fn find_conflicting_name(
         &self,
         spec: &OperationSpec,
         idempotency_key: Option<&IdempotencyKey>,
     ) -> Option<OperationName> {
-        self.peers.as_ref()?;
-        let key =
-            |idempotency_key| ScopedRequestId::new(parent_of(spec.name.as_str()), idempotency_key);
-        let existing = idempotency_key
-            .and_then(|idempotency_key| self.view.request_id_entry(&key(idempotency_key)));
-        match existing {
-            Some(before) => Some(before.name.clone()),
+        let entry = idempotency_key.and_then(|key| {
+            let key = ScopedRequestId::new(parent_of(spec.name.as_str()), key);
+            self.view.request_id_entry(&key)
+        });
+        match entry {
+            Some(entry) => Some(entry.name),
             None => self
                 .view
                 .get_any(spec.name.as_str())
@@ -116,129 +148,27 @@ impl Store {
         }
     }
 
-    /// The operation that the same request made before, if it is still there.
+    /// Returns the operation that the same request created before, or `None` if it does not exist any more.
+    ///
+    /// # Errors
+    /// ALREADY_EXISTS if the request had other content.
     fn find_by_request_id(
         &self,
         spec: &OperationSpec,
         idempotency_key: Option<&IdempotencyKey>,
     ) -> Result<Option<Arc<Operation>>> {
-        let Some(idempotency_key) = idempotency_key else {
+        let Some(key) = idempotency_key else {
             return Ok(None);
         };
-        let key = ScopedRequestId::new(parent_of(spec.name.as_str()), idempotency_key);
-        let Some(existing) = self.view.request_id_entry(&key) else {
+        let scoped_id = ScopedRequestId::new(parent_of(spec.name.as_str()), key);
+        let Some(existing) = self.view.request_id_entry(&scoped_id) else {
             return Ok(None);
         };
-        if existing.idempotency_key.fingerprint != idempotency_key.fingerprint {
+        if existing.idempotency_key.fingerprint != key.fingerprint {
             return Err(Error::RequestIdReused {
-                request_id: idempotency_key.request_id.clone().into(),
+                request_id: key.request_id.clone().into(),
             });
         }
         Ok(self.view.get_visible(existing.name.as_str()))
-    }
-
-    fn persist_new(
-        self: &Arc<Self>,
-        guards: (Option<KeyLockGuard>, KeyLockGuard),
-        mut spec: OperationSpec,
-    ) -> Result<Commit<Created>> {
-        if self.view.get_any(spec.name.as_str()).is_some() {
-            return Err(Error::OperationExists {
-                name: spec.name.to_string(),
-            });
-        }
-        spec.number = match self.storage.0.shared() {
-            Some(shared) => shared.next_number(),
-            None => self.next_number.fetch_add(1, Ordering::Relaxed),
-        };
-        let operation = Arc::new(Operation::new(spec, self.clock.now()));
-        self.check_size("operation", &operation)?;
-        let reservation = self.reserve_capacity(&operation)?;
-        Ok(
-            self.submit_write(Write::Put(operation.clone()), move |store, result| {
-                let _guards = guards;
-                let reservation = reservation;
-                result?;
-                store.view.publish(&operation);
-                reservation.commit();
-                store.remove_if_tombstoned(&operation);
-                Ok(Created {
-                    operation,
-                    already_existed: false,
-                })
-            }),
-        )
-    }
-
-    fn reserve_capacity(self: &Arc<Self>, operation: &Operation) -> Result<Reservation> {
-        let (bytes, limits) = (operation.size(), &self.limits);
-        let store_full = |unit, limit| Err(Error::StoreFull { unit, limit });
-        let add_bytes = |reserved: usize| {
-            (self.view.total_bytes() + reserved + bytes <= limits.max_total_bytes)
-                .then(|| reserved + bytes)
-        };
-        if self
-            .reserved_bytes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add_bytes)
-            .is_err()
-        {
-            return store_full("bytes", limits.max_total_bytes);
-        }
-        let mut reservation = Reservation {
-            store: self.clone(),
-            bytes,
-            counts_operation: false,
-            queue: None,
-        };
-        if let Some(name) = operation.queue() {
-            let queue_ref = self.view.ready_queues.acquire(name);
-            if !queue_ref.queue().try_reserve(limits.max_queue_length) {
-                return Err(Error::QueueFull {
-                    queue: name.to_string(),
-                    limit: limits.max_queue_length,
-                });
-            }
-            reservation.queue = Some(name.clone());
-        }
-        let add_operation = |count| (count < limits.max_operations).then_some(count + 1);
-        reservation.counts_operation = self
-            .operation_count
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add_operation)
-            .is_ok();
-        if reservation.counts_operation {
-            Ok(reservation)
-        } else {
-            store_full("operations", limits.max_operations)
-        }
-    }
-}
-
-// === impl Room ===
-
-impl Reservation {
-    /// The operation is shown, and keeps its place.
-    fn commit(mut self) {
-        self.counts_operation = false;
-        self.queue = None;
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        let store = &self.store;
-        store
-            .reserved_bytes
-            .fetch_sub(self.bytes, Ordering::Relaxed);
-        if self.counts_operation {
-            store.operation_count.fetch_sub(1, Ordering::Relaxed);
-        }
-        if let Some(queue) = &self.queue {
-            store
-                .view
-                .ready_queues
-                .acquire(queue)
-                .queue()
-                .cancel_reservation();
-        }
     }
 }

@@ -1,37 +1,26 @@
-//! What is done and no longer shown here, but kept by the journal: a view that
-//! has a limit lets go of the oldest. Such an operation is looked up when it is
-//! asked for by name, and read from the journal for a list.
+//! Eviction: with shared storage, the view has a limited number of done operations. Older ones are read from the
+//! storage on demand.
 
 use std::{
     collections::BTreeSet,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use parking_lot::Mutex;
-use tracing::warn;
 
-use super::store::Store;
-use crate::{
-    error::{Error, Result},
-    operation::{
-        Operation,
-        name::{OperationName, Parent},
-    },
-    storage::SharedStorage,
-};
+use super::state::Store;
+use crate::operation::Operation;
 
-/// Which done operations are shown, as far as there is a limit.
+/// The done operations in the view, and below which number some are missing.
 #[derive(Debug, Default)]
 pub(crate) struct ViewEviction {
+    /// The most done operations in the view; `None` for all.
     limit: Option<usize>,
     done_numbers: Mutex<BTreeSet<u64>>,
     evicted_below: AtomicU64,
 }
 
-// === impl Older ===
+// === impl ViewEviction ===
 
 impl ViewEviction {
     pub(super) fn new(limit: Option<usize>) -> Self {
@@ -41,57 +30,59 @@ impl ViewEviction {
         }
     }
 
-    /// An operation is shown.
+    /// Counts a published operation, if it is done.
     pub(super) fn insert(&self, operation: &Operation) {
         if self.limit.is_some() && operation.is_done() {
             self.done_numbers.lock().insert(operation.number());
         }
     }
 
-    /// An operation is no longer shown.
+    /// Stops counting an operation that left the view.
     pub(super) fn remove(&self, operation: &Operation) {
         if self.limit.is_some() && operation.is_done() {
             self.done_numbers.lock().remove(&operation.number());
         }
     }
 
-    /// The journal has shown the newest, as many as the limit allows: it may have more.
+    /// Raises `evicted_below` after a load: the storage has loaded the newest done operations only, up to the limit.
     pub(super) fn mark_unloaded_as_evicted(&self) {
         let done_numbers = self.done_numbers.lock();
-        if self.limit.is_some_and(|limit| limit <= done_numbers.len()) {
+        if self.limit.is_some_and(|limit| done_numbers.len() >= limit) {
             let oldest = done_numbers.first().copied().unwrap_or(u64::MAX);
             self.evicted_below.fetch_max(oldest, Ordering::AcqRel);
         }
     }
 
-    /// The oldest of those over the limit.
-    fn pop_over_capacity(&self) -> Option<u64> {
-        let (limit, mut done_numbers) = (self.limit?, self.done_numbers.lock());
-        (limit < done_numbers.len())
-            .then(|| done_numbers.pop_first())
-            .flatten()
-    }
-
-    /// What is done and has a lower number than this may not be shown, though it is
-    /// there. A list that has taken operations from the view looks at it after that.
+    /// Returns the number below which done operations may be missing from the view. A list reads it after it has
+    /// taken its operations from the view, so that none that was evicted meanwhile is missed.
     pub(crate) fn evicted_below(&self) -> u64 {
         self.evicted_below.load(Ordering::Acquire)
+    }
+
+    /// Takes the oldest done operation over the limit out of the count.
+    fn pop_over_capacity(&self) -> Option<u64> {
+        let (limit, mut done_numbers) = (self.limit?, self.done_numbers.lock());
+        if done_numbers.len() > limit {
+            done_numbers.pop_first()
+        } else {
+            None
+        }
     }
 }
 
 // === impl Store ===
 
 impl Store {
-    /// Lets go of the oldest done operations over the limit of the view.
+    /// Evicts the oldest done operations over the limit.
     pub(super) async fn evict_over_capacity(&self) {
-        while let Some(number) = self.view.eviction.pop_over_capacity() {
+        let eviction = &self.view.eviction;
+        while let Some(number) = eviction.pop_over_capacity() {
             let Some(cached) = self.view.index.get(number) else {
                 continue;
             };
-            let _guard = self.key_locks.lock(cached.name()).await;
+            let _lock = self.key_locks.lock(cached.name()).await;
             if let Some(cached) = self.view.index.get(number) {
-                self.view
-                    .eviction
+                eviction
                     .evicted_below
                     .fetch_max(number + 1, Ordering::AcqRel);
                 self.view.remove(&cached);
@@ -100,64 +91,8 @@ impl Store {
         }
     }
 
-    /// The operation as the journal has it, which is shown from then on, unless it
-    /// was done long ago.
-    pub(crate) async fn read_through(
-        &self,
-        name: &OperationName,
-    ) -> Result<Option<Arc<Operation>>> {
-        let Some(shared) = self.storage.0.shared() else {
-            return Ok(None);
-        };
-        if self.view.eviction.evicted_below() != 0 {
-            let stored = shared
-                .fetch(name)
-                .await
-                .map_err(|error| log_read_failure(&error))?;
-            match stored {
-                None => return Ok(None),
-                Some(stored) if self.is_in_evicted_range(&stored) => {
-                    return Ok((!stored.is_deleted()).then_some(stored));
-                }
-                Some(_) => {}
-            }
-        }
-        self.reload(name).await?;
-        Ok(self.view.get_visible(name.as_str()))
-    }
-
-    /// Whether an operation was done long ago, so that it need not be shown.
+    /// Returns `true` for a done operation that is old enough to be missing from the view.
     pub(super) fn is_in_evicted_range(&self, operation: &Operation) -> bool {
         operation.is_done() && operation.number() < self.view.eviction.evicted_below()
     }
-
-    /// What the journal has below a number, the newest first, at most so many; none
-    /// if there is nothing.
-    pub(crate) async fn list_from_storage(
-        &self,
-        parent: Option<&Parent>,
-        before: u64,
-        limit: usize,
-    ) -> Result<Vec<Arc<Operation>>> {
-        let Some(shared) = self.storage.0.shared() else {
-            return Ok(Vec::new());
-        };
-        let mut operations = SharedStorage::list_before(shared, parent, before, limit)
-            .await
-            .map_err(|error| log_read_failure(&error))?;
-        // What is shown may be newer than what was read.
-        for operation in &mut operations {
-            if let Some(cached) = self.view.index.get(operation.number())
-                && operation.revision() < cached.revision()
-            {
-                *operation = cached;
-            }
-        }
-        Ok(operations)
-    }
-}
-
-fn log_read_failure(error: &dyn std::error::Error) -> Error {
-    warn!(%error, "cannot read operations that are not shown any more");
-    Error::StoreUnavailable
 }

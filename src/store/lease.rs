@@ -1,5 +1,5 @@
-//! Claims: how a worker gets the leases of the next operations of its queues,
-//! and how nothing is lost if it leaves on the way.
+//! Leases the next operations of queues to a worker. An operation returns to its queue if the worker leaves before it
+//! has received the lease.
 
 use std::{future::Future, pin::pin, sync::Arc};
 
@@ -7,8 +7,9 @@ use futures_util::future::{join_all, select_all};
 use tokio::select;
 
 use super::{
+    commit::{CommitError, Committed, Intent, OnAbandon},
     ready_queue::{Permit, QueueRef, ReadyQueue},
-    store::{CommitError, Store},
+    state::Store,
 };
 use crate::{
     error::{Error, Result},
@@ -17,38 +18,34 @@ use crate::{
         lease::{LeaseToken, WorkerId},
         options::QueueName,
         payload::Payload,
-        transition::{Event, Report},
+        transition::Event,
     },
 };
 
-/// The leases of one claim hold fewer bytes of inputs and checkpoints than
-/// this, or there is just one: clients refuse messages over 4 MiB.
+/// The most bytes in the leases of one batch, unless it has just one lease: clients reject messages over 4 MiB.
 const MAX_BATCH_BYTES: usize = 3 << 20;
 
-/// What a lease takes on the wire besides what people put in, about.
+/// Approximate encoded size of a lease without its payloads, name and attributes.
 const LEASE_OVERHEAD_BYTES: usize = 256;
 
-/// What a label takes on the wire besides its key and value, at the most.
+/// Maximum encoded size of a label without its key and value.
 const LABEL_OVERHEAD_BYTES: usize = 10;
 
-/// An operation that was taken from a queue. Goes back if its taker leaves
-/// before it has changed.
+/// An operation that was taken from its ready queue. On drop it returns to the queue, if it is still ready.
 struct Dequeued<'a> {
     store: &'a Store,
     queue: &'a ReadyQueue,
     operation: Arc<Operation>,
 }
 
-/// A lease on its way to whoever asked for it. Goes back if that one left
-/// before the journal had kept it: nobody would work on the operation.
-struct GrantedLease(Option<(Arc<Store>, Arc<Operation>)>);
-
 // === impl Store ===
 
 impl Store {
-    /// Waits for an operation of the queues and takes its lease, and those of
-    /// more, up to `most`, if they are ready too. Gives up the wait with none
-    /// when `enough` resolves.
+    /// Waits until an operation of the queues is ready, and leases it together with others that are ready, at most
+    /// `max_leases`. Returns an empty batch when `cancelled` resolves first.
+    ///
+    /// # Errors
+    /// UNAVAILABLE during a shutdown, or if no lease of the batch could be stored.
     pub(crate) async fn lease_batch(
         self: &Arc<Self>,
         queues: &[QueueName],
@@ -78,9 +75,9 @@ impl Store {
             .await;
             let (mut leased, mut failed) = (Vec::with_capacity(grants.len()), None);
             for grant in grants {
-                match grant.map(|granted| granted.map(GrantedLease::into_operation)) {
+                match grant.map(|committed| committed.map(Committed::into_operation)) {
                     Ok(Some(operation)) if operation.lease().is_some() => leased.push(operation),
-                    // It was done, cancelled or taken away in the meantime.
+                    // It became done, was cancelled or was leased by another server meanwhile.
                     Ok(_) | Err(Error::FailedPrecondition { .. } | Error::NotFound { .. }) => {}
                     Err(error) => failed = Some(error),
                 }
@@ -93,7 +90,7 @@ impl Store {
         }
     }
 
-    /// Waits for the next operation of the queues.
+    /// Waits for the next operation of the queues, by priority, then age.
     async fn wait_for_ready<'a>(&'a self, queue_refs: &'a [QueueRef<'_>]) -> Dequeued<'a> {
         let mut held_permit = None;
         loop {
@@ -104,14 +101,13 @@ impl Store {
                 .iter()
                 .map(|queue_ref| Box::pin(queue_ref.queue().acquire_permit()));
             let (permit, index, rest) = select_all(permits).await;
-            // Calls of other queues go back before the look for the best one.
+            // Return the permits of other queues before the best queue is chosen.
             drop(rest);
             held_permit = Some((queue_refs[index].queue(), permit));
         }
     }
 
-    /// Takes the next operation of the queues, if one is ready: in answer to the
-    /// call that was heard, or one that nobody else was called for.
+    /// Takes the next ready operation of the queues, with the permit that was acquired or one that no waiter holds.
     fn try_pop<'a>(
         &'a self,
         queue_refs: &'a [QueueRef<'_>],
@@ -122,7 +118,7 @@ impl Store {
             let queues_by_index = queues.iter().enumerate();
             let heads = queues_by_index.filter_map(|(index, queue)| Some((queue.peek()?, index)));
             let Some((_, index)) = heads.min() else {
-                // What the call was about is gone.
+                // The operation that the permit stood for has left its queue.
                 held_permit
                     .into_iter()
                     .for_each(|(_, permit)| permit.forget());
@@ -137,7 +133,7 @@ impl Store {
                 }
             };
             let Some(permit) = permit else {
-                // What is ready there is for others, who were called for it.
+                // Waiters hold the permits for what is ready there.
                 queues.swap_remove(index);
                 continue;
             };
@@ -153,7 +149,7 @@ impl Store {
         }
     }
 
-    /// Takes more operations, as far as they are ready and fit in an answer.
+    /// Takes more ready operations, as long as they fit into one response.
     fn pop_batch<'a>(
         &'a self,
         first: Dequeued<'a>,
@@ -174,38 +170,36 @@ impl Store {
         batch
     }
 
-    /// The lease of an operation; none if another server was first.
+    /// Leases an operation to a worker. Returns `None` if another server committed first.
     async fn grant_lease(
         self: &Arc<Self>,
         dequeued: &Dequeued<'_>,
         worker: &WorkerId,
-    ) -> Result<Option<GrantedLease>> {
-        let acquire = Event::AcquireLease {
+    ) -> Result<Option<Committed>> {
+        let acquire = Intent::Apply(Event::AcquireLease {
             token: LeaseToken::random(),
             worker: worker.clone(),
-        };
+        });
         let name = dequeued.operation.name_owned();
-        let to_granted =
-            |store: &Arc<Self>, operation| GrantedLease(Some((store.clone(), operation)));
-        let (store, owned_name) = (self.clone(), name.clone());
-        let start_commit = async move {
-            let guard = store.key_locks.lock(owned_name.as_str()).await;
-            let (current, change) = store.evaluate(&owned_name, &acquire)?;
-            Ok(store.persist(guard, current, change, to_granted))
-        };
-        match self.run_detached("claim", start_commit).await {
-            Ok(granted) => Ok(Some(granted)),
+        let begin = self.clone().begin_commit(
+            name.clone(),
+            Arc::new(acquire),
+            false,
+            OnAbandon::ReleaseLease,
+        );
+        let begun = self.tasks.run_to_completion("lease", begin).await?;
+        match begun.wait().await {
+            Ok(committed) => Ok(Some(committed)),
             Err(CommitError::Rejected(error)) => Err(error),
-            // Whoever has it now, there are others to claim.
-            Err(CommitError::Conflict(current)) => {
-                self.apply_conflicting_version(current, &name).await?;
+            Err(CommitError::Conflict { current }) => {
+                self.adopt_winner(current, &name).await?;
                 Ok(None)
             }
         }
     }
 }
 
-/// How many bytes a lease of the operation takes in an answer, about.
+/// Returns the approximate encoded size of the operation's lease in a response.
 fn estimated_lease_bytes(operation: &Operation) -> usize {
     let payloads = [operation.input(), operation.checkpoint()];
     let payload_bytes: usize = payloads.into_iter().flatten().map(Payload::size).sum();
@@ -214,7 +208,7 @@ fn estimated_lease_bytes(operation: &Operation) -> usize {
     payload_bytes + attribute_bytes + operation.name().len() + LEASE_OVERHEAD_BYTES
 }
 
-// === impl Taken ===
+// === impl Dequeued ===
 
 impl Drop for Dequeued<'_> {
     fn drop(&mut self) {
@@ -222,31 +216,6 @@ impl Drop for Dequeued<'_> {
             && operation.is_ready(self.store.clock.now())
         {
             self.queue.push(&operation);
-        }
-    }
-}
-
-// === impl Granted ===
-
-impl GrantedLease {
-    fn into_operation(mut self) -> Arc<Operation> {
-        self.0.take().expect("it is taken once").1
-    }
-}
-
-impl Drop for GrantedLease {
-    fn drop(&mut self) {
-        if let Some((store, operation)) = self.0.take()
-            && let Some(lease) = operation.lease()
-        {
-            let release = Event::ReleaseLease(lease.token, Report::default());
-            let tasks = store.tasks.clone();
-            // A journal may call from a thread of its own.
-            let runtime = store.runtime.clone();
-            let _context = runtime.enter();
-            tasks.spawn("release", async move {
-                store.commit(&operation.name_owned(), release).await
-            });
         }
     }
 }

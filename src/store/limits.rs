@@ -1,29 +1,28 @@
-//! Limits: how much a store takes in, and what is refused over them.
+//! Limits: how much a store accepts.
 
-use super::store::Store;
 use crate::{
     error::{Error, Result},
     operation::{Operation, outcome::Outcome, transition::Event},
 };
 
-/// An error of at most so many bytes always has room.
+/// An error of at most this size is accepted whatever the limits are: an operation must be able to end.
 const ALWAYS_ACCEPTED_ERROR_BYTES: usize = 4096;
 
-/// How much a store takes in.
+/// How much a store accepts.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Operations in all. Default 1 000 000. Over → STORE_FULL.
+    /// Maximum number of operations. Default 1 000 000. Creations above it fail with STORE_FULL.
     pub max_operations: usize,
-    /// Bytes of encoded operations, inputs and labels in all. Default 1 GiB.
-    /// Over, creations and reports are refused with STORE_FULL; outcomes never.
+    /// Maximum total size of encoded operations, inputs and labels, in bytes. Default 1 GiB. Creations and reports
+    /// above it fail with STORE_FULL; outcomes never do.
     pub max_total_bytes: usize,
-    /// Bytes of one operation, its input included. Default 3 MiB, because
-    /// clients refuse messages over 4 MiB. Over → TOO_LARGE.
+    /// Maximum size of one operation with its input, in bytes. Default 3 MiB, because clients reject messages over
+    /// 4 MiB. Larger ones fail with TOO_LARGE.
     pub max_operation_bytes: usize,
-    /// Operations that wait in one queue. Default 100 000. Over → QUEUE_FULL.
+    /// Maximum number of pending operations in one queue. Default 100 000. Creations above it fail with QUEUE_FULL.
     pub max_queue_length: usize,
-    /// Open waits and watches. Default 100 000. Over, a wait answers at once
-    /// with the current state, which AIP-151 allows.
+    /// Maximum number of open waits and watches. Default 100 000. Above it a wait returns the current state at once,
+    /// which AIP-151 allows.
     pub max_waiters: usize,
 }
 
@@ -41,13 +40,14 @@ impl Default for Limits {
     }
 }
 
-// === impl Store ===
-
-impl Store {
-    /// Whether there is room for what a worker says. For a short error there
-    /// always is: an operation must be able to end.
+impl Limits {
+    /// Checks that the change from `current` to `next` fits, with `total_bytes` in the store before it.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED if it does not.
     pub(super) fn check_capacity(
         &self,
+        total_bytes: usize,
         event: &Event,
         current: &Operation,
         next: &Operation,
@@ -56,10 +56,10 @@ impl Store {
             Event::Report(_, report) | Event::RenewLease(_, report) if !report.is_empty() => {
                 self.check_size("report", next)?;
                 let growth = next.size().saturating_sub(current.size());
-                if growth != 0 && self.limits.max_total_bytes < self.view.total_bytes() + growth {
+                if growth != 0 && total_bytes + growth > self.max_total_bytes {
                     return Err(Error::StoreFull {
                         unit: "bytes",
-                        limit: self.limits.max_total_bytes,
+                        limit: self.max_total_bytes,
                     });
                 }
                 Ok(())
@@ -78,12 +78,15 @@ impl Store {
         }
     }
 
+    /// Checks the size of one operation; `field` names the part of the request that made it large.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED with TOO_LARGE.
     pub(super) fn check_size(&self, field: &'static str, operation: &Operation) -> Result<()> {
-        let (size, limit) = (operation.size(), self.limits.max_operation_bytes);
-        if size <= limit {
-            Ok(())
-        } else {
-            Err(Error::TooLarge { field, size, limit })
+        let (size, limit) = (operation.size(), self.max_operation_bytes);
+        if size > limit {
+            return Err(Error::TooLarge { field, size, limit });
         }
+        Ok(())
     }
 }

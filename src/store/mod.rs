@@ -1,24 +1,25 @@
-//! The store: one door for writes (`Store::commit`), one for visibility
-//! (`View::publish`), and what hangs on the latter: the index, the ready
-//! queues, the waiters, the deadlines and the directives. It knows no concrete journal, no
-//! gRPC and no worker.
+//! The store: an in-memory view of all operations, and the one write path.
+//!
+//! Every change takes the same four steps, in `commit`: lock the operation, evaluate the event, persist the
+//! resulting write, publish it to the view. Readers see a change only after it is durable.
 
+mod commit;
+pub(crate) mod consistency;
 pub(crate) mod create;
 pub(crate) mod deadlines;
 pub(crate) mod directives;
 pub(crate) mod eviction;
-mod id_prefix;
 pub(crate) mod index;
 pub(crate) mod key_locks;
 pub(crate) mod lease;
 pub(crate) mod limits;
-mod posting_list;
+mod open;
+mod read_through;
 pub(crate) mod ready_queue;
-pub(crate) mod replication;
-mod secondary_index;
-mod set_cursor;
-mod sorted_runs;
-pub(crate) mod store;
+mod replication;
+mod reservation;
+pub(crate) mod state;
 mod timers;
+mod tombstones;
 pub(crate) mod view;
 pub(crate) mod waiters;

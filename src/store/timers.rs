@@ -1,5 +1,4 @@
-//! Time: operations are looked at when they are due, and those to which time
-//! has done something change.
+//! Timers: fires the deadlines of operations, such as an expired lease or the end of a backoff.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -7,20 +6,19 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::select;
 use tracing::{debug, error, info};
 
-use super::{deadlines::Deadlines, store::Store};
+use super::{deadlines::Deadlines, state::Store};
 use crate::{clock::Timestamp, error::Error, operation::transition::Event};
 
-/// How many due operations are looked at side by side, so that a journal can
-/// keep their changes in one go.
+/// How many due operations are committed concurrently, so that storage can batch their writes.
 const MAX_CONCURRENT_DEADLINES: usize = 1024;
 
-/// The pause before a look that could not be kept is tried again.
+/// How long after a failed write the deadline of an operation fires again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 impl Store {
-    /// Looks at operations when they are due, until the store stops.
+    /// Starts the timer loops, which run until the store shuts down.
     pub(super) fn start_timers(self: &Arc<Self>) {
-        // Leases do not wait behind a million operations that expire.
+        // Two loops, so that leases do not wait behind a million operations that expire.
         let deadline_sets: [fn(&Self) -> &Deadlines; 2] = [
             |store| &store.view.deadlines,
             |store| &store.view.retention_deadlines,
@@ -31,7 +29,7 @@ impl Store {
         }
     }
 
-    /// Tells the state machine that time passed for one operation.
+    /// Commits `TimerFired` for an operation that is due.
     async fn fire_deadline(self: &Arc<Self>, number: u64) {
         let Some(operation) = self.view.index.get(number) else {
             return;
@@ -47,14 +45,19 @@ impl Store {
                 info!(
                     operation.name = after.name(),
                     operation.state = after.state().as_str_name(),
-                    "a timeout or a lost lease changed an operation"
+                    "operation timed out or lost its lease"
                 );
             }
             Ok(_) => {}
             Err(Error::NotFound { .. } | Error::FailedPrecondition { .. }) => {}
             Err(error) => {
-                // The journal says once what ails it.
-                debug!(operation.name = operation.name(), %error, "an operation is due, but that could not be kept; trying again");
+                // The storage logs an outage once; this would log it for each operation.
+                debug!(
+                    operation.name = operation.name(),
+                    %error,
+                    retry_in = ?RETRY_DELAY,
+                    "failed to persist a timeout, retrying"
+                );
                 self.view
                     .schedule_at(&operation, self.clock.now() + RETRY_DELAY);
             }
@@ -62,7 +65,7 @@ impl Store {
     }
 }
 
-/// Looks at operations when they are due, until the store stops.
+/// Fires due deadlines until the store shuts down.
 async fn run_timer_loop(store: Arc<Store>, deadlines: fn(&Store) -> &Deadlines) {
     let stopping = store.tasks.stop_token().clone();
     loop {
@@ -72,14 +75,11 @@ async fn run_timer_loop(store: Arc<Store>, deadlines: fn(&Store) -> &Deadlines) 
         };
         stream::iter(due)
             .for_each_concurrent(MAX_CONCURRENT_DEADLINES, |number| {
-                // One operation that cannot be looked at must not stop the clock for all.
+                // A panic for one operation must not stop the timers of all others.
                 let firing = AssertUnwindSafe(store.fire_deadline(number)).catch_unwind();
                 firing.map(move |result| {
                     if result.is_err() {
-                        error!(
-                            operation.number = number,
-                            "the look at an operation panicked"
-                        );
+                        error!(operation.number = number, "deadline handler panicked");
                     }
                 })
             })

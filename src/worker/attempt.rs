@@ -28,7 +28,7 @@ use crate::{
         transition::{Event, Phase, Report, TerminalState},
     },
     proto::google::rpc::Code,
-    store::store::Store,
+    store::state::Store,
     tasks::Tasks,
 };
 

@@ -16,7 +16,7 @@ use crate::{
     error::Error,
     metrics::Metrics,
     operation::{Operation, lease::WorkerId, options::QueueName},
-    store::store::Store,
+    store::state::Store,
     tasks::Tasks,
 };
 

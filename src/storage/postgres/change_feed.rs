@@ -1,9 +1,9 @@
-//! What became of operations, read from the database by transaction: see
-//! `news.sql`. A notification is only a hint to read at once; without any, it is
-//! read every so often.
+//! The change feed: reads from the change log what all servers changed, by transaction. Notifications only make it
+//! read sooner; without them it polls.
 
 use std::{
     collections::BTreeMap,
+    mem,
     pin::Pin,
     sync::{
         Arc,
@@ -12,14 +12,14 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream::Fuse};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::Fuse};
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::timeout};
 use tokio_postgres::{
     Client, Row, RowStream,
     types::{ToSql, Type},
 };
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{
     connect::Connector,
@@ -31,282 +31,421 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    operation::Operation,
-    storage::{Change as Changes, ChangeSink, StorageError},
+    operation::{Operation, OperationVersion},
+    storage::{
+        Change, ChangeBatch, ChangeFeed,
+        error::{StorageError, StorageErrorKind},
+    },
 };
 
-/// How often it is read without a hint: if hints arrive, and if they do not.
+/// The time between two polls while notifications arrive.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// The time between two polls while notifications do not arrive.
 const POLL_INTERVAL_WITHOUT_NOTIFY: Duration = Duration::from_millis(100);
-/// How many operations are read and taken in at once.
+/// The most operations in one batch.
 const BATCH_ROWS: usize = 1000;
-/// The pause before it is tried again after an error.
+/// The delay between two attempts that fail. The first failure is retried at once: often only the connection is lost.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Reads what became of operations.
+/// Reads the change log, and knows how far it was read.
 #[derive(Debug)]
-pub(super) struct ChangeFeed {
+pub(super) struct ChangeReader {
     pub(super) connection: Connection,
-    /// Up to where it was read, as PostgreSQL writes a snapshot, and when the
-    /// server began from which it was read.
+    statements: Arc<Statements>,
+    cache_limit: Option<i64>,
     position: Mutex<FeedPosition>,
-    /// How many asked for what is new.
+    /// The number of `sync` calls so far.
     sync_requests: AtomicU64,
     sync_progress: watch::Sender<SyncProgress>,
 }
 
-/// Everything that a view shows, as it comes.
+/// The one reader of the change log, which delivers it in batches.
+///
+/// A round is one query of the change log with all the batches that follow from it. `sync` calls that were made before
+/// a round began are served when its last batch was acknowledged.
+pub(super) struct PostgresChangeFeed {
+    reader: Arc<ChangeReader>,
+    notifier: Arc<Notifier>,
+    health: Arc<DatabaseHealth>,
+    round: Option<Round>,
+    /// `true` unless the last batch that was delivered is not applied.
+    is_acknowledged: bool,
+    /// How long the next round waits for a notification.
+    delay: Duration,
+}
+
+/// A snapshot of all operations that a view has.
 pub(super) struct SnapshotStream {
     rows: Pin<Box<Fuse<RowStream>>>,
     decoder: RowDecoder,
-    /// Answers as long as somebody has it.
+    /// The connection serves the stream only while the client lives.
     _client: Arc<Client>,
 }
 
-/// Nobody reads any more when it is dropped.
-struct CloseGuard<'a>(&'a watch::Sender<SyncProgress>);
+struct Round {
+    /// The number of `sync` calls when the round began.
+    sync_requests: u64,
+    requested_at: Timestamp,
+    /// Where the next round begins, once this one is applied.
+    next_position: FeedPosition,
+    remaining: Remaining,
+}
 
-/// To how many of those who asked for what is new it was given, or why the last could
-/// not have it.
-type SyncProgress = (u64, Result<(), StorageError>);
+/// What a round has still to deliver.
+enum Remaining {
+    Changes {
+        inline: Vec<Change>,
+        /// The numbers of operations that are read when their turn comes.
+        deferred: Vec<i64>,
+        first_changed_at: Option<Timestamp>,
+    },
+    Snapshot {
+        stream: SnapshotStream,
+        versions: BTreeMap<u64, OperationVersion>,
+    },
+    Nothing,
+}
 
+/// How many `sync` calls are served, and the result for the last of them.
+#[derive(Debug)]
+struct SyncProgress {
+    served: u64,
+    result: Result<(), StorageError>,
+}
+
+/// A position in the change log: a snapshot as PostgreSQL writes it, and the start time of the server that took it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct FeedPosition {
     snapshot: String,
     server_started: String,
 }
 
-// === impl News ===
+// === impl ChangeReader ===
 
-impl ChangeFeed {
-    pub(super) fn new(connector: &Connector) -> Self {
+impl ChangeReader {
+    pub(super) fn new(
+        connector: &Connector,
+        statements: Arc<Statements>,
+        cache_limit: Option<i64>,
+    ) -> Self {
         Self {
             connection: Connection::new(connector),
+            statements,
+            cache_limit,
             position: Mutex::default(),
             sync_requests: AtomicU64::new(0),
-            sync_progress: watch::Sender::new((0, Ok(()))),
+            sync_progress: watch::Sender::new(SyncProgress {
+                served: 0,
+                result: Ok(()),
+            }),
         }
     }
 
-    /// Begins before everything that is read from now on.
-    async fn record_position(&self) -> Result<(), StorageError> {
-        let statement = "SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::text";
-        let row = self
-            .connection
-            .with_client(async |client| client.query_typed_one(statement, &[]).await)
-            .await?;
-        *self.position.lock() = FeedPosition::from_row(&row);
-        Ok(())
-    }
-
-    /// Returns when everything is taken in that was there before this call. Those
-    /// who ask while it is read share the next look.
+    /// Waits until everything is applied that was durable before this call. Calls during one round share the next.
     pub(super) async fn sync(&self, notifier: &Notifier) -> Result<(), StorageError> {
         let mut progress = self.sync_progress.subscribe();
         let request = self.sync_requests.fetch_add(1, Ordering::AcqRel) + 1;
         notifier.wakeup.notify_one();
-        match progress.wait_for(|(served, _)| request <= *served).await {
-            Ok(progress) => progress.1.clone(),
-            Err(_) => Err(StorageError("the journal is closed".to_owned())),
+        match progress
+            .wait_for(|progress| progress.served >= request)
+            .await
+        {
+            Ok(progress) => progress.result.clone(),
+            Err(_) => Err(StorageError::closed()),
         }
     }
 
-    /// Begins to read everything that a view shows.
-    pub(super) async fn open_snapshot(
-        &self,
-        statements: &Statements,
-        cache_limit: Option<i64>,
-    ) -> Result<SnapshotStream, StorageError> {
-        self.record_position().await?;
+    /// Begins to load all operations, and sets the position of the feed to before that.
+    pub(super) async fn load_snapshot(&self) -> Result<SnapshotStream, StorageError> {
+        let (position, stream) = self.open_snapshot().await?;
+        *self.position.lock() = position;
+        Ok(stream)
+    }
+
+    async fn open_snapshot(&self) -> Result<(FeedPosition, SnapshotStream), StorageError> {
+        let position = "SELECT pg_current_snapshot()::text AS snapshot,
+             pg_postmaster_start_time()::text AS server_started";
+        let row = self
+            .connection
+            .with_client(async |client| client.query_typed_one(position, &[]).await)
+            .await?;
         let client = self.connection.acquire_client().await?;
-        let parameters = [(&cache_limit as &(dyn ToSql + Sync), Type::INT8)];
-        let rows = with_timeout(client.query_typed_raw(&statements.load, parameters)).await?;
-        Ok(SnapshotStream {
-            rows: Box::pin(rows.map_err(database_error)?.fuse()),
+        let parameters = [(&self.cache_limit as &(dyn ToSql + Sync), Type::INT8)];
+        let load = client.query_typed_raw(&self.statements.load, parameters);
+        let rows = with_timeout(load).await?.map_err(database_error)?;
+        let stream = SnapshotStream {
+            rows: Box::pin(rows.fuse()),
             decoder: RowDecoder::default(),
             _client: client,
-        })
-    }
-
-    /// Reads on and on.
-    pub(super) async fn run(
-        &self,
-        notifier: &Notifier,
-        statements: &Statements,
-        cache_limit: Option<i64>,
-        health: &DatabaseHealth,
-        sink: ChangeSink,
-    ) {
-        let _guard = CloseGuard(&self.sync_progress);
-        loop {
-            let (requests, requested_at) =
-                (self.sync_requests.load(Ordering::Acquire), health.now());
-            let delay = match self.poll(statements, cache_limit, health, &sink).await {
-                Ok(()) => {
-                    if health.record_success(requested_at) {
-                        info!("reads again what other servers do");
-                    }
-                    drop(self.sync_progress.send_replace((requests, Ok(()))));
-                    if notifier.is_delivering() {
-                        POLL_INTERVAL
-                    } else {
-                        POLL_INTERVAL_WITHOUT_NOTIFY
-                    }
-                }
-                Err(error) => {
-                    let is_first = health.record_failure(error.to_string());
-                    if is_first {
-                        warn!(%error, "cannot read what other servers do; trying again");
-                    }
-                    drop(self.sync_progress.send_replace((requests, Err(error))));
-                    // Often there is nothing but a connection to be made anew.
-                    if is_first {
-                        Duration::ZERO
-                    } else {
-                        RETRY_DELAY
-                    }
-                }
-            };
-            let _ = timeout(delay, notifier.wakeup.notified()).await;
-        }
-    }
-
-    /// Reads what is new. What was not taken in is read again.
-    async fn poll(
-        &self,
-        statements: &Statements,
-        cache_limit: Option<i64>,
-        health: &DatabaseHealth,
-        sink: &ChangeSink,
-    ) -> Result<(), StorageError> {
-        let requested_at = health.now();
-        let previous = self.position.lock().clone();
-        let parameters = [(&previous.snapshot as &(dyn ToSql + Sync), TEXT)];
-        let rows = self
-            .connection
-            .with_client(async |client| {
-                client
-                    .query_typed(&statements.changes_since, &parameters)
-                    .await
-            })
-            .await?;
-        let first = rows.first().ok_or_else(missing_meta_error)?;
-        let position = FeedPosition::from_row(first);
-        health.observe_server_time(requested_at, Timestamp::from_micros(first.get(9)));
-        // Another server has taken over, or the same one has begun anew. The numbers
-        // of transactions that were lost with the last one may be given again.
-        if !first.get::<_, bool>(7) || position.server_started != previous.server_started {
-            info!("reads all operations anew");
-            return self.resync(statements, cache_limit, sink).await;
-        }
-        let is_inline = |row: &&Row| row.get::<_, Option<bool>>(6) == Some(true);
-        let (inline, deferred): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(is_inline);
-        let change_times = rows.iter().filter_map(|row| row.get::<_, Option<i64>>(8));
-        let oldest_change = change_times.min().map(Timestamp::from_micros);
-        if !inline.is_empty() {
-            sink(decode_changes(inline, 2), oldest_change).await?;
-        }
-        let deferred_numbers: Vec<i64> = deferred.iter().filter_map(|row| row.get(2)).collect();
-        for numbers in deferred_numbers.chunks(BATCH_ROWS) {
-            let parameters = [(&numbers as &(dyn ToSql + Sync), Type::INT8_ARRAY)];
-            let rows = self
-                .connection
-                .with_client(async |client| {
-                    client
-                        .query_typed(&statements.by_numbers, &parameters)
-                        .await
-                })
-                .await?;
-            sink(decode_changes(&rows, 0), oldest_change).await?;
-        }
-        *self.position.lock() = position;
-        Ok(())
-    }
-
-    /// Reads everything that is there, and lets go of everything else.
-    async fn resync(
-        &self,
-        statements: &Statements,
-        cache_limit: Option<i64>,
-        sink: &ChangeSink,
-    ) -> Result<(), StorageError> {
-        let previous = self.position.lock().clone();
-        let mut snapshot_versions = BTreeMap::new();
-        let apply_all = async {
-            let mut snapshot = self.open_snapshot(statements, cache_limit).await?;
-            loop {
-                let operations = snapshot.next_batch().await?;
-                if operations.is_empty() {
-                    return sink(vec![Changes::SnapshotEnd(snapshot_versions)], None).await;
-                }
-                let entries = operations.iter();
-                snapshot_versions
-                    .extend(entries.map(|operation| (operation.number(), operation.version())));
-                let changes = operations.into_iter().map(Arc::new).map(Changes::Upserted);
-                sink(changes.collect(), None).await?;
-            }
         };
-        let result = apply_all.await;
-        if result.is_err() {
-            *self.position.lock() = previous;
-        }
-        result
+        Ok((FeedPosition::from_row(&row), stream))
+    }
+
+    fn report_progress(&self, served: u64, result: Result<(), StorageError>) {
+        drop(
+            self.sync_progress
+                .send_replace(SyncProgress { served, result }),
+        );
     }
 }
 
-// === impl Everything ===
+// === impl PostgresChangeFeed ===
+
+impl PostgresChangeFeed {
+    pub(super) fn new(
+        reader: Arc<ChangeReader>,
+        notifier: Arc<Notifier>,
+        health: Arc<DatabaseHealth>,
+    ) -> Self {
+        Self {
+            reader,
+            notifier,
+            health,
+            round: None,
+            is_acknowledged: true,
+            delay: Duration::ZERO,
+        }
+    }
+
+    async fn next_batch(&mut self) -> Result<ChangeBatch, StorageError> {
+        if !mem::replace(&mut self.is_acknowledged, true) {
+            let error = StorageError::new(
+                StorageErrorKind::Unavailable,
+                "changes of other servers could not be applied",
+            );
+            self.abandon_round(error);
+        }
+        loop {
+            let Some(round) = &mut self.round else {
+                drop(timeout(self.delay, self.notifier.wakeup.notified()).await);
+                self.begin_round().await?;
+                continue;
+            };
+            match round.remaining.next_batch(&self.reader).await {
+                Ok(Some(batch)) => {
+                    self.is_acknowledged = false;
+                    return Ok(batch);
+                }
+                Ok(None) => self.finish_round(),
+                Err(error) => {
+                    self.abandon_round(error.clone());
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    async fn begin_round(&mut self) -> Result<(), StorageError> {
+        let sync_requests = self.reader.sync_requests.load(Ordering::Acquire);
+        let requested_at = self.health.now();
+        match self.read_change_log(requested_at).await {
+            Ok((next_position, remaining)) => {
+                self.round = Some(Round {
+                    sync_requests,
+                    requested_at,
+                    next_position,
+                    remaining,
+                });
+                Ok(())
+            }
+            Err(error) => {
+                self.record_failure(sync_requests, error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    async fn read_change_log(
+        &self,
+        requested_at: Timestamp,
+    ) -> Result<(FeedPosition, Remaining), StorageError> {
+        let reader = &self.reader;
+        let previous = reader.position.lock().clone();
+        let parameters = [(&previous.snapshot as &(dyn ToSql + Sync), TEXT)];
+        let query = async |client: &Client| {
+            client
+                .query_typed(&reader.statements.changes_since, &parameters)
+                .await
+        };
+        let rows = reader.connection.with_client(query).await?;
+        let first = rows.first().ok_or_else(missing_meta_error)?;
+        let next_position = FeedPosition::from_row(first);
+        let server_time = Timestamp::from_micros(first.get("server_time_us"));
+        self.health.observe_server_time(requested_at, server_time);
+        // After a failover or a restart of PostgreSQL, transaction ids that were lost may be assigned again.
+        let is_complete: bool = first.get("is_complete");
+        if !is_complete || next_position.server_started != previous.server_started {
+            info!("resyncing all operations from the database");
+            let (position, stream) = reader.open_snapshot().await?;
+            let versions = BTreeMap::new();
+            return Ok((position, Remaining::Snapshot { stream, versions }));
+        }
+        let is_inline = |row: &&Row| row.get::<_, Option<bool>>("is_inline") == Some(true);
+        let (inline, deferred): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(is_inline);
+        let changed_at = rows
+            .iter()
+            .filter_map(|row| row.get::<_, Option<i64>>("changed_at_us"));
+        let remaining = Remaining::Changes {
+            inline: decode_changes(inline),
+            deferred: deferred
+                .iter()
+                .filter_map(|row| row.get("number"))
+                .collect(),
+            first_changed_at: changed_at.min().map(Timestamp::from_micros),
+        };
+        Ok((next_position, remaining))
+    }
+
+    /// Moves the position behind a round that is applied, and serves the `sync` calls from before it.
+    fn finish_round(&mut self) {
+        if let Some(round) = self.round.take() {
+            *self.reader.position.lock() = round.next_position;
+            self.health.record_success(round.requested_at);
+            self.reader.report_progress(round.sync_requests, Ok(()));
+            self.delay = if self.notifier.is_delivering() {
+                POLL_INTERVAL
+            } else {
+                POLL_INTERVAL_WITHOUT_NOTIFY
+            };
+        }
+    }
+
+    /// Gives up a round, so that the next one reads the same changes again.
+    fn abandon_round(&mut self, error: StorageError) {
+        if let Some(round) = self.round.take() {
+            self.record_failure(round.sync_requests, error);
+        }
+    }
+
+    fn record_failure(&mut self, sync_requests: u64, error: StorageError) {
+        let is_first = self.health.record_failure(error.to_string());
+        self.reader.report_progress(sync_requests, Err(error));
+        self.delay = if is_first {
+            Duration::ZERO
+        } else {
+            RETRY_DELAY
+        };
+    }
+}
+
+impl ChangeFeed for PostgresChangeFeed {
+    fn next(&mut self) -> BoxFuture<'_, Result<ChangeBatch, StorageError>> {
+        self.next_batch().boxed()
+    }
+
+    fn ack(&mut self) {
+        self.is_acknowledged = true;
+    }
+}
+
+impl Drop for PostgresChangeFeed {
+    /// Fails the `sync` calls that no round will serve.
+    fn drop(&mut self) {
+        self.reader
+            .report_progress(u64::MAX, Err(StorageError::closed()));
+    }
+}
+
+// === impl Remaining ===
+
+impl Remaining {
+    /// Returns the next batch, or `None` at the end of the round.
+    async fn next_batch(
+        &mut self,
+        reader: &ChangeReader,
+    ) -> Result<Option<ChangeBatch>, StorageError> {
+        match self {
+            Self::Nothing => Ok(None),
+            Self::Changes {
+                inline,
+                deferred,
+                first_changed_at,
+            } => {
+                let first_changed_at = *first_changed_at;
+                let changes = if !inline.is_empty() {
+                    mem::take(inline)
+                } else if deferred.is_empty() {
+                    return Ok(None);
+                } else {
+                    let count = deferred.len().min(BATCH_ROWS);
+                    let numbers: Vec<i64> = deferred.drain(..count).collect();
+                    reader.read_by_numbers(&numbers).await?
+                };
+                Ok(Some(ChangeBatch {
+                    changes,
+                    first_changed_at,
+                }))
+            }
+            Self::Snapshot { stream, versions } => {
+                let operations = stream.next_batch().await?;
+                let changes = if operations.is_empty() {
+                    let versions = mem::take(versions);
+                    *self = Self::Nothing;
+                    vec![Change::SnapshotEnd(versions)]
+                } else {
+                    let entries = operations.iter();
+                    versions
+                        .extend(entries.map(|operation| (operation.number(), operation.version())));
+                    let operations = operations.into_iter().map(Arc::new);
+                    operations.map(Change::Upserted).collect()
+                };
+                Ok(Some(ChangeBatch {
+                    changes,
+                    first_changed_at: None,
+                }))
+            }
+        }
+    }
+}
+
+impl ChangeReader {
+    async fn read_by_numbers(&self, numbers: &[i64]) -> Result<Vec<Change>, StorageError> {
+        let parameters = [(&numbers as &(dyn ToSql + Sync), Type::INT8_ARRAY)];
+        let query = async |client: &Client| {
+            client
+                .query_typed(&self.statements.by_numbers, &parameters)
+                .await
+        };
+        let rows = self.connection.with_client(query).await?;
+        Ok(decode_changes(&rows))
+    }
+}
+
+// === impl SnapshotStream ===
 
 impl SnapshotStream {
-    /// The next thousand, or what is left; none at the end.
+    /// Returns the next operations, at most `BATCH_ROWS`; none at the end.
     pub(super) async fn next_batch(&mut self) -> Result<Vec<Operation>, StorageError> {
         let mut operations = Vec::new();
         while operations.len() < BATCH_ROWS
             && let Some(row) = with_timeout(self.rows.next()).await?
         {
-            operations.push(
-                self.decoder
-                    .decode_operation(&row.map_err(database_error)?, 0)?,
-            );
+            let row = row.map_err(database_error)?;
+            operations.push(self.decoder.decode_operation(&row)?);
         }
         Ok(operations)
     }
 }
 
-// === impl Place ===
+// === impl FeedPosition ===
 
 impl FeedPosition {
-    /// As the first columns of a row have it.
     fn from_row(row: &Row) -> Self {
         Self {
-            snapshot: row.get(0),
-            server_started: row.get(1),
+            snapshot: row.get("snapshot"),
+            server_started: row.get("server_started"),
         }
     }
 }
 
-// === impl End ===
-
-impl Drop for CloseGuard<'_> {
-    /// Those who ask from now on are told so.
-    fn drop(&mut self) {
-        let error = StorageError("the journal is closed".to_owned());
-        drop(self.0.send_replace((u64::MAX, Err(error))));
-    }
-}
-
-/// What became of operations, by the rows whose columns for it begin at `at`.
-fn decode_changes<'a>(
-    rows: impl IntoIterator<Item = &'a Row>,
-    first_column: usize,
-) -> Vec<Changes> {
+fn decode_changes<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Vec<Change> {
     let mut decoder = RowDecoder::default();
     let changes = rows
         .into_iter()
-        .filter_map(|row| decoder.decode_change(row, first_column));
+        .filter_map(|row| decoder.decode_change(row));
     changes.collect()
 }
 
-/// What comes of an answer, unless it takes too long.
 async fn with_timeout<T>(future: impl Future<Output = T>) -> Result<T, StorageError> {
     timeout(QUERY_TIMEOUT, future)
         .await
@@ -314,5 +453,8 @@ async fn with_timeout<T>(future: impl Future<Output = T>) -> Result<T, StorageEr
 }
 
 fn missing_meta_error() -> StorageError {
-    StorageError("the table meta is empty; restore it from a backup".to_owned())
+    StorageError::new(
+        StorageErrorKind::Corrupt,
+        "the table schema_meta is empty; restore it from a backup",
+    )
 }

@@ -18,7 +18,7 @@ use super::{
     tls::{TlsConfig, is_tls_error},
     tls_params::split_tls_params,
 };
-use crate::storage::StorageError;
+use crate::storage::error::{StorageError, StorageErrorKind};
 
 /// A connection, which must be polled, and who asks on it.
 pub(super) type RawConnection = (
@@ -75,7 +75,10 @@ impl Connector {
             .config
             .get_connect_timeout()
             .map_or(CONNECT_TIMEOUT, |one| *one);
-        let mut last_error = StorageError("the URL names no host".to_owned());
+        let mut last_error = StorageError::new(
+            StorageErrorKind::InvalidConfig,
+            "the URL names no host".to_owned(),
+        );
         for host in single_host_configs(&self.config) {
             match timeout(host_timeout, Box::pin(self.connect_to(&host))).await {
                 Ok(Ok(connection)) => return Ok(connection),
@@ -104,9 +107,10 @@ impl Connector {
             }
             Err(second_error) => {
                 let second_error = database_error(second_error);
-                Err(StorageError(format!(
-                    "{first_error}; and without TLS: {second_error}"
-                )))
+                Err(StorageError::new(
+                    StorageErrorKind::InvalidConfig,
+                    format!("{first_error}; and without TLS: {second_error}"),
+                ))
             }
         }
     }

@@ -12,7 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::connect::Connector;
-use crate::{storage::StorageError, tasks::Tasks};
+use crate::{
+    storage::error::{StorageError, StorageErrorKind},
+    tasks::Tasks,
+};
 
 /// How long an answer may take. A database that is cut off says nothing, and
 /// whoever waits for it would wait for as long as TCP does.
@@ -162,23 +165,26 @@ impl fmt::Debug for Connection {
 }
 
 pub(super) fn timeout_error(limit: Duration) -> StorageError {
-    StorageError(format!(
-        "the database does not answer within {} s",
-        limit.as_secs()
-    ))
+    StorageError::new(
+        StorageErrorKind::Unavailable,
+        format!("the database does not answer within {} s", limit.as_secs()),
+    )
 }
 
 /// What the database said, as a sentence for people.
 #[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
 pub(super) fn database_error(error: tokio_postgres::Error) -> StorageError {
     let cause = std::error::Error::source(&error);
-    StorageError(match (error.as_db_error(), cause) {
-        (Some(db_error), _) => format!(
-            "the database says: {} ({})",
-            db_error.message(),
-            db_error.code().code()
-        ),
-        (None, Some(cause)) => format!("the database cannot be used: {error}: {cause}"),
-        (None, None) => format!("the database cannot be used: {error}"),
-    })
+    StorageError::new(
+        StorageErrorKind::Unavailable,
+        match (error.as_db_error(), cause) {
+            (Some(db_error), _) => format!(
+                "the database says: {} ({})",
+                db_error.message(),
+                db_error.code().code()
+            ),
+            (None, Some(cause)) => format!("the database cannot be used: {error}: {cause}"),
+            (None, None) => format!("the database cannot be used: {error}"),
+        },
+    )
 }

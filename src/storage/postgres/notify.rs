@@ -20,7 +20,7 @@ use tokio_postgres::types::ToSql;
 use tracing::{debug, info, warn};
 
 use super::{connect::Connector, connection::Connection, rows::TEXT, statements::Statements};
-use crate::storage::StorageError;
+use crate::storage::error::StorageError;
 
 /// The least time between two hints: they take turns at one lock of the database.
 const MIN_NOTIFY_INTERVAL: Duration = Duration::from_millis(5);

@@ -19,7 +19,10 @@ use crate::{
         name::parent_of,
         record::{self, encode_with_input},
     },
-    storage::{Change, StorageError, Write, WriteError},
+    storage::{
+        Change, Write, WriteError,
+        error::{StorageError, StorageErrorKind},
+    },
 };
 
 use super::{connection::Connection, schema::SCHEMA_VERSION, statements::Statements};
@@ -154,16 +157,16 @@ impl WriteBatch {
             );
             let is_conflicting = |row: &&tokio_postgres::Row| {
                 let is_insert = self.kinds[index] == INSERT;
-                row.get::<_, i64>(0) == number
-                    || (is_insert && row.get::<_, &str>(4) == name)
+                row.get::<_, i64>("number") == number
+                    || (is_insert && row.get::<_, &str>("name") == name)
                     || (is_insert
                         && request_key.is_some()
-                        && row.get::<_, Option<&[u8]>>(5) == request_key.as_deref())
+                        && row.get::<_, Option<&[u8]>>("request_key") == request_key.as_deref())
             };
             // Nor did this one let go of what is not there any more: two servers may
             // want to, and only the first has done it.
             let Some(row) = rows.iter().find(is_conflicting) else {
-                results.push((index, Err(WriteError::Conflict(None))));
+                results.push((index, Err(WriteError::Conflict { current: None })));
                 continue;
             };
             if self.matches_row(index, row) {
@@ -172,8 +175,10 @@ impl WriteBatch {
             }
             results.push((
                 index,
-                Err(match decoder.decode_operation(row, 0) {
-                    Ok(current) => WriteError::Conflict(Some(Arc::new(current))),
+                Err(match decoder.decode_operation(row) {
+                    Ok(current) => WriteError::Conflict {
+                        current: Some(Arc::new(current)),
+                    },
                     Err(error) => error.into(),
                 }),
             ));
@@ -183,10 +188,10 @@ impl WriteBatch {
 
     /// Whether a row is just as a change of ours makes it.
     fn matches_row(&self, index: usize, row: &Row) -> bool {
-        let is_record = |record: &Vec<u8>| row.get::<_, &[u8]>(3) == record;
+        let is_record = |record: &Vec<u8>| row.get::<_, &[u8]>("record") == record;
         self.kinds[index] != DELETE
-            && row.get::<_, i32>(1) == self.revisions[index]
-            && row.get::<_, Option<i64>>(2) == self.lease_expires_at_ns[index]
+            && row.get::<_, i32>("revision") == self.revisions[index]
+            && row.get::<_, Option<i64>>("lease_expires_at_ns") == self.lease_expires_at_ns[index]
             && self.records[index].as_ref().is_none_or(is_record)
     }
 }
@@ -194,40 +199,36 @@ impl WriteBatch {
 // === impl Reader ===
 
 impl RowDecoder {
-    /// The operation of a row, whose columns begin at `at`.
-    pub(super) fn decode_operation(
-        &mut self,
-        row: &Row,
-        first_column: usize,
-    ) -> Result<Operation, StorageError> {
-        let number: i64 = row.get(first_column);
+    /// Decodes the operation of a row.
+    ///
+    /// # Errors
+    /// [`StorageError`] if the record is damaged.
+    pub(super) fn decode_operation(&mut self, row: &Row) -> Result<Operation, StorageError> {
+        let number: i64 = row.get("number");
+        let record = row.get("record");
         let key = u64::try_from(number).unwrap_or_default();
-        let mut operation = self
-            .0
-            .decode(key, row.get(first_column + 3), None)
-            .map_err(|error| {
-                StorageError(format!(
-                    "the row of longrunning.operations with number {number} cannot be read: {error}"
-                ))
-            })?;
-        if let Some((revision, expires_at)) = lease_renewal(row, first_column) {
+        let mut operation = self.0.decode(key, record, None).map_err(|error| {
+            let message = format!("row {number} of table operations cannot be decoded: {error}");
+            StorageError::new(StorageErrorKind::Corrupt, message).with_source(error)
+        })?;
+        if let Some((revision, expires_at)) = lease_renewal(row) {
             operation.apply_lease_renewal(revision, expires_at);
         }
         Ok(operation)
     }
 
-    /// What became of an operation: it is like this, its lease was renewed, or it is
-    /// gone. None if a row is about nothing, or cannot be read, which is said.
-    pub(super) fn decode_change(&mut self, row: &Row, first_column: usize) -> Option<Change> {
-        let number = row.get::<_, Option<i64>>(first_column)?;
-        let has_record = row.get::<_, Option<&[u8]>>(first_column + 3).is_some();
+    /// Decodes the change of an operation. Returns `None` for a row without a number, and, with a line in the log, for
+    /// a record that is damaged.
+    pub(super) fn decode_change(&mut self, row: &Row) -> Option<Change> {
+        let number = row.get::<_, Option<i64>>("number")?;
+        let has_record = row.get::<_, Option<&[u8]>>("record").is_some();
         let number = u64::try_from(number).unwrap_or_default();
-        Some(match lease_renewal(row, first_column) {
-            // What nobody can read must not hide all that comes after it.
-            _ if has_record => match self.decode_operation(row, first_column) {
+        Some(match lease_renewal(row) {
+            // One damaged record must not hide the changes after it.
+            _ if has_record => match self.decode_operation(row) {
                 Ok(operation) => Change::Upserted(Arc::new(operation)),
                 Err(error) => {
-                    error!(%error, "a change by another server is not shown");
+                    error!(%error, "skipping undecodable change from another server");
                     return None;
                 }
             },
@@ -241,10 +242,10 @@ impl RowDecoder {
     }
 }
 
-/// The revision and the end of a lease that was renewed since the record was written.
-fn lease_renewal(row: &Row, first_column: usize) -> Option<(u32, Timestamp)> {
-    let (revision, expires_at_ns): (Option<i32>, Option<i64>) =
-        (row.get(first_column + 1), row.get(first_column + 2));
+/// Returns the revision and the lease expiry of a row whose lease was renewed after the record was written.
+fn lease_renewal(row: &Row) -> Option<(u32, Timestamp)> {
+    let revision: Option<i32> = row.get("revision");
+    let expires_at_ns: Option<i64> = row.get("lease_expires_at_ns");
     Some((
         u32::try_from(revision?).ok()?,
         Timestamp::from_nanos(expires_at_ns?),

@@ -8,11 +8,11 @@ use tokio_postgres::Client;
 use super::{connection::Connection, statements::Statements};
 use crate::{
     clock::{Clock, Timestamp},
-    storage::StorageError,
+    storage::error::{StorageError, StorageErrorKind},
 };
 
 /// The version of the tables.
-pub(super) const SCHEMA_VERSION: i32 = 1;
+pub(super) const SCHEMA_VERSION: i32 = 2;
 
 /// How often the database is asked for the time, unless an answer is quick: its
 /// error is at most half of what it took.
@@ -60,15 +60,21 @@ pub(super) async fn check_schema_version(
     let row = connection.with_client(query).await?;
     let (version, min_writer_version): (i32, i32) = (row.get(0), row.get(1));
     if SCHEMA_VERSION < min_writer_version {
-        return Err(StorageError(format!(
-            "the tables are of version {version}, which programs that know version {min_writer_version} and up may \
+        return Err(StorageError::new(
+            StorageErrorKind::UnsupportedVersion,
+            format!(
+                "the tables are of version {version}, which programs that know version {min_writer_version} and up may \
              write; this one knows version {SCHEMA_VERSION}: use a newer longrunning"
-        )));
+            ),
+        ));
     }
     if version < SCHEMA_VERSION {
-        return Err(StorageError(format!(
-            "the tables are of version {version}, and this program needs version {SCHEMA_VERSION}"
-        )));
+        return Err(StorageError::new(
+            StorageErrorKind::UnsupportedVersion,
+            format!(
+                "the tables are of version {version}, and this program needs version {SCHEMA_VERSION}"
+            ),
+        ));
     }
     Ok(())
 }

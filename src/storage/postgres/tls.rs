@@ -20,7 +20,7 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{connection::database_error, tls_params::TlsParams};
-use crate::storage::StorageError;
+use crate::storage::error::{StorageError, StorageErrorKind};
 
 /// Whether TLS is used, and with whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,15 +89,19 @@ impl TlsConfig {
         };
         let (mode, verification) = match (mode, roots) {
             ("disable" | "prefer" | "require" | "verify-ca", Some(Roots::System)) => {
-                return Err(StorageError(format!(
-                    "sslrootcert=system needs sslmode=verify-full: with sslmode={mode}, anybody who has some \
+                return Err(StorageError::new(
+                    StorageErrorKind::InvalidConfig,
+                    format!(
+                        "sslrootcert=system needs sslmode=verify-full: with sslmode={mode}, anybody who has some \
                      certificate could be the database"
-                )));
+                    ),
+                ));
             }
             ("disable", _) => (SslMode::Disable, Verification::None),
             ("prefer", None) => (SslMode::Prefer, Verification::None),
             ("prefer", Some(_)) => {
-                return Err(StorageError(
+                return Err(StorageError::new(
+                    StorageErrorKind::InvalidConfig,
                     "sslrootcert is of no use with sslmode=prefer, which goes on without TLS; use \
                      sslmode=verify-full, or verify-ca"
                         .to_owned(),
@@ -105,7 +109,7 @@ impl TlsConfig {
             }
             ("require", None) => (SslMode::Require, Verification::None),
             ("verify-ca", None) => {
-                return Err(StorageError(
+                return Err(StorageError::new(StorageErrorKind::InvalidConfig,
                     "sslmode=verify-ca needs sslrootcert=FILE, the certificates of your own authorities; \
                      use sslmode=verify-full with those of the system"
                         .to_owned(),
@@ -117,16 +121,20 @@ impl TlsConfig {
                 (SslMode::Require, Verification::Full(roots))
             }
             (unknown, _) => {
-                return Err(StorageError(format!(
-                    "sslmode={unknown:?} is unknown; use disable, prefer, require, verify-ca or verify-full"
-                )));
+                return Err(StorageError::new(
+                    StorageErrorKind::InvalidConfig,
+                    format!(
+                        "sslmode={unknown:?} is unknown; use disable, prefer, require, verify-ca or verify-full"
+                    ),
+                ));
             }
         };
         let client_cert = match (sslcert, sslkey) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
             _ => {
-                return Err(StorageError(
+                return Err(StorageError::new(
+                    StorageErrorKind::InvalidConfig,
                     "sslcert and sslkey belong together; one is missing".to_owned(),
                 ));
             }
@@ -145,7 +153,12 @@ impl TlsConfig {
         let verifier = CertVerifier::new(&provider, &self.verification)?;
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| StorageError(format!("TLS cannot be used: {error}")))?
+            .map_err(|error| {
+                StorageError::new(
+                    StorageErrorKind::InvalidConfig,
+                    format!("TLS cannot be used: {error}"),
+                )
+            })?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier));
         let mut config = match &self.client_cert {
@@ -153,9 +166,10 @@ impl TlsConfig {
             Some((certificate, key)) => builder
                 .with_client_auth_cert(load_certificates(certificate)?, load_private_key(key)?)
                 .map_err(|error| {
-                    StorageError(format!(
-                        "{certificate} and {key} are of no use together: {error}"
-                    ))
+                    StorageError::new(
+                        StorageErrorKind::InvalidConfig,
+                        format!("{certificate} and {key} are of no use together: {error}"),
+                    )
                 })?,
         };
         if is_direct {
@@ -210,7 +224,7 @@ impl TlsConfig {
                 None => error.to_string(),
             },
         };
-        StorageError(message)
+        StorageError::new(StorageErrorKind::InvalidConfig, message)
     }
 }
 
@@ -225,27 +239,38 @@ fn rustls_error(error: &tokio_postgres::Error) -> Option<&rustls::Error> {
 }
 
 fn read_file(file: &str) -> Result<Vec<u8>, StorageError> {
-    fs::read(file).map_err(|error| StorageError(format!("{file} cannot be read: {error}")))
+    fs::read(file).map_err(|error| {
+        StorageError::new(
+            StorageErrorKind::InvalidConfig,
+            format!("{file} cannot be read: {error}"),
+        )
+    })
 }
 
 fn load_certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, StorageError> {
     let bytes = read_file(file)?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    let certificates =
-        certificates.map_err(|error| StorageError(format!("{file} is no PEM file: {error}")))?;
+    let certificates = certificates.map_err(|error| {
+        StorageError::new(
+            StorageErrorKind::InvalidConfig,
+            format!("{file} is no PEM file: {error}"),
+        )
+    })?;
     if certificates.is_empty() {
-        return Err(StorageError(format!(
-            "{file} has no certificate in PEM form"
-        )));
+        return Err(StorageError::new(
+            StorageErrorKind::InvalidConfig,
+            format!("{file} has no certificate in PEM form"),
+        ));
     }
     Ok(certificates)
 }
 
 fn load_private_key(file: &str) -> Result<PrivateKeyDer<'static>, StorageError> {
     PrivateKeyDer::from_pem_slice(&read_file(file)?).map_err(|_| {
-        StorageError(format!(
-            "{file} has no private key in PEM form that is not encrypted"
-        ))
+        StorageError::new(
+            StorageErrorKind::InvalidConfig,
+            format!("{file} has no private key in PEM form that is not encrypted"),
+        )
     })
 }
 
@@ -281,7 +306,7 @@ impl TrustAnchors {
             }
         };
         if root_store.is_empty() {
-            return Err(StorageError(match roots {
+            return Err(StorageError::new(StorageErrorKind::InvalidConfig, match roots {
                 Roots::System => {
                     "this system has no certificates of authorities; install them, or name a file \
                      with sslrootcert"

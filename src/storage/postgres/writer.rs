@@ -21,7 +21,10 @@ use super::{
     schema::{SCHEMA_VERSION, check_schema_version},
     statements::Statements,
 };
-use crate::storage::{Completion, StorageError, Write, WriteError};
+use crate::storage::{
+    Completion, Write, WriteError,
+    error::{StorageError, StorageErrorKind},
+};
 
 /// So many changes, or so many bytes of them, are one commit.
 const MAX_BATCH_WRITES: usize = 1024;
@@ -69,13 +72,16 @@ impl Writer {
         let mut queue = self.queue.lock();
         if queue.is_closed {
             drop(queue);
-            return completion
-                .complete(Err(StorageError("the journal is closed".to_owned()).into()));
+            return completion.complete(Err(StorageError::closed().into()));
         }
         // While the database is out of reach, nobody waits for it.
         if let Some(error) = self.write_error() {
             drop(queue);
-            return completion.complete(Err(StorageError(error).into()));
+            return completion.complete(Err(StorageError::new(
+                StorageErrorKind::Unavailable,
+                error,
+            )
+            .into()));
         }
         queue.pending.push((write, completion));
         drop(queue);
@@ -97,7 +103,10 @@ impl Writer {
     /// Keeps nothing any more, for this reason.
     pub(super) fn set_fatal_error(&self, reason: &'static str) {
         self.fatal_error.get_or_init(|| reason);
-        self.fail_pending(Vec::new(), &StorageError(reason.to_owned()));
+        self.fail_pending(
+            Vec::new(),
+            &StorageError::new(StorageErrorKind::Unavailable, reason.to_owned()),
+        );
     }
 
     /// Commits what stands in line, until the line is closed and empty.
@@ -188,7 +197,7 @@ impl Writer {
     /// Nothing can be kept: says so to these, to those who stand in line, and to those
     /// who come.
     fn fail_pending(&self, completions: Vec<Completion>, error: &StorageError) {
-        *self.write_error.lock() = Some(error.0.clone());
+        *self.write_error.lock() = Some(error.to_string());
         let pending = mem::take(&mut self.queue.lock().pending);
         let pending = pending.into_iter().map(|(_, completion)| completion);
         for completion in completions.into_iter().chain(pending) {
@@ -210,7 +219,7 @@ impl Writer {
                 return;
             }
             if let Err(error) = result {
-                *self.write_error.lock() = Some(error.0);
+                *self.write_error.lock() = Some(error.to_string());
                 // One that only reads has given its place to another, which a new
                 // connection may find.
                 self.connection.reset().await;
@@ -237,7 +246,10 @@ impl Writer {
         check_schema_version(&self.connection, statements).await?;
         let message =
             "the database is read-only: is it a standby, or has another one taken its place?";
-        Err(StorageError(message.to_owned()))
+        Err(StorageError::new(
+            StorageErrorKind::Unavailable,
+            message.to_owned(),
+        ))
     }
 }
 

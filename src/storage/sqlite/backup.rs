@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     operation::{Operation, record::RecordDecoder},
-    storage::StorageError,
+    storage::error::{StorageError, StorageErrorKind},
 };
 
 const SELECT_ASCENDING: &str = "SELECT number, record FROM operations ORDER BY number";
@@ -75,10 +75,13 @@ pub(crate) fn backup(from: &Path, to: &Path) -> Result<(), StorageError> {
         {
             StepResult::Done => {}
             _ => {
-                return Err(StorageError(format!(
-                    "{} is locked by another program: end that first",
-                    from.display()
-                )));
+                return Err(StorageError::new(
+                    StorageErrorKind::InvalidConfig,
+                    format!(
+                        "{} is locked by another program: end that first",
+                        from.display()
+                    ),
+                ));
             }
         }
         drop(backup);
@@ -88,10 +91,13 @@ pub(crate) fn backup(from: &Path, to: &Path) -> Result<(), StorageError> {
         if verdict == "ok" {
             return close_as_single_file(copy, partial);
         }
-        Err(StorageError(format!(
-            "{} is damaged ({verdict}): save what can be read with --recover",
-            from.display()
-        )))
+        Err(StorageError::new(
+            StorageErrorKind::InvalidConfig,
+            format!(
+                "{} is damaged ({verdict}): save what can be read with --recover",
+                from.display()
+            ),
+        ))
     })
 }
 
@@ -211,10 +217,13 @@ pub(super) fn write_atomically(
     for suffix in ["", "-wal", "-journal"] {
         let existing = with_suffix(to, suffix);
         if existing.exists() {
-            return Err(StorageError(format!(
-                "{} exists already: choose another name, or remove it first",
-                existing.display()
-            )));
+            return Err(StorageError::new(
+                StorageErrorKind::InvalidConfig,
+                format!(
+                    "{} exists already: choose another name, or remove it first",
+                    existing.display()
+                ),
+            ));
         }
     }
     let partial = with_suffix(to, ".partial");

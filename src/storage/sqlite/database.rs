@@ -16,7 +16,10 @@ use super::{
     errors::{checkpoint_blocked_error, io_error, read_only_error, restore_hint, sqlite_error},
     lock_file::LockFile,
 };
-use crate::{clock::Timestamp, storage::StorageError};
+use crate::{
+    clock::Timestamp,
+    storage::error::{StorageError, StorageErrorKind},
+};
 
 /// `LONG`, so that other programs can tell whose file it is.
 const APPLICATION_ID: i32 = 0x4c4f_4e47;
@@ -111,10 +114,13 @@ impl Database {
             return Ok(());
         }
         let (path, write_count) = (self.path.display(), self.info.write_count);
-        Err(StorageError(format!(
-            "{path} holds {write_count} changes, but {acknowledged} were acknowledged: its write-ahead log {path}-wal was lost or cut, or an older copy took its place; {}; else restore a backup, or remove {path}-lock to go on without the missing changes",
-            restore_hint(&self.path)
-        )))
+        Err(StorageError::new(
+            StorageErrorKind::Corrupt,
+            format!(
+                "{path} holds {write_count} changes, but {acknowledged} were acknowledged: its write-ahead log {path}-wal was lost or cut, or an older copy took its place; {}; else restore a backup, or remove {path}-lock to go on without the missing changes",
+                restore_hint(&self.path)
+            ),
+        ))
     }
 }
 
@@ -165,7 +171,10 @@ pub(super) fn create(path: &Path) -> Result<Connection, StorageError> {
 #[cfg(feature = "cli")]
 pub(super) fn open_read_only(path: &Path) -> Result<Connection, StorageError> {
     if !path.is_file() {
-        return Err(StorageError(format!("there is no file {}", path.display())));
+        return Err(StorageError::new(
+            StorageErrorKind::Corrupt,
+            format!("there is no file {}", path.display()),
+        ));
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let to_error = |error: rusqlite::Error| sqlite_error(path, &error);
@@ -179,7 +188,10 @@ pub(super) fn open_read_only(path: &Path) -> Result<Connection, StorageError> {
         .map_err(to_error)?
         == 0
     {
-        return Err(StorageError(format!("{} is empty", path.display())));
+        return Err(StorageError::new(
+            StorageErrorKind::Corrupt,
+            format!("{} is empty", path.display()),
+        ));
     }
     Ok(connection)
 }
@@ -217,10 +229,13 @@ fn initialize(connection: &mut Connection, path: &Path) -> Result<FileInfo, Stor
         .pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))
         .map_err(to_error)?;
     if mode != "wal" {
-        return Err(StorageError(format!(
-            "{} cannot have a write-ahead log: use a local file system",
-            path.display()
-        )));
+        return Err(StorageError::new(
+            StorageErrorKind::Corrupt,
+            format!(
+                "{} cannot have a write-ahead log: use a local file system",
+                path.display()
+            ),
+        ));
     }
     set_pragmas(connection).map_err(to_error)?;
     migrate(connection, &MIGRATIONS).map_err(to_error)?;
@@ -246,19 +261,25 @@ fn check_compatible(connection: &Connection, path: &Path) -> Result<(), StorageE
         .query_row(count_tables, [], |row| row.get(0))
         .map_err(to_error)?;
     if application_id != APPLICATION_ID && (application_id, table_count) != (0, 0) {
-        return Err(StorageError(format!(
-            "{} is the database of another program: choose another path",
-            path.display()
-        )));
+        return Err(StorageError::new(
+            StorageErrorKind::Corrupt,
+            format!(
+                "{} is the database of another program: choose another path",
+                path.display()
+            ),
+        ));
     }
     let (version, current) = (pragma("user_version").map_err(to_error)?, MIGRATIONS.len());
     if usize::try_from(version).is_ok_and(|version| version <= current) {
         return Ok(());
     }
-    Err(StorageError(format!(
-        "{} has schema version {version}, and this program knows versions up to {current}: use a newer longrunning",
-        path.display()
-    )))
+    Err(StorageError::new(
+        StorageErrorKind::Corrupt,
+        format!(
+            "{} has schema version {version}, and this program knows versions up to {current}: use a newer longrunning",
+            path.display()
+        ),
+    ))
 }
 
 /// Runs the migrations that the file has not seen, all or none.
@@ -304,15 +325,19 @@ fn create_if_missing(path: &Path) -> Result<PathBuf, StorageError> {
     let metadata = canonical.metadata().map_err(to_error)?;
     let display = canonical.display();
     if !metadata.is_file() {
-        return Err(StorageError(format!(
-            "{display} cannot be used: it is not a file"
-        )));
+        return Err(StorageError::new(
+            StorageErrorKind::Corrupt,
+            format!("{display} cannot be used: it is not a file"),
+        ));
     }
     match metadata.nlink() {
         0 | 1 => Ok(canonical),
-        link_count => Err(StorageError(format!(
-            "{display} has {link_count} names (hard links), and each of them would have a log and a lock of its own: remove the others, or copy it with `longrunning backup` and use the copy"
-        ))),
+        link_count => Err(StorageError::new(
+            StorageErrorKind::Corrupt,
+            format!(
+                "{display} has {link_count} names (hard links), and each of them would have a log and a lock of its own: remove the others, or copy it with `longrunning backup` and use the copy"
+            ),
+        )),
     }
 }
 
@@ -324,9 +349,9 @@ fn check_directory(path: &Path) -> Result<(), StorageError> {
     };
     match parent.canonicalize() {
         Ok(_) => Ok(()),
-        Err(error) => Err(StorageError(format!(
-            "the directory {} cannot be used: {error}",
-            parent.display()
-        ))),
+        Err(error) => Err(StorageError::new(
+            StorageErrorKind::Corrupt,
+            format!("the directory {} cannot be used: {error}", parent.display()),
+        )),
     }
 }

@@ -5,7 +5,7 @@ use std::{io, path::Path};
 
 use rusqlite::{ErrorCode, ffi};
 
-use crate::storage::StorageError;
+use crate::storage::error::{StorageError, StorageErrorKind};
 
 /// What an error of the file system means for whoever has to mend it.
 pub(super) fn io_error(path: &Path, error: &io::Error) -> StorageError {
@@ -14,26 +14,33 @@ pub(super) fn io_error(path: &Path, error: &io::Error) -> StorageError {
         io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
             read_only_error(path)
         }
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            StorageError(format!("the disk of {display} is full: make room"))
-        }
-        _ => StorageError(format!("{display} cannot be used: {error}")),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StorageError::new(
+            StorageErrorKind::Unavailable,
+            format!("the disk of {display} is full: make room"),
+        ),
+        _ => StorageError::new(
+            StorageErrorKind::Unavailable,
+            format!("{display} cannot be used: {error}"),
+        ),
     }
 }
 
 pub(super) fn read_only_error(path: &Path) -> StorageError {
-    StorageError(format!(
-        "{} cannot be written: give this user the right to write the file and its directory",
-        path.display()
-    ))
+    StorageError::new(
+        StorageErrorKind::Unavailable,
+        format!(
+            "{} cannot be written: give this user the right to write the file and its directory",
+            path.display()
+        ),
+    )
 }
 
 /// The log holds what the disk may not hold, and somebody keeps it in use.
 pub(super) fn checkpoint_blocked_error(path: &Path) -> StorageError {
-    StorageError(format!(
-        "another program reads {}: end it first",
-        path.display()
-    ))
+    StorageError::new(
+        StorageErrorKind::Unavailable,
+        format!("another program reads {}: end it first", path.display()),
+    )
 }
 
 /// For those who have followed the advice to restore a backup, and left what
@@ -49,38 +56,41 @@ pub(super) fn restore_hint(path: &Path) -> String {
 pub(super) fn sqlite_error(path: &Path, error: &rusqlite::Error) -> StorageError {
     let display = path.display();
     let code = error.sqlite_error().map_or(0, |error| error.extended_code);
-    StorageError(match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => format!(
-            "{display} is not a SQLite file, or its beginning is damaged: choose another path, or restore a backup"
-        ),
-        Some(ErrorCode::DatabaseCorrupt) => format!(
-            "{display} is damaged ({error}): {}; else restore a backup, or save what can be read with `longrunning backup --recover`",
-            restore_hint(path)
-        ),
-        Some(ErrorCode::DiskFull) => format!("the disk of {display} is full: make room"),
-        // SQLite writes each page of it before it maps it, and drops the reason
-        // when that fails.
-        Some(ErrorCode::SystemIoFailure) if code == ffi::SQLITE_IOERR_SHMSIZE => {
-            format!("the disk of {display} is full: make room, {display}-shm cannot grow")
-        }
-        Some(ErrorCode::SystemIoFailure) if code == ffi::SQLITE_IOERR_SHMMAP => format!(
-            "{display}-shm cannot be mapped into memory: use a local file system, or make more memory available"
-        ),
-        // Of the reasons for a write to fail, SQLite knows only the full disk.
-        Some(ErrorCode::SystemIoFailure) if code == ffi::SQLITE_IOERR_WRITE => {
-            format!("the disk of {display} fails, or a quota is used up: {error} (code {code})")
-        }
-        Some(ErrorCode::SystemIoFailure) => {
-            format!("the disk of {display} fails: {error} (code {code})")
-        }
-        Some(ErrorCode::ReadOnly) => return read_only_error(path),
-        Some(ErrorCode::CannotOpen) => format!(
-            "{display} cannot be opened: check that it is a file, that this user may read and write it and its directory, and that the disk is not full (code {code})"
-        ),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            format!("{display} is locked by another program: end that first")
-        }
-        Some(_) => format!("{display} cannot be used: {error} (code {code})"),
-        None => format!("{display} cannot be used: {error}"),
-    })
+    StorageError::new(
+        StorageErrorKind::Unavailable,
+        match error.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase) => format!(
+                "{display} is not a SQLite file, or its beginning is damaged: choose another path, or restore a backup"
+            ),
+            Some(ErrorCode::DatabaseCorrupt) => format!(
+                "{display} is damaged ({error}): {}; else restore a backup, or save what can be read with `longrunning backup --recover`",
+                restore_hint(path)
+            ),
+            Some(ErrorCode::DiskFull) => format!("the disk of {display} is full: make room"),
+            // SQLite writes each page of it before it maps it, and drops the reason
+            // when that fails.
+            Some(ErrorCode::SystemIoFailure) if code == ffi::SQLITE_IOERR_SHMSIZE => {
+                format!("the disk of {display} is full: make room, {display}-shm cannot grow")
+            }
+            Some(ErrorCode::SystemIoFailure) if code == ffi::SQLITE_IOERR_SHMMAP => format!(
+                "{display}-shm cannot be mapped into memory: use a local file system, or make more memory available"
+            ),
+            // Of the reasons for a write to fail, SQLite knows only the full disk.
+            Some(ErrorCode::SystemIoFailure) if code == ffi::SQLITE_IOERR_WRITE => {
+                format!("the disk of {display} fails, or a quota is used up: {error} (code {code})")
+            }
+            Some(ErrorCode::SystemIoFailure) => {
+                format!("the disk of {display} fails: {error} (code {code})")
+            }
+            Some(ErrorCode::ReadOnly) => return read_only_error(path),
+            Some(ErrorCode::CannotOpen) => format!(
+                "{display} cannot be opened: check that it is a file, that this user may read and write it and its directory, and that the disk is not full (code {code})"
+            ),
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+                format!("{display} is locked by another program: end that first")
+            }
+            Some(_) => format!("{display} cannot be used: {error} (code {code})"),
+            None => format!("{display} cannot be used: {error}"),
+        },
+    )
 }

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     operation::{Operation, record::RecordDecoder},
-    storage::StorageError,
+    storage::error::{StorageError, StorageErrorKind},
 };
 
 const SELECT_ALL: &str = "SELECT o.number, o.record, i.input
@@ -90,7 +90,7 @@ pub(super) fn load_all(
                 let Ok(batch) = received else { return Ok(()) };
                 for row in &batch {
                     let operation = row.decode(&mut decoder).map_err(|error| {
-                    StorageError(format!("{}: {error}; {}; else restore a backup, or save what can be read with `longrunning backup --recover`", path.display(), restore_hint(path)))
+                    StorageError::new(StorageErrorKind::Corrupt, format!("{}: {error}; {}; else restore a backup, or save what can be read with `longrunning backup --recover`", path.display(), restore_hint(path)))
                 })?;
                     sink(operation);
                 }

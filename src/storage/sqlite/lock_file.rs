@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::errors::io_error;
-use crate::storage::StorageError;
+use crate::storage::error::{StorageError, StorageErrorKind};
 
 /// Where the note begins, behind the process that holds the lock.
 const ACK_OFFSET: u64 = 11;
@@ -127,8 +127,11 @@ fn format_pid(pid: u32) -> String {
 fn in_use_error(database_path: &Path, lock_file: &fs::File) -> StorageError {
     let text = io::read_to_string(lock_file).unwrap_or_default();
     let pid = text.split_whitespace().next().unwrap_or("unknown");
-    StorageError(format!(
-        "{} is in use by another process (pid {pid}): stop it first, or choose another path",
-        database_path.display()
-    ))
+    StorageError::new(
+        StorageErrorKind::InUse,
+        format!(
+            "{} is in use by another process (pid {pid}): stop it first, or choose another path",
+            database_path.display()
+        ),
+    )
 }

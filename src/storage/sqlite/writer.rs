@@ -21,7 +21,7 @@ use super::{
     errors::sqlite_error,
     rows::{InputWrite, RowWrite},
 };
-use crate::{clock::Timestamp, storage::StorageError};
+use crate::{clock::Timestamp, storage::error::StorageError};
 
 /// The log is moved into the file when it has so many pages of 4 KiB.
 const CHECKPOINT_PAGES: u32 = 2048;

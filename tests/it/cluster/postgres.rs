@@ -248,9 +248,9 @@ async fn newer_schema_is_used_while_it_supports_this_version() {
     let upgrade = format!(
         "ALTER TABLE {schema}.operations ADD COLUMN news text NOT NULL DEFAULT 'none';
          ALTER TABLE {schema}.changes ADD COLUMN news text;
-         ALTER TABLE {schema}.meta ADD COLUMN news text;
+         ALTER TABLE {schema}.schema_meta ADD COLUMN news text;
          CREATE INDEX ON {schema}.operations (news, number);
-         UPDATE {schema}.meta SET version = 8"
+         UPDATE {schema}.schema_meta SET schema_version = 8"
     );
     client.batch_execute(&upgrade).await.unwrap();
     let second_server = start_server(&config).await;
@@ -258,7 +258,7 @@ async fn newer_schema_is_used_while_it_supports_this_version() {
     assert!(old_server.wait(&name, MINUTE).await.unwrap().is_done());
     create_queued(&old_server).await;
     // The last servers of this program should have gone by now.
-    let require_newer = format!("UPDATE {schema}.meta SET least = 7");
+    let require_newer = format!("UPDATE {schema}.schema_meta SET min_writer_version = 7");
     client.batch_execute(&require_newer).await.unwrap();
     let stats_query = format!("SELECT count(*), max(revision) FROM {schema}.operations");
     let stats_before = client.query_one(&stats_query, &[]).await.unwrap();

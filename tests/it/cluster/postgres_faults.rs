@@ -134,14 +134,14 @@ async fn changes_replicate_after_restore_from_dump() {
     let client = sql_client(&config).await;
     let schema = &config.schema;
     let restore = format!(
-        "UPDATE {schema}.meta SET trimmed = '9000000000';
-         UPDATE {schema}.changes SET tx = '9000000001'"
+        "UPDATE {schema}.schema_meta SET pruned_before_xid = '9000000000';
+         UPDATE {schema}.changes SET xid = '9000000001'"
     );
     client.batch_execute(&restore).await.unwrap();
     let (server_a, server_b) = (start_server(&config).await, start_server(&config).await);
     let stale_count = format!(
-        "SELECT count(*) FROM {schema}.meta, {schema}.changes
-         WHERE trimmed > '8000000000' OR tx > '8000000000'"
+        "SELECT count(*) FROM {schema}.schema_meta, {schema}.changes
+         WHERE pruned_before_xid > '8000000000' OR xid > '8000000000'"
     );
     assert_eq!(
         client
@@ -300,7 +300,7 @@ async fn no_change_is_missed_in_burst_of_3500() {
     let client = sql_client(&config).await;
     let delete_all = format!(
         "WITH gone AS (DELETE FROM {0}.operations RETURNING number)
-         INSERT INTO {0}.changes (number, is_renewal) SELECT number, false FROM gone",
+         INSERT INTO {0}.changes (number, lease_only) SELECT number, false FROM gone",
         config.schema
     );
     client.batch_execute(&delete_all).await.unwrap();
@@ -332,7 +332,7 @@ async fn rows_lost_by_database_and_trimmed_changes_are_reloaded() {
         "BEGIN;
          DELETE FROM {schema}.operations WHERE name IN ('{lost}', '{reverted}');
          INSERT INTO {schema}.operations SELECT * FROM {schema}.saved;
-         UPDATE {schema}.meta SET trimmed = pg_snapshot_xmax(pg_current_snapshot());
+         UPDATE {schema}.schema_meta SET pruned_before_xid = pg_snapshot_xmax(pg_current_snapshot());
          COMMIT"
     );
     client.batch_execute(&lose_rows).await.unwrap();
@@ -357,7 +357,7 @@ async fn expired_operations_and_old_change_rows_are_deleted() {
     let client = sql_client(&config).await;
     let schema = &config.schema;
     let age_rows = format!(
-        "UPDATE {schema}.operations SET expires = 1 WHERE name = '{old}';
+        "UPDATE {schema}.operations SET expires_at_us = 1 WHERE name = '{old}';
          UPDATE {schema}.changes SET at = at - interval '1 hour'"
     );
     client.batch_execute(&age_rows).await.unwrap();
@@ -374,7 +374,8 @@ async fn expired_operations_and_old_change_rows_are_deleted() {
         "SELECT count(*) FROM {schema}.changes WHERE at < clock_timestamp() - interval '30 minutes'"
     );
     wait_until(async || count(old_changes.clone()).await == 0).await;
-    let trimmed = format!("SELECT count(*) FROM {schema}.meta WHERE trimmed > '0'");
+    let trimmed =
+        format!("SELECT count(*) FROM {schema}.schema_meta WHERE pruned_before_xid > '0'");
     assert_eq!(count(trimmed).await, 1);
     for server in [&server_a, &server_b] {
         wait_until(async || server.get(&old).await.is_err()).await;

@@ -40,7 +40,7 @@ async fn second_server_deleting_operation_gets_conflict() {
         .unwrap();
     let second_delete = write(&storage_b, Write::Delete(created.operation)).await;
     assert!(
-        matches!(second_delete, Err(WriteError::Conflict(None))),
+        matches!(second_delete, Err(WriteError::Conflict { current: None })),
         "{second_delete:?}"
     );
 }

@@ -249,14 +249,16 @@ async fn abandoned_lease_request_returns_operation_to_queue() {
 // BEHAVIOUR §9
 #[tokio::test]
 async fn unreadable_storage_prevents_server_start() {
+    #[derive(Debug)]
     struct UnreadableStorage;
     impl longrunning::Storage for UnreadableStorage {
         fn load(
             &self,
             _: longrunning::LoadSink,
-        ) -> longrunning::BoxFuture<'_, Result<(), longrunning::StorageError>> {
-            Box::pin(std::future::ready(Err(longrunning::StorageError(
-                "damaged".into(),
+        ) -> futures_util::future::BoxFuture<'_, Result<(), longrunning::StorageError>> {
+            Box::pin(std::future::ready(Err(longrunning::StorageError::new(
+                longrunning::StorageErrorKind::Unavailable,
+                "damaged",
             ))))
         }
 

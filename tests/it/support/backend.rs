@@ -14,14 +14,15 @@ use std::{
     sync::{OnceLock, Weak},
 };
 
-use longrunning::{BoxFuture, Completion, LoadSink, Storage, StorageError, Write};
+use futures_util::future::BoxFuture;
 #[cfg(feature = "postgres")]
 use longrunning::{
-    ChangeSink, Clock, Operation, OperationName, Parent, PostgresConfig, PostgresStorage,
-    SharedStorage,
+    ChangeBatch, ChangeFeed, Clock, Operation, OperationName, Parent, PostgresConfig,
+    PostgresStorage, SharedStorage,
 };
+use longrunning::{Completion, LoadSink, Storage, StorageError, Write};
 #[cfg(feature = "postgres")]
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::mpsc};
 #[cfg(feature = "postgres")]
 use tokio_util::task::AbortOnDropHandle;
 
@@ -78,6 +79,7 @@ pub(crate) fn is_postgres() -> bool {
 /// A journal that lives on a runtime of its own, whose time goes on when a test
 /// pauses its own.
 #[cfg(feature = "postgres")]
+#[derive(Debug)]
 pub(crate) struct IsolatedPostgres(Arc<PostgresStorage>, Clock);
 
 #[cfg(feature = "postgres")]
@@ -215,21 +217,61 @@ impl SharedStorage for IsolatedPostgres {
         Box::pin(Self::run_isolated(async move { storage.sync().await }))
     }
 
-    fn watch(&self, apply: ChangeSink) -> BoxFuture<'_, ()> {
-        let (storage, runtime) = (self.0.clone(), Handle::current());
-        let apply: ChangeSink = Arc::new(move |changes, since| {
-            let applied = runtime.spawn(apply(changes, since));
-            // The runtime of a test that has ended takes in nothing.
-            Box::pin(async { applied.await.unwrap_or(Ok(())) })
-        });
-        let watch = async move { storage.watch(apply).await };
-        // Who follows no longer lets go of the journal.
-        let watch_task = AbortOnDropHandle::new(Self::runtime().spawn(watch));
-        Box::pin(async { watch_task.await.unwrap() })
+    fn changes(&self) -> Box<dyn ChangeFeed> {
+        let mut feed = self.0.changes();
+        let (batch_sender, batches) = mpsc::channel(1);
+        let (acks, mut ack_receiver) = mpsc::channel(1);
+        let relay = async move {
+            loop {
+                let result = feed.next().await;
+                let needs_ack = result.is_ok();
+                if batch_sender.send(result).await.is_err() {
+                    return;
+                }
+                if needs_ack && ack_receiver.recv().await == Some(true) {
+                    feed.ack();
+                }
+            }
+        };
+        Box::new(IsolatedFeed {
+            batches,
+            acks,
+            is_acknowledged: true,
+            _relay: AbortOnDropHandle::new(Self::runtime().spawn(relay)),
+        })
+    }
+}
+
+/// The change feed of an isolated storage, relayed to the runtime of the test.
+#[cfg(feature = "postgres")]
+struct IsolatedFeed {
+    batches: mpsc::Receiver<Result<ChangeBatch, StorageError>>,
+    acks: mpsc::Sender<bool>,
+    is_acknowledged: bool,
+    _relay: AbortOnDropHandle<()>,
+}
+
+#[cfg(feature = "postgres")]
+impl ChangeFeed for IsolatedFeed {
+    fn next(&mut self) -> BoxFuture<'_, Result<ChangeBatch, StorageError>> {
+        if !std::mem::replace(&mut self.is_acknowledged, true) {
+            self.acks.try_send(false).expect("the relay waits");
+        }
+        Box::pin(async move {
+            let batch = self.batches.recv().await.expect("the relay is running");
+            self.is_acknowledged = batch.is_err();
+            batch
+        })
+    }
+
+    fn ack(&mut self) {
+        self.is_acknowledged = true;
+        self.acks.try_send(true).expect("the relay waits");
     }
 }
 
 /// A journal whose appends are counted while they are under way.
+#[derive(Debug)]
 pub(crate) struct CountingStorage<J>(pub(crate) J);
 
 impl<J: Storage> Storage for CountingStorage<J> {

@@ -10,17 +10,20 @@ use std::{
     },
 };
 
+use futures_util::future::BoxFuture;
 use longrunning::{
-    BoxFuture, Change, ChangeSink, Clock, Completion, LoadSink, Operation, OperationName,
-    Operations, SharedStorage, Storage, StorageError, StorageStatus, Timestamp, Write, WriteError,
+    Change, ChangeBatch, ChangeFeed, Clock, Completion, LoadSink, Operation, OperationName,
+    Operations, SharedStorage, Storage, StorageError, StorageErrorKind, StorageStatus, Timestamp,
+    Write, WriteError,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 /// The table. Clones are the same one.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct FakeSharedStorage(Arc<FakeSharedStorageInner>);
 
+#[derive(Debug)]
 struct FakeSharedStorageInner {
     clock: Clock,
     /// Since when it has been there; none while it is away.
@@ -32,7 +35,7 @@ struct FakeSharedStorageInner {
     fetch_count: AtomicUsize,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Rows {
     by_number: BTreeMap<u64, Arc<Operation>>,
     /// Which operations changed, and whether only their leases were renewed.
@@ -40,10 +43,20 @@ struct Rows {
 }
 
 /// What one server has of the table.
+#[derive(Debug)]
 pub(crate) struct FakeStorageHandle {
     storage: FakeSharedStorage,
     replication_enabled: watch::Receiver<bool>,
     applied_position: watch::Sender<usize>,
+}
+
+/// The change feed of one server.
+struct FakeChangeFeed {
+    storage: FakeSharedStorage,
+    replication_enabled: watch::Receiver<bool>,
+    applied_position: watch::Sender<usize>,
+    /// The position after the last batch.
+    next_position: usize,
 }
 
 /// A server of the table.
@@ -145,7 +158,11 @@ impl Storage for FakeStorageHandle {
     fn write(&self, write: Write, completion: Completion) {
         let inner = &*self.storage.0;
         if inner.available_since.lock().is_none() {
-            return completion.complete(Err(StorageError("it is away".to_owned()).into()));
+            return completion.complete(Err(StorageError::new(
+                StorageErrorKind::Unavailable,
+                "it is away".to_owned(),
+            )
+            .into()));
         }
         let mut rows = inner.rows.lock();
         let result = rows.apply_write(&write);
@@ -199,37 +216,57 @@ impl SharedStorage for FakeStorageHandle {
             let result = applied_position
                 .wait_for(|position| log_length <= *position)
                 .await;
-            drop(result.map_err(|_| StorageError("nobody reads".to_owned()))?);
+            drop(result.map_err(|_| {
+                StorageError::new(StorageErrorKind::Unavailable, "nobody reads".to_owned())
+            })?);
             Ok(())
         })
     }
 
-    fn watch(&self, apply: ChangeSink) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            let (mut replication_enabled, mut log_length) = (
-                self.replication_enabled.clone(),
-                self.storage.0.log_length.subscribe(),
-            );
-            let mut position = 0;
-            loop {
-                if log_length
-                    .wait_for(|length| position < *length)
-                    .await
-                    .is_err()
-                    || replication_enabled
-                        .wait_for(|enabled| *enabled)
-                        .await
-                        .is_err()
-                {
-                    return;
-                }
-                let changes = self.storage.0.rows.lock().changes_since(&mut position);
-                // They are on their way for a while.
-                tokio::task::yield_now().await;
-                apply(changes, None).await.unwrap();
-                self.applied_position.send_replace(position);
-            }
+    fn changes(&self) -> Box<dyn ChangeFeed> {
+        Box::new(FakeChangeFeed {
+            storage: self.storage.clone(),
+            replication_enabled: self.replication_enabled.clone(),
+            applied_position: self.applied_position.clone(),
+            next_position: 0,
         })
+    }
+}
+
+impl ChangeFeed for FakeChangeFeed {
+    fn next(&mut self) -> BoxFuture<'_, Result<ChangeBatch, StorageError>> {
+        Box::pin(async move {
+            let position = *self.applied_position.borrow();
+            let mut log_length = self.storage.0.log_length.subscribe();
+            let is_alive = log_length
+                .wait_for(|length| *length > position)
+                .await
+                .is_ok()
+                && self
+                    .replication_enabled
+                    .wait_for(|enabled| *enabled)
+                    .await
+                    .is_ok();
+            if !is_alive {
+                // The replica was dropped, and its store is closing.
+                std::future::pending::<()>().await;
+            }
+            self.next_position = position;
+            let changes = {
+                let rows = self.storage.0.rows.lock();
+                rows.changes_since(&mut self.next_position)
+            };
+            // The response is on its way for a while.
+            tokio::task::yield_now().await;
+            Ok(ChangeBatch {
+                changes,
+                first_changed_at: None,
+            })
+        })
+    }
+
+    fn ack(&mut self) {
+        self.applied_position.send_replace(self.next_position);
     }
 }
 
@@ -251,16 +288,20 @@ impl Rows {
                 let same_name = self.find_by_name(operation.name());
                 let mut rows = self.by_number.values();
                 if let Some(existing) = same_name.or_else(|| rows.find(is_same_request).cloned()) {
-                    return Err(WriteError::Conflict(Some(existing)));
+                    return Err(WriteError::Conflict {
+                        current: Some(existing),
+                    });
                 }
                 self.by_number.insert(operation.number(), operation.clone());
                 self.log.push((operation.number(), false));
             }
             Write::Put(operation) | Write::RenewLease(operation) => {
                 let row = self.by_number.get_mut(&operation.number());
-                let row = row.ok_or(WriteError::Conflict(None))?;
+                let row = row.ok_or(WriteError::Conflict { current: None })?;
                 if row.revision() + 1 != operation.revision() {
-                    return Err(WriteError::Conflict(Some(row.clone())));
+                    return Err(WriteError::Conflict {
+                        current: Some(row.clone()),
+                    });
                 }
                 *row = operation.clone();
                 let is_renewal = matches!(write, Write::RenewLease(_));
@@ -268,9 +309,11 @@ impl Rows {
             }
             Write::Delete(operation) => {
                 let row = self.by_number.get(&operation.number());
-                let row = row.ok_or(WriteError::Conflict(None))?;
+                let row = row.ok_or(WriteError::Conflict { current: None })?;
                 if row.revision() != operation.revision() {
-                    return Err(WriteError::Conflict(Some(row.clone())));
+                    return Err(WriteError::Conflict {
+                        current: Some(row.clone()),
+                    });
                 }
                 self.by_number.remove(&operation.number());
                 self.log.push((operation.number(), false));

@@ -3,16 +3,18 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use futures_util::future::BoxFuture;
 use longrunning::{
-    BoxFuture, Completion, LoadSink, Operation, Storage, StorageError, Timestamp, Write,
+    Completion, LoadSink, Operation, Storage, StorageError, StorageErrorKind, Timestamp, Write,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 /// Clones are the same journal.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct TestStorage(Arc<TestStorageInner>);
 
+#[derive(Debug)]
 struct TestStorageInner {
     write_mode: Mutex<WriteMode>,
     /// What came while the gate was shut.
@@ -148,7 +150,11 @@ impl Storage for TestStorage {
 impl TestStorageInner {
     fn complete_write(&self, write_mode: WriteMode, write: Write, completion: Completion) {
         if write_mode == WriteMode::Fail {
-            return completion.complete(Err(StorageError("the test broke it".into()).into()));
+            return completion.complete(Err(StorageError::new(
+                StorageErrorKind::Unavailable,
+                "the test broke it",
+            )
+            .into()));
         }
         match write {
             Write::Put(operation) | Write::RenewLease(operation) => {

@@ -1,21 +1,22 @@
--- What changed since a snapshot: the changes of all transactions that can be seen
--- now and could not be seen then. Whichever commits first, none is missed. Of many
--- only the first are read at once, and no record that was not written anew.
+-- The changes since a snapshot: those of all transactions that are visible now and were not visible then. No change is
+-- missed, whichever transaction commits first. Only the first 1000 operations are read inline, and only records that
+-- were replaced.
 WITH changed AS (
-  SELECT number, bool_and(is_renewal) AS is_renewal, min(at) AS at,
-    row_number() OVER (ORDER BY number) <= 1000 AS is_near
-  FROM longrunning.changes
-  WHERE tx >= pg_snapshot_xmin($1::text::pg_snapshot)
-    AND NOT pg_visible_in_snapshot(tx, $1::text::pg_snapshot)
+  SELECT number, bool_and(lease_only) AS lease_only, min(changed_at) AS changed_at,
+    row_number() OVER (ORDER BY number) <= 1000 AS is_inline
+  FROM {schema}.changes
+  WHERE xid >= pg_snapshot_xmin($1::text::pg_snapshot)
+    AND NOT pg_visible_in_snapshot(xid, $1::text::pg_snapshot)
   GROUP BY number
 )
-SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::text,
-  changed.number, operations.revision, operations.renewed_until,
-  CASE WHEN NOT changed.is_renewal THEN operations.record END,
-  changed.is_near,
-  meta.trimmed <= pg_snapshot_xmin($1::text::pg_snapshot),
-  (extract(epoch FROM changed.at) * 1000000)::bigint,
-  (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
-FROM longrunning.meta
+SELECT pg_current_snapshot()::text AS snapshot, pg_postmaster_start_time()::text AS server_started,
+  -- False if rows of the change log that are needed were pruned.
+  schema_meta.pruned_before_xid <= pg_snapshot_xmin($1::text::pg_snapshot) AS is_complete,
+  (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS server_time_us,
+  (extract(epoch FROM changed.changed_at) * 1000000)::bigint AS changed_at_us,
+  changed.is_inline,
+  changed.number, operations.revision, operations.lease_expires_at_ns,
+  CASE WHEN NOT changed.lease_only THEN operations.record END AS record
+FROM {schema}.schema_meta
   LEFT JOIN changed ON true
-  LEFT JOIN longrunning.operations ON changed.is_near AND operations.number = changed.number
+  LEFT JOIN {schema}.operations ON changed.is_inline AND operations.number = changed.number

@@ -1,52 +1,53 @@
-WITH given AS MATERIALIZED (
+WITH input AS MATERIALIZED (
   SELECT *
   FROM unnest(
     $1::int2[], $2::int8[], $3::int4[], $4::int4[], $5::text[], $6::text[], $7::bytea[], $8::bool[], $9::int8[],
     $10::bigint[], $11::bytea[]
-  ) AS given (kind, number, seen, revision, name, parent, request, is_done, expires, renewed_until, record)
-  -- A program that is too old for the tables keeps nothing.
-  WHERE (SELECT least FROM longrunning.meta) <= $12
+  ) AS input (kind, number, expected_revision, revision, name, parent, request_key, is_done, expires_at_us,
+    lease_expires_at_ns, record)
+  -- A program that is too old for the schema writes nothing.
+  WHERE (SELECT min_writer_version FROM {schema}.schema_meta) <= $12
 ),
--- Locked in one order everywhere, so that no two batches wait for each other. All that
--- is needed stands here, because to join two lists without an index takes the square.
-ours AS MATERIALIZED (
-  SELECT given.*
-  FROM longrunning.operations JOIN given ON given.number = operations.number
-  WHERE given.kind > 0 AND operations.revision = given.seen
+-- Rows are locked in one order everywhere, so that no two batches wait for each other. The CTE carries all columns that
+-- follow, because a join of two CTEs has no index and takes quadratic time.
+locked AS MATERIALIZED (
+  SELECT input.*
+  FROM {schema}.operations JOIN input ON input.number = operations.number
+  WHERE input.kind > 0 AND operations.revision = input.expected_revision
   ORDER BY operations.number
   FOR UPDATE OF operations
 ),
-changed AS (
-  UPDATE longrunning.operations
-  SET revision = ours.revision, request = ours.request, is_done = ours.is_done,
-    expires = ours.expires, renewed_until = ours.renewed_until,
-    -- What was not written anew need not be read, nor its parts that are kept elsewhere.
-    record = coalesce(ours.record, operations.record)
-  FROM ours
-  WHERE ours.kind = 1 AND operations.number = ours.number
-  RETURNING operations.number, ours.record IS NULL AS is_renewal
+updated AS (
+  UPDATE {schema}.operations
+  SET revision = locked.revision, request_key = locked.request_key, is_done = locked.is_done,
+    expires_at_us = locked.expires_at_us, lease_expires_at_ns = locked.lease_expires_at_ns,
+    -- A record that is not replaced need not be read, nor its TOASTed parts.
+    record = coalesce(locked.record, operations.record)
+  FROM locked
+  WHERE locked.kind = 1 AND operations.number = locked.number
+  RETURNING operations.number, locked.record IS NULL AS lease_only
 ),
-gone AS (
-  DELETE FROM longrunning.operations
-  USING ours
-  WHERE ours.kind = 2 AND operations.number = ours.number
+deleted AS (
+  DELETE FROM {schema}.operations
+  USING locked
+  WHERE locked.kind = 2 AND operations.number = locked.number
   RETURNING operations.number
 ),
-made AS (
-  INSERT INTO longrunning.operations (number, name, parent, request, revision, is_done, expires, record)
-  SELECT number, name, parent, request, revision, is_done, expires, record
-  -- In the order of what one may have to wait for, so that seldom two batches wait for
-  -- each other; one of those is told so, and tries again.
-  FROM given WHERE kind = 0 ORDER BY coalesce(request, name::bytea)
+inserted AS (
+  INSERT INTO {schema}.operations (number, name, parent, request_key, revision, is_done, expires_at_us, record)
+  SELECT number, name, parent, request_key, revision, is_done, expires_at_us, record
+  -- Ordered by the unique key that another transaction may hold, so that deadlocks are rare; the batch that
+  -- PostgreSQL aborts for one is retried.
+  FROM input WHERE kind = 0 ORDER BY coalesce(request_key, name::bytea)
   ON CONFLICT DO NOTHING
   RETURNING number
 ),
-kept AS (
-  SELECT number, is_renewal FROM changed
-  UNION ALL SELECT number, false FROM gone
-  UNION ALL SELECT number, false FROM made
+applied AS (
+  SELECT number, lease_only FROM updated
+  UNION ALL SELECT number, false FROM deleted
+  UNION ALL SELECT number, false FROM inserted
 ),
-noted AS (
-  INSERT INTO longrunning.changes (number, is_renewal) SELECT number, is_renewal FROM kept
+logged AS (
+  INSERT INTO {schema}.changes (number, lease_only) SELECT number, lease_only FROM applied
 )
-SELECT number FROM kept
+SELECT number FROM applied

@@ -1,15 +1,14 @@
--- Some of the operations whose retention is over go, but for those that another
--- server lets go of just now. The time is that of the statement: an index is of no use
--- for one that goes on.
-WITH old AS MATERIALIZED (
-  SELECT number FROM longrunning.operations
-  WHERE expires < (extract(epoch FROM statement_timestamp()) * 1000000)::bigint
-  ORDER BY expires LIMIT 1000
+-- Deletes up to 1000 operations whose retention has expired, except those that another server deletes right now. Uses
+-- statement_timestamp(), which is constant, so that the index on expires_at_us can be used.
+WITH expired AS MATERIALIZED (
+  SELECT number FROM {schema}.operations
+  WHERE expires_at_us < (extract(epoch FROM statement_timestamp()) * 1000000)::bigint
+  ORDER BY expires_at_us LIMIT 1000
   FOR UPDATE SKIP LOCKED
 ),
-gone AS (
-  DELETE FROM longrunning.operations USING old
-  WHERE operations.number = old.number
+deleted AS (
+  DELETE FROM {schema}.operations USING expired
+  WHERE operations.number = expired.number
   RETURNING operations.number
 )
-INSERT INTO longrunning.changes (number, is_renewal) SELECT number, false FROM gone
+INSERT INTO {schema}.changes (number, lease_only) SELECT number, false FROM deleted

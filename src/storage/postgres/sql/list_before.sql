@@ -1,13 +1,13 @@
--- Operations below a number, the newest first: at most so many, and at most 4 MiB
--- of them but for the last.
-SELECT number, revision, renewed_until, record
+-- Operations with numbers below $1, newest first: at most $3, and at most 4 MiB of records without the last one.
+SELECT number, revision, lease_expires_at_ns, record
 FROM (
-  SELECT number, revision, renewed_until, record, sum(octet_length(record)) OVER (ORDER BY number DESC) - octet_length(record) AS above
+  SELECT number, revision, lease_expires_at_ns, record,
+    sum(octet_length(record)) OVER (ORDER BY number DESC) - octet_length(record) AS bytes_before
   FROM (
-    SELECT number, revision, renewed_until, record FROM longrunning.operations
+    SELECT number, revision, lease_expires_at_ns, record FROM {schema}.operations
     WHERE number < $1 AND parent = $2
     ORDER BY number DESC LIMIT $3
   ) AS page
 ) AS sized
-WHERE above < 4194304
+WHERE bytes_before < 4194304
 ORDER BY number DESC

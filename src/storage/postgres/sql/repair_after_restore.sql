@@ -1,8 +1,8 @@
--- A database that was restored from a dump numbers its transactions anew. Those that
--- are noted from before and are still to come there would be read again and again.
+-- After a restore from a logical dump, transaction ids restart. Change-log rows whose xid lies in the future would be
+-- read again and again: delete them.
 WITH future AS (
-  DELETE FROM longrunning.changes
-  WHERE tx > pg_snapshot_xmax(pg_current_snapshot())
+  DELETE FROM {schema}.changes
+  WHERE xid > pg_snapshot_xmax(pg_current_snapshot())
 )
-UPDATE longrunning.meta SET trimmed = '0'
-WHERE trimmed > pg_snapshot_xmax(pg_current_snapshot())
+UPDATE {schema}.schema_meta SET pruned_before_xid = '0'
+WHERE pruned_before_xid > pg_snapshot_xmax(pg_current_snapshot())

@@ -2,13 +2,19 @@
 //! parent, for lists, and groups of them for filters. Which of them a list
 //! shows is decided by the caller.
 
+mod id_prefix;
+mod posting_list;
+mod secondary_index;
+mod set_cursor;
+mod sorted_runs;
+
 use std::{fmt, sync::Arc};
 
 use dashmap::DashMap;
 use foldhash::fast::RandomState;
 use parking_lot::RwLock;
 
-use super::{
+use self::{
     secondary_index::{IndexSet, SecondaryIndexes},
     set_cursor::CursorStep,
     sorted_runs::SortedRuns,

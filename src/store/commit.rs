@@ -1,0 +1,401 @@
+//! The write path: lock, evaluate, persist, publish.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tracing::debug;
+
+use super::{key_locks::KeyLockGuard, reservation::Reservation, state::Store};
+use crate::{
+    error::{Error, Result},
+    operation::{
+        Operation, OperationUpdate,
+        name::OperationName,
+        transition::{Event, Report, TransitionError},
+    },
+    storage::{Completion, Write, WriteError},
+};
+
+/// How often a commit is repeated because another server committed first.
+pub(super) const MAX_CONFLICT_RETRIES: usize = 64;
+
+/// A change that a caller wants to make to an existing operation.
+#[derive(Debug)]
+pub(super) enum Intent {
+    Apply(Event),
+    Delete,
+}
+
+/// The result of evaluating an intent.
+#[derive(Debug)]
+enum Evaluation {
+    Unchanged(Arc<Operation>),
+    Mutate(Mutation),
+}
+
+/// A change that becomes visible once it is durable.
+#[derive(Debug)]
+pub(super) struct Mutation {
+    pub(super) write: Write,
+    pub(super) publish: Publish,
+}
+
+/// How a durable mutation changes the view.
+#[derive(Debug)]
+pub(super) enum Publish {
+    Insert {
+        operation: Arc<Operation>,
+        reservation: Reservation,
+    },
+    Update(Arc<Operation>),
+    Remove {
+        removed: Arc<Operation>,
+        /// The last version, which the caller gets: it may differ from `removed` if it became done just now.
+        last: Arc<Operation>,
+    },
+}
+
+/// The locks that a commit holds until its mutation is visible.
+#[derive(Debug)]
+#[expect(dead_code, reason = "a lock is held until it is dropped")]
+pub(super) struct CommitLocks {
+    pub(super) request_id: Option<KeyLockGuard>,
+    pub(super) operation: KeyLockGuard,
+}
+
+/// What happens to a committed operation if the caller has gone.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum OnAbandon {
+    Ignore,
+    /// Releases the lease: no worker knows of it.
+    ReleaseLease,
+}
+
+/// A mutation on its way through storage. It is published whether or not the caller still waits.
+struct Publication {
+    store: Arc<Store>,
+    publish: Publish,
+    locks: CommitLocks,
+    on_abandon: OnAbandon,
+    reply: oneshot::Sender<Result<Committed, CommitError>>,
+    /// Makes a shutdown wait for the publication.
+    _task: TaskTrackerToken,
+}
+
+/// A commit that was begun; it ends even if this is dropped.
+#[derive(Debug)]
+pub(super) enum PendingCommit {
+    Done(Arc<Operation>),
+    Pending(oneshot::Receiver<Result<Committed, CommitError>>),
+}
+
+/// A committed operation on its way to the caller.
+#[derive(Debug)]
+pub(super) struct Committed {
+    operation: Arc<Operation>,
+    undelivered: Option<UndeliveredLease>,
+}
+
+/// A granted lease that no worker has received. Releases it on drop, so that an abandoned request does not block the
+/// operation until the lease expires.
+#[derive(Debug)]
+struct UndeliveredLease {
+    store: Arc<Store>,
+    operation: Arc<Operation>,
+    is_delivered: bool,
+}
+
+/// Why a commit failed.
+#[derive(Debug)]
+pub(super) enum CommitError {
+    Rejected(Error),
+    /// Another server committed first. `current` is its version; `None` if the operation is gone.
+    Conflict {
+        current: Option<Arc<Operation>>,
+    },
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Applies an event, and returns the operation once the change is durable and visible.
+    pub(crate) async fn commit(
+        self: &Arc<Self>,
+        name: &OperationName,
+        event: Event,
+    ) -> Result<Arc<Operation>> {
+        self.commit_intent(name, Intent::Apply(event)).await
+    }
+
+    /// Hides an operation from clients, or removes it if it is done.
+    pub(crate) async fn delete(self: &Arc<Self>, name: &OperationName) -> Result<()> {
+        self.commit_intent(name, Intent::Delete).await.map(drop)
+    }
+
+    /// Commits an intent, again after each conflict with another server.
+    async fn commit_intent(
+        self: &Arc<Self>,
+        name: &OperationName,
+        intent: Intent,
+    ) -> Result<Arc<Operation>> {
+        let intent = Arc::new(intent);
+        for attempt in 0..=MAX_CONFLICT_RETRIES {
+            // The first attempt rests on a view that may lag; a conflict has just reloaded it.
+            let may_reload = self.is_shared() && attempt == 0;
+            let begin = self.clone().begin_commit(
+                name.clone(),
+                intent.clone(),
+                may_reload,
+                OnAbandon::Ignore,
+            );
+            let begun = self.tasks.run_to_completion("commit", begin).await?;
+            match begun.wait().await {
+                Ok(committed) => return Ok(committed.into_operation()),
+                Err(CommitError::Rejected(error)) => return Err(error),
+                Err(CommitError::Conflict { current }) => {
+                    self.reload_after_conflict(current, name).await?;
+                }
+            }
+        }
+        Err(Error::StoreUnavailable)
+    }
+
+    /// Locks the operation, evaluates the intent and hands the mutation to storage. With `may_reload`, an intent is
+    /// rejected or found to change nothing only by the stored version, not by a view that lags.
+    pub(super) async fn begin_commit(
+        self: Arc<Self>,
+        name: OperationName,
+        intent: Arc<Intent>,
+        may_reload: bool,
+        on_abandon: OnAbandon,
+    ) -> Result<PendingCommit> {
+        let locks = CommitLocks {
+            request_id: None,
+            operation: self.key_locks.lock(name.as_str()).await,
+        };
+        let evaluation = match self.evaluate(&name, &intent) {
+            Err(_) | Ok(Evaluation::Unchanged(_)) if may_reload => {
+                self.reload_locked(&name).await?;
+                self.evaluate(&name, &intent)
+            }
+            evaluation => evaluation,
+        };
+        Ok(match evaluation? {
+            Evaluation::Unchanged(current) => PendingCommit::Done(current),
+            Evaluation::Mutate(mutation) => self.persist(mutation, locks, on_abandon),
+        })
+    }
+
+    /// Returns what the intent does to the operation. The caller holds its key lock.
+    fn evaluate(&self, name: &OperationName, intent: &Intent) -> Result<Evaluation> {
+        let not_found = || Error::not_found(name.as_str());
+        let event = match intent {
+            Intent::Apply(event) => event,
+            Intent::Delete => {
+                let current = self.view.get_visible(name.as_str()).ok_or_else(not_found)?;
+                let update = current.delete(self.clock.now());
+                return Ok(Evaluation::from_update(current, update));
+            }
+        };
+        let current = self.view.get_any(name.as_str()).ok_or_else(not_found)?;
+        let current = self.with_outage_grace(current);
+        // Only clients request a cancellation, and they do not see deleted operations.
+        if current.is_deleted() && matches!(event, Event::RequestCancel) {
+            return Err(not_found());
+        }
+        let rejected = |error: TransitionError| Error::FailedPrecondition {
+            name: name.to_string(),
+            error,
+        };
+        let update = current.apply(event, self.clock.now()).map_err(rejected)?;
+        match &update {
+            OperationUpdate::Put(next)
+            | OperationUpdate::RenewLease(next)
+            | OperationUpdate::Remove(Some(next)) => {
+                let total_bytes = self.view.total_bytes();
+                self.limits
+                    .check_capacity(total_bytes, event, &current, next)?;
+            }
+            // The timer fired early: another deadline has replaced the one it was set for.
+            OperationUpdate::Unchanged if *event == Event::TimerFired => {
+                self.view.reschedule(&current);
+            }
+            OperationUpdate::Unchanged | OperationUpdate::Remove(None) => {}
+        }
+        Ok(Evaluation::from_update(current, update))
+    }
+
+    /// Hands a mutation to storage, which completes its publication on any thread.
+    pub(super) fn persist(
+        self: &Arc<Self>,
+        mutation: Mutation,
+        locks: CommitLocks,
+        on_abandon: OnAbandon,
+    ) -> PendingCommit {
+        let (reply, receiver) = oneshot::channel();
+        let publication = Publication {
+            store: self.clone(),
+            publish: mutation.publish,
+            locks,
+            on_abandon,
+            reply,
+            _task: self.tasks.token(),
+        };
+        let completion = Completion::new(move |result| publication.complete(result));
+        self.storage.write(mutation.write, completion);
+        PendingCommit::Pending(receiver)
+    }
+
+    /// Makes a durable mutation visible, and returns the operation for the caller.
+    fn publish(&self, publish: Publish) -> Arc<Operation> {
+        match publish {
+            Publish::Insert {
+                operation,
+                reservation,
+            } => {
+                self.view.publish(&operation);
+                reservation.commit();
+                self.remove_if_tombstoned(&operation);
+                operation
+            }
+            Publish::Update(operation) => {
+                self.view.publish(&operation);
+                operation
+            }
+            Publish::Remove { removed, last } => {
+                self.remove(&removed);
+                last
+            }
+        }
+    }
+}
+
+// === impl Evaluation ===
+
+impl Evaluation {
+    fn from_update(current: Arc<Operation>, update: OperationUpdate) -> Self {
+        let (write, publish) = match update {
+            OperationUpdate::Unchanged => return Self::Unchanged(current),
+            OperationUpdate::Put(next) => {
+                let next = Arc::new(next);
+                (Write::Put(next.clone()), Publish::Update(next))
+            }
+            OperationUpdate::RenewLease(next) => {
+                let next = Arc::new(next);
+                (Write::RenewLease(next.clone()), Publish::Update(next))
+            }
+            OperationUpdate::Remove(last) => {
+                let last = last.map_or_else(|| current.clone(), Arc::new);
+                let removed = current;
+                (
+                    Write::Delete(removed.clone()),
+                    Publish::Remove { removed, last },
+                )
+            }
+        };
+        Self::Mutate(Mutation { write, publish })
+    }
+}
+
+// === impl Publication ===
+
+impl Publication {
+    /// Publishes the mutation if it is durable, releases the locks, and answers the caller.
+    fn complete(self, result: Result<(), WriteError>) {
+        let Self {
+            store,
+            publish,
+            locks,
+            on_abandon,
+            reply,
+            _task,
+        } = self;
+        let committed = result.map(|()| Committed {
+            operation: store.publish(publish),
+            undelivered: None,
+        });
+        drop(locks);
+        let committed = committed.map(|committed| match on_abandon {
+            OnAbandon::Ignore => committed,
+            OnAbandon::ReleaseLease => committed.release_unless_delivered(store),
+        });
+        // A caller that has gone finds the change in the view.
+        drop(reply.send(committed.map_err(CommitError::from)));
+    }
+}
+
+// === impl PendingCommit ===
+
+impl PendingCommit {
+    /// Waits until the mutation is visible, or storage has rejected it.
+    pub(super) async fn wait(self) -> Result<Committed, CommitError> {
+        match self {
+            Self::Done(operation) => Ok(Committed {
+                operation,
+                undelivered: None,
+            }),
+            // The sender is dropped unused only if publishing panicked.
+            Self::Pending(receiver) => receiver
+                .await
+                .unwrap_or(Err(CommitError::Rejected(Error::StoreUnavailable))),
+        }
+    }
+}
+
+// === impl Committed ===
+
+impl Committed {
+    /// Hands the operation over to the caller.
+    pub(super) fn into_operation(self) -> Arc<Operation> {
+        if let Some(mut undelivered) = self.undelivered {
+            undelivered.is_delivered = true;
+        }
+        self.operation
+    }
+
+    fn release_unless_delivered(self, store: Arc<Store>) -> Self {
+        let operation = self.operation.clone();
+        Self {
+            undelivered: Some(UndeliveredLease {
+                store,
+                operation,
+                is_delivered: false,
+            }),
+            ..self
+        }
+    }
+}
+
+// === impl UndeliveredLease ===
+
+impl Drop for UndeliveredLease {
+    fn drop(&mut self) {
+        if let Some(lease) = self.operation.lease()
+            && !self.is_delivered
+        {
+            let release = Event::ReleaseLease(lease.token, Report::default());
+            let (store, name) = (self.store.clone(), self.operation.name_owned());
+            // Storage may complete a write on a thread outside of the runtime.
+            let _context = self.store.runtime.enter();
+            self.store
+                .tasks
+                .spawn("release", async move { store.commit(&name, release).await });
+        }
+    }
+}
+
+// === impl CommitError ===
+
+impl From<WriteError> for CommitError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Unavailable(error) => {
+                // The storage logs an outage once; this would log it for each call.
+                debug!(%error, "write rejected");
+                Self::Rejected(Error::StoreUnavailable)
+            }
+            WriteError::Conflict { current } => Self::Conflict { current },
+        }
+    }
+}

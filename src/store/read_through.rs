@@ -1,0 +1,160 @@
+//! Reads from shared storage what the view does not have, or may have in an older version.
+
+use std::sync::Arc;
+
+use tracing::warn;
+
+use super::{state::Store, tombstones::FetchGuard};
+use crate::{
+    error::{Error, Result},
+    operation::{
+        Operation,
+        name::{OperationName, Parent},
+    },
+    storage::{SharedStorage, error::StorageError},
+};
+
+/// A stored operation as it was read, and the guard that keeps the tombstones it may be older than.
+struct Fetched<'a> {
+    operation: Option<Arc<Operation>>,
+    _guard: FetchGuard<'a>,
+}
+
+impl Store {
+    /// Returns an operation that the view lacks, as clients see it, or `None` if it does not exist. It is published,
+    /// unless it is old enough to be evicted again.
+    ///
+    /// # Errors
+    /// UNAVAILABLE if the storage cannot be read.
+    pub(crate) async fn read_through(
+        &self,
+        name: &OperationName,
+    ) -> Result<Option<Arc<Operation>>> {
+        let _lock = self.key_locks.lock(name.as_str()).await;
+        let Some(fetched) = self.fetch(name).await? else {
+            return Ok(None);
+        };
+        match &fetched.operation {
+            Some(stored)
+                if self.is_in_evicted_range(stored)
+                    && self.view.get_any(name.as_str()).is_none() =>
+            {
+                Ok((!stored.is_deleted()).then(|| stored.clone()))
+            }
+            _ => {
+                self.publish_fetched(name, fetched);
+                Ok(self.view.get_visible(name.as_str()))
+            }
+        }
+    }
+
+    /// Brings an operation of the view up to date with the stored version.
+    pub(super) async fn reload(&self, name: &OperationName) -> Result<()> {
+        let _lock = self.key_locks.lock(name.as_str()).await;
+        self.reload_locked(name).await
+    }
+
+    /// The same as `reload`, for a caller that holds the key lock. The stored version counts even if it is older:
+    /// after a failover the database may have lost writes that it had acknowledged.
+    pub(super) async fn reload_locked(&self, name: &OperationName) -> Result<()> {
+        if let Some(fetched) = self.fetch(name).await? {
+            self.publish_fetched(name, fetched);
+        }
+        Ok(())
+    }
+
+    /// Brings the view up to date after another server committed `current` first; `None` if the operation is gone.
+    pub(super) async fn reload_after_conflict(
+        &self,
+        current: Option<Arc<Operation>>,
+        name: &OperationName,
+    ) -> Result<()> {
+        // The operation in the way may have another name: the one that has the request id. It may have changed again
+        // since the conflict.
+        let conflicting = current.map(|current| current.name_owned());
+        self.reload(conflicting.as_ref().unwrap_or(name)).await
+    }
+
+    /// Publishes the version that another server committed first, instead of ours.
+    pub(super) async fn adopt_winner(
+        &self,
+        winner: Option<Arc<Operation>>,
+        name: &OperationName,
+    ) -> Result<()> {
+        let _lock = self.key_locks.lock(name.as_str()).await;
+        match (self.view.get_any(name.as_str()), winner) {
+            (Some(cached), Some(winner))
+                if cached.number() == winner.number() && cached.revision() < winner.revision() =>
+            {
+                self.view.publish(&winner);
+                Ok(())
+            }
+            _ => self.reload_locked(name).await,
+        }
+    }
+
+    /// Returns stored operations with numbers below `before`, newest first, at most `limit`. An empty list means that
+    /// there are none.
+    pub(crate) async fn list_from_storage(
+        &self,
+        parent: Option<&Parent>,
+        before: u64,
+        limit: usize,
+    ) -> Result<Vec<Arc<Operation>>> {
+        let Some(shared) = self.storage.shared() else {
+            return Ok(Vec::new());
+        };
+        let listed = SharedStorage::list_before(shared, parent, before, limit).await;
+        let mut operations = listed.map_err(|error| log_read_failure(&error))?;
+        // The view may have a newer version than the one that was read.
+        for operation in &mut operations {
+            if let Some(cached) = self.view.index.get(operation.number())
+                && cached.revision() > operation.revision()
+            {
+                *operation = cached;
+            }
+        }
+        Ok(operations)
+    }
+
+    /// Reads the stored version of an operation; `None` if the storage is not shared. The caller holds the key lock.
+    async fn fetch(&self, name: &OperationName) -> Result<Option<Fetched<'_>>> {
+        let (Some(peers), Some(shared)) = (&self.peers, self.storage.shared()) else {
+            return Ok(None);
+        };
+        let guard = peers.tombstones.begin_fetch();
+        let fetched = shared.fetch(name).await;
+        Ok(Some(Fetched {
+            operation: fetched.map_err(|error| log_read_failure(&error))?,
+            _guard: guard,
+        }))
+    }
+
+    /// Replaces the version in the view by the stored one. The caller has held the key lock since before the fetch,
+    /// so that no newer version was published meanwhile.
+    fn publish_fetched(&self, name: &OperationName, fetched: Fetched<'_>) {
+        let cached = self.view.get_any(name.as_str());
+        match (cached, fetched.operation) {
+            // It was removed while the response was on its way.
+            (_, Some(stored)) if self.is_tombstoned(stored.number()) => {}
+            (Some(cached), Some(stored)) if cached.number() == stored.number() => {
+                if cached.version() != stored.version() {
+                    self.view.publish(&stored);
+                }
+            }
+            (cached, stored) => {
+                if let Some(cached) = cached {
+                    self.remove(&cached);
+                }
+                if let Some(stored) = stored {
+                    self.insert_existing(&stored);
+                }
+            }
+        }
+    }
+}
+
+fn log_read_failure(error: &StorageError) -> Error {
+    warn!(%error, "failed to read operations from storage");
+    Error::StoreUnavailable
+}

@@ -1,0 +1,121 @@
+//! The state that every part of the store shares.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, AtomicUsize, Ordering},
+};
+
+use tokio::runtime::Handle;
+
+use super::{
+    consistency::ReadConsistency, key_locks::KeyLocks, limits::Limits, tombstones::Tombstones,
+    view::View,
+};
+use crate::{
+    clock::{Clock, Timestamp},
+    operation::Operation,
+    storage::{SharedStorage, Storage, StorageStatus},
+    tasks::Tasks,
+};
+
+/// All operations of one server, and the means to change them.
+#[derive(Debug)]
+pub(crate) struct Store {
+    pub(crate) view: View,
+    pub(crate) clock: Clock,
+    pub(crate) tasks: Tasks,
+    pub(crate) limits: Limits,
+    pub(super) read_consistency: ReadConsistency,
+    /// The runtime on which the store was opened; storage threads spawn onto it.
+    pub(super) runtime: Handle,
+    pub(super) storage: Arc<dyn Storage>,
+    /// Present if other servers share the storage.
+    pub(super) peers: Option<Peers>,
+    pub(super) key_locks: KeyLocks,
+    pub(super) request_id_locks: KeyLocks,
+    pub(super) next_number: AtomicU64,
+    pub(super) operation_count: AtomicUsize,
+    /// Bytes of new operations whose creation is not durable yet.
+    pub(super) reserved_bytes: AtomicUsize,
+}
+
+/// What a server must remember because others change the same storage.
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    pub(super) tombstones: Tombstones,
+    /// The replication loop, which outlives `Store::tasks` during a drain.
+    pub(super) replication_tasks: Tasks,
+}
+
+impl Store {
+    /// Returns `true` if other servers share the storage.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.peers.is_some()
+    }
+
+    /// Returns why the storage rejects writes at present, or `None` if it accepts them.
+    pub(crate) fn write_error(&self) -> Option<String> {
+        self.storage.write_error()
+    }
+
+    /// Returns the time up to which all changes of other servers are visible here, or `None` for storage that is
+    /// not shared.
+    pub(crate) fn applied_through(&self) -> Option<Timestamp> {
+        Some(self.storage.shared()?.status()?.applied_through)
+    }
+
+    /// Returns `true` if the operation was removed, here or by another server.
+    pub(crate) fn is_tombstoned(&self, number: u64) -> bool {
+        let peers = self.peers.as_ref();
+        peers.is_some_and(|peers| peers.tombstones.contains(number))
+    }
+
+    /// Returns the operation with its lease extended by the time during which shared storage was unavailable: until
+    /// then no worker could renew it.
+    pub(super) fn with_outage_grace(&self, operation: Arc<Operation>) -> Arc<Operation> {
+        let now = self.clock.now();
+        let is_expired = operation.lease().is_some_and(|lease| lease.is_expired(now));
+        let shared = self.storage.shared().filter(|_| is_expired);
+        let Some(StorageStatus {
+            available_since, ..
+        }) = shared.and_then(SharedStorage::status)
+        else {
+            return operation;
+        };
+        let mut extended = Operation::clone(&operation);
+        extended.restart_lease(available_since);
+        Arc::new(extended)
+    }
+
+    /// Makes an operation visible that is already durable: loaded at the start, or created by another server. If
+    /// another task may publish the same operation, the caller holds its key lock.
+    pub(super) fn insert_existing(&self, operation: &Arc<Operation>) {
+        self.next_number
+            .fetch_max(operation.number() + 1, Ordering::Relaxed);
+        self.operation_count.fetch_add(1, Ordering::Relaxed);
+        if let (Some(queue), None) = (operation.queue(), operation.lease())
+            && !operation.is_done()
+        {
+            self.view.ready_queues.get_or_create(queue).add_pending();
+        }
+        self.view.publish(operation);
+        self.remove_if_tombstoned(operation);
+    }
+
+    /// Removes an operation from the view and leaves a tombstone. The caller holds its key lock.
+    pub(super) fn remove(&self, operation: &Operation) {
+        self.view.remove(operation);
+        self.operation_count.fetch_sub(1, Ordering::Relaxed);
+        if let Some(peers) = &self.peers {
+            peers.tombstones.insert(operation.number());
+        }
+    }
+
+    /// Removes an operation that another server removed just before it was published here, when there was nothing
+    /// to remove yet. The caller holds its key lock.
+    pub(super) fn remove_if_tombstoned(&self, operation: &Operation) {
+        if self.is_tombstoned(operation.number()) {
+            self.remove(operation);
+        }
+    }
+}
