@@ -1,12 +1,15 @@
-//! The missing server for `google.longrunning.Operations` (AIP-151): a
-//! concurrent in-memory store of operations, moved by background tokio workers
-//! and followed by any Google client.
+//! A server for `google.longrunning.Operations` ([AIP-151]): create operations in your own tonic
+//! server, execute them with handlers or with workers in other processes, and serve them to any
+//! gRPC or HTTP/JSON client.
+//!
+//! Begin with [`Operations::builder`]. It starts the store and the worker pools and returns
+//! [`Operations`], a cheap handle that creates, reads and changes operations:
 //!
 //! ```no_run
 //! use longrunning::{Any, Context, Failure, NewOperation, Operations, operations_server};
 //!
 //! async fn resize(context: Context) -> Result<Any, Failure> {
-//!     Ok(Any::default()) // the real work, with context.progress(…) on the way
+//!     Ok(Any::default()) // the real work, with context.report_progress(…) on the way
 //! }
 //!
 //! # async fn start() -> Result<(), Box<dyn std::error::Error>> {
@@ -18,40 +21,49 @@
 //! # }
 //! ```
 //!
-//! # Map
+//! # How do I …
 //!
-//! Imports run one way, each only to what stands further down:
+//! - **create an operation?** [`Operations::create`] with a [`NewOperation`]. Return
+//!   [`Operation::to_proto`] from your method; an [`Error`] converts into a `tonic::Status`.
+//! - **execute operations?** Write a [`Handler`], or an async function from [`Context`] to
+//!   `Result<Any, Failure>`, and register it with [`Builder::handler`]. [`Context`] reports
+//!   progress, saves checkpoints and signals cancellation.
+//! - **serve operations to clients?** Add [`operations_server`] and [`watch_server`] to a tonic
+//!   server, [`worker_server`] for workers in other processes, and [`gateway()`] for HTTP/JSON.
+//! - **keep operations across restarts?** Pass [`SqliteStorage`], or [`PostgresStorage`] for
+//!   several servers, to [`Builder::storage`]. Without it [`MemoryStorage`] discards all writes.
+//! - **execute operations in another process?** [`client::Worker`] leases operations of queues and
+//!   runs the same handlers; [`client::Client`] creates operations on a remote server.
+//! - **test my handlers?** Start a builder without storage inside `#[tokio::test]`, create an
+//!   operation and await [`Operations::wait`]. All timers follow tokio's clock, so that
+//!   `tokio::time::pause` makes leases, retries and timeouts instantaneous.
 //!
-//! | module | what lives there |
+//! # Features
+//!
+//! | feature | adds |
 //! | --- | --- |
-//! | `cli` | the commands of the binary |
-//! | `server` | listeners, config, telemetry, drain: the program around the library |
-//! | `grpc` | the services: requests in, stored bytes out, errors as statuses |
-//! | `gateway` | the same over HTTP/JSON; neither knows of the other |
-//! | `demo` | an API with one slow method, as a guest of the library |
-//! | `reflection` | the types of this server for others, and those of another one for us |
-//! | `remote` | workers and creators that are not in the server's process |
-//! | `operations` | [`Operations`], the handle; [`NewOperation`], what a creator asks for |
-//! | `worker` | [`Handler`], [`Context`] and the pools of in-process workers |
-//! | `store` | one door for writes, one for visibility; index, queues, waiters, deadlines |
-//! | `error`, `status` | [`Error`], the sum of what can go wrong for a caller, and how it is told |
-//! | `journal`, `query` | where changes are kept before they are shown; scopes, pages and filters |
-//! | `operation` | the domain: names, leases, retries, the table of (stage, event), the bytes |
-//! | [`proto`], `clock`, `tasks`, `metrics`, `types` | leaves |
+//! | `sqlite` | [`SqliteStorage`]: operations in a SQLite file |
+//! | `postgres` | [`PostgresStorage`]: operations in a PostgreSQL database shared by several servers |
+//! | `client` | [`client`]: workers and creators in other processes than the server |
+//! | `gateway` | [`gateway()`]: HTTP/JSON as a tower service |
+//! | `command` | [`CommandHandler`]: a handler that runs a program for each operation |
+//! | `server` | [`server`]: listeners, configuration, telemetry and graceful shutdown; enables all of the above |
+//! | `cli` | the program `longrunning`; enables `server` |
 //!
-//! # Invariants
+//! The default features are those of the program. A library user sets `default-features = false`
+//! and enables what it needs.
 //!
-//! - A done operation has exactly one of `error` and `response`, and its bytes
-//!   never change again.
-//! - A stale or foreign lease never changes anything.
-//! - Nothing is shown before the journal has kept it; what was acknowledged is
-//!   shown to everybody.
-//! - The bytes of an operation are encoded once, when it changes; Get, Wait and
-//!   List never encode.
-//! - Who waits enters first, then looks, then sleeps; a notification is a hint,
-//!   the view is the truth.
-//! - The domain reads no clock, does no IO and writes no log.
-//! - No guard of the map leaves the view or crosses an await.
+//! # Guarantees
+//!
+//! - A queued operation is executed at least once, as long as its retry policy has attempts left.
+//!   [`Context::attempt`] is a fencing number for other systems.
+//! - Exactly one outcome is recorded. A done operation has exactly one of `error` and `response`,
+//!   and its bytes never change.
+//! - At most one lease of an operation is valid at a time. A stale [`LeaseToken`] changes nothing.
+//! - A change is visible only after the storage has made it durable, and an acknowledged change is
+//!   visible to every reader of this server.
+//!
+//! [AIP-151]: https://google.aip.dev/151
 
 #[cfg(feature = "cli")]
 #[doc(hidden)]
