@@ -1,13 +1,13 @@
--- The roles of a database for `longrunning serve --store postgres://…`. Run it as a
--- superuser, in that database; it may be run again:
+-- Roles for `longrunning serve --store postgres://…`. Run this as a superuser, in
+-- that database. It is idempotent:
 --
 --     psql -v ON_ERROR_STOP=1 -d longrunning -f deploy/postgres/roles.sql
 --
--- `longrunning_owner` owns the schema and makes the tables. It is for migrations,
--- and for the first start of a server. `longrunning_server` is what servers log in
--- as: it reads and writes rows, and can neither change nor drop a table.
+-- `longrunning_owner` owns the schema and creates the tables. Use it for the first
+-- start of a server and for schema upgrades. `longrunning_server` is the role of the
+-- servers: it reads and writes rows, and can neither alter nor drop a table.
 --
--- Another schema: psql -v schema=NAME …, and --store-schema NAME.
+-- For another schema: psql -v schema=NAME …, and --store-schema NAME.
 
 \if :{?schema}
 \else
@@ -18,18 +18,18 @@ SELECT 'CREATE ROLE longrunning_owner LOGIN'
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'longrunning_owner') \gexec
 SELECT 'CREATE ROLE longrunning_server LOGIN'
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'longrunning_server') \gexec
--- No password is written here: set both with \password, or use what pg_hba.conf has.
+-- Set passwords with \password, or configure another authentication in pg_hba.conf.
 
--- CREATE SCHEMA IF NOT EXISTS, with which a server makes its tables, asks for this
--- right even if the schema is there.
+-- A server runs CREATE SCHEMA IF NOT EXISTS, which requires this privilege even if
+-- the schema exists.
 SELECT format('GRANT CREATE ON DATABASE %I TO longrunning_owner', current_database()) \gexec
 SELECT format('GRANT CONNECT ON DATABASE %I TO longrunning_owner, longrunning_server', current_database()) \gexec
 
 CREATE SCHEMA IF NOT EXISTS :"schema" AUTHORIZATION longrunning_owner;
 GRANT USAGE ON SCHEMA :"schema" TO longrunning_server;
 
--- The tables operations, changes and meta: those that are there, and those that the
--- owner makes later. LISTEN and pg_notify need no right.
+-- For the tables operations, changes and schema_meta, existing and future. LISTEN and
+-- pg_notify require no privilege.
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA :"schema" TO longrunning_server;
 ALTER DEFAULT PRIVILEGES FOR ROLE longrunning_owner IN SCHEMA :"schema"
   GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO longrunning_server;
