@@ -1,6 +1,5 @@
-//! Deadlines: which operations time alone may change, and when: leases,
-//! timeouts, pauses before a retry, retention. What then happens to them is
-//! decided by the state machine.
+//! Deadlines: when timers fire for operations, such as the expiry of a lease, a timeout, the end of a backoff or of
+//! the retention.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,18 +8,17 @@ use tokio::{select, sync::Notify, time::sleep_until};
 
 use crate::clock::{Clock, Timestamp};
 
-/// The coarsest quantum of a deadline that somebody waits for: 2^26 ns, 67 ms.
+/// The coarsest quantum of a deadline, as a power of two of nanoseconds: 2^26 ns, 67 ms.
 const MAX_QUANTUM_LOG2: u32 = 26;
-/// The coarsest quantum of retention: 2^40 ns, 18 minutes.
+/// The coarsest quantum of the end of a retention: 2^40 ns, 18 minutes.
 const MAX_RETENTION_QUANTUM_LOG2: u32 = 40;
 
-/// How many deadlines are taken out together, so that none waits long for its
-/// turn when many are over.
+/// How many due operations are returned together, so that timers that become due meanwhile do not wait for all of
+/// them.
 const MAX_BATCH_LEN: usize = 4096;
 
-/// Numbers of operations by the time at which to look at them. An entry is 8
-/// bytes; one that is not due any more costs a look, and goes with a sweep if
-/// its operation is gone.
+/// Operation numbers by the time at which their timer fires. An entry takes 8 bytes. An entry that was replaced by
+/// another deadline still fires once; those of removed operations go with a compaction.
 #[derive(Debug, Default)]
 pub(crate) struct Deadlines {
     queue: Mutex<TimerQueue>,
@@ -31,15 +29,13 @@ pub(crate) struct Deadlines {
 struct TimerQueue {
     due: BTreeMap<Timestamp, Vec<u64>>,
     entries: usize,
-    /// How many entries the last sweep left.
+    /// The number of entries that the last compaction left.
     len_after_compaction: usize,
 }
 
 impl Deadlines {
-    /// Asks for a look at `number` when `at` is over: at the next full quantum,
-    /// which is about 1/128 of the time until then, at least 1 ms and at most
-    /// 67 ms, or 18 minutes for retention, so that a million deadlines share a
-    /// few thousand entries.
+    /// Schedules a timer for `number` at `at`, rounded up to a quantum of about 1/128 of the delay: 1 ms to 67 ms, or
+    /// up to 18 minutes for a retention, so that a million deadlines share a few thousand map entries.
     pub(crate) fn schedule(&self, number: u64, at: Timestamp, now: Timestamp, is_retention: bool) {
         if at.nanos() == i64::MAX {
             return;
@@ -63,8 +59,7 @@ impl Deadlines {
         }
     }
 
-    /// Drops the entries of operations that are gone, once they may be half of
-    /// the book.
+    /// Removes the entries of removed operations, once the number of entries has doubled.
     pub(crate) fn compact(&self, is_live: impl Fn(u64) -> bool) {
         let mut queue = self.queue.lock();
         if queue.entries < 2 * queue.len_after_compaction + 16_384 {
@@ -78,8 +73,8 @@ impl Deadlines {
         queue.len_after_compaction = queue.entries;
     }
 
-    /// Waits for the next deadlines and takes them out, all that are over but not
-    /// many more than [`AT_ONCE`].
+    /// Waits for the next due timers and removes them: all that are due, but not many more than `MAX_BATCH_LEN`.
+    /// Cancellation safe.
     pub(crate) async fn wait_for_due(&self, clock: Clock) -> Vec<u64> {
         loop {
             let earlier_deadline = self.earlier_deadline.notified();

@@ -1,6 +1,5 @@
-//! Directives: what workers elsewhere are told at once about the operations
-//! they hold. Only a hint: a heartbeat finds the same in the view. What they
-//! look like on the wire is decided in `grpc`.
+//! Directives: hints that are pushed to remote workers about the operations they lease. A heartbeat returns the same,
+//! so that a lost directive only arrives later.
 
 use std::sync::{
     Arc,
@@ -20,10 +19,10 @@ use crate::{
     },
 };
 
-/// How many hints wait for a stream that is slow; more are dropped.
+/// How many events wait for a slow stream; further ones are dropped.
 const CHANNEL_CAPACITY: usize = 256;
 
-/// The open streams and polls of workers.
+/// The subscriptions of all workers.
 #[derive(Debug)]
 pub(crate) struct Directives {
     subscriptions: DashMap<WorkerId, Slab<mpsc::Sender<WorkerEvent>>, RandomState>,
@@ -31,15 +30,15 @@ pub(crate) struct Directives {
     count: AtomicUsize,
 }
 
-/// What a worker should know.
+/// An event for a worker.
 #[derive(Clone, Debug)]
 enum WorkerEvent {
     Directive(LeaseDirective),
-    /// The worker itself said that it takes nothing more.
+    /// The worker announced that it takes no more leases.
     Drain,
 }
 
-/// Something became of an operation that a worker holds.
+/// What happened to an operation that a worker leases.
 #[derive(Clone, Debug)]
 pub(crate) struct LeaseDirective {
     pub(crate) operation: Arc<Operation>,
@@ -47,7 +46,7 @@ pub(crate) struct LeaseDirective {
     pub(crate) kind: LeaseDirectiveKind,
 }
 
-/// What became of it.
+/// The kinds of directives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LeaseDirectiveKind {
     CancelRequested,
@@ -55,7 +54,7 @@ pub(crate) enum LeaseDirectiveKind {
     LeaseLost,
 }
 
-/// The place of a stream or poll; free when dropped.
+/// A handle to the events of one stream or long poll. Unsubscribes on drop.
 #[derive(Debug)]
 pub(crate) struct Subscription {
     directives: Arc<Directives>,
@@ -75,9 +74,9 @@ impl Directives {
         }
     }
 
-    /// A desk for a worker; none if there are too many already.
+    /// Subscribes a worker, or returns `None` if the limit of subscriptions is reached.
     pub(crate) fn subscribe(self: &Arc<Self>, worker: &WorkerId) -> Option<Subscription> {
-        if self.limit <= self.count.fetch_add(1, Ordering::AcqRel) {
+        if self.count.fetch_add(1, Ordering::AcqRel) >= self.limit {
             self.count.fetch_sub(1, Ordering::AcqRel);
             return None;
         }
@@ -95,8 +94,7 @@ impl Directives {
         })
     }
 
-    /// Tells the holder of a lease what became of it. What the holder did
-    /// itself is no news to it.
+    /// Notifies the holder of a lease of a change that it did not make itself.
     pub(crate) fn notify_holder(
         &self,
         before: Option<&Operation>,
@@ -104,7 +102,7 @@ impl Directives {
         is_removed: bool,
         clock: Clock,
     ) {
-        // The usual case is that no worker listens.
+        // The fast path: no worker has subscribed.
         if self.count.load(Ordering::Acquire) == 0 {
             return;
         }
@@ -133,7 +131,7 @@ impl Directives {
         self.send(&lease.holder, &event);
     }
 
-    /// Lets the open polls of a worker be answered.
+    /// Ends the open long polls of a worker that drains.
     pub(crate) fn notify_drain(&self, worker: &WorkerId) {
         self.send(worker, &WorkerEvent::Drain);
     }
@@ -141,22 +139,22 @@ impl Directives {
     fn send(&self, worker: &WorkerId, event: &WorkerEvent) {
         if let Some(senders) = self.subscriptions.get(worker) {
             for (_, sender) in senders.iter() {
-                // Who cannot keep up learns it by a heartbeat.
+                // A worker whose channel is full learns it by a heartbeat.
                 let _ = sender.try_send(event.clone());
             }
         }
     }
 }
 
-/// Whether time alone could take the lease away.
+/// Returns `true` if a timer may have taken the lease away.
 fn is_past_deadline(operation: &Operation, now: Timestamp) -> bool {
     operation.next_deadline(now) <= now
 }
 
-// === impl Desk ===
+// === impl Subscription ===
 
 impl Subscription {
-    /// The next notice.
+    /// Waits for the next directive. Cancellation safe.
     pub(crate) async fn next_directive(&mut self) -> LeaseDirective {
         loop {
             if let WorkerEvent::Directive(directive) = self.next_event().await {
@@ -165,7 +163,7 @@ impl Subscription {
         }
     }
 
-    /// Waits until the worker says that it takes nothing more.
+    /// Waits until the worker announces that it drains.
     pub(crate) async fn wait_for_drain(&mut self) {
         while !matches!(self.next_event().await, WorkerEvent::Drain) {}
     }

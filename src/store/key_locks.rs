@@ -1,5 +1,4 @@
-//! Turns: at most one change of an operation is under way at a time. Those who
-//! come while one is, stand in line and follow each other in that order.
+//! Key locks: at most one change of an operation is in progress at a time. Waiters acquire the lock in FIFO order.
 
 use std::{collections::VecDeque, hash::BuildHasher, sync::Arc};
 
@@ -7,23 +6,22 @@ use dashmap::{DashMap, mapref::entry::Entry};
 use foldhash::fast::{FixedState, RandomState};
 use tokio::sync::oneshot;
 
-/// Whose turn it is, by the hash of a name: two names of one hash merely wait
-/// for each other.
+/// Locks keyed by the hash of a name. Two names of one hash share a lock, which is harmless.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KeyLocks(Arc<DashMap<u64, VecDeque<oneshot::Sender<KeyLockGuard>>, RandomState>>);
 
-/// The right to change one operation, until dropped.
+/// A held lock. On drop it goes to the next waiter.
 #[derive(Debug)]
 pub(crate) struct KeyLockGuard {
     hash: u64,
-    /// None once the turn was passed on.
+    /// `None` once the lock was passed on.
     locks: Option<KeyLocks>,
 }
 
-// === impl Turns ===
+// === impl KeyLocks ===
 
 impl KeyLocks {
-    /// Waits for the turn of `name`.
+    /// Waits for the lock of a key. A waiter that is dropped leaves the queue.
     pub(crate) async fn lock(&self, key: &str) -> KeyLockGuard {
         let hash = FixedState::default().hash_one(key);
         let rx = match self.0.entry(hash) {
@@ -40,8 +38,8 @@ impl KeyLocks {
         let locks = Some(self.clone());
         match rx {
             None => KeyLockGuard { hash, locks },
-            // Whoever has the turn passes it on when it is dropped.
-            Some(rx) => rx.await.expect("a turn is passed on"),
+            // The holder passes the lock on when it drops its guard.
+            Some(rx) => rx.await.expect("the holder passes the lock on"),
         }
     }
 }
@@ -61,7 +59,7 @@ impl Drop for KeyLockGuard {
             };
             match waiter.send(guard) {
                 Ok(()) => return,
-                // That one has gone; here the turn must not be passed on twice.
+                // The waiter has gone. This copy of its guard must not pass the lock on a second time.
                 Err(mut guard) => guard.locks = None,
             }
         }
@@ -104,7 +102,7 @@ mod tests {
         assert!(poll!(last.as_mut()).is_pending());
         drop(cancelled);
         drop(first);
-        // It was given the turn, and never looked.
+        // It was granted the lock, and was never polled.
         drop(granted);
         drop(last.await);
         assert!(locks.0.is_empty());

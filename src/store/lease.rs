@@ -162,7 +162,7 @@ impl Store {
             && let Some(dequeued) = self.try_pop(queue_refs, None)
         {
             bytes += estimated_lease_bytes(&dequeued.operation);
-            if MAX_BATCH_BYTES < bytes {
+            if bytes > MAX_BATCH_BYTES {
                 break;
             }
             batch.push(dequeued);

@@ -1,5 +1,5 @@
-//! Ready queues: operations that want a worker, by priority, then age. Taking
-//! one is only a suggestion; the claim that follows decides.
+//! Ready queues: operations that wait for a worker, by priority, then age. To pop one is only a suggestion; the
+//! commit of the lease decides.
 
 use std::{cmp::Reverse, collections::BTreeSet, sync::Arc};
 
@@ -14,7 +14,7 @@ use crate::{
     operation::{Operation, options::QueueName},
 };
 
-/// All queues, made when first named.
+/// All queues. A queue is created when it is first named.
 #[derive(Debug)]
 pub(crate) struct ReadyQueues {
     queues: DashMap<QueueName, Arc<ReadyQueue>, RandomState>,
@@ -25,29 +25,27 @@ pub(crate) struct ReadyQueues {
 #[derive(Debug)]
 pub(crate) struct ReadyQueue {
     state: Mutex<QueueState>,
-    /// One call for each operation that is ready. Those who wait get them in the
-    /// order in which they came.
+    /// One permit for each ready operation. Waiting workers acquire them in FIFO order.
     permits: Semaphore,
     depth: Gauge,
 }
 
-/// The right to take the next operation of a queue. Whoever drops it passes it
-/// on to the next in line.
+/// The right to pop the next operation of a queue. On drop it goes to the next waiter.
 pub(super) type Permit<'a> = SemaphorePermit<'a>;
 
-/// A place in a queue: the highest priority first, then the oldest.
+/// The position in a queue: the highest priority first, then the lowest number.
 pub(super) type QueueKey = (Reverse<i32>, u64);
 
 #[derive(Debug, Default)]
 struct QueueState {
-    /// Those whose time has come.
+    /// Operations whose backoff and `not_before` have passed.
     ready: BTreeSet<QueueKey>,
-    /// How many are pending, ready or not: what the limit is about.
+    /// The number of pending operations, ready or not, to which the limit applies.
     pending: usize,
 }
 
-/// A stay at a queue. Whoever leaves last drops the queue if it is empty, so
-/// that names which callers make up do not stay for ever.
+/// A reference-counted handle to a queue. The queue is removed with its last handle if it is empty, so that names
+/// that callers invent do not accumulate.
 #[derive(Debug)]
 pub(crate) struct QueueRef<'a> {
     queues: &'a ReadyQueues,
@@ -55,7 +53,7 @@ pub(crate) struct QueueRef<'a> {
     queue: Option<Arc<ReadyQueue>>,
 }
 
-// === impl Visit ===
+// === impl QueueRef ===
 
 impl QueueRef<'_> {
     pub(crate) fn queue(&self) -> &ReadyQueue {
@@ -70,7 +68,7 @@ impl Drop for QueueRef<'_> {
     }
 }
 
-// === impl Ready ===
+// === impl ReadyQueues ===
 
 impl ReadyQueues {
     pub(crate) fn new(metrics: Metrics) -> Self {
@@ -80,7 +78,7 @@ impl ReadyQueues {
         }
     }
 
-    /// The queue with this name.
+    /// Returns the queue of this name, and creates it if needed.
     pub(crate) fn get_or_create(&self, name: &QueueName) -> Arc<ReadyQueue> {
         if let Some(queue) = self.queues.get(name) {
             return queue.clone();
@@ -89,7 +87,7 @@ impl ReadyQueues {
         self.queues.entry(name.clone()).or_insert_with(new).clone()
     }
 
-    /// The queue with this name, for as long as the visit lasts.
+    /// Returns a handle to the queue of this name, and creates it if needed.
     pub(crate) fn acquire<'a>(&'a self, name: &'a QueueName) -> QueueRef<'a> {
         QueueRef {
             queues: self,
@@ -98,7 +96,7 @@ impl ReadyQueues {
         }
     }
 
-    /// Drops a queue that is empty and that nobody waits at.
+    /// Removes a queue that has no pending operation and no handle.
     pub(crate) fn remove_if_unused(&self, name: &QueueName) {
         let is_unused = |queue: &Arc<ReadyQueue>| {
             Arc::strong_count(queue) == 1 && queue.state.lock().pending == 0
@@ -113,7 +111,7 @@ impl ReadyQueues {
     }
 }
 
-// === impl Queue ===
+// === impl ReadyQueue ===
 
 impl ReadyQueue {
     fn new(depth: Gauge) -> Self {
@@ -124,10 +122,10 @@ impl ReadyQueue {
         }
     }
 
-    /// Reserves a place for a new operation, unless `limit` are taken.
+    /// Reserves a place for a new operation. Returns `false` if `limit` places are taken.
     pub(crate) fn try_reserve(&self, limit: usize) -> bool {
         let mut state = self.state.lock();
-        if limit <= state.pending {
+        if state.pending >= limit {
             return false;
         }
         state.pending += 1;
@@ -135,56 +133,56 @@ impl ReadyQueue {
         true
     }
 
-    /// Takes a place that needs no leave: of an operation that comes back.
+    /// Counts an operation that became pending again. The limit does not apply.
     pub(crate) fn add_pending(&self) {
         self.state.lock().pending += 1;
         self.depth.inc();
     }
 
-    /// Gives back the place of an operation that is not pending any more.
+    /// Removes an operation that is not pending any more.
     pub(crate) fn remove(&self, operation: &Operation) {
         let mut state = self.state.lock();
         let was_ready = state.ready.remove(&queue_key(operation));
         state.pending = state.pending.saturating_sub(1);
         drop(state);
         self.depth.dec();
-        // A call that is under way already finds nothing.
+        // If the permit was acquired meanwhile, its holder pops nothing.
         if was_ready && let Ok(permit) = self.permits.try_acquire() {
             permit.forget();
         }
     }
 
-    /// Gives back a place that was reserved for nothing.
+    /// Returns a reserved place that no operation has taken.
     pub(crate) fn cancel_reservation(&self) {
         self.state.lock().pending -= 1;
         self.depth.dec();
     }
 
-    /// Offers an operation whose time has come to the workers.
+    /// Makes an operation available to workers.
     pub(crate) fn push(&self, operation: &Operation) {
         if self.state.lock().ready.insert(queue_key(operation)) {
             self.permits.add_permits(1);
         }
     }
 
-    /// The place of the one that is next.
+    /// Returns the position of the next operation.
     pub(super) fn peek(&self) -> Option<QueueKey> {
         self.state.lock().ready.first().copied()
     }
 
-    /// Answers a call: takes the next number, if it is still there.
+    /// Pops the next operation and consumes the permit. Returns `None` if the operation has left the queue.
     pub(super) fn pop(&self, permit: Permit<'_>) -> Option<u64> {
         permit.forget();
         let (_, number) = self.state.lock().ready.pop_first()?;
         Some(number)
     }
 
-    /// A call that none of those who wait has got.
+    /// Returns a permit that no waiter holds.
     pub(super) fn try_acquire_permit(&self) -> Option<Permit<'_>> {
         self.permits.try_acquire().ok()
     }
 
-    /// Waits in line for a call.
+    /// Waits in FIFO order for a permit. Cancellation safe.
     pub(super) async fn acquire_permit(&self) -> Permit<'_> {
         let permit = self.permits.acquire().await;
         permit.expect("nobody closes the line")

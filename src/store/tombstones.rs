@@ -1,6 +1,6 @@
 //! Tombstones: which operations were removed, for as long as an older version may still arrive.
 //!
-//! 1. Whoever removes an operation, or learns of its removal, inserts a tombstone into the current generation.
+//! 1. A task that removes an operation, or learns of its removal, inserts a tombstone into the current generation.
 //! 2. A batch of the change feed, or a fetch, that was read before the removal may still deliver an older version.
 //!    It finds the tombstone and is ignored.
 //! 3. After each applied batch, `rotate` makes the current generation the previous one and drops the one before:

@@ -1,6 +1,6 @@
-//! The view: what readers see. `publish` is the one door in, for requests and
-//! for replay alike; it feeds the index, the queues, the waiters, the deadlines
-//! and the directives. No guard of the map ever leaves this file.
+//! The view: the operations that readers see. All changes become visible through `publish` and `remove`, which also
+//! update the index, the ready queues, the deadlines, the waiters and the directives. No guard of the map leaves this
+//! file.
 
 use std::{
     borrow::Borrow,
@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-/// The operations as they are now.
+/// All operations in their current version.
 #[derive(Debug)]
 pub(crate) struct View {
     by_name: DashMap<NamedOperation, (), RandomState>,
@@ -38,7 +38,7 @@ pub(crate) struct View {
     pub(crate) ready_queues: ReadyQueues,
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) deadlines: Deadlines,
-    /// When what is done expires.
+    /// When done operations expire.
     pub(crate) retention_deadlines: Deadlines,
     pub(crate) directives: Arc<Directives>,
     pub(crate) eviction: ViewEviction,
@@ -47,7 +47,7 @@ pub(crate) struct View {
     total_bytes: AtomicUsize,
 }
 
-/// A record, found by the name that stands in its own bytes.
+/// An operation, keyed by the name within its encoded bytes: a map entry needs no second copy of the name.
 #[derive(Clone, Debug)]
 struct NamedOperation(Arc<Operation>);
 
@@ -58,7 +58,7 @@ pub(crate) struct ScopedRequestId {
     request_id: Box<str>,
 }
 
-/// What came of a request.
+/// The operation that a request created.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestIdEntry {
     pub(crate) name: OperationName,
@@ -90,28 +90,29 @@ impl View {
         }
     }
 
-    /// The operation as clients see it: none if it is deleted.
+    /// Returns an operation as clients see it, or `None` if it does not exist or is deleted.
     pub(crate) fn get_visible(&self, name: &str) -> Option<Arc<Operation>> {
         self.get_any(name)
             .filter(|operation| !operation.is_deleted())
     }
 
-    /// The operation as workers see it: also if it is deleted and goes on.
+    /// Returns an operation as workers see it, or `None` if it does not exist. It may be deleted and still running.
     pub(crate) fn get_any(&self, name: &str) -> Option<Arc<Operation>> {
         self.by_name.get(name).map(|entry| entry.key().0.clone())
     }
 
-    /// What came of a request that was made before.
+    /// Returns the operation that an earlier request created.
     pub(crate) fn request_id_entry(&self, key: &ScopedRequestId) -> Option<RequestIdEntry> {
         self.by_request_id.get(key).map(|entry| entry.clone())
     }
 
-    /// How many bytes the records hold.
+    /// Returns the total size of all operations, in bytes.
     pub(crate) fn total_bytes(&self) -> usize {
         self.total_bytes.load(Ordering::Relaxed)
     }
 
-    /// Shows a record to everybody, in place of the older one.
+    /// Makes a version of an operation visible, in place of the one before. The caller holds its key lock, or is the
+    /// only one that knows the operation.
     pub(crate) fn publish(&self, operation: &Arc<Operation>) {
         let previous = match self.by_name.entry(NamedOperation(operation.clone())) {
             Entry::Occupied(entry) => Some(entry.replace_entry(()).0.0),
@@ -131,8 +132,8 @@ impl View {
         } else if previous.is_none() {
             self.insert_request_id(operation);
         }
-        // First the deadline, then the queue: a pause that ends in between is
-        // seen by the second, one that ends later by the first.
+        // The deadline first, then the queue: a backoff that ends in between is seen by `push_if_ready`, and one that
+        // ends later by the timer.
         self.schedule_if_changed(previous.as_deref(), operation);
         self.update_queue_membership(previous.as_deref(), Some(operation));
         self.waiters.notify(
@@ -143,7 +144,7 @@ impl View {
             .notify_holder(previous.as_deref(), operation, false, self.clock);
     }
 
-    /// Takes a record away.
+    /// Removes an operation. The caller holds its key lock.
     pub(crate) fn remove(&self, operation: &Operation) {
         let Some((NamedOperation(previous), ())) = self.by_name.remove(operation.name()) else {
             return;
@@ -158,13 +159,13 @@ impl View {
             .notify_holder(Some(&previous), &previous, true, self.clock);
     }
 
-    /// Looks again, later, at an operation that time may change.
+    /// Schedules the next deadline of an operation again, after a timer that fired early.
     pub(crate) fn reschedule(&self, operation: &Operation) {
         self.schedule_at(operation, operation.next_deadline(self.clock.now()));
         self.push_if_ready(operation);
     }
 
-    /// Puts an operation into the book of deadlines.
+    /// Schedules a timer for an operation.
     pub(crate) fn schedule_at(&self, operation: &Operation, deadline: Timestamp) {
         let (now, is_retention) = (self.clock.now(), operation.is_done());
         let deadlines = if is_retention {
@@ -176,7 +177,7 @@ impl View {
         deadlines.compact(|number| self.index.get(number).is_some());
     }
 
-    /// Offers an operation to the workers of its queue, if it is ready.
+    /// Pushes an operation to its ready queue, if it is pending and its backoff and `not_before` have passed.
     pub(crate) fn push_if_ready(&self, operation: &Operation) {
         if let Some(queue) = operation.queue()
             && operation.is_ready(self.clock.now())
@@ -188,14 +189,14 @@ impl View {
     fn schedule_if_changed(&self, previous: Option<&Operation>, operation: &Operation) {
         let now = self.clock.now();
         let deadline = operation.next_deadline(now);
-        // What was due at the same time before is in the book already.
+        // A deadline that has not changed is scheduled already.
         if previous.is_none_or(|previous| previous.next_deadline(now) != deadline) {
             self.schedule_at(operation, deadline);
         }
     }
 
-    /// Keeps the queue in step with who is pending. The place of a new
-    /// operation was taken by whoever creates it.
+    /// Updates the ready queue for the change from `previous` to `operation`. The creation has reserved the place of
+    /// a new operation.
     fn update_queue_membership(
         &self,
         previous: Option<&Operation>,
@@ -246,7 +247,7 @@ impl View {
         }
     }
 
-    /// A new operation takes its request over from one that is going away.
+    /// A new operation takes over the request id of one that was removed.
     fn insert_request_id(&self, operation: &Operation) {
         if let Some(idempotency_key) = operation.idempotency_key() {
             let key = ScopedRequestId::new(parent_of(operation.name()), idempotency_key);
@@ -271,7 +272,7 @@ impl View {
     }
 }
 
-// === impl RequestKey ===
+// === impl ScopedRequestId ===
 
 impl ScopedRequestId {
     pub(crate) fn new(parent: &str, idempotency_key: &IdempotencyKey) -> Self {
@@ -282,7 +283,7 @@ impl ScopedRequestId {
     }
 }
 
-// === impl Record ===
+// === impl ByName ===
 
 impl Borrow<str> for NamedOperation {
     fn borrow(&self) -> &str {

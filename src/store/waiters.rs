@@ -1,5 +1,5 @@
-//! Waiters: who wants to know when an operation changes. Enter first, then
-//! look, then sleep: a notification is only a hint, the view is the truth.
+//! Waiters: tasks that wait for an operation to change. A waiter registers first, then reads the state, then waits. A
+//! notification is only a hint, so this order loses no wake-up.
 
 use std::{
     future::poll_fn,
@@ -18,53 +18,52 @@ use tokio::{runtime::Handle, task::yield_now};
 
 use crate::tasks::Tasks;
 
-/// So many waiters of one operation are served in some 100 ms. Fewer at a time cost
-/// more, because what is woken together leaves together: in turns of 2 048, ten
-/// thousand took half as long again.
+/// How many waiters of one operation are woken together, which takes some 100 ms. Smaller batches cost more, because
+/// responses that are ready together are sent together: with 2 048, ten thousand waiters took 1.5 times as long.
 const WAKE_BATCH_SIZE: usize = 16 * 1024;
 
-/// What a waiter wants to hear of.
+/// The changes that a waiter waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WaitFor {
-    /// The end only: done, deleted or expired.
+    /// The operation is done, deleted or expired.
     Done,
-    /// Every change.
+    /// The operation has changed in any way.
     AnyChange,
 }
 
-/// All waiters, by the number of the operation they wait for.
+/// All waiters, by operation number.
 #[derive(Debug)]
 pub(crate) struct Waiters {
     by_operation: DashMap<u64, OperationWaiters, RandomState>,
     limit: usize,
-    /// Clients only.
+    /// The number of waiters that are clients.
     client_count: AtomicUsize,
     gauge: Gauge,
-    /// All waiters.
+    /// The number of waiters, workers included.
     total_count: AtomicUsize,
 }
 
-/// The waiters of one operation. Those who wait for the end are kept apart, so
-/// that a thousand of them cost a change nothing.
+/// The waiters of one operation. Those for `Done` are kept apart, so that a thousand of them cost a progress report
+/// nothing.
 #[derive(Debug, Default)]
 struct OperationWaiters {
     done: Slab<WaiterSlot>,
     any_change: Slab<WaiterSlot>,
 }
 
-/// One waiter's place.
+/// The state of one waiter.
 #[derive(Debug)]
 enum WaiterSlot {
-    /// Nothing happened; nobody sleeps yet, or this waker does.
+    /// Not notified. The waker is that of the task, if it waits.
     Idle(Option<Waker>),
-    /// Something happened since the waiter looked.
+    /// Notified since the last wait.
     Notified,
 }
 
-/// Sleepers who were called, and are woken when this is dropped at the latest.
+/// Wakers of notified waiters. Those that are left are woken on drop.
 struct WakeBatch(std::vec::IntoIter<Waker>);
 
-/// A place among the waiters of one operation, left when dropped.
+/// A registered waiter. Unregisters on drop.
 #[derive(Debug)]
 pub(crate) struct Waiter {
     waiters: Arc<Waiters>,
@@ -87,10 +86,9 @@ impl Waiters {
         }
     }
 
-    /// Enters a client among the waiters of an operation; none if there are too
-    /// many already.
+    /// Registers a client, or returns `None` if the limit of waiters is reached.
     pub(crate) fn register(self: &Arc<Self>, number: u64, wait_for: WaitFor) -> Option<Waiter> {
-        if self.limit <= self.client_count.fetch_add(1, Ordering::Relaxed) {
+        if self.client_count.fetch_add(1, Ordering::Relaxed) >= self.limit {
             self.client_count.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
@@ -98,8 +96,7 @@ impl Waiters {
         Some(self.insert_slot(number, wait_for, true))
     }
 
-    /// Enters the worker of an operation. There are never more workers than
-    /// operations, so that they have no limit of their own.
+    /// Registers the worker of an operation. There are at most as many as operations, so that no limit applies.
     pub(crate) fn register_worker(self: &Arc<Self>, number: u64) -> Waiter {
         self.insert_slot(number, WaitFor::AnyChange, false)
     }
@@ -119,11 +116,11 @@ impl Waiters {
         }
     }
 
-    /// Calls the waiters of an operation: all of them if this is its end. The
-    /// change was made under a lock that they take to look, so that whoever looks
-    /// too early to see it has a seat by now.
+    /// Notifies the waiters of an operation: those for any change, and with `is_final` all. The caller has published
+    /// the change under a lock that a waiter takes to read the state, so that a waiter that read the old state is
+    /// registered by now.
     pub(crate) fn notify(&self, number: u64, is_final: bool) {
-        // The usual case is that nobody waits for anything.
+        // The fast path: no operation has a waiter.
         if self.total_count.load(Ordering::Acquire) == 0 {
             return;
         }
@@ -140,12 +137,12 @@ impl Waiters {
                     .for_each(|(_, slot)| wakers.extend(slot.notify()));
             }
         }
-        // Woken outside of the lock, because they come back for it.
+        // Wake outside of the lock, because woken tasks take it.
         let mut wake_batch = WakeBatch(wakers.into_iter());
         if wake_batch.0.len() <= WAKE_BATCH_SIZE || Handle::try_current().is_err() {
             return;
         }
-        // All at once, they would be ahead of whoever calls next.
+        // Batch after batch: thousands of woken tasks at once would delay every other request.
         drop(Tasks::default().spawn("wake", async move {
             while wake_batch.0.len() != 0 {
                 wake_batch
@@ -158,13 +155,13 @@ impl Waiters {
         }));
     }
 
-    /// How many clients wait at present.
+    /// Returns the number of clients that wait.
     pub(crate) fn client_count(&self) -> usize {
         self.client_count.load(Ordering::Relaxed)
     }
 }
 
-// === impl Room ===
+// === impl OperationWaiters ===
 
 impl OperationWaiters {
     fn slots(&mut self, wait_for: WaitFor) -> &mut Slab<WaiterSlot> {
@@ -175,7 +172,7 @@ impl OperationWaiters {
     }
 }
 
-// === impl Seat ===
+// === impl WaiterSlot ===
 
 impl WaiterSlot {
     fn notify(&mut self) -> Option<Waker> {
@@ -186,7 +183,7 @@ impl WaiterSlot {
     }
 }
 
-// === impl Sleepers ===
+// === impl WakeBatch ===
 
 impl Drop for WakeBatch {
     fn drop(&mut self) {
@@ -197,7 +194,7 @@ impl Drop for WakeBatch {
 // === impl Waiter ===
 
 impl Waiter {
-    /// Sleeps until called; at once if called since the last time.
+    /// Waits for a notification; returns at once if one came since the last wait. Cancellation safe.
     pub(crate) async fn notified(&mut self) {
         poll_fn(|context| self.poll_notified(context)).await;
     }
@@ -302,7 +299,7 @@ mod tests {
                     waiters.notify(7, true);
                 }
             });
-            // Enter, look, sleep: whichever comes first, this ends.
+            // Register, read, wait: this ends whichever comes first.
             let mut waiter = waiters.register(7, WaitFor::Done).unwrap();
             while *value.lock() == 0 {
                 waiter.notified().await;

@@ -1,6 +1,5 @@
-//! The book of names: ids of the callers' making, so that the operations whose
-//! names begin in some way need not be looked for among all. Ids of the server's
-//! making are not in it; a whole name is found in the view.
+//! A prefix index of the ids that callers chose, for filters on the beginning of a name. It leaves out ids that the
+//! server generated; a whole name is found in the view.
 
 use std::collections::BTreeSet;
 
@@ -8,21 +7,20 @@ use parking_lot::RwLock;
 
 use crate::operation::{Operation, name::segments};
 
-/// How many names the prefixes of one filter may have, all together, to be worth
-/// a look into the book.
+/// How many names all prefixes of one filter may match together; above it a scan is cheaper.
 pub(super) const MAX_PREFIX_MATCHES: usize = 4096;
 
-/// How many bytes of an id stand in the book.
+/// How many bytes of an id the index holds.
 const KEY_BYTES: usize = 16;
 
-/// Numbers of operations by the first bytes of their ids.
+/// Operation numbers by the first bytes of their ids.
 #[derive(Debug, Default)]
 pub(super) struct IdPrefixIndex(RwLock<BTreeSet<([u8; KEY_BYTES], u64)>>);
 
-// === impl Names ===
+// === impl IdPrefixIndex ===
 
 impl IdPrefixIndex {
-    /// Takes in an operation that is new, or forgets one.
+    /// Inserts a new operation, or removes one.
     pub(super) fn update(&self, operation: &Operation, is_new: bool) {
         let Some(id) = custom_id(operation.name()) else {
             return;
@@ -35,9 +33,8 @@ impl IdPrefixIndex {
         }
     }
 
-    /// The operations whose names may begin so, in ascending order; none if they
-    /// are more than are `left`, of which those that are looked at are taken, or
-    /// if the server itself may have made such names.
+    /// Returns the numbers of operations whose names may begin with `prefix`, in ascending order, and deducts them
+    /// from `budget`. Returns `None` if they exceed the budget, or if the server generates such names.
     pub(super) fn find_by_prefix(&self, prefix: &str, budget: &mut usize) -> Option<Vec<u64>> {
         let id = id_of(prefix).filter(|id| !is_server_generated_prefix(id))?;
         let prefix_bytes = &id.as_bytes()[..id.len().min(KEY_BYTES)];
@@ -57,8 +54,8 @@ impl IdPrefixIndex {
     }
 }
 
-/// The id of a name, or the beginning of one: what follows the first
-/// `operations/` that stands in the place of a collection.
+/// Returns the id of a name or of the beginning of one: what follows the first `operations/` in the position of a
+/// collection.
 fn id_of(name: &str) -> Option<&str> {
     let mut offset = 0;
     for (collection, id) in segments(name) {
@@ -71,7 +68,7 @@ fn id_of(name: &str) -> Option<&str> {
     None
 }
 
-/// The id of a name, if the server did not make it.
+/// Returns the id of a name, unless the server generated it.
 fn custom_id(name: &str) -> Option<&str> {
     id_of(name).filter(|id| !is_server_generated(id))
 }
@@ -80,8 +77,8 @@ fn is_server_generated(id: &str) -> bool {
     id.len() == 36 && is_server_generated_prefix(id)
 }
 
-/// Whether the server may make ids that begin so: UUIDs of version 7 (RFC 9562),
-/// whose first digits are the time, and which begin with 0 until the year 2527.
+/// Returns `true` if the server generates ids that begin like this: UUIDs of version 7 (RFC 9562), which begin with a
+/// timestamp, and with 0 until the year 2527.
 fn is_server_generated_prefix(id: &str) -> bool {
     id.len() <= 36
         && id.bytes().enumerate().all(|(index, byte)| match index {

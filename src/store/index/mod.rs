@@ -1,6 +1,5 @@
-//! The index: operations in the order of their creation, all together and by
-//! parent, for lists, and groups of them for filters. Which of them a list
-//! shows is decided by the caller.
+//! The index: operations in the order of their creation, all together and by parent, for lists; and secondary
+//! indexes, for filters.
 
 mod id_prefix;
 mod posting_list;
@@ -27,11 +26,10 @@ use crate::{
     },
 };
 
-/// How often one stretch looks into groups, so that it takes no more than some
-/// 100 µs, for which those that create and finish operations may have to wait.
+/// How many set lookups one batch of a scan makes. They take some 100 µs, during which commits wait for the lock.
 const MAX_STEPS_PER_BATCH: usize = 1024;
 
-/// Every operation, by number, by parent and number, and by what filters ask for.
+/// All operations by number, by parent and number, and by indexed fields.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     by_number: RwLock<OperationsByNumber>,
@@ -42,30 +40,30 @@ pub(crate) struct Index {
 /// Operations by number, 16 bytes an entry.
 type OperationsByNumber = SortedRuns<Arc<Operation>>;
 
-/// A way through the operations of a list, newest first.
+/// A scan through the operations of a list, newest first.
 #[derive(Debug)]
 pub(crate) struct Scan<'a> {
     scope: &'a Scope,
     set: IndexSet<'a>,
-    /// No operation of the list has a lower number.
+    /// The lowest number that the list may contain.
     min_number: u64,
-    /// Nor this one, or a higher one.
+    /// The number behind the highest that the list may contain.
     end_number: u64,
 }
 
-/// A stretch of a walk.
+/// One batch of a scan.
 #[derive(Debug, Default)]
 pub(crate) struct ScanBatch {
     /// Operations that may belong to the list, newest first.
     pub(crate) operations: Vec<Arc<Operation>>,
-    /// The walk goes on below this number; none if this was the last stretch.
+    /// The scan continues below this number; `None` after the last batch.
     pub(crate) resume_before: Option<u64>,
 }
 
 // === impl Index ===
 
 impl Index {
-    /// Takes in an operation, in place of its older record if there is one.
+    /// Inserts an operation, or replaces its previous version.
     pub(crate) fn put(&self, previous: Option<&Operation>, operation: &Arc<Operation>) {
         let number = operation.number();
         let created_ns = operation.create_time().nanos();
@@ -85,7 +83,7 @@ impl Index {
         self.secondary.update(previous, Some(operation));
     }
 
-    /// Forgets an operation.
+    /// Removes an operation.
     pub(crate) fn remove(&self, operation: &Operation) {
         self.secondary.update(Some(operation), None);
         self.by_number.write().remove(operation.number());
@@ -97,12 +95,12 @@ impl Index {
             .remove_if(parent, |_, sequence| sequence.is_empty());
     }
 
-    /// The operation with this number.
+    /// Returns the operation with this number.
     pub(crate) fn get(&self, number: u64) -> Option<Arc<Operation>> {
         self.by_number.read().get(number).cloned()
     }
 
-    /// The numbers of all operations.
+    /// Returns the numbers of all operations.
     pub(super) fn numbers(&self) -> Vec<u64> {
         let mut numbers = Vec::new();
         self.by_number.read().scan(u64::MAX, |number, _| {
@@ -112,8 +110,7 @@ impl Index {
         numbers
     }
 
-    /// The way through the operations of a scope that a plan leaves. `named`
-    /// finds the number of a name.
+    /// Returns a scan of the operations of a scope that the plan selects. `number_of` looks up a name.
     pub(crate) fn scan<'a>(
         &self,
         scope: &'a Scope,
@@ -136,7 +133,7 @@ impl Index {
             Candidates::Everything => IndexSet::All,
             candidates => self.secondary.resolve(candidates, &number_of_name),
         };
-        // A parent with few operations is looked through faster than a large group.
+        // A scan of a small parent is faster than that of a large set.
         if let Scope::Parent(parent) = scope
             && !matches!(set, IndexSet::All)
         {
@@ -154,8 +151,7 @@ impl Index {
         }
     }
 
-    /// The next stretch of a walk, below number `before`: at most `limit`
-    /// operations, fewer if that would take long.
+    /// Returns the next batch below number `before`: at most `limit` operations, fewer if more would take long.
     pub(crate) fn scan_batch(&self, scan: &Scan<'_>, before: u64, limit: usize) -> ScanBatch {
         let before = before.min(scan.end_number);
         match scan.scope {
@@ -180,8 +176,7 @@ impl Index {
         self.scan_set_in(scan, &self.by_number.read(), before, limit)
     }
 
-    /// Goes from one operation of the walk's set to the next, as far as they
-    /// are in this sequence.
+    /// Scans the set, as far as its operations are in this sequence.
     fn scan_set_in(
         &self,
         scan: &Scan<'_>,
@@ -223,10 +218,10 @@ impl Index {
     }
 }
 
-// === impl Walk ===
+// === impl Scan ===
 
 impl fmt::Display for Scan<'_> {
-    /// Says what of the scope is looked at.
+    /// Formats which part of the scope is scanned, for the log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.set)?;
         if (self.min_number, self.end_number) != (0, u64::MAX) {
@@ -237,7 +232,7 @@ impl fmt::Display for Scan<'_> {
 }
 
 impl Scan<'_> {
-    /// Goes from one operation of a sequence to the next.
+    /// Scans the whole sequence.
     fn scan_sequence(&self, sequence: &OperationsByNumber, before: u64, limit: usize) -> ScanBatch {
         let (mut operations, mut resume_before) = (Vec::with_capacity(limit.min(256)), before);
         let is_exhausted = sequence.scan(before, |number, operation| {

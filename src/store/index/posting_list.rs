@@ -1,5 +1,4 @@
-//! The members of one group, in as little room as their count allows. Which
-//! groups there are is known in `groups`.
+//! Posting lists: the operations of one index entry, in a form as small as their number allows.
 
 use std::slice;
 
@@ -8,7 +7,7 @@ use super::{
     sorted_runs::{RUN_LEN, SortedRuns},
 };
 
-/// The operations of one queue or label; most labels are on a few only.
+/// The numbers of the operations of one queue or label. Most labels belong to few operations.
 #[derive(Debug)]
 pub(super) enum PostingList {
     One(u64),
@@ -20,7 +19,7 @@ pub(super) enum PostingList {
     Runs(Box<SortedRuns<()>>),
 }
 
-// === impl Members ===
+// === impl PostingList ===
 
 impl PostingList {
     pub(super) fn put(&mut self, number: u64, created_ns: i64) {
@@ -46,7 +45,7 @@ impl PostingList {
         }
     }
 
-    /// Takes a member away; tells whether that was the last one.
+    /// Removes a number. Returns `true` if the list is empty now.
     pub(super) fn remove(&mut self, number: u64) -> bool {
         match self {
             Self::One(one) => *one == number,
@@ -63,7 +62,7 @@ impl PostingList {
         }
     }
 
-    /// The way down through them.
+    /// Returns a cursor, from the highest number down.
     pub(super) fn cursor(&self) -> SetCursor<'_> {
         match self {
             Self::One(one) => SetCursor::Numbers(slice::from_ref(one)),

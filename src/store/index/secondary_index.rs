@@ -1,8 +1,6 @@
-//! Groups of operations, so that a list with a filter need not look at all:
-//! by state, by queue, by label, and by name (see `names`). They hold numbers
-//! only, and nothing for an operation that has succeeded without queue and
-//! labels under a name of the server's making. Which groups a filter needs is
-//! decided in `query::plan`.
+//! Secondary indexes, so that a list with a filter does not scan all operations: by state, queue, label and prefix of
+//! the id. They hold numbers only, and nothing for an operation that succeeded without a queue, labels and an id of
+//! the caller.
 
 use std::{collections::HashMap, fmt, hash::BuildHasher};
 
@@ -21,18 +19,18 @@ use crate::{
     query::plan::{Candidates, IndexLookup, write_joined},
 };
 
-/// The groups of all operations.
+/// The secondary indexes of all operations.
 #[derive(Debug, Default)]
 pub(super) struct SecondaryIndexes {
     states: RwLock<StateIndexes>,
-    /// Queues and labels, by the hash of what they are. That two share one is
-    /// rare and does no harm, because the filter itself is asked in the end.
+    /// Queues and labels, by the hash of the lookup. Two that share a hash do no harm, because the filter is
+    /// evaluated in the end.
     by_hash: RwLock<HashMap<u64, PostingList, RandomState>>,
     hasher: RandomState,
     id_prefixes: IdPrefixIndex,
 }
 
-/// The operations of each state but SUCCEEDED.
+/// The operations of each state except SUCCEEDED.
 #[derive(Debug, Default)]
 struct StateIndexes {
     pending: SortedRuns<()>,
@@ -41,30 +39,30 @@ struct StateIndexes {
     cancelled: SortedRuns<()>,
 }
 
-/// A set of operations as it is looked up, for a plan that lives so long.
+/// A set of operations, resolved for a plan.
 #[derive(Debug)]
 pub(super) enum IndexSet<'p> {
     All,
     State(State),
-    /// A queue or a label, by its hash.
+    /// A queue or label, by its hash.
     Hashed(u64, &'p IndexLookup),
-    /// These, in ascending order, found by name.
+    /// Operations found by name, in ascending order.
     Numbers(Vec<u64>, &'p IndexLookup),
     And(Vec<IndexSet<'p>>),
     Or(Vec<IndexSet<'p>>),
 }
 
-/// The groups, while they cannot change.
+/// Read access to the indexes; no operation changes them meanwhile.
 pub(super) struct IndexReadGuard<'a> {
     states: RwLockReadGuard<'a, StateIndexes>,
     by_hash: RwLockReadGuard<'a, HashMap<u64, PostingList, RandomState>>,
 }
 
-// === impl Groups ===
+// === impl SecondaryIndexes ===
 
 impl SecondaryIndexes {
-    /// Takes note of a change: of a new operation if there was none before, of
-    /// one that goes away if there is none now.
+    /// Updates the indexes for a change: `previous` is `None` for a new operation, `operation` for one that is
+    /// removed.
     pub(super) fn update(&self, previous: Option<&Operation>, operation: Option<&Operation>) {
         let (before, now) = (
             previous.map(Operation::state),
@@ -103,7 +101,7 @@ impl SecondaryIndexes {
         self.id_prefixes.update(subject, is_new);
     }
 
-    /// What is to be looked up for a plan. A name is found by `named`.
+    /// Resolves the index lookups of a plan. `number_of` looks up a name.
     pub(super) fn resolve<'p>(
         &self,
         candidates: &'p Candidates,
@@ -112,7 +110,7 @@ impl SecondaryIndexes {
         self.resolve_with_budget(candidates, number_of_name, &mut { MAX_PREFIX_MATCHES })
     }
 
-    /// The same for a part of a plan, whose prefixes may still have so many names.
+    /// Resolves a part of a plan; its prefixes may match `budget` more names.
     fn resolve_with_budget<'p>(
         &self,
         candidates: &'p Candidates,
@@ -177,10 +175,10 @@ impl SecondaryIndexes {
     }
 }
 
-// === impl Reading ===
+// === impl IndexReadGuard ===
 
 impl IndexReadGuard<'_> {
-    /// The way down through a set.
+    /// Returns a cursor through a set, from the highest number down.
     pub(super) fn cursor<'a>(&'a self, set: &'a IndexSet<'_>) -> SetCursor<'a> {
         let cursors = |sets: &'a [IndexSet<'_>]| sets.iter().map(|set| self.cursor(set)).collect();
         match set {
@@ -201,7 +199,7 @@ impl IndexReadGuard<'_> {
         }
     }
 
-    /// About how many operations a set has, at most.
+    /// Returns an upper bound of the size of a set.
     pub(super) fn len_upper_bound(&self, set: &IndexSet<'_>) -> usize {
         match set {
             IndexSet::All => usize::MAX,
@@ -227,7 +225,7 @@ impl IndexReadGuard<'_> {
     }
 }
 
-// === impl Set ===
+// === impl IndexSet ===
 
 impl fmt::Display for IndexSet<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -241,7 +239,7 @@ impl fmt::Display for IndexSet<'_> {
     }
 }
 
-// === impl States ===
+// === impl StateIndex ===
 
 impl StateIndexes {
     fn update(&mut self, before: Option<State>, now: Option<State>, subject: &Operation) {
@@ -279,7 +277,7 @@ mod tests {
     use super::{super::set_cursor::CursorStep, *};
     use crate::query::samples::{SampleMetadata, SampleOperation, SampleState};
 
-    /// Every second operation is running, the others have a label: none is both.
+    /// Every second operation is running and the others have a label: none has both.
     fn disjoint_indexes(count: u64) -> SecondaryIndexes {
         let indexes = SecondaryIndexes::default();
         for number in 1..=count {
@@ -321,7 +319,7 @@ mod tests {
             panic!("none is in both, and not all have been looked at");
         };
         assert!(980 < bound && bound < 1001, "{bound}");
-        // Even a single step leads on.
+        // Even a single step makes progress.
         let (mut before, mut yields) = (1001, 0);
         let mut cursor = guard.cursor(&both);
         while let CursorStep::Yielded(bound) = cursor.next_below(before, &mut 1) {

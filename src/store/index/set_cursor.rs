@@ -1,50 +1,48 @@
-//! The way down through a set of operations, from the highest number to the
-//! lowest. Each group is searched once and then followed, because the next
-//! number is mostly the one below. What the groups are is known in `groups`.
+//! Cursors through sets of operation numbers, from the highest to the lowest: leapfrog intersection and union. Each
+//! cursor remembers its position, because the next number is mostly the one below.
 
 use super::sorted_runs::{SortedRuns, truncate_from};
 
-/// A way down, of which each part remembers how far it has come.
+/// A cursor; its parts remember their positions.
 #[derive(Debug)]
 pub(super) enum SetCursor<'a> {
     All,
     Runs(RunCursor<'a>),
-    /// Those of these numbers, which ascend, that were not passed.
+    /// These numbers, in ascending order, as far as they were not passed.
     Numbers(&'a [u64]),
-    /// What is in all of them.
+    /// The intersection.
     And(Vec<SetCursor<'a>>),
-    /// What is in any of them.
+    /// The union.
     Or(Vec<SetCursor<'a>>),
 }
 
-/// The next operation of a set, going down.
+/// One step of a cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CursorStep {
     Found(u64),
-    /// None was found yet; there is none at this number or above.
+    /// No number was found yet, and there is none at or above this one.
     Yielded(u64),
-    /// There is none.
+    /// There are no more numbers.
     Exhausted,
 }
 
-/// A way down through runs.
+/// A cursor through sorted runs.
 #[derive(Debug)]
 pub(super) struct RunCursor<'a> {
     runs: &'a SortedRuns<()>,
-    /// What was not passed of the run that it has come to.
+    /// The entries of the current run that were not passed.
     remaining: &'a [(u64, ())],
 }
 
-// === impl Descent ===
+// === impl SetCursor ===
 
 impl SetCursor<'_> {
-    /// The highest number below `before`. Whoever asks goes on below what was found
-    /// last; a part of a set may be asked again about numbers that it has passed,
-    /// because another part was not that far, and none of them was in the set.
+    /// Returns the highest number below `before`. The caller continues below the number that was found. A part of a
+    /// set may be asked again about numbers it has passed, because another part was not as far; none of them is in
+    /// the set.
     ///
-    /// Each look into a group is a step. When none is left, it only goes on until
-    /// each group was looked into once, so that there is some progress however
-    /// wide the set is.
+    /// Each lookup is a step. When no step is left, each part is still looked up once, so that every call makes
+    /// progress however wide the set is.
     pub(super) fn next_below(&mut self, before: u64, steps_left: &mut usize) -> CursorStep {
         let found = match self {
             Self::All => before.checked_sub(1),
@@ -58,7 +56,7 @@ impl SetCursor<'_> {
     }
 }
 
-/// The sets take turns to lower the bound, until they agree.
+/// Lowers the bound set by set, until all of them agree.
 fn intersection_below(
     cursors: &mut [SetCursor<'_>],
     mut before: u64,
@@ -99,7 +97,7 @@ fn union_below(cursors: &mut [SetCursor<'_>], before: u64, steps_left: &mut usiz
         }
     }
     match (found, yielded) {
-        // What is above the bound of a pause is known.
+        // Numbers above the bound of a set that has yielded are known.
         (Some(number), Some(bound)) if number < bound => CursorStep::Yielded(bound),
         (Some(number), _) => CursorStep::Found(number),
         (None, Some(bound)) => CursorStep::Yielded(bound),
@@ -107,7 +105,7 @@ fn union_below(cursors: &mut [SetCursor<'_>], before: u64, steps_left: &mut usiz
     }
 }
 
-// === impl DownRuns ===
+// === impl RunCursor ===
 
 impl<'a> RunCursor<'a> {
     pub(super) fn new(runs: &'a SortedRuns<()>) -> Self {
@@ -135,7 +133,7 @@ mod tests {
 
     const NUMBER_COUNT: u64 = 2000;
 
-    /// A set, and what it is made of.
+    /// A set, and the sets that it is made of.
     #[derive(Debug)]
     enum TestSet {
         All,
@@ -167,7 +165,7 @@ mod tests {
         }
     }
 
-    /// Numbers at even distances, in several runs, some of which went.
+    /// Numbers at even distances in several runs, some of them removed.
     fn runs() -> impl Strategy<Value = TestSet> {
         (0..NUMBER_COUNT, 1..5usize, 0..900usize, 2..9u64).prop_map(
             |(first, step, count, removal_stride)| {

@@ -1,23 +1,22 @@
-//! Numbers in order, each with a value: what the index and its groups are made
-//! of. What the numbers stand for is not known here.
+//! Sorted runs: an ordered map from numbers to values, for numbers that mostly grow.
 
 use std::collections::BTreeMap;
 
 use crate::query::plan::TimeRange;
 
-/// How many entries stand in one run.
+/// The number of entries in one run.
 pub(super) const RUN_LEN: usize = 256;
 
-/// Entries by number, in sorted runs. New numbers come at the end, so that runs
-/// are full but for gaps that removal left. A run knows when its entries were
-/// created, so that a range of time is found without looking at each of them.
+/// Entries by number, in sorted runs. New numbers are appended, so that runs are full except for gaps left by
+/// removals. Each run knows the creation times of its entries, so that a time range is found without a look at each
+/// of them.
 #[derive(Debug)]
 pub(super) struct SortedRuns<V>(BTreeMap<u64, Run<V>>);
 
 #[derive(Debug)]
 struct Run<V> {
     entries: Vec<(u64, V)>,
-    /// No entry is older than the first, none newer than the second.
+    /// The earliest and the latest creation time of the entries.
     created_range_ns: (i64, i64),
 }
 
@@ -27,10 +26,10 @@ impl<V> Default for SortedRuns<V> {
     }
 }
 
-// === impl Runs ===
+// === impl SortedRuns ===
 
 impl<V> SortedRuns<V> {
-    /// Takes in a value, in place of the one with the same number.
+    /// Inserts a value, or replaces the one of the same number.
     pub(super) fn put(&mut self, number: u64, created_ns: i64, value: V) {
         let entry = (number, value);
         let Some((first, run)) = self.0.range_mut(..=number).next_back() else {
@@ -40,7 +39,7 @@ impl<V> SortedRuns<V> {
         match run.search(*first, number) {
             Ok(at) => run.entries[at] = entry,
             Err(at) if run.entries.len() < RUN_LEN => run.insert(at, entry, created_ns),
-            // A full run that is the last one stays full: a new one begins.
+            // A full last run stays full: a new one begins.
             Err(at) if at == RUN_LEN => {
                 self.0.insert(number, Run::new(entry, created_ns));
             }
@@ -63,7 +62,7 @@ impl<V> SortedRuns<V> {
         }
     }
 
-    /// Puts an entry whose number is lower than all others.
+    /// Inserts an entry whose number is the lowest.
     fn put_lowest(&mut self, entry: (u64, V), created_ns: i64) {
         match self.0.first_entry() {
             Some(first) if first.get().entries.len() < RUN_LEN => {
@@ -100,8 +99,8 @@ impl<V> SortedRuns<V> {
         Some(&run.entries[at].1)
     }
 
-    /// Shows `visit` the values, highest number first, beginning below
-    /// `before`, until it says `false`. Tells whether it was shown all of them.
+    /// Calls `visit` with the values from the highest number below `before` down, until it returns `false`. Returns
+    /// `true` if it visited all of them.
     pub(super) fn scan(&self, before: u64, mut visit: impl FnMut(u64, &V) -> bool) -> bool {
         for (_, run) in self.0.range(..before).rev() {
             let end = run.entries.partition_point(|(number, _)| *number < before);
@@ -114,15 +113,14 @@ impl<V> SortedRuns<V> {
         true
     }
 
-    /// The highest number below `before`.
+    /// Returns the highest number below `before`.
     pub(super) fn highest_below(&self, before: u64) -> Option<u64> {
         Some(self.entries_below(before).last()?.0)
     }
 
-    /// The entries below `before` of the run that has the highest of them; none
-    /// if there are none.
+    /// Returns the entries below `before` of the run that has the highest of them, or an empty slice.
     pub(super) fn entries_below(&self, before: u64) -> &[(u64, V)] {
-        // A run whose first entries were removed may have none below it.
+        // A run whose first entries were removed may have none below `before`.
         let runs = self.0.range(..before).rev();
         let mut remaining = runs.map(|(_, run)| {
             let mut entries = run.entries.as_slice();
@@ -132,8 +130,7 @@ impl<V> SortedRuns<V> {
         remaining.find(|entries| !entries.is_empty()).unwrap_or(&[])
     }
 
-    /// Numbers between which all are that were created in this time: the lowest
-    /// one, and the one behind the highest.
+    /// Returns the range of numbers, the end excluded, that contains all operations created in a time range.
     pub(super) fn number_range(&self, range: TimeRange) -> (u64, u64) {
         let (mut min_number, mut end_number) = (u64::MAX, 0);
         for (first, run) in &self.0 {
@@ -149,7 +146,7 @@ impl<V> SortedRuns<V> {
         (min_number, end_number)
     }
 
-    /// About how many there are, and not fewer.
+    /// Returns an upper bound of the number of entries.
     pub(super) fn len_upper_bound(&self) -> usize {
         self.0.len() * RUN_LEN
     }
@@ -159,8 +156,8 @@ impl<V> SortedRuns<V> {
     }
 }
 
-/// Cuts off the end of entries whose numbers ascend, from number `before` on;
-/// the highest number that is left. Mostly that is the last or the one before.
+/// Truncates ascending entries at number `before`, and returns the highest number that is left. Mostly it is the last
+/// one or the one before.
 pub(super) fn truncate_from<T>(
     entries: &mut &[T],
     before: u64,
@@ -187,13 +184,13 @@ impl<V> Run<V> {
         }
     }
 
-    /// Where a number is, or would be, in this run, none of whose numbers is
-    /// below `first`. Where no number is missing before it, one look finds it.
+    /// Finds a number in this run, or the position where it would be; no number of the run is below `first_number`.
+    /// Without gaps before it, the first probe finds it.
     fn search(&self, first_number: u64, number: u64) -> Result<usize, usize> {
         let distance = usize::try_from(number - first_number).unwrap_or(usize::MAX);
         let end = match self.entries.get(distance) {
             Some((found, _)) if *found == number => return Ok(distance),
-            // The numbers ascend: behind this place all are higher.
+            // Numbers ascend: all behind this position are higher.
             Some(_) => distance,
             None => self.entries.len(),
         };
@@ -237,7 +234,7 @@ mod tests {
         ) {
             let (mut runs, mut model) = (SortedRuns::default(), BTreeMap::new());
             for (number, is_put, created) in changes {
-                // An entry keeps the time of its creation for as long as it is there.
+                // An entry keeps its creation time.
                 let created = model.get(&number).copied().unwrap_or(created);
                 if is_put {
                     runs.put(number, created, number * 2);
