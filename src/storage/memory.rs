@@ -1,11 +1,11 @@
-//! The journal that keeps nothing: operations live as long as the process.
+//! Storage without durability: operations live as long as the process.
 
 use std::future::ready;
 
 use super::{Completion, LoadSink, Storage, Write, error::StorageError};
 use futures_util::future::BoxFuture;
 
-/// Forgets everything at once.
+/// Storage that discards all writes: operations live in the view only.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MemoryStorage;
 

@@ -1,13 +1,6 @@
-//! The journal in a SQLite file. Changes stand in line; whoever finds nobody
-//! writing sends a writer, which commits all that stands there in one
-//! transaction, again and again until the line is empty. So one fsync serves
-//! everybody who came while the one before was under way, and an idle server
-//! has no thread for it.
-//!
-//! How the file is opened lives in `file`, that nobody else opens it in `lock`,
-//! what is written for a change in `row`, what a transaction does in `writer`,
-//! reading back in `replay`, looks at a file and copies of it in `copy`, and what
-//! to say when it does not go well in `refusal`.
+//! Storage in a SQLite file, with group commit: writes are queued, and a writer thread commits the whole queue in one
+//! transaction until the queue is empty. One fsync serves all writes that came during the fsync before, and an idle
+//! server has no writer thread.
 
 #[cfg(feature = "cli")]
 pub(crate) mod backup;
@@ -45,36 +38,36 @@ use super::{
 use crate::clock::Timestamp;
 use futures_util::future::BoxFuture;
 
-/// How many bytes of rows may stand in line. A change that comes then becomes a
-/// row only when it is written, so that a slow disk does not fill the memory.
+/// The most bytes of encoded rows in the queue. Further writes are encoded by the writer, so that a slow disk does not
+/// fill the memory.
 const MAX_QUEUED_BYTES: usize = 32 << 20;
 
-/// The longest that the writer waits for those whose changes it has just
-/// committed.
+/// The most time that the writer waits for the next writes of callers that it has just answered.
 const MAX_GROUP_COMMIT_DELAY: Duration = Duration::from_millis(2);
 
-/// To tell so many holds the next commit up for longer than to send somebody.
+/// From this many on, completions run on another thread, because they would delay the next commit by more than it costs
+/// to wake one.
 const MIN_OFFLOADED_COMPLETIONS: usize = 128;
 
-/// A journal in a SQLite file, which one process at a time may hold open.
+/// Storage in a SQLite file, which one process at a time may have open.
 ///
-/// A change is kept when SQLite has committed it with `synchronous=FULL`: it
-/// then survives the death of the process and the loss of power.
+/// A write is durable once SQLite has committed it with `synchronous=FULL`: it survives a crash of the process and a
+/// loss of power.
 #[derive(Debug)]
 pub struct SqliteStorage {
     inner: Arc<Inner>,
-    /// The runtime that the journal was first used on; it lends the threads.
+    /// The runtime on which the storage was first used. Its blocking threads run the writer.
     runtime: OnceLock<Handle>,
 }
 
 #[derive(Debug)]
 struct Inner {
     queue: Mutex<WriteQueue>,
-    /// As many stand in line as were wanted, or the journal is being closed.
+    /// Notified when the queue has `min_batch` writes, or the storage is closing.
     wakeup: Condvar,
-    /// How many bytes of rows stand in line.
+    /// The bytes of encoded rows in the queue.
     queued_bytes: AtomicUsize,
-    /// The open file; none once it is closed.
+    /// `None` once the file is closed.
     writer: Mutex<Option<Writer>>,
     write_error: Mutex<Option<String>>,
 }
@@ -82,13 +75,13 @@ struct Inner {
 #[derive(Debug, Default)]
 struct WriteQueue {
     pending: Vec<PendingWrite>,
-    /// The writer sleeps until so many wait, or its patience ends.
+    /// The writer waits until the queue has this many writes, or its delay ends.
     min_batch: usize,
     is_writer_running: bool,
     is_closing: bool,
 }
 
-/// A change that stands in line.
+/// A write in the queue.
 #[derive(Debug)]
 struct PendingWrite {
     row: PendingRow,
@@ -98,18 +91,18 @@ struct PendingWrite {
 #[derive(Debug)]
 enum PendingRow {
     Encoded(RowWrite),
-    /// It becomes a row when it is written.
+    /// Encoded by the writer.
     Deferred(Write),
 }
 
-// === impl SqliteJournal ===
+// === impl SqliteStorage ===
 
 impl SqliteStorage {
-    /// Opens a file, and makes it if there is none.
+    /// Opens a file, and creates it if it does not exist.
     ///
     /// # Errors
-    /// [`JournalError`] if the file belongs to another program, to a newer
-    /// version or to a running process, is damaged or cannot be written.
+    /// [`StorageError`] if the file belongs to another program, another schema version or a running process, is
+    /// damaged or cannot be written.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StorageError> {
         let database = Database::open(path.as_ref())?;
         Ok(Self {
@@ -136,9 +129,9 @@ impl Storage for SqliteStorage {
         Box::pin(async move {
             let result = spawn_blocking(move || match &*inner.writer.lock() {
                 Some(writer) => load::load_all(writer.path(), load::decode_thread_count(), &*sink),
-                None => Err(closed_error()),
+                None => Err(StorageError::closed()),
             });
-            result.await.unwrap_or_else(|_| Err(closed_error()))
+            result.await.unwrap_or_else(|_| Err(StorageError::closed()))
         })
     }
 
@@ -147,7 +140,7 @@ impl Storage for SqliteStorage {
             return completion.complete(Ok(()));
         }
         let inner = &self.inner;
-        // Made here and not by the writer, which everybody waits for.
+        // Encoded here, and not by the writer, for which all callers wait.
         let row = if inner.queued_bytes.load(Ordering::Relaxed) < MAX_QUEUED_BYTES {
             let encoded = RowWrite::encode(&write);
             inner
@@ -180,7 +173,7 @@ impl Storage for SqliteStorage {
         let inner = self.inner.clone();
         Box::pin(async move {
             inner.shut_down();
-            // The last connection moves what is in the log into the file.
+            // Closing the last connection checkpoints the WAL.
             drop(spawn_blocking(move || drop(inner.writer.lock().take())).await);
         })
     }
@@ -192,7 +185,7 @@ impl Drop for SqliteStorage {
     }
 }
 
-// === impl Shared ===
+// === impl Inner ===
 
 impl Inner {
     fn shut_down(&self) {
@@ -200,12 +193,12 @@ impl Inner {
         self.wakeup.notify_all();
     }
 
-    /// Puts a change in line. Tells whether somebody must be sent to write.
+    /// Enqueues a write. Returns `true` if the caller must start a writer.
     fn enqueue(&self, pending: PendingWrite) -> bool {
         let mut queue = self.queue.lock();
         if queue.is_closing {
             drop(queue);
-            self.complete(vec![pending], &Err(closed_error()));
+            self.complete(vec![pending], &Err(StorageError::closed()));
             return false;
         }
         queue.pending.push(pending);
@@ -215,30 +208,29 @@ impl Inner {
         !std::mem::replace(&mut queue.is_writer_running, true)
     }
 
-    /// Tells those who stood in line what became of their changes.
+    /// Completes the writes of a batch.
     fn complete(&self, batch: Vec<PendingWrite>, result: &Result<(), StorageError>) {
         for PendingWrite { row, completion } in batch {
             if let PendingRow::Encoded(encoded) = &row {
                 self.queued_bytes
                     .fetch_sub(encoded.size_bytes(), Ordering::Relaxed);
             }
-            // A bug that one of them meets must not keep the others waiting.
+            // A panic of one completion must not leave the others without an answer.
             let completed = catch_unwind(AssertUnwindSafe(|| {
                 completion.complete(result.clone().map_err(WriteError::from));
             }));
             if completed.is_err() {
-                error!("showing a change panicked");
+                error!("publishing a committed change panicked");
             }
         }
     }
 
-    /// Commits what stands in line until nothing does. While the file cannot be
-    /// written, it stays and tries again.
+    /// Commits the queue until it is empty. While writes fail, keeps running and probes the file.
     fn run_writer(self: &Arc<Self>, runtime: &Handle) {
         let mut writer = self.writer.lock();
         let Some(writer) = writer.as_mut() else {
             let batch = std::mem::take(&mut self.queue.lock().pending);
-            self.complete(batch, &Err(closed_error()));
+            self.complete(batch, &Err(StorageError::closed()));
             return;
         };
         let (mut min_batch, mut max_wait) = (0, Duration::ZERO);
@@ -262,8 +254,8 @@ impl Inner {
             let started = Instant::now();
             let result = writer.commit(batch.iter().map(|pending| pending.row.encoded()));
             self.update_write_error(writer.write_error());
-            // Those who are told now often come back at once; a commit of all of
-            // them is worth a part of what it takes.
+            // Callers that are answered now often write again at once. To commit all of them together is worth a wait
+            // of half a commit.
             (min_batch, max_wait) = (
                 batch.len(),
                 (started.elapsed() / 2).min(MAX_GROUP_COMMIT_DELAY),
@@ -290,36 +282,35 @@ impl Inner {
         self.write_error.lock().is_some()
     }
 
-    /// Logs when a trouble begins and when it ends.
+    /// Records whether writes fail, and logs each change of that.
     fn update_write_error(&self, latest: Option<&StorageError>) {
         let mut current = self.write_error.lock();
         match (latest, &*current) {
             (Some(error), None) => {
-                error!(%error, "changes are refused, because they cannot be kept; reads go on");
+                error!(%error, "writes are failing; rejecting writes, still serving reads");
             }
-            (None, Some(_)) => info!("changes can be kept again"),
+            (None, Some(_)) => info!("writes recovered"),
             (Some(_), Some(_)) | (None, None) => {}
         }
         *current = latest.map(ToString::to_string);
     }
 }
 
-/// The time for which somebody writes. If it ends before its time, by a bug or
-/// because there is no thread for it, those in line are told, and the next one
-/// sends another writer.
+/// A running writer. If it is dropped before it has finished, by a panic or because no thread was available, it fails
+/// the queued writes, and the next write starts another writer.
 struct WriterGuard {
     inner: Arc<Inner>,
     is_finished: bool,
 }
 
-/// Those who are told when it is dropped, also if there is no thread for that.
+/// Writes that are completed on drop, so that they are completed even if no thread is available.
 struct CompletionBatch {
     inner: Arc<Inner>,
     writes: Vec<PendingWrite>,
     result: Result<(), StorageError>,
 }
 
-// === impl Shift ===
+// === impl WriterGuard ===
 
 impl WriterGuard {
     fn run(mut self, runtime: &Handle) {
@@ -335,14 +326,16 @@ impl Drop for WriterGuard {
             queue.is_writer_running = false;
             let batch = std::mem::take(&mut queue.pending);
             drop(queue);
-            let error =
-                StorageError::new(StorageErrorKind::Internal, "there is no writer".to_owned());
+            let error = StorageError::new(
+                StorageErrorKind::Internal,
+                "the writer thread ended unexpectedly",
+            );
             self.inner.complete(batch, &Err(error));
         }
     }
 }
 
-// === impl Crowd ===
+// === impl CompletionBatch ===
 
 impl Drop for CompletionBatch {
     fn drop(&mut self) {
@@ -351,7 +344,7 @@ impl Drop for CompletionBatch {
     }
 }
 
-// === impl Change ===
+// === impl PendingRow ===
 
 impl PendingRow {
     fn encoded(&self) -> Cow<'_, RowWrite> {
@@ -360,10 +353,6 @@ impl PendingRow {
             Self::Deferred(write) => Cow::Owned(RowWrite::encode(write)),
         }
     }
-}
-
-fn closed_error() -> StorageError {
-    StorageError::closed()
 }
 
 #[cfg(test)]

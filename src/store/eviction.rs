@@ -8,7 +8,6 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::state::Store;
 use crate::operation::Operation;
 
 /// The done operations in the view, and below which number some are missing.
@@ -59,8 +58,8 @@ impl ViewEviction {
         self.evicted_below.load(Ordering::Acquire)
     }
 
-    /// Takes the oldest done operation over the limit out of the count.
-    fn pop_over_capacity(&self) -> Option<u64> {
+    /// Takes the oldest done operation over the limit out of the count. Returns its number.
+    pub(super) fn pop_over_capacity(&self) -> Option<u64> {
         let (limit, mut done_numbers) = (self.limit?, self.done_numbers.lock());
         if done_numbers.len() > limit {
             done_numbers.pop_first()
@@ -68,31 +67,14 @@ impl ViewEviction {
             None
         }
     }
-}
 
-// === impl Store ===
-
-impl Store {
-    /// Evicts the oldest done operations over the limit.
-    pub(super) async fn evict_over_capacity(&self) {
-        let eviction = &self.view.eviction;
-        while let Some(number) = eviction.pop_over_capacity() {
-            let Some(cached) = self.view.index.get(number) else {
-                continue;
-            };
-            let _lock = self.key_locks.lock(cached.name()).await;
-            if let Some(cached) = self.view.index.get(number) {
-                eviction
-                    .evicted_below
-                    .fetch_max(number + 1, Ordering::AcqRel);
-                self.view.remove(&cached);
-                self.operation_count.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
+    /// Raises `evicted_below` before the operation with this number leaves the view.
+    pub(super) fn mark_evicted(&self, number: u64) {
+        self.evicted_below.fetch_max(number + 1, Ordering::AcqRel);
     }
 
     /// Returns `true` for a done operation that is old enough to be missing from the view.
-    pub(super) fn is_in_evicted_range(&self, operation: &Operation) -> bool {
-        operation.is_done() && operation.number() < self.view.eviction.evicted_below()
+    pub(super) fn covers(&self, operation: &Operation) -> bool {
+        operation.is_done() && operation.number() < self.evicted_below()
     }
 }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use tracing::warn;
+use tracing::{debug, warn};
 
-use super::{state::Store, tombstones::FetchGuard};
+use super::{consistency::ReadConsistency, state::Store, tombstones::FetchGuard};
 use crate::{
     error::{Error, Result},
     operation::{
@@ -21,6 +21,20 @@ struct Fetched<'a> {
 }
 
 impl Store {
+    /// Waits until the view is no older than this call, if reads are to be linearizable.
+    ///
+    /// # Errors
+    /// UNAVAILABLE if the storage cannot be read.
+    pub(crate) async fn ensure_read_consistency(&self) -> Result<()> {
+        match (self.read_consistency, self.storage.shared()) {
+            (ReadConsistency::Linearizable, Some(shared)) => shared.sync().await.map_err(|error| {
+                debug!(%error, "linearizable read failed");
+                Error::StoreUnavailable
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Returns an operation that the view lacks, as clients see it, or `None` if it does not exist. It is published,
     /// unless it is old enough to be evicted again.
     ///
@@ -36,7 +50,7 @@ impl Store {
         };
         match &fetched.operation {
             Some(stored)
-                if self.is_in_evicted_range(stored)
+                if self.view.eviction.covers(stored)
                     && self.view.get_any(name.as_str()).is_none() =>
             {
                 Ok((!stored.is_deleted()).then(|| stored.clone()))

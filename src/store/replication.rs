@@ -1,7 +1,11 @@
 //! Replication: applies what other servers of the same storage changed to the view. The storage decides which change
 //! wins; replication makes sure that the view never goes back to an older version.
 
-use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    panic::AssertUnwindSafe,
+    sync::{Arc, atomic::Ordering},
+};
 
 use futures_util::{FutureExt, TryStreamExt, stream};
 use tracing::{error, info, warn};
@@ -97,6 +101,22 @@ impl Store {
         Ok(())
     }
 
+    /// Evicts the oldest done operations over the limit.
+    async fn evict_over_capacity(&self) {
+        let eviction = &self.view.eviction;
+        while let Some(number) = eviction.pop_over_capacity() {
+            let Some(cached) = self.view.index.get(number) else {
+                continue;
+            };
+            let _lock = self.key_locks.lock(cached.name()).await;
+            if let Some(cached) = self.view.index.get(number) {
+                eviction.mark_evicted(number);
+                self.view.remove(&cached);
+                self.operation_count.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
     async fn apply_change(&self, change: Change) -> Result<()> {
         match change {
             Change::Upserted(operation) => self.apply_upsert(&operation).await?,
@@ -117,7 +137,7 @@ impl Store {
         let _lock = self.key_locks.lock(operation.name()).await;
         let is_cached = self.view.index.get(operation.number()).is_some();
         if self.is_tombstoned(operation.number())
-            || (!is_cached && self.is_in_evicted_range(operation))
+            || (!is_cached && self.view.eviction.covers(operation))
         {
             return Ok(());
         }

@@ -1,5 +1,4 @@
-//! Looking at a file without a server, and copies of it: a backup while a
-//! server has it open, and what can be saved of a damaged one.
+//! Offline tools for a database file: inspect it, back it up while a server has it open, and recover a damaged one.
 
 use std::{
     fs, io,
@@ -24,27 +23,27 @@ use crate::{
 
 const SELECT_ASCENDING: &str = "SELECT number, record FROM operations ORDER BY number";
 const SELECT_DESCENDING: &str = "SELECT number, record FROM operations ORDER BY number DESC";
-const UPDATE_LAST_TIMESTAMP: &str = "UPDATE journal SET newest = ?1";
+const UPDATE_LAST_TIMESTAMP: &str = "UPDATE file_info SET last_timestamp_ns = ?1";
 const SELECT_INPUT: &str = "SELECT input FROM inputs WHERE number = ?1";
 
-/// What a file holds besides operations.
+/// A summary of a file.
 #[derive(Debug)]
 pub(crate) struct Summary {
-    /// The file without its log, in bytes.
+    /// The size of the file without its WAL.
     pub(crate) file_bytes: u64,
-    /// The changes that stand in the log only, in bytes.
+    /// The size of the WAL.
     pub(crate) wal_bytes: u64,
     /// The version of the schema.
     pub(crate) schema_version: u32,
-    /// How many changes were committed since the file was made.
+    /// The number of writes committed since the file was created.
     pub(crate) write_count: u64,
 }
 
-/// Goes through a file, from the oldest operation to the newest; what stands
-/// behind damage comes last, from the newest. What is damaged is a sentence.
+/// Calls `on_operation` with every operation, from the oldest to the newest; those behind a damaged part come last, newest
+/// first. A damaged operation is an error text.
 ///
 /// # Errors
-/// [`JournalError`] if there is no such file, or it is not ours.
+/// [`StorageError`] if the file does not exist, or belongs to another program.
 pub(crate) fn inspect(
     path: &Path,
     mut on_operation: impl FnMut(Result<Operation, String>),
@@ -58,17 +57,17 @@ pub(crate) fn inspect(
     Ok(summary)
 }
 
-/// Copies a file as it is at this moment, whether or not a server has it open.
+/// Copies a consistent snapshot of a file, whether or not a server has it open.
 ///
 /// # Errors
-/// [`JournalError`] if it cannot be read, or the copy cannot be written.
+/// [`StorageError`] if it cannot be read, or the copy cannot be written.
 pub(crate) fn backup(from: &Path, to: &Path) -> Result<(), StorageError> {
     let source = open_read_only(from)?;
     write_atomically(to, |partial| {
         let to_error = |error: rusqlite::Error| sqlite_error(partial, &error);
         let mut copy = Connection::open(partial).map_err(to_error)?;
         let backup = Backup::new(&source, &mut copy).map_err(to_error)?;
-        // In one step it is one moment; a server writes on into its log meanwhile.
+        // A single step is a single snapshot; a server continues to write to its WAL.
         match backup
             .step(-1)
             .map_err(|error| sqlite_error(from, &error))?
@@ -78,7 +77,7 @@ pub(crate) fn backup(from: &Path, to: &Path) -> Result<(), StorageError> {
                 return Err(StorageError::new(
                     StorageErrorKind::InvalidConfig,
                     format!(
-                        "{} is locked by another program: end that first",
+                        "{} is locked by another program: stop it first",
                         from.display()
                     ),
                 ));
@@ -94,18 +93,18 @@ pub(crate) fn backup(from: &Path, to: &Path) -> Result<(), StorageError> {
         Err(StorageError::new(
             StorageErrorKind::InvalidConfig,
             format!(
-                "{} is damaged ({verdict}): save what can be read with --recover",
+                "{} is damaged ({verdict}): recover readable operations with --recover",
                 from.display()
             ),
         ))
     })
 }
 
-/// Writes what can be read of a damaged file into a new one. Returns how many
-/// operations that is, and what is lost, in sentences.
+/// Copies the readable operations of a damaged file into a new one. Returns their number, and a text for each part that
+/// is lost.
 ///
 /// # Errors
-/// [`JournalError`] if nothing can be read, or the new file cannot be written.
+/// [`StorageError`] if nothing can be read, or the new file cannot be written.
 pub(crate) fn recover(from: &Path, to: &Path) -> Result<(u64, Vec<String>), StorageError> {
     let source = open_read_only(from)?;
     let (mut recovered, mut unreadable) = (0, Vec::new());
@@ -137,8 +136,7 @@ pub(crate) fn recover(from: &Path, to: &Path) -> Result<(u64, Vec<String>), Stor
     Ok((recovered, unreadable))
 }
 
-/// Hands over all rows that can be read. Where the file is damaged, those
-/// behind the damage come from the other end.
+/// Calls `on_row` with all readable rows. Those behind a damaged part are read from the other end.
 fn for_each_row(connection: &Connection, on_row: &mut dyn FnMut(Result<StoredRow, String>)) {
     let mut last_number = 0;
     let Err(error) = scan_while(connection, SELECT_ASCENDING, &mut |row| {
@@ -152,14 +150,14 @@ fn for_each_row(connection: &Connection, on_row: &mut dyn FnMut(Result<StoredRow
     };
     let mut first_number = i64::MAX;
     let backward = scan_while(connection, SELECT_DESCENDING, &mut |row| {
-        let is_new = row.as_ref().is_ok_and(|row| last_number < row.number);
+        let is_new = row.as_ref().is_ok_and(|row| row.number > last_number);
         if is_new {
             first_number = row.as_ref().map_or(first_number, |row| row.number);
             on_row(row);
         }
         is_new
     });
-    if backward.is_err() || last_number + 1 < first_number {
+    if backward.is_err() || first_number > last_number + 1 {
         let end = match first_number {
             i64::MAX => "the last one".to_owned(),
             number => number.to_string(),
@@ -170,7 +168,7 @@ fn for_each_row(connection: &Connection, on_row: &mut dyn FnMut(Result<StoredRow
     }
 }
 
-/// Hands over rows until one is not wanted.
+/// Calls `on_row` with rows until it returns `false`.
 fn scan_while(
     connection: &Connection,
     sql: &str,
@@ -199,7 +197,7 @@ fn scan_while(
 fn read_summary(connection: &Connection, path: &Path) -> rusqlite::Result<Summary> {
     let file_bytes = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
     let write_count: i64 =
-        connection.query_row("SELECT changes FROM journal", [], |row| row.get(0))?;
+        connection.query_row("SELECT write_count FROM file_info", [], |row| row.get(0))?;
     Ok(Summary {
         file_bytes: file_bytes(path),
         wal_bytes: file_bytes(&with_suffix(path, "-wal")),
@@ -208,42 +206,41 @@ fn read_summary(connection: &Connection, path: &Path) -> rusqlite::Result<Summar
     })
 }
 
-/// Makes a file that is whole or not there.
+/// Writes a file so that it is complete or does not exist.
 pub(super) fn write_atomically(
     to: &Path,
     write: impl FnOnce(&Path) -> Result<(), StorageError>,
 ) -> Result<(), StorageError> {
-    // The log of another file would be taken for that of the new one.
+    // SQLite would take the WAL of another file for that of the new one.
     for suffix in ["", "-wal", "-journal"] {
         let existing = with_suffix(to, suffix);
         if existing.exists() {
             return Err(StorageError::new(
                 StorageErrorKind::InvalidConfig,
                 format!(
-                    "{} exists already: choose another name, or remove it first",
+                    "{} already exists: choose another name, or remove it first",
                     existing.display()
                 ),
             ));
         }
     }
     let partial = with_suffix(to, ".partial");
-    // One that an earlier try left behind.
+    // A previous run may have left one.
     remove_with_sidecars(&partial)?;
     let result = write(&partial).and_then(|()| {
-        // What SQLite could not remove, it says nothing of.
+        // SQLite does not report files that it failed to remove.
         remove_sidecars(&partial)?;
         fs::rename(&partial, to).map_err(|error| io_error(to, &error))?;
         sync_parent_directory(to).inspect_err(|_| drop(remove_with_sidecars(to)))
     });
     if result.is_err() {
-        // What came before says more.
+        // The first error says more.
         let _ = remove_with_sidecars(&partial);
     }
     result
 }
 
-/// Moves everything into the one file that is about to get its name, and closes
-/// it. When it is just dropped, SQLite does the same and tells nobody of errors.
+/// Checkpoints the WAL into the file and closes it. Dropping the connection would do the same, but hide errors.
 pub(super) fn close_as_single_file(
     connection: Connection,
     path: &Path,
@@ -264,7 +261,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Removes a file that nobody has open, and what stands beside it.
+/// Removes a file that is not open, with its WAL and the like.
 fn remove_with_sidecars(path: &Path) -> Result<(), StorageError> {
     remove_if_exists(path)?;
     remove_sidecars(path)
@@ -276,7 +273,7 @@ fn remove_sidecars(path: &Path) -> Result<(), StorageError> {
         .try_for_each(|suffix| remove_if_exists(&with_suffix(path, suffix)))
 }
 
-/// It need not be there.
+/// Removes a file if it exists.
 fn remove_if_exists(path: &Path) -> Result<(), StorageError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(path, &error)),

@@ -1,5 +1,4 @@
-//! The file: made, opened, locked, and brought to the present schema. What to say
-//! when that does not go well is in `refusal`.
+//! The database file: created, locked, opened, and brought to the current schema.
 
 use std::{
     fs,
@@ -21,24 +20,26 @@ use crate::{
     storage::error::{StorageError, StorageErrorKind},
 };
 
-/// `LONG`, so that other programs can tell whose file it is.
+/// `LONG`: tells other programs whose file it is.
 const APPLICATION_ID: i32 = 0x4c4f_4e47;
 
-/// What each version of the schema adds to the one before. Released ones never
-/// change.
-const MIGRATIONS: [&str; 1] = ["
+/// The steps from an empty file to the current schema. From the first release on, a step never changes.
+const SCHEMA_STEPS: [&str; 1] = ["
     CREATE TABLE operations (number INTEGER PRIMARY KEY, record BLOB NOT NULL) STRICT;
     CREATE TABLE inputs (number INTEGER PRIMARY KEY, input BLOB NOT NULL) STRICT;
-    CREATE TABLE journal (id TEXT NOT NULL, changes INTEGER NOT NULL, newest INTEGER) STRICT;
+    CREATE TABLE file_info (file_id TEXT NOT NULL, write_count INTEGER NOT NULL, last_timestamp_ns INTEGER) STRICT;
 "];
 
-/// What the log may take of the disk when it is empty again.
+/// The schema version after the first step. Lower versions are those of builds before the first release.
+const FIRST_SCHEMA_VERSION: usize = 2;
+
+/// The size to which SQLite truncates the WAL when it starts again.
 const WAL_SIZE_LIMIT_BYTES: u32 = 16 << 20;
 
-/// How long a short reader of the file, such as `inspect`, is waited for.
+/// How long to wait for a short reader of the file, such as `inspect`.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An open file that no other process holds open.
+/// An open file that no other process has open.
 #[derive(Debug)]
 pub(super) struct Database {
     path: PathBuf,
@@ -46,27 +47,29 @@ pub(super) struct Database {
     info: FileInfo,
 }
 
-/// The one row of the table `journal`.
+/// The row of table `file_info`.
 #[derive(Debug)]
 struct FileInfo {
-    /// Unlike that of any other file, but for copies of it.
+    /// Unique to this file and its copies.
     file_id: String,
-    /// How many changes were committed.
+    /// The number of committed writes.
     write_count: u64,
-    /// The latest time that one of them bears.
+    /// The latest update time of a committed write.
     last_timestamp: Option<Timestamp>,
 }
 
-// === impl File ===
+// === impl Database ===
 
 impl Database {
+    /// Locks and opens a file, and creates it if it does not exist.
+    ///
     /// # Errors
-    /// [`JournalError`] that says what is wrong and what to do.
+    /// [`StorageError`] that says what is wrong and what to do.
     pub(super) fn open(path: &Path) -> Result<Self, StorageError> {
         Self::open_with_busy_timeout(path, BUSY_TIMEOUT)
     }
 
-    /// Opens it, and waits so long for those who read it.
+    /// The same as `open`, with another limit on the wait for readers.
     pub(super) fn open_with_busy_timeout(
         path: &Path,
         busy_timeout: Duration,
@@ -89,17 +92,17 @@ impl Database {
         &self.path
     }
 
-    /// How many changes the file held when it was opened.
+    /// Returns the number of committed writes when the file was opened.
     pub(super) fn write_count(&self) -> u64 {
         self.info.write_count
     }
 
-    /// The latest time that a change bore then.
+    /// Returns the latest update time when the file was opened.
     pub(super) fn last_timestamp(&self) -> Option<Timestamp> {
         self.info.last_timestamp
     }
 
-    /// Notes that so many changes are about to be acknowledged.
+    /// Records that the first `write_count` writes are about to be acknowledged.
     pub(super) fn record_acknowledged(&self, write_count: u64) {
         self.lock.write_ack(&self.info.file_id, write_count);
     }
@@ -117,21 +120,21 @@ impl Database {
         Err(StorageError::new(
             StorageErrorKind::Corrupt,
             format!(
-                "{path} holds {write_count} changes, but {acknowledged} were acknowledged: its write-ahead log {path}-wal was lost or cut, or an older copy took its place; {}; else restore a backup, or remove {path}-lock to go on without the missing changes",
+                "{path} has {write_count} writes, but {acknowledged} were acknowledged: its write-ahead log {path}-wal was lost or truncated, or the file was replaced by an older copy; {}; otherwise restore a backup, or remove {path}-lock to continue without the missing writes",
                 restore_hint(&self.path)
             ),
         ))
     }
 }
 
-/// Moves what the process before left in the log into the file.
+/// Checkpoints the WAL that the previous process left.
 ///
-/// That process may have ended because an fsync of the log failed. The log can
-/// be read now all the same, from memory, and never reaches the disk unless it
-/// is written again: what is committed behind it would be lost with the power.
+/// That process may have ended because an fsync of the WAL failed. The WAL is still readable from the page cache, but
+/// never reaches the disk unless it is written again: writes committed behind it would be lost with the power
+/// (sqlite.org/rescode.html#ioerr_fsync).
 ///
 /// # Errors
-/// [`JournalError`] if somebody reads the log, so that it cannot begin anew.
+/// [`StorageError`] if another process reads the WAL, so that it cannot be truncated.
 fn truncate_wal(
     connection: &Connection,
     path: &Path,
@@ -148,7 +151,7 @@ fn truncate_wal(
     Ok(())
 }
 
-/// Lets the name of a new file survive the loss of power too.
+/// Makes the directory entry of a new file durable.
 pub(super) fn sync_parent_directory(path: &Path) -> Result<(), StorageError> {
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -159,7 +162,7 @@ pub(super) fn sync_parent_directory(path: &Path) -> Result<(), StorageError> {
         .map_err(|error| io_error(path, &error))
 }
 
-/// A new file for this process alone, which is about to get another name.
+/// Creates a file for this process alone, which will be renamed.
 #[cfg(feature = "cli")]
 pub(super) fn create(path: &Path) -> Result<Connection, StorageError> {
     let mut connection = open_connection(path, OpenFlags::SQLITE_OPEN_CREATE)?;
@@ -167,12 +170,12 @@ pub(super) fn create(path: &Path) -> Result<Connection, StorageError> {
     Ok(connection)
 }
 
-/// A connection that changes nothing, to a file that a server may have open.
+/// Opens a read-only connection to a file that a server may have open.
 #[cfg(feature = "cli")]
 pub(super) fn open_read_only(path: &Path) -> Result<Connection, StorageError> {
     if !path.is_file() {
         return Err(StorageError::new(
-            StorageErrorKind::Corrupt,
+            StorageErrorKind::InvalidConfig,
             format!("there is no file {}", path.display()),
         ));
     }
@@ -196,7 +199,7 @@ pub(super) fn open_read_only(path: &Path) -> Result<Connection, StorageError> {
     Ok(connection)
 }
 
-/// A further connection to a file that is open.
+/// Opens another connection to an open file.
 pub(super) fn open_additional(path: &Path) -> Result<Connection, StorageError> {
     let connection = open_connection(path, OpenFlags::empty())?;
     set_pragmas(&connection).map_err(|error| sqlite_error(path, &error))?;
@@ -219,7 +222,7 @@ fn set_pragmas(connection: &Connection) -> rusqlite::Result<()> {
     ))
 }
 
-/// Brings a file of ours to the present schema.
+/// Brings a file to the current schema.
 fn initialize(connection: &mut Connection, path: &Path) -> Result<FileInfo, StorageError> {
     let to_error = |error: rusqlite::Error| sqlite_error(path, &error);
     if connection.is_readonly(MAIN_DB).map_err(to_error)? {
@@ -230,7 +233,7 @@ fn initialize(connection: &mut Connection, path: &Path) -> Result<FileInfo, Stor
         .map_err(to_error)?;
     if mode != "wal" {
         return Err(StorageError::new(
-            StorageErrorKind::Corrupt,
+            StorageErrorKind::InvalidConfig,
             format!(
                 "{} cannot have a write-ahead log: use a local file system",
                 path.display()
@@ -238,20 +241,24 @@ fn initialize(connection: &mut Connection, path: &Path) -> Result<FileInfo, Stor
         ));
     }
     set_pragmas(connection).map_err(to_error)?;
-    migrate(connection, &MIGRATIONS).map_err(to_error)?;
+    apply_schema_steps(connection, &SCHEMA_STEPS).map_err(to_error)?;
     connection
-        .query_row("SELECT id, changes, newest FROM journal", [], |row| {
-            let write_count: i64 = row.get(1)?;
-            Ok(FileInfo {
-                file_id: row.get(0)?,
-                write_count: u64::try_from(write_count).unwrap_or(0),
-                last_timestamp: row.get::<_, Option<i64>>(2)?.map(Timestamp::from_nanos),
-            })
-        })
+        .query_row(
+            "SELECT file_id, write_count, last_timestamp_ns FROM file_info",
+            [],
+            |row| {
+                let write_count: i64 = row.get(1)?;
+                Ok(FileInfo {
+                    file_id: row.get(0)?,
+                    write_count: u64::try_from(write_count).unwrap_or(0),
+                    last_timestamp: row.get::<_, Option<i64>>(2)?.map(Timestamp::from_nanos),
+                })
+            },
+        )
         .map_err(to_error)
 }
 
-/// Whether the file is ours, or new, and not newer than this program.
+/// Checks that the file is empty, or has a schema version that this program supports.
 fn check_compatible(connection: &Connection, path: &Path) -> Result<(), StorageError> {
     let to_error = |error: rusqlite::Error| sqlite_error(path, &error);
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
@@ -262,60 +269,76 @@ fn check_compatible(connection: &Connection, path: &Path) -> Result<(), StorageE
         .map_err(to_error)?;
     if application_id != APPLICATION_ID && (application_id, table_count) != (0, 0) {
         return Err(StorageError::new(
-            StorageErrorKind::Corrupt,
+            StorageErrorKind::InvalidConfig,
             format!(
                 "{} is the database of another program: choose another path",
                 path.display()
             ),
         ));
     }
-    let (version, current) = (pragma("user_version").map_err(to_error)?, MIGRATIONS.len());
-    if usize::try_from(version).is_ok_and(|version| version <= current) {
-        return Ok(());
-    }
-    Err(StorageError::new(
-        StorageErrorKind::Corrupt,
+    let version = pragma("user_version").map_err(to_error)?;
+    let version = usize::try_from(version).unwrap_or(usize::MAX);
+    let (current, display) = (schema_version(&SCHEMA_STEPS), path.display());
+    let message = if version > current {
         format!(
-            "{} has schema version {version}, and this program knows versions up to {current}: use a newer longrunning",
-            path.display()
-        ),
+            "{display} has schema version {version}, and this program supports versions up to {current}: use a newer longrunning"
+        )
+    } else if version != 0 && version < FIRST_SCHEMA_VERSION {
+        format!(
+            "{display} has schema version {version} of a build before the first release, which this program cannot read: choose another path, or remove the file"
+        )
+    } else {
+        return Ok(());
+    };
+    Err(StorageError::new(
+        StorageErrorKind::UnsupportedVersion,
+        message,
     ))
 }
 
-/// Runs the migrations that the file has not seen, all or none.
-pub(super) fn migrate(connection: &mut Connection, migrations: &[&str]) -> rusqlite::Result<()> {
+/// Returns the schema version after all of the steps.
+fn schema_version(steps: &[&str]) -> usize {
+    FIRST_SCHEMA_VERSION + steps.len() - 1
+}
+
+/// Applies the schema steps that the file lacks, in one transaction.
+pub(super) fn apply_schema_steps(
+    connection: &mut Connection,
+    steps: &[&str],
+) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let version: usize = transaction.pragma_query_value(None, "user_version", |row| {
         row.get::<_, i64>(0)
             .map(|version| usize::try_from(version).unwrap_or(0))
     })?;
-    for migration in migrations.iter().skip(version) {
-        transaction.execute_batch(migration)?;
+    let applied_steps = (version + 1).saturating_sub(FIRST_SCHEMA_VERSION);
+    for step in steps.iter().skip(applied_steps) {
+        transaction.execute_batch(step)?;
     }
     if version == 0 {
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.execute(
-            "INSERT INTO journal (id, changes) VALUES (?1, 0)",
+            "INSERT INTO file_info (file_id, write_count) VALUES (?1, 0)",
             [Uuid::new_v4().to_string()],
         )?;
     }
-    if version < migrations.len() {
-        transaction.execute_batch(&format!("PRAGMA user_version = {}", migrations.len()))?;
+    let current = schema_version(steps);
+    if version < current {
+        transaction.execute_batch(&format!("PRAGMA user_version = {current}"))?;
     }
     transaction.commit()
 }
 
-/// Makes the file if there is none, and tells its one path: the log and the lock
-/// stand beside that, and two processes must not have two of them.
+/// Creates the file if it does not exist, and returns its canonical path: the WAL and the lock file are beside it, and
+/// two processes must not have two of them.
 fn create_if_missing(path: &Path) -> Result<PathBuf, StorageError> {
-    // Whoever closes a file loses all locks of the process on it, those of SQLite
-    // too. So one that is there is never opened here, and one that is not is made
-    // by one thread at a time.
+    // POSIX locks: closing any descriptor of a file releases all locks of the process on it, those of SQLite included.
+    // So an existing file is never opened here, and a new one is created by one thread at a time.
     static CREATE_LOCK: Mutex<()> = Mutex::new(());
     let guard = CREATE_LOCK.lock();
     if !path.exists() {
         check_directory(path)?;
-        // If it is a link, what that leads to is made.
+        // Follows a symbolic link to a target that does not exist.
         let created = fs::File::options().append(true).create(true).open(path);
         created.map_err(|error| io_error(path, &error))?;
     }
@@ -326,22 +349,22 @@ fn create_if_missing(path: &Path) -> Result<PathBuf, StorageError> {
     let display = canonical.display();
     if !metadata.is_file() {
         return Err(StorageError::new(
-            StorageErrorKind::Corrupt,
+            StorageErrorKind::InvalidConfig,
             format!("{display} cannot be used: it is not a file"),
         ));
     }
     match metadata.nlink() {
         0 | 1 => Ok(canonical),
         link_count => Err(StorageError::new(
-            StorageErrorKind::Corrupt,
+            StorageErrorKind::InvalidConfig,
             format!(
-                "{display} has {link_count} names (hard links), and each of them would have a log and a lock of its own: remove the others, or copy it with `longrunning backup` and use the copy"
+                "{display} has {link_count} names (hard links), and each would have a write-ahead log and a lock of its own: remove the others, or copy it with `longrunning backup` and use the copy"
             ),
         )),
     }
 }
 
-/// A clearer word than that the file is not found.
+/// Checks the directory of a new file, for a clearer error than "file not found".
 fn check_directory(path: &Path) -> Result<(), StorageError> {
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -350,7 +373,7 @@ fn check_directory(path: &Path) -> Result<(), StorageError> {
     match parent.canonicalize() {
         Ok(_) => Ok(()),
         Err(error) => Err(StorageError::new(
-            StorageErrorKind::Corrupt,
+            StorageErrorKind::InvalidConfig,
             format!("the directory {} cannot be used: {error}", parent.display()),
         )),
     }

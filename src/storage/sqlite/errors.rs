@@ -1,5 +1,4 @@
-//! What to say when something does not go well with a file: what it means, and
-//! what to do.
+//! Errors of database files for operators: what failed, and what to do.
 
 use std::{io, path::Path};
 
@@ -7,7 +6,7 @@ use rusqlite::{ErrorCode, ffi};
 
 use crate::storage::error::{StorageError, StorageErrorKind};
 
-/// What an error of the file system means for whoever has to mend it.
+/// Returns the error for a failed file operation.
 pub(super) fn io_error(path: &Path, error: &io::Error) -> StorageError {
     let display = path.display();
     match error.kind() {
@@ -35,47 +34,50 @@ pub(super) fn read_only_error(path: &Path) -> StorageError {
     )
 }
 
-/// The log holds what the disk may not hold, and somebody keeps it in use.
+/// Returns the error for a WAL that cannot be truncated because another process reads it.
 pub(super) fn checkpoint_blocked_error(path: &Path) -> StorageError {
     StorageError::new(
         StorageErrorKind::Unavailable,
-        format!("another program reads {}: end it first", path.display()),
+        format!("another program reads {}: stop it first", path.display()),
     )
 }
 
-/// For those who have followed the advice to restore a backup, and left what
-/// belongs to the old file: to tell them the same again would lead in a circle.
+/// Returns the advice for operators who have just restored a backup, but left the files that belong to the old database.
 pub(super) fn restore_hint(path: &Path) -> String {
     let display = path.display();
     format!(
-        "if you have just put a backup here, remove {display}-wal, {display}-shm and {display}-lock too"
+        "if you have just restored a backup, remove {display}-wal, {display}-shm and {display}-lock too"
     )
 }
 
-/// What an error of SQLite means for whoever has to mend it.
+/// Returns the error for a failed SQLite call.
 pub(super) fn sqlite_error(path: &Path, error: &rusqlite::Error) -> StorageError {
     let display = path.display();
     let code = error.sqlite_error().map_or(0, |error| error.extended_code);
+    let kind = match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => StorageErrorKind::Corrupt,
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StorageErrorKind::InUse,
+        _ => StorageErrorKind::Unavailable,
+    };
     StorageError::new(
-        StorageErrorKind::Unavailable,
+        kind,
         match error.sqlite_error_code() {
             Some(ErrorCode::NotADatabase) => format!(
                 "{display} is not a SQLite file, or its beginning is damaged: choose another path, or restore a backup"
             ),
             Some(ErrorCode::DatabaseCorrupt) => format!(
-                "{display} is damaged ({error}): {}; else restore a backup, or save what can be read with `longrunning backup --recover`",
+                "{display} is damaged ({error}): {}; otherwise restore a backup, or recover readable operations with `longrunning backup --recover`",
                 restore_hint(path)
             ),
             Some(ErrorCode::DiskFull) => format!("the disk of {display} is full: make room"),
-            // SQLite writes each page of it before it maps it, and drops the reason
-            // when that fails.
+            // SQLite writes each page of the -shm file before it maps it, and hides the cause of a failure.
             Some(ErrorCode::SystemIoFailure) if code == ffi::SQLITE_IOERR_SHMSIZE => {
                 format!("the disk of {display} is full: make room, {display}-shm cannot grow")
             }
             Some(ErrorCode::SystemIoFailure) if code == ffi::SQLITE_IOERR_SHMMAP => format!(
                 "{display}-shm cannot be mapped into memory: use a local file system, or make more memory available"
             ),
-            // Of the reasons for a write to fail, SQLite knows only the full disk.
+            // Of the causes of a failed write, SQLite distinguishes only a full disk.
             Some(ErrorCode::SystemIoFailure) if code == ffi::SQLITE_IOERR_WRITE => {
                 format!("the disk of {display} fails, or a quota is used up: {error} (code {code})")
             }
@@ -87,7 +89,7 @@ pub(super) fn sqlite_error(path: &Path, error: &rusqlite::Error) -> StorageError
                 "{display} cannot be opened: check that it is a file, that this user may read and write it and its directory, and that the disk is not full (code {code})"
             ),
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-                format!("{display} is locked by another program: end that first")
+                format!("{display} is locked by another program: stop it first")
             }
             Some(_) => format!("{display} cannot be used: {error} (code {code})"),
             None => format!("{display} cannot be used: {error}"),

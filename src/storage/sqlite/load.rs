@@ -1,5 +1,4 @@
-//! Reading back: one thread walks through the file, the others make operations
-//! of what it finds and show them.
+//! Loads all operations: one thread reads rows, others decode them.
 
 use std::{
     path::Path,
@@ -29,16 +28,16 @@ use crate::{
 const SELECT_ALL: &str = "SELECT o.number, o.record, i.input
     FROM operations AS o LEFT JOIN inputs AS i ON i.number = o.number";
 
-/// How many rows are handed over together.
+/// How many rows are sent to a decoding thread together.
 const BATCH_ROWS: usize = 512;
 
-/// How many batches may wait for a thread.
+/// How many batches may be queued for the decoding threads.
 const MAX_QUEUED_BATCHES: usize = 8;
 
-/// How often the log tells how far it is.
+/// The interval between two log lines about the progress.
 const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(2);
 
-/// A row as it stands in the file.
+/// A row as it is stored.
 #[derive(Debug)]
 pub(super) struct StoredRow {
     pub(super) number: i64,
@@ -46,7 +45,7 @@ pub(super) struct StoredRow {
     pub(super) input: Option<Vec<u8>>,
 }
 
-// === impl Row ===
+// === impl StoredRow ===
 
 impl StoredRow {
     fn from_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
@@ -65,15 +64,15 @@ impl StoredRow {
     }
 }
 
-/// How many threads are worth it.
+/// Returns how many decoding threads are worthwhile.
 pub(super) fn decode_thread_count() -> usize {
     thread::available_parallelism().map_or(1, |cores| cores.get().clamp(1, 8))
 }
 
-/// Shows every operation in the file, with so many threads.
+/// Loads every operation of the file, decoding on `thread_count` threads.
 ///
 /// # Errors
-/// [`JournalError`] if one cannot be read.
+/// [`StorageError`] if one cannot be read.
 pub(super) fn load_all(
     path: &Path,
     thread_count: usize,
@@ -90,7 +89,7 @@ pub(super) fn load_all(
                 let Ok(batch) = received else { return Ok(()) };
                 for row in &batch {
                     let operation = row.decode(&mut decoder).map_err(|error| {
-                    StorageError::new(StorageErrorKind::Corrupt, format!("{}: {error}; {}; else restore a backup, or save what can be read with `longrunning backup --recover`", path.display(), restore_hint(path)))
+                    StorageError::new(StorageErrorKind::Corrupt, format!("{}: {error}; {}; otherwise restore a backup, or recover readable operations with `longrunning backup --recover`", path.display(), restore_hint(path)))
                 })?;
                     sink(operation);
                 }
@@ -98,30 +97,29 @@ pub(super) fn load_all(
             }
         };
     let started = Instant::now();
-    let span = info_span!("replay");
+    let span = info_span!("load");
     thread::scope(|scope| {
-        // Only the workers hold the other end, so that the walk ends with the
-        // last of them and does not wait for nobody.
+        // Only the workers hold the receiver, so that sending fails once the last of them has ended.
         let workers: Vec<_> = std::iter::repeat_n(receiver, thread_count)
             .map(|receiver| scope.spawn(|| span.in_scope(|| decode_batches(receiver))))
             .collect();
         let result = send_batches(&connection, sender, &decoded);
         let result = result.map_err(|error| sqlite_error(path, &error));
-        // A worker that met a damaged record is why the walk ended early.
+        // A damaged record that a worker found explains why sending failed.
         for worker in workers {
-            worker.join().expect("a reader does not panic")?;
+            worker.join().expect("a decoding thread does not panic")?;
         }
         result
     })?;
     info!(
         operations = decoded.into_inner(),
-        seconds = started.elapsed().as_secs_f64(),
-        "the file was read"
+        duration_secs = started.elapsed().as_secs_f64(),
+        "loaded the file"
     );
     Ok(())
 }
 
-/// Hands all rows over, until nobody takes them any more.
+/// Sends all rows, until no thread receives them any more.
 fn send_batches(
     connection: &Connection,
     sender: mpsc::SyncSender<Vec<StoredRow>>,
@@ -139,10 +137,10 @@ fn send_batches(
             if sender.send(full).is_err() {
                 return Ok(());
             }
-            if PROGRESS_LOG_INTERVAL <= last_logged.elapsed() {
+            if last_logged.elapsed() >= PROGRESS_LOG_INTERVAL {
                 last_logged = Instant::now();
                 let decoded = decoded.load(Ordering::Relaxed);
-                info!(decoded, total, "reading the file");
+                info!(decoded, total, "loading the file");
             }
         }
     }

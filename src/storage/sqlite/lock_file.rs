@@ -1,7 +1,6 @@
-//! The lock of a file, which is a file of its own, because SQLite's locks end
-//! with each transaction. Who holds it notes in it what was acknowledged, so that
-//! a log that was lost or cut is noticed at the next start and not taken for an
-//! old file.
+//! The lock file: keeps a second process from opening the database, because SQLite's own locks end with each
+//! transaction. Its holder records the number of acknowledged writes, so that the next start notices a WAL that was lost
+//! or truncated.
 
 use std::{
     fs::{self, TryLockError},
@@ -13,34 +12,34 @@ use std::{
 use super::errors::io_error;
 use crate::storage::error::{StorageError, StorageErrorKind};
 
-/// Where the note begins, behind the process that holds the lock.
+/// The offset of the acknowledged count, behind the id of the process.
 const ACK_OFFSET: u64 = 11;
 
-/// Held until it is dropped.
+/// A held lock, released on drop.
 #[derive(Debug)]
 pub(super) struct LockFile {
     file: fs::File,
     path: PathBuf,
-    /// Nobody had opened the file before.
+    /// `true` if this process created the lock file.
     is_new: bool,
 }
 
-/// What was acknowledged before.
+/// The number of acknowledged writes, as recorded.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct AckRecord {
-    /// Which file it is about: another one may have taken its place.
+    /// The database that it belongs to; the file may have been replaced since.
     pub(super) file_id: String,
-    /// How many changes.
+    /// The number of acknowledged writes.
     pub(super) write_count: u64,
 }
 
-// === impl Lock ===
+// === impl LockFile ===
 
 impl LockFile {
-    /// Takes the lock of a file.
+    /// Locks a database file.
     ///
     /// # Errors
-    /// [`JournalError`] if another process has it, or it cannot be made.
+    /// [`StorageError`] if another process holds the lock, or the lock file cannot be created.
     pub(super) fn acquire(database_path: &Path) -> Result<Self, StorageError> {
         let mut path = database_path.as_os_str().to_owned();
         path.push("-lock");
@@ -53,27 +52,26 @@ impl LockFile {
                 Err(TryLockError::WouldBlock) => return Err(in_use_error(database_path, &file)),
                 Err(TryLockError::Error(error)) => return Err(to_error(error)),
             }
-            // Somebody may have removed it since it was opened, see `undo`, and
-            // others would then have another one.
+            // Another process may have removed it since it was opened (`remove_if_created`), and a third one may have
+            // locked a new one.
             if is_same_file(&file, &path) {
-                // At once, so that a second process is not told to stop the one
-                // before. Without it the name would be wrong, and nothing else.
+                // At once, so that the error of a second process names this one. A failure makes that text wrong, and
+                // nothing else.
                 let _ = file.write_all_at(format_pid(std::process::id()).as_bytes(), 0);
                 return Ok(Self { file, path, is_new });
             }
         }
     }
 
-    /// Leaves the directory as it was.
+    /// Releases the lock, and removes the lock file if this process created it.
     pub(super) fn remove_if_created(self) {
         if self.is_new {
             let _ = fs::remove_file(&self.path);
         }
     }
 
-    /// What was noted; none if nothing was, or it is torn. The checksum is for
-    /// digits of two numbers that stand side by side: they may be more than was
-    /// acknowledged, and a whole file would be refused.
+    /// Returns the recorded count, or `None` if there is none or it is torn. The checksum detects a mix of the digits of
+    /// two counts: it may exceed the acknowledged one, and a complete database would be rejected.
     pub(super) fn read_ack(&self) -> Option<AckRecord> {
         let text = io::read_to_string(&self.file).ok()?;
         let (payload, checksum) = text
@@ -90,18 +88,17 @@ impl LockFile {
         })
     }
 
-    /// Notes what is about to be acknowledged. The note is not made durable:
-    /// after a loss of power it may be older than the file, which is no harm, but
-    /// it is never newer.
+    /// Records the count that is about to be acknowledged. It is not synced: after a loss of power it may be older than
+    /// the database, which is harmless, but never newer.
     pub(super) fn write_ack(&self, file_id: &str, write_count: u64) {
         let payload = format!("{file_id} {write_count:020}");
         let line = format!("{payload} {:08x}\n", crc32fast::hash(payload.as_bytes()));
-        // Without it a lost log would go unnoticed, and nothing else.
+        // After a failure, a lost WAL goes unnoticed; nothing else breaks.
         let _ = self.file.write_all_at(line.as_bytes(), ACK_OFFSET);
     }
 }
 
-/// Opens it, and says whether it was made.
+/// Opens the lock file. The second value is `true` if it was created.
 fn open_or_create(path: &Path) -> io::Result<(fs::File, bool)> {
     let mut options = fs::File::options();
     options.read(true).write(true);

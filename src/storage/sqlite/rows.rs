@@ -1,4 +1,4 @@
-//! What is written for a change.
+//! Encodes writes as rows.
 
 use crate::{
     clock::Timestamp,
@@ -9,17 +9,17 @@ use crate::{
     storage::Write,
 };
 
-/// An input of more bytes is not written again with each change.
+/// Larger inputs are stored in a table of their own, so that they are not written again with each change.
 const MAX_INLINE_INPUT_BYTES: usize = 1024;
 
-/// A change as it is written.
+/// A write as rows.
 #[derive(Clone, Debug)]
 pub(super) enum RowWrite {
     Put {
         number: i64,
         record: Vec<u8>,
         input: InputWrite,
-        /// The latest that the operation bears.
+        /// The update time of the operation.
         update_time: Timestamp,
     },
     Delete {
@@ -27,17 +27,17 @@ pub(super) enum RowWrite {
     },
 }
 
-/// What becomes of an input that is kept beside the record.
+/// How the separate input of an operation changes.
 #[derive(Clone, Debug)]
 pub(super) enum InputWrite {
-    /// It stays as it is, or there is none.
+    /// Not at all, or the operation has none.
     Unchanged,
     Insert(Vec<u8>),
-    /// Nobody needs it any more.
+    /// The operation is done: no worker needs it any more.
     Delete,
 }
 
-// === impl Row ===
+// === impl RowWrite ===
 
 impl RowWrite {
     pub(super) fn encode(write: &Write) -> Self {
@@ -52,7 +52,7 @@ impl RowWrite {
     fn encode_put(operation: &Operation) -> Self {
         let separate_input = operation
             .input()
-            .filter(|input| MAX_INLINE_INPUT_BYTES < input.size());
+            .filter(|input| input.size() > MAX_INLINE_INPUT_BYTES);
         let (record, input) = match separate_input {
             None => (
                 encode_with_input(operation),
@@ -76,7 +76,7 @@ impl RowWrite {
         }
     }
 
-    /// How many bytes it holds.
+    /// Returns the size of the encoded data.
     pub(super) fn size_bytes(&self) -> usize {
         match self {
             Self::Put {
@@ -90,7 +90,7 @@ impl RowWrite {
     }
 }
 
-/// Numbers are handed out one by one, from 1: they fit.
+/// Numbers are assigned one by one, from 1: they fit.
 fn number_as_i64(operation: &Operation) -> i64 {
     i64::try_from(operation.number()).unwrap_or(i64::MAX)
 }

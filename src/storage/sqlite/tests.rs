@@ -108,7 +108,7 @@ async fn loaded_numbers(storage: &SqliteStorage) -> Result<Vec<u64>, StorageErro
 fn open_reader(path: &std::path::Path) -> rusqlite::Connection {
     let connection = rusqlite::Connection::open(path).unwrap();
     connection
-        .execute_batch("BEGIN; SELECT count(*) FROM journal")
+        .execute_batch("BEGIN; SELECT count(*) FROM file_info")
         .unwrap();
     connection
 }
@@ -240,7 +240,7 @@ fn copy_with_open_reader_fails_and_leaves_no_files() {
         let connection = database::create(partial)?;
         *reader.lock() = Some(open_reader(partial));
         connection
-            .execute_batch("UPDATE journal SET changes = 1")
+            .execute_batch("UPDATE file_info SET write_count = 1")
             .unwrap();
         connection.busy_timeout(Duration::from_millis(10)).unwrap();
         backup::close_as_single_file(connection, partial)

@@ -1,6 +1,5 @@
-//! What a transaction does: the rows of many changes, one fsync. It also finds
-//! out when a trouble with the disk is over, and keeps the write-ahead log short,
-//! without holding commits up.
+//! The writer: commits the rows of many writes in one transaction. It probes whether a failing disk accepts writes again,
+//! and checkpoints the WAL without delaying commits.
 
 use std::{
     borrow::Cow,
@@ -23,70 +22,72 @@ use super::{
 };
 use crate::{clock::Timestamp, storage::error::StorageError};
 
-/// The log is moved into the file when it has so many pages of 4 KiB.
+/// The WAL is checkpointed when it has this many pages of 4 KiB.
 const CHECKPOINT_PAGES: u32 = 2048;
 
 const UPSERT_OPERATION: &str = "INSERT OR REPLACE INTO operations (number, record) VALUES (?1, ?2)";
 const UPSERT_INPUT: &str = "INSERT OR REPLACE INTO inputs (number, input) VALUES (?1, ?2)";
 const DELETE_OPERATION: &str = "DELETE FROM operations WHERE number = ?1";
 const DELETE_INPUT: &str = "DELETE FROM inputs WHERE number = ?1";
-const UPDATE_FILE_INFO: &str = "UPDATE journal SET changes = ?1, newest = ?2";
+const UPDATE_FILE_INFO: &str = "UPDATE file_info SET write_count = ?1, last_timestamp_ns = ?2";
 const INSERT_PROBE: &str = "INSERT INTO inputs (number, input) VALUES (?1, zeroblob(?2))";
 
-/// Numbers of operations begin with 1.
+/// A number that no operation has: they begin with 1.
 const PROBE_NUMBER: i64 = 0;
 
-/// How long the writer waits before it tries again what could not be kept.
+/// How long the writer waits between two probes of a file that cannot be written.
 pub(super) const RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// SQLite writes pages.
+/// The page size of SQLite.
 const PAGE_BYTES: usize = 4096;
 
-/// The most that is written to find out whether a trouble is over.
+/// The most bytes of a probe.
 const MAX_PROBE_BYTES: usize = 64 << 20;
 
-/// Writes changes, and holds the file open.
+/// The only writer of the file, which keeps it open.
 #[derive(Debug)]
 pub(super) struct Writer {
     connection: Connection,
-    /// How many changes were committed since the file was made.
+    /// The number of writes committed since the file was created.
     write_count: u64,
-    /// The latest time that one of them bears.
+    /// The latest update time of a committed write.
     last_timestamp: Option<Timestamp>,
     failure: Option<WriteFailure>,
     wal: Arc<WalState>,
-    /// Whether a thread moves the log into the file.
+    /// `true` while a thread checkpoints the WAL.
     is_checkpoint_running: bool,
-    /// The length of the log at which it is moved next.
+    /// The length of the WAL at which the next checkpoint starts.
     next_checkpoint_pages: u32,
-    // Dropped last: the lock goes when the connection is closed.
+    // Dropped last: the lock is released after the connection is closed.
     database: Database,
 }
 
-/// Changes could not be kept, and it is not known that they can be again.
+/// A write has failed, and no write of that size has succeeded since.
 #[derive(Debug)]
 struct WriteFailure {
     error: StorageError,
-    /// How much could not be written.
+    /// The size of the largest write that failed.
     failed_bytes: usize,
-    /// When it is tried again.
+    /// When to probe again.
     next_probe_at: Instant,
 }
 
-/// The write-ahead log.
+/// The state of the WAL, shared with the checkpoint thread.
 #[derive(Debug, Default)]
 struct WalState {
-    /// How many pages it had after the last commit.
+    /// Its length after the last commit.
     pages: AtomicU32,
-    /// Whether the thread is through.
+    /// `true` once the checkpoint thread has ended.
     is_checkpoint_done: AtomicBool,
 }
 
 // === impl Writer ===
 
 impl Writer {
+    /// Returns the writer of an open file, after a first probe.
+    ///
     /// # Errors
-    /// [`JournalError`] if the file cannot be written.
+    /// [`StorageError`] if the file cannot be written.
     pub(super) fn new(database: Database) -> Result<Self, StorageError> {
         let mut connection = open_additional(database.path())?;
         let wal = Arc::new(WalState::default());
@@ -111,11 +112,10 @@ impl Writer {
             next_checkpoint_pages: CHECKPOINT_PAGES,
             database,
         };
-        // A full or read-only disk is noticed now and not by a caller.
+        // A full or read-only disk fails the start, and not the first caller.
         writer.probe_writable(1)?;
-        // The names of the file and of its log must survive the loss of power too.
-        // SQLite sees to that, but goes on when it fails. Each time, because a log
-        // that the process before made may be there already.
+        // The directory entries of the file and of its WAL must survive a loss of power. SQLite syncs the directory, but
+        // ignores failures. At each start, because the previous process may have created the WAL.
         sync_parent_directory(writer.path())?;
         Ok(writer)
     }
@@ -124,21 +124,21 @@ impl Writer {
         self.database.path()
     }
 
-    /// The latest time that a kept change bears.
+    /// Returns the latest update time of a committed write.
     pub(super) fn last_timestamp(&self) -> Option<Timestamp> {
         self.last_timestamp
     }
 
-    /// Why changes cannot be kept at present.
+    /// Returns why writes fail at present.
     pub(super) fn write_error(&self) -> Option<&StorageError> {
         self.failure.as_ref().map(|failure| &failure.error)
     }
 
-    /// Keeps all of the rows, or none. In a trouble, it also finds out whether
-    /// that is over, with or without rows.
+    /// Commits all of the rows, or none. While writes fail, also probes whether they succeed again, with or without
+    /// rows.
     ///
     /// # Errors
-    /// [`JournalError`] if they cannot be kept now.
+    /// [`StorageError`] if they cannot be written now.
     pub(super) fn commit<'a>(
         &mut self,
         rows: impl ExactSizeIterator<Item = Cow<'a, RowWrite>> + Clone,
@@ -180,11 +180,10 @@ impl Writer {
         });
     }
 
-    /// Ends a trouble, if as much can be written as could not be.
+    /// Marks the writer healthy again once a write of at least the failed size succeeds.
     ///
-    /// Less would prove nothing: on a full disk, what fits into a log that is
-    /// longer than its contents can be written all the same. So small changes are
-    /// kept while large ones are refused, and the trouble goes on.
+    /// A smaller one proves nothing: on a full disk, a write succeeds that fits into a WAL file that is longer than its
+    /// contents. So small writes succeed while large ones fail, and the failure persists.
     fn try_recover(&mut self, written_bytes: usize) {
         let Some(failure) = &self.failure else { return };
         let failed_bytes = failure.failed_bytes;
@@ -199,10 +198,8 @@ impl Writer {
         self.failure = None;
     }
 
-    /// Writes so much, and takes it out again. In two transactions, because pages
-    /// that come and go in one are not written. The file grows by it, no more
-    /// than it would have for the changes that were refused, and uses that space
-    /// for others.
+    /// Writes and deletes a row of this size. In two transactions, because SQLite does not write pages that come and go
+    /// in one. The file grows by no more than the rejected writes would have needed, and reuses that space.
     fn probe_writable(&mut self, bytes: usize) -> Result<(), StorageError> {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         for is_insert in [true, false] {
@@ -212,20 +209,18 @@ impl Writer {
         Ok(())
     }
 
-    /// Lets the file have so many pages, as if the disk had no room for more.
-    /// Returns how many it could have before.
+    /// Limits the size of the file, as a full disk would, and returns the previous limit.
     #[cfg(test)]
     pub(super) fn set_max_pages(&self, max_pages: u32) -> u32 {
         let pragma = |sql: &str| self.connection.query_row(sql, [], |row| row.get(0));
-        let previous = pragma("PRAGMA max_page_count").expect("it can be asked");
+        let previous = pragma("PRAGMA max_page_count").expect("the pragma can be read");
         let _: u32 =
-            pragma(&format!("PRAGMA max_page_count = {max_pages}")).expect("it can be set");
+            pragma(&format!("PRAGMA max_page_count = {max_pages}")).expect("the pragma can be set");
         previous
     }
 
-    /// Shortens the log when it is long. To move it into the file takes an
-    /// fsync, so a thread of `runtime` does most of it while commits go on; the
-    /// little that came meanwhile is moved here, and the log begins anew.
+    /// Checkpoints a long WAL. This needs an fsync, so that a thread of `runtime` does most of it while commits continue;
+    /// the few pages written meanwhile are checkpointed here, and the WAL starts again.
     pub(super) fn checkpoint_if_needed(&mut self, runtime: &Handle) {
         let pages = self.wal.pages.load(Ordering::Relaxed);
         if pages < CHECKPOINT_PAGES {
@@ -234,15 +229,15 @@ impl Writer {
         if self.wal.is_checkpoint_done.swap(false, Ordering::AcqRel) {
             self.is_checkpoint_running = false;
             checkpoint(self.path(), &self.connection);
-            // Who reads an older state, such as a backup, keeps the log as long as it is.
+            // A reader of an older snapshot, such as a backup, keeps the WAL from starting again.
             self.next_checkpoint_pages = pages + CHECKPOINT_PAGES;
-        } else if !self.is_checkpoint_running && self.next_checkpoint_pages <= pages {
+        } else if !self.is_checkpoint_running && pages >= self.next_checkpoint_pages {
             self.is_checkpoint_running = true;
             let (wal, path) = (self.wal.clone(), self.path().to_owned());
             drop(runtime.spawn_blocking(move || {
                 match open_additional(&path) {
                     Ok(connection) => checkpoint(&path, &connection),
-                    Err(error) => warn!(%error, "the write-ahead log cannot be shortened"),
+                    Err(error) => warn!(%error, "WAL checkpoint failed"),
                 }
                 wal.is_checkpoint_done.store(true, Ordering::Release);
             }));
@@ -254,11 +249,11 @@ fn checkpoint(path: &Path, connection: &Connection) {
     let result = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
     if let Err(error) = result {
         let error = sqlite_error(path, &error);
-        warn!(%error, "the write-ahead log cannot be shortened");
+        warn!(%error, "WAL checkpoint failed");
     }
 }
 
-/// Writes them, and returns the latest time that a change bears now.
+/// Writes rows in one transaction, and returns the latest update time after it.
 fn write_rows<'a>(
     connection: &mut Connection,
     rows: impl Iterator<Item = Cow<'a, RowWrite>>,
@@ -299,14 +294,14 @@ fn write_rows<'a>(
     Ok(last_timestamp)
 }
 
-/// Puts a row in that no operation has, or takes it out.
+/// Inserts or deletes the probe row.
 fn write_probe_row(
     connection: &mut Connection,
     bytes: i64,
     is_insert: bool,
 ) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    // One may have been left. SQLite does not write a row that is the same again.
+    // A previous probe may have left its row, and SQLite does not write an equal row again.
     transaction.execute(DELETE_INPUT, [PROBE_NUMBER])?;
     if is_insert {
         transaction.execute(INSERT_PROBE, [PROBE_NUMBER, bytes])?;
@@ -314,8 +309,7 @@ fn write_probe_row(
     transaction.commit()
 }
 
-/// How much is written for them, about: what they hold, and for each the rest of
-/// a page of each table.
+/// Returns about how many bytes the rows take on disk: their size, and one page of each table for each.
 fn estimated_write_bytes<'a>(rows: impl Iterator<Item = Cow<'a, RowWrite>>) -> usize {
     rows.map(|row| row.size_bytes() + 2 * PAGE_BYTES).sum()
 }

@@ -105,7 +105,7 @@ async fn open_fails_while_another_program_reads_leftover_wal() {
         database::Database::open_with_busy_timeout(&database.path(), Duration::from_millis(10));
     let error = result.unwrap_err().to_string();
     assert!(
-        error.contains("another program reads") && error.contains("end it first"),
+        error.contains("another program reads") && error.contains("stop it first"),
         "{error}"
     );
     drop(reader);
@@ -181,12 +181,11 @@ fn foreign_and_newer_files_are_rejected_and_not_modified() {
     fs::remove_file(database.path()).unwrap();
 
     drop(database.open().unwrap());
-    database.execute("PRAGMA user_version = 99");
-    assert!(
-        database.open_error().contains("newer longrunning"),
-        "{}",
-        database.open_error()
-    );
+    for (version, advice) in [(99, "newer longrunning"), (1, "before the first release")] {
+        database.execute(&format!("PRAGMA user_version = {version}"));
+        let error = database.open_error();
+        assert!(error.contains(advice), "{error}");
+    }
 
     let missing_directory = SqliteStorage::open(database.0.path().join("no/such.db")).unwrap_err();
     assert!(
@@ -215,7 +214,7 @@ async fn missing_or_truncated_wal_is_detected() {
         }
         let error = database.open_error();
         assert!(error.contains("were acknowledged"), "{error}");
-        assert!(error.contains("have just put a backup here"), "{error}");
+        assert!(error.contains("have just restored a backup"), "{error}");
         // The way out that the text names.
         fs::remove_file(database.with_suffix("-lock")).unwrap();
         database.open().unwrap();
@@ -239,28 +238,23 @@ async fn complete_wal_is_recovered_and_replaced_file_starts_empty() {
 }
 
 #[tokio::test]
-async fn migrations_run_once_and_all_or_none() {
+async fn schema_steps_are_applied_once_and_all_or_none() {
     let mut connection = rusqlite::Connection::open_in_memory().unwrap();
     let version = |connection: &rusqlite::Connection| -> i64 {
         connection
             .pragma_query_value(None, "user_version", |row| row.get(0))
             .unwrap()
     };
-    let base = "CREATE TABLE journal (id TEXT, changes INTEGER);";
-    database::migrate(&mut connection, &[base]).unwrap();
-    database::migrate(&mut connection, &[base]).unwrap();
-    assert_eq!(version(&connection), 1);
-    let migration = "ALTER TABLE journal ADD COLUMN more TEXT";
-    database::migrate(&mut connection, &[base, migration]).unwrap();
+    let first = "CREATE TABLE file_info (file_id TEXT, write_count INTEGER);";
+    database::apply_schema_steps(&mut connection, &[first]).unwrap();
+    database::apply_schema_steps(&mut connection, &[first]).unwrap();
     assert_eq!(version(&connection), 2);
-    assert!(
-        database::migrate(
-            &mut connection,
-            &[base, migration, "CREATE TABLE x (y)", "nonsense"]
-        )
-        .is_err()
-    );
-    assert_eq!(version(&connection), 2);
+    let second = "ALTER TABLE file_info ADD COLUMN more TEXT";
+    database::apply_schema_steps(&mut connection, &[first, second]).unwrap();
+    assert_eq!(version(&connection), 3);
+    let failing = [first, second, "CREATE TABLE x (y)", "nonsense"];
+    assert!(database::apply_schema_steps(&mut connection, &failing).is_err());
+    assert_eq!(version(&connection), 3);
     let tables = connection.query_row(
         "SELECT count(*) FROM sqlite_schema WHERE name = 'x'",
         params![],
