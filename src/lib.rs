@@ -65,6 +65,8 @@
 //!
 //! [AIP-151]: https://google.aip.dev/151
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
