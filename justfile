@@ -39,6 +39,10 @@ feature name:
 rules:
     .ci/rules
 
+# Check that imports run one way
+layers:
+    .ci/layers
+
 # Build the documentation
 doc:
     cargo doc --no-deps --all-features
