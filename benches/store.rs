@@ -27,10 +27,7 @@ fn builder() -> Builder {
     let day = Duration::from_secs(86_400);
     Operations::builder()
         .limits(limits)
-        .default_options(ExecutionOptions {
-            lease_duration: day,
-            ..ExecutionOptions::default()
-        })
+        .default_options(ExecutionOptions::default().with_lease_duration(day))
 }
 
 async fn start_operations() -> Operations {

@@ -5,9 +5,15 @@ use std::time::Duration;
 
 use crate::{
     operation::{
-        attempt_result::InvalidAttemptResult, labels::InvalidLabels, lease::InvalidWorkerId,
-        name::InvalidName, options::InvalidExecutionOptions, outcome::InvalidOutcome,
-        payload::InvalidAny, progress::InvalidProgress, trace::InvalidTraceContext,
+        attempt_result::InvalidAttemptResult,
+        labels::InvalidLabels,
+        lease::InvalidWorkerId,
+        name::InvalidName,
+        options::{InvalidExecutionOptions, InvalidQueueName},
+        outcome::InvalidOutcome,
+        payload::InvalidAny,
+        progress::InvalidProgress,
+        trace::InvalidTraceContext,
         transition::TransitionError,
     },
     proto::google::rpc::Code,
@@ -288,22 +294,19 @@ impl From<InvalidAttemptResult> for Error {
     }
 }
 
+impl From<InvalidQueueName> for Error {
+    fn from(error: InvalidQueueName) -> Self {
+        Self::invalid("queue", "INVALID_QUEUE", error)
+    }
+}
+
 impl From<InvalidExecutionOptions> for Error {
     fn from(error: InvalidExecutionOptions) -> Self {
         let field = match error {
-            InvalidExecutionOptions::Queue(_) => "queue",
             InvalidExecutionOptions::LeaseDuration(_) => "lease_duration",
             InvalidExecutionOptions::ZeroTimeout(field) => field,
             InvalidExecutionOptions::RetryPolicy(_) => "retry_policy",
         };
-        Self::invalid(
-            field,
-            if field == "queue" {
-                "INVALID_QUEUE"
-            } else {
-                "INVALID_EXECUTION_OPTIONS"
-            },
-            error,
-        )
+        Self::invalid(field, "INVALID_EXECUTION_OPTIONS", error)
     }
 }

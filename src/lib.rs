@@ -121,13 +121,13 @@ pub use operation::{
     labels::{InvalidLabels, Labels},
     lease::{InvalidWorkerId, Lease, LeaseToken, WorkerId},
     name::{InvalidName, OperationId, OperationName, Parent},
-    options::{ExecutionOptions, InvalidExecutionOptions, QueueName},
+    options::{ExecutionOptions, InvalidExecutionOptions, InvalidQueueName, QueueName},
     outcome::{Failure, InvalidOutcome},
     payload::{InvalidAny, Payload},
     progress::InvalidProgress,
     retry::{InvalidRetryPolicy, RetryPolicy},
     trace::{InvalidTraceContext, TraceContext},
-    transition::{LeaseLostReason, Phase, Report, TerminalState, TransitionError},
+    transition::{LeaseLostReason, Report, TransitionError},
 };
 pub use prost_types::Any;
 pub use proto::longrunning::v1::{Progress, operation_metadata::State};

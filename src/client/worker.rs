@@ -24,7 +24,7 @@ use crate::{
     clock::to_proto_duration,
     operation::{
         lease::{InvalidWorkerId, WorkerId},
-        options::{InvalidExecutionOptions, QueueName},
+        options::{InvalidQueueName, QueueName},
     },
     proto::longrunning::v1::{
         HeartbeatRequest, Lease, LeaseOperationsRequest,
@@ -62,7 +62,7 @@ pub enum WorkerError {
     NoQueues,
     /// A queue's name has another form.
     #[error(transparent)]
-    InvalidQueue(#[from] InvalidExecutionOptions),
+    InvalidQueue(#[from] InvalidQueueName),
     /// A queue may not be worked on.
     #[error("queue {0:?} has a concurrency of 0; use at least 1")]
     ZeroConcurrency(String),

@@ -1,5 +1,4 @@
-//! How an attempt ends, as its worker tells it, wherever the worker is. What
-//! becomes of the operation is decided in `stage`.
+//! The result of an attempt, as its worker reports it.
 
 use prost_types::Any;
 
@@ -7,34 +6,42 @@ use super::{
     lease::LeaseToken,
     outcome::{Failure, InvalidOutcome, Outcome},
     payload::{InvalidAny, Payload},
-    transition::{Event, Report},
+    report::Report,
+    transition::Event,
 };
 
-/// How an attempt ends.
+/// The result of an attempt.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum AttemptResult {
-    /// With a response; an empty `Any` means `google.protobuf.Empty`.
+    /// The operation succeeded. An empty `Any` counts as `google.protobuf.Empty`.
     Succeeded(Any),
-    /// With a failure: another attempt follows if it is retryable and attempts
-    /// are left.
+    /// The attempt failed. The operation is retried if the failure is retryable
+    /// and attempts are left.
     Failed(Failure),
-    /// The operation goes back to its queue; the attempt does not count.
+    /// The worker returns the operation to its queue; the attempt does not count.
     Released,
 }
 
-/// Why an end is refused.
+/// An invalid [`AttemptResult`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InvalidAttemptResult {
-    /// The response is no proper `Any`.
+    /// The type URL of the response is malformed.
     #[error(transparent)]
     Response(#[from] InvalidAny),
-    /// The error is none.
+    /// The error has an invalid code or detail.
     #[error(transparent)]
     Error(#[from] InvalidOutcome),
 }
 
+// === impl AttemptResult ===
+
 impl AttemptResult {
-    /// What the holder of the lease says with it.
+    /// Converts the result into the event of the lease holder.
+    ///
+    /// # Errors
+    /// [`InvalidAttemptResult`] if the response or the error is malformed.
     pub(crate) fn into_event(
         self,
         token: LeaseToken,

@@ -1,6 +1,5 @@
-//! The bytes of `google.longrunning.Operation`, encoded once when an operation
-//! changes and served as they are from then on. What goes into them is decided
-//! in `operation`.
+//! The encoded `google.longrunning.Operation`: made once per change, served
+//! without another encoding.
 
 use prost::{Message, encoding};
 
@@ -8,17 +7,17 @@ use super::{name::OperationName, outcome::Outcome};
 
 const NAME_FIELD_NUMBER: u32 = 1;
 const METADATA_FIELD_NUMBER: u32 = 2;
-/// The field `done`, number 3, when it is true.
+/// The field `done = true`, number 3.
 const ENCODED_DONE_FIELD: &[u8] = &[3 << 3, 1];
 const ERROR_FIELD_NUMBER: u32 = 4;
 const RESPONSE_FIELD_NUMBER: u32 = 5;
 
-/// An encoded operation. Its name and its result are read from the bytes, so
-/// that neither is kept a second time.
+/// An encoded operation. Its name and its result are read from the bytes, to hold
+/// them in memory only once.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct EncodedOperation(Box<[u8]>);
 
-// === impl Wire ===
+// === impl EncodedOperation ===
 
 impl EncodedOperation {
     /// Encodes the fields in the order of their numbers.
@@ -31,7 +30,7 @@ impl EncodedOperation {
         };
         let outcome = outcome.as_deref().unwrap_or_default();
         let fields_len = encoded_field_len(name.len()) + encoded_field_len(metadata.encoded_len());
-        // No byte too much, because the bytes are kept.
+        // The exact capacity: these bytes stay in memory.
         let mut bytes = Vec::with_capacity(fields_len + done.len() + outcome.len());
         put_field(NAME_FIELD_NUMBER, name.as_bytes(), &mut bytes);
         metadata.put(METADATA_FIELD_NUMBER, &mut bytes);
@@ -41,7 +40,7 @@ impl EncodedOperation {
         Self(bytes.into_boxed_slice())
     }
 
-    /// Takes over what was encoded before; none if that is no operation.
+    /// Wraps encoded bytes. Returns `None` if they are not those of an operation.
     #[cfg(feature = "record")]
     pub(crate) fn from_bytes(bytes: Vec<u8>) -> Option<Self> {
         let mut rest = bytes.as_slice();
@@ -56,33 +55,33 @@ impl EncodedOperation {
         Some(Self(bytes.into_boxed_slice()))
     }
 
-    /// The whole operation.
+    /// Returns all bytes.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The name.
+    /// Returns the name.
     pub(crate) fn name(&self) -> &str {
         let (name, _) = split_first_field(&self.0);
-        std::str::from_utf8(name).expect("it was encoded from a str")
+        std::str::from_utf8(name).expect("the name was encoded from a str")
     }
 
-    /// The metadata.
+    /// Returns the metadata, or `None` if there is none.
     pub(crate) fn metadata(&self) -> Option<AnyRef<'_>> {
         find_field(&self.0, METADATA_FIELD_NUMBER).map(AnyRef::decode)
     }
 
-    /// The response, if it ended with one.
+    /// Returns the response, or `None` if there is none.
     pub(crate) fn response(&self) -> Option<AnyRef<'_>> {
         find_field(&self.0, RESPONSE_FIELD_NUMBER).map(AnyRef::decode)
     }
 
-    /// The encoded `google.rpc.Status`, if it ended with an error.
+    /// Returns the encoded `google.rpc.Status`, or `None` if there is no error.
     pub(crate) fn error(&self) -> Option<&[u8]> {
         find_field(&self.0, ERROR_FIELD_NUMBER)
     }
 
-    /// Whether it is done with this outcome, to the byte.
+    /// Returns `true` if the operation is done with exactly the bytes of `outcome`.
     pub(crate) fn has_outcome(&self, outcome: &Outcome) -> bool {
         let (_, rest) = split_first_field(&self.0);
         let (_, result) = split_first_field(rest);
@@ -90,7 +89,7 @@ impl EncodedOperation {
     }
 }
 
-/// A `google.protobuf.Any` where it stands in the bytes of an operation.
+/// A `google.protobuf.Any` inside the bytes of an operation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AnyRef<'a> {
     pub(crate) type_url: &'a str,
@@ -100,10 +99,10 @@ pub(crate) struct AnyRef<'a> {
 // === impl AnyRef ===
 
 impl<'a> AnyRef<'a> {
-    /// How many bytes it takes, encoded.
+    /// Returns the encoded size in bytes.
     fn encoded_len(&self) -> usize {
         let fields = [self.type_url.len(), self.value.len()];
-        // Fields that are empty are left out.
+        // proto3 omits empty fields.
         let fields = fields.into_iter().filter(|length| *length != 0);
         fields.map(encoded_field_len).sum()
     }
@@ -127,13 +126,13 @@ impl<'a> AnyRef<'a> {
     }
 }
 
-/// The first field with this number, one with a length.
+/// Returns the first length-delimited field with this number, or `None`.
 fn find_field(mut rest: &[u8], number: u32) -> Option<&[u8]> {
     while !rest.is_empty() {
         let (field_number, wire_type) = encoding::decode_key(&mut rest).ok()?;
         let length = encoding::decode_varint(&mut rest).ok()?;
         if wire_type != encoding::WireType::LengthDelimited {
-            // The bytes hold no other fields without a length than a varint.
+            // All other fields are varints, whose value `length` has consumed.
             continue;
         }
         let (field, tail) = rest.split_at_checked(usize::try_from(length).ok()?)?;
@@ -145,12 +144,15 @@ fn find_field(mut rest: &[u8], number: u32) -> Option<&[u8]> {
     None
 }
 
-/// Splits the first field, one with a length, from the fields behind it.
+/// Splits the content of the first field, which is length-delimited, from the rest.
+///
+/// # Panics
+/// If `bytes` do not begin with such a field.
 fn split_first_field(bytes: &[u8]) -> (&[u8], &[u8]) {
-    // The keys of the fields 1 to 15 take one byte.
+    // The keys of fields 1 to 15 take one byte.
     let mut rest = &bytes[1..];
-    let length = encoding::decode_varint(&mut rest).expect("the bytes were encoded by this file");
-    rest.split_at(usize::try_from(length).expect("it is no longer than the bytes"))
+    let length = encoding::decode_varint(&mut rest).expect("the bytes are an encoded operation");
+    rest.split_at(usize::try_from(length).expect("the length is at most that of the bytes"))
 }
 
 impl std::fmt::Debug for EncodedOperation {
@@ -172,7 +174,7 @@ fn encode_outcome(outcome: &Outcome) -> Vec<u8> {
     bytes
 }
 
-/// An encoded message as a field of another one.
+/// Encodes a message as a field of another one.
 pub(crate) fn encode_field(number: u32, message: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(message.len() + 256);
     put_field(number, message, &mut bytes);
@@ -185,13 +187,12 @@ fn put_field(number: u32, message: &[u8], bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(message);
 }
 
-/// How many bytes a field takes whose content has a length, and whose number
-/// is below 16.
+/// Returns the encoded size of a length-delimited field with a number below 16.
 fn encoded_field_len(content_len: usize) -> usize {
     1 + encoding::encoded_len_varint(content_len as u64) + content_len
 }
 
-/// Splices encoded operations into a `google.longrunning.ListOperationsResponse`.
+/// Encodes a `google.longrunning.ListOperationsResponse` of encoded operations.
 pub(crate) fn encode_list_response<'a>(
     operations: impl Iterator<Item = &'a [u8]>,
     next_page_token: &str,
@@ -208,12 +209,15 @@ pub(crate) fn encode_list_response<'a>(
     bytes
 }
 
-/// Decodes an operation, for those who want to look inside.
+/// Decodes an encoded operation.
+///
+/// # Panics
+/// If `bytes` are not an encoded operation.
 pub(crate) fn decode(bytes: &[u8]) -> crate::proto::google::longrunning::Operation {
-    Message::decode(bytes).expect("the bytes were encoded by this file")
+    Message::decode(bytes).expect("the bytes are an encoded operation")
 }
 
-/// Parses a name that was taken from encoded bytes.
+/// Parses the name of an encoded operation.
 pub(crate) fn name_owned(encoded: &EncodedOperation) -> OperationName {
     OperationName::parse(encoded.name()).expect("only parsed names are encoded")
 }

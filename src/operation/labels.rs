@@ -1,50 +1,56 @@
-//! Labels: what a creator calls an operation by, checked once at the border.
+//! User-defined labels of an operation.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::name::excerpt;
 
-/// At most 64 pairs; keys `[a-z][a-z0-9_-]{0,62}`, values at most 255 bytes.
-/// Clones share the pairs.
+/// The maximum number of labels.
+const MAX_LABELS: usize = 64;
+/// The maximum length of a value, in bytes.
+const MAX_VALUE_BYTES: usize = 255;
+
+/// Validated labels: at most 64 pairs, keys `[a-z][a-z0-9_-]{0,62}`, values of at
+/// most 255 bytes. Clones share the pairs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Labels(Option<Arc<[Label]>>);
 
-/// A key and its value; the pairs are sorted by key.
+/// A key and its value. The pairs are sorted by key.
 type Label = (Box<str>, Box<str>);
 
-/// Why labels are refused.
+/// Invalid labels.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InvalidLabels {
-    /// There are too many.
-    #[error("{0} labels are too many: at most 64 are allowed")]
+    /// More than 64 labels.
+    #[error("{0} labels: at most 64 are allowed")]
     Count(usize),
-    /// A key has another form.
-    #[error("{0:?} is not a label key: use 1 to 63 of a-z, 0-9, _ and -, beginning with a letter")]
+    /// A malformed key.
+    #[error("invalid label key {0:?}: use 1 to 63 of a-z, 0-9, _ and -, starting with a letter")]
     Key(String),
-    /// A value is too long.
-    #[error("the value of label {0:?} is longer than 255 bytes")]
+    /// A value of more than 255 bytes; contains its key.
+    #[error("the value of label {0:?} is too long: at most 255 bytes are allowed")]
     Value(String),
 }
 
 // === impl Labels ===
 
 impl Labels {
-    /// No labels.
+    /// The empty set of labels.
     pub(crate) const NONE: Self = Self(None);
 
-    /// Checks the pairs.
+    /// Validates the pairs.
     ///
     /// # Errors
-    /// [`InvalidLabels`] that names the pair at fault.
+    /// [`InvalidLabels`] for the first invalid pair.
     pub fn new(pairs: BTreeMap<String, String>) -> Result<Self, InvalidLabels> {
-        if 64 < pairs.len() {
+        if pairs.len() > MAX_LABELS {
             return Err(InvalidLabels::Count(pairs.len()));
         }
         for (key, value) in &pairs {
             if !is_key(key) {
                 return Err(InvalidLabels::Key(excerpt(key)));
             }
-            if 255 < value.len() {
+            if value.len() > MAX_VALUE_BYTES {
                 return Err(InvalidLabels::Value(key.clone()));
             }
         }
@@ -55,12 +61,12 @@ impl Labels {
         Ok(Self((!pairs.is_empty()).then_some(pairs)))
     }
 
-    /// The pairs, by key.
+    /// Returns the pairs in key order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.pairs().iter().map(|(key, value)| (&**key, &**value))
     }
 
-    /// The value of a key.
+    /// Returns the value of `key`, or `None` if there is no such label.
     pub fn get(&self, key: &str) -> Option<&str> {
         let index = self
             .pairs()
@@ -73,6 +79,7 @@ impl Labels {
         self.0.as_deref().unwrap_or_default()
     }
 
+    /// Returns the size of all keys and values in bytes.
     pub(crate) fn size(&self) -> usize {
         self.iter()
             .map(|(key, value)| key.len() + value.len())

@@ -1,5 +1,5 @@
-//! Leases: the right of one worker to execute one operation for a while. When
-//! a lease may be taken or lost is decided in `stage`.
+//! Leases: the exclusive right of one worker to execute one operation until an
+//! expiry time.
 
 use std::{fmt, sync::Arc};
 
@@ -7,46 +7,45 @@ use uuid::Uuid;
 
 use crate::clock::Timestamp;
 
-/// Proves that a worker holds the current lease: opaque, new at every
-/// acquisition, the same over renewals.
+/// An opaque secret that identifies one lease. Each acquisition makes a new token;
+/// renewals retain it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LeaseToken(Uuid);
 
-/// Who works, in the words of the worker: for people, not a proof of anything.
+/// The self-chosen id of a worker, of at most 255 bytes. It is shown to people and
+/// authenticates nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WorkerId(Arc<str>);
 
-/// A worker has no proper id.
+/// An invalid worker id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a worker_id has 1 to 255 bytes and no control characters; use one that no other worker has, such as host-7/4711"
+    "worker_id must have 1 to 255 bytes and no control characters; use a unique one, such as host-7/4711"
 )]
 pub struct InvalidWorkerId;
 
-/// A lease that is held.
+/// A worker's lease of an operation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lease {
-    /// Must come with everything that the holder says.
+    /// The token, required with each call of the holder.
     pub token: LeaseToken,
-    /// Who holds it.
+    /// The worker that holds the lease.
     pub holder: WorkerId,
-    /// When it is over, unless renewed.
+    /// The time at which the lease expires unless renewed.
     pub expires_at: Timestamp,
-    /// When the attempt is over, however often the lease is renewed.
     pub(super) attempt_deadline: Option<Timestamp>,
-    /// When a cancellation that was asked for is closed by the server.
     pub(super) cancel_deadline: Option<Timestamp>,
 }
 
 // === impl Lease ===
 
 impl Lease {
-    /// Whether the holder has been silent too long.
+    /// Returns `true` if the lease was not renewed in time.
     pub(crate) fn is_expired(&self, now: Timestamp) -> bool {
         self.expires_at <= now
     }
 
-    /// The first moment at which something becomes due.
+    /// Returns the earliest of the expiry, the attempt deadline and the cancel deadline.
     pub(crate) fn next_deadline(&self) -> Timestamp {
         let deadlines = [self.attempt_deadline, self.cancel_deadline];
         deadlines
@@ -55,14 +54,14 @@ impl Lease {
             .fold(self.expires_at, Timestamp::min)
     }
 
-    /// When the attempt is over, however often the lease is renewed; none for
-    /// no limit.
+    /// Returns the end of the attempt, regardless of renewals, or `None` if it has
+    /// no timeout.
     pub fn attempt_deadline(&self) -> Option<Timestamp> {
         self.attempt_deadline
     }
 
-    /// When the server closes an operation that was cancelled; none while it
-    /// was not, and where it waits for the worker.
+    /// Returns the time at which the server finishes the operation as cancelled, or
+    /// `None` if no cancellation was requested or there is no grace period.
     pub fn cancel_deadline(&self) -> Option<Timestamp> {
         self.cancel_deadline
     }
@@ -71,23 +70,23 @@ impl Lease {
 // === impl LeaseToken ===
 
 impl LeaseToken {
-    /// A token that nobody had before and nobody can guess.
+    /// Makes a unique token that cannot be guessed.
     pub fn random() -> Self {
         Self(Uuid::new_v4())
     }
 
-    /// The token as it goes over the wire.
+    /// Returns the 16 bytes of the token.
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
 
-    /// The token that came over the wire; none if it cannot be one of ours.
+    /// Parses a token. Returns `None` unless `bytes` has 16 bytes.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         Uuid::from_slice(bytes).ok().map(Self)
     }
 
-    /// A number in 0.0..1.0 that is different for every lease: the source of
-    /// jitter, so that the state machine draws no random numbers.
+    /// Returns a number in 0.0..1.0 that differs per lease: a source of jitter that
+    /// keeps the state machine deterministic.
     pub(crate) fn jitter_fraction(self) -> f64 {
         let high = self.0.as_u64_pair().0 >> 32;
         f64::from(u32::try_from(high).unwrap_or(u32::MAX)) / (f64::from(u32::MAX) + 1.0)
@@ -95,7 +94,7 @@ impl LeaseToken {
 }
 
 impl fmt::Debug for LeaseToken {
-    /// Tokens are secrets between the server and one worker.
+    /// Omits the token, which is a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("LeaseToken(…)")
     }
@@ -104,16 +103,16 @@ impl fmt::Debug for LeaseToken {
 // === impl WorkerId ===
 
 impl WorkerId {
-    /// Any text that helps people to find the worker; at most 255 bytes are kept.
+    /// Takes any text, truncated to 255 bytes.
     pub fn new(text: &str) -> Self {
         Self(text[..text.floor_char_boundary(255)].into())
     }
 
-    /// The id of a worker elsewhere.
+    /// Parses the id of a remote worker.
     ///
     /// # Errors
-    /// [`InvalidWorkerId`] unless it has 1 to 255 bytes and no control
-    /// characters, which would be lines of their own in logs and tables.
+    /// [`InvalidWorkerId`] unless it has 1 to 255 bytes and no control characters,
+    /// which could forge lines in logs and tables.
     pub fn parse(text: &str) -> Result<Self, InvalidWorkerId> {
         if (1..=255).contains(&text.len()) && !text.contains(char::is_control) {
             Ok(Self(text.into()))
@@ -122,7 +121,7 @@ impl WorkerId {
         }
     }
 
-    /// The text.
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

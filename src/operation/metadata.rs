@@ -1,52 +1,71 @@
-//! The metadata of an operation whose producer has no type of its own: an
-//! encoded `longrunning.v1.OperationMetadata`, written straight from the record,
-//! because every change writes it anew.
+//! Encodes `longrunning.v1.OperationMetadata`, the metadata of operations whose
+//! creator and worker set none of their own.
 
 use prost::{
     Message,
     encoding::{self, WireType},
 };
+use prost_types::Any;
 
-use super::{Operation, payload::Payload};
-/// What the encoded message is packed as.
+use super::labels::Labels;
+use crate::{
+    clock::Timestamp,
+    proto::longrunning::v1::{Progress, operation_metadata::State},
+};
+
+/// The type URL of the encoded message.
 pub(super) const TYPE_URL: &str = "type.googleapis.com/longrunning.v1.OperationMetadata";
 
-/// The fields in the order of their numbers; those that are zero or empty are left out.
-pub(super) fn encode(operation: &Operation) -> Vec<u8> {
+/// The fields of `longrunning.v1.OperationMetadata`.
+#[derive(Debug)]
+pub(super) struct MetadataFields<'a> {
+    pub(super) state: State,
+    pub(super) create_time: Timestamp,
+    pub(super) start_time: Option<Timestamp>,
+    pub(super) update_time: Timestamp,
+    pub(super) end_time: Option<Timestamp>,
+    pub(super) progress: Option<&'a Progress>,
+    pub(super) attempt: u32,
+    pub(super) cancel_requested: bool,
+    pub(super) queue: &'a str,
+    pub(super) labels: &'a Labels,
+    pub(super) detail: Option<&'a Any>,
+    pub(super) method: &'a str,
+}
+
+/// Encodes the fields in the order of their numbers, without zero and empty
+/// ones: the bytes that prost makes, without building the message for each change.
+pub(super) fn encode(fields: &MetadataFields<'_>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(256);
     let buffer = &mut bytes;
-    encoding::int32::encode(1, &operation.state().into(), buffer);
+    encoding::int32::encode(1, &fields.state.into(), buffer);
     let times = [
-        Some(operation.create_time()),
-        operation.start_time(),
-        Some(operation.update_time()),
-        operation.end_time(),
+        Some(fields.create_time),
+        fields.start_time,
+        Some(fields.update_time),
+        fields.end_time,
     ];
     for (tag, time) in (2..).zip(times) {
         put_message(tag, time.map(prost_types::Timestamp::from).as_ref(), buffer);
     }
-    put_message(6, operation.progress(), buffer);
-    if operation.attempt() != 0 {
-        let attempt = i32::try_from(operation.attempt()).unwrap_or(i32::MAX);
+    put_message(6, fields.progress, buffer);
+    if fields.attempt != 0 {
+        let attempt = i32::try_from(fields.attempt).unwrap_or(i32::MAX);
         encoding::int32::encode(7, &attempt, buffer);
     }
-    if operation.cancel_requested() {
+    if fields.cancel_requested {
         encoding::bool::encode(8, &true, buffer);
     }
-    put_text(
-        9,
-        operation.queue().map_or("", |queue| queue.as_str()),
-        buffer,
-    );
-    for (key, value) in operation.labels().iter() {
+    put_text(9, fields.queue, buffer);
+    for (key, value) in fields.labels.iter() {
         encoding::encode_key(10, WireType::LengthDelimited, buffer);
         let entry_len = encoded_text_len(key) + encoded_text_len(value);
         encoding::encode_varint(entry_len as u64, buffer);
         put_text(1, key, buffer);
         put_text(2, value, buffer);
     }
-    put_message(11, operation.detail().map(Payload::any), buffer);
-    put_text(12, operation.method(), buffer);
+    put_message(11, fields.detail, buffer);
+    put_text(12, fields.method, buffer);
     bytes
 }
 
@@ -64,7 +83,7 @@ fn put_text(tag: u32, text: &str, bytes: &mut Vec<u8>) {
     }
 }
 
-/// How many bytes [`put_text`] takes, with a tag below 16.
+/// Returns the number of bytes that [`put_text`] appends, for a tag below 16.
 fn encoded_text_len(text: &str) -> usize {
     match text.len() {
         0 => 0,
@@ -74,112 +93,96 @@ fn encoded_text_len(text: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, sync::Arc};
+    use std::collections::BTreeMap;
 
     use prost::Name;
 
     use super::*;
-    use crate::{
-        clock::Timestamp,
-        operation::{
-            OperationUpdate,
-            labels::Labels,
-            lease::{LeaseToken, WorkerId},
-            name::OperationName,
-            options::{ExecutionOptions, QueueName},
-            spec::{Attributes, OperationSpec},
-            trace::TraceContext,
-            transition::{Event, Report},
-        },
-        proto::longrunning::v1::{OperationMetadata, Progress},
-    };
+    use crate::proto::longrunning::v1::OperationMetadata;
 
-    const START: Timestamp = Timestamp::from_nanos(1_790_000_000_123_456_789);
+    const TIME: Timestamp = Timestamp::from_nanos(1_790_000_000_123_456_789);
 
-    fn new_operation(queue: Option<&str>, labels: BTreeMap<String, String>) -> Operation {
-        Operation::new(
-            OperationSpec {
-                name: OperationName::parse("operations/o").unwrap(),
-                number: 1,
-                options: Arc::new(ExecutionOptions {
-                    queue: queue.map(|queue| QueueName::parse(queue).unwrap()),
-                    ..ExecutionOptions::default()
-                }),
-                attributes: Some(Arc::new(Attributes {
-                    labels: Labels::new(labels).unwrap(),
-                    idempotency_key: None,
-                    method: queue.map_or("", |_| "acme.v1.Shop/Sell").into(),
-                    trace_context: TraceContext::NONE,
-                })),
-                input: None,
-                metadata: None,
-                not_before: None,
-                initial_lease: Some((LeaseToken::random(), WorkerId::new("creator"))),
-            },
-            START,
-        )
+    fn minimal_fields(labels: &Labels) -> MetadataFields<'_> {
+        MetadataFields {
+            state: State::Pending,
+            create_time: TIME,
+            start_time: None,
+            update_time: TIME,
+            end_time: None,
+            progress: None,
+            attempt: 0,
+            cancel_requested: false,
+            queue: "",
+            labels,
+            detail: None,
+            method: "",
+        }
     }
 
     #[test]
     fn encoded_metadata_equals_prost_encoding() {
-        let labels = BTreeMap::from([("a".to_owned(), String::new())]);
-        let report = Report {
-            progress: Some(Progress {
-                fraction: Some(0.0),
-                message: "half".into(),
-                ..Progress::default()
-            }),
-            detail: Some(Payload::empty()),
-            ..Report::default()
+        let progress = Progress {
+            fraction: Some(0.0),
+            message: "half".into(),
+            ..Progress::default()
         };
-        let labelled = new_operation(Some("q"), labels);
-        let token = labelled.lease().unwrap().token;
-        let update = labelled
-            .apply(&Event::Report(token, report), START)
-            .unwrap();
-        let OperationUpdate::Put(reported) = update else {
-            panic!("a report changes it")
+        let detail = Any {
+            type_url: "type.googleapis.com/google.protobuf.Empty".into(),
+            value: Vec::new(),
         };
-        let OperationUpdate::Put(cancelling) =
-            reported.apply(&Event::RequestCancel, START).unwrap()
-        else {
-            panic!("so does the wish to cancel")
+        let labels = Labels::new([("a".to_owned(), String::new())].into()).unwrap();
+        let bytes = encode(&MetadataFields {
+            state: State::Succeeded,
+            start_time: Some(TIME),
+            end_time: Some(TIME),
+            progress: Some(&progress),
+            attempt: 3,
+            cancel_requested: true,
+            queue: "q",
+            detail: Some(&detail),
+            method: "acme.v1.Shop/Sell",
+            ..minimal_fields(&labels)
+        });
+        let expected = OperationMetadata {
+            state: State::Succeeded.into(),
+            create_time: Some(TIME.into()),
+            start_time: Some(TIME.into()),
+            update_time: Some(TIME.into()),
+            end_time: Some(TIME.into()),
+            progress: Some(progress),
+            attempt: 3,
+            cancel_requested: true,
+            queue: "q".into(),
+            labels: [("a".to_owned(), String::new())].into(),
+            detail: Some(detail),
+            method: "acme.v1.Shop/Sell".into(),
         };
-        for operation in [
-            new_operation(None, BTreeMap::new()),
-            labelled,
-            reported,
-            cancelling,
-        ] {
-            let bytes = encode(&operation);
-            let decoded = OperationMetadata::decode(&*bytes).unwrap();
-            assert_eq!(decoded.encode_to_vec(), bytes, "{decoded:?}");
-            assert_eq!(decoded.state(), operation.state());
-            assert_eq!(decoded.create_time, Some(START.into()));
-            assert_eq!(decoded.start_time, Some(START.into()));
-            assert_eq!(decoded.progress.as_ref(), operation.progress());
-            assert_eq!(
-                decoded.detail.as_ref(),
-                operation.detail().map(Payload::any)
-            );
-            assert_eq!(decoded.cancel_requested, operation.cancel_requested());
-            assert_eq!(decoded.queue.is_empty(), operation.queue().is_none());
-            assert_eq!(decoded.method, operation.method());
-            assert_eq!(decoded.labels.len(), operation.labels().iter().count());
-        }
+        assert_eq!(bytes, expected.encode_to_vec());
+
+        let minimal = OperationMetadata {
+            state: State::Pending.into(),
+            create_time: Some(TIME.into()),
+            update_time: Some(TIME.into()),
+            ..OperationMetadata::default()
+        };
+        assert_eq!(
+            encode(&minimal_fields(&Labels::NONE)),
+            minimal.encode_to_vec()
+        );
     }
 
     #[test]
     fn labels_of_any_count_and_length_encode_in_key_order() {
         let label = |n: usize| (format!("k{n:02}"), "v".repeat(n * 4));
-        let labels: BTreeMap<_, _> = (0..64).map(label).collect();
-        let bytes = encode(&new_operation(None, labels.clone()));
+        let pairs: BTreeMap<_, _> = (0..64).map(label).collect();
+        let labels = Labels::new(pairs.clone()).unwrap();
+        let bytes = encode(&minimal_fields(&labels));
         let decoded = OperationMetadata::decode(&*bytes).unwrap();
         assert_eq!(
             decoded.labels.into_iter().collect::<BTreeMap<_, _>>(),
-            labels
+            pairs
         );
-        assert_eq!(bytes, encode(&new_operation(None, labels)));
+        assert_eq!(bytes, encode(&minimal_fields(&labels)));
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! The record of one operation: immutable, a new one for each change, with its
-//! bytes encoded. How it may change is `stage`'s table; where it is kept is the
-//! store's affair.
+//! The operation as an immutable value: every change makes a new one, with its
+//! bytes already encoded. Reads no clock, does no I/O and writes no log.
 
+mod accessors;
 pub(crate) mod attempt_result;
 pub(crate) mod encoded;
 pub(crate) mod labels;
@@ -14,44 +14,40 @@ pub(crate) mod payload;
 pub(crate) mod progress;
 #[cfg(feature = "record")]
 pub(crate) mod record;
+mod report;
 pub(crate) mod retry;
 pub(crate) mod spec;
 pub(crate) mod trace;
 pub(crate) mod transition;
+mod transition_error;
+mod version;
 
-use std::{sync::Arc, time::Duration};
+pub use self::version::OperationVersion;
+
+use std::sync::Arc;
 
 use prost_types::Any;
 
 use self::{
     encoded::{AnyRef, EncodedOperation},
-    labels::Labels,
-    lease::Lease,
-    name::OperationName,
-    options::{ExecutionOptions, QueueName},
+    metadata::MetadataFields,
+    options::ExecutionOptions,
     outcome::Outcome,
     payload::Payload,
-    spec::{Attributes, IdempotencyKey, OperationSpec},
-    trace::TraceContext,
-    transition::{
-        Event, Phase, Report, TerminalState, Transition, TransitionContext, TransitionError,
-    },
+    report::Report,
+    spec::{Attributes, InitialLease, OperationSpec},
+    transition::{Event, Phase, TerminalState, Transition, TransitionContext},
+    transition_error::TransitionError,
 };
-use crate::{
-    clock::Timestamp,
-    proto::{
-        google,
-        longrunning::v1::{Progress, operation_metadata::State},
-    },
-};
+use crate::clock::Timestamp;
 
-/// One operation at one moment.
+/// An immutable snapshot of one operation.
 #[derive(Clone, Debug)]
 pub struct Operation {
     pub(super) number: u64,
     pub(super) revision: u32,
     pub(super) attempt: u32,
-    /// Attempts that were given back and do not count.
+    /// Released attempts, which do not count against the retry policy.
     pub(super) released_attempts: u32,
     pub(super) cancel_requested: bool,
     pub(super) deleted: bool,
@@ -65,37 +61,30 @@ pub struct Operation {
     pub(super) encoded: EncodedOperation,
 }
 
-/// Which record of an operation. Others of it are of another version, also those of a
-/// database that lost what it had kept, and went on from before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OperationVersion {
-    revision: u32,
-    update_time: Timestamp,
-}
-
-/// What is needed only until the operation is done; most have nothing of it.
+/// The data that an operation needs only until it is done.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct WorkState {
     pub(super) input: Option<Payload>,
     pub(super) latest_report: Option<Box<Report>>,
 }
 
-/// What an event makes of an operation.
+/// The effect of an event on an operation.
 #[derive(Debug)]
 pub(crate) enum OperationUpdate {
-    /// Nothing.
+    /// The operation stays as it is.
     Unchanged,
-    /// This new record.
+    /// The next revision.
     Put(Operation),
-    /// This new record, whose lease lasts longer and which is otherwise the same.
+    /// The next revision, which differs only in the expiry of its lease.
     RenewLease(Operation),
-    /// The record goes away; this is how it ended, if it did so just now.
+    /// The operation is removed, with its last revision if this event finished it.
     Remove(Option<Operation>),
 }
 
-// === impl Work ===
+// === impl WorkState ===
 
 impl WorkState {
+    /// Returns `None` if there is nothing to store.
     pub(super) fn into_shared(self) -> Option<Arc<Self>> {
         (self != Self::default()).then(|| Arc::new(self))
     }
@@ -104,6 +93,7 @@ impl WorkState {
 // === impl Operation ===
 
 impl Operation {
+    /// Creates revision 0, with the first attempt started if `spec` has an initial lease.
     pub(crate) fn new(spec: OperationSpec, now: Timestamp) -> Self {
         let pending = Phase::Pending {
             ready_at: spec.not_before.unwrap_or(now).max(now),
@@ -132,7 +122,7 @@ impl Operation {
             .into_shared(),
             encoded: EncodedOperation::default(),
         };
-        if let Some((token, worker)) = spec.initial_lease {
+        if let Some(InitialLease { token, worker }) = spec.initial_lease {
             let context = operation.transition_context(now, false);
             let acquire = Event::AcquireLease { token, worker };
             if let Ok(Transition::To(phase)) =
@@ -145,14 +135,18 @@ impl Operation {
         operation
     }
 
-    /// What `event` makes of this operation.
+    /// Applies `event` at `now`. Time never runs backwards: `now` counts as at
+    /// least the last update.
+    ///
+    /// # Errors
+    /// [`TransitionError`] if the event is not allowed; the operation stays as it is.
     pub(crate) fn apply(
         &self,
         event: &Event,
         now: Timestamp,
     ) -> Result<OperationUpdate, TransitionError> {
         let now = now.max(self.update_time);
-        if *event == Event::TimerFired && self.is_abandoned(now) {
+        if *event == Event::TimerFired && self.is_orphaned(now) {
             return Ok(OperationUpdate::Remove(None));
         }
         let transition = transition::transition(
@@ -173,7 +167,7 @@ impl Operation {
         if let Event::ReleaseLease(..) = event {
             changed.released_attempts += 1;
         }
-        // To say again what is known already is no news.
+        // A report that repeats known values changes nothing.
         let has_new_data = |report: &&Report| {
             let latest = self.latest_report();
             !latest.map_or_else(|| report.is_empty(), |latest| latest.contains(report))
@@ -188,7 +182,7 @@ impl Operation {
             Transition::Unchanged | Transition::MergeReport | Transition::Remove => {}
         }
         if matches!(event, Event::RenewLease(..)) && report.is_none() {
-            // A sign of life changes nothing that clients see.
+            // A heartbeat without a report changes nothing visible to clients.
             changed.update_time = self.update_time;
             changed.encoded = self.encoded.clone();
             return Ok(OperationUpdate::RenewLease(changed));
@@ -197,7 +191,8 @@ impl Operation {
         Ok(OperationUpdate::Put(changed))
     }
 
-    /// Hides the operation from clients; it goes on, and is forgotten when done.
+    /// Removes a done operation. Another one becomes invisible to clients, runs
+    /// on, and is removed when it is done.
     pub(crate) fn delete(&self, now: Timestamp) -> OperationUpdate {
         if self.is_done() {
             return OperationUpdate::Remove(None);
@@ -209,7 +204,7 @@ impl Operation {
         })
     }
 
-    /// The lease was renewed, which is all that is new in this revision.
+    /// Applies a revision of another server that only renewed the lease.
     pub(crate) fn apply_lease_renewal(&mut self, revision: u32, expires_at: Timestamp) {
         self.revision = revision;
         if let Phase::Running(lease) | Phase::Cancelling(lease) = &mut self.phase {
@@ -217,8 +212,8 @@ impl Operation {
         }
     }
 
-    /// Goes on after a restart: a lease gets its full time again, because its
-    /// holder could not reach the server.
+    /// Extends the lease to its full duration, because its holder could not renew
+    /// it while the server was unavailable.
     pub(crate) fn restart_lease(&mut self, now: Timestamp) {
         let expires_at = now + self.options.lease_duration;
         if let Phase::Running(lease) | Phase::Cancelling(lease) = &mut self.phase {
@@ -226,36 +221,36 @@ impl Operation {
         }
     }
 
-    /// The next moment, seen from `now`, at which time alone may change the
-    /// operation or make it ready.
+    /// Returns the next time after which a timer may change the operation or make
+    /// it ready.
     pub(crate) fn next_deadline(&self, now: Timestamp) -> Timestamp {
         let total_deadline = self
             .options
             .total_timeout
             .map(|timeout| self.create_time + timeout);
         let phase_deadline = match &self.phase {
-            Phase::Pending { ready_at } if now < *ready_at => Some(*ready_at),
+            Phase::Pending { ready_at } if *ready_at > now => Some(*ready_at),
             Phase::Pending { .. } => None,
             Phase::Running(lease) | Phase::Cancelling(lease) => Some(lease.next_deadline()),
             Phase::Done(_) => return self.update_time + self.options.retention,
         };
         let is_pending = matches!(self.phase, Phase::Pending { .. });
-        let abandoned_at =
+        let orphaned_at =
             (self.deleted && is_pending).then(|| self.update_time + self.options.retention);
-        let deadlines = [phase_deadline, total_deadline, abandoned_at]
+        let deadlines = [phase_deadline, total_deadline, orphaned_at]
             .into_iter()
             .flatten();
         deadlines.min().unwrap_or(Timestamp::from_nanos(i64::MAX))
     }
 
-    /// Whether it was deleted, and no worker took it up in the time for which
-    /// anybody would have kept its result.
-    fn is_abandoned(&self, now: Timestamp) -> bool {
+    /// Returns `true` if the operation was deleted while pending, and no worker
+    /// acquired it within its retention.
+    fn is_orphaned(&self, now: Timestamp) -> bool {
         let is_pending = matches!(self.phase, Phase::Pending { .. });
         self.deleted && is_pending && self.update_time + self.options.retention <= now
     }
 
-    /// Whether a worker may take it now.
+    /// Returns `true` if a worker may acquire the lease at `now`.
     pub(crate) fn is_ready(&self, now: Timestamp) -> bool {
         matches!(self.phase, Phase::Pending { ready_at } if ready_at <= now)
     }
@@ -295,12 +290,12 @@ impl Operation {
             options: self.options.clone(),
             attributes: self.attributes.clone(),
             work_state: self.work_state.clone(),
-            // Whoever asks for a successor fills it in.
+            // The caller encodes it after its changes.
             encoded: EncodedOperation::default(),
         }
     }
 
-    /// Enters a stage. A token that was not there before begins an attempt.
+    /// Sets the phase. A new lease token starts the next attempt.
     fn enter_phase(&mut self, phase: Phase, now: Timestamp) {
         let token = |phase: &Phase| phase.lease().map(|lease| lease.token);
         if token(&phase).is_some_and(|new| token(&self.phase) != Some(new)) {
@@ -321,7 +316,7 @@ impl Operation {
         }
     }
 
-    /// Takes over what a report says; what it leaves out stays.
+    /// Merges a report; fields that it leaves unset stay.
     fn merge_report(&mut self, report: &Report) {
         let mut work = self.work_state.as_deref().cloned().unwrap_or_default();
         work.latest_report.get_or_insert_default().merge(report);
@@ -338,203 +333,28 @@ impl Operation {
                 EncodedOperation::encode(name, AnyRef { type_url, value }, outcome)
             }
             None => {
-                let (type_url, value) = (metadata::TYPE_URL, &*metadata::encode(self));
+                let value = &*metadata::encode(&self.metadata_fields());
+                let type_url = metadata::TYPE_URL;
                 EncodedOperation::encode(name, AnyRef { type_url, value }, outcome)
             }
         };
     }
 
-    fn latest_report(&self) -> Option<&Report> {
-        self.work_state.as_ref()?.latest_report.as_deref()
-    }
-
-    // What everybody may ask.
-
-    /// The full name.
-    pub fn name(&self) -> &str {
-        self.encoded.name()
-    }
-
-    /// The full name, owned.
-    pub fn name_owned(&self) -> OperationName {
-        encoded::name_owned(&self.encoded)
-    }
-
-    /// The encoded `google.longrunning.Operation`.
-    pub fn bytes(&self) -> &[u8] {
-        self.encoded.as_bytes()
-    }
-
-    /// The decoded `google.longrunning.Operation`.
-    pub fn to_proto(&self) -> google::longrunning::Operation {
-        encoded::decode(self.bytes())
-    }
-
-    /// The parts of the encoded operation, for filters.
-    pub(crate) fn encoded(&self) -> &EncodedOperation {
-        &self.encoded
-    }
-
-    /// Whether it is over.
-    pub fn is_done(&self) -> bool {
-        matches!(self.phase, Phase::Done(_))
-    }
-
-    /// Where it stands, as clients see it.
-    pub fn state(&self) -> State {
-        self.phase.state()
-    }
-
-    /// Where it stands, with the lease.
-    pub fn phase(&self) -> &Phase {
-        &self.phase
-    }
-
-    /// The lease, while somebody holds one.
-    pub fn lease(&self) -> Option<&Lease> {
-        self.phase.lease()
-    }
-
-    /// How often it changed.
-    pub fn revision(&self) -> u32 {
-        self.revision
-    }
-
-    /// Which record of the operation this is.
-    pub fn version(&self) -> OperationVersion {
-        OperationVersion {
-            revision: self.revision,
+    fn metadata_fields(&self) -> MetadataFields<'_> {
+        MetadataFields {
+            state: self.state(),
+            create_time: self.create_time,
+            start_time: self.start_time,
             update_time: self.update_time,
+            end_time: self.end_time(),
+            progress: self.progress(),
+            attempt: self.attempt,
+            cancel_requested: self.cancel_requested,
+            queue: self.queue().map_or("", |queue| queue.as_str()),
+            labels: self.labels(),
+            detail: self.detail().map(Payload::any),
+            method: self.method(),
         }
-    }
-
-    /// The number of the current or last attempt; 0 before the first. It only grows.
-    pub fn attempt(&self) -> u32 {
-        self.attempt
-    }
-
-    /// Whether somebody called CancelOperation before it was done.
-    pub fn cancel_requested(&self) -> bool {
-        self.cancel_requested
-    }
-
-    /// Timeouts, retries, retention.
-    pub fn options(&self) -> &ExecutionOptions {
-        &self.options
-    }
-
-    /// The queue it waits in or came from.
-    pub fn queue(&self) -> Option<&QueueName> {
-        self.options.queue.as_ref()
-    }
-
-    /// What its creator called it by.
-    pub fn labels(&self) -> &Labels {
-        static NONE: Labels = Labels::NONE;
-        self.attributes
-            .as_ref()
-            .map_or(&NONE, |attributes| &attributes.labels)
-    }
-
-    /// When it was created.
-    pub fn create_time(&self) -> Timestamp {
-        self.create_time
-    }
-
-    /// When its first attempt began.
-    pub fn start_time(&self) -> Option<Timestamp> {
-        self.start_time
-    }
-
-    /// When it last changed.
-    pub fn update_time(&self) -> Timestamp {
-        self.update_time
-    }
-
-    /// When it was done.
-    pub fn end_time(&self) -> Option<Timestamp> {
-        self.is_done().then_some(self.update_time)
-    }
-
-    /// How long it can still be read at `now`; none while it is not done.
-    pub fn expires_in(&self, now: Timestamp) -> Option<Duration> {
-        Some((self.end_time()? + self.options.retention).since(now))
-    }
-
-    /// What the worker gets to work on; none once it is done.
-    pub fn input(&self) -> Option<&Payload> {
-        self.work_state.as_ref()?.input.as_ref()
-    }
-
-    /// The latest progress; none once it is done, the metadata keeps it.
-    pub fn progress(&self) -> Option<&Progress> {
-        self.latest_report()?.progress.as_ref()
-    }
-
-    /// What the producer added to the metadata.
-    pub(super) fn detail(&self) -> Option<&Payload> {
-        self.latest_report()?.detail.as_ref()
-    }
-
-    /// The latest checkpoint; none once it is done.
-    pub fn checkpoint(&self) -> Option<&Payload> {
-        self.latest_report()?.checkpoint.as_ref()
-    }
-
-    /// The method that it belongs to, as its creator said; empty if it did not.
-    pub fn method(&self) -> &str {
-        self.attributes
-            .as_ref()
-            .map_or("", |attributes| &attributes.method)
-    }
-
-    /// The trace that it belongs to, as its creator said.
-    pub fn trace_context(&self) -> &TraceContext {
-        static NONE: TraceContext = TraceContext::NONE;
-        self.attributes
-            .as_ref()
-            .map_or(&NONE, |attributes| &attributes.trace_context)
-    }
-
-    pub(crate) fn idempotency_key(&self) -> Option<&IdempotencyKey> {
-        self.attributes.as_ref()?.idempotency_key.as_ref()
-    }
-
-    /// The request id that its creator gave, by which it is found within its
-    /// parent (AIP-155); none if it did not.
-    pub fn request_id(&self) -> Option<&str> {
-        self.idempotency_key().map(|key| &*key.request_id)
-    }
-
-    /// Its place in the order of creation.
-    pub fn number(&self) -> u64 {
-        self.number
-    }
-
-    /// Whether it was deleted and goes on unseen.
-    pub fn is_deleted(&self) -> bool {
-        self.deleted
-    }
-
-    /// How many bytes it is called by, besides its name.
-    pub(crate) fn attributes_size(&self) -> usize {
-        self.attributes
-            .as_ref()
-            .map_or(0, |attributes| attributes.size())
-    }
-
-    /// How many bytes it holds that vary with what people put in.
-    pub(crate) fn size(&self) -> usize {
-        // What clients see is in the encoded bytes already.
-        let hidden_size = self.work_state.as_ref().map_or(0, |work| {
-            let input = work.input.as_ref().map_or(0, Payload::size);
-            input
-                + work
-                    .latest_report
-                    .as_ref()
-                    .map_or(0, |latest| latest.hidden_size())
-        });
-        self.encoded.as_bytes().len() + self.attributes_size() + hidden_size
     }
 }
 

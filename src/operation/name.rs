@@ -1,14 +1,13 @@
-//! Names of operations and of the parents they live under, parsed once at the
-//! border (AIP-122). Whether a name exists is the store's affair.
+//! Resource names of operations and their parents (AIP-122).
 
 use std::{fmt, sync::Arc};
 
 use uuid::Uuid;
 
-/// The collection that ends every parent: `{parent}/operations/{id}`.
+/// The collection of every operation: `{parent}/operations/{id}`.
 pub(crate) const OPERATIONS_COLLECTION: &str = "operations";
 
-/// The longest name that is accepted, in bytes.
+/// The maximum length of a parent, in bytes.
 pub(crate) const MAX_NAME_BYTES: usize = 1024;
 
 /// The full name of an operation: `operations/{id}` or `{parent}/operations/{id}`.
@@ -19,30 +18,29 @@ pub struct OperationName(Box<str>);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct OperationId(Box<str>);
 
-/// What operations live under: `collection/id` pairs such as
+/// The parent of operations: `collection/id` pairs such as
 /// `projects/p1/locations/eu`, or the root.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Parent(Option<Arc<str>>);
 
-/// Why a text is not a name.
+/// A malformed name, parent or id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InvalidName {
-    /// There is no text at all.
-    #[error("it is empty; give the full name, such as operations/0190b3f4")]
+    /// An empty name.
+    #[error("the name is empty; use the full name, such as operations/0190b3f4")]
     Empty,
-    /// The text has not the form of an operation's name.
-    #[error(
-        "{0:?} is not the name of an operation: it must be operations/ID or PARENT/operations/ID"
-    )]
+    /// A malformed operation name.
+    #[error("invalid operation name {0:?}: use operations/ID or PARENT/operations/ID")]
     Malformed(String),
-    /// The text has not the form of a parent.
+    /// A malformed parent.
     #[error(
-        "{0:?} is not a parent: it must be COLLECTION/ID pairs such as projects/p1, of letters, digits and . _ ~ - (ids at most 63)"
+        "invalid parent {0:?}: use COLLECTION/ID pairs such as projects/p1, of letters, digits and . _ ~ - (ids at most 63)"
     )]
     Parent(String),
-    /// The text is not an id that a caller may choose.
+    /// A malformed operation id.
     #[error(
-        "{0:?} is not an operation id: use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit"
+        "invalid operation id {0:?}: use 1 to 63 of a-z, 0-9 and -, starting and ending with a letter or digit"
     )]
     Id(String),
 }
@@ -50,7 +48,7 @@ pub enum InvalidName {
 // === impl OperationName ===
 
 impl OperationName {
-    /// Parses a full name, exactly: nothing is trimmed or folded.
+    /// Parses a full name, without trimming or case folding.
     ///
     /// # Errors
     /// [`InvalidName::Empty`] for `""`, else [`InvalidName::Malformed`].
@@ -65,7 +63,7 @@ impl OperationName {
         Err(InvalidName::Malformed(excerpt(&text)))
     }
 
-    /// The name of the operation `id` under `parent`.
+    /// Builds the name of the operation `id` under `parent`.
     pub fn new(parent: &Parent, id: &OperationId) -> Self {
         let id = &id.0;
         Self(match parent.as_str() {
@@ -74,7 +72,7 @@ impl OperationName {
         })
     }
 
-    /// The name as it stands in every response.
+    /// Returns the full name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -100,7 +98,7 @@ impl std::str::FromStr for OperationName {
     }
 }
 
-/// The parent part of a name that is known to be well formed; `""` is the root.
+/// Returns the parent of a well-formed name; `""` is the root.
 pub(crate) fn parent_of(name: &str) -> &str {
     split_name(name).map_or("", |(parent, _)| parent)
 }
@@ -108,10 +106,10 @@ pub(crate) fn parent_of(name: &str) -> &str {
 // === impl OperationId ===
 
 impl OperationId {
-    /// Parses an id that a caller chose.
+    /// Parses a user-chosen id.
     ///
     /// # Errors
-    /// [`InvalidName::Id`] if it has another form than the type's.
+    /// [`InvalidName::Id`] if it is malformed.
     pub fn parse(text: &str) -> Result<Self, InvalidName> {
         if is_id(text) {
             return Ok(Self(text.into()));
@@ -119,7 +117,7 @@ impl OperationId {
         Err(InvalidName::Id(excerpt(text)))
     }
 
-    /// A new id that nobody had before and nobody can guess: a UUIDv7.
+    /// Makes a unique id that cannot be guessed: a UUIDv7.
     pub fn random() -> Self {
         Self(Uuid::now_v7().to_string().into())
     }
@@ -128,7 +126,7 @@ impl OperationId {
 // === impl Parent ===
 
 impl Parent {
-    /// The root: its operations are `operations/{id}`.
+    /// The root. Its operations are named `operations/{id}`.
     pub const ROOT: Self = Self(None);
 
     /// Parses a parent; `""` is the root.
@@ -142,13 +140,14 @@ impl Parent {
         Ok(Self((!text.is_empty()).then(|| text.into())))
     }
 
-    /// The parent as it stands in names; `""` for the root.
+    /// Returns the prefix of its operations' names, or `""` for the root.
     pub fn as_str(&self) -> &str {
         self.0.as_deref().unwrap_or("")
     }
 }
 
-/// Splits a name into its parent and its id.
+/// Splits a name into its parent and its id, or returns `None` if it has no id
+/// in a collection `operations`.
 fn split_name(name: &str) -> Option<(&str, &str)> {
     let (prefix, id) = name.rsplit_once('/')?;
     if prefix == OPERATIONS_COLLECTION {
@@ -160,7 +159,7 @@ fn split_name(name: &str) -> Option<(&str, &str)> {
     (!parent.is_empty()).then_some((parent, id))
 }
 
-/// The `(collection, id)` pairs of a parent; a missing last id is `""`.
+/// Returns the `(collection, id)` pairs of a parent; a missing last id is `""`.
 pub(crate) fn segments(parent: &str) -> impl Iterator<Item = (&str, &str)> {
     let mut rest = (!parent.is_empty()).then_some(parent);
     std::iter::from_fn(move || {
@@ -203,7 +202,7 @@ fn is_id(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-/// The beginning of a text, short enough to be quoted in an error.
+/// Truncates a text to 100 characters, to quote it in an error.
 pub(crate) fn excerpt(text: &str) -> String {
     match text.char_indices().nth(100) {
         Some((end, _)) => format!("{}...", &text[..end]),

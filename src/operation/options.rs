@@ -1,5 +1,4 @@
-//! The terms of an operation: what its creator fixed for its whole life. Many
-//! operations share one set, so it stands behind an `Arc`.
+//! The execution options of an operation, fixed at its creation.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -8,53 +7,59 @@ use super::{
     retry::{InvalidRetryPolicy, RetryPolicy},
 };
 
-/// The name of a queue: `[A-Za-z0-9]([A-Za-z0-9._-]{0,62})`.
+/// The name of a queue: `[A-Za-z0-9][A-Za-z0-9._-]{0,62}`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct QueueName(Arc<str>);
 
-/// Timeouts, retries and retention of an operation.
+/// A malformed queue name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "invalid queue name {0:?}: use 1 to 63 of A-Z, a-z, 0-9, ., _ and -, starting with a letter or digit"
+)]
+pub struct InvalidQueueName(String);
+
+/// The timeouts, retries and retention of an operation.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ExecutionOptions {
-    /// The queue it waits in; none if its creator executes it. Comes from
-    /// [`NewOperation`](crate::NewOperation); as a default it means nothing.
+    /// The queue, or `None` if the creator executes the operation. Ignored in the
+    /// defaults of a server: [`NewOperation`](crate::NewOperation) names it.
     pub queue: Option<QueueName>,
-    /// Higher is leased first. Default 0.
+    /// The priority: higher is leased first. Default 0.
     pub priority: i32,
-    /// From create to done; over → DEADLINE_EXCEEDED. Default none.
+    /// The maximum time from creation to completion. When exceeded, the operation
+    /// fails with DEADLINE_EXCEEDED. Default: no limit.
     pub total_timeout: Option<Duration>,
-    /// One attempt; over → the attempt has failed. Default none.
+    /// The maximum time of one attempt. When exceeded, the attempt fails. Default:
+    /// no limit.
     pub attempt_timeout: Option<Duration>,
-    /// How long a worker may be silent. Default 30 s, at least 1 s.
+    /// The time from a heartbeat to the expiry of the lease, at least 1 s. Default 30 s.
     pub lease_duration: Duration,
-    /// What happens after a failed attempt. Default: nothing, one attempt.
+    /// The retry policy. Default: one attempt.
     pub retry_policy: RetryPolicy,
-    /// How long a done operation can be read. Default 24 h.
+    /// The time from completion to deletion. Default 24 h.
     pub retention: Duration,
-    /// How long after a cancellation the server waits for the worker before it
-    /// closes the operation itself. Default none: it waits for the worker.
+    /// The time after a requested cancellation at which the server finishes the
+    /// operation as cancelled. Default: none; the server waits for the worker.
     pub cancel_grace_period: Option<Duration>,
 }
 
-/// Why terms are refused.
+/// Execution options that are out of range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InvalidExecutionOptions {
-    /// The queue's name has another form.
-    #[error(
-        "{0:?} is not a queue name: use 1 to 63 of A-Z, a-z, 0-9, ., _ and -, beginning with a letter or digit"
-    )]
-    Queue(String),
-    /// The lease is too short to be renewed in time.
-    #[error("a lease_duration of {0:?} is too short: use at least 1s")]
+    /// The lease duration is below 1 s.
+    #[error("lease_duration {0:?} is too short: use at least 1s")]
     LeaseDuration(Duration),
-    /// A timeout of zero is over before it begins.
-    #[error("{0} must be more than 0; leave it out for no limit")]
+    /// A timeout, whose field is named, is zero.
+    #[error("{0} must be greater than 0; leave it unset for no limit")]
     ZeroTimeout(&'static str),
     /// The retry policy is out of range.
-    #[error("the retry policy is out of range: {0}")]
+    #[error("invalid retry policy: {0}")]
     RetryPolicy(#[from] InvalidRetryPolicy),
 }
 
-// === impl Terms ===
+// === impl ExecutionOptions ===
 
 impl Default for ExecutionOptions {
     fn default() -> Self {
@@ -72,11 +77,56 @@ impl Default for ExecutionOptions {
 }
 
 impl ExecutionOptions {
-    /// The queue it waits in; none if its creator executes it.
-    pub fn queue(&self) -> Option<&QueueName> {
-        self.queue.as_ref()
+    /// Sets the priority.
+    #[must_use]
+    pub fn with_priority(mut self, priority: i32) -> Self {
+        self.priority = priority;
+        self
     }
 
+    /// Sets the maximum time from creation to completion.
+    #[must_use]
+    pub fn with_total_timeout(mut self, timeout: Duration) -> Self {
+        self.total_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets the maximum time of one attempt.
+    #[must_use]
+    pub fn with_attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.attempt_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets the time from a heartbeat to the expiry of the lease.
+    #[must_use]
+    pub fn with_lease_duration(mut self, duration: Duration) -> Self {
+        self.lease_duration = duration;
+        self
+    }
+
+    /// Sets the retry policy.
+    #[must_use]
+    pub fn with_retry_policy(mut self, policy: RetryPolicy) -> Self {
+        self.retry_policy = policy;
+        self
+    }
+
+    /// Sets the time from completion to deletion.
+    #[must_use]
+    pub fn with_retention(mut self, retention: Duration) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// Sets the time that a worker has to stop after a requested cancellation.
+    #[must_use]
+    pub fn with_cancel_grace_period(mut self, grace_period: Duration) -> Self {
+        self.cancel_grace_period = Some(grace_period);
+        self
+    }
+
+    /// Validates the lease duration, the timeouts and the retry policy.
     pub(crate) fn check(&self) -> Result<(), InvalidExecutionOptions> {
         if self.lease_duration < Duration::from_secs(1) {
             return Err(InvalidExecutionOptions::LeaseDuration(self.lease_duration));
@@ -94,11 +144,11 @@ impl ExecutionOptions {
 // === impl QueueName ===
 
 impl QueueName {
-    /// Parses a queue's name.
+    /// Parses a queue name.
     ///
     /// # Errors
-    /// [`InvalidTerms::Queue`] if it has another form.
-    pub fn parse(text: &str) -> Result<Self, InvalidExecutionOptions> {
+    /// [`InvalidQueueName`] if it is malformed.
+    pub fn parse(text: &str) -> Result<Self, InvalidQueueName> {
         let is_allowed_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
         let starts_alphanumeric = text
             .as_bytes()
@@ -107,10 +157,10 @@ impl QueueName {
         if text.len() <= 63 && starts_alphanumeric && text.bytes().all(is_allowed_byte) {
             return Ok(Self(text.into()));
         }
-        Err(InvalidExecutionOptions::Queue(excerpt(text)))
+        Err(InvalidQueueName(excerpt(text)))
     }
 
-    /// The name.
+    /// Returns the name.
     pub fn as_str(&self) -> &str {
         &self.0
     }

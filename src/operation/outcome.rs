@@ -1,35 +1,34 @@
-//! How an operation ends: the `oneof result` of google.longrunning.Operation,
-//! with wrong values unrepresentable, and the failures that the server itself
-//! records.
+//! The result of a done operation, and the errors that the server records itself.
 
 use crate::proto::google::rpc::{Code, ErrorInfo, Status};
 
 use super::payload::{InvalidAny, Payload};
 
-/// The `domain` of every `google.rpc.ErrorInfo` that this server makes.
+/// The `domain` of each `google.rpc.ErrorInfo` of this server (AIP-193).
 pub(crate) const ERROR_DOMAIN: &str = "longrunning.dev";
 
-/// The result of a done operation: exactly one of the two.
+/// The result of a done operation: `oneof result` of google.longrunning.Operation.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// `Operation.response`.
     Response(Payload),
-    /// `Operation.error`; its code is 1 to 16.
+    /// `Operation.error`, with a code from 1 to 16.
     Error(Box<Status>),
 }
 
-/// Why an outcome is refused.
+/// An invalid error of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InvalidOutcome {
-    /// The code is no error: clients would take 0 for success.
-    #[error("{0} is not the code of an error: use a google.rpc.Code from 1 to 16")]
+    /// The code is not in 1 to 16; clients would take 0 for success.
+    #[error("invalid error code {0}: use a google.rpc.Code from 1 to 16")]
     Code(i32),
-    /// A detail is no proper `Any`.
-    #[error("a detail of the error is malformed: {0}")]
-    Detail(InvalidAny),
+    /// A detail has a malformed type URL.
+    #[error("invalid error detail: {0}")]
+    Detail(#[source] InvalidAny),
 }
 
-/// How an attempt failed, as its worker tells it.
+/// The failure of an attempt, as its worker reports it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
     pub(crate) error: Status,
@@ -40,11 +39,11 @@ pub struct Failure {
 // === impl Outcome ===
 
 impl Outcome {
-    /// An error, checked: its code must be 1 to 16, its details proper `Any`s.
+    /// Validates an error.
     ///
     /// # Errors
-    /// [`InvalidOutcome`] that says which rule is broken.
-    pub fn from_status(mut status: Status) -> Result<Self, InvalidOutcome> {
+    /// [`InvalidOutcome`] if the code is not in 1 to 16, or a detail is malformed.
+    pub(crate) fn from_status(mut status: Status) -> Result<Self, InvalidOutcome> {
         if !(1..=16).contains(&status.code) {
             return Err(InvalidOutcome::Code(status.code));
         }
@@ -55,12 +54,12 @@ impl Outcome {
         Ok(Self::Error(Box::new(status)))
     }
 
-    /// A failure that the server records, with its ErrorInfo.
+    /// Makes an error of the server, with an ErrorInfo.
     pub(crate) fn server_error(code: Code, reason: &str, message: impl Into<String>) -> Self {
         Self::Error(Box::new(status_with_reason(code, reason, message)))
     }
 
-    /// The end of a cancelled operation: code 1.
+    /// Makes the error of a cancelled operation: code 1.
     pub(crate) fn cancelled() -> Self {
         Self::server_error(
             Code::Cancelled,
@@ -69,7 +68,7 @@ impl Outcome {
         )
     }
 
-    /// How many bytes it holds, about.
+    /// Returns the approximate size in bytes.
     pub(crate) fn size(&self) -> usize {
         match self {
             Self::Response(response) => response.size(),
@@ -78,7 +77,7 @@ impl Outcome {
     }
 }
 
-/// A Status with one ErrorInfo of our domain.
+/// Makes a Status with an ErrorInfo of [`ERROR_DOMAIN`].
 pub(crate) fn status_with_reason(code: Code, reason: &str, message: impl Into<String>) -> Status {
     let info = ErrorInfo {
         reason: reason.into(),
@@ -95,14 +94,13 @@ pub(crate) fn status_with_reason(code: Code, reason: &str, message: impl Into<St
 // === impl Failure ===
 
 impl Failure {
-    /// A failure that is not worth another attempt. The message is for people;
-    /// the error's ErrorInfo has the reason `HANDLER_FAILED` until
-    /// [`Failure::with_reason`] gives a better one.
+    /// Makes a failure that is not retried. Its ErrorInfo has the reason
+    /// `HANDLER_FAILED`; [`Failure::with_reason`] replaces it.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         status_with_reason(code, "HANDLER_FAILED", message).into()
     }
 
-    /// The work stopped because somebody cancelled it.
+    /// Makes the failure of an attempt that stopped because of a requested cancellation.
     pub fn cancelled() -> Self {
         status_with_reason(
             Code::Cancelled,
@@ -112,7 +110,8 @@ impl Failure {
         .into()
     }
 
-    /// Puts a machine-readable reason, `[A-Z][A-Z0-9_]+[A-Z0-9]`, into the ErrorInfo.
+    /// Sets the reason of the ErrorInfo, `[A-Z][A-Z0-9_]+[A-Z0-9]`. Other details
+    /// of the error are dropped.
     #[must_use]
     pub fn with_reason(mut self, reason: &str) -> Self {
         let code = Code::try_from(self.error.code).unwrap_or(Code::Unknown);
@@ -120,14 +119,14 @@ impl Failure {
         self
     }
 
-    /// Says that another attempt may succeed.
+    /// Allows another attempt.
     #[must_use]
     pub fn retryable(mut self) -> Self {
         self.retryable = true;
         self
     }
 
-    /// Says that another attempt may succeed, but not before this time is over.
+    /// Allows another attempt, at the earliest after `delay`.
     #[must_use]
     pub fn retryable_after(mut self, delay: std::time::Duration) -> Self {
         self.retryable = true;
@@ -137,7 +136,7 @@ impl Failure {
 }
 
 impl From<Status> for Failure {
-    /// A failure with this very error, not worth another attempt.
+    /// Makes a failure with this error, which is not retried.
     fn from(error: Status) -> Self {
         Self {
             error,
@@ -148,7 +147,7 @@ impl From<Status> for Failure {
 }
 
 impl From<InvalidAny> for Failure {
-    /// The handler made an `Any` that no client could unpack.
+    /// Makes an INTERNAL failure with the reason `INVALID_RESULT`.
     fn from(error: InvalidAny) -> Self {
         Self::new(Code::Internal, error.to_string()).with_reason("INVALID_RESULT")
     }

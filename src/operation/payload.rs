@@ -1,5 +1,4 @@
-//! A `google.protobuf.Any` that clients can unpack: checked once on the way
-//! in, shared from then on. What is inside is nobody's business here.
+//! A validated `google.protobuf.Any`. Its value stays opaque.
 
 use std::{fmt, sync::Arc};
 
@@ -7,28 +6,28 @@ use prost_types::Any;
 
 use super::name::excerpt;
 
-/// What stands in front of a bare message name (`any.proto`).
+/// The default prefix of a message name (`any.proto`).
 const TYPE_URL_PREFIX: &str = "type.googleapis.com/";
 
-/// A checked `Any`. Clones share its bytes.
+/// An `Any` with a well-formed type URL. Clones share its bytes.
 #[derive(Clone, PartialEq)]
 pub struct Payload(Arc<Any>);
 
-/// The `type_url` names no message.
+/// A malformed type URL.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not a type URL: it must be type.googleapis.com/ and the full name of a message, such as type.googleapis.com/google.protobuf.Empty"
+    "invalid type URL {0:?}: use type.googleapis.com/ and the full name of a message, such as type.googleapis.com/google.protobuf.Empty"
 )]
 pub struct InvalidAny(String);
 
 // === impl Payload ===
 
 impl Payload {
-    /// Checks the type URL. A bare `pkg.Msg`, or prost's `/pkg.Msg`, gets
-    /// `type.googleapis.com/` in front; another prefix is kept as it is.
+    /// Validates the type URL. A bare `pkg.Msg`, or prost's `/pkg.Msg`, gets the
+    /// prefix `type.googleapis.com/`; another prefix stays unchanged.
     ///
     /// # Errors
-    /// [`InvalidAny`] if the URL is empty or names no message.
+    /// [`InvalidAny`] if the URL is empty or does not end with a message name.
     pub fn new(mut any: Any) -> Result<Self, InvalidAny> {
         let (prefix, message) = any.type_url.rsplit_once('/').unwrap_or(("", &any.type_url));
         let has_blank_or_control = |text: &str| {
@@ -44,7 +43,7 @@ impl Payload {
         Ok(Self(Arc::new(any)))
     }
 
-    /// Packs a message of ours or of `google`.
+    /// Packs a message.
     pub fn pack<M: prost::Name>(message: &M) -> Self {
         let type_url = format!("{TYPE_URL_PREFIX}{}", M::full_name());
         Self(Arc::new(Any {
@@ -53,7 +52,7 @@ impl Payload {
         }))
     }
 
-    /// `google.protobuf.Empty`: the response of work that has nothing to say.
+    /// Makes a `google.protobuf.Empty`, the response of work without a result.
     pub fn empty() -> Self {
         Self(Arc::new(Any {
             type_url: format!("{TYPE_URL_PREFIX}google.protobuf.Empty"),
@@ -61,12 +60,12 @@ impl Payload {
         }))
     }
 
-    /// The `Any` itself.
+    /// Returns the `Any`.
     pub fn any(&self) -> &Any {
         &self.0
     }
 
-    /// How many bytes it holds.
+    /// Returns the size of the type URL and the value in bytes.
     pub(crate) fn size(&self) -> usize {
         self.0.type_url.len() + self.0.value.len()
     }

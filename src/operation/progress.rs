@@ -1,25 +1,33 @@
-//! What `longrunning.v1.Progress` may say: nothing that a client could not show.
+//! Validation of `longrunning.v1.Progress`.
 
 use crate::{clock, proto::longrunning::v1::Progress};
 
-/// A value of a [`Progress`] is out of its range.
+/// A [`Progress`] with a value out of range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidProgress(&'static str);
 
+/// # Errors
+/// [`InvalidProgress`] for the first value out of range.
 pub(super) fn check(progress: &Progress) -> Result<(), InvalidProgress> {
     let is_fraction = |fraction| (0.0..=1.0).contains(&fraction);
-    if !progress.fraction.is_none_or(is_fraction) {
+    if progress
+        .fraction
+        .is_some_and(|fraction| !is_fraction(fraction))
+    {
         return Err(InvalidProgress("fraction must be from 0 to 1"));
     }
     if progress.done_units < 0 || progress.total_units < 0 {
         return Err(InvalidProgress(
-            "done_units and total_units must not be negative; 0 stands for not known",
+            "done_units and total_units must not be negative; 0 means unknown",
         ));
     }
-    if !progress.eta.as_ref().is_none_or(clock::is_valid_timestamp) {
+    if progress
+        .eta
+        .is_some_and(|eta| !clock::is_valid_timestamp(&eta))
+    {
         return Err(InvalidProgress(
-            "eta must be a time of the years 1 to 9999, with 0 to 999999999 nanos",
+            "eta must be in the years 1 to 9999, with nanos from 0 to 999999999",
         ));
     }
     Ok(())

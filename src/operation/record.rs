@@ -1,7 +1,7 @@
-//! An operation as a journal keeps it: a protobuf message of our own, behind a
-//! checksum. The encoded `google.longrunning.Operation` is kept as it is, so
-//! that a restart changes no byte; what can be read from it is not kept twice.
-//! The numbers of the fields never change, and none is used again.
+//! The stored form of an operation: a checksum, then a protobuf message that
+//! contains the encoded `google.longrunning.Operation` byte for byte.
+//!
+//! Field numbers are part of the storage format: never change or reuse one.
 
 mod codec;
 
@@ -16,23 +16,23 @@ use super::{
 };
 use crate::clock::Timestamp;
 
-/// How many sets of terms a reader remembers, so that operations share them.
+/// The number of distinct execution options that a decoder interns.
 const MAX_INTERNED_OPTIONS: usize = 16;
 
 const CHECKSUM_BYTES: usize = size_of::<u32>();
 
-/// The bytes are not those that were written.
+/// A record that cannot be decoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RecordError {
-    #[error("its checksum does not match")]
+    #[error("checksum mismatch")]
     ChecksumMismatch,
-    #[error("it cannot be decoded: {0}")]
+    #[error("malformed protobuf: {0}")]
     Protobuf(#[from] prost::DecodeError),
-    #[error("its {0} is missing or wrong")]
+    #[error("missing or invalid {0}")]
     InvalidField(&'static str),
 }
 
-/// Reads records; those that follow each other share their terms.
+/// Decodes records. Operations with equal execution options share them.
 #[derive(Debug, Default)]
 pub(crate) struct RecordDecoder {
     interned_options: Vec<(OptionsRecord, Arc<ExecutionOptions>)>,
@@ -66,20 +66,20 @@ struct OperationRecord {
     attributes: Option<AttributesRecord>,
     #[prost(message, optional, tag = "16")]
     latest_report: Option<ReportRecord>,
-    /// The input, if it is not kept elsewhere.
+    /// The input, unless it is stored separately.
     #[prost(message, optional, tag = "17")]
     input: Option<Any>,
     #[prost(bool, tag = "18")]
     has_separate_input: bool,
 }
 
-/// The record of an operation, without its input.
+/// Encodes the record of an operation without its input.
 #[cfg(feature = "sqlite")]
 pub(crate) fn encode(operation: &Operation) -> Vec<u8> {
     encode_record(operation, None)
 }
 
-/// The record of an operation with its input.
+/// Encodes the record of an operation with its input.
 pub(crate) fn encode_with_input(operation: &Operation) -> Vec<u8> {
     encode_record(
         operation,
@@ -87,7 +87,7 @@ pub(crate) fn encode_with_input(operation: &Operation) -> Vec<u8> {
     )
 }
 
-/// An input that is kept beside the record.
+/// Encodes an input that is stored separately from its record.
 #[cfg(feature = "sqlite")]
 pub(crate) fn encode_input(number: u64, input: &Any) -> Vec<u8> {
     encode_with_checksum(number, input)
@@ -118,14 +118,14 @@ fn encode_record(operation: &Operation, input: Option<Any>) -> Vec<u8> {
     encode_with_checksum(operation.number, &record)
 }
 
-/// Puts the checksum in front. It covers the number too, so that a record that
-/// came to stand in another's place is noticed.
+/// Encodes a message behind its checksum. The checksum covers the number, to detect
+/// a record that was stored in the place of another one.
 fn encode_with_checksum(number: u64, message: &impl Message) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(CHECKSUM_BYTES + message.encoded_len());
     bytes.extend_from_slice(&[0; CHECKSUM_BYTES]);
     message
         .encode(&mut bytes)
-        .expect("a vector has room for everything");
+        .expect("a vector grows as needed");
     let sum = checksum(number, &bytes[CHECKSUM_BYTES..]);
     bytes[..CHECKSUM_BYTES].copy_from_slice(&sum.to_le_bytes());
     bytes
@@ -149,10 +149,13 @@ fn checksum(number: u64, bytes: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-// === impl Reader ===
+// === impl RecordDecoder ===
 
 impl RecordDecoder {
-    /// Reads back what [`encode`] wrote, and the input that was kept beside it.
+    /// Decodes a record, and its input if that is stored separately.
+    ///
+    /// # Errors
+    /// [`RecordError`] if the bytes are damaged or belong to another number.
     pub(crate) fn decode(
         &mut self,
         number: u64,
@@ -178,7 +181,7 @@ impl RecordDecoder {
             latest_report: latest_report.map(Box::new),
         };
         let attributes = record.attributes.map(Attributes::try_from).transpose()?;
-        let options = record.options.ok_or(RecordError::InvalidField("terms"))?;
+        let options = record.options.ok_or(RecordError::InvalidField("options"))?;
         Ok(Operation {
             number,
             revision: record.revision,
@@ -191,7 +194,7 @@ impl RecordDecoder {
             update_time: Timestamp::from_nanos(record.update_time_ns),
             phase: record
                 .phase
-                .ok_or(RecordError::InvalidField("stage"))?
+                .ok_or(RecordError::InvalidField("phase"))?
                 .try_into()?,
             options: self.intern_options(options)?,
             attributes: attributes.map(Arc::new),

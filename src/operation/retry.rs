@@ -1,27 +1,29 @@
-//! When and how often a failed attempt is tried again.
+//! Retry policies: the number of attempts and the backoff between them.
 
 use std::time::Duration;
 
-/// The longest pause that is accepted.
+/// The maximum of `max_backoff`.
 pub(crate) const MAX_BACKOFF: Duration = Duration::from_secs(366 * 86_400);
 
-/// Exponential backoff with a bound on the attempts.
+/// A limit of attempts, with exponential backoff between them.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct RetryPolicy {
-    /// Attempts in all, the first included; at least 1. Default 1: no retry.
+    /// The maximum number of attempts, including the first; at least 1. Default 1:
+    /// no retry.
     pub max_attempts: u32,
-    /// The pause after the first failed attempt. Default 1 s.
+    /// The delay after the first failed attempt. Default 1 s.
     pub initial_backoff: Duration,
-    /// The longest pause, at most 366 days. Default 60 s.
+    /// The maximum delay, from `initial_backoff` to 366 days. Default 60 s.
     pub max_backoff: Duration,
-    /// How much longer each pause is than the one before; at least 1. Default 2.
+    /// The factor by which the delay grows per attempt, 1 to 1000. Default 2.
     pub multiplier: f64,
-    /// The part of the pause that is random, 0.0 to 1.0. Default 0.2: a pause
-    /// of 10 s becomes 8 to 10 s.
+    /// The random part of the delay, 0.0 to 1.0. Default 0.2: a delay of 10 s
+    /// becomes 8 to 10 s.
     pub jitter: f64,
 }
 
-/// A value of a retry policy is out of its range.
+/// A [`RetryPolicy`] with a value out of range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidRetryPolicy(&'static str);
@@ -41,7 +43,7 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// This many attempts, with the default pauses.
+    /// Makes a policy of `max_attempts` attempts with the default backoff.
     pub fn with_max_attempts(max_attempts: u32) -> Self {
         Self {
             max_attempts,
@@ -49,29 +51,59 @@ impl RetryPolicy {
         }
     }
 
+    /// Sets the delay after the first failed attempt.
+    #[must_use]
+    pub fn with_initial_backoff(mut self, backoff: Duration) -> Self {
+        self.initial_backoff = backoff;
+        self
+    }
+
+    /// Sets the maximum delay.
+    #[must_use]
+    pub fn with_max_backoff(mut self, backoff: Duration) -> Self {
+        self.max_backoff = backoff;
+        self
+    }
+
+    /// Sets the factor by which the delay grows per attempt.
+    #[must_use]
+    pub fn with_multiplier(mut self, multiplier: f64) -> Self {
+        self.multiplier = multiplier;
+        self
+    }
+
+    /// Sets the random part of the delay.
+    #[must_use]
+    pub fn with_jitter(mut self, jitter: f64) -> Self {
+        self.jitter = jitter;
+        self
+    }
+
+    /// # Errors
+    /// [`InvalidRetryPolicy`] for the first value out of range.
     pub(crate) fn check(&self) -> Result<(), InvalidRetryPolicy> {
         if self.max_attempts == 0 {
             return Err(InvalidRetryPolicy("max_attempts must be at least 1"));
         }
         if !(1.0..=1000.0).contains(&self.multiplier) {
-            return Err(InvalidRetryPolicy("the multiplier must be 1 to 1000"));
+            return Err(InvalidRetryPolicy("multiplier must be from 1 to 1000"));
         }
         if !(0.0..=1.0).contains(&self.jitter) {
-            return Err(InvalidRetryPolicy("the jitter must be 0.0 to 1.0"));
+            return Err(InvalidRetryPolicy("jitter must be from 0.0 to 1.0"));
         }
-        if MAX_BACKOFF < self.max_backoff {
+        if self.max_backoff > MAX_BACKOFF {
             return Err(InvalidRetryPolicy("max_backoff must be at most 366 days"));
         }
         if self.max_backoff < self.initial_backoff {
             return Err(InvalidRetryPolicy(
-                "max_backoff must not be below initial_backoff",
+                "max_backoff must be at least initial_backoff",
             ));
         }
         Ok(())
     }
 
-    /// The pause after `attempts` attempts; `fraction` (0.0..1.0) places it
-    /// within the jitter.
+    /// Returns the delay after `attempts` attempts. `jitter_fraction` in 0.0..1.0
+    /// selects the value within the jitter.
     pub(crate) fn backoff(&self, attempts: u32, jitter_fraction: f64) -> Duration {
         let exponent = i32::try_from(attempts.saturating_sub(1)).unwrap_or(i32::MAX);
         let factor = self.multiplier.powi(exponent).min(f64::from(u32::MAX));
@@ -138,7 +170,7 @@ mod tests {
             let policy = RetryPolicy { jitter, ..RetryPolicy::with_max_attempts(u32::MAX) };
             let delay = policy.backoff(attempts, fraction);
             prop_assert!(delay <= policy.max_backoff);
-            prop_assert!(policy.initial_backoff.mul_f64(1.0 - jitter) <= delay + Duration::from_nanos(2));
+            prop_assert!(delay + Duration::from_nanos(2) >= policy.initial_backoff.mul_f64(1.0 - jitter));
         }
     }
 }

@@ -1,5 +1,4 @@
-//! What an operation begins with, and what it is called by. What becomes of it
-//! lives in `operation`.
+//! The validated specification of a new operation, and its immutable attributes.
 
 use std::sync::Arc;
 
@@ -15,7 +14,7 @@ use super::{
 };
 use crate::clock::Timestamp;
 
-/// What a new operation begins with.
+/// A validated specification of a new operation.
 #[derive(Clone, Debug)]
 pub(crate) struct OperationSpec {
     pub(crate) name: OperationName,
@@ -25,11 +24,18 @@ pub(crate) struct OperationSpec {
     pub(crate) input: Option<Payload>,
     pub(crate) metadata: Option<Payload>,
     pub(crate) not_before: Option<Timestamp>,
-    /// The creator's lease, if it executes the operation itself.
-    pub(crate) initial_lease: Option<(LeaseToken, WorkerId)>,
+    /// The first lease, if the creator executes the operation itself.
+    pub(crate) initial_lease: Option<InitialLease>,
 }
 
-/// What an operation is called by, besides its name.
+/// The lease of a creator that executes its operation itself.
+#[derive(Clone, Debug)]
+pub(crate) struct InitialLease {
+    pub(crate) token: LeaseToken,
+    pub(crate) worker: WorkerId,
+}
+
+/// The immutable attributes of an operation, besides its name.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Attributes {
     pub(crate) labels: Labels,
@@ -38,17 +44,17 @@ pub(crate) struct Attributes {
     pub(crate) trace_context: TraceContext,
 }
 
-/// The creator's request id, with a digest of what it asked for (AIP-155).
+/// The request id of a creation, with a fingerprint of the request (AIP-155).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct IdempotencyKey {
     pub(crate) request_id: Box<str>,
     pub(crate) fingerprint: Uuid,
 }
 
-// === impl Tags ===
+// === impl Attributes ===
 
 impl Attributes {
-    /// How many bytes it holds that vary with what people put in.
+    /// Returns the size of all user-supplied content in bytes.
     pub(crate) fn size(&self) -> usize {
         let request_id_len = self
             .idempotency_key

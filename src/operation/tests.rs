@@ -1,9 +1,10 @@
-//! Random lives of operations, against a model that knows only seconds and
-//! four states. Single cells of the table are tested in `stage`.
+//! Random sequences of events, compared with a simple model.
 
-use proptest::{prelude::*, test_runner::TestCaseError};
 mod model;
 
+use std::time::Duration;
+
+use proptest::{prelude::*, test_runner::TestCaseError};
 use prost::Message;
 
 use model::{
@@ -15,17 +16,22 @@ use super::*;
 use crate::{
     operation::{
         lease::{LeaseToken, WorkerId},
+        name::OperationName,
+        options::QueueName,
         outcome::status_with_reason,
         retry::RetryPolicy,
     },
-    proto::google::{longrunning::operation::Result as Wired, rpc::Code},
+    proto::{
+        google::{self, longrunning::operation::Result as ProtoResult, rpc::Code},
+        longrunning::v1::{OperationMetadata, operation_metadata::State},
+    },
 };
 
 const NAME: &str = "projects/p/operations/life";
 const START: Timestamp = Timestamp::from_nanos(1_790_000_000_000_000_000);
 
 fn custom_metadata(n: u8) -> Payload {
-    // Not a valid message of any type: nobody may look inside.
+    // No valid message: the value must stay opaque.
     let any = prost_types::Any {
         type_url: "example.com/x/Own".into(),
         value: vec![n, 0xff, 0x00, n],
@@ -56,13 +62,15 @@ fn new_operation(options: &ModelOptions) -> Operation {
         input: None,
         metadata: options.has_custom_metadata.then(|| custom_metadata(0)),
         not_before: None,
-        initial_lease: (!options.is_queued)
-            .then(|| (LeaseToken::random(), WorkerId::new("creator"))),
+        initial_lease: (!options.is_queued).then(|| InitialLease {
+            token: LeaseToken::random(),
+            worker: WorkerId::new("creator"),
+        }),
     };
     Operation::new(spec, START)
 }
 
-/// An error of code 9 is what `Fail` leaves, so that the same one may come twice.
+/// Makes an error. `Fail` uses code 9, so that `Finish` can repeat the same error.
 fn error(code: i32) -> Box<crate::proto::google::rpc::Status> {
     Box::new(status_with_reason(
         Code::try_from(code).unwrap(),
@@ -117,11 +125,11 @@ fn step() -> impl Strategy<Value = Step> {
         4 => prop_oneof![0u64..5, 20u64..40, Just(LEASE_DURATION_SECS), Just(RETENTION_SECS)].prop_map(Step::AdvanceClock),
         4 => Just(Step::AcquireLease),
         2 => token_kind().prop_map(Step::RenewLease),
-        2 => (token_kind(), 1u8..).prop_map(|(speaker, n)| Step::Report(speaker, n)),
+        2 => (token_kind(), 1u8..).prop_map(|(token, n)| Step::Report(token, n)),
         1 => Just(Step::RequestCancel),
         2 => token_kind().prop_map(Step::ReleaseLease),
         2 => token_kind().prop_map(Step::Fail),
-        1 => (token_kind(), prop_oneof![Just(0), Just(7), Just(9)]).prop_map(|(speaker, code)| Step::Finish(speaker, code)),
+        1 => (token_kind(), prop_oneof![Just(0), Just(7), Just(9)]).prop_map(|(token, code)| Step::Finish(token, code)),
         3 => Just(Step::FireTimer),
     ]
 }
@@ -138,14 +146,14 @@ fn model_options() -> impl Strategy<Value = ModelOptions> {
     )
         .prop_map(
             |(
-                queued,
+                is_queued,
                 max_attempts,
                 total_timeout_secs,
                 attempt_timeout_secs,
                 cancel_grace_secs,
                 has_custom_metadata,
             )| ModelOptions {
-                is_queued: queued,
+                is_queued,
                 max_attempts,
                 total_timeout_secs,
                 attempt_timeout_secs,
@@ -155,15 +163,25 @@ fn model_options() -> impl Strategy<Value = ModelOptions> {
         )
 }
 
-/// What holds of the bytes of every record.
+/// Checks the invariants of the encoded bytes of every revision.
 fn check_encoding(operation: &Operation) -> Result<(), TestCaseError> {
     let decoded = google::longrunning::Operation::decode(operation.bytes()).unwrap();
     prop_assert_eq!(&decoded.name, NAME);
     prop_assert_eq!(operation.name(), NAME);
-    prop_assert!(decoded.metadata.is_some());
+    let metadata = decoded.metadata.as_ref().unwrap();
+    if metadata.type_url == metadata::TYPE_URL {
+        let metadata = OperationMetadata::decode(&*metadata.value).unwrap();
+        prop_assert_eq!(metadata.state(), operation.state());
+        prop_assert_eq!(metadata.create_time, Some(START.into()));
+        prop_assert_eq!(metadata.start_time, operation.start_time().map(Into::into));
+        prop_assert_eq!(metadata.end_time, operation.end_time().map(Into::into));
+        prop_assert_eq!(metadata.attempt.unsigned_abs(), operation.attempt());
+        prop_assert_eq!(metadata.cancel_requested, operation.cancel_requested());
+        prop_assert_eq!(metadata.queue.is_empty(), operation.queue().is_none());
+    }
     prop_assert_eq!(decoded.done, decoded.result.is_some());
     prop_assert_eq!(decoded.done, operation.is_done());
-    if let Some(Wired::Error(error)) = &decoded.result {
+    if let Some(ProtoResult::Error(error)) = &decoded.result {
         prop_assert!((1..=16).contains(&error.code));
     }
     prop_assert_eq!(decoded.encode_to_vec(), operation.bytes());
@@ -172,8 +190,8 @@ fn check_encoding(operation: &Operation) -> Result<(), TestCaseError> {
 
 fn check_against_model(operation: &Operation, model: &Model) -> Result<(), TestCaseError> {
     let code = operation.to_proto().result.map(|result| match result {
-        Wired::Error(error) => error.code,
-        Wired::Response(_) => 0,
+        ProtoResult::Error(error) => error.code,
+        ProtoResult::Response(_) => 0,
     });
     let (state, expected) = match &model.phase {
         ModelPhase::Pending { .. } => (State::Pending, None),
@@ -199,46 +217,46 @@ proptest! {
         check_encoding(&operation)?;
         check_against_model(&operation, &model)?;
         for step in steps {
-            let held = operation.lease().map(|lease| lease.token);
+            let current = operation.lease().map(|lease| lease.token);
             let token = match step {
                 Step::RenewLease(TokenKind::Stale) | Step::Report(TokenKind::Stale, _) | Step::ReleaseLease(TokenKind::Stale)
                 | Step::Fail(TokenKind::Stale) | Step::Finish(TokenKind::Stale, _) => stale,
                 Step::RenewLease(TokenKind::Foreign) | Step::Report(TokenKind::Foreign, _) | Step::ReleaseLease(TokenKind::Foreign)
                 | Step::Fail(TokenKind::Foreign) | Step::Finish(TokenKind::Foreign, _) => LeaseToken::random(),
-                _ => held.unwrap_or(stale),
+                _ => current.unwrap_or(stale),
             };
             let expected = model.apply(step);
             if let Step::AdvanceClock(_) = step {
                 continue;
             }
             let now = START + Duration::from_secs(model.now);
-            let change = operation.apply(&event(step, token), now);
-            let result = match &change {
+            let update = operation.apply(&event(step, token), now);
+            let result = match &update {
                 Err(_) => ModelResult::Rejected,
                 Ok(OperationUpdate::Unchanged) => ModelResult::Unchanged,
                 Ok(OperationUpdate::Put(_) | OperationUpdate::RenewLease(_)) => ModelResult::Changed,
                 Ok(OperationUpdate::Remove(_)) => ModelResult::Removed,
             };
             prop_assert_eq!(result, expected, "{:?} of {:?}", step, model);
-            if let Ok(OperationUpdate::Put(next) | OperationUpdate::RenewLease(next)) = change {
+            if let Ok(OperationUpdate::Put(next) | OperationUpdate::RenewLease(next)) = update {
                 prop_assert!(!operation.is_done(), "a done operation changed by {:?}", step);
                 prop_assert_eq!(next.revision(), operation.revision() + 1);
-                prop_assert!(operation.attempt() <= next.attempt());
-                prop_assert!(operation.update_time() <= next.update_time());
+                prop_assert!(next.attempt() >= operation.attempt());
+                prop_assert!(next.update_time() >= operation.update_time());
                 prop_assert_eq!(next.create_time(), START);
                 if let Step::Report(_, n) = step {
                     metadata = Some(custom_metadata(n));
                 }
                 let token = next.lease().map(|lease| lease.token);
-                if let Some(held) = held && token != Some(held) {
-                    stale = held;
+                if let Some(current) = current && token != Some(current) {
+                    stale = current;
                 }
                 operation = next;
             }
             check_encoding(&operation)?;
             check_against_model(&operation, &model)?;
-            if let Some(own) = &metadata {
-                prop_assert_eq!(operation.to_proto().metadata, Some(own.any().clone()));
+            if let Some(expected) = &metadata {
+                prop_assert_eq!(operation.to_proto().metadata, Some(expected.any().clone()));
             }
             if model.phase == ModelPhase::Removed {
                 break;

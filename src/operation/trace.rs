@@ -1,42 +1,51 @@
-//! The trace that an operation belongs to: carried from its creator to its
-//! workers, checked once at the border, and otherwise nobody's business here.
+//! The trace context that an operation carries from its creator to its workers.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::name::excerpt;
 
-/// At most 8 entries, such as `traceparent` and `tracestate`; keys of 1 to 63
-/// of a-z, 0-9, `_` and `-`, values of at most 1024 visible ASCII characters and
-/// spaces, so that all of them can stand in headers. Clones share the entries.
+/// The maximum number of entries.
+const MAX_ENTRIES: usize = 8;
+/// The maximum length of a value, in bytes.
+const MAX_VALUE_BYTES: usize = 1024;
+
+/// A validated trace context: at most 8 entries, such as `traceparent` and
+/// `tracestate`. Clones share the entries.
+///
+/// Keys are 1 to 63 of a-z, 0-9, `_` and `-`. Values are at most 1024 visible ASCII
+/// characters and spaces, so that each entry is a valid HTTP header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TraceContext(Option<Arc<BTreeMap<String, String>>>);
 
-/// Why a trace context is refused.
+/// An invalid trace context.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InvalidTraceContext {
-    /// There are too many entries.
-    #[error("{0} entries are too many: at most 8 are allowed")]
+    /// More than 8 entries.
+    #[error("{0} trace context entries: at most 8 are allowed")]
     Count(usize),
-    /// A key has another form.
-    #[error("{0:?} is not a key of a trace context: use 1 to 63 of a-z, 0-9, _ and -")]
+    /// A malformed key.
+    #[error("invalid trace context key {0:?}: use 1 to 63 of a-z, 0-9, _ and -")]
     Key(String),
-    /// A value is too long, or cannot stand in a header.
-    #[error("the value of {0:?} must be at most 1024 visible ASCII characters and spaces")]
+    /// A value that is too long or not a header value; contains its key.
+    #[error(
+        "invalid value of trace context key {0:?}: use at most 1024 visible ASCII characters and spaces"
+    )]
     Value(String),
 }
 
 // === impl TraceContext ===
 
 impl TraceContext {
-    /// No trace.
+    /// The empty trace context.
     pub(crate) const NONE: Self = Self(None);
 
-    /// Checks the entries.
+    /// Validates the entries.
     ///
     /// # Errors
-    /// [`InvalidTrace`] that names the entry at fault.
+    /// [`InvalidTraceContext`] for the first invalid entry.
     pub fn new(entries: BTreeMap<String, String>) -> Result<Self, InvalidTraceContext> {
-        if 8 < entries.len() {
+        if entries.len() > MAX_ENTRIES {
             return Err(InvalidTraceContext::Count(entries.len()));
         }
         let is_key_byte =
@@ -45,19 +54,22 @@ impl TraceContext {
             if !(1..=63).contains(&key.len()) || !key.bytes().all(is_key_byte) {
                 return Err(InvalidTraceContext::Key(excerpt(key)));
             }
-            if 1024 < value.len() || !value.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+            if value.len() > MAX_VALUE_BYTES
+                || !value.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+            {
                 return Err(InvalidTraceContext::Value(key.clone()));
             }
         }
         Ok(Self((!entries.is_empty()).then(|| Arc::new(entries))))
     }
 
-    /// The entries, by key.
+    /// Returns the entries in key order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         let entries = self.0.iter().flat_map(|entries| entries.iter());
         entries.map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
+    /// Returns the size of all keys and values in bytes.
     pub(crate) fn size(&self) -> usize {
         self.iter()
             .map(|(key, value)| key.len() + value.len())
@@ -91,8 +103,8 @@ mod tests {
             );
         }
         for value in ["é", "a\nb", &"v".repeat(1025)] {
-            let refused = Err(InvalidTraceContext::Value("a".into()));
-            assert_eq!(trace_context(&[("a", value)]), refused);
+            let expected = Err(InvalidTraceContext::Value("a".into()));
+            assert_eq!(trace_context(&[("a", value)]), expected);
         }
         let many: Vec<String> = (0..9).map(|n| format!("k{n}")).collect();
         let many: Vec<(&str, &str)> = many.iter().map(|key| (key.as_str(), "")).collect();

@@ -1,159 +1,110 @@
-//! The state machine: one table of (stage, event) that decides what happens
-//! next. It knows nothing of names, bytes or storage; `operation` applies what
-//! it decides.
+//! The state machine: the table of (phase, event) that decides the next phase.
 
-use crate::{
-    clock::Timestamp,
-    proto::google::rpc::{Code, Status},
-};
+use std::time::Duration;
 
 use super::{
     lease::{Lease, LeaseToken, WorkerId},
     options::ExecutionOptions,
     outcome::{Outcome, status_with_reason},
-    payload::Payload,
-    progress::{self, InvalidProgress},
 };
-use crate::proto::longrunning::v1::{Progress, operation_metadata::State};
-
-/// Where an operation stands.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Phase {
-    /// Waits for a worker, not before this time.
-    Pending {
-        /// The earliest time of the next attempt.
-        ready_at: Timestamp,
+pub use super::{
+    report::Report,
+    transition_error::{LeaseLostReason, TransitionError},
+};
+use crate::{
+    clock::Timestamp,
+    proto::{
+        google::rpc::{Code, Status},
+        longrunning::v1::operation_metadata::State,
     },
+};
+
+/// The position of an operation in the state machine. Finer than the public
+/// [`State`]: it tells a requested cancellation apart and contains the lease.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Phase {
+    /// No worker holds the lease; none may acquire it before `ready_at`.
+    Pending { ready_at: Timestamp },
     /// A worker holds the lease.
     Running(Box<Lease>),
-    /// A worker holds the lease, and somebody asked it to stop.
+    /// A worker holds the lease, and cancellation was requested.
     Cancelling(Box<Lease>),
-    /// Over, for ever.
+    /// The operation has its final result.
     Done(TerminalState),
 }
 
-/// How it was over.
+/// The kind of a final result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TerminalState {
-    /// With a response.
+pub(crate) enum TerminalState {
+    /// A response.
     Succeeded,
-    /// With an error.
+    /// An error of any code but CANCELLED.
     Failed,
-    /// With an error of code CANCELLED.
+    /// An error of code CANCELLED.
     Cancelled,
 }
 
-/// What can happen to an operation. Whatever a holder says, it may tell with it
-/// how far it is.
+/// An input of the state machine. Each event of a lease holder carries a report,
+/// which may be empty.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Event {
-    /// A worker wants the lease.
-    AcquireLease {
-        /// The token of the new lease.
-        token: LeaseToken,
-        /// Who wants it.
-        worker: WorkerId,
-    },
-    /// The holder lives: the lease begins anew.
+    /// A worker asks for the lease, under a new token.
+    AcquireLease { token: LeaseToken, worker: WorkerId },
+    /// The holder renews the lease for its full duration.
     RenewLease(LeaseToken, Report),
-    /// The holder tells how far it is.
+    /// The holder reports without renewing the lease.
     Report(LeaseToken, Report),
-    /// Somebody wants the operation to stop.
+    /// A client requests cancellation.
     RequestCancel,
-    /// The holder gives the operation back; the attempt does not count.
+    /// The holder returns the operation to its queue; the attempt does not count.
     ReleaseLease(LeaseToken, Report),
-    /// The holder failed; another attempt may succeed.
+    /// The attempt failed, and another one may succeed.
     Fail {
-        /// Proves who says it.
         token: LeaseToken,
-        /// The result, if no attempt is left.
+        /// The final result if no attempt is left.
         error: Box<Status>,
-        /// The next attempt must not begin earlier than this long from now.
-        retry_after: Option<std::time::Duration>,
-        /// The last word on how far it came.
+        /// The minimum delay before the next attempt.
+        retry_after: Option<Duration>,
         report: Report,
     },
-    /// The holder is through, for good or ill.
+    /// The holder finishes the operation with this result.
     Finish(LeaseToken, Outcome, Report),
-    /// Nobody did anything, and time passed.
+    /// A deadline may have passed.
     TimerFired,
 }
 
-/// What a worker tells about its work. What is left out stays as it was.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Report {
-    /// How far the work is.
-    pub progress: Option<Progress>,
-    /// Metadata in the producer's own type, served instead of ours.
-    pub metadata: Option<Payload>,
-    /// An addition in the producer's own type to the metadata of ours.
-    pub detail: Option<Payload>,
-    /// Where the next attempt can go on, if this one is lost.
-    pub checkpoint: Option<Payload>,
-}
-
-/// What an event leads to.
+/// The effect of an event.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Transition {
     /// Nothing changes.
     Unchanged,
-    /// Another stage, which is not the last one.
+    /// The operation enters this phase, which is not `Done`.
     To(Phase),
-    /// The stage stays, the report is taken.
+    /// The phase stays, and the report is merged.
     MergeReport,
-    /// The end.
+    /// The operation is done with this result.
     Finish(Outcome),
-    /// The record is forgotten.
+    /// The operation is removed.
     Remove,
 }
 
-/// Why an event is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TransitionError {
-    /// The operation is done, with another outcome.
-    #[error(
-        "the operation is done already: its outcome cannot change, and nobody holds a lease of it; stop working on it"
-    )]
-    AlreadyDone,
-    /// The token is stale, foreign or over.
-    #[error("the lease is lost: {0}; stop working on it")]
-    LeaseLost(LeaseLostReason),
-    /// Another worker holds the lease.
-    #[error("another worker holds the lease")]
-    LeaseHeld,
-    /// Its time has not come.
-    #[error("the operation must not begin yet")]
-    NotReady,
-}
-
-/// How a lease was lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LeaseLostReason {
-    /// Its time is over.
-    #[error("it ran out, because no sign of life came in time")]
-    Expired,
-    /// The operation waits for a worker.
-    #[error("the operation went back to its queue")]
-    Requeued,
-    /// Somebody else has a lease.
-    #[error("the token is not that of the current lease, which another attempt holds")]
-    Superseded,
-}
-
-/// What the table must know of the operation, besides its stage.
+/// The facts about an operation, besides its phase, that a transition depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TransitionContext<'a> {
     pub(crate) now: Timestamp,
     pub(crate) options: &'a ExecutionOptions,
     pub(crate) create_time: Timestamp,
     pub(crate) update_time: Timestamp,
-    /// How many attempts count against the retry policy.
+    /// Attempts that count against the retry policy.
     pub(crate) counted_attempts: u32,
-    /// Whether the event would finish the operation as it is finished already.
+    /// `true` if the operation is done with the very result that the event brings.
     pub(crate) same_outcome: bool,
 }
 
-/// The table. Each row is a stage, each arm says what one event does to it.
+/// Returns the effect of `event` in `phase`.
+///
+/// # Errors
+/// [`TransitionError`] if the event is not allowed in `phase`.
 pub(crate) fn transition(
     phase: &Phase,
     event: &Event,
@@ -164,7 +115,7 @@ pub(crate) fn transition(
     };
     let now = context.now;
     match (phase, event) {
-        (Phase::Pending { ready_at }, AcquireLease { .. }) if now < *ready_at => {
+        (Phase::Pending { ready_at }, AcquireLease { .. }) if *ready_at > now => {
             Err(TransitionError::NotReady)
         }
         (Phase::Pending { .. }, AcquireLease { .. }) if context.is_total_timeout_exceeded() => {
@@ -185,8 +136,8 @@ pub(crate) fn transition(
 
         (Phase::Running(lease), AcquireLease { token, worker }) => match context.on_timer(lease) {
             Transition::Unchanged => Err(TransitionError::LeaseHeld),
-            // Its attempt took too long, and the pause before the next one has begun.
-            Transition::To(Phase::Pending { ready_at }) if now < ready_at => {
+            // The attempt timed out, and the backoff before the next one has begun.
+            Transition::To(Phase::Pending { ready_at }) if ready_at > now => {
                 Err(TransitionError::NotReady)
             }
             Transition::To(_) => Ok(context.acquire_lease(*token, worker)),
@@ -257,7 +208,7 @@ pub(crate) fn transition(
     }
 }
 
-// === impl Facts ===
+// === impl TransitionContext ===
 
 impl TransitionContext<'_> {
     fn acquire_lease(self, token: LeaseToken, worker: &WorkerId) -> Transition {
@@ -301,11 +252,11 @@ impl TransitionContext<'_> {
         })
     }
 
-    /// Nobody can take up what its creator executes, so that it ends.
+    /// Without a queue no other worker can acquire the lease, so the operation fails.
     fn release_lease(self) -> Transition {
         match self.options.queue {
             Some(_) => Transition::To(Phase::Pending { ready_at: self.now }),
-            None => Transition::Finish(worker_lost_outcome("its creator gave it up")),
+            None => Transition::Finish(worker_lost_outcome("its creator released it")),
         }
     }
 
@@ -313,7 +264,7 @@ impl TransitionContext<'_> {
         self,
         lease: &Lease,
         error: &Status,
-        retry_after: Option<std::time::Duration>,
+        retry_after: Option<Duration>,
     ) -> Transition {
         if !self.can_retry() {
             return Transition::Finish(Outcome::Error(Box::new(error.clone())));
@@ -328,7 +279,7 @@ impl TransitionContext<'_> {
         })
     }
 
-    /// What time alone does to a running attempt.
+    /// Returns the effect of passed deadlines on a running attempt.
     fn on_timer(self, lease: &Lease) -> Transition {
         if self.is_total_timeout_exceeded() {
             return self.fail_with_total_timeout();
@@ -337,7 +288,7 @@ impl TransitionContext<'_> {
             .attempt_deadline
             .is_some_and(|deadline| deadline <= self.now)
         {
-            let message = "the attempt took longer than its attempt_timeout";
+            let message = "the attempt exceeded its attempt_timeout";
             return self.retry_or_fail(
                 lease,
                 &status_with_reason(Code::DeadlineExceeded, "ATTEMPT_TIMEOUT", message),
@@ -351,20 +302,19 @@ impl TransitionContext<'_> {
             return Transition::To(Phase::Pending { ready_at: self.now });
         }
         Transition::Finish(worker_lost_outcome(
-            "its lease ran out without a word from the worker",
+            "the worker sent no heartbeat before the lease expired",
         ))
     }
 
-    /// What time alone does to an attempt that was asked to stop.
+    /// Returns the effect of passed deadlines on an attempt with requested cancellation.
     fn on_cancel_timer(self, lease: &Lease) -> Transition {
         if self.is_total_timeout_exceeded() {
             return self.fail_with_total_timeout();
         }
-        if self.now < lease.next_deadline() {
-            Transition::Unchanged
-        } else {
-            Transition::Finish(Outcome::cancelled())
+        if lease.next_deadline() > self.now {
+            return Transition::Unchanged;
         }
+        Transition::Finish(Outcome::cancelled())
     }
 
     fn can_retry(self) -> bool {
@@ -383,7 +333,7 @@ impl TransitionContext<'_> {
     }
 
     fn fail_with_total_timeout(self) -> Transition {
-        let message = "the operation was not done within its total_timeout";
+        let message = "the operation exceeded its total_timeout";
         Transition::Finish(Outcome::server_error(
             Code::DeadlineExceeded,
             "TOTAL_TIMEOUT",
@@ -396,16 +346,14 @@ fn worker_lost_outcome(cause: &str) -> Outcome {
     Outcome::server_error(
         Code::Unavailable,
         "WORKER_LOST",
-        format!(
-            "the worker of the operation was lost ({cause}); whether its work took effect is not known"
-        ),
+        format!("the worker was lost: {cause}; its side effects may or may not have happened"),
     )
 }
 
 // === impl Event ===
 
 impl Event {
-    /// What the holder tells with it about its work.
+    /// Returns the report of a lease holder's event, or `None` for other events.
     pub(crate) fn report(&self) -> Option<&Report> {
         match self {
             Self::RenewLease(_, report)
@@ -417,7 +365,7 @@ impl Event {
         }
     }
 
-    /// The same, without a word about the work.
+    /// Replaces the report by an empty one.
     pub(crate) fn without_report(mut self) -> Self {
         match &mut self {
             Self::RenewLease(_, report)
@@ -431,64 +379,11 @@ impl Event {
     }
 }
 
-// === impl Report ===
-
-impl Report {
-    /// Takes over what a newer report says; what that leaves out stays.
-    pub(crate) fn merge(&mut self, newer: &Self) {
-        fn overwrite_if_some<T: Clone>(old: &mut Option<T>, new: &Option<T>) {
-            if new.is_some() {
-                old.clone_from(new);
-            }
-        }
-        overwrite_if_some(&mut self.progress, &newer.progress);
-        overwrite_if_some(&mut self.metadata, &newer.metadata);
-        overwrite_if_some(&mut self.detail, &newer.detail);
-        overwrite_if_some(&mut self.checkpoint, &newer.checkpoint);
-    }
-
-    /// # Errors
-    /// [`InvalidProgress`] if the progress is out of range.
-    pub(crate) fn check(&self) -> Result<(), InvalidProgress> {
-        self.progress.as_ref().map_or(Ok(()), progress::check)
-    }
-
-    /// Whether a newer report says nothing that this one does not.
-    pub(crate) fn contains(&self, newer: &Self) -> bool {
-        fn is_unchanged<T: PartialEq>(old: &Option<T>, new: &Option<T>) -> bool {
-            new.is_none() || old == new
-        }
-        is_unchanged(&self.progress, &newer.progress)
-            && is_unchanged(&self.metadata, &newer.metadata)
-            && is_unchanged(&self.detail, &newer.detail)
-            && is_unchanged(&self.checkpoint, &newer.checkpoint)
-    }
-
-    /// Whether it says nothing.
-    pub(crate) fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// How many bytes of it clients do not see. Metadata of the producer's own
-    /// hides the progress and the detail.
-    pub(crate) fn hidden_size(&self) -> usize {
-        let checkpoint = self.checkpoint.as_ref().map_or(0, Payload::size);
-        let Some(_) = &self.metadata else {
-            return checkpoint;
-        };
-        let progress = self
-            .progress
-            .as_ref()
-            .map_or(0, prost::Message::encoded_len);
-        checkpoint + progress + self.detail.as_ref().map_or(0, Payload::size)
-    }
-}
-
-// === impl Stage ===
+// === impl Phase ===
 
 impl Phase {
-    /// The stage as clients see it.
-    pub fn state(&self) -> State {
+    /// Returns the public state. A requested cancellation is still `Running`.
+    pub(crate) fn state(&self) -> State {
         match self {
             Self::Pending { .. } => State::Pending,
             Self::Running(_) | Self::Cancelling(_) => State::Running,
@@ -498,8 +393,8 @@ impl Phase {
         }
     }
 
-    /// The lease, while somebody holds one.
-    pub fn lease(&self) -> Option<&Lease> {
+    /// Returns the lease, or `None` while pending and when done.
+    pub(crate) fn lease(&self) -> Option<&Lease> {
         match self {
             Self::Running(lease) | Self::Cancelling(lease) => Some(lease),
             Self::Pending { .. } | Self::Done(_) => None,
@@ -507,7 +402,7 @@ impl Phase {
     }
 }
 
-// === impl Ending ===
+// === impl TerminalState ===
 
 impl From<&Outcome> for TerminalState {
     fn from(outcome: &Outcome) -> Self {

@@ -21,7 +21,7 @@ use crate::{
         options::{ExecutionOptions, QueueName},
         outcome::{Outcome, status_with_reason},
         payload::Payload,
-        spec::{Attributes, OperationSpec},
+        spec::{Attributes, InitialLease, OperationSpec},
         trace::TraceContext,
         transition::{Event, Report},
     },
@@ -138,7 +138,10 @@ impl SampleOperation {
             input: None,
             metadata: self.metadata.payload(),
             not_before: None,
-            initial_lease: self.queue.is_none().then(|| (token, worker.clone())),
+            initial_lease: self.queue.is_none().then(|| InitialLease {
+                token,
+                worker: worker.clone(),
+            }),
         };
         let created = Operation::new(spec, time_at(0));
         let report = Report {

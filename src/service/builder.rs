@@ -1,4 +1,4 @@
-//! Puts together an `Operations`: limits, defaults, the journal and the handlers.
+//! Configures and starts an [`Operations`].
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
@@ -13,7 +13,7 @@ use crate::{
     metrics::Metrics,
     operation::{
         lease::WorkerId,
-        options::{ExecutionOptions, InvalidExecutionOptions, QueueName},
+        options::{ExecutionOptions, InvalidExecutionOptions, InvalidQueueName, QueueName},
         retry::RetryPolicy,
     },
     storage::{Storage, error::StorageError, memory::MemoryStorage},
@@ -26,9 +26,9 @@ use crate::{
     },
 };
 
-/// Puts together an [`Operations`].
+/// The configuration of an [`Operations`] that is not started yet.
 #[derive(Clone)]
-#[must_use = "call start() to begin"]
+#[must_use = "call start() to get an Operations"]
 pub struct Builder {
     storage: Arc<dyn Storage>,
     limits: Limits,
@@ -37,27 +37,42 @@ pub struct Builder {
     queue_retry_policies: Vec<(String, RetryPolicy)>,
     metrics: Metrics,
     types: TypeRegistry,
-    handlers: Vec<(String, usize, Arc<dyn DynHandler>)>,
+    handlers: Vec<QueueHandler>,
 }
 
-/// Why operations cannot start.
+/// A handler of one queue.
+#[derive(Clone)]
+struct QueueHandler {
+    queue: String,
+    concurrency: usize,
+    handler: Arc<dyn DynHandler>,
+}
+
+/// The error of [`Builder::start`].
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum StartError {
-    /// What was kept cannot be read.
+    /// The stored operations cannot be loaded.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// A queue or a default is out of range.
+    /// The default options or a queue's retry policy are out of range.
     #[error(transparent)]
     Options(#[from] InvalidExecutionOptions),
-    /// A queue has workers, but none of them may work.
-    #[error("queue {0:?} has a concurrency of 0; use at least 1")]
-    ZeroConcurrency(String),
+    /// A queue name is malformed.
+    #[error(transparent)]
+    InvalidQueue(#[from] InvalidQueueName),
+    /// A queue has a handler with a concurrency of 0.
+    #[error("queue {queue:?} has a concurrency of 0; use at least 1")]
+    ZeroConcurrency {
+        /// The name of the queue.
+        queue: String,
+    },
 }
 
 // === impl Operations ===
 
 impl Operations {
-    /// Begins to put together a server's operations.
+    /// Returns a builder with the default configuration.
     pub fn builder() -> Builder {
         Builder {
             storage: Arc::new(MemoryStorage),
@@ -75,45 +90,48 @@ impl Operations {
 // === impl Builder ===
 
 impl Builder {
-    /// Runs `handler` on the operations of `queue`, at most `concurrency` at once.
+    /// Runs `handler` for the operations of `queue`, at most `concurrency` at a time.
     pub fn handler(mut self, queue: &str, concurrency: usize, handler: impl Handler) -> Self {
-        self.handlers
-            .push((queue.to_owned(), concurrency, Arc::new(handler)));
+        self.handlers.push(QueueHandler {
+            queue: queue.to_owned(),
+            concurrency,
+            handler: Arc::new(handler),
+        });
         self
     }
 
-    /// How much is taken in.
+    /// Sets the capacity limits.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// How new what clients read is, if several servers share the journal.
+    /// Sets the consistency of reads. It matters only for a [`SharedStorage`](crate::SharedStorage).
     pub fn read_consistency(mut self, read_consistency: ReadConsistency) -> Self {
         self.read_consistency = read_consistency;
         self
     }
 
-    /// The terms of operations whose creator leaves them out.
+    /// Sets the options for which a creation has no value.
     pub fn default_options(mut self, options: ExecutionOptions) -> Self {
         self.default_options = options;
         self
     }
 
-    /// The retry policy of the operations of `queue` whose creator leaves it out.
+    /// Sets the retry policy of `queue` for creations without one.
     pub fn queue_retry_policy(mut self, queue: &str, policy: RetryPolicy) -> Self {
         self.queue_retry_policies.push((queue.to_owned(), policy));
         self
     }
 
-    /// The message types that filters look into, and that JSON shows. Without
-    /// it, those of `google.protobuf`, `google.rpc` and `longrunning.v1`.
+    /// Sets the message types that filters and JSON can decode. Default: those of
+    /// `google.protobuf`, `google.rpc` and `longrunning.v1`.
     pub fn types(mut self, types: TypeRegistry) -> Self {
         self.types = types;
         self
     }
 
-    /// Where changes are kept. Without it they live as long as the process.
+    /// Sets the storage. Default: [`MemoryStorage`], which is lost with the process.
     pub fn storage(mut self, storage: impl Storage) -> Self {
         self.storage = Arc::new(storage);
         self
@@ -124,26 +142,30 @@ impl Builder {
         &self.metrics
     }
 
-    /// Reads back what the journal kept and starts the workers, on the current
-    /// tokio runtime.
+    /// Loads the stored operations and starts the workers.
     ///
     /// # Errors
-    /// [`StartError`] if the journal cannot be read or a value is out of range.
+    /// [`StartError`] if the storage cannot be read or a value is out of range. No
+    /// worker runs then.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
     pub async fn start(self) -> Result<Operations, StartError> {
         self.default_options.check()?;
         let mut handlers = Vec::new();
-        for (queue, concurrency, handler) in self.handlers {
-            if concurrency == 0 {
-                return Err(StartError::ZeroConcurrency(queue));
+        for configured in self.handlers {
+            if configured.concurrency == 0 {
+                let queue = configured.queue;
+                return Err(StartError::ZeroConcurrency { queue });
             }
-            handlers.push((QueueName::parse(&queue)?, concurrency, handler));
+            handlers.push((QueueName::parse(&configured.queue)?, configured));
         }
         let mut queue_retry_policies = HashMap::new();
         for (queue, policy) in self.queue_retry_policies {
             policy.check().map_err(InvalidExecutionOptions::from)?;
             queue_retry_policies.insert(QueueName::parse(&queue)?, policy);
         }
-        // From here on nothing fails, so that no worker is left behind.
+        // The last fallible step: an error after it would leave workers running.
         let store = Store::open(
             self.storage,
             Clock::system(),
@@ -153,17 +175,17 @@ impl Builder {
         )
         .await?;
         let (worker_tasks, release_token) = (Tasks::default(), CancellationToken::new());
-        for (queue, concurrency, handler) in handlers {
+        for (queue, configured) in handlers {
             let pool = WorkerPool {
                 store: store.clone(),
                 queue,
-                handler,
+                handler: configured.handler,
                 worker: WorkerId::new("in-process"),
                 metrics: self.metrics.clone(),
                 tasks: worker_tasks.clone(),
                 stop_attempts: release_token.clone(),
             };
-            pool.start(concurrency);
+            pool.start(configured.concurrency);
         }
         Ok(Operations::new(OperationsInner {
             store,
@@ -185,7 +207,7 @@ impl fmt::Debug for Builder {
         let queues: Vec<&str> = self
             .handlers
             .iter()
-            .map(|(queue, ..)| queue.as_str())
+            .map(|configured| configured.queue.as_str())
             .collect();
         f.debug_struct("Builder")
             .field("limits", &self.limits)

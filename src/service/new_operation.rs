@@ -1,5 +1,5 @@
-//! What a creator asks for, checked where it enters. The operation that comes
-//! of it is made by the store.
+//! Requests to create an operation, and their conversion into a validated
+//! [`OperationSpec`].
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -22,23 +22,23 @@ use crate::{
         options::{ExecutionOptions, QueueName},
         payload::Payload,
         retry::RetryPolicy,
-        spec::{Attributes, IdempotencyKey, OperationSpec},
+        spec::{Attributes, IdempotencyKey, InitialLease, OperationSpec},
         trace::TraceContext,
     },
 };
 
-/// What request digests are derived from, besides the request.
+/// The UUIDv5 namespace of request fingerprints.
 const REQUEST_FINGERPRINT_NAMESPACE: Uuid =
     Uuid::from_u128(0x6c6f_6e67_7275_6e6e_696e_672d_7265_7175);
 
-/// The longest request id and the longest name of a method, in bytes.
 const MAX_REQUEST_ID_BYTES: usize = 255;
 const MAX_METHOD_BYTES: usize = 255;
 
-/// A request to create an operation. What is left out gets the defaults of the
-/// server; values are checked by [`Operations::create`](crate::Operations::create).
+/// A request to create an operation. Unset options get the defaults of the server.
+///
+/// [`Operations::create`](crate::Operations::create) validates the values.
 #[derive(Clone, Debug)]
-#[must_use = "hand it to Operations::create"]
+#[must_use = "pass it to Operations::create"]
 pub struct NewOperation {
     pub(super) parent: String,
     pub(super) id: Option<String>,
@@ -57,25 +57,25 @@ pub struct NewOperation {
     pub(super) cancel_grace_period: Option<Duration>,
 }
 
-/// What creators get who leave it out.
+/// The options for which a creation has no value.
 #[derive(Debug)]
 pub(crate) struct ExecutionDefaults {
     pub(crate) options: ExecutionOptions,
-    /// The retry policies of queues that have one of their own.
+    /// The retry policies by queue, which precede that of `options`.
     pub(crate) queue_retry_policies: HashMap<QueueName, RetryPolicy>,
 }
 
-/// The terms of the latest operations, so that operations on the same terms
+/// The execution options of the latest creations. Operations with equal options
 /// share them.
 #[derive(Debug, Default)]
 pub(crate) struct OptionsInterner(Mutex<VecDeque<Arc<ExecutionOptions>>>);
 
-/// Who executes it.
+/// The executor of an operation.
 #[derive(Clone, Debug)]
 pub(super) enum Execution {
-    /// Its creator, who gets the first lease.
+    /// The creator, which gets the first lease.
     SelfExecuted { worker_id: String },
-    /// A worker of a queue.
+    /// A worker of `queue`.
     Queued {
         queue: String,
         input: Option<Any>,
@@ -86,7 +86,7 @@ pub(super) enum Execution {
 // === impl NewOperation ===
 
 impl NewOperation {
-    /// An operation for the workers of `queue`.
+    /// Makes a request for an operation that a worker of `queue` executes.
     pub fn queued(queue: &str) -> Self {
         Self::new(Execution::Queued {
             queue: queue.to_owned(),
@@ -95,8 +95,8 @@ impl NewOperation {
         })
     }
 
-    /// An operation that its creator executes; the lease is that of the
-    /// operation that comes back. `worker` tells people who that is.
+    /// Makes a request for an operation that its creator executes. The created
+    /// operation contains the lease. `worker` is the id of the creator.
     pub fn self_executed(worker: &str) -> Self {
         Self::new(Execution::SelfExecuted {
             worker_id: worker.to_owned(),
@@ -123,46 +123,46 @@ impl NewOperation {
         }
     }
 
-    /// What it lives under: `collection/id` pairs; the root without it.
+    /// Sets the parent: `collection/id` pairs. Default: the root.
     pub fn parent(mut self, parent: &str) -> Self {
         parent.clone_into(&mut self.parent);
         self
     }
 
-    /// Its id; a new UUIDv7 without it.
+    /// Sets the id. Default: a UUIDv7.
     pub fn id(mut self, id: &str) -> Self {
         self.id = Some(id.to_owned());
         self
     }
 
-    /// Makes creation idempotent (AIP-155): the same id with the same content
-    /// returns the same operation, as long as that exists.
+    /// Makes the creation idempotent (AIP-155): a repeated request with the same id
+    /// and content returns the same operation while that exists.
     pub fn request_id(mut self, id: &str) -> Self {
         self.request_id = Some(id.to_owned());
         self
     }
 
-    /// Metadata of the creator's own type.
+    /// Sets metadata of a custom type, which replaces `OperationMetadata`.
     pub fn metadata(mut self, metadata: Any) -> Self {
         self.metadata = Some(metadata);
         self
     }
 
-    /// Calls it by a label.
+    /// Sets a label.
     pub fn label(mut self, key: &str, value: &str) -> Self {
         self.labels.insert(key.to_owned(), value.to_owned());
         self
     }
 
-    /// The full name of the method that it belongs to, such as
+    /// Sets the method that started the operation, such as
     /// `bookstore.v1.Bookstore/ExportBooks`; at most 255 bytes.
     pub fn method(mut self, method: &str) -> Self {
         method.clone_into(&mut self.method);
         self
     }
 
-    /// An entry of the trace that it belongs to, for its workers: `traceparent`
-    /// and `tracestate`, as a rule. See [`TraceContext`] for what is allowed.
+    /// Sets an entry of the trace context for the workers, such as `traceparent`.
+    /// See [`TraceContext`] for the allowed values.
     ///
     /// [`TraceContext`]: crate::TraceContext
     pub fn trace_context(mut self, key: &str, value: &str) -> Self {
@@ -170,7 +170,7 @@ impl NewOperation {
         self
     }
 
-    /// What the worker gets. Nothing for an operation that its creator executes.
+    /// Sets the input of the worker. Ignored if the creator executes the operation.
     pub fn input(mut self, payload: Any) -> Self {
         if let Execution::Queued { input, .. } = &mut self.execution {
             *input = Some(payload);
@@ -178,7 +178,7 @@ impl NewOperation {
         self
     }
 
-    /// No worker gets it before this time.
+    /// Sets the earliest start. Ignored if the creator executes the operation.
     pub fn not_before(mut self, time: SystemTime) -> Self {
         if let Execution::Queued { not_before, .. } = &mut self.execution {
             *not_before = Some(time);
@@ -186,48 +186,54 @@ impl NewOperation {
         self
     }
 
-    /// Higher is leased first; 0 without it.
+    /// Sets the priority: higher is leased first.
     pub fn priority(mut self, priority: i32) -> Self {
         self.priority = Some(priority);
         self
     }
 
-    /// The longest time from create to done; over → DEADLINE_EXCEEDED.
+    /// Sets the maximum time from creation to completion. When exceeded, the
+    /// operation fails with DEADLINE_EXCEEDED.
     pub fn total_timeout(mut self, timeout: Duration) -> Self {
         self.total_timeout = Some(timeout);
         self
     }
 
-    /// The longest time of one attempt; over → the attempt has failed.
+    /// Sets the maximum time of one attempt. When exceeded, the attempt fails.
     pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.attempt_timeout = Some(timeout);
         self
     }
 
-    /// How long a worker may be silent; at least 1 s.
+    /// Sets the time from a heartbeat to the expiry of the lease, at least 1 s.
     pub fn lease_duration(mut self, duration: Duration) -> Self {
         self.lease_duration = Some(duration);
         self
     }
 
-    /// What happens after a failed attempt.
+    /// Sets the retry policy.
     pub fn retry_policy(mut self, policy: RetryPolicy) -> Self {
         self.retry_policy = Some(policy);
         self
     }
 
-    /// How long it can be read after it is done.
+    /// Sets the time from completion to deletion.
     pub fn retention(mut self, retention: Duration) -> Self {
         self.retention = Some(retention);
         self
     }
 
-    /// How long the server waits for the worker after a cancellation.
+    /// Sets the time that the worker has to stop after a requested cancellation.
     pub fn cancel_grace_period(mut self, grace_period: Duration) -> Self {
         self.cancel_grace_period = Some(grace_period);
         self
     }
 
+    /// Validates the request. The number of the specification is 0: the store
+    /// assigns it.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT for the first invalid value.
     pub(crate) fn into_spec(
         self,
         defaults: &ExecutionDefaults,
@@ -255,7 +261,10 @@ impl NewOperation {
             Execution::SelfExecuted { worker_id } => (
                 None,
                 None,
-                Some((LeaseToken::random(), WorkerId::new(&worker_id))),
+                Some(InitialLease {
+                    token: LeaseToken::random(),
+                    worker: WorkerId::new(&worker_id),
+                }),
             ),
             Execution::Queued {
                 input, not_before, ..
@@ -305,9 +314,9 @@ impl NewOperation {
         let Some(id) = &self.request_id else {
             return Ok(None);
         };
-        if id.is_empty() || MAX_REQUEST_ID_BYTES < id.len() {
+        if id.is_empty() || id.len() > MAX_REQUEST_ID_BYTES {
             let message = format!(
-                "{:?} is not a request id: use 1 to 255 bytes, best a UUID",
+                "invalid request id {:?}: use 1 to {MAX_REQUEST_ID_BYTES} bytes, preferably a UUID",
                 excerpt(id)
             );
             return Err(Error::invalid("request_id", "INVALID_REQUEST_ID", message));
@@ -318,8 +327,9 @@ impl NewOperation {
         }))
     }
 
-    /// A digest of everything but the request id, and the trace and the worker,
-    /// which differ from try to try; the same on every server.
+    /// Returns a hash of the request, which is the same on every server. It leaves
+    /// out the request id, and the trace context and the worker id, which differ
+    /// between retries.
     fn fingerprint(&self) -> Uuid {
         let mut bytes = Vec::new();
         let mut append = |part: &[u8]| {
@@ -383,10 +393,10 @@ impl NewOperation {
     }
 }
 
-// === impl SharedTerms ===
+// === impl OptionsInterner ===
 
 impl OptionsInterner {
-    /// How many are remembered.
+    /// The number of distinct options that are remembered.
     const CAPACITY: usize = 16;
 
     fn intern(&self, options: ExecutionOptions) -> Arc<ExecutionOptions> {
@@ -406,12 +416,13 @@ fn parse_method(name: String) -> Result<Box<str>> {
         return Ok(name.into());
     }
     let message = format!(
-        "{:?} is not the name of a method: use at most {MAX_METHOD_BYTES} bytes, such as bookstore.v1.Bookstore/ExportBooks",
+        "invalid method {:?}: use at most {MAX_METHOD_BYTES} bytes without control characters, such as bookstore.v1.Bookstore/ExportBooks",
         excerpt(&name)
     );
     Err(Error::invalid("method", "INVALID_METHOD", message))
 }
 
+/// Converts a time; times before 1970 become 1970.
 fn to_timestamp(time: SystemTime) -> Timestamp {
     Timestamp::default() + time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }

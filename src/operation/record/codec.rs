@@ -1,4 +1,4 @@
-//! The parts of a record: each as it is kept, and the way there and back.
+//! The messages inside a record, and their conversions.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -25,7 +25,7 @@ use crate::{
 
 #[derive(Clone, PartialEq, Oneof)]
 pub(super) enum PhaseRecord {
-    /// The time from which on it is ready.
+    /// `ready_at` in nanoseconds.
     #[prost(sfixed64, tag = "9")]
     Pending(i64),
     #[prost(message, tag = "10")]
@@ -59,7 +59,6 @@ pub(super) struct LeaseRecord {
     cancel_deadline_ns: Option<i64>,
 }
 
-/// Durations are in nanoseconds.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct OptionsRecord {
     #[prost(string, optional, tag = "1")]
@@ -106,7 +105,7 @@ pub(super) struct AttributesRecord {
 pub(super) struct ReportRecord {
     #[prost(message, optional, tag = "1")]
     progress: Option<Progress>,
-    /// Whether the metadata that clients see is the producer's own.
+    /// `true` if the metadata of the encoded operation is custom.
     #[prost(bool, tag = "2")]
     has_custom_metadata: bool,
     #[prost(message, optional, tag = "3")]
@@ -115,7 +114,7 @@ pub(super) struct ReportRecord {
     checkpoint: Option<Any>,
 }
 
-// === impl RecordedStage ===
+// === impl PhaseRecord ===
 
 impl From<&Phase> for PhaseRecord {
     fn from(phase: &Phase) -> Self {
@@ -147,14 +146,14 @@ impl TryFrom<PhaseRecord> for Phase {
                 Ok(TerminalStateRecord::Failed) => TerminalState::Failed,
                 Ok(TerminalStateRecord::Cancelled) => TerminalState::Cancelled,
                 Ok(TerminalStateRecord::Unspecified) | Err(_) => {
-                    return Err(RecordError::InvalidField("ending"));
+                    return Err(RecordError::InvalidField("terminal state"));
                 }
             }),
         })
     }
 }
 
-// === impl RecordedLease ===
+// === impl LeaseRecord ===
 
 impl From<&Lease> for LeaseRecord {
     fn from(lease: &Lease) -> Self {
@@ -183,11 +182,11 @@ impl TryFrom<LeaseRecord> for Lease {
     }
 }
 
-// === impl RecordedTerms ===
+// === impl OptionsRecord ===
 
 impl From<&ExecutionOptions> for OptionsRecord {
     fn from(options: &ExecutionOptions) -> Self {
-        // What is longer than 584 years is for ever.
+        // u64::MAX nanoseconds are 584 years.
         let to_nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         Self {
             queue: options.queue.as_ref().map(ToString::to_string),
@@ -230,7 +229,7 @@ impl TryFrom<OptionsRecord> for ExecutionOptions {
     }
 }
 
-// === impl RecordedTags ===
+// === impl AttributesRecord ===
 
 impl From<&Attributes> for AttributesRecord {
     fn from(attributes: &Attributes) -> Self {
@@ -260,7 +259,7 @@ impl TryFrom<AttributesRecord> for Attributes {
         let idempotency_key = (!attributes.request_fingerprint.is_empty())
             .then(|| Uuid::from_slice(&attributes.request_fingerprint))
             .transpose()
-            .map_err(|_| RecordError::InvalidField("request digest"))?
+            .map_err(|_| RecordError::InvalidField("request fingerprint"))?
             .map(|fingerprint| IdempotencyKey {
                 request_id: attributes.request_id.into(),
                 fingerprint,
@@ -276,7 +275,7 @@ impl TryFrom<AttributesRecord> for Attributes {
     }
 }
 
-// === impl RecordedReport ===
+// === impl ReportRecord ===
 
 impl From<&Report> for ReportRecord {
     fn from(report: &Report) -> Self {

@@ -1,4 +1,4 @@
-//! What is written is what is read back, and no damage passes for an operation.
+//! Records round-trip, and damaged ones are rejected.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::{
         outcome::Outcome,
         payload::Payload,
         retry::RetryPolicy,
-        spec::{IdempotencyKey, OperationSpec},
+        spec::{IdempotencyKey, InitialLease, OperationSpec},
         trace::TraceContext,
         transition::{Event, Report},
     },
@@ -41,10 +41,10 @@ fn idempotency_key() -> IdempotencyKey {
 prop_compose! {
     fn operation_specs()(
         number in 1..u64::from(u32::MAX),
-        queued: bool,
+        is_queued: bool,
         priority: i32,
         timeouts in prop::collection::vec(prop::option::of(1..u64::MAX), 3),
-        tagged: bool,
+        has_attributes: bool,
         input in prop::option::of(0..2000usize),
         metadata in prop::option::of(0..50usize),
         not_before in prop::option::of(0..i64::MAX),
@@ -57,12 +57,12 @@ prop_compose! {
             method: "m/x".into(),
             trace_context: TraceContext::new([("traceparent".into(), "00".into())].into()).unwrap(),
         };
-        let lease = (LeaseToken::random(), WorkerId::new("w"));
+        let lease = InitialLease { token: LeaseToken::random(), worker: WorkerId::new("w") };
         OperationSpec {
             name: OperationName::parse("projects/p/operations/x-1").unwrap(),
             number,
             options: Arc::new(ExecutionOptions {
-                queue: queued.then(|| QueueName::parse("q").unwrap()),
+                queue: is_queued.then(|| QueueName::parse("q").unwrap()),
                 priority,
                 total_timeout: time(0),
                 attempt_timeout: time(1),
@@ -70,11 +70,11 @@ prop_compose! {
                 retry_policy: RetryPolicy { multiplier, ..RetryPolicy::with_max_attempts(3) },
                 ..ExecutionOptions::default()
             }),
-            attributes: tagged.then(|| Arc::new(attributes)),
+            attributes: has_attributes.then(|| Arc::new(attributes)),
             input: input.map(payload_of_size),
             metadata: metadata.map(payload_of_size),
             not_before: not_before.map(Timestamp::from_nanos),
-            initial_lease: (!queued).then_some(lease),
+            initial_lease: (!is_queued).then_some(lease),
         }
     }
 }
@@ -83,7 +83,7 @@ fn event_codes() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(0..8u8, 0..6)
 }
 
-/// The operation after what the numbers stand for, as far as that is allowed.
+/// Creates an operation and applies the events of these codes, skipping rejected ones.
 fn apply_events(spec: OperationSpec, events: &[u8]) -> Operation {
     let mut now = Timestamp::from_nanos(1_000);
     let mut operation = Operation::new(spec, now);
@@ -133,30 +133,30 @@ fn apply_events(spec: OperationSpec, events: &[u8]) -> Operation {
 
 proptest! {
     #[test]
-    fn encoded_record_decodes_to_same_operation(birth in operation_specs(), events in event_codes(), beside: bool) {
-        let operation = apply_events(birth, &events);
+    fn encoded_record_decodes_to_same_operation(spec in operation_specs(), events in event_codes(), has_separate_input: bool) {
+        let operation = apply_events(spec, &events);
         let number = operation.number();
-        let again = if beside {
+        let decoded = if has_separate_input {
             let input = operation.input().map(|input| encode_input(number, input.any()));
             RecordDecoder::default().decode(number, &encode(&operation), input.as_deref())
         } else {
             RecordDecoder::default().decode(number, &encode_with_input(&operation), None)
         };
-        let again = again.unwrap();
-        prop_assert_eq!(format!("{again:?}"), format!("{operation:?}"));
-        prop_assert_eq!(again.bytes(), operation.bytes());
+        let decoded = decoded.unwrap();
+        prop_assert_eq!(format!("{decoded:?}"), format!("{operation:?}"));
+        prop_assert_eq!(decoded.bytes(), operation.bytes());
     }
 
     #[test]
-    fn corrupted_record_is_rejected_without_panic(birth in operation_specs(), at: prop::sample::Index, bit in 0..8u8, number in 1..9u64) {
-        let operation = apply_events(birth, &[]);
+    fn corrupted_record_is_rejected_without_panic(spec in operation_specs(), at: prop::sample::Index, bit in 0..8u8, number_offset in 1..9u64) {
+        let operation = apply_events(spec, &[]);
         let good = encode_with_input(&operation);
         let mut bad = good.clone();
         *at.get_mut(&mut bad) ^= 1 << bit;
-        let mut reader = RecordDecoder::default();
-        prop_assert!(reader.decode(operation.number(), &bad, None).is_err());
-        prop_assert!(reader.decode(operation.number(), &good[..at.index(good.len())], None).is_err());
-        prop_assert!(reader.decode(operation.number() + number, &good, None).is_err());
+        let mut decoder = RecordDecoder::default();
+        prop_assert!(decoder.decode(operation.number(), &bad, None).is_err());
+        prop_assert!(decoder.decode(operation.number(), &good[..at.index(good.len())], None).is_err());
+        prop_assert!(decoder.decode(operation.number() + number_offset, &good, None).is_err());
     }
 
     #[test]
@@ -180,7 +180,7 @@ fn equal_execution_options_are_interned() {
         initial_lease: None,
     };
     let record = encode(&Operation::new(spec(), Timestamp::default()));
-    let mut reader = RecordDecoder::default();
-    let mut decode = || reader.decode(1, &record, None).unwrap();
+    let mut decoder = RecordDecoder::default();
+    let mut decode = || decoder.decode(1, &record, None).unwrap();
     assert!(Arc::ptr_eq(&decode().options, &decode().options));
 }

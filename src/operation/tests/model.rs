@@ -1,12 +1,10 @@
-//! A model of an operation's life that knows only seconds and four states,
-//! written from BEHAVIOUR §4 and not from the table.
+//! A model of an operation with whole seconds and four phases, written from
+//! BEHAVIOUR §4 and not from the transition table.
 
-/// How long a lease lasts, in seconds.
 pub(super) const LEASE_DURATION_SECS: u64 = 30;
-/// How long a done operation can be read, in seconds.
 pub(super) const RETENTION_SECS: u64 = 100;
 
-/// What happens next.
+/// One step of a test case.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
     AdvanceClock(u64),
@@ -20,16 +18,17 @@ pub(super) enum Step {
     FireTimer,
 }
 
-/// Whose token comes with it.
+/// The lease token that accompanies a step.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum TokenKind {
     Current,
-    /// The holder before.
+    /// The token of an earlier attempt.
     Stale,
+    /// A token that was never issued.
     Foreign,
 }
 
-/// What the creator fixed.
+/// The execution options in the model's units.
 #[derive(Clone, Debug)]
 pub(super) struct ModelOptions {
     pub(super) is_queued: bool,
@@ -40,7 +39,7 @@ pub(super) struct ModelOptions {
     pub(super) has_custom_metadata: bool,
 }
 
-/// The model: seconds since the creation, and where it stands.
+/// The model. Times are in seconds since the creation.
 #[derive(Clone, Debug)]
 pub(super) struct Model {
     pub(super) options: ModelOptions,
@@ -68,7 +67,7 @@ pub(super) enum ModelPhase {
     Removed,
 }
 
-/// What the model says of a step.
+/// The effect of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum ModelResult {
     Changed,
@@ -76,6 +75,8 @@ pub(super) enum ModelResult {
     Rejected,
     Removed,
 }
+
+// === impl Model ===
 
 impl Model {
     pub(super) fn new(options: ModelOptions) -> Self {
@@ -193,7 +194,7 @@ impl Model {
     fn acquire_lease(&mut self) -> ModelResult {
         match self.phase {
             ModelPhase::Pending { .. } => {}
-            // Only a lease that is over is to be had; what becomes of it decides.
+            // The lease is available only if a timer would end the attempt.
             ModelPhase::Running { .. } if self.clone().fire_timer() == ModelResult::Unchanged => {
                 return ModelResult::Rejected;
             }
@@ -219,7 +220,7 @@ impl Model {
         }
     }
 
-    /// Whether the one who speaks holds the lease.
+    /// Returns `true` if the token is that of a valid lease.
     fn accepts_token(&self, token: TokenKind) -> bool {
         let is_lease_valid =
             matches!(self.phase, ModelPhase::Running { expires_at, .. } if self.now < expires_at);

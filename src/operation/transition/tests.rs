@@ -1,5 +1,5 @@
-//! BEHAVIOUR §4 as a table: every stage, in every situation that time can put
-//! it in, against every event. Sequences of events are tested in `operation`.
+//! BEHAVIOUR §4 as a table: every phase, before and after each of its deadlines,
+//! with every event.
 
 use std::time::Duration;
 
@@ -7,27 +7,40 @@ use prost::Message;
 
 use super::*;
 use crate::{
-    operation::{options::QueueName, retry::RetryPolicy},
+    operation::{options::QueueName, payload::Payload, retry::RetryPolicy},
     proto::google::rpc::ErrorInfo,
 };
 
 const NOW: Timestamp = Timestamp::from_nanos(1_790_000_000_000_000_000);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The events, in the order of the columns.
-const EVENTS: [&str; 9] = [
-    "Claim",
-    "Renew",
-    "Report",
-    "RequestCancel",
-    "Release",
-    "Fail",
-    "Succeed",
-    "FinishFailed",
-    "Lapse",
+/// The columns of the table.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum EventKind {
+    AcquireLease,
+    RenewLease,
+    Report,
+    RequestCancel,
+    ReleaseLease,
+    Fail,
+    Succeed,
+    FinishFailed,
+    TimerFired,
+}
+
+const EVENTS: [EventKind; 9] = [
+    EventKind::AcquireLease,
+    EventKind::RenewLease,
+    EventKind::Report,
+    EventKind::RequestCancel,
+    EventKind::ReleaseLease,
+    EventKind::Fail,
+    EventKind::Succeed,
+    EventKind::FinishFailed,
+    EventKind::TimerFired,
 ];
 
-/// A stage and what the table must know of the operation.
+/// A phase with its [`TransitionContext`].
 struct Fixture {
     phase: Phase,
     options: ExecutionOptions,
@@ -121,8 +134,7 @@ impl Fixture {
         self
     }
 
-    /// One cell, in words.
-    fn transition_text(&self, event: &Event) -> String {
+    fn transition(&self, event: &Event) -> Result<Transition, TransitionError> {
         let context = TransitionContext {
             now: NOW,
             options: &self.options,
@@ -131,18 +143,16 @@ impl Fixture {
             counted_attempts: self.counted_attempts,
             same_outcome: self.same_outcome,
         };
-        describe(transition(&self.phase, event, context))
+        transition(&self.phase, event, context)
     }
 
-    fn transition_texts(&self, token: LeaseToken) -> Vec<String> {
-        EVENTS
-            .iter()
-            .map(|name| self.transition_text(&event(name, token)))
-            .collect()
+    /// Returns the cell of the table.
+    fn transition_text(&self, event: &Event) -> String {
+        describe(self.transition(event))
     }
 }
 
-fn event(name: &str, token: LeaseToken) -> Event {
+fn event(kind: EventKind, token: LeaseToken) -> Event {
     let error = || {
         Box::new(status_with_reason(
             Code::NotFound,
@@ -150,28 +160,28 @@ fn event(name: &str, token: LeaseToken) -> Event {
             "no such file",
         ))
     };
-    match name {
-        "Claim" => Event::AcquireLease {
+    match kind {
+        EventKind::AcquireLease => Event::AcquireLease {
             token: self::token(2),
             worker: WorkerId::new("v"),
         },
-        "Renew" => Event::RenewLease(token, Report::default()),
-        "Report" => Event::Report(token, Report::default()),
-        "RequestCancel" => Event::RequestCancel,
-        "Release" => Event::ReleaseLease(token, Report::default()),
-        "Fail" => Event::Fail {
+        EventKind::RenewLease => Event::RenewLease(token, Report::default()),
+        EventKind::Report => Event::Report(token, Report::default()),
+        EventKind::RequestCancel => Event::RequestCancel,
+        EventKind::ReleaseLease => Event::ReleaseLease(token, Report::default()),
+        EventKind::Fail => Event::Fail {
             token,
             error: error(),
             retry_after: None,
             report: Report::default(),
         },
-        "Succeed" => Event::Finish(
+        EventKind::Succeed => Event::Finish(
             token,
             Outcome::Response(Payload::empty()),
             Report::default(),
         ),
-        "FinishFailed" => Event::Finish(token, Outcome::Error(error()), Report::default()),
-        _ => Event::TimerFired,
+        EventKind::FinishFailed => Event::Finish(token, Outcome::Error(error()), Report::default()),
+        EventKind::TimerFired => Event::TimerFired,
     }
 }
 
@@ -179,9 +189,9 @@ fn describe(transition: Result<Transition, TransitionError>) -> String {
     match transition {
         Err(TransitionError::LeaseLost(_)) => "LeaseLost".into(),
         Err(error) => format!("{error:?}"),
-        Ok(Transition::Unchanged) => "same".into(),
-        Ok(Transition::MergeReport) => "note".into(),
-        Ok(Transition::Remove) => "forget".into(),
+        Ok(Transition::Unchanged) => "unchanged".into(),
+        Ok(Transition::MergeReport) => "merged".into(),
+        Ok(Transition::Remove) => "removed".into(),
         Ok(Transition::To(Phase::Pending { ready_at })) => {
             format!("pending+{}", ready_at.since(NOW).as_secs())
         }
@@ -189,7 +199,7 @@ fn describe(transition: Result<Transition, TransitionError>) -> String {
         Ok(Transition::To(Phase::Cancelling(lease))) => {
             format!("cancelling/{}", describe_lease(&lease))
         }
-        Ok(Transition::To(Phase::Done(_))) => "done without an outcome".into(),
+        Ok(Transition::To(Phase::Done(_))) => "invalid: done without an outcome".into(),
         Ok(Transition::Finish(Outcome::Response(_))) => "response".into(),
         Ok(Transition::Finish(Outcome::Error(error))) => {
             let info = ErrorInfo::decode(error.details[0].value.as_slice()).unwrap();
@@ -198,7 +208,7 @@ fn describe(transition: Result<Transition, TransitionError>) -> String {
     }
 }
 
-/// Whose lease it is, and whether it has its full time before it.
+/// Returns the first byte of the token, and whether the lease has its full duration.
 fn describe_lease(lease: &Lease) -> String {
     let has_full_duration = lease.expires_at.since(NOW) == 30 * SECOND;
     format!(
@@ -215,76 +225,77 @@ const TOTAL_TIMEOUT: &str = "4 TOTAL_TIMEOUT";
 const ATTEMPT_TIMEOUT: &str = "4 ATTEMPT_TIMEOUT";
 const LOST: &str = "LeaseLost";
 const HELD: &str = "LeaseHeld";
+const DONE: &str = "AlreadyDone";
+const UNCHANGED: &str = "unchanged";
+const MERGED: &str = "merged";
 const LEASED: &str = "running/2 full";
 const RENEWED: &str = "running/1 full";
 const CANCELLING: &str = "cancelling/1 full";
 
-/// Every situation, and what each of [`EVENTS`] does to it if the holder speaks.
+/// Returns every situation with the effect of each of [`EVENTS`] under the holder's token.
 #[rustfmt::skip]
 fn table() -> Vec<(&'static str, Fixture, [&'static str; 9])> {
     let later = NOW + 10 * SECOND;
     let cancel_deadline_reached = |lease: &mut Lease| lease.cancel_deadline = Some(NOW);
     let attempt_deadline_reached = |lease: &mut Lease| lease.attempt_deadline = Some(NOW);
-    let self_executed = |terms: &mut ExecutionOptions| terms.queue = None;
+    let self_executed = |options: &mut ExecutionOptions| options.queue = None;
     vec![
-        // situation                         Claim      Renew     Report   RequestCancel   Release      Fail         Succeed     FinishFailed  Lapse
-        ("pending", pending(),              [LEASED,     LOST,     LOST,    CANCELLED,      LOST,        LOST,        LOST,       LOST,         "same"]),
-        ("pending, not before later", fixture(Phase::Pending { ready_at: later }),
-                                            ["NotReady", LOST,    LOST,    CANCELLED,      LOST,        LOST,        LOST,       LOST,         "same"]),
-        ("pending, too late", pending().with_total_timeout_exceeded(),
+        // situation                         AcquireLease RenewLease Report RequestCancel ReleaseLease Fail      Succeed     FinishFailed  TimerFired
+        ("pending", pending(),              [LEASED,     LOST,     LOST,    CANCELLED,      LOST,        LOST,        LOST,       LOST,         UNCHANGED]),
+        ("pending, not ready", fixture(Phase::Pending { ready_at: later }),
+                                            ["NotReady", LOST,    LOST,    CANCELLED,      LOST,        LOST,        LOST,       LOST,         UNCHANGED]),
+        ("pending, total timeout exceeded", pending().with_total_timeout_exceeded(),
                                             [TOTAL_TIMEOUT, LOST, LOST,    CANCELLED,      LOST,        LOST,        LOST,       LOST,         TOTAL_TIMEOUT]),
-        ("running", running(later),         [HELD,      RENEWED,     "note",  "cancelling/1", "pending+0", "pending+5", "response", WORK_FAILED,  "same"]),
+        ("running", running(later),         [HELD,      RENEWED,     MERGED,  "cancelling/1", "pending+0", "pending+5", "response", WORK_FAILED,  UNCHANGED]),
         ("running, second attempt", running(later).with_counted_attempts(2),
-                                            [HELD,      RENEWED,     "note",  "cancelling/1", "pending+0", "pending+10", "response", WORK_FAILED, "same"]),
+                                            [HELD,      RENEWED,     MERGED,  "cancelling/1", "pending+0", "pending+10", "response", WORK_FAILED, UNCHANGED]),
         ("running, last attempt", running(later).with_counted_attempts(3),
-                                            [HELD,      RENEWED,     "note",  "cancelling/1", "pending+0", WORK_FAILED, "response", WORK_FAILED,  "same"]),
-        ("running by its creator", running(later).with_options(self_executed),
-                                            [HELD,      RENEWED,     "note",  "cancelling/1", WORKER_LOST, WORK_FAILED, "response", WORK_FAILED,  "same"]),
-        ("running, lease over", running(NOW),
+                                            [HELD,      RENEWED,     MERGED,  "cancelling/1", "pending+0", WORK_FAILED, "response", WORK_FAILED,  UNCHANGED]),
+        ("self-executed", running(later).with_options(self_executed),
+                                            [HELD,      RENEWED,     MERGED,  "cancelling/1", WORKER_LOST, WORK_FAILED, "response", WORK_FAILED,  UNCHANGED]),
+        ("running, lease expired", running(NOW),
                                             [LEASED,     LOST,     LOST,    "cancelling/1", LOST,        LOST,        LOST,       LOST,         "pending+0"]),
-        ("running, lease over, last attempt", running(NOW).with_counted_attempts(3),
+        ("running, lease expired, last attempt", running(NOW).with_counted_attempts(3),
                                             [WORKER_LOST, LOST,   LOST,    "cancelling/1", LOST,        LOST,        LOST,       LOST,         WORKER_LOST]),
-        ("running by its creator, lease over", running(NOW).with_options(self_executed),
+        ("self-executed, lease expired", running(NOW).with_options(self_executed),
                                             [WORKER_LOST, LOST,   LOST,    "cancelling/1", LOST,        LOST,        LOST,       LOST,         WORKER_LOST]),
-        ("running, attempt over", running(later).with_lease(attempt_deadline_reached),
-                                            ["NotReady", RENEWED,    "note",  "cancelling/1", "pending+0", "pending+5", "response", WORK_FAILED,  "pending+5"]),
-        ("running, last attempt over", running(later).with_lease(attempt_deadline_reached).with_counted_attempts(3),
-                                            [ATTEMPT_TIMEOUT, RENEWED, "note", "cancelling/1", "pending+0", WORK_FAILED, "response", WORK_FAILED, ATTEMPT_TIMEOUT]),
-        ("running, too late", running(later).with_total_timeout_exceeded(),
-                                            [TOTAL_TIMEOUT, RENEWED, "note",  "cancelling/1", "pending+0", "pending+5", "response", WORK_FAILED,  TOTAL_TIMEOUT]),
-        ("cancelling", cancelling(later),   [HELD,      CANCELLING, "note",  "same",         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  "same"]),
+        ("running, attempt timed out", running(later).with_lease(attempt_deadline_reached),
+                                            ["NotReady", RENEWED,    MERGED,  "cancelling/1", "pending+0", "pending+5", "response", WORK_FAILED,  "pending+5"]),
+        ("running, last attempt timed out", running(later).with_lease(attempt_deadline_reached).with_counted_attempts(3),
+                                            [ATTEMPT_TIMEOUT, RENEWED, MERGED, "cancelling/1", "pending+0", WORK_FAILED, "response", WORK_FAILED, ATTEMPT_TIMEOUT]),
+        ("running, total timeout exceeded", running(later).with_total_timeout_exceeded(),
+                                            [TOTAL_TIMEOUT, RENEWED, MERGED,  "cancelling/1", "pending+0", "pending+5", "response", WORK_FAILED,  TOTAL_TIMEOUT]),
+        ("cancelling", cancelling(later),   [HELD,      CANCELLING, MERGED,  UNCHANGED,         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  UNCHANGED]),
         ("cancelling, last attempt", cancelling(later).with_counted_attempts(3),
-                                            [HELD,      CANCELLING, "note",  "same",         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  "same"]),
-        ("cancelling, lease over", cancelling(NOW),
-                                            [CANCELLED, LOST,     LOST,    "same",         LOST,        LOST,        LOST,       LOST,         CANCELLED]),
-        ("cancelling, attempt over", cancelling(later).with_lease(attempt_deadline_reached),
-                                            [CANCELLED, CANCELLING, "note",  "same",         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  CANCELLED]),
-        ("cancelling, grace over", cancelling(later).with_lease(cancel_deadline_reached),
-                                            [CANCELLED, CANCELLING, "note",  "same",         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  CANCELLED]),
-        ("cancelling, too late", cancelling(later).with_total_timeout_exceeded(),
-                                            [TOTAL_TIMEOUT, CANCELLING, "note", "same",      CANCELLED,   CANCELLED,   "response", WORK_FAILED,  TOTAL_TIMEOUT]),
-        ("done", done(TerminalState::Succeeded),   [DONE,      DONE,     DONE,    "same",         DONE,        DONE,        DONE,       DONE,         "same"]),
+                                            [HELD,      CANCELLING, MERGED,  UNCHANGED,         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  UNCHANGED]),
+        ("cancelling, lease expired", cancelling(NOW),
+                                            [CANCELLED, LOST,     LOST,    UNCHANGED,         LOST,        LOST,        LOST,       LOST,         CANCELLED]),
+        ("cancelling, attempt timed out", cancelling(later).with_lease(attempt_deadline_reached),
+                                            [CANCELLED, CANCELLING, MERGED,  UNCHANGED,         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  CANCELLED]),
+        ("cancelling, grace period over", cancelling(later).with_lease(cancel_deadline_reached),
+                                            [CANCELLED, CANCELLING, MERGED,  UNCHANGED,         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  CANCELLED]),
+        ("cancelling, total timeout exceeded", cancelling(later).with_total_timeout_exceeded(),
+                                            [TOTAL_TIMEOUT, CANCELLING, MERGED, UNCHANGED,      CANCELLED,   CANCELLED,   "response", WORK_FAILED,  TOTAL_TIMEOUT]),
+        ("done", done(TerminalState::Succeeded),   [DONE,      DONE,     DONE,    UNCHANGED,         DONE,        DONE,        DONE,       DONE,         UNCHANGED]),
         ("done, failed", done(TerminalState::Failed),
-                                            [DONE,      DONE,     DONE,    "same",         DONE,        DONE,        DONE,       DONE,         "same"]),
+                                            [DONE,      DONE,     DONE,    UNCHANGED,         DONE,        DONE,        DONE,       DONE,         UNCHANGED]),
         ("done, cancelled", done(TerminalState::Cancelled),
-                                            [DONE,      DONE,     DONE,    "same",         DONE,        DONE,        DONE,       DONE,         "same"]),
-        ("done the same way", done(TerminalState::Succeeded).with_same_outcome(),
-                                            [DONE,      DONE,     DONE,    "same",         DONE,        "same",      "same",     "same",       "same"]),
-        ("done, too late for all", done(TerminalState::Succeeded).with_total_timeout_exceeded(),
-                                            [DONE,      DONE,     DONE,    "same",         DONE,        DONE,        DONE,       DONE,         "same"]),
-        ("done, retention over", done(TerminalState::Succeeded).with_options(|terms| terms.retention = 10 * SECOND),
-                                            [DONE,      DONE,     DONE,    "same",         DONE,        DONE,        DONE,       DONE,         "forget"]),
+                                            [DONE,      DONE,     DONE,    UNCHANGED,         DONE,        DONE,        DONE,       DONE,         UNCHANGED]),
+        ("done with the same outcome", done(TerminalState::Succeeded).with_same_outcome(),
+                                            [DONE,      DONE,     DONE,    UNCHANGED,         DONE,        UNCHANGED,      UNCHANGED,     UNCHANGED,       UNCHANGED]),
+        ("done, total timeout exceeded", done(TerminalState::Succeeded).with_total_timeout_exceeded(),
+                                            [DONE,      DONE,     DONE,    UNCHANGED,         DONE,        DONE,        DONE,       DONE,         UNCHANGED]),
+        ("done, retention exceeded", done(TerminalState::Succeeded).with_options(|options| options.retention = 10 * SECOND),
+                                            [DONE,      DONE,     DONE,    UNCHANGED,         DONE,        DONE,        DONE,       DONE,         "removed"]),
     ]
 }
-
-const DONE: &str = "AlreadyDone";
 
 #[test]
 fn transition_table_matches_specification() {
     for (situation, fixture, expected) in table() {
-        for (name, expected) in EVENTS.iter().zip(expected) {
-            let actual = fixture.transition_text(&event(name, token(1)));
-            assert_eq!(actual, expected, "{situation} × {name}");
+        for (kind, expected) in EVENTS.into_iter().zip(expected) {
+            let actual = fixture.transition_text(&event(kind, token(1)));
+            assert_eq!(actual, expected, "{situation} × {kind:?}");
         }
     }
 }
@@ -292,36 +303,24 @@ fn transition_table_matches_specification() {
 #[test]
 fn stale_or_foreign_token_is_rejected_in_every_leased_phase() {
     for (situation, fixture, expected) in table() {
-        let texts = fixture.transition_texts(token(9));
-        for ((name, actual), expected) in EVENTS.iter().zip(texts).zip(expected) {
-            let needs_token = matches!(
-                *name,
-                "Renew" | "Report" | "Release" | "Fail" | "Succeed" | "FinishFailed"
+        for (kind, expected) in EVENTS.into_iter().zip(expected) {
+            let needs_token = !matches!(
+                kind,
+                EventKind::AcquireLease | EventKind::RequestCancel | EventKind::TimerFired
             );
-            let has_lease = fixture.phase.lease().is_some();
-            let expected = if needs_token && has_lease {
-                LOST
-            } else {
-                expected
-            };
-            assert_eq!(actual, expected, "{situation} × {name} of a stranger");
+            let is_rejected = needs_token && fixture.phase.lease().is_some();
+            let expected = if is_rejected { LOST } else { expected };
+            let actual = fixture.transition_text(&event(kind, token(9)));
+            assert_eq!(
+                actual, expected,
+                "{situation} × {kind:?} with a foreign token"
+            );
         }
     }
 }
 
 #[test]
 fn lost_lease_error_names_its_reason() {
-    let renew_lease = |fixture: Fixture, token| {
-        let context = TransitionContext {
-            now: NOW,
-            options: &fixture.options,
-            create_time: fixture.create_time,
-            update_time: fixture.update_time,
-            counted_attempts: fixture.counted_attempts,
-            same_outcome: false,
-        };
-        transition(&fixture.phase, &event("Renew", token), context)
-    };
     for (fixture, token, expected) in [
         (pending(), token(1), LeaseLostReason::Requeued),
         (running(NOW), token(1), LeaseLostReason::Expired),
@@ -334,7 +333,7 @@ fn lost_lease_error_names_its_reason() {
         ),
     ] {
         assert_eq!(
-            renew_lease(fixture, token),
+            fixture.transition(&event(EventKind::RenewLease, token)),
             Err(TransitionError::LeaseLost(expected))
         );
     }
@@ -344,25 +343,25 @@ fn lost_lease_error_names_its_reason() {
 fn lease_expires_exactly_at_expires_at() {
     let next_nanosecond = Timestamp::from_nanos(NOW.nanos() + 1);
     assert_eq!(
-        running(next_nanosecond).transition_text(&event("Renew", token(1))),
+        running(next_nanosecond).transition_text(&event(EventKind::RenewLease, token(1))),
         RENEWED
     );
     assert_eq!(
-        running(NOW).transition_text(&event("Renew", token(1))),
+        running(NOW).transition_text(&event(EventKind::RenewLease, token(1))),
         LOST
     );
     assert_eq!(
         running(next_nanosecond).transition_text(&Event::TimerFired),
-        "same"
+        UNCHANGED
     );
 }
 
 #[test]
 fn retention_counts_from_completion_and_not_from_creation() {
     let fixture =
-        done(TerminalState::Succeeded).with_options(|terms| terms.retention = 11 * SECOND);
+        done(TerminalState::Succeeded).with_options(|options| options.retention = 11 * SECOND);
     assert_eq!(fixture.create_time, seconds_ago(100));
-    assert_eq!(fixture.transition_text(&Event::TimerFired), "same");
+    assert_eq!(fixture.transition_text(&Event::TimerFired), UNCHANGED);
 }
 
 #[test]
@@ -382,49 +381,31 @@ fn retry_after_extends_but_never_shortens_backoff() {
 
 #[test]
 fn lease_gets_attempt_deadline_and_cancellation_gets_cancel_deadline() {
-    let set_timeouts = |terms: &mut ExecutionOptions| {
-        terms.attempt_timeout = Some(7 * SECOND);
-        terms.cancel_grace_period = Some(3 * SECOND);
+    let set_timeouts = |options: &mut ExecutionOptions| {
+        options.attempt_timeout = Some(7 * SECOND);
+        options.cancel_grace_period = Some(3 * SECOND);
     };
-    let apply = |fixture: &Fixture, event: &Event| {
-        let context = TransitionContext {
-            now: NOW,
-            options: &fixture.options,
-            create_time: fixture.create_time,
-            update_time: fixture.update_time,
-            counted_attempts: 1,
-            same_outcome: false,
-        };
-        transition(&fixture.phase, event, context).unwrap()
+    let next_lease = |fixture: &Fixture, event: &Event| match fixture.transition(event) {
+        Ok(Transition::To(phase)) => phase.lease().unwrap().clone(),
+        other => panic!("expected a phase with a lease, got {other:?}"),
     };
-    let Transition::To(phase) = apply(
+    let leased = next_lease(
         &pending().with_options(set_timeouts),
-        &event("Claim", token(1)),
-    ) else {
-        panic!("a claim leads to another stage");
-    };
-    let lease = phase.lease().unwrap();
-    assert_eq!(lease.attempt_deadline, Some(NOW + 7 * SECOND));
-    assert_eq!(lease.cancel_deadline, None);
-    assert_eq!(lease.next_deadline(), NOW + 7 * SECOND);
+        &event(EventKind::AcquireLease, token(1)),
+    );
+    assert_eq!(leased.attempt_deadline, Some(NOW + 7 * SECOND));
+    assert_eq!(leased.cancel_deadline, None);
+    assert_eq!(leased.next_deadline(), NOW + 7 * SECOND);
 
     let fixture = running(NOW + SECOND).with_options(set_timeouts);
-    let Transition::To(phase) = apply(&fixture, &Event::RequestCancel) else {
-        panic!("a cancellation leads to another stage");
-    };
-    assert_eq!(
-        phase.lease().unwrap().cancel_deadline,
-        Some(NOW + 3 * SECOND)
-    );
+    let cancelling = next_lease(&fixture, &Event::RequestCancel);
+    assert_eq!(cancelling.cancel_deadline, Some(NOW + 3 * SECOND));
 
-    // Renewing moves neither of the two.
-    let fixture = Fixture { phase, ..fixture };
-    let Transition::To(phase) = apply(&fixture, &Event::RenewLease(token(1), Report::default()))
-    else {
-        panic!("a renewal leads to another lease");
+    // A renewal moves neither deadline.
+    let fixture = Fixture {
+        phase: Phase::Cancelling(Box::new(cancelling)),
+        ..fixture
     };
-    assert_eq!(
-        phase.lease().unwrap().cancel_deadline,
-        Some(NOW + 3 * SECOND)
-    );
+    let renewed = next_lease(&fixture, &event(EventKind::RenewLease, token(1)));
+    assert_eq!(renewed.cancel_deadline, Some(NOW + 3 * SECOND));
 }

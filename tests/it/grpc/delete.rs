@@ -163,10 +163,8 @@ async fn deleted_operation_is_not_found_on_every_client_method() {
 #[tokio::test]
 async fn worker_cannot_restore_deleted_operation() {
     let server = GrpcTestServer::start().await;
-    let retry = longrunning::RetryPolicy {
-        initial_backoff: std::time::Duration::ZERO,
-        ..longrunning::RetryPolicy::with_max_attempts(2)
-    };
+    let retry = longrunning::RetryPolicy::with_max_attempts(2)
+        .with_initial_backoff(std::time::Duration::ZERO);
     server
         .operations
         .create(NewOperation::queued("q").retry_policy(retry))

@@ -124,10 +124,7 @@ async fn wait_returns_on_success_failure_and_cancel() {
 #[tokio::test]
 async fn wait_ignores_progress_and_retries() {
     let server = GrpcTestServer::start().await;
-    let retry = longrunning::RetryPolicy {
-        initial_backoff: Duration::ZERO,
-        ..longrunning::RetryPolicy::with_max_attempts(2)
-    };
+    let retry = longrunning::RetryPolicy::with_max_attempts(2).with_initial_backoff(Duration::ZERO);
     let new = NewOperation::queued("q").retry_policy(retry);
     let name = server
         .operations

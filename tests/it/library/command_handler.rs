@@ -20,14 +20,8 @@ fn sh(script: &str) -> CommandHandler {
 
 /// Operations whose queue `q` is worked on by a command, up to three times.
 async fn start_with_command(command: CommandHandler) -> Operations {
-    let retry = RetryPolicy {
-        initial_backoff: Duration::ZERO,
-        ..RetryPolicy::with_max_attempts(3)
-    };
-    let defaults = ExecutionOptions {
-        retry_policy: retry,
-        ..ExecutionOptions::default()
-    };
+    let retry = RetryPolicy::with_max_attempts(3).with_initial_backoff(Duration::ZERO);
+    let defaults = ExecutionOptions::default().with_retry_policy(retry);
     let builder = crate::support::operations_builder().default_options(defaults);
     builder.handler("q", 1, command).start().await.unwrap()
 }

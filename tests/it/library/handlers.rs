@@ -15,14 +15,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// Operations whose queue `q` is worked on by `handler`, without pauses before retries.
 async fn start_with_handler<H: longrunning::Handler>(concurrency: usize, handler: H) -> Operations {
-    let retry = RetryPolicy {
-        initial_backoff: Duration::ZERO,
-        ..RetryPolicy::with_max_attempts(3)
-    };
-    let defaults = ExecutionOptions {
-        retry_policy: retry,
-        ..ExecutionOptions::default()
-    };
+    let retry = RetryPolicy::with_max_attempts(3).with_initial_backoff(Duration::ZERO);
+    let defaults = ExecutionOptions::default().with_retry_policy(retry);
     let builder = crate::support::operations_builder().default_options(defaults);
     builder
         .handler("q", concurrency, handler)

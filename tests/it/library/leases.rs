@@ -22,10 +22,7 @@ fn queue_name() -> QueueName {
 #[tokio::test]
 async fn stale_or_unknown_lease_token_changes_nothing() {
     let operations = start_operations().await;
-    let retry = RetryPolicy {
-        initial_backoff: std::time::Duration::ZERO,
-        ..RetryPolicy::with_max_attempts(3)
-    };
+    let retry = RetryPolicy::with_max_attempts(3).with_initial_backoff(std::time::Duration::ZERO);
     let new = NewOperation::queued("nobody").retry_policy(retry);
     let name = operations.create(new).await.unwrap().operation.name_owned();
     let worker = WorkerId::new("w");
@@ -134,10 +131,7 @@ async fn done_operation_accepts_only_same_outcome_again() {
 #[tokio::test]
 async fn lease_contains_input_checkpoint_and_labels() {
     let operations = start_operations().await;
-    let retry = RetryPolicy {
-        initial_backoff: std::time::Duration::ZERO,
-        ..RetryPolicy::with_max_attempts(2)
-    };
+    let retry = RetryPolicy::with_max_attempts(2).with_initial_backoff(std::time::Duration::ZERO);
     let new = NewOperation::queued("nobody")
         .input(string_value("input"))
         .label("team", "blue")

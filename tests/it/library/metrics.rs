@@ -136,10 +136,8 @@ async fn last_retryable_attempt_is_counted_as_failed() {
         .start()
         .await
         .unwrap();
-    let new = NewOperation::queued("q").retry_policy(RetryPolicy {
-        initial_backoff: Duration::ZERO,
-        ..RetryPolicy::with_max_attempts(2)
-    });
+    let new = NewOperation::queued("q")
+        .retry_policy(RetryPolicy::with_max_attempts(2).with_initial_backoff(Duration::ZERO));
     operations.create(new).await.unwrap();
     wait_for_series(&operations, &attempt_series("failed")).await;
     wait_for_series(&operations, &attempt_series("retried")).await;

@@ -3,9 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use longrunning::{
-    Failure, NewOperation, OperationName, Operations, Phase, QueueName, State, WorkerId,
-};
+use longrunning::{Failure, NewOperation, OperationName, Operations, QueueName, State, WorkerId};
 use tokio::{sync::Barrier, task::JoinSet};
 
 use crate::support::{create_leased, create_pending, create_running, string_value};
@@ -242,9 +240,7 @@ async fn racing_workers_share_queue_without_loss_or_duplicates() {
             );
             loop {
                 let leased = operations.lease(&queue, &worker).await.unwrap();
-                let Phase::Running(lease) = leased.phase() else {
-                    panic!("it is leased")
-                };
+                let lease = leased.lease().unwrap();
                 assert_eq!((leased.attempt(), &lease.holder), (1, &worker));
                 operations
                     .succeed(&leased.name_owned(), lease.token, string_value(""))

@@ -89,11 +89,9 @@ async fn retry_policy_with_excessive_backoff_is_rejected() {
     let operations = start().await;
     for backoff in [Duration::MAX, Duration::from_secs(u64::MAX), 367 * DAY] {
         for initial_backoff in [SECOND, backoff] {
-            let retry = RetryPolicy {
-                initial_backoff,
-                max_backoff: backoff,
-                ..RetryPolicy::with_max_attempts(2)
-            };
+            let retry = RetryPolicy::with_max_attempts(2)
+                .with_initial_backoff(initial_backoff)
+                .with_max_backoff(backoff);
             let new = NewOperation::queued("q").retry_policy(retry);
             let error = operations.create(new).await.unwrap_err();
             assert_eq!(

@@ -2,7 +2,7 @@
 //! its end. What a restart makes of it is in `recovery`.
 
 use longrunning::{
-    Error, NewOperation, Operations, Phase, QueueName, Report, WorkerId, proto::google::rpc::Code,
+    Error, NewOperation, Operations, QueueName, Report, State, WorkerId, proto::google::rpc::Code,
 };
 
 use crate::support::{
@@ -354,10 +354,8 @@ async fn timeout_that_failed_to_write_is_retried_until_it_succeeds() {
     let name = operations.create(new).await.unwrap().operation.name_owned();
     storage.set_write_mode(WriteMode::Fail);
     tokio::time::sleep(std::time::Duration::from_secs(60)).await;
-    assert!(matches!(
-        operations.get_cached(&name).unwrap().phase(),
-        Phase::Running(_)
-    ));
+    let unfinished = operations.get_cached(&name).unwrap();
+    assert_eq!(unfinished.state(), State::Running);
     storage.set_write_mode(WriteMode::Succeed);
     let done = operations
         .wait(&name, std::time::Duration::from_secs(10))

@@ -210,12 +210,10 @@ async fn retention_backoff_and_total_timeout_continue_across_restart() {
         .succeed(&done, token, string_value("done"))
         .await
         .unwrap();
-    let retry = RetryPolicy {
-        jitter: 0.0,
-        initial_backoff: 4 * HOUR,
-        max_backoff: 4 * HOUR,
-        ..RetryPolicy::with_max_attempts(2)
-    };
+    let retry = RetryPolicy::with_max_attempts(2)
+        .with_jitter(0.0)
+        .with_initial_backoff(4 * HOUR)
+        .with_max_backoff(4 * HOUR);
     operations
         .create(NewOperation::queued("q").retry_policy(retry))
         .await

@@ -162,11 +162,9 @@ async fn omitted_fields_get_server_defaults() {
     );
     assert!(lease.labels.is_empty() && lease.trace_context.is_empty());
 
-    let defaults = ExecutionOptions {
-        lease_duration: std::time::Duration::from_secs(7),
-        attempt_timeout: Some(std::time::Duration::from_secs(8)),
-        ..ExecutionOptions::default()
-    };
+    let defaults = ExecutionOptions::default()
+        .with_lease_duration(std::time::Duration::from_secs(7))
+        .with_attempt_timeout(std::time::Duration::from_secs(8));
     let harness =
         Harness::start_with(crate::support::operations_builder().default_options(defaults)).await;
     harness.create_queued("q").await;
