@@ -84,10 +84,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let seed = arguments.next().map_or(Ok(0x5eed), |text| text.parse())?;
     let operations = Operations::builder().start().await?;
     let options = HttpOptions {
-        wait_limits: WaitLimits {
-            default_timeout: Duration::ZERO,
-            max_timeout: Duration::ZERO,
-        },
+        wait_limits: WaitLimits::default()
+            .with_default_timeout(Duration::ZERO)
+            .with_max_timeout(Duration::ZERO),
         ..HttpOptions::default()
     };
     let mut gateway = gateway(&operations, options);

@@ -1,5 +1,4 @@
-//! longrunning.v1.CreateOperationRequest, read into a `NewOperation` and written
-//! from one. Most values are checked later, where a creation is.
+//! Conversions between `longrunning.v1.CreateOperationRequest` and [`NewOperation`].
 
 use std::time::{Duration, SystemTime};
 
@@ -20,7 +19,7 @@ impl TryFrom<CreateOperationRequest> for NewOperation {
     fn try_from(request: CreateOperationRequest) -> Result<Self> {
         let (execution, priority) = parse_execution(request.execution)?;
         if let (Execution::SelfExecuted { .. }, Some(_)) = (&execution, &request.retry_policy) {
-            let message = "a self-executed operation has one attempt; leave the policy out";
+            let message = "a self-executed operation has one attempt; leave retry_policy unset";
             return Err(Error::invalid(
                 "retry_policy",
                 "INVALID_EXECUTION_OPTIONS",
@@ -109,7 +108,7 @@ fn parse_execution(execution: Option<request::Execution>) -> Result<(Execution, 
             Ok((execution, (queued.priority != 0).then_some(queued.priority)))
         }
         None => {
-            let message = "say who does the work: set self_executed or queued";
+            let message = "no execution is set; set self_executed or queued";
             Err(Error::invalid("execution", "INVALID_EXECUTION", message))
         }
     }
@@ -119,7 +118,7 @@ fn parse_not_before(time: prost_types::Timestamp) -> Result<SystemTime> {
     let time = is_valid_timestamp(&time).then(|| SystemTime::try_from(time).ok());
     let time = time.flatten();
     time.ok_or_else(|| {
-        let message = "it is not a time between the years 1 and 9999";
+        let message = "must be in the years 1 to 9999";
         Error::invalid("not_before", "INVALID_TIME", message)
     })
 }
@@ -144,7 +143,7 @@ fn parse_retry_policy(policy: v1::RetryPolicy) -> Result<RetryPolicy> {
     Ok(RetryPolicy {
         max_attempts,
         initial_backoff,
-        // A long first pause alone is no contradiction.
+        // A long initial backoff alone raises the default maximum.
         max_backoff: parse_backoff(policy.max_backoff)?
             .unwrap_or_else(|| defaults.max_backoff.max(initial_backoff)),
         multiplier: policy.multiplier.unwrap_or(defaults.multiplier),

@@ -1,6 +1,5 @@
-//! Lists: one page of the operations of a scope (AIP-158, AIP-159) of which a
-//! filter is true (AIP-160). What order they stand in is decided by the store's
-//! index, what a filter means by `query`.
+//! ListOperations: pages (AIP-158) of the operations of a scope (AIP-159) that
+//! match a filter (AIP-160), newest first.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,53 +22,67 @@ use crate::{
     types::TypeRegistry,
 };
 
-/// A page ends before it holds more bytes of operations than this, because
-/// clients refuse messages over 4 MiB.
+/// The maximum size of a page in bytes, unless one operation is larger. Clients
+/// reject messages over 4 MiB by default.
 const MAX_PAGE_BYTES: usize = 3 << 20;
 
-/// How many operations a list looks at for one page, and for how long, but for
-/// the last of them; then the page is short, which AIP-158 allows, and the next
-/// one goes on from there.
+/// The maximum number of operations that are examined for one page. The page may
+/// be short then, which AIP-158 allows.
 const MAX_EXAMINED: usize = 100_000;
+/// The maximum time for one page. An evaluation that has begun is completed.
 const MAX_SCAN_TIME: Duration = Duration::from_millis(100);
 
-/// How many of them in one go; writers wait no longer than it takes to copy
-/// their handles.
+/// The number of operations that are copied under one lock of the index, which
+/// blocks writers.
 const BATCH_SIZE: usize = 1024;
-/// How many of them if each is asked whether a filter is true of it.
+/// The same with a filter, which is evaluated per operation.
 const FILTERED_BATCH_SIZE: usize = 64;
 
-/// How many of them are read from the journal in one go.
+/// The number of operations that are read from the storage at a time.
 const EVICTED_BATCH_SIZE: usize = 256;
 
-/// How long a list works before it lets other tasks of its thread have a turn.
+/// The maximum time between two yields to other tasks of the thread.
 const YIELD_INTERVAL: Duration = Duration::from_micros(200);
-/// How many bytes are decoded for a filter between two looks at the clock, which
-/// happen after each stretch anyway.
+/// The number of bytes that filters decode between two checks of the time budget,
+/// which is also checked after each batch.
 const CLOCK_CHECK_BYTES: usize = 16 * 1024;
 
 /// One page of a list.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Page {
     /// The operations, newest first.
     pub operations: Vec<Arc<Operation>>,
-    /// Leads to the next page; empty if this is the last one.
+    /// The token of the next page; empty on the last page.
     pub next_page_token: String,
-    /// The name of the request, if what the journal has beyond this could not be
-    /// read and the request takes what there is; else empty.
+    /// The name of the request if `return_partial_success` is set and the storage
+    /// could not be read, else empty.
     pub unreachable: Vec<String>,
 }
 
-/// What a request asks for.
+/// Where the operations of a list come from.
+#[derive(Clone, Copy)]
+pub(super) struct ListSource<'a> {
+    pub(super) view: &'a View,
+    /// The store, if its storage is shared and may have operations that are not in
+    /// the view.
+    pub(super) shared_store: Option<&'a Store>,
+    /// `false` if the view could not be brought up to date with the storage.
+    pub(super) is_up_to_date: bool,
+    pub(super) types: &'a TypeRegistry,
+    pub(super) clock: Clock,
+}
+
+/// A parsed request.
 struct ListQuery {
     scope: Scope,
-    query: Option<Arc<CompiledFilter>>,
+    filter: Option<Arc<CompiledFilter>>,
     page_size: usize,
     /// The page begins below this number.
     before_number: u64,
 }
 
-/// A page as it fills.
+/// A page under construction.
 struct PageBuilder {
     operations: Vec<Arc<Operation>>,
     bytes: usize,
@@ -78,153 +91,152 @@ struct PageBuilder {
     before_number: u64,
 }
 
-/// What time a list takes.
+/// The time budget of one page.
 struct TimeBudget {
     clock: Clock,
     started_at: Timestamp,
-    /// Since when no other task had a turn.
     last_yield_at: Timestamp,
-    /// Bytes that were decoded since the clock was looked at.
+    /// Bytes decoded since the last check of the clock.
     decoded_bytes: usize,
 }
 
-/// The page that a request asks for.
-pub(crate) async fn list_page(
-    view: &View,
-    shared_store: Option<&Store>,
-    is_up_to_date: bool,
-    types: &TypeRegistry,
-    clock: Clock,
-    request: &ListOperationsRequest,
-) -> Result<Page> {
-    let list_query = ListQuery::parse(request, types)?;
-    let plan = match &list_query.query {
-        Some(query) => Plan::from_filter(query),
-        None => Plan::EVERYTHING,
-    };
-    let mut builder = PageBuilder {
-        operations: Vec::with_capacity(list_query.page_size.min(100)),
-        bytes: 0,
-        examined: 0,
-        before_number: list_query.before_number,
-    };
-    let mut budget = TimeBudget::new(clock);
-    let number_of = |name: &str| view.get_visible(name).map(|operation| operation.number());
-    let scan = view.index.scan(&list_query.scope, &plan, number_of);
-    let is_partial =
-        !is_up_to_date || shared_store.is_some_and(|store| store.write_error().is_some());
-    let evicted_store = shared_store.filter(|_| plan.candidates.can_be_done());
-    let mut is_complete = list_query
-        .fill_from_view(
-            &mut builder,
-            view,
-            &scan,
-            &mut budget,
-            evicted_store.is_some(),
-        )
-        .await;
-    // Of what is older, the view has only some.
-    let mut unreachable = Vec::new();
-    let unreachable_name = if request.name.is_empty() {
-        "-"
-    } else {
-        &request.name
-    };
-    if let Some(evicted_store) = evicted_store
-        && 0 < view.eviction.evicted_below()
-        && is_complete
-    {
-        is_complete = match list_query
-            .fill_from_storage(&mut builder, evicted_store, &mut budget)
-            .await
-        {
-            Err(_) if request.return_partial_success => {
-                unreachable.push(unreachable_name.to_owned());
-                true
-            }
-            result => result?,
+// === impl ListSource ===
+
+impl ListSource<'_> {
+    /// Returns the requested page.
+    pub(super) async fn list_page(&self, request: &ListOperationsRequest) -> Result<Page> {
+        let Self {
+            view, shared_store, ..
+        } = *self;
+        let query = ListQuery::parse(request, self.types)?;
+        let plan = match &query.filter {
+            Some(filter) => Plan::from_filter(filter),
+            None => Plan::EVERYTHING,
         };
+        let mut builder = PageBuilder {
+            operations: Vec::with_capacity(query.page_size.min(100)),
+            bytes: 0,
+            examined: 0,
+            before_number: query.before_number,
+        };
+        let mut budget = TimeBudget::new(self.clock);
+        let number_of = |name: &str| view.get_visible(name).map(|operation| operation.number());
+        let scan = view.index.scan(&query.scope, &plan, number_of);
+        let is_partial =
+            !self.is_up_to_date || shared_store.is_some_and(|store| store.write_error().is_some());
+        let evicted_store = shared_store.filter(|_| plan.candidates.can_be_done());
+        let mut is_complete = query
+            .fill_from_view(
+                &mut builder,
+                view,
+                &scan,
+                &mut budget,
+                evicted_store.is_some(),
+            )
+            .await;
+        let mut unreachable = Vec::new();
+        let unreachable_name = if request.name.is_empty() {
+            "-"
+        } else {
+            &request.name
+        };
+        if let Some(evicted_store) = evicted_store
+            && view.eviction.evicted_below() > 0
+            && is_complete
+        {
+            is_complete = match query
+                .fill_from_storage(&mut builder, evicted_store, &mut budget)
+                .await
+            {
+                Err(_) if request.return_partial_success => {
+                    unreachable.push(unreachable_name.to_owned());
+                    true
+                }
+                result => result?,
+            };
+        }
+        if request.return_partial_success && is_partial && unreachable.is_empty() {
+            unreachable.push(unreachable_name.to_owned());
+        }
+        if query.filter.is_some() {
+            debug!(
+                list.name = request.name,
+                list.filter = request.filter,
+                list.plan = %scan,
+                list.examined = builder.examined,
+                list.found = builder.operations.len(),
+                list.complete = is_complete,
+                "listed operations with a filter"
+            );
+        }
+        let next_page_token = if is_complete {
+            String::new()
+        } else {
+            PageToken(builder.before_number).encode(&request.name, &request.filter)
+        };
+        Ok(Page {
+            operations: builder.operations,
+            next_page_token,
+            unreachable,
+        })
     }
-    if request.return_partial_success && is_partial && unreachable.is_empty() {
-        unreachable.push(unreachable_name.to_owned());
-    }
-    if list_query.query.is_some() {
-        debug!(
-            list.name = request.name,
-            list.filter = request.filter,
-            list.plan = %scan,
-            list.examined = builder.examined,
-            list.found = builder.operations.len(),
-            list.complete = is_complete,
-            "listed operations by a filter"
-        );
-    }
-    let next_page_token = if is_complete {
-        String::new()
-    } else {
-        PageToken(builder.before_number).encode(&request.name, &request.filter)
-    };
-    Ok(Page {
-        operations: builder.operations,
-        next_page_token,
-        unreachable,
-    })
 }
 
-// === impl Listing ===
+// === impl ListQuery ===
 
 impl ListQuery {
     fn parse(request: &ListOperationsRequest, types: &TypeRegistry) -> Result<Self> {
         let scope = Scope::parse(&request.name)
             .map_err(|error| Error::invalid("name", "INVALID_NAME", error))?;
         if request.return_partial_success && is_single_parent(&scope) {
-            let message = "needs a wildcard or a whole collection as name; one parent is never partly reachable";
+            let message = "requires a wildcard or a whole collection as name; a single parent is never partially reachable";
             return Err(Error::invalid(
                 "return_partial_success",
                 "INVALID_PARTIAL_SUCCESS",
                 message,
             ));
         }
-        let size = PageSize::parse(request.page_size)?.get();
-        let cursor = PageToken::decode(&request.page_token, &request.name, &request.filter)?;
+        let page_size = PageSize::parse(request.page_size)?.get();
+        let page_token = PageToken::decode(&request.page_token, &request.name, &request.filter)?;
         let is_blank = request.filter.trim().is_empty();
-        let query =
+        let filter =
             (!is_blank).then(|| CompiledFilter::parse(&request.filter, types).map(Arc::new));
         Ok(Self {
             scope,
-            query: query.transpose()?,
-            page_size: size,
-            before_number: cursor.map_or(u64::MAX, |PageToken(number)| number),
+            filter: filter.transpose()?,
+            page_size,
+            before_number: page_token.map_or(u64::MAX, |PageToken(number)| number),
         })
     }
 
-    /// Fills a page; tells whether nothing is left for another one.
+    /// Fills the page from the view. Returns `true` if the view has nothing for
+    /// another page.
     ///
-    /// What is below the floor of the view may not be all that there is, and is left
-    /// out if the journal has the rest.
+    /// With `has_evicted`, operations below the eviction floor are skipped, because
+    /// the view may have only some of them.
     async fn fill_from_view(
         &self,
         page: &mut PageBuilder,
         view: &View,
         scan: &Scan<'_>,
         budget: &mut TimeBudget,
-        has_older: bool,
+        has_evicted: bool,
     ) -> bool {
-        let batch_size = match (&self.query, &self.scope) {
+        let batch_size = match (&self.filter, &self.scope) {
             (Some(_), _) => FILTERED_BATCH_SIZE,
             (None, Scope::ParentPattern(_)) => BATCH_SIZE,
-            // All of them are shown, and one more tells whether another page follows.
+            // All of them match; one more tells whether there is a next page.
             (None, Scope::Everything | Scope::Parent(_)) => self.page_size + 1,
         };
         loop {
             let mut batch = view.index.scan_batch(scan, page.before_number, batch_size);
-            // Looked at after the stretch: whatever was let go of before is below it.
-            let floor = if has_older {
+            // Read after the scan, so that everything evicted before is below the floor.
+            let floor = if has_evicted {
                 view.eviction.evicted_below()
             } else {
                 0
             };
-            let is_in_view = |operation: &Arc<Operation>| floor <= operation.number();
+            let is_in_view = |operation: &Arc<Operation>| operation.number() >= floor;
             let in_view_count = batch.operations.partition_point(is_in_view);
             if in_view_count < batch.operations.len() {
                 batch.operations.truncate(in_view_count);
@@ -233,20 +245,24 @@ impl ListQuery {
             if !self.add_matching(page, batch.operations, budget).await {
                 return false;
             }
-            let Some(rest) = batch.resume_before.filter(|rest| floor < *rest) else {
+            let Some(rest) = batch.resume_before.filter(|rest| *rest > floor) else {
                 page.before_number = page.before_number.min(floor);
                 return true;
             };
             page.before_number = rest;
             let is_full = page.operations.len() == self.page_size;
-            if is_full || MAX_EXAMINED <= page.examined || budget.check_exhausted().await {
+            if is_full || page.examined >= MAX_EXAMINED || budget.is_exhausted() {
                 return false;
             }
+            budget.yield_if_due().await;
         }
     }
 
-    /// Goes on with what the journal has; tells whether nothing is left for another
-    /// page.
+    /// Continues the page with evicted operations. Returns `true` if the storage has
+    /// nothing for another page.
+    ///
+    /// # Errors
+    /// UNAVAILABLE if the storage cannot be read.
     async fn fill_from_storage(
         &self,
         page: &mut PageBuilder,
@@ -258,7 +274,7 @@ impl ListQuery {
             Scope::Everything | Scope::ParentPattern(_) => None,
         };
         loop {
-            let limit = match self.query {
+            let limit = match self.filter {
                 Some(_) => EVICTED_BATCH_SIZE,
                 None => (self.page_size + 1 - page.operations.len()).min(EVICTED_BATCH_SIZE),
             };
@@ -271,14 +287,15 @@ impl ListQuery {
             if !self.add_matching(page, evicted, budget).await {
                 return Ok(false);
             }
-            if MAX_EXAMINED <= page.examined || budget.check_exhausted().await {
+            if page.examined >= MAX_EXAMINED || budget.is_exhausted() {
                 return Ok(false);
             }
+            budget.yield_if_due().await;
         }
     }
 
-    /// Adds those that belong to the list; tells whether there was room and time for
-    /// all of them.
+    /// Adds the matching operations. Returns `false` if the page or the time budget
+    /// was exhausted before the end.
     async fn add_matching(
         &self,
         page: &mut PageBuilder,
@@ -290,16 +307,19 @@ impl ListQuery {
             if !self.push_if_fits(page, operation, is_match) {
                 return false;
             }
-            if CLOCK_CHECK_BYTES <= budget.decoded_bytes && budget.check_exhausted().await {
-                return false;
+            if budget.decoded_bytes >= CLOCK_CHECK_BYTES {
+                if budget.is_exhausted() {
+                    return false;
+                }
+                budget.yield_if_due().await;
             }
         }
         true
     }
 
-    /// Whether an operation belongs to the list.
+    /// Returns `true` if an operation is visible, in scope and matches the filter.
     async fn matches(&self, operation: &Arc<Operation>, budget: &mut TimeBudget) -> bool {
-        // What is under one parent was found there, and its name need not be read.
+        // The scan of a single parent yields only its operations.
         let is_in_scope = match &self.scope {
             Scope::Everything | Scope::Parent(_) => true,
             Scope::ParentPattern(_) => self.scope.contains(operation.name()),
@@ -307,20 +327,20 @@ impl ListQuery {
         if operation.is_deleted() || !is_in_scope {
             return false;
         }
-        let Some(query) = &self.query else {
+        let Some(filter) = &self.filter else {
             return true;
         };
-        let bytes = query.decode_cost(operation);
+        let bytes = filter.decode_cost(operation);
         budget.decoded_bytes += bytes;
         if bytes < BLOCKING_THRESHOLD_BYTES {
-            return query.matches(operation);
+            return filter.matches(operation);
         }
-        let (query, operation) = (Arc::clone(query), Arc::clone(operation));
-        spawn_blocking_if_large(bytes, move || query.matches(&operation)).await
+        let (filter, operation) = (Arc::clone(filter), Arc::clone(operation));
+        spawn_blocking_if_large(bytes, move || filter.matches(&operation)).await
     }
 
-    /// Takes an operation into the page, if it is shown; tells whether there was
-    /// room for it.
+    /// Counts an operation as examined, and adds it if it matches. Returns `false` if
+    /// the page has no room for it.
     fn push_if_fits(
         &self,
         page: &mut PageBuilder,
@@ -331,7 +351,7 @@ impl ListQuery {
         if is_match {
             let bytes = page.bytes + operation.bytes().len();
             let is_empty = page.operations.is_empty();
-            if page.operations.len() == self.page_size || (!is_empty && MAX_PAGE_BYTES < bytes) {
+            if page.operations.len() == self.page_size || (!is_empty && bytes > MAX_PAGE_BYTES) {
                 return false;
             }
             page.bytes = bytes;
@@ -344,7 +364,7 @@ impl ListQuery {
     }
 }
 
-// === impl Pace ===
+// === impl TimeBudget ===
 
 impl TimeBudget {
     fn new(clock: Clock) -> Self {
@@ -357,19 +377,18 @@ impl TimeBudget {
         }
     }
 
-    /// Looks at the clock: whether the page has had its time. If not, others
-    /// may have a turn now.
-    async fn check_exhausted(&mut self) -> bool {
+    /// Returns `true` if the time for the page is over.
+    fn is_exhausted(&self) -> bool {
+        self.clock.now().since(self.started_at) >= MAX_SCAN_TIME
+    }
+
+    /// Yields to other tasks if [`YIELD_INTERVAL`] has passed since the last yield.
+    async fn yield_if_due(&mut self) {
         self.decoded_bytes = 0;
-        let now = self.clock.now();
-        if MAX_SCAN_TIME <= now.since(self.started_at) {
-            return true;
-        }
-        if YIELD_INTERVAL <= now.since(self.last_yield_at) {
+        if self.clock.now().since(self.last_yield_at) >= YIELD_INTERVAL {
             yield_now().await;
             self.last_yield_at = self.clock.now();
         }
-        false
     }
 }
 

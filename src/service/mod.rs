@@ -1,6 +1,5 @@
-//! The handle that users of the library hold, what it is put together from, and
-//! what can be asked of it. Deciding and keeping are the affairs of `operation`
-//! and `store`.
+//! The API of the library: the handle [`Operations`](operations::Operations), its
+//! builder, and the conversion of requests into validated values.
 
 pub(crate) mod builder;
 pub(crate) mod create_request;

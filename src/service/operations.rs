@@ -1,6 +1,4 @@
-//! `Operations`: the handle that users of the library hold. It reads from the
-//! view, writes through the store and owns the workers. What workers elsewhere
-//! ask of it is in `work`.
+//! The client-side API of [`Operations`], and its lifecycle.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +10,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    list::{self, Page},
+    list::{ListSource, Page},
     new_operation::{ExecutionDefaults, NewOperation, OptionsInterner},
 };
 use crate::{
@@ -26,8 +24,8 @@ use crate::{
     types::TypeRegistry,
 };
 
-/// The operations of one server. Clones are handles to the same operations;
-/// when the last one is dropped, the workers stop.
+/// A handle to the operations of one server. Clones share them. Dropping the last
+/// handle stops the workers.
 #[derive(Clone, Debug)]
 pub struct Operations(Arc<OperationsInner>);
 
@@ -38,8 +36,9 @@ pub(super) struct OperationsInner {
     pub(super) options_interner: OptionsInterner,
     pub(super) metrics: Metrics,
     pub(super) types: TypeRegistry,
-    /// Pools and attempts.
+    /// The worker pools and their attempts.
     pub(super) worker_tasks: Tasks,
+    /// Makes running attempts release their leases.
     pub(super) release_token: CancellationToken,
 }
 
@@ -58,18 +57,18 @@ impl Operations {
         &self.0.defaults.options
     }
 
-    /// Creates an operation. It can be read, from anywhere, when this returns.
+    /// Creates an operation. It is durable and visible to all clients on return.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT for a value out of its range, ALREADY_EXISTS if the id
-    /// or the request id is taken, RESOURCE_EXHAUSTED at a limit, UNAVAILABLE
-    /// while the store cannot write or shuts down.
+    /// INVALID_ARGUMENT for an invalid value, ALREADY_EXISTS if the id is taken or
+    /// the request id was used for another request, RESOURCE_EXHAUSTED at a limit,
+    /// UNAVAILABLE while the store cannot write or shuts down.
     pub async fn create(&self, new_operation: NewOperation) -> Result<Created> {
         let spec = new_operation.into_spec(&self.0.defaults, &self.0.options_interner)?;
         self.0.store.create(spec).await
     }
 
-    /// Creates an operation for the workers of `queue`.
+    /// Creates an operation that a worker of `queue` executes.
     ///
     /// # Errors
     /// As [`Operations::create`].
@@ -80,10 +79,11 @@ impl Operations {
             .operation)
     }
 
-    /// The operation as it is now. Never blocks.
+    /// Returns an operation from this server's memory, without waiting. With a
+    /// [`SharedStorage`](crate::SharedStorage) it may be stale or missing.
     ///
     /// # Errors
-    /// NOT_FOUND if it never was, was deleted or has expired.
+    /// NOT_FOUND if this server knows no such operation.
     pub fn get_cached(&self, name: &OperationName) -> Result<Arc<Operation>> {
         self.0
             .store
@@ -92,12 +92,14 @@ impl Operations {
             .ok_or_else(|| Error::not_found(name.as_str()))
     }
 
-    /// The same, but what is not shown here is looked up in the journal, if
-    /// other servers share it: they may have made it just now. With
-    /// [`Reads::Fresh`](crate::Reads) it is what any server has made of it.
+    /// Returns an operation. With a [`SharedStorage`](crate::SharedStorage) an
+    /// operation that is not in memory is read from the storage, and with
+    /// [`ReadConsistency::Linearizable`](crate::ReadConsistency) the result includes
+    /// every acknowledged change of any server.
     ///
     /// # Errors
-    /// NOT_FOUND, or UNAVAILABLE if the journal cannot be asked.
+    /// NOT_FOUND if it never existed, was deleted or has expired; UNAVAILABLE if the
+    /// storage cannot be read.
     pub async fn get(&self, name: &OperationName) -> Result<Arc<Operation>> {
         self.0.store.ensure_read_consistency().await?;
         match self.get_cached(name) {
@@ -108,55 +110,53 @@ impl Operations {
         }
     }
 
-    /// One page of a list, newest first. A page of a list with a filter ends
-    /// after 100 000 operations or 100 ms at the latest; it may be short, and
-    /// even empty, while its token leads on.
+    /// Returns one page of operations, newest first. A page ends after 100 000
+    /// examined operations or 100 ms: with a filter it may be short or even empty
+    /// and still have a next page.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT for a bad name, page size, token or filter, or for
-    /// `return_partial_success` with one concrete parent.
+    /// INVALID_ARGUMENT for an invalid name, page size, token or filter, or for
+    /// `return_partial_success` with a single parent; UNAVAILABLE if the storage
+    /// cannot be read.
     pub async fn list(&self, request: &ListOperationsRequest) -> Result<Page> {
         let OperationsInner { store, types, .. } = &*self.0;
         let is_up_to_date = match store.ensure_read_consistency().await {
             Err(_) if request.return_partial_success => false,
             result => result.map(|()| true)?,
         };
-        let shared_store = store.is_shared().then_some(&**store);
-        list::list_page(
-            &store.view,
-            shared_store,
+        let source = ListSource {
+            view: &store.view,
+            shared_store: store.is_shared().then_some(&**store),
             is_up_to_date,
             types,
-            store.clock,
-            request,
-        )
-        .await
+            clock: store.clock,
+        };
+        source.list_page(request).await
     }
 
-    /// Asks for an operation to stop. A pending one is done at once; a running
-    /// one may still succeed; a done one stays as it is.
+    /// Requests cancellation. A pending operation is done on return; a running one
+    /// may still succeed; a done one stays unchanged.
     ///
     /// # Errors
-    /// NOT_FOUND, or UNAVAILABLE while the store cannot write.
+    /// NOT_FOUND; UNAVAILABLE while the store cannot write.
     pub async fn cancel(&self, name: &OperationName) -> Result<Arc<Operation>> {
         self.0.store.commit(name, Event::RequestCancel).await
     }
 
-    /// Hides an operation from clients at once. Does not cancel it: what runs
-    /// goes on, and is forgotten when it is done.
+    /// Deletes an operation: it is invisible to clients on return. Running work is
+    /// not cancelled; its result is discarded.
     ///
     /// # Errors
-    /// NOT_FOUND, also the second time; UNAVAILABLE while the store cannot write.
+    /// NOT_FOUND, also for a repeated call; UNAVAILABLE while the store cannot write.
     pub async fn delete(&self, name: &OperationName) -> Result<()> {
         self.0.store.delete(name).await
     }
 
-    /// Waits until the operation is done, but at most for `limit`, and returns
-    /// its latest state either way. Also returns early when the server shuts
-    /// down or has too many waiters.
+    /// Waits until the operation is done, or for `max_wait`, and returns its current
+    /// state. Returns early if the server shuts down or has too many waiters.
     ///
     /// # Errors
-    /// NOT_FOUND, also if it is deleted or expires in the meantime.
+    /// As [`Operations::get`]; NOT_FOUND also if it is deleted or expires meanwhile.
     pub async fn wait(&self, name: &OperationName, max_wait: Duration) -> Result<Arc<Operation>> {
         let current = self.get(name).await?;
         if current.is_done() || max_wait.is_zero() {
@@ -179,14 +179,16 @@ impl Operations {
             select! {
                 () = waiter.notified() => {}
                 () = stopping.cancelled() => {}
-                () = sleep_until(deadline.unwrap_or_else(far_future)) => return self.get_instance(name, number).await,
+                () = sleep_until(deadline.unwrap_or_else(far_future)) => {
+                    return self.get_instance(name, number).await;
+                }
             }
         }
     }
 
-    /// Ends: open waits are answered with the current state, nothing more is
-    /// claimed, handlers get `grace` to finish and are then released, so that
-    /// their operations go back to the queue.
+    /// Shuts down: open waits return the current state, and no more operations are
+    /// leased. Handlers that have not finished after `shutdown_timeout` are stopped,
+    /// and their operations go back to the queue.
     pub async fn shutdown(&self, shutdown_timeout: Duration) {
         self.0.store.tasks.stop_token().cancel();
         let worker_tasks = &self.0.worker_tasks;
@@ -200,52 +202,55 @@ impl Operations {
         self.0.store.tasks.stop().await;
     }
 
-    /// Lets go of the journal, which then refuses every change. After a
-    /// shutdown, when nobody has a change to make any more; without it the
-    /// journal goes with the last handle.
+    /// Closes the storage. Call it after [`shutdown`](Self::shutdown): later writes
+    /// fail. Without it the storage is closed with the last handle.
     pub async fn close(&self) {
         self.0.store.close().await;
     }
 
-    /// The metrics, to be registered where they are served.
+    /// Returns the metrics, to register them with a Prometheus registry.
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
     }
 
-    /// The message types that are known.
+    /// Returns the message types that filters and JSON can decode.
     pub fn types(&self) -> &TypeRegistry {
         &self.0.types
     }
 
-    /// The time as the operations see it.
+    /// Returns the clock of the operations.
     pub fn clock(&self) -> Clock {
         self.0.store.clock
     }
 
-    /// Why changes cannot be kept at present, as a sentence; none while they can.
+    /// Returns why the storage rejects writes, or `None` while it accepts them.
     pub fn write_error(&self) -> Option<String> {
         self.0.store.write_error()
     }
 
-    /// How long ago everything was shown that other servers of a shared journal had
-    /// done; none if the journal is not shared.
+    /// Returns the time since this server had applied all changes of other servers,
+    /// or `None` if the storage is not shared.
     pub fn replication_lag(&self) -> Option<Duration> {
         let store = &self.0.store;
         Some(store.clock.now().since(store.applied_through()?))
     }
 
-    /// How many waits and watches are open.
+    /// Returns the number of open waits and watches.
     pub fn waiter_count(&self) -> usize {
         self.0.store.view.waiters.client_count()
     }
 
+    /// Returns the operation with this name and number.
+    ///
+    /// # Errors
+    /// NOT_FOUND if it is gone, also if a newer operation has its name.
     pub(super) async fn get_instance(
         &self,
         name: &OperationName,
         number: u64,
     ) -> Result<Arc<Operation>> {
         let current = match self.get_cached(name) {
-            // It may be done for so long that it is not shown any more.
+            // A done operation may be evicted from the view.
             Err(error) if self.0.store.view.eviction.evicted_below() != 0 => {
                 if self.0.store.is_tombstoned(number) {
                     return Err(error);
@@ -254,7 +259,6 @@ impl Operations {
             }
             current => current?,
         };
-        // Another one with the same name is not the one that was waited for.
         if current.number() == number {
             Ok(current)
         } else {
@@ -272,7 +276,7 @@ impl Drop for OperationsInner {
     }
 }
 
-/// Beyond what an `Instant` can express.
+/// Returns the deadline of a timeout too long for an `Instant`.
 pub(super) fn far_future() -> Instant {
     Instant::now() + Duration::from_secs(86_400 * 365 * 30)
 }

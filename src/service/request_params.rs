@@ -1,5 +1,4 @@
-//! What every transport makes of a request before it asks the handle: the name
-//! to look up, and how long a wait may take.
+//! Parsing of request parameters that gRPC and HTTP share: names and wait timeouts.
 
 use std::time::Duration;
 
@@ -9,18 +8,19 @@ use crate::{
     operation::name::{InvalidName, OperationName},
 };
 
-/// How much earlier than the client's deadline a wait answers: 2 % of it, and
-/// this at the least and at the most. If the server's own timer won, tonic
-/// would answer CANCELLED, which means "the operation was cancelled".
+/// The bounds of the margin before the client's deadline at which a wait returns.
+/// Without a margin tonic's own timer could win, and would answer CANCELLED, which
+/// reads as "the operation was cancelled".
 const MIN_DEADLINE_MARGIN: Duration = Duration::from_millis(20);
 const MAX_DEADLINE_MARGIN: Duration = Duration::from_millis(500);
 
-/// How long waits last.
+/// The default and the maximum timeout of waits.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct WaitLimits {
-    /// Without a timeout and without a deadline. Default 30 s.
+    /// The timeout of requests without a timeout and a deadline. Default 30 s.
     pub default_timeout: Duration,
-    /// At the most. Default 10 min.
+    /// The maximum timeout. Default 10 min.
     pub max_timeout: Duration,
 }
 
@@ -36,7 +36,22 @@ impl Default for WaitLimits {
 }
 
 impl WaitLimits {
-    /// How long a wait may take, so that it answers in time.
+    /// Sets the timeout of requests without a timeout and a deadline.
+    #[must_use]
+    pub fn with_default_timeout(mut self, timeout: Duration) -> Self {
+        self.default_timeout = timeout;
+        self
+    }
+
+    /// Sets the maximum timeout.
+    #[must_use]
+    pub fn with_max_timeout(mut self, timeout: Duration) -> Self {
+        self.max_timeout = timeout;
+        self
+    }
+
+    /// Returns the time after which a wait must return: `timeout`, but before the
+    /// client's `deadline`, and at most `max_timeout`.
     pub(crate) fn effective_timeout(
         self,
         timeout: Option<Duration>,
@@ -55,8 +70,11 @@ impl WaitLimits {
     }
 }
 
-/// The name of an operation to look up. What cannot be a name belongs to no
-/// operation, so that only the empty one is an invalid argument.
+/// Parses the name of an operation to look up.
+///
+/// # Errors
+/// NOT_FOUND for a malformed name, which no operation can have; INVALID_ARGUMENT
+/// for an empty one.
 pub(crate) fn parse_lookup_name(name: String) -> Result<OperationName> {
     match OperationName::parse(name) {
         Ok(name) => Ok(name),
@@ -65,7 +83,10 @@ pub(crate) fn parse_lookup_name(name: String) -> Result<OperationName> {
     }
 }
 
-/// The `timeout` of a wait.
+/// Parses the `timeout` of a wait.
+///
+/// # Errors
+/// INVALID_ARGUMENT if it is negative or malformed.
 pub(crate) fn parse_timeout(timeout: prost_types::Duration) -> Result<Duration> {
     parse_duration(timeout).map_err(|error| Error::invalid("timeout", "INVALID_TIMEOUT", error))
 }

@@ -1,7 +1,8 @@
-//! Follows one operation through its states, newest wins.
+//! Watches: the successive states of one operation.
 
 use std::sync::Arc;
 
+use futures_util::{Stream, stream};
 use tokio::select;
 
 use super::operations::Operations;
@@ -11,7 +12,7 @@ use crate::{
     store::waiters::{WaitFor, Waiter},
 };
 
-/// Follows one operation: see [`Operations::watch`].
+/// A watch of one operation: see [`Operations::watch`].
 #[derive(Debug)]
 pub struct Watch {
     operations: Operations,
@@ -24,22 +25,23 @@ pub struct Watch {
 // === impl Operations ===
 
 impl Operations {
-    /// Follows an operation: its current state first, then each change, the
-    /// newest if they come fast, until the done state.
+    /// Watches an operation: yields its current state, then each change, up to the
+    /// done state. Changes in quick succession are merged into the latest.
     ///
     /// # Errors
-    /// NOT_FOUND; RESOURCE_EXHAUSTED if the server has too many waiters.
+    /// As [`Operations::get`]; RESOURCE_EXHAUSTED if the server has too many waiters.
     pub async fn watch(&self, name: &OperationName) -> Result<Watch> {
         self.watch_from(&*self.get(name).await?)
     }
 
-    /// Follows an operation that was just looked at.
+    /// Watches the operation of which `current` was just read.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED if the server has too many waiters.
     pub(crate) fn watch_from(&self, current: &Operation) -> Result<Watch> {
         let waiters = &self.store().view.waiters;
         let Some(waiter) = waiters.register(current.number(), WaitFor::AnyChange) else {
-            return Err(Error::TooManyWaiters {
-                limit: self.store().limits.max_waiters,
-            });
+            return Err(self.too_many_waiters());
         };
         Ok(Watch {
             operations: self.clone(),
@@ -54,7 +56,8 @@ impl Operations {
 // === impl Watch ===
 
 impl Watch {
-    /// The next state that differs from the last one; none after the done state.
+    /// Waits for a state that differs from the last one. Returns `None` after the
+    /// done state. Cancellation safe.
     ///
     /// # Errors
     /// NOT_FOUND if the operation is deleted or expires; UNAVAILABLE when the
@@ -83,6 +86,17 @@ impl Watch {
                 () = stopping.cancelled() => {}
             }
         }
+    }
+
+    /// Converts the watch into a stream of [`next`](Self::next), which ends after
+    /// the done state or the first error.
+    pub fn into_stream(self) -> impl Stream<Item = Result<Arc<Operation>>> + Send {
+        stream::unfold(Some(self), |watch| async move {
+            let mut watch = watch?;
+            let item = watch.next().await?;
+            let rest = item.is_ok().then_some(watch);
+            Some((item, rest))
+        })
     }
 
     fn has_changed(&self, current: &Operation) -> bool {

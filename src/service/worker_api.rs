@@ -1,5 +1,4 @@
-//! What workers ask of `Operations`, wherever they are: leases, signs of life,
-//! ends. In-process handlers need none of it; their pool does it for them.
+//! The worker-side API of [`Operations`]: leases, heartbeats, reports and results.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,7 +24,7 @@ use crate::{
     store::directives::{LeaseDirective, Subscription},
 };
 
-/// The notices for one worker, as they come: see [`Operations::directives`].
+/// The directives for one worker: see [`Operations::watch_directives`].
 #[derive(Debug)]
 pub(crate) struct DirectiveStream {
     subscription: Subscription,
@@ -35,7 +34,9 @@ pub(crate) struct DirectiveStream {
 // === impl Operations ===
 
 impl Operations {
-    /// Takes the lease of the next operation of a queue; waits for one.
+    /// Leases the next operation of a queue; waits until there is one.
+    ///
+    /// In-process handlers need no calls of this API: their pool makes them.
     ///
     /// # Errors
     /// UNAVAILABLE while the store cannot write or shuts down.
@@ -52,15 +53,13 @@ impl Operations {
         }
     }
 
-    /// Takes the leases of at most `most` operations of some queues, by
-    /// priority, then age. Waits at most for `wait` for the first one; none
-    /// come if there was none, or when the worker is [draining].
-    ///
-    /// [draining]: Operations::drain_worker
+    /// Leases up to `max_operations` operations of some queues, by priority, then
+    /// age. Waits up to `wait_timeout` for the first one. Returns an empty list
+    /// after that, and when the worker [drains](Operations::drain_worker).
     ///
     /// # Errors
-    /// As [`Operations::lease`]; RESOURCE_EXHAUSTED if there was none, and too
-    /// many wait already.
+    /// As [`Operations::lease`]; RESOURCE_EXHAUSTED if the call would wait and the
+    /// server has too many waiters.
     pub async fn lease_batch(
         &self,
         queues: &[QueueName],
@@ -74,7 +73,7 @@ impl Operations {
             .checked_add(wait_timeout)
             .unwrap_or_else(far_future);
         let wait_ended = async {
-            // Over the limit of those who wait, there is no wait.
+            // Over the limit of waiters, the call does not wait.
             if let Some(subscription) = &mut subscription {
                 select! {
                     () = sleep_until(deadline) => {}
@@ -87,19 +86,22 @@ impl Operations {
             .lease_batch(queues, worker, max_operations, wait_ended)
             .await?;
         if leased.is_empty() && !wait_timeout.is_zero() && subscription.is_none() {
-            // An empty list would be asked for again at once.
+            // After an empty list the worker would call again immediately.
             return Err(self.too_many_waiters());
         }
         Ok(leased)
     }
 
-    /// Says that a worker takes nothing more: the leases that it waits for just
-    /// now are answered with none.
+    /// Ends the open [`lease_batch`](Self::lease_batch) calls of a worker with an
+    /// empty list.
     pub fn drain_worker(&self, worker: &WorkerId) {
         self.store().view.directives.notify_drain(worker);
     }
 
-    /// Follows what becomes of the operations that a worker holds.
+    /// Subscribes to the directives for a worker.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED if the server has too many waiters.
     pub(crate) fn watch_directives(&self, worker: &WorkerId) -> Result<DirectiveStream> {
         let subscription = self.store().view.directives.subscribe(worker);
         Ok(DirectiveStream {
@@ -108,18 +110,18 @@ impl Operations {
         })
     }
 
-    fn too_many_waiters(&self) -> Error {
+    pub(super) fn too_many_waiters(&self) -> Error {
         Error::TooManyWaiters {
             limit: self.store().limits.max_waiters,
         }
     }
 
-    /// Whether the server shuts down, so that workers take nothing new.
+    /// Returns `true` if the server is shutting down.
     pub(crate) fn is_stopping(&self) -> bool {
         self.store().tasks.stop_token().is_cancelled()
     }
 
-    /// How long leases last whose creator leaves it out.
+    /// Returns the lease duration of operations whose creator set none.
     pub(crate) fn default_lease_duration(&self) -> Duration {
         self.default_options().lease_duration
     }
@@ -127,18 +129,17 @@ impl Operations {
     /// Renews a lease.
     ///
     /// # Errors
-    /// FAILED_PRECONDITION with LEASE_LOST, or OPERATION_ALREADY_DONE, if it is not held
-    /// any more: stop working.
+    /// FAILED_PRECONDITION with LEASE_LOST or OPERATION_ALREADY_DONE if the lease is
+    /// no longer valid: stop working.
     pub async fn renew(&self, name: &OperationName, token: LeaseToken) -> Result<Arc<Operation>> {
         self.heartbeat(name, token, Report::default()).await
     }
 
-    /// Renews a lease, and tells how far the work is.
+    /// Renews a lease and merges a report.
     ///
     /// # Errors
     /// As [`Operations::renew`]; INVALID_ARGUMENT if the progress is out of range,
-    /// RESOURCE_EXHAUSTED if the report is too large, and then the lease is not
-    /// renewed.
+    /// RESOURCE_EXHAUSTED if the report is too large. The lease is not renewed then.
     pub async fn heartbeat(
         &self,
         name: &OperationName,
@@ -151,7 +152,7 @@ impl Operations {
             .await
     }
 
-    /// Tells how far the work is, without renewing the lease.
+    /// Merges a report without renewing the lease.
     ///
     /// # Errors
     /// As [`Operations::heartbeat`].
@@ -167,12 +168,13 @@ impl Operations {
             .await
     }
 
-    /// Ends an attempt, with a last report. Ending it again the same way is fine.
+    /// Records the result of an attempt, with a last report. Repeating the call with
+    /// the same result succeeds.
     ///
     /// # Errors
     /// FAILED_PRECONDITION with LEASE_LOST or OPERATION_ALREADY_DONE, INVALID_ARGUMENT
-    /// for a malformed `Any` or a code that is no error, RESOURCE_EXHAUSTED if it
-    /// is too large.
+    /// for a malformed `Any` or an invalid error code, RESOURCE_EXHAUSTED if the
+    /// result or the report is too large.
     pub async fn finish(
         &self,
         name: &OperationName,
@@ -185,7 +187,7 @@ impl Operations {
         self.store().commit(name, event).await
     }
 
-    /// Finishes an operation with a response.
+    /// Records a response as the result of an attempt.
     ///
     /// # Errors
     /// As [`Operations::finish`].
@@ -199,7 +201,7 @@ impl Operations {
         self.finish(name, token, result, Report::default()).await
     }
 
-    /// Finishes an attempt with a failure.
+    /// Records a failure as the result of an attempt.
     ///
     /// # Errors
     /// As [`Operations::finish`].
@@ -213,7 +215,7 @@ impl Operations {
         self.finish(name, token, result, Report::default()).await
     }
 
-    /// Gives an operation back to its queue; the attempt does not count.
+    /// Returns an operation to its queue; the attempt does not count.
     ///
     /// # Errors
     /// As [`Operations::finish`].
@@ -226,12 +228,12 @@ impl Operations {
 // === impl DirectiveStream ===
 
 impl DirectiveStream {
-    /// The next notice; none when the server shuts down.
+    /// Waits for the next directive. Returns `None` when the server shuts down.
     pub(crate) async fn next(&mut self) -> Option<LeaseDirective> {
         select! {
             biased;
             () = self.stopping.cancelled() => None,
-            notice = self.subscription.next_directive() => Some(notice),
+            directive = self.subscription.next_directive() => Some(directive),
         }
     }
 }

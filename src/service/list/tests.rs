@@ -1,5 +1,5 @@
-//! Lists with filters: a plan leaves nothing out, pages together hold the whole
-//! list, and no page keeps its thread or its caller for long.
+//! Lists with filters: plans are complete, pages are disjoint and complete, and a
+//! page blocks neither its thread nor its caller for long.
 
 use std::{
     future::{Future, poll_fn},
@@ -17,8 +17,8 @@ use crate::{
     },
 };
 
-/// An operation without anything by which it could be found.
-const MINIMAL_FACTS: SampleOperation = SampleOperation {
+/// An operation without optional fields.
+const MINIMAL_SAMPLE: SampleOperation = SampleOperation {
     parent: "",
     id: String::new(),
     state: SampleState::Succeeded,
@@ -29,16 +29,16 @@ const MINIMAL_FACTS: SampleOperation = SampleOperation {
     metadata: SampleMetadata::Server(None),
 };
 
-/// So many operations, with so many numbers in their metadata.
+/// Returns a view of `count` operations with `numbers` numbers each in their metadata.
 fn view_with_large_metadata(count: u64, numbers: u16) -> View {
     let view = View::new(Clock::system(), &Metrics::default(), 10, None);
     for number in 1..=count {
-        let facts = SampleOperation {
+        let sample = SampleOperation {
             id: format!("a{number}"),
             metadata: SampleMetadata::Numbers(numbers),
-            ..MINIMAL_FACTS
+            ..MINIMAL_SAMPLE
         };
-        view.publish(&Arc::new(facts.to_operation(number)));
+        view.publish(&Arc::new(sample.to_operation(number)));
     }
     view
 }
@@ -50,22 +50,22 @@ fn request(filter: &str) -> ListOperationsRequest {
     }
 }
 
-/// A view of these operations, of which every seventh has gone away again and
-/// every fifth is as it was made only after it was something else.
-fn view_of(all: &[SampleOperation]) -> View {
+/// Returns a view of these operations. Every seventh is removed again, and every
+/// fifth has an earlier revision in another state.
+fn view_of(samples: &[SampleOperation]) -> View {
     let view = View::new(Clock::system(), &Metrics::default(), 10, None);
-    for (number, facts) in (1..).zip(all) {
-        if view.get_any(&facts.name()).is_some() {
+    for (number, sample) in (1..).zip(samples) {
+        if view.get_any(&sample.name()).is_some() {
             continue;
         }
         if number % 5 == 0 {
-            let other = SampleOperation {
+            let earlier = SampleOperation {
                 state: SampleState::Running,
-                ..facts.clone()
+                ..sample.clone()
             };
-            view.publish(&Arc::new(other.to_operation(number)));
+            view.publish(&Arc::new(earlier.to_operation(number)));
         }
-        let operation = Arc::new(facts.to_operation(number));
+        let operation = Arc::new(sample.to_operation(number));
         view.publish(&operation);
         if number % 7 == 0 {
             view.remove(&operation);
@@ -74,7 +74,17 @@ fn view_of(all: &[SampleOperation]) -> View {
     view
 }
 
-/// All pages of a list.
+fn source(view: &View) -> ListSource<'_> {
+    ListSource {
+        view,
+        shared_store: None,
+        is_up_to_date: true,
+        types: built_in_types(),
+        clock: Clock::system(),
+    }
+}
+
+/// Returns the names on all pages of a list.
 async fn list_all_names(view: &View, name: &str, filter: &str, page_size: i32) -> Vec<String> {
     let (mut names, mut page_token) = (Vec::new(), String::new());
     loop {
@@ -85,17 +95,12 @@ async fn list_all_names(view: &View, name: &str, filter: &str, page_size: i32) -
             page_token,
             ..Default::default()
         };
-        let page = list_page(
-            view,
-            None,
-            true,
-            built_in_types(),
-            Clock::system(),
-            &request,
-        )
-        .await
-        .unwrap();
-        names.extend(page.operations.iter().map(|found| found.name().to_owned()));
+        let page = source(view).list_page(&request).await.unwrap();
+        names.extend(
+            page.operations
+                .iter()
+                .map(|operation| operation.name().to_owned()),
+        );
         page_token = page.next_page_token;
         if page_token.is_empty() {
             return names;
@@ -108,30 +113,30 @@ proptest! {
 
     #[test]
     fn planned_list_equals_full_scan(
-        facts in proptest::collection::vec(any_sample_operation(), 0..200),
+        samples in proptest::collection::vec(any_sample_operation(), 0..200),
         filters in proptest::collection::vec(any_sample_filter(), 1..8),
         page_size in 1i32..50,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let view = view_of(&facts);
+        let view = view_of(&samples);
         for filter in filters {
-            let query = CompiledFilter::new(&filter, built_in_types()).unwrap();
+            let compiled = CompiledFilter::new(&filter, built_in_types()).unwrap();
             for scope in ["", "operations", "projects/p", "operations/-", "nothing/here"] {
-                let expected = full_scan(&view, scope, &query);
-                let found = runtime.block_on(list_all_names(&view, scope, &filter.to_string(), page_size));
-                prop_assert_eq!(found, expected, "{} of {:?}: {}", filter, scope, Plan::from_filter(&query));
+                let expected = full_scan(&view, scope, &compiled);
+                let listed = runtime.block_on(list_all_names(&view, scope, &filter.to_string(), page_size));
+                prop_assert_eq!(listed, expected, "{} of {:?}: {}", filter, scope, Plan::from_filter(&compiled));
             }
         }
     }
 }
 
-fn full_scan(view: &View, scope: &str, query: &CompiledFilter) -> Vec<String> {
+fn full_scan(view: &View, scope: &str, filter: &CompiledFilter) -> Vec<String> {
     let scope = Scope::parse(scope).unwrap();
     let scan = view.index.scan(&scope, &Plan::EVERYTHING, |_| None);
     let all = view.index.scan_batch(&scan, u64::MAX, usize::MAX);
     assert_eq!(all.resume_before, None);
     let all = all.operations.into_iter();
-    all.filter(|operation| scope.contains(operation.name()) && query.matches(operation))
+    all.filter(|operation| scope.contains(operation.name()) && filter.matches(operation))
         .map(|operation| operation.name().to_owned())
         .collect()
 }
@@ -142,23 +147,14 @@ async fn long_search_returns_short_page_with_next_page_token() {
     let count = u64::try_from(MAX_EXAMINED + 2 * FILTERED_BATCH_SIZE).unwrap();
     for number in 1..=count {
         let id = format!("a{number}");
-        let facts = SampleOperation {
+        let sample = SampleOperation {
             id,
-            ..MINIMAL_FACTS
+            ..MINIMAL_SAMPLE
         };
-        view.publish(&Arc::new(facts.to_operation(number)));
+        view.publish(&Arc::new(sample.to_operation(number)));
     }
     let request = request("name = \"*/a1\"");
-    let first = list_page(
-        &view,
-        None,
-        true,
-        built_in_types(),
-        Clock::system(),
-        &request,
-    )
-    .await
-    .unwrap();
+    let first = source(&view).list_page(&request).await.unwrap();
     assert!(first.operations.is_empty() && !first.next_page_token.is_empty());
     let names = list_all_names(&view, "", &request.filter, 0).await;
     assert_eq!(names, ["operations/a1"]);
@@ -166,7 +162,7 @@ async fn long_search_returns_short_page_with_next_page_token() {
 
 #[tokio::test]
 async fn list_yields_after_each_expensive_operation() {
-    // The first are asked aside, the others in place.
+    // The filter runs on another thread for the larger ones, inline for the others.
     for (count, numbers) in [(12, 6000), (24, 1500)] {
         let view = view_with_large_metadata(count, numbers);
         for filter in [
@@ -175,23 +171,17 @@ async fn list_yields_after_each_expensive_operation() {
             "nowhere OR metadata.x = 1",
         ] {
             let request = request(filter);
-            let mut listed = pin!(list_page(
-                &view,
-                None,
-                true,
-                built_in_types(),
-                Clock::system(),
-                &request
-            ));
+            let source = source(&view);
+            let mut list = pin!(source.list_page(&request));
             let mut polls = 0;
-            let listed = poll_fn(|context| {
+            let page = poll_fn(|context| {
                 polls += 1;
-                listed.as_mut().poll(context)
+                list.as_mut().poll(context)
             });
-            let listed = listed.await.unwrap();
-            assert!(listed.operations.is_empty());
-            let is_short = !listed.next_page_token.is_empty();
-            assert!(10 < polls || is_short, "{filter}: {polls}");
+            let page = page.await.unwrap();
+            assert!(page.operations.is_empty());
+            let is_short = !page.next_page_token.is_empty();
+            assert!(polls > 10 || is_short, "{filter}: {polls}");
         }
     }
 }
@@ -199,7 +189,7 @@ async fn list_yields_after_each_expensive_operation() {
 #[tokio::test(start_paused = true)]
 async fn page_ends_within_time_budget_despite_expensive_operations() {
     let view = view_with_large_metadata(4, 6000);
-    let clock = Clock::system();
+    let source = source(&view);
     let request = request("nowhere OR metadata.numbers:7");
     let advance_clock = async {
         loop {
@@ -208,10 +198,10 @@ async fn page_ends_within_time_budget_despite_expensive_operations() {
         }
     };
     let first = tokio::select! {
-        first = list_page(&view, None, true, built_in_types(), clock, &request) => first.unwrap(),
-        () = advance_clock => panic!("time has no end"),
+        first = source.list_page(&request) => first.unwrap(),
+        () = advance_clock => unreachable!(),
     };
-    // The one that was begun is asked to its end.
+    // An evaluation that has begun is completed.
     assert_eq!(first.operations.len(), 1);
     assert!(!first.next_page_token.is_empty());
     let all = list_all_names(&view, "", &request.filter, 0).await;
@@ -228,7 +218,7 @@ async fn page_ends_within_time_budget_despite_expensive_operations() {
 fn scan_description_names_indexes_actually_scanned() {
     let view = View::new(Clock::system(), &Metrics::default(), 10, None);
     for number in 1..=1000 {
-        let facts = SampleOperation {
+        let sample = SampleOperation {
             parent: if number == 1 { "projects/p" } else { "" },
             id: format!("a{number}"),
             state: if number < 500 {
@@ -237,13 +227,13 @@ fn scan_description_names_indexes_actually_scanned() {
                 SampleState::Succeeded
             },
             env: Some("prod"),
-            ..MINIMAL_FACTS
+            ..MINIMAL_SAMPLE
         };
-        view.publish(&Arc::new(facts.to_operation(number)));
+        view.publish(&Arc::new(sample.to_operation(number)));
     }
     let describe_scan = |scope: &str, filter: &str| {
-        let query = CompiledFilter::parse(filter, built_in_types()).unwrap();
-        let (plan, scope) = (Plan::from_filter(&query), Scope::parse(scope).unwrap());
+        let filter = CompiledFilter::parse(filter, built_in_types()).unwrap();
+        let (plan, scope) = (Plan::from_filter(&filter), Scope::parse(scope).unwrap());
         view.index.scan(&scope, &plan, |_| None).to_string()
     };
     for (scope, filter, expected) in [
@@ -263,14 +253,14 @@ fn scan_description_names_indexes_actually_scanned() {
             "name = \"operations/feed*\"",
             "names with \"operations/feed\"",
         ),
-        // The server may have made such names itself.
+        // A UUIDv7 prefix may match many server-generated names.
         ("", "name = \"operations/019*\"", "everything"),
         (
             "",
             "name = \"operations/019*\" AND labels.env = prod",
             "label env=\"prod\"",
         ),
-        // Few are in the parent, and many are running.
+        // The parent has fewer operations than the state.
         ("projects/p", "state = RUNNING", "everything"),
         (
             "",

@@ -39,10 +39,8 @@ fn spawn_worker(
 }
 
 fn queued(attempts: u32) -> NewOperation {
-    NewOperation::queued("q").retry_policy(RetryPolicy {
-        initial_backoff: Duration::ZERO,
-        ..RetryPolicy::with_max_attempts(attempts)
-    })
+    NewOperation::queued("q")
+        .retry_policy(RetryPolicy::with_max_attempts(attempts).with_initial_backoff(Duration::ZERO))
 }
 
 async fn create(network: &LossyChannel, new: NewOperation) -> Arc<Operation> {
@@ -314,10 +312,7 @@ async fn draining_server_gets_few_heartbeats_and_watch_reconnects() {
 
 #[tokio::test(start_paused = true)]
 async fn polling_is_throttled_when_server_max_wait_is_zero() {
-    let wait_limits = WaitLimits {
-        max_timeout: Duration::ZERO,
-        ..WaitLimits::default()
-    };
+    let wait_limits = WaitLimits::default().with_max_timeout(Duration::ZERO);
     let network = LossyChannel::start_with(crate::support::operations_builder(), wait_limits).await;
     let _worker = spawn_worker(&network, async |_: Context| Ok(string_value("done")));
     sleep(60 * SECOND).await;

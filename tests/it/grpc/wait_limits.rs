@@ -25,10 +25,9 @@ fn wait_request_without_timeout(
 // WAIT-3, WAIT-6
 #[tokio::test]
 async fn wait_uses_default_timeout_and_is_capped_by_max_timeout() {
-    let wait_limits = WaitLimits {
-        default_timeout: 500 * MS,
-        max_timeout: 3000 * MS,
-    };
+    let wait_limits = WaitLimits::default()
+        .with_default_timeout(500 * MS)
+        .with_max_timeout(3000 * MS);
     let server =
         GrpcTestServer::start_with_wait_limits(crate::support::operations_builder(), wait_limits)
             .await;
@@ -163,10 +162,9 @@ async fn zero_wait_timeout_returns_immediately_and_malformed_is_invalid() {
 // WAIT-7: the longest proper duration is the maximum of the server.
 #[tokio::test]
 async fn longest_protobuf_duration_is_capped_by_max_wait_timeout() {
-    let wait_limits = WaitLimits {
-        default_timeout: MS,
-        max_timeout: 50 * MS,
-    };
+    let wait_limits = WaitLimits::default()
+        .with_default_timeout(MS)
+        .with_max_timeout(50 * MS);
     let server =
         GrpcTestServer::start_with_wait_limits(crate::support::operations_builder(), wait_limits)
             .await;

@@ -42,10 +42,8 @@ async fn wait_timeout_returns_unfinished_operation_without_error() {
 // 2, WAIT-6, WAIT-9
 #[tokio::test]
 async fn wait_without_timeout_is_capped_and_disconnect_frees_its_waiter() {
-    let wait_limits = longrunning::WaitLimits {
-        default_timeout: Duration::from_millis(50),
-        ..Default::default()
-    };
+    let wait_limits =
+        longrunning::WaitLimits::default().with_default_timeout(Duration::from_millis(50));
     let server =
         GrpcTestServer::start_with_wait_limits(crate::support::operations_builder(), wait_limits)
             .await;
