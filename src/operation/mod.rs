@@ -191,8 +191,8 @@ impl Operation {
         Ok(OperationUpdate::Put(changed))
     }
 
-    /// Removes a done operation. Another one becomes invisible to clients, runs
-    /// on, and is removed when it is done.
+    /// Deletes the operation: removes it if it is done, else hides it from clients
+    /// until it is done and then removes it.
     pub(crate) fn delete(&self, now: Timestamp) -> OperationUpdate {
         if self.is_done() {
             return OperationUpdate::Remove(None);

@@ -261,10 +261,10 @@ mod tests {
 
     #[test]
     fn operation_id_has_1_to_63_letters_digits_and_inner_dashes() {
-        for good in ["a", "0", "a-b", &"a".repeat(63)] {
-            assert!(OperationId::parse(good).is_ok(), "{good}");
+        for valid in ["a", "0", "a-b", &"a".repeat(63)] {
+            assert!(OperationId::parse(valid).is_ok(), "{valid}");
         }
-        for bad in [
+        for invalid in [
             "",
             "-",
             "a-",
@@ -277,8 +277,8 @@ mod tests {
             &"a".repeat(64),
         ] {
             assert!(
-                matches!(OperationId::parse(bad), Err(InvalidName::Id(_))),
-                "{bad}"
+                matches!(OperationId::parse(invalid), Err(InvalidName::Id(_))),
+                "{invalid}"
             );
         }
     }

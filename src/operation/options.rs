@@ -184,40 +184,40 @@ mod tests {
 
     #[test]
     fn queue_name_over_63_bytes_or_with_invalid_bytes_is_rejected() {
-        for good in ["checksum", "A.b-c_9", "0"] {
-            assert_eq!(QueueName::parse(good).unwrap().as_str(), good);
+        for valid in ["checksum", "A.b-c_9", "0"] {
+            assert_eq!(QueueName::parse(valid).unwrap().as_str(), valid);
         }
-        for bad in ["", ".a", "a b", "é", &"q".repeat(64)] {
-            assert!(QueueName::parse(bad).is_err(), "{bad:?}");
+        for invalid in ["", ".a", "a b", "é", &"q".repeat(64)] {
+            assert!(QueueName::parse(invalid).is_err(), "{invalid:?}");
         }
     }
 
     #[test]
     fn lease_duration_below_1_s_and_zero_timeouts_are_rejected() {
-        let good = ExecutionOptions::default();
-        assert_eq!(good.lease_duration, Duration::from_secs(30));
-        assert_eq!(good.retention, Duration::from_secs(86_400));
-        assert_eq!(good.check(), Ok(()));
+        let valid = ExecutionOptions::default();
+        assert_eq!(valid.lease_duration, Duration::from_secs(30));
+        assert_eq!(valid.retention, Duration::from_secs(86_400));
+        assert_eq!(valid.check(), Ok(()));
         let zero = Some(Duration::ZERO);
-        for bad in [
+        for invalid in [
             ExecutionOptions {
                 lease_duration: Duration::from_millis(999),
-                ..good.clone()
+                ..valid.clone()
             },
             ExecutionOptions {
                 total_timeout: zero,
-                ..good.clone()
+                ..valid.clone()
             },
             ExecutionOptions {
                 attempt_timeout: zero,
-                ..good.clone()
+                ..valid.clone()
             },
             ExecutionOptions {
                 retry_policy: RetryPolicy::with_max_attempts(0),
-                ..good.clone()
+                ..valid.clone()
             },
         ] {
-            assert!(bad.check().is_err(), "{bad:?}");
+            assert!(invalid.check().is_err(), "{invalid:?}");
         }
     }
 }

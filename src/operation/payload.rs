@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn empty_or_malformed_type_url_is_rejected() {
-        for bad in [
+        for invalid in [
             "",
             "/",
             "example.com/",
@@ -132,7 +132,7 @@ mod tests {
             "x y/pkg.Msg",
             "type.googleapis.com/é",
         ] {
-            assert!(normalized_url(bad).is_err(), "{bad:?}");
+            assert!(normalized_url(invalid).is_err(), "{invalid:?}");
         }
     }
 }

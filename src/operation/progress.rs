@@ -39,21 +39,21 @@ mod tests {
 
     #[test]
     fn out_of_range_progress_is_rejected() {
-        let good = Progress {
+        let valid = Progress {
             fraction: Some(1.0),
             done_units: i64::MAX,
             total_units: 3,
             eta: Some(prost_types::Timestamp::default()),
             ..Progress::default()
         };
-        assert_eq!(check(&good), Ok(()));
+        assert_eq!(check(&valid), Ok(()));
         assert_eq!(check(&Progress::default()), Ok(()));
         for fraction in [f64::NAN, f64::INFINITY, -0.1, 1.000_001] {
             let fraction = Some(fraction);
             assert!(
                 check(&Progress {
                     fraction,
-                    ..good.clone()
+                    ..valid.clone()
                 })
                 .is_err()
             );
@@ -61,14 +61,14 @@ mod tests {
         assert!(
             check(&Progress {
                 done_units: -1,
-                ..good.clone()
+                ..valid.clone()
             })
             .is_err()
         );
         assert!(
             check(&Progress {
                 total_units: -1,
-                ..good.clone()
+                ..valid.clone()
             })
             .is_err()
         );
@@ -77,7 +77,7 @@ mod tests {
             assert!(
                 check(&Progress {
                     eta,
-                    ..good.clone()
+                    ..valid.clone()
                 })
                 .is_err()
             );

@@ -132,35 +132,35 @@ mod tests {
 
     #[test]
     fn out_of_range_retry_policy_is_rejected() {
-        let good = RetryPolicy::default();
-        assert!(good.check().is_ok());
-        for bad in [
+        let valid = RetryPolicy::default();
+        assert!(valid.check().is_ok());
+        for invalid in [
             RetryPolicy {
                 max_attempts: 0,
-                ..good.clone()
+                ..valid.clone()
             },
             RetryPolicy {
                 multiplier: 0.5,
-                ..good.clone()
+                ..valid.clone()
             },
             RetryPolicy {
                 multiplier: f64::NAN,
-                ..good.clone()
+                ..valid.clone()
             },
             RetryPolicy {
                 jitter: 1.1,
-                ..good.clone()
+                ..valid.clone()
             },
             RetryPolicy {
                 max_backoff: Duration::MAX,
-                ..good.clone()
+                ..valid.clone()
             },
             RetryPolicy {
                 max_backoff: Duration::ZERO,
-                ..good.clone()
+                ..valid.clone()
             },
         ] {
-            assert!(bad.check().is_err(), "{bad:?}");
+            assert!(invalid.check().is_err(), "{invalid:?}");
         }
     }
 

@@ -90,10 +90,10 @@ mod tests {
 
     #[test]
     fn trace_context_rejects_invalid_keys_values_and_more_than_8_entries() {
-        let good = [("traceparent", "00-4bf92f-01"), ("tracestate", "a=b, c=d")];
+        let valid = [("traceparent", "00-4bf92f-01"), ("tracestate", "a=b, c=d")];
         assert_eq!(
-            trace_context(&good).unwrap().iter().collect::<Vec<_>>(),
-            good
+            trace_context(&valid).unwrap().iter().collect::<Vec<_>>(),
+            valid
         );
         assert_eq!(trace_context(&[]), Ok(TraceContext::NONE));
         for key in ["", "Traceparent", "a b", &"a".repeat(64)] {

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The position of an operation in the state machine. Finer than the public
-/// [`State`]: it tells a requested cancellation apart and contains the lease.
+/// [`State`]: it has a phase for requested cancellation, and contains the lease.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Phase {
     /// No worker holds the lease; none may acquire it before `ready_at`.

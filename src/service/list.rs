@@ -60,7 +60,7 @@ pub struct Page {
     pub unreachable: Vec<String>,
 }
 
-/// Where the operations of a list come from.
+/// The data that lists read.
 #[derive(Clone, Copy)]
 pub(super) struct ListSource<'a> {
     pub(super) view: &'a View,
@@ -225,7 +225,7 @@ impl ListQuery {
         let batch_size = match (&self.filter, &self.scope) {
             (Some(_), _) => FILTERED_BATCH_SIZE,
             (None, Scope::ParentPattern(_)) => BATCH_SIZE,
-            // All of them match; one more tells whether there is a next page.
+            // All of them match; one more indicates a next page.
             (None, Scope::Everything | Scope::Parent(_)) => self.page_size + 1,
         };
         loop {

@@ -150,13 +150,13 @@ proptest! {
     #[test]
     fn corrupted_record_is_rejected_without_panic(spec in operation_specs(), at: prop::sample::Index, bit in 0..8u8, number_offset in 1..9u64) {
         let operation = apply_events(spec, &[]);
-        let good = encode_with_input(&operation);
-        let mut bad = good.clone();
-        *at.get_mut(&mut bad) ^= 1 << bit;
+        let valid = encode_with_input(&operation);
+        let mut invalid = valid.clone();
+        *at.get_mut(&mut invalid) ^= 1 << bit;
         let mut decoder = RecordDecoder::default();
-        prop_assert!(decoder.decode(operation.number(), &bad, None).is_err());
-        prop_assert!(decoder.decode(operation.number(), &good[..at.index(good.len())], None).is_err());
-        prop_assert!(decoder.decode(operation.number() + number_offset, &good, None).is_err());
+        prop_assert!(decoder.decode(operation.number(), &invalid, None).is_err());
+        prop_assert!(decoder.decode(operation.number(), &valid[..at.index(valid.len())], None).is_err());
+        prop_assert!(decoder.decode(operation.number() + number_offset, &valid, None).is_err());
     }
 
     #[test]
