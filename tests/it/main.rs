@@ -1,11 +1,10 @@
-//! The behaviour of the server, as its clients and its embedders see it: each
-//! test states a rule of `BEHAVIOUR.md` or of the conformance checklist, whose
-//! id stands above it.
+//! Integration tests: the behaviour that clients, workers, operators and embedding
+//! programs observe. The comment above a test cites the rules that it checks.
 #![expect(
     clippy::disallowed_methods,
-    reason = "a test owns its tasks and may read the wall clock"
+    reason = "tests spawn their own tasks and may read the wall clock"
 )]
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 mod support;
 

@@ -1,15 +1,19 @@
-//! CancelOperation over gRPC. How a handler learns of it is in `handlers`.
+//! CancelOperation over gRPC.
 
 use longrunning::{
-    Failure, NewOperation, State,
+    Failure, NewOperation, QueueName, RetryPolicy, State, WorkerId,
     proto::google::longrunning::{CancelOperationRequest, ListOperationsRequest},
 };
 use tonic::Code;
 
 use crate::support::{
-    GrpcClient, GrpcTestServer, create_leased, create_pending, create_running, create_succeeded,
-    decode_metadata, error_details::expect_status_error, error_reason, expect_error,
-    expect_response, get_request, string_value,
+    GrpcClient, GrpcTestServer,
+    assertions::{assert_error_code, assert_failed_with},
+    create_leased, create_pending, create_running, create_succeeded, decode_metadata,
+    error_details::expect_status_error,
+    expect_response,
+    operations::get_operation,
+    string_value,
 };
 
 fn cancel_request(name: &str) -> CancelOperationRequest {
@@ -27,16 +31,8 @@ async fn cancelled_queued_operation_is_done_immediately_and_stays_listed() {
     let name = create_pending(&server.operations).await;
     let mut client = server.client().await;
     cancel(&mut client, name.as_str()).await;
-    let operation = client
-        .get_operation(get_request(name.as_str()))
-        .await
-        .unwrap()
-        .into_inner();
-    let error = expect_error(&operation);
-    assert_eq!(
-        (error.code, error_reason(&error).as_str()),
-        (1, "OPERATION_CANCELLED")
-    );
+    let operation = get_operation(&server, name.as_str()).await;
+    assert_failed_with(&operation, Code::Cancelled, "OPERATION_CANCELLED");
     let operation_metadata = decode_metadata(&operation);
     assert_eq!(
         (
@@ -60,11 +56,7 @@ async fn cancel_of_running_operation_returns_before_worker_reacts() {
     let (name, _) = create_running(&server.operations).await;
     let mut client = server.client().await;
     cancel(&mut client, name.as_str()).await;
-    let operation = client
-        .get_operation(get_request(name.as_str()))
-        .await
-        .unwrap()
-        .into_inner();
+    let operation = get_operation(&server, name.as_str()).await;
     assert!(!operation.done);
     let operation_metadata = decode_metadata(&operation);
     assert_eq!(
@@ -96,35 +88,27 @@ async fn worker_decides_outcome_of_cancelled_operation() {
         .succeed(&succeeding, succeeding_token, string_value("too late"))
         .await
         .unwrap();
-    let stopped = client
-        .get_operation(get_request(stopping.as_str()))
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(expect_error(&stopped).code, 1);
-    let done = client
-        .get_operation(get_request(succeeding.as_str()))
-        .await
-        .unwrap()
-        .into_inner();
+    let stopped = get_operation(&server, stopping.as_str()).await;
+    assert_error_code(&stopped, Code::Cancelled);
+    let done = get_operation(&server, succeeding.as_str()).await;
     assert_eq!(expect_response(&done), string_value("too late"));
     assert!(decode_metadata(&done).cancel_requested);
 }
 
-// BEHAVIOUR §4: no retry follows a cancellation.
+// BEHAVIOUR §4: a cancelled operation is not retried.
 #[tokio::test]
 async fn retryable_failure_or_release_after_cancel_ends_as_cancelled() {
     let server = GrpcTestServer::start().await;
-    let queue = longrunning::QueueName::parse("q").unwrap();
+    let queue = QueueName::parse("q").unwrap();
     let mut client = server.client().await;
     for is_release in [false, true] {
-        let retry = longrunning::RetryPolicy::with_max_attempts(5);
+        let retry = RetryPolicy::with_max_attempts(5);
         server
             .operations
             .create(NewOperation::queued("q").retry_policy(retry))
             .await
             .unwrap();
-        let worker = longrunning::WorkerId::new("w");
+        let worker = WorkerId::new("w");
         let leased = server.operations.lease(&queue, &worker).await.unwrap();
         let (name, token) = (leased.name_owned(), leased.lease().unwrap().token);
         cancel(&mut client, name.as_str()).await;
@@ -138,12 +122,8 @@ async fn retryable_failure_or_release_after_cancel_ends_as_cancelled() {
                 .await
                 .unwrap();
         }
-        let operation = client
-            .get_operation(get_request(name.as_str()))
-            .await
-            .unwrap()
-            .into_inner();
-        assert_eq!(expect_error(&operation).code, 1);
+        let operation = get_operation(&server, name.as_str()).await;
+        assert_error_code(&operation, Code::Cancelled);
     }
 }
 

@@ -1,4 +1,4 @@
-//! DeleteOperation: hides at once, cancels nothing.
+//! DeleteOperation over gRPC: it hides an operation immediately and cancels nothing.
 
 use longrunning::{
     NewOperation, QueueName, Report, WorkerId,
@@ -57,7 +57,7 @@ async fn deleted_running_operation_continues_and_is_removed_at_completion() {
     assert_eq!(get_error.code, Code::NotFound);
 }
 
-// DEL-1: a deleted operation that waits still gets its worker.
+// DEL-1: a deleted queued operation is still leased to a worker.
 #[tokio::test]
 async fn deleted_queued_operation_is_still_executed() {
     let server = GrpcTestServer::start().await;

@@ -1,5 +1,5 @@
-//! Errors, as BEHAVIOUR §9 lists them. `support::problem` checks the form of
-//! each (ERR-1 to ERR-4); here each path is gone once.
+//! Every error of BEHAVIOUR §9 over gRPC. `ErrorDetails` checks that each has the
+//! form of ERR-1 to ERR-4.
 
 use longrunning::{
     Error, Failure, Limits, NewOperation, Operations,
@@ -17,6 +17,7 @@ use crate::support::{
     GrpcTestServer, create_running, create_succeeded, custom_metadata,
     error_details::{ErrorDetails, expect_status_error},
     get_request,
+    operations::start_operations,
     raw_requests::raw_unary_call,
     string_value,
     test_storage::{TestStorage, WriteMode},
@@ -30,7 +31,7 @@ const OPERATIONS_METHODS: [&str; 5] = [
     "/google.longrunning.Operations/WaitOperation",
 ];
 
-/// An error of the library, as it goes over gRPC.
+/// Returns an error of the library as gRPC clients receive it.
 fn to_grpc_error(error: Error) -> ErrorDetails {
     ErrorDetails::from_status(&Status::from(error))
 }
@@ -40,7 +41,7 @@ async fn expect_create_error(operations: &Operations, new: NewOperation) -> Erro
         operations
             .create(new)
             .await
-            .expect_err("it had to be refused"),
+            .expect_err("expected create to be rejected"),
     )
 }
 
@@ -132,7 +133,7 @@ async fn invalid_list_request_names_violated_field() {
     }
 }
 
-// GET-4: what is not UTF-8 is no protobuf string at all.
+// GET-4: a protobuf string that is not UTF-8 fails to decode.
 #[tokio::test]
 async fn undecodable_request_is_invalid_argument_on_every_method() {
     let server = GrpcTestServer::start().await;
@@ -204,7 +205,7 @@ async fn unknown_method_or_service_is_unimplemented_with_error_info() {
     }
 }
 
-// ERR-3: what stands in a message is percent-encoded on the wire and comes back whole.
+// ERR-3: messages are percent-encoded on the wire and decoded without loss.
 #[tokio::test]
 async fn unicode_name_round_trips_in_error_details() {
     let server = GrpcTestServer::start().await;
@@ -228,7 +229,7 @@ async fn unicode_name_round_trips_in_error_details() {
 // BEHAVIOUR §9
 #[tokio::test]
 async fn invalid_create_request_names_violated_field() {
-    let operations = crate::support::operations_builder().start().await.unwrap();
+    let operations = start_operations().await;
     let queued = || NewOperation::queued("q");
     let zero = std::time::Duration::ZERO;
     let untyped_any = custom_metadata(1);
@@ -297,7 +298,7 @@ async fn invalid_create_request_names_violated_field() {
 // BEHAVIOUR §9
 #[tokio::test]
 async fn duplicate_operation_id_or_request_id_already_exists() {
-    let operations = crate::support::operations_builder().start().await.unwrap();
+    let operations = start_operations().await;
     operations
         .create(NewOperation::queued("q").id("mine"))
         .await
@@ -324,7 +325,7 @@ async fn duplicate_operation_id_or_request_id_already_exists() {
 // BEHAVIOUR §9
 #[tokio::test]
 async fn lost_lease_and_second_outcome_are_failed_precondition() {
-    let operations = crate::support::operations_builder().start().await.unwrap();
+    let operations = start_operations().await;
     let (name, token) = create_running(&operations).await;
     let unknown_token = longrunning::LeaseToken::random();
     let lost = to_grpc_error(operations.renew(&name, unknown_token).await.unwrap_err());
@@ -341,7 +342,7 @@ async fn lost_lease_and_second_outcome_are_failed_precondition() {
     operations
         .succeed(&name, token, string_value("one"))
         .await
-        .expect("the same outcome is fine");
+        .expect("expected the same outcome to be accepted again");
     let other = to_grpc_error(
         operations
             .succeed(&name, token, string_value("two"))
@@ -439,10 +440,10 @@ async fn unwritable_store_is_unavailable_on_every_write_path() {
         );
         assert!(
             !details.message.contains("the test broke it"),
-            "no inner matters in messages"
+            "expected no internal error text in the message"
         );
     }
-    // Reading needs no journal.
+    // Reads do not write to the storage.
     client
         .get_operation(get_request(name.as_str()))
         .await
@@ -452,7 +453,7 @@ async fn unwritable_store_is_unavailable_on_every_write_path() {
 // BEHAVIOUR §9
 #[tokio::test]
 async fn create_during_shutdown_is_rejected_with_retry_info() {
-    let operations = crate::support::operations_builder().start().await.unwrap();
+    let operations = start_operations().await;
     operations.shutdown(std::time::Duration::ZERO).await;
     let details = expect_create_error(&operations, NewOperation::queued("q")).await;
     assert_eq!(

@@ -1,30 +1,17 @@
-//! GetOperation, and the shape of the Operation that every method serves.
+//! GetOperation over gRPC, and the fields of the Operation that every method returns.
 
 use longrunning::{
     Failure, NewOperation, Report, State,
-    proto::google::{
-        longrunning::{ListOperationsRequest, Operation},
-        rpc::Code,
-    },
+    proto::google::{longrunning::ListOperationsRequest, rpc},
 };
 use tokio::task::JoinSet;
-use tonic::Code as Grpc;
+use tonic::Code;
 
 use crate::support::{
-    GrpcTestServer, create_leased, create_pending, create_running, create_succeeded,
-    custom_metadata, decode_metadata, error_details::expect_status_error, expect_error,
-    expect_response, get_request, string_value, wait_request,
+    GrpcTestServer, assertions::assert_error_code, create_leased, create_pending, create_running,
+    create_succeeded, custom_metadata, decode_metadata, error_details::expect_status_error,
+    expect_response, get_request, operations::get_operation, progress, string_value, wait_request,
 };
-
-/// The operation as Get serves it now.
-async fn get_operation(server: &GrpcTestServer, name: &str) -> Operation {
-    let mut client = server.client().await;
-    client
-        .get_operation(get_request(name))
-        .await
-        .unwrap()
-        .into_inner()
-}
 
 // OP-1
 #[tokio::test]
@@ -97,9 +84,8 @@ async fn done_operation_retains_metadata() {
     let server = GrpcTestServer::start().await;
     let new = NewOperation::self_executed("test").label("team", "blue");
     let (name, token) = create_leased(&server.operations, new).await;
-    let progress = Some(crate::support::progress(42));
     let report = Report {
-        progress: progress.clone(),
+        progress: Some(progress(42)),
         ..Report::default()
     };
     server
@@ -114,7 +100,7 @@ async fn done_operation_retains_metadata() {
         .unwrap();
     let metadata = decode_metadata(&get_operation(&server, name.as_str()).await);
     assert_eq!(metadata.state(), State::Succeeded);
-    assert_eq!(metadata.progress, progress);
+    assert_eq!(metadata.progress, Some(progress(42)));
     assert_eq!(metadata.labels["team"], "blue");
     assert_eq!(metadata.attempt, 1);
     assert!(metadata.create_time.is_some() && metadata.start_time.is_some());
@@ -131,13 +117,13 @@ async fn custom_metadata_is_served_byte_for_byte_until_completion() {
         get_operation(&server, name.as_str()).await.metadata,
         Some(custom_metadata(1))
     );
-    let progress = Report {
-        progress: Some(crate::support::progress(1)),
+    let progress_report = Report {
+        progress: Some(progress(1)),
         ..Report::default()
     };
     server
         .operations
-        .report(&name, token, progress)
+        .report(&name, token, progress_report)
         .await
         .unwrap();
     assert_eq!(
@@ -162,7 +148,7 @@ async fn custom_metadata_is_served_byte_for_byte_until_completion() {
         .unwrap();
     let operation = get_operation(&server, name.as_str()).await;
     assert_eq!(operation.metadata, Some(custom_metadata(2)));
-    assert_eq!(expect_error(&operation).code, 1);
+    assert_error_code(&operation, Code::Cancelled);
 }
 
 // OP-13
@@ -194,7 +180,7 @@ async fn operation_metadata_has_aip_216_states() {
     );
     server
         .operations
-        .fail(&running_name, token, Failure::new(Code::Aborted, "no"))
+        .fail(&running_name, token, Failure::new(rpc::Code::Aborted, "no"))
         .await
         .unwrap();
     assert_eq!(
@@ -263,7 +249,7 @@ async fn get_of_unknown_name_is_not_found() {
     );
     assert_eq!(
         details.code_and_reason(),
-        (Grpc::NotFound, "OPERATION_NOT_FOUND")
+        (Code::NotFound, "OPERATION_NOT_FOUND")
     );
     assert_eq!(details.info.metadata["name"], "operations/unknown");
     assert!(details.message.contains("operations/unknown"));

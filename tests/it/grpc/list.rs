@@ -1,11 +1,12 @@
-//! ListOperations: whose operations, in which order. Pages are in `pages`.
+//! ListOperations: which operations it returns, and their order.
 
 use longrunning::{NewOperation, proto::google::longrunning::ListOperationsRequest};
 use tonic::Code;
 
 use crate::support::{
     GrpcClient, GrpcTestServer, create_leased, create_pending, create_running, create_succeeded,
-    custom_metadata, error_details::expect_status_error, get_request, string_value,
+    custom_metadata, error_details::expect_status_error, get_request, operations::list_request,
+    string_value,
 };
 
 const PARENTS: [&str; 7] = [
@@ -18,7 +19,7 @@ const PARENTS: [&str; 7] = [
     "tenants/p",
 ];
 
-/// A server with one operation, `x`, under each parent.
+/// Starts a server that has one operation, `x`, under each parent.
 async fn server_with_operation_per_parent() -> GrpcTestServer {
     let server = GrpcTestServer::start().await;
     for parent in PARENTS {
@@ -26,13 +27,6 @@ async fn server_with_operation_per_parent() -> GrpcTestServer {
         server.operations.create(new).await.unwrap();
     }
     server
-}
-
-fn list_request(name: &str) -> ListOperationsRequest {
-    ListOperationsRequest {
-        name: name.into(),
-        ..Default::default()
-    }
 }
 
 async fn listed_names(client: &mut GrpcClient, name: &str) -> Vec<String> {
@@ -186,7 +180,7 @@ async fn list_order_is_creation_order_despite_changes() {
     assert_eq!(listed, [second.as_str(), first.as_str()]);
 }
 
-// LIST-11: what filters mean is in `filter`.
+// LIST-11
 #[tokio::test]
 async fn invalid_filter_is_rejected_and_blank_filter_matches_all() {
     let server = server_with_operation_per_parent().await;
@@ -203,9 +197,9 @@ async fn invalid_filter_is_rejected_and_blank_filter_matches_all() {
         filter: "done = = true".into(),
         ..list_request("")
     };
-    let refused = expect_status_error(client.list_operations(request).await);
+    let rejected = expect_status_error(client.list_operations(request).await);
     assert_eq!(
-        refused.code_and_reason(),
+        rejected.code_and_reason(),
         (Code::InvalidArgument, "INVALID_FILTER")
     );
 }

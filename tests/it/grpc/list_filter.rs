@@ -1,6 +1,5 @@
-//! ListOperations with a filter (AIP-160), over the wire: the examples of the
-//! guide as they are written, errors, pages and what changes meanwhile. The
-//! language itself is tested beside its parser and its evaluation.
+//! ListOperations with an AIP-160 filter: the examples of `docs/filters.md`, errors,
+//! pages and concurrent changes.
 
 use std::collections::BTreeMap;
 
@@ -22,21 +21,21 @@ use crate::support::{
     error_details::expect_status_error, string_value,
 };
 
-fn list_request(filter: &str) -> ListOperationsRequest {
+fn filter_request(filter: &str) -> ListOperationsRequest {
     ListOperationsRequest {
         filter: filter.into(),
         ..Default::default()
     }
 }
 
-/// The ids of a whole list, page by page.
+/// Returns the ids of all pages of a list.
 async fn list_ids(client: &mut GrpcClient, filter: &str, page_size: i32) -> Vec<String> {
     let (mut ids, mut page_token) = (Vec::new(), String::new());
     loop {
         let request = ListOperationsRequest {
             page_size,
             page_token,
-            ..list_request(filter)
+            ..filter_request(filter)
         };
         let page = client.list_operations(request).await;
         let page = page
@@ -53,7 +52,7 @@ async fn list_ids(client: &mut GrpcClient, filter: &str, page_size: i32) -> Vec<
     }
 }
 
-/// The operations that `docs/filters.md` speaks of.
+/// Creates the operations that the examples of `docs/filters.md` refer to.
 async fn create_guide_operations(operations: &Operations) {
     let new = |new: NewOperation, id: &str| new.parent("projects/shop").id(id);
     let progress = |done_units, total_units| Report {
@@ -128,8 +127,8 @@ async fn create_guide_operations(operations: &Operations) {
         .unwrap();
 }
 
-/// The examples of the guide: tables whose first column is a filter in code and
-/// whose last one names the operations that it finds, newest first.
+/// Returns the filters of the tables of `docs/filters.md`, each with the ids of the
+/// operations in its last column, newest first.
 fn guide_examples() -> Vec<(String, Vec<String>)> {
     let guide = include_str!("../../../docs/filters.md");
     let code = |cell: &str| -> Vec<String> {
@@ -154,14 +153,18 @@ async fn guide_examples_match_documented_operations() {
     create_guide_operations(&server.operations).await;
     let mut client = server.client().await;
     let examples = guide_examples();
-    assert!(30 <= examples.len(), "{} examples", examples.len());
+    assert!(
+        examples.len() >= 30,
+        "expected at least 30 examples, found {}",
+        examples.len()
+    );
     for (filter, expected) in examples {
         assert_eq!(
             list_ids(&mut client, &filter, 0).await,
             expected,
             "{filter}"
         );
-        // Page by page it is the same.
+        // The same, with one operation on each page.
         assert_eq!(
             list_ids(&mut client, &filter, 1).await,
             expected,
@@ -181,7 +184,7 @@ async fn guide_error_messages_match_server_errors() {
     });
     let mut count = 0;
     for (filter, message) in rows {
-        let details = expect_status_error(client.list_operations(list_request(filter)).await);
+        let details = expect_status_error(client.list_operations(filter_request(filter)).await);
         assert_eq!(
             details.code_and_reason(),
             (Code::InvalidArgument, "INVALID_FILTER"),
@@ -190,7 +193,7 @@ async fn guide_error_messages_match_server_errors() {
         assert_eq!(details.message, format!("filter: {message}"), "{filter}");
         count += 1;
     }
-    assert!(5 <= count, "{count} refusals");
+    assert!(count >= 5, "expected at least 5 errors, found {count}");
 }
 
 // LIST-11, ERR-2, ERR-4
@@ -205,7 +208,7 @@ async fn invalid_filter_error_has_column_and_expectation() {
         ("state = runing", 9, "one of PENDING, RUNNING"),
         ("regex(name, '.*')", 1, "there are no functions"),
     ] {
-        let details = expect_status_error(client.list_operations(list_request(filter)).await);
+        let details = expect_status_error(client.list_operations(filter_request(filter)).await);
         assert_eq!(
             details.code_and_reason(),
             (Code::InvalidArgument, "INVALID_FILTER"),
@@ -222,7 +225,7 @@ async fn invalid_filter_error_has_column_and_expectation() {
         "x".repeat(100_000),
         "-".repeat(8000),
     ] {
-        let details = expect_status_error(client.list_operations(list_request(&hostile)).await);
+        let details = expect_status_error(client.list_operations(filter_request(&hostile)).await);
         assert_eq!(
             details.code_and_reason(),
             (Code::InvalidArgument, "INVALID_FILTER")
@@ -255,13 +258,13 @@ async fn filtered_pages_are_complete_ordered_and_bound_to_filter() {
     }
     let first = ListOperationsRequest {
         page_size: 1,
-        ..list_request("done = true")
+        ..filter_request("done = true")
     };
     let first = client.list_operations(first).await.unwrap().into_inner();
     for other in ["done = false", "done=true", ""] {
         let other = ListOperationsRequest {
             page_token: first.next_page_token.clone(),
-            ..list_request(other)
+            ..filter_request(other)
         };
         let details = expect_status_error(client.list_operations(other).await);
         assert_eq!(

@@ -1,26 +1,22 @@
-//! Pages of ListOperations (AIP-158): none skipped, none twice, none too large.
+//! Pages of ListOperations (AIP-158): no operation is skipped or repeated, and no page
+//! is too large.
 
 use std::collections::HashSet;
 
 use longrunning::{
     NewOperation, OperationName, Operations,
-    proto::google::longrunning::{ListOperationsRequest, ListOperationsResponse, Operation},
+    proto::google::longrunning::{
+        ListOperationsRequest, ListOperationsResponse, Operation,
+        operations_client::OperationsClient,
+    },
 };
 use prost::Message;
 use tonic::Code;
 
 use crate::support::{
-    GrpcClient, GrpcTestServer, create_pending, error_details::expect_status_error, string_value,
+    GrpcClient, GrpcTestServer, create_pending, create_running, error_details::expect_status_error,
+    operations::page_request, string_value,
 };
-
-fn list_request(name: &str, page_size: i32, page_token: &str) -> ListOperationsRequest {
-    ListOperationsRequest {
-        name: name.into(),
-        page_size,
-        page_token: page_token.into(),
-        ..Default::default()
-    }
-}
 
 async fn fetch_page(
     client: &mut GrpcClient,
@@ -29,7 +25,7 @@ async fn fetch_page(
     client.list_operations(request).await.unwrap().into_inner()
 }
 
-/// All pages, each with `page_size`.
+/// Fetches all pages with the same `page_size`.
 async fn fetch_all_pages(
     client: &mut GrpcClient,
     name: &str,
@@ -37,12 +33,12 @@ async fn fetch_all_pages(
 ) -> Vec<Vec<Operation>> {
     let (mut pages, mut token) = (Vec::new(), String::new());
     loop {
-        let page = fetch_page(client, list_request(name, page_size, &token)).await;
+        let page = fetch_page(client, page_request(name, page_size, &token)).await;
         pages.push(page.operations);
         if page.next_page_token.is_empty() {
             return pages;
         }
-        assert_ne!(page.next_page_token, token, "a page leads onwards");
+        assert_ne!(page.next_page_token, token, "expected a new page token");
         token = page.next_page_token;
     }
 }
@@ -77,12 +73,12 @@ async fn page_size_0_is_100_and_above_1000_is_1000_and_negative_is_invalid() {
         (1001, 1000),
         (i32::MAX, 1000),
     ] {
-        let page = fetch_page(&mut client, list_request("", size, "")).await;
+        let page = fetch_page(&mut client, page_request("", size, "")).await;
         assert_eq!(page.operations.len(), count, "{size}");
         assert!(!page.next_page_token.is_empty());
     }
     for size in [-1, i32::MIN] {
-        let details = expect_status_error(client.list_operations(list_request("", size, "")).await);
+        let details = expect_status_error(client.list_operations(page_request("", size, "")).await);
         assert_eq!(
             details.code_and_reason(),
             (Code::InvalidArgument, "INVALID_PAGE_SIZE")
@@ -95,11 +91,10 @@ async fn page_size_0_is_100_and_above_1000_is_1000_and_negative_is_invalid() {
 async fn page_token_is_empty_only_on_last_page() {
     let server = GrpcTestServer::start().await;
     let mut client = server.client().await;
-    let empty = fetch_page(&mut client, list_request("", 3, "")).await;
+    let empty = fetch_page(&mut client, page_request("", 3, "")).await;
     assert_eq!(empty, ListOperationsResponse::default());
     for count in 1..=9 {
-        let names: Vec<_> = create_operations(&server.operations, 1).await;
-        assert_eq!(names.len(), 1);
+        create_pending(&server.operations).await;
         for size in 1..=9_i32 {
             let pages = fetch_all_pages(&mut client, "", size).await;
             let size = usize::try_from(size).unwrap();
@@ -122,7 +117,7 @@ async fn page_token_is_url_safe_and_opaque() {
     let mut client = server.client().await;
     let mut tokens = HashSet::new();
     for size in 1..50 {
-        let token = fetch_page(&mut client, list_request("", size, ""))
+        let token = fetch_page(&mut client, page_request("", size, ""))
             .await
             .next_page_token;
         assert!(
@@ -139,7 +134,7 @@ async fn page_token_is_url_safe_and_opaque() {
     }
 }
 
-/// What a curious client reads in a token.
+/// Decodes a page token as a client could that looks for a meaning in it.
 fn decode_base64_lossy(token: &str) -> String {
     use base64::Engine;
     let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
@@ -156,7 +151,7 @@ async fn page_size_may_change_between_pages() {
     let mut client = server.client().await;
     let (mut seen, mut token) = (Vec::new(), String::new());
     for (size, count) in [(2, 2), (5, 5), (1, 1), (0, 2)] {
-        let page = fetch_page(&mut client, list_request("", size, &token)).await;
+        let page = fetch_page(&mut client, page_request("", size, &token)).await;
         assert_eq!(page.operations.len(), count);
         seen.extend(page.operations.into_iter().map(|operation| operation.name));
         token = page.next_page_token;
@@ -187,12 +182,12 @@ async fn page_token_is_bound_to_list_name_and_filter() {
         "projects/-",
     ];
     for token_scope in scopes {
-        let token = fetch_page(&mut client, list_request(token_scope, 1, ""))
+        let token = fetch_page(&mut client, page_request(token_scope, 1, ""))
             .await
             .next_page_token;
         for list_scope in scopes {
             let result = client
-                .list_operations(list_request(list_scope, 1, &token))
+                .list_operations(page_request(list_scope, 1, &token))
                 .await;
             if token_scope == list_scope {
                 assert_eq!(result.unwrap().into_inner().operations.len(), 1);
@@ -206,7 +201,7 @@ async fn page_token_is_bound_to_list_name_and_filter() {
         }
         let filter = ListOperationsRequest {
             filter: " ".into(),
-            ..list_request(token_scope, 1, &token)
+            ..page_request(token_scope, 1, &token)
         };
         let details = expect_status_error(client.list_operations(filter).await);
         assert_eq!(
@@ -222,7 +217,7 @@ async fn unknown_or_modified_page_token_is_invalid() {
     let server = GrpcTestServer::start().await;
     create_operations(&server.operations, 3).await;
     let mut client = server.client().await;
-    let good = fetch_page(&mut client, list_request("", 1, ""))
+    let good = fetch_page(&mut client, page_request("", 1, ""))
         .await
         .next_page_token;
     let mut bad: Vec<String> = [
@@ -253,14 +248,14 @@ async fn unknown_or_modified_page_token_is_invalid() {
     }
     for token in bad {
         let details =
-            expect_status_error(client.list_operations(list_request("", 1, &token)).await);
+            expect_status_error(client.list_operations(page_request("", 1, &token)).await);
         assert_eq!(
             details.code_and_reason(),
             (Code::InvalidArgument, "INVALID_PAGE_TOKEN"),
             "{token:?}"
         );
     }
-    fetch_page(&mut client, list_request("", 1, &good)).await;
+    fetch_page(&mut client, page_request("", 1, &good)).await;
 }
 
 // LIST-8
@@ -271,14 +266,14 @@ async fn deletes_and_inserts_between_pages_cause_no_gaps_or_duplicates() {
     let mut client = server.client().await;
     let (mut seen, mut token) = (Vec::new(), String::new());
     loop {
-        let page = fetch_page(&mut client, list_request("operations", 4, &token)).await;
+        let page = fetch_page(&mut client, page_request("operations", 4, &token)).await;
         let listed: Vec<String> = page
             .operations
             .into_iter()
             .map(|operation| operation.name)
             .collect();
-        // What was seen goes away, the very one that the token points at included,
-        // and new ones come before the first page.
+        // Delete every listed operation, including the one that the token points at,
+        // and create new ones, which belong before the first page.
         for name in &listed {
             let name = name.parse().unwrap();
             server.operations.cancel(&name).await.unwrap();
@@ -297,19 +292,19 @@ async fn deletes_and_inserts_between_pages_cause_no_gaps_or_duplicates() {
     );
 }
 
-// LIST-8: also if what the next page would begin with is gone.
+// LIST-8: also if the first operations of the next page were deleted.
 #[tokio::test]
 async fn page_token_pointing_at_deleted_operations_continues_list() {
     let server = GrpcTestServer::start().await;
     let names = create_operations(&server.operations, 6).await;
     let mut client = server.client().await;
-    let token = fetch_page(&mut client, list_request("", 2, ""))
+    let token = fetch_page(&mut client, page_request("", 2, ""))
         .await
         .next_page_token;
     for name in &names[2..4] {
         server.operations.delete(name).await.unwrap();
     }
-    let rest = fetch_page(&mut client, list_request("", 2, &token)).await;
+    let rest = fetch_page(&mut client, page_request("", 2, &token)).await;
     assert_eq!(rest.operations[0].name, names[1].as_str());
     assert_eq!(rest.operations[1].name, names[0].as_str());
     assert!(rest.next_page_token.is_empty());
@@ -321,22 +316,19 @@ async fn page_stays_below_3_mib_for_default_clients() {
     let server = GrpcTestServer::start().await;
     let large = string_value(&"x".repeat(1_000_000));
     for _ in 0..7 {
-        let (name, token) = crate::support::create_running(&server.operations).await;
+        let (name, token) = create_running(&server.operations).await;
         server
             .operations
             .succeed(&name, token, large.clone())
             .await
             .unwrap();
     }
-    // The limit of a default client is 4 MiB.
-    let mut client =
-        longrunning::proto::google::longrunning::operations_client::OperationsClient::new(
-            server.channel().await,
-        );
+    // A client with default settings rejects messages above 4 MiB.
+    let mut client = OperationsClient::new(server.channel().await);
     let (mut counts, mut token) = (Vec::new(), String::new());
     loop {
         let page = client
-            .list_operations(list_request("", 1000, &token))
+            .list_operations(page_request("", 1000, &token))
             .await
             .unwrap()
             .into_inner();
@@ -350,7 +342,7 @@ async fn page_stays_below_3_mib_for_default_clients() {
     assert_eq!(counts, [3, 3, 1]);
 }
 
-// LIST-10: a wildcard among many foreign parents still ends, with short pages.
+// LIST-10: a wildcard list of few matches among many other parents ends, with short pages.
 #[tokio::test]
 async fn wildcard_list_finds_few_matches_among_45000_operations() {
     let server = GrpcTestServer::start().await;

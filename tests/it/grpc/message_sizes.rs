@@ -1,5 +1,5 @@
-//! Sizes at the border and in the store: what is too large is refused in few
-//! words, and never keeps an operation from ending.
+//! Size limits of requests and operations: oversized input gets a short error and never
+//! prevents an operation from completing.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,18 +17,16 @@ use tokio::sync::{Notify, mpsc};
 use tonic::{Code, Status};
 
 use crate::support::{
-    GrpcTestServer, create_running, create_succeeded, error_details::expect_status_error,
-    error_reason, expect_error, expect_response, get_request, string_value,
+    GrpcTestServer,
+    assertions::assert_failed_with,
+    create_running, create_succeeded,
+    error_details::expect_status_error,
+    expect_response, get_request,
+    operations::{list_request, start_operations},
+    string_value,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
-
-fn list_request(name: String) -> ListOperationsRequest {
-    ListOperationsRequest {
-        name,
-        ..Default::default()
-    }
-}
 
 // LIST-9, NAME-1
 #[tokio::test]
@@ -39,14 +37,14 @@ async fn wildcard_name_is_limited_in_bytes_not_in_segments() {
     server.operations.create(new).await.unwrap();
     let mut client = server.client().await;
     for (segments, expected_count) in [(250, 1), (249, 0), (251, 0)] {
-        let scope = list_request(vec!["p/-"; segments].join("/"));
+        let scope = list_request(&vec!["p/-"; segments].join("/"));
         let list = client.list_operations(scope).await.unwrap().into_inner();
         assert_eq!(list.operations.len(), expected_count);
     }
     for segments in [257, 100_000] {
         let name = vec!["p/-"; segments].join("/");
-        assert!(1024 < name.len());
-        let details = expect_status_error(client.list_operations(list_request(name)).await);
+        assert!(name.len() > 1024);
+        let details = expect_status_error(client.list_operations(list_request(&name)).await);
         assert_eq!(
             details.code_and_reason(),
             (Code::InvalidArgument, "INVALID_NAME")
@@ -94,20 +92,18 @@ async fn oversized_result_fails_operation_filled_by_metadata() {
             .unwrap();
         let name = operation.name_owned();
         reported_rx.recv().await.unwrap();
-        // Past the pause between two reports.
+        // Longer than the minimum interval between two reports.
         tokio::time::sleep(Duration::from_secs(1)).await;
         max_size = max_size.max(operations.get_cached(&name).unwrap().bytes().len());
         gate.notify_one();
         let done = operations.wait(&name, 10 * MINUTE).await.unwrap();
-        let error = expect_error(&done.to_proto());
-        assert_eq!(
-            (error.code, error_reason(&error).as_str()),
-            (8, "TOO_LARGE"),
-            "{size}"
-        );
+        assert_failed_with(&done.to_proto(), Code::ResourceExhausted, "TOO_LARGE");
         assert_eq!(done.attempt(), 1, "{size}");
     }
-    assert!(4_900 < max_size, "the fullest had {max_size} bytes");
+    assert!(
+        max_size > 4_900,
+        "expected an operation close to the limit, the largest had {max_size} bytes"
+    );
 }
 
 // BEHAVIOUR §9
@@ -164,8 +160,8 @@ async fn full_store_rejects_growing_reports_but_accepts_outcomes() {
     for report in reports {
         let (name, token) = &first;
         let before = operations.get_cached(name).unwrap().revision();
-        let refused = operations.report(name, *token, report).await.unwrap_err();
-        assert_eq!(refused.reason(), "STORE_FULL");
+        let rejected = operations.report(name, *token, report).await.unwrap_err();
+        assert_eq!(rejected.reason(), "STORE_FULL");
         assert_eq!(operations.get_cached(name).unwrap().revision(), before);
     }
     let (name, token) = first;
@@ -177,11 +173,17 @@ async fn full_store_rejects_growing_reports_but_accepts_outcomes() {
     assert!(done.is_done());
 }
 
-/// What fits into the headers that a client takes, whatever was sent.
+/// Asserts that an error fits into the header sizes that clients accept.
 fn assert_fits_in_headers(status: &Status) {
     let (message, details) = (status.message().len(), status.details().len());
-    assert!(message <= 1024, "a message of {message} bytes");
-    assert!(details <= 4096, "details of {details} bytes");
+    assert!(
+        message <= 1024,
+        "expected a short message, got {message} bytes"
+    );
+    assert!(
+        details <= 4096,
+        "expected short details, got {details} bytes"
+    );
 }
 
 // ERR-1
@@ -189,7 +191,7 @@ fn assert_fits_in_headers(status: &Status) {
 async fn error_for_1_mib_input_is_short_and_connection_stays_open() {
     let server = GrpcTestServer::start().await;
     let name = create_succeeded(&server.operations).await;
-    // One connection for all of them.
+    // All calls share one connection.
     let mut client = server.client().await;
     for piece in ["a", "/", "\u{1f980}", "projects/"] {
         let long = piece.repeat((1 << 20) / piece.len());
@@ -218,7 +220,7 @@ async fn error_for_1_mib_input_is_short_and_connection_stays_open() {
                 client.delete_operation(delete).await.unwrap_err(),
                 client.cancel_operation(cancel).await.unwrap_err(),
                 client
-                    .list_operations(list_request(name))
+                    .list_operations(list_request(&name))
                     .await
                     .unwrap_err(),
                 client.list_operations(token).await.unwrap_err(),
@@ -238,7 +240,7 @@ async fn error_for_1_mib_input_is_short_and_connection_stays_open() {
 // ERR-1
 #[tokio::test]
 async fn create_error_does_not_echo_1_mib_input() {
-    let operations = crate::support::operations_builder().start().await.unwrap();
+    let operations = start_operations().await;
     let long = "a".repeat(1 << 20);
     let queued = || NewOperation::queued("q");
     for new in [
@@ -251,7 +253,7 @@ async fn create_error_does_not_echo_1_mib_input() {
         queued().label("x", &long),
         queued().label("X", &long),
     ] {
-        let refused = operations.create(new).await.unwrap_err();
-        assert_fits_in_headers(&Status::from(refused));
+        let rejected = operations.create(new).await.unwrap_err();
+        assert_fits_in_headers(&Status::from(rejected));
     }
 }

@@ -1,4 +1,5 @@
-//! `google.longrunning.Operations` and `OperationWatch` over gRPC.
+//! The client services over gRPC: `google.longrunning.Operations` and
+//! `longrunning.v1.OperationWatch`.
 
 mod cancel;
 mod delete;

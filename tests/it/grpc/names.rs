@@ -1,13 +1,14 @@
-//! Names: what is one, what is not, and that both are looked up byte by byte.
+//! Names, parents, ids and labels: which are valid, and that lookup compares bytes.
 
 use longrunning::{NewOperation, Parent, proto::google::rpc::Code};
-use tonic::Code as Grpc;
+use tonic::Code as GrpcCode;
 
 use crate::support::{
     GrpcTestServer, create_pending, error_details::expect_status_error, get_request,
+    operations::start_operations,
 };
 
-/// Names that belong to no operation, but are nothing to complain about.
+/// Returns names of no operation that are NOT_FOUND, not invalid.
 fn unmatched_names() -> Vec<String> {
     let listed = [
         "x",
@@ -77,18 +78,18 @@ async fn name_lookup_is_byte_exact_and_unmatched_names_are_not_found() {
         .await
         .unwrap();
     let names = unmatched_names();
-    assert!(25 <= names.len());
+    assert!(names.len() >= 25);
     for name in names {
         let details = expect_status_error(client.get_operation(get_request(&name)).await);
         assert_eq!(
             details.code_and_reason(),
-            (Grpc::NotFound, "OPERATION_NOT_FOUND"),
+            (GrpcCode::NotFound, "OPERATION_NOT_FOUND"),
             "{name:?}"
         );
     }
 }
 
-// ERR-3: a name of any length leads to an error that fits into the trailers.
+// ERR-3: the error for a name of any length fits into the trailers.
 #[tokio::test]
 async fn name_of_1_mb_is_not_found_with_short_message() {
     let server = GrpcTestServer::start().await;
@@ -102,7 +103,7 @@ async fn name_of_1_mb_is_not_found_with_short_message() {
     );
     assert_eq!(
         details.code_and_reason(),
-        (Grpc::NotFound, "OPERATION_NOT_FOUND")
+        (GrpcCode::NotFound, "OPERATION_NOT_FOUND")
     );
     assert!(details.message.len() < 1000);
 }
@@ -145,13 +146,13 @@ async fn operation_is_found_only_under_its_parent() {
             .get_operation(get_request("projects/q/operations/x"))
             .await,
     );
-    assert_eq!(other.code, Grpc::NotFound);
+    assert_eq!(other.code, GrpcCode::NotFound);
 }
 
 // BEHAVIOUR §1
 #[tokio::test]
 async fn custom_operation_id_is_validated() {
-    let operations = crate::support::operations_builder().start().await.unwrap();
+    let operations = start_operations().await;
     let (short, long) = ("a".repeat(63), "a".repeat(64));
     for good in ["a", "0", "a-b", "0190b3f4-7a2e", "a--b", &short] {
         let created = operations
@@ -163,12 +164,12 @@ async fn custom_operation_id_is_validated() {
     for bad in [
         "", "-", "a-", "-a", "A", "a_b", "a.b", "a/b", "a b", "é", "a\n", "..", &long,
     ] {
-        let refused = operations
+        let rejected = operations
             .create(NewOperation::queued("q").id(bad))
             .await
             .unwrap_err();
         assert_eq!(
-            (refused.code(), refused.reason()),
+            (rejected.code(), rejected.reason()),
             (Code::InvalidArgument, "INVALID_NAME"),
             "{bad}"
         );
@@ -210,7 +211,7 @@ fn parent_consists_of_collection_and_id_pairs() {
 // BEHAVIOUR §1
 #[tokio::test]
 async fn labels_are_limited_to_64_and_keys_and_values_are_validated() {
-    let operations = crate::support::operations_builder().start().await.unwrap();
+    let operations = start_operations().await;
     let with_labels = |count: usize| {
         (0..count).fold(NewOperation::queued("q"), |new, n| {
             new.label(&format!("k{n}"), "v")
@@ -238,18 +239,18 @@ async fn labels_are_limited_to_64_and_keys_and_values_are_validated() {
         NewOperation::queued("q").label("9k", "v"),
         NewOperation::queued("q").label("k.k", "v"),
     ] {
-        let refused = operations.create(new).await.unwrap_err();
+        let rejected = operations.create(new).await.unwrap_err();
         assert_eq!(
-            (refused.code(), refused.reason()),
+            (rejected.code(), rejected.reason()),
             (Code::InvalidArgument, "INVALID_LABELS")
         );
     }
 }
 
-// OP-7: ids of the server come in the order of creation, so that they sort by time.
+// OP-7: generated ids increase, so that names sort by creation time.
 #[tokio::test]
 async fn generated_names_sort_by_creation_time() {
-    let operations = crate::support::operations_builder().start().await.unwrap();
+    let operations = start_operations().await;
     let mut names = Vec::new();
     for _ in 0..500 {
         names.push(create_pending(&operations).await);

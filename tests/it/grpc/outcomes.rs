@@ -1,24 +1,14 @@
-//! What goes into an operation on its way in: error codes and type URLs.
+//! Validation and normalization of outcomes: error codes and type URLs.
 
 use longrunning::{
     Failure, NewOperation, State,
-    proto::google::{longrunning::Operation, rpc::Code},
+    proto::google::rpc::{Code, Status},
 };
 
 use crate::support::{
-    GrpcTestServer, create_leased, create_running, decode_metadata, error_reason, expect_error,
-    expect_response, get_request, string_value,
+    GrpcTestServer, assertions::assert_failed_with, create_leased, create_running, decode_metadata,
+    expect_error, expect_response, operations::get_operation, string_value,
 };
-
-/// The operation as Get serves it now.
-async fn get_operation(server: &GrpcTestServer, name: &str) -> Operation {
-    let mut client = server.client().await;
-    client
-        .get_operation(get_request(name))
-        .await
-        .unwrap()
-        .into_inner()
-}
 
 // OP-2
 #[tokio::test]
@@ -46,7 +36,7 @@ async fn error_code_outside_1_to_16_is_rejected_without_change() {
     let (name, token) = create_running(&server.operations).await;
     let before = get_operation(&server, name.as_str()).await;
     for code in [0, 17, -1, 100] {
-        let error = longrunning::proto::google::rpc::Status {
+        let error = Status {
             code,
             ..Default::default()
         };
@@ -54,12 +44,12 @@ async fn error_code_outside_1_to_16_is_rejected_without_change() {
             Failure::from(error.clone()),
             Failure::from(error).retryable(),
         ] {
-            let refused = server
+            let rejected = server
                 .operations
                 .fail(&name, token, failure)
                 .await
                 .unwrap_err();
-            assert_eq!(refused.code(), Code::InvalidArgument, "{code}");
+            assert_eq!(rejected.code(), Code::InvalidArgument, "{code}");
         }
     }
     assert_eq!(get_operation(&server, name.as_str()).await, before);
@@ -71,9 +61,9 @@ async fn every_error_code_from_1_to_16_is_served_unchanged() {
     let server = GrpcTestServer::start().await;
     for code in 1..=16 {
         let (name, token) = create_running(&server.operations).await;
-        let given = longrunning::proto::google::rpc::Status {
+        let given = Status {
             code,
-            message: "as it was".into(),
+            message: "unchanged".into(),
             details: vec![string_value("detail")],
         };
         server
@@ -83,7 +73,7 @@ async fn every_error_code_from_1_to_16_is_served_unchanged() {
             .unwrap();
         let operation = get_operation(&server, name.as_str()).await;
         assert_eq!(expect_error(&operation), given);
-        let state = if code == 1 {
+        let state = if code == Code::Cancelled as i32 {
             State::Cancelled
         } else {
             State::Failed
@@ -136,22 +126,22 @@ async fn any_with_invalid_type_url_is_rejected() {
             value: vec![1],
         };
         let (name, token) = create_running(&server.operations).await;
-        let refused = server
+        let rejected = server
             .operations
             .succeed(&name, token, any.clone())
             .await
             .unwrap_err();
         assert_eq!(
-            (refused.code(), refused.reason()),
+            (rejected.code(), rejected.reason()),
             (Code::InvalidArgument, "INVALID_ANY")
         );
         for new in [
             NewOperation::queued("q").input(any.clone()),
             NewOperation::queued("q").metadata(any.clone()),
         ] {
-            let refused = server.operations.create(new).await.unwrap_err();
+            let rejected = server.operations.create(new).await.unwrap_err();
             assert_eq!(
-                (refused.code(), refused.reason()),
+                (rejected.code(), rejected.reason()),
                 (Code::InvalidArgument, "INVALID_ANY")
             );
         }
@@ -159,17 +149,14 @@ async fn any_with_invalid_type_url_is_rejected() {
     }
 }
 
-// ERR-2: an error that the server records has an ErrorInfo as well.
+// ERR-2: the error of a failed operation has an ErrorInfo, too.
 #[tokio::test]
 async fn failure_has_one_error_info_with_reason() {
     let server = GrpcTestServer::start().await;
     let (name, token) = create_running(&server.operations).await;
     let failure = Failure::new(Code::DataLoss, "half a file").with_reason("FILE_DAMAGED");
     server.operations.fail(&name, token, failure).await.unwrap();
-    let error = expect_error(&get_operation(&server, name.as_str()).await);
-    assert_eq!(
-        (error.code, error.message.as_str()),
-        (Code::DataLoss as i32, "half a file")
-    );
-    assert_eq!(error_reason(&error), "FILE_DAMAGED");
+    let failed = get_operation(&server, name.as_str()).await;
+    assert_failed_with(&failed, Code::DataLoss, "FILE_DAMAGED");
+    assert_eq!(expect_error(&failed).message, "half a file");
 }

@@ -1,35 +1,24 @@
-//! WaitOperation: when it answers, and with what. Races with the end of an
-//! operation are in `races`.
+//! WaitOperation over gRPC: when it returns, and the state that it returns.
 
 use std::time::Duration;
 
-use longrunning::{Failure, Limits, NewOperation, Operations, State, proto::google};
+use longrunning::{
+    Failure, Limits, NewOperation, QueueName, RetryPolicy, State, WorkerId, proto::google::rpc,
+};
 use tokio::{task::JoinSet, time::Instant};
 use tonic::Code;
 
 use crate::support::{
-    GrpcTestServer, create_leased, create_pending, create_running, create_succeeded,
-    decode_metadata, error_details::expect_status_error, expect_error, expect_response,
-    get_request, string_value, wait_request,
+    GrpcTestServer,
+    assertions::assert_error_code,
+    create_leased, create_pending, create_running, create_succeeded, decode_metadata,
+    error_details::expect_status_error,
+    expect_response, get_request,
+    operations::{wait_for_waiters, wait_request_without_timeout},
+    string_value, wait_request,
 };
 
 const MS: Duration = Duration::from_millis(1);
-
-fn wait_request_without_timeout(
-    name: &longrunning::OperationName,
-) -> google::longrunning::WaitOperationRequest {
-    google::longrunning::WaitOperationRequest {
-        name: name.to_string(),
-        timeout: None,
-    }
-}
-
-/// Waits until so many waits are open.
-async fn wait_for_waiters(operations: &Operations, count: usize) {
-    while operations.waiter_count() != count {
-        tokio::task::yield_now().await;
-    }
-}
 
 // WAIT-1
 #[tokio::test]
@@ -57,7 +46,7 @@ async fn wait_timeout_returns_latest_state() {
     let (name, token) = create_running(&server.operations).await;
     let mut client = server.client().await;
     let start = Instant::now();
-    // Long enough for the report, also on a slow disk.
+    // Long enough for the report to become durable on a slow disk.
     let request = wait_request(&name, 2000);
     let wait_task = tokio::spawn(async move { client.wait_operation(request).await });
     wait_for_waiters(&server.operations, 1).await;
@@ -88,14 +77,9 @@ async fn wait_returns_on_success_failure_and_cancel() {
     let (failing, failing_token) = create_running(&server.operations).await;
     let queued = create_pending(&server.operations).await;
     let mut wait_tasks = JoinSet::new();
-    for (index, name) in [&succeeding, &failing, &queued].into_iter().enumerate() {
+    for name in [&succeeding, &failing, &queued] {
         let (mut client, request) = (server.client().await, wait_request_without_timeout(name));
-        wait_tasks.spawn(async move {
-            (
-                index,
-                client.wait_operation(request).await.unwrap().into_inner(),
-            )
-        });
+        wait_tasks.spawn(async move { client.wait_operation(request).await.unwrap().into_inner() });
     }
     wait_for_waiters(&server.operations, 3).await;
     server
@@ -103,28 +87,30 @@ async fn wait_returns_on_success_failure_and_cancel() {
         .succeed(&succeeding, succeeding_token, string_value("yes"))
         .await
         .unwrap();
-    let failure = Failure::new(google::rpc::Code::Internal, "no");
+    let failure = Failure::new(rpc::Code::Internal, "no");
     server
         .operations
         .fail(&failing, failing_token, failure)
         .await
         .unwrap();
     server.operations.cancel(&queued).await.unwrap();
-    while let Some(result) = wait_tasks.join_next().await {
-        match result.unwrap() {
-            (0, operation) => assert_eq!(expect_response(&operation), string_value("yes")),
-            (1, operation) => assert_eq!(expect_error(&operation).code, 13),
-            (_, operation) => assert_eq!(expect_error(&operation).code, 1),
+    for operation in wait_tasks.join_all().await {
+        if operation.name == succeeding.as_str() {
+            assert_eq!(expect_response(&operation), string_value("yes"));
+        } else if operation.name == failing.as_str() {
+            assert_error_code(&operation, Code::Internal);
+        } else {
+            assert_error_code(&operation, Code::Cancelled);
         }
     }
     assert_eq!(server.operations.waiter_count(), 0);
 }
 
-// WAIT-2: a retry is no end.
+// WAIT-2: a retry does not complete the operation.
 #[tokio::test]
 async fn wait_ignores_progress_and_retries() {
     let server = GrpcTestServer::start().await;
-    let retry = longrunning::RetryPolicy::with_max_attempts(2).with_initial_backoff(Duration::ZERO);
+    let retry = RetryPolicy::with_max_attempts(2).with_initial_backoff(Duration::ZERO);
     let new = NewOperation::queued("q").retry_policy(retry);
     let name = server
         .operations
@@ -136,8 +122,8 @@ async fn wait_ignores_progress_and_retries() {
     let (mut client, request) = (server.client().await, wait_request_without_timeout(&name));
     let wait_task = tokio::spawn(async move { client.wait_operation(request).await });
     wait_for_waiters(&server.operations, 1).await;
-    let queue = longrunning::QueueName::parse("q").unwrap();
-    let worker = longrunning::WorkerId::new("w");
+    let queue = QueueName::parse("q").unwrap();
+    let worker = WorkerId::new("w");
     let token = server
         .operations
         .lease(&queue, &worker)
@@ -146,7 +132,7 @@ async fn wait_ignores_progress_and_retries() {
         .lease()
         .unwrap()
         .token;
-    let failure = Failure::new(google::rpc::Code::Unavailable, "again").retryable();
+    let failure = Failure::new(rpc::Code::Unavailable, "again").retryable();
     server.operations.fail(&name, token, failure).await.unwrap();
     let token = server
         .operations
@@ -219,7 +205,7 @@ async fn wait_on_unknown_name_fails_and_delete_wakes_waiters() {
     );
 }
 
-// WAIT-8: another operation of the same name is not the one that was waited for.
+// WAIT-8: a wait ends with its operation and does not move to another of the same name.
 #[tokio::test]
 async fn wait_is_not_found_when_name_is_reused() {
     let server = GrpcTestServer::start().await;
@@ -252,7 +238,7 @@ async fn disconnected_client_frees_its_waiter() {
         waits.spawn(async move { client.wait_operation(request).await });
     }
     wait_for_waiters(&server.operations, 100).await;
-    // Their streams are reset and their connections close.
+    // Aborting the tasks resets their streams and closes their connections.
     waits.shutdown().await;
     wait_for_waiters(&server.operations, 0).await;
     assert!(!server.operations.get_cached(&name).unwrap().is_done());

@@ -1,4 +1,4 @@
-//! longrunning.v1.OperationWatch: the states of one operation as a stream.
+//! `longrunning.v1.OperationWatch`: a stream of the states of one operation.
 
 use longrunning::{
     Limits, OperationName, Report,
@@ -9,7 +9,9 @@ use tonic::{Code, Status, Streaming};
 use crate::support::{
     GrpcTestServer, create_pending, create_running, create_succeeded, decode_metadata,
     error_details::{ErrorDetails, expect_status_error},
-    expect_response, progress, string_value,
+    expect_response,
+    operations::{start_operations, wait_for_waiters},
+    progress, string_value,
 };
 
 async fn open_watch(server: &GrpcTestServer, name: &OperationName) -> Streaming<Operation> {
@@ -57,7 +59,7 @@ async fn watch_sends_current_state_each_change_and_ends_when_done() {
             done_units
         );
     }
-    // A sign of life is no change.
+    // A heartbeat without a report is no change.
     server.operations.renew(&name, token).await.unwrap();
     server
         .operations
@@ -83,7 +85,7 @@ async fn watch_of_done_operation_sends_it_once_and_ends() {
 
 #[tokio::test]
 async fn watch_coalesces_unread_changes_to_latest() {
-    let operations = crate::support::operations_builder().start().await.unwrap();
+    let operations = start_operations().await;
     let (name, token) = create_running(&operations).await;
     let mut watch = operations.watch(&name).await.unwrap();
     watch.next().await.unwrap().unwrap();
@@ -144,9 +146,7 @@ async fn disconnected_watch_frees_its_waiter() {
     next_message(&mut stream).await.unwrap().unwrap();
     assert_eq!(server.operations.waiter_count(), 1);
     drop(stream);
-    while server.operations.waiter_count() != 0 {
-        tokio::task::yield_now().await;
-    }
+    wait_for_waiters(&server.operations, 0).await;
 }
 
 #[tokio::test]
@@ -162,12 +162,12 @@ async fn watch_over_waiter_limit_is_rejected_with_retry_info() {
     let request = WatchOperationRequest {
         name: name.to_string(),
     };
-    let refused = expect_status_error(server.watch_client().await.watch_operation(request).await);
+    let rejected = expect_status_error(server.watch_client().await.watch_operation(request).await);
     assert_eq!(
-        refused.code_and_reason(),
+        rejected.code_and_reason(),
         (Code::ResourceExhausted, "TOO_MANY_WAITERS")
     );
-    assert!(refused.retry_info.is_some());
+    assert!(rejected.retry_info.is_some());
     let unknown = WatchOperationRequest {
         name: "operations/unknown".into(),
     };

@@ -292,10 +292,10 @@ pub(crate) fn finish_request(
 }
 
 /// A failure that is final.
-pub(crate) fn failure(code: i32, message: &str) -> Outcome {
+pub(crate) fn failure(code: impl Into<i32>, message: &str) -> Outcome {
     Outcome::Failure(Failure {
         error: Some(rpc::Status {
-            code,
+            code: code.into(),
             message: message.into(),
             details: Vec::new(),
         }),
@@ -304,7 +304,7 @@ pub(crate) fn failure(code: i32, message: &str) -> Outcome {
 }
 
 /// A failure after which another attempt may succeed.
-pub(crate) fn retryable_failure(code: i32, message: &str) -> Outcome {
+pub(crate) fn retryable_failure(code: impl Into<i32>, message: &str) -> Outcome {
     match failure(code, message) {
         Outcome::Failure(failure) => Outcome::Failure(Failure {
             retryable: true,

@@ -6,6 +6,7 @@
 //! a line that can be cut in `line`, the program over a file in `stored`, what must be
 //! true of that in `ledger`.
 
+pub(crate) mod assertions;
 pub(crate) mod backend;
 #[cfg(feature = "postgres")]
 pub(crate) mod certificates;
@@ -19,11 +20,13 @@ pub(crate) mod fake_shared_storage;
 pub(crate) mod faulty_disk;
 #[cfg(all(feature = "client", feature = "server"))]
 pub(crate) mod flaky_channel;
+pub(crate) mod handlers;
 pub(crate) mod harness;
 #[cfg(feature = "server")]
 pub(crate) mod http_server;
 #[cfg(feature = "cli")]
 pub(crate) mod lossy_channel;
+pub(crate) mod operations;
 #[cfg(feature = "cli")]
 pub(crate) mod persistent_server;
 #[cfg(feature = "postgres")]
