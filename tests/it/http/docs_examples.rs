@@ -1,5 +1,5 @@
-//! The examples of `docs/http.md`, run as they stand there. Only the address is
-//! another one, because the test has no say over port 8470.
+//! The examples of `docs/http.md`, run as written, except for the address: port 8470
+//! may be in use.
 
 use serde_json::Value;
 use tokio::process::Command;
@@ -8,14 +8,14 @@ use crate::support::serve_process::ServeProcess;
 
 const HTTP_DOC: &str = include_str!("../../../docs/http.md");
 
-/// The blocks of code on the page: their language and their text.
+/// Returns language and text of each code block of the page.
 fn code_blocks() -> Vec<(&'static str, &'static str)> {
     let pieces: Vec<_> = HTTP_DOC.split("```").collect();
     let inside = pieces.iter().skip(1).step_by(2);
     inside.filter_map(|block| block.split_once('\n')).collect()
 }
 
-/// Whether the answer has everything that the page shows; `…` is anything.
+/// Returns `true` if `actual` has every value of `expected`; `…` matches any string.
 fn matches_example(expected: &Value, actual: &Value) -> bool {
     match (expected, actual) {
         (Value::String(expected), Value::String(_)) if expected == "…" => true,
@@ -41,7 +41,7 @@ fn matches_example(expected: &Value, actual: &Value) -> bool {
 async fn http_doc_examples_produce_documented_output() {
     let has_curl = Command::new("curl").arg("--version").output().await.is_ok();
     if !has_curl {
-        eprintln!("skipped: there is no curl");
+        eprintln!("skipped: curl is not installed");
         return;
     }
     let program = ServeProcess::serve(&[]).await;
@@ -53,7 +53,7 @@ async fn http_doc_examples_produce_documented_output() {
     for (language, text) in code_blocks() {
         match language {
             "console" => {
-                // The server is there already.
+                // The test has started the server already.
                 let script = text
                     .replace("longrunning serve &", "")
                     .replace("127.0.0.1:8470", &program.client_address);
@@ -74,7 +74,7 @@ async fn http_doc_examples_produce_documented_output() {
             }
             "json" => {
                 let expected: Value = serde_json::from_str(text).expect(text);
-                // The page shows what the last command of a block says.
+                // The page shows the output of the last command of a block.
                 let outputs =
                     serde_json::Deserializer::from_str(&stdout[stdout.find('{').unwrap()..]);
                 let outputs: Result<Vec<Value>, _> = outputs.into_iter().collect();
@@ -100,5 +100,5 @@ async fn http_doc_examples_produce_documented_output() {
             _ => {}
         }
     }
-    assert!(7 <= ran && 6 <= compared, "{ran} ran, {compared} compared");
+    assert!(ran >= 7 && compared >= 6, "{ran} ran, {compared} compared");
 }

@@ -1,7 +1,6 @@
-//! What Google's REST clients really send, byte for byte: the table in §4.1 of
-//! the conformance checklist. The clients themselves run in `tests/clients`.
+//! The exact requests of Google's REST clients, as captured from the wire.
 
-use longrunning::Operations;
+use longrunning::{Operations, State};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -38,7 +37,7 @@ const JAVA_HEADERS: &str = "Accept-Encoding: gzip\r\n\
 
 const INT_ENUMS_QUERY: &str = "%24alt=json%3Benum-encoding%3Dint";
 
-/// Sends a request as a client does.
+/// Sends a request with the headers of a client.
 async fn send_request(
     server: &HttpTestServer,
     request_line: &str,
@@ -151,7 +150,7 @@ async fn python_client_works_with_operations_proto_bindings() {
     let deep = "POST /v1/operations/x/y:cancel";
     let missing = send_request(&server, deep, PYTHON_HEADERS, "Content-Length: 0\r\n\r\n").await;
     assert!(missing.error_message().contains("\"operations/x/y\""));
-    // The filter arrives whole: what is wrong with it is for the filter to say.
+    // The filter is decoded; it is unknown, so the error comes from the filter parser.
     let filter = "GET /v1/operations?filter=a+%3D+%22b%22&pageSize=3";
     let filtered = send_request(&server, filter, PYTHON_HEADERS, "\r\n").await;
     assert!(filtered.code != 500 && filtered.json().is_object());
@@ -272,7 +271,7 @@ async fn rust_google_cloud_longrunning_client_works() {
             .expect_ok_json(),
         json!({})
     );
-    // It leaves a percent sign and a colon as they are.
+    // This client does not escape a percent sign or a colon.
     let raw = format!("GET /v1/operations/50%?{INT_ENUMS_QUERY}");
     let expected = error_parts(400, "INVALID_ARGUMENT", "MALFORMED_REQUEST");
     assert_eq!(
@@ -307,12 +306,18 @@ async fn requested_numeric_enums_apply_inside_any() {
         }
     };
     assert_eq!(get("").await, "PENDING");
-    assert_eq!(get(&format!("?{INT_ENUMS_QUERY}")).await, 1);
+    assert_eq!(
+        get(&format!("?{INT_ENUMS_QUERY}")).await,
+        State::Pending as i32
+    );
     let list = format!("GET /v1/operations?{INT_ENUMS_QUERY}");
     let listed = send_request(&server, &list, RUST_HEADERS, "\r\n")
         .await
         .expect_ok_json();
-    assert_eq!(listed["operations"][0]["metadata"]["state"], 1);
+    assert_eq!(
+        listed["operations"][0]["metadata"]["state"],
+        State::Pending as i32
+    );
 }
 
 // HTTP-2, HTTP-10
@@ -328,7 +333,7 @@ async fn java_http_json_operations_stub_works() {
         let get = format!("GET /v1/{name}?$alt=json;enum-encoding%3Dint");
         let got = send_request(&server, &get, JAVA_HEADERS, "\r\n").await;
         assert_eq!(got.expect_ok_json()["name"], name);
-        // EmptyContent: a length of 0, and no type but that of all its requests.
+        // EmptyContent sends content-length 0 and the content type of every request.
         let cancel = format!("POST /v1/{name}:cancel?$alt=json;enum-encoding%3Dint");
         let cancelled =
             send_request(&server, &cancel, JAVA_HEADERS, "Content-Length: 0\r\n\r\n").await;

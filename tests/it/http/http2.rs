@@ -1,5 +1,4 @@
-//! HTTP/2 on the clients' listener, where gRPC and HTTP/JSON share connections:
-//! what one call holds or asks for is no affair of the others.
+//! HTTP/2 on the client listener, where gRPC and HTTP/JSON share connections.
 
 use std::time::Duration;
 
@@ -25,15 +24,15 @@ use crate::support::{
     string_value,
 };
 
-/// So long a step may take before the test has failed.
+/// Time limit for one step of a test.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What hyper says over HTTP/1.1 of a request that it cannot read.
+/// The response of hyper to an HTTP/1.1 request that it cannot parse.
 const HTTP1_BAD_REQUEST: &str = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
 
 type Sender = SendRequest<Full<Bytes>>;
 
-/// A connection of HTTP/2.
+/// Opens an HTTP/2 connection.
 async fn connect(server: &HttpTestServer) -> Sender {
     let stream = TcpStream::connect(&server.client_address).await.unwrap();
     let connected = handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
@@ -42,7 +41,7 @@ async fn connect(server: &HttpTestServer) -> Sender {
     sender
 }
 
-/// The code and the body of the answer to a request.
+/// Sends a request and returns status code and body of the response.
 async fn send_request(
     sender: &mut Sender,
     method: &str,
@@ -63,7 +62,7 @@ async fn send_request(
     };
     timeout(STEP_TIMEOUT, exchange)
         .await
-        .expect("an answer comes")
+        .expect("expected a response in time")
 }
 
 fn error_reason(body: &[u8]) -> String {
@@ -81,7 +80,7 @@ async fn response_resembling_http1_error_is_served_byte_for_byte() {
     };
     let mut clients = OperationsClient::new(channel(&server.client_address));
     let mut workers = OperationWorkerClient::new(channel(&server.worker_address));
-    // Of each size, so that it ends where a write to the socket ends.
+    // Different sizes, so that the text ends at the end of a socket write at least once.
     for size in [0, 1000, 2048, 20_000, 200_000] {
         let captured = string_value(&format!("{}{HTTP1_BAD_REQUEST}", "x".repeat(size)));
         let (name, token) = create_running(&server.operations).await;
@@ -114,7 +113,7 @@ async fn response_resembling_http1_error_is_served_byte_for_byte() {
         let page = clients.list_operations(list).await.unwrap().into_inner();
         assert_eq!(expect_response(&page.operations[0]), captured, "{size}");
     }
-    // Over HTTP/1.1 it is a text among others.
+    // HTTP/1.1 serves it unchanged, too.
     let (name, token) = create_running(&server.operations).await;
     let captured = format!("{}{HTTP1_BAD_REQUEST}", "x".repeat(2048));
     let done = server
@@ -136,7 +135,7 @@ async fn longest_filter_fits_into_url() {
     let server = HttpTestServer::start().await;
     let name = create_succeeded(&server.operations).await;
     let mut sender = connect(&server).await;
-    // All of it escaped: three bytes for one.
+    // Escape every byte, which triples the length.
     let (quote, space) = ("%22", "%20".repeat(8192 - "name:\"operations\"".len()));
     let filter = format!("%6e%61%6d%65%3a{quote}operations{quote}{space}");
     let target = format!("/v1/operations?filter={filter}");
@@ -149,7 +148,7 @@ async fn longest_filter_fits_into_url() {
     assert_eq!(
         server.get(&target).await.expect_ok_json(),
         list,
-        "HTTP/1.1 says the same"
+        "expected the same response over HTTP/1.1"
     );
     let long = format!("/v1/operations/{}", "a".repeat(60_000));
     let (code, body) = send_request(&mut sender, "GET", &long, &[]).await.unwrap();
@@ -165,9 +164,9 @@ async fn oversized_headers_fail_request_and_huge_ones_fail_connection() {
     create_named(&server.operations, "operations/x").await;
     let mut sender = connect(&server).await;
     let large = "a".repeat(70_000);
-    // The longest URL that the client can say.
+    // The longest URL that the client can send.
     let target = format!("/v1/operations/{}", "a".repeat(65_490));
-    // The library below answers these itself, without a body.
+    // The HTTP/2 library answers these itself, without a body.
     for (target, headers) in [
         (target.as_str(), &[][..]),
         ("/v1/operations/x", &[("x", large.as_str())]),
@@ -176,7 +175,7 @@ async fn oversized_headers_fail_request_and_huge_ones_fail_connection() {
         assert_eq!(http_response.map(|(code, _)| code).unwrap(), 431);
     }
     let got = send_request(&mut sender, "GET", "/v1/operations/x", &[]).await;
-    assert_eq!(got.unwrap().0, 200, "the connection lives on");
+    assert_eq!(got.unwrap().0, 200, "expected the connection to stay open");
     let huge = [("x", &*"a".repeat(1 << 20))];
     assert!(
         send_request(&mut sender, "GET", "/v1/operations/x", &huge)
@@ -211,7 +210,7 @@ async fn http_paths_get_json_for_any_content_type_and_others_get_grpc() {
             let (code, body) = send_request(&mut sender, "POST", &cancel, &headers)
                 .await
                 .unwrap();
-            // Without a body, its type does not matter.
+            // The content type of an empty body is ignored.
             assert_eq!((code, &*body), (200, &b"{}"[..]), "{prefix} {content_type}");
             let missing = format!("{path_prefix}/operations/x:frobnicate");
             let (code, body) = send_request(&mut sender, "POST", &missing, &headers)
@@ -230,7 +229,7 @@ async fn http_paths_get_json_for_any_content_type_and_others_get_grpc() {
                 .await
                 .unwrap();
             assert_eq!(code, 200, "{prefix} {content_type}");
-            // A client of gRPC must be able to read what it is told.
+            // A gRPC client must get an error that it can decode.
             let unknown = "/shop.v1.Shop/Buy";
             let (code, body) = send_request(&mut sender, "POST", unknown, &headers)
                 .await
@@ -242,7 +241,7 @@ async fn http_paths_get_json_for_any_content_type_and_others_get_grpc() {
             let code_and_reason = (code, error_reason(&body));
             assert_eq!(
                 code_and_reason, expected,
-                "{prefix} {content_type}: gRPC is always a POST"
+                "{prefix} {content_type}: expected only POST to be gRPC"
             );
         }
     }

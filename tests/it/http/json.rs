@@ -1,5 +1,4 @@
-//! The JSON of operations over HTTP: the rules JSON-1 to JSON-8 and NAME-1 to
-//! NAME-3 of the conformance checklist.
+//! The JSON encoding of operations over HTTP: rules JSON-1 to JSON-8 and NAME-1 to NAME-3.
 
 use longrunning::{Any, NewOperation, Report};
 use proptest::{prelude::*, test_runner::TestRunner};
@@ -12,7 +11,7 @@ use crate::support::{
     progress, string_value,
 };
 
-/// A packed message.
+/// Packs a message into an `Any`.
 fn pack<M: Name>(message: &M) -> Any {
     Any {
         type_url: M::type_url(),
@@ -20,7 +19,7 @@ fn pack<M: Name>(message: &M) -> Any {
     }
 }
 
-/// The JSON of an operation with this response.
+/// Completes an operation with this response and returns its JSON.
 async fn operation_json_with_response(server: &HttpTestServer, response: Any) -> Value {
     let (name, token) = create_running(&server.operations).await;
     server
@@ -159,7 +158,7 @@ async fn timestamps_are_utc_with_0_3_6_or_9_fraction_digits() {
 
 // JSON-8
 #[tokio::test]
-async fn invalid_body_field_is_rejected_by_name() {
+async fn invalid_json_body_is_rejected_and_message_names_cause() {
     let server = HttpTestServer::start().await;
     let name = create_named(&server.operations, "operations/x").await;
     let malformed = error_parts(400, "INVALID_ARGUMENT", "MALFORMED_REQUEST");
@@ -169,12 +168,12 @@ async fn invalid_body_field_is_rejected_by_name() {
         ("[]", "JSON object"),
         ("{", "not JSON"),
     ] {
-        let refused = server.post(&format!("/v1/{name}:wait"), body).await;
-        assert_eq!(refused.error_parts(), malformed, "{body}");
+        let rejected = server.post(&format!("/v1/{name}:wait"), body).await;
+        assert_eq!(rejected.error_parts(), malformed, "{body}");
         assert!(
-            refused.error_message().contains(expected_message),
+            rejected.error_message().contains(expected_message),
             "{}",
-            refused.error_message()
+            rejected.error_message()
         );
     }
     for body in [
@@ -182,9 +181,9 @@ async fn invalid_body_field_is_rejected_by_name() {
         r#"{"timeout": "1m"}"#,
         r#"{"timeout": "999999999999s"}"#,
     ] {
-        let refused = server.post(&format!("/v1/{name}:wait"), body).await;
+        let rejected = server.post(&format!("/v1/{name}:wait"), body).await;
         let expected = error_parts(400, "INVALID_ARGUMENT", "INVALID_TIMEOUT");
-        assert_eq!(refused.error_parts(), expected, "{body}");
+        assert_eq!(rejected.error_parts(), expected, "{body}");
     }
     let null = r#"{"name": null, "timeout": "0s"}"#;
     server

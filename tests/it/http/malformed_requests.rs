@@ -1,5 +1,5 @@
-//! Hostile HTTP: each request gets a JSON error or a closed connection, never a
-//! 500, and nobody else notices.
+//! Malformed and hostile HTTP/1.1 requests: each gets a JSON error or a closed
+//! connection, never a 500, and other clients are not affected.
 
 use std::time::Duration;
 
@@ -9,14 +9,17 @@ use tokio::time::timeout;
 use crate::support::{
     create_running,
     http_server::{HttpConnection, HttpTestServer, create_named, error_parts, http_request},
+    operations::wait_for_waiters,
 };
 
-/// So long a step may take before the test has failed.
+/// Time limit for one step of a test.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
 async fn assert_still_serving(server: &HttpTestServer) {
     let get = timeout(STEP_TIMEOUT, server.get("/v1/operations"));
-    get.await.expect("others are served").expect_ok_json();
+    get.await
+        .expect("expected other clients to be served")
+        .expect_ok_json();
 }
 
 // HTTP-5
@@ -45,7 +48,7 @@ async fn invalid_bytes_in_url_get_json_error() {
             response.text()
         );
     }
-    // UTF-8 may stand unescaped.
+    // UTF-8 needs no escaping.
     let missing = server.get("/v1/operations/\u{e9}").await;
     assert_eq!(missing.error_parts().0, 404);
     assert_still_serving(&server).await;
@@ -93,7 +96,7 @@ async fn oversized_url_or_headers_get_json_error() {
     ] {
         let target = format!("/v1/operations/{}", "a".repeat(length));
         let mut connection = server.connect().await;
-        // The server may have had enough before the end.
+        // The server may respond and close before it has read everything.
         let _ = connection
             .try_send(http_request("GET", &target, "", ""))
             .await;
@@ -150,7 +153,7 @@ async fn slow_request_head_times_out_without_affecting_others() {
         connection.send(prefix).await;
         slow.push(connection);
     }
-    // One that has had an answer, and then begins to dawdle.
+    // One that has been served and then sends its next request slowly.
     let mut connection = server.connect().await;
     connection
         .send(http_request("GET", "/v1/operations", "", ""))
@@ -212,7 +215,7 @@ async fn oversized_body_is_rejected_before_it_is_read() {
 async fn body_above_64_kib_is_rejected_despite_larger_message_limit() {
     let server = HttpTestServer::start().await;
     create_named(&server.operations, "operations/x").await;
-    // Many small values, of which a tree would take twenty times the room.
+    // Many small values, which take about twenty times their size once parsed.
     let hostile = |size: usize| format!("{{\"a\":[{}[]]}}", "[],".repeat(size / 3));
     for verb in ["cancel", "wait"] {
         let target = format!("/v1/operations/x:{verb}");
@@ -263,9 +266,9 @@ async fn grpc_content_type_has_no_effect_over_http1() {
             "{content_type}"
         );
         let post = |target: &str, body: &str| http_request("POST", target, &header, body);
-        let refused = server.send(post("/v1/operations/x:cancel", "{}")).await;
+        let rejected = server.send(post("/v1/operations/x:cancel", "{}")).await;
         let expected = error_parts(415, "INVALID_ARGUMENT", "INVALID_CONTENT_TYPE");
-        assert_eq!(refused.error_parts(), expected, "{content_type}");
+        assert_eq!(rejected.error_parts(), expected, "{content_type}");
         let unknown = server.send(post("/shop.v1.Shop/Buy", "{}")).await;
         let expected = error_parts(404, "NOT_FOUND", "UNKNOWN_PATH");
         assert_eq!(unknown.error_parts(), expected, "{content_type}");
@@ -293,9 +296,9 @@ async fn non_json_content_type_is_rejected_and_missing_one_means_json() {
         "multipart/form-data",
         "\u{e9}",
     ] {
-        let refused = server.send(post(content_type)).await;
+        let rejected = server.send(post(content_type)).await;
         let expected = error_parts(415, "INVALID_ARGUMENT", "INVALID_CONTENT_TYPE");
-        assert_eq!(refused.error_parts(), expected, "{content_type}");
+        assert_eq!(rejected.error_parts(), expected, "{content_type}");
     }
     let untyped = http_request("POST", "/v1/operations/x:wait", "", r#"{"timeout":"0s"}"#);
     server.send(untyped).await.expect_ok_json();
@@ -306,12 +309,12 @@ async fn non_json_content_type_is_rejected_and_missing_one_means_json() {
         "{\"a\":",
         "\u{feff}{}",
     ] {
-        let refused = server.post("/v1/operations/x:wait", body).await;
-        assert_eq!(refused.error_parts().0, 400, "{body:?}");
+        let rejected = server.post("/v1/operations/x:wait", body).await;
+        assert_eq!(rejected.error_parts().0, 400, "{body:?}");
     }
     let deep = format!("{}{}", r#"{"name":"#.repeat(7000), "}".repeat(7000));
-    let refused = timeout(STEP_TIMEOUT, server.post("/v1/operations/x:wait", &deep)).await;
-    assert_eq!(refused.unwrap().error_parts().0, 400);
+    let rejected = timeout(STEP_TIMEOUT, server.post("/v1/operations/x:wait", &deep)).await;
+    assert_eq!(rejected.unwrap().error_parts().0, 400);
 }
 
 #[tokio::test]
@@ -345,7 +348,7 @@ async fn pipelined_requests_are_answered_in_order() {
             name.as_str()
         );
     }
-    // What cannot be read ends the connection, behind all other answers.
+    // The malformed request ends the connection, after all other responses.
     let expected = error_parts(400, "INVALID_ARGUMENT", "MALFORMED_REQUEST");
     assert_eq!(connection.read_response().await.error_parts(), expected);
     assert!(timeout(STEP_TIMEOUT, connection.is_closed()).await.unwrap());
@@ -363,14 +366,12 @@ async fn open_waits_on_500_connections_do_not_block_others() {
             .await;
         connections.push(connection);
     }
-    let all_waiting = async {
-        while server.operations.waiter_count() < connections.len() {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(STEP_TIMEOUT, all_waiting)
-        .await
-        .expect("all of them wait");
+    timeout(
+        STEP_TIMEOUT,
+        wait_for_waiters(&server.operations, connections.len()),
+    )
+    .await
+    .expect("expected all waits to be open");
     assert_still_serving(&server).await;
     server.operations.cancel(&name).await.unwrap();
     server.operations.delete(&name).await.unwrap();

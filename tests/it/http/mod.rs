@@ -1,4 +1,4 @@
-//! HTTP/JSON on the listener for clients.
+//! HTTP/JSON on the client listener.
 
 #[cfg(feature = "cli")]
 mod docs_examples;

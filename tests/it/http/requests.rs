@@ -1,11 +1,13 @@
-//! HTTP/JSON: what calls and answers say, over raw sockets. Rules HTTP-3 and HTTP-6
-//! to HTTP-13 of the conformance checklist; the JSON itself is in `http_json`.
+//! HTTP/JSON requests and responses over raw sockets: rules HTTP-3 and HTTP-6 to HTTP-13.
 
+use longrunning::proto::google::rpc::Code;
 use serde_json::json;
 
 use crate::support::{
     create_pending, create_running,
+    error_details::expect_status_error,
     http_server::{HttpTestServer, create_named, error_parts, http_request},
+    operations::{list_request, page_request, wait_for_waiters},
     string_value,
 };
 
@@ -22,9 +24,9 @@ async fn http_wait_timeout_returns_latest_state() {
         assert_eq!(waited["done"], false, "{body}");
     }
     let negative = r#"{"timeout": "-1s"}"#;
-    let refused = server.post(&format!("/v1/{name}:wait"), negative).await;
+    let rejected = server.post(&format!("/v1/{name}:wait"), negative).await;
     let expected = error_parts(400, "INVALID_ARGUMENT", "INVALID_TIMEOUT");
-    assert_eq!(refused.error_parts(), expected);
+    assert_eq!(rejected.error_parts(), expected);
 }
 
 // HTTP-3
@@ -35,9 +37,7 @@ async fn http_wait_returns_when_operation_completes() {
     let mut connection = server.connect().await;
     let wait = http_request("POST", &format!("/v1/{name}:wait"), "", "");
     connection.send(wait).await;
-    while server.operations.waiter_count() == 0 {
-        tokio::task::yield_now().await;
-    }
+    wait_for_waiters(&server.operations, 1).await;
     let response = string_value("result");
     server
         .operations
@@ -47,7 +47,7 @@ async fn http_wait_returns_when_operation_completes() {
     let waited = connection.read_response().await.expect_ok_json();
     assert_eq!(waited["done"], true);
     assert_eq!(waited["response"]["value"], "result");
-    // The connection is good for more.
+    // The connection stays open.
     connection
         .send(http_request("GET", &format!("/v1/{name}"), "", ""))
         .await;
@@ -83,9 +83,9 @@ async fn query_parameters_accept_json_and_proto_names_and_reject_unknown() {
         ("returnPartialSuccess=true&filter=%zz", "MALFORMED_REQUEST"),
         ("alt=proto", "INVALID_PARAMETER"),
     ] {
-        let refused = server.get(&format!("/v1/operations?{query}")).await;
+        let rejected = server.get(&format!("/v1/operations?{query}")).await;
         let expected = error_parts(400, "INVALID_ARGUMENT", reason);
-        assert_eq!(refused.error_parts(), expected, "{query}");
+        assert_eq!(rejected.error_parts(), expected, "{query}");
     }
     let system_parameters = "$alt=json&prettyPrint=false&$fields=name&fields=name&key=k&access_token=t\
         &quotaUser=u&%24.xgafv=2&$apiVersion=1&userProject=p&upload_protocol=raw";
@@ -148,9 +148,9 @@ async fn get_allows_json_content_type_but_rejects_body() {
     assert_eq!(server.send(get).await.code, 200);
     for method in ["GET", "DELETE"] {
         let full = http_request(method, "/v1/operations/x", json_header, "{}");
-        let refused = server.send(full).await;
+        let rejected = server.send(full).await;
         assert!(
-            refused.error_message().contains("takes no body"),
+            rejected.error_message().contains("takes no body"),
             "{method}"
         );
     }
@@ -237,16 +237,14 @@ async fn failed_operation_is_returned_with_200() {
     server.operations.cancel(&name).await.unwrap();
     let got = server.get(&format!("/v1/{name}")).await.expect_ok_json();
     assert_eq!(got["done"], true);
-    assert_eq!(got["error"]["code"], 1);
+    assert_eq!(got["error"]["code"], Code::Cancelled as i32);
     assert!(got["error"].get("status").is_none());
 }
 
 // ERR-1, BEHAVIOUR §9
 #[tokio::test]
 async fn http_and_grpc_errors_are_identical() {
-    use longrunning::proto::google::longrunning::{
-        ListOperationsRequest, operations_client::OperationsClient,
-    };
+    use longrunning::proto::google::longrunning::operations_client::OperationsClient;
     use tonic::transport::Endpoint;
 
     let server = HttpTestServer::start().await;
@@ -255,33 +253,18 @@ async fn http_and_grpc_errors_are_identical() {
     for (target, request) in [
         (
             "/v1/operations?pageSize=-1",
-            ListOperationsRequest {
-                name: "operations".into(),
-                page_size: -1,
-                ..ListOperationsRequest::default()
-            },
+            page_request("operations", -1, ""),
         ),
         (
             "/v1/operations?pageToken=x",
-            ListOperationsRequest {
-                name: "operations".into(),
-                page_token: "x".into(),
-                ..ListOperationsRequest::default()
-            },
+            page_request("operations", 0, "x"),
         ),
-        (
-            "/v1/projects/operations",
-            ListOperationsRequest {
-                name: "projects".into(),
-                ..ListOperationsRequest::default()
-            },
-        ),
+        ("/v1/projects/operations", list_request("projects")),
     ] {
         let http_error = server.get(target).await;
-        let grpc_error =
-            crate::support::error_details::expect_status_error(grpc.list_operations(request).await);
+        let grpc_error = expect_status_error(grpc.list_operations(request).await);
         let (_, status, reason) = http_error.error_parts();
-        let code = longrunning::proto::google::rpc::Code::from_str_name(&status).unwrap();
+        let code = Code::from_str_name(&status).unwrap();
         assert_eq!(
             (code as i32, reason),
             (grpc_error.code as i32, grpc_error.reason.clone())

@@ -1,7 +1,7 @@
-//! HTTP/JSON: which call a path and a method are, over raw sockets. Rules HTTP-1,
-//! HTTP-2, HTTP-4, HTTP-5, HTTP-14 and HTTP-17 of the conformance checklist. What
-//! a call says is in `http_calls`, what official clients send in `http_clients`.
+//! Mapping of HTTP methods and paths to calls, over raw sockets: rules HTTP-1, HTTP-2,
+//! HTTP-4, HTTP-5, HTTP-14 and HTTP-17.
 
+use longrunning::proto::google::rpc::Code;
 use serde_json::json;
 
 use crate::support::{
@@ -21,7 +21,7 @@ async fn operations_proto_bindings_get_list_cancel_and_delete() {
     let cancelled = server.post(&format!("/v1/{name}:cancel"), "{}").await;
     assert_eq!((cancelled.code, cancelled.text()), (200, "{}"));
     let got = server.get(&format!("/v1/{name}")).await.expect_ok_json();
-    assert_eq!(got["error"]["code"], 1);
+    assert_eq!(got["error"]["code"], Code::Cancelled as i32);
     let deleted = server.request("DELETE", &format!("/v1/{name}")).await;
     assert_eq!((deleted.code, deleted.text()), (200, "{}"));
     let missing = server.get(&format!("/v1/{name}")).await;
@@ -35,9 +35,9 @@ async fn double_slash_does_not_list_all_parents() {
     let server = HttpTestServer::start().await;
     create_named(&server.operations, "projects/p/operations/b").await;
     for target in ["/v1//operations", "/v1//operations?pageSize=5"] {
-        let refused = server.get(target).await;
+        let rejected = server.get(target).await;
         let expected = error_parts(404, "NOT_FOUND", "UNKNOWN_PATH");
-        assert_eq!(refused.error_parts(), expected, "{target}");
+        assert_eq!(rejected.error_parts(), expected, "{target}");
     }
     let root: longrunning::HttpPrefix = "/".parse().unwrap();
     let server = HttpTestServer::start_with(|config| config.http.prefix = root).await;
@@ -140,7 +140,7 @@ async fn colon_in_id_may_be_raw_or_escaped() {
         let expected = error_parts(404, "NOT_FOUND", "OPERATION_NOT_FOUND");
         assert_eq!(missing.error_parts(), expected, "{target}");
     }
-    // An escaped verb is none.
+    // An escaped colon does not start a verb.
     let posted = server.post("/v1/operations/x%3Acancel", "").await;
     assert_eq!(posted.error_parts().0, 405);
     assert_eq!(
@@ -171,11 +171,11 @@ async fn escaped_slash_is_no_separator_and_bad_escape_is_invalid() {
         "/v1/operations/%zz",
         "/v1/operations/%ff",
     ] {
-        let refused = server.get(target).await;
+        let rejected = server.get(target).await;
         let expected = error_parts(400, "INVALID_ARGUMENT", "MALFORMED_REQUEST");
-        assert_eq!(refused.error_parts(), expected, "{target}");
+        assert_eq!(rejected.error_parts(), expected, "{target}");
     }
-    // No slash is folded.
+    // Repeated and trailing slashes are not removed.
     for target in [
         "/v1//operations/x",
         "/v1/operations//x",
@@ -210,10 +210,10 @@ async fn unknown_path_is_404_and_wrong_method_405_with_allow_header() {
         ("GET", "/v1/operations/x:wait", "POST, OPTIONS"),
         ("DELETE", "/v1/operations/x:watch", "GET, OPTIONS"),
     ] {
-        let refused = server.request(method, target).await;
+        let rejected = server.request(method, target).await;
         let expected = error_parts(405, "UNIMPLEMENTED", "METHOD_NOT_ALLOWED");
-        assert_eq!(refused.error_parts(), expected, "{method} {target}");
-        assert_eq!(refused.header("allow"), Some(allowed));
+        assert_eq!(rejected.error_parts(), expected, "{method} {target}");
+        assert_eq!(rejected.header("allow"), Some(allowed));
     }
 }
 

@@ -1,6 +1,5 @@
-//! HTTP/JSON beside gRPC on one port: clients that leave, shutdown, browsers and
-//! metrics. Rules HTTP-15 and HTTP-16 of the conformance checklist. Hostile
-//! requests are in `http_hostile`.
+//! HTTP/JSON and gRPC on one port: disconnects, shutdown, browsers and metrics. Rules
+//! HTTP-15 and HTTP-16.
 
 use std::time::Duration;
 
@@ -9,8 +8,12 @@ use longrunning::Report;
 use crate::support::{
     create_pending, create_running, create_succeeded,
     http_server::{HttpConnection, HttpTestServer, create_named, error_parts, http_request},
+    operations::wait_for_waiters,
     progress,
 };
+
+/// Time limit for one step of a test.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 // HTTP-15, WAIT-9
 #[tokio::test]
@@ -25,19 +28,11 @@ async fn http_disconnect_ends_wait() {
             .await;
         connections.push(connection);
     }
-    while server.operations.waiter_count() < 10 {
-        tokio::task::yield_now().await;
-    }
+    wait_for_waiters(&server.operations, 10).await;
     drop(connections);
-    let all_waits_ended = async {
-        while 0 < server.operations.waiter_count() {
-            tokio::task::yield_now().await;
-        }
-    };
-    let timeout = Duration::from_secs(10);
-    tokio::time::timeout(timeout, all_waits_ended)
+    tokio::time::timeout(STEP_TIMEOUT, wait_for_waiters(&server.operations, 0))
         .await
-        .expect("nobody waits");
+        .expect("expected disconnects to end the waits");
     let series = r#"longrunning_http_requests_total{method="WaitOperation",code="499"}"#;
     assert_eq!(server.metric(series).await, 10.0);
 }
@@ -51,9 +46,7 @@ async fn http_wait_is_answered_at_shutdown() {
     connection
         .send(http_request("POST", &format!("/v1/{name}:wait"), "", ""))
         .await;
-    while server.operations.waiter_count() == 0 {
-        tokio::task::yield_now().await;
-    }
+    wait_for_waiters(&server.operations, 1).await;
     server.begin_shutdown();
     assert_eq!(
         connection.read_response().await.expect_ok_json()["done"],
@@ -80,7 +73,7 @@ async fn head_is_get_without_body_and_options_lists_methods() {
         for name in ["content-type", "content-length"] {
             assert_eq!(head.header(name), got.header(name), "{target}");
         }
-        // There is no body: the next answer begins at once.
+        // Without a body, the next response follows immediately.
         connection.send(http_request("GET", &target, "", "")).await;
         assert_eq!(connection.read_response().await.body, got.body);
     }
@@ -124,7 +117,7 @@ async fn cors_allows_configured_origins_and_none_by_default() {
     assert_eq!(response.code, 204);
     let methods = response.header("access-control-allow-methods").unwrap();
     assert!(methods.contains("DELETE"), "{methods}");
-    // Errors can be read, too.
+    // Errors have the CORS headers, too.
     let missing = server
         .send(http_request("GET", "/v1/operations/missing", origin, ""))
         .await;
@@ -141,9 +134,9 @@ async fn cross_origin_post_is_rejected_without_effect() {
     let name = create_pending(&server.operations).await;
     let origin = "origin: https://evil.example\r\n";
     let cancel = http_request("POST", &format!("/v1/{name}:cancel"), origin, "");
-    let refused = server.send(cancel).await;
+    let rejected = server.send(cancel).await;
     let expected = error_parts(403, "PERMISSION_DENIED", "ORIGIN_NOT_ALLOWED");
-    assert_eq!(refused.error_parts(), expected);
+    assert_eq!(rejected.error_parts(), expected);
     let got = server.get(&format!("/v1/{name}")).await.expect_ok_json();
     assert_eq!(got["done"], false);
     let same_origin = format!("origin: http://{}\r\n", server.client_address);
@@ -237,7 +230,7 @@ async fn grpc_http1_and_http2_share_one_port() {
         }
     }
     connection.abort();
-    // The listener for workers has no HTTP.
+    // The worker listener does not serve HTTP/JSON.
     let mut connection = HttpConnection::connect(&server.worker_address).await;
     connection
         .send(http_request("GET", &format!("/v1/{name}"), "", ""))

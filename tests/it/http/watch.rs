@@ -1,4 +1,4 @@
-//! `GET …:watch`: the states of an operation as server-sent events.
+//! `GET …:watch`: a stream of the states of an operation as server-sent events.
 
 use std::time::Duration;
 
@@ -8,8 +8,12 @@ use serde_json::Value;
 use crate::support::{
     create_running, create_succeeded,
     http_server::{HttpConnection, HttpTestServer, error_parts, http_request},
+    operations::wait_for_waiters,
     progress, string_value,
 };
+
+/// Time limit for one step of a test.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 async fn open_watch(
     server: &HttpTestServer,
@@ -33,7 +37,7 @@ async fn open_event_stream(server: &HttpTestServer, name: &OperationName) -> Htt
     connection
 }
 
-/// The JSON of the next event.
+/// Returns the JSON of the next event, or `None` if the stream ended.
 async fn next_event(connection: &mut HttpConnection) -> Option<Value> {
     let line = connection.read_line_starting_with("data: ").await?;
     Some(serde_json::from_str(&line["data: ".len()..]).unwrap())
@@ -73,10 +77,10 @@ async fn http_watch_sends_current_state_each_change_and_ends_when_done() {
     connection
         .read_line_starting_with("id: done")
         .await
-        .expect("the last event has an id");
+        .expect("expected the last event to have an id");
     let last = next_event(&mut connection).await.unwrap();
     assert_eq!(last["response"]["value"], "result");
-    // The last chunk ends the body, and the connection is good for more.
+    // The last chunk ends the body, and the connection stays open.
     assert_eq!(
         connection.read_line_starting_with("0").await.as_deref(),
         Some("0")
@@ -114,7 +118,7 @@ async fn http_watch_ends_with_error_event_on_delete() {
     connection
         .read_line_starting_with("event: error")
         .await
-        .expect("it is told");
+        .expect("expected an error event");
     let error_event = next_event(&mut connection).await.unwrap();
     assert_eq!(error_event["error"]["code"], 404);
     assert_eq!(
@@ -171,15 +175,9 @@ async fn http_disconnect_ends_watch() {
     next_event(&mut connection).await.unwrap();
     assert_eq!(server.operations.waiter_count(), 1);
     drop(connection);
-    let all_watches_ended = async {
-        while 0 < server.operations.waiter_count() {
-            tokio::task::yield_now().await;
-        }
-    };
-    let timeout = Duration::from_secs(10);
-    tokio::time::timeout(timeout, all_watches_ended)
+    tokio::time::timeout(STEP_TIMEOUT, wait_for_waiters(&server.operations, 0))
         .await
-        .expect("nobody watches");
+        .expect("expected the disconnect to end the watch");
 }
 
 // WAIT-12
@@ -189,8 +187,8 @@ async fn http_watch_over_waiter_limit_is_429_with_retry_after() {
     let (name, _) = create_running(&server.operations).await;
     let mut first = open_event_stream(&server, &name).await;
     next_event(&mut first).await.unwrap();
-    let refused = server.get(&format!("/v1/{name}:watch")).await;
+    let rejected = server.get(&format!("/v1/{name}:watch")).await;
     let expected = error_parts(429, "RESOURCE_EXHAUSTED", "TOO_MANY_WAITERS");
-    assert_eq!(refused.error_parts(), expected);
-    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(rejected.error_parts(), expected);
+    assert_eq!(rejected.header("retry-after"), Some("1"));
 }

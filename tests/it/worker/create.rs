@@ -1,28 +1,33 @@
-//! Creation, as those who create operations see it: what they and the workers
-//! get, and that asking twice is not asking for two.
+//! CreateOperation: what creators and workers receive, and idempotency by request id.
 
 use std::{collections::HashMap, sync::Arc};
 
 use longrunning::{
-    ExecutionOptions,
+    ExecutionOptions, State,
     proto::longrunning::v1::{
         CreateOperationRequest, Lease, RetryPolicy,
         create_operation_request::{Execution, Queued},
         finish_operation_request::Outcome,
     },
 };
-use tokio::{sync::Barrier, task::JoinSet, time::advance};
+use tokio::{
+    sync::Barrier,
+    task::JoinSet,
+    time::{Duration, advance},
+};
 use tonic::{Code, Request};
 
 use crate::support::{
-    GrpcTestServer, custom_metadata, decode_metadata,
+    GrpcTestServer,
+    assertions::{assert_error_code, assert_failed_with},
+    custom_metadata, decode_metadata,
     error_details::ErrorDetails,
-    error_reason, expect_error, expect_response,
+    expect_response,
     harness::{
         Harness, finish_request, lease_request, max_attempts, proto_seconds, queued_request,
-        queued_request_with_input, release, self_executed_request,
+        queued_request_with_input, release, retryable_failure, self_executed_request,
     },
-    string_value,
+    operations_builder, string_value,
 };
 
 fn string_map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
@@ -30,7 +35,7 @@ fn string_map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
     pairs.iter().map(owned).collect()
 }
 
-/// A request in which everything is said.
+/// Returns a request that sets every optional field.
 fn full_request(execution: Option<Execution>) -> CreateOperationRequest {
     CreateOperationRequest {
         parent: "projects/p".into(),
@@ -60,9 +65,8 @@ async fn self_executed_create_returns_operation_with_lease() {
     assert_eq!(operation, harness.get(&operation.name).await);
     let operation_metadata = decode_metadata(&operation);
     assert_eq!(
-        (operation_metadata.attempt, operation_metadata.state),
-        (1, 2),
-        "it is running"
+        (operation_metadata.attempt, operation_metadata.state()),
+        (1, State::Running)
     );
     assert_eq!(
         (
@@ -107,12 +111,14 @@ async fn lease_of_queued_operation_has_all_created_fields() {
         ))
         .await
         .unwrap();
-    assert_eq!(created.lease, None, "nobody works on it yet");
+    assert_eq!(
+        created.lease, None,
+        "expected no lease before a worker asks"
+    );
     let operation_metadata = decode_metadata(&created.operation.unwrap());
     assert_eq!(
-        (operation_metadata.attempt, operation_metadata.state),
-        (0, 1),
-        "it is pending"
+        (operation_metadata.attempt, operation_metadata.state()),
+        (0, State::Pending)
     );
     assert_eq!(
         (
@@ -163,10 +169,10 @@ async fn omitted_fields_get_server_defaults() {
     assert!(lease.labels.is_empty() && lease.trace_context.is_empty());
 
     let defaults = ExecutionOptions::default()
-        .with_lease_duration(std::time::Duration::from_secs(7))
-        .with_attempt_timeout(std::time::Duration::from_secs(8));
+        .with_lease_duration(Duration::from_secs(7))
+        .with_attempt_timeout(Duration::from_secs(8));
     let harness =
-        Harness::start_with(crate::support::operations_builder().default_options(defaults)).await;
+        Harness::start_with(operations_builder().default_options(defaults)).await;
     harness.create_queued("q").await;
     let lease = harness.lease_one("q", "w").await;
     assert_eq!(
@@ -175,7 +181,7 @@ async fn omitted_fields_get_server_defaults() {
     );
 }
 
-// AIP-151: metadata of the creator's own type is served as it is.
+// AIP-151: metadata of a user-defined type is served unchanged.
 #[tokio::test]
 async fn custom_metadata_is_served_from_creation() {
     let harness = Harness::start().await;
@@ -193,7 +199,7 @@ async fn custom_metadata_is_served_from_creation() {
     assert_eq!(harness.get(&created.name).await, created);
 }
 
-// worker.proto: the trace of the call counts where the request names none.
+// worker.proto: trace headers of the call apply if the request has no trace context.
 #[tokio::test]
 async fn trace_context_comes_from_valid_headers_unless_in_request() {
     let harness = Harness::start().await;
@@ -236,18 +242,24 @@ async fn repeated_create_returns_current_operation_and_live_lease() {
     };
     let first = harness.try_create(request("00-1-01")).await.unwrap();
     let lease = first.lease.unwrap();
-    advance(std::time::Duration::from_secs(10)).await;
+    advance(Duration::from_secs(10)).await;
     let again = harness.try_create(request("00-2-01")).await.unwrap();
     assert!(again.already_existed);
     assert_eq!(again.operation, first.operation);
     let live = again.lease.unwrap();
-    assert_eq!(live.lease_token, lease.lease_token, "nobody took it");
+    assert_eq!(
+        live.lease_token, lease.lease_token,
+        "expected the same lease"
+    );
     assert_eq!(
         live.lease_remaining,
         proto_seconds(20),
-        "and nobody renewed it"
+        "expected no renewal"
     );
-    assert_eq!(live.trace_context, lease.trace_context, "that of the first");
+    assert_eq!(
+        live.trace_context, lease.trace_context,
+        "expected the trace context of the first request"
+    );
     let done = harness
         .finish(&lease, Outcome::Response(string_value("done")))
         .await;
@@ -258,7 +270,7 @@ async fn repeated_create_returns_current_operation_and_live_lease() {
     );
 }
 
-// AIP-155: a client's retry may reach another instance of the service.
+// AIP-155: a retry by the client may reach another instance of the service.
 #[tokio::test]
 async fn same_request_from_other_creator_returns_no_lease() {
     let harness = Harness::start().await;
@@ -275,7 +287,7 @@ async fn same_request_from_other_creator_returns_no_lease() {
     assert_eq!(token(again.lease), token(first.lease));
 }
 
-// AIP-155: the moment the lease is over, not when somebody looks.
+// AIP-155: from the moment of expiry, whether or not the timer has run.
 #[tokio::test(start_paused = true)]
 async fn repeated_create_does_not_return_expired_lease() {
     let harness = Harness::start().await;
@@ -284,7 +296,7 @@ async fn repeated_create_does_not_return_expired_lease() {
         ..self_executed_request("w")
     };
     harness.try_create(request()).await.unwrap();
-    advance(std::time::Duration::from_secs(30)).await;
+    advance(Duration::from_secs(30)).await;
     let expired = harness.try_create(request()).await.unwrap();
     assert_eq!((expired.lease, expired.already_existed), (None, true));
 }
@@ -305,7 +317,7 @@ async fn repeated_create_never_returns_lease_of_queued_operation() {
     assert_eq!(lease.name, first.operation.unwrap().name);
 }
 
-/// The request of `base` for a queue, each time with one thing changed.
+/// Returns variants of `base`, a request for queue `q`, that differ in one field each.
 #[rustfmt::skip]
 fn requests_with_one_change(base: &CreateOperationRequest) -> Vec<CreateOperationRequest> {
     let base = || base.clone();
@@ -344,21 +356,24 @@ async fn request_id_reuse_is_rejected_for_every_differing_field() {
     };
     harness.create_operation(base.clone()).await;
     for other in requests_with_one_change(&base) {
-        let refused = harness
+        let rejected = harness
             .try_create(other.clone())
             .await
-            .expect_err("other content");
-        let refused = ErrorDetails::from_status(&refused);
+            .expect_err("expected different content to be rejected");
+        let rejected = ErrorDetails::from_status(&rejected);
         let expected = (Code::AlreadyExists, "REQUEST_ID_REUSED");
-        assert_eq!(refused.code_and_reason(), expected, "{other:?}");
-        assert_eq!(refused.info.metadata["requestId"], "r");
+        assert_eq!(rejected.code_and_reason(), expected, "{other:?}");
+        assert_eq!(rejected.info.metadata["requestId"], "r");
     }
     let elsewhere = CreateOperationRequest {
         parent: "projects/p".into(),
         ..base
     };
     let elsewhere = harness.try_create(elsewhere).await.unwrap();
-    assert!(!elsewhere.already_existed, "each parent has its own");
+    assert!(
+        !elsewhere.already_existed,
+        "expected request ids to be scoped to their parent"
+    );
 }
 
 // AIP-155
@@ -375,7 +390,7 @@ async fn request_id_is_reusable_after_delete() {
     assert!(!second.already_existed);
     let second = second.lease.unwrap();
     assert_ne!(second.name, first.name);
-    // The end of the first takes nothing away from the second.
+    // Completion of the first does not release the request id of the second.
     harness
         .finish(&first, Outcome::Response(string_value("")))
         .await;
@@ -407,7 +422,7 @@ async fn concurrent_creates_of_16_clients_share_one_operation_and_lease() {
         }
         let all = racers.join_all().await;
         let reused = all.iter().filter(|created| created.already_existed).count();
-        assert_eq!(reused, clients.len() - 1, "one of them made it");
+        assert_eq!(reused, clients.len() - 1, "expected exactly one creation");
         let mut leases = all.iter().map(|created| {
             let lease = created.lease.as_ref().unwrap();
             (&lease.name, &lease.lease_token)
@@ -427,16 +442,13 @@ async fn concurrent_creates_of_16_clients_share_one_operation_and_lease() {
     );
 }
 
-// BEHAVIOUR §4: nobody can take up what its creator executes.
+// BEHAVIOUR §4: only its creator can execute a self-executed operation.
 #[tokio::test]
 async fn finish_with_release_of_self_executed_operation_is_worker_lost() {
     let harness = Harness::start().await;
     let lease = harness.create_self_executed("w").await;
-    let done = expect_error(&harness.finish(&lease, release()).await);
-    assert_eq!(
-        (done.code, error_reason(&done).as_str()),
-        (14, "WORKER_LOST")
-    );
+    let done = harness.finish(&lease, release()).await;
+    assert_failed_with(&done, Code::Unavailable, "WORKER_LOST");
     assert_eq!(
         harness
             .try_lease(lease_request(&["q"], "w", 9))
@@ -454,7 +466,7 @@ async fn finish_with_release_of_self_executed_operation_is_worker_lost() {
     );
 }
 
-// worker.proto: RetryPolicy with nothing set is the default: one attempt.
+// worker.proto: an empty RetryPolicy is the default, one attempt.
 #[tokio::test]
 async fn empty_retry_policy_means_one_attempt() {
     let harness = Harness::start().await;
@@ -464,11 +476,6 @@ async fn empty_retry_policy_means_one_attempt() {
     };
     harness.create_operation(request).await;
     let lease = harness.lease_one("q", "w").await;
-    let done = harness
-        .finish(
-            &lease,
-            crate::support::harness::retryable_failure(14, "busy"),
-        )
-        .await;
-    assert_eq!(expect_error(&done).code, 14);
+    let failure = retryable_failure(Code::Unavailable, "busy");
+    assert_error_code(&harness.finish(&lease, failure).await, Code::Unavailable);
 }

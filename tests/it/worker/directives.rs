@@ -1,5 +1,4 @@
-//! WatchDirectives: what a worker is told at once about the operations it
-//! holds. That heartbeats tell the same is tested in `heartbeat`.
+//! WatchDirectives: directives that the server pushes to the holder of a lease.
 
 use std::time::Duration;
 
@@ -7,7 +6,7 @@ use longrunning::proto::longrunning::v1::{HeartbeatRequest, finish_operation_req
 use tokio::time::advance;
 
 use crate::support::{
-    harness::{Harness, Kind},
+    harness::{Harness, Kind, heartbeat_request},
     string_value,
 };
 
@@ -51,16 +50,15 @@ async fn lease_loss_is_pushed_but_finish_by_same_worker_is_not() {
     assert_eq!(directive.name, lost.name);
 }
 
-// worker.proto: DRAIN is a word of the server.
+// worker.proto: DRAIN announces a shutdown of the server, not of the worker.
 #[tokio::test]
 async fn draining_worker_gets_no_drain_directive() {
     let harness = Harness::start().await;
     let mut stream = harness.watch_directives("w").await;
     let lease = harness.create_self_executed("w").await;
     let draining = HeartbeatRequest {
-        worker_id: "w".into(),
         draining: true,
-        ..HeartbeatRequest::default()
+        ..heartbeat_request("w", [])
     };
     harness.try_heartbeat(draining).await.unwrap();
     harness.cancel(&lease.name).await;
@@ -70,7 +68,7 @@ async fn draining_worker_gets_no_drain_directive() {
 
 #[tokio::test]
 async fn last_directive_at_server_shutdown_is_drain() {
-    let harness = Harness::start_with(crate::support::operations_builder()).await;
+    let harness = Harness::start().await;
     let mut stream = harness.watch_directives("w").await;
     harness.operations.shutdown(Duration::ZERO).await;
     let directive = stream.message().await.unwrap().unwrap();

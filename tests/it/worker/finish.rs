@@ -1,9 +1,9 @@
-//! How attempts end, as their workers say it.
+//! FinishOperation: responses, failures, retries and releases.
 
 use std::sync::Arc;
 
 use longrunning::{
-    Any,
+    Any, State,
     proto::{
         google::{longrunning::Operation, rpc},
         longrunning::v1::{
@@ -20,9 +20,11 @@ use tokio::{
 use tonic::Code;
 
 use crate::support::{
-    GrpcTestServer, custom_metadata, decode_metadata,
+    GrpcTestServer,
+    assertions::{assert_error_code, assert_failed_with, assert_within_timer_slack},
+    custom_metadata, decode_metadata,
     error_details::ErrorDetails,
-    error_reason, expect_error, expect_response,
+    expect_error, expect_response,
     harness::{
         Harness, failure, finish_request, lease_request_with_wait, max_attempts, proto_seconds,
         queued_request, release, retryable_failure, self_executed_request,
@@ -30,7 +32,7 @@ use crate::support::{
     string_value,
 };
 
-/// A shop with one operation that has so many attempts, and its first lease.
+/// Starts a harness with one operation of `attempt_limit` attempts, and leases it.
 async fn harness_with_lease(attempt_limit: i32) -> (Harness, Lease) {
     let harness = Harness::start().await;
     let request = CreateOperationRequest {
@@ -42,7 +44,7 @@ async fn harness_with_lease(attempt_limit: i32) -> (Harness, Lease) {
     (harness, lease)
 }
 
-/// The next lease, and after how long it came.
+/// Returns the next lease and the time that the poll took.
 async fn lease_next(harness: &Harness) -> (Lease, Duration) {
     let start = Instant::now();
     let mut leases = harness
@@ -52,10 +54,15 @@ async fn lease_next(harness: &Harness) -> (Lease, Duration) {
     (leases.remove(0), start.elapsed())
 }
 
-/// Whether `time` is so many seconds, or as much later as a look may be.
-fn is_within_timer_slack(elapsed: Duration, seconds: u64) -> bool {
-    let exact = Duration::from_secs(seconds);
-    (exact..exact + Duration::from_millis(70)).contains(&elapsed)
+/// Asserts that an operation waits for its next attempt.
+#[track_caller]
+fn assert_pending(operation: &Operation) {
+    assert!(!operation.done);
+    assert_eq!(decode_metadata(operation).state(), State::Pending);
+}
+
+fn busy() -> Outcome {
+    retryable_failure(Code::Unavailable, "busy")
 }
 
 fn finish_with_metadata(lease: &Lease, n: u8, outcome: Outcome) -> FinishOperationRequest {
@@ -100,7 +107,7 @@ async fn response_is_served_byte_for_byte_and_missing_one_is_empty() {
             .await
             .unwrap();
         assert_eq!(expect_response(&done), expected);
-        assert_eq!(decode_metadata(&done).state, 3, "it has succeeded");
+        assert_eq!(decode_metadata(&done).state(), State::Succeeded);
         assert_eq!(harness.get(&lease.name).await, done);
     }
 }
@@ -113,7 +120,7 @@ async fn failure_of_every_code_is_served_with_its_details() {
         let lease = harness.create_self_executed("w").await;
         let status = rpc::Status {
             code,
-            message: format!("no {code}"),
+            message: format!("failed with code {code}"),
             details: vec![string_value("why"), custom_metadata(3)],
         };
         let outcome = Outcome::Failure(Failure {
@@ -122,12 +129,12 @@ async fn failure_of_every_code_is_served_with_its_details() {
         });
         let done = harness.finish(&lease, outcome).await;
         assert_eq!(expect_error(&done), status);
-        let expected = if code == 1 { 5 } else { 4 };
-        assert_eq!(
-            decode_metadata(&done).state,
-            expected,
-            "cancelled or failed"
-        );
+        let expected = if code == Code::Cancelled as i32 {
+            State::Cancelled
+        } else {
+            State::Failed
+        };
+        assert_eq!(decode_metadata(&done).state(), expected);
     }
 }
 
@@ -135,8 +142,9 @@ async fn failure_of_every_code_is_served_with_its_details() {
 #[tokio::test(start_paused = true)]
 async fn non_retryable_failure_ends_operation_despite_retry_policy() {
     let (harness, lease) = harness_with_lease(5).await;
-    let done = harness.finish(&lease, failure(9, "no")).await;
-    assert_eq!(expect_error(&done).code, 9);
+    let outcome = failure(Code::FailedPrecondition, "no");
+    let done = harness.finish(&lease, outcome).await;
+    assert_error_code(&done, Code::FailedPrecondition);
 }
 
 // BEHAVIOUR §4
@@ -144,25 +152,15 @@ async fn non_retryable_failure_ends_operation_despite_retry_policy() {
 async fn retryable_failure_is_retried_with_backoff_until_max_attempts() {
     let (harness, mut lease) = harness_with_lease(4).await;
     for (attempt, expected_secs) in [(2, 1), (3, 2), (4, 4)] {
-        let pending_operation = harness.finish(&lease, retryable_failure(14, "busy")).await;
-        assert_eq!(
-            (
-                pending_operation.done,
-                decode_metadata(&pending_operation).state
-            ),
-            (false, 1),
-            "pending"
-        );
+        assert_pending(&harness.finish(&lease, busy()).await);
         let (next_lease, elapsed) = lease_next(&harness).await;
-        assert!(is_within_timer_slack(elapsed, expected_secs), "{elapsed:?}");
+        assert_within_timer_slack(elapsed, expected_secs);
         assert_eq!(next_lease.attempt, attempt);
         lease = next_lease;
     }
-    let done = harness.finish(&lease, retryable_failure(14, "busy")).await;
-    assert_eq!(
-        (expect_error(&done).code, decode_metadata(&done).attempt),
-        (14, 4)
-    );
+    let done = harness.finish(&lease, busy()).await;
+    assert_error_code(&done, Code::Unavailable);
+    assert_eq!(decode_metadata(&done).attempt, 4);
 }
 
 // BEHAVIOUR §4
@@ -170,16 +168,16 @@ async fn retryable_failure_is_retried_with_backoff_until_max_attempts() {
 async fn retry_after_extends_backoff_and_never_shortens_it() {
     let (harness, mut lease) = harness_with_lease(9).await;
     for (retry_after, expected_secs) in [(0, 1), (60, 60), (1, 4)] {
-        let Outcome::Failure(busy) = retryable_failure(14, "busy") else {
-            panic!("it is a failure")
+        let Outcome::Failure(failure) = busy() else {
+            unreachable!("`busy` returns a failure")
         };
         let failure = Failure {
             retry_after: proto_seconds(retry_after),
-            ..busy
+            ..failure
         };
         harness.finish(&lease, Outcome::Failure(failure)).await;
         let (next_lease, elapsed) = lease_next(&harness).await;
-        assert!(is_within_timer_slack(elapsed, expected_secs), "{elapsed:?}");
+        assert_within_timer_slack(elapsed, expected_secs);
         lease = next_lease;
     }
 }
@@ -189,55 +187,40 @@ async fn retry_after_extends_backoff_and_never_shortens_it() {
 async fn released_operation_is_available_immediately_and_not_counted() {
     let (harness, mut lease) = harness_with_lease(2).await;
     for attempt in 2..=10 {
-        let pending_operation = harness.finish(&lease, release()).await;
-        assert_eq!(
-            (
-                pending_operation.done,
-                decode_metadata(&pending_operation).state
-            ),
-            (false, 1),
-            "pending"
-        );
+        assert_pending(&harness.finish(&lease, release()).await);
         lease = harness.lease_one("q", "w").await;
         assert_eq!(lease.attempt, attempt);
     }
-    harness
-        .finish(&lease, retryable_failure(14, "the first that counts"))
-        .await;
+    // The first attempt that counts, so the first backoff follows.
+    harness.finish(&lease, busy()).await;
     let (last, elapsed) = lease_next(&harness).await;
-    assert!(
-        is_within_timer_slack(elapsed, 1),
-        "the first pause: {elapsed:?}"
-    );
-    assert!(
-        harness
-            .finish(&last, retryable_failure(14, "the last"))
-            .await
-            .done
-    );
+    assert_within_timer_slack(elapsed, 1);
+    assert!(harness.finish(&last, busy()).await.done);
 }
 
-// BEHAVIOUR §4: no retry follows a cancellation.
+// BEHAVIOUR §4: a cancelled operation is not retried.
 #[tokio::test]
 async fn releasing_or_retrying_cancelled_operation_cancels_it() {
-    for outcome in [release(), retryable_failure(14, "busy")] {
+    for outcome in [release(), busy()] {
         let (harness, lease) = harness_with_lease(9).await;
         harness.cancel(&lease.name).await;
         let done = harness.finish(&lease, outcome).await;
-        assert_eq!(expect_error(&done).code, 1);
-        assert_eq!(error_reason(&expect_error(&done)), "OPERATION_CANCELLED");
+        assert_failed_with(&done, Code::Cancelled, "OPERATION_CANCELLED");
     }
     for (outcome, state) in [
-        (Outcome::Response(string_value("all the same")), 3),
-        (failure(9, "broke on the way"), 4),
-        (failure(1, "stopped"), 5),
+        (
+            Outcome::Response(string_value("too late")),
+            State::Succeeded,
+        ),
+        (failure(Code::FailedPrecondition, "broken"), State::Failed),
+        (failure(Code::Cancelled, "stopped"), State::Cancelled),
     ] {
         let (harness, lease) = harness_with_lease(9).await;
         harness.cancel(&lease.name).await;
         let done = harness.finish(&lease, outcome).await;
         assert_eq!(
             (
-                decode_metadata(&done).state,
+                decode_metadata(&done).state(),
                 decode_metadata(&done).cancel_requested
             ),
             (state, true)
@@ -259,15 +242,15 @@ async fn metadata_in_finish_is_stored_byte_for_byte_for_every_outcome() {
         harness.get(&lease.name).await.metadata,
         Some(custom_metadata(1))
     );
-    let busy = finish_with_metadata(&lease, 2, retryable_failure(14, "busy"));
-    let pending_operation = harness.try_finish(busy).await.unwrap();
+    let retried = finish_with_metadata(&lease, 2, busy());
+    let pending_operation = harness.try_finish(retried).await.unwrap();
     assert_eq!(pending_operation.metadata, Some(custom_metadata(2)));
     let (lease, _) = lease_next(&harness).await;
     let last = finish_with_metadata(&lease, 3, Outcome::Response(string_value("done")));
     let done = harness.try_finish(last).await.unwrap();
     assert_eq!(done.metadata, Some(custom_metadata(3)));
 
-    for outcome in [failure(9, "no"), retryable_failure(14, "no"), release()] {
+    for outcome in [failure(Code::FailedPrecondition, "no"), busy(), release()] {
         let lease = harness.create_self_executed("w").await;
         let done = harness
             .try_finish(finish_with_metadata(&lease, 4, outcome))
@@ -275,7 +258,7 @@ async fn metadata_in_finish_is_stored_byte_for_byte_for_every_outcome() {
             .unwrap();
         assert_eq!((done.done, done.metadata), (true, Some(custom_metadata(4))));
     }
-    // What was said earlier stays if the last word leaves it out.
+    // A Finish without metadata keeps the current metadata.
     let request = CreateOperationRequest {
         metadata: Some(custom_metadata(5)),
         ..self_executed_request("w")
@@ -293,9 +276,9 @@ async fn repeated_finish_succeeds_and_different_outcome_is_rejected() {
     let outcomes = [
         Outcome::Response(string_value("one")),
         Outcome::Response(string_value("two")),
-        failure(9, "no"),
-        failure(9, "never"),
-        failure(1, "no"),
+        failure(Code::FailedPrecondition, "no"),
+        failure(Code::FailedPrecondition, "never"),
+        failure(Code::Cancelled, "no"),
     ];
     let harness = Harness::start().await;
     for (index, first_outcome) in outcomes.iter().enumerate() {
@@ -306,22 +289,23 @@ async fn repeated_finish_succeeds_and_different_outcome_is_rejected() {
                 .try_finish(finish_with_metadata(&lease, 9, outcome.clone()))
                 .await;
             if other_index == index {
-                assert_eq!(again.unwrap(), done, "its bytes never change again");
+                assert_eq!(again.unwrap(), done);
             } else {
-                let refused = ErrorDetails::from_status(&again.unwrap_err());
+                let rejected = ErrorDetails::from_status(&again.unwrap_err());
                 assert_eq!(
-                    refused.code_and_reason(),
+                    rejected.code_and_reason(),
                     (Code::FailedPrecondition, "OPERATION_ALREADY_DONE")
                 );
             }
         }
         assert_eq!(harness.get(&lease.name).await, done);
     }
-    // A failure that was the last is the same, called retryable or not.
+    // Without attempts left, a retryable failure and a final one are the same outcome.
     let lease = harness.create_self_executed("w").await;
-    let done = harness.finish(&lease, retryable_failure(14, "busy")).await;
-    assert_eq!(harness.finish(&lease, failure(14, "busy")).await, done);
-    // Nothing is the response Empty.
+    let done = harness.finish(&lease, busy()).await;
+    let final_failure = failure(Code::Unavailable, "busy");
+    assert_eq!(harness.finish(&lease, final_failure).await, done);
+    // A Finish without an outcome is the response Empty.
     let lease = harness.create_self_executed("w").await;
     let done = harness
         .try_finish(finish_request(&lease, None))
@@ -355,7 +339,7 @@ async fn concurrent_finishes_have_exactly_one_winner() {
             let (mut worker, barrier) = (worker.clone(), barrier.clone());
             let outcome = match index {
                 0 => release(),
-                1 => failure(9, "no"),
+                1 => failure(Code::FailedPrecondition, "no"),
                 _ => Outcome::Response(string_value(&index.to_string())),
             };
             let request = finish_request(&lease, outcome);
@@ -368,9 +352,9 @@ async fn concurrent_finishes_have_exactly_one_winner() {
         for result in racers.join_all().await {
             match result {
                 Ok(done) => winners.push(done.into_inner()),
-                Err(refused) => {
+                Err(rejected) => {
                     assert_eq!(
-                        ErrorDetails::from_status(&refused).reason,
+                        ErrorDetails::from_status(&rejected).reason,
                         "OPERATION_ALREADY_DONE"
                     );
                 }

@@ -1,5 +1,4 @@
-//! Heartbeats: renewal and report in one, many leases in one call, and what a
-//! worker is told about each.
+//! Heartbeats: lease renewal, reports and directives, for many leases in one call.
 
 use longrunning::{
     Any, Limits,
@@ -19,17 +18,18 @@ use crate::support::{
     custom_metadata, decode_metadata,
     error_details::ErrorDetails,
     harness::{
-        Harness, Kind, heartbeat_request, lease_heartbeat, lease_request_with_wait, max_attempts,
-        proto_seconds, queued_request, release, retryable_failure, self_executed_request,
+        Harness, Kind, heartbeat_request, lease_heartbeat, lease_request, lease_request_with_wait,
+        max_attempts, proto_seconds, queued_request, release, retryable_failure,
+        self_executed_request,
     },
-    progress, string_value,
+    operations_builder, progress, string_value,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Why a directive says that a lease is lost, or a report was not taken.
+/// Returns the error of a directive: why the lease is lost or the report was rejected.
 fn directive_error(directive: &Directive) -> ErrorDetails {
-    let status: &rpc::Status = directive.error.as_ref().expect("it says why");
+    let status: &rpc::Status = directive.error.as_ref().expect("expected an error");
     let code = Code::from(status.code);
     let details = status.encode_to_vec().into();
     ErrorDetails::from_status(&Status::with_details(code, &status.message, details))
@@ -80,7 +80,7 @@ async fn heartbeat_renews_lease_and_reports_progress_in_one_call() {
     );
 }
 
-// BEHAVIOUR §4: a sign of life is nothing that clients see.
+// BEHAVIOUR §4: a heartbeat without a report is not visible to clients.
 #[tokio::test(start_paused = true)]
 async fn heartbeat_without_report_changes_no_client_visible_bytes() {
     let harness = Harness::start().await;
@@ -147,11 +147,11 @@ async fn heartbeat_interval_is_third_of_shortest_held_lease() {
     assert_eq!(
         response.heartbeat_interval,
         proto_seconds(3),
-        "one that is lost does not count"
+        "expected the lost lease to be ignored"
     );
 }
 
-// worker.proto: every report is answered, in the same order.
+// worker.proto: directives correspond to reports, in the same order.
 #[tokio::test]
 async fn rejected_report_does_not_affect_other_reports() {
     let harness = Harness::start().await;
@@ -202,15 +202,10 @@ async fn rejected_report_does_not_affect_other_reports() {
             .is_some()
             .then(|| directive_error(directive));
         assert_eq!(error.as_ref().map(ErrorDetails::code_and_reason), reason);
-        let expected_remaining = (directive.kind() == continues).then_some(prost_types::Duration {
-            seconds: 30,
-            nanos: 0,
-        });
-        let has_remaining = directive.lease_remaining.is_some();
         assert_eq!(
-            has_remaining,
-            expected_remaining.is_some(),
-            "what goes on was renewed"
+            directive.lease_remaining.is_some(),
+            directive.kind() == continues,
+            "expected every lease that continues to be renewed"
         );
     }
     assert_eq!(
@@ -223,7 +218,7 @@ async fn rejected_report_does_not_affect_other_reports() {
     );
 }
 
-// worker.proto: what no client could show is not recorded.
+// worker.proto: progress that clients could not display is not recorded.
 #[tokio::test(start_paused = true)]
 async fn out_of_range_progress_is_rejected_and_lease_is_renewed() {
     let harness = Harness::start().await;
@@ -272,7 +267,7 @@ async fn out_of_range_progress_is_rejected_and_lease_is_renewed() {
     );
 }
 
-// BEHAVIOUR §3: a watch tells of changes.
+// BEHAVIOUR §3: a watch sends changes only.
 #[tokio::test(start_paused = true)]
 async fn identical_report_renews_lease_without_changing_operation() {
     let harness = Harness::start().await;
@@ -307,7 +302,7 @@ async fn identical_report_renews_lease_without_changing_operation() {
     assert_ne!(harness.get(&lease.name).await, before);
 }
 
-// worker.proto: the answer must fit into what clients take in.
+// worker.proto: the response must stay below the message limit of clients.
 #[tokio::test]
 async fn heartbeat_with_more_than_1000_reports_is_rejected() {
     let harness = Harness::start().await;
@@ -318,12 +313,12 @@ async fn heartbeat_with_more_than_1000_reports_is_rejected() {
         .await
         .unwrap();
     assert_eq!(response.directives.len(), 1000);
-    let refused = harness
+    let rejected = harness
         .try_heartbeat(heartbeat_request("w", reports(1001)))
         .await
         .unwrap_err();
     let key = (Code::InvalidArgument, "INVALID_REPORTS");
-    assert_eq!(ErrorDetails::from_status(&refused).code_and_reason(), key);
+    assert_eq!(ErrorDetails::from_status(&rejected).code_and_reason(), key);
 }
 
 // worker.proto: Directive.error with another kind than LEASE_LOST.
@@ -333,7 +328,7 @@ async fn oversized_heartbeat_report_is_rejected_and_lease_is_renewed() {
         max_operation_bytes: 1000,
         ..Limits::default()
     };
-    let harness = Harness::start_with(crate::support::operations_builder().limits(limits)).await;
+    let harness = Harness::start_with(operations_builder().limits(limits)).await;
     let lease = harness.create_self_executed("w").await;
     let before = harness.get(&lease.name).await;
     for _ in 0..3 {
@@ -434,7 +429,7 @@ async fn heartbeat_returns_lease_lost_with_reason() {
             error.message
         );
     };
-    // At the very moment, whether or not somebody has looked.
+    // From the moment of expiry, whether or not the timer has run.
     advance(30 * SECOND).await;
     assert_lease_lost(&first, "").await;
     let second = &harness
@@ -446,7 +441,8 @@ async fn heartbeat_returns_lease_lost_with_reason() {
     harness.finish(second, release()).await;
     assert_lease_lost(second, "went back").await;
     let third = harness.lease_one("q", "w").await;
-    harness.finish(&third, retryable_failure(14, "again")).await;
+    let failure = retryable_failure(Code::Unavailable, "again");
+    harness.finish(&third, failure).await;
     assert_lease_lost(&third, "went back").await;
     let fourth = &harness
         .try_lease(lease_request_with_wait(&["q"], "w", 60))
@@ -484,7 +480,7 @@ async fn heartbeat_response_during_shutdown_ends_with_drain() {
     assert_eq!(kinds(&response.directives), [Kind::Drain]);
 }
 
-// worker.proto: the id says who works; the token proves it.
+// worker.proto: the lease token authorizes a worker; the worker id only identifies it.
 #[tokio::test]
 async fn lease_token_authorizes_heartbeat_from_any_worker_id() {
     let harness = Harness::start().await;
@@ -496,7 +492,7 @@ async fn lease_token_authorizes_heartbeat_from_any_worker_id() {
     assert_eq!(kinds(&response.directives), [Kind::Continue]);
 }
 
-// BEHAVIOUR §5: one call for a thousand leases is one call.
+// BEHAVIOUR §5: one call can renew 1000 leases.
 #[tokio::test]
 async fn directives_are_in_order_of_1000_reports() {
     let harness = Harness::start().await;
@@ -504,7 +500,7 @@ async fn directives_are_in_order_of_1000_reports() {
         harness.create_queued("q").await;
     }
     let leases = harness
-        .try_lease(crate::support::harness::lease_request(&["q"], "w", 1000))
+        .try_lease(lease_request(&["q"], "w", 1000))
         .await
         .unwrap();
     for lease in leases.iter().step_by(7) {

@@ -1,5 +1,5 @@
-//! What the worker service refuses, each with its code, its reason and the
-//! field at fault. `support::problem` checks the form of every error.
+//! Invalid requests to the worker service: each is rejected with a code, a reason and
+//! the invalid field.
 
 use longrunning::{
     Any,
@@ -25,7 +25,7 @@ use crate::support::{
     string_value,
 };
 
-/// An `Any` that names no type.
+/// Returns an `Any` without a type name.
 fn any_without_type() -> Option<Any> {
     Some(Any {
         type_url: "type.googleapis.com/".into(),
@@ -72,7 +72,7 @@ fn request_with_retry_policy(policy: RetryPolicy) -> CreateOperationRequest {
     }
 }
 
-/// Requests to create something that cannot be, with the reason and the field.
+/// Returns invalid requests, each with the expected reason and field.
 #[rustfmt::skip]
 fn invalid_create_requests() -> Vec<(CreateOperationRequest, &'static str, &'static str)> {
     let too_many_entries = |value: &str| (0..65).map(|n| (format!("k{n}"), value.to_owned())).collect();
@@ -137,16 +137,16 @@ fn has_field_violation(details: &ErrorDetails, reason: &str, field: &str) -> boo
 async fn invalid_create_names_violated_field_and_has_no_effect() {
     let harness = Harness::start().await;
     for (request, reason, field) in invalid_create_requests() {
-        let refused = harness.try_create(request.clone()).await.expect_err(field);
-        let refused = ErrorDetails::from_status(&refused);
+        let rejected = harness.try_create(request.clone()).await.expect_err(field);
+        let rejected = ErrorDetails::from_status(&rejected);
         assert!(
-            has_field_violation(&refused, reason, field),
-            "{request:?}: {refused:?}"
+            has_field_violation(&rejected, reason, field),
+            "{request:?}: {rejected:?}"
         );
     }
     let all = harness.operations.list(&Default::default()).await.unwrap();
     assert!(all.operations.is_empty());
-    assert_eq!(harness.queue_depth("q"), None, "no queue was made for them");
+    assert_eq!(harness.queue_depth("q"), None, "expected no queue");
 }
 
 // BEHAVIOUR §9
@@ -158,9 +158,9 @@ async fn duplicate_operation_id_is_rejected() {
         ..queued_request("q")
     };
     harness.create_operation(request()).await;
-    let refused = ErrorDetails::from_status(&harness.try_create(request()).await.unwrap_err());
+    let rejected = ErrorDetails::from_status(&harness.try_create(request()).await.unwrap_err());
     assert_eq!(
-        refused.code_and_reason(),
+        rejected.code_and_reason(),
         (Code::AlreadyExists, "OPERATION_EXISTS")
     );
 }
@@ -207,9 +207,12 @@ async fn invalid_lease_request_names_violated_field() {
         ),
     ];
     for (request, reason, field) in cases {
-        let refused =
+        let rejected =
             ErrorDetails::from_status(&harness.try_lease(request).await.expect_err(field));
-        assert!(has_field_violation(&refused, reason, field), "{refused:?}");
+        assert!(
+            has_field_violation(&rejected, reason, field),
+            "{rejected:?}"
+        );
     }
     let max_queues: Vec<String> = (0..64).map(|n| format!("q{n}")).collect();
     let request = LeaseOperationsRequest {
@@ -235,10 +238,10 @@ async fn heartbeat_and_watch_directives_require_valid_worker_id() {
                 .watch_directives(WatchDirectivesRequest { worker_id })
                 .await,
         );
-        for refused in [heartbeat_error, watch_error] {
+        for rejected in [heartbeat_error, watch_error] {
             assert!(
-                has_field_violation(&refused, "INVALID_WORKER_ID", "worker_id"),
-                "{refused:?}"
+                has_field_violation(&rejected, "INVALID_WORKER_ID", "worker_id"),
+                "{rejected:?}"
             );
         }
     }
@@ -257,13 +260,13 @@ async fn invalid_finish_names_violated_field_and_has_no_effect() {
         })
     };
     let detailed = rpc::Status {
-        code: 9,
+        code: Code::FailedPrecondition as i32,
         message: "no".into(),
         details: any_without_type().into_iter().collect(),
     };
     let negative_retry_after = Failure {
         error: Some(rpc::Status {
-            code: 14,
+            code: Code::Unavailable as i32,
             ..Default::default()
         }),
         retryable: true,
@@ -348,11 +351,11 @@ async fn invalid_finish_names_violated_field_and_has_no_effect() {
     ];
     let before = harness.get(&lease.name).await;
     for (request, reason, field) in cases {
-        let refused =
+        let rejected =
             ErrorDetails::from_status(&harness.try_finish(request.clone()).await.expect_err(field));
         assert!(
-            has_field_violation(&refused, reason, field),
-            "{request:?}: {refused:?}"
+            has_field_violation(&rejected, reason, field),
+            "{request:?}: {rejected:?}"
         );
     }
     assert_eq!(harness.get(&lease.name).await, before);
@@ -370,21 +373,21 @@ async fn finish_without_lease_is_rejected_as_not_retryable() {
         };
         for outcome in [
             Outcome::Response(string_value("")),
-            failure(9, "no"),
-            retryable_failure(14, "no"),
+            failure(Code::FailedPrecondition, "no"),
+            retryable_failure(Code::Unavailable, "no"),
             release(),
         ] {
-            let refused = harness
+            let rejected = harness
                 .try_finish(finish_request(&wrong_token, outcome))
                 .await
                 .unwrap_err();
-            let refused = ErrorDetails::from_status(&refused);
+            let rejected = ErrorDetails::from_status(&rejected);
             assert_eq!(
-                refused.code_and_reason(),
+                rejected.code_and_reason(),
                 (Code::FailedPrecondition, "LEASE_LOST")
             );
-            assert_eq!(refused.info.metadata["name"], held.name);
-            assert_eq!(refused.retry_info, None);
+            assert_eq!(rejected.info.metadata["name"], held.name);
+            assert_eq!(rejected.retry_info, None);
         }
     }
     for name in ["operations/unknown", "no name at all"] {
@@ -392,12 +395,12 @@ async fn finish_without_lease_is_rejected_as_not_retryable() {
             name: name.into(),
             ..held.clone()
         };
-        let refused = harness
+        let rejected = harness
             .try_finish(finish_request(&unknown, None))
             .await
             .unwrap_err();
         assert_eq!(
-            ErrorDetails::from_status(&refused).code_and_reason(),
+            ErrorDetails::from_status(&rejected).code_and_reason(),
             (Code::NotFound, "OPERATION_NOT_FOUND")
         );
     }

@@ -1,9 +1,6 @@
-//! Which operations a worker gets, and how many at once.
+//! LeaseOperations: which operations a worker receives, and how many in one batch.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use longrunning::proto::longrunning::v1::{
     CreateOperationRequest, Lease, LeaseHeartbeat, LeaseOperationsResponse,
@@ -12,6 +9,7 @@ use longrunning::proto::longrunning::v1::{
 };
 use prost::Message;
 use tokio::time::advance;
+use tonic::Code;
 
 use crate::support::{
     custom_metadata, decode_metadata,
@@ -20,7 +18,9 @@ use crate::support::{
         lease_request_with_wait, max_attempts, proto_seconds, queued_request,
         queued_request_with_input, queued_request_with_priority, release, retryable_failure,
     },
-    string_value,
+    operations::server_time,
+    operations_builder, string_value,
+    test_storage::{TestStorage, WriteMode},
 };
 
 fn lease_names(leases: &[Lease]) -> Vec<&str> {
@@ -94,7 +94,7 @@ async fn every_lease_has_unique_token_and_increasing_attempt() {
     assert_eq!(tokens.len(), 20);
 }
 
-// BEHAVIOUR §5: 0 stands for 1, and 1000 are the most.
+// BEHAVIOUR §5: 0 means 1, and 1000 is the maximum.
 #[tokio::test]
 async fn max_leases_is_respected_and_capped_at_1000() {
     let harness = Harness::start().await;
@@ -110,7 +110,7 @@ async fn max_leases_is_respected_and_capped_at_1000() {
     }
 }
 
-// worker.proto: together below 3 MiB, or just one.
+// worker.proto: a batch stays below 3 MiB unless it has only one lease.
 #[tokio::test]
 async fn batch_stays_below_3_mib_and_rest_comes_next() {
     let harness = Harness::start().await;
@@ -131,27 +131,23 @@ async fn batch_stays_below_3_mib_and_rest_comes_next() {
         assert_eq!(lease_names(&leases), expected);
         assert_eq!(leases[0].input, input());
     }
-    // One that is as large as it may be comes alone.
+    // An operation of the maximum size is leased alone.
     let large = Some(string_value(&"x".repeat((3 << 20) - 250)));
     for input in [None, large, None] {
         harness
             .create_operation(queued_request_with_input("q", input))
             .await;
     }
-    let lengths = [(1, true), (1, false), (1, true)];
-    for (length, is_small) in lengths {
+    for is_small in [true, false, true] {
         let leases = harness
             .try_lease(lease_request(&["q"], "w", 9))
             .await
             .unwrap();
-        assert_eq!(
-            (leases.len(), leases[0].input.is_none()),
-            (length, is_small)
-        );
+        assert_eq!((leases.len(), leases[0].input.is_none()), (1, is_small));
     }
 }
 
-// worker.proto: long names and many labels count too.
+// worker.proto: names and labels count towards the limit.
 #[tokio::test]
 async fn batch_size_limit_counts_long_names_and_labels() {
     let harness = Harness::start().await;
@@ -172,7 +168,7 @@ async fn batch_size_limit_counts_long_names_and_labels() {
             .await
             .unwrap();
         leased_count += leases.len();
-        assert!(1 < leases.len());
+        assert!(leases.len() > 1);
         let response = LeaseOperationsResponse { leases };
         assert!(
             response.encoded_len() < 3 << 20,
@@ -201,10 +197,11 @@ async fn checkpoint_reaches_next_attempt_after_every_outcome() {
         .try_heartbeat(heartbeat_request("w", [report]))
         .await
         .unwrap();
-    // A sign of life that says nothing keeps it, and clients do not see it.
+    // A heartbeat without a checkpoint keeps it, and clients do not see it.
     harness.heartbeat_one(&first).await;
     assert_eq!(decode_metadata(&harness.get(&name).await).detail, None);
-    harness.finish(&first, retryable_failure(14, "again")).await;
+    let failure = retryable_failure(Code::Unavailable, "again");
+    harness.finish(&first, failure).await;
     let second = &harness
         .try_lease(lease_request_with_wait(&["q"], "w", 60))
         .await
@@ -221,7 +218,7 @@ async fn checkpoint_reaches_next_attempt_after_every_outcome() {
     harness.finish(second, release()).await;
     let third = harness.lease_one("q", "w").await;
     assert_eq!(third.checkpoint, Some(custom_metadata(2)));
-    // And if the worker falls silent.
+    // The lease expires without a heartbeat.
     let fourth = &harness
         .try_lease(lease_request_with_wait(&["q"], "w", 60))
         .await
@@ -236,8 +233,7 @@ async fn checkpoint_reaches_next_attempt_after_every_outcome() {
 #[tokio::test(start_paused = true)]
 async fn lease_operations_honours_not_before() {
     let harness = Harness::start().await;
-    let now = u64::try_from(harness.operations.clock().now().nanos()).unwrap();
-    let now = SystemTime::UNIX_EPOCH + Duration::from_nanos(now);
+    let now = server_time(&harness.operations);
     let queued_at = |seconds| Queued {
         queue: "q".into(),
         priority: 9,
@@ -259,7 +255,7 @@ async fn lease_operations_honours_not_before() {
             .len(),
         1
     );
-    assert_eq!(harness.queue_depth("q"), Some(1), "the other one waits");
+    assert_eq!(harness.queue_depth("q"), Some(1));
     advance(Duration::from_secs(99)).await;
     assert_eq!(
         harness
@@ -278,7 +274,7 @@ async fn lease_operations_honours_not_before() {
     );
 }
 
-// BEHAVIOUR §3: deleting does not cancel.
+// BEHAVIOUR §3: delete does not cancel.
 #[tokio::test]
 async fn deleted_operation_is_leased_while_hidden_and_removed_when_done() {
     let harness = Harness::start().await;
@@ -294,10 +290,10 @@ async fn deleted_operation_is_leased_while_hidden_and_removed_when_done() {
         .try_finish(finish_request(&lease, None))
         .await
         .unwrap_err();
-    assert_eq!(again.code(), tonic::Code::NotFound);
+    assert_eq!(again.code(), Code::NotFound);
 }
 
-// BEHAVIOUR §4: what is cancelled while it waits is done.
+// BEHAVIOUR §4: a cancelled pending operation is done.
 #[tokio::test]
 async fn cancelled_operation_leaves_its_queue() {
     let harness = Harness::start().await;
@@ -313,12 +309,11 @@ async fn cancelled_operation_leaves_its_queue() {
     assert_eq!(harness.queue_depth("q"), None);
 }
 
-// worker.proto: the lease that a client leaves behind on its way.
+// worker.proto: a lease whose client disconnected before the response is released.
 #[tokio::test(start_paused = true)]
 async fn undelivered_lease_is_released_and_not_counted() {
-    use crate::support::test_storage::{TestStorage, WriteMode};
     let storage = TestStorage::new();
-    let builder = crate::support::operations_builder().storage(storage.clone());
+    let builder = operations_builder().storage(storage.clone());
     let harness = Harness::start_with(builder).await;
     let request = CreateOperationRequest {
         lease_duration: proto_seconds(3600),
@@ -335,10 +330,10 @@ async fn undelivered_lease_is_released_and_not_counted() {
             .try_lease(lease_request_with_wait(&["q"], "w", 60))
             .await
             .unwrap();
-        assert_eq!(next[0].attempt, 2 * round, "the number only grows");
+        assert_eq!(next[0].attempt, 2 * round);
         harness.finish(&next[0], release()).await;
     }
-    // It has one attempt by its policy, and it still has it.
+    // The retry policy allows one attempt, and none has been counted.
     let lease = harness.lease_one("q", "w").await;
     let done = harness
         .finish(&lease, Outcome::Response(string_value("done")))

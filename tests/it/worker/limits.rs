@@ -1,5 +1,5 @@
-//! What the worker service refuses though the request is good: at limits, while
-//! the store cannot write, at the end. And what is no request at all.
+//! Valid requests that the worker service rejects: at limits, while the store is not
+//! writable, and during shutdown. Also messages that cannot be decoded.
 
 use longrunning::{
     Limits,
@@ -14,6 +14,7 @@ use crate::support::{
         Harness, failure, finish_request, heartbeat_request, lease_heartbeat, lease_request,
         queued_request, queued_request_with_input, release,
     },
+    operations_builder,
     raw_requests::raw_unary_call,
     string_value,
     test_storage::{TestStorage, WriteMode},
@@ -36,7 +37,7 @@ async fn limit_errors_are_resource_exhausted_with_retry_info() {
         max_operation_bytes: 10_000,
         ..Limits::default()
     };
-    let harness = Harness::start_with(crate::support::operations_builder().limits(limits)).await;
+    let harness = Harness::start_with(operations_builder().limits(limits)).await;
     let create_error =
         async |request| ErrorDetails::from_status(&harness.try_create(request).await.unwrap_err());
     let large = string_value(&"x".repeat(10_000));
@@ -68,7 +69,7 @@ async fn limit_errors_are_resource_exhausted_with_retry_info() {
     assert!(store_full.retry_info.is_some());
     for outcome in [
         Outcome::Response(large.clone()),
-        failure(9, &"x".repeat(10_000)),
+        failure(Code::FailedPrecondition, &"x".repeat(10_000)),
     ] {
         let too_large = ErrorDetails::from_status(
             &harness
@@ -92,17 +93,15 @@ async fn limit_errors_are_resource_exhausted_with_retry_info() {
         too_large.code_and_reason(),
         (Code::ResourceExhausted, "TOO_LARGE")
     );
-    harness
-        .finish(&held, failure(9, "too large, says the server"))
-        .await;
+    let small = failure(Code::FailedPrecondition, "the result is too large");
+    harness.finish(&held, small).await;
 }
 
 // BEHAVIOUR §9
 #[tokio::test]
 async fn worker_writes_are_unavailable_while_store_is_unwritable() {
     let storage = TestStorage::new();
-    let harness =
-        Harness::start_with(crate::support::operations_builder().storage(storage.clone())).await;
+    let harness = Harness::start_with(operations_builder().storage(storage.clone())).await;
     let held = harness.create_self_executed("w").await;
     harness.create_queued("q").await;
     storage.set_write_mode(WriteMode::Fail);
@@ -115,19 +114,19 @@ async fn worker_writes_are_unavailable_while_store_is_unwritable() {
             .err(),
         harness.try_finish(finish_request(&held, None)).await.err(),
     ];
-    for refused in errors {
-        let refused = ErrorDetails::from_status(&refused.expect("it cannot be kept"));
+    for rejected in errors {
+        let rejected = ErrorDetails::from_status(&rejected.expect("expected the write to fail"));
         assert_eq!(
-            refused.code_and_reason(),
+            rejected.code_and_reason(),
             (Code::Unavailable, "STORE_UNAVAILABLE")
         );
-        assert!(refused.retry_info.is_some());
+        assert!(rejected.retry_info.is_some());
     }
     storage.set_write_mode(WriteMode::Succeed);
     assert_eq!(
         harness.lease_one("q", "w").await.attempt,
         1,
-        "it went back to its queue"
+        "expected the operation to be back in its queue"
     );
     assert_eq!(harness.queue_depth("q"), None);
 }
@@ -143,10 +142,11 @@ async fn shutdown_rejects_create_and_lease_but_accepts_finish() {
         harness.try_create(queued_request("q")).await.err(),
         harness.try_lease(lease_request(&["q"], "w", 1)).await.err(),
     ];
-    for refused in errors {
-        let refused = ErrorDetails::from_status(&refused.expect("it shuts down"));
+    for rejected in errors {
+        let rejected =
+            ErrorDetails::from_status(&rejected.expect("expected the server to be shutting down"));
         assert_eq!(
-            refused.code_and_reason(),
+            rejected.code_and_reason(),
             (Code::Unavailable, "SHUTTING_DOWN")
         );
     }
@@ -166,18 +166,18 @@ async fn undecodable_or_oversized_message_is_rejected_by_worker_methods() {
     large.resize(5 + (6 << 20), b'a');
     for path in WORKER_METHODS {
         for bytes in [vec![0xff; 20], vec![0x0a, 200, 1, b'x']] {
-            let refused =
+            let rejected =
                 expect_status_error(raw_unary_call(server.channel().await, path, bytes).await);
             assert_eq!(
-                refused.code_and_reason(),
+                rejected.code_and_reason(),
                 (Code::InvalidArgument, "MALFORMED_REQUEST"),
                 "{path}"
             );
         }
-        let refused =
+        let rejected =
             expect_status_error(raw_unary_call(server.channel().await, path, large.clone()).await);
         assert_eq!(
-            refused.code_and_reason(),
+            rejected.code_and_reason(),
             (Code::ResourceExhausted, "TOO_LARGE"),
             "{path}"
         );

@@ -1,6 +1,5 @@
-//! What workers and creators send at sizes that nobody means: labels and inputs
-//! far too large, a queue as long as the store, and tokens, queues and heartbeats
-//! that have nothing to do with anything.
+//! Extreme requests of workers and creators: oversized labels and messages, very long
+//! queues, foreign lease tokens, unknown queues and empty heartbeats.
 
 use std::collections::HashMap;
 
@@ -24,27 +23,25 @@ use crate::support::{
         Harness, Kind, failure, finish_request, heartbeat_request, lease_heartbeat, lease_request,
         queued_request, queued_request_with_input, release,
     },
-    string_value,
+    operations_builder, string_value,
 };
 
-/// How many operations wait in the long queue: `QUEUED_OPERATIONS`, which may
-/// well be a million, or as many as a build with checks makes in a few seconds.
+/// Returns the length of the long queue: `QUEUED_OPERATIONS`, by default 50 000, which
+/// a debug build creates within seconds.
 fn queue_length() -> usize {
     std::env::var("QUEUED_OPERATIONS").map_or(50_000, |length| length.parse().unwrap())
 }
 
-/// Leases of one call.
 const BATCH_SIZE: usize = 1000;
 
-/// How long this thread has been at work; who else works on the machine does
-/// not count.
+/// Returns the CPU time of this thread, which does not depend on other processes.
 fn thread_cpu_time() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
 }
 
-// BEHAVIOUR §9. The measure is the work of making the operations: looks at the
-// whole queue for a fifth of them would be many times as much.
+// BEHAVIOUR §9. Compares with the cost of creating the operations: scanning the whole
+// queue for a fifth of the leases would cost many times as much.
 #[tokio::test]
 async fn lease_cost_does_not_depend_on_queue_length() {
     let length = queue_length();
@@ -54,7 +51,7 @@ async fn lease_cost_does_not_depend_on_queue_length() {
         max_total_bytes: usize::MAX,
         ..Limits::default()
     };
-    let harness = Harness::start_with(crate::support::operations_builder().limits(limits)).await;
+    let harness = Harness::start_with(operations_builder().limits(limits)).await;
     let start = thread_cpu_time();
     let mut by_priority = [const { Vec::new() }; 3];
     for priority in [0, 1, 2].into_iter().cycle().take(length) {
@@ -70,7 +67,7 @@ async fn lease_cost_does_not_depend_on_queue_length() {
         full.code_and_reason(),
         (Code::ResourceExhausted, "QUEUE_FULL")
     );
-    // Out of the middle and off the end, as clients do it.
+    // Remove one operation from the middle and one from the end of the queue.
     let [low_priority, _, high_priority] = &mut by_priority;
     harness
         .cancel(&high_priority.remove(high_priority.len() / 2))
@@ -93,14 +90,14 @@ async fn lease_cost_does_not_depend_on_queue_length() {
     let lease_time = thread_cpu_time() - start;
     assert!(
         lease_time < create_time,
-        "{lease_time:?} to lease, {create_time:?} to make"
+        "expected less than the {create_time:?} of creating, took {lease_time:?}"
     );
     let in_order = by_priority.iter().rev().flatten();
     assert!(
         leased.iter().eq(in_order.take(leased.len())),
-        "by priority, then age"
+        "expected leases ordered by priority, then age"
     );
-    // The cancelled one is done; the deleted one still waits for a worker, unseen.
+    // The cancelled operation left the queue; the deleted one stays, hidden.
     assert_eq!(harness.queue_depth("q"), Some(length - 1 - leased.len()));
     let request = ListOperationsRequest {
         page_size: 1,
@@ -115,7 +112,7 @@ async fn lease_cost_does_not_depend_on_queue_length() {
     assert_eq!(newest.into_inner().operations.len(), 1);
 }
 
-// BEHAVIOUR §9, through a socket: one connection for all of them.
+// BEHAVIOUR §9, through a socket: all calls share one connection.
 #[tokio::test]
 async fn oversized_message_is_rejected_and_keeps_lease_and_connection() {
     let server = GrpcTestServer::start().await;
@@ -123,7 +120,7 @@ async fn oversized_message_is_rejected_and_keeps_lease_and_connection() {
     worker.create_operation(queued_request("q")).await.unwrap();
     let leased = worker.lease_operations(lease_request(&["q"], "w", 1)).await;
     let lease = &leased.unwrap().into_inner().leases[0];
-    // Above what a message may have, and above what an operation may have.
+    // Above the message limit, and above the operation limit only.
     for size in [5 << 20, (3 << 20) + 1] {
         let large = || Some(string_value(&"x".repeat(size)));
         let too_large = (Code::ResourceExhausted, "TOO_LARGE");
@@ -131,9 +128,9 @@ async fn oversized_message_is_rejected_and_keeps_lease_and_connection() {
             .create_operation(queued_request_with_input("q", large()))
             .await;
         assert_eq!(expect_status_error(created).code_and_reason(), too_large);
-        let finish_call = finish_request(lease, Outcome::Response(large().unwrap()));
+        let finish = finish_request(lease, Outcome::Response(large().unwrap()));
         assert_eq!(
-            expect_status_error(worker.finish_operation(finish_call).await).code_and_reason(),
+            expect_status_error(worker.finish_operation(finish).await).code_and_reason(),
             too_large
         );
         let report = LeaseHeartbeat {
@@ -141,11 +138,11 @@ async fn oversized_message_is_rejected_and_keeps_lease_and_connection() {
             ..lease_heartbeat(lease)
         };
         match worker.heartbeat(heartbeat_request("w", [report])).await {
-            // The message got through, and the report in it did not.
+            // The message is below its limit, but its report is rejected.
             Ok(response) => {
                 let directive = &response.into_inner().directives[0];
                 assert_eq!(directive.kind(), Kind::Continue);
-                let error = directive.error.as_ref().expect("it says why");
+                let error = directive.error.as_ref().expect("expected an error");
                 assert_eq!(error.code, Code::ResourceExhausted as i32);
             }
             Err(status) => assert_eq!(
@@ -158,7 +155,11 @@ async fn oversized_message_is_rejected_and_keeps_lease_and_connection() {
         .lease_operations(lease_request(&["q"], "w", 1))
         .await
         .unwrap();
-    assert_eq!(none.into_inner().leases, [], "nothing was left behind");
+    assert_eq!(
+        none.into_inner().leases,
+        [],
+        "expected no created operation"
+    );
     let last = worker.finish_operation(finish_request(
         lease,
         Outcome::Response(string_value("small")),
@@ -182,17 +183,17 @@ async fn label_of_64_kib_is_rejected_and_64_longest_reach_worker() {
         (0..8192).map(|n| (key(n), "v".to_owned())).collect(),
         longest(65),
     ] {
-        let refused = ErrorDetails::from_status(
+        let rejected = ErrorDetails::from_status(
             &harness
                 .try_create(create_with_labels(bad))
                 .await
                 .unwrap_err(),
         );
         assert_eq!(
-            refused.code_and_reason(),
+            rejected.code_and_reason(),
             (Code::InvalidArgument, "INVALID_LABELS")
         );
-        assert!(refused.message.len() < 1024, "{}", refused.message.len());
+        assert!(rejected.message.len() < 1024, "{}", rejected.message.len());
     }
     assert_eq!(harness.queue_depth("q"), None);
     harness
@@ -216,16 +217,16 @@ async fn lease_token_of_other_operation_is_rejected() {
     };
     for outcome in [
         Outcome::Response(string_value("")),
-        failure(9, "no"),
+        failure(Code::FailedPrecondition, "no"),
         release(),
     ] {
-        let refused = harness
+        let rejected = harness
             .try_finish(finish_request(&wrong_token, outcome))
             .await
             .unwrap_err();
-        let refused = ErrorDetails::from_status(&refused);
+        let rejected = ErrorDetails::from_status(&rejected);
         assert_eq!(
-            refused.code_and_reason(),
+            rejected.code_and_reason(),
             (Code::FailedPrecondition, "LEASE_LOST")
         );
     }
@@ -246,19 +247,19 @@ async fn unknown_queue_is_empty_and_empty_heartbeat_gets_no_directives() {
     let start = Instant::now();
     assert_eq!(
         harness
-            .try_lease(lease_request(&["nobody-named-it"], "w", 9))
+            .try_lease(lease_request(&["unknown"], "w", 9))
             .await
             .unwrap(),
         []
     );
     assert_eq!(start.elapsed(), Duration::ZERO);
-    assert_eq!(harness.queue_depth("nobody-named-it"), None);
+    assert_eq!(harness.queue_depth("unknown"), None);
     let empty = harness
         .try_heartbeat(heartbeat_request("w", []))
         .await
         .unwrap();
     assert_eq!(empty.directives, []);
-    // A report of nothing is about no lease.
+    // A default report names no lease.
     let blank = harness
         .try_heartbeat(heartbeat_request("w", [LeaseHeartbeat::default()]))
         .await;
