@@ -1,16 +1,20 @@
-//! Commands as executors: what a program is given, and what becomes of what it
-//! says and of how it ends. The programs are real scripts of `sh`.
+//! Commands as handlers: the input and environment of a program, its output, its exit
+//! code, and how it is stopped. The programs are `sh` scripts.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
 use longrunning::{
     Any, CommandHandler, ExecutionOptions, InvalidCommand, NewOperation, Operation, Operations,
-    Payload, RetryPolicy, proto::google::longrunning as google,
+    Payload, RetryPolicy,
+    proto::google::{longrunning as google, rpc::Code},
 };
 use parking_lot::Mutex;
 use prost::{Message, Name};
 
-use crate::support::{decode_metadata, error_reason, expect_error, expect_response, string_value};
+use crate::support::{
+    assertions::{assert_error_code, assert_failed_with},
+    decode_metadata, expect_error, expect_response, operations_builder, string_value,
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -18,11 +22,11 @@ fn sh(script: &str) -> CommandHandler {
     CommandHandler::new(["sh", "-c", script]).unwrap()
 }
 
-/// Operations whose queue `q` is worked on by a command, up to three times.
+/// Starts operations with a command as the handler of queue `q`, and three attempts.
 async fn start_with_command(command: CommandHandler) -> Operations {
     let retry = RetryPolicy::with_max_attempts(3).with_initial_backoff(Duration::ZERO);
     let defaults = ExecutionOptions::default().with_retry_policy(retry);
-    let builder = crate::support::operations_builder().default_options(defaults);
+    let builder = operations_builder().default_options(defaults);
     builder.handler("q", 1, command).start().await.unwrap()
 }
 
@@ -43,14 +47,14 @@ async fn run_command(command: CommandHandler, new: NewOperation) -> google::Oper
     wait_until_done(&operations, &created).await
 }
 
-/// The text of a response that is a StringValue.
+/// Returns the text of a response of type StringValue.
 fn response_text(operation: &google::Operation) -> String {
     let response = expect_response(operation);
     assert_eq!(response.type_url, String::type_url());
     String::decode(response.value.as_slice()).unwrap()
 }
 
-/// Runs a command until it reports progress.
+/// Creates an operation and waits until its command reports progress.
 async fn wait_for_progress(operations: &Operations, new: NewOperation) -> Arc<Operation> {
     let created = operations.create(new).await.unwrap().operation;
     let mut watch = operations.watch(&created.name_owned()).await.unwrap();
@@ -60,18 +64,18 @@ async fn wait_for_progress(operations: &Operations, new: NewOperation) -> Arc<Op
             return operation;
         }
     }
-    panic!("it ended without progress");
+    panic!("expected progress before completion");
 }
 
 fn pack<M: Name>(message: &M) -> Any {
     Payload::pack(message).any().clone()
 }
 
-/// Whether a process that wrote its id into a file is gone.
+/// Waits until the process that wrote its id into `pid_file` has exited.
 async fn wait_for_exit(pid_file: &Path) {
     let id = std::fs::read_to_string(pid_file).unwrap();
     let status = format!("/proc/{}/stat", id.trim());
-    // One that nobody has reaped yet is a zombie.
+    // A zombie has exited, but its parent has not reaped it yet.
     while std::fs::read_to_string(&status).is_ok_and(|stat| !stat.contains(") Z ")) {
         tokio::task::yield_now().await;
     }
@@ -120,7 +124,7 @@ async fn large_input_is_on_stdin_only_and_may_stay_unread() {
         response_text(&run_command(sh("echo unread"), large.clone()).await),
         "unread"
     );
-    // Neither read nor closed, by what is left behind.
+    // The leftover child process keeps stdin open and does not read it.
     let done = run_command(sh("sleep 1000 & echo left"), large).await;
     assert_eq!(response_text(&done), "left");
 }
@@ -134,7 +138,7 @@ async fn command_environment_describes_operation_and_attempt() {
         .parent("projects/p1")
         .id("one")
         .trace_context("traceparent", "00-4bf92f-01")
-        // Creators may name anything, and must not get to choose programs.
+        // A trace context must not override PATH.
         .trace_context("path", "/nowhere");
     let output = response_text(&run_command(sh(script), new).await);
     let expected = "projects/p1/operations/one|1|q|24|unset|00-4bf92f-01|unset|";
@@ -195,21 +199,15 @@ async fn retried_command_gets_checkpoint_of_failed_attempt() {
 #[tokio::test]
 async fn nonzero_exit_or_signal_is_failure_with_stderr_tail() {
     let script = "echo early >&2; echo useless; echo 'no such file' >&2; exit 3";
-    let failed = expect_error(&run_command(sh(script), queued()).await);
+    let failed = run_command(sh(script), queued()).await;
+    assert_failed_with(&failed, Code::Unknown, "COMMAND_FAILED");
     assert_eq!(
-        (failed.code, error_reason(&failed).as_str()),
-        (2, "COMMAND_FAILED")
-    );
-    assert_eq!(
-        failed.message,
+        expect_error(&failed).message,
         "`sh` exited with code 3: early\nno such file"
     );
-    let killed = expect_error(&run_command(sh("kill -KILL $$"), queued()).await);
-    assert_eq!(
-        (killed.code, error_reason(&killed).as_str()),
-        (2, "COMMAND_KILLED")
-    );
-    assert_eq!(killed.message, "`sh` was killed by signal 9");
+    let killed = run_command(sh("kill -KILL $$"), queued()).await;
+    assert_failed_with(&killed, Code::Unknown, "COMMAND_KILLED");
+    assert_eq!(expect_error(&killed).message, "`sh` was killed by signal 9");
 }
 
 #[tokio::test]
@@ -245,11 +243,8 @@ async fn missing_program_fails_at_construction_or_at_spawn() {
     std::os::unix::fs::symlink("/bin/sh", &program).unwrap();
     let command = CommandHandler::new([&program]).unwrap();
     std::fs::remove_file(&program).unwrap();
-    let failed = expect_error(&run_command(command, queued()).await);
-    assert_eq!(
-        (failed.code, error_reason(&failed).as_str()),
-        (14, "COMMAND_START_FAILED")
-    );
+    let failed = run_command(command, queued()).await;
+    assert_failed_with(&failed, Code::Unavailable, "COMMAND_START_FAILED");
 }
 
 #[tokio::test]
@@ -258,11 +253,8 @@ async fn unbounded_output_kills_command() {
     let pid_file = directory.path().join("id");
     for endless in ["exec yes", "exec cat /dev/zero"] {
         let script = format!("echo $$ > {}; {endless}", pid_file.display());
-        let failed = expect_error(&run_command(sh(&script), queued()).await);
-        assert_eq!(
-            (failed.code, error_reason(&failed).as_str()),
-            (8, "OUTPUT_TOO_LARGE")
-        );
+        let failed = run_command(sh(&script), queued()).await;
+        assert_failed_with(&failed, Code::ResourceExhausted, "OUTPUT_TOO_LARGE");
         wait_for_exit(&pid_file).await;
     }
 }
@@ -281,20 +273,20 @@ async fn leftover_child_processes_are_killed_and_do_not_delay_completion() {
 
 #[tokio::test]
 async fn cancelled_command_gets_sigterm_and_may_still_succeed() {
-    for (script, code) in [
-        ("trap 'echo saved; exit 0' TERM", None),
-        ("trap 'exit 0' TERM", Some(1)),
-        ("trap 'echo broken; exit 1' TERM", Some(1)),
-        (":", Some(1)),
+    for (script, response) in [
+        ("trap 'echo saved; exit 0' TERM", Some("saved")),
+        ("trap 'exit 0' TERM", None),
+        ("trap 'echo broken; exit 1' TERM", None),
+        (":", None),
     ] {
         let script = format!("{script}; echo '::progress 0.5'; while :; do sleep 0.01; done");
         let operations = start_with_command(sh(&script)).await;
         let operation = wait_for_progress(&operations, queued()).await;
         operations.cancel(&operation.name_owned()).await.unwrap();
         let done = wait_until_done(&operations, &operation).await;
-        match code {
-            None => assert_eq!(response_text(&done), "saved"),
-            Some(code) => assert_eq!(expect_error(&done).code, code),
+        match response {
+            Some(expected) => assert_eq!(response_text(&done), expected),
+            None => assert_error_code(&done, Code::Cancelled),
         }
     }
 }
@@ -310,10 +302,8 @@ async fn command_ignoring_sigterm_is_killed_with_its_children() {
     let operations = start_with_command(sh(&script).kill_after(Duration::from_millis(1))).await;
     let operation = wait_for_progress(&operations, queued()).await;
     operations.cancel(&operation.name_owned()).await.unwrap();
-    assert_eq!(
-        expect_error(&wait_until_done(&operations, &operation).await).code,
-        1
-    );
+    let done = wait_until_done(&operations, &operation).await;
+    assert_error_code(&done, Code::Cancelled);
     wait_for_exit(&pid_file).await;
 }
 

@@ -1,15 +1,11 @@
-//! What a creator asks for, and that asking twice is not asking for two.
+//! `Operations::create`: idempotency by request id and by operation id.
 
 use std::time::Duration;
 
-use longrunning::{NewOperation, Operations, RetryPolicy, State, proto::google::rpc::Code};
+use longrunning::{NewOperation, RetryPolicy, State, proto::google::rpc::Code};
 use tokio::task::JoinSet;
 
-use crate::support::{create_leased, custom_metadata, string_value};
-
-async fn start_operations() -> Operations {
-    crate::support::operations_builder().start().await.unwrap()
-}
+use crate::support::{create_leased, custom_metadata, operations::start_operations, string_value};
 
 fn queued() -> NewOperation {
     NewOperation::queued("q")
@@ -29,7 +25,10 @@ async fn same_request_id_and_content_returns_same_operation() {
         assert_eq!(again.operation.name(), first.operation.name());
     }
     let other = operations.create(queued().request_id("R")).await.unwrap();
-    assert!(!other.already_existed, "ids are compared byte by byte");
+    assert!(
+        !other.already_existed,
+        "expected request ids to be case-sensitive"
+    );
     assert_eq!(
         operations
             .list(&Default::default())
@@ -85,9 +84,9 @@ async fn request_id_with_different_content_is_rejected() {
     ];
     for other in others {
         let text = format!("{other:?}");
-        let refused = operations.create(other.request_id("r")).await.unwrap_err();
+        let rejected = operations.create(other.request_id("r")).await.unwrap_err();
         assert_eq!(
-            (refused.code(), refused.reason()),
+            (rejected.code(), rejected.reason()),
             (Code::AlreadyExists, "REQUEST_ID_REUSED"),
             "{text}"
         );
@@ -103,7 +102,7 @@ async fn request_id_with_different_content_is_rejected() {
     );
 }
 
-// BEHAVIOUR §5: what executes it is content too, whatever its texts are.
+// BEHAVIOUR §5: the kind of execution is part of the content, whatever its strings are.
 #[tokio::test]
 async fn queued_and_self_executed_requests_never_share_fingerprint() {
     let operations = start_operations().await;
@@ -112,8 +111,8 @@ async fn queued_and_self_executed_requests_never_share_fingerprint() {
     let self_executed = NewOperation::self_executed("\0\0\0\0\0\0\0\0")
         .label("q", "")
         .request_id("r");
-    let refused = operations.create(self_executed).await.unwrap_err();
-    assert_eq!(refused.reason(), "REQUEST_ID_REUSED");
+    let rejected = operations.create(self_executed).await.unwrap_err();
+    assert_eq!(rejected.reason(), "REQUEST_ID_REUSED");
 }
 
 #[tokio::test]

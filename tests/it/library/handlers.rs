@@ -1,4 +1,4 @@
-//! Handlers: the in-process workers of the library, from claim to outcome.
+//! In-process handlers, from lease to outcome.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,15 +9,20 @@ use longrunning::{
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::support::{error_reason, expect_error, expect_response, progress, string_value};
+use crate::support::{
+    assertions::{assert_error_code, assert_failed_with},
+    decode_metadata, expect_error, expect_response,
+    handlers::never_ending_handler,
+    operations_builder, progress, string_value,
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Operations whose queue `q` is worked on by `handler`, without pauses before retries.
+/// Starts operations with a handler of queue `q`, three attempts and no backoff.
 async fn start_with_handler<H: longrunning::Handler>(concurrency: usize, handler: H) -> Operations {
     let retry = RetryPolicy::with_max_attempts(3).with_initial_backoff(Duration::ZERO);
     let defaults = ExecutionOptions::default().with_retry_policy(retry);
-    let builder = crate::support::operations_builder().default_options(defaults);
+    let builder = operations_builder().default_options(defaults);
     builder
         .handler("q", concurrency, handler)
         .start()
@@ -65,16 +70,8 @@ async fn handler_return_value_is_operation_outcome() {
         nothing.type_url,
         "type.googleapis.com/google.protobuf.Empty"
     );
-    let failed = expect_error(&run("fail").await);
-    assert_eq!(
-        (failed.code, error_reason(&failed).as_str()),
-        (5, "NO_FILE")
-    );
-    let bad = expect_error(&run("bad").await);
-    assert_eq!(
-        (bad.code, error_reason(&bad).as_str()),
-        (13, "INVALID_RESULT")
-    );
+    assert_failed_with(&run("fail").await, Code::NotFound, "NO_FILE");
+    assert_failed_with(&run("bad").await, Code::Internal, "INVALID_RESULT");
 }
 
 #[tokio::test]
@@ -88,13 +85,10 @@ async fn handler_panic_is_internal_error_and_pool_continues() {
     .await;
     for _ in 0..3 {
         let done = run_to_completion(&operations, queued().input(string_value("it broke"))).await;
-        let error = expect_error(&done.to_proto());
-        assert_eq!(
-            (error.code, error_reason(&error).as_str()),
-            (13, "HANDLER_PANICKED")
-        );
-        assert!(error.message.contains("it broke"));
-        assert_eq!(done.attempt(), 1, "a panic is not tried again");
+        let failed = done.to_proto();
+        assert_failed_with(&failed, Code::Internal, "HANDLER_PANICKED");
+        assert!(expect_error(&failed).message.contains("it broke"));
+        assert_eq!(done.attempt(), 1, "expected no retry after a panic");
     }
     assert_eq!(
         expect_response(&run_to_completion(&operations, queued()).await.to_proto()),
@@ -127,7 +121,7 @@ async fn cancel_reaches_in_process_handler() {
     operations.cancel(&name).await.unwrap();
     let done = operations.wait(&name, MINUTE).await.unwrap();
     assert_eq!(done.state(), State::Cancelled);
-    assert_eq!(expect_error(&done.to_proto()).code, 1);
+    assert_error_code(&done.to_proto(), Code::Cancelled);
 }
 
 // CAN-2
@@ -157,34 +151,6 @@ async fn cancelled_handler_may_still_succeed() {
         string_value("done anyway")
     );
     assert!(done.cancel_requested());
-}
-
-/// Says when the handler's future is dropped.
-struct DropNotifier(Option<oneshot::Sender<()>>);
-
-impl Drop for DropNotifier {
-    fn drop(&mut self) {
-        let _ = self.0.take().unwrap().send(());
-    }
-}
-
-/// A handler that never ends, and hears when it starts and when it is dropped.
-fn never_ending_handler(
-    started_tx: mpsc::Sender<Context>,
-    dropped_tx: oneshot::Sender<()>,
-) -> impl longrunning::Handler {
-    let dropped_tx = Arc::new(Mutex::new(Some(dropped_tx)));
-    move |context: Context| {
-        let (started_tx, dropped_tx) = (started_tx.clone(), dropped_tx.clone());
-        async move {
-            let _dropped = dropped_tx
-                .lock()
-                .take()
-                .map(|sender| DropNotifier(Some(sender)));
-            started_tx.send(context).await.unwrap();
-            std::future::pending::<Result<Any, Failure>>().await
-        }
-    }
 }
 
 // CAN-6
@@ -226,18 +192,15 @@ async fn handler_with_lost_lease_is_cancelled_and_dropped() {
         dropped_rx.await.unwrap();
         context.cancelled().await;
         if is_total_timeout {
-            let error = expect_error(&operations.get_cached(&name).unwrap().to_proto());
-            assert_eq!(
-                (error.code, error_reason(&error).as_str()),
-                (4, "TOTAL_TIMEOUT")
-            );
+            let failed = operations.get_cached(&name).unwrap().to_proto();
+            assert_failed_with(&failed, Code::DeadlineExceeded, "TOTAL_TIMEOUT");
         } else {
             assert_eq!(started_rx.recv().await.unwrap().attempt(), 2);
         }
     }
 }
 
-// BEHAVIOUR §5: a handler that works on is renewed for it.
+// BEHAVIOUR §5: the server renews the lease of a running handler.
 #[tokio::test(start_paused = true)]
 async fn handler_lease_is_renewed_while_handler_runs() {
     let operations = start_with_handler(1, |_: Context| async {
@@ -291,12 +254,8 @@ async fn progress_is_coalesced_to_latest_value() {
     assert!(operation.revision() < 5, "{} changes", operation.revision());
     gate.notify_one();
     let done = operations.wait(&name, MINUTE).await.unwrap();
-    let metadata = crate::support::decode_metadata(&done.to_proto());
-    assert_eq!(
-        metadata.progress.unwrap().done_units,
-        100_001,
-        "the last word counts"
-    );
+    let metadata = decode_metadata(&done.to_proto());
+    assert_eq!(metadata.progress.unwrap().done_units, 100_001);
 }
 
 // BEHAVIOUR §5
@@ -341,7 +300,6 @@ async fn retryable_handler_failure_is_retried_until_max_attempts() {
     })
     .await;
     let done = run_to_completion(&operations, queued()).await;
-    let error = expect_error(&done.to_proto());
-    assert_eq!((error.code, error_reason(&error).as_str()), (14, "BUSY"));
+    assert_failed_with(&done.to_proto(), Code::Unavailable, "BUSY");
     assert_eq!(*attempts.lock(), [1, 2, 3]);
 }

@@ -1,18 +1,14 @@
-//! Leases, through the library: the truth that remote workers will get over
-//! `longrunning.v1.OperationWorker`, which does not exist yet.
+//! Leases through the library API: tokens, contents, order and release.
 
 use longrunning::{
-    Failure, LeaseToken, NewOperation, Operations, Payload, QueueName, Report, RetryPolicy, State,
-    WorkerId, proto::google::rpc::Code,
+    Failure, LeaseToken, NewOperation, Payload, QueueName, Report, RetryPolicy, State, WorkerId,
+    proto::google::rpc::Code,
 };
 
 use crate::support::{
-    create_pending, create_running, create_succeeded, custom_metadata, progress, string_value,
+    assertions::assert_failed_with, create_pending, create_running, create_succeeded,
+    custom_metadata, decode_metadata, operations::start_operations, progress, string_value,
 };
-
-async fn start_operations() -> Operations {
-    crate::support::operations_builder().start().await.unwrap()
-}
 
 fn queue_name() -> QueueName {
     QueueName::parse("nobody").unwrap()
@@ -50,7 +46,7 @@ async fn stale_or_unknown_lease_token_changes_nothing() {
             assert_ne!(
                 token.as_bytes(),
                 stale.as_bytes(),
-                "tokens are new at every acquisition"
+                "expected a new token for each lease"
             );
         }
         let before = operations.get_cached(&name).unwrap();
@@ -59,7 +55,7 @@ async fn stale_or_unknown_lease_token_changes_nothing() {
             LeaseToken::random(),
             LeaseToken::from_bytes(&[0; 16]).unwrap(),
         ] {
-            let refused = [
+            let rejected = [
                 operations.renew(&name, token).await,
                 operations.report(&name, token, Report::default()).await,
                 operations.release(&name, token).await,
@@ -69,10 +65,10 @@ async fn stale_or_unknown_lease_token_changes_nothing() {
                     .await,
                 operations.succeed(&name, token, string_value("")).await,
             ];
-            for refused in refused {
-                let refused = refused.unwrap_err();
+            for rejected in rejected {
+                let rejected = rejected.unwrap_err();
                 assert_eq!(
-                    (refused.code(), refused.reason()),
+                    (rejected.code(), rejected.reason()),
                     (Code::FailedPrecondition, "LEASE_LOST")
                 );
             }
@@ -101,7 +97,7 @@ async fn done_operation_accepts_only_same_outcome_again() {
         .unwrap();
     assert_eq!(same.bytes(), before.bytes());
     let failure = Failure::new(Code::Internal, "no");
-    for refused in [
+    for rejected in [
         operations.renew(&name, token).await,
         operations.report(&name, token, Report::default()).await,
         operations.release(&name, token).await,
@@ -111,9 +107,9 @@ async fn done_operation_accepts_only_same_outcome_again() {
             .await,
         operations.succeed(&name, token, string_value("two")).await,
     ] {
-        let refused = refused.unwrap_err();
+        let rejected = rejected.unwrap_err();
         assert_eq!(
-            (refused.code(), refused.reason()),
+            (rejected.code(), rejected.reason()),
             (Code::FailedPrecondition, "OPERATION_ALREADY_DONE")
         );
     }
@@ -122,7 +118,7 @@ async fn done_operation_accepts_only_same_outcome_again() {
         operations
             .fail(&name, token, failure)
             .await
-            .expect("the same error, all three times");
+            .expect("expected the same error to be accepted again");
     }
     assert_eq!(operations.get_cached(&name).unwrap().revision(), 1);
 }
@@ -150,7 +146,7 @@ async fn lease_contains_input_checkpoint_and_labels() {
         ..Report::default()
     };
     operations.report(&name, token, report).await.unwrap();
-    // A later report that leaves them out keeps them.
+    // A later report without checkpoint and progress keeps them.
     let detail = Report {
         detail: Some(Payload::new(string_value("half")).unwrap()),
         ..Report::default()
@@ -158,7 +154,7 @@ async fn lease_contains_input_checkpoint_and_labels() {
     let reported = operations.report(&name, token, detail).await.unwrap();
     assert_eq!(reported.progress().unwrap().done_units, 7);
     assert_eq!(
-        crate::support::decode_metadata(&reported.to_proto()).detail,
+        decode_metadata(&reported.to_proto()).detail,
         Some(string_value("half"))
     );
     let failure = Failure::new(Code::Unavailable, "again").retryable();
@@ -210,15 +206,11 @@ async fn only_pending_operations_are_leased() {
     );
 }
 
-// BEHAVIOUR §4: an operation that its creator executes has no queue to go back to.
+// BEHAVIOUR §4: a self-executed operation has no queue to return to.
 #[tokio::test]
 async fn released_self_executed_operation_fails_with_worker_lost() {
     let operations = start_operations().await;
     let (name, token) = create_running(&operations).await;
     let done = operations.release(&name, token).await.unwrap();
-    let error = crate::support::expect_error(&done.to_proto());
-    assert_eq!(
-        (error.code, crate::support::error_reason(&error).as_str()),
-        (14, "WORKER_LOST")
-    );
+    assert_failed_with(&done.to_proto(), Code::Unavailable, "WORKER_LOST");
 }

@@ -1,4 +1,4 @@
-//! What the metrics say, in the text that a scraper reads.
+//! Metrics in the OpenMetrics text that Prometheus scrapes.
 
 use std::time::Duration;
 
@@ -10,12 +10,14 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::sync::mpsc;
 
 use crate::support::{
-    GrpcTestServer, create_running, get_request, string_value,
+    GrpcTestServer, create_running, get_request,
+    operations::{start_operations, wait_for_waiters},
+    operations_builder, string_value,
     test_storage::{TestStorage, WriteMode},
     wait_request,
 };
 
-/// So long a count may take before the test has failed.
+/// Time limit for one step of a test.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn scrape_metrics(operations: &Operations) -> String {
@@ -25,7 +27,7 @@ fn scrape_metrics(operations: &Operations) -> String {
     text
 }
 
-/// Waits until a line is there.
+/// Waits until the metrics have this line: a series with its value.
 async fn wait_for_series(operations: &Operations, line: &str) {
     let series_exists = async {
         while !scrape_metrics(operations).lines().any(|text| text == line) {
@@ -36,7 +38,7 @@ async fn wait_for_series(operations: &Operations, line: &str) {
         .await
         .is_err()
     {
-        panic!("{line} is not in {}", scrape_metrics(operations));
+        panic!("expected {line} in {}", scrape_metrics(operations));
     }
 }
 
@@ -50,12 +52,12 @@ fn rpc_series(method: &str, code: &str) -> String {
 async fn oversized_message_is_counted_as_resource_exhausted() {
     let server = GrpcTestServer::start().await;
     let name = "x".repeat(5 << 20);
-    let refused = server
+    let rejected = server
         .client()
         .await
         .get_operation(get_request(&name))
         .await;
-    assert_eq!(refused.unwrap_err().code(), tonic::Code::ResourceExhausted);
+    assert_eq!(rejected.unwrap_err().code(), tonic::Code::ResourceExhausted);
     wait_for_series(
         &server.operations,
         &rpc_series("GetOperation", "RESOURCE_EXHAUSTED"),
@@ -69,9 +71,7 @@ async fn abandoned_wait_is_counted_as_cancelled() {
     let (name, _) = create_running(&server.operations).await;
     let (mut client, request) = (server.client().await, wait_request(&name, 600_000));
     let wait_task = tokio::spawn(async move { client.wait_operation(request).await });
-    while server.operations.waiter_count() == 0 {
-        tokio::task::yield_now().await;
-    }
+    wait_for_waiters(&server.operations, 1).await;
     wait_task.abort();
     wait_for_series(
         &server.operations,
@@ -80,7 +80,7 @@ async fn abandoned_wait_is_counted_as_cancelled() {
     .await;
 }
 
-/// The queues that have a depth.
+/// Returns the queues that have a depth series, sorted.
 fn queues_with_depth_series(operations: &Operations) -> Vec<String> {
     let lines = scrape_metrics(operations);
     let mut queues: Vec<_> = lines
@@ -95,7 +95,7 @@ fn queues_with_depth_series(operations: &Operations) -> Vec<String> {
 #[tokio::test]
 async fn queue_with_only_rejected_operations_has_no_depth_series() {
     let storage = TestStorage::new();
-    let builder = crate::support::operations_builder().storage(storage.clone());
+    let builder = operations_builder().storage(storage.clone());
     let operations = builder.start().await.unwrap();
     let new = |queue: &str| NewOperation::queued(queue).id("mine");
     operations.create(new("first")).await.unwrap();
@@ -109,7 +109,7 @@ async fn queue_with_only_rejected_operations_has_no_depth_series() {
 
 #[tokio::test]
 async fn empty_queue_metric_series_is_removed_after_cancel() {
-    let operations = crate::support::operations_builder().start().await.unwrap();
+    let operations = start_operations().await;
     let new = || NewOperation::queued("q");
     let first = operations.create(new()).await.unwrap().operation;
     let second = operations.create(new()).await.unwrap().operation;
@@ -129,7 +129,7 @@ fn unavailable_failure() -> Failure {
 
 #[tokio::test]
 async fn last_retryable_attempt_is_counted_as_failed() {
-    let operations = crate::support::operations_builder()
+    let operations = operations_builder()
         .handler("q", 1, |_: Context| async {
             Err::<Any, _>(unavailable_failure())
         })
@@ -154,7 +154,7 @@ async fn failed_attempt_after_cancel_is_counted_as_cancelled() {
             Err::<Any, _>(unavailable_failure())
         }
     };
-    let builder = crate::support::operations_builder().handler("q", 1, handler);
+    let builder = operations_builder().handler("q", 1, handler);
     let operations = builder.start().await.unwrap();
     let new = NewOperation::queued("q").retry_policy(RetryPolicy::with_max_attempts(9));
     let name = operations.create(new).await.unwrap().operation.name_owned();
@@ -165,7 +165,7 @@ async fn failed_attempt_after_cancel_is_counted_as_cancelled() {
 
 #[tokio::test]
 async fn empty_queue_metric_series_is_removed_after_finish() {
-    let operations = crate::support::operations_builder().start().await.unwrap();
+    let operations = start_operations().await;
     operations.submit("q", string_value("")).await.unwrap();
     let (queue, worker) = (QueueName::parse("q").unwrap(), WorkerId::new("w"));
     let leased = operations.lease(&queue, &worker).await.unwrap();

@@ -1,4 +1,4 @@
-//! The crate as an embedding program uses it.
+//! The library API, as embedding programs use it.
 
 #[cfg(feature = "command")]
 mod command_handler;

@@ -1,22 +1,23 @@
-//! Races, thousands of times on several threads: whoever wins, there is one
-//! outcome, its bytes stay, and nobody sleeps through it.
+//! Races between calls, repeated thousands of times on several threads: exactly one
+//! outcome is recorded, it never changes, and no wake-up is lost.
 
 use std::{sync::Arc, time::Duration};
 
-use longrunning::{Failure, NewOperation, OperationName, Operations, QueueName, State, WorkerId};
+use futures_util::future::BoxFuture;
+use longrunning::{Failure, NewOperation, OperationName, QueueName, State, WorkerId};
 use tokio::{sync::Barrier, task::JoinSet};
 
-use crate::support::{create_leased, create_pending, create_running, string_value};
+use crate::support::{
+    create_leased, create_pending, create_running,
+    operations::{start_operations, wait_for_waiters},
+    string_value,
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-async fn start() -> Operations {
-    crate::support::operations_builder().start().await.unwrap()
-}
-
-/// Runs all of `racers` from one starting line; returns what each said.
+/// Starts all futures at the same moment and returns their results in the same order.
 async fn run_concurrently<T: Send + 'static, const N: usize>(
-    futures: [std::pin::Pin<Box<dyn Future<Output = T> + Send>>; N],
+    futures: [BoxFuture<'static, T>; N],
 ) -> Vec<T> {
     let barrier = Arc::new(Barrier::new(N));
     let mut tasks = JoinSet::new();
@@ -32,13 +33,23 @@ async fn run_concurrently<T: Send + 'static, const N: usize>(
     results.into_iter().map(|(_, result)| result).collect()
 }
 
+/// A call that takes part in a race.
+#[derive(Clone, Copy)]
+enum Action {
+    Succeed,
+    Fail,
+    Cancel,
+    Delete,
+    Wait,
+}
+
 // OP-6
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn racing_finishes_have_one_winner_with_stable_bytes() {
-    let operations = start().await;
+    let operations = start_operations().await;
     for _ in 0..3000 {
         let (name, token) = create_running(&operations).await;
-        let finish = |result: &'static str| -> std::pin::Pin<Box<dyn Future<Output = _> + Send>> {
+        let finish = |result: &'static str| -> BoxFuture<'static, _> {
             let (operations, name) = (operations.clone(), name.clone());
             Box::pin(async move { operations.succeed(&name, token, string_value(result)).await })
         };
@@ -62,7 +73,7 @@ async fn racing_finishes_have_one_winner_with_stable_bytes() {
 // OP-6, CAN-2
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn racing_finish_cancel_and_wait_agree_on_one_outcome() {
-    let operations = start().await;
+    let operations = start_operations().await;
     for round in 0..5000 {
         let is_queued = round % 2 == 0;
         let (name, token) = if is_queued {
@@ -73,22 +84,21 @@ async fn racing_finish_cancel_and_wait_agree_on_one_outcome() {
         } else {
             create_running(&operations).await
         };
-        let call = |action: u8| -> std::pin::Pin<Box<dyn Future<Output = Option<Arc<_>>> + Send>> {
+        let call = |action| -> BoxFuture<'static, Option<Arc<_>>> {
             let (operations, name) = (operations.clone(), name.clone());
             Box::pin(async move {
-                match action {
-                    0 => operations
-                        .succeed(&name, token, string_value("won"))
-                        .await
-                        .ok(),
-                    1 => operations.cancel(&name).await.ok(),
-                    _ => operations.wait(&name, MINUTE).await.ok(),
-                }
+                let result = match action {
+                    Action::Wait => operations.wait(&name, MINUTE).await,
+                    Action::Cancel => operations.cancel(&name).await,
+                    _ => operations.succeed(&name, token, string_value("won")).await,
+                };
+                result.ok()
             })
         };
-        let results = run_concurrently([call(0), call(1), call(2)]).await;
+        let calls = [Action::Succeed, Action::Cancel, Action::Wait].map(call);
+        let [finished, _, waited] = run_concurrently(calls).await.try_into().unwrap();
         let last = operations.get_cached(&name).unwrap();
-        let waited = results[2].as_ref().expect("nobody deletes it");
+        let waited = waited.expect("expected the wait to succeed");
         assert!(waited.is_done() && last.is_done());
         assert_eq!(waited.bytes(), last.bytes());
         let state = if is_queued {
@@ -98,47 +108,52 @@ async fn racing_finish_cancel_and_wait_agree_on_one_outcome() {
         };
         assert_eq!(last.state(), state);
         assert_eq!(
-            results[0].is_some(),
+            finished.is_some(),
             !is_queued,
-            "only the holder can finish"
+            "expected only the lease holder to finish"
         );
     }
 }
 
-// OP-6, DEL-3: the four that can end what clients see.
+// OP-6, DEL-3: every call that can end the visibility of an operation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn racing_finish_fail_cancel_delete_and_expiry_leave_nothing() {
-    let operations = start().await;
+    let operations = start_operations().await;
     for _ in 0..3000 {
         let new = NewOperation::self_executed("w").retention(Duration::from_micros(1));
         let (name, token) = create_leased(&operations, new).await;
-        let call = |action: u8| -> std::pin::Pin<
-            Box<dyn Future<Output = Result<(), longrunning::Error>> + Send>,
-        > {
+        let call = |action| -> BoxFuture<'static, Result<(), longrunning::Error>> {
             let (operations, name) = (operations.clone(), name.clone());
             Box::pin(async move {
                 match action {
-                    0 => operations
-                        .succeed(&name, token, string_value("won"))
-                        .await
-                        .map(drop),
-                    1 => operations
-                        .fail(&name, token, Failure::cancelled())
-                        .await
-                        .map(drop),
-                    2 => operations.cancel(&name).await.map(drop),
-                    _ => operations.delete(&name).await,
+                    Action::Delete => operations.delete(&name).await,
+                    Action::Cancel => operations.cancel(&name).await.map(drop),
+                    Action::Fail => {
+                        let failure = Failure::cancelled();
+                        operations.fail(&name, token, failure).await.map(drop)
+                    }
+                    _ => {
+                        let response = string_value("won");
+                        operations.succeed(&name, token, response).await.map(drop)
+                    }
                 }
             })
         };
-        let results = run_concurrently([call(0), call(1), call(2), call(3)]).await;
-        assert!(
-            !(results[0].is_ok() && results[1].is_ok()),
-            "one outcome at the most"
-        );
-        assert!(
-            results[0].is_ok() || results[1].is_ok(),
-            "and one at the least"
+        let calls = [
+            Action::Succeed,
+            Action::Fail,
+            Action::Cancel,
+            Action::Delete,
+        ]
+        .map(call);
+        let results = run_concurrently(calls).await;
+        let [succeeded, failed, _, deleted] = results.as_slice() else {
+            unreachable!("four calls were made")
+        };
+        assert_ne!(
+            succeeded.is_ok(),
+            failed.is_ok(),
+            "expected exactly one outcome"
         );
         for error in results.iter().flat_map(|result| result.as_ref().err()) {
             assert!(
@@ -152,10 +167,10 @@ async fn racing_finish_fail_cancel_delete_and_expiry_leave_nothing() {
         let wait_result = operations.wait(&name, MINUTE).await;
         assert!(
             wait_result.is_err_and(|error| error.reason() == "OPERATION_NOT_FOUND")
-                || results[3].is_err()
+                || deleted.is_err()
         );
     }
-    // The last ones expire within a moment.
+    // The last ones expire shortly after completion.
     while !operations
         .list(&Default::default())
         .await
@@ -172,7 +187,7 @@ async fn racing_finish_fail_cancel_delete_and_expiry_leave_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_wakeup_is_lost_in_100_000_races_of_wait_and_finish() {
     const RACE_COUNT: usize = 100_000;
-    let operations = start().await;
+    let operations = start_operations().await;
     let (sender, mut receiver) = tokio::sync::mpsc::channel::<(OperationName, _)>(1);
     let finisher = {
         let operations = operations.clone();
@@ -188,12 +203,12 @@ async fn no_wakeup_is_lost_in_100_000_races_of_wait_and_finish() {
     for race in 0..RACE_COUNT {
         let (name, token) = create_running(&operations).await;
         sender.send((name.clone(), token)).await.unwrap();
-        // Now here, now there: the finisher comes before, within and after the wait.
+        // Vary the timing: the operation is finished before, during or after the wait.
         for _ in 0..race % 3 {
             std::hint::spin_loop();
         }
         let waited = tokio::time::timeout(MINUTE, operations.wait(&name, Duration::MAX)).await;
-        assert!(waited.expect("the wake-up was lost").unwrap().is_done());
+        assert!(waited.expect("expected a wake-up").unwrap().is_done());
         operations.delete(&name).await.unwrap();
     }
     drop(sender);
@@ -204,7 +219,7 @@ async fn no_wakeup_is_lost_in_100_000_races_of_wait_and_finish() {
 // WAIT-9
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_abandoned_waits_leave_no_waiter() {
-    let operations = start().await;
+    let operations = start_operations().await;
     let (name, token) = create_running(&operations).await;
     for _ in 0..10 {
         let mut waits = JoinSet::new();
@@ -212,9 +227,7 @@ async fn ten_thousand_abandoned_waits_leave_no_waiter() {
             let (operations, name) = (operations.clone(), name.clone());
             waits.spawn(async move { operations.wait(&name, MINUTE).await });
         }
-        while operations.waiter_count() < 1000 {
-            tokio::task::yield_now().await;
-        }
+        wait_for_waiters(&operations, 1000).await;
         waits.shutdown().await;
         assert_eq!(operations.waiter_count(), 0);
     }
@@ -228,7 +241,7 @@ async fn ten_thousand_abandoned_waits_leave_no_waiter() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn racing_workers_share_queue_without_loss_or_duplicates() {
     const OPERATION_COUNT: usize = 4000;
-    let operations = start().await;
+    let operations = start_operations().await;
     let mut workers = JoinSet::new();
     let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
     for n in 0..8 {
@@ -256,15 +269,15 @@ async fn racing_workers_share_queue_without_loss_or_duplicates() {
     }
     for _ in 0..OPERATION_COUNT {
         let done = receiver.recv().await.unwrap();
-        assert!(names.remove(&done), "{done} was done twice");
+        assert!(names.remove(&done), "expected {done} to complete once");
     }
     assert!(names.is_empty());
 }
 
-// BEHAVIOUR §5: a poll that is given up takes nothing with it.
+// BEHAVIOUR §5: a dropped poll does not keep an operation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cancelled_long_polls_lose_no_operation() {
-    let operations = start().await;
+    let operations = start_operations().await;
     let queue = QueueName::parse("nobody").unwrap();
     let worker = WorkerId::new("w");
     for round in 0..3000_u64 {
@@ -283,7 +296,7 @@ async fn cancelled_long_polls_lose_no_operation() {
                 let retried = operations.lease(&queue, &worker);
                 tokio::time::timeout(MINUTE, retried)
                     .await
-                    .expect("the operation was lost")
+                    .expect("expected the operation to be leased")
                     .unwrap()
             }
         };

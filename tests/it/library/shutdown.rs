@@ -1,7 +1,13 @@
-//! The end of a server: waits are answered, handlers get their grace, and what
-//! is not finished goes back to its queue.
+//! Shutdown: waits return, handlers may finish within the timeout, and unfinished
+//! operations return to their queues.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use longrunning::{Any, Context, Failure, NewOperation, Operations, QueueName, State, WorkerId};
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
@@ -10,16 +16,19 @@ use tonic::Code;
 use crate::support::{
     GrpcTestServer, create_pending, create_running,
     error_details::expect_status_error,
-    expect_response, string_value,
+    expect_response, get_request,
+    operations::{start_operations, wait_for_waiters},
+    operations_builder, string_value,
     test_storage::{TestStorage, WriteMode},
     wait_request,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Operations with a handler on `q` that says when it begins and takes `time`.
+/// Starts operations whose handler of queue `q` sends its context and runs for
+/// `run_time`.
 async fn start_with_slow_handler(
-    time: Duration,
+    run_time: Duration,
     started_tx: mpsc::Sender<Context>,
     storage: &TestStorage,
 ) -> Operations {
@@ -28,11 +37,11 @@ async fn start_with_slow_handler(
         async move {
             context.save_checkpoint(string_value("half way")).unwrap();
             started_tx.send(context).await.unwrap();
-            tokio::time::sleep(time).await;
+            tokio::time::sleep(run_time).await;
             Ok::<Any, Failure>(string_value("finished"))
         }
     };
-    let builder = crate::support::operations_builder().storage(storage.clone());
+    let builder = operations_builder().storage(storage.clone());
     builder.handler("q", 1, handler).start().await.unwrap()
 }
 
@@ -46,9 +55,7 @@ async fn shutdown_answers_every_wait_with_current_state() {
         let (mut client, request) = (server.client().await, wait_request(&name, 600_000));
         waits.spawn(async move { client.wait_operation(request).await });
     }
-    while server.operations.waiter_count() < 50 {
-        tokio::task::yield_now().await;
-    }
+    wait_for_waiters(&server.operations, 50).await;
     server.operations.shutdown(Duration::ZERO).await;
     for result in waits.join_all().await {
         assert!(!result.unwrap().into_inner().done);
@@ -65,7 +72,7 @@ async fn draining_server_still_serves_reads() {
     server.operations.shutdown(Duration::ZERO).await;
     let mut client = server.client().await;
     let read = client
-        .get_operation(crate::support::get_request(name.as_str()))
+        .get_operation(get_request(name.as_str()))
         .await
         .unwrap();
     assert!(!read.into_inner().done);
@@ -78,7 +85,7 @@ async fn draining_server_still_serves_reads() {
             .done
     );
     let unknown = client
-        .get_operation(crate::support::get_request("operations/unknown"))
+        .get_operation(get_request("operations/unknown"))
         .await;
     assert_eq!(expect_status_error(unknown).code, Code::NotFound);
 }
@@ -87,8 +94,6 @@ async fn draining_server_still_serves_reads() {
 async fn handler_finishing_within_shutdown_timeout_completes() {
     let (started_tx, mut started_rx) = mpsc::channel(9);
     let operations = start_with_slow_handler(5 * SECOND, started_tx, &TestStorage::new()).await;
-    let name = operations.submit("q", Any::default()).await;
-    assert!(name.is_err(), "an input without a type is refused");
     let name = operations
         .submit("q", string_value(""))
         .await
@@ -102,14 +107,14 @@ async fn handler_finishing_within_shutdown_timeout_completes() {
     started_rx.recv().await.unwrap();
     let start = Instant::now();
     operations.shutdown(20 * SECOND).await;
-    assert_eq!(start.elapsed(), 5 * SECOND, "no longer than it takes");
+    assert_eq!(start.elapsed(), 5 * SECOND);
     let done = operations.get_cached(&name).unwrap();
     assert_eq!(expect_response(&done.to_proto()), string_value("finished"));
     let next = operations.get_cached(&next).unwrap();
     assert_eq!(
         (next.state(), next.attempt()),
         (State::Pending, 0),
-        "nothing more is claimed"
+        "expected no further lease"
     );
 }
 
@@ -136,11 +141,11 @@ async fn handler_exceeding_shutdown_timeout_is_dropped_and_released() {
     );
     assert!(
         context.is_cancelled(),
-        "the context outlives its attempt and says so"
+        "expected the context to be cancelled after its attempt"
     );
 }
 
-// BEHAVIOUR §10: also without any grace, what the handler left is kept.
+// BEHAVIOUR §10: the last checkpoint is saved even without a timeout.
 #[tokio::test(start_paused = true)]
 async fn shutdown_without_timeout_saves_last_checkpoint() {
     let (started_tx, mut started_rx) = mpsc::channel(9);
@@ -160,7 +165,7 @@ async fn shutdown_without_timeout_saves_last_checkpoint() {
     );
 }
 
-// BEHAVIOUR §5: a claim that is under way is not left behind as a lease of nobody.
+// BEHAVIOUR §5: a lease that is being written at shutdown does not stay without a holder.
 #[tokio::test(start_paused = true)]
 async fn lease_in_progress_at_shutdown_returns_to_queue() {
     let (started_tx, _started_rx) = mpsc::channel(9);
@@ -171,7 +176,7 @@ async fn lease_in_progress_at_shutdown_returns_to_queue() {
         .await
         .unwrap()
         .name_owned();
-    // The pool has not run yet: from here on nothing is kept.
+    // The pool has not run yet; hold its write.
     storage.set_write_mode(WriteMode::Hold);
     storage.wait_for_started_writes(2).await;
     let shutdown = operations.shutdown(10 * SECOND);
@@ -189,7 +194,7 @@ async fn lease_in_progress_at_shutdown_returns_to_queue() {
 
 #[tokio::test(start_paused = true)]
 async fn lease_during_shutdown_is_rejected() {
-    let operations = crate::support::operations_builder().start().await.unwrap();
+    let operations = start_operations().await;
     let (queue, worker) = (QueueName::parse("q").unwrap(), WorkerId::new("w"));
     let poll = {
         let (operations, queue, worker) = (operations.clone(), queue.clone(), worker.clone());
@@ -218,7 +223,7 @@ async fn workers_stop_when_last_handle_is_dropped() {
     assert_eq!(stored[0].state(), State::Pending);
 }
 
-// BEHAVIOUR §10: a store that cannot write must not hold up the end for ever.
+// BEHAVIOUR §10: an unwritable store must not delay shutdown beyond the timeout.
 #[tokio::test(start_paused = true)]
 async fn shutdown_with_failing_storage_ends_within_timeout() {
     let (started_tx, mut started_rx) = mpsc::channel(9);
@@ -233,23 +238,23 @@ async fn shutdown_with_failing_storage_ends_within_timeout() {
     assert!(start.elapsed() < 30 * SECOND, "{:?}", start.elapsed());
 }
 
-// BEHAVIOUR §5: at most one live lease, and no work without one.
+// BEHAVIOUR §5: at most one live lease, and no handler runs without one.
 #[tokio::test(start_paused = true)]
 async fn handler_stops_before_its_operation_is_released() {
-    struct ClearOnDrop(std::sync::Arc<std::sync::atomic::AtomicBool>);
+    struct ClearOnDrop(Arc<AtomicBool>);
     impl Drop for ClearOnDrop {
         fn drop(&mut self) {
-            self.0.store(false, std::sync::atomic::Ordering::SeqCst);
+            self.0.store(false, Ordering::SeqCst);
         }
     }
-    let is_running = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let is_running = Arc::new(AtomicBool::new(false));
     let (started_tx, mut started_rx) = mpsc::channel(9);
     let handler = {
         let is_running = is_running.clone();
         move |_: Context| {
             let (is_running, started_tx) = (is_running.clone(), started_tx.clone());
             async move {
-                is_running.store(true, std::sync::atomic::Ordering::SeqCst);
+                is_running.store(true, Ordering::SeqCst);
                 let _clear_on_drop = ClearOnDrop(is_running);
                 started_tx.send(()).await.unwrap();
                 std::future::pending::<Result<Any, Failure>>().await
@@ -257,7 +262,7 @@ async fn handler_stops_before_its_operation_is_released() {
         }
     };
     let storage = TestStorage::new();
-    let builder = crate::support::operations_builder().storage(storage.clone());
+    let builder = operations_builder().storage(storage.clone());
     let operations = builder.handler("q", 1, handler).start().await.unwrap();
     operations.submit("q", string_value("")).await.unwrap();
     started_rx.recv().await.unwrap();
@@ -265,13 +270,13 @@ async fn handler_stops_before_its_operation_is_released() {
     let before = storage.started_writes();
     let observed = async {
         storage.wait_for_started_writes(before + 1).await;
-        let is_running = is_running.load(std::sync::atomic::Ordering::SeqCst);
+        let is_running = is_running.load(Ordering::SeqCst);
         storage.set_write_mode(WriteMode::Succeed);
         is_running
     };
     let ((), is_running) = tokio::join!(operations.shutdown(Duration::ZERO), observed);
     assert!(
         !is_running,
-        "the lease is given up while the handler still works"
+        "expected the handler to stop before its lease is released"
     );
 }

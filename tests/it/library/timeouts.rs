@@ -1,5 +1,5 @@
-//! What time alone does: backoff, leases, timeouts, grace and retention, on
-//! paused time. A look at a deadline may be 1/128 of its distance late.
+//! Effects of time alone: backoff, lease expiry, timeouts, grace periods and retention,
+//! on paused time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,15 +10,14 @@ use longrunning::{
 use tokio::time::{Instant, sleep};
 
 use crate::support::{
-    create_leased, decode_metadata, error_reason, expect_error, expect_response, string_value,
+    assertions::{assert_failed_with, assert_within_timer_slack},
+    create_leased, decode_metadata, expect_response,
+    operations::{server_time, start_operations},
+    string_value,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
-
-async fn start_operations() -> Operations {
-    crate::support::operations_builder().start().await.unwrap()
-}
 
 async fn lease_next(operations: &Operations) -> Arc<Operation> {
     let queue = QueueName::parse("q").unwrap();
@@ -43,18 +42,6 @@ fn unavailable_failure() -> Failure {
     Failure::new(Code::Unavailable, "busy")
         .with_reason("BUSY")
         .retryable()
-}
-
-/// How an operation failed: the code and the reason.
-fn failure_code_and_reason(operation: &Operation) -> (i32, String) {
-    let error = expect_error(&operation.to_proto());
-    (error.code, error_reason(&error))
-}
-
-/// Whether `time` is `seconds`, or as much later as a look may be.
-fn is_within_timer_slack(elapsed: Duration, seconds: u64) -> bool {
-    let exact = Duration::from_secs(seconds);
-    (exact..=exact + exact / 64 + Duration::from_millis(5)).contains(&elapsed)
 }
 
 // BEHAVIOUR §4
@@ -86,12 +73,10 @@ async fn retry_backoff_grows_to_max_backoff_and_attempts_are_counted() {
         assert_eq!(operation_metadata.state(), state);
     }
     for (delay, seconds) in delays.iter().zip([0, 1, 2, 4, 5, 5]) {
-        assert!(is_within_timer_slack(*delay, seconds), "{delays:?}");
+        assert_within_timer_slack(*delay, seconds);
     }
-    assert_eq!(
-        failure_code_and_reason(&operations.get_cached(&name).unwrap()),
-        (14, "BUSY".to_owned())
-    );
+    let failed = operations.get_cached(&name).unwrap().to_proto();
+    assert_failed_with(&failed, Code::Unavailable, "BUSY");
 }
 
 // BEHAVIOUR §4
@@ -106,11 +91,7 @@ async fn released_attempts_are_not_counted_and_available_immediately() {
     let start = Instant::now();
     for attempt in 1..=20 {
         let leased = lease_next(&operations).await;
-        assert_eq!(
-            leased.attempt(),
-            attempt,
-            "the number of the attempt only grows"
-        );
+        assert_eq!(leased.attempt(), attempt);
         operations.release(&name, token(&leased)).await.unwrap();
     }
     assert_eq!(start.elapsed(), Duration::ZERO);
@@ -120,15 +101,13 @@ async fn released_attempts_are_not_counted_and_available_immediately() {
         .await
         .unwrap();
     let leased = lease_next(&operations).await;
-    assert!(
-        is_within_timer_slack(start.elapsed(), 1),
-        "the first failure that counts"
-    );
+    // The first failure that counts, so the first backoff follows.
+    assert_within_timer_slack(start.elapsed(), 1);
     let done = operations
         .fail(&name, token(&leased), unavailable_failure())
         .await
         .unwrap();
-    assert_eq!(failure_code_and_reason(&done), (14, "BUSY".to_owned()));
+    assert_failed_with(&done.to_proto(), Code::Unavailable, "BUSY");
     assert_eq!(done.attempt(), 22);
 }
 
@@ -149,14 +128,10 @@ async fn retryable_failure_may_request_longer_backoff() {
         .unwrap();
     let start = Instant::now();
     lease_next(&operations).await;
-    assert!(
-        is_within_timer_slack(start.elapsed(), 60),
-        "{:?}",
-        start.elapsed()
-    );
+    assert_within_timer_slack(start.elapsed(), 60);
 }
 
-// BEHAVIOUR §4: however short the pause, nobody may sleep through its end.
+// BEHAVIOUR §4: the wake-up after a backoff is not lost, however short the backoff is.
 #[tokio::test]
 async fn operation_with_microsecond_backoff_is_never_lost() {
     let operations = start_operations().await;
@@ -169,7 +144,8 @@ async fn operation_with_microsecond_backoff_is_never_lost() {
             .await
             .unwrap();
         let again = tokio::time::timeout(5 * SECOND, lease_next(&operations)).await;
-        let again = again.unwrap_or_else(|_| panic!("lost after a pause of {nanos} ns"));
+        let again =
+            again.unwrap_or_else(|_| panic!("expected a lease after a backoff of {nanos} ns"));
         operations
             .succeed(&name, token(&again), string_value(""))
             .await
@@ -188,11 +164,7 @@ async fn expired_lease_is_retried_or_fails_with_worker_lost() {
     let first = lease_next(&operations).await;
     let start = Instant::now();
     let second = lease_next(&operations).await;
-    assert!(
-        is_within_timer_slack(start.elapsed(), 10),
-        "{:?}",
-        start.elapsed()
-    );
+    assert_within_timer_slack(start.elapsed(), 10);
     assert_eq!(second.attempt(), 2);
     let stale = operations
         .succeed(&name, token(&first), string_value("late"))
@@ -200,15 +172,8 @@ async fn expired_lease_is_retried_or_fails_with_worker_lost() {
         .unwrap_err();
     assert_eq!(stale.reason(), "LEASE_LOST");
     let done = operations.wait(&name, DAY).await.unwrap();
-    assert_eq!(
-        failure_code_and_reason(&done),
-        (14, "WORKER_LOST".to_owned())
-    );
-    assert!(
-        is_within_timer_slack(start.elapsed(), 20),
-        "{:?}",
-        start.elapsed()
-    );
+    assert_failed_with(&done.to_proto(), Code::Unavailable, "WORKER_LOST");
+    assert_within_timer_slack(start.elapsed(), 20);
 }
 
 // BEHAVIOUR §4
@@ -223,15 +188,8 @@ async fn self_executed_operation_fails_without_lease_renewal() {
     assert_eq!(operations.get_cached(&name).unwrap().attempt(), 1);
     let start = Instant::now();
     let done = operations.wait(&name, DAY).await.unwrap();
-    assert!(
-        is_within_timer_slack(start.elapsed(), 30),
-        "{:?}",
-        start.elapsed()
-    );
-    assert_eq!(
-        failure_code_and_reason(&done),
-        (14, "WORKER_LOST".to_owned())
-    );
+    assert_within_timer_slack(start.elapsed(), 30);
+    assert_failed_with(&done.to_proto(), Code::Unavailable, "WORKER_LOST");
 }
 
 // BEHAVIOUR §4
@@ -250,15 +208,8 @@ async fn total_timeout_fails_pending_and_running_operations() {
     .await;
     for name in [&pending_name, &running_name] {
         let done = operations.wait(name, DAY).await.unwrap();
-        assert_eq!(
-            failure_code_and_reason(&done),
-            (4, "TOTAL_TIMEOUT".to_owned())
-        );
-        assert!(
-            is_within_timer_slack(start.elapsed(), 100),
-            "{:?}",
-            start.elapsed()
-        );
+        assert_failed_with(&done.to_proto(), Code::DeadlineExceeded, "TOTAL_TIMEOUT");
+        assert_within_timer_slack(start.elapsed(), 100);
     }
     let late = operations
         .succeed(&running_name, token, string_value("late"))
@@ -288,10 +239,8 @@ async fn attempt_timeout_ends_attempt_despite_renewals() {
             start.elapsed()
         );
     }
-    assert_eq!(
-        failure_code_and_reason(&operations.get_cached(&name).unwrap()),
-        (4, "ATTEMPT_TIMEOUT".to_owned())
-    );
+    let failed = operations.get_cached(&name).unwrap().to_proto();
+    assert_failed_with(&failed, Code::DeadlineExceeded, "ATTEMPT_TIMEOUT");
 }
 
 // CAN-6
@@ -307,15 +256,8 @@ async fn server_completes_cancel_after_grace_period_or_lease_expiry() {
         operations.cancel(&name).await.unwrap();
         let start = Instant::now();
         let done = operations.wait(&name, DAY).await.unwrap();
-        assert_eq!(
-            failure_code_and_reason(&done),
-            (1, "OPERATION_CANCELLED".to_owned())
-        );
-        assert!(
-            is_within_timer_slack(start.elapsed(), seconds),
-            "{:?}",
-            start.elapsed()
-        );
+        assert_failed_with(&done.to_proto(), Code::Cancelled, "OPERATION_CANCELLED");
+        assert_within_timer_slack(start.elapsed(), seconds);
     }
 }
 
@@ -330,12 +272,12 @@ async fn retention_counts_from_completion_and_running_never_expires() {
     sleep(30 * DAY).await;
     assert!(!operations.get_cached(&name).unwrap().is_done());
     operations
-        .succeed(&name, token, string_value("kept"))
+        .succeed(&name, token, string_value("result"))
         .await
         .unwrap();
     sleep(59 * SECOND).await;
     let done = operations.get_cached(&name).unwrap();
-    assert_eq!(expect_response(&done.to_proto()), string_value("kept"));
+    assert_eq!(expect_response(&done.to_proto()), string_value("result"));
     assert_eq!(done.expires_in(operations.clock().now()), Some(SECOND));
     sleep(3 * SECOND).await;
     assert_eq!(
@@ -358,7 +300,7 @@ async fn done_operation_is_retained_for_24_hours_by_default() {
     let operations = start_operations().await;
     let (name, token) = create_leased(&operations, NewOperation::self_executed("w")).await;
     operations
-        .succeed(&name, token, string_value("kept"))
+        .succeed(&name, token, string_value("result"))
         .await
         .unwrap();
     sleep(DAY - SECOND).await;
@@ -371,8 +313,7 @@ async fn done_operation_is_retained_for_24_hours_by_default() {
 #[tokio::test(start_paused = true)]
 async fn operation_is_not_leased_before_not_before_time() {
     let operations = start_operations().await;
-    let now = std::time::UNIX_EPOCH
-        + Duration::from_nanos(u64::try_from(operations.clock().now().nanos()).unwrap());
+    let now = server_time(&operations);
     create(
         &operations,
         NewOperation::queued("q")
@@ -389,11 +330,7 @@ async fn operation_is_not_leased_before_not_before_time() {
     assert_eq!(lease_next(&operations).await.name_owned(), past);
     assert_eq!(start.elapsed(), Duration::ZERO);
     lease_next(&operations).await;
-    assert!(
-        is_within_timer_slack(start.elapsed(), 3600),
-        "{:?}",
-        start.elapsed()
-    );
+    assert_within_timer_slack(start.elapsed(), 3600);
 }
 
 // BEHAVIOUR §4

@@ -1,4 +1,4 @@
-//! Pools of handlers: how many work at once, and on what first.
+//! Worker pools: concurrency and lease order.
 
 use std::{
     sync::{
@@ -12,12 +12,12 @@ use longrunning::{Any, Context, NewOperation, Operations, State};
 use parking_lot::Mutex;
 use tokio::sync::{Barrier, Notify};
 
-use crate::support::string_value;
+use crate::support::{operations_builder, string_value};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
 async fn start_with_handler<H: longrunning::Handler>(concurrency: usize, handler: H) -> Operations {
-    let builder = crate::support::operations_builder().handler("q", concurrency, handler);
+    let builder = operations_builder().handler("q", concurrency, handler);
     builder.start().await.unwrap()
 }
 
@@ -37,7 +37,7 @@ async fn pool_runs_exactly_its_concurrency_in_parallel() {
                 (active.clone(), max_active.clone(), barrier.clone());
             async move {
                 max_active.fetch_max(active.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                // Goes on only when all of them are here at once.
+                // Continues only when all handlers have reached the barrier.
                 barrier.wait().await;
                 active.fetch_sub(1, Ordering::SeqCst);
                 Ok(Any::default())
@@ -95,7 +95,7 @@ async fn pool_leases_by_priority_then_age() {
         let new = queued().input(string_value(input)).priority(priority);
         names.push(operations.create(new).await.unwrap().operation.name_owned());
         if input == "first" {
-            // The only worker has it before the others come.
+            // Wait until the only worker has leased it, before creating the others.
             while operations.get_cached(&names[0]).unwrap().state() != State::Running {
                 tokio::task::yield_now().await;
             }
