@@ -1,5 +1,5 @@
-//! Services that create operations on a server elsewhere and execute them
-//! themselves, as `longrunning::client::Creator` does it.
+//! `longrunning::client::Client`: services that create operations on a remote server and
+//! execute them in their own process.
 
 use longrunning::{
     Any, Context, Failure, NewOperation, OperationName, Operations, State,
@@ -9,16 +9,18 @@ use tokio::{
     sync::mpsc,
     time::{Duration, Instant, sleep},
 };
+use tonic::Code;
 
 use crate::support::{
-    error_reason, expect_error, expect_response, flaky_channel::FlakyChannel, string_value,
+    assertions::assert_failed_with, expect_response, flaky_channel::FlakyChannel,
+    operations::start_operations, string_value,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
 async fn start_client() -> (Operations, FlakyChannel, Client) {
-    let operations = crate::support::operations_builder().start().await.unwrap();
+    let operations = start_operations().await;
     let network = FlakyChannel::new(&operations);
     let client = Client::new(network.channel(), "c").unwrap();
     (operations, network, client)
@@ -32,15 +34,15 @@ fn operation_name(running: &RunningOperation) -> OperationName {
     running.operation.name.parse().unwrap()
 }
 
-/// A handler that takes so long.
-fn sleeping_handler(time: Duration) -> impl longrunning::Handler {
+/// Returns a handler that runs for `run_time`.
+fn sleeping_handler(run_time: Duration) -> impl longrunning::Handler {
     move |_: Context| async move {
-        sleep(time).await;
+        sleep(run_time).await;
         Ok::<Any, Failure>(string_value("done"))
     }
 }
 
-/// A handler that works until it is told to stop.
+/// A handler that runs until it is cancelled.
 async fn run_until_cancelled(context: Context) -> Result<Any, Failure> {
     context.cancelled().await;
     Err(Failure::cancelled())
@@ -49,7 +51,7 @@ async fn run_until_cancelled(context: Context) -> Result<Any, Failure> {
 // BEHAVIOUR §5
 #[tokio::test(start_paused = true)]
 async fn started_operation_is_readable_immediately_and_runs_locally() {
-    let (operations, _line, client) = start_client().await;
+    let (operations, _network, client) = start_client().await;
     let new = self_executed().lease_duration(SECOND).label("shelf", "7");
     let running = client
         .start(new, sleeping_handler(60 * SECOND))
@@ -68,12 +70,12 @@ async fn started_operation_is_readable_immediately_and_runs_locally() {
 // BEHAVIOUR §5
 #[tokio::test(start_paused = true)]
 async fn cancel_by_client_or_creator_reaches_handler() {
-    let (operations, _line, client) = start_client().await;
+    let (operations, _network, client) = start_client().await;
     for by_client in [true, false] {
         let new = self_executed().lease_duration(HOUR);
         let running = client.start(new, run_until_cancelled).await.unwrap();
         let (name, cancellation_token) = (operation_name(&running), running.cancellation_token());
-        // The stream of directives is open.
+        // Let the directive stream open.
         sleep(SECOND).await;
         let cancel_time = Instant::now();
         if by_client {
@@ -83,7 +85,7 @@ async fn cancel_by_client_or_creator_reaches_handler() {
             cancellation_token.cancel();
         }
         let last = running.join().await.unwrap();
-        assert_eq!(error_reason(&expect_error(&last)), "OPERATION_CANCELLED");
+        assert_failed_with(&last, Code::Cancelled, "OPERATION_CANCELLED");
         assert_eq!(
             operations.get_cached(&name).unwrap().state(),
             State::Cancelled
@@ -120,20 +122,20 @@ async fn request_is_executed_once_across_creators() {
         operations.get_cached(&name).unwrap().state(),
         State::Succeeded
     );
-    // Whoever comes late gets the one that is done.
+    // A later request returns the completed operation.
     let late = client.start(new(), handler.clone()).await.unwrap();
     assert!(late.already_existed && late.operation.done);
     let other_client = Client::new(network.channel(), "d").unwrap();
     let elsewhere = other_client.start(new(), handler).await.unwrap();
     assert!(elsewhere.already_existed && elsewhere.operation.done);
     assert_eq!(run_rx.recv().await, Some(()));
-    assert!(run_rx.try_recv().is_err(), "it ran once");
+    assert!(run_rx.try_recv().is_err(), "expected exactly one run");
 }
 
 // BEHAVIOUR §5
 #[tokio::test(start_paused = true)]
 async fn client_shutdown_waits_for_short_work_and_releases_rest() {
-    let (operations, _line, client) = start_client().await;
+    let (operations, _network, client) = start_client().await;
     let short = client
         .start(self_executed(), sleeping_handler(5 * SECOND))
         .await
@@ -151,8 +153,8 @@ async fn client_shutdown_waits_for_short_work_and_releases_rest() {
         operations.get_cached(&short).unwrap().state(),
         State::Succeeded
     );
-    let lost = expect_error(&operations.get_cached(&long).unwrap().to_proto());
-    assert_eq!(error_reason(&lost), "WORKER_LOST");
+    let lost = operations.get_cached(&long).unwrap().to_proto();
+    assert_failed_with(&lost, Code::Unavailable, "WORKER_LOST");
 }
 
 // BEHAVIOUR §5
@@ -167,20 +169,20 @@ async fn client_creates_queued_operations_and_reports_errors() {
         State::Pending
     );
     let invalid = self_executed().label("Bad", "x");
-    let refused = client
+    let rejected = client
         .start(invalid, run_until_cancelled)
         .await
         .unwrap_err();
-    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    assert_eq!(rejected.code(), Code::InvalidArgument);
     network.disconnect();
-    // The first call finds a connection that breaks, the second finds none.
+    // The first call uses the broken connection, the second one cannot connect.
     client
         .start(self_executed(), run_until_cancelled)
         .await
         .unwrap_err();
-    let refused = client
+    let rejected = client
         .start(self_executed(), run_until_cancelled)
         .await
         .unwrap_err();
-    assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
+    assert_eq!(rejected.code(), Code::Unavailable, "{rejected}");
 }

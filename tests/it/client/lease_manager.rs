@@ -1,5 +1,5 @@
-//! Workers and creators elsewhere keep their leases, and the server learns how
-//! attempts end: with reports of any size, over a bad line.
+//! Remote workers and creators over a channel that loses messages: leases are renewed,
+//! and reports and outcomes arrive, whatever their size.
 
 use std::{
     io,
@@ -23,13 +23,13 @@ use tracing::{Dispatch, subscriber::DefaultGuard};
 use crate::support::{
     expect_response,
     lossy_channel::{CallFault, LossyChannel},
-    string_value,
+    operations_builder, string_value,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 const MIB: usize = 1 << 20;
 
-/// A worker of the queue `q`, which works until it is dropped.
+/// Starts a worker of queue `q` that runs until it is aborted.
 fn spawn_worker(
     network: &LossyChannel,
     handler: impl longrunning::Handler,
@@ -47,7 +47,7 @@ async fn create(network: &LossyChannel, new: NewOperation) -> Arc<Operation> {
     network.operations.create(new).await.unwrap().operation
 }
 
-/// The response of an operation, at the end of its last attempt.
+/// Waits for the completion of an operation and returns its response.
 async fn final_response(network: &LossyChannel, operation: &Operation) -> Any {
     let name = operation.name_owned();
     let done = network.operations.wait(&name, 600 * SECOND).await.unwrap();
@@ -62,7 +62,7 @@ fn retryable_failure() -> Failure {
     Failure::new(Code::Aborted, "once more").retryable()
 }
 
-/// The checkpoint of the attempt before.
+/// Returns the checkpoint of the previous attempt as the response.
 fn previous_checkpoint(context: &Context) -> Result<Any, Failure> {
     Ok(context
         .checkpoint()
@@ -70,7 +70,7 @@ fn previous_checkpoint(context: &Context) -> Result<Any, Failure> {
         .unwrap_or_else(|| string_value("none")))
 }
 
-/// What is logged by this thread, as long as the guard lives.
+/// Captures the log of this thread until the guard is dropped.
 fn capture_log() -> (Arc<Mutex<Vec<u8>>>, DefaultGuard) {
     struct LogWriter(Arc<Mutex<Vec<u8>>>);
     impl io::Write for LogWriter {
@@ -82,8 +82,8 @@ fn capture_log() -> (Arc<Mutex<Vec<u8>>>, DefaultGuard) {
             Ok(())
         }
     }
-    // Of a lone subscriber, tracing notes for good that a line is not wanted if
-    // another thread, which has none, comes by there first.
+    // With a single dispatcher, tracing caches "never enabled" for a call site if a
+    // thread without a subscriber reaches it first. A second one prevents that.
     static SECOND_DISPATCH: LazyLock<Dispatch> =
         LazyLock::new(|| Dispatch::new(tracing_subscriber::registry()));
     LazyLock::force(&SECOND_DISPATCH);
@@ -113,14 +113,14 @@ async fn oversized_report_of_one_lease_does_not_lose_any_lease() {
             }
             sleep(SECOND).await;
         }
-        Ok(string_value("kept"))
+        Ok(string_value("done"))
     });
     let large = create(&network, queued(1).input(string_value("large"))).await;
     let small = create(&network, queued(1)).await;
     for operation in [large, small] {
         assert_eq!(
             final_response(&network, &operation).await,
-            string_value("kept")
+            string_value("done")
         );
     }
     assert_eq!(
@@ -150,7 +150,7 @@ async fn concurrent_large_reports_are_all_delivered() {
         all.push(create(&network, queued(2)).await);
     }
     for operation in all {
-        assert!(MIB < final_response(&network, &operation).await.value.len());
+        assert!(final_response(&network, &operation).await.value.len() > MIB);
     }
 }
 
@@ -164,12 +164,12 @@ async fn oversized_final_report_does_not_fail_remote_attempt() {
             context.save_checkpoint(string_value("small"))?;
             calls.wait_for_calls("Heartbeat", 1).await;
             sleep(SECOND / 20).await;
-            // Too soon for another heartbeat: the end has to bring it.
+            // Too early for another heartbeat, so Finish has to send it.
             context.save_checkpoint(string_value_of_size(5 * MIB))?;
             Ok(string_value("good"))
         }
     });
-    sleep(SECOND).await; // the stream of directives is open
+    sleep(SECOND).await; // let the directive stream open
     let operation = create(&network, queued(1)).await;
     assert_eq!(
         final_response(&network, &operation).await,
@@ -188,7 +188,7 @@ async fn operation_runs_even_if_create_response_was_lost() {
     let (finish_tx, finish_rx) = oneshot::channel::<()>();
     let finish_rx = Arc::new(Mutex::new(Some(finish_rx)));
     let handler = move |_: Context| {
-        let finish_rx = finish_rx.lock().take().expect("it runs once");
+        let finish_rx = finish_rx.lock().take().expect("expected one run");
         async move {
             let _ = finish_rx.await;
             Ok(string_value("done"))
@@ -198,7 +198,7 @@ async fn operation_runs_even_if_create_response_was_lost() {
     let running = client.start(new.clone(), handler.clone()).await.unwrap();
     assert!(!running.already_existed);
     assert_eq!(network.faults.call_count("CreateOperation"), 3);
-    // It is held already, so that the same request starts nothing more.
+    // The client holds the lease already, so the same request starts no second run.
     let same = client.start(new, handler).await.unwrap();
     assert!(same.already_existed);
     assert_eq!(same.operation.name, running.operation.name);
@@ -215,12 +215,15 @@ async fn create_without_request_id_is_retried_without_duplicate_or_hang() {
         .faults
         .inject("CreateOperation", [CallFault::DropResponse]);
     let created = client.create(queued(1)).await.unwrap();
-    assert!(created.already_existed, "the first try made it");
+    assert!(
+        created.already_existed,
+        "expected the first try to create it"
+    );
 
     let lost_requests = std::iter::repeat_with(|| CallFault::DropRequest).take(1000);
     network.faults.inject("CreateOperation", lost_requests);
-    let refused = client.create(queued(1)).await.unwrap_err();
-    assert_eq!(refused.code(), tonic::Code::Unavailable);
+    let rejected = client.create(queued(1)).await.unwrap_err();
+    assert_eq!(rejected.code(), tonic::Code::Unavailable);
 }
 
 #[tokio::test(start_paused = true)]
@@ -246,7 +249,7 @@ async fn delayed_heartbeat_does_not_overwrite_last_checkpoint() {
     network
         .faults
         .inject("FinishOperation", [CallFault::Delay(finish_gate.clone())]);
-    sleep(SECOND).await; // the stream of directives is open
+    sleep(SECOND).await; // let the directive stream open
     let operation = create(&network, queued(2)).await;
     network.faults.wait_for_calls("Heartbeat", 1).await;
     sleep(SECOND).await;
@@ -268,7 +271,7 @@ async fn checkpoint_of_lost_heartbeat_is_sent_before_finish() {
         let calls = calls.clone();
         async move {
             if context.attempt() == 1 {
-                context.save_checkpoint(string_value("kept"))?;
+                context.save_checkpoint(string_value("saved"))?;
                 calls.wait_for_calls("Heartbeat", 1).await;
                 return Err(retryable_failure());
             }
@@ -278,14 +281,14 @@ async fn checkpoint_of_lost_heartbeat_is_sent_before_finish() {
     network
         .faults
         .inject("Heartbeat", [CallFault::DelayThenDrop(gate.clone())]);
-    sleep(SECOND).await; // the stream of directives is open
+    sleep(SECOND).await; // let the directive stream open
     let operation = create(&network, queued(2)).await;
     network.faults.wait_for_calls("Heartbeat", 1).await;
     sleep(SECOND).await;
     gate.add_permits(1);
     assert_eq!(
         final_response(&network, &operation).await,
-        string_value("kept")
+        string_value("saved")
     );
 }
 
@@ -299,13 +302,11 @@ async fn draining_server_gets_few_heartbeats_and_watch_reconnects() {
     create(&network, queued(1)).await;
     sleep(30 * SECOND).await;
     network.operations.shutdown(Duration::ZERO).await;
-    let count = || {
-        let count = |method| network.faults.call_count(method);
-        (count("WatchDirectives"), count("Heartbeat"))
-    };
-    let before = count();
+    let count = |method| network.faults.call_count(method);
+    let (streams, heartbeats) = (count("WatchDirectives"), count("Heartbeat"));
     sleep(10 * SECOND).await;
-    let (streams, heartbeats) = (count().0 - before.0, count().1 - before.1);
+    let streams = count("WatchDirectives") - streams;
+    let heartbeats = count("Heartbeat") - heartbeats;
     assert!(streams <= 5, "{streams} streams in 10 s");
     assert!(heartbeats <= 20, "{heartbeats} heartbeats in 10 s");
 }
@@ -313,11 +314,11 @@ async fn draining_server_gets_few_heartbeats_and_watch_reconnects() {
 #[tokio::test(start_paused = true)]
 async fn polling_is_throttled_when_server_max_wait_is_zero() {
     let wait_limits = WaitLimits::default().with_max_timeout(Duration::ZERO);
-    let network = LossyChannel::start_with(crate::support::operations_builder(), wait_limits).await;
+    let network = LossyChannel::start_with(operations_builder(), wait_limits).await;
     let _worker = spawn_worker(&network, async |_: Context| Ok(string_value("done")));
     sleep(60 * SECOND).await;
     let polls = network.faults.call_count("LeaseOperations");
-    assert!(polls <= 30, "{polls} in a minute");
+    assert!(polls <= 30, "{polls} polls in a minute");
     let operation = create(&network, queued(1)).await;
     assert_eq!(
         final_response(&network, &operation).await,
@@ -335,7 +336,7 @@ async fn lost_finish_response_is_logged_with_actual_outcome() {
     let _worker = spawn_worker(&network, async |context: Context| match context.attempt() {
         1 => Err(retryable_failure()),
         2 => Err(Failure::new(Code::NotFound, "no such page")),
-        _ => panic!("two attempts are enough"),
+        _ => panic!("expected two attempts"),
     });
     let name = create(&network, queued(2)).await.name_owned();
     let done = network.operations.wait(&name, 600 * SECOND).await.unwrap();
@@ -365,7 +366,7 @@ async fn server_outage_and_recovery_are_logged_once_each() {
         final_response(&network, &operation).await,
         string_value("done")
     );
-    sleep(SECOND).await; // the worker hears of it, too
+    sleep(SECOND).await; // let the worker receive the response
     assert_eq!(count_lines(&log, "calls to the server fail"), 1);
     assert_eq!(
         count_lines(&log, "calls to the server get through again"),

@@ -1,4 +1,4 @@
-//! The module `client`: workers and creators in other processes.
+//! The `client` module: workers and creators in other processes than the server.
 
 #[cfg(all(feature = "client", feature = "server"))]
 mod create;

@@ -1,6 +1,6 @@
-//! Many workers and one queue: without faults each operation runs exactly once;
-//! with workers that are killed at random each still has exactly one outcome,
-//! none is lost, and every attempt that began has a number of its own.
+//! Many workers drain one queue. Without faults each operation runs exactly once. With
+//! workers that are killed at random, each operation has exactly one outcome, none is
+//! lost, and no attempt number is used twice.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,14 +21,16 @@ use tokio::{
     time::{Duration, sleep},
 };
 
-use crate::support::{GrpcTestServer, expect_response, flaky_channel::FlakyChannel, string_value};
+use crate::support::{
+    GrpcTestServer, expect_response, flaky_channel::FlakyChannel, operations::start_operations,
+    string_value,
+};
 
-/// So many operations are drained.
 const OPERATION_COUNT: usize = 1000;
-/// So long any of them may take before the test has failed.
+/// Time limit for one operation.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// The attempts that began, by operation.
+/// Attempts that have started, by operation name.
 type StartedAttempts = BTreeMap<String, Vec<u32>>;
 
 async fn create_many(
@@ -82,8 +84,7 @@ async fn workers_of_varied_concurrency_run_each_operation_once() {
     assert!(started.values().all(|attempts| *attempts == [1]));
 }
 
-/// A worker that can be killed, as -9 does it: nothing it does afterwards
-/// reaches anybody.
+/// A worker that can be killed as by SIGKILL: afterwards it sends nothing.
 struct KillableWorker {
     concurrency: usize,
     is_alive: Arc<AtomicBool>,
@@ -103,13 +104,15 @@ impl KillableWorker {
         let handler = {
             let (started_sender, is_alive) = (started_sender.clone(), is_alive.clone());
             move |context: Context| {
-                // A process that was killed begins nothing.
+                // A killed process starts no attempts.
                 if is_alive.load(Ordering::Relaxed) {
                     let started = (context.name().to_owned(), context.attempt());
-                    started_sender.send(started).expect("the test counts");
+                    started_sender
+                        .send(started)
+                        .expect("expected the test to be running");
                 }
                 async move {
-                    // Some go on for longer than their lease.
+                    // Some attempts run longer than their lease.
                     let name_byte = context.name().bytes().last().unwrap_or_default();
                     sleep(Duration::from_millis(25) * u32::from(name_byte)).await;
                     Ok::<Any, Failure>(string_value(&context.attempt().to_string()))
@@ -127,6 +130,7 @@ impl KillableWorker {
         }
     }
 
+    /// Stops the worker and returns its concurrency, for its replacement.
     fn kill(self) -> usize {
         self.is_alive.store(false, Ordering::Relaxed);
         self.channel.disconnect();
@@ -138,7 +142,7 @@ impl KillableWorker {
 // BEHAVIOUR §§4, 5
 #[tokio::test(start_paused = true)]
 async fn randomly_killed_workers_lose_no_operation_or_attempt() {
-    let operations = crate::support::operations_builder().start().await.unwrap();
+    let operations = start_operations().await;
     let new = NewOperation::queued("q")
         .lease_duration(Duration::from_secs(2))
         .retry_policy(RetryPolicy::with_max_attempts(1000));
@@ -182,14 +186,14 @@ async fn randomly_killed_workers_lose_no_operation_or_attempt() {
         }
     }
     assert!(
-        OPERATION_COUNT + OPERATION_COUNT / 20 < count,
-        "kills cost attempts: {count} began"
+        count > OPERATION_COUNT + OPERATION_COUNT / 20,
+        "expected kills to cost attempts, {count} started"
     );
     for name in &names {
         let operation = operations.get_cached(name).unwrap();
         assert_eq!(operation.state(), State::Succeeded);
         check_attempts(&started[name.as_str()], operation.attempt());
-        // The outcome is that of the last attempt, and of no other.
+        // The outcome is that of the last attempt.
         assert_eq!(
             expect_response(&operation.to_proto()),
             string_value(&operation.attempt().to_string())
@@ -197,9 +201,9 @@ async fn randomly_killed_workers_lose_no_operation_or_attempt() {
     }
 }
 
-/// No attempt comes twice, and the last one that began is the one that ended the
-/// operation. One that was leased by a worker that died before it could begin
-/// leaves a gap.
+/// Asserts that no attempt started twice and that the last one completed the operation.
+///
+/// A worker that is killed between lease and start leaves a gap.
 fn check_attempts(started: &[u32], last: u32) {
     let attempts: BTreeSet<u32> = started.iter().copied().collect();
     assert_eq!(attempts.len(), started.len(), "{started:?}");
@@ -208,7 +212,7 @@ fn check_attempts(started: &[u32], last: u32) {
 
 #[cfg(feature = "cli")]
 mod processes {
-    //! The same with processes and real signals.
+    //! The same with worker processes and SIGKILL.
 
     use std::{path::Path, process::Stdio};
 
@@ -232,7 +236,7 @@ mod processes {
 
     const PROCESS_OPERATION_COUNT: usize = 120;
 
-    /// A worker whose command tells through a pipe that it began.
+    /// Starts a worker whose command writes operation and attempt to a pipe.
     fn spawn_worker(server: &ServeProcess, concurrency: usize, pipe: &Path) -> Child {
         let script = r#"echo "$LONGRUNNING_OPERATION $LONGRUNNING_ATTEMPT" > "$0""#;
         longrunning_command(&["work", "--queue", "q", "--concurrency"])
@@ -251,10 +255,10 @@ mod processes {
     #[tokio::test]
     async fn killed_worker_processes_lose_no_operation_or_attempt() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("begun");
+        let path = directory.path().join("started");
         let mkfifo = tokio::process::Command::new("mkfifo").arg(&path).status();
         assert!(mkfifo.await.unwrap().success());
-        // Open for writing too, so that it does not end between two writers.
+        // Open for writing, too, so that reading does not end between two writers.
         let pipe = pipe::OpenOptions::new()
             .read_write(true)
             .open_receiver(&path);
@@ -295,7 +299,7 @@ mod processes {
         let done = loop {
             let line = tokio::select! {
                 biased;
-                line = lines.next_line() => line.unwrap().expect("it does not end"),
+                line = lines.next_line() => line.unwrap().expect("expected an open pipe"),
                 done = &mut drained => break done.unwrap(),
             };
             let (name, attempt) = line.split_once(' ').unwrap();
@@ -306,7 +310,7 @@ mod processes {
                 seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 let index = (seed >> 33) % workers.len();
                 let (concurrency, mut worker) = workers.swap_remove(index);
-                // Child::kill is SIGKILL.
+                // Child::kill sends SIGKILL.
                 worker.kill().await.unwrap();
                 workers.push((concurrency, spawn_worker(&server, concurrency, &path)));
             }
@@ -319,6 +323,6 @@ mod processes {
             let last_attempt = u32::try_from(decode_metadata(operation).attempt).unwrap();
             check_attempts(&started[&operation.name], last_attempt);
         }
-        assert_eq!(started.len(), PROCESS_OPERATION_COUNT, "nothing else began");
+        assert_eq!(started.len(), PROCESS_OPERATION_COUNT);
     }
 }

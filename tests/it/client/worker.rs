@@ -1,6 +1,4 @@
-//! Workers and creators in other processes than the server, as
-//! `longrunning::client` makes them: over a connection, which can break, on
-//! paused time, so that what takes time takes none.
+//! `longrunning::client::Worker` over a connection that can break, on paused time.
 
 use std::{future::Future, sync::Arc};
 
@@ -17,19 +15,20 @@ use tokio::{
 };
 
 use crate::support::{
-    error_reason, expect_error, expect_response, flaky_channel::FlakyChannel, string_value,
+    assertions::assert_failed_with, expect_error, expect_response, flaky_channel::FlakyChannel,
+    handlers::never_ending_handler, operations::start_operations, string_value,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A worker at work.
+/// A worker that is polling.
 struct RunningWorker {
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), WorkerError>>,
 }
 
-// === impl Work ===
+// === impl RunningWorker ===
 
 impl RunningWorker {
     fn start(
@@ -51,28 +50,19 @@ impl RunningWorker {
         }
     }
 
-    /// Tells the worker to stop, and waits until it has drained.
+    /// Signals shutdown to the worker and waits until it has drained.
     async fn drain(mut self) {
         assert!(
             !self.task.is_finished(),
-            "it works until it is told to stop"
+            "expected the worker to run until its shutdown"
         );
         drop(self.stop.take());
         (&mut self.task).await.unwrap().unwrap();
     }
 }
 
-/// Tells when it is dropped: the handler that owns it was stopped.
-struct DropNotifier(Option<oneshot::Sender<()>>);
-
-impl Drop for DropNotifier {
-    fn drop(&mut self) {
-        let _ = self.0.take().map(|stopped_tx| stopped_tx.send(()));
-    }
-}
-
-async fn start_operations() -> (Operations, FlakyChannel) {
-    let operations = crate::support::operations_builder().start().await.unwrap();
+async fn start_with_network() -> (Operations, FlakyChannel) {
+    let operations = start_operations().await;
     let network = FlakyChannel::new(&operations);
     (operations, network)
 }
@@ -92,7 +82,7 @@ async fn wait_until_done(operations: &Operations, name: &OperationName) -> Arc<O
     last
 }
 
-/// What somebody else gets who asks for the next operation.
+/// Leases the next operation as another worker.
 async fn lease_next(operations: &Operations) -> Arc<Operation> {
     let queue = QueueName::parse("q").unwrap();
     operations
@@ -101,27 +91,10 @@ async fn lease_next(operations: &Operations) -> Arc<Operation> {
         .unwrap()
 }
 
-/// A handler that says that it began, and never ends.
-fn never_ending_handler(
-    started_tx: mpsc::Sender<DropNotifier>,
-    stopped_tx: oneshot::Sender<()>,
-) -> impl longrunning::Handler {
-    let stopped_tx = parking_lot::Mutex::new(Some(stopped_tx));
-    move |_: Context| {
-        let guard = DropNotifier(stopped_tx.lock().take());
-        let started_tx = started_tx.clone();
-        async move {
-            let _guard = guard;
-            started_tx.send(DropNotifier(None)).await.unwrap();
-            std::future::pending::<Result<Any, Failure>>().await
-        }
-    }
-}
-
 // BEHAVIOUR §5
 #[tokio::test(start_paused = true)]
 async fn heartbeats_renew_short_lease_during_long_work() {
-    let (operations, network) = start_operations().await;
+    let (operations, network) = start_with_network().await;
     let worker = RunningWorker::start(&network, 1, |_: Context| async {
         sleep(60 * SECOND).await;
         Ok::<Any, Failure>(string_value("at last"))
@@ -138,7 +111,7 @@ async fn heartbeats_renew_short_lease_during_long_work() {
 // BEHAVIOUR §5
 #[tokio::test(start_paused = true)]
 async fn cancel_is_pushed_to_remote_handler() {
-    let (operations, network) = start_operations().await;
+    let (operations, network) = start_with_network().await;
     let (started_tx, mut started_rx) = mpsc::channel(1);
     let worker = RunningWorker::start(&network, 1, move |context: Context| {
         let started_tx = started_tx.clone();
@@ -148,7 +121,7 @@ async fn cancel_is_pushed_to_remote_handler() {
             Err::<Any, _>(Failure::cancelled())
         }
     });
-    // The next heartbeat would come in twenty minutes.
+    // The next heartbeat would be in 20 minutes.
     let name = create(&operations, queued().lease_duration(HOUR)).await;
     started_rx.recv().await.unwrap();
     sleep(SECOND).await;
@@ -167,7 +140,7 @@ async fn cancel_is_pushed_to_remote_handler() {
 // BEHAVIOUR §5
 #[tokio::test(start_paused = true)]
 async fn drain_finishes_short_work_and_releases_long_work() {
-    let (operations, network) = start_operations().await;
+    let (operations, network) = start_with_network().await;
     let (started_tx, mut started_rx) = mpsc::channel(2);
     let worker = RunningWorker::start(&network, 2, move |context: Context| {
         let started_tx = started_tx.clone();
@@ -175,7 +148,7 @@ async fn drain_finishes_short_work_and_releases_long_work() {
             let length: String = context.input_as().unwrap();
             started_tx.send(()).await.unwrap();
             sleep(SECOND * length.parse().unwrap()).await;
-            // Too late for a heartbeat: it goes with the last word.
+            // Too late for a heartbeat, so the release has to send it.
             context.save_checkpoint(string_value("half")).unwrap();
             sleep(SECOND * length.parse().unwrap()).await;
             Ok::<Any, Failure>(string_value(&length))
@@ -200,17 +173,17 @@ async fn drain_finishes_short_work_and_releases_long_work() {
     assert_eq!(
         operations.get_cached(&queued_name).unwrap().attempt(),
         0,
-        "nothing new"
+        "expected no lease while draining"
     );
     let again = lease_next(&operations).await;
     assert_eq!((again.name_owned(), again.attempt()), (long, 2));
     assert_eq!(again.checkpoint().unwrap().any(), &string_value("half"));
 }
 
-// BEHAVIOUR §5: the lease runs out while the worker cannot be reached.
+// BEHAVIOUR §5: the lease expires while the worker is disconnected.
 #[tokio::test(start_paused = true)]
 async fn disconnected_worker_stops_handler_and_records_nothing() {
-    let (operations, network) = start_operations().await;
+    let (operations, network) = start_with_network().await;
     let (started_tx, mut started_rx) = mpsc::channel(9);
     let (stopped_tx, stopped_rx) = oneshot::channel();
     let worker = RunningWorker::start(&network, 1, never_ending_handler(started_tx, stopped_tx));
@@ -234,13 +207,13 @@ async fn disconnected_worker_stops_handler_and_records_nothing() {
     network.reconnect();
     worker.drain().await;
     let after = operations.get_cached(&name).unwrap();
-    assert_eq!(after.revision(), second.revision(), "nobody said anything");
+    assert_eq!(after.revision(), second.revision(), "expected no change");
 }
 
-// BEHAVIOUR §5: the operation is taken away from a worker that can be reached.
+// BEHAVIOUR §5: a connected worker loses its lease.
 #[tokio::test(start_paused = true)]
 async fn lost_lease_stops_handler_at_next_heartbeat() {
-    let (operations, network) = start_operations().await;
+    let (operations, network) = start_with_network().await;
     let (started_tx, mut started_rx) = mpsc::channel(9);
     let (stopped_tx, stopped_rx) = oneshot::channel();
     let worker = RunningWorker::start(&network, 1, never_ending_handler(started_tx, stopped_tx));
@@ -262,7 +235,7 @@ async fn lost_lease_stops_handler_at_next_heartbeat() {
 // BEHAVIOUR §5
 #[tokio::test(start_paused = true)]
 async fn worker_retries_lease_and_finish_while_server_is_unreachable() {
-    let (operations, network) = start_operations().await;
+    let (operations, network) = start_with_network().await;
     network.disconnect();
     let (started_tx, mut started_rx) = mpsc::channel(9);
     let finish_gate = Arc::new(Notify::new());
@@ -285,7 +258,7 @@ async fn worker_retries_lease_and_finish_while_server_is_unreachable() {
     for name in [first, second] {
         started_rx.recv().await.unwrap();
         network.disconnect();
-        // The handler ends while nobody can be told.
+        // The handler returns while the server is unreachable.
         finish_gate.notify_one();
         network.wait_for_refused_connections(20).await;
         assert_eq!(
@@ -306,7 +279,7 @@ async fn worker_retries_lease_and_finish_while_server_is_unreachable() {
 // BEHAVIOUR §4
 #[tokio::test(start_paused = true)]
 async fn retried_remote_attempt_gets_checkpoint() {
-    let (operations, network) = start_operations().await;
+    let (operations, network) = start_with_network().await;
     let worker = RunningWorker::start(&network, 1, |context: Context| async move {
         match (context.attempt(), context.checkpoint()) {
             (1, None) => {
@@ -314,7 +287,7 @@ async fn retried_remote_attempt_gets_checkpoint() {
                 Err(Failure::new(Code::Unavailable, "the disk is busy").retryable())
             }
             (2, Some(checkpoint)) => Ok(checkpoint.clone()),
-            other => panic!("{other:?} is no attempt of this test"),
+            other => panic!("unexpected attempt and checkpoint: {other:?}"),
         }
     });
     let name = create(
@@ -332,7 +305,7 @@ async fn retried_remote_attempt_gets_checkpoint() {
     assert_eq!(
         expect_error(&last).message,
         "the disk is busy",
-        "no attempt is left"
+        "expected no second attempt by default"
     );
     worker.drain().await;
 }
@@ -340,10 +313,10 @@ async fn retried_remote_attempt_gets_checkpoint() {
 // worker.proto: a panic is recorded as INTERNAL.
 #[tokio::test(start_paused = true)]
 async fn remote_handler_panic_is_internal_error_and_worker_continues() {
-    let (operations, network) = start_operations().await;
+    let (operations, network) = start_with_network().await;
     let worker = RunningWorker::start(&network, 1, |context: Context| async move {
         let input: String = context.input_as()?;
-        assert_ne!(input, "bad", "it is bad");
+        assert_ne!(input, "bad", "bad input");
         Ok::<Any, Failure>(string_value("good"))
     });
     let retry = RetryPolicy::with_max_attempts(5);
@@ -354,19 +327,20 @@ async fn remote_handler_panic_is_internal_error_and_worker_continues() {
     .await;
     let good = create(&operations, queued().input(string_value("good"))).await;
     let last = wait_until_done(&operations, &bad).await;
-    let failed = expect_error(&last.to_proto());
-    assert_eq!((failed.code, last.attempt()), (Code::Internal.into(), 1));
-    assert_eq!(error_reason(&failed), "HANDLER_PANICKED");
-    assert!(failed.message.contains("it is bad"), "{}", failed.message);
+    assert_eq!(last.attempt(), 1, "expected no retry after a panic");
+    let failed = last.to_proto();
+    assert_failed_with(&failed, Code::Internal, "HANDLER_PANICKED");
+    let message = expect_error(&failed).message;
+    assert!(message.contains("bad input"), "{message}");
     let last = wait_until_done(&operations, &good).await;
     assert_eq!(expect_response(&last.to_proto()), string_value("good"));
     worker.drain().await;
 }
 
-// DESIGN: the future of a worker that is dropped gives back what it holds.
+// A dropped worker releases its leases without being awaited.
 #[tokio::test(start_paused = true)]
 async fn dropped_worker_releases_its_leases() {
-    let (operations, network) = start_operations().await;
+    let (operations, network) = start_with_network().await;
     let (started_tx, mut started_rx) = mpsc::channel(9);
     let (stopped_tx, stopped_rx) = oneshot::channel();
     let mut worker =
@@ -382,7 +356,7 @@ async fn dropped_worker_releases_its_leases() {
     assert!(dropped.elapsed() < SECOND, "{:?}", dropped.elapsed());
 }
 
-/// A worker that cannot work says so at once.
+/// Runs a worker and returns the error with which it stops immediately.
 async fn run_error(worker: Worker) -> WorkerError {
     let never: Box<dyn Future<Output = ()> + Send + Unpin> = Box::new(std::future::pending());
     worker.run(never).await.unwrap_err()
@@ -391,17 +365,20 @@ async fn run_error(worker: Worker) -> WorkerError {
 // worker.proto
 #[tokio::test(start_paused = true)]
 async fn worker_with_invalid_configuration_fails_to_run() {
-    let (_operations, network) = start_operations().await;
+    let (_operations, network) = start_with_network().await;
     let handler = |_: Context| async { Ok::<Any, Failure>(Any::default()) };
     assert!(Worker::new(network.channel(), "").is_err());
     let worker = || Worker::new(network.channel(), "w").unwrap();
-    let refused = run_error(worker()).await;
-    assert!(matches!(refused, WorkerError::NoQueues), "{refused}");
-    let refused = run_error(worker().handler("q", 0, handler)).await;
+    let rejected = run_error(worker()).await;
+    assert!(matches!(rejected, WorkerError::NoQueues), "{rejected}");
+    let rejected = run_error(worker().handler("q", 0, handler)).await;
     assert!(
-        matches!(refused, WorkerError::ZeroConcurrency(_)),
-        "{refused}"
+        matches!(rejected, WorkerError::ZeroConcurrency(_)),
+        "{rejected}"
     );
-    let refused = run_error(worker().handler("no queue", 1, handler)).await;
-    assert!(matches!(refused, WorkerError::InvalidQueue(_)), "{refused}");
+    let rejected = run_error(worker().handler("no queue", 1, handler)).await;
+    assert!(
+        matches!(rejected, WorkerError::InvalidQueue(_)),
+        "{rejected}"
+    );
 }
