@@ -1,4 +1,4 @@
-//! The commands: what they print and how they exit, against a running server.
+//! Client commands against a running server: output and exit codes.
 
 use std::{path::Path, process::Stdio};
 
@@ -8,7 +8,7 @@ use crate::support::serve_process::{
     ServeProcess, endless_checksum_directory, longrunning_command, run_command, stderr, stdout,
 };
 
-/// A directory with two small files, and the digest that `sha256sum` gives.
+/// Creates a directory with two small files; returns it with its expected digest.
 fn two_file_directory() -> (tempfile::TempDir, &'static str) {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("a"), "hello\n").unwrap();
@@ -37,7 +37,7 @@ async fn demo_prints_checksum_operation_and_example_commands() {
         digest,
         "\"state\": \"SUCCEEDED\"",
     ] {
-        assert!(json.contains(expected), "{expected} is not in {json}");
+        assert!(json.contains(expected), "expected {expected} in {json}");
     }
     for line in [
         "grpcurl -plaintext",
@@ -75,7 +75,7 @@ async fn commands_exit_with_0_on_success_and_1_for_failed_operation() {
         stdout(&waited)
     );
 
-    // A bare id stands for operations/ID.
+    // A bare id means operations/ID.
     let id = succeeded_name.strip_prefix("operations/").unwrap();
     assert_eq!(
         program.run_command(&["get", id]).await.status.code(),
@@ -127,11 +127,11 @@ async fn commands_exit_with_0_on_success_and_1_for_failed_operation() {
         .run_command(&["list", "--filter", "error.code:*", "--output", "json"])
         .await;
     assert!(stdout(&json).contains(&failed_name) && !stdout(&json).contains(&succeeded_name));
-    let refused = program
+    let rejected = program
         .run_command(&["list", "--filter", "state = = FAILED"])
         .await;
-    assert_eq!(refused.status.code(), Some(2));
-    assert!(stderr(&refused).contains("(INVALID_FILTER): filter: column 9"));
+    assert_eq!(rejected.status.code(), Some(2));
+    assert!(stderr(&rejected).contains("(INVALID_FILTER): filter: column 9"));
 
     assert_eq!(
         program
@@ -181,11 +181,11 @@ async fn ctrl_c_cancels_demo_and_exits_with_130() {
         .next_line()
         .await
         .unwrap()
-        .expect("it goes on")
+        .expect("expected more output")
         .starts_with("created ")
     {}
     let pid = child.id().unwrap().to_string();
-    // Until the demo listens for it, the signal would end it the rough way.
+    // Before the demo installs its handler, SIGINT would kill it.
     let status_file = format!("/proc/{pid}/status");
     while !std::fs::read_to_string(&status_file)
         .unwrap()

@@ -1,5 +1,5 @@
-//! Message types of the users, in the program: descriptor sets, SIGHUP, gRPC
-//! reflection both ways, and what the commands print.
+//! User-defined message types: descriptor sets, their reload by SIGHUP, gRPC reflection
+//! as server and as client, and the output of commands.
 
 use std::path::Path;
 
@@ -8,7 +8,17 @@ use tokio::net::UnixListener;
 use tokio_stream::{iter, wrappers::UnixListenerStream};
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic_reflection::{
-    pb::{v1, v1alpha},
+    pb::{
+        v1::{
+            self, ExtensionRequest, server_reflection_client::ServerReflectionClient,
+            server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+        },
+        v1alpha::{
+            self, server_reflection_client::ServerReflectionClient as AlphaClient,
+            server_reflection_request::MessageRequest as AlphaRequest,
+            server_reflection_response::MessageResponse as AlphaResponse,
+        },
+    },
     server::Builder,
 };
 
@@ -21,8 +31,8 @@ const ORDER_MESSAGE: &str = "message Order { string id = 1; }";
 const ITEM_JSON: &str = r#"{"@type":"type.googleapis.com/shop.v1.Item","title":"bear","cents":"1250",
     "extra":{"@type":"type.googleapis.com/google.protobuf.Empty"}}"#;
 
-/// A directory with a file for a descriptor set, and a config file with a queue
-/// that answers with its input.
+/// A directory with a descriptor set, and a configuration file with a queue whose
+/// command returns its input.
 struct TestFiles(tempfile::TempDir);
 
 impl TestFiles {
@@ -61,42 +71,39 @@ async fn connect(address: &str) -> Channel {
     endpoint.connect().await.unwrap()
 }
 
-/// Whether both versions of the reflection at this address know a symbol.
+/// Returns `true` if both reflection versions at this address know a symbol.
+///
+/// Panics if they differ.
 async fn is_symbol_known(address: &str, symbol: &str) -> bool {
     let channel = connect(address).await;
-    let mut v1_client = v1::server_reflection_client::ServerReflectionClient::new(channel.clone());
-    let message_request = v1::server_reflection_request::MessageRequest::FileContainingSymbol;
+    let mut v1_client = ServerReflectionClient::new(channel.clone());
     let request = v1::ServerReflectionRequest {
         host: String::new(),
-        message_request: Some(message_request(symbol.to_owned())),
+        message_request: Some(MessageRequest::FileContainingSymbol(symbol.to_owned())),
     };
     let responses = v1_client
         .server_reflection_info(iter([request]))
         .await
         .unwrap();
     let response = responses.into_inner().message().await.unwrap().unwrap();
-    use v1::server_reflection_response::MessageResponse as Answer;
     let known_in_v1 = matches!(
         response.message_response,
-        Some(Answer::FileDescriptorResponse(_))
+        Some(MessageResponse::FileDescriptorResponse(_))
     );
 
-    let mut v1alpha_client =
-        v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
-    let message_request = v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol;
+    let mut v1alpha_client = AlphaClient::new(channel);
     let request = v1alpha::ServerReflectionRequest {
         host: String::new(),
-        message_request: Some(message_request(symbol.to_owned())),
+        message_request: Some(AlphaRequest::FileContainingSymbol(symbol.to_owned())),
     };
     let responses = v1alpha_client
         .server_reflection_info(iter([request]))
         .await
         .unwrap();
     let response = responses.into_inner().message().await.unwrap().unwrap();
-    use v1alpha::server_reflection_response::MessageResponse as AlphaAnswer;
     let known_in_v1alpha = matches!(
         response.message_response,
-        Some(AlphaAnswer::FileDescriptorResponse(_))
+        Some(AlphaResponse::FileDescriptorResponse(_))
     );
     assert_eq!(known_in_v1, known_in_v1alpha, "{symbol}");
     known_in_v1
@@ -111,7 +118,7 @@ async fn wait_for_log(program: &mut ServeProcess, text: &str) -> String {
     }
 }
 
-/// Has an operation that is done with a typed response; returns its name.
+/// Completes an operation with a typed response and returns its name.
 async fn create_typed_operation(program: &ServeProcess) -> String {
     let workers = format!("http://{}", program.worker_address);
     let submitted = program
@@ -181,11 +188,11 @@ async fn unknown_type_is_printed_as_base64_unless_descriptor_set_given() {
         ])
         .await;
     assert!(stdout(&output).contains("\"1250\""), "{}", stdout(&output));
-    let refused = program
+    let rejected = program
         .run_command(&["get", &name, "--descriptor-set", "/nowhere"])
         .await;
-    assert_eq!(refused.status.code(), Some(2));
-    assert!(stderr(&refused).contains("/nowhere"));
+    assert_eq!(rejected.status.code(), Some(2));
+    assert!(stderr(&rejected).contains("/nowhere"));
 }
 
 #[tokio::test]
@@ -269,28 +276,23 @@ async fn reflection_lists_services_and_continues_after_unknown_symbol() {
         (&program.client_address, "google.longrunning.Operations"),
         (&program.worker_address, "longrunning.v1.OperationWorker"),
     ] {
-        let mut client =
-            v1::server_reflection_client::ServerReflectionClient::new(connect(address).await);
-        use v1::{
-            ExtensionRequest, server_reflection_request::MessageRequest as Question,
-            server_reflection_response::MessageResponse as Answer,
-        };
+        let mut client = ServerReflectionClient::new(connect(address).await);
         let extension = |number| {
-            Question::FileContainingExtension(ExtensionRequest {
+            MessageRequest::FileContainingExtension(ExtensionRequest {
                 containing_type: "google.protobuf.MethodOptions".into(),
                 extension_number: number,
             })
         };
         let message_requests = [
-            Question::FileContainingSymbol("no.Such".into()),
-            Question::FileByFilename("no/such.proto".into()),
-            Question::ListServices(String::new()),
-            Question::FileContainingSymbol(service.to_owned()),
-            Question::FileByFilename("google/rpc/status.proto".into()),
-            // google.longrunning.operation_info.
+            MessageRequest::FileContainingSymbol("no.Such".into()),
+            MessageRequest::FileByFilename("no/such.proto".into()),
+            MessageRequest::ListServices(String::new()),
+            MessageRequest::FileContainingSymbol(service.to_owned()),
+            MessageRequest::FileByFilename("google/rpc/status.proto".into()),
+            // The number of google.longrunning.operation_info.
             extension(1049),
             extension(7),
-            Question::AllExtensionNumbersOfType("google.protobuf.MethodOptions".into()),
+            MessageRequest::AllExtensionNumbersOfType("google.protobuf.MethodOptions".into()),
         ];
         let requests = message_requests.map(|message_request| v1::ServerReflectionRequest {
             host: "h".into(),
@@ -302,8 +304,8 @@ async fn reflection_lists_services_and_continues_after_unknown_symbol() {
         while let Some(response) = responses.message().await.unwrap() {
             assert_eq!(response.valid_host, "h");
             seen.push(match response.message_response.unwrap() {
-                Answer::ErrorResponse(error) => format!("error {}", error.error_code),
-                Answer::ListServicesResponse(list) => {
+                MessageResponse::ErrorResponse(error) => format!("error {}", error.error_code),
+                MessageResponse::ListServicesResponse(list) => {
                     let names: Vec<&str> = list.service.iter().map(|s| s.name.as_str()).collect();
                     for name in [
                         service,
@@ -314,8 +316,8 @@ async fn reflection_lists_services_and_continues_after_unknown_symbol() {
                     }
                     "services".to_owned()
                 }
-                Answer::FileDescriptorResponse(_) => "file".to_owned(),
-                Answer::AllExtensionNumbersResponse(all) => {
+                MessageResponse::FileDescriptorResponse(_) => "file".to_owned(),
+                MessageResponse::AllExtensionNumbersResponse(all) => {
                     assert!(all.extension_number.contains(&1049));
                     "numbers".to_owned()
                 }
@@ -328,7 +330,7 @@ async fn reflection_lists_services_and_continues_after_unknown_symbol() {
     }
 }
 
-/// Serves the reflection of a shop on a Unix socket.
+/// Serves reflection of the shop service on a Unix socket.
 fn serve_reflection(path: &str, is_alpha: bool) {
     let set = shop_descriptor_set(&format!("{ITEM_MESSAGE} {SHOP_SERVICE}"));
     let builder = Builder::configure().register_encoded_file_descriptor_set(&set);

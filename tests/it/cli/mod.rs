@@ -1,4 +1,4 @@
-//! The program: its commands and what they print.
+//! The `longrunning` program: its commands, flags, output and exit codes.
 
 mod client_commands;
 mod message_types;

@@ -1,10 +1,8 @@
-//! The program: flags, logs, listeners, signals, and hostile connections.
+//! The command `serve`: flags, logs, listeners, signals and malformed connections.
 
-use longrunning::proto::google::longrunning::{
-    GetOperationRequest, ListOperationsRequest, WaitOperationRequest,
-};
 use std::process::Stdio;
 
+use longrunning::proto::google::longrunning::WaitOperationRequest;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
@@ -12,8 +10,12 @@ use tokio::{
 };
 use tonic::Code;
 
-use crate::support::serve_process::{
-    ServeProcess, endless_checksum_directory, longrunning_command, run_command, stderr, stdout,
+use crate::support::{
+    get_request,
+    operations::list_request,
+    serve_process::{
+        ServeProcess, endless_checksum_directory, longrunning_command, run_command, stderr, stdout,
+    },
 };
 
 #[tokio::test]
@@ -34,7 +36,7 @@ async fn help_of_every_command_shows_flags_defaults_and_variables() {
         assert!(stdout(&output).contains("Usage: longrunning"), "{command}");
     }
     let help = run_command(&["serve", "--help"]).await;
-    // The lines are wrapped to fit.
+    // The help text is wrapped to the terminal width.
     let help = stdout(&help)
         .split_whitespace()
         .collect::<Vec<_>>()
@@ -182,7 +184,6 @@ async fn sigterm_answers_1000_open_waits_and_exits_with_0() {
     while let Some(result) = waits.join_next().await {
         assert!(!result.unwrap().unwrap().into_inner().done);
     }
-    // Polls are answered while the worker has its grace.
     drop(clients);
     assert_eq!(program.wait_for_exit().await, Some(0));
 }
@@ -224,7 +225,7 @@ async fn server_survives_1000_garbage_connections() {
         let address = program.client_address.clone();
         connections.spawn(async move {
             let mut stream = TcpStream::connect(address).await.unwrap();
-            // Some begin like HTTP/2, so that the garbage reaches its parser.
+            // Half of them start with the HTTP/2 preface, so that its parser gets the garbage.
             let prefix: &[u8] = if seed % 2 == 0 {
                 b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
             } else {
@@ -243,7 +244,7 @@ async fn server_survives_1000_garbage_connections() {
     let list = program
         .client()
         .await
-        .list_operations(ListOperationsRequest::default())
+        .list_operations(list_request(""))
         .await
         .unwrap();
     assert!(list.into_inner().operations.is_empty());
@@ -253,19 +254,11 @@ async fn server_survives_1000_garbage_connections() {
 async fn oversized_message_is_rejected_and_connection_stays_open() {
     let program = ServeProcess::serve(&["--max-message-bytes", "64KiB"]).await;
     let mut client = program.client().await;
-    let name = "x".repeat(100_000);
-    let refused = client
-        .get_operation(GetOperationRequest { name })
-        .await
-        .unwrap_err();
-    assert_eq!(refused.code(), Code::ResourceExhausted);
-    let missing = client
-        .get_operation(GetOperationRequest {
-            name: "operations/x".into(),
-        })
-        .await
-        .unwrap_err();
-    assert_eq!(missing.code(), Code::NotFound);
+    let oversized = get_request(&"x".repeat(100_000));
+    let rejected = client.get_operation(oversized).await.unwrap_err();
+    assert_eq!(rejected.code(), Code::ResourceExhausted);
+    let missing = client.get_operation(get_request("operations/x")).await;
+    assert_eq!(missing.unwrap_err().code(), Code::NotFound);
 }
 
 #[tokio::test]
@@ -285,7 +278,11 @@ async fn log_is_json_without_terminal() {
         .unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     for listener in ["clients", "workers", "admin"] {
-        let line = lines.next_line().await.unwrap().expect("it listens");
+        let line = lines
+            .next_line()
+            .await
+            .unwrap()
+            .expect("expected a log line");
         let field = format!("\"{listener}\":\"127.0.0.1:");
         assert!(
             line.starts_with('{')
@@ -294,6 +291,10 @@ async fn log_is_json_without_terminal() {
             "{line}"
         );
     }
-    let line = lines.next_line().await.unwrap().expect("it serves");
+    let line = lines
+        .next_line()
+        .await
+        .unwrap()
+        .expect("expected a log line");
     assert!(line.contains("\"message\":\"serving\""), "{line}");
 }

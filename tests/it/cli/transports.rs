@@ -1,5 +1,5 @@
-//! The program on other wires than the usual ones: Unix sockets, closed pipes,
-//! streams without an end, compressed and huge requests.
+//! Unusual transports: Unix sockets, closed pipes, endless streams, compressed and
+//! oversized requests.
 
 use std::{process::Stdio, time::Duration};
 
@@ -21,13 +21,13 @@ use crate::support::{
     GrpcTestServer, create_running,
     error_details::{ErrorDetails, expect_status_error},
     get_request,
-    raw_requests::{self, RawBytesCodec},
+    raw_requests::{RawBytesCodec, raw_unary_call},
     serve_process::{
         ServeProcess, endless_checksum_directory, longrunning_command, run_command, stderr, stdout,
     },
 };
 
-/// So long a step may take before the test has failed.
+/// Time limit for one step of a test.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
 async fn connect(endpoint: String) -> Channel {
@@ -48,11 +48,11 @@ async fn error_for_100_kb_directory_is_short_and_connection_stays_open() {
     for piece in ["../", "/x", "\u{1f980}/../../", "/\u{7}"] {
         let directory = piece.repeat(100_000 / piece.len());
         let request = CreateChecksumRequest { directory };
-        let refused = checksums.create_checksum(request).await.expect_err(piece);
-        assert_eq!(refused.code(), Code::InvalidArgument, "{piece:?}");
-        assert!(refused.message().len() <= 1024, "{piece:?}");
-        assert!(refused.details().len() <= 4096, "{piece:?}");
-        ErrorDetails::from_status(&refused);
+        let rejected = checksums.create_checksum(request).await.expect_err(piece);
+        assert_eq!(rejected.code(), Code::InvalidArgument, "{piece:?}");
+        assert!(rejected.message().len() <= 1024, "{piece:?}");
+        assert!(rejected.details().len() <= 4096, "{piece:?}");
+        ErrorDetails::from_status(&rejected);
     }
     let mut operations = OperationsClient::new(channel);
     let missing = operations.get_operation(get_request("operations/x")).await;
@@ -70,9 +70,9 @@ async fn directory_traversal_through_missing_directory_is_rejected() {
     for directory in ["..", "missing/..", "missing/../..", "../missing"] {
         let directory = directory.to_owned();
         let request = CreateChecksumRequest { directory };
-        let refused = expect_status_error(checksums.create_checksum(request).await);
+        let rejected = expect_status_error(checksums.create_checksum(request).await);
         assert_eq!(
-            refused.code_and_reason(),
+            rejected.code_and_reason(),
             (Code::InvalidArgument, "DIRECTORY_OUTSIDE_ROOT")
         );
     }
@@ -90,27 +90,23 @@ async fn compressed_request_is_unimplemented_with_reason() {
     request.metadata_mut().insert("grpc-encoding", gzip);
     let mut grpc = Grpc::new(channel.clone());
     grpc.ready().await.unwrap();
-    let refused = expect_status_error(
+    let rejected = expect_status_error(
         grpc.unary(request, path.parse().unwrap(), RawBytesCodec)
             .await,
     );
     assert_eq!(
-        refused.code_and_reason(),
+        rejected.code_and_reason(),
         (Code::Unimplemented, "NOT_SUPPORTED")
     );
-    assert!(refused.message.contains("ompress"), "{}", refused.message);
-    // A method that is missing is another matter.
+    assert!(rejected.message.contains("ompress"), "{}", rejected.message);
+    // An unknown method has the same code and another reason.
     let unknown = "/google.longrunning.Operations/Nothing";
-    let unknown = expect_status_error(
-        raw_requests::raw_unary_call(channel.clone(), unknown, Vec::new()).await,
-    );
+    let unknown = expect_status_error(raw_unary_call(channel.clone(), unknown, Vec::new()).await);
     assert_eq!(
         unknown.code_and_reason(),
         (Code::Unimplemented, "UNKNOWN_METHOD")
     );
-    raw_requests::raw_unary_call(channel, path, message)
-        .await
-        .unwrap();
+    raw_unary_call(channel, path, message).await.unwrap();
 }
 
 #[tokio::test]
@@ -138,7 +134,7 @@ async fn every_command_works_over_unix_socket() {
         .next_line()
         .await
         .unwrap()
-        .expect("it starts")
+        .expect("expected a log line")
         .contains("listening clients=")
     {}
     let mut checksums = ChecksumsClient::new(connect(address.clone()).await);
@@ -164,7 +160,7 @@ async fn every_command_works_over_unix_socket() {
             assert!(stdout(&output).contains(&name));
         }
     }
-    // In a container, the probe knows where its server listens.
+    // In a container, the probe has the environment of its server.
     let probe = longrunning_command(&["healthcheck"])
         .env("LONGRUNNING_LISTEN", &address)
         .output()
@@ -215,10 +211,13 @@ async fn open_health_watch_does_not_delay_shutdown() {
     let mut next_status = async || states.message().await.unwrap().unwrap().status();
     assert_eq!(next_status().await, ServingStatus::Serving);
     program.signal("TERM").await;
-    // What is told twice is no news.
+    // The same status may be sent more than once.
     while next_status().await != ServingStatus::NotServing {}
     let exit_code = tokio::time::timeout(STEP_TIMEOUT, program.wait_for_exit()).await;
-    assert_eq!(exit_code.expect("it ends long before its grace"), Some(0));
+    assert_eq!(
+        exit_code.expect("expected an exit before the shutdown timeout"),
+        Some(0)
+    );
 }
 
 #[tokio::test]

@@ -1,5 +1,4 @@
-//! The commands that create and do work: `submit`, `work` and `run`, as
-//! processes beside a server.
+//! The commands `submit`, `work` and `run`, as processes beside a server.
 
 use std::{path::Path, process::Stdio};
 
@@ -10,26 +9,23 @@ use tokio::{
 
 use crate::support::serve_process::{ServeProcess, longrunning_command, stderr, stdout};
 
-/// The flags that name the server.
+/// Returns the flags for the endpoints of a server.
 fn endpoint_flags(program: &ServeProcess) -> [String; 4] {
-    let http_url = |address: &str| format!("http://{address}");
-    let workers = http_url(&program.worker_address);
-    let clients = http_url(&program.client_address);
     [
         "--worker-endpoint".into(),
-        workers,
+        format!("http://{}", program.worker_address),
         "--endpoint".into(),
-        clients,
+        program.endpoint(),
     ]
 }
 
 async fn send_signal(child: &Child, name: &str) {
-    let id = child.id().expect("it runs").to_string();
+    let id = child.id().expect("expected a running process").to_string();
     let kill = Command::new("kill").args(["-s", name, &id]).status();
     assert!(kill.await.unwrap().success());
 }
 
-/// A worker whose command says by a file that it runs.
+/// Submits an operation and waits until the command of a worker runs it.
 async fn spawn_busy_worker(
     program: &ServeProcess,
     arguments: &[&str],
@@ -56,7 +52,7 @@ async fn spawn_busy_worker(
     worker.unwrap()
 }
 
-/// A program that was started by `nohup` is not to end with its terminal.
+/// Returns `true` if this process ignores SIGHUP, as after `nohup`.
 fn is_sighup_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -76,7 +72,7 @@ async fn sigterm_or_sighup_drains_worker_and_sends_sigterm_to_command() {
     for name in ["TERM", "HUP"] {
         if name == "HUP" && is_sighup_ignored() {
             eprintln!(
-                "skipped: who runs the tests ignores SIGHUP, as nohup does, and so do its children"
+                "skipped: this process ignores SIGHUP (nohup), and its children inherit that"
             );
             continue;
         }
@@ -92,7 +88,7 @@ async fn sigterm_or_sighup_drains_worker_and_sends_sigterm_to_command() {
         )
         .await;
         send_signal(&worker, name).await;
-        // What hangs up takes the terminal away.
+        // A hangup closes the terminal, too.
         drop(worker.stderr.take());
         assert_eq!(worker.wait().await.unwrap().code(), Some(0), "{name}");
         assert!(saved_file.exists(), "{name}");
@@ -118,7 +114,7 @@ async fn second_signal_releases_operation_immediately() {
         .next_line()
         .await
         .unwrap()
-        .expect("it drains")
+        .expect("expected a log line")
         .contains("draining")
     {}
     send_signal(&worker, "TERM").await;
@@ -128,7 +124,7 @@ async fn second_signal_releases_operation_immediately() {
 
 #[tokio::test]
 async fn worker_reports_invalid_log_filter_and_unreachable_server() {
-    let refused = [
+    let arguments = [
         "work",
         "--queue",
         "q",
@@ -137,9 +133,9 @@ async fn worker_reports_invalid_log_filter_and_unreachable_server() {
         "--",
         "true",
     ];
-    let refused = longrunning_command(&refused).output().await.unwrap();
-    assert_eq!(refused.status.code(), Some(2));
-    assert!(stderr(&refused).contains("not a log filter"));
+    let rejected = longrunning_command(&arguments).output().await.unwrap();
+    assert_eq!(rejected.status.code(), Some(2));
+    assert!(stderr(&rejected).contains("not a log filter"));
 
     let unreachable = [
         "work",
@@ -156,7 +152,11 @@ async fn worker_reports_invalid_log_filter_and_unreachable_server() {
     let mut lines = BufReader::new(worker.stderr.take().unwrap()).lines();
     let mut line = String::new();
     while !line.contains("calls to the server fail") {
-        line = lines.next_line().await.unwrap().expect("it says so");
+        line = lines
+            .next_line()
+            .await
+            .unwrap()
+            .expect("expected a log line");
     }
     assert!(line.contains("WARN") && line.contains("refused"), "{line}");
 }
@@ -183,7 +183,6 @@ async fn submitted_operation_is_executed_by_worker_command() {
         "{}",
         stdout(&submitted)
     );
-    // SIGTERM drains.
     send_signal(&worker, "TERM").await;
     assert_eq!(worker.wait().await.unwrap().code(), Some(0));
 }
@@ -205,14 +204,14 @@ async fn run_creates_operation_and_maps_outcome_to_exit_code() {
         assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
         assert!(stdout(&output).contains(expected), "{}", stdout(&output));
     }
-    let refused = longrunning_command(&["run"])
+    let rejected = longrunning_command(&["run"])
         .args(&flags)
         .args(["--", "no-such-program"])
         .output()
         .await
         .unwrap();
-    assert_eq!(refused.status.code(), Some(2));
-    assert!(stderr(&refused).contains("there is no program"));
+    assert_eq!(rejected.status.code(), Some(2));
+    assert!(stderr(&rejected).contains("there is no program"));
 }
 
 #[tokio::test]
@@ -227,7 +226,7 @@ async fn interrupted_run_cancels_operation_and_exits_with_130() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(run.stderr.take().unwrap()).lines();
-    while lines.next_line().await.unwrap().expect("it begins") != "ready" {}
+    while lines.next_line().await.unwrap().expect("expected output") != "ready" {}
     send_signal(&run, "INT").await;
     let output = run.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(130));
