@@ -1,31 +1,23 @@
-//! The seventeen bugs that reading other servers brought to light
-//! (`research/peers.md` §1.3), each as the rule that keeps it out of this one:
-//! 1 to 8, about waiting, cancelling and starting. 9 to 17 are in `bugs_of_shape`.
+//! Faults of other servers in waiting, cancelling, restarting and listing.
 
 use std::time::Duration;
 
 use longrunning::{
-    Any, Context, Failure, NewOperation, RetryPolicy, State,
-    proto::google::{
-        longrunning::{CancelOperationRequest, ListOperationsRequest, WaitOperationRequest},
-        rpc,
-    },
+    Any, Context, Failure, NewOperation, QueueName, RetryPolicy, State, WorkerId,
+    proto::google::{longrunning::CancelOperationRequest, rpc::Code},
 };
 
 use crate::support::{
-    GrpcTestServer, create_pending, create_running, expect_error, expect_response, string_value,
+    GrpcTestServer,
+    assertions::assert_error_code,
+    create_pending, create_running, expect_response,
+    operations::{page_request, start_operations, wait_for_waiters, wait_request_without_timeout},
+    operations_builder, string_value,
+    test_storage::TestStorage,
     wait_request,
 };
 
-fn list_request(page_size: i32, page_token: &str) -> ListOperationsRequest {
-    ListOperationsRequest {
-        page_size,
-        page_token: page_token.into(),
-        ..Default::default()
-    }
-}
-
-// 1, WAIT-2
+// WAIT-2. Fault: a wait that times out returns DEADLINE_EXCEEDED, not the operation.
 #[tokio::test]
 async fn wait_timeout_returns_unfinished_operation_without_error() {
     let server = GrpcTestServer::start().await;
@@ -39,7 +31,8 @@ async fn wait_timeout_returns_unfinished_operation_without_error() {
     assert!(!response.into_inner().done);
 }
 
-// 2, WAIT-6, WAIT-9
+// WAIT-6, WAIT-9. Fault: a wait without a timeout has no limit and survives a disconnect
+// of its client.
 #[tokio::test]
 async fn wait_without_timeout_is_capped_and_disconnect_frees_its_waiter() {
     let wait_limits =
@@ -49,13 +42,9 @@ async fn wait_without_timeout_is_capped_and_disconnect_frees_its_waiter() {
             .await;
     let (name, _) = create_running(&server.operations).await;
     let mut client = server.client().await;
-    let no_timeout = WaitOperationRequest {
-        name: name.to_string(),
-        timeout: None,
-    };
     assert!(
         !client
-            .wait_operation(no_timeout)
+            .wait_operation(wait_request_without_timeout(&name))
             .await
             .unwrap()
             .into_inner()
@@ -63,22 +52,19 @@ async fn wait_without_timeout_is_capped_and_disconnect_frees_its_waiter() {
     );
     let request = wait_request(&name, 600_000);
     let wait_task = tokio::spawn(async move { client.wait_operation(request).await });
-    while server.operations.waiter_count() == 0 {
-        tokio::task::yield_now().await;
-    }
+    wait_for_waiters(&server.operations, 1).await;
     wait_task.abort();
-    while server.operations.waiter_count() != 0 {
-        tokio::task::yield_now().await;
-    }
+    wait_for_waiters(&server.operations, 0).await;
 }
 
-// 3, WAIT-11: the races themselves are in `races`; here the watch's first word.
+// WAIT-11. Fault: a watch subscribes after it has read the state and misses a change in
+// between.
 #[tokio::test]
 async fn watch_returns_change_made_between_subscription_and_first_read() {
-    let operations = crate::support::operations_builder().start().await.unwrap();
+    let operations = start_operations().await;
     let (name, token) = create_running(&operations).await;
     let mut watch = operations.watch(&name).await.unwrap();
-    // The change falls between entering and the first look.
+    // Change the operation between the subscription and the first read.
     operations
         .succeed(&name, token, string_value("quick"))
         .await
@@ -90,10 +76,11 @@ async fn watch_returns_change_made_between_subscription_and_first_read() {
     assert!(watch.next().await.is_none());
 }
 
-// 4: replicas come later; the nearest form is another handle on another thread.
+// Fault: waiters are local to one process or thread, and changes made elsewhere do not
+// wake them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wait_is_woken_by_change_through_another_handle_and_thread() {
-    let operations = crate::support::operations_builder().start().await.unwrap();
+    let operations = start_operations().await;
     let (name, token) = create_running(&operations).await;
     let second_handle = operations.clone();
     let finish = {
@@ -119,7 +106,7 @@ async fn wait_is_woken_by_change_through_another_handle_and_thread() {
     finish.join().unwrap();
 }
 
-// 5, OP-6
+// OP-6. Fault: a late result overwrites the outcome of a cancelled operation.
 #[tokio::test]
 async fn late_success_does_not_overwrite_cancellation() {
     let server = GrpcTestServer::start().await;
@@ -131,10 +118,10 @@ async fn late_success_does_not_overwrite_cancellation() {
         .unwrap()
         .operation
         .name_owned();
-    let queue = longrunning::QueueName::parse("q").unwrap();
+    let queue = QueueName::parse("q").unwrap();
     let leased = server
         .operations
-        .lease(&queue, &longrunning::WorkerId::new("w"))
+        .lease(&queue, &WorkerId::new("w"))
         .await
         .unwrap();
     let token = leased.lease().unwrap().token;
@@ -152,26 +139,24 @@ async fn late_success_does_not_overwrite_cancellation() {
         .unwrap_err();
     server
         .operations
-        .fail(&name, token, Failure::new(rpc::Code::Internal, "late"))
+        .fail(&name, token, Failure::new(Code::Internal, "late"))
         .await
         .unwrap_err();
     assert_eq!(
         server.operations.get_cached(&name).unwrap().bytes(),
         before.bytes()
     );
-    assert_eq!(expect_error(&before.to_proto()).code, 1);
+    assert_error_code(&before.to_proto(), Code::Cancelled);
 }
 
-// 6, CAN-5
+// CAN-5. Fault: cancel changes the stored operation and does not reach running code.
 #[tokio::test]
 async fn grpc_cancel_reaches_running_handler() {
     let handler = |context: Context| async move {
         context.cancelled().await;
         Err::<Any, _>(Failure::cancelled())
     };
-    let server =
-        GrpcTestServer::start_with(crate::support::operations_builder().handler("q", 1, handler))
-            .await;
+    let server = GrpcTestServer::start_with(operations_builder().handler("q", 1, handler)).await;
     let name = server
         .operations
         .submit("q", string_value(""))
@@ -191,14 +176,14 @@ async fn grpc_cancel_reaches_running_handler() {
         .await
         .unwrap()
         .into_inner();
-    assert_eq!(expect_error(&done).code, 1);
+    assert_error_code(&done, Code::Cancelled);
 }
 
-// 7: see `recovery` for the leases; the nearest form without replicas.
+// Fault: a server that starts marks every unfinished operation as failed.
 #[tokio::test]
 async fn server_restart_does_not_fail_self_executed_operations() {
-    let storage = crate::support::test_storage::TestStorage::new();
-    let operations = crate::support::operations_builder()
+    let storage = TestStorage::new();
+    let operations = operations_builder()
         .storage(storage.clone())
         .start()
         .await
@@ -208,23 +193,20 @@ async fn server_restart_does_not_fail_self_executed_operations() {
     while !storage.is_released() {
         tokio::task::yield_now().await;
     }
-    let storage = crate::support::test_storage::TestStorage::with_operations(storage.into_stored());
-    let operations = crate::support::operations_builder()
-        .storage(storage)
-        .start()
-        .await
-        .unwrap();
+    let storage = TestStorage::with_operations(storage.into_stored());
+    let operations = operations_builder().storage(storage).start().await.unwrap();
     assert_eq!(
         operations.get_cached(&name).unwrap().state(),
         State::Running
     );
     operations
-        .succeed(&name, token, string_value("it went on"))
+        .succeed(&name, token, string_value("done"))
         .await
         .unwrap();
 }
 
-// 8, LIST-1, LIST-2, LIST-3
+// LIST-1, LIST-2, LIST-3. Fault: a large page_size is an error, lists have no page token,
+// or the token is a readable id.
 #[tokio::test]
 async fn page_size_is_clamped_and_opaque_tokens_continue_list() {
     let server = GrpcTestServer::start().await;
@@ -233,7 +215,7 @@ async fn page_size_is_clamped_and_opaque_tokens_continue_list() {
     }
     let mut client = server.client().await;
     let all = client
-        .list_operations(list_request(i32::MAX, ""))
+        .list_operations(page_request("", i32::MAX, ""))
         .await
         .unwrap()
         .into_inner();
@@ -242,13 +224,13 @@ async fn page_size_is_clamped_and_opaque_tokens_continue_list() {
         (3, "")
     );
     let first = client
-        .list_operations(list_request(2, ""))
+        .list_operations(page_request("", 2, ""))
         .await
         .unwrap()
         .into_inner();
     assert!(!first.next_page_token.contains("operations"));
     let rest = client
-        .list_operations(list_request(2, &first.next_page_token))
+        .list_operations(page_request("", 2, &first.next_page_token))
         .await
         .unwrap()
         .into_inner();

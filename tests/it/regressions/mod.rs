@@ -1,4 +1,5 @@
-//! Faults of other servers, which this one must not have.
+//! Faults found in other servers of `google.longrunning.Operations`. The comment above
+//! each test describes the fault that the test excludes.
 
 mod execution;
 mod operation_shape;

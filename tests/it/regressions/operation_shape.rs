@@ -1,5 +1,4 @@
-//! Bugs 9 to 17 of `research/peers.md` §1.3: what an operation looks like and
-//! how long it lives. The others are in `bugs`.
+//! Faults of other servers in the fields, the names and the lifetime of operations.
 
 use std::time::Duration;
 
@@ -13,12 +12,17 @@ use longrunning::{
 use tonic::Code;
 
 use crate::support::{
-    GrpcTestServer, create_leased, create_pending, create_running, create_succeeded,
-    custom_metadata, decode_metadata, error_details::expect_status_error, expect_error,
-    expect_response, get_request, string_value, wait_request,
+    GrpcTestServer,
+    assertions::assert_error_code,
+    create_leased, create_pending, create_running, create_succeeded, custom_metadata,
+    decode_metadata,
+    error_details::expect_status_error,
+    expect_response, get_request,
+    operations::{list_request, start_operations},
+    operations_builder, string_value, wait_request,
 };
 
-// 9, OP-4
+// OP-4. Fault: a failed operation has an error with code 0, which clients read as success.
 #[tokio::test]
 async fn failed_operation_always_has_error_code() {
     let server = GrpcTestServer::start().await;
@@ -39,7 +43,7 @@ async fn failed_operation_always_has_error_code() {
         };
         Err::<Any, _>(Failure::from(status_without_code))
     };
-    let operations = crate::support::operations_builder()
+    let operations = operations_builder()
         .handler("q", 1, failing_handler)
         .start()
         .await
@@ -53,16 +57,14 @@ async fn failed_operation_always_has_error_code() {
         .wait(&name, Duration::from_secs(60))
         .await
         .unwrap();
-    assert_eq!(expect_error(&done.to_proto()).code, 13);
+    assert_error_code(&done.to_proto(), Code::Internal);
 }
 
-// 10, OP-2
+// OP-2. Fault: a done operation has neither response nor error.
 #[tokio::test]
 async fn done_operation_has_exactly_one_of_response_and_error() {
     let handler = |_: Context| async { Ok::<Any, Failure>(Any::default()) };
-    let server =
-        GrpcTestServer::start_with(crate::support::operations_builder().handler("q", 1, handler))
-            .await;
+    let server = GrpcTestServer::start_with(operations_builder().handler("q", 1, handler)).await;
     let name = server
         .operations
         .submit("q", string_value(""))
@@ -81,7 +83,7 @@ async fn done_operation_has_exactly_one_of_response_and_error() {
     );
 }
 
-// 11, GET-2
+// GET-2. Fault: an unknown operation is an INTERNAL error or an empty response.
 #[tokio::test]
 async fn unknown_operation_is_not_found_on_every_method() {
     let server = GrpcTestServer::start().await;
@@ -111,7 +113,7 @@ async fn unknown_operation_is_not_found_on_every_method() {
     assert_eq!(codes, [Code::NotFound; 4]);
 }
 
-// 12, CAN-3
+// CAN-3. Fault: cancel of a done operation fails with UNKNOWN.
 #[tokio::test]
 async fn cancel_of_done_operation_succeeds() {
     let server = GrpcTestServer::start().await;
@@ -131,7 +133,7 @@ async fn cancel_of_done_operation_succeeds() {
     );
 }
 
-// 13, DEL-1
+// DEL-1. Fault: delete cancels or fails a running operation, or has no effect.
 #[tokio::test]
 async fn delete_hides_running_operation_without_cancelling_it() {
     let server = GrpcTestServer::start().await;
@@ -156,7 +158,7 @@ async fn delete_hides_running_operation_without_cancelling_it() {
     );
 }
 
-// 14, OP-7
+// OP-7. Fault: names contain the request or count up, so that clients can guess them.
 #[tokio::test]
 async fn generated_names_are_random_and_independent_of_request() {
     let server = GrpcTestServer::start().await;
@@ -168,29 +170,29 @@ async fn generated_names_are_random_and_independent_of_request() {
         id.as_u128() & ((1 << 32) - 1)
     };
     assert_ne!(random_bits(first.name()), random_bits(second.name()));
-    assert!(1 < random_bits(first.name()).abs_diff(random_bits(second.name())));
+    assert!(random_bits(first.name()).abs_diff(random_bits(second.name())) > 1);
 }
 
-// 15, OP-10
+// OP-10. Fault: retention starts at creation, so that slow operations expire when done.
 #[tokio::test(start_paused = true)]
 async fn retention_starts_at_completion_of_slow_operation() {
-    let operations = crate::support::operations_builder().start().await.unwrap();
+    let operations = start_operations().await;
     let day = Duration::from_secs(86_400);
     let new = NewOperation::self_executed("w").lease_duration(9 * day);
     let (name, token) = create_leased(&operations, new).await;
     tokio::time::sleep(3 * day).await;
     operations
-        .succeed(&name, token, string_value("kept"))
+        .succeed(&name, token, string_value("result"))
         .await
         .unwrap();
     tokio::time::sleep(day - Duration::from_secs(1)).await;
     assert_eq!(
         expect_response(&operations.get_cached(&name).unwrap().to_proto()),
-        string_value("kept")
+        string_value("result")
     );
 }
 
-// 16, OP-14
+// OP-14. Fault: completion drops the metadata.
 #[tokio::test]
 async fn metadata_survives_completion() {
     let server = GrpcTestServer::start().await;
@@ -215,16 +217,15 @@ async fn metadata_survives_completion() {
     assert_eq!(final_metadata, Some(custom_metadata(9)));
 }
 
-// 17, LIST-12
+// LIST-12. Fault: return_partial_success is ignored.
 #[tokio::test]
 async fn return_partial_success_is_honoured_or_rejected_never_ignored() {
     let server = GrpcTestServer::start().await;
     create_pending(&server.operations).await;
     let mut client = server.client().await;
     let partial = |name: &str| ListOperationsRequest {
-        name: name.into(),
         return_partial_success: true,
-        ..Default::default()
+        ..list_request(name)
     };
     let all = client
         .list_operations(partial("operations"))
