@@ -1,8 +1,8 @@
-// Google's client library for Node, google-gax in fallback mode, follows
-// operations of a server at ENDPOINT; rest.sh has made them. In that mode it
-// speaks HTTP/JSON. One line for each check; exit code 1 if one failed.
+// Checks google-gax, Google's client library for Node, in fallback mode, which uses
+// HTTP/JSON, against the server at ENDPOINT. rest.sh creates the operations. Prints one
+// line for each check and exits with 1 if one failed.
 //
-// Wants NODE_PATH to have google-gax; tests/clients/run installs it.
+// Requires google-gax in NODE_PATH; tests/clients/run installs it.
 'use strict';
 
 const assert = require('node:assert');
@@ -11,15 +11,15 @@ const gax = require('google-gax');
 const {GoogleAuth, PassThroughClient} = require('google-auth-library');
 
 const PROTO = path.resolve(__dirname, '../../proto');
+const Code = {CANCELLED: 1, NOT_FOUND: 5};
 const endpoint = new URL(process.env.ENDPOINT);
 
-// gax reads the JSON of an Any only if it knows the type; if not, it asks again
-// and again for a minute. So what is in our operations joins its own protos,
-// which keep the bindings that gax has built in.
-function types() {
+// gax cannot parse the JSON of an Any of an unknown type and then retries for a minute.
+// Add the types of our operations to its own protos, which keep the built-in bindings.
+function loadTypes() {
   const own = path.resolve(require.resolve('google-gax'), '../../protos/operations.json');
   const root = gax.fallback.protobufFromJSON(require(own), true);
-  // Those it has already; a second copy would clash.
+  // gax has these already; a second copy would clash.
   root.files.push(...['any', 'duration', 'empty'].map(name => `google/protobuf/${name}.proto`));
   root.resolvePath = (_, target) =>
     /^(longrunning|google\/rpc)\//.test(target) ? path.join(PROTO, target) : target;
@@ -32,7 +32,7 @@ function types() {
 }
 
 const auth = new GoogleAuth({authClient: new PassThroughClient()});
-const client = gax.fallback.lro({auth, fallback: true, protoJson: types()}).operationsClient({
+const client = gax.fallback.lro({auth, fallback: true, protoJson: loadTypes()}).operationsClient({
   servicePath: endpoint.hostname,
   port: Number(endpoint.port),
   protocol: endpoint.protocol.replace(':', ''),
@@ -40,14 +40,14 @@ const client = gax.fallback.lro({auth, fallback: true, protoJson: types()}).oper
 });
 
 const checks = {
-  'getOperation, which sends the whole name in one segment, gets it': async () => {
+  'getOperation, which escapes the name into one segment, returns the operation': async () => {
     const [operation] = await client.getOperation({name: 'operations/done'});
     assert.equal(operation.name, 'operations/done');
     assert.equal(operation.done, true);
     assert.match(operation.response.type_url, /google.protobuf.Struct$/);
     return operation.response.type_url;
   },
-  'listOperationsAsync goes from page to page': async () => {
+  'listOperationsAsync follows page tokens': async () => {
     const names = [];
     for await (const operation of client.listOperationsAsync({name: 'operations', pageSize: 1})) {
       names.push(operation.name);
@@ -55,17 +55,17 @@ const checks = {
     assert.deepEqual(names, ['operations/other', 'operations/waiting', 'operations/done']);
     return names.join(' ');
   },
-  'cancelOperation ends a waiting one with code 1': async () => {
+  'cancelOperation completes a pending operation with CANCELLED': async () => {
     await client.cancelOperation({name: 'operations/waiting'});
     const [operation] = await client.getOperation({name: 'operations/waiting'});
     assert.equal(operation.done, true);
-    assert.equal(operation.error.code, 1);
+    assert.equal(operation.error.code, Code.CANCELLED);
     return operation.error.message;
   },
-  'deleteOperation makes it not found, with the reason': async () => {
+  'getOperation after deleteOperation is NOT_FOUND with a reason': async () => {
     await client.deleteOperation({name: 'operations/other'});
     await assert.rejects(client.getOperation({name: 'operations/other'}), error => {
-      assert.equal(error.code, 5, error.stack);
+      assert.equal(error.code, Code.NOT_FOUND, error.stack);
       assert.equal(error.reason, 'OPERATION_NOT_FOUND');
       assert.equal(error.domain, 'longrunning.dev');
       return true;

@@ -1,10 +1,10 @@
-"""Google's own Python client follows operations of `longrunning serve --demo`.
+"""Checks Google's Python client against `longrunning serve --demo`.
 
-Starts the server of $LONGRUNNING_BIN on free loopback ports, talks to it with
-`google.api_core.operations_v1.OperationsClient` and with futures of
-`google.api_core.operation.from_gapic`, and with raw stubs where that client has
-no method (WaitOperation, WatchOperation). One line for each check; exit code 1
-if one failed. Run by tests/clients/run in a venv of requirements.txt.
+Starts the server of $LONGRUNNING_BIN on free loopback ports. Uses
+`google.api_core.operations_v1.OperationsClient`, futures of
+`google.api_core.operation.from_gapic`, and raw stubs for methods that the client does
+not have (WaitOperation, WatchOperation). Prints one line for each check and exits with 1
+if one failed. tests/clients/run runs it in a venv of requirements.txt.
 """
 
 import asyncio
@@ -34,9 +34,9 @@ PROTO = pathlib.Path(__file__).resolve().parents[2] / "proto"
 GENERATED = tempfile.TemporaryDirectory(prefix="longrunning-pb2-")
 
 
-def compile_our_protos():
-    """Compiles longrunning/** only: the google packages come from PyPI, and a
-    second copy of theirs would clash in the descriptor pool."""
+def compile_protos():
+    """Compiles longrunning/** only. The google packages come from PyPI; a second copy
+    would clash in the descriptor pool."""
     well_known = pathlib.Path(grpc_tools.__file__).parent / "_proto"
     ours = sorted(str(path.relative_to(PROTO)) for path in PROTO.glob("longrunning/**/*.proto"))
     code = grpc_tools.protoc.main(
@@ -49,25 +49,23 @@ def compile_our_protos():
     sys.path.insert(0, GENERATED.name)
 
 
-compile_our_protos()
+compile_protos()
 
 from longrunning.demo.v1 import checksum_pb2, checksum_pb2_grpc  # noqa: E402
 from longrunning.v1 import metadata_pb2, watch_pb2, watch_pb2_grpc  # noqa: E402
 
 DOMAIN = "longrunning.dev"
 State = metadata_pb2.OperationMetadata
-# Hashing this takes far longer than any check, and it takes no room on the disk.
+# The size of a sparse file: hashing it takes far longer than any check.
 SLOW_BYTES = 40 << 30
-# The default of the server, by which alone OperationsClient lists: it cannot ask
-# for a page size.
+# The default of the server. OperationsClient cannot request another page size.
 DEFAULT_PAGE_SIZE = 100
 OPEN_WAITS = 1000
 GRACE_SECONDS = 20
-# The gauge that tells when all of those waits have reached the server.
+# The gauge of open waits.
 WAITERS_SAMPLE = re.compile(r"^longrunning_open_waits(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 
-# What the futures poll by. Google's default starts at one second, which would
-# only make the checks slower.
+# Poll faster than Google's default, which starts at one second.
 POLLING = polling.DEFAULT_POLLING.with_delay(initial=0.05, maximum=0.5)
 
 
@@ -75,7 +73,7 @@ POLLING = polling.DEFAULT_POLLING.with_delay(initial=0.05, maximum=0.5)
 
 
 class Server:
-    """`longrunning serve --demo DIRECTORY`, and the clients of it."""
+    """A process `longrunning serve --demo DIRECTORY` and its clients."""
 
     def __init__(self, directory, listen="127.0.0.1:0", worker_listen="127.0.0.1:0"):
         self.directory = pathlib.Path(directory)
@@ -89,11 +87,11 @@ class Server:
             text=True,
         )
         self._addresses = {}
-        self._serves = threading.Event()
+        self._ready = threading.Event()
         threading.Thread(target=self._read_log, daemon=True).start()
-        if not self._serves.wait(15):
+        if not self._ready.wait(15):
             self.process.kill()
-            raise RuntimeError("the server did not say that it serves:\n" + "".join(self.log))
+            raise RuntimeError("the server did not become ready:\n" + "".join(self.log))
         self.address = self._addresses["clients"]
         self.workers = self._addresses["workers"]
         self.admin = self._addresses["admin"]
@@ -104,7 +102,7 @@ class Server:
         self.watch = watch_pb2_grpc.OperationWatchStub(channel)
 
     def _read_log(self):
-        """Reads to the end, because a full pipe would stop the server."""
+        """Reads the log to its end: a full pipe would block the server."""
         for line in self.process.stderr:
             self.log.append(line)
             with contextlib.suppress(ValueError):
@@ -115,14 +113,14 @@ class Server:
                         if listener in fields:
                             self._addresses[listener] = fields[listener]
                 if fields.get("message") == "serving":
-                    self._serves.set()
+                    self._ready.set()
 
     def create(self, directory):
-        """The RPC that begins an operation, as an API with a slow method has it."""
+        """Calls the RPC that creates an operation."""
         return self.checksums.CreateChecksum(checksum_pb2.CreateChecksumRequest(directory=directory))
 
     def future(self, directory):
-        """What a generated Google client would return from that RPC."""
+        """Returns the future that a generated Google client returns for that RPC."""
         return operation.from_gapic(
             self.create(directory),
             self.operations,
@@ -133,42 +131,42 @@ class Server:
 
     @contextlib.contextmanager
     def slow_future(self):
-        """A future of an operation that runs, cancelled at the end."""
+        """Yields the future of a running operation; cancels it afterwards."""
         future = self.future("slow")
         try:
-            until(lambda: not future.done() and future.metadata.state == State.RUNNING, "it runs")
+            wait_until(lambda: not future.done() and future.metadata.state == State.RUNNING, "the operation is running")
             yield future
         finally:
             future.cancel()
 
     def get(self, path):
-        with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=5) as answer:
-            return answer.status, answer.read().decode()
+        with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=5) as response:
+            return response.status, response.read().decode()
 
 
-def until(holds, what, seconds=30):
-    """Asks until it holds: for states that come by themselves."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+def wait_until(condition, description, timeout=30):
+    """Polls until the condition holds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout} s: {description}"
         time.sleep(0.05)
 
 
-# === What is hashed, and what must come out ===
+# === Test data ===
 
 
-def lay_out(directory):
-    """The directory that the server offers."""
+def create_files(directory):
+    """Creates the files that the server may hash."""
     tree = directory / "tree"
     (tree / "a").mkdir(parents=True)
     (tree / "a-b").mkdir()
-    # By the bytes of the whole path, a-b/x < a.txt < a/x; by its parts, a/x is first.
+    # Sorted by bytes of the path, a-b/x < a.txt < a/x; sorted by components, a/x is first.
     (tree / "a" / "x").write_bytes(b"one")
     (tree / "a-b" / "x").write_bytes(b"two")
     (tree / "a.txt").write_bytes(b"three")
     (tree / "empty").write_bytes(b"")
     (tree / "größe").write_bytes(b"four")
-    # Some file systems refuse a name that is no UTF-8.
+    # Some file systems reject names that are not UTF-8.
     with contextlib.suppress(OSError):
         (tree / os.fsdecode(b"raw-\xff")).write_bytes(b"five")
     (tree / "link").symlink_to("a.txt")
@@ -182,7 +180,7 @@ def lay_out(directory):
 
 
 def checksum_of(directory):
-    """Files, bytes and digest as longrunning/demo/v1/checksum.proto says."""
+    """Returns files, bytes and digest as defined by longrunning/demo/v1/checksum.proto."""
     root = os.fsencode(directory)
     paths = []
     for folder, _, names in os.walk(root):
@@ -205,22 +203,22 @@ def checksum_of(directory):
 
 
 @contextlib.contextmanager
-def raises(kind, reason):
-    """The call fails with this exception of Google's and exactly one ErrorInfo."""
+def expect_error(kind, reason):
+    """Expects this exception of Google's client with exactly one ErrorInfo."""
     try:
         yield
     except kind as error:
         infos = [d for d in error.details if isinstance(d, error_details_pb2.ErrorInfo)]
         assert len(infos) == 1, f"{len(infos)} ErrorInfo in {error!r}"
         assert error.domain == DOMAIN, f"domain {error.domain}"
-        assert error.reason == reason, f"reason {error.reason}, not {reason}"
+        assert error.reason == reason, f"expected reason {reason}, got {error.reason}"
         return
     raise AssertionError(f"no {kind.__name__} was raised")
 
 
 @contextlib.contextmanager
-def as_google_raises():
-    """Raw stubs raise grpc.RpcError; this makes of it what the client makes."""
+def translate_rpc_errors():
+    """Translates grpc.RpcError of raw stubs as Google's client does."""
     try:
         yield
     except grpc.RpcError as error:
@@ -240,14 +238,14 @@ def check(claim):
     return register
 
 
-@check("/livez, /readyz and /metrics answer on the admin listener")
+@check("/livez, /readyz and /metrics response on the admin listener")
 def admin(server):
     assert server.get("/livez")[0] == 200
     assert server.get("/readyz")[0] == 200
-    assert open_waits(server) == 0, "nobody waits yet"
+    assert open_waits(server) == 0, "expected no open waits"
 
 
-@check("a future follows an operation to its result, unpacked and equal to what Python hashes")
+@check("a future returns the unpacked result, equal to the digest computed by Python")
 def follow(server):
     future = server.future("tree")
     result = future.result(timeout=120)
@@ -258,12 +256,12 @@ def follow(server):
     assert result.unreadable == 0
     metadata = future.metadata
     assert metadata.state == State.SUCCEEDED
-    assert metadata.HasField("end_time"), "metadata of a done operation has its end"
+    assert metadata.HasField("end_time"), "expected an end time"
     assert metadata.progress.done_units == metadata.progress.total_units == size
     return f"{files} files, {size} bytes, sha256 {digest[:12]}…"
 
 
-@check("its metadata shows progress that grows")
+@check("the metadata of a future has increasing progress")
 def progress(server):
     with server.slow_future() as future:
         seen = []
@@ -275,30 +273,30 @@ def progress(server):
                 seen.append(now.done_units)
             return len(seen) >= 4
 
-        until(grew, "done_units grows four times")
+        wait_until(grew, "done_units increases four times")
         last = future.metadata.progress
         assert last.unit == "bytes", last
-        assert last.stage, "the progress names its stage"
+        assert last.stage, "expected a stage"
         assert seen[-1] <= last.total_units == SLOW_BYTES, last
         return f"{' < '.join(str(units) for units in seen)} of {last.total_units} bytes, {last.stage}"
 
 
-@check("future.cancel() cancels: result() raises Cancelled, the metadata says CANCELLED")
+@check("future.cancel() cancels: result() raises Cancelled, the state is CANCELLED")
 def cancel(server):
     with server.slow_future() as future:
-        asked = time.monotonic()
+        start = time.monotonic()
         assert future.cancel() is True
         try:
             future.result(timeout=30)
-            raise AssertionError("a cancelled operation has no result")
+            raise AssertionError("expected no result of a cancelled operation")
         except exceptions.Cancelled:
-            took = time.monotonic() - asked
+            elapsed = time.monotonic() - start
         assert future.cancelled()
         assert future.operation.error.code == code_pb2.CANCELLED
         assert future.metadata.state == State.CANCELLED
         assert future.metadata.cancel_requested
-        assert future.cancel() is False, "nothing is left to cancel"
-        return f"done {took:.2f} s after the call"
+        assert future.cancel() is False, "expected no second cancellation"
+        return f"done {elapsed:.2f} s after the call"
 
 
 @check("cancel of a done operation is OK and changes nothing")
@@ -314,7 +312,7 @@ def failed(server):
     future = server.future("no-such-directory")
     try:
         future.result(timeout=30)
-        raise AssertionError("there is no such directory")
+        raise AssertionError("expected the operation to fail")
     except exceptions.NotFound as error:
         # The future keeps the google.rpc.Status of the operation here.
         (status,) = error.errors
@@ -329,7 +327,7 @@ def failed(server):
     return f"{infos[0].reason}: {status.message}"
 
 
-@check("a directory outside of the offered one is refused by the call itself")
+@check("a directory outside of the root is rejected by the call")
 def outside(server):
     for directory in ("..", "/", "tree/../.."):
         try:
@@ -343,24 +341,24 @@ def outside(server):
 def unknown(server):
     name = "operations/unknown"
     for method in ("get_operation", "cancel_operation", "delete_operation"):
-        with raises(exceptions.NotFound, "OPERATION_NOT_FOUND"):
+        with expect_error(exceptions.NotFound, "OPERATION_NOT_FOUND"):
             getattr(server.operations, method)(name)
-    with raises(exceptions.NotFound, "OPERATION_NOT_FOUND"), as_google_raises():
+    with expect_error(exceptions.NotFound, "OPERATION_NOT_FOUND"), translate_rpc_errors():
         server.raw.WaitOperation(operations_pb2.WaitOperationRequest(name=name))
-    with raises(exceptions.NotFound, "OPERATION_NOT_FOUND"), as_google_raises():
+    with expect_error(exceptions.NotFound, "OPERATION_NOT_FOUND"), translate_rpc_errors():
         list(server.watch.WatchOperation(watch_pb2.WatchOperationRequest(name=name)))
 
 
-@check("delete deletes, the second time raises NotFound")
+@check("a second delete raises NotFound")
 def delete(server):
     name = server.create("nothing").name
     server.operations.delete_operation(name)
     for method in ("delete_operation", "get_operation"):
-        with raises(exceptions.NotFound, "OPERATION_NOT_FOUND"):
+        with expect_error(exceptions.NotFound, "OPERATION_NOT_FOUND"):
             getattr(server.operations, method)(name)
 
 
-@check("list_operations pages through everything, newest first, each once")
+@check("list_operations returns each operation once, newest first")
 def list_pages(server):
     created = [server.create("nothing").name for _ in range(2 * DEFAULT_PAGE_SIZE + 50)]
     sizes, names = [], []
@@ -370,12 +368,12 @@ def list_pages(server):
         names += listed
     assert len(sizes) >= 3, f"pages of {sizes}"
     assert max(sizes) <= DEFAULT_PAGE_SIZE, f"pages of {sizes}"
-    assert len(names) == len(set(names)), "an operation came twice"
-    assert names[: len(created)] == created[::-1], "not newest first"
+    assert len(names) == len(set(names)), "expected each operation once"
+    assert names[: len(created)] == created[::-1], "expected the newest first"
     return f"{len(names)} operations on pages of {sizes}"
 
 
-@check("a page size is kept, a page token leads on, bad ones are INVALID_ARGUMENT")
+@check("page sizes and page tokens work, invalid ones are INVALID_ARGUMENT")
 def page_size(server):
     whole = [listed.name for listed in server.operations.list_operations("operations", "")]
     names, token = [], ""
@@ -388,64 +386,64 @@ def page_size(server):
         token = page.next_page_token
     assert names == whole[:21]
     for bad, reason in (({"page_size": -1}, "INVALID_PAGE_SIZE"), ({"page_token": "x"}, "INVALID_PAGE_TOKEN")):
-        with raises(exceptions.InvalidArgument, reason), as_google_raises():
+        with expect_error(exceptions.InvalidArgument, reason), translate_rpc_errors():
             server.raw.ListOperations(operations_pb2.ListOperationsRequest(name="operations", **bad))
 
 
-@check("a filter is applied, and a bad one is refused as INVALID_ARGUMENT, INVALID_FILTER")
+@check("a filter is applied, an invalid one is INVALID_ARGUMENT, INVALID_FILTER")
 def list_filter(server):
     with server.slow_future() as future:
         name = future.operation.name
         running = [found.name for found in server.operations.list_operations("operations", "done = false")]
         done = [found.name for found in server.operations.list_operations("operations", "done = true")]
         assert name in running and name not in done
-    with raises(exceptions.InvalidArgument, "INVALID_FILTER"):
+    with expect_error(exceptions.InvalidArgument, "INVALID_FILTER"):
         list(server.operations.list_operations("operations", "done = = true"))
 
 
-@check("WaitOperation with a timeout returns OK, not done, when that is over")
+@check("WaitOperation returns OK and an unfinished operation after its timeout")
 def wait_timeout(server):
     with server.slow_future() as future:
         request = operations_pb2.WaitOperationRequest(name=future.operation.name)
         request.timeout.FromMilliseconds(500)
-        began = time.monotonic()
-        answer = server.raw.WaitOperation(request)
-        took = time.monotonic() - began
-        assert not answer.done and answer.name == future.operation.name
-        assert 0.45 < took < 3, f"answered after {took:.2f} s"
-        return f"timeout 0.5 s, answered after {took:.2f} s"
+        start = time.monotonic()
+        response = server.raw.WaitOperation(request)
+        elapsed = time.monotonic() - start
+        assert not response.done and response.name == future.operation.name
+        assert 0.45 < elapsed < 3, f"answered after {elapsed:.2f} s"
+        return f"timeout 0.5 s, answered after {elapsed:.2f} s"
 
 
-@check("WaitOperation under a deadline of 300 ms returns OK before it")
+@check("WaitOperation with a deadline of 300 ms returns OK in time")
 def wait_deadline(server):
     with server.slow_future() as future:
         request = operations_pb2.WaitOperationRequest(name=future.operation.name)
         times = []
         for _ in range(10):
-            began = time.monotonic()
-            # On a busy machine the way back may take longer than the 20 ms that are left for it.
+            start = time.monotonic()
+            # On a busy machine the response may need more than the safety margin of 20 ms.
             with contextlib.suppress(grpc.RpcError):
-                answer = server.raw.WaitOperation(request, timeout=0.3)
-                times.append(time.monotonic() - began)
-                assert not answer.done
-        assert len(times) >= 5, f"{len(times)} of 10 came in time"
-        assert min(times) > 0.1, f"an answer after {min(times):.3f} s is no wait"
+                response = server.raw.WaitOperation(request, timeout=0.3)
+                times.append(time.monotonic() - start)
+                assert not response.done
+        assert len(times) >= 5, f"{len(times)} of 10 in time"
+        assert min(times) > 0.1, f"expected a wait, got a response after {min(times):.3f} s"
         return f"{len(times)} of 10, after {min(times):.3f} to {max(times):.3f} s"
 
 
-@check("WaitOperation wakes when the operation is done")
+@check("WaitOperation returns when the operation is done")
 def wait_wakes(server):
     with server.slow_future() as future:
         request = operations_pb2.WaitOperationRequest(name=future.operation.name)
         waiting = server.raw.WaitOperation.future(request, timeout=60)
         time.sleep(0.3)
-        assert not waiting.done(), "it waits"
+        assert not waiting.done(), "expected an open wait"
         server.operations.cancel_operation(future.operation.name)
-        answer = waiting.result(timeout=30)
-        assert answer.done and answer.error.code == code_pb2.CANCELLED
+        response = waiting.result(timeout=30)
+        assert response.done and response.error.code == code_pb2.CANCELLED
 
 
-@check("WatchOperation streams the states up to the done one, then ends")
+@check("WatchOperation streams states until the operation is done, then ends")
 def watch(server):
     name = server.create("tree").name
     seen = list(server.watch.WatchOperation(watch_pb2.WatchOperationRequest(name=name), timeout=120))
@@ -455,21 +453,21 @@ def watch(server):
     return f"{len(seen)} states"
 
 
-@check(f"SIGTERM during {OPEN_WAITS} open waits: each answers OK, the server ends with 0")
+@check(f"SIGTERM during {OPEN_WAITS} open waits: each returns OK, the server exits with 0")
 def sigterm(server):
     names = [server.create("slow").name for _ in range(4)]
-    until(lambda: any(running(server, name) for name in names), "one of them runs")
-    answers, answered_after = asyncio.run(terminate_under_waits(server, names))
-    failures = [answer for answer in answers if isinstance(answer, BaseException)]
-    assert not failures, f"{len(failures)} of {len(answers)} failed, such as {failures[0]!r}"
-    assert len(answers) == OPEN_WAITS
-    assert all(answer.name in names and not answer.done for answer in answers)
-    began = time.monotonic()
+    wait_until(lambda: any(running(server, name) for name in names), "one of them is running")
+    responses, response_time = asyncio.run(terminate_under_waits(server, names))
+    failures = [response for response in responses if isinstance(response, BaseException)]
+    assert not failures, f"{len(failures)} of {len(responses)} failed, such as {failures[0]!r}"
+    assert len(responses) == OPEN_WAITS
+    assert all(response.name in names and not response.done for response in responses)
+    start = time.monotonic()
     code = server.process.wait(timeout=GRACE_SECONDS + 10)
-    ended_after = answered_after + time.monotonic() - began
+    exit_time = response_time + time.monotonic() - start
     assert code == 0, f"exit code {code}"
-    assert ended_after < GRACE_SECONDS + 1, f"ended {ended_after:.1f} s after SIGTERM"
-    return f"all answered {answered_after:.2f} s after it, the server ended after {ended_after:.2f} s"
+    assert exit_time < GRACE_SECONDS + 1, f"ended {exit_time:.1f} s after SIGTERM"
+    return f"responses {response_time:.2f} s after it, exit after {exit_time:.2f} s"
 
 
 def running(server, name):
@@ -479,7 +477,7 @@ def running(server, name):
 
 
 async def terminate_under_waits(server, names):
-    # Ten connections: one would queue what is above the server's limit of streams.
+    # Ten connections, because the server limits the streams of one.
     channels = [
         grpc.aio.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)])
         for _ in range(10)
@@ -495,15 +493,15 @@ async def terminate_under_waits(server, names):
     while (open_now := await asyncio.to_thread(open_waits, server)) < OPEN_WAITS:
         assert time.monotonic() < deadline, f"only {open_now} waits are open"
         await asyncio.sleep(0.1)
-    assert not any(wait.done() for wait in waits), "a wait came back before the signal"
+    assert not any(wait.done() for wait in waits), "expected all waits to be open"
 
     server.process.send_signal(signal.SIGTERM)
-    began = time.monotonic()
-    answers = await asyncio.gather(*waits, return_exceptions=True)
-    answered_after = time.monotonic() - began
+    start = time.monotonic()
+    responses = await asyncio.gather(*waits, return_exceptions=True)
+    response_time = time.monotonic() - start
     for channel in channels:
         await channel.close()
-    return answers, answered_after
+    return responses, response_time
 
 
 def open_waits(server):
@@ -518,7 +516,7 @@ def open_waits(server):
 def main():
     failed = 0
     with tempfile.TemporaryDirectory(prefix="longrunning-clients-") as scratch:
-        lay_out(pathlib.Path(scratch))
+        create_files(pathlib.Path(scratch))
         server = Server(scratch)
         try:
             for claim, function in CHECKS:
@@ -529,9 +527,9 @@ def main():
                     failed += 1
                     print(f"  FAILED  {claim}\n{traceback.format_exc()}", flush=True)
             if failed:
-                print("the last lines of the server:\n" + "".join(server.log[-20:]))
+                print("the last log lines of the server:\n" + "".join(server.log[-20:]))
         finally:
-            # Gone already, unless the last check failed.
+            # The server has exited already unless the last check failed.
             server.process.kill()
             server.process.wait()
     print(f"\ngoogle-api-core checks: {len(CHECKS) - failed} ok, {failed} failed")

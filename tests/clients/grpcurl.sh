@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Drives `longrunning serve --demo` with the real grpcurl, which knows no type
-# but those that reflection tells it. What it prints is meant to be pasted.
+# Checks `longrunning serve --demo` with grpcurl, which gets all types by reflection.
+# Prints each command in a form that can be pasted into a shell.
 #
-# Wants LONGRUNNING_BIN and GRPCURL; tests/clients/run sets both.
+# Requires LONGRUNNING_BIN and GRPCURL, which tests/clients/run sets.
 set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -20,22 +20,23 @@ status=0
 
 # === Calls ===
 
-# One call, shown as a person would type it, with its output.
+# Prints a call, makes it and prints its output.
 call() {
-  printf '\n$ grpcurl -plaintext'
-  shown_as_typed "$@"
-  quietly "$@"
+  print_command "$@"
+  call_quietly "$@"
   printf '\n%s\n' "$out"
 }
 
-# One call; leaves its output in $out and its exit code in $status.
-quietly() {
+# Makes a call; sets $out to its output and $status to its exit code.
+call_quietly() {
   status=0
   out=$("$GRPCURL" -plaintext "$@" 2>&1) || status=$?
 }
 
-shown_as_typed() {
+# Prints the command line of a call, quoted for a shell.
+print_command() {
   local word
+  printf '\n$ grpcurl -plaintext'
   for word; do
     if [[ $word =~ ^[A-Za-z0-9_./:=-]+$ ]]; then
       printf ' %s' "$word"
@@ -45,15 +46,16 @@ shown_as_typed() {
   done
 }
 
-# Asks until the output matches $1, at most 30 s: for states that come by themselves.
-until_says() {
+# Repeats a call until its output matches $1, for at most 30 s.
+wait_for() {
   local pattern=$1 deadline=$((SECONDS + 30))
   shift
-  while quietly "$@"; [[ ! $out =~ $pattern ]] && ((SECONDS < deadline)); do
+  while call_quietly "$@"; [[ ! $out =~ $pattern ]] && ((SECONDS < deadline)); do
     sleep 0.1
   done
 }
 
+# Creates an operation for directory $1; sets $name to its name.
 create() {
   call -d "{\"directory\": \"$1\"}" "$CLIENTS" longrunning.demo.v1.Checksums/CreateChecksum
   name=
@@ -62,9 +64,10 @@ create() {
   fi
 }
 
-# === Checks, on the last call ===
+# === Checks of the last call ===
 
-verdict() {
+# Records the result $1 (yes or no) of check $2, with the reason $3 of a failure.
+record() {
   if [[ $1 == yes ]]; then
     ok=$((ok + 1))
     printf '  ok      %s\n' "$2"
@@ -74,48 +77,52 @@ verdict() {
   fi
 }
 
-says() {
-  local answer=no
-  if [[ $out =~ $2 ]]; then answer=yes; fi
-  verdict "$answer" "$1" "no match for $2 in the output, exit code $status"
+# Check $1: the output matches the pattern $2.
+matches() {
+  local passed=no
+  if [[ $out =~ $2 ]]; then passed=yes; fi
+  record "$passed" "$1" "no match for $2 in the output, exit code $status"
 }
 
-silent_on() {
-  local answer=yes
-  if [[ $out =~ $2 ]]; then answer=no; fi
-  verdict "$answer" "$1" "unwanted match for $2"
+# Check $1: the output does not match the pattern $2.
+does_not_match() {
+  local passed=yes
+  if [[ $out =~ $2 ]]; then passed=no; fi
+  record "$passed" "$1" "unexpected match for $2"
 }
 
+# Check $1: the call succeeded.
 succeeds() {
-  local answer=no
-  if [[ $status == 0 ]]; then answer=yes; fi
-  verdict "$answer" "$1" "exit code $status"
+  local passed=no
+  if [[ $status == 0 ]]; then passed=yes; fi
+  record "$passed" "$1" "exit code $status"
 }
 
-# grpcurl ends with 64 + the gRPC code. The reason must be there exactly once.
+# Check $1: the call failed with code $2 and exactly one ErrorInfo with reason $3.
 fails_with() {
   local claim=$1 code=$2 reason=$3 infos
-  says "$claim: code" "Code: $code"
+  matches "$claim: code" "Code: $code"
   infos=$(grep -c 'type.googleapis.com/google.rpc.ErrorInfo' <<<"$out" || true)
-  local answer=no
+  local passed=no
   if [[ $infos == 1 && $out =~ \"reason\":\ *\"$reason\" && $out =~ \"domain\":\ *\"longrunning.dev\" ]]; then
-    answer=yes
+    passed=yes
   fi
-  verdict "$answer" "$claim: one ErrorInfo, $reason of longrunning.dev" "$infos ErrorInfo in the output"
+  record "$passed" "$claim: one ErrorInfo, $reason of longrunning.dev" "$infos ErrorInfo in the output"
 }
 
-# grpcurl marks what it cannot resolve with @error or @value.
-readable() {
-  says "$1 names its type" '"@type": *"type.googleapis.com/longrunning.v1.OperationMetadata"'
-  silent_on "$1 holds no raw bytes" '"@(error|value)"'
+# Check $1: the type of the metadata was resolved. grpcurl marks others with @error or
+# @value.
+has_readable_metadata() {
+  matches "$1 has its type" '"@type": *"type.googleapis.com/longrunning.v1.OperationMetadata"'
+  does_not_match "$1 has no raw bytes" '"@(error|value)"'
 }
 
-# === What the server offers ===
+# === Services ===
 
 mkdir -p "$scratch/offered/small/nested" "$scratch/offered/slow"
 printf 'one\n' >"$scratch/offered/small/a.txt"
 printf 'two\n' >"$scratch/offered/small/nested/b.txt"
-# Sparse: it takes no room, but hashing it takes far longer than this script.
+# A sparse file takes no disk space, but hashing it takes far longer than this script.
 truncate -s 40G "$scratch/offered/slow/sparse.bin"
 
 start_server "$scratch/offered" "$scratch/log"
@@ -124,22 +131,21 @@ operations=google.longrunning.Operations
 
 call "$CLIENTS" list
 for service in "$operations" longrunning.v1.OperationWatch longrunning.demo.v1.Checksums grpc.health.v1.Health; do
-  says "$service is listed" "(^|"$'\n'")${service//./\\.}("$'\n'"|$)"
+  matches "$service is listed" "(^|"$'\n'")${service//./\\.}("$'\n'"|$)"
 done
 
 call "$CLIENTS" describe "$operations"
 for method in ListOperations GetOperation DeleteOperation CancelOperation WaitOperation; do
-  says "$method is described" "rpc $method "
+  matches "$method is described" "rpc $method "
 done
 
 call "$CLIENTS" describe google.longrunning.Operation
-says 'the Operation message is described' 'oneof result'
+matches 'the Operation message is described' 'oneof result'
 
 call "$CLIENTS" describe longrunning.demo.v1.Checksums
-says 'the slow method returns an operation' 'rpc CreateChecksum [^)]*\) returns \( \.google\.longrunning\.Operation \)'
+matches 'the slow method returns an operation' 'rpc CreateChecksum [^)]*\) returns \( \.google\.longrunning\.Operation \)'
 
-# grpcurl takes v1 and falls back to v1alpha, so each is asked by itself, with
-# no schema but this one.
+# grpcurl uses v1 and falls back to v1alpha. Call each explicitly, with a minimal schema.
 for version in v1 v1alpha; do
   cat >"$scratch/$version.proto" <<PROTO
 syntax = "proto3";
@@ -155,129 +161,128 @@ message Service { string name = 1; }
 PROTO
   call -use-reflection=false -import-path "$scratch" -proto "$version.proto" -d '{"list_services": "*"}' \
     "$CLIENTS" "grpc.reflection.$version.ServerReflection/ServerReflectionInfo"
-  says "reflection $version lists the services" "\"$operations\""
-  # Descriptors are long; only whether they come matters.
-  quietly -use-reflection=false -import-path "$scratch" -proto "$version.proto" \
+  matches "reflection $version lists the services" "\"$operations\""
+  # Do not print the descriptor, which is long.
+  call_quietly -use-reflection=false -import-path "$scratch" -proto "$version.proto" \
     -d '{"file_containing_symbol": "longrunning.v1.OperationMetadata"}' \
     "$CLIENTS" "grpc.reflection.$version.ServerReflection/ServerReflectionInfo"
-  says "reflection $version knows the metadata type" '"fileDescriptorProto"'
+  matches "reflection $version knows the metadata type" '"fileDescriptorProto"'
 done
 
 call -d "{\"service\": \"$operations\"}" "$CLIENTS" grpc.health.v1.Health/Check
-says 'the service is healthy' '"status": *"SERVING"'
+matches 'the service is healthy' '"status": *"SERVING"'
 
 # === An operation that succeeds ===
 
 create small
-succeeds 'CreateChecksum answers at once with an operation'
-says 'its name is one of the collection' '"name": *"operations/[^"]+"'
+succeeds 'CreateChecksum returns an operation immediately'
+matches 'its name belongs to the collection' '"name": *"operations/[^"]+"'
 small=$name
 
 call -d "{\"name\": \"$small\", \"timeout\": \"20s\"}" "$CLIENTS" "$operations/WaitOperation"
-says 'WaitOperation returns when it is done' '"done": *true'
-says 'the response is a readable Checksum' '"@type": *"type.googleapis.com/longrunning.demo.v1.Checksum"'
-# The promise of the proto: the digest of what sha256sum prints.
+matches 'WaitOperation returns when it is done' '"done": *true'
+matches 'the response is a readable Checksum' '"@type": *"type.googleapis.com/longrunning.demo.v1.Checksum"'
+# The proto defines the digest as that of the output of sha256sum.
 expected=$(cd "$scratch/offered/small" && find . -type f -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' sha256sum | sha256sum | cut -d ' ' -f 1)
-says 'and holds the digest that sha256sum gives' "\"sha256\": *\"$expected\""
+matches 'the digest is that of sha256sum' "\"sha256\": *\"$expected\""
 
 call -d "{\"name\": \"$small\"}" "$CLIENTS" "$operations/GetOperation"
-readable 'the metadata'
-says 'its state is SUCCEEDED' '"state": *"SUCCEEDED"'
-says 'its progress is complete' '"doneUnits": *"8"'
+has_readable_metadata 'the metadata'
+matches 'its state is SUCCEEDED' '"state": *"SUCCEEDED"'
+matches 'its progress is complete' '"doneUnits": *"8"'
 
 # === An operation that is cancelled while it is watched ===
 
 create slow
 slow=$name
-until_says '"doneUnits": *"[1-9]' -d "{\"name\": \"$slow\"}" "$CLIENTS" "$operations/GetOperation"
+wait_for '"doneUnits": *"[1-9]' -d "{\"name\": \"$slow\"}" "$CLIENTS" "$operations/GetOperation"
 
 call -d "{\"name\": \"$slow\"}" "$CLIENTS" "$operations/GetOperation"
-readable 'the metadata of a running operation'
-says 'its state is RUNNING' '"state": *"RUNNING"'
-says 'its progress has something done' '"progress": *\{[^}]*"doneUnits": *"[1-9]'
-says 'of a known total' '"totalUnits": *"42949672960"'
-says 'counted in bytes' '"unit": *"bytes"'
-silent_on 'it is not done' '"done": *true'
+has_readable_metadata 'the metadata of a running operation'
+matches 'its state is RUNNING' '"state": *"RUNNING"'
+matches 'its progress has done_units' '"progress": *\{[^}]*"doneUnits": *"[1-9]'
+matches 'its progress has total_units' '"totalUnits": *"42949672960"'
+matches 'its progress unit is bytes' '"unit": *"bytes"'
+does_not_match 'the operation is not done' '"done": *true'
 
 call -d "{\"name\": \"$slow\", \"timeout\": \"0.5s\"}" "$CLIENTS" "$operations/WaitOperation"
-succeeds 'WaitOperation with a timeout of 0.5 s answers OK'
-silent_on 'and says not done' '"done": *true'
+succeeds 'WaitOperation with a timeout of 0.5 s returns OK'
+does_not_match 'the operation is not done after the wait' '"done": *true'
 
 # A deadline instead of a timeout: grpcurl sends it as grpc-timeout.
 call -max-time 2 -d "{\"name\": \"$slow\"}" "$CLIENTS" "$operations/WaitOperation"
-succeeds 'WaitOperation under a deadline of 2 s answers OK before it'
+succeeds 'WaitOperation with a deadline of 2 s returns OK in time'
 
 call "$CLIENTS" "$operations/ListOperations"
-says 'ListOperations lists the one' "\"name\": *\"$small\""
-says 'and the other' "\"name\": *\"$slow\""
-readable 'the metadata of a list'
+matches 'ListOperations lists the done operation' "\"name\": *\"$small\""
+matches 'ListOperations lists the running operation' "\"name\": *\"$slow\""
+has_readable_metadata 'the metadata of a list'
 
 call -d '{"name": "operations", "page_size": 1}' "$CLIENTS" "$operations/ListOperations"
-says 'a page of one holds the newest' "\"name\": *\"$slow\""
-says 'and leads to the next' '"nextPageToken": *"[A-Za-z0-9_-]+"'
+matches 'a page of size 1 has the newest operation' "\"name\": *\"$slow\""
+matches 'the page has a token for the next page' '"nextPageToken": *"[A-Za-z0-9_-]+"'
 
 call -d '{"name": "operations", "filter": "done = true"}' "$CLIENTS" "$operations/ListOperations"
-says 'a filter shows what is done' "\"name\": *\"$small\""
-silent_on 'and hides what is not' "\"name\": *\"$slow\""
+matches 'a filter returns matching operations' "\"name\": *\"$small\""
+does_not_match 'a filter omits other operations' "\"name\": *\"$slow\""
 
 call -d '{"name": "operations", "filter": "done = = true"}' "$CLIENTS" "$operations/ListOperations"
-fails_with 'a bad filter is refused with its column' InvalidArgument INVALID_FILTER
+fails_with 'an invalid filter' InvalidArgument INVALID_FILTER
 
 "$GRPCURL" -plaintext -d "{\"name\": \"$slow\"}" "$CLIENTS" longrunning.v1.OperationWatch/WatchOperation \
   >"$scratch/watch" 2>&1 &
 watch=$!
-# The first state must be there before the cancel, or there is nothing to watch.
+# Wait for the first state before the cancel.
 for _ in {1..100}; do
   if [[ -s $scratch/watch ]]; then break; fi
   sleep 0.1
 done
 
 call -d "{\"name\": \"$slow\"}" "$CLIENTS" "$operations/CancelOperation"
-succeeds 'CancelOperation answers at once'
-says 'and empty' '^\{[[:space:]]*\}$'
+succeeds 'CancelOperation returns immediately'
+matches 'the response is empty' '^\{[[:space:]]*\}$'
 
 call -d "{\"name\": \"$slow\", \"timeout\": \"20s\"}" "$CLIENTS" "$operations/WaitOperation"
-says 'the cancelled operation is done' '"done": *true'
-says 'with the error CANCELLED' '"error": *\{[^}]*"code": *1[^0-9]'
-says 'its metadata says so' '"state": *"CANCELLED"'
-says 'and that somebody asked for it' '"cancelRequested": *true'
+matches 'the cancelled operation is done' '"done": *true'
+matches 'its error is CANCELLED' '"error": *\{[^}]*"code": *1[^0-9]'
+matches 'its state is CANCELLED' '"state": *"CANCELLED"'
+matches 'its metadata has cancel_requested' '"cancelRequested": *true'
 
 status=0
 wait "$watch" || status=$?
-printf '\n$ grpcurl -plaintext'
-shown_as_typed -d "{\"name\": \"$slow\"}" "$CLIENTS" longrunning.v1.OperationWatch/WatchOperation
-printf '    # started before the cancel; %s messages, the last:\n' "$(grep -c '^{' "$scratch/watch" || true)"
+print_command -d "{\"name\": \"$slow\"}" "$CLIENTS" longrunning.v1.OperationWatch/WatchOperation
+printf '    # started before the cancel; the last of %s messages:\n' "$(grep -c '^{' "$scratch/watch" || true)"
 first=$(sed '/^}/q' "$scratch/watch")
 out=$(awk '/^{/ { message = "" } { message = message $0 "\n" } END { printf "%s", message }' "$scratch/watch")
 printf '%s\n' "$out"
-succeeds 'WatchOperation streamed until the operation was done, then ended with OK'
-says 'its last message shows the outcome' '"state": *"CANCELLED"'
-says 'and that it is done' '"done": *true'
+succeeds 'WatchOperation ended with OK when the operation was done'
+matches 'its last message has the outcome' '"state": *"CANCELLED"'
+matches 'its last message is done' '"done": *true'
 out=$first
-says 'its first one showed the running operation' '"state": *"RUNNING"'
-readable 'the metadata of the stream'
+matches 'its first message has the running operation' '"state": *"RUNNING"'
+has_readable_metadata 'the metadata of the stream'
 
 # === An operation that fails ===
 
 create no-such-directory
 call -d "{\"name\": \"$name\", \"timeout\": \"20s\"}" "$CLIENTS" "$operations/WaitOperation"
-succeeds 'a failed operation is an answer, not an error of the call'
-says 'its error is NOT_FOUND' '"error": *\{[^}]*"code": *5[^0-9]'
-says 'with a readable reason' '"reason": *"DIRECTORY_NOT_FOUND"'
-says 'of our domain' '"domain": *"longrunning.dev"'
-says 'its state is FAILED' '"state": *"FAILED"'
+succeeds 'WaitOperation of a failed operation returns OK'
+matches 'its error is NOT_FOUND' '"error": *\{[^}]*"code": *5[^0-9]'
+matches 'its error has a reason' '"reason": *"DIRECTORY_NOT_FOUND"'
+matches 'its error has the domain of the server' '"domain": *"longrunning.dev"'
+matches 'its state is FAILED' '"state": *"FAILED"'
 
 call -d '{"directory": "../"}' "$CLIENTS" longrunning.demo.v1.Checksums/CreateChecksum
-says 'a directory outside is refused by the call itself' 'Code: InvalidArgument'
+matches 'a directory outside of the root is rejected by the call' 'Code: InvalidArgument'
 
-# === Delete, and names that do not exist ===
+# === Delete and unknown names ===
 
 call -d "{\"name\": \"$small\"}" "$CLIENTS" "$operations/DeleteOperation"
-succeeds 'DeleteOperation deletes'
+succeeds 'DeleteOperation returns OK'
 call -d "{\"name\": \"$small\"}" "$CLIENTS" "$operations/DeleteOperation"
 fails_with 'a second delete' NotFound OPERATION_NOT_FOUND
 call -d "{\"name\": \"$small\"}" "$CLIENTS" "$operations/GetOperation"
-fails_with 'a get of the deleted one' NotFound OPERATION_NOT_FOUND
+fails_with 'a get after the delete' NotFound OPERATION_NOT_FOUND
 for method in GetOperation WaitOperation CancelOperation; do
   call -d '{"name": "operations/unknown"}' "$CLIENTS" "$operations/$method"
   fails_with "$method of an unknown name" NotFound OPERATION_NOT_FOUND
@@ -287,12 +292,12 @@ fails_with 'WatchOperation of an unknown name' NotFound OPERATION_NOT_FOUND
 call "$CLIENTS" "$operations/GetOperation"
 fails_with 'a get without a name' InvalidArgument INVALID_NAME
 
-# === The end ===
+# === Shutdown ===
 
 status=0
 stop_server || status=$?
 printf '\n# SIGTERM\n'
-succeeds 'the server ends with exit code 0'
+succeeds 'the server exits with 0'
 
 printf '\ngrpcurl checks: %d ok, %d failed\n' "$ok" "$failed"
 ((failed == 0))

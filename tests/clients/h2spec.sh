@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Holds both gRPC listeners of `longrunning serve` against RFC 9113 and RFC 7541,
-# frame by frame, with h2spec.
+# Checks both gRPC listeners of `longrunning serve` for conformance with RFC 9113 and
+# RFC 7541 by h2spec.
 #
-# Wants LONGRUNNING_BIN and H2SPEC; tests/clients/run sets both.
+# Requires LONGRUNNING_BIN and H2SPEC, which tests/clients/run sets.
 set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -13,11 +13,12 @@ source "$here/server.sh"
 scratch=$(mktemp -d)
 trap 'kill_server; rm -rf -- "$scratch"' EXIT
 
-# All but http2/3.5/2: what does not begin like HTTP/2 is taken for HTTP/1.1 on
-# these ports, is answered in that, and the connection is closed after it.
+# All sections but http2/3.5/2: a connection without the HTTP/2 preface is HTTP/1.1 on
+# these ports. It gets an HTTP/1.1 response and is closed.
 sections=(generic hpack http2/3.5/1 http2/4 http2/5 http2/6 http2/7 http2/8)
 
-# The failed cases in the report of h2spec as it takes them: http2/8.1.2.6/1.
+# Prints the failed cases of the h2spec report in the form of its arguments, such as
+# http2/8.1.2.6/1.
 failed_cases() {
   awk '
     /^Failures:/ { failures = 1 }
@@ -36,21 +37,20 @@ failed=0
 for address in "$CLIENTS" "$WORKERS"; do
   printf '\n$ h2spec -h %s -p %s %s\n' "${address%:*}" "${address##*:}" "${sections[*]}"
   cases=("${sections[@]}") total=0 bad=1
-  # An answer that was on its way before the bad frame came is a failure to h2spec,
-  # and a matter of chance on a busy machine: what failed is tried again by itself.
+  # h2spec counts a response that was sent before its invalid frame arrived as a failure,
+  # which happens at random on a busy machine. Retry the failed cases alone.
   for _ in {1..20}; do
     "$H2SPEC" -h "${address%:*}" -p "${address##*:}" --timeout 5 "${cases[@]}" >"$scratch/out" 2>&1 || true
-    # A run that broke off has no such line, and is repeated as it was; so is one
-    # that did not find its cases.
+    # An aborted run has no such line, and a run may miss cases: repeat both unchanged.
     read -r tried bad < <(sed -n 's/^\([0-9]*\) tests, .* \([0-9]*\) failed$/\1 \2/p' "$scratch/out") || continue
     ((tried >= ${#cases[@]})) || { bad=1 && continue; }
     total=$((total > tried ? total : tried))
     [[ $bad != 0 ]] || break
     mapfile -t cases < <(failed_cases)
-    echo "failed, and tried again: ${cases[*]}"
+    echo "failed, retrying: ${cases[*]}"
   done
   if ((total < 144)); then
-    echo "only $total cases ran, and there are 144"
+    echo "expected 144 cases, but only $total ran"
     total=144 bad=144
   fi
   if [[ ${bad:=1} != 0 ]]; then

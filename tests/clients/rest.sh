@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Starts a server with a few operations and runs a check of a REST client, "$@",
-# against it. The check finds the server at ENDPOINT, and there:
+# Starts a server with three operations and runs "$@", the checks of a REST client,
+# against it. ENDPOINT is the URL of the server. The operations are:
 #
-#   operations/done      has succeeded with the Struct {"answer": 42}
-#   operations/waiting   waits for a worker that never comes, so does
-#   operations/other     for a second page and for delete
+#   operations/done      succeeded with the Struct {"answer": 42}
+#   operations/waiting   pending; its queue has no worker
+#   operations/other     pending; for the second page and for delete
 #
-# Wants LONGRUNNING_BIN; tests/clients/run sets it.
+# Requires LONGRUNNING_BIN, which tests/clients/run sets.
 set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -22,10 +22,10 @@ export ENDPOINT=http://$CLIENTS
 export LONGRUNNING_ENDPOINT=$ENDPOINT LONGRUNNING_WORKER_ENDPOINT=http://$WORKERS
 {
   "$LONGRUNNING_BIN" run --id 'done' -- echo '{"answer": 42}'
-  "$LONGRUNNING_BIN" submit nobody --id waiting
-  "$LONGRUNNING_BIN" submit nobody --id other
-} >"$scratch/made" 2>&1 || {
-  cat "$scratch/made" >&2
+  "$LONGRUNNING_BIN" submit unserved --id waiting
+  "$LONGRUNNING_BIN" submit unserved --id other
+} >"$scratch/created" 2>&1 || {
+  cat "$scratch/created" >&2
   exit 1
 }
 "$@"

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
 # Starts and stops one `longrunning serve --demo` on free loopback ports.
-# Sourced, by grpcurl.sh and .ci/run. Wants LONGRUNNING_BIN.
+# To be sourced; requires LONGRUNNING_BIN.
 
-# Offers directory $1. Sets SERVER_PID, CLIENTS, WORKERS and ADMIN (host:port each) once
-# the server says that it serves; its log goes to file $2.
-# shellcheck disable=SC2034  # For those who source this.
+# Starts a server that serves directory $1 and logs to file $2. Waits until it is ready,
+# then sets SERVER_PID, CLIENTS, WORKERS and ADMIN (host:port each).
+# shellcheck disable=SC2034  # Used by the scripts that source this file.
 start_server() {
   local directory=$1 log=$2
   "$LONGRUNNING_BIN" serve --demo "$directory" \
@@ -20,12 +20,12 @@ start_server() {
     kill -0 "$SERVER_PID" 2>/dev/null || break
     sleep 0.1
   done
-  echo "the server did not say that it serves; its log:" >&2
+  echo "the server did not become ready; its log:" >&2
   cat "$log" >&2
   return 1
 }
 
-# Asks the server to stop and returns its exit code.
+# Sends SIGTERM to the server and returns its exit code.
 stop_server() {
   local pid=$SERVER_PID
   SERVER_PID=
@@ -33,7 +33,7 @@ stop_server() {
   wait "$pid"
 }
 
-# For an EXIT trap: leaves no server behind, whatever happened.
+# Kills the server if it still runs. For an EXIT trap.
 kill_server() {
   if [[ -n ${SERVER_PID:-} ]]; then
     kill -KILL "$SERVER_PID" 2>/dev/null || true
@@ -42,7 +42,7 @@ kill_server() {
   fi
 }
 
-# The log is JSON lines here, because it goes to a file.
+# Prints the address of listener $1 from log file $2, which has one JSON object a line.
 bound_address() {
   sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p" "$2" | sed -n 1p
 }

@@ -1,6 +1,6 @@
-//! Google's own Rust client, `google-cloud-longrunning`, follows operations of a
-//! server at `ENDPOINT`; `rest.sh` has made them. It speaks HTTP/JSON only. One
-//! line for each check; exit code 1 if one failed.
+//! Checks `google-cloud-longrunning`, Google's Rust client, which uses HTTP/JSON, against
+//! the server at `ENDPOINT`. `rest.sh` creates the operations. Prints one line for each
+//! check and exits with 1 if one failed.
 
 use std::{env, error::Error, process::ExitCode};
 
@@ -8,52 +8,53 @@ use google_cloud_auth::credentials::anonymous;
 use google_cloud_gax::{error::rpc::Code, paginator::ItemPaginator};
 use google_cloud_longrunning::client::Operations;
 
-type Checked = Result<String, Box<dyn Error>>;
+/// Details to print, or why the check failed.
+type CheckResult = Result<String, Box<dyn Error>>;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    // Wanted even where there is no TLS.
+    // The client requires a default provider even without TLS.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = match connect().await {
         Ok(client) => client,
         Err(error) => {
-            eprintln!("no client: {error}");
+            eprintln!("cannot create the client: {error}");
             return ExitCode::FAILURE;
         }
     };
     let checks = [
         (
-            "get_operation unpacks a done operation",
-            done(&client).await,
+            "get_operation returns a done operation with its response",
+            get_done(&client).await,
         ),
         (
-            "metadata comes with enums as integers",
-            numbers(&client).await,
+            "metadata has enums as integers",
+            enum_encoding(&client).await,
         ),
         (
-            "list_operations goes from page to page",
-            pages(&client).await,
+            "list_operations follows page tokens",
+            list_pages(&client).await,
         ),
         (
-            "cancel_operation ends a waiting one with code 1",
+            "cancel_operation completes a pending operation with CANCELLED",
             cancel(&client).await,
         ),
         (
-            "delete_operation makes it not found, with the reason",
+            "a second delete_operation is NOT_FOUND with a reason",
             delete(&client).await,
         ),
         (
-            "a bad page token is an error with its canonical code",
-            refused(&client).await,
+            "an invalid page token is INVALID_ARGUMENT",
+            invalid_page_token(&client).await,
         ),
         (
-            "an id with a colon or a percent sign is only an error",
-            odd(&client).await,
+            "an id with a colon is NOT_FOUND, one with a percent sign INVALID_ARGUMENT",
+            unusual_ids(&client).await,
         ),
     ];
     let mut failed = 0;
-    for (claim, checked) in &checks {
-        match checked {
+    for (claim, result) in &checks {
+        match result {
             Ok(detail) if detail.is_empty() => println!("  ok      {claim}"),
             Ok(detail) => println!("  ok      {claim}: {detail}"),
             Err(error) => {
@@ -81,15 +82,16 @@ async fn connect() -> Result<Operations, Box<dyn Error>> {
     Ok(client.await?)
 }
 
-fn ensure(holds: bool, what: impl std::fmt::Debug) -> Result<(), Box<dyn Error>> {
-    if holds {
+/// Returns an error that shows `actual` unless `condition` holds.
+fn ensure(condition: bool, actual: impl std::fmt::Debug) -> Result<(), Box<dyn Error>> {
+    if condition {
         Ok(())
     } else {
-        Err(format!("{what:?}").into())
+        Err(format!("{actual:?}").into())
     }
 }
 
-async fn done(client: &Operations) -> Checked {
+async fn get_done(client: &Operations) -> CheckResult {
     let operation = client
         .get_operation()
         .set_name("operations/done")
@@ -107,18 +109,19 @@ async fn done(client: &Operations) -> Checked {
     Ok(json.to_string())
 }
 
-async fn numbers(client: &Operations) -> Checked {
+async fn enum_encoding(client: &Operations) -> CheckResult {
     let operation = client
         .get_operation()
         .set_name("operations/waiting")
         .send()
         .await?;
     let metadata = serde_json::to_value(operation.metadata.ok_or("no metadata")?)?;
+    // PENDING
     ensure(metadata["state"] == 1, &metadata)?;
     Ok(String::new())
 }
 
-async fn pages(client: &Operations) -> Checked {
+async fn list_pages(client: &Operations) -> CheckResult {
     let mut list = client
         .list_operations()
         .set_name("operations")
@@ -133,20 +136,20 @@ async fn pages(client: &Operations) -> Checked {
     Ok(names.join(" "))
 }
 
-async fn cancel(client: &Operations) -> Checked {
+async fn cancel(client: &Operations) -> CheckResult {
     let name = "operations/waiting";
     client.cancel_operation().set_name(name).send().await?;
     let operation = client.get_operation().set_name(name).send().await?;
     let error = operation.error().ok_or("no error")?;
-    ensure(operation.done && error.code == 1, error)?;
+    ensure(operation.done && error.code == Code::Cancelled as i32, error)?;
     Ok(error.message.clone())
 }
 
-async fn delete(client: &Operations) -> Checked {
+async fn delete(client: &Operations) -> CheckResult {
     let name = "operations/other";
     client.delete_operation().set_name(name).send().await?;
     let again = client.delete_operation().set_name(name).send().await;
-    let error = again.err().ok_or("it is still there")?;
+    let error = again.err().ok_or("the operation still exists")?;
     let status = error.status().ok_or("no status")?;
     ensure(status.code == Code::NotFound, status)?;
     let details = format!("{:?}", status.details);
@@ -154,18 +157,18 @@ async fn delete(client: &Operations) -> Checked {
     Ok(String::new())
 }
 
-async fn refused(client: &Operations) -> Checked {
+async fn invalid_page_token(client: &Operations) -> CheckResult {
     let list = client
         .list_operations()
         .set_name("operations")
         .set_page_token("x");
-    let error = list.send().await.err().ok_or("it was taken")?;
+    let error = list.send().await.err().ok_or("the page token was accepted")?;
     let status = error.status().ok_or("no status")?;
     ensure(status.code == Code::InvalidArgument, status)?;
     Ok(status.message.clone())
 }
 
-async fn odd(client: &Operations) -> Checked {
+async fn unusual_ids(client: &Operations) -> CheckResult {
     for (name, code) in [
         ("operations/a:b", Code::NotFound),
         ("operations/50%", Code::InvalidArgument),
