@@ -141,7 +141,10 @@ async fn cancel(client: &Operations) -> CheckResult {
     client.cancel_operation().set_name(name).send().await?;
     let operation = client.get_operation().set_name(name).send().await?;
     let error = operation.error().ok_or("no error")?;
-    ensure(operation.done && error.code == Code::Cancelled as i32, error)?;
+    ensure(
+        operation.done && Code::from(error.code) == Code::Cancelled,
+        error,
+    )?;
     Ok(error.message.clone())
 }
 
@@ -162,7 +165,11 @@ async fn invalid_page_token(client: &Operations) -> CheckResult {
         .list_operations()
         .set_name("operations")
         .set_page_token("x");
-    let error = list.send().await.err().ok_or("the page token was accepted")?;
+    let error = list
+        .send()
+        .await
+        .err()
+        .ok_or("the page token was accepted")?;
     let status = error.status().ok_or("no status")?;
     ensure(status.code == Code::InvalidArgument, status)?;
     Ok(status.message.clone())
