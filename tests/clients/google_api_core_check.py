@@ -238,7 +238,7 @@ def check(claim):
     return register
 
 
-@check("/livez, /readyz and /metrics response on the admin listener")
+@check("/livez, /readyz and /metrics are served by the admin listener")
 def admin(server):
     assert server.get("/livez")[0] == 200
     assert server.get("/readyz")[0] == 200
