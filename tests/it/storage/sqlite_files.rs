@@ -174,6 +174,6 @@ async fn database_open_errors_are_one_line() {
             .success()
     );
     let second_backup = run_command(&["backup", "--store", &store, copy]).await;
-    assert!(stderr(&second_backup).contains("exists already"));
+    assert!(stderr(&second_backup).contains("already exists"));
     drop(server);
 }
