@@ -260,7 +260,7 @@ fn backup_beside_foreign_wal_is_rejected() {
     drop(from.open().unwrap());
     fs::write(database.with_suffix("-wal"), "of a file that was removed").unwrap();
     let error = backup::backup(&from.path(), &database.path()).unwrap_err();
-    assert!(error.to_string().contains("-wal exists"), "{error}");
+    assert!(error.to_string().contains("-wal already exists"), "{error}");
 }
 
 #[tokio::test]
