@@ -1,8 +1,8 @@
-//! Compiles `proto/` without protoc: protox parses, prost writes the messages
-//! and clients, tonic-build writes the servers.
+//! Compiles `proto/` without protoc: protox parses, prost generates messages and
+//! clients, tonic-build generates the servers.
 //!
-//! The servers are declared by hand, because they answer with bytes that are
-//! protobuf already (`grpc::codec`) and so need a codec of their own.
+//! The servers are declared by hand because their responses are already encoded
+//! and need a custom codec.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
@@ -22,14 +22,14 @@ const PROTOS: &[&str] = &[
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "cargo tells a build script where to write by its environment"
+    reason = "cargo passes the output directory in the environment"
 )]
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let mut descriptors = protox::compile(PROTOS, ["proto"])?;
 
-    // Reflection shows the comments of the services; those of the types they
-    // merely use would only make the binary larger.
+    // Reflection returns the comments of the services. Those of imported types would
+    // only make the binary larger.
     for file in &mut descriptors.file {
         if !is_service_file(file.name()) {
             file.source_code_info = None;
@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
 
-    // Upstream's comments hold indented examples, which rustdoc would run.
+    // Google's comments contain indented examples, which rustdoc would run.
     for file in &mut descriptors.file {
         if file.name().starts_with("google/") {
             file.source_code_info = None;

@@ -1,6 +1,5 @@
-//! The one clock: wall time hung on tokio's `Instant`, so that a test that
-//! pauses and advances tokio's time moves leases, retention and timestamps
-//! together. Nothing else in the crate reads time.
+//! Wall-clock time derived from tokio's `Instant`, so that tests with paused
+//! time control leases, retention and timestamps together.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -9,43 +8,43 @@ use std::{
 
 use tokio::time::Instant;
 
-/// A point in time: nanoseconds since 1970-01-01T00:00:00Z, good until 2262.
+/// A point in time: nanoseconds since 1970-01-01T00:00:00Z, up to the year 2262.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
-/// 0001-01-01T00:00:00Z and 9999-12-31T23:59:59Z, the first and last second that
-/// protobuf and JSON know.
-const FIRST_SECOND: i64 = -62_135_596_800;
-const LAST_SECOND: i64 = 253_402_300_799;
-/// The longest duration that protobuf knows, in seconds.
+/// 0001-01-01T00:00:00Z and 9999-12-31T23:59:59Z: the range of
+/// `google.protobuf.Timestamp`.
+const MIN_TIMESTAMP_SECONDS: i64 = -62_135_596_800;
+const MAX_TIMESTAMP_SECONDS: i64 = 253_402_300_799;
+/// The longest `google.protobuf.Duration`.
 const MAX_DURATION_SECONDS: i64 = 315_576_000_000;
 
-/// How often to look at a clock that may be put forward.
+/// Interval at which sleepers re-read an adjustable clock.
 const MAX_SLEEP: Duration = Duration::from_secs(5);
 
-/// A `google.protobuf.Duration` that is negative, too long or malformed.
+/// Error for a `google.protobuf.Duration` that is negative, too long or malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{seconds}s and {nanos}ns is not a duration of 0 to {MAX_DURATION_SECONDS} seconds")]
+#[error("invalid duration of {seconds} s and {nanos} ns; it must be 0 to {MAX_DURATION_SECONDS} s")]
 pub(crate) struct InvalidDuration {
     seconds: i64,
     nanos: i32,
 }
 
-/// Tells the time. Cheap to copy; all copies of one clock agree.
+/// A monotonic wall clock. All copies of one clock show the same time.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     anchor: Instant,
     wall: Timestamp,
-    /// By how many nanoseconds it was put forward since. Clocks are copied and live as
-    /// long as the process, and so does this.
+    /// Offset of an adjustable clock, shared by its copies. Leaked, so that `Clock` is
+    /// `Copy`: a process opens few stores.
     offset_ns: Option<&'static AtomicU64>,
 }
 
 // === impl Clock ===
 
 impl Clock {
-    /// A clock that reads the system's wall time once, now, and from then on
-    /// follows the monotonic clock.
+    /// Creates a clock that reads the system's wall time once and then follows the
+    /// monotonic clock.
     #[expect(
         clippy::disallowed_methods,
         reason = "this is the one place that reads wall time"
@@ -61,7 +60,7 @@ impl Clock {
         }
     }
 
-    /// The same clock, put forward to `time` if it is behind that.
+    /// Returns this clock, advanced to `time` if it is behind.
     pub(crate) fn not_before(self, time: Timestamp) -> Self {
         Self {
             wall: self.wall + time.since(self.now()),
@@ -69,7 +68,7 @@ impl Clock {
         }
     }
 
-    /// A clock that shows `time` now, and can be put forward.
+    /// Creates a clock that shows `time` now and supports `advance_to`.
     #[cfg(feature = "postgres")]
     pub(crate) fn adjustable_from(time: Timestamp) -> Self {
         Self {
@@ -79,7 +78,8 @@ impl Clock {
         }
     }
 
-    /// Puts it and all of its copies forward to `time`, if they are behind that.
+    /// Advances this clock and its copies to `time` if they are behind. Has no effect
+    /// on a clock that is not adjustable.
     #[cfg(feature = "postgres")]
     pub(crate) fn advance_to(&self, time: Timestamp) {
         let behind = u64::try_from(time.since(self.now()).as_nanos()).unwrap_or(0);
@@ -88,7 +88,6 @@ impl Clock {
         }
     }
 
-    /// By how much it was put forward.
     fn offset(&self) -> Duration {
         let offset_ns = self
             .offset_ns
@@ -96,13 +95,13 @@ impl Clock {
         Duration::from_nanos(offset_ns.unwrap_or(0))
     }
 
-    /// The present time. Never runs backwards.
+    /// Returns the current time. Never decreases.
     pub fn now(&self) -> Timestamp {
         self.wall + self.offset() + self.anchor.elapsed()
     }
 
-    /// The instant at which to look whether this clock shows `at`: not much later than
-    /// it does if it is put forward meanwhile.
+    /// Returns the instant at which to check whether this clock has reached `at`: for an
+    /// adjustable clock at most `MAX_SLEEP` from now, because it may be advanced.
     pub(crate) fn wakeup_instant(&self, at: Timestamp) -> Instant {
         match self.offset_ns {
             Some(_) => self.instant_at(at).min(Instant::now() + MAX_SLEEP),
@@ -110,7 +109,8 @@ impl Clock {
         }
     }
 
-    /// The instant at which this clock will show `at`.
+    /// Returns the instant at which this clock shows `at`, or the clock's start if `at`
+    /// is earlier.
     pub fn instant_at(&self, at: Timestamp) -> Instant {
         self.anchor + at.since(self.wall + self.offset())
     }
@@ -119,23 +119,23 @@ impl Clock {
 // === impl Timestamp ===
 
 impl Timestamp {
-    /// The time with this many nanoseconds since the epoch.
+    /// Creates a timestamp from nanoseconds since the epoch.
     pub const fn from_nanos(nanos: i64) -> Self {
         Self(nanos)
     }
 
-    /// The time with this many microseconds since the epoch.
+    /// Creates a timestamp from microseconds since the epoch. Saturates.
     #[cfg(feature = "postgres")]
     pub(crate) const fn from_micros(micros: i64) -> Self {
         Self(micros.saturating_mul(1000))
     }
 
-    /// Nanoseconds since the epoch.
+    /// Returns the nanoseconds since the epoch.
     pub const fn nanos(self) -> i64 {
         self.0
     }
 
-    /// How long after `earlier` this is; zero if it is not after it.
+    /// Returns the time elapsed since `earlier`, or zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         let nanos = self.0.saturating_sub(earlier.0);
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
@@ -145,7 +145,7 @@ impl Timestamp {
 impl std::ops::Add<Duration> for Timestamp {
     type Output = Self;
 
-    /// Saturates at the end of time, so that an absurd timeout means "never".
+    /// Saturates in the year 2262, so that an extreme timeout never fires.
     fn add(self, duration: Duration) -> Self {
         let nanos = i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
         Self(self.0.saturating_add(nanos))
@@ -161,12 +161,16 @@ impl From<Timestamp> for prost_types::Timestamp {
     }
 }
 
-/// Whether a timestamp is one of the years 1 to 9999, as protobuf has it.
+/// Returns `true` if a timestamp is in the years 1 to 9999, the range of protobuf.
 pub(crate) fn is_valid_timestamp(time: &prost_types::Timestamp) -> bool {
-    (FIRST_SECOND..=LAST_SECOND).contains(&time.seconds) && (0..=999_999_999).contains(&time.nanos)
+    (MIN_TIMESTAMP_SECONDS..=MAX_TIMESTAMP_SECONDS).contains(&time.seconds)
+        && (0..=999_999_999).contains(&time.nanos)
 }
 
-/// A proper duration that is not negative.
+/// Converts a protobuf duration.
+///
+/// # Errors
+/// [`InvalidDuration`] if it is negative, over 10 000 years or malformed.
 pub(crate) fn parse_duration(duration: prost_types::Duration) -> Result<Duration, InvalidDuration> {
     let prost_types::Duration { seconds, nanos } = duration;
     let whole = u64::try_from(seconds).ok();
@@ -179,7 +183,7 @@ pub(crate) fn parse_duration(duration: prost_types::Duration) -> Result<Duration
     }
 }
 
-/// The duration as protobuf has it; the longest one stands for what is longer.
+/// Converts to a protobuf duration. Saturates at its maximum.
 pub(crate) fn to_proto_duration(duration: Duration) -> prost_types::Duration {
     prost_types::Duration::try_from(duration).unwrap_or(prost_types::Duration {
         seconds: MAX_DURATION_SECONDS,

@@ -1,5 +1,4 @@
-//! What can go wrong for a caller: the errors of the leaves, summed once. How
-//! an error looks to a client is decided in `status`.
+//! The error of every call on `Operations`, with its canonical code and reason.
 
 use std::time::Duration;
 
@@ -20,92 +19,92 @@ use crate::{
     query::{filter::InvalidFilter, page_token::InvalidPage},
 };
 
-/// The result of everything that a caller can ask.
+/// Result of a call on `Operations`.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a call failed. The text says what to do about it.
+/// Error of a call on `Operations`. The message says what the caller can do.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No such operation: it never was, was deleted, or has expired.
+    /// The operation never existed, was deleted, or has expired.
     #[error("operation {name:?} not found: it never existed, was deleted, or has expired")]
     NotFound {
-        /// The name that was asked for.
+        /// Name of the operation.
         name: String,
     },
-    /// An argument breaks a rule.
+    /// An argument is invalid.
     #[error("{field}: {message}")]
     Invalid {
-        /// The field of the request.
+        /// Field of the request.
         field: &'static str,
-        /// The reason for machines, such as `INVALID_NAME`.
+        /// Reason of the ErrorInfo, such as `INVALID_NAME`.
         reason: &'static str,
-        /// The rule, for people.
+        /// Description of the problem.
         message: String,
     },
-    /// The id is taken.
-    #[error("operation {name:?} exists already; choose another operation_id, or leave it out")]
+    /// The operation id is in use.
+    #[error("operation {name:?} already exists; choose another operation_id or omit it")]
     OperationExists {
-        /// The name that is taken.
+        /// Name of the existing operation.
         name: String,
     },
-    /// The request id came before, with other content.
+    /// The request id was used before for a request with other content.
     #[error(
-        "request_id {request_id:?} was used for another request; use a new one for each new request"
+        "request_id {request_id:?} was used for another request; use a new one for each request"
     )]
     RequestIdReused {
-        /// The id.
+        /// The request id.
         request_id: String,
     },
-    /// The operation is not in a stage for that, or the lease is not right.
+    /// The state of the operation or of its lease does not allow the change.
     #[error("{name}: {error}")]
     FailedPrecondition {
-        /// The operation.
+        /// Name of the operation.
         name: String,
-        /// Why.
+        /// The rejected transition.
         error: TransitionError,
     },
-    /// The queue holds as many waiting operations as it may.
-    #[error("queue {queue:?} is full: {limit} operations wait in it; try again later")]
+    /// The queue has reached its length limit.
+    #[error("queue {queue:?} is full: {limit} operations are waiting; retry later")]
     QueueFull {
-        /// The queue.
+        /// Name of the queue.
         queue: String,
-        /// The limit that is reached.
+        /// The limit, in operations.
         limit: usize,
     },
-    /// The store holds as much as it may.
+    /// The store has reached a capacity limit.
     #[error(
-        "the store is full: it holds {limit} {unit}; try again when operations have expired, or delete done ones"
+        "the store is full: it has reached its limit of {limit} {unit}; delete done operations, or retry after some have expired"
     )]
     StoreFull {
-        /// `operations` or `bytes`.
+        /// Unit of `limit`: `operations` or `bytes`.
         unit: &'static str,
-        /// The limit that is reached.
+        /// The limit.
         limit: usize,
     },
-    /// Too many clients wait.
+    /// The server has reached its limit of open waits and watches.
     #[error(
-        "the server has {limit} open waits and watches, which is its limit; try again later, or poll GetOperation"
+        "the server has reached its limit of {limit} open waits and watches; retry later, or poll GetOperation"
     )]
     TooManyWaiters {
-        /// The limit that is reached.
+        /// The limit, in waits and watches.
         limit: usize,
     },
-    /// One operation is too large.
-    #[error("{field} makes the operation {size} bytes large; at most {limit} are allowed")]
+    /// The operation would exceed its size limit.
+    #[error("{field} makes the operation {size} bytes large; the limit is {limit} bytes")]
     TooLarge {
-        /// What is too large.
+        /// The field that exceeds the limit.
         field: &'static str,
-        /// Its size in bytes.
+        /// Size of the operation in bytes.
         size: usize,
-        /// The most bytes that are allowed.
+        /// The limit in bytes.
         limit: usize,
     },
-    /// The store cannot write at present.
-    #[error("the store cannot write at present; try again")]
+    /// Writes to the storage are failing.
+    #[error("the store cannot write at present; retry")]
     StoreUnavailable,
-    /// The server drains.
-    #[error("the server is shutting down; try again")]
+    /// The server is shutting down.
+    #[error("the server is shutting down; retry")]
     ShuttingDown,
 }
 
@@ -128,7 +127,7 @@ impl Error {
         Self::NotFound { name: name.into() }
     }
 
-    /// The canonical code (AIP-193).
+    /// Returns the canonical code (AIP-193).
     pub fn code(&self) -> Code {
         match self {
             Self::NotFound { .. } => Code::NotFound,
@@ -143,7 +142,7 @@ impl Error {
         }
     }
 
-    /// The `reason` of the ErrorInfo: stable, for machines.
+    /// Returns the `reason` of the ErrorInfo, which is stable.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NotFound { .. } => "OPERATION_NOT_FOUND",
@@ -175,7 +174,7 @@ impl Error {
         }
     }
 
-    /// The values in the message, by the keys of the ErrorInfo's metadata.
+    /// Returns the metadata of the ErrorInfo: the values in the message, with their keys.
     pub fn metadata(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::NotFound { name }
@@ -208,7 +207,7 @@ impl Error {
         }
     }
 
-    /// How long to wait before another try, where one may help.
+    /// Returns the delay before a retry, or `None` if a retry cannot succeed.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::QueueFull { .. }

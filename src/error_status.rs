@@ -1,7 +1,5 @@
-//! What an error says to a client, whatever the transport: a
-//! `google.rpc.Status` with one ErrorInfo, and what else helps (AIP-193). Which
-//! errors there are is decided in `error`, how a status travels in `grpc` and
-//! in `gateway`.
+//! Converts errors to `google.rpc.Status` with an ErrorInfo and further details
+//! (AIP-193), for every transport.
 
 use std::collections::HashMap;
 
@@ -15,8 +13,8 @@ use crate::{
     },
 };
 
-/// The most bytes of a message, and of a value in the details. Longer ones are
-/// cut: they only repeat what the caller sent.
+/// Limits of the message and of a value in the details. Longer texts repeat the
+/// caller's input and are truncated.
 const MAX_MESSAGE_BYTES: usize = 1024;
 const MAX_VALUE_BYTES: usize = 512;
 
@@ -50,17 +48,20 @@ impl From<Error> for Status {
     }
 }
 
-/// The request is not the message that it should be: a name that is not UTF-8,
-/// for one.
+/// Returns the status of a request that could not be decoded, for example because a
+/// name is not valid UTF-8.
 pub(crate) fn malformed_request(problem: &str) -> Status {
-    let message = format!("the request cannot be read: {problem}");
+    let message = format!("malformed request: {problem}");
     bad_request("", "MALFORMED_REQUEST", &message, &message)
 }
 
-/// An argument breaks a rule, and which one it is only the caller knows.
+/// Returns the status of an invalid argument whose name is not known at compile time.
 #[cfg_attr(
     not(feature = "gateway"),
-    expect(dead_code, reason = "the parameters of URLs are open-ended")
+    expect(
+        dead_code,
+        reason = "only URL parameters have names unknown at compile time"
+    )
 )]
 pub(crate) fn invalid_argument(field: &str, reason: &str, description: &str) -> Status {
     bad_request(
@@ -71,7 +72,7 @@ pub(crate) fn invalid_argument(field: &str, reason: &str, description: &str) -> 
     )
 }
 
-/// A status with one ErrorInfo, for an error of the stack below.
+/// Returns a status with an ErrorInfo, for an error of the transport.
 pub(crate) fn with_reason(code: Code, reason: &str, message: &str) -> Status {
     let metadata = [("description".to_owned(), message.to_owned())];
     build_status(code, reason, metadata.into(), message, Vec::new())
@@ -93,7 +94,7 @@ fn build_status(
     message: &str,
     mut details: Vec<Any>,
 ) -> Status {
-    // A response whose headers are too large ends the connection of many clients.
+    // Many clients close the connection when the response headers are too large.
     let message = truncate(message, MAX_MESSAGE_BYTES);
     let metadata = metadata
         .into_iter()

@@ -1,5 +1,5 @@
-//! Plain metric handles, passed down to those who count. Registering and
-//! serving them is for whoever composes; nothing here is global.
+//! The metric handles of one server, passed to the code that records them.
+//! There is no global registry.
 
 use std::sync::atomic::AtomicU64;
 
@@ -11,17 +11,17 @@ use prometheus_client::{
 
 use crate::proto::{google::rpc::Code, longrunning::v1::operation_metadata::State};
 
-/// The metrics of one server. Clones share the values.
+/// The metrics of one server. Clones share their values.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     operations: Family<StateLabel, Gauge>,
     by_state: [Gauge; 6],
     pub(crate) stored_bytes: Gauge,
     pub(crate) waiters: Gauge,
-    /// Told by whoever serves the metrics.
+    /// 1 while the store accepts writes, else 0. Set by the code that serves the metrics.
     pub(crate) store_writable: Gauge,
     pub(crate) replication_delay: Histogram,
-    /// Told by whoever serves the metrics.
+    /// In seconds. Set by the code that serves the metrics.
     pub(crate) replication_lag: Gauge<f64, AtomicU64>,
     queue_depth: Family<QueueLabel, Gauge>,
     attempts: Family<AttemptLabel, Counter>,
@@ -32,14 +32,14 @@ pub struct Metrics {
     http_request_duration: Family<MethodLabel, Histogram>,
 }
 
-/// The counters of one RPC method, looked up once.
+/// The request counters of one RPC method, indexed by status code.
 #[derive(Clone, Debug)]
 pub(crate) struct RpcMetrics {
     by_code: [Counter; 17],
     duration: Histogram,
 }
 
-/// How an attempt ended, as a label.
+/// Outcome of an attempt; the value of the label `outcome`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[expect(non_camel_case_types, reason = "the names are the values of the label")]
 pub(crate) enum AttemptOutcome {
@@ -105,12 +105,14 @@ impl Default for Metrics {
             };
             by_state[state as usize] = operations.get_or_create_owned(&label);
         }
+        let store_writable = Gauge::default();
+        store_writable.set(1);
         Self {
             operations,
             by_state,
             stored_bytes: Gauge::default(),
             waiters: Gauge::default(),
-            store_writable: Gauge::default(),
+            store_writable,
             replication_delay: request_duration_histogram(),
             replication_lag: Gauge::default(),
             queue_depth: Family::default(),
@@ -131,7 +133,7 @@ fn request_duration_histogram() -> Histogram {
 }
 
 impl Metrics {
-    /// Puts every metric into a registry, with the prefix `longrunning_`.
+    /// Registers every metric in `registry`, with the prefix `longrunning_`.
     pub fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("longrunning");
         registry.register(
@@ -201,25 +203,26 @@ impl Metrics {
         );
     }
 
-    /// The number of operations in a state.
+    /// Returns the gauge of operations in `state`.
     pub(crate) fn operations(&self, state: State) -> &Gauge {
         &self.by_state[state as usize]
     }
 
+    /// Returns the gauge of operations that wait in `queue`; creates the series if needed.
     pub(crate) fn queue_depth(&self, queue: &str) -> Gauge {
         self.queue_depth.get_or_create_owned(&QueueLabel {
             queue: queue.to_owned(),
         })
     }
 
-    /// Drops the series of a queue that is gone.
+    /// Removes the `queue_depth` series of `queue`.
     pub(crate) fn remove_queue(&self, queue: &str) {
         self.queue_depth.remove(&QueueLabel {
             queue: queue.to_owned(),
         });
     }
 
-    /// Counts the end of an attempt.
+    /// Records one finished attempt and its duration.
     pub(crate) fn record_attempt(&self, queue: &str, outcome: AttemptOutcome, seconds: f64) {
         let queue = queue.to_owned();
         self.attempts
@@ -233,10 +236,10 @@ impl Metrics {
             .observe(seconds);
     }
 
-    /// Counts an answer over HTTP.
+    /// Records one HTTP/JSON response and the time from its request.
     #[cfg_attr(
         not(feature = "gateway"),
-        expect(dead_code, reason = "only the gateway answers over HTTP")
+        expect(dead_code, reason = "only the gateway serves HTTP/JSON")
     )]
     pub(crate) fn record_http_request(&self, method: &'static str, code: u16, seconds: f64) {
         let code = u32::from(code);
@@ -248,6 +251,7 @@ impl Metrics {
             .observe(seconds);
     }
 
+    /// Returns the counters of `method`, so that a request needs no lookup by label.
     pub(crate) fn rpc_metrics(&self, method: &'static str) -> RpcMetrics {
         let by_code = std::array::from_fn(|code| {
             let code = Code::try_from(i32::try_from(code).unwrap_or(2)).unwrap_or(Code::Unknown);
@@ -268,9 +272,23 @@ impl Metrics {
 // === impl RpcMetrics ===
 
 impl RpcMetrics {
-    /// Counts one answer.
+    /// Records one response. A `code` outside 0 to 16 counts as UNKNOWN.
     pub(crate) fn observe(&self, code: usize, seconds: f64) {
         self.by_code.get(code).unwrap_or(&self.by_code[2]).inc();
         self.duration.observe(seconds);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn store_writable_is_1_before_the_first_scrape() {
+        let mut registry = Registry::default();
+        Metrics::default().register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(text.contains("longrunning_store_writable 1\n"), "{text}");
     }
 }

@@ -1,19 +1,18 @@
-//! The generated messages and clients, as `proto/` declares them, and the
-//! descriptor set for reflection. No code of ours lives here.
+//! Messages and clients generated from `proto/`, and their descriptor set.
 
 #[expect(
     missing_docs,
     reason = "the documentation is in the vendored .proto files"
 )]
 pub mod google {
-    //! The vendored protos of Google.
+    //! Vendored protos of Google.
 
     pub mod api {
-        //! `google.api`: the annotations that operations.proto carries.
+        //! `google.api`: the annotations of operations.proto.
         tonic::include_proto!("google.api");
     }
     pub mod longrunning {
-        //! `google.longrunning`: Operation, and the client of its service.
+        //! `google.longrunning`: Operation and the client of the Operations service.
         tonic::include_proto!("google.longrunning");
     }
     pub mod rpc {
@@ -30,7 +29,7 @@ pub mod longrunning {
         tonic::include_proto!("longrunning.v1");
     }
     pub mod demo {
-        //! The API that the demo serves.
+        //! The API of the demo.
         pub mod v1 {
             //! `longrunning.demo.v1`: Checksums.
             tonic::include_proto!("longrunning.demo.v1");
@@ -38,6 +37,6 @@ pub mod longrunning {
     }
 }
 
-/// The `google.protobuf.FileDescriptorSet` of every service and type above,
-/// encoded; what gRPC reflection serves.
+/// The encoded `google.protobuf.FileDescriptorSet` of these services and types, for
+/// gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

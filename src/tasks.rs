@@ -1,6 +1,5 @@
-//! The only spawn outside of connections: every background task has a name, a
-//! span, an owner and an end. What the tasks do lives with those who start them.
-//! Work that would keep its thread for long is done aside.
+//! Spawns background tasks. Every task has a name, a tracing span and an owner
+//! that waits for it on shutdown.
 
 use std::{
     future::{Future, pending, poll_fn},
@@ -16,11 +15,11 @@ use tokio_util::{
 };
 use tracing::{Instrument, info_span};
 
-/// From so many bytes on, decoding, searching and printing take milliseconds,
-/// for which the other connections of a lane would stand still.
+/// Size from which decoding, searching and printing take milliseconds. On an IO
+/// thread this would delay its other connections.
 pub(crate) const BLOCKING_THRESHOLD_BYTES: usize = 64 * 1024;
 
-/// The tasks of one owner. Clones share the tracker and the stop signal.
+/// The tasks of one owner. Clones share the tracker and the stop token.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tasks {
     tracker: TaskTracker,
@@ -28,7 +27,7 @@ pub(crate) struct Tasks {
 }
 
 impl Tasks {
-    /// Starts `future` on the current runtime, within a span that bears `name`.
+    /// Spawns `future` on the current runtime, in a span with the field `name`.
     pub(crate) fn spawn<F>(&self, name: &'static str, future: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
@@ -38,27 +37,30 @@ impl Tasks {
             .spawn(future.instrument(info_span!("task", name)))
     }
 
-    /// The signal that tells the tasks to end.
+    /// Returns the token that `stop` cancels.
     pub(crate) fn stop_token(&self) -> &CancellationToken {
         &self.stop_token
     }
 
-    /// Raises the signal and waits until every task has ended.
+    /// Cancels the stop token and waits until every task has ended.
     pub(crate) async fn stop(&self) {
         self.stop_token.cancel();
         self.tracker.close();
         self.tracker.wait().await;
     }
 
-    /// Counts as a task until it is dropped, for work that is in other hands.
+    /// Returns a token that counts as a task until it is dropped, for work that runs
+    /// outside of `Tasks`.
     pub(crate) fn token(&self) -> TaskTrackerToken {
         self.tracker.token()
     }
 
-    /// Runs `future` to its end even if the caller goes away, as tonic's
-    /// handlers do when their client leaves. It is polled once in place, which
-    /// is all that a future without IO needs, and becomes a task only if that
-    /// was not enough.
+    /// Runs `future` to completion even if the returned future is dropped after its
+    /// first poll, as tonic drops handlers when the client disconnects. The first poll
+    /// is inline, which completes a future without IO; a pending future is spawned.
+    ///
+    /// # Panics
+    /// Resumes a panic of `future`.
     pub(crate) async fn run_to_completion<F>(&self, name: &'static str, future: F) -> F::Output
     where
         F: Future + Send + 'static,
@@ -70,15 +72,16 @@ impl Tasks {
             Poll::Ready(output) => output,
             Poll::Pending => match self.spawn(name, future).await {
                 Ok(output) => output,
-                // Nobody aborts these tasks, so a join error is a panic of the future.
+                // These tasks are never aborted, so a join error is a panic.
                 Err(error) => resume_unwind(error.into_panic()),
             },
         }
     }
 }
 
-/// Does the work that so many bytes make: at once, or, if they are many, on a
-/// thread for such work. If nobody waits for it any longer, it still ends.
+/// Runs `work`, which processes `bytes` bytes: inline below
+/// [`BLOCKING_THRESHOLD_BYTES`], else on a blocking thread. Work that has started
+/// there completes even if the returned future is dropped.
 pub(crate) async fn spawn_blocking_if_large<F, T>(bytes: usize, work: F) -> T
 where
     F: FnOnce() -> T + Send + 'static,
@@ -91,7 +94,7 @@ where
         Ok(output) => output,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => resume_unwind(panic),
-            // The runtime ends, and this future with it.
+            // The runtime is shutting down and drops this future.
             Err(_) => pending().await,
         },
     }
@@ -111,16 +114,16 @@ mod tests {
         let (gate_sender, gate_receiver) = oneshot::channel::<()>();
         let (done_sender, done_receiver) = oneshot::channel::<()>();
         let work = tasks.run_to_completion("test", async move {
-            gate_receiver.await.expect("the test opens the gate");
-            done_sender.send(()).expect("the test listens");
+            gate_receiver.await.unwrap();
+            done_sender.send(()).unwrap();
         });
         let mut caller = Box::pin(work);
         assert!(futures_util::poll!(caller.as_mut()).is_pending());
         drop(caller);
-        gate_sender.send(()).expect("the work waits at the gate");
+        gate_sender.send(()).unwrap();
         done_receiver
             .await
-            .expect("the work goes on without its caller");
+            .expect("the work continues without its caller");
     }
 
     #[tokio::test]
