@@ -109,7 +109,7 @@ pub use gateway::{
 };
 pub use grpc::{
     codec::EncodedMessage,
-    metrics_layer::GrpcMetrics,
+    metrics_layer::{GrpcMetrics, GrpcMetricsLayer},
     operations::{OperationsServer, OperationsService, operations_server, operations_server_with},
     watch::{OperationWatchServer, WatchService, watch_server},
     worker::{OperationWorkerServer, WorkerService, worker_server, worker_server_with},

@@ -1,5 +1,4 @@
-//! What workers get to see: leases and directives, made from operations. When
-//! they get them is decided in `worker`.
+//! Converts operations to the leases and directives that workers receive.
 
 use crate::{
     clock::{Timestamp, to_proto_duration},
@@ -9,8 +8,7 @@ use crate::{
     store::directives::{LeaseDirective, LeaseDirectiveKind},
 };
 
-/// The lease of an operation, for its holder; none if nobody has one, or it is
-/// over.
+/// Returns the current lease, or `None` if it expired or the operation is not leased.
 pub(super) fn to_proto_lease(operation: &Operation, now: Timestamp) -> Option<Lease> {
     let lease = operation.lease().filter(|lease| now < lease.expires_at)?;
     let to_any = |payload: Option<&Payload>| payload.map(|payload| payload.any().clone());
@@ -43,7 +41,7 @@ pub(super) fn to_proto_lease(operation: &Operation, now: Timestamp) -> Option<Le
     })
 }
 
-/// What the holder of a lease that was renewed should do.
+/// Returns the directive for a renewed lease.
 pub(super) fn renewed_directive(operation: &Operation, now: Timestamp) -> Directive {
     let kind = if operation.cancel_requested() {
         Kind::CancelRequested
@@ -56,7 +54,7 @@ pub(super) fn renewed_directive(operation: &Operation, now: Timestamp) -> Direct
     build_directive(operation, token, kind, now)
 }
 
-/// A lease that is not held any more.
+/// Returns the directive for a lost lease.
 pub(super) fn lease_lost_directive(name: String, lease_token: Vec<u8>, error: Error) -> Directive {
     Directive {
         name,
@@ -67,7 +65,7 @@ pub(super) fn lease_lost_directive(name: String, lease_token: Vec<u8>, error: Er
     }
 }
 
-/// A message that concerns the whole worker.
+/// Returns a directive for the whole worker, without a lease.
 pub(super) fn worker_directive(kind: Kind) -> Directive {
     Directive {
         kind: kind.into(),
@@ -75,14 +73,13 @@ pub(super) fn worker_directive(kind: Kind) -> Directive {
     }
 }
 
-/// The directive that a notice becomes.
-pub(super) fn to_proto_directive(notice: &LeaseDirective, now: Timestamp) -> Directive {
-    let kind = match notice.kind {
+pub(super) fn to_proto_directive(directive: &LeaseDirective, now: Timestamp) -> Directive {
+    let kind = match directive.kind {
         LeaseDirectiveKind::CancelRequested => Kind::CancelRequested,
         LeaseDirectiveKind::Deleted => Kind::OperationDeleted,
         LeaseDirectiveKind::LeaseLost => Kind::LeaseLost,
     };
-    build_directive(&notice.operation, Some(notice.token), kind, now)
+    build_directive(&directive.operation, Some(directive.token), kind, now)
 }
 
 fn build_directive(

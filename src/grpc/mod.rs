@@ -1,5 +1,4 @@
-//! The gRPC services: requests in, stored bytes out, errors as statuses. They
-//! decide nothing; `operations` does.
+//! The gRPC services. They translate requests and errors, and answer with stored bytes.
 
 pub(crate) mod codec;
 pub(crate) mod lease_proto;

@@ -1,5 +1,4 @@
-//! google.longrunning.Operations: five methods, each a few lines around the
-//! handle. The deadline of a call is read here.
+//! The `google.longrunning.Operations` service.
 
 use std::time::Duration;
 
@@ -29,19 +28,20 @@ mod generated {
 
 pub use generated::operations_server::OperationsServer;
 
-/// Serves [`Operations`] as google.longrunning.Operations.
+/// Implements `google.longrunning.Operations` on [`Operations`].
 #[derive(Clone, Debug)]
 pub struct OperationsService {
     operations: Operations,
     wait_limits: WaitLimits,
 }
 
-/// The google.longrunning.Operations service, to be added to a tonic server.
+/// Returns the `google.longrunning.Operations` service for a tonic server, with the
+/// default wait limits.
 pub fn operations_server(operations: &Operations) -> OperationsServer<OperationsService> {
     operations_server_with(operations, WaitLimits::default())
 }
 
-/// As [`operations_server`], with other limits on waits.
+/// Returns the `google.longrunning.Operations` service for a tonic server.
 pub fn operations_server_with(
     operations: &Operations,
     wait_limits: WaitLimits,
@@ -115,11 +115,12 @@ impl generated::operations_server::Operations for OperationsService {
     }
 }
 
-/// The time that the client gives the call: at most 8 digits and a unit.
+/// Returns the timeout in the `grpc-timeout` header (at most 8 digits and a unit), or
+/// `None` if it is missing or malformed.
 pub(super) fn grpc_timeout(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if 8 < digits.len() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+    if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
     let value: u64 = digits.parse().ok()?;

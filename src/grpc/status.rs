@@ -1,6 +1,4 @@
-//! How an error looks to a gRPC client: the status of the call, with the whole
-//! `google.rpc.Status` in its details. What that says is decided in
-//! `crate::status`.
+//! Converts errors to gRPC statuses, with the whole `google.rpc.Status` in the details.
 
 use prost::Message;
 use tonic::{Code, Status};
@@ -17,19 +15,18 @@ impl From<Error> for Status {
     }
 }
 
-/// The request is not the message that it should be: a name that is not UTF-8,
-/// for one.
+/// Returns the status of a request that could not be decoded, for example because a
+/// name is not valid UTF-8.
 pub(crate) fn malformed_request(problem: &str) -> Status {
     into_tonic_status(error_status::malformed_request(problem))
 }
 
-/// A status with one ErrorInfo, for an error of the stack below.
+/// Returns a status with an ErrorInfo, for an error of the gRPC stack.
 pub(crate) fn with_reason(code: Code, reason: &str, message: &str) -> Status {
     let code = RpcCode::try_from(code as i32).unwrap_or(RpcCode::Unknown);
     into_tonic_status(error_status::with_reason(code, reason, message))
 }
 
-/// The status as it ends a call.
 fn into_tonic_status(full: rpc::Status) -> Status {
     let details = full.encode_to_vec().into();
     Status::with_details(Code::from(full.code), full.message, details)

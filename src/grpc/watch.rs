@@ -1,4 +1,4 @@
-//! longrunning.v1.OperationWatch: the states of an operation as a stream.
+//! The `longrunning.v1.OperationWatch` service.
 
 use std::pin::Pin;
 
@@ -21,13 +21,17 @@ mod generated {
 
 pub use generated::operation_watch_server::OperationWatchServer;
 
-/// Serves [`Operations`] as longrunning.v1.OperationWatch.
+/// Implements `longrunning.v1.OperationWatch` on [`Operations`].
 #[derive(Clone, Debug)]
-pub struct WatchService(Operations);
+pub struct WatchService {
+    operations: Operations,
+}
 
-/// The longrunning.v1.OperationWatch service, to be added to a tonic server.
+/// Returns the `longrunning.v1.OperationWatch` service for a tonic server.
 pub fn watch_server(operations: &Operations) -> OperationWatchServer<WatchService> {
-    OperationWatchServer::new(WatchService(operations.clone()))
+    OperationWatchServer::new(WatchService {
+        operations: operations.clone(),
+    })
 }
 
 #[tonic::async_trait]
@@ -39,7 +43,7 @@ impl generated::operation_watch_server::OperationWatch for WatchService {
         request: Request<WatchOperationRequest>,
     ) -> Result<Response<Self::WatchOperationStream>, Status> {
         let name = parse_lookup_name(request.into_inner().name)?;
-        let watch = self.0.watch(&name).await?;
+        let watch = self.operations.watch(&name).await?;
         let updates = stream::unfold(Some(watch), |watch| async move {
             let mut watch = watch?;
             match watch.next().await? {

@@ -1,5 +1,4 @@
-//! longrunning.v1.OperationWorker: for those who create operations and do their
-//! work. What a lease is and when it is lost is decided by the state machine.
+//! The `longrunning.v1.OperationWorker` service, for creators and workers.
 
 use std::{collections::BTreeMap, pin::Pin, time::Duration};
 
@@ -57,36 +56,37 @@ mod generated {
 
 pub use generated::operation_worker_server::OperationWorkerServer;
 
-/// How many queues one call may name.
+/// Maximum number of queues of one LeaseOperations call.
 const MAX_QUEUES: usize = 64;
-/// How many leases one call gives out.
+/// Maximum number of leases that one LeaseOperations call returns.
 const MAX_LEASES: usize = 1000;
-/// How many leases of one heartbeat are renewed side by side, so that a journal
-/// can keep them in one go.
+/// Maximum number of concurrent renewals of one heartbeat. Concurrent renewals share a
+/// storage commit.
 const MAX_CONCURRENT_RENEWALS: usize = 256;
-/// How often a lease is renewed before it is over.
+/// Recommended number of heartbeats per lease duration.
 const HEARTBEATS_PER_LEASE: u32 = 3;
-/// How many reports a heartbeat may have. Its answer must be smaller than what
-/// clients take in without a setting.
+/// Maximum number of reports in a heartbeat. Keeps the response below the default
+/// message limit of clients.
 const MAX_REPORTS: usize = 1000;
-/// The headers of a W3C trace.
+/// The headers of the W3C trace context.
 const TRACE_HEADERS: [&str; 2] = ["traceparent", "tracestate"];
 
-/// Serves [`Operations`] as longrunning.v1.OperationWorker.
+/// Implements `longrunning.v1.OperationWorker` on [`Operations`].
 #[derive(Clone, Debug)]
 pub struct WorkerService {
     operations: Operations,
     wait_limits: WaitLimits,
 }
 
-/// The longrunning.v1.OperationWorker service, to be added to a tonic server.
-/// Whoever reaches it may create and finish operations: give it a listener that
-/// clients cannot reach.
+/// Returns the `longrunning.v1.OperationWorker` service for a tonic server, with the
+/// default wait limits. Its callers can create and finish any operation: use a
+/// listener that clients cannot reach.
 pub fn worker_server(operations: &Operations) -> OperationWorkerServer<WorkerService> {
     worker_server_with(operations, WaitLimits::default())
 }
 
-/// As [`worker_server`], with other limits on how long a lease is waited for.
+/// Returns the service of [`worker_server`] with other limits on the wait of
+/// LeaseOperations.
 pub fn worker_server_with(
     operations: &Operations,
     wait_limits: WaitLimits,
@@ -115,8 +115,8 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
         let new_operation = NewOperation::try_from(request)?;
         let created = self.operations.create(new_operation).await?;
         let now = self.operations.clock().now();
-        // Another instance of the creator may ask for it again; the lease stays
-        // with the one that works.
+        // Only the holder gets the lease: another instance of the creator may have sent
+        // the same request before.
         let is_holder = created.operation.lease().is_some_and(|lease| {
             creator_id.is_some_and(|creator| creator == lease.holder.as_str())
         });
@@ -128,7 +128,7 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
             already_existed: created.already_existed,
         };
         let mut bytes = encoded::encode_field(1, created.operation.bytes());
-        response.encode(&mut bytes).expect("a vector has room");
+        response.encode(&mut bytes).expect("a Vec grows as needed");
         Ok(Response::new(EncodedMessage::Bytes(bytes.into())))
     }
 
@@ -166,8 +166,9 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
     ) -> Result<Response<EncodedMessage>, Status> {
         let request = request.into_inner();
         let worker = WorkerId::parse(&request.worker_id).map_err(Error::from)?;
-        if MAX_REPORTS < request.reports.len() {
-            let message = format!("at most {MAX_REPORTS} fit into one call; make several of it");
+        if request.reports.len() > MAX_REPORTS {
+            let message =
+                format!("at most {MAX_REPORTS} are allowed; split them into several calls");
             return Err(Error::invalid("reports", "INVALID_REPORTS", message).into());
         }
         if request.draining {
@@ -225,10 +226,13 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
         let worker = WorkerId::parse(&request.into_inner().worker_id).map_err(Error::from)?;
         let subscription = self.operations.watch_directives(&worker)?;
         let clock = self.operations.clock();
-        let updates = stream::unfold(Some(subscription), move |notices| async move {
-            let mut notices = notices?;
-            Some(match notices.next().await {
-                Some(notice) => (to_proto_directive(&notice, clock.now()), Some(notices)),
+        let updates = stream::unfold(Some(subscription), move |subscription| async move {
+            let mut subscription = subscription?;
+            Some(match subscription.next().await {
+                Some(directive) => {
+                    let directive = to_proto_directive(&directive, clock.now());
+                    (directive, Some(subscription))
+                }
                 None => (worker_directive(Kind::Drain), None),
             })
         });
@@ -243,9 +247,12 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
 // === impl WorkerService ===
 
 impl WorkerService {
-    /// Renews one lease; tells what its holder should do, and how long leases
-    /// of the operation last. A report that cannot be taken does not cost the
-    /// lease.
+    /// Renews one lease. Returns the directive for its holder, and the lease duration of
+    /// the operation or `None` if the lease is lost. An invalid report is rejected in the
+    /// directive, but the lease is still renewed.
+    ///
+    /// # Errors
+    /// The store is unavailable or the server is shutting down.
     async fn renew_lease(&self, report: LeaseHeartbeat) -> Result<(Directive, Option<Duration>)> {
         let LeaseHeartbeat {
             name, lease_token, ..
@@ -289,7 +296,7 @@ fn encoded_response(message: &impl Message) -> Response<EncodedMessage> {
 
 fn parse_queues(names: &[String]) -> Result<Vec<QueueName>> {
     if !(1..=MAX_QUEUES).contains(&names.len()) {
-        let message = format!("name 1 to {MAX_QUEUES} queues to take from");
+        let message = format!("name 1 to {MAX_QUEUES} queues");
         return Err(Error::invalid("queues", "INVALID_QUEUE", message));
     }
     let mut queues = names
@@ -301,21 +308,22 @@ fn parse_queues(names: &[String]) -> Result<Vec<QueueName>> {
     Ok(queues)
 }
 
+/// Returns the number of leases, limited to [`MAX_LEASES`]; 0 becomes 1.
 fn parse_max_leases(max_leases: i32) -> Result<usize> {
     match usize::try_from(max_leases) {
         Ok(0) => Ok(1),
         Ok(count) => Ok(count.min(MAX_LEASES)),
         Err(_) => {
-            let message = "it must not be negative; 0 stands for 1";
+            let message = "must not be negative; 0 means 1";
             Err(Error::invalid("max_leases", "INVALID_MAX_LEASES", message))
         }
     }
 }
 
-/// What cannot be a token of ours is no token of this operation.
+/// Returns the token. A malformed one belongs to no lease and yields LEASE_LOST.
 fn parse_lease_token(name: &OperationName, bytes: &[u8]) -> Result<LeaseToken> {
     if bytes.is_empty() {
-        let message = "send the lease_token that came with the lease";
+        let message = "missing; send the lease_token of the lease";
         return Err(Error::invalid(
             "lease_token",
             "INVALID_LEASE_TOKEN",
@@ -351,14 +359,14 @@ fn parse_failure(failure: finish::Failure) -> Result<Failure> {
         .map(parse_duration)
         .transpose()
         .map_err(|error| Error::invalid("retry_after", "INVALID_DURATION", error))?;
-    if parsed.retry_after.is_some_and(|after| MAX_BACKOFF < after) {
-        let message = "it must be at most 366 days";
+    if parsed.retry_after.is_some_and(|after| after > MAX_BACKOFF) {
+        let message = "must be at most 366 days";
         return Err(Error::invalid("retry_after", "INVALID_DURATION", message));
     }
     Ok(parsed)
 }
 
-/// The trace that the call itself belongs to. One that is malformed is left out.
+/// Returns the trace context of the call. Empty if it is missing or malformed.
 fn trace_headers(headers: &MetadataMap) -> BTreeMap<String, String> {
     let present = TRACE_HEADERS.into_iter().filter_map(|key| {
         let value = headers.get(key)?.to_str().ok()?;

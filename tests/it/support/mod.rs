@@ -44,7 +44,7 @@ pub(crate) mod test_storage;
 use std::{net::SocketAddr, time::Duration};
 
 use longrunning::{
-    Any, Builder, GrpcMetrics, LeaseToken, NewOperation, OperationName, Operations, Progress,
+    Any, Builder, GrpcMetricsLayer, LeaseToken, NewOperation, OperationName, Operations, Progress,
     WaitLimits, operations_server_with,
     proto::{
         google::longrunning::{
@@ -96,11 +96,8 @@ impl GrpcTestServer {
         for operations in &replicas {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             addresses.push(listener.local_addr().unwrap());
-            let metrics = operations.metrics().clone();
             let server = Stock::builder()
-                .layer(tower::layer::layer_fn(move |service| {
-                    GrpcMetrics::new(service, &metrics)
-                }))
+                .layer(GrpcMetricsLayer::new(operations.metrics()))
                 .add_service(operations_server_with(operations, wait_limits))
                 .add_service(watch_server(operations))
                 .add_service(worker_server_with(operations, wait_limits))
