@@ -83,12 +83,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let seconds = arguments.next().map_or(Ok(10), |text| text.parse())?;
     let seed = arguments.next().map_or(Ok(0x5eed), |text| text.parse())?;
     let operations = Operations::builder().start().await?;
-    let options = HttpOptions {
-        wait_limits: WaitLimits::default()
-            .with_default_timeout(Duration::ZERO)
-            .with_max_timeout(Duration::ZERO),
-        ..HttpOptions::default()
-    };
+    let mut options = HttpOptions::default();
+    options.wait_limits = WaitLimits::default()
+        .with_default_timeout(Duration::ZERO)
+        .with_max_timeout(Duration::ZERO);
     let mut gateway = gateway(&operations, options);
     let mut mutator = Mutator::new(seed, &FRAGMENTS);
     let mut corpus: Vec<String> = FRAGMENTS.map(str::to_owned).into();

@@ -1,5 +1,4 @@
-//! The body of a request: all of it, but not too much, not too slowly, and only
-//! JSON. What it says is read in `json`.
+//! Reads request bodies with limits on size, time and content type.
 
 use std::{
     error::Error as StdError,
@@ -18,16 +17,20 @@ use crate::error_status;
 
 pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// The largest body that any call takes, in bytes: room for a name and a
-/// duration, and so little that its JSON is read in no time.
+/// Maximum size of any request body. A body is a name and a duration; at this size,
+/// parsing its JSON does not delay other connections.
 pub(super) const MAX_BODY_BYTES: usize = 64 << 10;
 
-/// How much of a body that is too large is thrown away, and for how long, so that
-/// a client that sends first and reads then still gets the answer.
+/// Limits for discarding a body that is too large, so that a client that sends the
+/// whole body before it reads still gets the response.
 const MAX_DRAIN_BYTES: usize = 4 << 20;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Reads a whole JSON body of at most `limit` bytes.
+/// Reads a whole JSON body of at most `limit` bytes. An empty body may have any content
+/// type.
+///
+/// # Errors
+/// The body is too large, too slow, cut off or not JSON.
 pub(super) async fn read<B>(
     headers: &HeaderMap,
     body: B,
@@ -47,11 +50,10 @@ where
         let result = timeout(read_timeout, read_limited(body.as_mut(), limit)).await;
         let result = result.map_err(|_| HttpError::body_timeout())?;
         result.map_err(|error| {
-            error_status::malformed_request(&format!("the body: {}", error.into()))
+            error_status::malformed_request(&format!("failed to read the body: {}", error.into()))
         })?
-    } else if MAX_DRAIN_BYTES < declared_len || headers.contains_key(header::EXPECT) {
-        // A client that asks first is answered before anything is read, and
-        // sends nothing then.
+    } else if declared_len > MAX_DRAIN_BYTES || headers.contains_key(header::EXPECT) {
+        // A client that expects 100-continue sends no body after an error.
         return Err(HttpError::body_too_large(limit));
     } else {
         None
@@ -60,14 +62,14 @@ where
         let _ = timeout(DRAIN_TIMEOUT, drain(body)).await;
         return Err(HttpError::body_too_large(limit));
     };
-    // Without a body its type does not matter: some clients always send one.
+    // Some clients send a content type without a body.
     if !body.is_empty() && !is_json(headers) {
         return Err(HttpError::unsupported_media_type());
     }
     Ok(body)
 }
 
-/// All of a body; nothing as soon as it is larger than `limit`.
+/// Reads a whole body. Returns `None` as soon as it exceeds `limit` bytes.
 async fn read_limited<B: Body>(
     mut body: Pin<&mut B>,
     limit: usize,
@@ -77,7 +79,7 @@ async fn read_limited<B: Body>(
         let Ok(data) = frame?.into_data() else {
             continue;
         };
-        if limit - buffer.len() < data.remaining() {
+        if data.remaining() > limit - buffer.len() {
             return Ok(None);
         }
         buffer.put(data);
@@ -85,19 +87,22 @@ async fn read_limited<B: Body>(
     Ok(Some(buffer.freeze()))
 }
 
-/// Reads the rest of a body for nothing.
+/// Reads and discards the rest of a body, up to [`MAX_DRAIN_BYTES`].
 async fn drain<B: Body>(mut body: Pin<&mut B>) {
     let mut remaining_bytes = MAX_DRAIN_BYTES;
     while let Some(Ok(frame)) = body.frame().await {
         let size = frame.data_ref().map_or(0, Buf::remaining);
-        if remaining_bytes < size {
+        if size > remaining_bytes {
             return;
         }
         remaining_bytes -= size;
     }
 }
 
-/// Refuses a body where none belongs.
+/// Checks that a request has no body.
+///
+/// # Errors
+/// The request has a body, or its end does not arrive in time.
 pub(super) async fn reject_body<B>(
     headers: &HeaderMap,
     body: B,
@@ -116,7 +121,7 @@ where
     }
 }
 
-/// Whether the content type is JSON, or left out.
+/// Returns `true` if the content type is JSON or missing.
 fn is_json(headers: &HeaderMap) -> bool {
     let Some(content_type) = headers.get(header::CONTENT_TYPE) else {
         return true;
@@ -126,7 +131,7 @@ fn is_json(headers: &HeaderMap) -> bool {
         .unwrap_or_default()
         .to_ascii_lowercase();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
-    // The messages of gRPC have a frame around them, also if they are JSON.
+    // gRPC messages are framed, also with JSON encoding.
     let is_grpc = media_type.starts_with("application/grpc");
     let has_json_suffix = media_type.starts_with("application/") && media_type.ends_with("+json");
     media_type == "application/json" || (has_json_suffix && !is_grpc)

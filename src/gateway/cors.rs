@@ -1,33 +1,33 @@
-//! Calls from web pages of other origins: refused where they would change
-//! something, and unreadable otherwise (the CORS protocol of the Fetch standard),
-//! unless their origins are named.
+//! Cross-origin calls (CORS). Unless its origin is configured, a web page can neither
+//! modify operations nor read responses.
 
 use std::str::FromStr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
 
-/// How long a browser may remember a permission, in seconds.
+/// Time for which a browser may cache a preflight response.
 const PREFLIGHT_MAX_AGE_SECONDS: &str = "600";
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const ALLOWED_METHODS: &str = "GET, HEAD, POST, DELETE";
 
-/// The origins whose pages may call the server, such as
-/// `https://app.example.com`; `*` is any. By default there are none.
+/// The origins whose pages may call the server, such as `https://app.example.com`, or
+/// `*` for any. Empty by default. Parses from a comma-separated list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CorsOrigins(Vec<HeaderValue>);
 
-/// A text that is not a list of origins.
+/// Error for a text that is not a list of origins.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not an origin: write SCHEME://HOST or SCHEME://HOST:PORT, as browsers do, without a path; or * for any"
+    "invalid origin {0:?}: write SCHEME://HOST or SCHEME://HOST:PORT without a path, or * for any"
 )]
 pub struct InvalidCorsOrigins(String);
 
 // === impl CorsOrigins ===
 
 impl CorsOrigins {
-    /// Whether a call comes from a page that may not call. A browser sends a
-    /// plain POST for any page, and only hides the answer from it.
+    /// Returns `true` if the call comes from a page of another origin that is not
+    /// configured. A browser sends a simple POST from any page and only hides the
+    /// response, so the server must reject it.
     pub(super) fn is_forbidden(&self, request: &Parts) -> bool {
         let headers = &request.headers;
         let Some(origin) = headers.get(header::ORIGIN) else {
@@ -39,7 +39,7 @@ impl CorsOrigins {
         if let Some(site) = headers.get(SEC_FETCH_SITE) {
             return site != "same-origin" && site != "none";
         }
-        // HTTP/2 has the host in the URL.
+        // HTTP/2 has the host in `:authority`.
         let host = match request.uri.authority() {
             Some(authority) => Some(authority.as_str()),
             None => headers
@@ -56,7 +56,7 @@ impl CorsOrigins {
             .find(|allowed| *allowed == "*" || *allowed == origin)
     }
 
-    /// Adds what lets the page that asked read the answer, if it may.
+    /// Adds the headers that let a page of a configured origin read the response.
     pub(super) fn add_cors_headers(
         &self,
         method: &Method,
@@ -66,7 +66,7 @@ impl CorsOrigins {
         if self.0.is_empty() {
             return;
         }
-        // The answer to another origin is another one, also for caches.
+        // A cache must not serve the response to another origin.
         response.append(header::VARY, header::ORIGIN.into());
         let Some(origin) = request.get(header::ORIGIN) else {
             return;
@@ -87,7 +87,7 @@ impl CorsOrigins {
             header::ACCESS_CONTROL_MAX_AGE,
             HeaderValue::from_static(PREFLIGHT_MAX_AGE_SECONDS),
         );
-        // Clients send headers of their own kind, none of which means anything here.
+        // No request header changes what a call does here, so all are allowed.
         if let Some(headers) = request.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
             response.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, headers.clone());
         }
@@ -97,7 +97,6 @@ impl CorsOrigins {
 impl FromStr for CorsOrigins {
     type Err = InvalidCorsOrigins;
 
-    /// Origins with commas between them; the empty text is none.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let origins = text.split(',').map(str::trim);
         let origins = origins.filter(|origin| !origin.is_empty());
@@ -200,7 +199,7 @@ mod tests {
         assert!(is_forbidden("", &[("origin", "null")]));
         assert!(!is_forbidden("https://a.example", &other));
         assert!(!is_forbidden("*", &other));
-        // Who is no browser, and the server's own pages behind whatever proxy.
+        // Clients other than browsers, and the server's own pages behind a proxy.
         assert!(!is_forbidden("", &[]));
         assert!(!is_forbidden(
             "",

@@ -1,6 +1,5 @@
-//! How an error looks to an HTTP client: the envelope of AIP-193, with the HTTP
-//! code of `google/rpc/code.proto`. What the status in it says is decided in
-//! `crate::status`.
+//! Errors of the gateway: the envelope of AIP-193 with the HTTP codes of
+//! `google/rpc/code.proto`.
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
@@ -13,16 +12,16 @@ use crate::{
     types::TypeRegistry,
 };
 
-/// A call that is answered with an error.
+/// An HTTP error response.
 #[derive(Debug)]
 pub(crate) struct HttpError {
     pub(super) code: StatusCode,
     status: Status,
-    /// What tells the client how to go on; boxed, because it is rare and large.
+    /// A header such as `allow` or `retry-after`. Boxed, because it is rare and large.
     pub(super) header: Option<Box<(HeaderName, HeaderValue)>>,
 }
 
-// === impl Refusal ===
+// === impl HttpError ===
 
 impl HttpError {
     fn new(code: StatusCode, status: Status) -> Self {
@@ -33,19 +32,19 @@ impl HttpError {
         }
     }
 
-    /// No binding has such a path.
+    /// No binding matches the path.
     pub(super) fn unknown_path(prefix: &str) -> Self {
         let message = format!(
-            "no call has this path; there are GET {prefix}/operations, GET and DELETE {prefix}/operations/ID, \
+            "unknown path; available: GET {prefix}/operations, GET and DELETE {prefix}/operations/ID, \
              POST {prefix}/operations/ID:cancel and :wait, and GET {prefix}/operations/ID:watch, \
              each also below a parent such as {prefix}/projects/p1"
         );
         error_status::with_reason(Code::NotFound, "UNKNOWN_PATH", &message).into()
     }
 
-    /// Bindings have the path, but with these methods.
+    /// The path has bindings, but only for the `allowed` methods.
     pub(super) fn method_not_allowed(allowed: &'static str) -> Self {
-        let message = format!("this path cannot be asked so; it takes {allowed}");
+        let message = format!("method not allowed for this path; allowed: {allowed}");
         let status = error_status::with_reason(Code::Unimplemented, "METHOD_NOT_ALLOWED", &message);
         let mut error = Self::new(StatusCode::METHOD_NOT_ALLOWED, status);
         let value = HeaderValue::from_static(allowed);
@@ -53,21 +52,20 @@ impl HttpError {
         error
     }
 
-    /// The call comes from a page that may not call.
+    /// The call comes from a page whose origin is not configured.
     pub(super) fn origin_not_allowed() -> Self {
-        let message =
-            "pages of this origin may not call; start the server with --cors-origin to let them";
+        let message = "calls from pages of this origin are not allowed; add it to --cors-origin of the server";
         error_status::with_reason(Code::PermissionDenied, "ORIGIN_NOT_ALLOWED", message).into()
     }
 
-    /// The body is larger than the server takes.
+    /// The body exceeds the limit.
     pub(super) fn body_too_large(limit: usize) -> Self {
-        let message = format!("the body is larger than {limit} bytes; send a smaller one");
+        let message = format!("the body exceeds the limit of {limit} bytes; send a smaller one");
         let status = error_status::with_reason(Code::ResourceExhausted, "TOO_LARGE", &message);
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, status)
     }
 
-    /// The body is not JSON by its content type.
+    /// The content type of the body is not JSON.
     pub(super) fn unsupported_media_type() -> Self {
         let message = "the body must be JSON; send it with content-type: application/json";
         let status =
@@ -75,22 +73,22 @@ impl HttpError {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, status)
     }
 
-    /// A call that takes no body has one.
+    /// The request has a body, but its method takes none.
     pub(super) fn unexpected_body() -> Self {
         error_status::malformed_request("this call takes no body").into()
     }
 
-    /// The body did not come.
+    /// The body did not arrive in time.
     pub(super) fn body_timeout() -> Self {
-        let message = "the body did not come in time; send it at once, or none";
+        let message = "the body did not arrive in time; send it with the request, or none";
         let status =
             error_status::with_reason(Code::DeadlineExceeded, "REQUEST_BODY_TIMEOUT", message);
         Self::new(StatusCode::REQUEST_TIMEOUT, status)
     }
 
-    /// A mistake of the server's own.
+    /// The handling of the call panicked.
     pub(super) fn internal() -> Self {
-        let message = "the server made a mistake, which its log tells of";
+        let message = "internal server error; see the server log";
         error_status::with_reason(Code::Internal, "INTERNAL", message).into()
     }
 
@@ -99,7 +97,7 @@ impl HttpError {
         &self.status.message
     }
 
-    /// The body of the answer.
+    /// Returns the body of the response. A detail of a type that `types` lacks is base64.
     pub(super) fn envelope(&self, types: &TypeRegistry) -> Value {
         let details = self.status.details.iter();
         let details: Vec<Value> = details.map(|detail| types.any_to_json(detail)).collect();
@@ -114,28 +112,31 @@ impl HttpError {
 
 #[cfg_attr(
     not(feature = "server"),
-    expect(dead_code, reason = "another server has its own words for these")
+    expect(
+        dead_code,
+        reason = "only the program answers requests that hyper rejects"
+    )
 )]
 impl HttpError {
-    /// hyper cannot read the request, and says so with this code.
+    /// hyper rejected the request with `code`.
     pub(crate) fn unparsable_request(code: StatusCode) -> Self {
         let status = match code {
             StatusCode::URI_TOO_LONG => {
-                let message = "it is longer than the server takes; shorten it";
+                let message = "longer than the limit of the server; shorten it";
                 error_status::invalid_argument("URL", "URL_TOO_LONG", message)
             }
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
-                let message = "the head of the request is larger than the server takes; shorten it";
+                let message = "the request headers exceed the limit of the server; shorten them";
                 error_status::invalid_argument("headers", "HEADERS_TOO_LARGE", message)
             }
             _ => error_status::malformed_request(
-                "it is not HTTP; escape what does not belong into a URL",
+                "not valid HTTP; percent-encode reserved characters in the URL",
             ),
         };
         Self::new(code, status)
     }
 
-    /// The body of the answer, for those who know no types but the built-in ones.
+    /// Returns the body of the response, with the built-in types only.
     pub(crate) fn to_json(&self) -> Vec<u8> {
         self.envelope(&TypeRegistry::built_in())
             .to_string()
@@ -161,12 +162,12 @@ impl From<Error> for HttpError {
 
 impl From<InvalidUrl> for HttpError {
     fn from(error: InvalidUrl) -> Self {
-        error_status::malformed_request(&format!("the URL: {error}")).into()
+        error_status::malformed_request(&format!("invalid URL: {error}")).into()
     }
 }
 
 impl RouteError {
-    /// As it is answered, on a server whose paths begin so.
+    /// Converts to a response; its message shows paths with `prefix`.
     pub(super) fn into_http_error(self, prefix: &str) -> HttpError {
         match self {
             Self::NotFound => HttpError::unknown_path(prefix),
@@ -176,7 +177,7 @@ impl RouteError {
     }
 }
 
-/// The HTTP code that `google/rpc/code.proto` gives a status.
+/// Returns the HTTP code of `google/rpc/code.proto` for a status.
 fn http_code(status: &Status) -> StatusCode {
     let code = match Code::try_from(status.code) {
         Ok(Code::Ok) => 200,

@@ -1,5 +1,5 @@
-//! The JSON of requests and answers: ProtoJSON, as `types` has it. Operations
-//! are stored encoded; their JSON is made when it is asked for.
+//! Parses request bodies and serializes responses as ProtoJSON. The JSON of an
+//! operation is generated per request, because only its protobuf bytes are stored.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,16 +18,16 @@ use crate::{
     types::{EnumFormat, TypeRegistry},
 };
 
-/// How an answer is written.
+/// Format of a JSON response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct JsonFormat {
-    /// Inside an `Any` too.
+    /// Applies inside an `Any` too.
     pub(super) enum_encoding: EnumFormat,
-    /// With line breaks, for people.
+    /// Adds line breaks and indentation.
     pub(super) pretty: bool,
 }
 
-// === impl Form ===
+// === impl JsonFormat ===
 
 impl Default for JsonFormat {
     fn default() -> Self {
@@ -39,7 +39,6 @@ impl Default for JsonFormat {
 }
 
 impl JsonFormat {
-    /// The text of a value.
     pub(super) fn serialize(self, json: &Value) -> Bytes {
         if self.pretty {
             format!("{json:#}\n").into()
@@ -48,7 +47,7 @@ impl JsonFormat {
         }
     }
 
-    /// An operation.
+    /// Serializes an operation, on a blocking thread if it is large.
     pub(super) async fn serialize_operation(
         self,
         types: &TypeRegistry,
@@ -61,8 +60,8 @@ impl JsonFormat {
         .await
     }
 
-    /// A `google.longrunning.ListOperationsResponse`. What is empty is left out:
-    /// older Python clients know no `unreachable`, and refuse what they do not know.
+    /// Serializes a `google.longrunning.ListOperationsResponse`. Empty fields are omitted:
+    /// older Python clients reject the unknown field `unreachable`.
     pub(super) async fn serialize_page(self, types: &TypeRegistry, page: Page) -> Bytes {
         let size = page.operations.iter().map(|one| one.bytes().len()).sum();
         let types = types.clone();
@@ -91,7 +90,10 @@ impl JsonFormat {
     }
 }
 
-/// Checks the body of a cancel call; the path has the name already.
+/// Checks the body of a cancel call.
+///
+/// # Errors
+/// The body is malformed or has a name other than `name`, that of the path.
 pub(super) fn parse_cancel_body(
     types: &TypeRegistry,
     name: &str,
@@ -101,14 +103,17 @@ pub(super) fn parse_cancel_body(
     check_name_matches_path(name, &request.name)
 }
 
-/// Reads the timeout in the body of a wait call.
+/// Returns the timeout in the body of a wait call, or `None` if there is none.
+///
+/// # Errors
+/// The body is malformed or has a name other than `name`, that of the path.
 pub(super) fn parse_wait_body(
     types: &TypeRegistry,
     name: &str,
     body: &[u8],
 ) -> Result<Option<Duration>, HttpError> {
     let mut fields = parse_object(body)?;
-    // Read by itself, so that a bad one is named.
+    // Parsed separately, so that the error names the field.
     let timeout = match fields.remove("timeout") {
         None | Some(Value::Null) => None,
         Some(timeout) => {
@@ -127,7 +132,7 @@ pub(super) fn parse_wait_body(
     Ok(timeout)
 }
 
-/// The fields of a body. An empty one has none.
+/// Returns the fields of a body. An empty body has none.
 fn parse_object(body: &[u8]) -> Result<Map<String, Value>, HttpError> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(Map::new());
@@ -147,7 +152,7 @@ fn decode_message<M: Name + Default>(
 ) -> Result<M, HttpError> {
     let any = types
         .pack(&M::full_name(), &Value::Object(fields))
-        .map_err(|error| error_status::malformed_request(&format!("the body: {error}")))?;
+        .map_err(|error| error_status::malformed_request(&format!("invalid body: {error}")))?;
     M::decode(any.value.as_slice())
         .map_err(|error| error_status::malformed_request(&error.to_string()).into())
 }
@@ -156,7 +161,7 @@ fn check_name_matches_path(path: &str, body: &str) -> Result<(), HttpError> {
     if body.is_empty() || body == path {
         return Ok(());
     }
-    let message = "the body names another operation than the path; leave it out there";
+    let message = "the body names another operation than the path; omit the name in the body";
     Err(Error::invalid("name", "INVALID_NAME", message).into())
 }
 

@@ -1,6 +1,5 @@
-//! HTTP/JSON: the bindings of operations.proto for those who speak REST, from
-//! curl to Google's REST clients. URLs and JSON in, ProtoJSON out, errors in the
-//! envelope of AIP-193. It decides nothing; `operations` does.
+//! The HTTP/JSON gateway: the `google.api.http` bindings of operations.proto, for curl,
+//! browsers and Google's REST clients. Errors have the envelope of AIP-193.
 
 pub(crate) mod body;
 pub(crate) mod cors;

@@ -1,27 +1,26 @@
-//! What stands in front of every path: the version. What follows it is the
-//! affair of `routes`.
+//! The prefix of HTTP paths, such as the API version.
 
 use std::str::FromStr;
 
-/// What stands in front of every HTTP path.
+/// The prefix of every HTTP path.
 ///
-/// Clients have the version of their own API in the path (`/v1/`, `/v2/`,
-/// `/v1beta1/`), also when they ask for operations. So by default any version
-/// will do; another prefix, such as `/longrunning/v1`, is then the only one.
+/// Clients use the version of their own API in the path (`/v1/`, `/v2/`, `/v1beta1/`),
+/// also for operations. The default therefore matches any version; a configured prefix,
+/// such as `/longrunning/v1`, matches only itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HttpPrefix(Option<Box<str>>);
 
-/// A text that is not a prefix of paths.
+/// Error for a text that is not an [`HttpPrefix`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not a prefix of paths: write / for none, or segments of letters, digits and . _ ~ - such as /v1 or /api/v2"
+    "invalid path prefix {0:?}: write / for none, or segments of letters, digits and . _ ~ - such as /v1 or /api/v2"
 )]
 pub struct InvalidHttpPrefix(String);
 
 // === impl HttpPrefix ===
 
 impl HttpPrefix {
-    /// The path behind the prefix, without a slash in front.
+    /// Returns the path after the prefix and its slash, or `None` if it does not match.
     pub(super) fn strip<'a>(&self, path: &'a str) -> Option<&'a str> {
         match &self.0 {
             Some(prefix) => path.strip_prefix(&**prefix)?.strip_prefix('/'),
@@ -32,12 +31,12 @@ impl HttpPrefix {
         }
     }
 
-    /// Whether nothing stands in front of the paths.
+    /// Returns `true` if paths have no prefix.
     pub(super) fn is_empty(&self) -> bool {
         self.0.as_deref() == Some("")
     }
 
-    /// A prefix that requests can have.
+    /// Returns a prefix that matches: the configured one, or `/v1`.
     pub fn example(&self) -> &str {
         self.0.as_deref().unwrap_or("/v1")
     }
@@ -46,7 +45,7 @@ impl HttpPrefix {
 impl FromStr for HttpPrefix {
     type Err = InvalidHttpPrefix;
 
-    /// The empty text is the default: any version.
+    /// Parses a prefix. The empty text is the default: any version.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.is_empty() {
             return Ok(Self(None));
@@ -70,7 +69,7 @@ impl FromStr for HttpPrefix {
     }
 }
 
-/// `v1`, `v2beta`, `v1beta1`, `v1p1beta1` (AIP-185).
+/// Returns `true` for `v1`, `v2beta`, `v1beta1`, `v1p1beta1` and the like (AIP-185).
 fn is_version(text: &str) -> bool {
     let Some(text) = text.strip_prefix('v') else {
         return false;

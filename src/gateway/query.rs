@@ -1,6 +1,6 @@
-//! The query of a URL: the fields of a request that have no place in the path,
-//! and the system parameters of Google's APIs. Unknown ones are refused, so
-//! that a misspelt `fliter` does not list everything.
+//! Parses the query of a URL: request fields and the system parameters of Google's
+//! APIs. Unknown parameters are rejected, so that a misspelt `fliter` does not list
+//! everything.
 
 use super::{
     http_error::HttpError,
@@ -13,17 +13,17 @@ use crate::{
     types::EnumFormat,
 };
 
-/// What a query says.
+/// The parameters of a query.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct QueryParams {
-    /// The fields of a list; its name is in the path.
+    /// Fields of a list request, without the name.
     pub(super) list_request: ListOperationsRequest,
-    /// How the answer is to be written.
+    /// Format of the response.
     pub(super) format: JsonFormat,
 }
 
-/// Parameters of every Google API that say nothing to this server. So do all
-/// whose name begins with `$`.
+/// Parameters of every Google API that this server ignores, as well as all that begin
+/// with `$`.
 const SYSTEM_PARAMETERS: [&str; 13] = [
     "access_token",
     "apiVersion",
@@ -40,7 +40,10 @@ const SYSTEM_PARAMETERS: [&str; 13] = [
     "user",
 ];
 
-/// Reads the query of a call.
+/// Parses the query of a call.
+///
+/// # Errors
+/// A parameter is unknown, repeated or malformed. The error names it.
 pub(super) fn parse(action: Action, query: &str) -> Result<QueryParams, HttpError> {
     let mut parsed = QueryParams::default();
     let mut seen: Vec<&'static str> = Vec::new();
@@ -55,7 +58,7 @@ pub(super) fn parse(action: Action, query: &str) -> Result<QueryParams, HttpErro
             return Err(unknown_parameter(action, &key));
         };
         if seen.contains(&field) {
-            return Err(invalid_parameter(&key, "it is there twice; give it once"));
+            return Err(invalid_parameter(&key, "repeated; give it once"));
         }
         seen.push(field);
         parsed.set_field(field, value)?;
@@ -63,7 +66,8 @@ pub(super) fn parse(action: Action, query: &str) -> Result<QueryParams, HttpErro
     Ok(parsed)
 }
 
-/// The field that a key stands for, in the JSON form or as in the proto.
+/// Returns the request field for a key in lowerCamelCase or snake_case, or `None` if
+/// there is none.
 fn field_name(action: Action, key: &str) -> Option<&'static str> {
     if action != Action::List {
         return None;
@@ -83,12 +87,12 @@ fn is_system_parameter(key: &str) -> bool {
 
 fn unknown_parameter(action: Action, key: &str) -> HttpError {
     let message = match (action, key) {
-        (_, "name") => "the name is in the path, and must not be in the query too",
-        (Action::Wait, "timeout") => r#"it belongs into the body, as {"timeout": "30s"}"#,
+        (_, "name") => "the name is in the path; omit it in the query",
+        (Action::Wait, "timeout") => r#"send it in the body, as {"timeout": "30s"}"#,
         (Action::List, _) => {
-            "there is no such parameter; there are filter, pageSize, pageToken and returnPartialSuccess"
+            "unknown parameter; available: filter, pageSize, pageToken, returnPartialSuccess"
         }
-        _ => "there is no such parameter; this call has none",
+        _ => "unknown parameter; this call has none",
     };
     invalid_parameter(key, message)
 }
@@ -97,7 +101,7 @@ fn invalid_parameter(key: &str, message: &str) -> HttpError {
     error_status::invalid_argument(key, "INVALID_PARAMETER", message).into()
 }
 
-// === impl Query ===
+// === impl QueryParams ===
 
 impl QueryParams {
     fn set_field(&mut self, field: &'static str, value: String) -> Result<(), HttpError> {
@@ -105,11 +109,11 @@ impl QueryParams {
         match field {
             "filter" => list_request.filter = value,
             "page_token" => list_request.page_token = value,
-            // Clients send the fields that they leave unset, too.
+            // Some clients send unset fields with empty values.
             _ if value.is_empty() => {}
             "page_size" => {
                 list_request.page_size = parse_i32(&value).ok_or_else(|| {
-                    let message = "it must be a whole number of 32 bits";
+                    let message = "must be a 32-bit integer";
                     Error::invalid("page_size", "INVALID_PAGE_SIZE", message)
                 })?;
             }
@@ -120,7 +124,7 @@ impl QueryParams {
                     _ => {
                         return Err(invalid_parameter(
                             "return_partial_success",
-                            "it must be true or false",
+                            "must be true or false",
                         ));
                     }
                 };
@@ -130,17 +134,18 @@ impl QueryParams {
     }
 }
 
-/// Digits with or without a minus, and nothing else.
+/// Parses digits with an optional minus. A plus sign is rejected.
 fn parse_i32(text: &str) -> Option<i32> {
     let digits = text.strip_prefix('-').unwrap_or(text);
     let is_all_digits = digits.bytes().all(|byte| byte.is_ascii_digit());
     is_all_digits.then(|| text.parse().ok()).flatten()
 }
 
-// === impl Form ===
+// === impl JsonFormat ===
 
 impl JsonFormat {
-    /// Takes a parameter that says how the answer is written; whether it did.
+    /// Applies a parameter of the response format. Returns `false` for any other
+    /// parameter.
     fn apply_parameter(
         &mut self,
         action: Action,
@@ -153,7 +158,7 @@ impl JsonFormat {
                 let format_name = parts.next().unwrap_or_default();
                 let is_supported = matches!(format_name, "" | "json")
                     || (format_name == "sse" && action == Action::Watch);
-                let message = "it must be json, or json;enum-encoding=int";
+                let message = "must be json, or json;enum-encoding=int";
                 if !is_supported {
                     return Err(invalid_parameter(key, message));
                 }
@@ -245,27 +250,19 @@ mod tests {
     #[test]
     fn unknown_misplaced_or_repeated_parameter_is_rejected_by_name() {
         for (action, query, expected) in [
-            (
-                Action::List,
-                "fliter=x",
-                "fliter: there is no such parameter",
-            ),
-            (
-                Action::List,
-                "Filter=x",
-                "Filter: there is no such parameter",
-            ),
+            (Action::List, "fliter=x", "fliter: unknown parameter"),
+            (Action::List, "Filter=x", "Filter: unknown parameter"),
             (
                 Action::List,
                 "name=operations",
                 "name: the name is in the path",
             ),
             (Action::Get, "filter=x", "this call has none"),
-            (Action::Wait, "timeout=3s", "belongs into the body"),
+            (Action::Wait, "timeout=3s", "send it in the body"),
             (
                 Action::List,
                 "pageSize=1&page_size=2",
-                "page_size: it is there twice",
+                "page_size: repeated",
             ),
             (Action::List, "filter=%zz", "two hexadecimal digits"),
             (Action::List, "%ff=1", "not UTF-8"),

@@ -1,6 +1,5 @@
-//! From a method and a path to the call that is meant: the bindings of
-//! operations.proto, and those that Google's REST clients have built in. The
-//! query and the body are read in `query` and `json`; nothing here does IO.
+//! Routes a method and a path to a call: the bindings of operations.proto, and those
+//! built into Google's REST clients.
 //!
 //! | binding | call |
 //! | --- | --- |
@@ -18,7 +17,7 @@ use super::{
 };
 use crate::operation::name::OPERATIONS_COLLECTION;
 
-/// What a request asks for.
+/// The call of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     List,
@@ -29,36 +28,36 @@ pub(super) enum Action {
     Watch,
 }
 
-/// A call, and the name that the path gives it.
+/// A call and the name in its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Route {
     pub(super) action: Action,
     pub(super) name: String,
 }
 
-/// Why there is no call for a request.
+/// Error for a request that matches no binding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RouteError {
-    /// No binding has such a path.
+    /// No binding matches the path.
     NotFound,
-    /// Bindings have it, but with these methods.
+    /// The path has bindings, but only for these methods (value of `allow`).
     MethodNotAllowed(&'static str),
-    /// The path cannot be read.
+    /// The path is malformed.
     InvalidUrl(InvalidUrl),
 }
 
-/// What a path can stand for.
+/// The resource that a path names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Resource {
     Operation,
     Collection,
-    /// `…/operations/operations`: Google's Python client lists the collection
-    /// `…/operations` so; it is also the name of an operation.
+    /// `…/operations/operations`: the name of an operation, and the path with which
+    /// Google's Python client lists the collection `…/operations`.
     Ambiguous,
     Verb(Action),
 }
 
-/// The call that a method and a raw path stand for.
+/// Returns the call for a method and a raw path.
 pub(super) fn match_route(
     prefix: &HttpPrefix,
     method: &Method,
@@ -66,14 +65,14 @@ pub(super) fn match_route(
 ) -> Result<Route, RouteError> {
     let path = prefix.strip(path).ok_or(RouteError::NotFound)?;
     if path.starts_with('/') {
-        // An empty parent would be a list of everything, for nothing but a
-        // slash too many in a client's base URL.
+        // A duplicate slash in a client's base URL would be an empty parent, which
+        // lists everything.
         return Err(RouteError::NotFound);
     }
     let (path, verb) = split_verb(path);
     let resource = classify(path, verb).ok_or(RouteError::NotFound)?;
     let Some(action) = resource.action(method) else {
-        // What is posted to a verb that we have not is posted to nothing.
+        // A POST to an unknown verb is 404, although `x:verb` is a valid operation id.
         let last = path.rsplit('/').next().unwrap_or_default();
         let is_unknown_verb = method == Method::POST && verb.is_none() && last.contains(':');
         return Err(match is_unknown_verb {
@@ -89,8 +88,8 @@ pub(super) fn match_route(
     Ok(Route { action, name })
 }
 
-/// Whether a raw path belongs to HTTP/JSON, and not to a gRPC service. Without a
-/// prefix, paths of both have the same form, and those that lead to a call do.
+/// Returns `true` if a raw path belongs to HTTP/JSON and not to a gRPC service. With the
+/// empty prefix, both have the same form, and only paths with a binding are HTTP/JSON.
 pub(super) fn is_gateway_path(prefix: &HttpPrefix, path: &str) -> bool {
     let has_binding = |path: &str| {
         let (path, verb) = split_verb(path);
@@ -101,10 +100,9 @@ pub(super) fn is_gateway_path(prefix: &HttpPrefix, path: &str) -> bool {
         .is_some_and(|path| !prefix.is_empty() || has_binding(path))
 }
 
-/// Splits a custom verb from a raw path: what stands behind the last colon. It
-/// is split before decoding, so that an escaped colon belongs to the name. A
-/// raw one does too, unless a verb of ours stands behind it, because Google's
-/// Rust client does not escape colons.
+/// Splits a custom verb from a raw path: the text after the last colon, if it is a known
+/// verb. Works on the raw path, so that an escaped colon belongs to the name; so does a
+/// raw colon before anything else, because Google's Rust client does not escape colons.
 fn split_verb(path: &str) -> (&str, Option<Action>) {
     let verb = path.rsplit_once(':').and_then(|(path, verb)| {
         let action = match verb {
@@ -118,6 +116,7 @@ fn split_verb(path: &str) -> (&str, Option<Action>) {
     verb.unwrap_or((path, None))
 }
 
+/// Returns the resource of a raw path without its verb, or `None` if no binding matches.
 fn classify(path: &str, verb: Option<Action>) -> Option<Resource> {
     let (front, last) = path.rsplit_once('/').unwrap_or(("", path));
     let previous_segment = front.rsplit('/').next();
@@ -136,8 +135,8 @@ fn classify(path: &str, verb: Option<Action>) -> Option<Resource> {
     }
 }
 
-/// The name that a list is asked by: what stands in front of the collection, or
-/// the collection itself.
+/// Returns the name of a list request: the parent of the collection, or the top-level
+/// collection itself.
 fn list_parent(path: &str) -> &str {
     path.strip_suffix(OPERATIONS_COLLECTION)
         .and_then(|front| front.strip_suffix('/'))
@@ -145,9 +144,9 @@ fn list_parent(path: &str) -> &str {
 }
 
 fn operation_name(path: &str) -> Result<String, InvalidUrl> {
-    // google-gax for Node asks for `operations/{name}` and escapes the slashes
-    // of the whole name (gax/protos/operations.json). Nothing else can be meant,
-    // because no name has an escaped slash.
+    // google-gax for Node requests `operations/{name}` with the slashes of the full name
+    // escaped (gax/protos/operations.json). This is unambiguous: no name contains an
+    // escaped slash.
     let escaped_segment = path
         .strip_prefix(OPERATIONS_COLLECTION)
         .and_then(|rest| rest.strip_prefix('/'))
@@ -175,7 +174,7 @@ impl Action {
         Self::Watch,
     ];
 
-    /// The RPC that it is the HTTP form of.
+    /// Returns the name of the RPC, for metrics.
     pub(super) fn rpc_name(self) -> &'static str {
         match self {
             Self::List => "ListOperations",
@@ -204,7 +203,7 @@ impl Resource {
         }
     }
 
-    /// As the header `Allow` has them.
+    /// Returns the value of the header `allow`.
     fn allowed_methods(self) -> &'static str {
         match self {
             Self::Collection => "GET, HEAD, OPTIONS",

@@ -1,5 +1,4 @@
-//! The HTTP service: it finds the call that a request means, asks the handle,
-//! and answers in JSON, whatever happens.
+//! The HTTP/JSON service: routes requests, calls [`Operations`] and responds in JSON.
 
 use std::{
     convert::Infallible,
@@ -39,26 +38,27 @@ use crate::{
 
 const JSON_CONTENT_TYPE: &str = "application/json; charset=UTF-8";
 
-/// How HTTP/JSON is served.
+/// Options of the HTTP/JSON [`gateway`]. Start from the default and set fields.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct HttpOptions {
-    /// What stands in front of every path. By default any version.
+    /// Prefix of every path. Default: any version.
     pub prefix: HttpPrefix,
-    /// The origins whose pages may call the server. By default none.
+    /// Origins whose pages may call the server. Default: none.
     pub cors_origins: CorsOrigins,
-    /// How long waits last.
+    /// Timeouts of waits.
     pub wait_limits: WaitLimits,
-    /// The largest body of a request, in bytes; at most 64 KiB, which is much for
-    /// a name and a duration, whatever is said here. Default 64 KiB.
+    /// Maximum size of a request body, in bytes. Values above 64 KiB count as 64 KiB.
+    /// Default: 64 KiB.
     pub max_body_bytes: usize,
-    /// How long the body of a request may take. Default 30 s.
+    /// Time limit for the body of a request. Default: 30 s.
     pub body_read_timeout: Duration,
-    /// The silence after which a watch gives a sign of life. Default 15 s.
+    /// Time without an event after which a watch sends a comment. Default: 15 s.
     pub sse_keepalive_interval: Duration,
 }
 
-/// Serves [`Operations`] over HTTP/JSON. A tower service: it can be the fallback
-/// of a tonic or axum router.
+/// Tower service that serves [`Operations`] over HTTP/JSON. It can be the fallback of a
+/// tonic or axum router.
 #[derive(Clone, Debug)]
 pub struct Gateway(Arc<Inner>);
 
@@ -68,7 +68,8 @@ struct Inner {
     options: HttpOptions,
 }
 
-/// Counts a call when it is answered, or when its client has left.
+/// Records a request when dropped. The code stays 499 if the client disconnects before
+/// the response.
 struct RequestTimer<'a> {
     metrics: &'a Metrics,
     method: &'static str,
@@ -76,7 +77,7 @@ struct RequestTimer<'a> {
     started_at: Instant,
 }
 
-/// The HTTP/JSON service. What it does not know it answers with an error.
+/// Returns the HTTP/JSON service. It answers unknown paths with a JSON error.
 ///
 /// ```
 /// use longrunning::{HttpOptions, Operations, gateway, operations_server};
@@ -116,10 +117,13 @@ impl Default for HttpOptions {
 
 #[cfg_attr(
     not(feature = "server"),
-    expect(dead_code, reason = "another server has routes of its own")
+    expect(
+        dead_code,
+        reason = "only the program routes gRPC and HTTP/JSON on one port"
+    )
 )]
 impl Gateway {
-    /// Whether a path is one of HTTP/JSON, and not of a gRPC service.
+    /// Returns `true` if a path belongs to HTTP/JSON and not to a gRPC service.
     pub(crate) fn handles_path(&self, path: &str) -> bool {
         routes::is_gateway_path(&self.0.options.prefix, path)
     }
@@ -144,7 +148,7 @@ where
         Box::pin(async move {
             let result = AssertUnwindSafe(inner.handle(request)).catch_unwind().await;
             Ok(result.unwrap_or_else(|_| {
-                tracing::error!("an HTTP call panicked");
+                tracing::error!("HTTP call panicked");
                 inner.error_response(HttpError::internal(), JsonFormat::default())
             }))
         })
@@ -284,8 +288,8 @@ impl Inner {
     }
 }
 
-/// `google.protobuf.Empty`. Without the braces, Google's clients for Node and
-/// Rust take the answer for an error.
+/// Returns `google.protobuf.Empty`. Google's clients for Node and Rust fail on a body
+/// without the braces.
 fn empty_json_response() -> Response<Body> {
     json_response(StatusCode::OK, Bytes::from_static(b"{}"))
 }
@@ -299,9 +303,9 @@ fn build_response(code: StatusCode, content_type: &'static str, body: Body) -> R
     *response.status_mut() = code;
     let headers: HeaderMap = [
         (header::CONTENT_TYPE, HeaderValue::from_static(content_type)),
-        // An operation changes; a cache would show an old one.
+        // Operations change; a cached response would be stale.
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-        // What workers write is never a page, whatever it looks like.
+        // Browsers must not interpret data of workers as HTML.
         (
             header::X_CONTENT_TYPE_OPTIONS,
             HeaderValue::from_static("nosniff"),
@@ -313,7 +317,7 @@ fn build_response(code: StatusCode, content_type: &'static str, body: Body) -> R
     response
 }
 
-/// The answer to OPTIONS.
+/// Returns the response to OPTIONS.
 fn options_response(allowed: &'static str) -> Response<Body> {
     let mut response = status_only_response(StatusCode::NO_CONTENT);
     let allowed = HeaderValue::from_static(allowed);
@@ -327,7 +331,7 @@ fn status_only_response(code: StatusCode) -> Response<Body> {
     response
 }
 
-/// Takes the body off an answer to HEAD, which still tells its length.
+/// Removes the body of a response to HEAD and sets `content-length` to its length.
 fn strip_body(response: &mut Response<Body>) {
     if let Some(length) = http_body::Body::size_hint(response.body()).exact() {
         let headers = response.headers_mut();
@@ -336,7 +340,7 @@ fn strip_body(response: &mut Response<Body>) {
     *response.body_mut() = Body::empty();
 }
 
-// === impl Count ===
+// === impl RequestTimer ===
 
 impl<'a> RequestTimer<'a> {
     fn new(metrics: &'a Metrics, route: &Result<Route, RouteError>) -> Self {

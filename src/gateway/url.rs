@@ -1,28 +1,27 @@
-//! Percent-decoding, strictly: what is not well formed is refused and not
-//! guessed. Which part of a URL means what is decided in `routes` and `query`.
+//! Strict percent-decoding: malformed input is an error.
 
-/// How a part of a URL is written.
+/// The part of a URL, which determines its encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UrlPart {
-    /// A path variable of many segments: an escaped slash stays escaped, so
-    /// that it cannot be taken for a border between segments (http.proto).
+    /// A path variable of many segments. An escaped slash stays escaped, so that it does
+    /// not separate segments (http.proto).
     MultiSegment,
     /// A path variable of one segment.
     SingleSegment,
-    /// A key or a value of the query, where `+` is a space.
+    /// A key or a value of the query. `+` is a space.
     Query,
 }
 
-/// Why a part of a URL cannot be read.
+/// Error for a malformed part of a URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum InvalidUrl {
-    #[error("a % must be followed by two hexadecimal digits; a % itself is written %25")]
+    #[error("% must be followed by two hexadecimal digits; write %25 for a literal %")]
     MalformedEscape,
-    #[error("what the escapes stand for is not UTF-8")]
+    #[error("the percent-decoded text is not UTF-8")]
     InvalidUtf8,
 }
 
-/// The text that a part of a URL stands for.
+/// Percent-decodes a part of a URL.
 pub(super) fn percent_decode(text: &str, part: UrlPart) -> Result<String, InvalidUrl> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
@@ -32,7 +31,7 @@ pub(super) fn percent_decode(text: &str, part: UrlPart) -> Result<String, Invali
                 let (high, low) = (bytes.next(), bytes.next());
                 let byte = parse_hex_byte(high, low).ok_or(InvalidUrl::MalformedEscape)?;
                 if byte == b'/' && part == UrlPart::MultiSegment {
-                    // As it was written, because both cases are in use.
+                    // Preserve the case of the hexadecimal digits.
                     decoded.push(b'%');
                     decoded.extend(high);
                     decoded.extend(low);

@@ -1,8 +1,7 @@
-//! The states of an operation as server-sent events (the HTML standard's
-//! `text/event-stream`), which a browser reads with `EventSource`.
+//! Streams the states of an operation as server-sent events (`text/event-stream`).
 //!
-//! Each state is one event with the JSON of the operation. The done one has the
-//! id `done`: a browser that comes back after it says so, and is sent away.
+//! Each event contains the JSON of the operation. The done event has the id `done`;
+//! `EventSource` sends it when it reconnects, and the server then ends the stream.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -19,18 +18,19 @@ use crate::{service::watch::Watch, types::TypeRegistry};
 
 pub(super) const EVENT_STREAM_CONTENT_TYPE: &str = "text/event-stream";
 
-/// A comment, which readers pass over: it tells proxies that the stream is
-/// alive, and the server whether its reader is.
+/// A comment, which clients ignore. It keeps proxies from closing an idle stream, and
+/// lets the server detect a dead client.
 const KEEPALIVE_COMMENT: &[u8] = b":\n\n";
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// Whether the client has had the done state already.
+/// Returns `true` if the client has received the done event before.
 pub(super) fn has_received_final_event(headers: &HeaderMap) -> bool {
     headers.get(LAST_EVENT_ID).is_some_and(|id| id == "done")
 }
 
-/// The stream of events, with a sign of life after each silence of `heartbeat`.
+/// Returns the body of the event stream, with a comment after each `keepalive_interval`
+/// without an event.
 pub(super) fn event_stream_body(
     watch: Watch,
     types: TypeRegistry,

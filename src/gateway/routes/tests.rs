@@ -1,4 +1,4 @@
-//! The table of paths, and what hostile ones come to.
+//! Tests of the routing table, and of malformed paths.
 
 use proptest::prelude::*;
 
@@ -113,7 +113,7 @@ fn every_http_binding_routes_to_its_method() {
             Action::Watch,
             "projects/p/operations/x",
         ),
-        // A variable of many segments may have none.
+        // A variable of many segments may be empty.
         (
             "POST",
             "/v1/operations:cancel",
@@ -253,7 +253,7 @@ fn wrong_method_lists_allowed_ones_and_unknown_path_is_not_found() {
         ("GET", "/v1"),
         ("GET", "/v1/"),
         ("GET", "/operations/x"),
-        // Not everything, as an empty parent would be.
+        // An empty parent would list everything.
         ("GET", "/v1//operations"),
         ("HEAD", "/v1//operations"),
         ("GET", "/v1///operations"),

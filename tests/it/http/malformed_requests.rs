@@ -141,11 +141,9 @@ async fn query_with_10000_parameters_is_parsed_quickly() {
 
 #[tokio::test]
 async fn slow_request_head_times_out_without_affecting_others() {
-    let connection_options = ConnectionOptions {
-        handshake_timeout: Duration::from_millis(300),
-        http1_idle_timeout: Duration::from_millis(300),
-        ..ConnectionOptions::default()
-    };
+    let mut connection_options = ConnectionOptions::default();
+    connection_options.handshake_timeout = Duration::from_millis(300);
+    connection_options.http1_idle_timeout = Duration::from_millis(300);
     let server = HttpTestServer::start_with(|config| config.connections = connection_options).await;
     let mut slow = Vec::new();
     for prefix in ["", "G", "GET /v1/operations HTTP/1.1\r\nhost: a\r\nx: "] {
