@@ -69,8 +69,10 @@ pub(super) async fn demo(args: DemoArgs) -> u8 {
 }
 
 async fn run_demo(args: DemoArgs) -> Result<u8, DemoError> {
-    let directory_error =
-        |error| DemoError::App(AppError::DemoDirectory(args.directory.clone(), error));
+    let directory_error = |source| {
+        let path = args.directory.clone();
+        DemoError::App(AppError::DemoDirectory { path, source })
+    };
     let directory = args.directory.canonicalize().map_err(directory_error)?;
     let app = demo_config(directory.clone()).bind_and_start().await?;
     let operations = app.operations().clone();

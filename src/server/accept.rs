@@ -1,6 +1,5 @@
-//! The accept loop: every connection gets a lane, and an end.
-//!
-//! What is spoken on a connection lives in `connection`.
+//! The accept loop: assigns every accepted connection to a connection thread and
+//! waits for all of them on shutdown.
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -25,7 +24,7 @@ use super::{
 #[cfg(test)]
 mod tests;
 
-/// Waits after an error of `accept` that will not go away by itself.
+/// Delays after consecutive errors of `accept`, such as "too many open files".
 const ACCEPT_RETRY_DELAYS: [Duration; 5] = [
     Duration::from_millis(10),
     Duration::from_millis(50),
@@ -34,21 +33,20 @@ const ACCEPT_RETRY_DELAYS: [Duration; 5] = [
     Duration::from_secs(1),
 ];
 
-/// How often refused connections are mentioned in the log.
+/// Minimum interval between two log lines about rejected connections.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Counts refused connections, so that a flood of them is not one of log lines.
+/// Counts rejected connections and rate-limits their log lines.
 struct RejectedConnections {
     count: u64,
     next_log_at: Instant,
 }
 
-/// Serves `service` to every connection that `listener` accepts.
+/// Serves `service` on every connection that `listener` accepts.
 ///
-/// Once `stopping` is cancelled the listener is closed, each connection is told
-/// to send no more calls (GOAWAY), and the future resolves when the last of
-/// them has ended. Whoever cannot wait so long drops the future: that closes
-/// every connection at once, and the calls in flight with it.
+/// When `stop_token` is cancelled, closes the listener, shuts every connection down
+/// gracefully (GOAWAY), and returns when the last one has ended. Dropping the future
+/// closes all connections at once and drops their calls.
 pub(crate) async fn serve<S, B>(
     listener: Listener,
     service: S,
@@ -81,7 +79,7 @@ pub(crate) async fn serve<S, B>(
             Ok(accepted) => accepted,
             Err(error) => {
                 if let Some(retry_in) = accept_retry_delay(&error, failures) {
-                    tracing::error!(%error, ?retry_in, "cannot accept connections");
+                    tracing::error!(%error, ?retry_in, "failed to accept a connection");
                     failures += 1;
                     sleep(retry_in).await;
                 }
@@ -89,7 +87,7 @@ pub(crate) async fn serve<S, B>(
             }
         };
         failures = 0;
-        if options.max_connections <= connections.len() {
+        if connections.len() >= options.max_connections {
             rejected.record(options.max_connections);
             continue;
         }
@@ -121,12 +119,12 @@ pub(crate) async fn serve<S, B>(
 
 fn log_join_error(result: Result<(), JoinError>) {
     if let Err(error) = result {
-        tracing::error!(%error, "a connection came to a bad end");
+        tracing::error!(%error, "connection task panicked");
     }
 }
 
-/// How long to wait before the next `accept`, or `None` when the error concerns
-/// only the connection that would have been accepted.
+/// Returns the delay before the next `accept`, or `None` if the error concerns only
+/// the connection that failed.
 fn accept_retry_delay(error: &io::Error, failures: usize) -> Option<Duration> {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
 
@@ -136,7 +134,7 @@ fn accept_retry_delay(error: &io::Error, failures: usize) -> Option<Duration> {
     }
 }
 
-// === impl Accepted ===
+// === impl AcceptedStream ===
 
 impl AcceptedStream {
     fn peer(&self) -> Option<SocketAddr> {
@@ -146,8 +144,7 @@ impl AcceptedStream {
         }
     }
 
-    /// Registers the connection with the current runtime, and rids it of the
-    /// delay that Nagle's algorithm adds.
+    /// Registers the stream with the current runtime and disables Nagle's algorithm.
     fn into_stream(self) -> io::Result<Either<TcpStream, UnixStream>> {
         Ok(match self {
             Self::Tcp(stream, _) => {
@@ -159,7 +156,7 @@ impl AcceptedStream {
     }
 }
 
-// === impl Refused ===
+// === impl RejectedConnections ===
 
 impl RejectedConnections {
     fn new() -> Self {
@@ -171,9 +168,13 @@ impl RejectedConnections {
 
     fn record(&mut self, limit: usize) {
         self.count += 1;
-        if self.next_log_at <= Instant::now() {
+        if Instant::now() >= self.next_log_at {
             let count = self.count;
-            tracing::warn!(count, limit, "connections closed: too many are open");
+            tracing::warn!(
+                count,
+                limit,
+                "connection limit reached, rejecting connections"
+            );
             self.count = 0;
             self.next_log_at = Instant::now() + LOG_INTERVAL;
         }

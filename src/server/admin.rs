@@ -1,5 +1,4 @@
-//! The operators' listener: `/livez`, `/readyz` and `/metrics` over HTTP/1.1
-//! or HTTP/2. What is counted is decided in `metrics`.
+//! Serves `/livez`, `/readyz` and `/metrics` on the admin listener.
 
 use std::{
     convert::Infallible,
@@ -21,20 +20,22 @@ use crate::{metrics::Metrics, service::operations::Operations};
 const OPENMETRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PLAIN_TEXT_CONTENT_TYPE: &str = "text/plain; charset=utf-8";
 
-/// Answers operators.
+/// The service of the admin listener.
 #[derive(Clone, Debug)]
 pub(super) struct AdminService {
     registry: Arc<Registry>,
     readiness: Readiness,
 }
 
-/// Whether the server wants traffic. Clones are the same switch.
+/// Readiness of the server. Clones share one state.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Readiness(Arc<RwLock<ServerState>>);
+pub(super) struct Readiness {
+    state: Arc<RwLock<ServerState>>,
+}
 
 #[derive(Debug, Default)]
 enum ServerState {
-    /// What was kept is being read.
+    /// The store is loading.
     #[default]
     Starting,
     Serving(Operations),
@@ -45,26 +46,26 @@ enum ServerState {
 
 impl Readiness {
     pub(super) fn set_serving(&self, operations: &Operations) {
-        *self.0.write() = ServerState::Serving(operations.clone());
+        *self.state.write() = ServerState::Serving(operations.clone());
     }
 
     pub(super) fn set_stopping(&self) {
-        *self.0.write() = ServerState::Stopping;
+        *self.state.write() = ServerState::Stopping;
     }
 
-    /// Why the server wants no traffic; none if it does.
+    /// Returns why the server is not ready, or `None` if it is.
     fn not_ready_reason(&self) -> Option<String> {
-        match &*self.0.read() {
-            ServerState::Starting => Some("starting: reading what was kept".to_owned()),
+        match &*self.state.read() {
+            ServerState::Starting => Some("starting: loading the store".to_owned()),
             ServerState::Serving(operations) => operations
                 .write_error()
-                .map(|write_error| format!("changes cannot be kept; reads go on: {write_error}")),
+                .map(|error| format!("writes are failing, reads are served: {error}")),
             ServerState::Stopping => Some("shutting down".to_owned()),
         }
     }
 }
 
-// === impl Admin ===
+// === impl AdminService ===
 
 impl AdminService {
     pub(super) fn new(metrics: &Metrics, readiness: Readiness) -> Self {
@@ -80,7 +81,7 @@ impl AdminService {
         if request.method() != Method::GET && request.method() != Method::HEAD {
             let mut response = text_response(
                 StatusCode::METHOD_NOT_ALLOWED,
-                "only GET and HEAD are answered here\n",
+                "method not allowed; use GET or HEAD\n",
             );
             response
                 .headers_mut()
@@ -99,13 +100,13 @@ impl AdminService {
             "/metrics" => self.metrics_response(),
             _ => text_response(
                 StatusCode::NOT_FOUND,
-                "not found; there are /livez, /readyz and /metrics\n",
+                "not found; available paths: /livez, /readyz, /metrics\n",
             ),
         }
     }
 
     fn metrics_response(&self) -> Response<Full<Bytes>> {
-        if let ServerState::Serving(operations) = &*self.readiness.0.read() {
+        if let ServerState::Serving(operations) = &*self.readiness.state.read() {
             let is_writable = operations.write_error().is_none();
             operations
                 .metrics()
@@ -119,7 +120,7 @@ impl AdminService {
             Ok(()) => build_response(StatusCode::OK, OPENMETRICS_CONTENT_TYPE, body),
             Err(error) => text_response(
                 StatusCode::INTERNAL_SERVER_ERROR,
-                &format!("the metrics cannot be written: {error}\n"),
+                &format!("failed to encode metrics: {error}\n"),
             ),
         }
     }

@@ -1,11 +1,11 @@
-//! The program put together: `Config` binds, `App` serves, a signal drains it.
-//! The order of the drain is decided here: readiness off, waits answered,
-//! workers finished or released, connections closed.
+//! Starts, runs and drains a server. The drain turns readiness off, answers waits,
+//! finishes or releases the work of in-process workers, and closes the connections.
 
 use std::{
     future::{Future, pending},
     io,
     panic::resume_unwind,
+    path::PathBuf,
     time::Duration,
 };
 
@@ -16,6 +16,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tower::Layer;
 use tracing::{info, warn};
 
 use super::{
@@ -25,25 +26,25 @@ use super::{
     listener::{ListenAddress, Listener},
     runtime_pool::RuntimePool,
     services::{ServerHealth, ServiceRouter},
-    type_reload::TypeReloader,
+    type_reload::{TypeReloadError, TypeReloader},
 };
 use crate::{
     demo::checksum,
-    grpc::metrics_layer::GrpcMetrics,
+    grpc::metrics_layer::GrpcMetricsLayer,
     service::{builder::StartError, operations::Operations},
     storage::{postgres::PostgresStorage, sqlite::SqliteStorage},
     tasks::Tasks,
-    types::InvalidDescriptorSet,
     worker::command::{CommandHandler, InvalidCommand},
 };
 
-/// Longer than anybody drains.
+/// Drain timeout in place of one that overflows the clock.
 const MAX_DRAIN_TIMEOUT: Duration = Duration::from_secs(366 * 86_400);
 
-/// The part of the grace that is kept for closing connections.
+/// The part of the shutdown timeout that is reserved for closing connections.
 const CONNECTION_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A server with bound sockets; it serves once run.
+/// A started server with bound sockets. It accepts connections once [`run`](Self::run)
+/// is called; only the admin listener is served before.
 #[derive(Debug)]
 pub struct App {
     operations: Operations,
@@ -55,69 +56,79 @@ pub struct App {
     admin_addr: Option<ListenAddress>,
     readiness: Readiness,
     runtime_pool: RuntimePool,
-    /// Operators are answered until it is dropped.
+    /// Stops the admin listener when dropped.
     admin_stop_guard: DropGuard,
 }
 
-/// Why a server cannot begin.
+/// Error that prevents a server from starting.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum AppError {
     /// A listener cannot be bound.
-    #[error("the listener for {purpose}: {error}")]
+    #[error("{listener} listener: {source}")]
     Listen {
-        /// `clients`, `workers` or `admin`.
-        purpose: &'static str,
-        /// Why not.
-        error: io::Error,
+        /// `client`, `worker` or `admin`.
+        listener: &'static str,
+        /// The error of the socket.
+        source: io::Error,
     },
     /// The operations cannot start.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// The threads for connections cannot start.
-    #[error("cannot start the threads that serve connections: {0}")]
-    Threads(io::Error),
-    /// The command of a queue cannot be run.
-    #[error("queue {0:?}: {1}")]
-    InvalidCommand(String, InvalidCommand),
-    /// A descriptor set cannot be used.
+    /// The connection threads cannot start.
+    #[error("failed to start the connection threads: {0}")]
+    Threads(#[source] io::Error),
+    /// The command of a queue is invalid.
+    #[error("queue {queue:?}: {source}")]
+    InvalidCommand {
+        /// Name of the queue.
+        queue: String,
+        /// The error of the command.
+        source: InvalidCommand,
+    },
+    /// A source of message types is invalid.
     #[error(transparent)]
-    InvalidDescriptorSet(#[from] InvalidDescriptorSet),
-    /// The server whose types are wanted has no such address.
-    #[error("cannot ask {0:?} for its types: {1}")]
-    ReflectionUpstream(String, tonic::transport::Error),
+    Types(#[from] TypeReloadError),
     /// The directory of the demo cannot be used.
-    #[error("cannot offer {0:?} to the demo: {1}")]
-    DemoDirectory(std::path::PathBuf, io::Error),
+    #[error("invalid demo directory {path:?}: {source}")]
+    DemoDirectory {
+        /// The configured directory.
+        path: PathBuf,
+        /// The error of the file system.
+        source: io::Error,
+    },
 }
 
-/// How a server ended.
+/// Outcome of [`App::run`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ShutdownOutcome {
-    /// Everything was drained, or released when the grace was over.
+    /// The drain completed or reached the shutdown timeout.
     Drained,
-    /// A second signal cut the drain short.
+    /// The `abort` future ended the drain.
     Aborted,
 }
 
 // === impl Config ===
 
 impl Config {
-    /// Binds the listeners and starts the operations, on the current runtime.
+    /// Binds the listeners, opens the store and starts the operations, on the current
+    /// runtime. The admin listener is served while the store loads.
     ///
     /// # Errors
-    /// [`AppError`] that says what cannot be had.
+    /// [`AppError`] if a listener, the store, a command or a source of types is unusable.
     pub async fn bind_and_start(mut self) -> Result<App, AppError> {
         let type_reloader = TypeReloader::load(&self)?;
-        let bind = |purpose, address: &ListenAddress| {
+        let bind = |listener, address: &ListenAddress| {
             Listener::bind(address, self.socket_mode)
-                .map_err(|error| AppError::Listen { purpose, error })
+                .map_err(|source| AppError::Listen { listener, source })
         };
-        let client_listener = bind("clients", &self.listen)?;
-        let bind_optional = |purpose, address: &Option<ListenAddress>| {
+        let client_listener = bind("client", &self.listen)?;
+        let bind_optional = |listener, address: &Option<ListenAddress>| {
             let address = address.as_ref();
-            address.map(|address| bind(purpose, address)).transpose()
+            address.map(|address| bind(listener, address)).transpose()
         };
-        let worker_listener = bind_optional("workers", &self.worker_listen)?;
+        let worker_listener = bind_optional("worker", &self.worker_listen)?;
         let admin_listener = bind_optional("admin", &self.admin_listen)?;
         info!(clients = %client_listener.local_addr(), "listening");
         if let Some(listener) = &worker_listener {
@@ -136,7 +147,10 @@ impl Config {
         if let Some(root) = &mut self.demo_directory {
             *root = root
                 .canonicalize()
-                .map_err(|error| AppError::DemoDirectory(root.clone(), error))?;
+                .map_err(|source| AppError::DemoDirectory {
+                    path: root.clone(),
+                    source,
+                })?;
             builder = builder.handler(
                 checksum::QUEUE,
                 checksum::CONCURRENCY,
@@ -144,15 +158,17 @@ impl Config {
             );
         }
         for queue in &self.queues {
-            let command = CommandHandler::new(&queue.command)
-                .map_err(|error| AppError::InvalidCommand(queue.name.clone(), error))?;
+            let command = CommandHandler::new(&queue.command).map_err(|source| {
+                let queue = queue.name.clone();
+                AppError::InvalidCommand { queue, source }
+            })?;
             let command = command.with_types(type_reloader.types());
             builder = builder.handler(&queue.name, queue.concurrency, command);
             if let Some(policy) = &queue.retry_policy {
                 builder = builder.queue_retry_policy(&queue.name, policy.clone());
             }
         }
-        // Operators are answered while the journal is read, which may take long.
+        // Probes need responses while the store loads, which may take minutes.
         let (readiness, admin_stop_token) = (Readiness::default(), CancellationToken::new());
         let admin_stop_guard = admin_stop_token.clone().drop_guard();
         let admin_addr = admin_listener.as_ref().map(Listener::local_addr);
@@ -170,7 +186,7 @@ impl Config {
                     Ok(storage) => storage,
                     Err(error) => match error.try_into_panic() {
                         Ok(panic) => resume_unwind(panic),
-                        // The runtime ends, and this future with it.
+                        // The runtime is shutting down and drops this future.
                         Err(_) => pending().await,
                     },
                 };
@@ -199,35 +215,36 @@ impl Config {
 // === impl App ===
 
 impl App {
-    /// The operations that it serves.
+    /// Returns the handle to the operations of this server.
     pub fn operations(&self) -> &Operations {
         &self.operations
     }
 
-    /// Reads the descriptor sets again, and asks the upstream for its types
-    /// again, at each word of [`hangups`](super::hangups).
+    /// Reloads the message types on each value of `reload_signals`, such as those of
+    /// [`reload_signals`](super::reload_signals()).
     #[must_use]
     pub fn with_reload(mut self, reload_signals: mpsc::Receiver<()>) -> Self {
         self.reload_signals = Some(reload_signals);
         self
     }
 
-    /// Where clients come in; with the real port.
+    /// Returns the bound address of the client listener; port 0 is resolved.
     pub fn client_addr(&self) -> ListenAddress {
         self.client_listener.local_addr()
     }
 
-    /// Where workers come in, if anywhere; with the real port.
+    /// Returns the bound address of the worker listener, or `None` if there is none.
     pub fn worker_addr(&self) -> Option<ListenAddress> {
         self.worker_listener.as_ref().map(Listener::local_addr)
     }
 
-    /// Where operators come in, if anywhere; with the real port.
+    /// Returns the bound address of the admin listener, or `None` if there is none.
     pub fn admin_addr(&self) -> Option<ListenAddress> {
         self.admin_addr.clone()
     }
 
-    /// Serves until `stop` resolves, then drains; `abort` cuts the drain short.
+    /// Serves until `stop` resolves, then drains for at most the shutdown timeout.
+    /// `abort` ends the drain early; it is ignored before `stop`.
     pub async fn run(
         self,
         stop: impl Future<Output = ()>,
@@ -246,26 +263,27 @@ impl App {
             admin_stop_guard,
         } = self;
         if let Some(root) = &config.demo_directory {
-            info!(directory = %root.display(), "demo: longrunning.demo.v1.Checksums/CreateChecksum starts an operation");
+            info!(directory = %root.display(), "serving the demo: longrunning.demo.v1.Checksums/CreateChecksum");
         }
         for queue in &config.queues {
             info!(
                 queue = queue.name,
                 program = queue.command.first(),
                 concurrency = queue.concurrency,
-                "executing"
+                "executing queue"
             );
         }
         let tasks = Tasks::default();
         let type_reload_stop = CancellationToken::new();
-        // Without somebody who tells, the channel is closed and nothing comes.
+        // Without a source of signals, `recv` on the closed channel returns `None`.
         let reload_signals = reload_signals.unwrap_or_else(|| mpsc::channel(1).1);
         tasks.spawn(
-            "types",
+            "type reload",
             type_reloader.run(reload_signals, type_reload_stop.clone()),
         );
         let listeners_stop = CancellationToken::new();
         let mut health = ServerHealth::default();
+        let metrics_layer = GrpcMetricsLayer::new(operations.metrics());
         let mut accept_loops = JoinSet::new();
         let listeners = [
             (
@@ -280,7 +298,7 @@ impl App {
         for (listener, (services, listener_health)) in listeners {
             let Some(listener) = listener else { continue };
             health.add(listener_health);
-            let services = GrpcMetrics::new(services, operations.metrics());
+            let services = metrics_layer.layer(services);
             let (runtime_pool, stop, options) = (
                 runtime_pool.clone(),
                 listeners_stop.clone(),
@@ -298,7 +316,7 @@ impl App {
         type_reload_stop.cancel();
         readiness.set_stopping();
         info!(
-            grace_seconds = config.shutdown_timeout.as_secs_f64(),
+            shutdown_timeout_secs = config.shutdown_timeout.as_secs_f64(),
             "shutting down; a second signal aborts"
         );
         let drain = drain(
@@ -330,19 +348,19 @@ async fn drain(
         .checked_add(shutdown_timeout)
         .unwrap_or(started_at + MAX_DRAIN_TIMEOUT);
     health.set_serving(false).await;
-    // Polls are still answered while the workers finish.
+    // Clients can still poll while the workers finish.
     let operations_shutdown = operations.shutdown(
         shutdown_timeout.saturating_sub(CONNECTION_CLOSE_TIMEOUT.min(shutdown_timeout / 4)),
     );
     if timeout_at(deadline, operations_shutdown).await.is_err() {
-        warn!("the store did not close within the grace");
+        warn!("store did not shut down within the shutdown timeout");
     }
     listeners_stop.cancel();
-    // Streams without an end, such as a watched health, must not use up the grace.
+    // Endless streams, such as a health watch, must not take the whole timeout.
     let close_deadline = deadline.min(Instant::now() + CONNECTION_CLOSE_TIMEOUT);
     let all_closed = async { while accept_loops.join_next().await.is_some() {} };
     if timeout_at(close_deadline, all_closed).await.is_err() {
-        info!("streams that were still open were cut");
+        info!("closing connections that are still open after the drain");
         accept_loops.abort_all();
     }
     operations.close().await;

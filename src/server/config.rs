@@ -1,5 +1,4 @@
-//! The configuration of the program: plain data. Where the values come from
-//! (flags, environment, a file) is the affair of `cli`.
+//! The configuration of the server.
 
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
@@ -12,56 +11,64 @@ use crate::{
     store::{consistency::ReadConsistency, limits::Limits},
 };
 
-/// Everything that can be set.
+/// Configuration of a server. Start from the default and set fields:
+///
+/// ```
+/// use longrunning::server::Config;
+///
+/// let mut config = Config::default();
+/// config.listen = "127.0.0.1:8470".parse()?;
+/// config.worker_listen = None;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Config {
-    /// Where clients come in: gRPC, HTTP/JSON, health, reflection.
+    /// Address of the client listener: gRPC, HTTP/JSON, health, reflection.
     pub listen: ListenAddress,
-    /// Where workers and creators come in: OperationWorker, health, reflection.
-    /// None: nowhere.
+    /// Address of the worker listener: OperationWorker, health, reflection.
+    /// `None` disables it.
     pub worker_listen: Option<ListenAddress>,
-    /// Where operators come in: `/livez`, `/readyz`, `/metrics`. None: nowhere.
+    /// Address of the admin listener: `/livez`, `/readyz`, `/metrics`. `None` disables it.
     pub admin_listen: Option<ListenAddress>,
-    /// The permissions of the files of Unix sockets, such as `0o660`. None: what
-    /// the umask leaves.
+    /// File mode of Unix sockets, such as `0o660`. `None` leaves it to the umask.
     pub socket_mode: Option<u32>,
-    /// Threads that serve connections; each has a runtime of its own. 0: as many
-    /// as the process may use processors.
+    /// Number of threads that serve connections, each with its own runtime. 0 is one
+    /// per available processor.
     pub connection_threads: usize,
-    /// How long a shutdown may take.
+    /// Maximum duration of a shutdown.
     pub shutdown_timeout: Duration,
-    /// The largest request, in bytes.
+    /// Maximum size of a request, in bytes.
     pub max_message_bytes: usize,
-    /// How connections are treated.
+    /// Limits and timeouts of connections.
     pub connections: ConnectionOptions,
-    /// Where operations are kept.
+    /// The storage backend.
     pub store: StoreConfig,
-    /// How new what clients read is, if several servers share the store.
+    /// Read consistency for servers that share a store.
     pub read_consistency: ReadConsistency,
-    /// How much the store takes in.
+    /// Capacity limits of the store.
     pub limits: Limits,
-    /// How long waits last.
+    /// Timeouts of waits.
     pub wait_limits: WaitLimits,
-    /// How HTTP/JSON is served; its limits on waits and bodies are those above.
+    /// Options of HTTP/JSON. Its `wait_limits` and `max_body_bytes` are replaced by
+    /// those of this struct.
     pub http: HttpOptions,
-    /// The terms of operations whose creator leaves them out.
+    /// Execution options that apply where a creator sets none.
     pub default_options: ExecutionOptions,
-    /// The directory that the demo API offers to hash. None: no demo.
+    /// Root directory of the demo API, whose files it hashes. `None` disables the demo.
     pub demo_directory: Option<PathBuf>,
-    /// The files with the descriptor sets of message types; read again when the
-    /// program is told to reload.
+    /// Descriptor set files with message types. Re-read on a reload.
     pub descriptor_sets: Vec<PathBuf>,
-    /// The server whose message types are known by its reflection:
-    /// `http://HOST:PORT` or `unix:PATH`. None: none.
+    /// URL of a server whose message types are fetched by reflection:
+    /// `http://HOST:PORT` or `unix:PATH`.
     pub reflection_upstream: Option<String>,
-    /// The queues whose operations the server executes itself.
+    /// Queues whose operations the server executes itself.
     pub queues: Vec<QueueConfig>,
 }
 
 impl Default for Config {
-    /// A server on free ports of the loopback, for programs that say where it
-    /// listens, with the limits and times that `longrunning serve` has without
-    /// a flag.
+    /// Returns a configuration with three listeners on free loopback ports and the
+    /// defaults of `longrunning serve` for all else.
     fn default() -> Self {
         let free_port = || ListenAddress::Tcp("127.0.0.1:0".into());
         Self {
@@ -87,22 +94,23 @@ impl Default for Config {
     }
 }
 
-/// Where operations are kept. It reads as `memory`, `sqlite:PATH` or
-/// `postgres://USER@HOST/DATABASE`, and prints so, without a password.
+/// The storage backend. Parses from `memory`, `sqlite:PATH` or
+/// `postgres://USER:PASSWORD@HOST/DATABASE`; displays the same without the password.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StoreConfig {
-    /// In memory: they live as long as the process.
+    /// Memory only: operations are lost when the process ends.
     Memory,
-    /// In memory for readers, and in this SQLite file for the next start.
+    /// A SQLite file, for a single server.
     Sqlite(PathBuf),
-    /// In PostgreSQL, where all servers of the same schema serve all operations.
+    /// PostgreSQL: all servers of one schema share all operations.
     Postgres(PostgresConfig),
 }
 
-/// The text names no store.
+/// Error for a text that is not a [`StoreConfig`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "use memory, sqlite:PATH such as sqlite:/var/lib/longrunning/operations.db, or \
+    "invalid store: use memory, sqlite:PATH such as sqlite:/var/lib/longrunning/operations.db, or \
      postgres://USER:PASSWORD@HOST/DATABASE"
 )]
 pub struct InvalidStoreConfig;
@@ -130,16 +138,32 @@ impl fmt::Display for StoreConfig {
     }
 }
 
-/// A queue whose operations are executed by a program on this machine.
+/// A queue whose operations the server executes with a local command.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct QueueConfig {
-    /// Its name.
+    /// Name of the queue.
     pub name: String,
     /// The program and its arguments; see [`CommandHandler`](crate::CommandHandler).
     pub command: Vec<String>,
-    /// The most operations at once.
+    /// Maximum number of operations executed at once.
     pub concurrency: usize,
-    /// The retry policy of operations whose creator leaves it out. None: that of
-    /// the defaults.
+    /// Retry policy that applies where a creator sets none. `None` is that of
+    /// [`Config::default_options`].
     pub retry_policy: Option<RetryPolicy>,
+}
+
+// === impl QueueConfig ===
+
+impl QueueConfig {
+    /// Creates a queue with the default retry policy. An invalid name, an empty command
+    /// or a concurrency of 0 makes [`Config::bind_and_start`] fail.
+    pub fn new(name: impl Into<String>, command: Vec<String>, concurrency: usize) -> Self {
+        Self {
+            name: name.into(),
+            command,
+            concurrency,
+            retry_policy: None,
+        }
+    }
 }

@@ -1,7 +1,4 @@
-//! One connection: how hyper is set up for it, and how long a peer may be silent.
-//!
-//! Bytes are sent in `coalesce` and calls are run in `executor`; which
-//! connections there are, and when they have to end, is known in `accept`.
+//! Serves one connection with hyper and enforces its timeouts.
 
 use std::{
     convert::Infallible,
@@ -33,8 +30,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
 use super::{
-    http1_error_body::ErrorBodyRewriter, inline_executor::InlineFirstExecutor,
-    write_coalescer::coalesce_writes,
+    http1_error_body::ErrorBodyRewriter,
+    inline_executor::InlineFirstExecutor,
+    write_coalescer::{WriteProgress, coalesce_writes},
 };
 
 #[cfg(test)]
@@ -42,34 +40,35 @@ mod tests;
 
 pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// How the connections of a listener are treated.
+/// Limits and timeouts of the connections of one listener.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ConnectionOptions {
-    /// Open connections, at most; one more is closed as soon as it is accepted.
+    /// Maximum number of open connections; further ones are closed when accepted.
     pub max_connections: usize,
-    /// Open streams of one HTTP/2 connection, at most.
+    /// Maximum number of open streams of one HTTP/2 connection.
     pub max_streams_per_connection: u32,
-    /// Silence after which an HTTP/2 peer is asked for a sign of life.
+    /// Interval between HTTP/2 keepalive PINGs on an idle connection.
     pub http2_keepalive_interval: Duration,
-    /// How long the peer may take to give that sign.
+    /// Time limit for the response to a keepalive PING.
     pub http2_keepalive_timeout: Duration,
-    /// How long a new connection may take to say what it wants.
+    /// Time limit for the first request, or for the HTTP/2 preface.
     pub handshake_timeout: Duration,
-    /// How long an HTTP/1.1 connection is kept between two requests.
+    /// Time limit for the next request on an HTTP/1.1 connection, with its headers.
     pub http1_idle_timeout: Duration,
 }
 
-/// Why a connection is given up although neither side has ended it.
+/// Error of a connection that the server closes because of its peer's silence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 enum TimeoutError {
-    #[error("no request came in time")]
+    #[error("handshake timeout: no request received")]
     Handshake,
-    #[error("the peer has stopped reading")]
+    #[error("write timeout: the peer stopped reading")]
     WriteStalled,
 }
 
-/// Watches for the two silences that hyper cannot see: before the first
-/// request, and while the peer takes no bytes.
+/// Enforces two timeouts that hyper has no setting for: no request after connect, and
+/// a peer that stops reading.
 struct ConnectionTimeouts {
     is_in_handshake: bool,
     last_sent_bytes: u64,
@@ -77,15 +76,16 @@ struct ConnectionTimeouts {
     write_stall_timeout: Duration,
 }
 
-// === impl Connections ===
+// === impl ConnectionOptions ===
 
 impl Default for ConnectionOptions {
-    /// 10 000 connections of 100 000 streams; a silent peer is noticed in 40 s.
+    /// Returns 10 000 connections with 100 000 streams each, a handshake timeout of
+    /// 10 s, an HTTP/1.1 idle timeout of 75 s, and HTTP/2 keepalive that detects a
+    /// silent peer within 40 s.
     ///
-    /// A proxy in front sends the calls of all its clients over a connection or
-    /// two, and each of them may sit in WaitOperation: a low limit on streams
-    /// would make the next Get wait behind them. At 4.5 KB a stream, the limit
-    /// still bounds what one connection can take to 450 MB.
+    /// A proxy multiplexes the calls of all its clients over one or two connections,
+    /// and each call may be a WaitOperation: with a low stream limit, the next Get
+    /// would queue behind them. At 4.5 KB per stream, 100 000 streams take 450 MB.
     fn default() -> Self {
         Self {
             max_connections: 10_000,
@@ -93,8 +93,8 @@ impl Default for ConnectionOptions {
             http2_keepalive_interval: Duration::from_secs(20),
             http2_keepalive_timeout: Duration::from_secs(20),
             handshake_timeout: Duration::from_secs(10),
-            // Longer than the 60 s of common load balancers, so that it is they
-            // who close, and no request meets a closing connection.
+            // Longer than the 60 s of common load balancers: if the balancer closes
+            // first, it cannot send a request into a closing connection.
             http1_idle_timeout: Duration::from_secs(75),
         }
     }
@@ -113,29 +113,29 @@ impl ConnectionOptions {
             .keep_alive_interval(self.http2_keepalive_interval)
             .keep_alive_timeout(self.http2_keepalive_timeout)
             .max_concurrent_streams(self.max_streams_per_connection)
-            // As much as a URL may have over HTTP/1.1, so that a filter of any
-            // length fits into one, escaped or not.
+            // hyper's limit for an HTTP/1.1 URL, so that a filter of maximum length
+            // fits, percent-encoded or not.
             .max_header_list_size(64 * 1024)
-            // One request that nobody reads must not use up what the others
-            // of its connection may send.
+            // A request body that is not being read must not exhaust the window of the
+            // connection.
             .initial_stream_window_size(512 * 1024)
             .initial_connection_window_size(1024 * 1024)
-            // A proxy may cancel the calls of many clients at once; the default
-            // of 20 would end the connection for all of them.
+            // A proxy may cancel many calls at once; above the default of 20, hyper
+            // would close the connection for all its clients.
             .max_pending_accept_reset_streams(1024)
             .max_local_error_reset_streams(1024)
-            // gRPC has no use for the date.
+            // gRPC clients do not use the date header.
             .auto_date_header(false);
         builder
     }
 }
 
-/// Serves one connection until it ends, the peer falls silent, or, once
-/// `stopping` is cancelled, the calls in flight are answered.
+/// Serves one connection until it ends or times out. When `stop_token` is cancelled,
+/// returns after the calls in flight have completed. `calls` tracks calls that run as
+/// tasks of their own.
 ///
 /// # Errors
-///
-/// Whatever ended the connection before its time.
+/// The protocol, IO or timeout error that ended the connection.
 pub(super) async fn serve<T, S, B>(
     stream: T,
     service: S,
@@ -173,12 +173,11 @@ where
             if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
                 return Poll::Ready(result);
             }
-            let (sent_bytes, has_pending_writes) = connection.progress();
-            // hyper sends nothing before it has seen a whole HTTP/2 preface.
-            let handshake_done = sent_bytes != 0 || request_received.load(Ordering::Relaxed);
-            if let Poll::Ready(error) =
-                timeouts.poll(cx, handshake_done, sent_bytes, has_pending_writes)
-            {
+            let progress = connection.write_progress();
+            // hyper sends nothing before it has read the whole HTTP/2 preface.
+            let handshake_done =
+                progress.sent_bytes != 0 || request_received.load(Ordering::Relaxed);
+            if let Poll::Ready(error) = timeouts.poll(cx, handshake_done, progress) {
                 return Poll::Ready(Err(error.into()));
             }
             if is_stopping || stop.as_mut().poll(cx).is_pending() {
@@ -194,8 +193,8 @@ where
     .await
 }
 
-/// Calls `service`, which tonic's services are always ready for: then its own
-/// future is all there is, and nothing around it has to carry the request.
+/// Calls `service` when it is ready. A service that is ready at once, as tonic's are,
+/// costs no future of its own around the response future.
 fn call_when_ready<S>(
     mut service: S,
     request: Request<Incoming>,
@@ -218,7 +217,7 @@ where
     Either::Right(wait_then_call.boxed())
 }
 
-// === impl Patience ===
+// === impl ConnectionTimeouts ===
 
 impl ConnectionTimeouts {
     fn new(options: &ConnectionOptions) -> Self {
@@ -233,25 +232,25 @@ impl ConnectionTimeouts {
         }
     }
 
+    /// Returns `Ready` when a timeout has fired.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         handshake_done: bool,
-        sent_bytes: u64,
-        has_pending_writes: bool,
+        progress: WriteProgress,
     ) -> Poll<TimeoutError> {
         if self.is_in_handshake && handshake_done {
             self.is_in_handshake = false;
             self.timer = None;
         }
         if !self.is_in_handshake {
-            if !has_pending_writes {
+            if !progress.has_pending_bytes {
                 self.timer = None;
-            } else if self.timer.is_none() || self.last_sent_bytes != sent_bytes {
+            } else if self.timer.is_none() || self.last_sent_bytes != progress.sent_bytes {
                 self.timer = Some(Box::pin(sleep(self.write_stall_timeout)));
             }
         }
-        self.last_sent_bytes = sent_bytes;
+        self.last_sent_bytes = progress.sent_bytes;
         let Some(timer) = &mut self.timer else {
             return Poll::Pending;
         };

@@ -1,11 +1,10 @@
-//! Requests that hyper cannot read. It answers them with a bare code and ends
-//! the connection; here the answer gets the JSON of every other error, and the
-//! client the time to read it.
+//! Adds the JSON error body to hyper's own HTTP/1.1 error responses, and delays the
+//! close of the connection until the client can read it.
 //!
-//! hyper has no place for that, so it happens between hyper and the socket: over
-//! HTTP/1.1, an answer without a body is one that only hyper gives with these
-//! codes. Over HTTP/2 bytes are never looked at: there a message may end with
-//! anything, also with what a client has captured of such an answer.
+//! hyper has no hook for the responses to requests it cannot parse, so the socket
+//! rewrites them: of the responses with these codes, only hyper's own have no body.
+//! HTTP/2 bytes are never inspected, because a message there may end with the same
+//! bytes.
 
 use std::{
     io,
@@ -23,31 +22,31 @@ use tokio::{
 
 use crate::gateway::http_error::HttpError;
 
-/// The codes of hyper's own answers.
+/// Codes of hyper's own error responses.
 const HYPER_ERROR_CODES: [StatusCode; 3] = [
     StatusCode::BAD_REQUEST,
     StatusCode::URI_TOO_LONG,
     StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
 ];
 
-/// hyper's answer is no longer than this.
+/// Maximum length of hyper's own error response.
 const MAX_ERROR_HEAD_BYTES: usize = 200;
 
-/// How long, and for how many bytes, the rest of the request is read and thrown
-/// away. If it were not, the system would take the answer back (RFC 9112, 9.6).
+/// Limits for discarding the rest of the request before the close. Closing with unread
+/// bytes resets the connection, and the client loses the response (RFC 9112, 9.6).
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_DRAIN_BYTES: usize = 8 << 20;
 
 static ERROR_RESPONSES: LazyLock<[Vec<u8>; 3]> =
     LazyLock::new(|| HYPER_ERROR_CODES.map(error_response));
 
-/// A socket whose bare refusals get a body.
+/// A socket that adds a body to hyper's own error responses.
 #[derive(Debug)]
 pub(super) struct ErrorBodyRewriter<T> {
     io: T,
-    /// What is spoken; not known before the first bytes are written.
+    /// Detected from the first write.
     protocol: Option<Protocol>,
-    /// Of the better answer, what is still to be written.
+    /// Unwritten rest of a replacement response.
     pending: &'static [u8],
     drain: Option<DrainBeforeClose>,
 }
@@ -55,17 +54,18 @@ pub(super) struct ErrorBodyRewriter<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Protocol {
     Http1,
-    /// HTTP/2, whose servers begin with SETTINGS, or whatever there may be.
+    /// HTTP/2, where the server sends SETTINGS first.
     Other,
 }
 
+/// Discards received bytes before the close (nginx: lingering close).
 #[derive(Debug)]
 struct DrainBeforeClose {
     timeout: Pin<Box<Sleep>>,
     drained_bytes: usize,
 }
 
-// === impl Unreadable ===
+// === impl ErrorBodyRewriter ===
 
 impl<T> ErrorBodyRewriter<T> {
     pub(super) fn new(io: T) -> Self {
@@ -77,8 +77,8 @@ impl<T> ErrorBodyRewriter<T> {
         }
     }
 
-    /// Where a refusal that should be better begins in these bytes, and what
-    /// is better. The first bytes of all decide for the whole connection.
+    /// Returns the offset of a bare error response at the end of `bytes`, and its
+    /// replacement.
     fn find_replacement(&mut self, bytes: &[u8]) -> Option<(usize, &'static [u8])> {
         if bytes.is_empty() {
             return None;
@@ -106,8 +106,8 @@ impl<T: AsyncWrite + Unpin> ErrorBodyRewriter<T> {
 // === impl Protocol ===
 
 impl Protocol {
-    /// What a server speaks whose first write is this. hyper writes the head of
-    /// an answer as one piece, so that its first word is never cut.
+    /// Detects the protocol from the first write of the server. hyper writes the head
+    /// of a response in one piece, so the version is complete.
     fn detect(first_write: &[u8]) -> Self {
         if first_write.starts_with(b"HTTP/1.") {
             Self::Http1
@@ -117,13 +117,14 @@ impl Protocol {
     }
 }
 
-// === impl Linger ===
+// === impl DrainBeforeClose ===
 
 impl DrainBeforeClose {
+    /// Returns `Ready` at the end of the stream, on an error, or at a limit.
     fn poll<T: AsyncRead + Unpin>(&mut self, io: &mut T, context: &mut Context<'_>) -> Poll<()> {
         let mut scratch = [0; 8 * 1024];
         loop {
-            if MAX_DRAIN_BYTES < self.drained_bytes
+            if self.drained_bytes > MAX_DRAIN_BYTES
                 || self.timeout.as_mut().poll(context).is_ready()
             {
                 return Poll::Ready(());
@@ -159,8 +160,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ErrorBodyRewriter<T> {
         let Some((offset, replacement)) = self.find_replacement(bytes) else {
             return Pin::new(&mut self.io).poll_write(context, bytes);
         };
-        if 0 < offset {
-            // The answers before it, to requests that could be read.
+        if offset > 0 {
+            // First the responses to earlier, pipelined requests.
             return Pin::new(&mut self.io).poll_write(context, &bytes[..offset]);
         }
         self.pending = replacement;
@@ -168,7 +169,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ErrorBodyRewriter<T> {
             timeout: Box::pin(sleep(DRAIN_TIMEOUT)),
             drained_bytes: 0,
         });
-        // What cannot be written now is written before the next flush.
+        // A pending rest is written before the next flush.
         let _ = self.poll_write_pending(context)?;
         Poll::Ready(Ok(bytes.len()))
     }
@@ -193,8 +194,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ErrorBodyRewriter<T> {
     }
 }
 
-/// Where a refusal without a body begins at the end of what hyper writes, and
-/// what is better.
+/// Returns the offset of a bare error response at the end of `bytes`, and its
+/// replacement.
 fn find_bare_error(bytes: &[u8]) -> Option<(usize, &'static [u8])> {
     if !bytes.ends_with(b"\r\n\r\n") {
         return None;
@@ -235,7 +236,7 @@ mod tests {
         for (first, is_rewritten) in [
             (&b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"[..], true),
             (BARE_ERROR, true),
-            // The SETTINGS of HTTP/2.
+            // HTTP/2 SETTINGS.
             (b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64", false),
         ] {
             let mut socket = ErrorBodyRewriter::new(join(empty(), sink()));

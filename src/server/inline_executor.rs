@@ -1,9 +1,7 @@
-//! The executor of HTTP/2 streams: most calls are answered without a task.
+//! The executor of HTTP/2 streams: answers most calls without spawning a task.
 //!
-//! hyper hands over a future for every request. Reading a stored operation
-//! never waits, so the future is polled once where it stands and only becomes
-//! a task when it pends. The tasks are counted here; who waits for them, or
-//! drops them with their connection, is decided in `accept`.
+//! hyper passes one future per request. Reading a cached operation never blocks, so
+//! the first poll is inline, and only a pending future becomes a task.
 
 use std::{
     any::Any,
@@ -19,16 +17,17 @@ use tokio_util::task::TaskTracker;
 #[cfg(test)]
 mod tests;
 
-/// Polls a future once in place, and spawns it on the current runtime if it
-/// has to wait. A panic ends that one future only: its stream is reset.
+/// Polls a future once inline and spawns it on the current runtime if it is pending.
+/// A panic ends only that future: its stream is reset.
 #[derive(Clone, Debug)]
 pub(super) struct InlineFirstExecutor {
     tasks: TaskTracker,
 }
 
-// === impl InPlace ===
+// === impl InlineFirstExecutor ===
 
 impl InlineFirstExecutor {
+    /// Creates an executor whose spawned futures count as `tasks`.
     pub(super) fn new(tasks: TaskTracker) -> Self {
         Self { tasks }
     }
@@ -40,13 +39,12 @@ where
 {
     fn execute(&self, future: F) {
         let mut future = Box::pin(future);
-        // Nobody is woken for this poll: should the future pend, the task polls
-        // it again and so leaves its own waker.
+        // If the future is pending, the task polls it again and registers its waker.
         let cx = &mut Context::from_waker(Waker::noop());
 
-        // Each call takes its share of the connection's turn. When the turn is
-        // over, the rest become tasks, so that one busy connection cannot hold
-        // up the others of its lane.
+        // Each inline poll takes one unit of the coop budget of the connection's task.
+        // When it is exhausted, the rest become tasks, so that a busy connection does
+        // not delay the others of its thread.
         if let Poll::Ready(coop_budget) = coop::poll_proceed(cx) {
             coop_budget.made_progress();
             match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
@@ -64,10 +62,10 @@ where
 }
 
 fn log_panic(panic: &(dyn Any + Send)) {
-    let panic_message = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-        (Some(message), _) => message,
-        (_, Some(message)) => message.as_str(),
+    let panic = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (_, Some(text)) => text.as_str(),
         _ => "no message",
     };
-    tracing::error!(panic_message, "a call panicked; its stream is reset");
+    tracing::error!(panic, "call panicked; its stream is reset");
 }

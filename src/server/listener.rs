@@ -1,6 +1,4 @@
-//! Where the server listens: addresses as people write them, and bound sockets.
-//!
-//! What happens to an accepted connection is decided in `accept`.
+//! Listen addresses and bound sockets, TCP and Unix.
 
 use std::{
     fmt, fs, io,
@@ -19,29 +17,28 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
 #[cfg(test)]
 mod tests;
 
-/// Connections the kernel completes ahead of us, so that many clients may
-/// arrive at once.
+/// Maximum number of established connections that wait for `accept`.
 const BACKLOG: u32 = 1024;
 
-/// An address to listen on: `host:port`, or `unix:PATH`. Port 0 lets the
-/// system choose one.
+/// An address to listen on: `host:port` or `unix:PATH`. With port 0, the system
+/// chooses a free one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddress {
-    /// A host name or IP address, an IPv6 one in brackets, and a port.
+    /// A host name or IP address (IPv6 in brackets) and a port.
     Tcp(String),
     /// The path of a Unix domain socket.
     Unix(PathBuf),
 }
 
-/// Why a text is not a [`ListenAddress`].
+/// Error for a text that is not a [`ListenAddress`].
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{text:?} is no address to listen on: {problem}")]
+#[error("invalid listen address {text:?}: {problem}")]
 pub struct InvalidListenAddress {
     text: String,
     problem: &'static str,
 }
 
-/// A bound socket. A Unix one removes its file when it is dropped.
+/// A bound, listening socket. Dropping a Unix one removes its file.
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: BoundSocket,
@@ -54,11 +51,18 @@ enum BoundSocket {
     Unix {
         listener: UnixListener,
         path: PathBuf,
-        file_id: (u64, u64),
+        file_id: FileId,
     },
 }
 
-/// An accepted connection that belongs to no runtime yet.
+/// Identity of a file, which a new file at the same path does not share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+/// An accepted connection that is not registered with a runtime.
 #[derive(Debug)]
 pub(super) enum AcceptedStream {
     Tcp(std::net::TcpStream, SocketAddr),
@@ -92,7 +96,7 @@ impl FromStr for ListenAddress {
             return invalid("write host:port without a scheme or path");
         }
         if host.is_empty() {
-            return invalid("the host is missing; 0.0.0.0 stands for every interface");
+            return invalid("the host is missing; write 0.0.0.0 for all interfaces");
         }
         if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
             return invalid("write an IPv6 address in brackets, as in [::1]:8470");
@@ -116,16 +120,14 @@ impl fmt::Display for ListenAddress {
 // === impl Listener ===
 
 impl Listener {
-    /// Binds `address` and starts to listen. Must be called inside a runtime
-    /// with IO, which is the one that will accept.
+    /// Binds `address` and starts to listen. Must be called in the runtime that will
+    /// accept, with IO enabled.
     ///
-    /// A Unix socket that nobody listens on any more is replaced. Its file gets
-    /// the permissions `mode`, if given, before anybody can connect.
+    /// Replaces a Unix socket without a listener. Its file gets the permissions `mode`,
+    /// if given, before a client can connect.
     ///
     /// # Errors
-    ///
-    /// When the address is taken, unknown or not permitted; the message says
-    /// which address it was.
+    /// The address is in use, unknown or not permitted. The message names the address.
     pub(crate) fn bind(address: &ListenAddress, mode: Option<u32>) -> io::Result<Self> {
         let bound = match address {
             ListenAddress::Tcp(address) => bind_tcp(address),
@@ -143,12 +145,15 @@ impl Listener {
         })
     }
 
-    /// The address as it was bound: with the port that the system chose.
+    /// Returns the bound address; port 0 is resolved.
     pub(crate) fn local_addr(&self) -> ListenAddress {
         self.local_addr.clone()
     }
 
-    /// The next connection.
+    /// Waits for the next connection.
+    ///
+    /// # Errors
+    /// The IO error of this connection or of the whole socket.
     pub(super) async fn accept(&self) -> io::Result<AcceptedStream> {
         match &self.socket {
             BoundSocket::Tcp(listener) => {
@@ -166,8 +171,8 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if let BoundSocket::Unix { path, file_id, .. } = &self.socket {
-            // Somebody else may have put a socket of theirs there meanwhile.
-            if read_file_id(path).is_ok_and(|current_id| current_id == *file_id) {
+            // A successor may have bound the same path.
+            if FileId::read(path).is_ok_and(|current_id| current_id == *file_id) {
                 let _ = fs::remove_file(path);
             }
         }
@@ -196,7 +201,7 @@ fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    // Connections of the last run, still in TIME_WAIT, must not hinder a restart.
+    // Connections of the previous process in TIME_WAIT must not prevent a restart.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
@@ -206,12 +211,12 @@ fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<Listener> {
     remove_stale_socket(path)?;
     let socket = UnixSocket::new_stream()?;
     socket.bind(path)?;
-    // Nobody can connect to a socket that does not listen yet.
+    // Clients cannot connect before `listen`.
     if let Some(mode) = mode {
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     }
     let listener = socket.listen(BACKLOG)?;
-    let file_id = read_file_id(path)?;
+    let file_id = FileId::read(path)?;
     let local_addr = ListenAddress::Unix(path.to_owned());
     Ok(Listener {
         socket: BoundSocket::Unix {
@@ -223,14 +228,14 @@ fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<Listener> {
     })
 }
 
-/// Removes the socket of a server that did not come to remove it itself.
+/// Removes the socket file of a server that was killed.
 fn remove_stale_socket(path: &Path) -> io::Result<()> {
     let metadata = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         result => result?,
     };
     if !metadata.file_type().is_socket() {
-        let problem = "a file that is not a socket is in the way";
+        let problem = "a file that is not a socket exists at this path";
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, problem));
     }
     match BlockingUnixStream::connect(path) {
@@ -240,7 +245,14 @@ fn remove_stale_socket(path: &Path) -> io::Result<()> {
     }
 }
 
-fn read_file_id(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = fs::symlink_metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
+// === impl FileId ===
+
+impl FileId {
+    fn read(path: &Path) -> io::Result<Self> {
+        let metadata = fs::symlink_metadata(path)?;
+        Ok(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        })
+    }
 }

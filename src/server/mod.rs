@@ -1,14 +1,22 @@
-//! The program around the library: what listens, accepts and answers.
+//! The `longrunning serve` program as a library: listeners, configuration, signals,
+//! logging and drain.
 //!
-//! A socket is bound by `Listener::bind`, and `serve` runs the accept loop
-//! over it: every connection goes to one of the `Lanes`, a current-thread
-//! runtime of its own, where hyper speaks HTTP/2 or HTTP/1.1 with it on behalf
-//! of an unchanged tower service (tonic's, or the admin's). Two measures below
-//! that service halve the CPU per call, and nothing above knows of them: the
-//! socket in `coalesce` sends once per poll of a connection, and the executor
-//! in `executor` spawns only those calls that have to wait.
+//! Start with [`Config`]; [`Config::bind_and_start`] returns an [`App`], and
+//! [`App::run`] serves until a signal.
 //!
-//! What the services answer does not live here, but in `grpc` and `admin`.
+//! ```text
+//! socket (TCP or Unix)          listener, accept: assigned to a connection thread
+//!   └ BufferedSocket            write_coalescer: one send per poll
+//!       └ ErrorBodyRewriter     http1_error_body: JSON bodies for hyper's own errors
+//!           └ TokioIo           hyper-util adapter
+//!               └ hyper         connection: HTTP/1.1 or HTTP/2, timeouts;
+//!                   │           inline_executor polls each HTTP/2 call
+//!                   ├ GrpcMetrics           grpc::metrics_layer
+//!                   │   └ ServiceRouter     services: by path
+//!                   │       ├ tonic servers     Operations, OperationWatch, OperationWorker, …
+//!                   │       └ Gateway           HTTP/JSON
+//!                   └ AdminService          admin listener: probes, metrics
+//! ```
 
 mod accept;
 mod admin;
@@ -31,3 +39,4 @@ pub use connection::ConnectionOptions;
 pub use listener::{InvalidListenAddress, ListenAddress};
 pub use signals::{reload_signals, shutdown_signals};
 pub use telemetry::{LogFormat, init as init_telemetry};
+pub use type_reload::TypeReloadError;

@@ -1,9 +1,7 @@
-//! The lanes: one thread and one current-thread runtime for each core.
+//! The connection threads, each with a current-thread runtime.
 //!
-//! A call served on a work-stealing runtime costs a quarter more than on one
-//! that never moves a task. A connection therefore stays in the lane it is
-//! given, and lanes share nothing but the service. Accepting, and everything
-//! that is not a connection, runs on the runtime of the caller.
+//! A call on a work-stealing runtime costs a quarter more CPU (measured), so a
+//! connection stays on the thread it is assigned to.
 
 use std::{
     fmt, io,
@@ -20,8 +18,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 #[cfg(test)]
 mod tests;
 
-/// A set of lanes, cheap to clone. They end when the last clone is dropped, and
-/// every task still in them is dropped with them.
+/// A pool of connection runtimes. Clones share it. Dropping the last clone stops the
+/// threads and drops their tasks.
 #[derive(Clone)]
 pub(crate) struct RuntimePool {
     runtimes: Arc<[ConnectionRuntime]>,
@@ -33,29 +31,28 @@ struct ConnectionRuntime {
     open_connections: Arc<AtomicUsize>,
 }
 
-/// A connection's place in a lane; the lane counts it until this is dropped.
+/// Assignment of a connection to a runtime, which counts it until this is dropped.
 #[derive(Debug)]
 pub(super) struct ConnectionSlot {
     handle: Handle,
     open_connections: Arc<AtomicUsize>,
 }
 
-// === impl Lanes ===
+// === impl RuntimePool ===
 
 impl RuntimePool {
-    /// Starts `count` lanes as threads `lane-0`, `lane-1`, …; 0 is one for each
-    /// processor that the process may use.
+    /// Starts `thread_count` threads named `longrunning-io-0` and so on. 0 is one per
+    /// available processor.
     ///
     /// # Errors
-    ///
-    /// When the system refuses a thread or what its runtime needs.
+    /// The system cannot create a thread or the IO driver of its runtime.
     pub(crate) fn start(thread_count: usize) -> io::Result<Self> {
         let thread_count = match thread_count {
             0 => thread::available_parallelism().map_or(1, usize::from),
             count => count,
         };
         let stop_token = CancellationToken::new();
-        // Dropped on the way out of an error, it ends the lanes already started.
+        // On an error, dropping the guard stops the threads already started.
         let guard = Arc::new(stop_token.clone().drop_guard());
         let runtimes: io::Result<Arc<[ConnectionRuntime]>> = (0..thread_count)
             .map(|index| ConnectionRuntime::start(index, stop_token.clone()))
@@ -66,13 +63,13 @@ impl RuntimePool {
         })
     }
 
-    /// A place in the lane with the fewest open connections.
+    /// Assigns a connection to the runtime with the fewest open connections.
     pub(super) fn assign(&self) -> ConnectionSlot {
         let least_loaded = self
             .runtimes
             .iter()
-            .min_by_key(|lane| lane.open_connections.load(Ordering::Relaxed))
-            .expect("there is at least one lane");
+            .min_by_key(|runtime| runtime.open_connections.load(Ordering::Relaxed))
+            .expect("the pool has at least one runtime");
         least_loaded
             .open_connections
             .fetch_add(1, Ordering::Relaxed);
@@ -88,12 +85,12 @@ impl fmt::Debug for RuntimePool {
         let open_connections = self
             .runtimes
             .iter()
-            .map(|lane| lane.open_connections.load(Ordering::Relaxed));
+            .map(|runtime| runtime.open_connections.load(Ordering::Relaxed));
         f.debug_list().entries(open_connections).finish()
     }
 }
 
-// === impl Lane ===
+// === impl ConnectionRuntime ===
 
 impl ConnectionRuntime {
     fn start(index: usize, stop_token: CancellationToken) -> io::Result<Self> {
@@ -102,7 +99,7 @@ impl ConnectionRuntime {
             .build()?;
         let handle = runtime.handle().clone();
         thread::Builder::new()
-            .name(format!("lane-{index}"))
+            .name(format!("longrunning-io-{index}"))
             .spawn(move || runtime.block_on(stop_token.cancelled_owned()))?;
         Ok(Self {
             handle,
@@ -111,7 +108,7 @@ impl ConnectionRuntime {
     }
 }
 
-// === impl Place ===
+// === impl ConnectionSlot ===
 
 impl ConnectionSlot {
     pub(super) fn handle(&self) -> &Handle {

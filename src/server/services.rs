@@ -1,5 +1,4 @@
-//! The services of each listener, and which of them a path belongs to. What
-//! they answer is their own affair.
+//! Builds the services of each listener and routes requests to them by path.
 
 use std::{
     convert::Infallible,
@@ -30,22 +29,23 @@ use crate::{
 };
 
 type BoxResponseFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-/// A service that is called too rarely for the cost of a box to matter.
+/// For services that are called too rarely for the cost of a box to matter.
 type BoxedService = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 
-/// All services of one listener. A match on the path is all the routing that
-/// so few services need.
+/// Routes requests to the services of one listener.
 #[derive(Clone)]
-pub(super) struct ServiceRouter(Arc<ListenerServices>);
+pub(super) struct ServiceRouter {
+    services: Arc<ListenerServices>,
+}
 
-/// Each of them, cloned only when it is called.
+/// The services of one listener. Cloned one by one, when called.
 struct ListenerServices {
     kind: ListenerKind,
     health: BoxedService,
     reflection: BoxedService,
 }
 
-/// The services that one listener has and the other has not.
+/// The services that depend on the kind of listener.
 enum ListenerKind {
     Clients {
         operations: OperationsServer<OperationsService>,
@@ -56,13 +56,18 @@ enum ListenerKind {
     Workers(OperationWorkerServer<WorkerService>),
 }
 
-/// Tells the health services whether the server serves.
+/// Sets the status of the health services of all listeners.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ServerHealth(Vec<ListenerHealth>);
+pub(super) struct ServerHealth {
+    listeners: Vec<ListenerHealth>,
+}
 
-/// The health service of one listener, and the services that it tells of.
+/// The health service of one listener and the services whose status it reports.
 #[derive(Clone, Debug)]
-pub(super) struct ListenerHealth(HealthReporter, Vec<&'static str>);
+pub(super) struct ListenerHealth {
+    reporter: HealthReporter,
+    service_names: Vec<&'static str>,
+}
 
 const CHECKSUMS: &str = <ChecksumsServer<ChecksumService> as NamedService>::NAME;
 const HEALTH: &str = tonic_health::pb::health_server::SERVICE_NAME;
@@ -74,10 +79,10 @@ const REFLECTION_PATH: &str = "/grpc.reflection.v1.ServerReflection/ServerReflec
 const WATCH: &str = <OperationWatchServer<WatchService> as NamedService>::NAME;
 const WORKER: &str = <OperationWorkerServer<WorkerService> as NamedService>::NAME;
 
-// === impl Services ===
+// === impl ServiceRouter ===
 
 impl ServiceRouter {
-    /// What clients reach.
+    /// Builds the services of the client listener.
     pub(super) fn for_clients(operations: &Operations, config: &Config) -> (Self, ListenerHealth) {
         let limit = config.max_message_bytes;
         let checksums = config.demo_directory.as_ref().map(|root| {
@@ -100,7 +105,7 @@ impl ServiceRouter {
         Self::new(kind, names, operations.types())
     }
 
-    /// What workers and creators reach, and clients must not.
+    /// Builds the services of the worker listener, which clients must not reach.
     pub(super) fn for_workers(operations: &Operations, config: &Config) -> (Self, ListenerHealth) {
         let worker = worker_server_with(operations, config.wait_limits)
             .max_decoding_message_size(config.max_message_bytes);
@@ -124,7 +129,12 @@ impl ServiceRouter {
             health: BoxedService::new(health),
             reflection: BoxedService::new(reflection_server(types, services)),
         };
-        (Self(Arc::new(services)), ListenerHealth(reporter, names))
+        let health = ListenerHealth {
+            reporter,
+            service_names: names,
+        };
+        let services = Arc::new(services);
+        (Self { services }, health)
     }
 }
 
@@ -138,16 +148,15 @@ impl Service<Request<Incoming>> for ServiceRouter {
     }
 
     fn call(&mut self, mut request: Request<Incoming>) -> BoxResponseFuture {
-        // This costs a gRPC call two comparisons.
         if !can_be_grpc(&request) {
-            return self.0.fallback(request);
+            return self.services.fallback(request);
         }
         let path = request.uri().path();
         let service = path
             .get(1..)
             .and_then(|path| path.split('/').next())
             .unwrap_or_default();
-        let services = &self.0;
+        let services = &self.services;
         match (service, &services.kind) {
             (OPERATIONS, ListenerKind::Clients { operations, .. }) => {
                 operations.clone().call(request)
@@ -163,7 +172,7 @@ impl Service<Request<Incoming>> for ServiceRouter {
             (WORKER, ListenerKind::Workers(worker)) => worker.clone().call(request),
             (HEALTH, _) => services.health.clone().call(request),
             (REFLECTION, _) => services.reflection.clone().call(request),
-            // The messages of both versions are the same.
+            // Both versions have the same messages.
             (REFLECTION_ALPHA, _) if path.ends_with(REFLECTION_METHOD) => {
                 *request.uri_mut() = Uri::from_static(REFLECTION_PATH);
                 services.reflection.clone().call(request)
@@ -173,11 +182,11 @@ impl Service<Request<Incoming>> for ServiceRouter {
     }
 }
 
-// === impl Each ===
+// === impl ListenerServices ===
 
 impl ListenerServices {
-    /// The answer to what no gRPC service has. One in the form of gRPC is a 200
-    /// to everybody else, who would take it for success.
+    /// Answers a request whose path belongs to no gRPC service. Only gRPC clients get a
+    /// gRPC error: it has the HTTP code 200, which other clients take for success.
     fn fallback(&self, request: Request<Incoming>) -> BoxResponseFuture {
         let is_http = match &self.kind {
             ListenerKind::Clients { gateway, .. } => gateway.handles_path(request.uri().path()),
@@ -193,12 +202,12 @@ impl ListenerServices {
     }
 }
 
-/// Whether a request can be gRPC, by its method and version.
+/// Returns `true` if the method and HTTP version allow gRPC.
 fn can_be_grpc(request: &Request<Incoming>) -> bool {
     request.method() == Method::POST && request.version() == Version::HTTP_2
 }
 
-/// Whether somebody expects an answer in the form of gRPC.
+/// Returns `true` if the client expects a gRPC response.
 fn is_grpc(request: &Request<Incoming>) -> bool {
     let content_type = request.headers().get(header::CONTENT_TYPE);
     let has_grpc_content_type =
@@ -206,8 +215,8 @@ fn is_grpc(request: &Request<Incoming>) -> bool {
     has_grpc_content_type && can_be_grpc(request)
 }
 
-/// The answer to a path that workers cannot call. Somebody with a browser or
-/// curl gets a sentence instead of an empty gRPC error.
+/// Returns the response of the worker listener to a client that does not speak gRPC,
+/// such as a browser or curl.
 fn not_found_response() -> Response<Body> {
     let text = "This port speaks gRPC over HTTP/2; try `grpcurl -plaintext HOST:PORT list`.\n";
     let mut response = Response::new(Body::new(http_body_util::Full::from(text)));
@@ -217,24 +226,23 @@ fn not_found_response() -> Response<Body> {
     response
 }
 
-// === impl Health ===
+// === impl ServerHealth ===
 
 impl ServerHealth {
-    /// Adds what one listener serves.
-    pub(super) fn add(&mut self, switch: ListenerHealth) {
-        self.0.push(switch);
+    pub(super) fn add(&mut self, listener: ListenerHealth) {
+        self.listeners.push(listener);
     }
 
-    /// Tells every service's health, and that of each listener as a whole.
+    /// Sets the status of every service, and of every listener as a whole (name "").
     pub(super) async fn set_serving(&self, is_serving: bool) {
         let status = if is_serving {
             ServingStatus::Serving
         } else {
             ServingStatus::NotServing
         };
-        for ListenerHealth(reporter, names) in &self.0 {
-            for name in [""].iter().chain(names) {
-                reporter.set_service_status(*name, status).await;
+        for listener in &self.listeners {
+            for name in [""].iter().chain(&listener.service_names) {
+                listener.reporter.set_service_status(*name, status).await;
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Signals: the first SIGTERM or SIGINT drains, the second aborts; SIGHUP
-//! reloads. What a drain is, is decided in `app`, and what is reloaded in `types`.
+//! Converts process signals to futures: the first SIGTERM or SIGINT drains the
+//! server, the second aborts the drain, SIGHUP reloads the message types.
 
 use std::{future::Future, io};
 
@@ -12,17 +12,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::tasks::Tasks;
 
-/// Listens for signals from now on. The first future resolves at the first
-/// signal, the second one at the second.
+/// Installs handlers for SIGTERM and SIGINT. The first future resolves at the first
+/// signal of either kind, the second future at the second signal.
 ///
 /// # Errors
-/// If the system refuses to hand out signals.
+/// The system cannot register the handlers.
 pub fn shutdown_signals() -> io::Result<(impl Future<Output = ()>, impl Future<Output = ()>)> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (first, second) = (CancellationToken::new(), CancellationToken::new());
     let tokens = (first.clone(), second.clone());
-    Tasks::default().spawn("signals", async move {
+    Tasks::default().spawn("shutdown signals", async move {
         for token in [tokens.0, tokens.1] {
             select! {
                 _ = terminate.recv() => {}
@@ -34,14 +34,15 @@ pub fn shutdown_signals() -> io::Result<(impl Future<Output = ()>, impl Future<O
     Ok((first.cancelled_owned(), second.cancelled_owned()))
 }
 
-/// Receives a word for each SIGHUP from now on; several at once may be one.
+/// Installs a handler for SIGHUP. The channel receives a value for each signal; signals
+/// in quick succession may be merged.
 ///
 /// # Errors
-/// If the system refuses to hand out signals.
+/// The system cannot register the handler.
 pub fn reload_signals() -> io::Result<mpsc::Receiver<()>> {
     let mut hangup = signal(SignalKind::hangup())?;
     let (sender, receiver) = mpsc::channel(1);
-    Tasks::default().spawn("hangups", async move {
+    Tasks::default().spawn("reload signals", async move {
         while hangup.recv().await.is_some() {
             if let Err(mpsc::error::TrySendError::Closed(())) = sender.try_send(()) {
                 return;

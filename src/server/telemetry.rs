@@ -1,39 +1,38 @@
-//! What the program says while it runs: readable lines on a terminal, JSON
-//! otherwise, always on standard error. What is said is decided where it happens.
+//! Sets up logging to standard error: text on a terminal, else JSON.
 
 use std::io::{IsTerminal, stderr};
 
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// The form of the log.
+/// Format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LogFormat {
     /// Text if standard error is a terminal, else JSON.
     Auto,
     /// Readable lines.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Starts the log. `filter` is a level or directives, such as
-/// `info,longrunning=debug`.
+/// Installs the global log subscriber. `filter` is a level or directives, such as
+/// `info,longrunning=debug`. Has no effect if a subscriber is installed already.
 ///
 /// # Errors
-/// A message for people, if the filter cannot be parsed.
+/// The message for the user, if the filter is invalid.
 pub fn init(format: LogFormat, filter: &str) -> Result<(), String> {
     let filter = EnvFilter::try_new(filter)
-        .map_err(|error| format!("{filter:?} is not a log filter: {error}"))?;
+        .map_err(|error| format!("invalid log filter {filter:?}: {error}"))?;
     let is_text = match format {
         LogFormat::Text => true,
         LogFormat::Json => false,
         LogFormat::Auto => stderr().is_terminal(),
     };
     let registry = tracing_subscriber::registry().with(filter);
-    // Nobody may read the log after a hangup, and there is no other place to
-    // complain about that; a program must not fall over it.
+    // After a hangup, writes to standard error fail; reporting that there would panic.
     let layer = fmt::layer().with_writer(stderr).log_internal_errors(false);
-    // A second start, as in tests, leaves the first log in place.
+    // Tests call this more than once.
     let _ = if is_text {
         let text = layer.with_ansi(stderr().is_terminal()).with_target(false);
         registry.with(text).try_init()

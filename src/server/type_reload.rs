@@ -1,6 +1,5 @@
-//! Where the message types of a server come from, beside those built in: files
-//! that are read at start and at each SIGHUP, and the reflection of a server
-//! upstream, which is asked until it answers.
+//! Loads message types into the type registry: from descriptor set files at start
+//! and on SIGHUP, and from an upstream server by reflection, with retries.
 
 use std::{path::PathBuf, sync::LazyLock, time::Duration};
 
@@ -14,19 +13,18 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Endpoint};
 use tracing::{debug, error, info, warn};
 
-use super::{app::AppError, config::Config};
+use super::config::Config;
 use crate::{
     client::{backoff::Backoff, cause::root_cause},
     reflection::client::ReflectionClient,
     types::{DescriptorSet, InvalidDescriptorSet, TypeRegistry, TypeSource},
 };
 
-/// How long the upstream may take to tell all its types.
+/// Time limit for fetching all types of the upstream, with the connect.
 const REFLECTION_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a connection to it may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The types that are always there: those of all services of a server.
+/// The types of all services of a server.
 static BUILT_IN_TYPES: LazyLock<DescriptorPool> = LazyLock::new(|| {
     TypeRegistry::built_in_pool_with(&[
         tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -35,7 +33,7 @@ static BUILT_IN_TYPES: LazyLock<DescriptorPool> = LazyLock::new(|| {
     ])
 });
 
-/// The types of a server, and where more of them are found.
+/// Keeps the type registry of a server up to date.
 #[derive(Debug)]
 pub(super) struct TypeReloader {
     types: TypeRegistry,
@@ -43,27 +41,49 @@ pub(super) struct TypeReloader {
     upstream: Option<(String, Endpoint)>,
 }
 
-/// Why the upstream's types are not here.
+/// Error of the configured sources of message types.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TypeReloadError {
+    /// The URL of the reflection upstream is invalid.
+    #[error("invalid reflection upstream {url:?}: {source}")]
+    InvalidUpstream {
+        /// The configured URL.
+        url: String,
+        /// The error of the URL.
+        source: tonic::transport::Error,
+    },
+    /// A descriptor set file is unreadable or invalid.
+    #[error(transparent)]
+    InvalidDescriptorSet(#[from] InvalidDescriptorSet),
+}
+
+/// Error of one attempt to fetch the types of the upstream.
 #[derive(Debug, thiserror::Error)]
 enum ReflectionError {
     #[error("{}", .0.message())]
     Status(#[from] Status),
     #[error(transparent)]
     InvalidDescriptorSet(#[from] InvalidDescriptorSet),
-    #[error("no answer within {} s", REFLECTION_TIMEOUT.as_secs())]
+    #[error("no response within {} s", REFLECTION_TIMEOUT.as_secs())]
     Timeout,
 }
 
-// === impl TypeSources ===
+// === impl TypeReloader ===
 
 impl TypeReloader {
-    /// Reads the files. The upstream is asked later, for it may start later.
-    pub(super) fn load(config: &Config) -> Result<Self, AppError> {
-        let endpoint = |url: &String| {
-            let endpoint = Endpoint::from_shared(url.clone());
-            let endpoint =
-                endpoint.map_err(|error| AppError::ReflectionUpstream(url.clone(), error))?;
-            Ok::<_, AppError>((url.clone(), endpoint.connect_timeout(CONNECT_TIMEOUT)))
+    /// Reads the descriptor set files. `run` fetches from the upstream, which may start
+    /// after this server.
+    ///
+    /// # Errors
+    /// [`TypeReloadError`] if a file or the upstream's URL is invalid.
+    pub(super) fn load(config: &Config) -> Result<Self, TypeReloadError> {
+        let endpoint = |url: &String| match Endpoint::from_shared(url.clone()) {
+            Ok(endpoint) => Ok((url.clone(), endpoint.connect_timeout(CONNECT_TIMEOUT))),
+            Err(source) => Err(TypeReloadError::InvalidUpstream {
+                url: url.clone(),
+                source,
+            }),
         };
         let reloader = Self {
             types: TypeRegistry::with_built_in(&BUILT_IN_TYPES),
@@ -82,9 +102,13 @@ impl TypeReloader {
         &self.types
     }
 
-    /// Keeps the types up to date until `stop`: with the files at each hangup,
-    /// with the upstream until it has answered, and then at each hangup.
-    pub(super) async fn run(self, mut reload_signals: mpsc::Receiver<()>, stop: CancellationToken) {
+    /// Runs until `stop_token` is cancelled. Fetches from the upstream, with retries
+    /// until it succeeds; re-reads the files and fetches again on each reload signal.
+    pub(super) async fn run(
+        self,
+        mut reload_signals: mpsc::Receiver<()>,
+        stop_token: CancellationToken,
+    ) {
         let mut backoff = Backoff::default();
         let mut needs_fetch = self.upstream.is_some();
         let mut already_warned = false;
@@ -95,7 +119,7 @@ impl TypeReloader {
                 self.fetch_from_upstream().await
             };
             select! {
-                () = stop.cancelled() => return,
+                () = stop_token.cancelled() => return,
                 Some(()) = reload_signals.recv() => {
                     self.reload_files();
                     needs_fetch = self.upstream.is_some();
@@ -103,20 +127,21 @@ impl TypeReloader {
                     next_attempt = Instant::now();
                     backoff.reset();
                 }
-                reflected = fetch, if needs_fetch => match reflected {
+                fetched = fetch, if needs_fetch => match fetched {
                     Ok(()) => needs_fetch = false,
-                    Err(reason) if reason.is_permanent() => {
+                    Err(error) if error.is_permanent() => {
                         needs_fetch = false;
-                        warn!(%reason, "the types of the upstream are not taken; SIGHUP asks again");
+                        warn!(%error, "upstream descriptors rejected; send SIGHUP to retry");
                     }
-                    Err(reason) => {
+                    Err(error) => {
+                        let retry_in = backoff.next_delay();
                         if already_warned {
-                            debug!(%reason, "the upstream is still away");
+                            debug!(%error, ?retry_in, "upstream reflection still unavailable");
                         } else {
-                            warn!(%reason, "the upstream tells no types yet; it is asked again");
+                            warn!(%error, ?retry_in, "upstream reflection unavailable, retrying");
                         }
                         already_warned = true;
-                        next_attempt = Instant::now() + backoff.next_delay();
+                        next_attempt = Instant::now() + retry_in;
                     }
                 },
             }
@@ -126,11 +151,11 @@ impl TypeReloader {
     fn reload_files(&self) {
         if self.files.is_empty() && self.upstream.is_none() {
             info!(
-                "SIGHUP: no --descriptor-set and no --reflection-upstream, so there is nothing to reload"
+                "received SIGHUP, but nothing to reload: no --descriptor-set and no --reflection-upstream"
             );
         }
         if let Err(error) = self.read_files() {
-            error!(%error, "the descriptor sets are refused; those from before stay");
+            error!(%error, "descriptor sets rejected; keeping the previous ones");
         }
     }
 
@@ -149,7 +174,7 @@ impl TypeReloader {
             "types loaded"
         );
         if let Some(error) = loaded.dropped_reflection {
-            warn!(%error, "the types of the upstream do not fit the descriptor sets; it is asked again");
+            warn!(%error, "dropped upstream types that conflict with the descriptor sets; fetching them again");
         }
         Ok(())
     }
@@ -158,7 +183,7 @@ impl TypeReloader {
         let Some((url, endpoint)) = &self.upstream else {
             return Ok(());
         };
-        // It tells all that the files know too: they may be others tomorrow.
+        // Fetch the types of the descriptor sets too: a reload may remove them there.
         let known_types = self.types.up_to(TypeSource::Program);
         let fetch = async {
             let channel = endpoint.connect().await;
@@ -184,10 +209,10 @@ impl TypeReloader {
     }
 }
 
-// === impl ReflectError ===
+// === impl ReflectionError ===
 
 impl ReflectionError {
-    /// Whether another try would end in the same way.
+    /// Returns `true` if a retry would fail in the same way.
     fn is_permanent(&self) -> bool {
         match self {
             Self::Status(status) => status.code() == Code::Unimplemented,

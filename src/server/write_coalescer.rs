@@ -1,10 +1,8 @@
-//! The coalescing socket: many small writes of a connection become one send.
+//! Coalesces the small writes of a connection into one send per poll.
 //!
-//! An HTTP/2 connection flushes after every DATA frame that is not tiny, which
-//! costs a syscall for each answer. Here a flush costs nothing: bytes gather in
-//! a buffer, and [`Coalesced`] sends them once the connection's task has done
-//! all it can do in one poll. What the bytes mean, and how long a peer may take
-//! to read them, is decided in `connection`.
+//! hyper flushes after nearly every HTTP/2 DATA frame, which costs a syscall per
+//! response. Here a flush does nothing: bytes are buffered, and
+//! [`CoalescedConnection`] sends them at the end of each poll of the connection.
 
 use std::{
     cell::Cell,
@@ -20,48 +18,59 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 #[cfg(test)]
 mod tests;
 
-/// Bytes that may wait for the peer, at most; more makes the writer wait.
+/// Maximum number of unsent bytes per connection; a write beyond it is pending.
 const MAX_BUFFERED_BYTES: usize = 128 * 1024;
 
-/// A connection whose peer is slow keeps the buffer of [`LIMIT`] bytes while more
-/// than this waits in it, and a copy of what waits otherwise.
+/// With more unsent bytes than this, a connection keeps its whole buffer between
+/// polls; with fewer, it keeps a copy of them and returns the buffer.
 const RETAIN_THRESHOLD_BYTES: usize = MAX_BUFFERED_BYTES / 4;
 
 thread_local! {
-    /// The buffer of whichever connection this thread polls: an idle one holds
-    /// none, and a busy one need not allocate. A lane polls one at a time.
+    /// The write buffer of the connection that this thread polls. Idle connections
+    /// hold no buffer, and active ones do not allocate.
     static SPARE_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// The half that the connection reads from and writes to.
+/// The socket that the connection reads from and writes to.
 ///
-/// It must be used in one task, the one that polls its [`Coalesced`]: that is
-/// the task which the socket wakes.
-pub(super) struct BufferedSocket<T>(Arc<Mutex<WriteCoalescer<T>>>);
+/// Must be used by the task that polls its [`CoalescedConnection`], because IO events
+/// wake that task.
+pub(super) struct BufferedSocket<T> {
+    coalescer: Arc<Mutex<WriteCoalescer<T>>>,
+}
 
-/// A connection together with the bytes it has written.
+/// A connection and its unsent bytes.
 ///
-/// Resolves when the connection has ended and its last byte is sent, or with
-/// the first error of either.
+/// Resolves when the connection has ended and all bytes are sent, or with the first
+/// error of the connection or the socket.
 pub(super) struct CoalescedConnection<C: Future, T> {
     connection: C,
     result: Option<C::Output>,
     coalescer: Arc<Mutex<WriteCoalescer<T>>>,
 }
 
-/// What both halves see. One task uses both, so the lock is never contended.
+/// State shared by the socket and the connection. One task uses both, so the lock is
+/// never contended.
 struct WriteCoalescer<T> {
     io: T,
-    /// Written by the connection; sent up to `start`.
+    /// Bytes written by the connection; those before `sent_offset` are sent.
     buffer: Vec<u8>,
     sent_offset: usize,
-    /// Bytes that the socket has taken since it was opened.
+    /// Bytes sent since the socket was opened.
     total_sent_bytes: u64,
-    /// The error that ended the socket, told again to whoever writes next.
+    /// The error that ended the socket, returned by every later write.
     write_error: Option<(io::ErrorKind, String)>,
 }
 
-/// Wraps `io` for a connection that `connect` builds around the socket.
+/// Write progress of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct WriteProgress {
+    /// Bytes sent since the socket was opened.
+    pub(super) sent_bytes: u64,
+    pub(super) has_pending_bytes: bool,
+}
+
+/// Wraps `io` in a socket and passes it to `connect`, which builds the connection.
 pub(super) fn coalesce_writes<C, T>(
     io: T,
     connect: impl FnOnce(BufferedSocket<T>) -> C,
@@ -77,7 +86,9 @@ where
         write_error: None,
     };
     let coalescer = Arc::new(Mutex::new(coalescer));
-    let connection = connect(BufferedSocket(Arc::clone(&coalescer)));
+    let connection = connect(BufferedSocket {
+        coalescer: Arc::clone(&coalescer),
+    });
     CoalescedConnection {
         connection,
         result: None,
@@ -85,18 +96,19 @@ where
     }
 }
 
-// === impl Coalesced ===
+// === impl CoalescedConnection ===
 
 impl<C: Future, T> CoalescedConnection<C, T> {
-    /// The connection, to tell it something between two polls.
     pub(super) fn connection(&mut self) -> &mut C {
         &mut self.connection
     }
 
-    /// How many bytes the socket has taken, and whether some are still waiting.
-    pub(super) fn progress(&self) -> (u64, bool) {
+    pub(super) fn write_progress(&self) -> WriteProgress {
         let coalescer = self.coalescer.lock();
-        (coalescer.total_sent_bytes, !coalescer.pending().is_empty())
+        WriteProgress {
+            sent_bytes: coalescer.total_sent_bytes,
+            has_pending_bytes: !coalescer.pending().is_empty(),
+        }
     }
 }
 
@@ -121,7 +133,7 @@ where
         }
         match ready!(drained) {
             Ok(()) => this.result.take().map_or(Poll::Pending, Poll::Ready),
-            // The connection's own error says more than the socket's.
+            // The error of the connection is more specific than that of the socket.
             Err(error) => match this.result.take() {
                 Some(Err(connection_error)) => Poll::Ready(Err(connection_error)),
                 _ => Poll::Ready(Err(error.into())),
@@ -132,11 +144,12 @@ where
 
 impl<C: Future, T> fmt::Debug for CoalescedConnection<C, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Coalesced").finish_non_exhaustive()
+        f.debug_struct("CoalescedConnection")
+            .finish_non_exhaustive()
     }
 }
 
-// === impl Socket ===
+// === impl BufferedSocket ===
 
 impl<T: AsyncRead + Unpin> AsyncRead for BufferedSocket<T> {
     fn poll_read(
@@ -144,7 +157,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for BufferedSocket<T> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.lock().io).poll_read(cx, buffer)
+        Pin::new(&mut self.coalescer.lock().io).poll_read(cx, buffer)
     }
 }
 
@@ -154,22 +167,22 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for BufferedSocket<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.0.lock().poll_write(cx, bytes)
+        self.coalescer.lock().poll_write(cx, bytes)
     }
 
-    /// Ready at once: the bytes leave when the task has finished its poll.
+    /// Completes at once; `CoalescedConnection` sends the bytes at the end of its poll.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.0.lock().check_writable())
+        Poll::Ready(self.coalescer.lock().check_writable())
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut coalescer = self.0.lock();
+        let mut coalescer = self.coalescer.lock();
         ready!(coalescer.poll_drain(cx))?;
         Pin::new(&mut coalescer.io).poll_shutdown(cx)
     }
 
-    /// No, so that HTTP/2 copies small payloads next to their frame headers
-    /// instead of handing over each of them.
+    /// Returns `false`, so that h2 copies small payloads next to their frame headers
+    /// instead of passing many slices.
     fn is_write_vectored(&self) -> bool {
         false
     }
@@ -177,11 +190,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for BufferedSocket<T> {
 
 impl<T> fmt::Debug for BufferedSocket<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Socket").finish_non_exhaustive()
+        f.debug_struct("BufferedSocket").finish_non_exhaustive()
     }
 }
 
-// === impl Shared ===
+// === impl WriteCoalescer ===
 
 impl<T> WriteCoalescer<T> {
     fn pending(&self) -> &[u8] {
@@ -195,13 +208,13 @@ impl<T> WriteCoalescer<T> {
         }
     }
 
-    /// Takes what fits below [`LIMIT`], and says how much that was.
+    /// Buffers what fits into [`MAX_BUFFERED_BYTES`] and returns its length.
     fn append(&mut self, bytes: &[u8]) -> usize {
         if self.buffer.capacity() == 0 {
             self.buffer = SPARE_BUFFER.take();
             self.buffer.reserve_exact(MAX_BUFFERED_BYTES);
         }
-        if 0 < self.sent_offset {
+        if self.sent_offset > 0 {
             self.buffer.drain(..self.sent_offset);
             self.sent_offset = 0;
         }
@@ -210,19 +223,19 @@ impl<T> WriteCoalescer<T> {
         accepted
     }
 
-    /// Hands the buffer back to the thread, unless much still waits in it.
+    /// Returns the buffer to the thread, unless it holds many unsent bytes.
     fn return_buffer(&mut self) {
         let (pending_len, capacity) = (self.pending().len(), self.buffer.capacity());
         if capacity == 0
-            || RETAIN_THRESHOLD_BYTES < pending_len
-            || (0 < pending_len && capacity < MAX_BUFFERED_BYTES)
+            || pending_len > RETAIN_THRESHOLD_BYTES
+            || (pending_len > 0 && capacity < MAX_BUFFERED_BYTES)
         {
             return;
         }
         let pending = self.pending().to_vec();
         let mut buffer = mem::replace(&mut self.buffer, pending);
         self.sent_offset = 0;
-        if MAX_BUFFERED_BYTES <= capacity {
+        if capacity >= MAX_BUFFERED_BYTES {
             buffer.clear();
             SPARE_BUFFER.set(buffer);
         }
@@ -235,10 +248,9 @@ impl<T: AsyncWrite + Unpin> WriteCoalescer<T> {
         if self.pending().len() + bytes.len() <= MAX_BUFFERED_BYTES {
             return Poll::Ready(Ok(self.append(bytes)));
         }
-        // A drain that pends has told the socket whom to wake; what it could
-        // send has made room all the same.
+        // A pending drain has registered the waker, and may have freed some space.
         let drained = self.poll_drain(cx)?;
-        if drained.is_ready() && MAX_BUFFERED_BYTES <= bytes.len() {
+        if drained.is_ready() && bytes.len() >= MAX_BUFFERED_BYTES {
             return self.poll_send(cx, bytes);
         }
         match self.append(bytes) {
@@ -247,7 +259,7 @@ impl<T: AsyncWrite + Unpin> WriteCoalescer<T> {
         }
     }
 
-    /// Sends until nothing waits. An error is remembered.
+    /// Sends all buffered bytes. Stores an error for later writes.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check_writable()?;
         while self.sent_offset < self.buffer.len() {
@@ -259,7 +271,7 @@ impl<T: AsyncWrite + Unpin> WriteCoalescer<T> {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends past the buffer, which must be empty: a copy would only cost.
+    /// Sends `bytes` without copying them. The buffer must be empty.
     fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let sent = ready!(Pin::new(&mut self.io).poll_write(cx, bytes));
         Poll::Ready(self.record_sent(sent))

@@ -1,4 +1,4 @@
-//! The accept loop over real sockets: answers, floods, resets and the drain.
+//! Tests of the accept loop over real sockets: responses, garbage, resets and drain.
 
 use std::{
     future::Future,
@@ -25,14 +25,14 @@ use crate::server::{
     runtime_pool::RuntimePool,
 };
 
-/// Answers with its path. `/wait…` tells the test that it waits, and does so
-/// until it is told to answer; `/panic` panics.
+/// Answers with the path. `/wait…` sends a [`PendingCall`] to the test and waits for
+/// its release; `/panic` panics.
 #[derive(Clone)]
 struct Echo {
     calls: mpsc::UnboundedSender<PendingCall>,
 }
 
-/// A call in flight, seen from the test: tell it to answer, or see it dropped.
+/// A call in flight: the test releases it or observes its drop.
 struct PendingCall {
     release: CancellationToken,
     dropped: CancellationToken,
@@ -248,8 +248,7 @@ async fn drain_answers_in_flight_calls_and_rejects_new_connections() {
     let call = server.calls.recv().await.unwrap();
 
     server.stop_token.cancel();
-    // An idle connection is told to go away, which is how we know that the
-    // listener is closed by now.
+    // The idle connection gets GOAWAY after the listener is closed.
     while second.get("/idle").await.is_ok() {}
     TcpStream::connect(server.address.to_string())
         .await
@@ -290,7 +289,7 @@ async fn connection_above_the_limit_is_closed_and_others_stay_open() {
     assert_eq!(third.read(&mut [0; 1]).await.unwrap(), 0);
     first.get("/a").await.unwrap();
 
-    // A place that falls free is given away again.
+    // Closing a connection frees its slot.
     drop(second);
     while server.try_request().await.is_err() {}
     drop(first);

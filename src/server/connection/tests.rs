@@ -1,4 +1,4 @@
-//! Single connections in paused time: silence before, during and after requests.
+//! Tests of one connection with paused time: timeouts before, during and after requests.
 
 use std::future::{Ready, ready};
 
@@ -12,10 +12,10 @@ use tokio::{
 
 use super::*;
 
-/// What a client sends before its first HTTP/2 request: preface and SETTINGS.
+/// The HTTP/2 preface and SETTINGS of a client.
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// Answers every request with a body of its size, in bytes.
+/// Answers every request with a body of this many bytes.
 #[derive(Clone)]
 struct FixedSizeBody(usize);
 
@@ -33,7 +33,7 @@ impl Service<Request<Incoming>> for FixedSizeBody {
     }
 }
 
-/// A connection that serves `page`, its peer, and the token that stops it.
+/// Starts a connection; returns its peer, its task and its stop token.
 fn connect(
     service: FixedSizeBody,
 ) -> (
@@ -61,14 +61,17 @@ async fn connection_result(serving: JoinHandle<Result<(), BoxError>>) -> String 
     serving
         .await
         .unwrap()
-        .map_or_else(|error| error.to_string(), |()| "in peace".to_owned())
+        .map_or_else(|error| error.to_string(), |()| "ok".to_owned())
 }
 
 #[tokio::test(start_paused = true)]
 async fn silent_connection_is_closed_after_10_seconds() {
     let start = Instant::now();
     let (_peer, serving, _) = connect(FixedSizeBody(1));
-    assert_eq!(connection_result(serving).await, "no request came in time");
+    assert_eq!(
+        connection_result(serving).await,
+        "handshake timeout: no request received"
+    );
     assert_eq!(start.elapsed().as_secs(), 10);
 }
 
@@ -81,7 +84,10 @@ async fn incomplete_connection_preface_times_out() {
         let start = Instant::now();
         let (mut peer, serving, _) = connect(FixedSizeBody(1));
         peer.write_all(partial_request).await.unwrap();
-        assert_eq!(connection_result(serving).await, "no request came in time");
+        assert_eq!(
+            connection_result(serving).await,
+            "handshake timeout: no request received"
+        );
         assert_eq!(start.elapsed().as_secs(), 10);
     }
 }
@@ -106,7 +112,7 @@ async fn connection_that_stops_reading_is_closed_after_40_seconds() {
         .unwrap();
     assert_eq!(
         connection_result(serving).await,
-        "the peer has stopped reading"
+        "write timeout: the peer stopped reading"
     );
     assert_eq!(start.elapsed().as_secs(), 40);
 }
@@ -119,11 +125,10 @@ async fn slow_reader_receives_the_complete_response() {
         .unwrap();
     let mut received = Vec::new();
     while peer.read_buf(&mut received).await.unwrap() != 0 {
-        // Paused time makes this pause exact and free.
         tokio::time::advance(Duration::from_secs(30)).await;
     }
     assert!(received.ends_with(&[b'x'; 10_000]));
-    assert_eq!(connection_result(serving).await, "in peace");
+    assert_eq!(connection_result(serving).await, "ok");
 }
 
 #[tokio::test(start_paused = true)]
@@ -145,7 +150,7 @@ async fn connection_in_handshake_closes_immediately_on_shutdown() {
     let (_peer, serving, stop_token) = connect(FixedSizeBody(1));
     tokio::task::yield_now().await;
     stop_token.cancel();
-    assert_eq!(connection_result(serving).await, "in peace");
+    assert_eq!(connection_result(serving).await, "ok");
     assert_eq!(start.elapsed().as_secs(), 0);
 }
 
@@ -161,7 +166,7 @@ async fn garbage_closes_the_connection_immediately() {
         let mut received = Vec::new();
         peer.read_to_end(&mut received).await.unwrap();
         drop(peer);
-        assert_ne!(connection_result(serving).await, "in peace");
+        assert_ne!(connection_result(serving).await, "ok");
         assert_eq!(start.elapsed().as_secs(), 0);
     }
 }
@@ -175,9 +180,9 @@ async fn garbage_gets_a_400_response_and_the_connection_closes_after_1_s() {
     peer.read_to_string(&mut received).await.unwrap();
     assert!(received.starts_with("HTTP/1.1 400 "), "{received}");
     assert!(received.contains("MALFORMED_REQUEST"), "{received}");
-    // What still comes is thrown away.
+    // Bytes received after the response are discarded.
     peer.write_all(&[0; 1000]).await.unwrap();
-    assert_ne!(connection_result(serving).await, "in peace");
+    assert_ne!(connection_result(serving).await, "ok");
     assert_eq!(start.elapsed().as_secs(), 1);
 }
 
@@ -201,7 +206,7 @@ async fn request_waits_until_the_service_is_ready() {
         }
 
         fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-            assert!(self.1, "called before it was ready");
+            assert!(self.1, "called before ready");
             self.0.call(request)
         }
     }
@@ -224,5 +229,5 @@ async fn request_waits_until_the_service_is_ready() {
     let mut received = String::new();
     peer.read_to_string(&mut received).await.unwrap();
     assert!(received.ends_with("\r\n\r\nxxx"), "{received}");
-    assert_eq!(connection_result(serving).await, "in peace");
+    assert_eq!(connection_result(serving).await, "ok");
 }

@@ -1,4 +1,4 @@
-//! The in-place executor with futures that are ready, wait and panic.
+//! Tests with futures that are ready, pending or panic.
 
 use std::sync::{
     Arc,
@@ -51,7 +51,7 @@ async fn panic_during_the_inline_poll_ends_only_that_future() {
     let (result_sender, result_receiver) = oneshot::channel::<()>();
     executor.execute(async move {
         let _dropped_on_unwind = result_sender;
-        panic!("in place");
+        panic!("inline");
     });
     result_receiver.await.unwrap_err();
     assert!(tasks.is_empty());
@@ -82,7 +82,7 @@ async fn exhausted_coop_budget_spawns_the_remaining_futures() {
     let inline_count = ran.load(Ordering::Relaxed);
     assert!(
         (1..1000).contains(&inline_count),
-        "{inline_count} ran in place"
+        "{inline_count} ran inline"
     );
     assert_eq!(inline_count + tasks.len(), 1000);
 

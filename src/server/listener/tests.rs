@@ -1,4 +1,4 @@
-//! Addresses as people write them, and sockets that are free, stale or taken.
+//! Tests of listen addresses, and of sockets that are free, stale or in use.
 
 use tempfile::tempdir;
 
@@ -31,7 +31,7 @@ fn invalid_listen_address_error_says_what_to_write() {
         ("8470", "write host:port or unix:PATH"),
         (
             ":8470",
-            "the host is missing; 0.0.0.0 stands for every interface",
+            "the host is missing; write 0.0.0.0 for all interfaces",
         ),
         (
             "::1:8470",
@@ -49,10 +49,7 @@ fn invalid_listen_address_error_says_what_to_write() {
         ("unix:", "a path must follow unix:"),
     ] {
         let error = text.parse::<ListenAddress>().unwrap_err().to_string();
-        assert_eq!(
-            error,
-            format!("{text:?} is no address to listen on: {problem}")
-        );
+        assert_eq!(error, format!("invalid listen address {text:?}: {problem}"));
     }
 }
 
@@ -109,7 +106,7 @@ async fn dropping_a_listener_keeps_a_successors_unix_socket() {
 async fn stale_unix_socket_is_replaced() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("lro.sock");
-    // The standard library leaves the file behind, as a killed server would.
+    // The standard library does not remove the file, like a killed server.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     Listener::bind(&ListenAddress::Unix(path), None).unwrap();
 }
@@ -133,7 +130,7 @@ async fn file_that_is_not_a_socket_is_not_removed() {
     assert!(
         error
             .to_string()
-            .ends_with("a file that is not a socket is in the way"),
+            .ends_with("a file that is not a socket exists at this path"),
         "{error}"
     );
     assert_eq!(fs::read_to_string(path).unwrap(), "precious");

@@ -1,4 +1,4 @@
-//! Lanes: where connections go, and how tasks end.
+//! Tests of the assignment of connections, and of the end of tasks.
 
 use tokio::sync::oneshot;
 
@@ -7,7 +7,7 @@ use super::*;
 fn open_connections(pool: &RuntimePool) -> Vec<usize> {
     pool.runtimes
         .iter()
-        .map(|lane| lane.open_connections.load(Ordering::Relaxed))
+        .map(|runtime| runtime.open_connections.load(Ordering::Relaxed))
         .collect()
 }
 
@@ -41,7 +41,7 @@ async fn each_connection_runtime_has_its_own_thread() {
         let name = slot
             .handle()
             .spawn(async { thread::current().name().map(str::to_owned) });
-        assert_eq!(name.await.unwrap(), Some(format!("lane-{index}")));
+        assert_eq!(name.await.unwrap(), Some(format!("longrunning-io-{index}")));
     }
 }
 

@@ -1,4 +1,4 @@
-//! The coalescing socket against sockets that split, pend, stall and break.
+//! Tests with sockets that split writes, block, stall and fail.
 
 use std::{
     collections::VecDeque,
@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
 use super::*;
 
-/// A socket that does with each write what its script says, in turn.
+/// A socket whose writes follow a script.
 #[derive(Clone, Default)]
 struct ScriptedSocket(Arc<Mutex<Script>>);
 
@@ -56,13 +56,13 @@ impl AsyncWrite for ScriptedSocket {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let mut script = self.0.lock();
-        assert!(!script.closed, "written after the shutdown");
+        assert!(!script.closed, "write after shutdown");
         script.writes += 1;
         let step = script
             .steps
             .pop_front()
             .unwrap_or(Step::Accept(bytes.len()));
-        // A script that runs round and round never runs out of whims.
+        // Repeat the script.
         script.steps.push_back(step);
         match step {
             Step::Accept(max_bytes) => {
@@ -88,7 +88,7 @@ impl AsyncWrite for ScriptedSocket {
     }
 }
 
-/// A connection that writes `chunks`, each with a flush, and shuts down.
+/// Returns a connection that writes and flushes each chunk and shuts down.
 fn write_chunks(io: ScriptedSocket, chunks: Vec<Vec<u8>>) -> impl Future<Output = io::Result<()>> {
     coalesce_writes(io, |mut socket| {
         Box::pin(async move {
@@ -174,9 +174,9 @@ async fn full_buffer_blocks_the_writer_until_the_peer_reads() {
     let before = accepted.load(Ordering::Relaxed);
     assert!(
         (MAX_BUFFERED_BYTES - 1024..=MAX_BUFFERED_BYTES + 1024).contains(&before),
-        "took {before}"
+        "{before} bytes accepted"
     );
-    assert!(connection.progress().1);
+    assert!(connection.write_progress().has_pending_bytes);
 
     let mut read = Vec::new();
     let (result, length) = join(connection, peer.read_to_end(&mut read)).await;
@@ -286,7 +286,7 @@ async fn drained_connection_holds_no_buffer() {
             })
         });
         assert!(poll!(&mut connection).is_pending());
-        assert!(!connection.progress().1);
+        assert!(!connection.write_progress().has_pending_bytes);
         assert_eq!(connection.coalescer.lock().buffer.capacity(), 0);
     }
 }
@@ -308,15 +308,19 @@ async fn stalled_connection_holds_less_than_twice_its_pending_bytes() {
 }
 
 #[tokio::test]
-async fn progress_reports_sent_bytes_and_pending_writes() {
+async fn write_progress_has_sent_bytes_and_pending_bytes() {
     let mut connection = coalesce_writes(
         ScriptedSocket::new(&[Step::Accept(40), Step::Pending]),
         |mut socket| Box::pin(async move { socket.write_all(&[1; 100]).await }),
     );
     assert!((&mut connection).now_or_never().is_none());
-    assert_eq!(connection.progress(), (40, true));
+    let expected = |sent_bytes, has_pending_bytes| WriteProgress {
+        sent_bytes,
+        has_pending_bytes,
+    };
+    assert_eq!(connection.write_progress(), expected(40, true));
     poll_fn(|cx| Pin::new(&mut connection).poll(cx))
         .await
         .unwrap();
-    assert_eq!(connection.progress(), (100, false));
+    assert_eq!(connection.write_progress(), expected(100, false));
 }

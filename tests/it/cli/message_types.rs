@@ -220,7 +220,7 @@ async fn sighup_reloads_descriptor_sets_and_ignores_invalid_ones() {
     }
     files.write(b"junk");
     program.signal("HUP").await;
-    let line = wait_for_log(&mut program, "refused").await;
+    let line = wait_for_log(&mut program, "rejected").await;
     assert!(
         line.contains(&files.descriptor_set()) && line.contains("buf build"),
         "{line}"
@@ -369,7 +369,7 @@ async fn unreachable_upstream_is_retried_while_server_serves() {
     let socket = socket.to_str().unwrap();
     let mut program =
         ServeProcess::serve(&["--reflection-upstream", &format!("unix:{socket}")]).await;
-    wait_for_log(&mut program, "it is asked again").await;
+    wait_for_log(&mut program, "upstream reflection unavailable").await;
     assert_eq!(
         program.run_command(&["healthcheck"]).await.status.code(),
         Some(0)

@@ -66,7 +66,7 @@ async fn usage_error_exits_with_2_and_names_cause() {
             vec!["serve", "--config", "/nowhere/x.toml"],
             "/nowhere/x.toml",
         ),
-        (vec!["serve", "--log-filter", "a=b=c"], "not a log filter"),
+        (vec!["serve", "--log-filter", "a=b=c"], "invalid log filter"),
         (vec!["serve", "--demo", "/nowhere"], "/nowhere"),
         (vec!["get"], "<NAME>"),
         (
@@ -102,7 +102,7 @@ async fn port_in_use_error_names_listener() {
     .await;
     assert_eq!(output.status.code(), Some(2));
     let expected = format!(
-        "the listener for clients: cannot listen on {}",
+        "client listener: cannot listen on {}",
         program.client_address
     );
     assert!(stderr(&output).contains(&expected), "{}", stderr(&output));

@@ -135,7 +135,7 @@ async fn worker_reports_invalid_log_filter_and_unreachable_server() {
     ];
     let rejected = longrunning_command(&arguments).output().await.unwrap();
     assert_eq!(rejected.status.code(), Some(2));
-    assert!(stderr(&rejected).contains("not a log filter"));
+    assert!(stderr(&rejected).contains("invalid log filter"));
 
     let unreachable = [
         "work",

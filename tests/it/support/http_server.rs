@@ -47,11 +47,9 @@ impl HttpTestServer {
 
     /// A server with a config that the test has changed.
     pub(crate) async fn start_with(configure: impl FnOnce(&mut Config)) -> Self {
-        let mut config = Config {
-            connection_threads: 1,
-            shutdown_timeout: Duration::from_secs(5),
-            ..Config::default()
-        };
+        let mut config = Config::default();
+        config.connection_threads = 1;
+        config.shutdown_timeout = Duration::from_secs(5);
         #[cfg(feature = "sqlite")]
         if let Some(path) = super::backend::next_sqlite_path() {
             config.store = StoreConfig::Sqlite(path);

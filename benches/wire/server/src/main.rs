@@ -41,10 +41,8 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         &env::var("LOG").unwrap_or("info".to_owned()),
     )?;
     let (stop, abort) = shutdown_signals()?;
-    let mut config = Config {
-        connection_threads,
-        ..Config::default()
-    };
+    let mut config = Config::default();
+    config.connection_threads = connection_threads;
     config.limits.max_operations += more;
     let app = config.bind_and_start().await?;
     fill(app.operations(), Path::new(&dir)).await?;

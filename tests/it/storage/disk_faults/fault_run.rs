@@ -259,7 +259,7 @@ impl FaultRun {
                 readiness.starts_with("HTTP/1.1 503"),
                 "{fault_point:?}: {readiness}"
             );
-            assert!(readiness.contains("changes cannot be kept"), "{readiness}");
+            assert!(readiness.contains("writes are failing"), "{readiness}");
             assert!(
                 readiness.contains("operations.db"),
                 "it names the file: {readiness}"
