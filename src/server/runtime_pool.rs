@@ -41,7 +41,7 @@ pub(super) struct ConnectionSlot {
 // === impl RuntimePool ===
 
 impl RuntimePool {
-    /// Starts `thread_count` threads named `longrunning-io-0` and so on. 0 is one per
+    /// Starts `thread_count` threads named `longrun-io-0` and so on. 0 is one per
     /// available processor.
     ///
     /// # Errors
@@ -99,7 +99,7 @@ impl ConnectionRuntime {
             .build()?;
         let handle = runtime.handle().clone();
         thread::Builder::new()
-            .name(format!("longrunning-io-{index}"))
+            .name(format!("longrun-io-{index}"))
             .spawn(move || runtime.block_on(stop_token.cancelled_owned()))?;
         Ok(Self {
             handle,

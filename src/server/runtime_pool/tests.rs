@@ -41,7 +41,7 @@ async fn each_connection_runtime_has_its_own_thread() {
         let name = slot
             .handle()
             .spawn(async { thread::current().name().map(str::to_owned) });
-        assert_eq!(name.await.unwrap(), Some(format!("longrunning-io-{index}")));
+        assert_eq!(name.await.unwrap(), Some(format!("longrun-io-{index}")));
     }
 }
 
