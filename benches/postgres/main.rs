@@ -18,9 +18,9 @@
 
 mod database;
 mod jobs;
-mod late;
+mod large_tables;
 mod leases;
-mod rows;
+mod replication_lag;
 
 use std::{env, time::Duration};
 
@@ -56,14 +56,14 @@ async fn main() {
         ..options.clone()
     };
     let polling_server = start_server(&polling_options).await;
-    late::bench_wake_up("hints", &servers[0], &servers[1], 2000).await;
-    late::bench_wake_up("polling alone", &servers[0], &polling_server, 200).await;
+    replication_lag::bench_wake_up("hints", &servers[0], &servers[1], 2000).await;
+    replication_lag::bench_wake_up("polling alone", &servers[0], &polling_server, 200).await;
     drop(polling_server);
     jobs::bench_jobs(&database, &servers).await;
-    late::bench_visibility_under_load(&servers).await;
+    replication_lag::bench_visibility_under_load(&servers).await;
     jobs::bench_lease_acquisition(&database, &url, &servers).await;
     leases::bench_renewals(&database, &servers).await;
-    rows::bench_large_tables(&database, &options, done_row_count).await;
+    large_tables::bench_large_tables(&database, &options, done_row_count).await;
     drop(servers);
     database.cleanup().await;
 }

@@ -9,7 +9,7 @@
 //! Each client is a task that makes its next change when the last one was
 //! acknowledged. A change is a record of about 400 bytes under a known key.
 
-mod ours;
+mod longrunning;
 mod peers;
 
 use std::{
@@ -115,7 +115,7 @@ async fn round(store: usize, directory: &Path, clients: u64, time: Duration) -> 
     match store {
         0 => {
             load(
-                Arc::new(ours::Ours::open(place.path(), clients).await),
+                Arc::new(longrunning::Ours::open(place.path(), clients).await),
                 clients,
                 time,
             )
@@ -202,9 +202,9 @@ async fn main() {
         changes(&args).await;
     }
     if wants("reads") {
-        ours::reads(&args.directory, args.rounds).await;
+        longrunning::reads(&args.directory, args.rounds).await;
     }
     if wants("recovery") {
-        ours::recovery(&args.directory, args.records, args.rounds).await;
+        longrunning::recovery(&args.directory, args.records, args.rounds).await;
     }
 }

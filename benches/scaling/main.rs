@@ -1,9 +1,9 @@
 //! How cost grows: a get, a page, a change and memory with 1 k to 10 M
 //! operations in the store, in time of the processor, which Linux tells. Prints a
-//! table; with a path, draws it too: `cargo bench --bench curve -- docs/cost.svg`.
+//! table; with a path, draws it too: `cargo bench --bench scaling -- docs/cost.svg`.
 //! Gates nothing.
 
-mod picture;
+mod chart;
 
 use std::{alloc::System, fs, hint::black_box, time::Duration};
 
@@ -13,7 +13,7 @@ use longrunning::{
 };
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
-use picture::{Panel, Series};
+use chart::{Panel, Series};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -62,7 +62,7 @@ fn main() {
         } else {
             println!(
                 "\nLEFT OUT: {} operations may take {} MB, and {} MB are free",
-                picture::format_count(operations),
+                chart::format_count(operations),
                 operations * MAX_BYTES_PER_OPERATION / 1_000_000,
                 available_bytes / 1_000_000
             );
@@ -88,7 +88,7 @@ fn available_memory_bytes() -> usize {
 fn table_row(cost: &MeasuredCost) -> String {
     format!(
         "| {} | {:.0} ns | {:.1} µs | {:.2} µs | {} B | {} B |",
-        picture::format_count(cost.operation_count),
+        chart::format_count(cost.operation_count),
         cost.get_secs * 1e9,
         cost.page_secs * 1e6,
         cost.report_secs * 1e6,
@@ -102,10 +102,10 @@ fn draw_chart(costs: &[MeasuredCost]) -> String {
         name,
         points: costs
             .iter()
-            .map(|cost| (picture::to_f64(cost.operation_count), value(cost)))
+            .map(|cost| (chart::to_f64(cost.operation_count), value(cost)))
             .collect(),
     };
-    picture::draw_svg(&[
+    chart::draw_svg(&[
         Panel {
             title: "time of one",
             format_value: |seconds| match seconds {
@@ -122,8 +122,8 @@ fn draw_chart(costs: &[MeasuredCost]) -> String {
             title: "bytes of an operation",
             format_value: |bytes| format!("{bytes:.0} B"),
             series: vec![
-                series("held, in all", |cost| picture::to_f64(cost.heap_bytes)),
-                series("encoded", |cost| picture::to_f64(cost.encoded_bytes)),
+                series("held, in all", |cost| chart::to_f64(cost.heap_bytes)),
+                series("encoded", |cost| chart::to_f64(cost.encoded_bytes)),
             ],
         },
     ])

@@ -2,7 +2,7 @@
 //! lists and waits, at a fixed rate, with the clients that tonic generates, on
 //! one thread. What matters is that nothing grows and nothing fails.
 //!
-//! `wire-soak CLIENTS WORKERS PID RATE MINUTES` prints a line a minute: the
+//! `load-soak CLIENTS WORKERS PID RATE MINUTES` prints a line a minute: the
 //! server's CPU and memory, operations and waits, latencies of Get, failures.
 
 use std::{env, error::Error, fs, sync::Arc, time::Duration};
@@ -58,7 +58,7 @@ fn main() -> Result<(), Failed> {
 async fn soak() -> Result<(), Failed> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [clients, workers, pid, rate, minutes] = &arguments[..] else {
-        return Err("wire-soak CLIENTS WORKERS PID RATE MINUTES".into());
+        return Err("load-soak CLIENTS WORKERS PID RATE MINUTES".into());
     };
     let user = User {
         clients: OperationsClient::new(channel(clients).await?),

@@ -2,7 +2,7 @@
 //! services and workers do, with the clients that tonic generates, on one
 //! thread.
 //!
-//! `wire-jobs CLIENTS WORKERS PID COUNT` prints lines `WHAT<tab>VALUE`. CPU is
+//! `load-jobs CLIENTS WORKERS PID COUNT` prints lines `WHAT<tab>VALUE`. CPU is
 //! that of the server, the process PID; the load has a processor of its own.
 
 use std::{env, error::Error, fs, time::Duration};
@@ -47,7 +47,7 @@ fn main() -> Result<(), Failed> {
 async fn measure() -> Result<(), Failed> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [clients, workers, pid, count] = &arguments[..] else {
-        return Err("wire-jobs CLIENTS WORKERS PID COUNT".into());
+        return Err("load-jobs CLIENTS WORKERS PID COUNT".into());
     };
     let count: usize = count.parse()?;
     let clients = channel(clients).await?;

@@ -3,8 +3,8 @@
 //! 10 000 answers it is the server that is measured and not its client.
 //!
 //! ```text
-//! wire-waits herd ADDRESS PID COUNT CONNECTIONS [ADMIN]   one operation, COUNT streams
-//! wire-waits one ADDRESS COUNT                            COUNT operations, one after the other
+//! load-waits herd ADDRESS PID COUNT CONNECTIONS [ADMIN]   one operation, COUNT streams
+//! load-waits one ADDRESS COUNT                            COUNT operations, one after the other
 //! ```
 //!
 //! Both print one line of numbers with tabs between them; see `herd` and `one`.
@@ -71,7 +71,7 @@ fn main() -> Result<()> {
             admin.first().copied(),
         ),
         ["one", address, count] => one(address, count.parse()?),
-        _ => Err("wire-waits herd … or wire-waits one …; see the source".into()),
+        _ => Err("load-waits herd … or load-waits one …; see the source".into()),
     }
 }
 

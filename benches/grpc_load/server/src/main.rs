@@ -1,7 +1,7 @@
 //! The program under load: `longrunning serve` with its defaults and one lane,
 //! holding the operations that the load asks for.
 //!
-//! `wire-server DIR [LANES [MORE]]` writes to DIR what the load sends
+//! `load-server DIR [LANES [MORE]]` writes to DIR what the load sends
 //! (`NAME.request`), what it must get (`NAME.stored`) and all operations in one
 //! message for the peers (`stored.binpb`), makes so many more that run, then
 //! prints `listening CLIENTS ADMIN WORKERS` and serves. LOG is the filter of its
@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 async fn serve() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args().skip(1);
-    let dir = arguments.next().ok_or("wire-server DIR [THREADS]")?;
+    let dir = arguments.next().ok_or("load-server DIR [THREADS]")?;
     let connection_threads = arguments.next().map_or(Ok(1), |text| text.parse())?;
     let more = arguments.next().map_or(Ok(0), |text| text.parse())?;
     init_telemetry(
@@ -48,7 +48,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     fill(app.operations(), Path::new(&dir)).await?;
     for _ in 0..more {
         // Nobody renews them.
-        let new = NewOperation::self_executed("wire").lease_duration(Duration::from_secs(86_400));
+        let new = NewOperation::self_executed("load").lease_duration(Duration::from_secs(86_400));
         app.operations().create(new).await?;
     }
     let admin = app.admin_addr().ok_or("there is an admin listener")?;
@@ -101,7 +101,7 @@ async fn fill(operations: &Operations, dir: &Path) -> Result<(), Box<dyn Error>>
 async fn done_of(operations: &Operations, size: usize) -> Result<Vec<u8>, Box<dyn Error>> {
     let mut filling = size / 2;
     for attempt in 0..1_000 {
-        let new = NewOperation::self_executed("wire").id(&format!("done-{size}-{attempt:03}"));
+        let new = NewOperation::self_executed("load").id(&format!("done-{size}-{attempt:03}"));
         let created = operations.create(new).await?.operation;
         let token = created.lease().ok_or("it is self-executed")?.token;
         let response = Any {

@@ -1,4 +1,4 @@
-module wire/grpc-go
+module grpc_load/grpc-go
 
 go 1.26.0
 
