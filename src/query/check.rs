@@ -1,22 +1,21 @@
-//! Whether a path and a literal make sense for a type of message, before any
-//! message is asked, and how the fields of a type are found by name. What a path
-//! finds in a message is in `inside`.
+//! Checks restrictions against message types, and finds fields by name.
 
 use prost_reflect::{EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor};
 
 use super::{
     filter::{Comparator, Segment},
-    literal::{Literal, ScalarType, TypeError},
+    literal::{Comparison, ScalarType, TypeError},
 };
 
-/// Whether a path makes sense for a message of this type, and the literal for
-/// the field that it leads to.
+/// Checks that a path exists in this message type and that the comparison fits the type
+/// of its field. Accepts every path into types whose fields are not known in advance,
+/// such as `google.protobuf.Any` and `Struct`.
 pub(super) fn check_path(
     descriptor: &MessageDescriptor,
     path: &[Segment],
-    comparator: Comparator,
-    literal: &Literal,
+    comparison: &Comparison,
 ) -> Result<(), TypeError> {
+    let comparator = comparison.comparator;
     let is_dynamic = matches!(
         descriptor.full_name(),
         "google.protobuf.Any"
@@ -29,42 +28,41 @@ pub(super) fn check_path(
     }
     let [first, rest @ ..] = path else {
         return match (well_known_scalar_type(descriptor), comparator) {
-            (Some(scalar), _) => literal.check_type(comparator, &scalar),
+            (Some(scalar), _) => comparison.check_type(&scalar),
             (None, Comparator::Has) => Ok(()),
-            (None, _) => Err(TypeError::ExpectedComparator("`:`, for it is a message")),
+            (None, _) => Err(TypeError::ExpectedComparator(
+                "`:`, because it is a message",
+            )),
         };
     };
     let Some(field) = find_field(descriptor, &first.name) else {
-        return Err(TypeError::UnknownField(path.len()));
+        return Err(TypeError::UnknownField {
+            remaining_segments: path.len(),
+        });
     };
     if field.is_map() {
         return match rest {
             [] if comparator == Comparator::Has => Ok(()),
-            [] => Err(TypeError::ExpectedComparator("`:`, for it is a map")),
-            [_, rest @ ..] => check_kind(&map_value_kind(&field), rest, comparator, literal),
+            [] => Err(TypeError::ExpectedComparator("`:`, because it is a map")),
+            [_, rest @ ..] => check_kind(&map_value_kind(&field), rest, comparison),
         };
     }
     if field.is_list() {
         if comparator != Comparator::Has {
             return Err(TypeError::ExpectedComparator(
-                "`:`, for it is a repeated field",
+                "`:`, because it is a repeated field",
             ));
         }
-        if rest.is_empty() && literal.pattern.is_wildcard() {
+        if rest.is_empty() && comparison.is_presence_test() {
             return Ok(());
         }
     }
-    check_kind(&field.kind(), rest, comparator, literal)
+    check_kind(&field.kind(), rest, comparison)
 }
 
-fn check_kind(
-    kind: &Kind,
-    rest: &[Segment],
-    comparator: Comparator,
-    literal: &Literal,
-) -> Result<(), TypeError> {
+fn check_kind(kind: &Kind, rest: &[Segment], comparison: &Comparison) -> Result<(), TypeError> {
     let scalar = match kind {
-        Kind::Message(inner) => return check_path(inner, rest, comparator, literal),
+        Kind::Message(inner) => return check_path(inner, rest, comparison),
         Kind::Enum(kind) => ScalarType::Enum(enum_names(kind)),
         Kind::String => ScalarType::Text,
         Kind::Bool => ScalarType::Bool,
@@ -73,23 +71,25 @@ fn check_kind(
         _ => ScalarType::Integer,
     };
     if !rest.is_empty() {
-        return Err(TypeError::UnknownField(rest.len()));
+        return Err(TypeError::UnknownField {
+            remaining_segments: rest.len(),
+        });
     }
-    literal.check_type(comparator, &scalar)
+    comparison.check_type(&scalar)
 }
 
 fn enum_names(kind: &EnumDescriptor) -> Vec<String> {
     kind.values().map(|value| value.name().to_owned()).collect()
 }
 
-/// A field by its name, or by the one that it has in JSON.
+/// Finds a field by its name or its JSON name.
 pub(super) fn find_field(descriptor: &MessageDescriptor, name: &str) -> Option<FieldDescriptor> {
     descriptor
         .get_field_by_name(name)
         .or_else(|| descriptor.get_field_by_json_name(name))
 }
 
-/// What the values of a map are.
+/// Returns the kind of the values of a map field.
 pub(super) fn map_value_kind(map: &FieldDescriptor) -> Kind {
     match map.kind() {
         Kind::Message(entry) => entry.map_entry_value_field().kind(),
@@ -97,7 +97,7 @@ pub(super) fn map_value_kind(map: &FieldDescriptor) -> Kind {
     }
 }
 
-/// What a message of `google.protobuf` stands for, if that is one value.
+/// Returns the scalar that a well-known type represents, or `None` for other messages.
 pub(super) fn well_known_scalar_type(descriptor: &MessageDescriptor) -> Option<ScalarType> {
     Some(
         match descriptor.full_name().strip_prefix("google.protobuf.")? {

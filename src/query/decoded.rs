@@ -1,5 +1,4 @@
-//! One operation as it is asked: its messages, and those in the `Any`s inside
-//! them, each decoded at most once, however many terms look into it.
+//! Decodes the messages of one operation on demand, each at most once per evaluation.
 
 use std::{
     cell::{OnceCell, RefCell},
@@ -17,7 +16,7 @@ use crate::{
     types::TypeRegistry,
 };
 
-/// A message of an operation.
+/// A field of an operation that holds a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MessageField {
     Error,
@@ -25,7 +24,7 @@ pub(crate) enum MessageField {
     Metadata,
 }
 
-/// An operation with its decoded messages.
+/// An operation with lazily decoded messages.
 #[derive(Debug)]
 pub(super) struct DecodedOperation<'a> {
     pub(super) operation: &'a Operation,
@@ -33,12 +32,12 @@ pub(super) struct DecodedOperation<'a> {
     error: OnceCell<Option<DynamicMessage>>,
     response: OnceCell<Option<DynamicMessage>>,
     metadata: OnceCell<Option<DynamicMessage>>,
-    /// What is in the `Any`s inside these messages, by where an `Any` is: all of
-    /// them stay in their places for as long as the subject is borrowed.
+    /// The decoded content of nested `Any`s by address. Addresses are stable as long as
+    /// this value is borrowed: decoded messages are neither changed nor dropped.
     any_cache: RefCell<HashMap<*const DynamicMessage, Option<Rc<DynamicMessage>>>>,
 }
 
-// === impl Subject ===
+// === impl DecodedOperation ===
 
 impl<'a> DecodedOperation<'a> {
     pub(super) fn new(operation: &'a Operation, types: &'a TypeRegistry) -> Self {
@@ -52,7 +51,7 @@ impl<'a> DecodedOperation<'a> {
         }
     }
 
-    /// The error, if it ended with one.
+    /// Returns the error, or `None` if there is none or it cannot be decoded.
     pub(super) fn error(&self) -> Option<&DynamicMessage> {
         let error = self.error.get_or_init(|| {
             let descriptor = self.types.descriptor(&rpc::Status::full_name())?;
@@ -61,7 +60,7 @@ impl<'a> DecodedOperation<'a> {
         error.as_ref()
     }
 
-    /// The `Any` of a part, if it is there; the error has none around it.
+    /// Returns the `Any` of a field, or `None` if it is not set. The error has no `Any`.
     pub(super) fn any(&self, field: MessageField) -> Option<AnyRef<'a>> {
         match field {
             MessageField::Error => None,
@@ -70,7 +69,8 @@ impl<'a> DecodedOperation<'a> {
         }
     }
 
-    /// The message of a part, if its type is registered and its bytes fit it.
+    /// Returns the message of a field, or `None` if it is not set, its type is not
+    /// registered, or its bytes do not fit the type.
     pub(super) fn message(&self, field: MessageField) -> Option<&DynamicMessage> {
         let cell = match field {
             MessageField::Error => return self.error(),
@@ -84,8 +84,9 @@ impl<'a> DecodedOperation<'a> {
         cell.get_or_init(decode).as_ref()
     }
 
-    /// The message in an `Any` that is inside one of the messages of this
-    /// subject, if its type is registered and its bytes fit it.
+    /// Returns the content of an `Any` nested in a message of this operation, or `None` if
+    /// its type is not registered or its bytes do not fit the type. `any` must be borrowed
+    /// from a message that this value owns.
     pub(super) fn decode_any(&self, any: &DynamicMessage) -> Option<Rc<DynamicMessage>> {
         if let Some(cached) = self.any_cache.borrow().get(&ptr::from_ref(any)) {
             return cached.clone();
@@ -107,7 +108,7 @@ mod tests {
     use super::*;
     use crate::{
         proto::google::rpc::Code,
-        query::samples::{SampleMetadata, SampleOperation, SampleState, built_in_types},
+        query::testing::{SampleMetadata, SampleOperation, SampleState, built_in_types},
     };
 
     #[test]

@@ -1,29 +1,26 @@
 //! The fields of an operation that a filter can name: those of
-//! google.longrunning.Operation and the server's own. What is inside messages
-//! is in `inside`.
+//! `google.longrunning.Operation` and of the server.
 
 use super::literal::{FieldValue, ScalarType};
 use crate::{
     clock::Timestamp, operation::Operation, proto::longrunning::v1::operation_metadata::State,
 };
 
-/// The names of all fields, for errors.
+/// The names of all fields, for error messages.
 pub(crate) const FIELD_NAMES: &str = "name, done, error, response, metadata, state, queue, method, \
      create_time, start_time, update_time, end_time, expire_time, attempt, cancel_requested, labels";
 
-/// A field of an operation.
+/// A top-level field of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Field {
-    /// One with a value of its own.
     Scalar(ScalarField),
-    /// `map<string, string>`.
     Labels,
     Error,
     Response,
     Metadata,
 }
 
-/// A field with a value of its own.
+/// A field with a scalar value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ScalarField {
     Name,
@@ -43,7 +40,7 @@ pub(crate) enum ScalarField {
 // === impl Field ===
 
 impl Field {
-    /// The field with this name, which may also be written as in JSON.
+    /// Returns the field with this name in `snake_case` or `camelCase`.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         Some(Self::Scalar(match name {
             "name" => ScalarField::Name,
@@ -67,10 +64,10 @@ impl Field {
     }
 }
 
-// === impl Own ===
+// === impl ScalarField ===
 
 impl ScalarField {
-    /// The type of its values.
+    /// Returns the type of the values.
     pub(crate) fn scalar_type(self) -> ScalarType {
         match self {
             Self::Name | Self::Queue | Self::Method => ScalarType::Text,
@@ -90,7 +87,7 @@ impl ScalarField {
         }
     }
 
-    /// Its value; none if it is not there (yet).
+    /// Returns the value, or `None` if it is not set (yet).
     pub(crate) fn value(self, operation: &Operation) -> Option<FieldValue<'_>> {
         let time = |time: Timestamp| FieldValue::Time(time.nanos().into());
         Some(match self {
@@ -108,7 +105,7 @@ impl ScalarField {
         })
     }
 
-    /// The value that it has in a state, if nothing else matters for it.
+    /// Returns the value in a state, or `None` if the value depends on more than the state.
     pub(crate) fn value_in_state(self, state: State) -> Option<FieldValue<'static>> {
         match self {
             Self::Done => Some(FieldValue::Bool(!matches!(

@@ -1,22 +1,19 @@
-//! Filters (AIP-160): what one says, and how it prints. The parser lives in
-//! `parse`; what a filter means for an operation, in `eval`.
+//! The syntax tree of filters (AIP-160), and its canonical text.
 
 use std::{fmt, sync::Arc};
 
 use crate::operation::name::excerpt;
 
-/// What a filter says.
+/// A parsed filter.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Filter {
-    /// All of them hold; of nothing, that is everything.
+    /// True if all are true; an empty conjunction is always true.
     And(Vec<Filter>),
-    /// One of them holds, or more.
+    /// True if any is true.
     Or(Vec<Filter>),
-    /// It does not hold.
     Not(Box<Filter>),
-    /// A field is compared with a value.
     Restriction(Restriction),
-    /// The text stands somewhere in the operation.
+    /// True if a text of the operation contains the pattern.
     Global(Pattern),
 }
 
@@ -28,18 +25,18 @@ pub(crate) struct Restriction {
     pub(crate) value: Pattern,
 }
 
-/// A field, and those inside it. Clones share the segments.
+/// A field and the nested fields that lead to the value. Clones share the segments.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Path(pub(crate) Arc<[Segment]>);
 
-/// One part of a path: a field or the key of a map.
+/// One segment of a path: a field name or a map key.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Segment {
     pub(crate) name: Box<str>,
     pub(crate) column: Column,
 }
 
-/// How a field is compared.
+/// A comparison operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Comparator {
     Equal,
@@ -51,37 +48,35 @@ pub(crate) enum Comparator {
     Has,
 }
 
-/// A text of a filter, which a `*` can leave open at either end. What it stands
-/// for is decided by what it is compared with.
+/// The text of a value, with an optional wildcard at either end.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Pattern {
     pub(crate) body: Box<str>,
-    /// Anything may stand in front of the body.
     pub(crate) leading_wildcard: bool,
-    /// Anything may follow the body.
     pub(crate) trailing_wildcard: bool,
     pub(crate) column: Column,
 }
 
-/// Where something stands in the text of a filter: its character, from 1. Two
-/// filters that differ in nothing else are the same.
+/// A position in the text of a filter, in characters from 1. All columns are equal, so
+/// that filters compare by their content.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Column(pub(crate) usize);
 
-/// Why a text is no filter, or not one of ours.
+/// A filter with a syntax error, an unknown field, or a value of the wrong type.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("column {column}: {problem}")]
 pub struct InvalidFilter {
-    /// The character at which it goes wrong, from 1.
+    /// The position of the error, in characters from 1.
     pub column: usize,
-    /// What was expected, and what was found.
+    /// A description of the expected and the found text.
     pub problem: String,
 }
 
 // === impl Filter ===
 
 impl Filter {
-    /// All of these; a single one stands for itself, nested ones are opened.
+    /// Combines filters with AND. A single filter is returned as it is, nested conjunctions
+    /// are flattened.
     pub(crate) fn conjunction(filters: Vec<Self>) -> Self {
         flatten(filters, Self::And, |filter| match filter {
             Self::And(inner) => Ok(inner),
@@ -89,7 +84,8 @@ impl Filter {
         })
     }
 
-    /// One of these; a single one stands for itself, nested ones are opened.
+    /// Combines filters with OR. A single filter is returned as it is, nested disjunctions
+    /// are flattened.
     pub(crate) fn disjunction(filters: Vec<Self>) -> Self {
         flatten(filters, Self::Or, |filter| match filter {
             Self::Or(inner) => Ok(inner),
@@ -117,8 +113,8 @@ fn flatten(
 }
 
 impl fmt::Display for Filter {
-    /// Prints what parses to the same filter. Parentheses stand where the
-    /// grammar needs them, so that no filter prints deeper than it was written.
+    /// Writes text that parses to the same filter, with parentheses only where the grammar
+    /// needs them, so that the text is never nested deeper than the original.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::And(filters) => {
@@ -175,7 +171,7 @@ impl fmt::Display for Path {
 // === impl Comparator ===
 
 impl Comparator {
-    /// Whether values must have an order for it.
+    /// Returns whether the comparator needs values with an order.
     pub(crate) fn is_ordering(self) -> bool {
         matches!(
             self,
@@ -202,20 +198,20 @@ impl fmt::Display for Comparator {
     }
 }
 
-// === impl Text ===
+// === impl Pattern ===
 
 impl Pattern {
-    /// Whether it is `*` alone: with `:`, the question whether there is anything.
+    /// Returns `true` for `*` alone; with `:` it tests whether a field is set.
     pub(crate) fn is_wildcard(&self) -> bool {
         (self.leading_wildcard || self.trailing_wildcard) && self.body.is_empty()
     }
 
-    /// The text if no `*` leaves it open.
+    /// Returns the text, or `None` if it has a wildcard.
     pub(crate) fn exact(&self) -> Option<&str> {
         (!self.leading_wildcard && !self.trailing_wildcard).then_some(&*self.body)
     }
 
-    /// The text with its stars.
+    /// Returns the text with its wildcards.
     pub(crate) fn to_source_text(&self) -> String {
         let (leading, trailing) = (
             wildcard_str(self.leading_wildcard),
@@ -224,7 +220,7 @@ impl Pattern {
         format!("{leading}{}{trailing}", self.body)
     }
 
-    /// Whether this is the other text, but for what is left open.
+    /// Returns whether the pattern matches all of `other`.
     pub(crate) fn is_match(&self, other: &str) -> bool {
         match (self.leading_wildcard, self.trailing_wildcard) {
             (false, false) => *self.body == *other,
@@ -234,8 +230,8 @@ impl Pattern {
         }
     }
 
-    /// Whether this stands somewhere in the other text; one with a `*` is the
-    /// whole of it.
+    /// Returns whether `other` contains the text. A pattern with a wildcard must match all
+    /// of `other`.
     pub(crate) fn is_found_in(&self, other: &str) -> bool {
         match self.exact() {
             Some(body) => other.contains(body),
@@ -300,7 +296,7 @@ impl InvalidFilter {
         }
     }
 
-    /// Something else was expected than what was found.
+    /// Creates the error for an unexpected text; shortens a long `found`.
     pub(crate) fn expected(column: Column, expected: &str, found: &str) -> Self {
         Self::new(
             column,
@@ -309,20 +305,18 @@ impl InvalidFilter {
     }
 }
 
-// === What needs no quotes ===
+// === Quoting ===
 
-/// Whether a character can stand in a word without quotes.
+/// Returns whether an unquoted word can contain the character.
 pub(crate) fn is_word_char(character: char) -> bool {
     !character.is_whitespace() && !character.is_control() && !"(),.<>=!:\"'\\".contains(character)
 }
 
-/// Whether a word means something to the grammar.
 pub(crate) fn is_keyword(word: &str) -> bool {
     matches!(word, "AND" | "OR" | "NOT")
 }
 
-/// Whether a text is read back without quotes where a field or a bare word may
-/// stand.
+/// Returns whether a text needs no quotes as a field or a global restriction.
 fn is_bare_word(text: &str) -> bool {
     !text.is_empty()
         && text.chars().all(is_word_char)
@@ -330,7 +324,7 @@ fn is_bare_word(text: &str) -> bool {
         && !is_keyword(text)
 }
 
-/// Whether a text is read back without quotes behind a comparator.
+/// Returns whether a text needs no quotes after a comparator.
 fn is_bare_value(text: &str) -> bool {
     !text.is_empty()
         && text

@@ -1,4 +1,4 @@
-//! A word alone: whether its text stands anywhere in an operation.
+//! Searches a text in an operation: the global restriction of AIP-160.
 
 use prost_reflect::{DynamicMessage, ReflectMessage, Value};
 
@@ -10,8 +10,8 @@ use super::{
     message_eval::{ANY_TYPE_NAME, MAX_ANY_DEPTH},
 };
 
-/// Whether a text stands in the name, the queue, the method, a label, the
-/// message of the error or a text of the metadata.
+/// Returns whether the pattern matches in the name, queue, method, a label value, the
+/// error message or a string of the metadata.
 pub(super) fn matches_any_text(pattern: &Pattern, decoded: &DecodedOperation<'_>) -> bool {
     let operation = decoded.operation;
     let text_fields = [ScalarField::Name, ScalarField::Queue, ScalarField::Method];
@@ -35,8 +35,8 @@ pub(super) fn matches_any_text(pattern: &Pattern, decoded: &DecodedOperation<'_>
     metadata.is_some_and(|metadata| message_contains(decoded, metadata, pattern, MAX_ANY_DEPTH))
 }
 
-/// Whether a text stands in any of the texts of a message, and of those in so
-/// many `Any`s inside each other.
+/// Returns whether the pattern matches in a string of a message. Opens at most
+/// `remaining_any_depth` nested `Any`s.
 fn message_contains(
     decoded: &DecodedOperation<'_>,
     message: &DynamicMessage,

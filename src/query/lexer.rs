@@ -1,25 +1,25 @@
-//! The letters of a filter, and the words, strings, comparators and keywords
-//! that they make. How these make a filter is the affair of `parse`.
+//! Splits the text of a filter into words, strings, comparators and keywords.
 
 use super::filter::{Column, Comparator, InvalidFilter, Pattern, is_keyword, is_word_char};
 
 const EXPECTED_VALUE: &str = "a value";
 
-/// A place in the text of a filter.
+/// The text of a filter with the current position.
 pub(super) struct Lexer {
     chars: Vec<char>,
-    /// The next letter; the parser goes back by it.
+    /// The index of the next character; the parser resets it to backtrack.
     pub(super) pos: usize,
 }
 
-/// A quoted or bare text as it was written: nothing where an unescaped `*` stood.
+/// A quoted or bare text.
 pub(super) struct Token {
+    /// The characters without escapes; `None` is an unescaped `*`.
     pub(super) chars: Vec<Option<char>>,
     pub(super) is_quoted: bool,
     pub(super) column: Column,
 }
 
-// === impl Scanner ===
+// === impl Lexer ===
 
 impl Lexer {
     pub(super) fn new(text: &str) -> Self {
@@ -37,13 +37,13 @@ impl Lexer {
         Column(self.pos + 1)
     }
 
-    /// Steps over white space; tells whether there was any.
+    /// Skips white space; returns whether there was any.
     pub(super) fn skip_whitespace(&mut self) -> bool {
         let start = self.pos;
         while self.peek().is_some_and(char::is_whitespace) {
             self.pos += 1;
         }
-        start < self.pos
+        self.pos > start
     }
 
     fn take_while(&mut self, is_included: impl Fn(char) -> bool) -> Token {
@@ -87,8 +87,6 @@ impl Lexer {
         InvalidFilter::expected(self.column(), expected, &found)
     }
 
-    // What letters make.
-
     pub(super) fn read_value(&mut self) -> Result<Token, InvalidFilter> {
         let token = match self.peek() {
             Some('"' | '\'') => return self.read_string(),
@@ -107,7 +105,7 @@ impl Lexer {
         Ok(token)
     }
 
-    /// A value or a field in first place: a word that is no keyword, or a string.
+    /// Reads the first segment of a path: a string, or a word that is not a keyword.
     pub(super) fn read_word(&mut self, expected: &str) -> Result<Token, InvalidFilter> {
         let start = self.pos;
         let token = self.read_path_segment(expected)?;
@@ -118,7 +116,7 @@ impl Lexer {
         Ok(token)
     }
 
-    /// A field in a later place, where a keyword is a name like any other.
+    /// Reads a later segment of a path, where keywords are allowed.
     pub(super) fn read_path_segment(&mut self, expected: &str) -> Result<Token, InvalidFilter> {
         if matches!(self.peek(), Some('"' | '\'')) {
             return self.read_string();
@@ -138,7 +136,7 @@ impl Lexer {
             self.pos += 1;
             let character = match self.peek() {
                 None => {
-                    let problem = "the quote that opens here is never closed";
+                    let problem = "this quote is not closed";
                     return Err(InvalidFilter::new(column, problem));
                 }
                 found if found == quote => {
@@ -187,7 +185,8 @@ impl Lexer {
         Ok(Some(comparator))
     }
 
-    /// Steps over a keyword, if it is next, and the space that must follow.
+    /// Skips a keyword and the white space that must follow it; returns whether the keyword
+    /// was next.
     pub(super) fn accept_keyword(&mut self, keyword: &str) -> Result<bool, InvalidFilter> {
         let start = self.pos;
         if !self.take_while(is_word_char).is_exactly(keyword) {
@@ -200,8 +199,8 @@ impl Lexer {
         Ok(true)
     }
 
-    /// The end of a negative number, if one is next and is not compared with
-    /// anything: then its minus is no negation.
+    /// Returns the end of a negative number that is next and is no operand of a comparison,
+    /// else `None`. The minus of such a number is not a negation.
     pub(super) fn bare_number_end(&self) -> Option<usize> {
         if self.peek() != Some('-') {
             return None;
@@ -223,7 +222,7 @@ impl Lexer {
     pub(super) fn unsupported_function(&self, column: Column) -> InvalidFilter {
         InvalidFilter::new(
             column,
-            "there are no functions; put a space before the parenthesis, or the text in quotes",
+            "functions are not supported; put a space before the parenthesis, or quote the text",
         )
     }
 }
@@ -239,7 +238,7 @@ impl Token {
         !self.is_quoted && self.chars.len() <= 3 && is_keyword(&self.to_name())
     }
 
-    /// The letters as a name, in which a star is a star.
+    /// Returns the text as a field name, in which `*` is no wildcard.
     pub(super) fn to_name(&self) -> String {
         self.chars
             .iter()
@@ -255,7 +254,8 @@ impl Token {
         chars = &chars[..chars.len() - usize::from(trailing_wildcard)];
         let body: Option<String> = chars.iter().copied().collect();
         let Some(body) = body else {
-            let problem = r#"a * is a wildcard at the beginning or the end only; for the star itself write "\*""#;
+            let problem =
+                r#"a * is a wildcard at the start or the end only; write "\*" for a literal star"#;
             return Err(InvalidFilter::new(column, problem));
         };
         Ok(Pattern {

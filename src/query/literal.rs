@@ -1,5 +1,5 @@
-//! The right side of a comparison: what its text may stand for, and how that
-//! compares with a value. Three-valued, because a value may not be known.
+//! The right-hand side of a restriction: the values its text can stand for, and their
+//! comparison with field values in three-valued (Kleene) logic.
 
 use std::cmp::Ordering;
 
@@ -7,8 +7,8 @@ use prost_types::{Duration, Timestamp};
 
 use super::filter::{Comparator, Pattern};
 
-/// What is known of a statement. The order makes "and" the least and "or" the
-/// greatest of two.
+/// A truth value of Kleene logic. The order makes AND the minimum and OR the maximum of
+/// two values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TruthValue {
     False,
@@ -16,8 +16,15 @@ pub(crate) enum TruthValue {
     True,
 }
 
-/// A text, and every value that it may stand for; which of them is meant is
-/// decided by the type of the field.
+/// A comparator with its right-hand side.
+#[derive(Clone, Debug)]
+pub(crate) struct Comparison {
+    pub(crate) comparator: Comparator,
+    pub(crate) literal: Literal,
+}
+
+/// A text with every value that it can stand for; the type of the field decides which
+/// one applies.
 #[derive(Clone, Debug)]
 pub(crate) struct Literal {
     pub(crate) pattern: Pattern,
@@ -39,10 +46,10 @@ pub(crate) enum FieldValue<'a> {
     Time(i128),
     /// Nanoseconds.
     Duration(i128),
-    /// The name of an enum's value.
+    /// The name of an enum value.
     Enum(&'a str),
     Null,
-    /// Bytes, and what else cannot be compared.
+    /// Bytes and other values that cannot be compared.
     Opaque,
 }
 
@@ -60,20 +67,24 @@ pub(crate) enum ScalarType {
     Opaque,
 }
 
-/// Why a comparison makes no sense.
+/// Why a restriction does not fit the type of its field.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum TypeError {
-    /// There is no such field; so many segments from the end of the path.
-    UnknownField(usize),
-    /// The literal cannot be compared with the field: this was expected.
+    /// A segment of the path is no field.
+    UnknownField {
+        /// How many segments of the path are left, with the unknown one.
+        remaining_segments: usize,
+    },
+    /// The literal is no value of the field; holds a description of the expected value.
     ExpectedValue(String),
-    /// This was expected in place of the comparator.
+    /// The comparator cannot be used; holds a description of the expected comparator.
     ExpectedComparator(&'static str),
 }
 
-// === impl Truth ===
+// === impl TruthValue ===
 
 impl TruthValue {
+    /// Returns the negation; `Unknown` stays `Unknown`.
     pub(crate) fn not(self) -> Self {
         match self {
             Self::False => Self::True,
@@ -86,6 +97,65 @@ impl TruthValue {
 impl From<bool> for TruthValue {
     fn from(is_true: bool) -> Self {
         if is_true { Self::True } else { Self::False }
+    }
+}
+
+// === impl Comparison ===
+
+impl Comparison {
+    /// Returns `true` for `:*`, which tests whether a field is set.
+    pub(crate) fn is_presence_test(&self) -> bool {
+        self.comparator == Comparator::Has && self.literal.pattern.is_wildcard()
+    }
+
+    /// Checks that values of this type can be compared in this way.
+    pub(crate) fn check_type(&self, scalar_type: &ScalarType) -> Result<(), TypeError> {
+        if self.is_presence_test() {
+            return Ok(());
+        }
+        let is_ordering = self.comparator.is_ordering();
+        let literal = &self.literal;
+        let exact = literal.pattern.exact();
+        let (is_valid, expected) = match scalar_type {
+            ScalarType::Text if is_ordering => (exact.is_some(), "a text without *"),
+            ScalarType::Text => (true, "a text"),
+            ScalarType::Bool | ScalarType::Enum(_) if is_ordering => {
+                return Err(TypeError::ExpectedComparator(
+                    "= or !=, because it has no order",
+                ));
+            }
+            ScalarType::Bool => (literal.as_bool().is_some(), "true or false"),
+            ScalarType::Enum(names) => {
+                if exact.is_some_and(|exact| names.iter().any(|name| name == exact)) {
+                    return Ok(());
+                }
+                let expected = format!("one of {}", names.join(", "));
+                return Err(TypeError::ExpectedValue(expected));
+            }
+            ScalarType::Integer => (literal.integer.is_some(), "an integer"),
+            ScalarType::Float => (literal.float.is_some(), "a number"),
+            ScalarType::Time => (
+                literal.time_ns.is_some(),
+                "an RFC 3339 time, such as 2026-11-21T15:04:05Z",
+            ),
+            ScalarType::Duration => (
+                literal.duration_ns.is_some(),
+                "a duration in seconds, such as 90s or 1.5s",
+            ),
+            ScalarType::Opaque => {
+                return Err(TypeError::ExpectedComparator("`:*`, because it is bytes"));
+            }
+        };
+        if is_valid {
+            Ok(())
+        } else {
+            Err(TypeError::ExpectedValue(expected.to_owned()))
+        }
+    }
+
+    /// Compares a value; see [`Literal::evaluate`].
+    pub(crate) fn evaluate(&self, value: FieldValue<'_>) -> TruthValue {
+        self.literal.evaluate(self.comparator, value)
     }
 }
 
@@ -103,70 +173,23 @@ impl Literal {
         }
     }
 
-    /// Whether it can be compared with values of a type.
-    pub(crate) fn check_type(
-        &self,
-        comparator: Comparator,
-        scalar_type: &ScalarType,
-    ) -> Result<(), TypeError> {
-        let is_ordering = comparator.is_ordering();
-        if comparator == Comparator::Has && self.pattern.is_wildcard() {
-            return Ok(());
-        }
-        let (is_valid, expected) = match scalar_type {
-            ScalarType::Text if is_ordering => (self.pattern.exact().is_some(), "a text without *"),
-            ScalarType::Text => (true, "a text"),
-            ScalarType::Bool | ScalarType::Enum(_) if is_ordering => {
-                return Err(TypeError::ExpectedComparator(
-                    "= or !=, for it has no order",
-                ));
-            }
-            ScalarType::Bool => (self.as_bool().is_some(), "true or false"),
-            ScalarType::Enum(names) => {
-                let is_enum_value = |exact| names.iter().any(|name| name == exact);
-                if self.pattern.exact().is_some_and(is_enum_value) {
-                    return Ok(());
-                }
-                return Err(TypeError::ExpectedValue(format!(
-                    "one of {}",
-                    names.join(", ")
-                )));
-            }
-            ScalarType::Integer => (self.integer.is_some(), "a whole number"),
-            ScalarType::Float => (self.float.is_some(), "a number"),
-            ScalarType::Time => (
-                self.time_ns.is_some(),
-                "a time as RFC 3339 has it, such as 2026-11-21T15:04:05Z",
-            ),
-            ScalarType::Duration => (
-                self.duration_ns.is_some(),
-                "a duration in seconds, such as 90s or 1.5s",
-            ),
-            ScalarType::Opaque => {
-                return Err(TypeError::ExpectedComparator("`:*`, for it is bytes"));
-            }
-        };
-        if is_valid {
-            Ok(())
-        } else {
-            Err(TypeError::ExpectedValue(expected.to_owned()))
-        }
-    }
-
-    /// How a value compares; not known if the literal cannot mean such a value.
+    /// Compares a value with the literal. The result is `Unknown` if the literal is no
+    /// value of that type, or if the type has no order and the comparator needs one.
     pub(crate) fn evaluate(&self, comparator: Comparator, value: FieldValue<'_>) -> TruthValue {
-        if value == FieldValue::Null || self.pattern.exact() == Some("null") {
+        if value == FieldValue::Null || self.is_null() {
             return self.evaluate_null(comparator, value);
         }
         if let FieldValue::Text(text) = value {
             return self.evaluate_text(comparator, text);
         }
         match self.compare(value) {
-            None => TruthValue::Unknown,
             Some(_) if comparator.is_ordering() && !value.is_ordered() => TruthValue::Unknown,
+            Some(order) => comparator.is_satisfied_by(order).into(),
             // NaN is not equal to anything, itself included.
-            Some(None) => (comparator == Comparator::NotEqual).into(),
-            Some(Some(order)) => comparator.is_satisfied_by(order).into(),
+            None if value.is_nan() && self.float.is_some() => {
+                (comparator == Comparator::NotEqual).into()
+            }
+            None => TruthValue::Unknown,
         }
     }
 
@@ -182,15 +205,14 @@ impl Literal {
         }
     }
 
-    /// Null is equal to null, and to nothing else.
+    /// Compares a value if it or the literal is `null`, which is equal to `null` only.
     fn evaluate_null(&self, comparator: Comparator, value: FieldValue<'_>) -> TruthValue {
-        let is_null_literal = self.pattern.exact() == Some("null");
         match (value, comparator) {
             (FieldValue::Text(text), _) => self.evaluate_text(comparator, text),
-            (FieldValue::Null, Comparator::Equal | Comparator::Has) if is_null_literal => {
+            (FieldValue::Null, Comparator::Equal | Comparator::Has) if self.is_null() => {
                 TruthValue::True
             }
-            (FieldValue::Null, Comparator::NotEqual) if is_null_literal => TruthValue::False,
+            (FieldValue::Null, Comparator::NotEqual) if self.is_null() => TruthValue::False,
             (FieldValue::Null, _) => TruthValue::Unknown,
             (_, Comparator::Equal | Comparator::Has) => TruthValue::False,
             (_, Comparator::NotEqual) => TruthValue::True,
@@ -198,23 +220,27 @@ impl Literal {
         }
     }
 
-    /// How a value stands to the literal; nothing if the literal cannot be such
-    /// a value, and no order if one of them is not a number.
-    fn compare(&self, field_value: FieldValue<'_>) -> Option<Option<Ordering>> {
+    /// Returns the order of a value relative to the literal, or `None` if the literal is
+    /// no value of that type or the value is NaN.
+    fn compare(&self, field_value: FieldValue<'_>) -> Option<Ordering> {
         match field_value {
-            FieldValue::Bool(value) => Some(Some(value.cmp(&self.as_bool()?))),
-            FieldValue::Integer(value) => Some(Some(value.cmp(&self.integer?))),
-            FieldValue::Float64(value) => Some(value.partial_cmp(&self.float?)),
+            FieldValue::Bool(value) => Some(value.cmp(&self.as_bool()?)),
+            FieldValue::Integer(value) => Some(value.cmp(&self.integer?)),
+            FieldValue::Float64(value) => value.partial_cmp(&self.float?),
             #[expect(
                 clippy::cast_possible_truncation,
                 reason = "0.1 must be equal to a float of 0.1"
             )]
-            FieldValue::Float32(value) => Some(value.partial_cmp(&(self.float? as f32))),
-            FieldValue::Time(value) => Some(Some(value.cmp(&self.time_ns?))),
-            FieldValue::Duration(value) => Some(Some(value.cmp(&self.duration_ns?))),
-            FieldValue::Enum(name) => Some(Some(name.cmp(self.pattern.exact()?))),
+            FieldValue::Float32(value) => value.partial_cmp(&(self.float? as f32)),
+            FieldValue::Time(value) => Some(value.cmp(&self.time_ns?)),
+            FieldValue::Duration(value) => Some(value.cmp(&self.duration_ns?)),
+            FieldValue::Enum(name) => Some(name.cmp(self.pattern.exact()?)),
             FieldValue::Text(_) | FieldValue::Null | FieldValue::Opaque => None,
         }
+    }
+
+    fn is_null(&self) -> bool {
+        self.pattern.exact() == Some("null")
     }
 
     fn as_bool(&self) -> Option<bool> {
@@ -225,24 +251,33 @@ impl Literal {
         }
     }
 
-    /// The time that it stands for, in nanoseconds since 1970.
+    /// Returns the literal as nanoseconds since 1970, or `None` if it is no time.
     pub(crate) fn time_ns(&self) -> Option<i128> {
         self.time_ns
     }
 }
 
-// === impl Held ===
+// === impl FieldValue ===
 
 impl FieldValue<'_> {
     fn is_ordered(self) -> bool {
         !matches!(self, Self::Bool(_) | Self::Enum(_))
+    }
+
+    fn is_nan(self) -> bool {
+        match self {
+            Self::Float64(value) => value.is_nan(),
+            Self::Float32(value) => value.is_nan(),
+            _ => false,
+        }
     }
 }
 
 // === impl Comparator ===
 
 impl Comparator {
-    /// Whether a value that stands so to the literal is what was asked for.
+    /// Returns whether a value with this order relative to the literal satisfies the
+    /// comparator.
     fn is_satisfied_by(self, ordering: Ordering) -> bool {
         match self {
             Self::Equal | Self::Has => ordering.is_eq(),
@@ -255,9 +290,9 @@ impl Comparator {
     }
 }
 
-// === What a text may stand for ===
+// === Parsing ===
 
-/// A whole number; also one with an exponent, if it is whole and exact.
+/// Parses an integer, also one with an exponent if a double holds it exactly.
 fn parse_integer(text: &str) -> Option<i128> {
     if let Ok(number) = text.parse() {
         return Some(number);
@@ -266,13 +301,13 @@ fn parse_integer(text: &str) -> Option<i128> {
     let is_exact = number.fract() == 0.0 && number.abs() < 9_007_199_254_740_992.0;
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "it is whole and below 2^53"
+        reason = "the value is an integer below 2^53"
     )]
     is_exact.then_some(number as i128)
 }
 
 fn parse_float(text: &str) -> Option<f64> {
-    // Rust also reads `inf` and `nan`, which are words here.
+    // `f64::from_str` also accepts `inf` and `nan`, which are words in a filter.
     let is_number = |character: char| character.is_ascii_digit() || "+-.eE".contains(character);
     let number: f64 = text.parse().ok().filter(|_| text.chars().all(is_number))?;
     number.is_finite().then_some(number)
@@ -301,7 +336,7 @@ fn parse_duration_ns(text: &str) -> Option<i128> {
     Some(total_nanoseconds(seconds, nanos))
 }
 
-/// The nanoseconds of a protobuf timestamp or duration.
+/// Returns the nanoseconds of a protobuf timestamp or duration.
 pub(crate) fn total_nanoseconds(seconds: i64, nanos: i32) -> i128 {
     i128::from(seconds) * 1_000_000_000 + i128::from(nanos)
 }

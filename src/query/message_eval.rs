@@ -1,6 +1,4 @@
-//! Fields inside messages: what a path finds in a decoded message of any type.
-//! Whether it makes sense for a type is in `check`, the operation's own fields
-//! are in `fields`.
+//! Evaluates a comparison on a field inside a decoded message of any type.
 
 use std::ops::Deref;
 
@@ -10,63 +8,54 @@ use super::{
     check::{find_field, map_value_kind, well_known_scalar_type},
     decoded::DecodedOperation,
     filter::{Comparator, Segment},
-    literal::{FieldValue, Literal, ScalarType, TruthValue, total_nanoseconds},
+    literal::{Comparison, FieldValue, ScalarType, TruthValue, total_nanoseconds},
 };
 use crate::types::map_key_text;
 
-/// How many `Any`s inside each other are opened; what is deeper is not known.
+/// The maximum number of nested `Any`s that are decoded; deeper fields are `Unknown`.
 pub(super) const MAX_ANY_DEPTH: usize = 8;
 
 pub(super) const ANY_TYPE_NAME: &str = "google.protobuf.Any";
 
-/// The field of an `Any` that says what is in it.
+/// The pseudo field of an `Any` that holds its type URL.
 pub(crate) const TYPE_FIELD: &str = "@type";
 
-/// A question to a message: what is asked about the field that a path leads to.
+/// Evaluates one comparison; passed by value, with the state of the descent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MessageEvaluator<'a> {
     decoded: &'a DecodedOperation<'a>,
-    comparator: Comparator,
-    literal: &'a Literal,
-    /// How many more `Any`s may be opened.
+    comparison: &'a Comparison,
+    /// The number of further nested `Any`s that may be decoded.
     remaining_any_depth: usize,
-    /// Whether the question is to an element of a repeated field, where a text
-    /// must be the value, not only stand in it.
+    /// Whether the current value is an element of a repeated field. There `:` compares
+    /// the whole text instead of searching it.
     in_repeated: bool,
 }
 
-// === impl Inside ===
+// === impl MessageEvaluator ===
 
 impl<'a> MessageEvaluator<'a> {
-    pub(super) fn new(
-        decoded: &'a DecodedOperation<'a>,
-        comparator: Comparator,
-        literal: &'a Literal,
-    ) -> Self {
+    pub(super) fn new(decoded: &'a DecodedOperation<'a>, comparison: &'a Comparison) -> Self {
         Self {
             decoded,
-            comparator,
-            literal,
+            comparison,
             remaining_any_depth: MAX_ANY_DEPTH,
             in_repeated: false,
         }
     }
 
-    fn is_presence_test(&self) -> bool {
-        self.comparator == Comparator::Has && self.literal.pattern.is_wildcard()
-    }
-
-    /// The answer about what is not there: absence is known, but nothing else is.
+    /// Returns the result for a missing field: false for a presence test, else as for an
+    /// incomparable value.
     pub(super) fn truth_if_missing(&self) -> TruthValue {
-        if self.is_presence_test() {
+        if self.comparison.is_presence_test() {
             TruthValue::False
         } else {
             self.truth_if_incomparable()
         }
     }
 
-    /// The answer about what cannot be compared with the literal. An element
-    /// is known not to be the one that is asked for, then.
+    /// Returns the result for a value that cannot be compared with the literal. An element
+    /// of a repeated field is then known not to match.
     fn truth_if_incomparable(&self) -> TruthValue {
         if self.in_repeated {
             TruthValue::False
@@ -84,17 +73,17 @@ impl<'a> MessageEvaluator<'a> {
     }
 
     fn compare(&self, value: FieldValue<'_>) -> TruthValue {
-        let comparator = match self.comparator {
+        let comparator = match self.comparison.comparator {
             Comparator::Has if self.in_repeated => Comparator::Equal,
             other => other,
         };
-        match self.literal.evaluate(comparator, value) {
+        match self.comparison.literal.evaluate(comparator, value) {
             TruthValue::Unknown => self.truth_if_incomparable(),
             known => known,
         }
     }
 
-    /// Asks the message in an `Any`, which is decoded by `open`.
+    /// Evaluates an `Any`; calls `decode` only if the path leads into its content.
     pub(super) fn evaluate_any<M>(
         self,
         type_url: &str,
@@ -105,9 +94,9 @@ impl<'a> MessageEvaluator<'a> {
         M: Deref<Target = DynamicMessage>,
     {
         match path {
-            [] if self.is_presence_test() => return TruthValue::True,
+            [] if self.comparison.is_presence_test() => return TruthValue::True,
             [first, rest @ ..] if &*first.name == TYPE_FIELD => {
-                return if self.is_presence_test() && rest.is_empty() {
+                return if self.comparison.is_presence_test() && rest.is_empty() {
                     TruthValue::True
                 } else {
                     self.evaluate_scalar(FieldValue::Text(type_url), rest)
@@ -118,7 +107,7 @@ impl<'a> MessageEvaluator<'a> {
         let Some(remaining_any_depth) = self.remaining_any_depth.checked_sub(1) else {
             return TruthValue::Unknown;
         };
-        // Nobody knows what is in a type that is not registered.
+        // The content of an unregistered type is unknown.
         decode().map_or(TruthValue::Unknown, |message| {
             Self {
                 remaining_any_depth,
@@ -128,7 +117,7 @@ impl<'a> MessageEvaluator<'a> {
         })
     }
 
-    /// Asks a message.
+    /// Evaluates the field at `path` of a message, or the message itself if `path` is empty.
     pub(super) fn evaluate_message(self, message: &DynamicMessage, path: &[Segment]) -> TruthValue {
         let descriptor = message.descriptor();
         match descriptor.full_name() {
@@ -168,7 +157,7 @@ impl<'a> MessageEvaluator<'a> {
                 |evaluator, value, rest| evaluator.evaluate_value(value, &field.kind(), rest),
             );
         }
-        if self.is_presence_test() && rest.is_empty() {
+        if self.comparison.is_presence_test() && rest.is_empty() {
             return message.has_field(&field).into();
         }
         if field.supports_presence() && !message.has_field(&field) {
@@ -177,21 +166,24 @@ impl<'a> MessageEvaluator<'a> {
         self.evaluate_value(&message.get_field(&field), &field.kind(), rest)
     }
 
-    /// Asks a message as a whole: those that stand for one value, or whether a
-    /// field is there.
+    /// Evaluates a message without a path: a scalar well-known type, or whether a field is
+    /// set.
     fn evaluate_message_itself(
         self,
         message: &DynamicMessage,
         descriptor: &MessageDescriptor,
     ) -> TruthValue {
-        if self.is_presence_test() {
+        if self.comparison.is_presence_test() {
             return TruthValue::True;
         }
         if let Some(truth) = self.evaluate_well_known(message, descriptor) {
             return truth;
         }
-        // `m:foo` asks whether there is a foo in m.
-        match (self.comparator, self.literal.pattern.exact()) {
+        // `m:foo` tests whether field foo of m is set.
+        match (
+            self.comparison.comparator,
+            self.comparison.literal.pattern.exact(),
+        ) {
             (Comparator::Has, Some(name)) => find_field(descriptor, name)
                 .is_some_and(|field| message.has_field(&field))
                 .into(),
@@ -199,7 +191,7 @@ impl<'a> MessageEvaluator<'a> {
         }
     }
 
-    /// Asks a message of `google.protobuf` that stands for one value.
+    /// Evaluates a well-known type that represents a scalar; `None` for other messages.
     fn evaluate_well_known(
         self,
         message: &DynamicMessage,
@@ -235,13 +227,13 @@ impl<'a> MessageEvaluator<'a> {
             }
             other => field_value(other),
         };
-        if self.is_presence_test() && rest.is_empty() {
+        if self.comparison.is_presence_test() && rest.is_empty() {
             return TruthValue::True;
         }
         self.evaluate_scalar(scalar, rest)
     }
 
-    /// Asks a map: for a key, or for what stands under one.
+    /// Evaluates a map: its keys, or the value of the key that `path` starts with.
     fn evaluate_map(
         self,
         map: &Value,
@@ -252,11 +244,12 @@ impl<'a> MessageEvaluator<'a> {
             return TruthValue::Unknown;
         };
         let [key, rest @ ..] = path else {
-            return match self.comparator {
-                Comparator::Has if self.is_presence_test() => (!map.is_empty()).into(),
+            return match self.comparison.comparator {
+                Comparator::Has if self.comparison.is_presence_test() => (!map.is_empty()).into(),
                 Comparator::Has => {
+                    let pattern = &self.comparison.literal.pattern;
                     let mut keys = map.keys().map(map_key_text);
-                    keys.any(|key| self.literal.pattern.is_match(&key)).into()
+                    keys.any(|key| pattern.is_match(&key)).into()
                 }
                 _ => TruthValue::Unknown,
             };
@@ -267,23 +260,23 @@ impl<'a> MessageEvaluator<'a> {
             .map(|(_, value)| value);
         match found {
             None => self.truth_if_missing(),
-            Some(_) if rest.is_empty() && self.is_presence_test() => TruthValue::True,
+            Some(_) if rest.is_empty() && self.comparison.is_presence_test() => TruthValue::True,
             Some(value) => evaluate(value, rest),
         }
     }
 
-    /// Asks whether a repeated field has an element for which the rest is true.
-    /// That is known, unless what is in an element is not.
+    /// Returns whether the rest of the path is true of any element; `Unknown` only if it is
+    /// true of none and unknown of at least one.
     fn evaluate_repeated<T>(
         self,
         elements: &[T],
         rest: &[Segment],
         evaluate: impl Fn(Self, &T, &[Segment]) -> TruthValue,
     ) -> TruthValue {
-        if self.comparator != Comparator::Has {
+        if self.comparison.comparator != Comparator::Has {
             return self.truth_if_incomparable();
         }
-        if rest.is_empty() && self.is_presence_test() {
+        if rest.is_empty() && self.comparison.is_presence_test() {
             return (!elements.is_empty()).into();
         }
         let element_evaluator = Self {
@@ -300,10 +293,10 @@ impl<'a> MessageEvaluator<'a> {
         truth
     }
 
-    // JSON in a message: `google.protobuf.Struct` and what is in it.
+    // `google.protobuf.Struct`, `Value` and `ListValue`.
 
     fn evaluate_struct(self, message: &DynamicMessage, path: &[Segment]) -> TruthValue {
-        if path.is_empty() && self.is_presence_test() {
+        if path.is_empty() && self.comparison.is_presence_test() {
             return TruthValue::True;
         }
         let Some(fields) = message.get_field_by_number(1) else {
@@ -321,7 +314,7 @@ impl<'a> MessageEvaluator<'a> {
         };
         match value {
             Value::Message(inner) => self.evaluate_message(inner, path),
-            _ if path.is_empty() && self.is_presence_test() => TruthValue::True,
+            _ if path.is_empty() && self.comparison.is_presence_test() => TruthValue::True,
             Value::EnumNumber(_) => self.evaluate_scalar(FieldValue::Null, path),
             Value::F64(number) => self.evaluate_scalar(FieldValue::Float64(*number), path),
             Value::String(text) => self.evaluate_scalar(FieldValue::Text(text), path),
@@ -340,7 +333,7 @@ impl<'a> MessageEvaluator<'a> {
     }
 }
 
-/// The value of a field that is neither a message nor an enum.
+/// Converts a scalar; enums, messages and collections become `Opaque`.
 fn field_value(value: &Value) -> FieldValue<'_> {
     match value {
         Value::Bool(value) => FieldValue::Bool(*value),

@@ -1,18 +1,20 @@
-//! Questions to the store: scopes, pages and filters (AIP-160). Answering them
-//! is the store's affair.
+//! List queries: scopes, pages (AIP-158) and filters (AIP-160).
 
 mod check;
+pub(crate) mod compile;
 mod decoded;
-pub(crate) mod eval;
+mod eval;
 pub(crate) mod fields;
 pub(crate) mod filter;
 mod full_text;
 mod lexer;
-pub(crate) mod literal;
+mod literal;
 mod message_eval;
 pub(crate) mod page_token;
 pub(crate) mod parse;
 pub(crate) mod plan;
-#[cfg(test)]
-pub(crate) mod samples;
 pub(crate) mod scope;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

@@ -1,25 +1,26 @@
-//! Pages of a list (AIP-158): how large one is, and the token that leads from
-//! one to the next. A token is bound to the list that it was made for.
+//! Page sizes and page tokens (AIP-158). A token is valid only for the list for which it
+//! was issued.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use uuid::Uuid;
 
-/// The size of a page that asks for none.
 const DEFAULT_PAGE_SIZE: usize = 100;
-/// The largest page; a larger request gets this.
 const MAX_PAGE_SIZE: usize = 1000;
-/// What tokens are derived from, besides their list; a new value voids old tokens.
+/// The UUID namespace of the token digest; changing it invalidates all issued tokens.
 const TOKEN_NAMESPACE: Uuid = Uuid::from_u128(0x6c6f_6e67_7275_6e6e_696e_672d_7061_6765);
 
-/// How many operations a page has at the most.
+/// The maximum number of operations of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PageSize(usize);
 
-/// The place in a list where the next page begins: after this number.
+/// The position in a list at which the next page starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PageToken(pub(crate) u64);
+pub(crate) struct PageToken {
+    /// The page contains operations with smaller numbers.
+    pub(crate) before_number: u64,
+}
 
-/// Why a page cannot be had.
+/// An invalid page size or page token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPage {
     /// The size is negative.
@@ -27,7 +28,7 @@ pub enum InvalidPage {
     Size(i32),
     /// The token is damaged, or belongs to another list.
     #[error(
-        "the page token is damaged or belongs to a list with another name or filter; start again without one"
+        "the page token is damaged or belongs to a list with another name or filter; start again without a token"
     )]
     Token,
 }
@@ -35,10 +36,10 @@ pub enum InvalidPage {
 // === impl PageSize ===
 
 impl PageSize {
-    /// 0 is the default of 100; above 1000 is 1000.
+    /// Parses a requested size: 0 is the default of 100, more than 1000 is 1000.
     ///
     /// # Errors
-    /// [`InvalidPage::Size`] if it is negative.
+    /// [`InvalidPage::Size`] if the size is negative.
     pub(crate) fn parse(size: i32) -> Result<Self, InvalidPage> {
         match usize::try_from(size) {
             Err(_) => Err(InvalidPage::Size(size)),
@@ -52,21 +53,24 @@ impl PageSize {
     }
 }
 
-// === impl Cursor ===
+// === impl PageToken ===
 
 impl PageToken {
-    /// The token for the next page of the list `name` with `filter`. It is
-    /// opaque and URL-safe, and the same on every replica of the server.
+    /// Encodes the token for the list `name` with `filter`. The text is opaque, URL-safe
+    /// and the same on every server.
     pub(crate) fn encode(self, name: &str, filter: &str) -> String {
         let mask = digest(&[name, filter], None);
-        let checksum = digest(&[name, filter], Some(self.0));
+        let checksum = digest(&[name, filter], Some(self.before_number));
         let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&(self.0 ^ mask).to_be_bytes());
+        bytes[..8].copy_from_slice(&(self.before_number ^ mask).to_be_bytes());
         bytes[8..].copy_from_slice(&checksum.to_be_bytes());
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// The cursor of a token; none for the empty token, which is the beginning.
+    /// Decodes a token; the empty text is `None`, the start of the list.
+    ///
+    /// # Errors
+    /// [`InvalidPage::Token`] if the text is no token of this list.
     pub(crate) fn decode(
         token: &str,
         name: &str,
@@ -84,16 +88,16 @@ impl PageToken {
             half.copy_from_slice(&bytes[offset..offset + 8]);
             u64::from_be_bytes(half)
         });
-        let number = masked ^ digest(&[name, filter], None);
-        if checksum != digest(&[name, filter], Some(number)) {
+        let before_number = masked ^ digest(&[name, filter], None);
+        if checksum != digest(&[name, filter], Some(before_number)) {
             return Err(InvalidPage::Token);
         }
-        Ok(Some(Self(number)))
+        Ok(Some(Self { before_number }))
     }
 }
 
-/// A stable digest; each text is preceded by its length, so that no two lists
-/// share one.
+/// Returns a stable digest. Each text is prefixed with its length, so that two lists
+/// cannot have the same input.
 fn digest(texts: &[&str], number: Option<u64>) -> u64 {
     let mut bytes = Vec::new();
     for text in texts {
@@ -124,10 +128,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn page_token_is_url_safe_and_decodes_only_for_its_list(number: u64, name in ".{0,20}", filter in ".{0,20}") {
-            let token = PageToken(number).encode(&name, &filter);
+        fn page_token_is_url_safe_and_decodes_only_for_its_list(before_number: u64, name in ".{0,20}", filter in ".{0,20}") {
+            let page_token = PageToken { before_number };
+            let token = page_token.encode(&name, &filter);
             prop_assert!(token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
-            prop_assert_eq!(PageToken::decode(&token, &name, &filter), Ok(Some(PageToken(number))));
+            prop_assert_eq!(PageToken::decode(&token, &name, &filter), Ok(Some(page_token)));
             let other = format!("{name}x");
             prop_assert_eq!(PageToken::decode(&token, &other, &filter), Err(InvalidPage::Token));
             prop_assert_eq!(PageToken::decode(&token, &name, &other), Err(InvalidPage::Token));
@@ -139,8 +144,8 @@ mod tests {
         }
 
         #[test]
-        fn page_token_with_one_changed_byte_is_rejected(number: u64, at in 0usize..22, to in "[A-Za-z0-9_-]") {
-            let token = PageToken(number).encode("operations", "");
+        fn page_token_with_one_changed_byte_is_rejected(before_number: u64, at in 0usize..22, to in "[A-Za-z0-9_-]") {
+            let token = PageToken { before_number }.encode("operations", "");
             let mut changed = token.clone();
             changed.replace_range(at..=at, &to);
             prop_assume!(changed != token);

@@ -1,6 +1,4 @@
-//! The parser of filters: the grammar of AIP-160, by recursive descent, with
-//! the column of what is wrong. What it makes is in `filter`, the letters are
-//! read in `scan`.
+//! Recursive-descent parser of the filter grammar of AIP-160.
 //!
 //! ```text
 //! expression  : factor {WS [AND WS] factor}          OR binds tighter than AND
@@ -15,35 +13,32 @@ use super::{
     lexer::{Lexer, Token},
 };
 
-/// The most bytes of a filter.
 pub(crate) const MAX_FILTER_BYTES: usize = 8192;
-/// The most parentheses inside each other.
+/// The maximum nesting of parentheses.
 pub(crate) const MAX_PAREN_DEPTH: usize = 50;
-/// The most fields inside each other.
 pub(crate) const MAX_PATH_SEGMENTS: usize = 50;
-/// The most comparisons and words.
+/// The maximum number of restrictions and words.
 pub(crate) const MAX_TERMS: usize = 250;
 
 const EXPECTED_TERM: &str = "a field or a word";
 const EXPECTED_CONTINUATION: &str = "a space, AND, OR or the end";
 
-/// Where in a text the parser is, and how much it has found.
 struct Parser {
     lexer: Lexer,
     paren_depth: usize,
     term_count: usize,
 }
 
-/// What the values in the parentheses behind a comparator are compared with.
+/// The field and comparator that apply to each value of `field = (a OR b)`.
 type LeftHandSide<'a> = Option<(&'a Path, Comparator)>;
 
-/// Parses a filter; a blank one is an empty [`Filter::And`].
+/// Parses a filter; a blank text is an empty [`Filter::And`].
 ///
 /// # Errors
-/// [`InvalidFilter`] with the column, what was expected and what was found, or
-/// the limit that is passed: 8192 bytes, 50 parentheses deep, 250 terms.
+/// [`InvalidFilter`] with the column of the error, for a syntax error or an exceeded limit
+/// ([`MAX_FILTER_BYTES`], [`MAX_PAREN_DEPTH`], [`MAX_PATH_SEGMENTS`], [`MAX_TERMS`]).
 pub(crate) fn parse(text: &str) -> Result<Filter, InvalidFilter> {
-    if MAX_FILTER_BYTES < text.len() {
+    if text.len() > MAX_FILTER_BYTES {
         let problem = format!(
             "the filter has {} bytes; at most {MAX_FILTER_BYTES} are allowed",
             text.len()
@@ -127,7 +122,7 @@ impl Parser {
 
     fn parse_composite(&mut self, left: LeftHandSide<'_>) -> Result<Filter, InvalidFilter> {
         if self.paren_depth == MAX_PAREN_DEPTH {
-            let problem = format!("more than {MAX_PAREN_DEPTH} parentheses inside each other");
+            let problem = format!("more than {MAX_PAREN_DEPTH} nested parentheses");
             return Err(InvalidFilter::new(self.lexer.column(), problem));
         }
         self.paren_depth += 1;
@@ -159,7 +154,7 @@ impl Parser {
             return self.parse_argument(path, comparator);
         }
         self.lexer.pos = end;
-        if 1 < tokens.len() && tokens.iter().any(|token| token.is_quoted) {
+        if tokens.len() > 1 && tokens.iter().any(|token| token.is_quoted) {
             return Err(self.lexer.unexpected("a comparator after the field"));
         }
         let (column, is_quoted) = (tokens[0].column, tokens[0].is_quoted);
@@ -190,8 +185,6 @@ impl Parser {
         Ok(filter)
     }
 
-    // What the parser makes.
-
     fn build_global(&mut self, token: Token) -> Result<Filter, InvalidFilter> {
         self.count_term(token.column)?;
         Ok(Filter::Global(token.into_pattern()?))
@@ -214,7 +207,7 @@ impl Parser {
 
     fn count_term(&mut self, column: Column) -> Result<(), InvalidFilter> {
         self.term_count += 1;
-        if MAX_TERMS < self.term_count {
+        if self.term_count > MAX_TERMS {
             let problem = format!("more than {MAX_TERMS} terms");
             return Err(InvalidFilter::new(column, problem));
         }
@@ -224,14 +217,14 @@ impl Parser {
 
 fn build_path(tokens: Vec<Token>) -> Result<Path, InvalidFilter> {
     if let Some(token) = tokens.get(MAX_PATH_SEGMENTS) {
-        let problem = format!("more than {MAX_PATH_SEGMENTS} fields inside each other");
+        let problem = format!("more than {MAX_PATH_SEGMENTS} nested fields");
         return Err(InvalidFilter::new(token.column, problem));
     }
     let mut segments = Vec::with_capacity(tokens.len());
     for token in tokens {
         let (name, column) = (token.to_name(), token.column);
         if !token.is_quoted && name.ends_with(']') && name.contains('[') {
-            let problem = "there is no indexing; a repeated field is asked with `:`";
+            let problem = "indexing is not supported; test a repeated field with `:`";
             return Err(InvalidFilter::new(column, problem));
         }
         let name = name.into();

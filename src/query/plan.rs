@@ -1,46 +1,45 @@
-//! Which operations a filter can be true of, as far as the store keeps groups
-//! of them: what a list looks at instead of everything. A plan may hold too
-//! many, never too few; the filter itself is asked about each.
+//! Plans which indexes a filtered list reads. A plan contains every operation of which
+//! the filter is true, and may contain others; the list evaluates the filter for each.
 
 use std::fmt;
 
 use super::{
-    eval::{CompiledFilter, Expr},
+    compile::CompiledFilter,
+    eval::{Expr, compare_field},
     fields::{STATES, ScalarField},
     filter::{Comparator, Pattern},
-    literal::{FieldValue, Literal, TruthValue},
+    literal::{Comparison, TruthValue},
 };
 use crate::proto::longrunning::v1::operation_metadata::State;
 
-/// The operations that a filter can be true of.
+/// The operations of which a filter can be true.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Plan {
     pub(crate) candidates: Candidates,
     pub(crate) creation_range: TimeRange,
 }
 
-/// A set of operations, put together from groups.
+/// A set of operations, composed of index lookups.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Candidates {
     Everything,
     Lookup(IndexLookup),
-    /// Those in all of them.
     Intersection(Vec<Candidates>),
-    /// Those in any of them.
     Union(Vec<Candidates>),
 }
 
-/// Operations that the store keeps together.
+/// Operations that one index lookup finds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum IndexLookup {
-    /// In this state, which is not SUCCEEDED: most operations are, and those
-    /// are better looked at in their order.
+    /// Operations in this state. Never SUCCEEDED: most operations are, so that a scan in
+    /// list order is cheaper.
     State(State),
     Queue(Box<str>),
-    Label(Box<str>, Box<str>),
-    /// The one with this name.
+    Label {
+        key: Box<str>,
+        value: Box<str>,
+    },
     Name(Box<str>),
-    /// With a name that begins so.
     NamePrefix(Box<str>),
 }
 
@@ -54,13 +53,13 @@ pub(crate) struct TimeRange {
 // === impl Plan ===
 
 impl Plan {
-    /// The plan of a list without a filter.
+    /// The plan of an unfiltered list.
     pub(crate) const EVERYTHING: Self = Self {
         candidates: Candidates::Everything,
         creation_range: TimeRange::ALL,
     };
 
-    /// The plan for a filter.
+    /// Plans a filtered list.
     pub(crate) fn from_filter(filter: &CompiledFilter) -> Self {
         Self {
             candidates: candidates(&filter.root, true),
@@ -79,10 +78,10 @@ impl fmt::Display for Plan {
     }
 }
 
-// === impl Among ===
+// === impl Candidates ===
 
 impl Candidates {
-    /// Whether an operation that is done may be one of them.
+    /// Returns whether the set can contain done operations.
     pub(crate) fn can_be_done(&self) -> bool {
         match self {
             Self::Lookup(IndexLookup::State(state)) => {
@@ -130,7 +129,7 @@ impl Candidates {
     }
 }
 
-/// Adds a set to others, unless it is one of them: each costs look-ups.
+/// Adds a set unless it is there already, because each costs a lookup.
 fn push_unique(sets: &mut Vec<Candidates>, set: Candidates) {
     if !sets.contains(&set) {
         sets.push(set);
@@ -148,7 +147,7 @@ impl fmt::Display for Candidates {
     }
 }
 
-/// Writes sets with a word between them.
+/// Writes sets in parentheses, with a separator between them.
 pub(crate) fn write_joined<T: fmt::Display>(
     sets: &[T],
     separator: &str,
@@ -167,20 +166,19 @@ impl fmt::Display for IndexLookup {
         match self {
             Self::State(state) => write!(f, "state {}", state.as_str_name()),
             Self::Queue(queue) => write!(f, "queue {queue}"),
-            Self::Label(key, value) => write!(f, "label {key}={value:?}"),
+            Self::Label { key, value } => write!(f, "label {key}={value:?}"),
             Self::Name(name) => write!(f, "name {name:?}"),
             Self::NamePrefix(prefix) => write!(f, "names with {prefix:?}"),
         }
     }
 }
 
-/// The operations of which a part of a filter can be true, or, if that is not
-/// `wanted`, can be false.
+/// Returns the operations for which an expression can evaluate to `polarity`.
 fn candidates(node: &Expr, polarity: bool) -> Candidates {
     match node {
         Expr::And(nodes) | Expr::Or(nodes) => {
             let sets = nodes.iter().map(|node| candidates(node, polarity));
-            // That "all" is false means that any is.
+            // By De Morgan: NOT (a AND b) is (NOT a) OR (NOT b).
             if matches!(node, Expr::And(_)) == polarity {
                 Candidates::intersection(sets)
             } else {
@@ -188,26 +186,30 @@ fn candidates(node: &Expr, polarity: bool) -> Candidates {
             }
         }
         Expr::Not(node) => candidates(node, !polarity),
-        Expr::Field(ScalarField::Done | ScalarField::State, ..) => state_candidates(node, polarity),
-        Expr::Field(field, comparator, literal) if is_equality(*comparator, polarity) => {
-            index_lookup(*field, &literal.pattern)
+        Expr::Field {
+            field: field @ (ScalarField::Done | ScalarField::State),
+            comparison,
+        } => state_candidates(*field, comparison, polarity),
+        Expr::Field { field, comparison } if is_equality(comparison.comparator, polarity) => {
+            index_lookup(*field, &comparison.literal.pattern)
                 .map_or(Candidates::Everything, Candidates::Lookup)
         }
-        Expr::Label(path, comparator, literal) if is_equality(*comparator, polarity) => {
-            match (&**path, literal.pattern.exact()) {
-                ([key], Some(value)) => {
-                    Candidates::Lookup(IndexLookup::Label(key.name.clone(), value.into()))
-                }
+        Expr::Label { key, comparison } if is_equality(comparison.comparator, polarity) => {
+            match (key, comparison.literal.pattern.exact()) {
+                (Some(key), Some(value)) => Candidates::Lookup(IndexLookup::Label {
+                    key: key.clone(),
+                    value: value.into(),
+                }),
                 _ => Candidates::Everything,
             }
         }
-        Expr::Field(..) | Expr::Label(..) | Expr::Message(..) | Expr::Text(_) => {
+        Expr::Field { .. } | Expr::Label { .. } | Expr::Message { .. } | Expr::Text(_) => {
             Candidates::Everything
         }
     }
 }
 
-/// Whether the field has the value if the comparison comes out as wanted.
+/// Returns whether the comparison evaluates to `polarity` only if both sides are equal.
 fn is_equality(comparator: Comparator, polarity: bool) -> bool {
     match comparator {
         Comparator::Equal => polarity,
@@ -218,7 +220,7 @@ fn is_equality(comparator: Comparator, polarity: bool) -> bool {
 
 fn index_lookup(field: ScalarField, pattern: &Pattern) -> Option<IndexLookup> {
     match (field, pattern.exact()) {
-        // No queue is no group.
+        // Operations without a queue are not indexed.
         (ScalarField::Queue, Some(queue)) if !queue.is_empty() => {
             Some(IndexLookup::Queue(queue.into()))
         }
@@ -230,30 +232,20 @@ fn index_lookup(field: ScalarField, pattern: &Pattern) -> Option<IndexLookup> {
     }
 }
 
-/// The states in which a question about `done` or `state` comes out as wanted.
-fn state_candidates(node: &Expr, polarity: bool) -> Candidates {
-    let Expr::Field(field, comparator, literal) = node else {
-        return Candidates::Everything;
-    };
-    let is_presence_test = *comparator == Comparator::Has && literal.pattern.is_wildcard();
-    let has_polarity = |state: State| {
-        let is_done = !matches!(state, State::Pending | State::Running);
-        let truth = match field {
-            ScalarField::Done if is_presence_test => is_done.into(),
-            ScalarField::Done => literal.evaluate(*comparator, FieldValue::Bool(is_done)),
-            _ if is_presence_test => TruthValue::True,
-            _ => literal.evaluate(*comparator, FieldValue::Enum(state.as_str_name())),
-        };
+/// Returns the states in which a comparison of `done` or `state` evaluates to `polarity`.
+fn state_candidates(field: ScalarField, comparison: &Comparison, polarity: bool) -> Candidates {
+    let has_polarity = |state: &State| {
+        let truth = compare_field(field.value_in_state(*state), comparison);
         truth == TruthValue::from(polarity)
     };
-    if has_polarity(State::Succeeded) {
+    if has_polarity(&State::Succeeded) {
         return Candidates::Everything;
     }
-    let states = STATES.into_iter().filter(|state| has_polarity(*state));
+    let states = STATES.into_iter().filter(has_polarity);
     Candidates::union(states.map(|state| Candidates::Lookup(IndexLookup::State(state))))
 }
 
-// === impl Times ===
+// === impl TimeRange ===
 
 impl TimeRange {
     pub(crate) const ALL: Self = Self {
@@ -268,7 +260,7 @@ impl TimeRange {
         }
     }
 
-    /// The range that holds both.
+    /// Returns the smallest range that contains both.
     fn union(self, other: Self) -> Self {
         Self {
             from_ns: self.from_ns.min(other.from_ns),
@@ -277,8 +269,8 @@ impl TimeRange {
     }
 }
 
-/// When the operations were created of which a part of a filter can be true,
-/// or, if that is not `wanted`, can be false.
+/// Returns the creation times of the operations for which an expression can evaluate to
+/// `polarity`.
 fn creation_range(node: &Expr, polarity: bool) -> TimeRange {
     match node {
         Expr::And(nodes) | Expr::Or(nodes) => {
@@ -290,44 +282,34 @@ fn creation_range(node: &Expr, polarity: bool) -> TimeRange {
             }
         }
         Expr::Not(node) => creation_range(node, !polarity),
-        Expr::Field(field, comparator, literal) => {
-            time_range(*field, *comparator, literal, polarity)
-        }
-        Expr::Label(..) | Expr::Message(..) | Expr::Text(_) => TimeRange::ALL,
+        Expr::Field { field, comparison } => time_range(*field, comparison, polarity),
+        Expr::Label { .. } | Expr::Message { .. } | Expr::Text(_) => TimeRange::ALL,
     }
 }
 
-fn time_range(
-    field: ScalarField,
-    comparator: Comparator,
-    literal: &Literal,
-    polarity: bool,
-) -> TimeRange {
-    let Some(time_ns) = literal.time_ns() else {
+fn time_range(field: ScalarField, comparison: &Comparison, polarity: bool) -> TimeRange {
+    use Comparator::{Equal, Greater, GreaterEqual, Has, Less, LessEqual, NotEqual};
+    let Some(time_ns) = comparison.literal.time_ns() else {
         return TimeRange::ALL;
     };
-    let (from, to) = (TimeRange::ALL.from_ns, TimeRange::ALL.to_ns);
-    use Comparator::{Equal, Greater, GreaterEqual, Has, Less, LessEqual, NotEqual};
-    let (from, to) = match (comparator, polarity) {
-        (Less, true) | (GreaterEqual, false) => (from, time_ns - 1),
-        (LessEqual, true) | (Greater, false) => (from, time_ns),
-        (Greater, true) | (LessEqual, false) => (time_ns + 1, to),
-        (GreaterEqual, true) | (Less, false) => (time_ns, to),
+    let TimeRange { from_ns, to_ns } = TimeRange::ALL;
+    let (from_ns, to_ns) = match (comparison.comparator, polarity) {
+        (Less, true) | (GreaterEqual, false) => (from_ns, time_ns - 1),
+        (LessEqual, true) | (Greater, false) => (from_ns, time_ns),
+        (Greater, true) | (LessEqual, false) => (time_ns + 1, to_ns),
+        (GreaterEqual, true) | (Less, false) => (time_ns, to_ns),
         (Equal | Has, true) | (NotEqual, false) => (time_ns, time_ns),
-        (Equal | Has, false) | (NotEqual, true) => (from, to),
+        (Equal | Has, false) | (NotEqual, true) => (from_ns, to_ns),
     };
     match field {
-        ScalarField::CreateTime => TimeRange {
-            from_ns: from,
-            to_ns: to,
-        },
-        // Nothing happens to an operation before it is created.
+        ScalarField::CreateTime => TimeRange { from_ns, to_ns },
+        // These times are never before the creation, so only the upper bound holds.
         ScalarField::StartTime
         | ScalarField::UpdateTime
         | ScalarField::EndTime
         | ScalarField::ExpireTime => TimeRange {
             from_ns: TimeRange::ALL.from_ns,
-            to_ns: to,
+            to_ns,
         },
         _ => TimeRange::ALL,
     }
@@ -336,11 +318,11 @@ fn time_range(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::query::samples::built_in_types;
+    use crate::query::testing::built_in_types;
 
     fn plan(filter: &str) -> String {
-        let query = CompiledFilter::parse(filter, built_in_types()).unwrap();
-        Plan::from_filter(&query).to_string()
+        let filter = CompiledFilter::parse(filter, built_in_types()).unwrap();
+        Plan::from_filter(&filter).to_string()
     }
 
     #[test]

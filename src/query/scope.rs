@@ -1,5 +1,4 @@
-//! Which operations a list asks for: the `name` of a ListOperationsRequest in
-//! every form that is in use. Walking them is the index's affair.
+//! Parses the `name` of a ListOperationsRequest, which selects the operations of a list.
 
 use std::sync::Arc;
 
@@ -8,27 +7,26 @@ use crate::operation::name::{
     is_parent_id, parent_of, segments,
 };
 
-/// Which operations a list asks for.
+/// The operations that a list selects by their names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// All of them, whatever their parent.
     Everything,
-    /// Those directly under one parent.
+    /// The direct children of one parent.
     Parent(Parent),
-    /// Those under any parent that fits: `-` stands for any id.
+    /// The direct children of every parent that matches; `-` matches any id.
     ParentPattern(Arc<str>),
 }
 
 // === impl Scope ===
 
 impl Scope {
-    /// Parses the `name` of a ListOperationsRequest in every form that is in
-    /// use: `""`, `-`, `operations`, `{parent}` and `{parent}/operations`.
+    /// Parses the `name` of a ListOperationsRequest: `""`, `-`, `operations`, `{parent}` or
+    /// `{parent}/operations`.
     ///
     /// # Errors
     /// [`InvalidName::Parent`] for anything else.
     pub(crate) fn parse(text: &str) -> Result<Self, InvalidName> {
-        if MAX_NAME_BYTES < text.len() {
+        if text.len() > MAX_NAME_BYTES {
             return Err(InvalidName::Parent(excerpt(text)));
         }
         if matches!(text, "" | "-" | "-/operations") {
@@ -37,7 +35,7 @@ impl Scope {
         if text == OPERATIONS_COLLECTION {
             return Ok(Self::Parent(Parent::ROOT));
         }
-        // An odd number of segments ends with the collection of the operations.
+        // A parent has an even number of segments: pairs of collection and id.
         let is_odd = text.bytes().filter(|byte| *byte == b'/').count() % 2 == 0;
         let parent = if is_odd {
             text.strip_suffix("/operations")
@@ -58,7 +56,7 @@ impl Scope {
         Ok(Self::ParentPattern(parent.into()))
     }
 
-    /// Whether an operation with this name belongs to the list.
+    /// Returns whether the scope contains the operation with this name.
     pub(crate) fn contains(&self, name: &str) -> bool {
         match self {
             Self::Everything => true,
@@ -68,14 +66,14 @@ impl Scope {
     }
 }
 
-/// Whether a parent has the segments of a pattern, in which `-` is any id.
+/// Returns whether a parent matches a pattern in which `-` is any id.
 fn is_pattern_match(pattern: &str, parent: &str) -> bool {
     let (mut expected, mut actual) = (segments(pattern), segments(parent));
     loop {
         match (expected.next(), actual.next()) {
             (None, None) => return true,
-            (Some(wanted), Some(found))
-                if wanted.0 == found.0 && (wanted.1 == "-" || wanted.1 == found.1) => {}
+            (Some((collection, id)), Some((actual_collection, actual_id)))
+                if collection == actual_collection && (id == "-" || id == actual_id) => {}
             _ => return false,
         }
     }

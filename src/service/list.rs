@@ -12,7 +12,7 @@ use crate::{
     operation::Operation,
     proto::google::longrunning::ListOperationsRequest,
     query::{
-        eval::CompiledFilter,
+        compile::CompiledFilter,
         page_token::{PageSize, PageToken},
         plan::Plan,
         scope::Scope,
@@ -172,7 +172,7 @@ impl ListSource<'_> {
         let next_page_token = if is_complete {
             String::new()
         } else {
-            PageToken(builder.before_number).encode(&request.name, &request.filter)
+            PageToken { before_number: builder.before_number }.encode(&request.name, &request.filter)
         };
         Ok(Page {
             operations: builder.operations,
@@ -205,7 +205,7 @@ impl ListQuery {
             scope,
             filter: filter.transpose()?,
             page_size,
-            before_number: page_token.map_or(u64::MAX, |PageToken(number)| number),
+            before_number: page_token.map_or(u64::MAX, |token| token.before_number),
         })
     }
 

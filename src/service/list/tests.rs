@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     metrics::Metrics,
-    query::samples::{
+    query::testing::{
         SampleMetadata, SampleOperation, SampleState, any_sample_filter, any_sample_operation,
         built_in_types,
     },

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
     use crate::{
         operation::name::{OperationId, OperationName, Parent},
-        query::samples::{SampleMetadata, SampleOperation, SampleState},
+        query::testing::{SampleMetadata, SampleOperation, SampleState},
     };
 
     #[test]

@@ -146,7 +146,9 @@ impl SecondaryIndexes {
             IndexLookup::State(State::Succeeded | State::Unspecified) => IndexSet::All,
             IndexLookup::State(state) => IndexSet::State(*state),
             IndexLookup::Queue(queue) => IndexSet::Hashed(self.queue_hash(queue), lookup),
-            IndexLookup::Label(key, value) => IndexSet::Hashed(self.label_hash(key, value), lookup),
+            IndexLookup::Label { key, value } => {
+                IndexSet::Hashed(self.label_hash(key, value), lookup)
+            }
             IndexLookup::Name(name) => {
                 IndexSet::Numbers(number_of_name(name).into_iter().collect(), lookup)
             }
@@ -275,7 +277,7 @@ impl StateIndexes {
 #[cfg(test)]
 mod tests {
     use super::{super::set_cursor::CursorStep, *};
-    use crate::query::samples::{SampleMetadata, SampleOperation, SampleState};
+    use crate::query::testing::{SampleMetadata, SampleOperation, SampleState};
 
     /// Every second operation is running and the others have a label: none has both.
     fn disjoint_indexes(count: u64) -> SecondaryIndexes {
@@ -308,7 +310,10 @@ mod tests {
     #[test]
     fn steps_to_next_operation_are_bounded_for_any_plan_width() {
         let indexes = disjoint_indexes(1000);
-        let lookup = IndexLookup::Label("env".into(), "prod".into());
+        let lookup = IndexLookup::Label {
+            key: "env".into(),
+            value: "prod".into(),
+        };
         let hash = indexes.label_hash("env", "prod");
         let both = IndexSet::And(vec![
             wide_union(120, || IndexSet::State(State::Running)),

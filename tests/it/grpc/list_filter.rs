@@ -206,7 +206,7 @@ async fn invalid_filter_error_has_column_and_expectation() {
         ("foo = 1", 1, "expected one of the fields name, done, error"),
         ("done < true", 1, "no order"),
         ("state = runing", 9, "one of PENDING, RUNNING"),
-        ("regex(name, '.*')", 1, "there are no functions"),
+        ("regex(name, '.*')", 1, "functions are not supported"),
     ] {
         let details = expect_status_error(client.list_operations(filter_request(filter)).await);
         assert_eq!(
