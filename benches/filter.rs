@@ -1,7 +1,10 @@
-//! Pages of filtered lists among 1 M operations of which 1 % are running: time
-//! per page, beside an unfiltered one, and what reads notice of it. Run with `cargo bench --bench filter`.
+//! Measures filtered lists over 1 M operations of which 1 % are running: the time per page,
+//! and the latency of reads on the same thread. Run with `cargo bench --bench filter`.
 
-#![expect(clippy::disallowed_methods, reason = "a bench owns its tasks")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a benchmark spawns its own tasks"
+)]
 
 use std::{hint::black_box, time::Duration};
 
@@ -12,8 +15,9 @@ use longrunning::{
 
 const OPERATION_COUNT: usize = 1_000_000;
 
-/// Operations that are done, but for every hundredth; every hundredth has the
-/// label `batch=nightly`, each `user` has a thousand, and each its own `order`.
+/// Creates done operations, every hundredth still running. 1 % have the label
+/// `batch=nightly`, each value of `user` is on 1000 operations, and each value of `order` on
+/// one.
 async fn populated_operations() -> Operations {
     let limits = Limits {
         max_operations: 2 * OPERATION_COUNT,
@@ -70,37 +74,37 @@ fn bench_filters(criterion: &mut Criterion) {
         ("no filter", String::new()),
         ("done = false", "done = false".into()),
         ("state = RUNNING", "state = RUNNING".into()),
-        ("a label of 1 %", "labels.batch = nightly".into()),
-        ("a label of 0.1 %", "labels.user = user-7".into()),
-        ("a label of one", "labels.order = 4711".into()),
+        ("label of 1 %", "labels.batch = nightly".into()),
+        ("label of 0.1 %", "labels.user = user-7".into()),
+        ("label of one operation", "labels.order = 4711".into()),
         (
-            "done = false AND a label of 1 %, none in common",
+            "done = false AND label of 1 %, no match",
             "done = false AND labels.batch = nightly".into(),
         ),
         (
-            "done = false AND a label of 0.1 %",
+            "done = false AND label of 0.1 %",
             "done = false AND labels.user = user-100".into(),
         ),
-        ("a name", "name = operations/export-3".into()),
+        ("name", "name = operations/export-3".into()),
         (
-            "names with a prefix, 1111 of them",
+            "name prefix of 1111",
             "name = \"operations/export-77*\"".into(),
         ),
         (
-            "newer than the newest but one",
+            "create_time of the newest",
             format!("create_time >= {newest_create_time}"),
         ),
         ("metadata, all match", "metadata.attempt = 1".into()),
         ("metadata, 1 % match", "metadata.state = RUNNING".into()),
-        ("metadata, none matches", "metadata.attempt = 7".into()),
-        ("name, none matches", "name = *x".into()),
-        ("a word, none matches", "nowhere".into()),
+        ("metadata, no match", "metadata.attempt = 7".into()),
+        ("name, no match", "name = *x".into()),
+        ("bare word, no match", "nowhere".into()),
     ] {
         let mut token = String::new();
         let (mut pages, mut operation_count) = (0, 0);
         group.bench_function(name, |bench| {
             bench.iter(|| {
-                // From page to page, so that the records are not the ones just seen.
+                // Follows the page tokens, so that each page reads records that are not in the cache.
                 let request = ListOperationsRequest {
                     filter: filter.clone(),
                     page_token: std::mem::take(&mut token),
@@ -125,8 +129,8 @@ fn bench_filters(criterion: &mut Criterion) {
     runtime.block_on(measure_read_latency(&operations, Some("name = *x")));
 }
 
-/// How long a read waits for its turn on a thread on which lists with a filter
-/// look at everything, again and again.
+/// Measures the latency of a read on a thread on which filtered lists scan all operations in
+/// a loop.
 async fn measure_read_latency(operations: &Operations, filter: Option<&str>) {
     const READ_COUNT: usize = 20_000;
     let lists = filter.map(|filter| {
@@ -145,7 +149,7 @@ async fn measure_read_latency(operations: &Operations, filter: Option<&str>) {
             }
         })
     });
-    let name = longrunning::OperationName::parse("operations/export-3").expect("it is a name");
+    let name = longrunning::OperationName::parse("operations/export-3").expect("the name is valid");
     let mut latencies = Vec::with_capacity(READ_COUNT);
     for _ in 0..READ_COUNT {
         let started = tokio::time::Instant::now();
@@ -158,9 +162,9 @@ async fn measure_read_latency(operations: &Operations, filter: Option<&str>) {
     }
     latencies.sort_unstable();
     let quantile = |per_mille: usize| latencies[READ_COUNT * per_mille / 1000];
-    let load = filter.unwrap_or("nothing");
+    let load = filter.unwrap_or("no load");
     println!(
-        "a turn and a get, beside {load}: p50 {:?}, p99 {:?}, p99.9 {:?}, longest {:?}",
+        "yield and get, with {load}: p50 {:?}, p99 {:?}, p99.9 {:?}, max {:?}",
         quantile(500),
         quantile(990),
         quantile(999),

@@ -1,5 +1,5 @@
-//! Bytes per operation and per waiter, counted at the allocator. Run with
-//! `cargo bench --bench memory`; prints a table and gates nothing.
+//! Measures the allocated bytes per operation and per waiter, and prints a table. Run with
+//! `cargo bench --bench memory`.
 
 use std::{alloc::System, time::Duration};
 
@@ -18,7 +18,7 @@ fn main() {
         .build()
         .expect("a runtime starts");
     runtime.block_on(async {
-        println!("| what | encoded | held beyond | in all |\n| --- | --- | --- | --- |");
+        println!("| object | encoded | other | total |\n| --- | --- | --- | --- |");
         measure_operations("running, self-executed", |operations| async move {
             create_operations(&operations, false).await
         })
@@ -39,7 +39,7 @@ where
     let region = Region::new(ALLOCATOR);
     let encoded = populate(operations.clone()).await / OPERATION_COUNT;
     let allocated = allocated_bytes(&region) / OPERATION_COUNT;
-    // What is freed later would count against the next measure.
+    // Memory that is freed later would distort the next measurement.
     operations.shutdown(Duration::ZERO).await;
     drop(operations);
     println!(
@@ -70,7 +70,7 @@ async fn create_operations(operations: &Operations, finish: bool) -> usize {
     encoded
 }
 
-/// Waiters of as many operations, each a task as a server would have it.
+/// Measures waiters of distinct operations, each in a task as in a server.
 async fn measure_waiters() {
     let operations = start_operations().await;
     let mut names = Vec::with_capacity(WAITER_COUNT);

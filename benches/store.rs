@@ -1,5 +1,5 @@
-//! The parts of the store, without a wire: get, create, commit, pages, waits.
-//! Run with `cargo bench --bench store`.
+//! Measures the store without a transport: get, create, commit, list pages, waits. Run with
+//! `cargo bench --bench store`.
 
 use std::{hint::black_box, sync::Arc, time::Duration};
 
@@ -35,7 +35,7 @@ async fn start_operations() -> Operations {
     operations.expect("defaults are in range")
 }
 
-/// `count` operations that are done; every hundredth is still running.
+/// Creates done operations, every hundredth still running.
 async fn populated_operations(count: usize) -> (Operations, Vec<OperationName>) {
     let operations = start_operations().await;
     let mut names = Vec::with_capacity(count);
@@ -62,7 +62,7 @@ fn bench_get(criterion: &mut Criterion) {
     let runtime = runtime();
     let (operations, names) = runtime.block_on(populated_operations(1_000_000));
     let mut index = 0;
-    criterion.bench_function("get, a random one of 1 M", |bench| {
+    criterion.bench_function("get one of 1 M at random", |bench| {
         bench.iter(|| {
             index = (index + 7_919_777) % names.len();
             black_box(operations.get_cached(&names[index]).expect("it exists"))
@@ -90,7 +90,7 @@ fn bench_pages(criterion: &mut Criterion) {
         let mut token = String::new();
         group.bench_function(BenchmarkId::from_parameter(count), |bench| {
             bench.iter(|| {
-                // From page to page, so that the records are not the ones just seen.
+                // Follows the page tokens, so that each page reads records that are not in the cache.
                 let request = ListOperationsRequest {
                     name: "operations".to_owned(),
                     page_token: std::mem::take(&mut token),
@@ -106,14 +106,15 @@ fn bench_pages(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The same over each journal: what one client makes, change after change.
+/// Measures the sequential changes of one client for each storage backend.
 fn bench_changes(criterion: &mut Criterion) {
     let (runtime, files) = (
         runtime(),
-        tempfile::tempdir().expect("a place for the file"),
+        tempfile::tempdir().expect("a temporary directory can be created"),
     );
     bench_changes_in("memory", &runtime, builder(), criterion);
-    let storage = SqliteStorage::open(files.path().join("bench.db")).expect("the file is new");
+    let storage =
+        SqliteStorage::open(files.path().join("bench.db")).expect("a new file can be opened");
     bench_changes_in("SQLite", &runtime, builder().storage(storage), criterion);
 }
 
@@ -143,7 +144,7 @@ fn bench_changes_in(storage: &str, runtime: &Runtime, builder: Builder, criterio
             })
         });
     });
-    // A report is encoded with the metadata, whose size shows what that costs.
+    // A report encodes all metadata, so its cost depends on the size of the metadata.
     for size in [0, 1 << 10, 64 << 10] {
         let created = runtime
             .block_on(operations.create(NewOperation::self_executed("bench")))
@@ -153,7 +154,7 @@ fn bench_changes_in(storage: &str, runtime: &Runtime, builder: Builder, criterio
             created.operation.lease().expect("self-executed").token,
         );
         let mut done_units = 0;
-        // To say the same again would be no change.
+        // Each report differs, because an equal one changes nothing.
         let mut report = || {
             done_units += 1;
             Report {
@@ -197,7 +198,7 @@ fn bench_waits(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The time from finish to the last answer, over so many rounds.
+/// Returns the total time from finish to the last wake-up over `rounds` rounds.
 async fn measure_wake_up(operations: &Operations, waiters: usize, rounds: u64) -> Duration {
     let mut elapsed = Duration::ZERO;
     for _ in 0..rounds {

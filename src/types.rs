@@ -1,7 +1,4 @@
-//! The registry of message types: what is inside an `Any`, as ProtoJSON, and
-//! back. How JSON is written lives in `json`, how it is read in `parse`, what a
-//! descriptor set must be like in `sets`. Where sets come from and when they
-//! are read again is the affair of `server` and `cli`.
+//! The registry of message types: decodes an `Any` and converts it to and from ProtoJSON.
 
 mod descriptor_set;
 mod json_read;
@@ -39,77 +36,76 @@ use crate::proto::{
     },
 };
 
-/// Message types by name. Clones are handles to the same types: what is added
-/// through one is known to all.
+/// Message types by name. Clones share their types.
 #[derive(Clone, Debug)]
 pub struct TypeRegistry(Arc<RegistryInner>);
 
 #[derive(Debug)]
 struct RegistryInner {
-    /// The types that are always there, made when somebody asks for the first one.
+    /// The types that are always registered; decoded on first use.
     built_in: &'static LazyLock<DescriptorPool>,
-    /// None while there are no others.
+    /// All types, or `None` while there are only the built-in ones.
     pool: RwLock<Option<DescriptorPool>>,
-    /// What the pool was made of, beside the built-in types. Who changes the
-    /// types holds this lock all along; who reads them never waits for it.
+    /// The sets from which `pool` was built. An update holds this lock from start to end;
+    /// readers take only the lock of `pool`.
     sets_by_source: Mutex<BTreeMap<TypeSource, Vec<DescriptorSet>>>,
 }
 
-/// Where types are from. What comes first wins over what comes later.
+/// The source of types. Earlier sources take precedence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TypeSource {
-    /// The program that the registry is part of.
+    /// Added by the program that embeds the registry.
     Program,
-    /// The descriptor sets that somebody named.
+    /// The configured descriptor sets.
     Files,
-    /// The reflection of another server.
+    /// Server reflection of the upstream.
     Reflection,
 }
 
-/// Why a JSON value is not the message that it should be.
+/// Why JSON cannot be converted to a message.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PackError {
     #[error(
-        "{0:?} is not a known type; there are those of google.protobuf, google.rpc and longrunning.v1, \
+        "unknown type {type_name:?}; known are the types of google.protobuf, google.rpc and longrunning.v1, \
         and those of a --descriptor-set"
     )]
-    UnknownType(String),
-    #[error("it is not the ProtoJSON of {0}: {1}")]
-    InvalidJson(String, String),
-    #[error("it is nested too deeply for a {0}: at most {MAX_JSON_INPUT_DEPTH} levels")]
-    TooDeep(String),
+    UnknownType { type_name: String },
+    #[error("invalid ProtoJSON for {type_name}: {problem}")]
+    InvalidJson { type_name: String, problem: String },
+    #[error("JSON for {type_name} is nested too deeply: at most {MAX_JSON_INPUT_DEPTH} levels")]
+    TooDeep { type_name: String },
 }
 
 static BUILT_IN_POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
     let mut pool = DescriptorPool::global();
     pool.decode_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .expect("the descriptors are our own");
+        .expect("the generated descriptor set is valid");
     pool
 });
 
-/// How deep a JSON value may be. Protobuf refuses what is nested more than 100
-/// levels, and a Struct has three of them for each one of JSON.
+/// The maximum nesting of JSON input. Protobuf decoders reject more than 100 levels, and a
+/// `Struct` needs three of them for each level of JSON.
 const MAX_JSON_INPUT_DEPTH: usize = 32;
 
 impl TypeRegistry {
-    /// The types of `google.protobuf`, `google.rpc` and `longrunning`.
+    /// Creates a registry of the types of `google.protobuf`, `google.rpc` and `longrunning`.
     pub fn built_in() -> Self {
         Self::with_built_in(&BUILT_IN_POOL)
     }
 
-    /// The built-in types and those of these encoded descriptor sets, for a pool
-    /// that lives as long as the program.
+    /// Returns a pool of the built-in types and of these encoded descriptor sets. Panics if
+    /// a set is invalid.
     #[cfg(feature = "server")]
     pub(crate) fn built_in_pool_with(sets: &[&[u8]]) -> DescriptorPool {
         let mut pool = BUILT_IN_POOL.clone();
         for set in sets {
             pool.decode_file_descriptor_set(*set)
-                .expect("they are those of a dependency");
+                .expect("the descriptor set of a dependency is valid");
         }
         pool
     }
 
-    /// A registry whose built-in types are these.
+    /// Creates a registry with these built-in types.
     pub(crate) fn with_built_in(built_in: &'static LazyLock<DescriptorPool>) -> Self {
         Self(Arc::new(RegistryInner {
             built_in,
@@ -118,23 +114,25 @@ impl TypeRegistry {
         }))
     }
 
-    /// Adds the types of an encoded `google.protobuf.FileDescriptorSet`, such
-    /// as the one that a service gives to its reflection. Built-in files that
-    /// are in it too stay as they are.
+    /// Adds the types of an encoded `google.protobuf.FileDescriptorSet`, such as the one
+    /// that a service registers for reflection. Built-in files take precedence over copies
+    /// in the set.
     ///
     /// # Errors
-    /// [`InvalidTypes`] if it is something else, contradicts what is there, or
-    /// imports a file that it does not have. Nothing is added then.
+    /// [`InvalidDescriptorSet`] if the bytes are no descriptor set, conflict with registered
+    /// types, or import a missing file. The registry is then unchanged.
     pub fn add_descriptor_set(&self, encoded: &[u8]) -> Result<(), InvalidDescriptorSet> {
         let set = DescriptorSet::decode("the program".to_owned(), encoded)?;
         self.update_source(TypeSource::Program, |sets| sets.push(set))
             .map(drop)
     }
 
-    /// Takes these sets for those that the layer has; the old ones stay if
-    /// the new ones are refused. What reflection told before is left out if it
-    /// does not fit them: a change on both sides comes here one by one, and
-    /// the other server can be asked again. Returns how much the layer adds.
+    /// Replaces the sets of a source, and returns how many types the new ones add. Types
+    /// from reflection that conflict with them are dropped: a change of both sources arrives
+    /// one by one, and reflection can be requested again.
+    ///
+    /// # Errors
+    /// [`InvalidDescriptorSet`] if the new sets are rejected; the registry is then unchanged.
     pub(crate) fn replace_source(
         &self,
         source: TypeSource,
@@ -143,13 +141,13 @@ impl TypeRegistry {
         self.update_source(source, |current| *current = sets)
     }
 
-    /// A registry of its own, with what the layers down to this one have.
+    /// Returns an independent registry of the sources up to and including this one.
     pub(crate) fn up_to(&self, source: TypeSource) -> Self {
         let mut sets_by_source = self.0.sets_by_source.lock().clone();
         sets_by_source.retain(|other, _| *other <= source);
         let mut pool = DescriptorPool::clone(self.0.built_in);
         for sets in sets_by_source.values() {
-            // They are in the pool of this registry, so that they agree.
+            // Cannot fail: the same sets are part of the pool of this registry.
             let _ = descriptor_set::add_sets(&mut pool, sets);
         }
         Self(Arc::new(RegistryInner {
@@ -192,24 +190,24 @@ impl TypeRegistry {
         Ok(loaded)
     }
 
-    /// The message inside an `Any`, whatever it is; nothing if its type is not
-    /// known or its bytes do not fit it.
+    /// Decodes the message inside an `Any`; `None` if its type is unknown or its bytes do
+    /// not fit the type.
     pub(crate) fn decode(&self, type_url: &str, value: &[u8]) -> Option<DynamicMessage> {
         let descriptor = self.descriptor(message_name(type_url))?;
         DynamicMessage::decode(descriptor, value).ok()
     }
 
-    /// The type of this full name, such as `google.rpc.Status`.
+    /// Returns the type with this full name, such as `google.rpc.Status`.
     pub(crate) fn descriptor(&self, name: &str) -> Option<MessageDescriptor> {
         self.with_pool(|pool| pool.get_message_by_name(name))
     }
 
-    /// The `.proto` file of this name.
+    /// Returns the `.proto` file with this name.
     pub(crate) fn file(&self, name: &str) -> Option<FileDescriptor> {
         self.with_pool(|pool| pool.get_file_by_name(name))
     }
 
-    /// The full names of the types in an operation that are not known.
+    /// Returns the full names of the unknown types in an operation.
     pub(crate) fn unknown_types(&self, operation: &Operation) -> BTreeSet<String> {
         let pool = self.pool();
         let mut writer = JsonWriter::new(&pool, EnumFormat::Names);
@@ -224,8 +222,8 @@ impl TypeRegistry {
         writer.unknown_types
     }
 
-    /// ProtoJSON of an operation. Fields come in the order of their numbers;
-    /// `done` is there even if it is false.
+    /// Converts an operation to ProtoJSON. Fields are in the order of their numbers; `done`
+    /// is present even if it is false.
     pub(crate) fn operation_to_json(
         &self,
         operation: &Operation,
@@ -251,16 +249,15 @@ impl TypeRegistry {
         Value::Object(json)
     }
 
-    /// ProtoJSON of an `Any`; `{"@type": …, "value": "<base64>"}` if its type
-    /// is not known, its bytes do not fit it, or a value in it has no ProtoJSON,
+    /// Converts an `Any` to ProtoJSON. The result is `{"@type": …, "value": "<base64>"}` if
+    /// its type is unknown, its bytes do not fit the type, or a value has no ProtoJSON, such
     /// as a time that is out of range.
     pub(crate) fn any_to_json(&self, any: &Any) -> Value {
         JsonWriter::new(&self.pool(), EnumFormat::Names).any_to_json(any, 0)
     }
 
-    /// The JSON for whoever wants the value and not its type: a value of
-    /// `google.protobuf`, such as `Struct` or `StringValue`, stands for itself;
-    /// everything else is as in [`Types::any`].
+    /// Converts an `Any` to JSON without the type if it is a value type of `google.protobuf`,
+    /// such as `Struct` or `StringValue`, else as [`TypeRegistry::any_to_json`].
     pub(crate) fn to_plain_json(&self, any: &Any) -> Value {
         let name = message_name(&any.type_url);
         let is_value =
@@ -274,26 +271,33 @@ impl TypeRegistry {
         plain.unwrap_or_else(|| self.any_to_json(any))
     }
 
-    /// The message of this type that a ProtoJSON value stands for.
+    /// Converts ProtoJSON to a message of this type.
     pub(crate) fn pack(&self, name: &str, json: &Value) -> Result<Any, PackError> {
         let descriptor = self
             .descriptor(name)
-            .ok_or_else(|| PackError::UnknownType(name.to_owned()))?;
-        if MAX_JSON_INPUT_DEPTH < nesting_depth(json) {
-            return Err(PackError::TooDeep(name.to_owned()));
+            .ok_or_else(|| PackError::UnknownType {
+                type_name: name.to_owned(),
+            })?;
+        if nesting_depth(json) > MAX_JSON_INPUT_DEPTH {
+            return Err(PackError::TooDeep {
+                type_name: name.to_owned(),
+            });
         }
         let message = JsonReader::new(&self.pool())
             .read_message(descriptor, json)
-            .map_err(|error| PackError::InvalidJson(name.to_owned(), error))?;
+            .map_err(|problem| PackError::InvalidJson {
+                type_name: name.to_owned(),
+                problem,
+            })?;
         Ok(Any {
             type_url: format!("type.googleapis.com/{name}"),
             value: message.encode_to_vec(),
         })
     }
 
-    /// What a program wrote: a JSON object with the `@type` of a known type as
-    /// a message of it, another one as `google.protobuf.Struct`, and other text
-    /// as `StringValue`.
+    /// Converts the output of a program: a JSON object with the `@type` of a known type to a
+    /// message of that type, any other JSON object to a `google.protobuf.Struct`, and other
+    /// text to a `StringValue`.
     pub(crate) fn parse_output(&self, text: &str) -> Any {
         let is_object = text.trim_start().starts_with('{');
         let object = is_object.then(|| serde_json::from_str(text).ok()).flatten();
@@ -316,7 +320,7 @@ impl TypeRegistry {
         })
     }
 
-    /// The types as they are now.
+    /// Returns a snapshot of the registered types.
     pub(crate) fn pool(&self) -> DescriptorPool {
         self.with_pool(DescriptorPool::clone)
     }
@@ -325,7 +329,8 @@ impl TypeRegistry {
         read(self.0.pool.read().as_ref().unwrap_or(self.0.built_in))
     }
 
-    /// The message inside an `Any`, if it is an `M`.
+    /// Decodes the message inside an `Any`; `None` if it is missing, of another type, or
+    /// malformed.
     pub(crate) fn unpack<M: Name + Default>(any: Option<&Any>) -> Option<M> {
         let any = any?;
         let is_requested_type = message_name(&any.type_url) == M::full_name();

@@ -1,18 +1,17 @@
-//! The database as it is seen from beside: what it has done so far.
+//! The statistics of the database.
 
 use tokio_postgres::{Client, NoTls};
 
 pub(crate) const SCHEMA: &str = "longrunning_bench";
 
-/// A connection of our own.
+/// A separate connection to the database.
 pub(crate) struct Database(pub(crate) Client);
 
-/// What was done up to a moment, or between two of them.
+/// Cumulative statistics, or the difference between two of them.
 #[derive(Clone, Copy)]
 pub(crate) struct DatabaseStats {
-    /// Bytes of the write-ahead log.
     pub(crate) wal_bytes: f64,
-    /// Statements, of which each is a transaction.
+    /// Committed transactions; each statement is one.
     pub(crate) statements: f64,
 }
 
@@ -20,7 +19,7 @@ impl Database {
     pub(crate) async fn connect(url: &str) -> Self {
         let (client, connection) = tokio_postgres::connect(url, NoTls)
             .await
-            .expect("the database");
+            .expect("the database is reachable");
         tokio::spawn(connection);
         let database = Self(client);
         database.drop_schema().await;
@@ -37,21 +36,24 @@ impl Database {
     }
 
     pub(crate) async fn execute(&self, sql: &str) {
-        self.0.batch_execute(sql).await.expect("it can be done");
+        self.0
+            .batch_execute(sql)
+            .await
+            .expect("the statement succeeds");
     }
 
-    /// One number.
+    /// Returns the number that a query selects.
     pub(crate) async fn query_number(&self, query: &str) -> f64 {
         let query = format!("SELECT ({query})::float8");
         self.0
             .query_one(&query, &[])
             .await
-            .expect("an answer")
+            .expect("the query succeeds")
             .get(0)
     }
 
     pub(crate) async fn read_stats(&self) -> DatabaseStats {
-        // A session that has nothing more to do tells what it did after 10 s.
+        // An idle session reports its statistics after 10 s.
         tokio::time::sleep(std::time::Duration::from_secs(11)).await;
         self.execute("SELECT pg_stat_force_next_flush()").await;
         DatabaseStats {
@@ -66,7 +68,7 @@ impl Database {
         }
     }
 
-    /// How large the tables are, and how many of their rows are dead.
+    /// Describes the sizes of the tables and their dead rows.
     pub(crate) async fn describe_bloat(&self) -> String {
         let size_query = |table: &str| format!("pg_total_relation_size('{SCHEMA}.{table}') / 1e6");
         let stat_query = |column: &str, table: &str| {
@@ -91,7 +93,7 @@ impl Database {
 }
 
 impl DatabaseStats {
-    /// From then to now, for each of so many.
+    /// Returns the difference since `before`, divided by `count`.
     pub(crate) fn per_item_since(self, before: Self, count: usize) -> Self {
         Self {
             wal_bytes: (self.wal_bytes - before.wal_bytes) / count as f64,

@@ -1,4 +1,4 @@
-//! Jobs from their creation to their end, and claims alone.
+//! Measures the throughput of jobs and of lease acquisition.
 
 use std::{
     sync::{
@@ -19,7 +19,6 @@ use crate::{
 };
 
 const JOB_COUNT: usize = 20_000;
-/// Claims of one queue, by so many workers.
 const LEASE_COUNT: usize = 10_000;
 const WORKER_COUNT: usize = 48;
 
@@ -31,8 +30,8 @@ pub(crate) async fn bench_jobs(database: &Database, servers: &[Operations]) {
     println!("  then: {}", database.describe_bloat().await);
 }
 
-/// So many callers, each of which makes operations, leases at most so many at
-/// once, whosever they are, and finishes them.
+/// Runs `callers` tasks, each with its own queue, that create, lease and finish operations in
+/// batches of at most `batch_size`.
 pub(crate) async fn run_jobs(
     database: &Database,
     servers: &[Operations],
@@ -50,7 +49,7 @@ pub(crate) async fn run_jobs(
     for index in 0..callers {
         let operations = servers[index % servers.len()].clone();
         tasks.spawn(async move {
-            let queue = QueueName::parse(&format!("bench-{index}")).expect("a proper name");
+            let queue = QueueName::parse(&format!("bench-{index}")).expect("the name is valid");
             let worker = WorkerId::new("bench");
             for _ in 0..jobs_per_caller / batch_size {
                 create_queued(&operations, &queue, batch_size).await;
@@ -64,11 +63,11 @@ pub(crate) async fn run_jobs(
                             WAIT_TIMEOUT,
                         )
                         .await
-                        .expect("there are some");
+                        .expect("the queue is not empty");
                     remaining -= leases.len();
                     let mut finishes = JoinSet::new();
                     for lease in leases {
-                        let token = lease.lease().expect("it is ours").token;
+                        let token = lease.lease().expect("it is leased").token;
                         finishes.spawn(finish_operation(
                             operations.clone(),
                             lease.name_owned(),
@@ -88,7 +87,7 @@ pub(crate) async fn run_jobs(
         .await
         .per_item_since(before, finished_jobs);
     println!(
-        "  {callers:5} callers, {batch_size:3} at once: {:7.0} jobs/s, {:5.2} statements and {:5.0} bytes of WAL each",
+        "  {callers:5} callers, batches of {batch_size:3}: {:7.0} jobs/s, {:5.2} statements and {:5.0} bytes of WAL each",
         finished_jobs as f64 / elapsed_secs,
         per_job.statements,
         per_job.wal_bytes,
@@ -100,22 +99,22 @@ pub(crate) async fn create_queued(operations: &Operations, queue: &QueueName, co
     for _ in 0..count {
         let new = NewOperation::queued(queue.as_str()).input(empty_any());
         let operations = operations.clone();
-        creates.spawn(async move { operations.create(new).await.expect("it is kept") });
+        creates.spawn(async move { operations.create(new).await.expect("the store accepts it") });
     }
     creates.join_all().await;
 }
 
-/// Workers at three servers claim from one queue: by compare-and-set on what their
-/// server shows, and, beside it, by SKIP LOCKED on a table of the same shape, with one
-/// connection for each worker.
+/// Measures workers on three servers that lease from one queue by compare-and-set, and for
+/// comparison by `SKIP LOCKED` on a table with the same columns, with one connection per
+/// worker.
 pub(crate) async fn bench_lease_acquisition(
     database: &Database,
     url: &str,
     servers: &[Operations],
 ) {
-    println!("{LEASE_COUNT} claims of one queue by {WORKER_COUNT} workers on 3 servers:");
+    println!("{LEASE_COUNT} leases of one queue by {WORKER_COUNT} workers on 3 servers:");
     for batch_size in [1, 50] {
-        let queue = QueueName::parse(&format!("claims-{batch_size}")).expect("a proper name");
+        let queue = QueueName::parse(&format!("leases-{batch_size}")).expect("the name is valid");
         for _ in 0..LEASE_COUNT / 1000 {
             create_queued(&servers[0], &queue, 1000).await;
         }
@@ -132,8 +131,10 @@ pub(crate) async fn bench_lease_acquisition(
                 while leased_count.load(Ordering::Relaxed) < LEASE_COUNT {
                     let wait_timeout = std::time::Duration::from_millis(20);
                     let leases = operations.lease_batch(queues, &worker, batch_size, wait_timeout);
-                    leased_count
-                        .fetch_add(leases.await.expect("an answer").len(), Ordering::Relaxed);
+                    leased_count.fetch_add(
+                        leases.await.expect("the call succeeds").len(),
+                        Ordering::Relaxed,
+                    );
                 }
             });
         }
@@ -144,7 +145,7 @@ pub(crate) async fn bench_lease_acquisition(
             .await
             .per_item_since(before, LEASE_COUNT);
         println!(
-            "  compare-and-set, {batch_size:2} at once: {:7.0}/s, {:.2} statements and {:.0} bytes of WAL each",
+            "  compare-and-set, batches of {batch_size:2}: {:7.0}/s, {:.2} statements and {:.0} bytes of WAL each",
             LEASE_COUNT as f64 / elapsed_secs,
             per_lease.statements,
             per_lease.wal_bytes,
@@ -154,7 +155,7 @@ pub(crate) async fn bench_lease_acquisition(
 }
 
 async fn bench_skip_locked(database: &Database, url: &str, queue: &QueueName, batch_size: usize) {
-    // The same rows with the same indexes, and what a queue needs to be searched.
+    // The same rows and indexes, with the columns and the index of a queue.
     let setup_sql = format!(
         "CREATE TABLE {SCHEMA}.jobs (LIKE {SCHEMA}.operations INCLUDING ALL);
          INSERT INTO {SCHEMA}.jobs SELECT * FROM {SCHEMA}.operations
@@ -179,9 +180,12 @@ async fn bench_skip_locked(database: &Database, url: &str, queue: &QueueName, ba
     for _ in 0..WORKER_COUNT {
         let (client, connection) = tokio_postgres::connect(url, NoTls)
             .await
-            .expect("the database");
+            .expect("the database is reachable");
         tokio::spawn(connection);
-        let lease_statement = client.prepare(&lease_sql).await.expect("a statement");
+        let lease_statement = client
+            .prepare(&lease_sql)
+            .await
+            .expect("the statement is valid");
         clients.push((client, lease_statement));
     }
     let (before, started) = (database.read_stats().await, Instant::now());
@@ -190,7 +194,7 @@ async fn bench_skip_locked(database: &Database, url: &str, queue: &QueueName, ba
             while !client
                 .query(&lease_statement, &[])
                 .await
-                .expect("an answer")
+                .expect("the statement succeeds")
                 .is_empty()
             {}
         });
@@ -202,7 +206,7 @@ async fn bench_skip_locked(database: &Database, url: &str, queue: &QueueName, ba
         .await
         .per_item_since(before, LEASE_COUNT);
     println!(
-        "  SKIP LOCKED,     {batch_size:2} at once: {:7.0}/s, {:.2} statements and {:.0} bytes of WAL each",
+        "  SKIP LOCKED,     batches of {batch_size:2}: {:7.0}/s, {:.2} statements and {:.0} bytes of WAL each",
         LEASE_COUNT as f64 / elapsed_secs,
         per_lease.statements,
         per_lease.wal_bytes,

@@ -1,4 +1,4 @@
-//! The same beside many rows: what was done long ago, and what is not done yet.
+//! Measures a server on tables with many done and many queued operations.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ pub(crate) async fn bench_large_tables(
     options: &PostgresConfig,
     done_row_count: usize,
 ) {
-    // The same size of the view, so that what is older is read from the database.
+    // A small cache, so that older operations are read from the database.
     let options = PostgresConfig {
         cache_limit: Some(OLD_OPERATION_COUNT / 2),
         ..options.clone()
@@ -37,7 +37,7 @@ pub(crate) async fn bench_large_tables(
     }
     println!("with few rows:");
     measure_server(database, &options, &old_names).await;
-    // Older than all others, so that nobody reads what they hold.
+    // Numbers below all others, so that list pages do not reach these rows.
     let started = Instant::now();
     let fill_sql = format!(
         "INSERT INTO {SCHEMA}.operations (number, name, parent, revision, is_done, expires_at_us, record)
@@ -50,19 +50,19 @@ pub(crate) async fn bench_large_tables(
         .execute(&format!("ANALYZE {SCHEMA}.operations"))
         .await;
     println!(
-        "{done_row_count} done ones put in within {:.0?}",
+        "{done_row_count} done operations inserted in {:.0?}",
         started.elapsed()
     );
     let started = Instant::now();
-    let queue = QueueName::parse("live").expect("a proper name");
+    let queue = QueueName::parse("live").expect("the name is valid");
     for _ in 0..QUEUED_OPERATION_COUNT / 1000 {
         jobs::create_queued(&small_cache_server, &queue, 1000).await;
     }
     println!(
-        "{QUEUED_OPERATION_COUNT} queued ones made within {:.0?}",
+        "{QUEUED_OPERATION_COUNT} queued operations created in {:.0?}",
         started.elapsed()
     );
-    println!("with {done_row_count} done ones, and {QUEUED_OPERATION_COUNT} that are not:");
+    println!("with {done_row_count} done and {QUEUED_OPERATION_COUNT} queued operations:");
     measure_server(database, &options, &old_names).await;
     println!("  {}", database.describe_bloat().await);
 }
@@ -74,7 +74,7 @@ async fn measure_server(
 ) {
     let started = Instant::now();
     let operations = start_server(options).await;
-    println!("  start of a server: {:.0?}", started.elapsed());
+    println!("  server start: {:.0?}", started.elapsed());
     let mut latencies = Vec::with_capacity(SAMPLE_COUNT);
     for index in 0..SAMPLE_COUNT {
         let started = Instant::now();
@@ -82,9 +82,9 @@ async fn measure_server(
             .get(&old_names[index % (OLD_OPERATION_COUNT / 4)])
             .await;
         latencies.push(started.elapsed());
-        assert!(found.expect("it is there").is_done());
+        assert!(found.expect("it exists").is_done());
     }
-    print_percentiles("Get of an older one", latencies);
+    print_percentiles("get of an evicted operation", latencies);
     let done_request = ListOperationsRequest {
         filter: "done = true".to_owned(),
         page_size: 100,
@@ -95,14 +95,14 @@ async fn measure_server(
         .await
         .split_off(11);
     println!(
-        "  page: {:.1?}, of older ones {:.1?}",
+        "  page: {:.1?}, of evicted operations {:.1?}",
         first_page[0], later_pages[0]
     );
     measure_lease_acquisition(&operations).await;
     jobs::run_jobs(database, &[operations], 1024, 1).await;
 }
 
-/// How long each of so many pages takes.
+/// Returns the latencies of `count` successive pages.
 async fn page_latencies(
     operations: &Operations,
     request: &ListOperationsRequest,
@@ -111,7 +111,10 @@ async fn page_latencies(
     let (mut request, mut latencies) = (request.clone(), Vec::new());
     for _ in 0..count {
         let started = Instant::now();
-        let page = operations.list(&request).await.expect("a page");
+        let page = operations
+            .list(&request)
+            .await
+            .expect("the request is valid");
         latencies.push(started.elapsed());
         request.page_token = page.next_page_token;
     }
@@ -119,13 +122,13 @@ async fn page_latencies(
 }
 
 async fn measure_lease_acquisition(operations: &Operations) {
-    let queue = QueueName::parse("claimed").expect("a proper name");
+    let queue = QueueName::parse("leased").expect("the name is valid");
     let mut creates = JoinSet::new();
     for _ in 0..SAMPLE_COUNT {
         let operations = operations.clone();
         creates.spawn(async move {
-            let new = NewOperation::queued("claimed");
-            operations.create(new).await.expect("it is kept");
+            let new = NewOperation::queued("leased");
+            operations.create(new).await.expect("the store accepts it");
         });
     }
     creates.join_all().await;
@@ -134,12 +137,12 @@ async fn measure_lease_acquisition(operations: &Operations) {
         let started = Instant::now();
         let worker = WorkerId::new("bench");
         let lease = operations.lease_batch(std::slice::from_ref(&queue), &worker, 1, WAIT_TIMEOUT);
-        let lease = lease.await.expect("there is one").remove(0);
+        let lease = lease.await.expect("the queue is not empty").remove(0);
         latencies.push(started.elapsed());
-        let token = lease.lease().expect("it is ours").token;
+        let token = lease.lease().expect("it is leased").token;
         finish_operation(operations.clone(), lease.name_owned(), token).await;
     }
-    print_percentiles("claim", latencies);
+    print_percentiles("lease", latencies);
 }
 
 fn print_percentiles(name: &str, latencies: Vec<Duration>) {

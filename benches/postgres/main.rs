@@ -1,9 +1,9 @@
-//! What several servers of one PostgreSQL do: jobs per second, what the database
-//! writes for one, claims beside `SKIP LOCKED`, renewals, how late other servers are,
-//! and all of it again beside many rows. `LONGRUNNING_BENCH_POSTGRES` is the database,
-//! in which the schema `longrunning_bench` is made and dropped;
-//! `LONGRUNNING_BENCH_ROWS` is how many done operations are put into it (default
-//! 1 000 000).
+//! Measures three servers on one PostgreSQL: job throughput and WAL per job, lease
+//! acquisition compared with `SKIP LOCKED`, lease renewals, replication lag, and large tables.
+//!
+//! `LONGRUNNING_BENCH_POSTGRES` is the URL of the database, in which the schema
+//! `longrunning_bench` is created and dropped. `LONGRUNNING_BENCH_ROWS` is the number of done
+//! operations for the large tables (default 1 000 000).
 //!
 //! ```text
 //! LONGRUNNING_BENCH_POSTGRES=postgres://… cargo bench --bench postgres
@@ -13,7 +13,7 @@
     clippy::disallowed_methods,
     clippy::disallowed_types,
     clippy::cast_precision_loss,
-    reason = "a bench reads its environment and the real time, and prints rough figures"
+    reason = "a benchmark reads the environment and the wall clock, and prints rounded numbers"
 )]
 
 mod database;
@@ -35,7 +35,7 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 #[tokio::main]
 async fn main() {
     let Ok(url) = env::var("LONGRUNNING_BENCH_POSTGRES") else {
-        println!("SKIPPED: LONGRUNNING_BENCH_POSTGRES names no database");
+        println!("SKIPPED: LONGRUNNING_BENCH_POSTGRES is not set");
         return;
     };
     let done_row_count = env::var("LONGRUNNING_BENCH_ROWS").map_or(1_000_000, |rows| {
@@ -50,14 +50,14 @@ async fn main() {
         start_server(&options).await,
         start_server(&options).await,
     ];
-    // One that nobody tells anything.
+    // Receives no notifications, because its LISTEN connection fails.
     let polling_options = PostgresConfig {
         notify_url: Some("postgres://127.0.0.1:1/nowhere".to_owned()),
         ..options.clone()
     };
     let polling_server = start_server(&polling_options).await;
-    replication_lag::bench_wake_up("hints", &servers[0], &servers[1], 2000).await;
-    replication_lag::bench_wake_up("polling alone", &servers[0], &polling_server, 200).await;
+    replication_lag::bench_wake_up("LISTEN/NOTIFY", &servers[0], &servers[1], 2000).await;
+    replication_lag::bench_wake_up("polling only", &servers[0], &polling_server, 200).await;
     drop(polling_server);
     jobs::bench_jobs(&database, &servers).await;
     replication_lag::bench_visibility_under_load(&servers).await;
@@ -69,18 +69,24 @@ async fn main() {
 }
 
 async fn start_server(options: &PostgresConfig) -> Operations {
-    let storage = PostgresStorage::open(options).await.expect("the database");
+    let storage = PostgresStorage::open(options)
+        .await
+        .expect("the database is reachable");
     let builder = Operations::builder().storage(storage);
-    builder.start().await.expect("what is kept can be read")
+    builder.start().await.expect("the storage can be loaded")
 }
 
-/// Makes an operation that its maker executes.
+/// Creates a self-executed operation.
 async fn create_operation(operations: &Operations) -> (OperationName, LeaseToken) {
     let new = NewOperation::self_executed("bench");
-    let created = operations.create(new).await.expect("it is kept").operation;
+    let created = operations
+        .create(new)
+        .await
+        .expect("the store accepts it")
+        .operation;
     (
         created.name_owned(),
-        created.lease().expect("it has a holder").token,
+        created.lease().expect("it is self-executed").token,
     )
 }
 
@@ -88,7 +94,7 @@ async fn finish_operation(operations: Operations, name: OperationName, token: Le
     operations
         .succeed(&name, token, empty_any())
         .await
-        .expect("it is ours");
+        .expect("the lease is held");
 }
 
 fn empty_any() -> Any {
@@ -98,7 +104,7 @@ fn empty_any() -> Any {
     }
 }
 
-/// The median and the 99th of a hundred.
+/// Returns the median and the 99th percentile.
 fn median_and_p99(mut latencies: Vec<Duration>) -> (Duration, Duration) {
     latencies.sort();
     (

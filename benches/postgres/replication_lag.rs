@@ -1,4 +1,4 @@
-//! How late other servers are: until a wait ends, and until a change is seen.
+//! Measures replication lag: the latency of a wake-up and of visibility on another server.
 
 use std::{
     sync::{
@@ -13,7 +13,7 @@ use tokio::task::{JoinSet, yield_now};
 
 use crate::{WAIT_TIMEOUT, create_operation, finish_operation, median_and_p99};
 
-/// From an end at one server to the answer of a wait at another, one after the other.
+/// Measures the time from a finish on one server to the wake-up of a waiter on another.
 pub(crate) async fn bench_wake_up(
     mode: &str,
     source: &Operations,
@@ -23,11 +23,14 @@ pub(crate) async fn bench_wake_up(
     let mut latencies = Vec::with_capacity(count);
     for _ in 0..count {
         let (name, token) = create_operation(source).await;
-        observer.get(&name).await.expect("it is there");
+        observer.get(&name).await.expect("it exists");
         let waiter = {
             let (operations, name) = (observer.clone(), name.clone());
             tokio::spawn(async move {
-                operations.wait(&name, WAIT_TIMEOUT).await.expect("it ends");
+                operations
+                    .wait(&name, WAIT_TIMEOUT)
+                    .await
+                    .expect("it exists");
                 Instant::now()
             })
         };
@@ -36,14 +39,15 @@ pub(crate) async fn bench_wake_up(
         }
         finish_operation(source.clone(), name, token).await;
         let finished_at = Instant::now();
-        let woken_at = waiter.await.expect("it is awake");
+        let woken_at = waiter.await.expect("the waiter does not panic");
         latencies.push(woken_at.saturating_duration_since(finished_at));
     }
     let (median, p99) = median_and_p99(latencies);
-    println!("finish → wake at another server, {mode}: p50 {median:?}, p99 {p99:?}");
+    println!("finish → wake-up on another server, {mode}: p50 {median:?}, p99 {p99:?}");
 }
 
-/// From an acknowledged change to its sight at another server, while all are busy.
+/// Measures the time from an acknowledged creation to its visibility on another server, under
+/// load.
 pub(crate) async fn bench_visibility_under_load(servers: &[Operations]) {
     let is_stopped = Arc::new(AtomicBool::new(false));
     let mut load_tasks = JoinSet::new();
@@ -76,6 +80,6 @@ pub(crate) async fn bench_visibility_under_load(servers: &[Operations]) {
     let rate = changes as f64 / started.elapsed().as_secs_f64();
     let (median, p99) = median_and_p99(latencies);
     println!(
-        "creation → sight at another server, beside {rate:.0} changes/s: p50 {median:?}, p99 {p99:?}"
+        "create → visible on another server, at {rate:.0} changes/s: p50 {median:?}, p99 {p99:?}"
     );
 }

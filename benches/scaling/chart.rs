@@ -1,9 +1,8 @@
-//! A picture of what was measured: panels side by side, both axes logarithmic,
-//! as an SVG that is legible on white and on black. Measures nothing.
+//! Draws panels with logarithmic axes as an SVG that is legible on light and dark backgrounds.
 
 use std::fmt::Write;
 
-/// The plane of a panel, and what is around it: labels below and at both sides.
+/// The size of the plot of a panel in pixels, and the margins for labels.
 const PLOT_WIDTH: f64 = 260.0;
 const PLOT_HEIGHT: f64 = 220.0;
 const MARGIN_TOP: f64 = 34.0;
@@ -11,8 +10,7 @@ const MARGIN_BOTTOM: f64 = 44.0;
 const MARGIN_LEFT: f64 = 56.0;
 const MARGIN_RIGHT: f64 = 84.0;
 
-/// Colours of the middle, which stand out from white and from black; the greys
-/// follow what the reader prefers.
+/// The line colours have contrast to both backgrounds; the greys follow the colour scheme.
 const STYLESHEET: &str = "
 text { font: 12px sans-serif; fill: #57606a }
 .title { font-weight: bold }
@@ -24,21 +22,21 @@ text { fill: #9da7b1 } .grid { stroke: #30363d }
 }
 ";
 
-/// One plane with its own vertical axis.
+/// A plot with its own vertical axis.
 pub(crate) struct Panel {
     pub(crate) title: &'static str,
-    /// How a value is told.
+    /// Formats a label of the vertical axis.
     pub(crate) format_value: fn(f64) -> String,
     pub(crate) series: Vec<Series>,
 }
 
-/// A line: numbers of operations, and what each costs.
+/// A line of (operations, value) points.
 pub(crate) struct Series {
     pub(crate) name: &'static str,
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// An axis: from which to which power of ten, over so many pixels.
+/// A logarithmic axis from one power of ten to another.
 struct Axis {
     min_power: f64,
     max_power: f64,
@@ -65,7 +63,7 @@ pub(crate) fn draw_svg(panels: &[Panel]) -> String {
     svg
 }
 
-/// A number of operations, in short.
+/// Formats a number with the suffix `k` or `M`.
 pub(crate) fn format_count(operations: usize) -> String {
     match operations {
         1_000_000.. => format!("{} M", operations / 1_000_000),
@@ -74,12 +72,12 @@ pub(crate) fn format_count(operations: usize) -> String {
     }
 }
 
-/// Numbers here are far below those that a float cannot hold.
+/// Converts a number that fits into 32 bits; larger ones saturate.
 pub(crate) fn to_f64(number: usize) -> f64 {
     f64::from(u32::try_from(number).unwrap_or(u32::MAX))
 }
 
-const STRING_WRITE_IS_INFALLIBLE: &str = "a string can be written to";
+const STRING_WRITE_IS_INFALLIBLE: &str = "writing to a string never fails";
 
 // === impl Panel ===
 
@@ -106,8 +104,8 @@ impl Panel {
             for step in y_axis.tick_steps() {
                 let value = f64::from(*step) * 10_f64.powi(power);
                 let y = PLOT_HEIGHT - y_axis.position(value);
-                // The last power has no steps above it.
-                if -0.5 < y {
+                // The steps above the last power are outside of the plot.
+                if y > -0.5 {
                     write_line(svg, (0.0, y), (PLOT_WIDTH, y));
                     write_text(svg, -8.0, y + 4.0, "end", "", &(self.format_value)(value));
                 }
@@ -145,7 +143,7 @@ impl Panel {
 // === impl Axis ===
 
 impl Axis {
-    /// From the power of ten below the least to the one above the most.
+    /// Spans from the power of ten below the minimum to the one above the maximum.
     fn from_values(values: impl Iterator<Item = f64>, length_px: f64) -> Self {
         let (min, max) = values.fold((f64::MAX, f64::MIN_POSITIVE), |(min, max), value| {
             (min.min(value), max.max(value))
@@ -163,12 +161,15 @@ impl Axis {
         (value.log10() - self.min_power) / (self.max_power - self.min_power) * self.length_px
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "they are whole and small")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the values are small integers"
+    )]
     fn powers(&self) -> std::ops::RangeInclusive<i32> {
         self.min_power as i32..=self.max_power as i32
     }
 
-    /// What is labelled within a power: more if there are few powers.
+    /// Returns the labelled multiples of each power of ten: more if the axis is short.
     fn tick_steps(&self) -> &'static [u8] {
         if self.max_power - self.min_power < 1.5 {
             &[1, 2, 3, 4, 5, 7]

@@ -1,7 +1,6 @@
-//! How cost grows: a get, a page, a change and memory with 1 k to 10 M
-//! operations in the store, in time of the processor, which Linux tells. Prints a
-//! table; with a path, draws it too: `cargo bench --bench scaling -- docs/cost.svg`.
-//! Gates nothing.
+//! Measures how the CPU time of a get, a page and a report and the memory per operation
+//! scale from 1 k to 10 M operations. Prints a table; with a path it also draws a chart:
+//! `cargo bench --bench scaling -- docs/cost.svg`. Requires Linux.
 
 mod chart;
 
@@ -20,16 +19,17 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const OPERATION_COUNTS: [usize; 5] = [1_000, 10_000, 100_000, 1_000_000, 10_000_000];
 
-/// What the process takes for each operation at most, while a map of them grows.
+/// The peak memory per operation, while a hash map grows.
 const MAX_BYTES_PER_OPERATION: usize = 1_000;
 
-/// So many operations are got and changed at most: more than a cache holds.
+/// The maximum number of operations that are read and changed: more than fit into the CPU
+/// cache.
 const MAX_SAMPLED_OPERATIONS: usize = 1_000_000;
 
-/// A figure is the median of so many stretches.
+/// Each result is the median of this many rounds.
 const ROUNDS: usize = 5;
 
-/// What was measured of one size; times are seconds of a processor.
+/// The result for one number of operations. Times are CPU time.
 struct MeasuredCost {
     operation_count: usize,
     get_secs: f64,
@@ -39,7 +39,7 @@ struct MeasuredCost {
     heap_bytes: usize,
 }
 
-/// An operation that is looked at, with its lease if it is running.
+/// An operation that is read, with its lease if it is running.
 struct SampledOperation {
     name: OperationName,
     lease_token: Option<LeaseToken>,
@@ -50,7 +50,7 @@ fn main() {
         .enable_all()
         .build()
         .expect("a runtime starts");
-    println!("| operations | get | page of 100 | report | encoded | held, in all |");
+    println!("| operations | get | page of 100 | report | encoded | total |");
     println!("| --: | --: | --: | --: | --: | --: |");
     let mut costs = Vec::new();
     for operations in OPERATION_COUNTS {
@@ -61,28 +61,28 @@ fn main() {
             costs.push(cost);
         } else {
             println!(
-                "\nLEFT OUT: {} operations may take {} MB, and {} MB are free",
+                "\nSKIPPED: {} operations may need {} MB, and {} MB are available",
                 chart::format_count(operations),
                 operations * MAX_BYTES_PER_OPERATION / 1_000_000,
                 available_bytes / 1_000_000
             );
         }
     }
-    // cargo adds an option of its own.
+    // cargo adds the option --bench.
     if let Some(path) = std::env::args().skip(1).find(|arg| !arg.starts_with('-')) {
-        fs::write(&path, draw_chart(&costs)).expect("the picture can be written");
-        println!("\ndrawn to {path}");
+        fs::write(&path, draw_chart(&costs)).expect("the chart can be written");
+        println!("\nchart written to {path}");
     }
 }
 
-/// The bytes that can be had without swapping.
+/// Returns the memory that is available without swapping.
 fn available_memory_bytes() -> usize {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = meminfo
         .lines()
         .find(|line| line.starts_with("MemAvailable:"));
     let kibibytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<usize>().ok());
-    kibibytes.expect("the curve is measured on Linux") * 1024
+    kibibytes.expect("this benchmark requires Linux") * 1024
 }
 
 fn table_row(cost: &MeasuredCost) -> String {
@@ -107,7 +107,7 @@ fn draw_chart(costs: &[MeasuredCost]) -> String {
     };
     chart::draw_svg(&[
         Panel {
-            title: "time of one",
+            title: "CPU time",
             format_value: |seconds| match seconds {
                 _ if seconds < 0.9e-6 => format!("{:.0} ns", seconds * 1e9),
                 _ => format!("{:.0} µs", seconds * 1e6),
@@ -119,17 +119,17 @@ fn draw_chart(costs: &[MeasuredCost]) -> String {
             ],
         },
         Panel {
-            title: "bytes of an operation",
+            title: "bytes per operation",
             format_value: |bytes| format!("{bytes:.0} B"),
             series: vec![
-                series("held, in all", |cost| chart::to_f64(cost.heap_bytes)),
+                series("total", |cost| chart::to_f64(cost.heap_bytes)),
                 series("encoded", |cost| chart::to_f64(cost.encoded_bytes)),
             ],
         },
     ])
 }
 
-// === what is measured ===
+// === Measurements ===
 
 async fn measure_cost(count: usize) -> MeasuredCost {
     let limits = Limits {
@@ -156,12 +156,12 @@ async fn measure_cost(count: usize) -> MeasuredCost {
         encoded_bytes: encoded / count,
         heap_bytes: heap_bytes / count,
     };
-    // What is freed later would count against the next size.
+    // Memory that is freed later would distort the next measurement.
     operations.shutdown(Duration::ZERO).await;
     cost
 }
 
-/// Creates so many, of which every seventh goes on running; returns their bytes.
+/// Creates operations, every seventh still running; returns their encoded bytes.
 async fn populate(
     operations: &Operations,
     count: usize,
@@ -200,7 +200,7 @@ fn measure_get(operations: &Operations, sampled: &[SampledOperation]) -> f64 {
     })
 }
 
-/// From page to page, so that the operations are not the ones just seen.
+/// Follows the page tokens, so that each page reads operations that are not in the cache.
 async fn measure_page(operations: &Operations) -> f64 {
     const PAGES_PER_ROUND: u32 = 2_000;
     let mut token = String::new();
@@ -231,7 +231,7 @@ async fn measure_report(operations: &Operations, sampled: &[SampledOperation]) -
     for _ in 0..ROUNDS {
         let started = thread_cpu_secs();
         for (name, token) in running.by_ref().take(REPORTS_PER_ROUND as usize) {
-            // Never the same twice, because that would be no change.
+            // Each report differs, because an equal one changes nothing.
             done_units += 1;
             let progress = Progress {
                 done_units,
@@ -249,22 +249,22 @@ async fn measure_report(operations: &Operations, sampled: &[SampledOperation]) -
     median(round_secs)
 }
 
-/// What this thread has had of its processor, in seconds: others on the machine
-/// hardly change it, as they do the time on the wall. Linux tells.
+/// Returns the CPU time of this thread in seconds. Other processes affect it less than
+/// the wall time.
 fn thread_cpu_secs() -> f64 {
-    // The kernel counts when a thread gives way, or at its next tick.
+    // The kernel updates the counter when the thread yields or at the next tick.
     std::thread::yield_now();
     let schedstat = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let nanos = schedstat
         .split(' ')
         .next()
         .and_then(|nanos| nanos.parse().ok());
-    Duration::from_nanos(nanos.expect("the curve is measured on Linux")).as_secs_f64()
+    Duration::from_nanos(nanos.expect("this benchmark requires Linux")).as_secs_f64()
 }
 
-/// All of them again and again, none near the one before.
+/// Cycles through all operations; neighbours in memory are never consecutive.
 fn in_scattered_order(sampled: &[SampledOperation]) -> impl Iterator<Item = &SampledOperation> {
-    // A prime, and so in common with no number of operations.
+    // A prime is coprime with every number of operations.
     (0..).map(|index: usize| &sampled[index.wrapping_mul(7_919_777) % sampled.len()])
 }
 

@@ -1,119 +1,128 @@
-//! Descriptor sets: the types that `protoc` and `buf` write down, checked and
-//! put into a pool. When that happens, and who has the pool, is not known here.
+//! Descriptor sets as written by `protoc` and `buf`: reads and checks them, and adds them to
+//! a descriptor pool.
 
-use std::{collections::HashMap, fs, io, path::Path};
+use std::{collections::HashMap, error::Error, fs, io, path::Path};
 
 use prost::Message;
 use prost_reflect::{DescriptorError, DescriptorPool};
 use prost_types::FileDescriptorProto;
 
-/// How a set is made that has everything.
-const COMPILE_HINT: &str = "make one with `protoc --include_imports --descriptor_set_out=FILE …`, \
-    or with `buf build -o FILE`";
+const COMPILE_HINT: &str = "create one with `protoc --include_imports --descriptor_set_out=FILE …` \
+    or `buf build -o FILE`";
 
-/// Files of types, and where they come from.
+const UNDECODABLE: &str = "its bytes cannot be decoded";
+
+/// A set of `.proto` files and its origin, for error messages.
 #[derive(Clone, Debug)]
 pub(crate) struct DescriptorSet {
     origin: String,
     files: Vec<ProtoFile>,
 }
 
-/// One `.proto` file. Its bytes have the options that the struct cannot hold.
+/// One `.proto` file. Its bytes contain the custom options that `proto` cannot hold.
 #[derive(Clone, Debug)]
 struct ProtoFile {
     proto: FileDescriptorProto,
     bytes: Vec<u8>,
 }
 
-/// How much was added.
+/// The result of loading descriptor sets.
 #[derive(Debug, Default)]
 pub(crate) struct LoadSummary {
     pub(crate) file_count: usize,
     pub(crate) message_count: usize,
-    /// Why the types of another server, which were there, had to go.
+    /// Why the types from reflection were dropped, if they were.
     pub(crate) dropped_reflection: Option<InvalidDescriptorSet>,
 }
 
-/// Why types are not taken in. The text says where they are from, and what to do.
+/// Why a descriptor set was rejected. The text names its origin and how to fix it.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum InvalidDescriptorSet {
     /// The file cannot be read.
-    #[error("cannot read the descriptor set {0:?}: {1}")]
-    Unreadable(String, io::Error),
-    /// The bytes are something else.
-    #[error("{0:?} is no descriptor set ({1}); {COMPILE_HINT}")]
-    NotADescriptorSet(String, String),
-    /// Two sets have different files of one name.
+    #[error("failed to read descriptor set {path:?}: {source}")]
+    Unreadable {
+        /// The path of the file.
+        path: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The bytes are not an encoded `google.protobuf.FileDescriptorSet`.
+    #[error("{origin:?} is not a descriptor set: {problem}; {COMPILE_HINT}")]
+    Malformed {
+        /// The origin of the bytes.
+        origin: String,
+        /// A description of the bytes.
+        problem: &'static str,
+    },
+    /// Two sets contain different files with the same name.
     #[error(
-        "{file:?} in {origin:?} is not the {file:?} in {other:?}; make both sets from the same sources"
+        "{file:?} in {origin:?} differs from {file:?} in {other:?}; create both sets from the same sources"
     )]
     ConflictingFiles {
         /// The `.proto` file.
         file: String,
-        /// Where it is from.
+        /// The origin of its set.
         origin: String,
-        /// Where the other one is from.
+        /// The origin of the other set.
         other: String,
     },
-    /// What a file needs is in none of the sets.
+    /// No set contains a file that another file imports.
     #[error(
-        "{file:?} in {origin:?} imports {missing:?}, which no descriptor set has; {COMPILE_HINT}"
+        "{file:?} in {origin:?} imports {missing:?}, which no descriptor set contains; {COMPILE_HINT}"
     )]
     MissingImport {
         /// The `.proto` file.
         file: String,
-        /// Where it is from.
+        /// The origin of its set.
         origin: String,
-        /// The `.proto` file that it imports.
+        /// The missing `.proto` file.
         missing: String,
     },
-    /// The types contradict each other.
-    #[error("{file:?} in {origin:?} cannot be used: {cause}; {COMPILE_HINT}")]
+    /// A file is inconsistent, or conflicts with another one.
+    #[error("{file:?} in {origin:?} is invalid: {position}{source}; {COMPILE_HINT}")]
     InvalidFile {
         /// The `.proto` file.
         file: String,
-        /// Where it is from.
+        /// The origin of its set.
         origin: String,
-        /// What is wrong, and on which line if the set knows.
-        cause: String,
+        /// `line L, column C: `, or empty if unknown.
+        position: String,
+        /// The cause.
+        source: Box<dyn Error + Send + Sync>,
     },
 }
 
 // === impl DescriptorSet ===
 
 impl DescriptorSet {
-    /// The set in a file.
+    /// Reads a set from a file.
     pub(crate) fn read(path: &Path) -> Result<Self, InvalidDescriptorSet> {
-        let origin = path.display().to_string();
+        let path_text = path.display().to_string();
         match fs::read(path) {
-            Ok(bytes) => Self::decode(origin, &bytes),
-            Err(error) => Err(InvalidDescriptorSet::Unreadable(origin, error)),
+            Ok(bytes) => Self::decode(path_text, &bytes),
+            Err(source) => Err(InvalidDescriptorSet::Unreadable {
+                path: path_text,
+                source,
+            }),
         }
     }
 
-    /// The set in these bytes, which come from `origin`.
+    /// Decodes a set from `origin`.
     pub(crate) fn decode(origin: String, bytes: &[u8]) -> Result<Self, InvalidDescriptorSet> {
-        let not_a_set = |reason: &str| {
-            InvalidDescriptorSet::NotADescriptorSet(origin.clone(), reason.to_owned())
+        let problem = match EncodedFileSet::decode(bytes) {
+            _ if bytes.is_empty() => "it is empty",
+            Ok(files) if files.file.is_empty() => "it contains no files",
+            Ok(files) => return Self::from_encoded_files(origin, files.file),
+            Err(_) if std::str::from_utf8(bytes).is_ok() => {
+                "it is text; a .proto file must be compiled"
+            }
+            Err(_) => UNDECODABLE,
         };
-        if bytes.is_empty() {
-            return Err(not_a_set("it is empty"));
-        }
-        let Ok(files) = EncodedFileSet::decode(bytes) else {
-            let is_text = std::str::from_utf8(bytes).is_ok();
-            return Err(not_a_set(if is_text {
-                "it is text; a .proto file has to be compiled"
-            } else {
-                "its bytes are something else"
-            }));
-        };
-        if files.file.is_empty() {
-            return Err(not_a_set("there is no file in it"));
-        }
-        Self::from_encoded_files(origin, files.file)
+        Err(InvalidDescriptorSet::Malformed { origin, problem })
     }
 
-    /// The set of these encoded files.
+    /// Decodes a set of these encoded files from `origin`.
     pub(crate) fn from_encoded_files(
         origin: String,
         files: Vec<Vec<u8>>,
@@ -121,23 +130,23 @@ impl DescriptorSet {
         let files = files.into_iter().map(ProtoFile::decode).collect();
         match files {
             Some(files) => Ok(Self { origin, files }),
-            None => Err(InvalidDescriptorSet::NotADescriptorSet(
+            None => Err(InvalidDescriptorSet::Malformed {
                 origin,
-                "its bytes are something else".to_owned(),
-            )),
+                problem: UNDECODABLE,
+            }),
         }
     }
 }
 
-/// A `FileDescriptorSet` whose files stay encoded: decoded and encoded again,
-/// they would lose the options that are extensions.
+/// A `FileDescriptorSet` with encoded files: decoding and encoding them would lose their
+/// custom options.
 #[derive(Clone, PartialEq, Message)]
 struct EncodedFileSet {
     #[prost(bytes = "vec", repeated, tag = "1")]
     file: Vec<Vec<u8>>,
 }
 
-// === impl File ===
+// === impl ProtoFile ===
 
 impl ProtoFile {
     fn decode(bytes: Vec<u8>) -> Option<Self> {
@@ -149,8 +158,8 @@ impl ProtoFile {
             .map(ProtoFile::with_edition_as_proto2)
     }
 
-    /// Editions are not known to prost-reflect. For JSON and for filters the
-    /// types of one are those of proto2: fields know whether they are set.
+    /// Turns a file with an edition, which prost-reflect does not support, into proto2. They
+    /// are equivalent for JSON and filters: both have explicit field presence.
     fn with_edition_as_proto2(mut self) -> Self {
         if self.proto.syntax() == "editions" {
             self.proto.syntax = Some("proto2".to_owned());
@@ -159,7 +168,7 @@ impl ProtoFile {
         self
     }
 
-    /// Whether both say the same, in whatever words their comments do.
+    /// Returns whether both files are equal except for comments.
     fn is_equivalent(&self, other: &Self) -> bool {
         let without_source_info = |file: &Self| FileDescriptorProto {
             source_code_info: None,
@@ -168,9 +177,9 @@ impl ProtoFile {
         self.bytes == other.bytes || without_source_info(self) == without_source_info(other)
     }
 
-    /// The files of the pool that define all of what this one defines: it is
-    /// one of them under another path. Google's own Python package has
-    /// operations.proto as operations_proto.proto.
+    /// Returns the files of the pool that define everything that this file defines, or
+    /// `None` if something is missing. Such a file is a copy under another path: Google's
+    /// Python package contains operations.proto as operations_proto.proto.
     fn equivalent_files(&self, pool: &DescriptorPool) -> Option<Vec<String>> {
         let file = &self.proto;
         let package = match file.package() {
@@ -199,7 +208,7 @@ impl ProtoFile {
         (!names.is_empty()).then_some(names)
     }
 
-    /// Imports the twins of a file instead of the file.
+    /// Replaces imports of copied files by imports of their equivalents.
     fn rewrite_imports(&mut self, equivalents: &HashMap<String, Vec<String>>) {
         let mut additional = Vec::new();
         for import in &mut self.proto.dependency {
@@ -213,8 +222,8 @@ impl ProtoFile {
     }
 }
 
-/// Adds sets to a pool. What the pool has already wins, whatever the sets say
-/// of it; among themselves they must agree.
+/// Adds sets to a pool. Files of the pool take precedence over files of the sets; the sets
+/// must be consistent with each other. The pool may be changed partially on error.
 pub(super) fn add_sets(
     pool: &mut DescriptorPool,
     sets: &[DescriptorSet],
@@ -276,7 +285,7 @@ pub(super) fn add_sets(
         file: files.iter().map(|(file, _)| file.bytes.clone()).collect(),
     };
     pool.decode_file_descriptor_set(encoded.encode_to_vec().as_slice())
-        .map_err(|error| invalid_file(&error, &files))?;
+        .map_err(|error| invalid_file(error, &files))?;
     Ok(LoadSummary {
         file_count: files.len(),
         message_count: pool.all_messages().len() - messages_before,
@@ -284,8 +293,8 @@ pub(super) fn add_sets(
     })
 }
 
-fn invalid_file(error: &DescriptorError, files: &[(ProtoFile, &str)]) -> InvalidDescriptorSet {
-    let name = error.file().unwrap_or_default();
+fn invalid_file(error: DescriptorError, files: &[(ProtoFile, &str)]) -> InvalidDescriptorSet {
+    let name = error.file().unwrap_or_default().to_owned();
     let origin = files
         .iter()
         .find(|(file, _)| file.proto.name() == name)
@@ -296,8 +305,9 @@ fn invalid_file(error: &DescriptorError, files: &[(ProtoFile, &str)]) -> Invalid
         _ => String::new(),
     };
     InvalidDescriptorSet::InvalidFile {
-        file: name.to_owned(),
+        file: name,
         origin: origin.to_owned(),
-        cause: format!("{position}{error}"),
+        position,
+        source: Box::new(error),
     }
 }

@@ -1,6 +1,6 @@
-//! ProtoJSON to messages. prost-reflect parses everything but `Any`, of which
-//! it takes known types only, and Empty only as nobody writes it; so that what
-//! `json` writes can be read again, every `Any` is read here.
+//! Converts ProtoJSON to messages. prost-reflect parses everything except `Any`: it rejects
+//! unknown types and the usual form of `Empty`, so that the output of `JsonWriter` could not
+//! be read back.
 
 use std::collections::HashMap;
 
@@ -17,15 +17,15 @@ use super::names::{has_special_json, message_name};
 
 const ANY_TYPE_NAME: &str = "google.protobuf.Any";
 
-/// Reads messages from JSON.
+/// Converts JSON to messages.
 #[derive(Debug)]
 pub(super) struct JsonReader<'a> {
     pool: &'a DescriptorPool,
-    /// Whether an `Any` can be within a type, by its full name.
+    /// Whether a message of a type can contain an `Any`, by the full name of the type.
     contains_any_cache: HashMap<String, bool>,
 }
 
-// === impl Reader ===
+// === impl JsonReader ===
 
 impl<'a> JsonReader<'a> {
     pub(super) fn new(pool: &'a DescriptorPool) -> Self {
@@ -35,7 +35,7 @@ impl<'a> JsonReader<'a> {
         }
     }
 
-    /// The message that the JSON stands for, or what is wrong with the JSON.
+    /// Converts JSON to a message; the error describes what is wrong with the JSON.
     pub(super) fn read_message(
         &mut self,
         descriptor: MessageDescriptor,
@@ -109,7 +109,7 @@ impl<'a> JsonReader<'a> {
         Ok(Field::Message(self.read_message(descriptor, json)?))
     }
 
-    /// The `Any` that the JSON stands for, with its `@type`.
+    /// Converts a JSON object with `@type` to an `Any`; an empty object is an empty `Any`.
     pub(super) fn read_any(&mut self, json: &Value) -> Result<Any, String> {
         let fields = json.as_object().ok_or("expected an object with @type")?;
         if fields.is_empty() {
@@ -137,7 +137,7 @@ impl<'a> JsonReader<'a> {
                     .as_str()
                     .and_then(|text| STANDARD.decode(text).ok())
                     .ok_or_else(|| {
-                        format!("{name:?} is not a known type, and its value no base64")
+                        format!("{name:?} is an unknown type, and its value is not base64")
                     })?,
             }
         };
@@ -162,8 +162,7 @@ impl<'a> JsonReader<'a> {
         if let Some(known) = self.contains_any_cache.get(name) {
             return *known;
         }
-        // All that can be reached, and not this type by recursion: types refer
-        // to each other in circles.
+        // Iterates over all reachable types instead of recursing: types can be cyclic.
         let (mut visited, mut pending) = (Vec::new(), vec![descriptor.clone()]);
         let mut is_found = false;
         while let Some(descriptor) = pending.pop() {
@@ -198,5 +197,5 @@ fn parse_map_key(kind: &Kind, text: &str) -> Result<MapKey, String> {
         Kind::Uint64 | Kind::Fixed64 => text.parse().ok().map(MapKey::U64),
         _ => Some(MapKey::String(text.to_owned())),
     };
-    key.ok_or_else(|| format!("{text:?} is no key of this map"))
+    key.ok_or_else(|| format!("{text:?} is not a valid key of this map"))
 }

@@ -1,11 +1,8 @@
-//! Messages as ProtoJSON, from their descriptors. What is inside an `Any` is
-//! looked up in a pool; which types that has, and JSON back to messages, live
-//! elsewhere.
+//! Converts messages to ProtoJSON.
 //!
-//! prost-reflect has a serializer too. This one exists because that one fails
-//! as a whole where one nested `Any` is not known, writes `null` for a NaN in a
-//! wrapper and times that are out of range, and follows `Any`s into each other
-//! as deep as the stack goes.
+//! The serializer of prost-reflect is not used: it fails for the whole message if one nested
+//! `Any` is unknown, writes `null` for a NaN in a wrapper and for times that are out of
+//! range, and overflows the stack on deeply nested `Any`s.
 
 use std::{borrow::Cow, collections::BTreeSet};
 
@@ -16,45 +13,45 @@ use serde_json::{Map, Number, Value as JsonValue, json};
 
 use super::names::{has_special_json, message_name};
 
-/// How deep objects and lists may be inside an operation. Parsers of JSON
-/// refuse depths that they deem hostile; serde_json does from 128 on.
+/// The maximum nesting of objects and lists in the JSON of an operation. JSON parsers limit
+/// the depth; serde_json rejects 128 levels.
 const MAX_JSON_OUTPUT_DEPTH: usize = 100;
 
-/// The range of a Timestamp: the years 1 to 9999.
+/// The range of a `Timestamp`: the years 1 to 9999.
 const TIMESTAMP_SECONDS_RANGE: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
-/// The most seconds of a Duration: 10 000 years.
+/// The maximum of a `Duration`: 10 000 years.
 const MAX_DURATION_SECONDS: u64 = 315_576_000_000;
 const NANOS_PER_SECOND: i32 = 1_000_000_000;
 
-/// Integers that a double holds exactly, and that are written without `.0`.
+/// Integers below this are exact in a double and are written without `.0`.
 const MAX_EXACT_INTEGER: f64 = 9_007_199_254_740_992.0;
 
-/// How the values of enums are written.
+/// The representation of enum values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum EnumFormat {
-    /// `"RUNNING"`: the usual form.
+    /// Names, such as `"RUNNING"`.
     #[default]
     Names,
-    /// `2`: for who asks for it, as `$alt=json;enum-encoding=int` does.
+    /// Numbers, such as `2`; requested with `$alt=json;enum-encoding=int`.
     Numbers,
 }
 
-/// Writes messages as JSON.
+/// Converts messages to JSON.
 #[derive(Debug)]
 pub(super) struct JsonWriter<'a> {
     pool: &'a DescriptorPool,
     enum_format: EnumFormat,
-    /// The types that were met and that the pool has not.
+    /// The types that were found in messages and are missing in the pool.
     pub(super) unknown_types: BTreeSet<String>,
 }
 
-/// Why a message has no ProtoJSON: a value is out of its range, or too deep.
+/// A message has no ProtoJSON: a value is out of range, or nested too deeply.
 #[derive(Debug)]
 pub(super) struct NotRepresentable;
 
 type JsonResult = Result<JsonValue, NotRepresentable>;
 
-// === impl Writer ===
+// === impl JsonWriter ===
 
 impl<'a> JsonWriter<'a> {
     pub(super) fn new(pool: &'a DescriptorPool, enum_format: EnumFormat) -> Self {
@@ -65,8 +62,8 @@ impl<'a> JsonWriter<'a> {
         }
     }
 
-    /// An `Any`; `{"@type": …, "value": "<base64>"}` if its type is not known or
-    /// it has no ProtoJSON.
+    /// Converts an `Any` that is nested `depth` levels deep. The result is
+    /// `{"@type": …, "value": "<base64>"}` if its type is unknown or it has no ProtoJSON.
     pub(super) fn any_to_json(&mut self, any: &Any, depth: usize) -> JsonValue {
         if any.type_url.is_empty() && any.value.is_empty() {
             return json!({});
@@ -86,7 +83,7 @@ impl<'a> JsonWriter<'a> {
         }
     }
 
-    /// The message inside an `Any`, without its type.
+    /// Converts the message inside an `Any`, without its type.
     pub(super) fn content_to_json(&mut self, any: &Any, depth: usize) -> JsonResult {
         let name = message_name(&any.type_url);
         let Some(descriptor) = self.pool.get_message_by_name(name) else {
@@ -99,7 +96,7 @@ impl<'a> JsonWriter<'a> {
     }
 
     fn message_to_json(&mut self, message: &DynamicMessage, depth: usize) -> JsonResult {
-        if MAX_JSON_OUTPUT_DEPTH < depth {
+        if depth > MAX_JSON_OUTPUT_DEPTH {
             return Err(NotRepresentable);
         }
         let descriptor = message.descriptor();
@@ -115,7 +112,7 @@ impl<'a> JsonWriter<'a> {
             "Struct" => struct_to_json(&transcode(message)?, depth),
             "ListValue" => list_to_json(&transcode(message)?, depth),
             "Value" => struct_value_to_json(&transcode(message)?, depth),
-            // What is left are the wrappers, which have one field.
+            // The remaining types are wrappers with a single field.
             _ => {
                 let field = descriptor.get_field(1).ok_or(NotRepresentable)?;
                 self.value_to_json(&message.get_field(&field), &field.kind(), depth)
@@ -141,7 +138,7 @@ impl<'a> JsonWriter<'a> {
     }
 
     fn value_to_json(&mut self, value: &Value, kind: &Kind, depth: usize) -> JsonResult {
-        if MAX_JSON_OUTPUT_DEPTH < depth {
+        if depth > MAX_JSON_OUTPUT_DEPTH {
             return Err(NotRepresentable);
         }
         Ok(match value {
@@ -165,7 +162,7 @@ impl<'a> JsonWriter<'a> {
             Value::Map(entries) => {
                 let kind = kind.as_message().ok_or(NotRepresentable)?;
                 let kind = kind.map_entry_value_field().kind();
-                // In an order of its own, so that the same bytes are the same text.
+                // Sorted, so that the output is deterministic.
                 let mut entries: Vec<(&MapKey, &Value)> = entries.iter().collect();
                 entries.sort_by_key(|(key, _)| *key);
                 let mut json = Map::new();
@@ -192,12 +189,12 @@ impl<'a> JsonWriter<'a> {
     }
 }
 
-/// A message of `google.protobuf` as the generated type that it is.
+/// Converts a dynamic message to its generated type.
 fn transcode<M: prost::Message + Default>(message: &DynamicMessage) -> Result<M, NotRepresentable> {
     message.transcode_to().map_err(|_| NotRepresentable)
 }
 
-/// The key of a map as it is written in JSON.
+/// Returns the key of a map as it is written in JSON.
 pub(crate) fn map_key_text(key: &MapKey) -> Cow<'_, str> {
     let to_owned_text = |key: &dyn ToString| Cow::Owned(key.to_string());
     match key {
@@ -210,9 +207,9 @@ pub(crate) fn map_key_text(key: &MapKey) -> Cow<'_, str> {
     }
 }
 
-/// The double with the shortest text that is this float: 0.1, and not
-/// 0.10000000149011612. That of the largest float is larger than it, which
-/// parsers refuse.
+/// Returns the double with the shortest text that parses to this float: 0.1, not
+/// 0.10000000149011612. The shortest text of the largest float exceeds the range of a float,
+/// which parsers reject, so it is converted exactly.
 fn shortest_f64(value: f32) -> f64 {
     let short = value.to_string().parse().ok();
     short
@@ -229,13 +226,13 @@ fn double_to_json(value: f64) -> JsonValue {
     }
 }
 
-/// A finite number. An integer is one in JSON too: `1`, not `1.0`.
+/// Converts a finite number, `None` otherwise. Integers are written as `1`, not `1.0`.
 fn json_number(value: f64) -> Option<Number> {
     let is_integer = value.fract() == 0.0 && value.abs() < MAX_EXACT_INTEGER;
     if is_integer && !(value == 0.0 && value.is_sign_negative()) {
         #[expect(
             clippy::cast_possible_truncation,
-            reason = "it is an integer, and in range"
+            reason = "the value is an integer in range"
         )]
         return Some((value as i64).into());
     }
@@ -263,7 +260,7 @@ fn duration_to_json(duration: &Duration) -> JsonResult {
     Err(NotRepresentable)
 }
 
-/// `fooBar,baz.quxQuux`; nothing for a path that would not come back as it was.
+/// Converts to `fooBar,baz.quxQuux`. Fails for a path that would not round-trip.
 fn field_mask_to_json(mask: &FieldMask) -> JsonResult {
     let paths: Option<Vec<String>> = mask.paths.iter().map(|path| to_camel_case(path)).collect();
     Ok(paths.ok_or(NotRepresentable)?.join(",").into())
@@ -303,13 +300,13 @@ fn list_to_json(items: &ListValue, depth: usize) -> JsonResult {
 }
 
 fn struct_value_to_json(json: &prost_types::Value, depth: usize) -> JsonResult {
-    if MAX_JSON_OUTPUT_DEPTH < depth {
+    if depth > MAX_JSON_OUTPUT_DEPTH {
         return Err(NotRepresentable);
     }
     Ok(match &json.kind {
         None | Some(Json::NullValue(_)) => JsonValue::Null,
         Some(Json::BoolValue(value)) => (*value).into(),
-        // NaN would have to be a text, and would come back as one.
+        // NaN would have to be a string, and would be read back as one.
         Some(Json::NumberValue(value)) => {
             JsonValue::Number(json_number(*value).ok_or(NotRepresentable)?)
         }

@@ -1,7 +1,7 @@
-//! What the names of types tell. What the types are made of is elsewhere.
+//! Type names and type URLs.
 
-/// The types of `google.protobuf` whose JSON is not an object of their fields,
-/// so that inside an `Any` it stands under `value`. Empty is none of them.
+/// The types of `google.protobuf` whose JSON is not an object of their fields, and which
+/// are nested under `value` in the JSON of an `Any`. `Empty` is not among them.
 const SPECIAL_JSON_TYPES: [&str; 16] = [
     "Any",
     "BoolValue",
@@ -21,12 +21,12 @@ const SPECIAL_JSON_TYPES: [&str; 16] = [
     "Value",
 ];
 
-/// The full name of the message in a type URL.
+/// Returns the full name of the message in a type URL.
 pub(super) fn message_name(type_url: &str) -> &str {
     type_url.rsplit('/').next().unwrap_or_default()
 }
 
-/// Whether the JSON of this type has a form of its own.
+/// Returns whether the type has a special JSON representation.
 pub(super) fn has_special_json(name: &str) -> bool {
     name.strip_prefix("google.protobuf.")
         .is_some_and(|name| SPECIAL_JSON_TYPES.contains(&name))

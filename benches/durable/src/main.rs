@@ -1,13 +1,15 @@
-//! What durability costs: changes per second that are acknowledged once they
-//! are on the disk, beside the same group commit over bare SQLite, redb, fjall
-//! and a plain log with fdatasync; Get while that goes on; and the way back
-//! after a restart. Rounds are interleaved, so that a busy machine is busy for
-//! all. `durable [--seconds N] [--rounds N] [--records N] [--dir DIR]
-//! [--parts 'changes reads recovery'] [--only STORE]
-//! [--clients N]`
+//! Measures the cost of durability: durable changes per second, compared with group commit
+//! over plain SQLite, redb, fjall and a log with fdatasync; the latency of Get under writes;
+//! and recovery after a restart. Rounds of the stores alternate, so that other load on the
+//! machine affects all of them.
 //!
-//! Each client is a task that makes its next change when the last one was
-//! acknowledged. A change is a record of about 400 bytes under a known key.
+//! ```text
+//! durable [--seconds N] [--rounds N] [--records N] [--dir DIR]
+//!         [--parts 'changes reads recovery'] [--only STORE] [--clients N]
+//! ```
+//!
+//! Each client is a task that starts its next change when the last one is acknowledged. A
+//! change writes a record of about 400 bytes under a known key.
 
 mod longrunning;
 mod peers;
@@ -20,46 +22,50 @@ use std::{
 
 use tokio::task::JoinSet;
 
-pub const RECORD: usize = 400;
+use self::peers::Peer;
 
-/// A store that acknowledges what it has made durable.
-pub trait Durable: Send + Sync + 'static {
+pub const RECORD_BYTES: usize = 400;
+
+/// A store that acknowledges a change when it is durable.
+pub trait DurableStore: Send + Sync + 'static {
+    /// Makes one change and waits until it is durable.
     fn change(&self, client: u64, count: u64) -> impl Future<Output = ()> + Send;
 }
 
-struct Figures {
+struct LoadResult {
     per_second: f64,
     p50: Duration,
     p99: Duration,
 }
 
-/// So many clients for so long.
-async fn load(store: Arc<impl Durable>, clients: u64, time: Duration) -> Figures {
-    let (begun, mut tasks) = (Instant::now(), JoinSet::new());
+/// Runs `clients` tasks for `duration`.
+async fn run_load(store: Arc<impl DurableStore>, clients: u64, duration: Duration) -> LoadResult {
+    let (started, mut tasks) = (Instant::now(), JoinSet::new());
     for client in 0..clients {
         let store = store.clone();
         tasks.spawn(async move {
-            let (mut count, mut times) = (0, Vec::new());
-            while begun.elapsed() < time {
-                let asked = Instant::now();
+            let (mut count, mut latencies) = (0, Vec::new());
+            while started.elapsed() < duration {
+                let change_started = Instant::now();
                 count += 1;
                 store.change(client, count).await;
-                times.push(asked.elapsed());
+                latencies.push(change_started.elapsed());
             }
-            times
+            latencies
         });
     }
-    let mut times: Vec<Duration> = tasks.join_all().await.into_iter().flatten().collect();
-    let elapsed = begun.elapsed().as_secs_f64();
-    times.sort_unstable();
-    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
-    Figures {
-        per_second: times.len() as f64 / elapsed,
-        p50: at(0.5),
-        p99: at(0.99),
+    let mut latencies: Vec<Duration> = tasks.join_all().await.into_iter().flatten().collect();
+    let elapsed_secs = started.elapsed().as_secs_f64();
+    latencies.sort_unstable();
+    let quantile = |part: f64| latencies[((latencies.len() - 1) as f64 * part) as usize];
+    LoadResult {
+        per_second: latencies.len() as f64 / elapsed_secs,
+        p50: quantile(0.5),
+        p99: quantile(0.99),
     }
 }
 
+/// Returns the median, the minimum and the maximum.
 fn median(mut values: Vec<f64>) -> (f64, f64, f64) {
     values.sort_by(f64::total_cmp);
     (
@@ -92,16 +98,16 @@ impl Args {
         };
         let mut words = std::env::args().skip(1);
         while let Some(flag) = words.next() {
-            let value = words.next().expect("each flag has a value");
+            let value = words.next().expect("every flag needs a value");
             match flag.as_str() {
-                "--seconds" => args.seconds = value.parse().expect("a number"),
-                "--rounds" => args.rounds = value.parse().expect("a number"),
-                "--records" => args.records = value.parse().expect("a number"),
-                "--clients" => args.clients = vec![value.parse().expect("a number")],
+                "--seconds" => args.seconds = value.parse().expect("the value is a number"),
+                "--rounds" => args.rounds = value.parse().expect("the value is a number"),
+                "--records" => args.records = value.parse().expect("the value is a number"),
+                "--clients" => args.clients = vec![value.parse().expect("the value is a number")],
                 "--only" => args.only = value,
                 "--parts" => args.parts = value,
                 "--dir" => args.directory = value.into(),
-                _ => panic!("{flag} is not a flag"),
+                _ => panic!("unknown flag {flag}"),
             }
         }
         args
@@ -110,75 +116,45 @@ impl Args {
 
 const STORES: [&str; 5] = ["longrunning", "SQLite", "redb", "fjall", "log + fdatasync"];
 
-async fn round(store: usize, directory: &Path, clients: u64, time: Duration) -> Figures {
-    let place = tempfile::tempdir_in(directory).expect("a directory");
+/// Measures one store in a new directory.
+async fn measure(store: usize, directory: &Path, clients: u64, duration: Duration) -> LoadResult {
+    let directory = tempfile::tempdir_in(directory).expect("a temporary directory can be created");
+    let path = directory.path();
     match store {
         0 => {
-            load(
-                Arc::new(longrunning::Ours::open(place.path(), clients).await),
-                clients,
-                time,
-            )
-            .await
+            let store = longrunning::LongrunningStore::open(path, clients).await;
+            run_load(Arc::new(store), clients, duration).await
         }
-        1 => {
-            load(
-                peers::Peer::new(peers::Sqlite::open(place.path())),
-                clients,
-                time,
-            )
-            .await
-        }
-        2 => {
-            load(
-                peers::Peer::new(peers::Redb::open(place.path())),
-                clients,
-                time,
-            )
-            .await
-        }
-        3 => {
-            load(
-                peers::Peer::new(peers::Fjall::open(place.path())),
-                clients,
-                time,
-            )
-            .await
-        }
-        _ => {
-            load(
-                peers::Peer::new(peers::Log::open(place.path())),
-                clients,
-                time,
-            )
-            .await
-        }
+        1 => run_load(Peer::new(peers::Sqlite::open(path)), clients, duration).await,
+        2 => run_load(Peer::new(peers::Redb::open(path)), clients, duration).await,
+        3 => run_load(Peer::new(peers::Fjall::open(path)), clients, duration).await,
+        _ => run_load(Peer::new(peers::Log::open(path)), clients, duration).await,
     }
 }
 
-async fn changes(args: &Args) {
+async fn measure_changes(args: &Args) {
     println!(
-        "| changes per second, median (lowest–highest); p50 / p99 | {} |",
+        "| changes per second, median (min–max); p50 / p99 | {} |",
         STORES.join(" | ")
     );
     println!("| --- | {} |", STORES.map(|_| "---").join(" | "));
     for clients in args.clients.clone() {
-        let mut found: [Vec<Figures>; 5] = Default::default();
+        let mut results: [Vec<LoadResult>; 5] = Default::default();
         for _ in 0..args.rounds {
-            for (store, found) in found.iter_mut().enumerate() {
+            for (store, results) in results.iter_mut().enumerate() {
                 if !STORES[store].contains(&args.only) {
                     continue;
                 }
-                let time = Duration::from_secs(args.seconds);
-                found.push(round(store, &args.directory, clients, time).await);
+                let duration = Duration::from_secs(args.seconds);
+                results.push(measure(store, &args.directory, clients, duration).await);
             }
         }
-        let cells = found.map(|rounds| {
+        let cells = results.map(|rounds| {
             if rounds.is_empty() {
                 return String::new();
             }
             let (middle, low, high) = median(rounds.iter().map(|round| round.per_second).collect());
-            let millis = |of: fn(&Figures) -> Duration| {
+            let millis = |of: fn(&LoadResult) -> Duration| {
                 median(
                     rounds
                         .iter()
@@ -197,14 +173,14 @@ async fn changes(args: &Args) {
 #[tokio::main]
 async fn main() {
     let args = Args::parse();
-    let wants = |part| args.parts.contains(part);
-    if wants("changes") {
-        changes(&args).await;
+    let is_selected = |part| args.parts.contains(part);
+    if is_selected("changes") {
+        measure_changes(&args).await;
     }
-    if wants("reads") {
-        longrunning::reads(&args.directory, args.rounds).await;
+    if is_selected("reads") {
+        longrunning::measure_reads(&args.directory, args.rounds).await;
     }
-    if wants("recovery") {
-        longrunning::recovery(&args.directory, args.records, args.rounds).await;
+    if is_selected("recovery") {
+        longrunning::measure_recovery(&args.directory, args.records, args.rounds).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Which descriptor sets are taken, and what is said of those that are not.
+//! Tests of accepted and rejected descriptor sets.
 
 use std::io::Write;
 
@@ -11,7 +11,7 @@ fn descriptor_set(origin: &str, files: &[(&str, &str)]) -> DescriptorSet {
     DescriptorSet::decode(origin.to_owned(), &compile_protos(files)).unwrap()
 }
 
-/// What is said of these sets.
+/// Returns the error for these sets.
 fn rejection(types: &TypeRegistry, sets: Vec<DescriptorSet>) -> String {
     types
         .replace_source(TypeSource::Files, sets)
@@ -78,13 +78,13 @@ fn built_in_files_override_other_versions() {
 #[test]
 fn built_in_file_under_other_path_resolves_to_built_in() {
     let types = TypeRegistry::built_in();
-    let twin = r#"syntax = "proto3"; package google.rpc; message Status { int32 code = 1; }"#;
+    let copy = r#"syntax = "proto3"; package google.rpc; message Status { int32 code = 1; }"#;
     let user = r#"syntax = "proto3"; package shop; import "google/rpc/status_proto.proto";
         message Sale { google.rpc.Status status = 1; }"#;
     let sets = vec![descriptor_set(
         "a",
         &[
-            ("google/rpc/status_proto.proto", twin),
+            ("google/rpc/status_proto.proto", copy),
             ("sale.proto", user),
         ],
     )];
@@ -175,7 +175,7 @@ fn conflicting_reflection_types_are_dropped_for_files() {
     assert_eq!(
         loaded.unwrap().file_count,
         1,
-        "the other one is in the file"
+        "shop.proto is already in the files"
     );
 
     let loaded = types
@@ -190,14 +190,14 @@ fn conflicting_reflection_types_are_dropped_for_files() {
     assert!(types.descriptor("shop.Thing").is_some());
     assert!(types.descriptor("shop.Sale").is_none());
 
-    // As long as the other server is the old one, it is refused, and no more.
+    // Reflection is rejected as long as the upstream has the old types.
     let result = types.replace_source(TypeSource::Reflection, reflection_sets(ITEM_PROTO, "Item"));
     assert!(result.is_err());
     assert!(types.descriptor("shop.Thing").is_some());
     let loaded = types.replace_source(TypeSource::Reflection, reflection_sets(&renamed, "Thing"));
     assert_eq!(loaded.unwrap().file_count, 1);
     assert!(types.descriptor("shop.Sale").is_some());
-    // Files that fit leave it alone.
+    // Files that do not conflict with reflection do not affect it.
     let loaded = types
         .replace_source(TypeSource::Files, files(&renamed))
         .unwrap();
@@ -211,12 +211,12 @@ fn invalid_descriptor_set_is_rejected_with_compile_hint() {
     assert!(missing.to_string().contains("/nowhere/x.binpb"));
     for (bytes, problem) in [
         (&b""[..], "it is empty"),
-        (ITEM_PROTO.as_bytes(), "a .proto file has to be compiled"),
+        (ITEM_PROTO.as_bytes(), "a .proto file must be compiled"),
         (b"{\"file\": []}", "it is text"),
-        (b"\xff\xff\xff", "its bytes are something else"),
-        (b"\x10\x01", "there is no file in it"),
-        (b"\x0a\x02\xff\xff", "its bytes are something else"),
-        (b"\x0a\x00", "its bytes are something else"),
+        (b"\xff\xff\xff", "its bytes cannot be decoded"),
+        (b"\x10\x01", "it contains no files"),
+        (b"\x0a\x02\xff\xff", "its bytes cannot be decoded"),
+        (b"\x0a\x00", "its bytes cannot be decoded"),
     ] {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
@@ -249,5 +249,5 @@ fn edition_file_is_read_as_proto2() {
     let zero = types
         .pack("shop.Item", &serde_json::json!({ "cents": 0 }))
         .unwrap();
-    assert_eq!(types.any_to_json(&zero)["cents"], "0", "it is set");
+    assert_eq!(types.any_to_json(&zero)["cents"], "0", "the field is set");
 }

@@ -1,5 +1,5 @@
-//! The JSON part of protobuf's conformance cases that apply to output, and the
-//! way back: each row is a rule of JSON-1 to JSON-8 of the checklist.
+//! Tests of ProtoJSON in both directions, after the conformance cases of protobuf: the rules
+//! JSON-1 to JSON-8.
 
 use prost::Message;
 use prost_types::Any;
@@ -14,7 +14,7 @@ use crate::{
     types::{EnumFormat, TypeRegistry},
 };
 
-/// What the JSON of an `Everything` reads after it went through a message.
+/// Converts the JSON of an `Everything` to a message and back.
 fn json_round_trip(json: &str) -> Value {
     let types = test_registry();
     let parsed: Value = serde_json::from_str(json).unwrap();
@@ -27,7 +27,7 @@ fn json_round_trip(json: &str) -> Value {
 #[test]
 fn any_accepted_json_form_is_written_in_canonical_form() {
     for (given, written) in [
-        // JSON-7: 64 bits are strings, 32 bits are numbers; both forms come in.
+        // JSON-7: 64 bits are strings, 32 bits are numbers; both forms are accepted.
         (
             r#"{"i64": 7, "u64": "18446744073709551615"}"#,
             r#"{"i64":"7","u64":"18446744073709551615"}"#,
@@ -46,7 +46,7 @@ fn any_accepted_json_form_is_written_in_canonical_form() {
         ),
         (r#"{"i32": 1e3}"#, r#"{"i32":1000}"#),
         (r#"{"numbers": [1, "2"]}"#, r#"{"numbers":["1","2"]}"#),
-        // JSON-7: floats; what is no number is a word.
+        // JSON-7: NaN and infinities are strings.
         (
             r#"{"floatValue": 0.1, "doubleValue": 0.1}"#,
             r#"{"floatValue":0.1,"doubleValue":0.1}"#,
@@ -64,15 +64,15 @@ fn any_accepted_json_form_is_written_in_canonical_form() {
             r#"{"floatValue": "NaN", "doubleValue": "-Infinity"}"#,
             r#"{"floatValue":"NaN","doubleValue":"-Infinity"}"#,
         ),
-        // JSON-7: bytes are base64 with padding; URL-safe and unpadded come in.
+        // JSON-7: bytes are base64 with padding; URL-safe and unpadded are accepted.
         (r#"{"data": "-_8"}"#, r#"{"data":"+/8="}"#),
         (r#"{"data": "AQI="}"#, r#"{"data":"AQI="}"#),
-        // JSON-7: enums are names; numbers come in, and unknown ones go out.
+        // JSON-7: enums are names; numbers are accepted, and unknown ones are written.
         (
             r#"{"color": 1, "colors": ["NEGATIVE", 0, 7]}"#,
             r#"{"color":"RED","colors":["NEGATIVE","COLOR_UNSPECIFIED",7]}"#,
         ),
-        // JSON-1: camel case out, both in; a name of its own wins.
+        // JSON-1: camelCase is written, both are accepted; `json_name` takes precedence.
         (r#"{"snake_case_name": "a"}"#, r#"{"snakeCaseName":"a"}"#),
         (r#"{"renamed": "a"}"#, r#"{"@named":"a"}"#),
         // JSON-2: without presence a default is omitted, with presence it is not.
@@ -86,7 +86,7 @@ fn any_accepted_json_form_is_written_in_canonical_form() {
         (r#"{"nested": {}}"#, r#"{"nested":{}}"#),
         (r#"{"i32": null, "nested": null, "time": null}"#, "{}"),
         (r#"{"nothing": null}"#, r#"{"nothing":null}"#),
-        // Maps have text as keys, in an order.
+        // Map keys are strings, in a fixed order.
         (
             r#"{"byNumber": {"10": {}, "-1": {"i32": 1}, "9": {}}}"#,
             r#"{"byNumber":{"-1":{"i32":1},"9":{},"10":{}}}"#,
@@ -99,7 +99,7 @@ fn any_accepted_json_form_is_written_in_canonical_form() {
             r#"{"byName": {"b": 1, "a": "2"}}"#,
             r#"{"byName":{"a":"2","b":"1"}}"#,
         ),
-        // JSON-6: times in UTC with 0, 3, 6 or 9 digits; offsets come in.
+        // JSON-6: times in UTC with 0, 3, 6 or 9 digits; offsets are accepted.
         (
             r#"{"time": "1970-01-01T00:00:00Z"}"#,
             r#"{"time":"1970-01-01T00:00:00Z"}"#,
@@ -139,7 +139,7 @@ fn any_accepted_json_form_is_written_in_canonical_form() {
             r#"{"mask":"foo,barBaz.quxQuux"}"#,
         ),
         (r#"{"mask": ""}"#, r#"{"mask":""}"#),
-        // What stands for itself.
+        // Types of `google.protobuf` with special JSON.
         (
             r#"{"object": {"a": [1, 1.5, null, {"b": "c"}, true, 1e300]}}"#,
             r#"{"object":{"a":[1,1.5,null,{"b":"c"},true,1e+300]}}"#,
@@ -159,7 +159,7 @@ fn any_accepted_json_form_is_written_in_canonical_form() {
             r#"{"floatWrapper":"NaN","doubleWrapper":"Infinity","stringWrapper":"","bytesWrapper":""}"#,
         ),
         (r#"{"floatWrapper": 0.1}"#, r#"{"floatWrapper":0.1}"#),
-        // JSON-4: in an Any, special forms stand under `value`; Empty is none.
+        // JSON-4: in an Any, special forms are nested under `value`; Empty has none.
         (
             r#"{"any": {"@type": "a/google.protobuf.Empty"}}"#,
             r#"{"any":{"@type":"a/google.protobuf.Empty"}}"#,
@@ -185,7 +185,7 @@ fn any_accepted_json_form_is_written_in_canonical_form() {
             r#"{"any":{"@type":"a/google.protobuf.UInt64Value","value":"3"}}"#,
         ),
         (r#"{"any": {}}"#, r#"{"any":{}}"#),
-        // JSON-5: an unknown type costs only itself.
+        // JSON-5: an unknown type does not affect the rest of the message.
         (
             r#"{"i32": 1, "anys": [{"@type": "a/no.Such", "value": "AQI="}, {"@type": "a/test.Everything", "any": {"@type": "a/google.protobuf.Empty"}}]}"#,
             r#"{"i32":1,"anys":[{"@type":"a/no.Such","value":"AQI="},{"@type":"a/test.Everything","any":{"@type":"a/google.protobuf.Empty"}}]}"#,
@@ -236,7 +236,7 @@ fn json_outside_message_schema_is_rejected() {
     }
 }
 
-// JSON-5, JSON-6: nothing that another parser would refuse.
+// JSON-5, JSON-6: the output is accepted by other parsers.
 #[test]
 fn value_without_protojson_becomes_base64() {
     use prost_types::{Duration, FieldMask, Struct, Timestamp, Value, value::Kind};

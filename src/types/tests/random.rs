@@ -1,5 +1,4 @@
-//! Random operations: nothing that the checklist forbids is ever written, and
-//! what is written can be read back.
+//! Tests with random operations: the JSON follows the rules and can be read back.
 
 use proptest::prelude::*;
 use prost::Message;
@@ -16,11 +15,11 @@ use crate::{
     types::{EnumFormat, TypeRegistry, has_special_json},
 };
 
-/// Grows messages out of a seed.
+/// Generates messages from a seed.
 struct MessageGenerator<'a> {
     types: &'a TypeRegistry,
     rng_state: u64,
-    /// Whether values may be out of range, and types unknown or damaged.
+    /// Whether to generate values out of range, unknown types and malformed bytes.
     allows_invalid: bool,
     has_any: bool,
 }
@@ -143,7 +142,7 @@ impl MessageGenerator<'_> {
                 let chosen = self.random_below(fields.len().max(1) as u64);
                 for (index, field) in fields.iter().enumerate() {
                     let is_chosen = index as u64 == chosen;
-                    // A Value without any of its fields is none, whatever it is.
+                    // A Value must have one of its fields set.
                     let is_set = is_chosen || (!is_value && self.random_below(5) == 0);
                     let is_deep = matches!(field.kind(), Kind::Message(_)) && depth == 0;
                     if !is_set || (is_deep && !is_value) {
@@ -229,7 +228,7 @@ impl MessageGenerator<'_> {
     }
 }
 
-/// What the checklist says of every `Any` in JSON, and of what is in it.
+/// Asserts the rules for every `Any` in JSON and its content.
 fn assert_any_rules(json: &JsonValue) {
     match json {
         JsonValue::Object(fields) => {
@@ -247,7 +246,7 @@ fn assert_any_rules(json: &JsonValue) {
             fields.values().for_each(assert_any_rules);
         }
         JsonValue::Array(items) => items.iter().for_each(assert_any_rules),
-        // JSON-7: what a double does not hold is a text.
+        // JSON-7: NaN and infinities are strings.
         JsonValue::Number(number) => assert!(number.as_f64().is_some_and(f64::is_finite)),
         JsonValue::Null | JsonValue::Bool(_) | JsonValue::String(_) => {}
     }
@@ -297,7 +296,7 @@ proptest! {
         let back = types.pack("test.Everything", &content);
         let back = back.unwrap_or_else(|error| panic!("{error}: {json}"));
         prop_assert_eq!(&types.any_to_json(&back), &json);
-        // Bytes of an Any may come in another order, where they hold maps.
+        // The bytes of an Any may differ in the order of map entries.
         if !generator.has_any {
             let back = types.decode(&back.type_url, &back.value).unwrap();
             prop_assert_eq!(back, types.decode(&any.type_url, &any.value).unwrap());

@@ -246,8 +246,8 @@ async fn invalid_descriptor_set_exits_with_2_and_names_file() {
     let files = TestFiles::new(b"junk");
     let set = files.descriptor_set();
     for (set, expected) in [
-        (set.as_str(), "no descriptor set"),
-        ("/nowhere", "cannot read"),
+        (set.as_str(), "not a descriptor set"),
+        ("/nowhere", "failed to read"),
     ] {
         let output =
             run_command(&["serve", "--listen", "127.0.0.1:0", "--descriptor-set", set]).await;
