@@ -39,7 +39,7 @@ async fn populated_operations() -> Operations {
         let created = operations
             .create(new)
             .await
-            .expect("there is room")
+            .expect("the store accepts it")
             .operation;
         if number % 100 != 0 {
             let token = created.lease().expect("it is self-executed").token;
@@ -66,7 +66,7 @@ fn bench_filters(criterion: &mut Criterion) {
         let page = operations
             .list(&request)
             .await
-            .expect("the request is good");
+            .expect("the request is valid");
         prost_types::Timestamp::from(page.operations[0].create_time()).to_string()
     });
     let mut group = criterion.benchmark_group("page of 100 of 1 M");
@@ -111,7 +111,7 @@ fn bench_filters(criterion: &mut Criterion) {
                     ..Default::default()
                 };
                 let page = runtime.block_on(operations.list(&request));
-                let page = page.expect("the request is good");
+                let page = page.expect("the request is valid");
                 token.clone_from(&page.next_page_token);
                 pages += 1;
                 operation_count += page.operations.len();
@@ -144,7 +144,7 @@ async fn measure_read_latency(operations: &Operations, filter: Option<&str>) {
                     ..Default::default()
                 };
                 let page = operations.list(&request).await;
-                page_token = page.expect("the request is good").next_page_token;
+                page_token = page.expect("the request is valid").next_page_token;
                 tokio::task::yield_now().await;
             }
         })

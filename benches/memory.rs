@@ -54,7 +54,7 @@ async fn create_operations(operations: &Operations, finish: bool) -> usize {
         let created = operations
             .create(NewOperation::self_executed("bench"))
             .await
-            .expect("there is room")
+            .expect("the store accepts it")
             .operation;
         let last = if finish {
             let token = created.lease().expect("it is self-executed").token;
@@ -78,7 +78,7 @@ async fn measure_waiters() {
         let created = operations
             .create(NewOperation::self_executed("bench"))
             .await
-            .expect("there is room");
+            .expect("the store accepts it");
         names.push(created.operation.name_owned());
     }
     let region = Region::new(ALLOCATOR);

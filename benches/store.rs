@@ -43,7 +43,7 @@ async fn populated_operations(count: usize) -> (Operations, Vec<OperationName>) 
         let created = operations
             .create(NewOperation::self_executed("bench"))
             .await
-            .expect("there is room")
+            .expect("the store accepts it")
             .operation;
         let name = created.name_owned();
         if number % 100 != 0 {
@@ -76,7 +76,7 @@ fn bench_get(criterion: &mut Criterion) {
         criterion.bench_function(&format!("page of {size}, of 1 M"), |bench| {
             bench.iter(|| {
                 let page = runtime.block_on(operations.list(&request));
-                black_box(page.expect("the request is good"))
+                black_box(page.expect("the request is valid"))
             });
         });
     }
@@ -97,7 +97,7 @@ fn bench_pages(criterion: &mut Criterion) {
                     ..Default::default()
                 };
                 let page = runtime.block_on(operations.list(&request));
-                let page = page.expect("the request is good");
+                let page = page.expect("the request is valid");
                 token.clone_from(&page.next_page_token);
                 black_box(page)
             });
@@ -121,7 +121,7 @@ fn bench_changes(criterion: &mut Criterion) {
 fn bench_changes_in(storage: &str, runtime: &Runtime, builder: Builder, criterion: &mut Criterion) {
     let operations = runtime.block_on(builder.start());
     let operations = operations.expect("defaults are in range");
-    let queue = QueueName::parse("bench").expect("the name is good");
+    let queue = QueueName::parse("bench").expect("the name is valid");
     let worker = WorkerId::new("bench");
     let mut group = criterion.benchmark_group(format!("changes, {storage}"));
     group.throughput(Throughput::Elements(1));
@@ -134,8 +134,11 @@ fn bench_changes_in(storage: &str, runtime: &Runtime, builder: Builder, criterio
                 operations
                     .create(NewOperation::queued("bench"))
                     .await
-                    .expect("there is room");
-                let leased = operations.lease(&queue, &worker).await.expect("one waits");
+                    .expect("the store accepts it");
+                let leased = operations
+                    .lease(&queue, &worker)
+                    .await
+                    .expect("the queue is not empty");
                 let token = leased.lease().expect("it is leased").token;
                 operations
                     .succeed(&leased.name_owned(), token, Any::default())
@@ -148,10 +151,14 @@ fn bench_changes_in(storage: &str, runtime: &Runtime, builder: Builder, criterio
     for size in [0, 1 << 10, 64 << 10] {
         let created = runtime
             .block_on(operations.create(NewOperation::self_executed("bench")))
-            .expect("there is room");
+            .expect("the store accepts it");
         let (name, token) = (
             created.operation.name_owned(),
-            created.operation.lease().expect("self-executed").token,
+            created
+                .operation
+                .lease()
+                .expect("it is self-executed")
+                .token,
         );
         let mut done_units = 0;
         // Each report differs, because an equal one changes nothing.
@@ -205,7 +212,7 @@ async fn measure_wake_up(operations: &Operations, waiters: usize, rounds: u64) -
         let created = operations
             .create(NewOperation::self_executed("bench"))
             .await
-            .expect("there is room")
+            .expect("the store accepts it")
             .operation;
         let name = Arc::new(created.name_owned());
         let mut waiter_tasks = tokio::task::JoinSet::new();

@@ -171,7 +171,7 @@ async fn populate(
     for number in 0..count {
         let new = NewOperation::self_executed("bench").lease_duration(Duration::from_secs(86_400));
         let created = operations.create(new).await;
-        let mut operation = created.expect("there is room").operation;
+        let mut operation = created.expect("the store accepts it").operation;
         let name = operation.name_owned();
         let mut lease_token = operation.lease().map(|lease| lease.token);
         if number % 7 != 0
@@ -215,7 +215,7 @@ async fn measure_page(operations: &Operations) -> f64 {
                 ..Default::default()
             };
             let page = operations.list(&request).await;
-            token = page.expect("the request is good").next_page_token;
+            token = page.expect("the request is valid").next_page_token;
         }
         round_secs.push((thread_cpu_secs() - started) / f64::from(PAGES_PER_ROUND));
     }

@@ -1,6 +1,5 @@
-//! The hot parts, each so many rounds in this process, to have their
-//! instructions counted: `run` beside this file does that, and compares them with
-//! `figures`. Nothing is timed here.
+//! Executes one hot part for a number of rounds, so that `benches/instructions/run` can count
+//! its instructions.
 
 use std::{hint::black_box, process::ExitCode, time::Duration};
 
@@ -14,11 +13,10 @@ use longrunning::{
 use prost::Message;
 use tower::Service;
 
-/// What there is to get and to list; every tenth of them is running.
-const OPERATIONS: usize = 2_000;
+/// The number of stored operations; every tenth is running.
+const OPERATION_COUNT: usize = 2_000;
 
-/// The parts, with rounds enough for their own work to stand out of the noise of
-/// what was prepared for them.
+/// The parts with their rounds: enough for their cost to exceed the variance of the setup.
 const PARTS: [(&str, usize); 10] = [
     ("get", 100_000),
     ("get-grpc", 10_000),
@@ -34,24 +32,24 @@ const PARTS: [(&str, usize); 10] = [
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let asked: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match asked[..] {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
         ["parts"] => {
             for (part, rounds) in PARTS {
                 println!("{part} {rounds}");
             }
             ExitCode::SUCCESS
         }
-        [part, rounds] if let Ok(rounds) = rounds.parse() => count(part, rounds),
+        [part, rounds] if let Ok(rounds) = rounds.parse() => run(part, rounds),
         _ => {
-            eprintln!("benches/instructions/run counts the instructions of the hot parts");
+            eprintln!("usage: instructions parts | PART ROUNDS; see benches/instructions/run");
             ExitCode::from(2)
         }
     }
 }
 
-fn count(part: &str, rounds: usize) -> ExitCode {
-    // Time stands still, or the slower a machine is, the more would be done in it.
+fn run(part: &str, rounds: usize) -> ExitCode {
+    // Paused time, so that the timers that fire do not depend on the speed of the machine.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(true)
@@ -70,7 +68,7 @@ fn count(part: &str, rounds: usize) -> ExitCode {
             "report" => report(rounds, start().await).await,
             "report-sqlite" => report_sqlite(rounds).await,
             unknown => {
-                eprintln!("there is no part {unknown}");
+                eprintln!("unknown part {unknown}");
                 return ExitCode::FAILURE;
             }
         }
@@ -78,18 +76,18 @@ fn count(part: &str, rounds: usize) -> ExitCode {
     })
 }
 
-// === the parts ===
+// === Parts ===
 
 async fn get(rounds: usize) {
-    let (operations, names) = filled().await;
+    let (operations, names) = populated().await;
     for name in names.iter().cycle().take(rounds) {
         black_box(operations.get_cached(name).expect("it exists"));
     }
 }
 
-/// With all that lies between the frames of HTTP/2 and the store.
+/// A Get through the gRPC service, without HTTP/2 framing.
 async fn get_grpc(rounds: usize) {
-    let (operations, names) = filled().await;
+    let (operations, names) = populated().await;
     let mut service = GrpcMetrics::new(operations_server(&operations), operations.metrics());
     for name in names.iter().cycle().take(rounds) {
         let name = name.to_string();
@@ -101,31 +99,35 @@ async fn get_grpc(rounds: usize) {
             .header("content-type", "application/grpc")
             .header("te", "trailers")
             .body(Full::new(Bytes::from(framed)))
-            .expect("the request is good");
-        let answer = service.call(request).await.expect("errors are answers");
-        let body = answer.into_body().collect().await.expect("it is in memory");
-        let trailers = body.trailers().expect("gRPC ends with them");
+            .expect("the request is valid");
+        let response = service.call(request).await.expect("errors are responses");
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .expect("the body is in memory");
+        let trailers = body.trailers().expect("gRPC responses have trailers");
         assert_eq!(trailers["grpc-status"], "0");
     }
 }
 
-/// With the rendering as JSON, between the frames and the store.
+/// A Get through the HTTP gateway, with its JSON.
 async fn get_http(rounds: usize) {
-    let (operations, names) = filled().await;
+    let (operations, names) = populated().await;
     let mut service = gateway(&operations, HttpOptions::default());
     for name in names.iter().cycle().take(rounds) {
         let request = http::Request::get(format!("/v1/{name}"))
             .body(Full::<Bytes>::default())
-            .expect("the request is good");
-        let answer = service.call(request).await.expect("errors are answers");
-        assert_eq!(answer.status(), 200);
-        black_box(answer.into_body().collect().await).expect("it is in memory");
+            .expect("the request is valid");
+        let response = service.call(request).await.expect("errors are responses");
+        assert_eq!(response.status(), 200);
+        black_box(response.into_body().collect().await).expect("the body is in memory");
     }
 }
 
-/// Pages of 100, from the first to the last and again.
+/// Lists pages of 100 operations, and starts again after the last page.
 async fn page(rounds: usize, filter: &str) {
-    let (operations, _) = filled().await;
+    let (operations, _) = populated().await;
     let mut page_token = String::new();
     for _ in 0..rounds {
         let request = ListOperationsRequest {
@@ -135,7 +137,7 @@ async fn page(rounds: usize, filter: &str) {
             ..Default::default()
         };
         let page = operations.list(&request).await;
-        let page = page.expect("the request is good");
+        let page = page.expect("the request is valid");
         assert_eq!(page.operations.len(), 100);
         page_token = page.next_page_token;
     }
@@ -150,12 +152,15 @@ async fn create(rounds: usize) {
 
 async fn create_lease_finish(rounds: usize) {
     let operations = start().await;
-    let queue = QueueName::parse("bench").expect("the name is good");
+    let queue = QueueName::parse("bench").expect("the name is valid");
     let worker = WorkerId::new("bench");
     for _ in 0..rounds {
         let created = operations.create(NewOperation::queued("bench")).await;
-        created.expect("there is room");
-        let leased = operations.lease(&queue, &worker).await.expect("one waits");
+        created.expect("the store accepts it");
+        let leased = operations
+            .lease(&queue, &worker)
+            .await
+            .expect("the queue is not empty");
         finish(&operations, &leased).await;
     }
 }
@@ -165,7 +170,7 @@ async fn create_wait_finish(rounds: usize) {
     for _ in 0..rounds {
         let created = self_executed(&operations).await;
         let name = created.name_owned();
-        // The wait looks first, and sleeps when the end comes.
+        // The wait is polled first, so that the finish wakes it.
         let wait = operations.wait(&name, Duration::from_secs(60));
         let (waited, ()) = tokio::join!(wait, finish(&operations, &created));
         assert!(waited.expect("it exists").is_done());
@@ -176,7 +181,7 @@ async fn report(rounds: usize, operations: Operations) {
     let created = self_executed(&operations).await;
     let name = created.name_owned();
     let token = created.lease().expect("it is self-executed").token;
-    // Never the same twice, and of the same length.
+    // Each report differs, because an equal one changes nothing; their sizes are equal.
     for done_units in (1..=100).cycle().take(rounds) {
         let progress = Progress {
             done_units,
@@ -192,15 +197,16 @@ async fn report(rounds: usize, operations: Operations) {
 }
 
 async fn report_sqlite(rounds: usize) {
-    let directory = tempfile::tempdir().expect("there is room");
-    let journal = SqliteStorage::open(directory.path().join("journal")).expect("it is new");
-    let operations = Operations::builder().storage(journal).start().await;
+    let directory = tempfile::tempdir().expect("the store accepts it");
+    let storage =
+        SqliteStorage::open(directory.path().join("storage")).expect("a new file can be opened");
+    let operations = Operations::builder().storage(storage).start().await;
     let operations = operations.expect("defaults are in range");
     report(rounds, operations.clone()).await;
     operations.close().await;
 }
 
-// === what they need ===
+// === Helpers ===
 
 async fn start() -> Operations {
     let limits = Limits {
@@ -211,10 +217,10 @@ async fn start() -> Operations {
     operations.expect("defaults are in range")
 }
 
-async fn filled() -> (Operations, Vec<OperationName>) {
+async fn populated() -> (Operations, Vec<OperationName>) {
     let operations = start().await;
-    let mut names = Vec::with_capacity(OPERATIONS);
-    for number in 0..OPERATIONS {
+    let mut names = Vec::with_capacity(OPERATION_COUNT);
+    for number in 0..OPERATION_COUNT {
         let created = self_executed(&operations).await;
         if number % 10 != 0 {
             finish(&operations, &created).await;
@@ -227,13 +233,13 @@ async fn filled() -> (Operations, Vec<OperationName>) {
 async fn self_executed(operations: &Operations) -> std::sync::Arc<Operation> {
     let new = NewOperation::self_executed("bench").label("user", "ann");
     let created = operations.create(new).await;
-    created.expect("there is room").operation
+    created.expect("the store accepts it").operation
 }
 
-async fn finish(operations: &Operations, held: &Operation) {
-    let token = held.lease().expect("it is held").token;
+async fn finish(operations: &Operations, leased: &Operation) {
+    let token = leased.lease().expect("it is leased").token;
     let done = operations
-        .succeed(&held.name_owned(), token, Any::default())
+        .succeed(&leased.name_owned(), token, Any::default())
         .await;
     done.expect("the lease is held");
 }

@@ -1,5 +1,5 @@
-"""google.longrunning.Operations as one would write it first in Python: messages
-in a dict, served by grpc.aio with its settings left as they are.
+"""A straightforward google.longrunning.Operations in Python: messages in a dict,
+served by grpc.aio with default settings.
 
 `server.py STORED` prints `listening ADDRESS`. GetOperation of `waiters` has the number
 of open waits as its name; DeleteOperation does nothing and so is the empty unary.

@@ -1,6 +1,5 @@
-// google.longrunning.Operations as one would write it first in C++: messages in
-// a map under a lock, served by grpc++'s callback API with its settings left as
-// they are.
+// A straightforward google.longrunning.Operations in C++: messages in
+// a map under a lock, served by grpc++'s callback API with default settings.
 //
 // `grpc-cpp STORED` prints `listening ADDRESS`. GetOperation of `waiters` has the number of
 // open waits as its name; DeleteOperation does nothing and so is the empty unary.
@@ -133,7 +132,7 @@ class Service final : public lro::Operations::CallbackService {
 
  private:
   std::shared_mutex mutex_;
-  // In the order of creation, which never changes here.
+  // In the order of creation.
   std::vector<std::string> names_;
   std::unordered_map<std::string, Entry> entries_;
   std::atomic<size_t> waiters_{0};

@@ -1,5 +1,5 @@
-// google.longrunning.Operations as one would write it first in Go: messages in
-// a map under an RWMutex, served by grpc-go with its settings left as they are.
+// A straightforward google.longrunning.Operations in Go: messages in
+// a map under an RWMutex, served by grpc-go with default settings.
 //
 // `grpc-go STORED` prints `listening ADDRESS`. GetOperation of `waiters` has the number
 // of open waits as its name; DeleteOperation does nothing and so is the empty unary.
@@ -33,7 +33,7 @@ type server struct {
 	pb.UnimplementedOperationsServer
 	mutex   sync.RWMutex
 	entries map[string]*entry
-	// In the order of creation, which never changes here.
+	// In the order of creation.
 	names   []string
 	waiters atomic.Int64
 }

@@ -1,11 +1,10 @@
-//! The program under load: `longrunning serve` with its defaults and one lane,
-//! holding the operations that the load asks for.
+//! The server under load: `longrunning serve` with its defaults, one connection thread and
+//! prepared operations.
 //!
-//! `load-server DIR [LANES [MORE]]` writes to DIR what the load sends
-//! (`NAME.request`), what it must get (`NAME.stored`) and all operations in one
-//! message for the peers (`stored.binpb`), makes so many more that run, then
-//! prints `listening CLIENTS ADMIN WORKERS` and serves. LOG is the filter of its
-//! log, by default that of the program.
+//! `load-server DIR [THREADS [MORE]]` writes the requests of the load (`NAME.request`), the
+//! expected responses (`NAME.stored`) and all operations in one message for the peers
+//! (`stored.binpb`) to DIR, creates MORE further running operations, prints
+//! `listening CLIENTS ADMIN WORKERS` and serves. LOG is the log filter.
 
 use std::{env, error::Error, fs, path::Path, time::Duration};
 
@@ -19,10 +18,10 @@ use longrunning::{
 };
 use prost::Message;
 
-/// The sizes of the done operations, encoded.
-const SIZES: [usize; 4] = [272, 1_349, 8_517, 65_864];
-/// Pending operations, each to be waited for once.
-const WAITED: usize = 3_000;
+/// The encoded sizes of the done operations.
+const SIZES_BYTES: [usize; 4] = [272, 1_349, 8_517, 65_864];
+/// The number of pending operations for waits.
+const PENDING_COUNT: usize = 3_000;
 
 fn main() -> Result<(), Box<dyn Error>> {
     tokio::runtime::Builder::new_multi_thread()
@@ -33,7 +32,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 async fn serve() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args().skip(1);
-    let dir = arguments.next().ok_or("load-server DIR [THREADS]")?;
+    let dir = arguments
+        .next()
+        .ok_or("usage: load-server DIR [THREADS [MORE]]")?;
     let connection_threads = arguments.next().map_or(Ok(1), |text| text.parse())?;
     let more = arguments.next().map_or(Ok(0), |text| text.parse())?;
     init_telemetry(
@@ -47,12 +48,12 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let app = config.bind_and_start().await?;
     fill(app.operations(), Path::new(&dir)).await?;
     for _ in 0..more {
-        // Nobody renews them.
+        // No worker renews these leases.
         let new = NewOperation::self_executed("load").lease_duration(Duration::from_secs(86_400));
         app.operations().create(new).await?;
     }
-    let admin = app.admin_addr().ok_or("there is an admin listener")?;
-    let workers = app.worker_addr().ok_or("there is a listener for workers")?;
+    let admin = app.admin_addr().ok_or("the admin listener is disabled")?;
+    let workers = app.worker_addr().ok_or("the worker listener is disabled")?;
     println!("listening {} {admin} {workers}", app.client_addr());
     app.run(stop, abort).await;
     Ok(())
@@ -60,15 +61,15 @@ async fn serve() -> Result<(), Box<dyn Error>> {
 
 async fn fill(operations: &Operations, dir: &Path) -> Result<(), Box<dyn Error>> {
     let mut stored = ListOperationsResponse::default();
-    for size in SIZES {
-        let bytes = done_of(operations, size).await?;
+    for size in SIZES_BYTES {
+        let bytes = create_done(operations, size).await?;
         let name = Operation::decode(&*bytes)?.name;
         let request = GetOperationRequest { name }.encode_to_vec();
         fs::write(dir.join(format!("get-{size}.request")), framed(&request))?;
         fs::write(dir.join(format!("get-{size}.stored")), &bytes)?;
         stored.operations.push(Operation::decode(&*bytes)?);
     }
-    for number in 0..WAITED {
+    for number in 0..PENDING_COUNT {
         let new = NewOperation::queued("nobody-works-here").id(&format!("waited-{number:04}"));
         let operation = operations.create(new).await?.operation;
         stored
@@ -80,7 +81,7 @@ async fn fill(operations: &Operations, dir: &Path) -> Result<(), Box<dyn Error>>
         ..Default::default()
     };
     fs::write(dir.join("list.request"), framed(&page.encode_to_vec()))?;
-    // None is found, so that each page is looked for as long as one may be.
+    // Matches nothing, so that each page uses its whole time budget.
     let scan = ListOperationsRequest {
         filter: "metadata.attempt = 7".to_owned(),
         ..page
@@ -96,14 +97,14 @@ async fn fill(operations: &Operations, dir: &Path) -> Result<(), Box<dyn Error>>
     Ok(())
 }
 
-/// A done operation of exactly so many bytes. Its times take more or fewer
-/// bytes by chance, so that one may have to be made again.
-async fn done_of(operations: &Operations, size: usize) -> Result<Vec<u8>, Box<dyn Error>> {
+/// Creates a done operation of exactly `size` encoded bytes. The size of its times varies, so
+/// that several attempts may be needed.
+async fn create_done(operations: &Operations, size: usize) -> Result<Vec<u8>, Box<dyn Error>> {
     let mut filling = size / 2;
     for attempt in 0..1_000 {
         let new = NewOperation::self_executed("load").id(&format!("done-{size}-{attempt:03}"));
         let created = operations.create(new).await?.operation;
-        let token = created.lease().ok_or("it is self-executed")?.token;
+        let token = created.lease().ok_or("the operation has no lease")?.token;
         let response = Any {
             type_url: "type.googleapis.com/bench.Filling".to_owned(),
             value: vec![b'.'; filling],
@@ -116,13 +117,13 @@ async fn done_of(operations: &Operations, size: usize) -> Result<Vec<u8>, Box<dy
         }
         filling = (filling + size)
             .checked_sub(bytes.len())
-            .ok_or("the operation does not get that small")?;
+            .ok_or("the size is too small for an operation")?;
         operations.delete(&name).await?;
     }
-    Err("no operation came out in the size wanted".into())
+    Err("no attempt produced an operation of this size".into())
 }
 
-/// A gRPC message as it goes over the wire: not compressed, its length, itself.
+/// Prefixes a message with the gRPC header of an uncompressed message.
 fn framed(message: &[u8]) -> Vec<u8> {
     let length = u32::try_from(message.len()).expect("requests are small");
     [&[0], &length.to_be_bytes()[..], message].concat()

@@ -1,6 +1,5 @@
-//! google.longrunning.Operations as one would write it first: prost messages in
-//! a map under a lock, served by tonic's own server with its settings left as
-//! they are, on a current-thread runtime.
+//! A straightforward google.longrunning.Operations: prost messages in
+//! a map under a lock, served by tonic's own server with default settings, on a current-thread runtime.
 //!
 //! `stock-tonic STORED` prints `listening ADDRESS`. GetOperation of `waiters`
 //! has the number of open waits as its name; DeleteOperation does nothing and so is the
@@ -55,7 +54,7 @@ struct Entry {
 
 struct Store {
     entries: RwLock<HashMap<String, Entry>>,
-    /// In the order of creation, which never changes here.
+    /// In the order of creation.
     names: Vec<String>,
     waiters: AtomicUsize,
 }
@@ -170,11 +169,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         .enable_all()
         .build()?
         .block_on(async {
-            // As `Server::serve` listens, but it would not tell the port.
+            // `Server::serve` does not report the port.
             let listener = TcpIncoming::bind("127.0.0.1:0".parse()?)?.with_nodelay(Some(true));
             println!("listening {}", listener.local_addr()?);
             Server::builder()
-                // Left as it is, 200 streams a connection: the waits need more.
+                // The default of 200 streams per connection is too low for the waits.
                 .max_concurrent_streams(100_000)
                 .add_service(OperationsServer::new(store))
                 .serve_with_incoming(listener)

@@ -1,9 +1,8 @@
-//! Jobs over the wire: creates operations, leases them and finishes them as
-//! services and workers do, with the clients that tonic generates, on one
+//! Job load: creates, leases and finishes operations with the generated tonic clients on one
 //! thread.
 //!
-//! `load-jobs CLIENTS WORKERS PID COUNT` prints lines `WHAT<tab>VALUE`. CPU is
-//! that of the server, the process PID; the load has a processor of its own.
+//! `load-jobs CLIENTS WORKERS PID COUNT` prints lines `METRIC<tab>VALUE`. CPU time is that of
+//! the server, the process PID; the load runs on another processor.
 
 use std::{env, error::Error, fs, time::Duration};
 
@@ -25,29 +24,30 @@ use tokio::{
 use tonic::{Status, transport::Channel};
 
 type Worker = OperationWorkerClient<Channel>;
-type Failed = Box<dyn Error + Send + Sync>;
+type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Tasks that each create, lease and finish one operation after the other.
-const SINGLES: usize = 64;
-/// Tasks that create, and tasks that lease a hundred at a time.
+/// The number of tasks that create, lease and finish operations one by one.
+const CYCLE_TASKS: usize = 64;
+/// The number of tasks that create, and of tasks that lease in batches.
 const CREATORS: usize = 64;
 const LEASERS: usize = 4;
-const BATCH: i32 = 100;
-/// How many latencies are taken.
+const BATCH_SIZE: i32 = 100;
+/// The number of measured latencies.
 const SAMPLES: usize = 2000;
-const BEATS: usize = 60;
+/// The number of workers that learn of a cancellation from heartbeats.
+const HEARTBEAT_WORKERS: usize = 60;
 
-fn main() -> Result<(), Failed> {
+fn main() -> Result<(), BoxError> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
         .block_on(measure())
 }
 
-async fn measure() -> Result<(), Failed> {
+async fn measure() -> Result<(), BoxError> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [clients, workers, pid, count] = &arguments[..] else {
-        return Err("load-jobs CLIENTS WORKERS PID COUNT".into());
+        return Err("usage: load-jobs CLIENTS WORKERS PID COUNT".into());
     };
     let count: usize = count.parse()?;
     let clients = channel(clients).await?;
@@ -55,40 +55,46 @@ async fn measure() -> Result<(), Failed> {
     let worker = Worker::new(workers);
 
     let rate = timed("one by one", pid, count, singles(&worker, "singles", count)).await?;
-    timed("leased by the hundred", pid, count, batches(&worker, count)).await?;
+    timed(
+        "leased in batches of 100",
+        pid,
+        count,
+        batches(&worker, count),
+    )
+    .await?;
 
-    tell("Create to lease, idle", pickups(&worker, "idle").await?);
-    // Half of what goes through one by one, from the same process.
+    print_quantiles("Create to lease, idle", pickups(&worker, "idle").await?);
+    // Half of the throughput of single jobs, from the same process.
     let load = tokio::spawn(paced(worker.clone(), rate / 2.0));
-    tell(
+    print_quantiles(
         "Create to lease, half load",
         pickups(&worker, "half").await?,
     );
     load.abort();
 
     let pushes = pushes(&worker, OperationsClient::new(clients.clone())).await?;
-    tell("Cancel to worker, by push", pushes);
-    let beats = beats(&worker, OperationsClient::new(clients)).await?;
-    tell("Cancel to worker, by heartbeats at 333 ms", beats);
+    print_quantiles("Cancel to worker, by push", pushes);
+    let by_heartbeat = heartbeats(&worker, OperationsClient::new(clients)).await?;
+    print_quantiles("Cancel to worker, by heartbeats at 333 ms", by_heartbeat);
     Ok(())
 }
 
-async fn channel(address: &str) -> Result<Channel, Failed> {
+async fn channel(address: &str) -> Result<Channel, BoxError> {
     let endpoint = Channel::from_shared(format!("http://{address}"))?;
     Ok(endpoint.tcp_nodelay(true).connect().await?)
 }
 
-// === How much goes through ===
+// === Throughput ===
 
 async fn timed(
     how: &str,
     pid: &str,
     count: usize,
-    work: impl Future<Output = Result<(), Failed>>,
-) -> Result<f64, Failed> {
-    let (begun, before) = (Instant::now(), cpu(pid)?);
+    work: impl Future<Output = Result<(), BoxError>>,
+) -> Result<f64, BoxError> {
+    let (begun, before) = (Instant::now(), cpu_nanos(pid)?);
     work.await?;
-    let (took, spent) = (begun.elapsed().as_secs_f64(), cpu(pid)? - before);
+    let (took, spent) = (begun.elapsed().as_secs_f64(), cpu_nanos(pid)? - before);
     let rate = count as f64 / took;
     println!("Create, lease, finish, {how}: per second\t{rate:.0}");
     let each = spent / 1000.0 / count as f64;
@@ -96,12 +102,12 @@ async fn timed(
     Ok(rate)
 }
 
-async fn singles(worker: &Worker, queue: &'static str, count: usize) -> Result<(), Failed> {
+async fn singles(worker: &Worker, queue: &'static str, count: usize) -> Result<(), BoxError> {
     let mut tasks = JoinSet::new();
-    for _ in 0..SINGLES {
+    for _ in 0..CYCLE_TASKS {
         let mut worker = worker.clone();
         tasks.spawn(async move {
-            for _ in 0..count / SINGLES {
+            for _ in 0..count / CYCLE_TASKS {
                 cycle(&mut worker, queue).await?;
             }
             Ok::<_, Status>(())
@@ -121,7 +127,7 @@ async fn cycle(worker: &mut Worker, queue: &str) -> Result<(), Status> {
     Ok(())
 }
 
-async fn batches(worker: &Worker, count: usize) -> Result<(), Failed> {
+async fn batches(worker: &Worker, count: usize) -> Result<(), BoxError> {
     let mut tasks = JoinSet::new();
     for _ in 0..CREATORS {
         let mut worker = worker.clone();
@@ -137,7 +143,7 @@ async fn batches(worker: &Worker, count: usize) -> Result<(), Failed> {
         let (mut worker, done) = (worker.clone(), done.clone());
         tasks.spawn(async move {
             loop {
-                let leases = lease(&mut worker, "batches", BATCH).await?;
+                let leases = lease(&mut worker, "batches", BATCH_SIZE).await?;
                 let ends = leases.into_iter().map(|lease| {
                     let (mut worker, done) = (worker.clone(), done.clone());
                     async move {
@@ -159,10 +165,10 @@ async fn batches(worker: &Worker, count: usize) -> Result<(), Failed> {
     Ok(())
 }
 
-// === How soon ===
+// === Latency ===
 
-/// How long after the call that creates it a waiting worker has an operation.
-async fn pickups(worker: &Worker, queue: &'static str) -> Result<Vec<Duration>, Failed> {
+/// Measures the time from the create call until a waiting worker has the lease.
+async fn pickups(worker: &Worker, queue: &'static str) -> Result<Vec<Duration>, BoxError> {
     let (leased, mut seen) = mpsc::channel(1);
     let mut taker = worker.clone();
     let taking = tokio::spawn(async move {
@@ -178,17 +184,17 @@ async fn pickups(worker: &Worker, queue: &'static str) -> Result<Vec<Duration>, 
     let mut worker = worker.clone();
     let mut took = Vec::with_capacity(SAMPLES);
     for _ in 0..SAMPLES {
-        // The worker is back at its poll.
+        // Lets the worker return to its long poll.
         sleep(Duration::from_millis(2)).await;
         let begun = Instant::now();
         create(&mut worker, queue).await?;
-        took.push(seen.recv().await.ok_or("the worker broke off")? - begun);
+        took.push(seen.recv().await.ok_or("the worker task failed")? - begun);
     }
     taking.abort();
     Ok(took)
 }
 
-/// So many operations a second, for ever.
+/// Runs `rate` jobs per second until aborted.
 async fn paced(worker: Worker, rate: f64) {
     let mut tick = interval(Duration::from_millis(10));
     loop {
@@ -203,11 +209,11 @@ async fn paced(worker: Worker, rate: f64) {
     }
 }
 
-/// How long after the call that cancels it the holder of a lease is told.
+/// Measures the time from the cancel call until the lease holder receives the directive.
 async fn pushes(
     worker: &Worker,
     mut clients: OperationsClient<Channel>,
-) -> Result<Vec<Duration>, Failed> {
+) -> Result<Vec<Duration>, BoxError> {
     let mut worker = worker.clone();
     let request = WatchDirectivesRequest {
         worker_id: "pushes".to_owned(),
@@ -216,7 +222,7 @@ async fn pushes(
     directives.message().await?;
     let mut took = Vec::with_capacity(SAMPLES);
     for _ in 0..SAMPLES {
-        let lease = held(&mut worker, "pushes", None).await?;
+        let lease = create_self_executed(&mut worker, "pushes", None).await?;
         let begun = Instant::now();
         let cancel = clients.cancel_operation(CancelOperationRequest {
             name: lease.name.clone(),
@@ -224,7 +230,7 @@ async fn pushes(
         let (_, directive) = (cancel.await?, directives.message().await?);
         let directive: Directive = directive.ok_or("the stream ended")?;
         if directive.kind() != Kind::CancelRequested || directive.name != lease.name {
-            return Err(format!("another directive: {directive:?}").into());
+            return Err(format!("unexpected directive: {directive:?}").into());
         }
         took.push(begun.elapsed());
         finish(&mut worker, lease).await?;
@@ -232,22 +238,22 @@ async fn pushes(
     Ok(took)
 }
 
-/// The same, for a worker that only sends heartbeats, as often as it is asked to.
-async fn beats(
+/// Measures the same for workers that only send heartbeats at the requested interval.
+async fn heartbeats(
     worker: &Worker,
     clients: OperationsClient<Channel>,
-) -> Result<Vec<Duration>, Failed> {
+) -> Result<Vec<Duration>, BoxError> {
     let mut tasks = JoinSet::new();
-    for number in 0..BEATS {
+    for number in 0..HEARTBEAT_WORKERS {
         let (mut worker, mut clients) = (worker.clone(), clients.clone());
         tasks.spawn(async move {
             let short = Duration::from_secs(1).try_into().ok();
-            let lease = held(&mut worker, "beats", short).await?;
+            let lease = create_self_executed(&mut worker, "beats", short).await?;
             let name = lease.name.clone();
             let cancelling = tokio::spawn(async move {
-                // Spread over the time between two heartbeats.
+                // Spreads the cancel calls over one heartbeat interval.
                 sleep(Duration::from_millis(
-                    333 + 333 * number as u64 / BEATS as u64,
+                    333 + 333 * number as u64 / HEARTBEAT_WORKERS as u64,
                 ))
                 .await;
                 let begun = Instant::now();
@@ -276,9 +282,9 @@ async fn beats(
                     .and_then(|next| next.try_into().ok());
                 sleep(next.unwrap_or_default()).await;
             }
-            let told = Instant::now();
+            let received = Instant::now();
             let begun = cancelling.await??;
-            Ok::<_, Failed>(told - begun)
+            Ok::<_, BoxError>(received - begun)
         });
     }
     let mut took = Vec::new();
@@ -288,11 +294,11 @@ async fn beats(
     Ok(took)
 }
 
-fn tell(what: &str, mut took: Vec<Duration>) {
+fn print_quantiles(metric: &str, mut took: Vec<Duration>) {
     took.sort();
     for (name, part) in [("p50", 0.5), ("p99", 0.99)] {
         let at = ((took.len() - 1) as f64 * part) as usize;
-        println!("{what}: {name}, µs\t{}", took[at].as_micros());
+        println!("{metric}: {name}, µs\t{}", took[at].as_micros());
     }
 }
 
@@ -310,7 +316,7 @@ async fn create(worker: &mut Worker, queue: &str) -> Result<(), Status> {
     worker.create_operation(request).await.map(drop)
 }
 
-async fn held(
+async fn create_self_executed(
     worker: &mut Worker,
     id: &str,
     lease_duration: Option<prost_types::Duration>,
@@ -326,7 +332,7 @@ async fn held(
     let created = worker.create_operation(request).await?.into_inner();
     created
         .lease
-        .ok_or_else(|| Status::internal("no lease came"))
+        .ok_or_else(|| Status::internal("the response has no lease"))
 }
 
 async fn lease(worker: &mut Worker, queue: &str, most: i32) -> Result<Vec<Lease>, Status> {
@@ -348,8 +354,8 @@ async fn finish(worker: &mut Worker, lease: Lease) -> Result<(), Status> {
     worker.finish_operation(request).await.map(drop)
 }
 
-/// Nanoseconds on a processor, of all threads of a process.
-fn cpu(pid: &str) -> Result<f64, Failed> {
+/// Returns the CPU time of all threads of a process in nanoseconds.
+fn cpu_nanos(pid: &str) -> Result<f64, BoxError> {
     let mut sum = 0.0;
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let text = fs::read_to_string(task?.path().join("schedstat"))?;

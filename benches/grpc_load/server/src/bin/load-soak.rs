@@ -1,9 +1,8 @@
-//! A mixed load for a long time: creates, reports, finishes, deletes, polls,
-//! lists and waits, at a fixed rate, with the clients that tonic generates, on
-//! one thread. What matters is that nothing grows and nothing fails.
+//! Soak load: creates, reports, finishes, deletes, polls, lists and waits at a fixed rate, with
+//! the generated tonic clients on one thread. Shows whether memory grows or calls fail.
 //!
-//! `load-soak CLIENTS WORKERS PID RATE MINUTES` prints a line a minute: the
-//! server's CPU and memory, operations and waits, latencies of Get, failures.
+//! `load-soak CLIENTS WORKERS PID RATE MINUTES` prints a line per minute with the call rate,
+//! the CPU and memory of the server, the latency of Get, and failures.
 
 use std::{env, error::Error, fs, sync::Arc, time::Duration};
 
@@ -25,17 +24,17 @@ use tokio::{
 };
 use tonic::{Status, transport::Channel};
 
-type Failed = Box<dyn Error + Send + Sync>;
+type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Users at a time, each of whom follows one operation after the other.
+/// The number of concurrent users, each with one operation at a time.
 const USERS: u64 = 500;
-/// Polls of an operation between its creation and its end.
+/// The number of polls of an operation before it finishes.
 const POLLS: i64 = 12;
-/// How long one of ten operations is waited for.
-const WAIT: Duration = Duration::from_secs(60);
+/// The timeout of the wait for every tenth operation.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
-struct Found {
+struct Measurements {
     gets: Vec<Duration>,
     calls: u64,
     failures: Vec<Status>,
@@ -45,69 +44,69 @@ struct Found {
 struct User {
     clients: OperationsClient<Channel>,
     workers: OperationWorkerClient<Channel>,
-    found: Arc<Mutex<Found>>,
+    measurements: Arc<Mutex<Measurements>>,
 }
 
-fn main() -> Result<(), Failed> {
+fn main() -> Result<(), BoxError> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
         .block_on(soak())
 }
 
-async fn soak() -> Result<(), Failed> {
+async fn soak() -> Result<(), BoxError> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [clients, workers, pid, rate, minutes] = &arguments[..] else {
-        return Err("load-soak CLIENTS WORKERS PID RATE MINUTES".into());
+        return Err("usage: load-soak CLIENTS WORKERS PID RATE MINUTES".into());
     };
     let user = User {
         clients: OperationsClient::new(channel(clients).await?),
         workers: OperationWorkerClient::new(channel(workers).await?),
-        found: Arc::default(),
+        measurements: Arc::default(),
     };
-    // Of an operation's some 19 calls, 12 are polls, one a turn.
+    // An operation makes about 19 calls, of which 12 are polls, one per tick.
     let pause = Duration::from_secs_f64(USERS as f64 * 19.0 / 12.0 / rate.parse::<f64>()?);
     for number in 0..USERS {
-        tokio::spawn(user.clone().live(number, pause));
+        tokio::spawn(user.clone().run(number, pause));
     }
     println!("| minute | calls/s | CPU | RSS, MB | Get p50 / p99 / p99.9, µs | failures |");
     println!("| --: | --: | --: | --: | --: | --: |");
     let mut minute = interval(Duration::from_secs(60));
     minute.tick().await;
     for number in 1..=minutes.parse::<u32>()? {
-        let (begun, before) = (Instant::now(), cpu(pid)?);
+        let (begun, before) = (Instant::now(), cpu_nanos(pid)?);
         minute.tick().await;
-        let (took, spent) = (begun.elapsed().as_secs_f64(), cpu(pid)? - before);
-        let mut found = std::mem::take(&mut *user.found.lock().await);
-        found.gets.sort_unstable();
+        let (took, spent) = (begun.elapsed().as_secs_f64(), cpu_nanos(pid)? - before);
+        let mut measured = std::mem::take(&mut *user.measurements.lock().await);
+        measured.gets.sort_unstable();
         let at = |part: f64| {
-            let place = (found.gets.len() as f64 * part) as usize;
-            found.gets.get(place).map_or(0, Duration::as_micros)
+            let place = (measured.gets.len() as f64 * part) as usize;
+            measured.gets.get(place).map_or(0, Duration::as_micros)
         };
         println!(
             "| {number} | {:.0} | {:.0} % | {:.1} | {} / {} / {} | {} |",
-            found.calls as f64 / took,
+            measured.calls as f64 / took,
             spent / took / 1e7,
-            rss(pid)?,
+            rss_mb(pid)?,
             at(0.5),
             at(0.99),
             at(0.999),
-            found.failures.len()
+            measured.failures.len()
         );
-        if let Some(failure) = found.failures.first() {
+        if let Some(failure) = measured.failures.first() {
             println!("first failure of the minute: {failure}");
         }
     }
     Ok(())
 }
 
-async fn channel(address: &str) -> Result<Channel, Failed> {
+async fn channel(address: &str) -> Result<Channel, BoxError> {
     let endpoint = Channel::from_shared(format!("http://{address}"))?;
     Ok(endpoint.tcp_nodelay(true).connect().await?)
 }
 
-/// Nanoseconds that the process has had on a processor.
-fn cpu(pid: &str) -> Result<f64, Failed> {
+/// Returns the CPU time of a process in nanoseconds.
+fn cpu_nanos(pid: &str) -> Result<f64, BoxError> {
     let mut nanos = 0.0;
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let text = fs::read_to_string(task?.path().join("schedstat"))?;
@@ -117,7 +116,8 @@ fn cpu(pid: &str) -> Result<f64, Failed> {
     Ok(nanos)
 }
 
-fn rss(pid: &str) -> Result<f64, Failed> {
+/// Returns the resident memory of a process in MB.
+fn rss_mb(pid: &str) -> Result<f64, BoxError> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
     let kib = line.and_then(|line| line.split_whitespace().nth(1));
@@ -127,22 +127,21 @@ fn rss(pid: &str) -> Result<f64, Failed> {
 // === impl User ===
 
 impl User {
-    async fn live(mut self, number: u64, pause: Duration) {
+    async fn run(mut self, number: u64, pause: Duration) {
         let mut turns = interval(pause);
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // Users do not all begin at once.
+        // Spreads the first ticks of the users.
         let late = pause.mul_f64(number as f64 / USERS as f64);
         tokio::time::sleep(late).await;
         for round in number.. {
-            if let Err(failure) = self.follow(round, &mut turns).await {
-                self.found.lock().await.failures.push(failure);
+            if let Err(failure) = self.run_operation(round, &mut turns).await {
+                self.measurements.lock().await.failures.push(failure);
             }
         }
     }
 
-    /// From the creation of an operation to its end, and for one of three to
-    /// its deletion.
-    async fn follow(
+    /// Runs one operation from creation to finish; deletes every third one.
+    async fn run_operation(
         &mut self,
         round: u64,
         turns: &mut tokio::time::Interval,
@@ -168,7 +167,7 @@ impl User {
             tokio::spawn(async move {
                 let request = WaitOperationRequest {
                     name,
-                    timeout: prost_types::Duration::try_from(WAIT).ok(),
+                    timeout: prost_types::Duration::try_from(WAIT_TIMEOUT).ok(),
                 };
                 clients.wait_operation(request).await
             })
@@ -179,10 +178,10 @@ impl User {
             let request = GetOperationRequest { name: name.clone() };
             self.clients.get_operation(request).await?;
             let took = asked.elapsed();
-            let mut found = self.found.lock().await;
-            found.gets.push(took);
-            found.calls += 1;
-            drop(found);
+            let mut measured = self.measurements.lock().await;
+            measured.gets.push(took);
+            measured.calls += 1;
+            drop(measured);
             if poll % 4 == 0 {
                 let report = LeaseHeartbeat {
                     name: name.clone(),
@@ -200,7 +199,7 @@ impl User {
                     ..HeartbeatRequest::default()
                 };
                 self.workers.heartbeat(beat).await?;
-                self.found.lock().await.calls += 1;
+                self.measurements.lock().await.calls += 1;
             }
         }
         if round % 4 == 0 {
@@ -235,7 +234,7 @@ impl User {
                 .delete_operation(DeleteOperationRequest { name })
                 .await?;
         }
-        self.found.lock().await.calls += 3;
+        self.measurements.lock().await.calls += 3;
         Ok(())
     }
 }

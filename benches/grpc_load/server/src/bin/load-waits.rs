@@ -1,6 +1,5 @@
-//! Waits as a load: opens WaitOperation streams, finishes what they wait for
-//! and takes the times. It speaks just enough HTTP/2 by itself, so that at
-//! 10 000 answers it is the server that is measured and not its client.
+//! Wait load: opens WaitOperation streams, cancels their operations and measures the wake-up.
+//! It has a minimal HTTP/2 client, so that the client does not limit 10 000 responses.
 //!
 //! ```text
 //! load-waits herd ADDRESS PID COUNT CONNECTIONS [ADMIN]   one operation, COUNT streams
@@ -26,14 +25,14 @@ use prost::Message;
 
 type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
-/// Streams that are opened at once, and the pause after them: Python refuses
-/// some of what comes faster.
-const BATCH: usize = 50;
-const PAUSE: Duration = Duration::from_millis(5);
-/// The pause before each operation of `one`, in which the server falls asleep.
-const IDLE: Duration = Duration::from_millis(2);
+/// The number of streams that are opened together, and the delay between batches; grpc.aio
+/// rejects streams that are opened faster.
+const STREAM_BATCH_SIZE: usize = 50;
+const BATCH_DELAY: Duration = Duration::from_millis(5);
+/// The delay before each call of `one`, so that the server is idle.
+const IDLE_DELAY: Duration = Duration::from_millis(2);
 
-/// The kinds and flags of frames that matter here.
+/// The types and flags of HTTP/2 frames.
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
@@ -45,17 +44,17 @@ const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// An HTTP/2 connection that cannot read headers. That an answer was good is
-/// seen from its message: a gRPC error has none.
+/// An HTTP/2 connection that does not decode headers. A response is successful if it has a
+/// message: a gRPC error has none.
 struct Connection {
     stream: TcpStream,
     address: String,
     buffer: Vec<u8>,
     next: u32,
-    /// What may still be sent; the requests are too small for streams' windows.
+    /// The send window of the connection; requests never exceed the windows of streams.
     window: usize,
     ended: usize,
-    /// The messages of all answers, one behind the other, with their frames.
+    /// The concatenated messages of all responses, with their gRPC prefixes.
     answers: Vec<u8>,
 }
 
@@ -71,12 +70,15 @@ fn main() -> Result<()> {
             admin.first().copied(),
         ),
         ["one", address, count] => one(address, count.parse()?),
-        _ => Err("load-waits herd … or load-waits one …; see the source".into()),
+        _ => Err(
+            "usage: load-waits herd ADDRESS PID COUNT CONNECTIONS [ADMIN] | one ADDRESS COUNT"
+                .into(),
+        ),
     }
 }
 
-/// Prints: bytes of RSS per stream, RSS in MB with all open, ms from cancel to
-/// the last answer, µs of server CPU per answer.
+/// Prints the RSS per stream in bytes, the RSS with all streams in MB, the time from cancel
+/// to the last response in ms, and the server CPU per response in µs.
 fn herd(
     address: &str,
     pid: &str,
@@ -105,17 +107,17 @@ fn herd(
         connection.reset();
     }
     thread::sleep(Duration::from_millis(200));
-    let before = rss(pid)?;
+    let before = rss_bytes(pid)?;
     let mut opened = 0;
     while opened < count {
         for connection in &mut herd {
-            for _ in 0..BATCH.min(count - opened) {
+            for _ in 0..STREAM_BATCH_SIZE.min(count - opened) {
                 connection.send("WaitOperation", &wait)?;
                 opened += 1;
             }
-            connection.read_what_is_there()?;
+            connection.read_available()?;
         }
-        thread::sleep(PAUSE);
+        thread::sleep(BATCH_DELAY);
     }
     let begun = Instant::now();
     loop {
@@ -126,19 +128,19 @@ fn herd(
         if open == count {
             break;
         }
-        if Duration::from_secs(20) < begun.elapsed() {
+        if begun.elapsed() > Duration::from_secs(20) {
             return Err(format!("{open} of {count} waits are open").into());
         }
         thread::sleep(Duration::from_millis(50));
     }
     thread::sleep(Duration::from_millis(500));
     for connection in &mut herd {
-        connection.read_what_is_there()?;
+        connection.read_available()?;
         if connection.ended != 0 {
-            return Err("a wait was answered too early".into());
+            return Err("a wait returned too early".into());
         }
     }
-    let (open, spent) = (rss(pid)?, cpu(pid)?);
+    let (open, spent) = (rss_bytes(pid)?, cpu_nanos(pid)?);
 
     let shares: Vec<usize> = herd
         .iter()
@@ -169,9 +171,9 @@ fn herd(
         answers += connection.done_operations(name)?;
     }
     if answers != count {
-        return Err(format!("{answers} of {count} answers were the done operation").into());
+        return Err(format!("{answers} of {count} responses are the done operation").into());
     }
-    let spent = cpu(pid)? - spent;
+    let spent = cpu_nanos(pid)? - spent;
     println!(
         "{}\t{:.1}\t{:.2}\t{:.2}",
         open.saturating_sub(before) / count,
@@ -182,8 +184,8 @@ fn herd(
     Ok(())
 }
 
-/// Prints p50 and p99 in µs: from sending a cancel to the answer of the one
-/// who waits, on another connection, and those of a Get for comparison.
+/// Prints p50 and p99 in µs of the time from sending a cancel to the response of a wait on
+/// another connection, and of a Get for comparison.
 fn one(address: &str, count: usize) -> Result<()> {
     let (mut waiting, mut control) = (Connection::open(address)?, Connection::open(address)?);
     let (mut waits, mut gets) = (Vec::new(), Vec::new());
@@ -195,14 +197,14 @@ fn one(address: &str, count: usize) -> Result<()> {
             timeout: None,
         };
         waiting.send("WaitOperation", &request)?;
-        thread::sleep(IDLE);
+        thread::sleep(IDLE_DELAY);
         let begun = Instant::now();
         control.call("GetOperation", &GetOperationRequest { name: name.clone() })?;
         gets.push(begun.elapsed());
-        thread::sleep(IDLE);
-        waiting.read_what_is_there()?;
+        thread::sleep(IDLE_DELAY);
+        waiting.read_available()?;
         if waiting.ended != 0 {
-            return Err("a wait was answered too early".into());
+            return Err("a wait returned too early".into());
         }
         control.reset();
         let begun = Instant::now();
@@ -230,15 +232,16 @@ fn percentiles(mut times: Vec<Duration>) -> (f64, f64) {
     (at(50).as_secs_f64() * 1e6, at(99).as_secs_f64() * 1e6)
 }
 
-fn rss(pid: &str) -> Result<usize> {
+/// Returns the resident memory of a process in bytes.
+fn rss_bytes(pid: &str) -> Result<usize> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
     let kilobytes = line.and_then(|line| line.split_whitespace().nth(1));
     Ok(kilobytes.ok_or("no RSS")?.parse::<usize>()? * 1024)
 }
 
-/// Nanoseconds on a processor, of all threads.
-fn cpu(pid: &str) -> Result<u64> {
+/// Returns the CPU time of all threads of a process in nanoseconds.
+fn cpu_nanos(pid: &str) -> Result<u64> {
     let mut spent = 0;
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let schedstat = fs::read_to_string(task?.path().join("schedstat"))?;
@@ -300,7 +303,7 @@ impl Connection {
         self.answers.clear();
     }
 
-    /// One call from beginning to end; nothing else may be open.
+    /// Makes one call and waits for its response; no other stream may be open.
     fn call(&mut self, method: &str, request: &impl Message) -> Result<()> {
         self.reset();
         self.send(method, request)?;
@@ -308,7 +311,7 @@ impl Connection {
             self.read()?;
         }
         if self.answers.is_empty() {
-            return Err(format!("{method} was refused").into());
+            return Err(format!("{method} failed").into());
         }
         Ok(())
     }
@@ -328,7 +331,7 @@ impl Connection {
         Ok(self.stream.write_all(&frames)?)
     }
 
-    /// HPACK without its table: literals next to names of the static one.
+    /// Encodes headers in HPACK with names of the static table and literal values.
     fn headers(&self, method: &str) -> Result<Vec<u8>> {
         let path = format!("/google.longrunning.Operations/{method}");
         let mut block = vec![0x83, 0x86];
@@ -345,7 +348,7 @@ impl Connection {
         Ok(block)
     }
 
-    fn read_what_is_there(&mut self) -> Result<()> {
+    fn read_available(&mut self) -> Result<()> {
         self.stream.set_nonblocking(true)?;
         let read = loop {
             match self.read() {
@@ -364,7 +367,7 @@ impl Connection {
         let mut chunk = [0; 64 * 1024];
         let length = self.stream.read(&mut chunk)?;
         if length == 0 {
-            return Err("the server has closed the connection".into());
+            return Err("the server closed the connection".into());
         }
         self.buffer.extend_from_slice(&chunk[..length]);
         let mut at = 0;
@@ -388,8 +391,8 @@ impl Connection {
                 WINDOW_UPDATE if self.buffer[at + 5..at + 9] == [0; 4] => {
                     self.window += u32::from_be_bytes(payload.try_into()?) as usize;
                 }
-                RST_STREAM => return Err("the server has reset a stream".into()),
-                GOAWAY => return Err("the server has said goodbye".into()),
+                RST_STREAM => return Err("the server reset a stream".into()),
+                GOAWAY => return Err("the server sent GOAWAY".into()),
                 _ => {}
             }
             at += 9 + length;
@@ -398,8 +401,7 @@ impl Connection {
         Ok(())
     }
 
-    /// How many answers there are, if each is `name`, done. Messages that come
-    /// in more than one frame are too large for waits.
+    /// Returns the number of responses; fails if one is not the done operation `name`.
     fn done_operations(&self, name: &str) -> Result<usize> {
         let (mut rest, mut count) = (&self.answers[..], 0);
         while let [_, a, b, c, d, ..] = *rest {
