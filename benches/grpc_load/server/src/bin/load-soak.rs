@@ -174,10 +174,10 @@ impl User {
         });
         for poll in 1..=POLLS {
             turns.tick().await;
-            let asked = Instant::now();
+            let started = Instant::now();
             let request = GetOperationRequest { name: name.clone() };
             self.clients.get_operation(request).await?;
-            let took = asked.elapsed();
+            let took = started.elapsed();
             let mut measured = self.measurements.lock().await;
             measured.gets.push(took);
             measured.calls += 1;
