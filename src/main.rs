@@ -1,5 +1,4 @@
-//! The `longrunning` program: parse, run, exit code. Everything else is in the
-//! library.
+//! The `longrunning` program.
 
 use std::process::ExitCode;
 

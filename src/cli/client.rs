@@ -15,7 +15,7 @@ use crate::proto::{
     },
     longrunning::v1::operation_watch_client::OperationWatchClient,
 };
-use crate::{client::cause::root_cause, server::ListenAddress, types::TypeRegistry};
+use crate::{client::backoff::root_cause, server::ListenAddress, types::TypeRegistry};
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

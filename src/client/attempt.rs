@@ -1,5 +1,5 @@
-//! One attempt at an operation that was leased from a server elsewhere: runs
-//! the handler and tells the server how it ended, however long that takes.
+//! One attempt at an operation leased from a remote server: runs the handler and
+//! reports the result with FinishOperation.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use tracing::{Instrument, Span, debug, info, info_span, warn};
 use super::{
     backoff::{Backoff, is_too_large, is_transient},
     held_lease::HeldLease,
-    lease_manager::{CALL_TIMEOUT, LeaseManager},
+    lease_manager::{CALL_TIMEOUT, LeaseManager, MAX_RESPONSE_BYTES},
 };
 use crate::{
     clock::{Clock, parse_duration, to_proto_duration},
@@ -46,27 +46,27 @@ use crate::{
     },
 };
 
-/// A leased operation and who works on it.
+/// An attempt at a leased operation.
 pub(super) struct Attempt {
     lease_manager: Arc<LeaseManager>,
     held: Arc<HeldLease>,
     leased_operation: LeasedOperation,
 }
 
-/// The end of a grace, in two steps.
+/// The two steps of a shutdown.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ShutdownSignals {
-    /// Handlers are told to stop; what they do not finish goes to another.
+    /// Cancels the contexts of handlers; unfinished operations are released.
     pub(super) stop: CancellationToken,
-    /// Handlers are aborted, and nothing is tried again.
+    /// Aborts handlers and stops retries.
     pub(super) abort: CancellationToken,
 }
 
-// === impl Release ===
+// === impl ShutdownSignals ===
 
 impl ShutdownSignals {
-    /// Waits for the work until the grace is over. Handlers are told to stop
-    /// when this much of it is left, at most a quarter.
+    /// Waits for `work` until `shutdown_timeout` expires. Triggers `stop` when
+    /// `handler_grace` of it remains, at most a quarter, and `abort` at its end.
     pub(super) async fn drain(
         &self,
         shutdown_timeout: Duration,
@@ -86,7 +86,7 @@ impl ShutdownSignals {
         }
     }
 
-    /// There is no grace, or no more of it.
+    /// Triggers both steps at once.
     pub(super) fn trigger_all(&self) {
         self.stop.cancel();
         self.abort.cancel();
@@ -96,14 +96,14 @@ impl ShutdownSignals {
 // === impl Attempt ===
 
 impl Attempt {
-    /// An attempt with a lease that came just now. None if it is held already,
-    /// or makes no sense, which a server of another version may bring about.
+    /// Creates an attempt for a lease that was just received. Returns `None` if it
+    /// is already held or malformed, as from a server of another version.
     pub(super) fn new(lease_manager: &Arc<LeaseManager>, lease: Lease) -> Option<Self> {
         let leased_operation = parse_lease(&lease)?;
         let remaining = parse_duration(lease.lease_remaining?).ok()?;
         let held = lease_manager.track(&lease.name, leased_operation.token, remaining)?;
         if lease.cancel_requested {
-            held.report_buffer.cancellation_token.cancel();
+            held.attempt_state.cancellation_token.cancel();
         }
         Some(Self {
             lease_manager: lease_manager.clone(),
@@ -112,14 +112,14 @@ impl Attempt {
         })
     }
 
-    /// Tells the handler to stop, as a cancellation by a client does.
+    /// Returns a token that stops the handler, as a client's cancellation does.
     pub(super) fn cancellation_token(&self) -> CancellationToken {
-        self.held.report_buffer.cancellation_token.clone()
+        self.held.attempt_state.cancellation_token.clone()
     }
 
-    /// Runs the handler and returns what became of the operation; none if the
-    /// server took the end, but all that it said of it was lost. `release` ends
-    /// it early: the operation goes back to its queue.
+    /// Runs the handler, reports its result and returns the operation, or `None`
+    /// if the result was recorded but the response was lost. `shutdown_signals`
+    /// end the attempt early and return the operation to its queue.
     pub(super) async fn run(
         self,
         handler: Arc<dyn DynHandler>,
@@ -133,32 +133,20 @@ impl Attempt {
         } = self;
         let span = attempt_span(&leased_operation);
         let work = async {
-            info!("started");
-            let context = Context::new(
-                leased_operation,
-                held.report_buffer.clone(),
-                Clock::system(),
-            );
-            let report_buffer = held.report_buffer.clone();
-            let (stop, abort) = (&shutdown_signals.stop, Some(&shutdown_signals.abort));
-            let outcome = run_handler(
-                handler,
-                context,
-                report_buffer,
-                tasks,
-                stop,
-                abort,
-                held.lost(),
-            )
-            .await;
+            info!("attempt started");
+            let state = held.attempt_state.clone();
+            let context = Context::new(leased_operation, state, Clock::system());
+            let ShutdownSignals { stop, abort } = shutdown_signals;
+            let outcome =
+                run_handler(handler, context, tasks, stop, Some(abort), held.lost()).await;
             let finish_result = match outcome {
                 RunOutcome::Finished(result) | RunOutcome::Panicked(result) => {
-                    finish(&lease_manager, &held, result, &shutdown_signals.abort).await
+                    finish(&lease_manager, &held, result, abort).await
                 }
-                RunOutcome::LeaseLost => Err(Status::failed_precondition("the lease is lost")),
+                RunOutcome::LeaseLost => Err(Status::failed_precondition("lease lost")),
             };
-            if let Err(status) = &finish_result {
-                warn!(%status, "the end of the attempt is not recorded");
+            if let Err(error) = &finish_result {
+                warn!(%error, "failed to report attempt result");
             }
             lease_manager.untrack(&held);
             finish_result
@@ -166,7 +154,7 @@ impl Attempt {
         work.instrument(span).await
     }
 
-    /// Gives the operation back before anything was done.
+    /// Returns the operation to its queue without running the handler.
     pub(super) async fn release(self, shutdown_signals: &ShutdownSignals) {
         let finish_call = finish(
             &self.lease_manager,
@@ -177,8 +165,8 @@ impl Attempt {
         let finish_result = finish_call
             .instrument(attempt_span(&self.leased_operation))
             .await;
-        if let Err(status) = finish_result {
-            warn!(operation.name = %self.held.name, %status, "an operation could not be given back");
+        if let Err(error) = finish_result {
+            warn!(operation.name = %self.held.name, %error, "failed to release operation");
         }
         self.lease_manager.untrack(&self.held);
     }
@@ -189,8 +177,9 @@ fn attempt_span(leased_operation: &LeasedOperation) -> Span {
     info_span!("attempt", operation.name = name, attempt)
 }
 
-/// Tells the server how an attempt ended, until it has taken it, the lease is
-/// lost, or `hurry` says that there is no more time for another try.
+/// Reports the result of an attempt. Retries until the server accepts it, the
+/// lease is lost or `abort` is cancelled. Returns `None` if the result was recorded
+/// but the response was lost.
 async fn finish(
     lease_manager: &LeaseManager,
     held: &HeldLease,
@@ -198,10 +187,10 @@ async fn finish(
     abort: &CancellationToken,
 ) -> Result<Option<Operation>, Status> {
     held.begin_finish();
-    // A heartbeat under way may bring an older report, or give it back.
+    // A heartbeat in flight may carry an older report, or restore it on failure.
     let mut last_report = select! {
-        _turn = lease_manager.acquire_send_lock() => held.report_buffer.take().unwrap_or_default(),
-        () = held.lost() => return Err(Status::failed_precondition("the lease is lost")),
+        _send_lock = lease_manager.acquire_send_lock() => held.attempt_state.take_report().unwrap_or_default(),
+        () = held.lost() => return Err(Status::failed_precondition("lease lost")),
     };
     let mut outcome = to_proto_outcome(result);
     let (mut is_replaced, mut possibly_recorded) = (false, false);
@@ -212,7 +201,7 @@ async fn finish(
                 log_outcome(&outcome, operation.result.as_ref());
                 return Ok(Some(operation));
             }
-            // The server does not take it: an error that says so is recorded.
+            // The server rejects this result for good: record an error instead.
             Err(status)
                 if let (false, Some(replacement)) = (is_replaced, replacement_failure(&status)) =>
             {
@@ -220,18 +209,19 @@ async fn finish(
                 outcome = to_proto_failure(replacement);
             }
             Err(status) if is_transient(&status) && !abort.is_cancelled() => {
-                debug!(operation.name = %held.name, %status, "the end of an attempt did not get through; trying again");
+                let delay = backoff.next_delay();
+                debug!(operation.name = %held.name, error = %status, retry_in = ?delay, "retrying FinishOperation");
                 possibly_recorded |= last_report.is_empty() && can_be_retried(&outcome);
                 select! {
-                    () = sleep(backoff.next_delay()) => {}
+                    () = sleep(delay) => {}
                     () = abort.cancelled() => {}
                     () = held.expired() => return Err(status),
                     () = held.lost(), if !possibly_recorded => return Err(status),
                 }
             }
-            // This very end ended the lease, and the answer to it got lost: the
-            // lease is not over, and only its holder could give it up. Another
-            // attempt may even have finished the operation.
+            // An earlier try was recorded and ended the lease, but its response was
+            // lost: before it expires, only the holder can end a lease. Another
+            // attempt may already have finished the operation.
             Err(status)
                 if possibly_recorded && status.code() == tonic::Code::FailedPrecondition =>
             {
@@ -243,8 +233,8 @@ async fn finish(
     }
 }
 
-/// Says it once: the last report, of which FinishOperation takes the metadata
-/// only, and then the end. A report that the server refuses holds up no end.
+/// Sends the last report, then FinishOperation, once each: FinishOperation carries
+/// only the metadata of a report. A report that the server rejects is dropped.
 async fn send_finish(
     lease_manager: &LeaseManager,
     held: &HeldLease,
@@ -254,8 +244,8 @@ async fn send_finish(
     if !last_report.is_empty() {
         match lease_manager.send_report(held, last_report).await {
             Err(status) if is_transient(&status) => return Err(status),
-            Err(status) => {
-                warn!(operation.name = %held.name, %status, "the last report of an attempt was dropped");
+            Err(error) => {
+                warn!(operation.name = %held.name, %error, "dropping the last report of the attempt");
             }
             Ok(()) => {}
         }
@@ -269,12 +259,12 @@ async fn send_finish(
     });
     request.set_timeout(CALL_TIMEOUT);
     let client = lease_manager.client();
-    // The answer may hold all that was sent, and the metadata.
-    let mut client = client.max_decoding_message_size(64 << 20);
+    // The response echoes the result and adds the metadata.
+    let mut client = client.max_decoding_message_size(MAX_RESPONSE_BYTES);
     Ok(client.finish_operation(request).await?.into_inner())
 }
 
-/// Whether the operation may be another's as soon as this end is recorded.
+/// Returns `true` if another attempt may follow once this outcome is recorded.
 fn can_be_retried(outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Response(_) => false,
@@ -283,29 +273,34 @@ fn can_be_retried(outcome: &Outcome) -> bool {
     }
 }
 
-/// Logs how an attempt ended, by what became of the operation, if that is
-/// known: a failure that was meant to be retried may have been the last one.
+/// Logs the outcome of an attempt, by the recorded result if known: a retryable
+/// failure may have used up the last attempt.
 fn log_outcome(outcome: &Outcome, result: Option<&operation::Result>) {
     let to_code = |code: i32| Code::try_from(code).unwrap_or_default();
     match (result, outcome) {
         (Some(operation::Result::Error(error)), _) if to_code(error.code) == Code::Cancelled => {
-            info!("cancelled");
+            info!("operation cancelled");
         }
         (Some(operation::Result::Error(error)), _) => {
             warn!(
                 code = to_code(error.code).as_str_name(),
-                error.message, "failed"
+                error = error.message,
+                "operation failed"
             );
         }
         (Some(operation::Result::Response(_)), _) | (None, Outcome::Response(_)) => {
-            info!("succeeded");
+            info!("operation succeeded");
         }
         (None, Outcome::Failure(failure)) => {
             let error = failure.error.clone().unwrap_or_default();
             let code = to_code(error.code).as_str_name();
-            warn!(code, error.message, "failed; another attempt may follow");
+            warn!(
+                code,
+                error = error.message,
+                "attempt failed, may be retried"
+            );
         }
-        (None, Outcome::Release(_)) => info!("given back"),
+        (None, Outcome::Release(_)) => info!("operation released"),
     }
 }
 
@@ -325,7 +320,8 @@ fn to_proto_failure(failure: Failure) -> Outcome {
     })
 }
 
-/// What is recorded instead of an outcome that the server refused for good.
+/// Returns the failure to record instead of an outcome that the server rejected
+/// for good, or `None` if the rejection has another cause.
 fn replacement_failure(status: &Status) -> Option<Failure> {
     if is_too_large(status) {
         let (code, reason) = (Code::ResourceExhausted, "TOO_LARGE");
@@ -335,6 +331,7 @@ fn replacement_failure(status: &Status) -> Option<Failure> {
     is_invalid.then(|| invalid_result_failure(&status.message()))
 }
 
+/// Converts a lease of the server. Returns `None` if a field is malformed.
 fn parse_lease(lease: &Lease) -> Option<LeasedOperation> {
     let to_payload = |any: &Option<prost_types::Any>| {
         let any = any.clone()?;
@@ -352,6 +349,6 @@ fn parse_lease(lease: &Lease) -> Option<LeasedOperation> {
         trace_context: TraceContext::new(lease.trace_context.clone().into_iter().collect()).ok()?,
         cancel_grace_period: lease
             .cancel_grace_period
-            .and_then(|grace| parse_duration(grace).ok()),
+            .and_then(|period| parse_duration(period).ok()),
     })
 }

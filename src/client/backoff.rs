@@ -1,5 +1,5 @@
-//! A server that is away: which errors pass, the pauses between tries, and what
-//! the log says of it.
+//! Handling of an unavailable server: which errors are transient, retry delays,
+//! and a log that reports an outage once.
 
 use std::{error::Error, time::Duration};
 
@@ -8,12 +8,12 @@ use tracing::{debug, info, warn};
 
 use crate::operation::{lease::LeaseToken, retry::RetryPolicy};
 
-/// Pauses that grow from 100 ms to 5 s, each a part random, so that the workers
-/// of a server that comes back do not all come at once.
+/// Exponential delays from 100 ms to 5 s with jitter, so that workers do not all
+/// reconnect at once when a server returns.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     policy: RetryPolicy,
-    tries: u32,
+    failures: u32,
 }
 
 impl Default for Backoff {
@@ -25,33 +25,32 @@ impl Default for Backoff {
                 jitter: 0.5,
                 ..RetryPolicy::default()
             },
-            tries: 0,
+            failures: 0,
         }
     }
 }
 
 impl Backoff {
-    /// The next pause.
+    /// Counts a failure and returns the delay before the next attempt.
     pub(crate) fn next_delay(&mut self) -> Duration {
-        self.tries = self.tries.saturating_add(1);
+        self.failures = self.failures.saturating_add(1);
         self.policy
-            .backoff(self.tries, LeaseToken::random().jitter_fraction())
+            .backoff(self.failures, LeaseToken::random().jitter_fraction())
     }
 
-    /// The longest pause, which those that follow are too.
+    /// Returns the maximum delay, and keeps returning it until a reset.
     pub(super) fn escalate_to_max_delay(&mut self) -> Duration {
-        self.tries = u32::MAX - 1;
+        self.failures = u32::MAX - 1;
         self.next_delay()
     }
 
-    /// Begins anew, after a success.
+    /// Restarts at the initial delay. Call after a success.
     pub(crate) fn reset(&mut self) {
-        self.tries = 0;
+        self.failures = 0;
     }
 }
 
-/// Tells people once that calls begin to fail, and once that they get through
-/// again.
+/// Logs the start and the end of an outage once each.
 #[derive(Debug)]
 pub(super) struct FailureLog {
     rpc: &'static str,
@@ -59,60 +58,61 @@ pub(super) struct FailureLog {
 }
 
 impl FailureLog {
-    /// All is well with these calls so far.
+    /// Creates a log for calls of one method.
     pub(super) fn new(rpc: &'static str) -> Self {
-        let is_failing = false;
-        Self { rpc, is_failing }
+        Self {
+            rpc,
+            is_failing: false,
+        }
     }
 
     pub(super) fn record_failure(&mut self, status: &Status) {
         let (rpc, code, error) = (self.rpc, status.code(), status.message());
         if std::mem::replace(&mut self.is_failing, true) {
-            debug!(rpc, ?code, error, "still no answer; trying again");
+            debug!(rpc, ?code, error, "server still unreachable, retrying");
         } else {
-            let root_cause = root_cause(status);
+            // A status that the server sent has no source.
+            let root_cause = status.source().map(root_cause);
             warn!(
                 rpc,
                 ?code,
                 error,
                 root_cause,
-                "calls to the server fail; trying again and again"
+                "server unreachable, retrying"
             );
         }
     }
 
     pub(super) fn record_success(&mut self) {
         if std::mem::take(&mut self.is_failing) {
-            info!(calls = self.rpc, "calls to the server get through again");
+            info!(rpc = self.rpc, "server reachable again");
         }
     }
 }
 
-/// What lies at the bottom of an error, such as a refused connection; empty if
-/// the server itself answered with it.
-fn root_cause(status: &Status) -> String {
-    let (mut deepest, mut source) = (String::new(), status.source());
-    while let Some(error) = source {
-        deepest = error.to_string();
-        source = error.source();
+/// Returns the message of the innermost source of an error, such as "connection
+/// refused": the messages of transport errors do not include it.
+pub(crate) fn root_cause(mut error: &dyn Error) -> String {
+    while let Some(source) = error.source() {
+        error = source;
     }
-    deepest
+    error.to_string()
 }
 
-/// Whether the same call may succeed later: the server is away, drains, is
-/// full, or did not answer in time.
+/// Returns `true` if the same call may succeed later: the server is unreachable,
+/// draining or full, or the call timed out.
 pub(super) fn is_transient(status: &Status) -> bool {
     match status.code() {
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Aborted => true,
-        // A full store is, a message that is too large is not.
+        // STORE_FULL is transient; TOO_LARGE is not.
         Code::ResourceExhausted => !is_too_large(status),
-        // So a broken connection looks.
+        // tonic reports a broken connection with these codes, without details.
         Code::Unknown | Code::Internal => status.details().is_empty(),
         _ => false,
     }
 }
 
-/// Whether the server, or the stack on the way, takes no message of that size.
+/// Returns `true` if the server or the gRPC stack rejected the message size.
 pub(super) fn is_too_large(status: &Status) -> bool {
     match status.code() {
         Code::OutOfRange => true,

@@ -1,5 +1,5 @@
-//! Creates operations on a server elsewhere, and executes those of its own: for
-//! a service whose slow methods return operations.
+//! The client for services: creates operations on a remote server and executes
+//! self-executed ones in this process.
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,11 +33,13 @@ use crate::{
     worker::handler::Handler,
 };
 
-/// How long a server that is away is waited for.
+/// The time to retry a create while the server is unreachable.
 const CREATE_RETRY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Creates operations. Clones share one heartbeat; when the last one is dropped,
-/// what still runs is given up.
+/// Creates operations, and executes them if this process is their worker.
+///
+/// Clones share one heartbeat. Dropping the last clone aborts the operations that
+/// still run; they fail with `WORKER_LOST`.
 #[derive(Clone, Debug)]
 pub struct Client(Arc<Inner>);
 
@@ -47,30 +49,35 @@ struct Inner {
     _lease_manager_guard: LeaseManagerGuard,
     tasks: Tasks,
     shutdown_signals: ShutdownSignals,
-    /// The longest patience of a handler.
+    /// The maximum `Handler::shutdown_grace` of the handlers started so far.
     max_shutdown_grace: Mutex<Duration>,
 }
 
-/// An operation that runs in this process. Dropping it lets the work go on.
+/// An operation that was started in this process. Dropping it does not stop the
+/// handler.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct RunningOperation {
-    /// The operation as it began; what a method returns.
+    /// The operation as it was created; return it from the service method.
     pub operation: Operation,
-    /// The same request had made it before, and nothing was started by this one:
-    /// it runs already, here or elsewhere, or is done.
+    /// An earlier request with the same id created the operation, and this call did
+    /// not start a handler. The operation is already running or done.
     pub already_existed: bool,
     join_handle: Option<JoinHandle<Result<Option<Operation>, Status>>>,
     cancellation_token: CancellationToken,
 }
 
-// === impl Creator ===
+// === impl Client ===
 
 impl Client {
-    /// A creator with an id of 1 to 255 bytes that no other has. Must be called
-    /// inside a tokio runtime.
+    /// Creates a client. `id` identifies this process as a worker and must be
+    /// unique: 1 to 255 bytes without control characters.
     ///
     /// # Errors
-    /// [`InvalidWorkerId`] if the id has no or too many bytes, or control characters.
+    /// [`InvalidWorkerId`] if the id is empty, too long or has control characters.
+    ///
+    /// # Panics
+    /// If called outside of a tokio runtime.
     pub fn new(channel: Channel, id: &str) -> Result<Self, InvalidWorkerId> {
         let worker = WorkerId::parse(id)?;
         let lease_manager = LeaseManager::new(OperationWorkerClient::new(channel), worker);
@@ -83,11 +90,12 @@ impl Client {
         })))
     }
 
-    /// Creates an operation. A server that is away is waited for, for up to 30 s;
-    /// a `request_id`, random if `new` has none, lets no try make a second one.
+    /// Creates an operation. Retries for up to 30 s while the server is unreachable.
+    /// Retries are idempotent: the call sets a random `request_id` unless
+    /// `new_operation` has one.
     ///
     /// # Errors
-    /// As OperationWorker.CreateOperation.
+    /// The status of OperationWorker.CreateOperation.
     pub async fn create(
         &self,
         new_operation: NewOperation,
@@ -95,12 +103,13 @@ impl Client {
         self.create_with_retry(new_operation.into()).await
     }
 
-    /// Creates an operation, as [`create`](Self::create) does, and executes it
-    /// here with `handler`. It is created as self-executed by this creator,
-    /// whatever `new` says of that.
+    /// Creates an operation like [`create`](Self::create) and executes it in this
+    /// process with `handler`. The operation is always self-executed by this client
+    /// and has no retries; the queue, worker id and retry policy of `new_operation`
+    /// are ignored.
     ///
     /// # Errors
-    /// As OperationWorker.CreateOperation.
+    /// The status of OperationWorker.CreateOperation.
     pub async fn start(
         &self,
         new_operation: NewOperation,
@@ -122,8 +131,8 @@ impl Client {
             join_handle: None,
             cancellation_token: CancellationToken::new(),
         };
-        // The lease may be that of a try whose answer was lost, and is ours to
-        // work on then. One that is held already makes no second attempt.
+        // A lease may come from an earlier try whose response was lost; it is
+        // executed now. A lease that is already held has its attempt.
         let attempt = response
             .lease
             .and_then(|lease| Attempt::new(lease_manager, lease));
@@ -146,9 +155,10 @@ impl Client {
         Ok(running)
     }
 
-    /// Waits at most for `grace` until all that was started here has ended, and
-    /// gives up the rest: it fails with WORKER_LOST. Handlers with
-    /// [`patience`](Handler::patience) are told to stop before that.
+    /// Waits at most `timeout` until all operations started here have ended, and
+    /// aborts the rest, which fail with `WORKER_LOST`. Handlers with a
+    /// [`shutdown_grace`](Handler::shutdown_grace) are cancelled that long before,
+    /// at most a quarter of `timeout`.
     pub async fn shutdown(&self, timeout: Duration) {
         let Inner {
             tasks,
@@ -181,14 +191,15 @@ impl Client {
                 .await
             {
                 Ok(response) => return Ok(response.into_inner()),
-                // What is full is the caller's to know, who makes it full.
+                // A full store or queue is reported to the caller, who fills it.
                 Err(status)
                     if is_transient(&status)
                         && status.code() != Code::ResourceExhausted
                         && Instant::now() < deadline =>
                 {
-                    debug!(%status, "an operation could not be created; trying again");
-                    sleep(backoff.next_delay()).await;
+                    let delay = backoff.next_delay();
+                    debug!(error = %status, retry_in = ?delay, "retrying CreateOperation");
+                    sleep(delay).await;
                 }
                 Err(status) => return Err(status),
             }
@@ -202,15 +213,15 @@ impl Drop for Inner {
     }
 }
 
-// === impl Started ===
+// === impl RunningOperation ===
 
 impl RunningOperation {
-    /// Waits until the handler has ended and the server knows; returns the
-    /// operation as it is then. Of an operation that was `reused`, the one that
-    /// began.
+    /// Waits until the handler has ended and its result is recorded, and returns the
+    /// operation. Returns immediately with [`operation`](Self::operation) if it
+    /// already existed.
     ///
     /// # Errors
-    /// FAILED_PRECONDITION if the lease was lost, or another error of
+    /// FAILED_PRECONDITION if the lease was lost, or another status of
     /// OperationWorker.FinishOperation.
     pub async fn join(self) -> Result<Operation, Status> {
         match self.join_handle {
@@ -222,8 +233,8 @@ impl RunningOperation {
         }
     }
 
-    /// A signal that tells the handler to stop, as a cancellation by a client
-    /// does.
+    /// Returns a token that cancels the handler's [`Context`](crate::Context), as a
+    /// client's cancellation does.
     pub fn cancellation_token(&self) -> CancellationToken {
         self.cancellation_token.clone()
     }

@@ -1,5 +1,5 @@
-//! A lease that is held from elsewhere: until when, what is to be told of it,
-//! and whether it is lost. Who tells the server is `keeper`.
+//! A lease held by this process: its expiry, its pending report and the directives
+//! of the server.
 
 use std::{
     sync::{
@@ -23,25 +23,25 @@ use crate::{
     clock::parse_duration,
     operation::{lease::LeaseToken, payload::Payload, transition::Report},
     proto::longrunning::v1::{Directive, LeaseHeartbeat, directive::Kind},
-    worker::context::ReportBuffer,
+    worker::context::AttemptState,
 };
 
-/// The pause before a heartbeat that did not get through is tried again.
+/// The delay before a failed heartbeat is sent again.
 pub(super) const HEARTBEAT_RETRY_DELAY: Duration = Duration::from_millis(500);
-/// How often a lease is renewed before it is over.
+/// The number of renewals per lease duration.
 const HEARTBEATS_PER_LEASE: u32 = 3;
 
-/// A lease that is held.
+/// A held lease.
 #[derive(Debug)]
 pub(super) struct HeldLease {
     pub(super) name: String,
     pub(super) token: LeaseToken,
-    pub(super) report_buffer: Arc<ReportBuffer>,
+    pub(super) attempt_state: Arc<AttemptState>,
     lost: CancellationToken,
     times: Mutex<LeaseTimes>,
-    /// The handler has ended, and the server is being told.
+    /// The handler has ended and its result is being reported.
     is_finishing: AtomicBool,
-    /// A report was dropped, and the log says so.
+    /// A dropped report was logged; later ones are not.
     has_dropped_report: AtomicBool,
 }
 
@@ -51,10 +51,11 @@ struct LeaseTimes {
     renew_at: Instant,
 }
 
-// === impl Held ===
+// === impl HeldLease ===
 
 impl HeldLease {
-    /// A lease that came just now. The bell rings when there is news of it.
+    /// Creates a lease that was just received. Notifies `wakeup` when a report
+    /// becomes pending.
     pub(super) fn new(
         name: &str,
         token: LeaseToken,
@@ -64,7 +65,7 @@ impl HeldLease {
         Self {
             name: name.to_owned(),
             token,
-            report_buffer: Arc::new(ReportBuffer::with_wakeup(wakeup)),
+            attempt_state: Arc::new(AttemptState::with_wakeup(wakeup)),
             lost: CancellationToken::new(),
             times: Mutex::new(LeaseTimes::from_remaining(Instant::now(), remaining)),
             is_finishing: AtomicBool::new(false),
@@ -72,8 +73,7 @@ impl HeldLease {
         }
     }
 
-    /// Resolves when the lease is lost: the server said so, or it was not
-    /// renewed in time.
+    /// Waits until the lease is lost: the server reported it, or it expired.
     pub(super) async fn lost(&self) {
         select! {
             () = self.lost.cancelled() => {}
@@ -81,19 +81,20 @@ impl HeldLease {
         }
     }
 
-    /// Resolves when the lease was not renewed in time, whatever the server said.
+    /// Waits until the lease expires, ignoring what the server reported.
     pub(super) async fn expired(&self) {
         loop {
             let expires_at = self.times.lock().expires_at;
             if expires_at <= Instant::now() {
-                warn!(operation.name = %self.name, "a lease is lost, because no heartbeat got through in time");
+                warn!(operation.name = %self.name, "lease expired: no heartbeat reached the server in time");
                 return;
             }
             sleep_until(expires_at).await;
         }
     }
 
-    /// From now on it is no news if the lease is gone: its end is being told.
+    /// Marks the lease as finishing: its loss is then expected and not logged as a
+    /// warning.
     pub(super) fn begin_finish(&self) {
         self.is_finishing.store(true, Relaxed);
     }
@@ -102,59 +103,61 @@ impl HeldLease {
         self.times.lock().renew_at
     }
 
-    /// The next heartbeat has to come at this time.
+    /// Schedules the next heartbeat.
     pub(super) fn set_renew_at(&self, at: Instant) {
         self.times.lock().renew_at = at;
     }
 
-    /// What there is to tell of it now; none if nothing, and it is not due.
+    /// Takes the report of the next heartbeat. Returns `None` if no report is
+    /// pending and no renewal is due.
     pub(super) fn take_pending_report(&self, now: Instant) -> Option<Report> {
-        let report = self.report_buffer.take();
+        let report = self.attempt_state.take_report();
         if report.is_none() && now < self.renew_at() {
             return None;
         }
         Some(report.unwrap_or_default())
     }
 
-    /// Takes back what did not get through, for the next heartbeat.
+    /// Puts back a report that was not delivered and schedules the next heartbeat.
     pub(super) fn restore_report(&self, report: Report) {
         if !report.is_empty() {
-            self.report_buffer.restore(report);
+            self.attempt_state.restore_report(report);
         }
         self.set_renew_at(Instant::now() + HEARTBEAT_RETRY_DELAY);
     }
 
-    /// A report is too large and will never be taken. Says so once, because a
-    /// handler may report many times a second.
+    /// Logs a report that the server rejected as too large. Logs only the first one
+    /// of a lease, because a handler may report many times a second.
     pub(super) fn log_dropped_report(&self, status: &Status) {
         let (code, error) = (status.code(), status.message());
         if !self.has_dropped_report.swap(true, Relaxed) {
-            warn!(operation.name = %self.name, ?code, error, "reports that are too large are dropped; the lease is kept");
+            warn!(operation.name = %self.name, ?code, error, "dropping oversized reports; the lease is still renewed");
         }
     }
 
-    /// Does what the server says. False if the lease is lost.
+    /// Applies a directive for a request sent at `sent`. Returns `false` if the
+    /// lease is lost.
     pub(super) fn apply_directive(&self, directive: &Directive, sent: Instant) -> bool {
         let error_message = directive.error.as_ref().map(|error| error.message.as_str());
         match directive.kind() {
             Kind::LeaseLost => {
-                let error = error_message.unwrap_or("the server says so");
+                let error = error_message.unwrap_or("reported by the server");
                 if self.is_finishing.load(Relaxed) {
-                    debug!(operation.name = %self.name, error, "the lease has ended");
+                    debug!(operation.name = %self.name, error, "lease ended");
                 } else {
-                    warn!(operation.name = %self.name, error, "a lease is lost");
+                    warn!(operation.name = %self.name, error, "lease lost");
                 }
                 self.lost.cancel();
                 return false;
             }
-            Kind::CancelRequested => self.report_buffer.cancellation_token.cancel(),
+            Kind::CancelRequested => self.attempt_state.cancellation_token.cancel(),
             Kind::OperationDeleted => {
-                debug!(operation.name = %self.name, "the operation was deleted; nobody will see its result");
+                debug!(operation.name = %self.name, "operation deleted; its result will be discarded");
             }
             Kind::Continue | Kind::Drain | Kind::Unspecified => {}
         }
         if let Some(error) = error_message {
-            warn!(operation.name = %self.name, error, "a report was not taken");
+            warn!(operation.name = %self.name, error, "report rejected");
         }
         let remaining = directive.lease_remaining.map(parse_duration);
         if let Some(Ok(remaining)) = remaining {
@@ -163,7 +166,7 @@ impl HeldLease {
         true
     }
 
-    /// A sign of life with this report.
+    /// Builds a heartbeat with this report.
     pub(super) fn lease_heartbeat(&self, report: &Report) -> LeaseHeartbeat {
         let to_any = |payload: &Option<Payload>| payload.as_ref().map(|it| it.any().clone());
         LeaseHeartbeat {
@@ -177,7 +180,7 @@ impl HeldLease {
     }
 }
 
-// === impl Times ===
+// === impl LeaseTimes ===
 
 impl LeaseTimes {
     fn from_remaining(sent: Instant, remaining: Duration) -> Self {

@@ -1,6 +1,5 @@
-//! Keeps the leases of one worker: heartbeats for all that are due, with what
-//! their handlers reported, and one stream of directives. Running handlers and
-//! finishing is done by `attempt`.
+//! Maintains the leases of one worker: sends batched heartbeats with progress
+//! reports and reads the stream of directives.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -15,7 +14,7 @@ use tracing::debug;
 
 use super::{
     backoff::{Backoff, FailureLog, is_too_large},
-    heartbeat_batch::HeartbeatBatch,
+    heartbeat_batch::{HeartbeatBatch, Renewal},
     held_lease::{HEARTBEAT_RETRY_DELAY, HeldLease},
 };
 use crate::{
@@ -30,12 +29,15 @@ use crate::{
     tasks::Tasks,
 };
 
-/// The shortest pause between two heartbeats that bring reports.
+/// The minimum interval between two heartbeats that carry reports.
 const MIN_REPORT_INTERVAL: Duration = Duration::from_millis(200);
-/// How long a call may take that is answered at once.
+/// The timeout of a call that does not wait.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// A stream of directives that lived for so long was a good one; another is
-/// opened soon.
+/// The maximum size of a response with operations or leases. The server sends at
+/// most 3 MiB of leases, or one larger lease.
+pub(super) const MAX_RESPONSE_BYTES: usize = 64 << 20;
+/// The lifetime after which a directive stream counts as stable and resets the
+/// backoff.
 const MIN_STABLE_STREAM_DURATION: Duration = Duration::from_secs(10);
 
 /// The leases of one worker.
@@ -44,18 +46,18 @@ pub(super) struct LeaseManager {
     client: OperationWorkerClient<Channel>,
     worker_id: WorkerId,
     leases: Mutex<HashMap<LeaseToken, Arc<HeldLease>>>,
-    /// Rings when there is something to tell the server.
+    /// Notified when a report is pending or a renewal was rescheduled.
     wakeup: Arc<Notify>,
-    /// Whose turn it is to take reports and send them: of two at once, the
-    /// older could arrive last.
+    /// Held while reports are taken and sent: of two concurrent sends, the older
+    /// could arrive last.
     send_lock: sync::Mutex<()>,
 }
 
-/// The heartbeats and the stream of a worker; they end when this is dropped.
+/// Stops the heartbeats and the directive stream when dropped.
 #[derive(Debug)]
 pub(super) struct LeaseManagerGuard(Tasks);
 
-// === impl Keeper ===
+// === impl LeaseManager ===
 
 impl LeaseManager {
     pub(super) fn new(client: OperationWorkerClient<Channel>, worker_id: WorkerId) -> Arc<Self> {
@@ -76,7 +78,8 @@ impl LeaseManager {
         self.worker_id.as_str().to_owned()
     }
 
-    /// Sends heartbeats and listens to directives, until the upkeep is dropped.
+    /// Starts heartbeats and the directive stream. They run until the guard is
+    /// dropped.
     pub(super) fn start(self: &Arc<Self>) -> LeaseManagerGuard {
         let tasks = Tasks::default();
         let stopping = tasks.stop_token().clone();
@@ -84,7 +87,7 @@ impl LeaseManager {
             self.clone().run_heartbeats(),
             self.clone().run_directive_stream(),
         );
-        tasks.spawn("upkeep", async move {
+        tasks.spawn("lease-manager", async move {
             select! {
                 () = stopping.cancelled() => {}
                 () = heartbeats => {}
@@ -94,7 +97,8 @@ impl LeaseManager {
         LeaseManagerGuard(tasks)
     }
 
-    /// Takes care of a lease that came just now. None if it is held already.
+    /// Starts maintaining a lease that was just received. Returns `None` if it is
+    /// already held.
     pub(super) fn track(
         &self,
         name: &str,
@@ -111,47 +115,39 @@ impl LeaseManager {
         Some(held)
     }
 
-    /// Takes care of it no longer.
+    /// Stops maintaining a lease.
     pub(super) fn untrack(&self, held: &HeldLease) {
         self.leases.lock().remove(&held.token);
     }
 
-    /// Waits until no heartbeat is under way: what is on the desks then was
-    /// never sent, or is to be sent again.
+    /// Waits until no heartbeat is in flight. While the guard is held, every pending
+    /// report is unsent or has to be sent again.
     pub(super) async fn acquire_send_lock(&self) -> MutexGuard<'_, ()> {
         self.send_lock.lock().await
     }
 
-    /// Tells the last report of a lease, beside the heartbeats.
+    /// Sends one report immediately and applies the directives of the response.
     pub(super) async fn send_report(
         &self,
         held: &HeldLease,
         report: &Report,
     ) -> Result<(), Status> {
         let sent = Instant::now();
-        for directive in self
-            .send_heartbeat(vec![held.lease_heartbeat(report)])
-            .await?
-        {
+        let reports = vec![held.lease_heartbeat(report)];
+        for directive in self.send_heartbeat(reports).await? {
             held.apply_directive(&directive, sent);
         }
         Ok(())
     }
 
-    /// Sends heartbeats, for ever.
+    /// Sends heartbeats when leases are due or reports are pending. Never returns.
     async fn run_heartbeats(self: Arc<Self>) {
         let mut report_at = Instant::now();
-        let mut failure_log = FailureLog::new("heartbeats");
+        let mut failure_log = FailureLog::new("Heartbeat");
         loop {
-            let due = self
-                .leases
-                .lock()
-                .values()
-                .map(|held| held.renew_at())
-                .min();
             let renew = async {
-                match due {
-                    Some(due) => sleep_until(due).await,
+                match self.next_renewal() {
+                    Some(renew_at) => sleep_until(renew_at).await,
                     None => std::future::pending().await,
                 }
             };
@@ -173,20 +169,29 @@ impl LeaseManager {
         }
     }
 
-    /// Sends what there is to tell, each heartbeat whatever became of those
-    /// before it. Returns the last failure; none if there was nothing to tell.
+    fn next_renewal(&self) -> Option<Instant> {
+        let leases = self.leases.lock();
+        leases.values().map(|held| held.renew_at()).min()
+    }
+
+    /// Sends all due heartbeats. A failed batch does not stop the others. Returns
+    /// the last failure, or `None` if no heartbeat was due.
     async fn send_due_heartbeats(&self) -> Option<Result<(), Status>> {
         let _send_lock = self.acquire_send_lock().await;
         let now = Instant::now();
-        let reports: Vec<_> = (self.leases.lock().values())
-            .filter_map(|held| Some((held.clone(), held.take_pending_report(now)?)))
-            .collect();
-        let mut batches = HeartbeatBatch::split(reports);
+        let to_renewal = |held: &Arc<HeldLease>| {
+            let report = held.take_pending_report(now)?;
+            let held = held.clone();
+            Some(Renewal { held, report })
+        };
+        let renewals = self.leases.lock().values().filter_map(to_renewal).collect();
+        let mut batches = HeartbeatBatch::split(renewals);
         let mut result = (!batches.is_empty()).then_some(Ok(()));
         while let Some(batch) = batches.pop_front() {
             let sent = Instant::now();
             for held in batch.leases() {
-                held.set_renew_at(sent + HEARTBEAT_RETRY_DELAY); // unless the answer says when
+                // A directive of the response replaces this time.
+                held.set_renew_at(sent + HEARTBEAT_RETRY_DELAY);
             }
             match self.send_heartbeat(batch.reports()).await {
                 Ok(directives) => {
@@ -222,29 +227,26 @@ impl LeaseManager {
             .directives)
     }
 
-    /// Listens to directives, for ever.
+    /// Reads directives and reopens the stream with a backoff. Never returns.
     async fn run_directive_stream(self: Arc<Self>) {
         let mut backoff = Backoff::default();
         loop {
             let opened = Instant::now();
             let outcome = self.read_directive_stream().await;
-            if MIN_STABLE_STREAM_DURATION <= opened.elapsed() {
+            if opened.elapsed() >= MIN_STABLE_STREAM_DURATION {
                 backoff.reset();
             }
             let delay = match &outcome {
-                // It goes away. Whoever comes after it tells what happened.
+                // The server shuts down.
                 Ok(Kind::Drain) => backoff.escalate_to_max_delay(),
                 _ => backoff.next_delay(),
             };
-            debug!(
-                ?outcome,
-                "no directives come at present; heartbeats tell the same"
-            );
+            debug!(?outcome, retry_in = ?delay, "directive stream closed; relying on heartbeats until it reconnects");
             sleep(delay).await;
         }
     }
 
-    /// Follows one stream to its end; returns its last directive.
+    /// Applies the directives of one stream and returns the kind of the last one.
     async fn read_directive_stream(&self) -> Result<Kind, Status> {
         let request = WatchDirectivesRequest {
             worker_id: self.worker_id(),
@@ -260,7 +262,7 @@ impl LeaseManager {
 
     fn on_directive(&self, directive: &Directive) {
         if directive.name.is_empty() {
-            // What happened before the stream was open is told by a heartbeat.
+            // The stream is open. Heartbeats fetch directives from before.
             if directive.kind() == Kind::Continue {
                 for held in self.leases.lock().values() {
                     held.set_renew_at(Instant::now());
@@ -283,7 +285,7 @@ impl LeaseManager {
     }
 }
 
-// === impl Upkeep ===
+// === impl LeaseManagerGuard ===
 
 impl Drop for LeaseManagerGuard {
     fn drop(&mut self) {

@@ -1,5 +1,5 @@
-//! A worker of queues in another process: it polls for leases, runs handlers on
-//! them, so many at a time, and drains when it is told to stop.
+//! The remote worker: polls queues for leases, runs handlers with bounded
+//! concurrency and drains on shutdown.
 
 use std::{
     future::{Future, pending},
@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 use super::{
     attempt::{Attempt, ShutdownSignals},
     backoff::{Backoff, FailureLog, is_transient},
-    lease_manager::{CALL_TIMEOUT, LeaseManager},
+    lease_manager::{CALL_TIMEOUT, LeaseManager, MAX_RESPONSE_BYTES},
 };
 use crate::{
     clock::to_proto_duration,
@@ -34,65 +34,73 @@ use crate::{
     worker::handler::{DynHandler, Handler},
 };
 
-/// How long one call waits for a lease; below what proxies cut off.
+/// The time that one LeaseOperations call waits, below the idle timeout of common
+/// proxies.
 const POLL_TIMEOUT: Duration = Duration::from_secs(30);
-/// An answer without leases that comes sooner than this is followed by a pause.
+/// The minimum duration of an empty poll; a shorter one is followed by a backoff.
 const MIN_POLL_DURATION: Duration = Duration::from_secs(1);
-/// How long giving back may take where there is no grace.
+/// The time to release operations after an abort.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(3);
-/// The pause between two words that the worker takes nothing more.
+/// The interval between two announcements that the worker drains.
 const DRAIN_ANNOUNCE_INTERVAL: Duration = Duration::from_millis(200);
-/// The largest answer with leases, in bytes: the server sends 3 MiB, or one.
-const MAX_RESPONSE_BYTES: usize = 64 << 20;
 
 /// Leases operations from a server and runs handlers on them.
 #[must_use = "call run()"]
 pub struct Worker {
     channel: Channel,
     id: WorkerId,
-    queues: Vec<(String, usize, Arc<dyn DynHandler>)>,
+    queues: Vec<WorkerQueue>,
     shutdown_timeout: Duration,
 }
 
-/// Why a worker does not work.
-#[derive(Debug, thiserror::Error)]
-pub enum WorkerError {
-    /// It has no queue.
-    #[error("the worker has no queue; give it a handler")]
-    NoQueues,
-    /// A queue's name has another form.
-    #[error(transparent)]
-    InvalidQueue(#[from] InvalidQueueName),
-    /// A queue may not be worked on.
-    #[error("queue {0:?} has a concurrency of 0; use at least 1")]
-    ZeroConcurrency(String),
-    /// The server does not take its calls, and will not later.
-    #[error("the server refuses the worker: {0}")]
-    Rejected(Status),
+/// A queue and the handler of its operations. The name is not validated yet.
+struct WorkerQueue {
+    name: String,
+    concurrency: usize,
+    handler: Arc<dyn DynHandler>,
 }
 
-/// One queue of a worker at work.
+/// Why a worker cannot start, or stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkerError {
+    /// No queue was added.
+    #[error("worker has no queues; add one with Worker::handler")]
+    NoQueues,
+    /// A queue name is invalid.
+    #[error(transparent)]
+    InvalidQueue(#[from] InvalidQueueName),
+    /// The concurrency of a queue is 0.
+    #[error("concurrency of queue {0:?} is 0; use at least 1")]
+    ZeroConcurrency(String),
+    /// The server rejected a call with an error that a retry cannot fix.
+    #[error("server rejected the worker: {0}")]
+    Rejected(#[source] Status),
+}
+
+/// Leases and executes the operations of one queue.
 struct QueuePoller {
     lease_manager: Arc<LeaseManager>,
     queue: QueueName,
     handler: Arc<dyn DynHandler>,
     permits: Arc<Semaphore>,
-    /// Polls and attempts; stopping it ends the polls.
+    /// Runs pollers and attempts; stopping it ends polling.
     tasks: Tasks,
-    /// Ends attempts early: the grace is over.
+    /// Ends attempts early during a shutdown.
     shutdown_signals: ShutdownSignals,
 }
 
 // === impl Worker ===
 
 impl Worker {
-    /// A worker with an id of 1 to 255 bytes that no other worker has.
+    /// Creates a worker. `id` must be unique among workers: 1 to 255 bytes without
+    /// control characters.
     ///
-    /// The channel should have keep-alives (`http2_keep_alive_interval` and
-    /// `keep_alive_while_idle`), so that a server that vanished is noticed.
+    /// Enable keep-alives on the channel (`http2_keep_alive_interval` and
+    /// `keep_alive_while_idle`), so that the loss of the server is detected.
     ///
     /// # Errors
-    /// [`InvalidWorkerId`] if the id has no or too many bytes, or control characters.
+    /// [`InvalidWorkerId`] if the id is empty, too long or has control characters.
     pub fn new(channel: Channel, id: &str) -> Result<Self, InvalidWorkerId> {
         Ok(Self {
             channel,
@@ -102,50 +110,53 @@ impl Worker {
         })
     }
 
-    /// Runs `handler` on the operations of `queue`, at most `concurrency` at once.
+    /// Adds a queue whose operations `handler` executes, at most `concurrency` at
+    /// once.
     pub fn handler(mut self, queue: &str, concurrency: usize, handler: impl Handler) -> Self {
-        self.queues
-            .push((queue.to_owned(), concurrency, Arc::new(handler)));
+        self.queues.push(WorkerQueue {
+            name: queue.to_owned(),
+            concurrency,
+            handler: Arc::new(handler),
+        });
         self
     }
 
-    /// How long handlers may go on after the worker was told to stop; then their
-    /// operations go back to the queue. Those with
-    /// [`patience`](Handler::patience) are told to stop before that, all at once.
-    /// Default 20 s.
+    /// Sets the maximum duration of a graceful shutdown. Operations that still run
+    /// at its end return to their queue. Handlers with a
+    /// [`shutdown_grace`](Handler::shutdown_grace) are cancelled that long before,
+    /// at most a quarter of `timeout`. The default is 20 s.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = timeout;
         self
     }
 
-    /// Works until `stop` resolves, then drains. A server that is away is waited
-    /// for. If the future is dropped, tasks of the runtime give back what is
-    /// under way; it has to live on for that.
+    /// Executes operations until `stop` resolves, then drains. Retries while the
+    /// server is unreachable. If the future is dropped, background tasks release
+    /// the running operations as long as the runtime lives.
     ///
     /// # Errors
-    /// [`WorkerError`] if a queue is out of range, or the server refuses the
-    /// worker for good.
+    /// [`WorkerError`] if a queue is invalid or the server rejects the worker.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), WorkerError> {
         self.run_or_abort(stop, pending()).await.map(|_| ())
     }
 
-    /// As [`run`](Self::run), with a drain that `abort` cuts short: what is under
-    /// way is given back at once. Returns whether it did not come to that.
+    /// Like [`run`](Self::run), but `abort` ends the drain and releases running
+    /// operations immediately. Returns `false` if the drain was aborted.
     pub(crate) async fn run_or_abort(
         self,
         stop: impl Future<Output = ()>,
         abort: impl Future<Output = ()>,
     ) -> Result<bool, WorkerError> {
-        let (mut queues, mut max_shutdown_grace) = (Vec::new(), Duration::ZERO);
-        for (queue, concurrency, handler) in self.queues {
-            max_shutdown_grace = max_shutdown_grace.max(handler.shutdown_grace());
-            if concurrency == 0 {
-                return Err(WorkerError::ZeroConcurrency(queue));
-            }
-            queues.push((QueueName::parse(&queue)?, concurrency, handler));
-        }
-        if queues.is_empty() {
+        if self.queues.is_empty() {
             return Err(WorkerError::NoQueues);
+        }
+        let (mut queue_names, mut max_shutdown_grace) = (Vec::new(), Duration::ZERO);
+        for queue in &self.queues {
+            if queue.concurrency == 0 {
+                return Err(WorkerError::ZeroConcurrency(queue.name.clone()));
+            }
+            queue_names.push(QueueName::parse(&queue.name)?);
+            max_shutdown_grace = max_shutdown_grace.max(queue.handler.shutdown_grace());
         }
         let lease_manager = LeaseManager::new(OperationWorkerClient::new(self.channel), self.id);
         let _lease_manager_guard = lease_manager.start();
@@ -156,12 +167,13 @@ impl Worker {
             shutdown_signals.abort.clone().drop_guard(),
         );
         let rejection = Arc::new(SetOnce::new());
-        for (queue, concurrency, handler) in queues {
+        for (name, queue) in queue_names.into_iter().zip(self.queues) {
+            let concurrency = queue.concurrency.min(Semaphore::MAX_PERMITS);
             let poller = QueuePoller {
                 lease_manager: lease_manager.clone(),
-                queue,
-                handler,
-                permits: Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS))),
+                queue: name,
+                handler: queue.handler,
+                permits: Arc::new(Semaphore::new(concurrency)),
                 tasks: tasks.clone(),
                 shutdown_signals: shutdown_signals.clone(),
             };
@@ -192,7 +204,7 @@ impl Worker {
             () = abort => {
                 shutdown_signals.trigger_all();
                 if timeout(ABORT_TIMEOUT, tasks.stop()).await.is_err() {
-                    warn!("what was under way could not be given back; its leases run out");
+                    warn!("failed to release leases on abort; they will expire");
                 }
                 result.map(|_| false)
             }
@@ -202,7 +214,7 @@ impl Worker {
 
 impl std::fmt::Debug for Worker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let queues: Vec<&str> = self.queues.iter().map(|(queue, ..)| &**queue).collect();
+        let queues: Vec<&str> = self.queues.iter().map(|queue| &*queue.name).collect();
         f.debug_struct("Worker")
             .field("id", &self.id)
             .field("queues", &queues)
@@ -210,10 +222,11 @@ impl std::fmt::Debug for Worker {
     }
 }
 
-// === impl Poll ===
+// === impl QueuePoller ===
 
 impl QueuePoller {
-    /// Takes operations as long as there are permits, until the worker stops.
+    /// Leases and starts operations while permits are available, until the worker
+    /// stops. Returns the error of a call that a retry cannot fix.
     async fn run(self) -> Result<(), Status> {
         let stopping = self.tasks.stop_token().clone();
         let (mut backoff, mut failure_log) =
@@ -222,10 +235,10 @@ impl QueuePoller {
             let permit = select! {
                 biased;
                 () = stopping.cancelled() => return Ok(()),
-                permit = self.permits.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
+                permit = self.permits.clone().acquire_owned() => permit.expect("semaphore is never closed"),
             };
-            // The server answers this call when it hears that the worker drains;
-            // one that is given up could cost a lease that is on its way.
+            // Not cancelled on stop: the response may carry leases. The server ends
+            // the call when the drain is announced.
             let called_at = Instant::now();
             let leased = select! {
                 leased = self.lease(1 + self.permits.available_permits()) => leased,
@@ -234,11 +247,10 @@ impl QueuePoller {
             let is_healthy = match leased {
                 Ok(leases) => {
                     failure_log.record_success();
-                    let is_healthy = !leases.is_empty() || MIN_POLL_DURATION <= called_at.elapsed();
+                    let is_healthy = !leases.is_empty() || called_at.elapsed() >= MIN_POLL_DURATION;
                     let mut first_permit = Some(permit);
                     for lease in leases {
                         let try_permit = || self.permits.clone().try_acquire_owned().ok();
-                        // The permit travels with the work.
                         let permit = first_permit.take().or_else(try_permit);
                         self.start_attempt(lease, permit);
                     }
@@ -254,8 +266,8 @@ impl QueuePoller {
                 backoff.reset();
                 continue;
             }
-            // A server that cannot let the worker wait must not be asked again
-            // and again without a pause, whether it says so or not.
+            // A server that cannot hold the call, for example because it has too many
+            // waiters, must not be polled in a busy loop.
             select! {
                 () = sleep(backoff.next_delay()) => {}
                 () = stopping.cancelled() => {}
@@ -279,10 +291,7 @@ impl QueuePoller {
     fn start_attempt(&self, lease: Lease, permit: Option<OwnedSemaphorePermit>) {
         let name = lease.name.clone();
         let Some(attempt) = Attempt::new(&self.lease_manager, lease) else {
-            warn!(
-                operation.name = name,
-                "the server sent a lease that makes no sense"
-            );
+            warn!(operation.name = name, "ignoring malformed lease");
             return;
         };
         let (tasks, shutdown_signals) = (self.tasks.clone(), self.shutdown_signals.clone());
@@ -291,7 +300,7 @@ impl QueuePoller {
             if tasks.stop_token().is_cancelled() {
                 attempt.release(&shutdown_signals).await;
             } else {
-                // How it ended is in the log.
+                // The attempt logs its own errors.
                 let _ = attempt.run(handler, &tasks, &shutdown_signals).await;
             }
             drop(permit);
@@ -299,11 +308,11 @@ impl QueuePoller {
     }
 }
 
-// === impl Keeper ===
+// === impl LeaseManager ===
 
 impl LeaseManager {
-    /// Says, again and again, that the worker takes nothing more: a call that
-    /// asks for leases may reach the server after the first word.
+    /// Announces the drain periodically, because a LeaseOperations call may reach the
+    /// server after the first announcement. Never returns.
     async fn announce_drain(&self) {
         loop {
             let mut request = Request::new(HeartbeatRequest {
@@ -312,8 +321,8 @@ impl LeaseManager {
                 draining: true,
             });
             request.set_timeout(CALL_TIMEOUT);
-            if let Err(status) = self.client().heartbeat(request).await {
-                debug!(%status, "the server does not hear that the worker drains");
+            if let Err(error) = self.client().heartbeat(request).await {
+                debug!(%error, "failed to announce drain");
             }
             sleep(DRAIN_ANNOUNCE_INTERVAL).await;
         }

@@ -1,5 +1,4 @@
-//! The slow work of the demo: hashes every file below a directory. Who asks for
-//! it lives in `service` and in `cli`.
+//! The handler of the demo: hashes every file below a directory.
 
 use std::{
     fmt::Write,
@@ -28,19 +27,19 @@ use crate::{
 
 /// The queue of the demo.
 pub(crate) const QUEUE: &str = "checksum";
-/// How many directories are hashed at once.
+/// The number of directories hashed at once.
 pub(crate) const CONCURRENCY: usize = 2;
-/// How much is read between two looks at the wish to stop.
+/// The number of bytes read between two checks for cancellation.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// A file to hash: its place, its name in the list, its size when found.
+/// A file to hash. `size_bytes` is its size when it was found.
 struct FileEntry {
     path: PathBuf,
     relative_path: Vec<u8>,
     size_bytes: u64,
 }
 
-/// The work under way.
+/// The state of a running checksum operation.
 struct ChecksumJob {
     context: Context,
     started: Instant,
@@ -49,8 +48,10 @@ struct ChecksumJob {
     hashed_files: usize,
 }
 
-/// Hashes the directory that the input names. The files are read on a thread
-/// of their own, so that the runtime stays free.
+/// Hashes the directory of the input. Files are read on a blocking thread.
+///
+/// The checksum is the SHA-256 of the output of `sha256sum` for all files, sorted
+/// by path.
 pub(crate) async fn compute_checksum(context: Context) -> Result<Any, Failure> {
     let request: CreateChecksumRequest = context.input_as()?;
     let started = Instant::now();
@@ -62,12 +63,13 @@ pub(crate) async fn compute_checksum(context: Context) -> Result<Any, Failure> {
         hashed_files: 0,
     };
     let result = tokio::task::spawn_blocking(move || job.run(Path::new(&request.directory))).await;
-    let checksum = result
-        .map_err(|error| Failure::new(Code::Internal, format!("the walk broke off: {error}")))??;
+    let checksum = result.map_err(|error| {
+        Failure::new(Code::Internal, format!("checksum task failed: {error}"))
+    })??;
     Ok(Payload::pack(&checksum).any().clone())
 }
 
-// === impl Walk ===
+// === impl ChecksumJob ===
 
 impl ChecksumJob {
     fn run(mut self, directory: &Path) -> Result<Checksum, Failure> {
@@ -102,7 +104,8 @@ impl ChecksumJob {
         })
     }
 
-    /// Finds the files first, so that the progress has a total.
+    /// Lists all files, so that progress has a total. Returns them and the number
+    /// of unreadable entries.
     fn collect_files(&mut self, directory: &Path) -> Result<(Vec<FileEntry>, i64), Failure> {
         let (mut files, mut unreadable) = (Vec::new(), 0);
         for entry in WalkDir::new(directory) {
@@ -158,20 +161,20 @@ impl ChecksumJob {
 
     fn report_progress(&self, stage: &str, file_count: usize) {
         let elapsed = self.started.elapsed().as_secs_f64().max(0.001);
-        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+        #[expect(clippy::cast_precision_loss, reason = "displayed only")]
         let (done, total, bytes_per_sec) = (
             self.hashed_bytes as f64,
             self.total_bytes as f64,
             self.hashed_bytes as f64 / elapsed,
         );
-        let remaining_secs = if 0.0 < bytes_per_sec {
+        let remaining_secs = if bytes_per_sec > 0.0 {
             ((total - done) / bytes_per_sec).max(0.0)
         } else {
             0.0
         };
         let is_hashing = stage == "hashing";
         self.context.report_progress(Progress {
-            fraction: (is_hashing && 0.0 < total).then(|| (done / total).min(1.0)),
+            fraction: (is_hashing && total > 0.0).then(|| (done / total).min(1.0)),
             done_units: i64::try_from(self.hashed_bytes).unwrap_or(i64::MAX),
             total_units: if is_hashing {
                 i64::try_from(self.total_bytes).unwrap_or(i64::MAX)
@@ -189,13 +192,13 @@ impl ChecksumJob {
             } else {
                 format!("{file_count} files found")
             },
-            eta: (is_hashing && 0.0 < bytes_per_sec)
+            eta: (is_hashing && bytes_per_sec > 0.0)
                 .then(|| (self.context.now() + Duration::from_secs_f64(remaining_secs)).into()),
         });
     }
 }
 
-/// Why a file has no hash.
+/// Why a file was not hashed.
 enum HashError {
     Cancelled,
     Unreadable(#[expect(dead_code, reason = "unreadable files are only counted")] io::Error),

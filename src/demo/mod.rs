@@ -1,5 +1,5 @@
-//! The demo: an API with one slow method, as a service of one's own might have
-//! it. It works only through the handle, as a guest would.
+//! The demo API: a service with one slow method, built only on the public
+//! `Operations` handle.
 
 pub(crate) mod checksum;
 pub(crate) mod service;

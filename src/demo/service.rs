@@ -1,5 +1,5 @@
-//! longrunning.demo.v1.Checksums: the method that starts the slow work and
-//! returns the operation. The work itself lives in `checksum`.
+//! The service `longrunning.demo.v1.Checksums`, whose method creates an operation
+//! and returns it.
 
 use std::path::{Path, PathBuf};
 
@@ -25,14 +25,14 @@ mod generated {
 
 pub(crate) use generated::checksums_server::ChecksumsServer;
 
-/// Serves longrunning.demo.v1.Checksums.
+/// Serves `longrunning.demo.v1.Checksums`.
 #[derive(Clone, Debug)]
 pub(crate) struct ChecksumService {
     operations: Operations,
     root: PathBuf,
 }
 
-/// The service for the directories below `root`.
+/// Creates the service for directories below `root`, a canonical path.
 pub(crate) fn checksums_server(
     operations: &Operations,
     root: PathBuf,
@@ -43,7 +43,7 @@ pub(crate) fn checksums_server(
     })
 }
 
-/// An operation that hashes `directory`.
+/// Creates the request for an operation that hashes `directory`.
 pub(crate) fn new_checksum_operation(directory: &Path) -> NewOperation {
     let directory = directory.display().to_string();
     let input = Payload::pack(&CreateChecksumRequest { directory });
@@ -59,7 +59,7 @@ impl generated::checksums_server::Checksums for ChecksumService {
         request: Request<CreateChecksumRequest>,
     ) -> Result<Response<EncodedMessage>, Status> {
         let (service, directory) = (self.clone(), request.into_inner().directory);
-        // A slow disk must not hold up the other calls of the lane.
+        // A slow disk must not block the other calls of this thread.
         let resolved =
             tokio::task::spawn_blocking(move || service.resolve_directory(&directory)).await;
         let directory = resolved.map_err(|_| Error::ShuttingDown)??;
@@ -74,21 +74,24 @@ impl generated::checksums_server::Checksums for ChecksumService {
 // === impl ChecksumService ===
 
 impl ChecksumService {
-    /// The directory that is asked for, if it lies inside the offered one. One
-    /// that does not exist is let through: the operation will say so.
+    /// Resolves a requested directory below the root. A directory that does not
+    /// exist is accepted; its operation then fails with `DIRECTORY_NOT_FOUND`.
+    ///
+    /// # Errors
+    /// `DIRECTORY_OUTSIDE_ROOT` if it is not below the root.
     fn resolve_directory(&self, directory: &str) -> Result<PathBuf> {
         let requested = self.root.join(directory);
         let canonical = match requested.canonicalize() {
             Ok(path) => Some(path),
             Err(_) if !directory.split('/').any(|part| part == "..") => Some(requested),
-            // Where it would lead cannot be told.
+            // `..` cannot be resolved in a path that does not exist.
             Err(_) => None,
         };
         if let Some(path) = canonical.filter(|path| path.starts_with(&self.root)) {
             return Ok(path);
         }
         let message = format!(
-            "{:?} is not inside of {:?}, the directory that this demo offers",
+            "{:?} is not below {:?}, the root directory of this demo",
             excerpt(directory),
             self.root
         );

@@ -1,5 +1,5 @@
-//! Asks another server for its types. Who wants them, and what happens if it is
-//! away, is decided by the caller, who also sets a limit to the time.
+//! Loads message types from another server through gRPC reflection. Calls have no
+//! timeout; the caller sets one.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -11,25 +11,25 @@ use tokio::sync::mpsc;
 use tonic::{Code, Status, Streaming, client::Grpc, transport::Channel};
 use tonic_prost::ProstCodec;
 use tonic_reflection::pb::v1::{
-    ServerReflectionRequest, ServerReflectionResponse,
-    server_reflection_request::MessageRequest as Question,
-    server_reflection_response::MessageResponse as Answer,
+    ServerReflectionRequest, ServerReflectionResponse, server_reflection_request::MessageRequest,
+    server_reflection_response::MessageResponse,
 };
 
 use crate::types::TypeRegistry;
 
-/// The versions, newest first. Their messages are the same.
+/// The method paths of all reflection versions, newest first. Their messages are
+/// identical.
 const VERSION_PATHS: [&str; 2] = [
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
 
-/// More files than any server has; who sends more has gone wrong.
+/// The maximum number of files; a server that sends more is faulty.
 const MAX_FILES: usize = 10_000;
-/// The largest answer, in bytes.
+/// The maximum size of a response.
 const MAX_RESPONSE_BYTES: usize = 64 << 20;
 
-/// The reflection of a server.
+/// A client of a server's reflection service.
 #[derive(Debug)]
 pub(crate) struct ReflectionClient {
     channel: Channel,
@@ -37,14 +37,14 @@ pub(crate) struct ReflectionClient {
     session: Option<Session>,
 }
 
-/// One stream of questions and answers.
+/// An open reflection stream.
 #[derive(Debug)]
 struct Session {
     requests: mpsc::Sender<ServerReflectionRequest>,
     responses: Streaming<ServerReflectionResponse>,
 }
 
-// === impl Reflector ===
+// === impl ReflectionClient ===
 
 impl ReflectionClient {
     pub(crate) fn new(channel: Channel) -> Self {
@@ -55,45 +55,51 @@ impl ReflectionClient {
         }
     }
 
-    /// The encoded files of all services, with what they import, except those
-    /// that `types` has already.
+    /// Returns the encoded files that define the server's services, with their
+    /// imports, except those that `types` already has.
     ///
     /// # Errors
-    /// UNIMPLEMENTED if the server has no reflection; otherwise the status of a
-    /// call that did not succeed.
+    /// UNIMPLEMENTED if the server has no reflection, or the status of a failed
+    /// call.
     pub(crate) async fn fetch_all_files(
         &mut self,
         types: &TypeRegistry,
     ) -> Result<Vec<Vec<u8>>, Status> {
-        let services = match self.call(Question::ListServices(String::new())).await? {
-            Some(Answer::ListServicesResponse(list)) => list.service,
+        let services = match self
+            .call(MessageRequest::ListServices(String::new()))
+            .await?
+        {
+            Some(MessageResponse::ListServicesResponse(list)) => list.service,
             _ => Vec::new(),
         };
         let symbols: Vec<String> = services.into_iter().map(|service| service.name).collect();
         self.fetch_symbol_files(symbols, types).await
     }
 
-    /// The encoded files that define these types or services, with what they
-    /// import, except those that `types` has already. What the server does not
-    /// know is left out.
+    /// Returns the encoded files that define `symbols` (types or services), with
+    /// their imports, except those that `types` already has. Symbols that the server
+    /// does not know are skipped.
     ///
     /// # Errors
-    /// As of [`Reflector::all`].
+    /// As [`ReflectionClient::fetch_all_files`].
     pub(crate) async fn fetch_symbol_files(
         &mut self,
         symbols: impl IntoIterator<Item = String>,
         types: &TypeRegistry,
     ) -> Result<Vec<Vec<u8>>, Status> {
         let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        let requests = symbols.into_iter().map(Question::FileContainingSymbol);
-        let mut requests: VecDeque<Question> = requests.collect();
+        let requests = symbols
+            .into_iter()
+            .map(MessageRequest::FileContainingSymbol);
+        let mut requests: VecDeque<MessageRequest> = requests.collect();
         while let Some(request) = requests.pop_front() {
-            if let Question::FileByFilename(name) = &request
+            if let MessageRequest::FileByFilename(name) = &request
                 && (files.contains_key(name) || types.file(name).is_some())
             {
                 continue;
             }
-            let Some(Answer::FileDescriptorResponse(files_response)) = self.call(request).await?
+            let Some(MessageResponse::FileDescriptorResponse(files_response)) =
+                self.call(request).await?
             else {
                 continue;
             };
@@ -103,14 +109,14 @@ impl ReflectionClient {
                 if types.file(file.name()).is_some() || files.contains_key(file.name()) {
                     continue;
                 }
-                if MAX_FILES <= files.len() {
-                    return Err(Status::internal("its reflection has too many files"));
+                if files.len() >= MAX_FILES {
+                    return Err(Status::internal("reflection returned too many files"));
                 }
                 requests.extend(
                     file.dependency
                         .iter()
                         .cloned()
-                        .map(Question::FileByFilename),
+                        .map(MessageRequest::FileByFilename),
                 );
                 files.insert(file.name().to_owned(), bytes);
             }
@@ -118,20 +124,20 @@ impl ReflectionClient {
         Ok(files.into_values().collect())
     }
 
-    /// The answer; nothing if the server does not know.
-    async fn call(&mut self, request: Question) -> Result<Option<Answer>, Status> {
+    /// Sends a request. Returns `None` if the server answers NOT_FOUND.
+    async fn call(&mut self, request: MessageRequest) -> Result<Option<MessageResponse>, Status> {
         let request = ServerReflectionRequest {
             host: String::new(),
             message_request: Some(request),
         };
         let response = match self.round_trip(request).await {
             Ok(response) => response,
-            // Some servers end the stream where they should answer.
+            // Some servers end the stream instead of sending an error response.
             Err(status) if status.code() == Code::NotFound => return Ok(None),
             Err(status) => return Err(status),
         };
         match response {
-            Some(Answer::ErrorResponse(error)) => match Code::from(error.error_code) {
+            Some(MessageResponse::ErrorResponse(error)) => match Code::from(error.error_code) {
                 Code::NotFound => Ok(None),
                 code => Err(Status::new(code, error.error_message)),
             },
@@ -142,30 +148,30 @@ impl ReflectionClient {
     async fn round_trip(
         &mut self,
         request: ServerReflectionRequest,
-    ) -> Result<Option<Answer>, Status> {
-        // Put back only when it has answered, for it ends with an error.
+    ) -> Result<Option<MessageResponse>, Status> {
+        // The stream ends with an error, so the session is kept only on success.
         let mut session = match self.session.take() {
             Some(session) => {
                 let sent = session.requests.send(request).await;
-                sent.map_err(|_| Status::unavailable("its reflection broke off"))?;
+                sent.map_err(|_| Status::unavailable("reflection stream closed"))?;
                 session
             }
             None => self.open_session(request).await?,
         };
         let response = session.responses.message().await?;
-        let response = response.ok_or_else(|| Status::unavailable("its reflection broke off"))?;
+        let response = response.ok_or_else(|| Status::unavailable("reflection stream closed"))?;
         self.session = Some(session);
         Ok(response.message_response)
     }
 
-    /// Begins a stream with its first question: some servers say nothing, not
-    /// even that there is no such service, before they have one.
+    /// Opens a stream with its first request: some servers send nothing, not even
+    /// UNIMPLEMENTED, before they receive one.
     async fn open_session(&mut self, request: ServerReflectionRequest) -> Result<Session, Status> {
         let mut grpc =
             Grpc::new(self.channel.clone()).max_decoding_message_size(MAX_RESPONSE_BYTES);
         loop {
             let [version, older @ ..] = self.versions else {
-                return Err(Status::unimplemented("it has no reflection"));
+                return Err(Status::unimplemented("server has no reflection service"));
             };
             let (requests, mut request_receiver) = mpsc::channel(1);
             let sent = requests.try_send(request.clone());

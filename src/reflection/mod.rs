@@ -1,6 +1,5 @@
-//! gRPC server reflection, both ways: `service` tells clients of the types in
-//! the registry, `client` asks another server for its types. What is done with
-//! types is not decided here.
+//! gRPC server reflection: a service for the types of the registry, and a client
+//! that loads the types of another server.
 
 pub(crate) mod client;
 pub(crate) mod service;

@@ -1,7 +1,5 @@
-//! The reflection service of a listener. It answers from the registry, so that
-//! types which are registered later are seen by the very next question; the
-//! service of tonic-reflection knows what it was built with. Which path leads
-//! here is decided in `server`.
+//! The reflection service of a listener. Unlike the one of tonic-reflection, it
+//! reads the type registry on each request and so includes reloaded types.
 
 use std::pin::Pin;
 
@@ -11,21 +9,21 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_reflection::pb::v1::{
     ErrorResponse, ExtensionNumberResponse, FileDescriptorResponse, ListServiceResponse,
     ServerReflectionRequest, ServerReflectionResponse, ServiceResponse,
-    server_reflection_request::MessageRequest as Question,
-    server_reflection_response::MessageResponse as Answer,
+    server_reflection_request::MessageRequest,
+    server_reflection_response::MessageResponse,
     server_reflection_server::{ServerReflection, ServerReflectionServer},
 };
 
 use crate::types::TypeRegistry;
 
-/// Tells of services and types.
+/// Serves gRPC reflection from a type registry.
 #[derive(Clone, Debug)]
 pub(crate) struct ReflectionService {
     types: TypeRegistry,
     services: Vec<&'static str>,
 }
 
-/// The service for these types, and for a listener with these services.
+/// Creates the reflection service of a listener that has these `services`.
 pub(crate) fn reflection_server(
     types: &TypeRegistry,
     services: Vec<&'static str>,
@@ -53,17 +51,17 @@ impl ServerReflection for ReflectionService {
     }
 }
 
-// === impl Reflection ===
+// === impl ReflectionService ===
 
 impl ReflectionService {
-    /// What is not found is an answer too: the stream goes on.
+    /// Builds the response. Errors are responses too and do not end the stream.
     fn respond(&self, request: ServerReflectionRequest) -> ServerReflectionResponse {
         let result = match &request.message_request {
             Some(message_request) => self.resolve(message_request),
-            None => Err(Status::invalid_argument("ask for something")),
+            None => Err(Status::invalid_argument("request has no message_request")),
         };
         let message_response = result.unwrap_or_else(|status| {
-            Answer::ErrorResponse(ErrorResponse {
+            MessageResponse::ErrorResponse(ErrorResponse {
                 error_code: status.code().into(),
                 error_message: status.message().to_owned(),
             })
@@ -75,39 +73,43 @@ impl ReflectionService {
         }
     }
 
-    fn resolve(&self, message_request: &Question) -> Result<Answer, Status> {
+    fn resolve(&self, message_request: &MessageRequest) -> Result<MessageResponse, Status> {
         let pool = self.types.pool();
         let file = match message_request {
-            Question::ListServices(_) => return Ok(self.services()),
-            Question::AllExtensionNumbersOfType(name) => return extension_numbers(&pool, name),
-            Question::FileByFilename(name) => pool.get_file_by_name(name),
-            Question::FileContainingSymbol(symbol) => file_containing_symbol(&pool, symbol),
-            Question::FileContainingExtension(extension) => pool
+            MessageRequest::ListServices(_) => return Ok(self.services()),
+            MessageRequest::AllExtensionNumbersOfType(name) => {
+                return extension_numbers(&pool, name);
+            }
+            MessageRequest::FileByFilename(name) => pool.get_file_by_name(name),
+            MessageRequest::FileContainingSymbol(symbol) => file_containing_symbol(&pool, symbol),
+            MessageRequest::FileContainingExtension(extension) => pool
                 .get_message_by_name(&extension.containing_type)
                 .zip(u32::try_from(extension.extension_number).ok())
                 .and_then(|(extended, number)| extended.get_extension(number))
                 .map(|extension| extension.parent_file()),
         };
-        let file = file.ok_or_else(|| Status::new(Code::NotFound, "there is no such thing"))?;
-        Ok(Answer::FileDescriptorResponse(FileDescriptorResponse {
-            file_descriptor_proto: vec![file.encode_to_vec()],
-        }))
+        let file = file.ok_or_else(|| Status::new(Code::NotFound, "symbol or file not found"))?;
+        Ok(MessageResponse::FileDescriptorResponse(
+            FileDescriptorResponse {
+                file_descriptor_proto: vec![file.encode_to_vec()],
+            },
+        ))
     }
 
-    fn services(&self) -> Answer {
+    fn services(&self) -> MessageResponse {
         let names = self.services.iter().map(|name| (*name).to_owned());
-        Answer::ListServicesResponse(ListServiceResponse {
+        MessageResponse::ListServicesResponse(ListServiceResponse {
             service: names.map(|name| ServiceResponse { name }).collect(),
         })
     }
 }
 
-fn extension_numbers(pool: &DescriptorPool, name: &str) -> Result<Answer, Status> {
+fn extension_numbers(pool: &DescriptorPool, name: &str) -> Result<MessageResponse, Status> {
     let extended = pool
         .get_message_by_name(name)
-        .ok_or_else(|| Status::not_found("there is no such type"))?;
+        .ok_or_else(|| Status::not_found("type not found"))?;
     let numbers = extended.extensions().map(|extension| extension.number());
-    Ok(Answer::AllExtensionNumbersResponse(
+    Ok(MessageResponse::AllExtensionNumbersResponse(
         ExtensionNumberResponse {
             base_type_name: name.to_owned(),
             extension_number: numbers
@@ -117,7 +119,8 @@ fn extension_numbers(pool: &DescriptorPool, name: &str) -> Result<Answer, Status
     ))
 }
 
-/// The file that defines a type, a service, or something within one.
+/// Returns the file that defines a type, a service, an extension, or a member of
+/// one.
 fn file_containing_symbol(pool: &DescriptorPool, symbol: &str) -> Option<FileDescriptor> {
     let symbol = symbol.trim_start_matches('.');
     let file_defining = |name: &str| {

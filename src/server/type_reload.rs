@@ -15,7 +15,7 @@ use tracing::{debug, error, info, warn};
 
 use super::config::Config;
 use crate::{
-    client::{backoff::Backoff, cause::root_cause},
+    client::backoff::{Backoff, root_cause},
     reflection::client::ReflectionClient,
     types::{DescriptorSet, InvalidDescriptorSet, TypeRegistry, TypeSource},
 };

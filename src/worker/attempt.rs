@@ -1,6 +1,5 @@
-//! One attempt at one operation, from the claim to the outcome: it keeps the
-//! lease, commits what the handler reports, passes on the wish that it stop,
-//! and records how it ended. All of it goes through the store like anybody's.
+//! One in-process attempt: runs the handler, renews the lease, commits reports,
+//! forwards cancellation and records the result.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
-    context::{Context, LeasedOperation, ReportBuffer},
+    context::{AttemptState, Context, LeasedOperation},
     handler::DynHandler,
     runner::{RunOutcome, invalid_result_failure, run_handler},
 };
@@ -32,23 +31,23 @@ use crate::{
     tasks::Tasks,
 };
 
-/// The shortest pause between two reports of one attempt.
+/// The minimum interval between two reports of one attempt.
 const MIN_REPORT_INTERVAL: Duration = Duration::from_millis(100);
-/// The pause before an outcome that the store could not keep is tried again.
+/// The delay before the result is recorded again after a store failure.
 const FINISH_RETRY_DELAY: Duration = Duration::from_millis(200);
 
-/// A claimed operation and who works on it.
+/// An attempt at a leased operation.
 pub(crate) struct Attempt {
     store: Arc<Store>,
     name: OperationName,
     number: u64,
     token: LeaseToken,
     renew_interval: Duration,
-    report_buffer: Arc<ReportBuffer>,
+    state: Arc<AttemptState>,
 }
 
 impl Attempt {
-    /// An attempt at an operation whose lease was taken just now.
+    /// Creates an attempt for an operation that was just leased with `token`.
     pub(crate) fn new(store: Arc<Store>, operation: &Operation, token: LeaseToken) -> Self {
         Self {
             store,
@@ -56,12 +55,12 @@ impl Attempt {
             number: operation.number(),
             token,
             renew_interval: operation.options().lease_duration / 3,
-            report_buffer: Arc::new(ReportBuffer::with_wakeup(Arc::default())),
+            state: Arc::default(),
         }
     }
 
-    /// Runs the handler and tells how the attempt ended. `release` ends it
-    /// early: the operation goes back to its queue.
+    /// Runs the handler, records its result and returns the outcome. Cancelling
+    /// `stop` ends the attempt early and returns the operation to its queue.
     pub(crate) async fn run(
         self,
         leased_operation: LeasedOperation,
@@ -69,43 +68,32 @@ impl Attempt {
         tasks: &Tasks,
         stop: CancellationToken,
     ) -> AttemptOutcome {
-        let context = Context::new(
-            leased_operation,
-            self.report_buffer.clone(),
-            self.store.clock,
-        );
-        let report_buffer = self.report_buffer.clone();
-        match run_handler(
-            handler,
-            context,
-            report_buffer,
-            tasks,
-            &stop,
-            None,
-            self.maintain_lease(),
-        )
-        .await
-        {
-            RunOutcome::Finished(end) => self.record_result(end, false, &stop).await,
-            RunOutcome::Panicked(end) => self.record_result(end, true, &stop).await,
+        let context = Context::new(leased_operation, self.state.clone(), self.store.clock);
+        let lost = self.maintain_lease();
+        match run_handler(handler, context, tasks, &stop, None, lost).await {
+            RunOutcome::Finished(result) => self.record_result(result, false, &stop).await,
+            RunOutcome::Panicked(result) => self.record_result(result, true, &stop).await,
             RunOutcome::LeaseLost => AttemptOutcome::lost,
         }
     }
 
-    /// Renews the lease, commits reports and passes on a cancellation. Ends
-    /// only when the lease is lost.
+    /// Renews the lease, commits reports and forwards cancellation. Returns only
+    /// when the lease is lost.
     async fn maintain_lease(&self) {
         let mut waiter = self.store.view.waiters.register_worker(self.number);
         let mut renew_at = Instant::now() + self.renew_interval;
         let mut report_at = Instant::now();
         let mut warned = false;
         loop {
-            if !self.check_lease() {
+            let Some(operation) = self.leased_operation() else {
                 return;
+            };
+            if let Phase::Cancelling(_) = operation.phase() {
+                self.state.cancellation_token.cancel();
             }
             let report_ready = async {
                 sleep_until(report_at).await;
-                self.report_buffer.wait_for_report().await;
+                self.state.wait_for_report().await;
             };
             let result = select! {
                 () = waiter.notified() => continue,
@@ -115,11 +103,11 @@ impl Attempt {
                 }
                 () = report_ready => {
                     report_at = Instant::now() + MIN_REPORT_INTERVAL;
-                    match self.report_buffer.take() {
+                    match self.state.take_report() {
                         Some(report) => {
                             let committed = self.commit(Event::Report(self.token, report.clone())).await;
                             if let Err(Error::StoreUnavailable) = committed {
-                                self.report_buffer.restore(report);
+                                self.state.restore_report(report);
                             }
                             committed
                         }
@@ -132,41 +120,33 @@ impl Attempt {
                 Err(Error::FailedPrecondition { .. } | Error::NotFound { .. }) => return,
                 Err(error @ (Error::TooLarge { .. } | Error::StoreFull { .. })) => {
                     if !std::mem::replace(&mut warned, true) {
-                        warn!(operation.name = %self.name, %error, "reports are dropped");
+                        warn!(operation.name = %self.name, %error, "dropping progress reports");
                     }
                 }
-                // The next turn tries again, while the lease lasts.
+                // The next iteration retries while the lease lasts.
                 Err(error) => {
-                    debug!(operation.name = %self.name, %error, "the lease could not be renewed");
+                    debug!(operation.name = %self.name, %error, "failed to renew the lease, retrying");
                 }
             }
         }
     }
 
-    /// Looks at the operation: whether the lease is still held, and whether
-    /// somebody wants it to stop.
-    fn check_lease(&self) -> bool {
-        let Some(operation) = self.store.view.get_any(self.name.as_str()) else {
-            return false;
-        };
-        if let Phase::Cancelling(_) = operation.phase() {
-            self.report_buffer.cancellation_token.cancel();
-        }
-        operation
-            .lease()
-            .is_some_and(|lease| lease.token == self.token)
+    /// Returns the operation, or `None` if this attempt no longer holds its lease.
+    fn leased_operation(&self) -> Option<Arc<Operation>> {
+        let operation = self.store.view.get_any(self.name.as_str())?;
+        let holds_lease = operation.lease()?.token == self.token;
+        holds_lease.then_some(operation)
     }
 
-    /// Records how the attempt ended, with what the handler reported last,
-    /// however long the store takes, while the lease lasts and the grace of a
-    /// shutdown is not over.
+    /// Records the result together with the last report. Retries store failures
+    /// until the lease is lost or `stop` is cancelled.
     async fn record_result(
         &self,
         result: AttemptResult,
         has_panicked: bool,
         stop: &CancellationToken,
     ) -> AttemptOutcome {
-        let report = self.report_buffer.take().unwrap_or_default();
+        let report = self.state.take_report().unwrap_or_default();
         let is_release = result == AttemptResult::Released;
         let event = result.into_event(self.token, report.clone());
         let mut event = event
@@ -180,7 +160,7 @@ impl Attempt {
                 }
                 Err(error @ Error::TooLarge { .. }) => event = self.shrink_event(event, &error),
                 Err(error) => {
-                    debug!(operation.name = %self.name, %error, "the outcome could not be recorded yet");
+                    debug!(operation.name = %self.name, %error, "failed to record outcome, retrying");
                     if stop.is_cancelled() {
                         return AttemptOutcome::lost;
                     }
@@ -197,12 +177,11 @@ impl Attempt {
         Event::Finish(self.token, Outcome::Error(Box::new(failure.error)), report)
     }
 
-    /// What is recorded instead of an end that is too large: first the same
-    /// without the last report, then an error that says so, for which there is
-    /// always room.
+    /// Returns a smaller event to record after TOO_LARGE: first the same event
+    /// without the report, then an error, which every size limit admits.
     fn shrink_event(&self, event: Event, error: &Error) -> Event {
         if event.report().is_some_and(|report| !report.is_empty()) {
-            warn!(operation.name = %self.name, %error, "the last report of an attempt was dropped");
+            warn!(operation.name = %self.name, %error, "dropping the last report of the attempt");
             return event.without_report();
         }
         let message = error.to_string();
@@ -215,8 +194,8 @@ impl Attempt {
     }
 }
 
-/// How an attempt ended, by what became of the operation: a failure that was
-/// meant to be retried may have been the last one.
+/// Derives the outcome from the recorded phase, because a retryable failure may
+/// have used up the last attempt.
 fn attempt_outcome(operation: &Operation, is_release: bool) -> AttemptOutcome {
     match operation.phase() {
         Phase::Done(TerminalState::Succeeded) => AttemptOutcome::succeeded,

@@ -1,5 +1,5 @@
-//! The handler that runs a program for each operation: how it is started, told
-//! to stop, and what its end means. What it says is read in `output`.
+//! A handler that runs a program for each operation: starts its process group,
+//! terminates it on cancellation and maps its exit status to a result.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -34,35 +34,37 @@ use crate::{
     types::TypeRegistry,
 };
 
-/// The longest variable; Linux starts no program with one above 128 KiB.
+/// The maximum size of an environment value. Linux rejects one above 128 KiB.
 const MAX_ENV_VALUE_BYTES: usize = 100 << 10;
-/// How long what a command left behind may go on with its output.
+/// The time to read output from child processes that outlive the program.
 const OUTPUT_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
-/// What is handed on of a trace. Creators choose the keys, and must not get to
-/// choose PATH.
+/// The trace context keys passed as environment variables. A fixed list, because
+/// creators choose the keys and must not be able to set PATH.
 const TRACE_CONTEXT_KEYS: [&str; 4] = ["traceparent", "tracestate", "baggage", "b3"];
 
 /// Runs a program for each operation, in a process group of its own.
 ///
-/// The program gets the input as JSON on standard input and in
-/// `LONGRUNNING_INPUT` (there only up to 100 KiB): a `google.protobuf.Struct`,
-/// `Value`, `ListValue` or wrapper as the bare value, another known type as
-/// ProtoJSON with `@type`, an unknown one as `{"@type", "value": "<base64>"}`.
-/// Without an input there is nothing on standard input, and the variable is not
-/// set. Also set are `LONGRUNNING_OPERATION` (its full
-/// name), `LONGRUNNING_ATTEMPT`, `LONGRUNNING_LEASE_TOKEN` (base64),
-/// `LONGRUNNING_QUEUE` and `LONGRUNNING_CHECKPOINT` (JSON) if there is one, and
-/// `TRACEPARENT`, `TRACESTATE`, `BAGGAGE` and `B3` as the creator gave them.
+/// Input: JSON on standard input and in `LONGRUNNING_INPUT` (omitted above
+/// 100 KiB). A `google.protobuf.Struct`, `Value`, `ListValue` or wrapper is passed
+/// as its plain value, another known type as ProtoJSON with `@type`, an unknown
+/// type as `{"@type", "value": "<base64>"}`. Without an input, standard input is
+/// empty and the variable is unset.
 ///
-/// Lines on standard output that begin with `::progress ` report: `0.4 words`,
-/// `40% words` or `3/10 unit words`. `::checkpoint ` and a text or JSON keeps a
-/// checkpoint. The rest, at most 2 MiB, is the response: a JSON object as
-/// `google.protobuf.Struct`, nothing as `Empty`, and other text as `StringValue`.
+/// Environment: `LONGRUNNING_OPERATION` (full name), `LONGRUNNING_ATTEMPT`,
+/// `LONGRUNNING_LEASE_TOKEN` (base64), `LONGRUNNING_QUEUE` and
+/// `LONGRUNNING_CHECKPOINT` (JSON) if they exist, and `TRACEPARENT`,
+/// `TRACESTATE`, `BAGGAGE` and `B3` if the creator set them.
 ///
-/// Exit code 0 is success. Another is a retryable failure, with the end of
-/// standard error in its message. A cancellation, a lost lease and the end of a
-/// grace send SIGTERM to the group, and SIGKILL if that does not end it. What the
-/// program leaves behind in its group is killed when it has ended.
+/// Output: a line `::progress 0.4 message`, `::progress 40% message` or
+/// `::progress 3/10 unit message` on standard output reports progress, and
+/// `::checkpoint TEXT-or-JSON` saves a checkpoint. All other output, at most 2 MiB,
+/// is the response: a JSON object becomes a `google.protobuf.Struct`, no output
+/// `Empty`, and other text a `StringValue`.
+///
+/// Exit: code 0 means success. Any other code is a retryable failure whose message
+/// includes the last lines of standard error. Cancellation, a lost lease and the
+/// shutdown timeout send SIGTERM to the process group, then SIGKILL. Processes
+/// left in the group are killed when the program exits.
 pub struct CommandHandler {
     program: OsString,
     arguments: Vec<OsString>,
@@ -73,28 +75,29 @@ pub struct CommandHandler {
 
 type StderrCallback = dyn Fn(&Context, &str) + Send + Sync;
 
-/// Why a command cannot be run.
+/// A command that cannot be run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InvalidCommand {
-    /// There is no program.
-    #[error("the command is empty: name a program, then its arguments")]
+    /// No program is given.
+    #[error("command is empty; specify a program and its arguments")]
     Empty,
-    /// There is no such file.
-    #[error("there is no program {0:?}; write its path, or install it in a directory of PATH")]
+    /// The program does not exist.
+    #[error("program {0:?} not found; specify its path or install it in a directory of PATH")]
     NotFound(OsString),
-    /// The file is no program.
-    #[error("{0:?} cannot be executed; use chmod +x, or name a program that can")]
+    /// The file is not executable.
+    #[error("{0:?} is not executable; run chmod +x or specify another program")]
     NotExecutable(OsString),
 }
 
-/// A program that was started, and what it started; killed when dropped. The
-/// runtime reaps it then.
+/// The process group of a started program. Killed when dropped; tokio then reaps
+/// the program.
 struct ProcessGroup {
     child: Child,
     leader: Option<Pid>,
 }
 
-/// How a program ended, and whether it was asked to.
+/// The exit of a program, and whether it was sent SIGTERM before.
 struct ProcessExit {
     status: io::Result<ExitStatus>,
     termination_requested: bool,
@@ -103,11 +106,11 @@ struct ProcessExit {
 // === impl CommandHandler ===
 
 impl CommandHandler {
-    /// A handler that runs this program with these arguments.
+    /// Creates a handler for a program and its arguments.
     ///
     /// # Errors
-    /// [`CommandError`] if there is no such program: it is looked for now, so
-    /// that a wrong name does not wait for the first operation.
+    /// [`InvalidCommand`] if the program does not exist or is not executable. It is
+    /// checked here, so that a wrong name fails before the first operation.
     pub fn new<T: Into<OsString>>(
         command: impl IntoIterator<Item = T>,
     ) -> Result<Self, InvalidCommand> {
@@ -123,23 +126,24 @@ impl CommandHandler {
         })
     }
 
-    /// The types of which the program is given the JSON of its input. Without
-    /// it, those of `google.protobuf`, `google.rpc` and `longrunning.v1`.
+    /// Sets the types that are converted to and from JSON. The default is
+    /// `google.protobuf`, `google.rpc` and `longrunning.v1`.
     #[must_use]
     pub fn with_types(mut self, types: &TypeRegistry) -> Self {
         self.types = types.clone();
         self
     }
 
-    /// How long after SIGTERM it gets SIGKILL; 10 s without it. The operation's
-    /// `cancel_grace_period` may be shorter.
+    /// Sets the time between SIGTERM and SIGKILL. The default is 10 s. A shorter
+    /// `cancel_grace_period` of the operation takes precedence.
     #[must_use]
     pub fn kill_after(mut self, delay: Duration) -> Self {
         self.kill_after = delay;
         self
     }
 
-    /// Shows each line of standard error. Without it they are logged at `debug`.
+    /// Sets a callback for each line of standard error. By default, the lines are
+    /// logged at level `debug`.
     #[must_use]
     pub fn on_stderr_line(
         mut self,
@@ -161,7 +165,7 @@ impl CommandHandler {
             .checkpoint()
             .map(|checkpoint| self.types.to_plain_json(checkpoint).to_string());
         if checkpoint.as_deref().is_some_and(exceeds_env_limit) {
-            warn!(operation.name = %context.name(), "the checkpoint is too long for a variable: the command begins without it");
+            warn!(operation.name = %context.name(), "checkpoint exceeds 100 KiB, starting the command without LONGRUNNING_CHECKPOINT");
         }
         for (key, value) in [
             ("INPUT", input.map(str::to_owned)),
@@ -192,12 +196,12 @@ impl CommandHandler {
     fn handle_stderr_line(&self, context: &Context, line: &str) {
         match &self.stderr_callback {
             Some(callback) => callback(context, line),
-            None => debug!(line, "standard error"),
+            None => debug!(line, "command wrote to standard error"),
         }
     }
 
     fn start_failure(&self, error: &io::Error) -> Failure {
-        let message = format!("{self} could not be started: {error}");
+        let message = format!("failed to start {self}: {error}");
         Failure::new(Code::Unavailable, message)
             .with_reason("COMMAND_START_FAILED")
             .retryable()
@@ -205,7 +209,7 @@ impl CommandHandler {
 
     fn output_too_large_failure(&self) -> Failure {
         let message = format!(
-            "{self} wrote more than {} MiB to standard output; keep large results elsewhere, and print where",
+            "{self} wrote more than {} MiB to standard output; store large results elsewhere and print a reference",
             MAX_OUTPUT_BYTES >> 20
         );
         Failure::new(Code::ResourceExhausted, message).with_reason("OUTPUT_TOO_LARGE")
@@ -224,7 +228,10 @@ impl CommandHandler {
                     ("COMMAND_KILLED", format!("was killed by signal {signal}"))
                 }
             },
-            Err(error) => ("COMMAND_FAILED", format!("is lost: {error}")),
+            Err(error) => (
+                "COMMAND_FAILED",
+                format!("has an unknown exit status: {error}"),
+            ),
         };
         let stderr_tail = stderr_tail.map_or_else(String::new, |text| format!(": {text}"));
         Failure::new(Code::Unknown, format!("{self} {description}{stderr_tail}"))
@@ -251,27 +258,27 @@ impl Handler for CommandHandler {
                 group.child.stderr.take(),
             );
             let write_stdin = async {
-                // A command need not read its input.
+                // A program may exit without reading its input.
                 let _ = stdin
-                    .expect("it is piped")
+                    .expect("stdin is piped")
                     .write_all(input.unwrap_or_default().as_bytes())
                     .await;
                 Ok(())
             };
-            let read_stdout = output.read(stdout.expect("it is piped"), &context, &self.types);
-            let read_stderr = stderr_tail.read(stderr.expect("it is piped"), |line| {
+            let read_stdout = output.read(stdout.expect("stdout is piped"), &context, &self.types);
+            let read_stderr = stderr_tail.read(stderr.expect("stderr is piped"), |line| {
                 self.handle_stderr_line(&context, line);
             });
-            let talk = async { try_join!(write_stdin, read_stdout, read_stderr).map(|_| ()) };
+            let io = async { try_join!(write_stdin, read_stdout, read_stderr).map(|_| ()) };
             let grace = context.cancel_grace_period().unwrap_or(self.kill_after);
             let exit = group.wait_for_exit(&context, grace.min(self.kill_after));
-            pin!(talk, exit);
+            pin!(io, exit);
             select! {
-                io_result = &mut talk => match io_result {
+                io_result = &mut io => match io_result {
                     Ok(()) => Ok(exit.await),
                     Err(OutputTooLargeError) => Err(OutputTooLargeError),
                 },
-                exit = &mut exit => match timeout(OUTPUT_DRAIN_TIMEOUT, talk).await {
+                exit = &mut exit => match timeout(OUTPUT_DRAIN_TIMEOUT, io).await {
                     Ok(Err(OutputTooLargeError)) => Err(OutputTooLargeError),
                     Ok(Ok(())) | Err(_) => Ok(exit),
                 },
@@ -302,7 +309,7 @@ impl Handler for CommandHandler {
 }
 
 impl fmt::Display for CommandHandler {
-    /// The program alone: arguments may be secrets.
+    /// Writes the program without its arguments, which may be secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}`", self.program.display())
     }
@@ -317,7 +324,7 @@ impl fmt::Debug for CommandHandler {
     }
 }
 
-// === impl Group ===
+// === impl ProcessGroup ===
 
 impl ProcessGroup {
     fn new(child: Child) -> Self {
@@ -327,8 +334,8 @@ impl ProcessGroup {
         Self { child, leader }
     }
 
-    /// Waits for the end. A command whose operation is cancelled is asked to
-    /// stop, and after the grace made to.
+    /// Waits until the program exits. On cancellation, sends SIGTERM, and SIGKILL
+    /// after `grace`.
     async fn wait_for_exit(&mut self, context: &Context, grace: Duration) -> ProcessExit {
         select! {
             biased;
@@ -350,7 +357,7 @@ impl ProcessGroup {
 
     fn signal(&self, signal: Signal) {
         if let Some(leader) = self.leader {
-            // An error says that nobody is left.
+            // Fails only if the group has no processes left.
             let _ = kill_process_group(leader, signal);
         }
     }
@@ -365,16 +372,16 @@ impl Drop for ProcessGroup {
 fn set_env(command: &mut Command, key: &str, value: Option<&str>) {
     match value {
         Some(value) => command.env(key, value),
-        // What the program inherits belongs to another operation.
+        // An inherited value belongs to another operation.
         None => command.env_remove(key),
     };
 }
 
 fn exceeds_env_limit(value: &str) -> bool {
-    MAX_ENV_VALUE_BYTES < value.len()
+    value.len() > MAX_ENV_VALUE_BYTES
 }
 
-/// Looks for a program as the system does.
+/// Checks that a program exists and is executable, as execvp would find it.
 fn check_program(program: &OsStr) -> Result<(), InvalidCommand> {
     if program.is_empty() {
         return Err(InvalidCommand::Empty);
@@ -386,10 +393,7 @@ fn check_program(program: &OsStr) -> Result<(), InvalidCommand> {
             None => Err(InvalidCommand::NotFound(program.to_owned())),
         };
     }
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the system reads the very same variable when it starts the program"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "execvp reads the same variable")]
     let path = std::env::var_os("PATH").unwrap_or_default();
     let is_found = std::env::split_paths(&path)
         .any(|directory| is_executable(&directory.join(program)) == Some(true));
@@ -398,7 +402,7 @@ fn check_program(program: &OsStr) -> Result<(), InvalidCommand> {
         .ok_or_else(|| InvalidCommand::NotFound(program.to_owned()))
 }
 
-/// Whether a file may be executed; none if there is no file.
+/// Returns whether a file is executable, or `None` if it does not exist.
 fn is_executable(path: &Path) -> Option<bool> {
     let metadata = path.metadata().ok()?;
     Some(metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)

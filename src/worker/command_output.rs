@@ -1,6 +1,5 @@
-//! What a command says: on standard output its response, between lines that
-//! report; on standard error what helps people when it fails. What becomes of
-//! it is decided in `command`.
+//! Reads the output of a command: the response and output directives on standard
+//! output, and the last lines of standard error.
 
 use std::collections::VecDeque;
 
@@ -9,13 +8,13 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use super::context::Context;
 use crate::{proto::longrunning::v1::Progress, types::TypeRegistry};
 
-/// The largest response, in bytes.
+/// The maximum size of a response.
 pub(super) const MAX_OUTPUT_BYTES: usize = 2 << 20;
-/// How much of standard error is kept: so many lines, together so many bytes.
+/// The maximum number of lines, and their total size, kept of standard error.
 const MAX_TAIL_LINES: usize = 20;
 const MAX_TAIL_BYTES: usize = 4096;
 
-/// The response so far.
+/// The response read so far.
 #[derive(Debug, Default)]
 pub(super) struct CommandOutput {
     response: Vec<u8>,
@@ -30,11 +29,11 @@ pub(super) struct StderrTail {
     partial_line: Vec<u8>,
 }
 
-/// The response is larger than [`MAX_OUTPUT`].
+/// The response exceeds [`MAX_OUTPUT_BYTES`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OutputTooLargeError;
 
-/// A line that reports and is no part of the response.
+/// A line of standard output that is not part of the response.
 #[derive(Debug, PartialEq)]
 enum OutputDirective<'a> {
     /// `::progress 0.4 message`, `::progress 40% message`, `::progress 3/10 files message`.
@@ -43,11 +42,11 @@ enum OutputDirective<'a> {
     Checkpoint(&'a str),
 }
 
-// === impl Output ===
+// === impl CommandOutput ===
 
 impl CommandOutput {
-    /// Reads to the end and passes reports on. What was read stays if the
-    /// future is dropped.
+    /// Reads until end of file and applies directives to `context`. Cancel safe:
+    /// output already read is kept.
     pub(super) async fn read(
         &mut self,
         pipe: impl AsyncRead + Unpin,
@@ -63,10 +62,10 @@ impl CommandOutput {
                 Some(OutputDirective::Progress(progress)) => context.report_progress(progress),
                 Some(OutputDirective::Checkpoint(text)) => context
                     .save_checkpoint(types.parse_output(text))
-                    .expect("the types of `of_text` are proper"),
+                    .expect("parse_output returns a valid type URL"),
                 None => response.extend_from_slice(line),
             }
-            if MAX_OUTPUT_BYTES < response.len() {
+            if response.len() > MAX_OUTPUT_BYTES {
                 return Err(OutputTooLargeError);
             }
             Ok(())
@@ -74,7 +73,7 @@ impl CommandOutput {
         for_each_line(pipe, partial_line, MAX_OUTPUT_BYTES + 1, handle_line).await
     }
 
-    /// The response without the newline at its end.
+    /// Returns the response without its final newline.
     pub(super) fn into_text(mut self) -> String {
         self.response.append(&mut self.partial_line);
         let mut text = String::from_utf8_lossy(&self.response).into_owned();
@@ -85,11 +84,11 @@ impl CommandOutput {
     }
 }
 
-// === impl Tail ===
+// === impl StderrTail ===
 
 impl StderrTail {
-    /// Reads to the end and shows each line. What was read stays if the future
-    /// is dropped.
+    /// Reads until end of file and passes each line to `on_line`. Cancel safe:
+    /// lines already read are kept.
     pub(super) async fn read(
         &mut self,
         pipe: impl AsyncRead + Unpin,
@@ -105,16 +104,16 @@ impl StderrTail {
             on_line(&line);
             *bytes += line.len() + 1;
             lines.push_back(line);
-            while MAX_TAIL_LINES < lines.len() || MAX_TAIL_BYTES < *bytes {
+            while lines.len() > MAX_TAIL_LINES || *bytes > MAX_TAIL_BYTES {
                 *bytes -= lines.pop_front().map_or(0, |line| line.len() + 1);
             }
             Ok(())
         };
-        // A replaced byte of bad UTF-8 takes three.
+        // Each invalid byte becomes U+FFFD, which takes three bytes.
         for_each_line(pipe, partial_line, MAX_TAIL_BYTES / 3 - 1, handle_line).await
     }
 
-    /// The lines, joined again; none if there is nothing to say.
+    /// Joins the lines. Returns `None` if they are blank.
     pub(super) fn into_text(self) -> Option<String> {
         let mut text = Vec::from(self.lines).join("\n");
         if !self.partial_line.is_empty() {
@@ -125,8 +124,8 @@ impl StderrTail {
     }
 }
 
-/// Hands on line after line, each with its newline; one above `longest` bytes
-/// comes in pieces. A line that is not at its end yet stays in `rest`.
+/// Passes each line with its newline to `on_line`. A line above `max_line_bytes`
+/// is passed in pieces. An incomplete line stays in `partial_line`.
 async fn for_each_line(
     pipe: impl AsyncRead + Unpin,
     partial_line: &mut Vec<u8>,
@@ -136,7 +135,7 @@ async fn for_each_line(
     let mut pipe = BufReader::new(pipe);
     loop {
         let mut limited = (&mut pipe).take(max_line_bytes as u64);
-        // A pipe that cannot be read is at its end.
+        // A read error is treated as end of file.
         if limited.read_until(b'\n', partial_line).await.unwrap_or(0) == 0 {
             return Ok(());
         }
@@ -145,10 +144,10 @@ async fn for_each_line(
     }
 }
 
-// === impl Remark ===
+// === impl OutputDirective ===
 
 impl<'a> OutputDirective<'a> {
-    /// Reads a line; none if it is ordinary output.
+    /// Parses a line. Returns `None` for ordinary output.
     fn parse(line: &'a [u8]) -> Option<Self> {
         let line = str::from_utf8(line).ok()?.trim_end_matches(['\n', '\r']);
         if let Some(text) = line.strip_prefix("::checkpoint ") {
@@ -182,7 +181,7 @@ fn parse_progress(text: &str) -> Option<Progress> {
     })
 }
 
-/// The first word, and what follows it.
+/// Splits a text into its first word and the rest.
 fn split_first_word(text: &str) -> (&str, &str) {
     let (word, rest) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
     (word, rest.trim_start())
@@ -271,8 +270,8 @@ mod tests {
         let text: String = (1..=30).map(|n| format!("line {n}\n")).collect();
         tail.read(text.as_bytes(), |_| line_count += 1)
             .await
-            .expect("no limit");
-        let tail_text = tail.into_text().expect("there is something");
+            .expect("stderr has no limit");
+        let tail_text = tail.into_text().expect("tail is not empty");
         assert!(tail_text.starts_with("line 11\n") && tail_text.ends_with("\nline 30"));
         assert_eq!(line_count, 30);
 
@@ -280,8 +279,8 @@ mod tests {
         let oversized_line = [b"\xff".repeat(10_000), b"\nthe end".to_vec()].concat();
         tail.read(oversized_line.as_slice(), |_| {})
             .await
-            .expect("no limit");
-        let tail_text = tail.into_text().expect("there is something");
+            .expect("stderr has no limit");
+        let tail_text = tail.into_text().expect("tail is not empty");
         assert!(tail_text.len() <= MAX_TAIL_BYTES && tail_text.ends_with("the end"));
         assert_eq!(StderrTail::default().into_text(), None);
     }

@@ -1,6 +1,5 @@
-//! What a handler is given: its input, and ways to report, to keep a
-//! checkpoint and to learn that it should stop. Committing what it reports is
-//! done by `attempt`.
+//! The context of an attempt: input, progress reports, checkpoints and
+//! cancellation.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,16 +23,16 @@ use crate::{
     proto::{google::rpc::Code, longrunning::v1::Progress},
 };
 
-/// One attempt at one operation. Clones belong to the same attempt; they may
-/// be moved to other threads, and outlive the attempt without harm.
+/// One attempt at one operation. Clones refer to the same attempt. They may move
+/// to other threads and outlive the attempt; reports are then discarded.
 #[derive(Clone, Debug)]
 pub struct Context {
     leased_operation: Arc<LeasedOperation>,
-    report_buffer: Arc<ReportBuffer>,
+    pub(super) state: Arc<AttemptState>,
     clock: Clock,
 }
 
-/// What was leased, in this process or from another one.
+/// A leased operation, from this process or from a remote server.
 #[derive(Debug)]
 pub(crate) struct LeasedOperation {
     pub(crate) name: String,
@@ -48,19 +47,20 @@ pub(crate) struct LeasedOperation {
     pub(crate) cancel_grace_period: Option<Duration>,
 }
 
-/// Where a handler leaves reports, and finds the wish that it stop. Desks may
-/// share the bell that tells of a report.
+/// The state that a handler shares with the task that maintains its lease: the
+/// pending report and the cancellation token.
 #[derive(Debug, Default)]
-pub(crate) struct ReportBuffer {
-    report: Mutex<Option<Report>>,
+pub(crate) struct AttemptState {
+    pending_report: Mutex<Option<Report>>,
+    /// Notified when a report becomes pending; several attempts may share it.
     wakeup: Arc<Notify>,
     pub(crate) cancellation_token: CancellationToken,
 }
 
-// === impl Assignment ===
+// === impl LeasedOperation ===
 
 impl LeasedOperation {
-    /// What the holder of the operation's lease has to do; none if nobody holds it.
+    /// Copies the fields that a handler needs. Returns `None` if no lease is held.
     pub(crate) fn from_operation(operation: &Operation) -> Option<Self> {
         Some(Self {
             name: operation.name().to_owned(),
@@ -82,44 +82,44 @@ impl LeasedOperation {
 impl Context {
     pub(crate) fn new(
         leased_operation: LeasedOperation,
-        report_buffer: Arc<ReportBuffer>,
+        state: Arc<AttemptState>,
         clock: Clock,
     ) -> Self {
         Self {
             leased_operation: Arc::new(leased_operation),
-            report_buffer,
+            state,
             clock,
         }
     }
 
-    /// The full name of the operation.
+    /// Returns the full name of the operation.
     pub fn name(&self) -> &str {
         &self.leased_operation.name
     }
 
-    /// The queue that it was taken from; none if its creator executes it.
+    /// Returns the queue, or `None` if the creator executes the operation itself.
     pub fn queue(&self) -> Option<&QueueName> {
         self.leased_operation.queue.as_ref()
     }
 
-    /// What the creator wants to have worked on.
+    /// Returns the input, or `None` if the creator gave none.
     pub fn input(&self) -> Option<&Any> {
         self.leased_operation.input.as_ref().map(Payload::any)
     }
 
-    /// The input as the message that it should be.
+    /// Decodes the input as a message of type `M`.
     ///
     /// # Errors
-    /// A failure with code INVALID_ARGUMENT and reason `INVALID_INPUT`, if there is
-    /// no input, or it is of another type or damaged.
+    /// A failure with code INVALID_ARGUMENT and reason `INVALID_INPUT` if the
+    /// input is missing, has another type or cannot be decoded.
     pub fn input_as<M: prost::Name + Default>(&self) -> Result<M, Failure> {
         let expected_type = M::full_name();
         let invalid_input = |problem: String| {
-            let message = format!("the input must be a {expected_type}: {problem}");
+            let message = format!("input must be a {expected_type}: {problem}");
             Failure::new(Code::InvalidArgument, message).with_reason("INVALID_INPUT")
         };
         let Some(input) = self.input() else {
-            return Err(invalid_input("there is none".to_owned()));
+            return Err(invalid_input("it is missing".to_owned()));
         };
         if input.type_url.rsplit('/').next() != Some(expected_type.as_str()) {
             return Err(invalid_input(format!("it is a {}", input.type_url)));
@@ -127,110 +127,114 @@ impl Context {
         M::decode(input.value.as_slice()).map_err(|error| invalid_input(error.to_string()))
     }
 
-    /// The number of this attempt: 1 for the first, and always larger than that
-    /// of any attempt before. A fencing number towards other systems.
+    /// Returns the attempt number: 1 for the first attempt, larger for every later
+    /// one. Pass it to other systems as a fencing token.
     pub fn attempt(&self) -> u32 {
         self.leased_operation.attempt
     }
 
-    /// What an attempt before left with [`Context::keep_checkpoint`].
+    /// Returns the checkpoint that an earlier attempt saved with
+    /// [`Context::save_checkpoint`], or `None`.
     pub fn checkpoint(&self) -> Option<&Any> {
         self.leased_operation.checkpoint.as_ref().map(Payload::any)
     }
 
-    /// What the creator called the operation by.
+    /// Returns the labels of the operation.
     pub fn labels(&self) -> &Labels {
         &self.leased_operation.labels
     }
 
-    /// The method that the operation belongs to, as its creator said; empty if
-    /// it did not.
+    /// Returns the API method that created the operation, or an empty string if
+    /// the creator gave none.
     pub fn method(&self) -> &str {
         &self.leased_operation.method
     }
 
-    /// The trace that the operation belongs to, as its creator said.
+    /// Returns the trace context that the creator set.
     pub fn trace_context(&self) -> &TraceContext {
         &self.leased_operation.trace_context
     }
 
-    /// Proves to the server that this attempt holds the operation.
+    /// Returns the token that authorizes writes under this lease.
     pub fn lease_token(&self) -> LeaseToken {
         self.leased_operation.token
     }
 
-    /// How long after a cancellation the server waits before it closes the
-    /// operation; none for as long as the lease is kept.
+    /// Returns the time between a cancellation request and the server ending the
+    /// operation, or `None` if it ends only with the lease.
     pub fn cancel_grace_period(&self) -> Option<Duration> {
         self.leased_operation.cancel_grace_period
     }
 
-    /// The time as the server sees it.
+    /// Returns the current time of the server's clock; in a remote worker, of the
+    /// local clock.
     pub fn now(&self) -> Timestamp {
         self.clock.now()
     }
 
-    /// Tells how far the work is. Cheap: call it as often as there is news; the
-    /// newest report wins, and is shown at once or within 100 ms.
+    /// Reports progress. Never blocks. Reports are merged, and the newest value is
+    /// committed at most every 100 ms; a remote worker sends it at most every
+    /// 200 ms.
     pub fn report_progress(&self, progress: Progress) {
-        self.report_buffer
-            .update(|report| report.progress = Some(progress));
+        self.state
+            .update_report(|report| report.progress = Some(progress));
     }
 
-    /// Serves metadata of the handler's own type from now on, instead of
-    /// `longrunning.v1.OperationMetadata`.
+    /// Replaces the operation's metadata with a message of the handler's own type.
+    /// Clients then see it instead of `longrunning.v1.OperationMetadata`.
     ///
     /// # Errors
     /// [`InvalidAny`] if the type URL is empty or malformed.
     pub fn set_metadata(&self, metadata: Any) -> Result<(), InvalidAny> {
         let metadata = Payload::new(metadata)?;
-        self.report_buffer
-            .update(|report| report.metadata = Some(metadata));
+        self.state
+            .update_report(|report| report.metadata = Some(metadata));
         Ok(())
     }
 
-    /// Puts an addition of the handler's own type into the `detail` of
-    /// `longrunning.v1.OperationMetadata`.
+    /// Sets the field `detail` of `longrunning.v1.OperationMetadata` to a message
+    /// of the handler's own type.
     ///
     /// # Errors
     /// [`InvalidAny`] if the type URL is empty or malformed.
     pub fn set_detail(&self, detail: Any) -> Result<(), InvalidAny> {
         let detail = Payload::new(detail)?;
-        self.report_buffer
-            .update(|report| report.detail = Some(detail));
+        self.state
+            .update_report(|report| report.detail = Some(detail));
         Ok(())
     }
 
-    /// Keeps a note for the next attempt, in case this one is lost.
+    /// Saves a checkpoint, from which the next attempt can resume. It becomes
+    /// durable with the next report.
     ///
     /// # Errors
     /// [`InvalidAny`] if the type URL is empty or malformed.
     pub fn save_checkpoint(&self, checkpoint: Any) -> Result<(), InvalidAny> {
         let checkpoint = Payload::new(checkpoint)?;
-        self.report_buffer
-            .update(|report| report.checkpoint = Some(checkpoint));
+        self.state
+            .update_report(|report| report.checkpoint = Some(checkpoint));
         Ok(())
     }
 
-    /// Resolves when the work should stop: somebody cancelled the operation, or
-    /// the lease is lost. Finish with [`Failure::cancelled`], or with a result
-    /// if it is there already.
+    /// Waits until the handler should stop: a client cancelled the operation, the
+    /// lease was lost, or the worker shuts down. Return [`Failure::cancelled`]
+    /// then, or the result if it is complete. Cancel safe.
     ///
     /// [`Failure::cancelled`]: crate::Failure::cancelled
     pub async fn cancelled(&self) {
-        self.report_buffer.cancellation_token.cancelled().await;
+        self.state.cancellation_token.cancelled().await;
     }
 
-    /// Whether the work should stop; for loops that do not await.
+    /// Returns `true` if the handler should stop; for loops that do not await.
     pub fn is_cancelled(&self) -> bool {
-        self.report_buffer.cancellation_token.is_cancelled()
+        self.state.cancellation_token.is_cancelled()
     }
 }
 
-// === impl Desk ===
+// === impl AttemptState ===
 
-impl ReportBuffer {
-    /// A desk whose reports ring a bell that others ring too.
+impl AttemptState {
+    /// Creates a state whose reports notify the shared `wakeup`.
     pub(crate) fn with_wakeup(wakeup: Arc<Notify>) -> Self {
         Self {
             wakeup,
@@ -238,26 +242,27 @@ impl ReportBuffer {
         }
     }
 
-    /// Adds to the report that nobody fetched yet; the newest value wins.
-    fn update(&self, apply: impl FnOnce(&mut Report)) {
-        apply(self.report.lock().get_or_insert_default());
+    /// Changes the pending report and notifies the lease task.
+    fn update_report(&self, apply: impl FnOnce(&mut Report)) {
+        apply(self.pending_report.lock().get_or_insert_default());
         self.wakeup.notify_one();
     }
 
-    /// Fetches what was reported since the last time.
-    pub(crate) fn take(&self) -> Option<Report> {
-        self.report.lock().take()
+    /// Takes the pending report, or `None` if nothing was reported since the last
+    /// call.
+    pub(crate) fn take_report(&self) -> Option<Report> {
+        self.pending_report.lock().take()
     }
 
-    /// Puts back what was fetched and could not be kept, under what came since.
-    pub(crate) fn restore(&self, older: Report) {
-        self.update(|report| {
+    /// Puts back a report that could not be sent. Newer values win.
+    pub(crate) fn restore_report(&self, older: Report) {
+        self.update_report(|report| {
             let newer = std::mem::replace(report, older);
             report.merge(&newer);
         });
     }
 
-    /// Waits until there is something to fetch.
+    /// Waits until a report becomes pending. May wake up spuriously.
     pub(crate) async fn wait_for_report(&self) {
         self.wakeup.notified().await;
     }

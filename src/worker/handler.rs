@@ -1,4 +1,4 @@
-//! Handlers: the work itself, as the user of the library writes it.
+//! The handler trait that users of the library implement.
 
 use std::{future::Future, pin::Pin, time::Duration};
 
@@ -9,11 +9,11 @@ use crate::operation::outcome::Failure;
 
 /// Executes the operations of a queue.
 ///
-/// A handler may run more than once for one operation, if a worker is lost; use
-/// [`Context::attempt`] as a fencing number towards other systems. Exactly one
-/// outcome is recorded.
+/// A handler may run more than once for one operation, because a worker can
+/// crash. Pass [`Context::attempt`] to other systems as a fencing token. Exactly
+/// one outcome is recorded.
 ///
-/// Async closures and functions from [`Context`] to a result are handlers:
+/// Async functions and closures that take a [`Context`] are handlers:
 ///
 /// ```
 /// use longrunning::{Any, Context, Failure, Operations};
@@ -27,18 +27,20 @@ use crate::operation::outcome::Failure;
 /// # }
 /// ```
 pub trait Handler: Send + Sync + 'static {
-    /// Does the work. The `Any` becomes the operation's `response`; an `Any`
-    /// without a type becomes `google.protobuf.Empty`. A [`Failure`] becomes its
-    /// `error`, or leads to another attempt. A panic is recorded as INTERNAL.
+    /// Executes one attempt. The returned `Any` becomes the operation's
+    /// `response`; an `Any` without a type URL becomes `google.protobuf.Empty`. A
+    /// [`Failure`] becomes its `error`, or causes a retry. A panic is recorded as
+    /// INTERNAL.
     ///
-    /// The future is dropped when the lease is lost, and when the grace of a
-    /// shutdown is over.
+    /// The future is dropped at its next await point when the lease is lost or
+    /// the shutdown timeout expires.
     fn run(&self, context: Context) -> impl Future<Output = Result<Any, Failure>> + Send;
 
-    /// How long the future should go on after [`Context::cancelled`] before it
-    /// is dropped, so that it can tidy up. Zero without it. After a lost lease
-    /// it gets 1 s at most; of the grace of a remote worker the last quarter at
-    /// most, and 1 s after that of a server.
+    /// Returns the time that the future gets for cleanup between
+    /// [`Context::cancelled`] and being dropped. The default is zero. The actual
+    /// time is at most 1 s after a lost lease, at most the last quarter of the
+    /// shutdown timeout in a remote worker, and at most 1 s after the shutdown
+    /// timeout in a server.
     fn shutdown_grace(&self) -> Duration {
         Duration::ZERO
     }
@@ -54,13 +56,13 @@ where
     }
 }
 
-/// What comes of a handler.
+/// The result of one attempt.
 pub(crate) type HandlerResult = Result<Any, Failure>;
 
-/// The running work of a handler that is known only at run time.
+/// The boxed future of a [`DynHandler`].
 pub(crate) type HandlerFuture = Pin<Box<dyn Future<Output = HandlerResult> + Send>>;
 
-/// A handler that is known only at run time.
+/// The dyn-compatible form of [`Handler`].
 pub(crate) trait DynHandler: Send + Sync {
     fn start(self: std::sync::Arc<Self>, context: Context) -> HandlerFuture;
     fn shutdown_grace(&self) -> Duration;

@@ -1,6 +1,5 @@
-//! In-process workers: handlers, what they are given, and the pools that run
-//! them. They use the same claims and finishes as workers anywhere else. One
-//! handler is there already: the one that runs a program.
+//! In-process workers: the handler trait, the context of an attempt, worker
+//! pools, and a handler that runs a program.
 
 pub(crate) mod attempt;
 #[cfg(feature = "command")]

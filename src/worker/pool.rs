@@ -1,5 +1,5 @@
-//! Pools: the background workers of one queue. They wait for operations, claim
-//! them and run the handler on them, so many at a time.
+//! The in-process worker pool of one queue: leases operations and runs the
+//! handler with bounded concurrency.
 
 use std::{future::pending, sync::Arc, time::Duration};
 
@@ -20,10 +20,10 @@ use crate::{
     tasks::Tasks,
 };
 
-/// The pause after a claim that the store could not keep.
+/// The delay after the store failed to persist a lease.
 const LEASE_RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// The workers of one queue.
+/// The worker pool of one queue.
 #[derive(Clone)]
 pub(crate) struct WorkerPool {
     pub(crate) store: Arc<Store>,
@@ -31,21 +31,21 @@ pub(crate) struct WorkerPool {
     pub(crate) handler: Arc<dyn DynHandler>,
     pub(crate) worker: WorkerId,
     pub(crate) metrics: Metrics,
-    /// The tasks of the attempts; stopping it ends the claims.
+    /// Runs the pool and its attempts; stopping it ends leasing.
     pub(crate) tasks: Tasks,
-    /// Ends attempts early: the grace of a shutdown is over.
+    /// Ends attempts early, after the shutdown timeout.
     pub(crate) stop_attempts: CancellationToken,
 }
 
 impl WorkerPool {
-    /// Works with at most `concurrency` operations at once, until the tasks stop.
+    /// Runs at most `concurrency` operations at once, until `tasks` is stopped.
     pub(crate) fn start(self, concurrency: usize) {
         let tasks = self.tasks.clone();
         tasks.spawn("pool", self.run(concurrency));
     }
 
     async fn run(self, concurrency: usize) {
-        // The queue stays while there is a pool for it.
+        // Holding the handle keeps the queue alive while it is empty.
         let _queue = self.store.view.ready_queues.get_or_create(&self.queue);
         let permits = Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS)));
         let stopping = self.tasks.stop_token().clone();
@@ -55,7 +55,7 @@ impl WorkerPool {
             let permit = select! {
                 biased;
                 () = &mut stopped => return,
-                permit = permits.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
+                permit = permits.clone().acquire_owned() => permit.expect("semaphore is never closed"),
             };
             let leased = select! {
                 biased;
@@ -68,7 +68,6 @@ impl WorkerPool {
                         continue;
                     };
                     let pool = self.clone();
-                    // The permit travels with the work.
                     self.tasks.spawn("attempt", async move {
                         pool.run_attempt(operation).await;
                         drop(permit);
@@ -76,7 +75,7 @@ impl WorkerPool {
                 }
                 Err(Error::ShuttingDown) => return,
                 Err(error) => {
-                    error!(queue = %self.queue, %error, "no operation could be claimed; trying again");
+                    error!(queue = %self.queue, %error, retry_in = ?LEASE_RETRY_DELAY, "failed to lease an operation, retrying");
                     sleep(LEASE_RETRY_DELAY).await;
                 }
             }

@@ -1,6 +1,5 @@
-//! One run of a handler, wherever its operation was leased: it ends by itself,
-//! by a panic, because the lease is lost, or because it must be given back.
-//! Keeping the lease and recording the end are the affairs of the caller.
+//! Runs a handler until it finishes, panics, loses its lease or is stopped by a
+//! shutdown.
 
 use std::{any::Any as Panic, future::Future, sync::Arc, time::Duration};
 
@@ -13,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::{
-    context::{Context, ReportBuffer},
+    context::{AttemptState, Context},
     handler::{DynHandler, HandlerResult},
 };
 use crate::{
@@ -25,48 +24,50 @@ use crate::{
     tasks::Tasks,
 };
 
-/// The most patience with a handler that was told to stop, where there is no
-/// grace left: enough for a program that tidies up at SIGTERM.
+/// The maximum cleanup time of a handler when no shutdown time is left: enough
+/// for a program that handles SIGTERM.
 const MAX_STOP_GRACE: Duration = Duration::from_secs(1);
-/// How long an aborted handler may take to its next await.
+/// The maximum time until an aborted handler reaches its next await point.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How a run ended.
+/// The outcome of [`run_handler`].
 #[derive(Debug)]
 pub(crate) enum RunOutcome {
-    /// With this, to be recorded.
+    /// The handler returned or was stopped; the caller records this result.
     Finished(AttemptResult),
-    /// With a panic; this is to be recorded.
+    /// The handler panicked; the caller records this result.
     Panicked(AttemptResult),
-    /// The lease is lost, and nothing is to be recorded.
+    /// The lease was lost, so no result can be recorded.
     LeaseLost,
 }
 
-/// The run of a handler. It stops at its next await when this is dropped.
+/// A running handler. Dropping it aborts the handler at its next await point.
 struct RunningHandler {
     task: JoinHandle<HandlerResult>,
-    report_buffer: Arc<ReportBuffer>,
+    state: Arc<AttemptState>,
     stop_grace: Duration,
 }
 
-/// Runs `handler` to its end, until `lost` resolves, or until `release` asks
-/// for the operation to be given back. A handler that is to end early is told
-/// to stop first, if it wants time for that: on a release until `now` is
-/// cancelled, else, and where there is no `now`, very little.
+/// Runs `handler` until it finishes, `lost` resolves or `stop` is cancelled.
+///
+/// On `stop`, cancels the context and gives the handler its cleanup time: until
+/// `abort` is cancelled, or at most [`MAX_STOP_GRACE`] without `abort`. A handler
+/// that does not return a response by then yields [`AttemptResult::Released`].
+/// Dropping the future aborts the handler.
 pub(crate) async fn run_handler(
     handler: Arc<dyn DynHandler>,
     context: Context,
-    report_buffer: Arc<ReportBuffer>,
     tasks: &Tasks,
     stop: &CancellationToken,
     abort: Option<&CancellationToken>,
     lost: impl Future<Output = ()>,
 ) -> RunOutcome {
     let stop_grace = handler.shutdown_grace().min(MAX_STOP_GRACE);
+    let state = context.state.clone();
     let task = tasks.spawn("handler", handler.start(context));
     let mut running = RunningHandler {
         task,
-        report_buffer,
+        state,
         stop_grace,
     };
     pin!(lost);
@@ -76,7 +77,7 @@ pub(crate) async fn run_handler(
         () = stop.cancelled() => {}
         () = &mut lost => return running.abandon().await,
     }
-    running.report_buffer.cancellation_token.cancel();
+    running.state.cancellation_token.cancel();
     let grace_elapsed = async {
         match abort {
             Some(abort) => abort.cancelled().await,
@@ -88,8 +89,8 @@ pub(crate) async fn run_handler(
         biased;
         result = &mut running.task => Some(result),
         () = grace_elapsed => {
-            // The operation is offered again only when nobody works on it any
-            // more. A handler that blocks its thread is not waited for.
+            // Wait for the abort, so that two attempts do not overlap. The
+            // timeout bounds the wait for a handler that blocks its thread.
             running.task.abort();
             timeout(ABORT_TIMEOUT, &mut running.task).await.ok()
         }
@@ -97,17 +98,17 @@ pub(crate) async fn run_handler(
     };
     match result {
         Some(Ok(Ok(response))) => RunOutcome::Finished(AttemptResult::Succeeded(response)),
-        // It broke off because it was told to, not because it failed.
+        // A failure after a stop request is a consequence of the stop.
         _ => RunOutcome::Finished(AttemptResult::Released),
     }
 }
 
-// === impl Work ===
+// === impl RunningHandler ===
 
 impl RunningHandler {
-    /// Ends work that is somebody else's now, and hardly waits for it.
+    /// Stops a handler whose lease is lost, waiting at most `stop_grace`.
     async fn abandon(mut self) -> RunOutcome {
-        self.report_buffer.cancellation_token.cancel();
+        self.state.cancellation_token.cancel();
         if !self.stop_grace.is_zero() {
             let _ = timeout(self.stop_grace, &mut self.task).await;
         }
@@ -117,7 +118,7 @@ impl RunningHandler {
 
 impl Drop for RunningHandler {
     fn drop(&mut self) {
-        self.report_buffer.cancellation_token.cancel();
+        self.state.cancellation_token.cancel();
         self.task.abort();
     }
 }
@@ -128,7 +129,7 @@ fn outcome_of(result: Result<HandlerResult, JoinError>) -> RunOutcome {
         Ok(Err(failure)) => RunOutcome::Finished(AttemptResult::Failed(failure)),
         Err(error) => match error.try_into_panic() {
             Ok(panic) => RunOutcome::Panicked(AttemptResult::Failed(panic_failure(&*panic))),
-            // It was aborted, here or by a runtime that shuts down.
+            // Aborted because the runtime shuts down.
             Err(_) => RunOutcome::Finished(AttemptResult::Released),
         },
     }
@@ -138,13 +139,13 @@ fn panic_failure(panic: &(dyn Panic + Send)) -> Failure {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
     let text = text.unwrap_or_else(|| "no message".to_owned());
-    error!(panic = text, "a handler panicked");
-    let message = format!("the handler of the operation panicked: {text}");
+    error!(panic = text, "handler panicked");
+    let message = format!("handler panicked: {text}");
     status_with_reason(Code::Internal, "HANDLER_PANICKED", message).into()
 }
 
-/// What is recorded instead of an end that cannot be one.
+/// Returns the failure to record instead of an invalid result.
 pub(crate) fn invalid_result_failure(error: &dyn std::fmt::Display) -> Failure {
-    let message = format!("the handler returned a bad result: {error}");
+    let message = format!("handler returned an invalid result: {error}");
     status_with_reason(Code::Internal, "INVALID_RESULT", message).into()
 }

@@ -345,7 +345,7 @@ async fn lost_finish_response_is_logged_with_actual_outcome() {
     sleep(SECOND).await;
     assert_eq!(count_lines(&log, "is not recorded"), 0);
     assert_eq!(count_lines(&log, "a lease is lost"), 0);
-    assert_eq!(count_lines(&log, "failed; another attempt may follow"), 1);
+    assert_eq!(count_lines(&log, "attempt failed, may be retried"), 1);
     for failure in [
         r#"code="ABORTED" error.message="once more""#,
         r#"code="NOT_FOUND" error.message="no such page""#,
