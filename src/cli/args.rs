@@ -1,25 +1,25 @@
-//! What the commands share: the flags of those that ask a server, and the exit
-//! codes. Which commands there are is declared in `program`.
+//! The flags that several commands share, and the exit codes.
 
 use clap::{Args, ValueEnum};
 
 use super::{client::Endpoint, types::TypesArgs};
 use crate::server::ListenAddress;
 
-/// The operation failed.
+/// The command succeeded.
+pub(super) const EXIT_SUCCESS: u8 = 0;
+/// The operation failed or was cancelled, or a check failed.
 pub(super) const EXIT_FAILED: u8 = 1;
-/// A command was not run, because the call was bad or the server refused it.
+/// The arguments are invalid, the server returned an error or is unreachable.
 pub(super) const EXIT_ERROR: u8 = 2;
-
-/// The operation was not done in time.
+/// The operation was not done before `--timeout`.
 pub(super) const EXIT_TIMEOUT: u8 = 3;
-/// Ctrl-C.
+/// The command was interrupted: 128 + SIGINT, as shells report it.
 pub(super) const EXIT_INTERRUPTED: u8 = 130;
 
-/// Where the server is.
+/// The server's endpoint for clients.
 #[derive(Args, Debug)]
 pub(super) struct EndpointArgs {
-    /// The server, http://HOST:PORT or unix:PATH
+    /// Server endpoint for clients, http://HOST:PORT or unix:PATH
     #[arg(
         long,
         env = "LONGRUNNING_ENDPOINT",
@@ -29,13 +29,12 @@ pub(super) struct EndpointArgs {
     pub(super) endpoint: Endpoint,
 }
 
-/// Which server to check.
 #[derive(Args, Debug)]
 pub(super) struct HealthArgs {
-    /// The server, http://HOST:PORT or unix:PATH [default: where LONGRUNNING_LISTEN says]
+    /// Server endpoint for clients, http://HOST:PORT or unix:PATH [default: derived from --listen]
     #[arg(long, env = "LONGRUNNING_ENDPOINT", value_name = "URL")]
     pub(super) endpoint: Option<Endpoint>,
-    /// Where the server of this container listens
+    /// Listen address of a server in the same container
     #[arg(
         long,
         env = "LONGRUNNING_LISTEN",
@@ -45,10 +44,10 @@ pub(super) struct HealthArgs {
     pub(super) listen: ListenAddress,
 }
 
-/// How to print.
+/// The output format and the types it needs.
 #[derive(Args, Debug)]
 pub(super) struct PrintArgs {
-    /// A table for people, or ProtoJSON
+    /// Output format: table, or json for ProtoJSON
     #[arg(long, short, value_enum, default_value_t = OutputFormat::Table)]
     pub(super) output: OutputFormat,
     #[command(flatten)]
@@ -63,7 +62,7 @@ pub(super) enum OutputFormat {
 
 #[derive(Args, Debug)]
 pub(super) struct NameArgs {
-    /// The name of the operation; a bare ID stands for operations/ID
+    /// Name of the operation; a bare ID means operations/ID
     #[arg(value_name = "NAME")]
     pub(super) name: String,
     #[command(flatten)]
@@ -82,18 +81,17 @@ pub(super) struct OperationArgs {
 pub(super) struct WaitArgs {
     #[command(flatten)]
     pub(super) operation: OperationArgs,
-    /// Give up after this time, as 30s or 5m [default: wait until it is done]
-    #[arg(long, value_parser = humantime::parse_duration)]
+    /// Maximum time to wait, such as 30s or 5m [default: no limit]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(super) timeout: Option<std::time::Duration>,
 }
 
 #[derive(Args, Debug)]
 pub(super) struct ListArgs {
-    /// A parent such as projects/p1; `operations` for the root, - for everything
+    /// Parent of the operations, such as projects/p1; `operations` for the root, - for all parents
     #[arg(value_name = "PARENT", default_value = "-")]
     pub(super) parent: String,
-    /// Only operations of which this is true, as 'done = false AND labels.env = prod';
-    /// docs/filters.md has the language
+    /// AIP-160 filter, such as 'done = false AND labels.env = prod'; see docs/filters.md
     #[arg(
         long,
         short,
@@ -102,7 +100,7 @@ pub(super) struct ListArgs {
         value_name = "EXPR"
     )]
     pub(super) filter: String,
-    /// Stop after so many operations
+    /// Maximum number of operations to print
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) limit: u32,
     #[command(flatten)]
@@ -111,7 +109,7 @@ pub(super) struct ListArgs {
     pub(super) print: PrintArgs,
 }
 
-// === impl Output ===
+// === impl OutputFormat ===
 
 impl OutputFormat {
     pub(super) fn is_json(self) -> bool {

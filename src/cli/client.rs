@@ -1,4 +1,4 @@
-//! The connection of the commands to a server, and how its errors read.
+//! Connects commands to a server and formats call errors.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -17,27 +17,28 @@ use crate::proto::{
 };
 use crate::{client::backoff::root_cause, server::ListenAddress, types::TypeRegistry};
 
-/// How long a connection may take.
+/// The timeout of a connection attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How often a connection on which nothing happens is tried.
+/// The interval of HTTP/2 PINGs on an idle connection.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
-
-/// How long a call may take that is answered at once.
+/// The timeout of a call that does not wait.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Where a server is: `http://HOST:PORT` or `unix:PATH`.
+/// The endpoint of a server: `http://HOST:PORT` or `unix:PATH`.
 #[derive(Clone, Debug)]
 pub(super) struct Endpoint(String);
 
-/// Why a command could not be done.
+/// An error that ends a command.
 #[derive(Debug)]
 pub(super) enum CliError {
-    /// There is no server.
-    Connect(Endpoint, tonic::transport::Error),
-    /// What was asked for makes no sense, as this program can tell.
+    /// The server is unreachable.
+    Connect {
+        endpoint: Endpoint,
+        source: transport::Error,
+    },
+    /// An error found without a call, such as an invalid argument.
     Local(String),
-    /// The server says no.
+    /// The server returned an error.
     Status(Status),
 }
 
@@ -73,7 +74,8 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// The server that listens there, seen from its own machine.
+    /// Returns the endpoint of a server that listens on this address on the same
+    /// host.
     pub(super) fn from_listen_address(listen: &ListenAddress) -> Self {
         let address = match listen {
             ListenAddress::Unix(_) => return Self(listen.to_string()),
@@ -88,7 +90,7 @@ impl Endpoint {
         Self(format!("http://{host}:{port}"))
     }
 
-    /// A connection that is made when it is needed, again and again.
+    /// Creates a channel that connects on demand and reconnects.
     pub(super) fn connect_lazy(&self) -> Result<Channel, CliError> {
         let endpoint = self
             .tonic_endpoint()?
@@ -97,18 +99,21 @@ impl Endpoint {
     }
 
     fn tonic_endpoint(&self) -> Result<transport::Endpoint, CliError> {
-        // Of the two `from_shared`, only this one knows Unix sockets.
+        // Unlike `Channel::from_shared`, this one accepts `unix:` URIs.
         let endpoint = transport::Endpoint::from_shared(self.0.clone());
         let endpoint = endpoint.map_err(|error| CliError::local(format!("{self}: {error}")))?;
         Ok(endpoint.connect_timeout(CONNECT_TIMEOUT))
     }
 
-    /// A connection whose calls may last `limit`.
+    /// Connects. Each call times out after `call_timeout`, or never if `None`.
     pub(super) async fn connect(
         &self,
         call_timeout: Option<Duration>,
     ) -> Result<Channel, CliError> {
-        let connect_error = |error| CliError::Connect(self.clone(), error);
+        let connect_error = |source| CliError::Connect {
+            endpoint: self.clone(),
+            source,
+        };
         let mut endpoint = self.tonic_endpoint()?;
         if let Some(call_timeout) = call_timeout {
             endpoint = endpoint.timeout(call_timeout);
@@ -116,14 +121,14 @@ impl Endpoint {
         endpoint.connect().await.map_err(connect_error)
     }
 
-    /// A client for calls that are answered at once.
+    /// Connects for calls that do not wait; they time out after [`CALL_TIMEOUT`].
     pub(super) async fn operations_client(&self) -> Result<OperationsClient<Channel>, CliError> {
         Ok(OperationsClient::new(
             self.connect(Some(CALL_TIMEOUT)).await?,
         ))
     }
 
-    /// A client for calls that wait.
+    /// Connects for calls that wait; they have no timeout.
     pub(super) async fn operations_client_without_timeout(
         &self,
     ) -> Result<OperationsClient<Channel>, CliError> {
@@ -135,7 +140,7 @@ impl Endpoint {
     }
 }
 
-/// The full name for what a person types: a bare ID belongs to the root.
+/// Expands a bare operation ID to `operations/ID`.
 pub(super) fn full_name(name: String) -> String {
     if name.contains('/') || name.is_empty() {
         name
@@ -144,7 +149,7 @@ pub(super) fn full_name(name: String) -> String {
     }
 }
 
-// === impl CallError ===
+// === impl CliError ===
 
 impl CliError {
     pub(super) fn local(error: impl fmt::Display) -> Self {
@@ -161,13 +166,13 @@ impl From<Status> for CliError {
 impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Connect(endpoint, error) => {
-                let cause = root_cause(error);
+            Self::Connect { endpoint, source } => {
+                let cause = root_cause(source);
                 write!(
                     f,
-                    "no server answers at {endpoint} ({cause}); start one with `longrunning serve`, "
-                )?;
-                f.write_str("or name another with --endpoint (for workers, --worker-endpoint)")
+                    "cannot connect to {endpoint}: {cause}; start a server with `longrunning serve`, \
+                     or set --endpoint or --worker-endpoint"
+                )
             }
             Self::Local(message) => f.write_str(message),
             Self::Status(status) => {
@@ -184,7 +189,7 @@ impl fmt::Display for CliError {
     }
 }
 
-/// The reason in the ErrorInfo of a status.
+/// Returns the reason of the ErrorInfo in a status, or `None`.
 fn error_reason(status: &Status) -> Option<String> {
     let rpc_status = rpc::Status::decode(status.details()).ok()?;
     let info = rpc_status
@@ -194,6 +199,7 @@ fn error_reason(status: &Status) -> Option<String> {
     Some(info.reason)
 }
 
+/// Returns the proto name of a code, such as `NOT_FOUND`.
 pub(super) fn code_name(code: Code) -> &'static str {
     rpc::Code::try_from(code as i32).map_or("UNKNOWN", |code| code.as_str_name())
 }

@@ -1,5 +1,4 @@
-//! The commands that ask a server: get, list, wait, watch, cancel, delete and
-//! healthcheck. How they print lives in `render`.
+//! The client commands: get, list, wait, watch, cancel, delete and healthcheck.
 
 use std::{future::Future, io::IsTerminal, time::Duration};
 
@@ -14,8 +13,8 @@ use tonic_health::pb::{
 
 use super::{
     args::{
-        EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TIMEOUT, HealthArgs, ListArgs, NameArgs, OperationArgs,
-        WaitArgs,
+        EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SUCCESS, EXIT_TIMEOUT, HealthArgs, ListArgs, NameArgs,
+        OperationArgs, WaitArgs,
     },
     client::{CliError, Endpoint, full_name},
     render::{ProgressDisplay, print_operation, print_operations, print_state},
@@ -28,14 +27,13 @@ use crate::proto::{
     longrunning::v1::WatchOperationRequest,
 };
 
-/// How long one call of a wait asks for; below what proxies cut off.
+/// The timeout of one WaitOperation call, below the idle timeout of common proxies.
 const WAIT_CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// The pause before a wait that the server broke off is taken up again.
+/// The minimum interval between two WaitOperation calls.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
-
-/// How long a probe waits.
+/// The timeout of a health check.
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(5);
-/// So many tries in a row find no server before a wait gives up.
+/// The number of consecutive failed calls after which a wait fails.
 const MAX_CONSECUTIVE_FAILURES: u32 = 30;
 
 type CommandResult = Result<u8, CliError>;
@@ -82,7 +80,7 @@ pub(super) async fn list(args: ListArgs) -> CommandResult {
         }
     }
     operations.truncate(limit);
-    // A table shows no more of metadata than what is built in.
+    // A table needs only built-in types.
     let unresolved: &[Operation] = if args.print.output.is_json() {
         &operations
     } else {
@@ -93,7 +91,7 @@ pub(super) async fn list(args: ListArgs) -> CommandResult {
         &operations,
         args.print.output,
     );
-    Ok(0)
+    Ok(EXIT_SUCCESS)
 }
 
 pub(super) async fn wait(args: WaitArgs) -> CommandResult {
@@ -114,7 +112,7 @@ pub(super) async fn wait(args: WaitArgs) -> CommandResult {
         Some(Some(operation)) => operation?,
         Some(None) => return Ok(EXIT_INTERRUPTED),
         None => {
-            eprintln!("{name} is not done yet; wait longer, or watch it");
+            eprintln!("error: timed out: {name} is not done");
             return Ok(EXIT_TIMEOUT);
         }
     };
@@ -123,7 +121,8 @@ pub(super) async fn wait(args: WaitArgs) -> CommandResult {
     Ok(exit_code(&operation))
 }
 
-/// Waits with a progress bar; none if the server has no watch to offer.
+/// Waits with a progress bar. Returns `None` if the server ended or refused the
+/// watch.
 async fn wait_via_watch(args: &WaitArgs, name: &str) -> Result<Option<Operation>, CliError> {
     let mut client = args.operation.name.server.endpoint.watch_client().await?;
     let request = WatchOperationRequest {
@@ -131,7 +130,7 @@ async fn wait_via_watch(args: &WaitArgs, name: &str) -> Result<Option<Operation>
     };
     let mut states = match client.watch_operation(request).await {
         Ok(states) => states.into_inner(),
-        // It has no watch, or no room for one: the plain wait is answered.
+        // The server has no watch service, or too many watches.
         Err(status) if matches!(status.code(), Code::Unimplemented | Code::ResourceExhausted) => {
             return Ok(None);
         }
@@ -142,7 +141,7 @@ async fn wait_via_watch(args: &WaitArgs, name: &str) -> Result<Option<Operation>
         match states.message().await {
             Ok(Some(operation)) if operation.done => return Ok(Some(operation)),
             Ok(Some(operation)) => bar.update(&operation),
-            // The server shuts down, or broke off: the plain wait goes on.
+            // The server shuts down or is unreachable.
             Ok(None) => return Ok(None),
             Err(status) if is_unavailable(&status) => return Ok(None),
             Err(status) => return Err(status.into()),
@@ -171,19 +170,19 @@ async fn wait_via_poll(args: &WaitArgs, name: &str) -> Result<Operation, CliErro
             Ok(_) => failures = 0,
             Err(status) if is_unavailable(&status) && failures < MAX_CONSECUTIVE_FAILURES => {
                 if failures == 0 {
-                    eprintln!("the server is away ({}); trying again", status.message());
+                    eprintln!("server unreachable, retrying: {}", status.message());
                 }
                 failures += 1;
             }
             Err(status) => return Err(status.into()),
         }
-        // A server may answer early; that must not become a storm of calls.
+        // The server may return early; do not poll in a busy loop.
         sleep(RETRY_DELAY.saturating_sub(started.elapsed())).await;
     }
 }
 
-/// Whether the server restarts, drains or cannot be reached, so that another
-/// try may help. UNKNOWN without details is how a broken connection looks.
+/// Returns `true` if the server is unreachable, restarting or draining. tonic
+/// reports a broken connection as UNKNOWN without details.
 fn is_unavailable(status: &Status) -> bool {
     match status.code() {
         Code::Unavailable => true,
@@ -211,7 +210,7 @@ pub(super) async fn watch(args: OperationArgs) -> CommandResult {
     };
     match interruptible(print_states).await {
         None => Ok(EXIT_INTERRUPTED),
-        Some(last) => Ok(last?.as_ref().map_or(0, exit_code)),
+        Some(last) => Ok(last?.as_ref().map_or(EXIT_SUCCESS, exit_code)),
     }
 }
 
@@ -221,8 +220,8 @@ pub(super) async fn cancel(args: NameArgs) -> CommandResult {
     client
         .cancel_operation(CancelOperationRequest { name: name.clone() })
         .await?;
-    eprintln!("asked {name} to stop; `longrunning wait {name}` shows how it ends");
-    Ok(0)
+    eprintln!("requested cancellation of {name}; see its result with `longrunning wait {name}`");
+    Ok(EXIT_SUCCESS)
 }
 
 pub(super) async fn delete(args: NameArgs) -> CommandResult {
@@ -232,7 +231,7 @@ pub(super) async fn delete(args: NameArgs) -> CommandResult {
         .delete_operation(DeleteOperationRequest { name: name.clone() })
         .await?;
     eprintln!("deleted {name}");
-    Ok(0)
+    Ok(EXIT_SUCCESS)
 }
 
 pub(super) async fn healthcheck(args: HealthArgs) -> CommandResult {
@@ -247,21 +246,21 @@ pub(super) async fn healthcheck(args: HealthArgs) -> CommandResult {
         .await?
         .into_inner();
     if health.status() == ServingStatus::Serving {
-        return Ok(0);
+        return Ok(EXIT_SUCCESS);
     }
-    eprintln!("the server at {endpoint} is not serving");
+    eprintln!("error: server at {endpoint} is not serving");
     Ok(EXIT_FAILED)
 }
 
-/// The exit code that tells how an operation stands.
+/// Returns the exit code for an operation: [`EXIT_FAILED`] if it has an error.
 pub(super) fn exit_code(operation: &Operation) -> u8 {
     match operation.result {
         Some(operation::Result::Error(_)) => EXIT_FAILED,
-        Some(operation::Result::Response(_)) | None => 0,
+        Some(operation::Result::Response(_)) | None => EXIT_SUCCESS,
     }
 }
 
-/// The result, or nothing if somebody presses Ctrl-C.
+/// Runs a future until Ctrl-C. Returns `None` if interrupted.
 pub(super) async fn interruptible<T>(future: impl Future<Output = T>) -> Option<T> {
     select! {
         output = future => Some(output),
@@ -269,6 +268,7 @@ pub(super) async fn interruptible<T>(future: impl Future<Output = T>) -> Option<
     }
 }
 
+/// Runs a future until the deadline, if any. Returns `None` if it passed.
 async fn with_deadline<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
     match deadline {
         Some(deadline) => tokio::time::timeout_at(deadline, future).await.ok(),

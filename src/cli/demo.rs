@@ -1,5 +1,5 @@
-//! `longrunning demo`: the main job on real input. It starts the real server on
-//! free ports and then behaves like any client of it.
+//! `longrunning demo`: starts a server, creates one operation and follows it as a
+//! client.
 
 use std::{
     io::{IsTerminal, stderr},
@@ -34,15 +34,15 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(super) struct DemoArgs {
-    /// The directory whose files are hashed
+    /// Directory whose files are hashed
     #[arg(value_name = "DIR", default_value = ".")]
     directory: PathBuf,
-    /// Leave the server up until Ctrl-C
+    /// Keep the server running until Ctrl-C
     #[arg(long)]
     keep_running: bool,
 }
 
-/// Why the demo could not be shown.
+/// An error that ends the demo.
 #[derive(Debug, thiserror::Error)]
 enum DemoError {
     #[error(transparent)]
@@ -57,7 +57,7 @@ enum DemoError {
 
 /// Runs the demo; returns the exit code.
 pub(super) async fn demo(args: DemoArgs) -> u8 {
-    // The log of the server would tear the bar.
+    // Log lines would break the progress bar.
     let _ = init_telemetry(LogFormat::Text, "warn");
     match run_demo(args).await {
         Ok(code) => code,
@@ -80,7 +80,7 @@ async fn run_demo(args: DemoArgs) -> Result<u8, DemoError> {
         app.client_addr().to_string(),
         app.admin_addr().map(|admin| admin.to_string()),
     );
-    eprintln!("serving google.longrunning.Operations on {client_address}");
+    eprintln!("serving google.longrunning.Operations at {client_address}");
 
     let stop = CancellationToken::new();
     let tasks = Tasks::default();
@@ -91,7 +91,7 @@ async fn run_demo(args: DemoArgs) -> Result<u8, DemoError> {
         print_line(&pretty_json(
             &TypeRegistry::built_in().operation_to_json(last, EnumFormat::Names),
         ));
-        print_lookup_commands(
+        print_example_commands(
             &last.name,
             &client_address,
             admin_address.as_deref(),
@@ -105,7 +105,7 @@ async fn run_demo(args: DemoArgs) -> Result<u8, DemoError> {
     }
     stop.cancel();
     if let Err(error) = server_task.await {
-        return Err(DemoError::Other(format!("the server broke off: {error}")));
+        return Err(DemoError::Other(format!("server task failed: {error}")));
     }
     let (last, interrupted) = result?;
     Ok(if interrupted {
@@ -115,8 +115,8 @@ async fn run_demo(args: DemoArgs) -> Result<u8, DemoError> {
     })
 }
 
-/// Creates the operation and watches it to its end, through gRPC. Ctrl-C
-/// cancels it, and its end is still watched.
+/// Creates the operation and watches it through gRPC until it is done. Returns its
+/// last state, and `true` if Ctrl-C was pressed, which cancels the operation.
 async fn create_and_watch(
     operations: &Operations,
     directory: &std::path::Path,
@@ -159,11 +159,10 @@ async fn watch_until_done(
                 None => break,
             },
             _ = ctrl_c() => {
-                // Whoever presses it twice does not want to see the end.
                 if std::mem::replace(&mut interrupted, true) {
                     break;
                 }
-                let text = format!("cancelling {name}; press Ctrl-C again to leave at once");
+                let text = format!("cancelling {name}; press Ctrl-C again to exit immediately");
                 match &bar {
                     Some(bar) => bar.print_above(&text),
                     None => eprintln!("{text}"),
@@ -175,24 +174,24 @@ async fn watch_until_done(
     }
     drop(bar);
     let last = last.ok_or_else(|| {
-        DemoError::Other("the server showed no state of the operation".to_owned())
+        DemoError::Other("server closed the watch without sending a state".to_owned())
     })?;
     Ok((last, interrupted))
 }
 
-/// The lines with which anybody can look at the operation.
-fn print_lookup_commands(
+/// Prints commands that read the operation and the metrics.
+fn print_example_commands(
     name: &str,
     client_address: &str,
     admin_address: Option<&str>,
     keep_running: bool,
 ) {
     let lifetime_hint = if keep_running {
-        "the server stays up until Ctrl-C"
+        "the server runs until Ctrl-C"
     } else {
-        "with --keep-running the server stays up for this"
+        "use --keep-running to keep the server running"
     };
-    eprintln!("\nLook at it ({lifetime_hint}):");
+    eprintln!("\nCommands to try ({lifetime_hint}):");
     eprintln!(
         "  grpcurl -plaintext -d '{{\"name\":\"{name}\"}}' {client_address} google.longrunning.Operations/GetOperation"
     );
@@ -203,7 +202,8 @@ fn print_lookup_commands(
     }
 }
 
-/// A server whose clients are this program and whoever it tells.
+/// Returns the configuration of the demo server: free local ports, no workers
+/// listener.
 fn demo_config(directory: PathBuf) -> Config {
     Config {
         worker_listen: None,

@@ -1,5 +1,4 @@
-//! The commands of the binary: they parse, call and render. The server they
-//! start lives in `server`; what clients see of it goes over gRPC even here.
+//! The commands of the `longrunning` program.
 
 mod args;
 mod client;

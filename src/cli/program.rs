@@ -1,5 +1,5 @@
-//! The program: flags over environment over config file, and which command they
-//! lead to. What a command does lives in its own file.
+//! The command line: parses flags, environment and config file, and dispatches to
+//! the command.
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
@@ -10,7 +10,10 @@ use clap::{
 use tokio::runtime;
 
 use super::{
-    args::{EXIT_ERROR, HealthArgs, ListArgs, NameArgs, OperationArgs, WaitArgs},
+    args::{
+        EXIT_ERROR, EXIT_FAILED, EXIT_SUCCESS, HealthArgs, ListArgs, NameArgs, OperationArgs,
+        WaitArgs,
+    },
     commands, demo, queue_config, serve, sqlite_file, submit, worker,
 };
 
@@ -18,8 +21,8 @@ use super::{
 #[derive(Debug, Parser)]
 #[command(name = "longrunning", version, about, max_term_width = 100)]
 #[command(
-    after_help = "Exit codes: 0 success, 1 the operation failed, 2 a bad call or an error of the server, \
-    3 not done in time, 130 interrupted."
+    after_help = "Exit codes: 0 success, 1 operation failed or cancelled, 2 usage or server error, \
+    3 timeout, 130 interrupted."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -28,37 +31,37 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum CliCommand {
-    /// Serve operations to clients
+    /// Run the server
     Serve(Box<serve::ServeArgs>),
-    /// Hash a directory as a long-running operation, watched live through gRPC
+    /// Start a server, hash a directory as an operation and watch its progress
     Demo(demo::DemoArgs),
     /// Create an operation for the workers of a queue
     Submit(Box<submit::SubmitArgs>),
-    /// Take operations from queues and run a command for each
+    /// Run a worker: execute a command for each operation of a queue
     Work(Box<worker::WorkArgs>),
-    /// Run a command as one operation, right here
+    /// Run a command in this process as one operation
     Run(Box<worker::RunArgs>),
-    /// Print an operation as it is now
+    /// Print the current state of an operation
     Get(OperationArgs),
-    /// Print operations, newest first
+    /// List operations, newest first
     List(ListArgs),
     /// Wait until an operation is done and print it
     Wait(WaitArgs),
-    /// Print each state of an operation until it is done
+    /// Print every change of an operation until it is done
     Watch(OperationArgs),
-    /// Ask an operation to stop
+    /// Request cancellation of an operation; its worker decides how it ends
     Cancel(NameArgs),
-    /// Delete an operation; what runs goes on, unseen
+    /// Delete an operation without cancelling it: running work continues, its result is discarded
     Delete(NameArgs),
-    /// Copy the file of a server, also while that runs
+    /// Copy the SQLite file of a server, which may be running
     Backup(sqlite_file::BackupArgs),
-    /// Print what the file of a server holds, without a server
+    /// Print the contents of a server's SQLite file
     Inspect(sqlite_file::InspectArgs),
-    /// Exit with 0 if the server serves, for probes of containers
+    /// Exit with 0 if the server is serving, else with 1; for container probes
     Healthcheck(HealthArgs),
 }
 
-/// Runs the program with the arguments of the process.
+/// Runs the program with the arguments of the process and returns its exit code.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let cli = match parse(&arguments) {
@@ -67,10 +70,14 @@ pub fn main() -> ExitCode {
             let _ = error.print();
             if error.kind() == ErrorKind::ValueValidation {
                 eprintln!(
-                    "A value may also come from the environment (LONGRUNNING_...) or from the --config file."
+                    "The value may come from an environment variable (LONGRUNNING_...) or the --config file."
                 );
             }
-            return ExitCode::from(if error.use_stderr() { EXIT_ERROR } else { 0 });
+            return ExitCode::from(if error.use_stderr() {
+                EXIT_ERROR
+            } else {
+                EXIT_SUCCESS
+            });
         }
     };
     let runtime = match cli.command {
@@ -82,12 +89,12 @@ pub fn main() -> ExitCode {
     match runtime {
         Ok(runtime) => {
             let code = runtime.block_on(dispatch(cli.command));
-            // Blocking work of a demo that was cut short must not hold the exit.
+            // Blocking tasks of an interrupted demo must not delay the exit.
             runtime.shutdown_background();
             ExitCode::from(code)
         }
         Err(error) => {
-            eprintln!("error: cannot start: {error}");
+            eprintln!("error: cannot start the async runtime: {error}");
             ExitCode::from(EXIT_ERROR)
         }
     }
@@ -108,10 +115,10 @@ async fn dispatch(command: CliCommand) -> u8 {
         CliCommand::Delete(args) => commands::delete(args).await,
         CliCommand::Backup(args) => sqlite_file::backup(&args),
         CliCommand::Inspect(args) => sqlite_file::inspect(&args),
-        // Probes of containers know 0 and 1 only.
+        // Docker reserves exit code 2 of health checks.
         CliCommand::Healthcheck(args) => commands::healthcheck(args).await.or_else(|error| {
             eprintln!("error: {error}");
-            Ok(1)
+            Ok(EXIT_FAILED)
         }),
     };
     result.unwrap_or_else(|error| {
@@ -120,9 +127,9 @@ async fn dispatch(command: CliCommand) -> u8 {
     })
 }
 
-/// Parses flags over environment over config file over defaults. The values of
-/// the file become the defaults of the flags, so that they obey the same rules
-/// and `--help` shows them.
+/// Parses the command line. Flags override the environment, which overrides the
+/// config file. Values of the file become defaults of the flags, so that the same
+/// validation applies and `--help` shows them.
 fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
     let mut command = Cli::command();
     let mut queues = Vec::new();
@@ -130,13 +137,13 @@ fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
         let config_error = |text: String| Cli::command().error(ErrorKind::InvalidValue, text);
         let text = std::fs::read_to_string(&path).map_err(|error| {
             config_error(format!(
-                "cannot read the config file {}: {error}",
+                "cannot read config file {}: {error}",
                 path.display()
             ))
         })?;
         let mut table: toml::Table = text.parse().map_err(|error| {
             config_error(format!(
-                "the config file {} is not TOML: {error}",
+                "config file {} is not valid TOML: {error}",
                 path.display()
             ))
         })?;
@@ -144,7 +151,7 @@ fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
         queues = queue_config::take_queues(&mut table).map_err(setting_error)?;
         let serve = command
             .find_subcommand("serve")
-            .expect("the command is declared above")
+            .expect("Cli declares serve")
             .clone();
         let serve = with_config_defaults(serve, table).map_err(setting_error)?;
         command = command.mut_subcommand("serve", |_| serve);
@@ -157,8 +164,8 @@ fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
     Ok(cli)
 }
 
-/// The config file, if the command is `serve` and has one. Errors elsewhere in
-/// the line are found by the real parse.
+/// Returns the `--config` file of `serve`, or `None`. Ignores errors in other
+/// arguments, which the full parse reports.
 fn config_path(command: &Command, arguments: &[OsString]) -> Option<PathBuf> {
     let lenient = command
         .clone()
@@ -190,7 +197,7 @@ fn with_config_defaults(mut serve: Command, table: toml::Table) -> Result<Comman
                 .filter(|known| !["config", "help"].contains(known))
                 .collect();
             return Err(format!(
-                "{key:?} is not a setting; there are {}, and [[queue]]",
+                "unknown setting {key:?}; use one of {}, or [[queue]]",
                 known.join(", ")
             ));
         };
@@ -245,7 +252,7 @@ mod tests {
         ]
         .map(OsString::from);
         let CliCommand::Serve(args) = parse(&arguments).unwrap().command else {
-            panic!("it is serve")
+            panic!("command is not serve")
         };
         let config = args.into_config();
         assert_eq!(config.listen.to_string(), "127.0.0.1:1");
@@ -260,12 +267,12 @@ mod tests {
         let path = file.path().to_str().unwrap();
         let arguments = ["longrunning", "serve", "--config", path].map(OsString::from);
         for (text, problem) in [
-            ("lissen = \"x\"", "\"lissen\" is not a setting"),
+            ("lissen = \"x\"", "unknown setting \"lissen\""),
             (
                 "listen = [1]",
                 "listen must be a string or a number, not array",
             ),
-            ("= 1", "is not TOML"),
+            ("= 1", "is not valid TOML"),
             ("[[queue]]\nname = \"thumbs\"", "queue \"thumbs\""),
             ("shutdown-timeout = \"soon\"", "soon"),
         ] {

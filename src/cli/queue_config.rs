@@ -1,5 +1,5 @@
-//! The `[[queue]]` tables of the config file: queues whose operations the server
-//! executes itself. What becomes of them is decided in `server`.
+//! Parses the `[[queue]]` tables of the config file: queues whose operations the
+//! server executes itself.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -20,12 +20,12 @@ struct QueueTable {
     retry: Option<RetrySetting>,
 }
 
-/// A number of attempts, or all of a policy.
+/// A number of attempts, or a full retry policy.
 #[derive(Deserialize)]
 #[serde(
     untagged,
-    expecting = "write a number of attempts, or a table of max_attempts, \
-    initial_backoff and max_backoff as \"1s\", multiplier and jitter"
+    expecting = "use a number of attempts, or a table of max_attempts, \
+    initial_backoff and max_backoff such as \"1s\", multiplier and jitter"
 )]
 enum RetrySetting {
     Attempts(u32),
@@ -44,12 +44,13 @@ struct RetryPolicyTable {
     jitter: Option<f64>,
 }
 
-/// Takes the queues out of the config file. The error names the queue.
+/// Removes the `[[queue]]` tables from the config file and parses them. Errors name
+/// the queue.
 pub(super) fn take_queues(table: &mut toml::Table) -> Result<Vec<QueueConfig>, String> {
     let tables = match table.remove("queue") {
         None => return Ok(Vec::new()),
         Some(toml::Value::Array(tables)) => tables,
-        Some(_) => return Err("write [[queue]], with two brackets, for each queue".to_owned()),
+        Some(_) => return Err("use [[queue]], with two brackets, for each queue".to_owned()),
     };
     let mut names = HashSet::new();
     let mut queues = Vec::new();
@@ -59,12 +60,10 @@ pub(super) fn take_queues(table: &mut toml::Table) -> Result<Vec<QueueConfig>, S
             || format!("[[queue]] number {}", index + 1),
             |name| format!("queue {name:?}"),
         );
-        // The message of toml has lines.
+        // The message of toml ends with a newline.
         let queue = parse_queue(table).map_err(|error| format!("{title}: {}", error.trim()))?;
         if !names.insert(queue.name.clone()) {
-            return Err(format!(
-                "{title} is there twice; give each one its own name"
-            ));
+            return Err(format!("{title} is defined twice; use unique names"));
         }
         queues.push(queue);
     }
@@ -100,7 +99,7 @@ impl From<RetrySetting> for RetryPolicy {
         Self {
             max_attempts: policy.max_attempts,
             initial_backoff,
-            // A long first pause alone is no contradiction.
+            // Raise the default, so that a long initial backoff alone is valid.
             max_backoff: policy
                 .max_backoff
                 .unwrap_or_else(|| defaults.max_backoff.max(initial_backoff)),
@@ -206,7 +205,7 @@ mod tests {
             let error = parse_config(&text).unwrap_err();
             println!("{error}");
             assert!(
-                error.starts_with(title) || error.contains("write [[queue]]"),
+                error.starts_with(title) || error.contains("use [[queue]]"),
                 "{error}"
             );
             assert!(error.contains(problem), "{text}: {error}");

@@ -1,4 +1,4 @@
-//! How operations look: tables and bars for people, ProtoJSON for programs.
+//! Prints operations as tables, progress bars or ProtoJSON.
 
 use std::{
     io::{IsTerminal, Write},
@@ -25,7 +25,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct ProgressDisplay(ProgressBar);
 
-/// What a row of a table shows.
+/// The cells of a table row.
 struct OperationRow {
     name: String,
     state: String,
@@ -68,7 +68,7 @@ pub(super) fn print_operation(types: &TypeRegistry, operation: &Operation, outpu
     }
 }
 
-/// Prints many operations.
+/// Prints a list of operations.
 pub(super) fn print_operations(
     types: &TypeRegistry,
     operations: &[Operation],
@@ -93,7 +93,7 @@ pub(super) fn print_operations(
         progress: "PROGRESS".into(),
         labels: "LABELS".into(),
     };
-    // A bar is for eyes; what reads the table as text gets the words alone.
+    // Text bars only on a terminal, to keep piped output easy to parse.
     let is_terminal = std::io::stdout().is_terminal();
     let rows = operations.iter().map(|operation| match is_terminal {
         true => OperationRow::new(operation).with_progress_bar(operation),
@@ -117,7 +117,7 @@ pub(super) fn print_operations(
     }
 }
 
-/// Prints one state of several, on a line.
+/// Prints one change of a watched operation on a line.
 pub(super) fn print_state(types: &TypeRegistry, operation: &Operation, output: OutputFormat) {
     if output.is_json() {
         print_line(
@@ -136,20 +136,19 @@ pub(super) fn print_state(types: &TypeRegistry, operation: &Operation, output: O
     print_line(&format!("{:<10}  {result}", row.state));
 }
 
-/// Prints a line on standard output. Whoever closed it, as `head` does, has
-/// seen enough: that ends the program, and is no error.
+/// Prints a line on standard output. Exits with 0 if it is closed, as by `head`.
 pub(super) fn print_line(line: &str) {
     if writeln!(std::io::stdout(), "{line}").is_err() {
         std::process::exit(0);
     }
 }
 
-/// Text that somebody else wrote, without what would control the terminal.
+/// Replaces control characters, which could manipulate the terminal.
 fn sanitize(text: &str) -> String {
     text.replace(char::is_control, "\u{fffd}")
 }
 
-/// ProtoJSON on several lines.
+/// Formats JSON with indentation.
 pub(super) fn pretty_json(json: &Value) -> String {
     format!("{json:#}")
 }
@@ -163,7 +162,7 @@ fn operation_metadata(operation: &Operation) -> Option<OperationMetadata> {
     TypeRegistry::unpack(operation.metadata.as_ref())
 }
 
-// === impl Row ===
+// === impl OperationRow ===
 
 impl OperationRow {
     fn new(operation: &Operation) -> Self {
@@ -202,7 +201,7 @@ impl OperationRow {
         }
     }
 
-    /// Puts a bar in front of the progress of what is not done.
+    /// Prepends a text bar to the progress unless the operation is done.
     fn with_progress_bar(mut self, operation: &Operation) -> Self {
         let progress = operation_metadata(operation).and_then(|metadata| metadata.progress);
         if let Some(fraction) = progress.as_ref().and_then(progress_fraction)
@@ -214,7 +213,7 @@ impl OperationRow {
     }
 }
 
-/// How far it is, as a picture of ten letters: `[====>     ]`.
+/// Formats a fraction from 0 to 1 as a bar of ten columns: `[====>     ]`.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -226,7 +225,7 @@ fn text_bar(fraction: f64) -> String {
     format!("[{:<10}]", format!("{}{head}", "=".repeat(done)))
 }
 
-/// A progress in a few words: `42% 1.2 GiB of 3.4 GiB, 12 of 30 files`.
+/// Formats a progress: `42%, 1.2 GiB of 3.4 GiB, 12 of 30 files`.
 fn progress_text(progress: &Progress) -> String {
     let mut parts = Vec::new();
     if let Some(fraction) = progress_fraction(progress) {
@@ -259,10 +258,10 @@ fn progress_text(progress: &Progress) -> String {
     sanitize(&parts.join(", "))
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a part of a bar")]
+#[expect(clippy::cast_precision_loss, reason = "displayed only")]
 fn progress_fraction(progress: &Progress) -> Option<f64> {
     let units = || {
-        (0 < progress.total_units).then(|| progress.done_units as f64 / progress.total_units as f64)
+        (progress.total_units > 0).then(|| progress.done_units as f64 / progress.total_units as f64)
     };
     progress
         .fraction
@@ -289,10 +288,10 @@ fn to_timestamp(time: &prost_types::Timestamp) -> Timestamp {
     )
 }
 
-// === impl Bar ===
+// === impl ProgressDisplay ===
 
 impl ProgressDisplay {
-    /// A bar that is only drawn on a terminal.
+    /// Creates a bar, which is drawn only on a terminal.
     pub(super) fn new() -> Self {
         let bar = ProgressBar::new(1000);
         let style =
@@ -306,7 +305,7 @@ impl ProgressDisplay {
         Self(bar)
     }
 
-    /// Shows how far an operation is.
+    /// Shows the progress of an operation.
     pub(super) fn update(&self, operation: &Operation) {
         let Some(metadata) = operation_metadata(operation) else {
             return;
@@ -330,7 +329,7 @@ impl ProgressDisplay {
 
     fn message_text(&self, progress: &Progress) -> String {
         let mut parts = vec![progress.message.clone()];
-        if progress.unit == "bytes" && 0 < progress.total_units {
+        if progress.unit == "bytes" && progress.total_units > 0 {
             let bytes = |units: i64| HumanBytes(u64::try_from(units).unwrap_or(0));
             parts.push(format!(
                 "{} of {}",
@@ -345,16 +344,16 @@ impl ProgressDisplay {
                 humantime::format_duration(Duration::from_secs(remaining.as_secs()))
             ));
         }
-        parts.retain(|word| !word.is_empty());
+        parts.retain(|part| !part.is_empty());
         sanitize(&parts.join(", "))
     }
 
-    /// Says something above the bar.
+    /// Prints a line above the bar.
     pub(super) fn print_above(&self, text: &str) {
         self.0.println(text);
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(super) fn clear(&self) {
         self.0.finish_and_clear();
     }

@@ -1,4 +1,4 @@
-//! `longrunning serve`: its flags, and the run of the server.
+//! `longrunning serve`: the flags and the run of the server.
 
 use std::{ffi::OsString, path::PathBuf, pin::pin, time::Duration};
 
@@ -7,7 +7,11 @@ use clap::{Args, ValueEnum};
 use humantime::parse_duration;
 use tokio::select;
 
-use super::{args::EXIT_ERROR, client::Endpoint, types::non_empty_paths};
+use super::{
+    args::{EXIT_ERROR, EXIT_FAILED, EXIT_SUCCESS},
+    client::Endpoint,
+    types::non_empty_paths,
+};
 use crate::{
     gateway::{cors::CorsOrigins, prefix::HttpPrefix, service::HttpOptions},
     operation::{options::ExecutionOptions, retry::RetryPolicy},
@@ -223,11 +227,12 @@ fn parse_optional_address(text: &str) -> Result<OptionalAddress, String> {
         text => text
             .parse()
             .map(|address| OptionalAddress(Some(address)))
-            .map_err(|error| format!("{error}, or none")),
+            .map_err(|error| format!("{error}, or none to disable")),
     }
 }
 
-/// A server, or nothing: a compose file writes an unset variable as an empty one.
+/// An endpoint, or none if empty: a compose file passes an unset variable as an
+/// empty one.
 #[derive(Clone, Debug)]
 struct OptionalEndpoint(Option<Endpoint>);
 
@@ -247,19 +252,19 @@ fn parse_read_consistency(text: &str) -> Result<ReadConsistency, String> {
 fn parse_socket_mode(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
-        _ => Err("write three octal digits, such as 660".to_owned()),
+        _ => Err("use three octal digits, such as 660".to_owned()),
     }
 }
 
-/// Serves until a signal; returns the exit code.
+/// Runs the server until a signal. Returns the exit code.
 pub(super) async fn serve(args: ServeArgs) -> u8 {
     if let Err(error) = init_telemetry(args.log_format.into(), &args.log_filter) {
         eprintln!("error: --log-filter: {error}");
         return EXIT_ERROR;
     }
     match run_server(args).await {
-        Ok(ShutdownOutcome::Drained) => 0,
-        Ok(ShutdownOutcome::Aborted) => 1,
+        Ok(ShutdownOutcome::Drained) => EXIT_SUCCESS,
+        Ok(ShutdownOutcome::Aborted) => EXIT_FAILED,
         Err(error) => {
             eprintln!("error: {error}");
             EXIT_ERROR
@@ -268,13 +273,13 @@ pub(super) async fn serve(args: ServeArgs) -> u8 {
 }
 
 async fn run_server(args: ServeArgs) -> Result<ShutdownOutcome, Box<dyn std::error::Error>> {
-    // Before anything is bound, so that an early signal is not missed.
+    // Registered before the listeners are bound, so that no signal is missed.
     let (stop, abort) = shutdown_signals()?;
     let reload_signal = reload_signals()?;
     let mut stop = pin!(stop);
     let app = select! {
         app = args.into_config().bind_and_start() => app?,
-        // It serves nobody yet, and has nothing to drain.
+        // Nothing to drain: no listener accepts connections yet.
         () = &mut stop => return Ok(ShutdownOutcome::Drained),
     };
     Ok(app.with_reload(reload_signal).run(stop, abort).await)
@@ -329,12 +334,12 @@ impl ServeArgs {
                 retry_policy: RetryPolicy::default(),
                 ..ExecutionOptions::default()
             },
-            // A compose file writes an unset variable as an empty one.
+            // A compose file passes an unset variable as an empty one.
             demo_directory: self.demo.filter(|root| !root.as_os_str().is_empty()),
             descriptor_sets: non_empty_paths(self.descriptor_sets),
             reflection_upstream: self
                 .reflection_upstream
-                .and_then(|reflect| reflect.0)
+                .and_then(|upstream| upstream.0)
                 .map(|url| url.to_string()),
             queues: self.queues,
         }

@@ -1,6 +1,5 @@
-//! `longrunning backup` and `longrunning inspect`: what can be done with the
-//! file of a server, whether or not that runs. How operations look lives in
-//! `render`.
+//! `longrunning backup` and `longrunning inspect`: copy and examine the SQLite file
+//! of a server.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -12,7 +11,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{
-    args::{EXIT_FAILED, PrintArgs},
+    args::{EXIT_FAILED, EXIT_SUCCESS, PrintArgs},
     client::CliError,
     render::{pretty_json, print_line, print_operations},
 };
@@ -26,44 +25,44 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(super) struct BackupArgs {
-    /// The file to make; there must be none of that name
+    /// Path of the copy; must not exist
     #[arg(value_name = "PATH")]
     destination: PathBuf,
-    /// What to copy: sqlite:PATH, as `serve` has it; a server may have it open
+    /// Store to copy, sqlite:PATH as for `serve`; the server may be running
     #[arg(long, env = "LONGRUNNING_STORE", value_name = "STORE")]
     store: StoreConfig,
-    /// Copy operation by operation what can be read of a damaged file
+    /// Recover every readable operation of a damaged file
     #[arg(long)]
     recover: bool,
 }
 
 #[derive(Args, Debug)]
 pub(super) struct InspectArgs {
-    /// The file, without sqlite: in front; a server may have it open
+    /// Path of the SQLite file, without sqlite:; the server may be running
     #[arg(value_name = "PATH")]
     path: PathBuf,
-    /// Print at most so many operations, the newest
+    /// Maximum number of operations to print, newest first
     #[arg(long, default_value_t = 100, value_name = "N")]
     limit: u32,
     #[command(flatten)]
     print: PrintArgs,
 }
 
-/// What was found in a file.
+/// The contents of a file.
 #[derive(Debug, Default)]
 struct FileReport {
     states: BTreeMap<State, u64>,
-    /// Deleted, and still at work.
+    /// Deleted operations whose worker is still running.
     deleted: u64,
     damaged: Vec<String>,
     newest: VecDeque<google::longrunning::Operation>,
 }
 
-/// Copies the file of a server.
+/// Copies or recovers a file. Returns the exit code.
 pub(super) fn backup(args: &BackupArgs) -> Result<u8, CliError> {
     let StoreConfig::Sqlite(source) = &args.store else {
         return Err(CliError::local(format!(
-            "--store {}: only what is kept in a file can be copied; say sqlite:PATH",
+            "--store {}: only SQLite files can be copied; use sqlite:PATH",
             args.store
         )));
     };
@@ -74,12 +73,12 @@ pub(super) fn backup(args: &BackupArgs) -> Result<u8, CliError> {
             eprintln!("lost: {damage}");
         }
         print_line(&format!(
-            "saved {recovered} operations of {} in {}",
+            "recovered {recovered} operations from {} to {}",
             source.display(),
             args.destination.display()
         ));
         return Ok(if unreadable.is_empty() {
-            0
+            EXIT_SUCCESS
         } else {
             EXIT_FAILED
         });
@@ -92,10 +91,10 @@ pub(super) fn backup(args: &BackupArgs) -> Result<u8, CliError> {
         args.destination.display(),
         ByteSize(size).display().iec()
     ));
-    Ok(0)
+    Ok(EXIT_SUCCESS)
 }
 
-/// Prints what a file holds.
+/// Prints the contents of a file. Returns the exit code.
 pub(super) fn inspect(args: &InspectArgs) -> Result<u8, CliError> {
     let types = args.print.types.load()?;
     let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
@@ -118,13 +117,13 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<u8, CliError> {
         }
     }
     Ok(if report.damaged.is_empty() {
-        0
+        EXIT_SUCCESS
     } else {
         EXIT_FAILED
     })
 }
 
-// === impl Found ===
+// === impl FileReport ===
 
 impl FileReport {
     fn add_row(&mut self, row: Result<Operation, String>, limit: usize) {
@@ -134,7 +133,7 @@ impl FileReport {
             Ok(operation) => {
                 *self.states.entry(operation.state()).or_default() += 1;
                 self.newest.push_back(operation.to_proto());
-                if limit < self.newest.len() {
+                if self.newest.len() > limit {
                     self.newest.pop_front();
                 }
             }
@@ -150,13 +149,13 @@ impl FileReport {
             .collect();
         let total: u64 = self.states.values().sum();
         print_line(&format!("size        {}", format_size(summary.file_bytes)));
-        print_line(&format!("log         {}", format_size(summary.wal_bytes)));
+        print_line(&format!("wal         {}", format_size(summary.wal_bytes)));
         print_line(&format!("schema      {}", summary.schema_version));
-        print_line(&format!("changes     {}", summary.write_count));
+        print_line(&format!("writes      {}", summary.write_count));
         let colon = if states.is_empty() { "" } else { ": " };
         print_line(&format!("operations  {total}{colon}{}", states.join(", ")));
         if self.deleted != 0 {
-            print_line(&format!("deleted     {}, still at work", self.deleted));
+            print_line(&format!("deleted     {}, still running", self.deleted));
         }
         for damage in &self.damaged {
             print_line(&format!("damaged     {damage}"));
@@ -170,10 +169,10 @@ impl FileReport {
             .map(|(state, count)| (state.as_str_name().to_owned(), json!(count)))
             .collect();
         json!({
-            "bytes": summary.file_bytes,
-            "logBytes": summary.wal_bytes,
-            "schema": summary.schema_version,
-            "changes": summary.write_count,
+            "fileBytes": summary.file_bytes,
+            "walBytes": summary.wal_bytes,
+            "schemaVersion": summary.schema_version,
+            "writes": summary.write_count,
             "states": states,
             "deleted": self.deleted,
             "damaged": self.damaged,

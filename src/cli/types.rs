@@ -1,6 +1,5 @@
-//! The message types that a command knows: those built in, those of the files
-//! that the user names, and those that the server tells of by its reflection.
-//! How messages look lives in `render`.
+//! Resolves message types for a command: built in, from descriptor set files, or
+//! loaded through the server's reflection.
 
 use std::{collections::BTreeSet, ffi::OsString, path::PathBuf, time::Duration};
 
@@ -14,15 +13,15 @@ use crate::{
     types::{DescriptorSet, TypeRegistry, TypeSource},
 };
 
-/// How long the server may take to tell of a type.
+/// The timeout of a reflection call.
 const REFLECTION_TIMEOUT: Duration = Duration::from_secs(5);
-/// An unknown type may hold another one, and that another one.
+/// The maximum nesting depth of unknown types that is resolved.
 const MAX_FETCH_ROUNDS: usize = 4;
 
-/// Which types a command knows.
+/// The descriptor sets of a command.
 #[derive(Args, Debug)]
 pub(super) struct TypesArgs {
-    /// A file with message types; repeatable. A server that is asked tells of its own
+    /// Descriptor set file with message types; repeatable. Other types are loaded from the server
     #[arg(
         long = "descriptor-set",
         env = "LONGRUNNING_DESCRIPTOR_SET",
@@ -32,8 +31,7 @@ pub(super) struct TypesArgs {
     descriptor_sets: Vec<OsString>,
 }
 
-/// The types that a command knows. Those that it meets and does not know are
-/// asked of a server, each once.
+/// A type registry that loads unknown types from a server, each at most once.
 #[derive(Debug)]
 pub(super) struct TypeResolver {
     types: TypeRegistry,
@@ -45,7 +43,7 @@ pub(super) struct TypeResolver {
 // === impl TypesArgs ===
 
 impl TypesArgs {
-    /// The types of the files.
+    /// Loads the descriptor set files.
     pub(super) fn load(&self) -> Result<TypeRegistry, CliError> {
         let types = TypeRegistry::built_in();
         let files = non_empty_paths(self.descriptor_sets.clone());
@@ -58,7 +56,7 @@ impl TypesArgs {
         }
     }
 
-    /// The types of the files, and what `server` tells of others.
+    /// Loads the files and creates a resolver that loads other types from `server`.
     pub(super) fn resolver(&self, server: &Endpoint) -> Result<TypeResolver, CliError> {
         Ok(TypeResolver {
             types: self.load()?,
@@ -69,17 +67,17 @@ impl TypesArgs {
     }
 }
 
-/// The files of a list. A compose file writes an unset variable as an empty one.
+/// Drops empty paths: a compose file passes an unset variable as an empty one.
 pub(super) fn non_empty_paths(files: Vec<OsString>) -> Vec<PathBuf> {
     let non_empty = files.into_iter().filter(|file| !file.is_empty());
     non_empty.map(PathBuf::from).collect()
 }
 
-// === impl KnownTypes ===
+// === impl TypeResolver ===
 
 impl TypeResolver {
-    /// The types, with those that are in the operations as far as anybody knows
-    /// them. A server that does not tell is no reason to print nothing.
+    /// Returns the registry after loading the unknown types of `operations`. Ignores
+    /// errors: types that stay unknown are printed as base64.
     pub(super) async fn resolve_for<'a>(
         &mut self,
         operations: impl IntoIterator<Item = &'a Operation> + Clone,
@@ -94,7 +92,7 @@ impl TypeResolver {
         &self.types
     }
 
-    /// The types, with this one if anybody knows it.
+    /// Returns the registry after loading the type `name`. Ignores errors.
     pub(super) async fn resolve(&mut self, name: &str) -> &TypeRegistry {
         if self.types.descriptor(name).is_none() {
             self.fetch(BTreeSet::from([name.to_owned()])).await;
@@ -102,7 +100,7 @@ impl TypeResolver {
         &self.types
     }
 
-    /// Asks for types; returns whether there is news.
+    /// Loads types from the server. Returns `true` if types were added.
     async fn fetch(&mut self, names: BTreeSet<String>) -> bool {
         let new: Vec<String> = names.difference(&self.requested).cloned().collect();
         if new.is_empty() {

@@ -1,6 +1,5 @@
-//! `longrunning work` and `longrunning run`: a command for each operation of a
-//! queue, and a command as one operation. Running a command is done by `worker`,
-//! keeping leases by `remote`.
+//! `longrunning work` and `longrunning run`: a worker that executes a command for
+//! each operation of a queue, and a command executed as one operation.
 
 use std::{
     ffi::OsString,
@@ -18,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    args::{EXIT_INTERRUPTED, EndpointArgs, PrintArgs},
+    args::{EXIT_INTERRUPTED, EXIT_SUCCESS, EndpointArgs, PrintArgs},
     client::CliError,
     commands::exit_code,
     render::{ProgressDisplay, print_operation},
@@ -35,17 +34,17 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(super) struct WorkArgs {
-    /// A queue to take operations from; repeatable
+    /// Queue to lease operations from; repeatable
     #[arg(long = "queue", value_name = "QUEUE", required = true)]
     queues: Vec<String>,
-    /// How many operations of each queue run at once
+    /// Maximum number of operations of each queue that run at once
     #[arg(long, value_name = "N", default_value_t = 1)]
     concurrency: usize,
-    /// How long running commands may go on after SIGTERM, SIGHUP or Ctrl-C; when --kill-after of it
-    /// is left, at most a quarter, they get SIGTERM
+    /// Maximum duration of a graceful shutdown after SIGTERM, SIGHUP or Ctrl-C; running commands
+    /// get SIGTERM when --kill-after of it remains, at most a quarter
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
     shutdown_timeout: Duration,
-    /// What to log: a level, or directives such as info,longrunning=debug
+    /// Log filter: a level, or directives such as info,longrunning=debug
     #[arg(
         long,
         env = "LONGRUNNING_LOG_FILTER",
@@ -71,25 +70,24 @@ pub(super) struct RunArgs {
     command: CommandArgs,
 }
 
-/// The command, and who runs it for whom.
+/// The command, the worker id and the server's endpoint for workers.
 #[derive(Args, Debug)]
 struct CommandArgs {
-    /// How long after SIGTERM a command gets SIGKILL
+    /// Time between SIGTERM and SIGKILL for a command
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     kill_after: Duration,
-    /// Who works, for people; no other worker has the same [default: HOST/PID]
+    /// Worker id shown in logs; must be unique [default: HOST/PID]
     #[arg(long, value_name = "ID")]
     worker_id: Option<String>,
     #[command(flatten)]
     worker: WorkerEndpointArgs,
-    /// The program and its arguments
+    /// Program and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
-/// Works until a signal; returns the exit code.
+/// Runs the worker until a signal. Returns the exit code.
 pub(super) async fn work(args: WorkArgs) -> Result<u8, CliError> {
-    // What is leased and how it ends is in the log.
     let telemetry = init_telemetry(LogFormat::Auto, &args.log_filter);
     telemetry.map_err(|error| CliError::local(format!("--log-filter: {error}")))?;
     let (stop, abort) = stop_signals().map_err(CliError::local)?;
@@ -104,23 +102,23 @@ pub(super) async fn work(args: WorkArgs) -> Result<u8, CliError> {
         worker = worker.handler(queue, args.concurrency, handler);
     }
     print_stderr_line(format_args!(
-        "{id} works on {} of {}; Ctrl-C drains",
+        "worker {id} leases from queue {} at {}; Ctrl-C drains",
         args.queues.join(", "),
         args.command.worker.worker_endpoint
     ));
     match worker.run_or_abort(stop, abort).await {
-        Ok(true) => Ok(0),
+        Ok(true) => Ok(EXIT_SUCCESS),
         Ok(false) => Ok(EXIT_INTERRUPTED),
         Err(WorkerError::Rejected(status)) => Err(status.into()),
         Err(error) => Err(CliError::local(error)),
     }
 }
 
-/// As those of the server, and a hangup is a first signal: nobody would stop a
-/// command whose worker went down with its terminal.
+/// Returns futures for the first and the second signal, like the server's, with
+/// SIGHUP as a first signal: commands must not outlive the worker's terminal.
 fn stop_signals() -> io::Result<(impl Future<Output = ()>, impl Future<Output = ()>)> {
     let (stop, abort) = server::shutdown_signals()?;
-    // `nohup` has it ignored, and that is to stay so.
+    // `nohup` starts the program with SIGHUP ignored; keep it ignored.
     let hangup = (!is_hangup_ignored()).then(|| signal(SignalKind::hangup()));
     let hangup = hangup.transpose()?;
     let hangup_received = async {
@@ -138,23 +136,24 @@ fn stop_signals() -> io::Result<(impl Future<Output = ()>, impl Future<Output = 
     Ok((stop, abort))
 }
 
-/// Whether the program was started with SIGHUP ignored, where the system tells.
+/// Returns `true` if the program was started with SIGHUP ignored. Always `false`
+/// without /proc.
 fn is_hangup_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    // The lowest bit stands for signal 1.
+    // The lowest bit is signal 1, SIGHUP.
     ignored.is_some_and(|mask| {
         mask.trim()
             .ends_with(['1', '3', '5', '7', '9', 'b', 'd', 'f'])
     })
 }
 
-/// A line on standard error, which may be gone with its terminal.
+/// Prints a line on standard error. Ignores errors: the terminal may be gone.
 fn print_stderr_line(line: impl Display) {
     let _ = writeln!(stderr(), "{line}");
 }
 
-/// Runs the command as an operation; returns the exit code.
+/// Runs the command as one operation. Returns the exit code.
 pub(super) async fn run(args: RunArgs) -> Result<u8, CliError> {
     let (stop, abort) = stop_signals().map_err(CliError::local)?;
     let mut types = args.print.types.resolver(&args.server.endpoint)?;
@@ -169,7 +168,7 @@ pub(super) async fn run(args: RunArgs) -> Result<u8, CliError> {
         let known = types.resolve_for([&running.operation]).await;
         print_operation(known, &running.operation, args.print.output);
         print_stderr_line(format_args!(
-            "this request was made before; `longrunning wait {name}` follows its operation"
+            "operation {name} already exists for this request id; follow it with `longrunning wait {name}`"
         ));
         return Ok(exit_code(&running.operation));
     }
@@ -177,16 +176,16 @@ pub(super) async fn run(args: RunArgs) -> Result<u8, CliError> {
         print_stderr_line(format_args!("created {name}"));
     }
     let mut interrupted = false;
-    let finished = running.join();
-    tokio::pin!(finished, stop, abort);
+    let join = running.join();
+    tokio::pin!(join, stop, abort);
     let bar = show_progress(&args.server, &name);
     tokio::pin!(bar);
     let finished = loop {
         select! {
-            finished = &mut finished => break finished?,
+            finished = &mut join => break finished?,
             () = &mut stop, if !interrupted => {
                 interrupted = true;
-                print_stderr_line(format_args!("cancelling {name}; press Ctrl-C again to leave at once"));
+                print_stderr_line(format_args!("cancelling {name}; press Ctrl-C again to exit immediately"));
                 cancellation_token.cancel();
             }
             () = &mut abort => return Ok(EXIT_INTERRUPTED),
@@ -205,8 +204,8 @@ pub(super) async fn run(args: RunArgs) -> Result<u8, CliError> {
     })
 }
 
-/// Shows a progress bar on a terminal, for ever. A server that cannot be asked
-/// for progress is no reason to stop the work.
+/// Shows a progress bar on a terminal. Never returns, and ignores errors, which must
+/// not stop the command.
 async fn show_progress(server: &EndpointArgs, name: &str) {
     if stderr().is_terminal()
         && let Ok(mut client) = server.endpoint.watch_client().await
