@@ -1,7 +1,7 @@
-//! Follows operations of a server as any client does: list, get, wait.
+//! A client of google.longrunning.Operations: list, get and wait.
 //!
-//! `cargo run --example client`, while `longrunning serve --demo` runs. The
-//! server is LONGRUNNING_ENDPOINT, by default <http://127.0.0.1:8470>.
+//! `cargo run --example client`, while `longrunning serve --demo` runs. Set
+//! LONGRUNNING_ENDPOINT for a server other than <http://127.0.0.1:8470>.
 
 use std::{env, error::Error, time::Duration};
 
@@ -14,15 +14,18 @@ use longrunning::proto::longrunning::v1::OperationMetadata;
 use tonic::{Code, Status, transport::Channel};
 
 #[tokio::main]
-#[expect(clippy::disallowed_methods, reason = "a program of its own")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "examples read the environment directly"
+)]
 async fn main() -> Result<(), Box<dyn Error>> {
     let endpoint = env::var("LONGRUNNING_ENDPOINT");
     let endpoint = endpoint.unwrap_or_else(|_| "http://127.0.0.1:8470".to_owned());
     let channel = Channel::from_shared(endpoint.clone())?.connect().await;
-    let channel = channel.map_err(|_| format!("no server answers at {endpoint}"))?;
+    let channel = channel.map_err(|_| format!("cannot connect to {endpoint}"))?;
     let mut client = OperationsClient::new(channel);
 
-    // The newest ten, of every parent.
+    // The ten newest operations of all parents.
     let request = ListOperationsRequest {
         name: "-".to_owned(),
         page_size: 10,
@@ -40,17 +43,18 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let name = newest.name.clone();
     let get = GetOperationRequest { name: name.clone() };
     let current = client.get_operation(get).await?.into_inner();
-    println!("the newest: {} {}", current.name, state_name(&current));
+    println!("newest: {} {}", current.name, state_name(&current));
 
     match wait(&mut client, name).await?.result {
         Some(Response(response)) => println!("done: {}", response.type_url),
         Some(Failed(error)) => println!("failed: code {}, {}", error.code, error.message),
-        None => println!("done without a result, which this server never does"),
+        None => println!("done without a result"),
     }
     Ok(())
 }
 
-/// Waits until it is done; 30 s a call, which is below what proxies cut off.
+/// Waits until the operation is done. Each call waits 30 s, below the idle timeout of
+/// common proxies.
 async fn wait(client: &mut OperationsClient<Channel>, name: String) -> Result<Operation, Status> {
     loop {
         let request = WaitOperationRequest {
@@ -63,12 +67,13 @@ async fn wait(client: &mut OperationsClient<Channel>, name: String) -> Result<Op
             Err(status) if status.code() == Code::Unavailable => {}
             Err(status) => return Err(status),
         }
-        // A server may answer early; that must not become a storm of calls.
+        // The server may return early; do not poll in a busy loop.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 
-/// The state in the server's own metadata; a producer may send another type.
+/// Returns the state from the metadata, or `?` if a handler set metadata of its own
+/// type.
 fn state_name(operation: &Operation) -> &'static str {
     let metadata = operation.metadata.as_ref();
     let metadata = metadata.and_then(|any| any.to_msg::<OperationMetadata>().ok());

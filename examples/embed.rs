@@ -1,7 +1,7 @@
-//! Long-running operations inside a tonic server of your own.
+//! Long-running operations embedded in your own tonic server.
 //!
-//! `cargo run --example embed`. It creates one operation, prints its end and
-//! serves until Ctrl-C or SIGTERM.
+//! `cargo run --example embed`. Creates one operation, waits for it and serves until
+//! Ctrl-C or SIGTERM.
 
 use std::{error::Error, time::Duration};
 
@@ -12,8 +12,8 @@ use longrunning::{
 use tokio::{select, signal::unix, time::sleep};
 use tonic::{Request, Response, Status, transport::Server, transport::server::TcpIncoming};
 
-/// The slow work. An `Any` of your own type becomes the operation's response;
-/// the empty one becomes `google.protobuf.Empty`.
+/// The slow work. Return a message of your own type as `Any`; an empty `Any` becomes
+/// `google.protobuf.Empty`.
 async fn report(context: Context) -> Result<Any, Failure> {
     for page in 1..=5 {
         select! {
@@ -30,15 +30,15 @@ async fn report(context: Context) -> Result<Any, Failure> {
     Ok(Any::default())
 }
 
-/// Your API. Its slow method returns the operation at once.
+/// Your API. Its slow method returns an operation immediately.
 struct Reports(Operations);
 
 impl Reports {
     /// Has the signature of a method that tonic generates from
     /// `rpc CreateReport(…) returns (google.longrunning.Operation)`.
     async fn create_report(&self, month: Request<String>) -> Result<Response<Operation>, Status> {
-        let new = NewOperation::queued("reports").label("month", month.get_ref());
-        let created = self.0.create(new).await?;
+        let new_operation = NewOperation::queued("reports").label("month", month.get_ref());
+        let created = self.0.create(new_operation).await?;
         Ok(Response::new(created.operation.to_proto()))
     }
 }
@@ -65,7 +65,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             _ = terminate.recv() => {}
             _ = tokio::signal::ctrl_c() => {}
         }
-        // Ends the open waits too, so that tonic can close their connections.
+        // Also ends open waits, so that tonic can close their connections.
         operations.shutdown(Duration::from_secs(10)).await;
     };
     Server::builder()

@@ -1,4 +1,4 @@
-//! The example of the README, here so that it is compiled.
+//! The example in README.md, so that CI compiles it.
 
 use longrunning::{Any, Context, Failure, NewOperation, Operations, Progress};
 use longrunning::{operations_server, watch_server};

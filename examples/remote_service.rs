@@ -1,10 +1,10 @@
-//! A service next to a server: its slow method creates an operation there,
-//! returns it at once, and does the work in its own process.
+//! A service that uses a separate server: its slow method creates an operation on
+//! the server, returns it and executes it in the service's process.
 //!
-//! `cargo run --example remote_service`, while `longrunning serve` runs. It
-//! calls its own method once and follows the operation as a client does. The
-//! server is LONGRUNNING_ENDPOINT for clients and LONGRUNNING_WORKER_ENDPOINT
-//! for services, by default <http://127.0.0.1:8470> and <http://127.0.0.1:8471>.
+//! `cargo run --example remote_service`, while `longrunning serve` runs. Calls its
+//! own method once and waits for the operation as a client. Set
+//! LONGRUNNING_ENDPOINT (for clients) and LONGRUNNING_WORKER_ENDPOINT (for services)
+//! for a server other than <http://127.0.0.1:8470> and <http://127.0.0.1:8471>.
 
 use std::{env, error::Error, process, time::Duration};
 
@@ -35,18 +35,18 @@ async fn export(context: Context) -> Result<Any, Failure> {
     Ok(Any::default()) // a message of your own
 }
 
-/// Your API. Its slow method returns the operation at once.
+/// Your API. Its slow method returns an operation immediately.
 struct Bookstore(Client);
 
 impl Bookstore {
     /// Has the signature of a method that tonic generates from
     /// `rpc ExportBooks(…) returns (google.longrunning.Operation)`.
     async fn export_books(&self, request: Request<String>) -> Result<Response<Operation>, Status> {
-        let new = NewOperation::self_executed("")
+        let new_operation = NewOperation::self_executed("")
             .method("bookstore.v1.Bookstore/ExportBooks")
             .label("store", request.get_ref());
-        let running = self.0.start(new, export).await?;
-        Ok(Response::new(running.operation)) // the work goes on
+        let running = self.0.start(new_operation, export).await?;
+        Ok(Response::new(running.operation)) // the handler keeps running
     }
 }
 
@@ -72,7 +72,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-#[expect(clippy::disallowed_methods, reason = "a program of its own")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "examples read the environment directly"
+)]
 fn channel_from_env(variable: &str, default_url: &str) -> Result<Channel, Box<dyn Error>> {
     let url = env::var(variable).unwrap_or_else(|_| default_url.to_owned());
     let channel = Channel::from_shared(url)?

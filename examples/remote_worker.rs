@@ -1,11 +1,9 @@
-//! A worker in a process of its own: it takes operations of a queue from a
-//! server, wherever that is, and executes them.
+//! A remote worker: leases operations of a queue from a server and executes them.
 //!
 //! `cargo run --example remote_worker`, while `longrunning serve` runs, and
-//! `longrunning submit copy --input '{"rows": 30}' --wait` elsewhere. It works
-//! until Ctrl-C or SIGTERM, then lets running work end. The server's listener
-//! for workers is LONGRUNNING_WORKER_ENDPOINT, by default
-//! <http://127.0.0.1:8471>.
+//! `longrunning submit copy --input '{"rows": 30}' --wait` in another terminal. Runs
+//! until Ctrl-C or SIGTERM, then drains. Set LONGRUNNING_WORKER_ENDPOINT for a server
+//! other than <http://127.0.0.1:8471>.
 
 use std::{env, error::Error, process, time::Duration};
 
@@ -15,15 +13,15 @@ use prost_types::{Struct, value::Kind};
 use tokio::{select, signal::unix, time::sleep};
 use tonic::transport::Channel;
 
-/// Copies rows, one each 100 ms, and goes on where a lost attempt stopped. Work
-/// that changes other systems should pass them `context.attempt()`, so that
-/// they can refuse an older attempt.
+/// Copies one row every 100 ms and resumes from the checkpoint of a lost attempt.
+/// Pass `context.attempt()` to other systems as a fencing token, so that they can
+/// reject an older attempt.
 async fn copy(context: Context) -> Result<Any, Failure> {
     let rows = requested_rows(&context)?;
     let checkpoint = context.checkpoint().and_then(|value| value.to_msg().ok());
     let first_row: i64 = checkpoint.unwrap_or(0);
     println!(
-        "{} attempt {} begins at row {first_row}",
+        "{} attempt {} starts at row {first_row}",
         context.name(),
         context.attempt()
     );
@@ -43,8 +41,8 @@ async fn copy(context: Context) -> Result<Any, Failure> {
     Ok(Payload::pack(&rows).any().clone())
 }
 
-/// The field `rows` of an input like `{"rows": 30}`, which is a
-/// google.protobuf.Struct.
+/// Returns the field `rows` of an input like `{"rows": 30}`, a
+/// `google.protobuf.Struct`.
 fn requested_rows(context: &Context) -> Result<i64, Failure> {
     let input = context
         .input()
@@ -54,18 +52,21 @@ fn requested_rows(context: &Context) -> Result<i64, Failure> {
         #[expect(clippy::cast_possible_truncation, reason = "a number of rows")]
         Some(Kind::NumberValue(rows)) if rows >= 0.0 => Ok(rows as i64),
         _ => {
-            let message = "the input must be like {\"rows\": 30}";
+            let message = "input must be like {\"rows\": 30}";
             Err(Failure::new(Code::InvalidArgument, message).with_reason("INVALID_INPUT"))
         }
     }
 }
 
 #[tokio::main]
-#[expect(clippy::disallowed_methods, reason = "a program of its own")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "examples read the environment directly"
+)]
 async fn main() -> Result<(), Box<dyn Error>> {
     let endpoint = env::var("LONGRUNNING_WORKER_ENDPOINT");
     let endpoint = endpoint.unwrap_or_else(|_| "http://127.0.0.1:8471".to_owned());
-    // Keep-alives, so that a server that vanished is noticed. It may come later.
+    // Keep-alives detect the loss of the server. It need not be running yet.
     let channel = Channel::from_shared(endpoint)?
         .http2_keep_alive_interval(Duration::from_secs(20))
         .keep_alive_while_idle(true)

@@ -29,7 +29,12 @@ pub(super) struct BackupArgs {
     #[arg(value_name = "PATH")]
     destination: PathBuf,
     /// Store to copy, sqlite:PATH as for `serve`; the server may be running
-    #[arg(long, env = "LONGRUNNING_STORE", value_name = "STORE")]
+    #[arg(
+        long,
+        env = "LONGRUNNING_STORE",
+        value_name = "STORE",
+        hide_env_values = true
+    )]
     store: StoreConfig,
     /// Recover every readable operation of a damaged file
     #[arg(long)]

@@ -21,7 +21,7 @@ const MAX_FETCH_ROUNDS: usize = 4;
 /// The descriptor sets of a command.
 #[derive(Args, Debug)]
 pub(super) struct TypesArgs {
-    /// Descriptor set file with message types; repeatable. Other types are loaded from the server
+    /// Descriptor set file with additional message types; repeatable
     #[arg(
         long = "descriptor-set",
         env = "LONGRUNNING_DESCRIPTOR_SET",

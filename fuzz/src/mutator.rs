@@ -1,19 +1,23 @@
-//! Random damage to text, the same again from the same seed.
+//! Deterministic random mutations of text.
 
-/// xorshift64*: enough to make a mess, and the same one again from the same seed.
-pub(crate) struct Mutator {
+/// Mutates texts with a xorshift64* generator. The same seed gives the same
+/// mutations.
+#[derive(Debug)]
+pub struct Mutator {
     state: u64,
     fragments: &'static [&'static str],
 }
 
 impl Mutator {
-    /// The same seed makes the same mess; `seeds` is what it is made of.
-    pub(crate) fn new(seed: u64, fragments: &'static [&'static str]) -> Self {
+    /// Creates a mutator that inserts `fragments`.
+    pub fn new(seed: u64, fragments: &'static [&'static str]) -> Self {
+        // The state must not be 0.
         let state = seed | 1;
         Self { state, fragments }
     }
 
-    pub(crate) fn below(&mut self, limit: usize) -> usize {
+    /// Returns a random number below `limit`, or 0 if `limit` is 0.
+    pub fn below(&mut self, limit: usize) -> usize {
         self.state ^= self.state >> 12;
         self.state ^= self.state << 25;
         self.state ^= self.state >> 27;
@@ -25,8 +29,8 @@ impl Mutator {
         self.fragments[self.below(self.fragments.len())]
     }
 
-    /// A text like those before it, only worse.
-    pub(crate) fn mutate(&mut self, text: &str) -> String {
+    /// Applies one to four random mutations. The result has at most 10,000 chars.
+    pub fn mutate(&mut self, text: &str) -> String {
         let mut chars: Vec<char> = text.chars().collect();
         for _ in 0..=self.below(4) {
             let start = self.below(chars.len() + 1);

@@ -1,17 +1,14 @@
-//! Throws what no client would send at ListOperations: filters, page tokens and
-//! names, cut, joined and damaged at random, against a store of a few
-//! operations. It ends when its time is over, or at the first finding:
+//! Fuzzes ListOperations with randomly mutated filters, page tokens and names,
+//! against a store of 30 operations. Ends after the given time or at the first
+//! finding:
 //!
 //! ```console
-//! cargo run --release --example fuzz_lists -- 600       # seconds; a seed may follow
+//! cargo run --release --manifest-path fuzz/Cargo.toml --bin lists -- SECONDS [SEED]
 //! ```
 //!
-//! A finding is a panic, an error with another reason than those of a bad
-//! request, a column outside of the filter, or an answer that takes ten seconds.
-//! Nothing but stable Rust is needed.
-
-#[path = "fuzz/dice.rs"]
-mod dice;
+//! A finding is a panic, an error other than INVALID_NAME, INVALID_PAGE_TOKEN or
+//! INVALID_FILTER, an error column outside of the filter, or a call of more than
+//! 10 s. Needs only stable Rust.
 
 use std::{error::Error, panic::AssertUnwindSafe, time::Duration};
 
@@ -22,9 +19,9 @@ use longrunning::{
 };
 use tokio::time::Instant;
 
-use dice::Mutator;
+use mutator::Mutator;
 
-/// What the inputs are made of.
+/// The fragments that mutations insert.
 const FRAGMENTS: [&str; 24] = [
     "done = false AND labels.env = prod",
     "NOT (state = RUNNING OR state = (FAILED OR CANCELLED))",
@@ -99,18 +96,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
             }
             Ok(Err(error)) => !is_expected_error(&error, &request),
         };
-        if is_finding || Duration::from_secs(10) < call_started.elapsed() {
+        if is_finding || call_started.elapsed() > Duration::from_secs(10) {
             return Err(format!("seed {seed}, call {count}: {request:?}").into());
         }
-        if 5000 < corpus.len() {
+        if corpus.len() > 5000 {
             let index = mutator.below(corpus.len() - FRAGMENTS.len());
             corpus.swap_remove(FRAGMENTS.len() + index);
         }
         count += 1;
     }
-    println!(
-        "{count} lists in {seconds} s from seed {seed}, {succeeded} of them answered; no finding"
-    );
+    println!("{count} lists in {seconds} s from seed {seed}, {succeeded} succeeded, no finding");
     Ok(())
 }
 
@@ -130,7 +125,7 @@ fn is_expected_error(error: &longrunning::Error, request: &ListOperationsRequest
     }
 }
 
-/// Operations of every state, with metadata and labels.
+/// Creates operations of every state, with metadata and labels.
 async fn sample_operations() -> Result<Operations, Box<dyn Error>> {
     let operations = Operations::builder().start().await?;
     for number in 0..30 {

@@ -1,16 +1,12 @@
-//! Throws what no client would send at the HTTP/JSON paths: methods, URLs,
-//! queries and bodies, cut, joined and damaged at random. It ends when its time
-//! is over, or at the first finding:
+//! Fuzzes the HTTP/JSON gateway with random methods and content types and randomly
+//! mutated URLs and bodies. Ends after the given time or at the first finding:
 //!
 //! ```console
-//! cargo run --release --example fuzz_urls -- 600       # seconds; a seed may follow
+//! cargo run --release --manifest-path fuzz/Cargo.toml --bin urls -- SECONDS [SEED]
 //! ```
 //!
-//! A finding is a panic, a 5xx, an error without the envelope of AIP-193, or an
-//! answer that takes ten seconds.
-
-#[path = "fuzz/dice.rs"]
-mod dice;
+//! A finding is a panic, a 5xx, an error without the envelope of AIP-193, or a call
+//! of more than 10 s.
 
 use std::{error::Error, panic::AssertUnwindSafe, time::Duration};
 
@@ -21,9 +17,9 @@ use longrunning::{HttpOptions, NewOperation, Operations, WaitLimits, gateway};
 use tokio::time::Instant;
 use tower::Service;
 
-use dice::Mutator;
+use mutator::Mutator;
 
-/// What the inputs are made of.
+/// The fragments that mutations insert.
 const FRAGMENTS: [&str; 32] = [
     "/v1/operations/x",
     "/v1/operations",
@@ -92,7 +88,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut corpus: Vec<String> = FRAGMENTS.map(str::to_owned).into();
     let (started, mut count, mut succeeded) = (Instant::now(), 0u64, 0u64);
     while started.elapsed() < Duration::from_secs(seconds) {
-        // Some are deleted on the way.
+        // Recreate operations that a fuzzed request deleted.
         if count.is_multiple_of(1000) {
             let _ = operations
                 .create(NewOperation::queued("q").id("x").label("a", "b"))
@@ -114,7 +110,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 CONTENT_TYPES[mutator.below(CONTENT_TYPES.len())],
             )
             .body(Full::<bytes::Bytes>::from(body.clone()));
-        // What is no URL at all does not get past HTTP.
+        // hyper rejects an invalid URL before the gateway sees it.
         let Ok(request) = request else { continue };
         let call_started = Instant::now();
         let result = AssertUnwindSafe(async {
@@ -134,24 +130,22 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let Ok(Some(is_success)) = result.catch_unwind().await else {
             return Err(format!("seed {seed}, call {count}: {method} {url:?} {body:?}").into());
         };
-        if Duration::from_secs(10) < call_started.elapsed() {
+        if call_started.elapsed() > Duration::from_secs(10) {
             return Err(format!("slow: seed {seed}, call {count}: {method} {url:?}").into());
         }
         if is_success {
             succeeded += 1;
             corpus.push(url);
         }
-        if 5000 < corpus.len() {
+        if corpus.len() > 5000 {
             corpus.drain(FRAGMENTS.len()..2500);
         }
     }
-    println!(
-        "{count} requests in {seconds} s from seed {seed}, {succeeded} of them answered; no finding"
-    );
+    println!("{count} requests in {seconds} s from seed {seed}, {succeeded} succeeded, no finding");
     Ok(())
 }
 
-/// Whether it is the envelope, with the code and the status that belong in it.
+/// Returns `true` if the body is an AIP-193 envelope with code, status and message.
 fn is_error_envelope(body: &[u8]) -> bool {
     let Ok(json) = serde_json::from_slice::<serde_json::Value>(body) else {
         return false;

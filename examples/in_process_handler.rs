@@ -1,7 +1,7 @@
-//! A handler with progress, a checkpoint, cancellation and a second attempt.
+//! An in-process handler with progress, checkpoints, cancellation and a retry.
 //!
-//! `cargo run --example worker`. The first attempt breaks off in the middle,
-//! the second one goes on from there.
+//! `cargo run --example in_process_handler`. The first attempt fails halfway; the
+//! second one resumes from the checkpoint.
 
 use std::{error::Error, time::Duration};
 
@@ -11,7 +11,7 @@ use longrunning::{
 };
 use tokio::{select, time::sleep};
 
-/// Copies rows, one each 100 ms. A handler is a function, or a type like this.
+/// Copies one row every 100 ms. A handler is a function, or a type like this one.
 struct Copy {
     rows: i64,
 }
@@ -20,15 +20,15 @@ impl Handler for Copy {
     async fn run(&self, context: Context) -> Result<Any, Failure> {
         let checkpoint = context.checkpoint().and_then(|value| value.to_msg().ok());
         let first_row: i64 = checkpoint.unwrap_or(0);
-        println!("attempt {} begins at row {first_row}", context.attempt());
+        println!("attempt {} starts at row {first_row}", context.attempt());
         for row in first_row..self.rows {
             select! {
                 () = context.cancelled() => return Err(Failure::cancelled()),
                 () = sleep(Duration::from_millis(100)) => {}
             }
             if row == self.rows / 2 && context.attempt() == 1 {
-                let failure = Failure::new(Code::Unavailable, "the source went away");
-                return Err(failure.with_reason("SOURCE_GONE").retryable());
+                let failure = Failure::new(Code::Unavailable, "source disconnected");
+                return Err(failure.with_reason("SOURCE_UNAVAILABLE").retryable());
             }
             let copied = row + 1;
             context.report_progress(Progress {
@@ -39,7 +39,7 @@ impl Handler for Copy {
             });
             let checkpoint = Payload::pack(&copied).any().clone();
             let saved = context.save_checkpoint(checkpoint);
-            saved.expect("a packed message has a proper type");
+            saved.expect("packed message has a valid type URL");
         }
         Ok(Payload::pack(&self.rows).any().clone())
     }
@@ -55,7 +55,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .retry_policy(RetryPolicy::with_max_attempts(3));
     let name = operations.create(new).await?.operation.name_owned();
 
-    // Each change up to the end. `operations.wait` waits for the end alone.
+    // Prints every change until the operation is done. `operations.wait` returns
+    // only the final state.
     let mut watch = operations.watch(&name).await?;
     while let Some(state) = watch.next().await {
         let operation = state?;
