@@ -1,7 +1,8 @@
-"""Works under leases: keeps them, obeys the server, and says how the work ended.
+"""Maintains leases: sends heartbeats with reports, applies directives of the server
+and reports results.
 
-The part that worker.py and bookstore.py share, and the one to copy: it is where
-the rules of longrunning/v1/worker.proto are. Python 3.11.
+worker.py and bookstore.py share it. It implements the client side of
+longrunning/v1/worker.proto; copy it into your own project. Python 3.11.
 """
 
 import asyncio
@@ -13,214 +14,224 @@ import grpc
 from google.rpc import code_pb2
 from longrunning.v1 import worker_pb2, worker_pb2_grpc
 
-BEAT = 0.25  # seconds: how old the progress that clients see may be
-CALL = 5.0  # seconds: the deadline of a call
-STEADY = 10.0  # seconds after which a stream was a good one
-SMALL, MOST = 2048, 1000  # bytes of a report that shares a heartbeat; reports of one
-AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+REPORT_INTERVAL = 0.25  # seconds; maximum age of the progress that clients see
+MAX_HEARTBEAT_DELAY = 0.5  # seconds; maximum retry delay of a heartbeat, because leases expire
+CALL_TIMEOUT = 5.0  # seconds
+STABLE_STREAM_DURATION = 10.0  # seconds; a stream that lived this long resets the backoff
+MAX_SHARED_REPORT_BYTES = 2048  # a larger report gets a heartbeat of its own
+MAX_REPORTS = 1000  # reports in one heartbeat
+TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
 Directive = worker_pb2.Directive
 
 
-class Retryable(Exception):
-    """Another attempt may succeed."""
+class RetryableError(Exception):
+    """A failure that another attempt may fix."""
 
 
 class Job:
-    """A lease, the work under it, and what the next heartbeat tells about it."""
+    """A held lease, the task that executes it, and its pending report."""
 
-    def __init__(self, lease, work):
-        self.lease, self.loop, self.why = lease, asyncio.get_running_loop(), None
-        self.proof = {"name": lease.name, "lease_token": lease.lease_token}
-        self.report = worker_pb2.LeaseHeartbeat(**self.proof)  # all there is to tell
-        self.told = self.sent = worker_pb2.LeaseHeartbeat(**self.proof)  # what the server knows
-        self.over = None
+    def __init__(self, lease, handler):
+        self.lease, self.loop, self.stop_reason = lease, asyncio.get_running_loop(), None
+        self.identity = {"name": lease.name, "lease_token": lease.lease_token}
+        self.report = worker_pb2.LeaseHeartbeat(**self.identity)  # latest report of the handler
+        # What the server has, and what the current heartbeat carries.
+        self.acknowledged = self.in_flight = worker_pb2.LeaseHeartbeat(**self.identity)
+        self.expiry_timer = None
         self.renew(self.loop.time(), lease.lease_remaining)
-        self.work = self.loop.create_task(work(self))
+        self.task = self.loop.create_task(handler(self))
 
     def renew(self, since, remaining):
-        """Not renewed in time, the lease is lost; nobody needs to say so."""
-        if self.over:
-            self.over.cancel()
-        self.over = self.loop.call_at(since + seconds(remaining), self.stop, "LEASE_LOST")
+        """Restarts the expiry timer. An expired lease is lost without a directive."""
+        if self.expiry_timer:
+            self.expiry_timer.cancel()
+        self.expiry_timer = self.loop.call_at(since + to_seconds(remaining), self.stop, "LEASE_LOST")
 
-    def news(self):
-        """What changed since the last heartbeat that got through."""
-        self.sent, news = worker_pb2.LeaseHeartbeat(), worker_pb2.LeaseHeartbeat(**self.proof)
-        self.sent.CopyFrom(self.report)
-        for field, value in self.sent.ListFields():
-            if value != getattr(self.told, field.name):
-                getattr(news, field.name).CopyFrom(value)
-        return news
+    def pending_report(self):
+        """Returns the fields that changed since the last acknowledged heartbeat."""
+        self.in_flight, pending = worker_pb2.LeaseHeartbeat(), worker_pb2.LeaseHeartbeat(**self.identity)
+        self.in_flight.CopyFrom(self.report)
+        for field, value in self.in_flight.ListFields():
+            if value != getattr(self.acknowledged, field.name):
+                getattr(pending, field.name).CopyFrom(value)
+        return pending
 
-    def stop(self, why):
-        if self.why is None:
-            self.work.cancel()  # does nothing to work that is done
-        if self.why != "LEASE_LOST":
-            self.why = why
+    def stop(self, reason):
+        if self.stop_reason is None:
+            self.task.cancel()  # does nothing if the task is done
+        if self.stop_reason != "LEASE_LOST":
+            self.stop_reason = reason
 
 
-class Keeper:
-    """Everything that one worker works on."""
+class LeaseManager:
+    """Maintains the leases of one worker."""
 
     def __init__(self, channel, worker_id):
         self.stub, self.id = worker_pb2_grpc.OperationWorkerStub(channel), worker_id
-        self.jobs = {}  # by token, which is new for each attempt
+        self.jobs = {}  # by lease token, which is unique for each attempt
         self.draining = False
-        self.change, self.hurry, self.one_beat = asyncio.Event(), asyncio.Event(), asyncio.Lock()
+        self.changed, self.wakeup, self.send_lock = asyncio.Event(), asyncio.Event(), asyncio.Lock()
 
     async def run(self):
-        """Keeps the leases, for as long as the worker lives."""
-        await asyncio.gather(self.heartbeats(), self.directives())
+        """Sends heartbeats and reads directives until cancelled."""
+        await asyncio.gather(self.run_heartbeats(), self.read_directives())
 
-    async def execute(self, lease, work):
-        """Runs `work(job)`, which returns a message, up to the recorded end."""
-        job = self.jobs[lease.lease_token] = Job(lease, work)
-        self.hurry.set()  # a short lease cannot wait for the next beat
+    async def execute(self, lease, handler):
+        """Runs `handler(job)`, which returns a message, and reports its result."""
+        job = self.jobs[lease.lease_token] = Job(lease, handler)
+        self.wakeup.set()  # a short lease cannot wait for the next scheduled heartbeat
         try:
-            end = await outcome(job)
-            if not end.HasField("response"):
-                # So that a checkpoint is not lost: only heartbeats have it.
+            request = await finish_request(job)
+            if not request.HasField("response"):
+                # Only heartbeats carry checkpoints, so send the last one now.
                 with contextlib.suppress(grpc.aio.AioRpcError):
-                    await self.beat()
-            if job.why != "LEASE_LOST":
-                await tries(self.stub.FinishOperation, end, CALL, lambda: job.why == "LEASE_LOST")
-            if job.why == "LEASE_LOST":
-                logging.warning("not finished: the lease of %s is lost", lease.name)
+                    await self.send_heartbeats()
+            if job.stop_reason != "LEASE_LOST":
+                # FinishOperation is idempotent, so it is retried after a lost response.
+                lease_lost = lambda: job.stop_reason == "LEASE_LOST"
+                await retry(self.stub.FinishOperation, request, CALL_TIMEOUT, lease_lost)
+            if job.stop_reason == "LEASE_LOST":
+                logging.warning("failed to report result of %s: lease lost", lease.name)
             else:
-                logging.info("%s ended attempt %d: %s", lease.name, lease.attempt, job.why or "by itself")
+                logging.info("%s ended attempt %d: %s", lease.name, lease.attempt, job.stop_reason or "finished")
         except grpc.aio.AioRpcError as error:
-            # The lease is lost, and the operation another's. Or the server does
-            # not take what we say, and would not later: the lease runs out.
-            logging.warning("not finished: %s", error.details())
+            # The lease is lost, or the server rejects the result for good. In the
+            # latter case the lease expires.
+            logging.warning("failed to report result of %s: %s", lease.name, error.details())
         finally:
-            job.over.cancel()
+            job.expiry_timer.cancel()
             del self.jobs[lease.lease_token]
-            self.change.set()
+            self.changed.set()
 
-    async def beat(self):
-        async with self.one_beat:  # or an older checkpoint overtakes a newer one
-            jobs = [(job, job.news()) for job in self.jobs.values()]
-            small = [(job, news) for job, news in jobs if news.ByteSize() <= SMALL]
-            # An empty one says at least that the worker drains.
-            latest = await self.tell(small[:MOST])
-            for start in range(MOST, len(small), MOST):
-                await self.tell(small[start : start + MOST])
-            for job, news in jobs:
-                if news.ByteSize() > SMALL:  # alone, so that it costs no lease of another
-                    await self.tell([(job, news)])
-            return latest
+    async def send_heartbeats(self):
+        """Sends heartbeats for all leases. Returns the seconds until the next ones."""
+        async with self.send_lock:  # of two concurrent sends, an older checkpoint could arrive last
+            pending = [(job, job.pending_report()) for job in self.jobs.values()]
+            small = [(job, report) for job, report in pending if report.ByteSize() <= MAX_SHARED_REPORT_BYTES]
+            # The first heartbeat is sent even if it is empty: it announces a drain.
+            interval = await self.send_heartbeat(small[:MAX_REPORTS])
+            for start in range(MAX_REPORTS, len(small), MAX_REPORTS):
+                await self.send_heartbeat(small[start : start + MAX_REPORTS])
+            for job, report in pending:
+                if report.ByteSize() > MAX_SHARED_REPORT_BYTES:  # a rejection costs no other lease
+                    await self.send_heartbeat([(job, report)])
+            return interval
 
-    async def tell(self, jobs):
-        """One heartbeat. A large report that the server refuses is left out."""
-        since = asyncio.get_running_loop().time()
+    async def send_heartbeat(self, reports):
+        """Sends one heartbeat. Drops a single report that the server rejects as too large."""
+        sent = asyncio.get_running_loop().time()
         request = worker_pb2.HeartbeatRequest(worker_id=self.id, draining=self.draining)
-        request.reports.extend(news for _, news in jobs)
+        request.reports.extend(report for _, report in reports)
         try:
-            answer = await self.stub.Heartbeat(request, timeout=CALL)
+            response = await self.stub.Heartbeat(request, timeout=CALL_TIMEOUT)
         except grpc.aio.AioRpcError as error:
-            if len(jobs) != 1 or not too_large(error):
+            if len(reports) != 1 or not is_too_large(error):
                 raise
-            logging.warning("a report is dropped: %s", error.details())
-            request.reports[0].CopyFrom(worker_pb2.LeaseHeartbeat(**jobs[0][0].proof))
-            answer = await self.stub.Heartbeat(request, timeout=CALL)
-        for (job, _), directive in zip(jobs, answer.directives):
-            job.told = job.sent
+            logging.warning("dropping oversized report: %s", error.details())
+            request.reports[0].CopyFrom(worker_pb2.LeaseHeartbeat(**reports[0][0].identity))
+            response = await self.stub.Heartbeat(request, timeout=CALL_TIMEOUT)
+        for (job, _), directive in zip(reports, response.directives):
+            job.acknowledged = job.in_flight
             if directive.kind != Directive.LEASE_LOST and job.lease.lease_token in self.jobs:
-                job.renew(since, directive.lease_remaining)
-            self.obey(directive)
-        return seconds(answer.heartbeat_interval)
+                job.renew(sent, directive.lease_remaining)
+            self.apply_directive(directive)
+        return to_seconds(response.heartbeat_interval)
 
-    async def heartbeats(self):
-        pause, waits = 0, pauses()
+    async def run_heartbeats(self):
+        delay, backoff = 0, backoff_delays()
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.hurry.wait(), pause)
-            self.hurry.clear()
+                await asyncio.wait_for(self.wakeup.wait(), delay)
+            self.wakeup.clear()
             try:
-                latest = await self.beat()
-                pause, waits = min(BEAT, latest) if self.jobs or self.draining else latest, pauses()
+                interval = await self.send_heartbeats()
+                delay = min(REPORT_INTERVAL, interval) if self.jobs or self.draining else interval
+                backoff = backoff_delays()
             except grpc.aio.AioRpcError as error:
-                logging.warning("no heartbeat: %s", error.details())
-                pause = min(next(waits), 0.5)  # leases run out
+                logging.warning("heartbeat failed, retrying: %s", error.details())
+                delay = min(next(backoff), MAX_HEARTBEAT_DELAY)
 
-    async def directives(self):
-        """Only a hint, but a quick one. What it misses a heartbeat tells."""
-        loop, waits = asyncio.get_running_loop(), pauses()
+    async def read_directives(self):
+        """Reads the stream of directives. It only reduces latency: heartbeats return
+        the same directives."""
+        loop, backoff = asyncio.get_running_loop(), backoff_delays()
         while True:
             opened = loop.time()
             with contextlib.suppress(grpc.aio.AioRpcError):
                 request = worker_pb2.WatchDirectivesRequest(worker_id=self.id)
                 async for directive in self.stub.WatchDirectives(request):
                     if not directive.name and directive.kind == Directive.CONTINUE:
-                        self.hurry.set()  # it has opened; what came before is not on it
-                    self.obey(directive)
-            if loop.time() - opened > STEADY:
-                waits = pauses()  # not before: a server that drains ends each at once
-            await asyncio.sleep(next(waits))
+                        self.wakeup.set()  # the stream is open; a heartbeat fetches earlier directives
+                    self.apply_directive(directive)
+            if loop.time() - opened > STABLE_STREAM_DURATION:
+                backoff = backoff_delays()  # not earlier: a draining server ends each stream at once
+            await asyncio.sleep(next(backoff))
 
-    def obey(self, directive):
-        """OPERATION_DELETED and DRAIN stop nothing: what runs may come to its end."""
+    def apply_directive(self, directive):
+        """OPERATION_DELETED and DRAIN do not stop running work."""
         job = self.jobs.get(directive.lease_token)
-        if job is None or job.work.done():
-            return  # its end is on the way
+        if job is None or job.task.done():
+            return  # its result is being reported
         if directive.kind in (Directive.CANCEL_REQUESTED, Directive.LEASE_LOST):
             job.stop(Directive.Kind.Name(directive.kind))
         if directive.HasField("error"):
-            logging.warning("%s", directive.error.message)
+            logging.warning("%s: %s", directive.name, directive.error.message)
 
-    async def until(self, holds):
-        while not holds():
-            self.change.clear()
-            await self.change.wait()
+    async def wait_until(self, condition):
+        while not condition():
+            self.changed.clear()
+            await self.changed.wait()
 
 
-async def outcome(job):
-    end = worker_pb2.FinishOperationRequest(**job.proof)
+async def finish_request(job):
+    """Waits for the handler and returns the FinishOperation request for its result."""
+    request = worker_pb2.FinishOperationRequest(**job.identity)
     try:
-        end.response.Pack(await job.work)
+        request.response.Pack(await job.task)
     except asyncio.CancelledError:
-        if job.why == "CANCEL_REQUESTED":
-            end.failure.error.code, end.failure.error.message = code_pb2.CANCELLED, "stopped"
+        if job.stop_reason == "CANCEL_REQUESTED":
+            request.failure.error.code, request.failure.error.message = code_pb2.CANCELLED, "stopped"
         else:
-            end.release.SetInParent()
+            request.release.SetInParent()
     except Exception as error:
-        again = isinstance(error, Retryable)
-        end.failure.error.code = code_pb2.UNAVAILABLE if again else code_pb2.INTERNAL
-        end.failure.error.message, end.failure.retryable = str(error), again
+        retryable = isinstance(error, RetryableError)
+        request.failure.error.code = code_pb2.UNAVAILABLE if retryable else code_pb2.INTERNAL
+        request.failure.error.message, request.failure.retryable = str(error), retryable
     if job.report.HasField("metadata"):
-        end.metadata.CopyFrom(job.report.metadata)  # the last word of it
-    return end
+        request.metadata.CopyFrom(job.report.metadata)
+    return request
 
 
-async def tries(call, request, deadline, enough):
-    """Calls until there is an answer, or it is enough."""
-    waits = pauses()
+async def retry(call, request, timeout, should_stop):
+    """Repeats a call until it succeeds or fails for good. Returns None if
+    `should_stop()` becomes true."""
+    backoff = backoff_delays()
     while True:
         try:
-            return await call(request, timeout=deadline)
+            return await call(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
-            if error.code() not in AGAIN or too_large(error):
+            if error.code() not in TRANSIENT or is_too_large(error):
                 raise
-            logging.warning("%s; trying again", error.details())
-        await asyncio.sleep(next(waits))
-        if enough():
+            logging.warning("call failed, retrying: %s", error.details())
+        await asyncio.sleep(next(backoff))
+        if should_stop():
             return None
 
 
-def pauses():
-    """Seconds before each further try: longer and longer, and not in step with
-    the other workers of a server that comes back."""
-    pause = 0.1
+def backoff_delays():
+    """Yields seconds that grow from 0.1 to 5, with jitter, so that workers do not all
+    reconnect at once when a server returns."""
+    delay = 0.1
     while True:
-        yield pause * random.uniform(0.5, 1)
-        pause = min(2 * pause, 5)
+        yield delay * random.uniform(0.5, 1)
+        delay = min(2 * delay, 5)
 
 
-def too_large(error):
-    """What is too large stays so. What is full may have room later."""
+def is_too_large(error):
+    """Unlike a full store or queue, a message that is too large is not transient."""
     details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
     return error.code() == grpc.StatusCode.OUT_OF_RANGE or b"TOO_LARGE" in details
 
 
-def seconds(duration):
+def to_seconds(duration):
     return duration.ToNanoseconds() / 1e9

@@ -235,6 +235,7 @@ impl Context {
 
 impl AttemptState {
     /// Creates a state whose reports notify the shared `wakeup`.
+    #[cfg(feature = "client")]
     pub(crate) fn with_wakeup(wakeup: Arc<Notify>) -> Self {
         Self {
             wakeup,

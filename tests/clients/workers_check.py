@@ -254,7 +254,7 @@ def retry(harness, example):
         assert harness.metadata(name).attempt == 2
         name = harness.create_queued("retry", more={"breaks_at": 10})
         error = harness.wait_until_done(name).error
-        assert (error.code, error.message.split(":")[0]) == (code_pb2.UNAVAILABLE, "the source went away"), error
+        assert (error.code, error.message.split(":")[0]) == (code_pb2.UNAVAILABLE, "source disconnected"), error
         return "attempt 2 continued at row 10; without a retry policy the first failure is final"
 
 

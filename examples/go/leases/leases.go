@@ -1,8 +1,8 @@
-// Package leases works under leases: it keeps them, obeys the server, and says
-// how the work ended.
+// Package leases maintains leases: it sends heartbeats with reports, applies
+// directives of the server and reports results.
 //
-// The part that worker and service share, and the one to copy: it is where the
-// rules of longrunning/v1/worker.proto are.
+// Worker and service share it. It implements the client side of
+// longrunning/v1/worker.proto; copy it into your own project.
 package leases
 
 import (
@@ -27,177 +27,179 @@ import (
 )
 
 const (
-	beat   = 250 * time.Millisecond // how old the progress that clients see may be
-	hasty  = 500 * time.Millisecond // the longest pause before another heartbeat: leases run out
-	call   = 5 * time.Second        // the deadline of a call
-	steady = 10 * time.Second       // after which a stream was a good one
-	small  = 2048                   // bytes of a report that shares a heartbeat with others
-	most   = 1000                   // reports of one heartbeat
+	reportInterval       = 250 * time.Millisecond // maximum age of the progress that clients see
+	maxHeartbeatDelay    = 500 * time.Millisecond // maximum retry delay of a heartbeat, because leases expire
+	callTimeout          = 5 * time.Second
+	stableStreamDuration = 10 * time.Second // a stream that lived this long resets the backoff
+	maxSharedReportBytes = 2048             // a larger report gets a heartbeat of its own
+	maxReports           = 1000             // reports in one heartbeat
 )
 
-// Why work is stopped: the cause of its context.
+// Causes of a cancelled work context.
 var (
-	ErrCancelled = errors.New("somebody cancelled the operation")
-	ErrLost      = errors.New("the lease is lost")
-	ErrReleased  = errors.New("the worker stops")
+	ErrCancelled = errors.New("operation cancelled")
+	ErrLeaseLost = errors.New("lease lost")
+	ErrReleased  = errors.New("worker is shutting down")
 )
 
-// ErrRetryable says that another attempt may succeed. Wrap it.
-var ErrRetryable = errors.New("another attempt may succeed")
+// ErrRetryable marks a failure that another attempt may fix. Wrap it.
+var ErrRetryable = errors.New("retryable")
 
-// Work is done under a lease. Its context ends when it is to stop.
-type Work func(context.Context, *Job) (proto.Message, error)
+// Handler executes one attempt. Its context is cancelled when it must stop.
+type Handler func(context.Context, *Job) (proto.Message, error)
 
-// Job is a lease, and what the next heartbeat tells about it.
+// Job is a held lease and its pending report.
 type Job struct {
-	Lease  *pb.Lease
-	ctx    context.Context // ends when the work is to stop
-	stop   context.CancelCauseFunc
-	over   *time.Timer
-	lost   atomic.Bool
-	mu     sync.Mutex
-	report *pb.LeaseHeartbeat // all there is to tell
-	told   *pb.LeaseHeartbeat // what of it the server knows
-	sent   *pb.LeaseHeartbeat // what of it is on the way
+	Lease        *pb.Lease
+	ctx          context.Context // cancelled when the handler must stop
+	cancel       context.CancelCauseFunc
+	expiryTimer  *time.Timer
+	lost         atomic.Bool
+	mu           sync.Mutex
+	report       *pb.LeaseHeartbeat // latest report of the handler
+	inFlight     *pb.LeaseHeartbeat // report in the current heartbeat
+	acknowledged *pb.LeaseHeartbeat // report that the server has
 }
 
-// The cause of a context is its first one. What was cancelled can still be lost.
+// Marks the lease as lost. A context keeps its first cause, so lost is a flag: a
+// cancelled job can still lose its lease.
 func (j *Job) lose() {
 	j.lost.Store(true)
-	j.stop(ErrLost)
+	j.cancel(ErrLeaseLost)
 }
 
-// Tell changes what the next heartbeat tells.
-func (j *Job) Tell(change func(*pb.LeaseHeartbeat)) {
+// UpdateReport changes the report that the next heartbeat sends.
+func (j *Job) UpdateReport(update func(*pb.LeaseHeartbeat)) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	change(j.report)
+	update(j.report)
 }
 
-// What changed since the last heartbeat that got through.
-func (j *Job) news() *pb.LeaseHeartbeat {
+// Returns the fields that changed since the last acknowledged heartbeat.
+func (j *Job) pendingReport() *pb.LeaseHeartbeat {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.sent = proto.Clone(j.report).(*pb.LeaseHeartbeat)
-	news := j.proof()
-	if !proto.Equal(j.sent.Progress, j.told.Progress) {
-		news.Progress = j.sent.Progress
+	j.inFlight = proto.Clone(j.report).(*pb.LeaseHeartbeat)
+	pending := j.emptyReport()
+	if !proto.Equal(j.inFlight.Progress, j.acknowledged.Progress) {
+		pending.Progress = j.inFlight.Progress
 	}
-	if !proto.Equal(j.sent.Metadata, j.told.Metadata) {
-		news.Metadata = j.sent.Metadata
+	if !proto.Equal(j.inFlight.Metadata, j.acknowledged.Metadata) {
+		pending.Metadata = j.inFlight.Metadata
 	}
-	if !proto.Equal(j.sent.Detail, j.told.Detail) {
-		news.Detail = j.sent.Detail
+	if !proto.Equal(j.inFlight.Detail, j.acknowledged.Detail) {
+		pending.Detail = j.inFlight.Detail
 	}
-	if !proto.Equal(j.sent.Checkpoint, j.told.Checkpoint) {
-		news.Checkpoint = j.sent.Checkpoint
+	if !proto.Equal(j.inFlight.Checkpoint, j.acknowledged.Checkpoint) {
+		pending.Checkpoint = j.inFlight.Checkpoint
 	}
-	return news
+	return pending
 }
 
-// A sign of life without news.
-func (j *Job) proof() *pb.LeaseHeartbeat {
+// Returns a heartbeat that only renews the lease.
+func (j *Job) emptyReport() *pb.LeaseHeartbeat {
 	return &pb.LeaseHeartbeat{Name: j.Lease.Name, LeaseToken: j.Lease.LeaseToken}
 }
 
-// Keeper has everything that one worker works on.
-type Keeper struct {
+// Manager maintains the leases of one worker.
+type Manager struct {
 	Client   pb.OperationWorkerClient
 	ID       string
 	mu       sync.Mutex
-	jobs     map[string]*Job // by token, which is new for each attempt
+	jobs     map[string]*Job // by lease token, which is unique for each attempt
 	draining bool
-	oneBeat  sync.Mutex
-	hurry    chan struct{}
+	sendLock sync.Mutex
+	wakeup   chan struct{}
 }
 
-// New makes a Keeper for a worker with an id that no other one uses.
-func New(client pb.OperationWorkerClient, id string) *Keeper {
-	return &Keeper{Client: client, ID: id, jobs: map[string]*Job{}, hurry: make(chan struct{}, 1)}
+// NewManager creates a Manager for a worker with a unique id.
+func NewManager(client pb.OperationWorkerClient, id string) *Manager {
+	return &Manager{Client: client, ID: id, jobs: map[string]*Job{}, wakeup: make(chan struct{}, 1)}
 }
 
-// Run keeps the leases, for as long as the worker lives.
-func (k *Keeper) Run(ctx context.Context) error {
+// Run sends heartbeats and reads directives until ctx is cancelled.
+func (m *Manager) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return k.heartbeats(ctx) })
-	group.Go(func() error { return k.directives(ctx) })
+	group.Go(func() error { return m.runHeartbeats(ctx) })
+	group.Go(func() error { return m.readDirectives(ctx) })
 	return group.Wait()
 }
 
-// Drain ends the open calls of LeaseOperations.
-func (k *Keeper) Drain() {
-	k.mu.Lock()
-	k.draining = true
-	k.mu.Unlock()
-	k.hasten()
+// Drain announces that the worker leases no more operations. The server then ends
+// its open LeaseOperations calls.
+func (m *Manager) Drain() {
+	m.mu.Lock()
+	m.draining = true
+	m.mu.Unlock()
+	m.wake()
 }
 
-// Release gives back what still runs, for other workers.
-func (k *Keeper) Release() {
-	for _, job := range k.held() {
-		job.stop(ErrReleased)
+// Release stops all running handlers and returns their operations to the queue.
+func (m *Manager) Release() {
+	for _, job := range m.heldJobs() {
+		job.cancel(ErrReleased)
 	}
 }
 
-// Take notes a lease; nil if it is held already.
-func (k *Keeper) Take(lease *pb.Lease) *Job {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.jobs[string(lease.LeaseToken)] != nil {
+// Track starts maintaining a lease. Returns nil if it is already held.
+func (m *Manager) Track(lease *pb.Lease) *Job {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.jobs[string(lease.LeaseToken)] != nil {
 		return nil
 	}
-	ctx, stop := context.WithCancelCause(context.Background())
-	job := &Job{Lease: lease, ctx: ctx, stop: stop}
-	job.report, job.told = job.proof(), job.proof()
-	// Not renewed in time, the lease is lost; nobody needs to say so.
-	job.over = time.AfterFunc(lease.LeaseRemaining.AsDuration(), job.lose)
-	k.jobs[string(lease.LeaseToken)] = job
-	k.hasten() // a short lease cannot wait for the next beat
+	ctx, cancel := context.WithCancelCause(context.Background())
+	job := &Job{Lease: lease, ctx: ctx, cancel: cancel}
+	job.report, job.acknowledged = job.emptyReport(), job.emptyReport()
+	// A lease that is not renewed in time is lost without a directive.
+	job.expiryTimer = time.AfterFunc(lease.LeaseRemaining.AsDuration(), job.lose)
+	m.jobs[string(lease.LeaseToken)] = job
+	m.wake() // a short lease cannot wait for the next scheduled heartbeat
 	return job
 }
 
-// Execute works up to the recorded end.
-func (k *Keeper) Execute(job *Job, work Work) {
-	response, err := work(job.ctx, job)
-	end := job.end(response, err)
+// Execute runs the handler and reports its result.
+func (m *Manager) Execute(job *Job, handler Handler) {
+	response, err := handler(job.ctx, job)
+	request := job.finishRequest(response, err)
 	if err != nil {
-		// So that a checkpoint is not lost: only heartbeats have it.
-		_, _ = k.beat()
+		// Only heartbeats carry checkpoints, so send the last one now.
+		_, _ = m.sendHeartbeats()
 	}
-	err = ErrLost
+	err = ErrLeaseLost
 	if !job.lost.Load() {
-		// Saying the same again is fine, so that a lost answer does no harm.
-		err = Tries(func(ctx context.Context) error {
-			_, err := k.Client.FinishOperation(ctx, end)
+		// FinishOperation is idempotent, so it is retried after a lost response.
+		err = Retry(func(ctx context.Context) error {
+			_, err := m.Client.FinishOperation(ctx, request)
 			return err
 		}, job.lost.Load)
 	}
 	if err != nil {
-		// The lease is lost, and the operation another's. Or the server does
-		// not take what we say, and would not later: the lease runs out.
-		log.Printf("not finished: %v", err)
+		// The lease is lost, or the server rejects the result for good. In the
+		// latter case the lease expires.
+		log.Printf("failed to report result of %s: %v", job.Lease.Name, err)
 	} else {
-		log.Printf("%s ended attempt %d: %T", job.Lease.Name, job.Lease.Attempt, end.Outcome)
+		log.Printf("%s ended attempt %d: %T", job.Lease.Name, job.Lease.Attempt, request.Outcome)
 	}
-	job.over.Stop()
-	job.stop(nil)
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	delete(k.jobs, string(job.Lease.LeaseToken))
+	job.expiryTimer.Stop()
+	job.cancel(nil)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.jobs, string(job.Lease.LeaseToken))
 }
 
-func (j *Job) end(response proto.Message, err error) *pb.FinishOperationRequest {
-	end := &pb.FinishOperationRequest{Name: j.Lease.Name, LeaseToken: j.Lease.LeaseToken}
-	j.Tell(func(report *pb.LeaseHeartbeat) { end.Metadata = report.Metadata }) // the last word of it
+func (j *Job) finishRequest(response proto.Message, err error) *pb.FinishOperationRequest {
+	request := &pb.FinishOperationRequest{Name: j.Lease.Name, LeaseToken: j.Lease.LeaseToken}
+	j.UpdateReport(func(report *pb.LeaseHeartbeat) { request.Metadata = report.Metadata })
 	var packed *anypb.Any
 	if err == nil {
 		packed, err = anypb.New(response)
 	}
 	switch cause := context.Cause(j.ctx); {
 	case err == nil:
-		end.Outcome = &pb.FinishOperationRequest_Response{Response: packed}
+		request.Outcome = &pb.FinishOperationRequest_Response{Response: packed}
 	case errors.Is(cause, ErrReleased):
-		end.Outcome = &pb.FinishOperationRequest_Release_{Release: &pb.FinishOperationRequest_Release{}}
+		request.Outcome = &pb.FinishOperationRequest_Release_{Release: &pb.FinishOperationRequest_Release{}}
 	default:
 		code := codes.Internal
 		if errors.Is(cause, ErrCancelled) {
@@ -205,39 +207,39 @@ func (j *Job) end(response proto.Message, err error) *pb.FinishOperationRequest 
 		} else if errors.Is(err, ErrRetryable) {
 			code = codes.Unavailable
 		}
-		end.Outcome = &pb.FinishOperationRequest_Failure_{Failure: &pb.FinishOperationRequest_Failure{
+		request.Outcome = &pb.FinishOperationRequest_Failure_{Failure: &pb.FinishOperationRequest_Failure{
 			Error:     &rpcstatus.Status{Code: int32(code), Message: err.Error()},
 			Retryable: errors.Is(err, ErrRetryable),
 		}}
 	}
-	return end
+	return request
 }
 
-// Tries calls until there is an answer, or it is enough.
-func Tries(try func(context.Context) error, enough func() bool) error {
-	for pauses := (Pauses{}); ; {
-		ctx, done := context.WithTimeout(context.Background(), call)
-		err := try(ctx)
-		done()
-		if !Again(err) || enough() {
+// Retry repeats a call until it succeeds, fails for good, or stop returns true.
+func Retry(call func(context.Context) error, stop func() bool) error {
+	for backoff := (Backoff{}); ; {
+		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+		err := call(ctx)
+		cancel()
+		if !IsTransient(err) || stop() {
 			return err
 		}
-		log.Printf("%v; trying again", err)
-		time.Sleep(pauses.Next())
+		log.Printf("call failed, retrying: %v", err)
+		time.Sleep(backoff.NextDelay())
 	}
 }
 
-// Pauses come before further tries: longer and longer, and not in step with the
-// other workers of a server that comes back.
-type Pauses struct{ last time.Duration }
+// Backoff returns growing delays with jitter, so that workers do not all reconnect
+// at once when a server returns.
+type Backoff struct{ delay time.Duration }
 
-// Next is the next pause.
-func (p *Pauses) Next() time.Duration {
-	p.last = min(max(2*p.last, 100*time.Millisecond), 5*time.Second)
-	return p.last/2 + rand.N(p.last/2)
+// NextDelay returns a delay that grows from 100 ms to 5 s.
+func (b *Backoff) NextDelay() time.Duration {
+	b.delay = min(max(2*b.delay, 100*time.Millisecond), 5*time.Second)
+	return b.delay/2 + rand.N(b.delay/2)
 }
 
-// Pack packs what JSON can say, for those without a message of their own.
+// Pack packs JSON-like values as a google.protobuf.Struct.
 func Pack(values map[string]any) (*anypb.Any, error) {
 	packed, err := structpb.NewStruct(values)
 	if err != nil {
@@ -246,17 +248,17 @@ func Pack(values map[string]any) (*anypb.Any, error) {
 	return anypb.New(packed)
 }
 
-// Again tells whether another try may help: what is full may have room later.
-func Again(err error) bool {
+// IsTransient reports whether the same call may succeed later. A full store or
+// queue is transient, a message that is too large is not.
+func IsTransient(err error) bool {
 	switch status.Code(err) {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted:
-		return !tooLarge(err)
+		return !isTooLarge(err)
 	}
 	return false
 }
 
-// What is too large stays so.
-func tooLarge(err error) bool {
+func isTooLarge(err error) bool {
 	for _, detail := range status.Convert(err).Details() {
 		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.Reason == "TOO_LARGE" {
 			return true
@@ -265,140 +267,141 @@ func tooLarge(err error) bool {
 	return status.Code(err) == codes.OutOfRange
 }
 
-func (k *Keeper) beat() (time.Duration, error) {
-	k.oneBeat.Lock() // or an older checkpoint overtakes a newer one
-	defer k.oneBeat.Unlock()
-	jobs, shared := k.held(), []*Job(nil)
-	var reports, large []*pb.LeaseHeartbeat
-	var alone []*Job
-	for _, job := range jobs {
-		if news := job.news(); proto.Size(news) <= small {
-			shared, reports = append(shared, job), append(reports, news)
-		} else { // so that it costs no lease of another
-			alone, large = append(alone, job), append(large, news)
+// Sends heartbeats for all leases. Returns the interval until the next ones.
+func (m *Manager) sendHeartbeats() (time.Duration, error) {
+	m.sendLock.Lock() // of two concurrent sends, an older checkpoint could arrive last
+	defer m.sendLock.Unlock()
+	var small, large []*Job
+	var smallReports, largeReports []*pb.LeaseHeartbeat
+	for _, job := range m.heldJobs() {
+		if report := job.pendingReport(); proto.Size(report) <= maxSharedReportBytes {
+			small, smallReports = append(small, job), append(smallReports, report)
+		} else { // on its own, so that a rejection costs no other lease
+			large, largeReports = append(large, job), append(largeReports, report)
 		}
 	}
-	// An empty one says at least that the worker drains.
-	first := min(most, len(shared))
-	next, err := k.tell(shared[:first], reports[:first])
-	for first < len(shared) && err == nil {
-		end := min(first+most, len(shared))
-		_, err = k.tell(shared[first:end], reports[first:end])
+	// The first heartbeat is sent even if it is empty: it announces a drain.
+	first := min(maxReports, len(small))
+	interval, err := m.sendHeartbeat(small[:first], smallReports[:first])
+	for first < len(small) && err == nil {
+		end := min(first+maxReports, len(small))
+		_, err = m.sendHeartbeat(small[first:end], smallReports[first:end])
 		first = end
 	}
-	for i := range alone {
+	for i := range large {
 		if err == nil {
-			_, err = k.tell(alone[i:i+1], large[i:i+1])
+			_, err = m.sendHeartbeat(large[i:i+1], largeReports[i:i+1])
 		}
 	}
-	return next, err
+	return interval, err
 }
 
-// One heartbeat. A large report that the server refuses is left out.
-func (k *Keeper) tell(jobs []*Job, reports []*pb.LeaseHeartbeat) (time.Duration, error) {
-	since, request := time.Now(), &pb.HeartbeatRequest{WorkerId: k.ID, Reports: reports}
-	k.mu.Lock()
-	request.Draining = k.draining
-	k.mu.Unlock()
-	ctx, done := context.WithTimeout(context.Background(), call)
-	defer done()
-	answer, err := k.Client.Heartbeat(ctx, request)
-	if len(jobs) == 1 && tooLarge(err) {
-		log.Printf("a report is dropped: %v", err)
-		request.Reports = []*pb.LeaseHeartbeat{jobs[0].proof()}
-		answer, err = k.Client.Heartbeat(ctx, request)
+// Sends one heartbeat. Drops a single report that the server rejects as too large.
+func (m *Manager) sendHeartbeat(jobs []*Job, reports []*pb.LeaseHeartbeat) (time.Duration, error) {
+	sent, request := time.Now(), &pb.HeartbeatRequest{WorkerId: m.ID, Reports: reports}
+	m.mu.Lock()
+	request.Draining = m.draining
+	m.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	response, err := m.Client.Heartbeat(ctx, request)
+	if len(jobs) == 1 && isTooLarge(err) {
+		log.Printf("dropping oversized report: %v", err)
+		request.Reports = []*pb.LeaseHeartbeat{jobs[0].emptyReport()}
+		response, err = m.Client.Heartbeat(ctx, request)
 	}
 	if err != nil {
 		return 0, err
 	}
 	for i, job := range jobs {
-		job.told = job.sent
-		directive := answer.Directives[i]
+		job.acknowledged = job.inFlight
+		directive := response.Directives[i]
 		if directive.Kind != pb.Directive_LEASE_LOST {
-			job.over.Reset(time.Until(since.Add(directive.LeaseRemaining.AsDuration())))
+			job.expiryTimer.Reset(time.Until(sent.Add(directive.LeaseRemaining.AsDuration())))
 		}
-		k.obey(directive)
+		m.applyDirective(directive)
 	}
-	next := answer.HeartbeatInterval.AsDuration()
-	if len(k.held()) > 0 || request.Draining {
-		next = min(next, beat)
+	interval := response.HeartbeatInterval.AsDuration()
+	if len(m.heldJobs()) > 0 || request.Draining {
+		interval = min(interval, reportInterval)
 	}
-	return next, nil
+	return interval, nil
 }
 
-func (k *Keeper) heartbeats(ctx context.Context) error {
-	pauses := Pauses{}
+func (m *Manager) runHeartbeats(ctx context.Context) error {
+	backoff := Backoff{}
 	for {
-		next, err := k.beat()
+		delay, err := m.sendHeartbeats()
 		if err != nil {
-			log.Printf("no heartbeat: %v", err)
-			next = min(pauses.Next(), hasty)
+			log.Printf("heartbeat failed, retrying: %v", err)
+			delay = min(backoff.NextDelay(), maxHeartbeatDelay)
 		} else {
-			pauses = Pauses{}
+			backoff = Backoff{}
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-k.hurry:
-		case <-time.After(next):
+		case <-m.wakeup:
+		case <-time.After(delay):
 		}
 	}
 }
 
-// Only a hint, but a quick one. What it misses a heartbeat tells.
-func (k *Keeper) directives(ctx context.Context) error {
-	for pauses := (Pauses{}); ctx.Err() == nil; {
+// Reads the stream of directives. The stream only reduces latency: heartbeats return
+// the same directives.
+func (m *Manager) readDirectives(ctx context.Context) error {
+	for backoff := (Backoff{}); ctx.Err() == nil; {
 		opened := time.Now()
-		stream, err := k.Client.WatchDirectives(ctx, &pb.WatchDirectivesRequest{WorkerId: k.ID})
+		stream, err := m.Client.WatchDirectives(ctx, &pb.WatchDirectivesRequest{WorkerId: m.ID})
 		for err == nil {
 			var directive *pb.Directive
 			if directive, err = stream.Recv(); err == nil {
 				if directive.Name == "" && directive.Kind == pb.Directive_CONTINUE {
-					k.hasten() // it has opened; what came before is not on it
+					m.wake() // the stream is open; a heartbeat fetches earlier directives
 				}
-				k.obey(directive)
+				m.applyDirective(directive)
 			}
 		}
-		if time.Since(opened) > steady {
-			pauses = Pauses{} // not before: a server that drains ends each at once
+		if time.Since(opened) > stableStreamDuration {
+			backoff = Backoff{} // not earlier: a draining server ends each stream at once
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(pauses.Next()):
+		case <-time.After(backoff.NextDelay()):
 		}
 	}
 	return nil
 }
 
-// OPERATION_DELETED and DRAIN stop nothing: what runs may come to its end.
-func (k *Keeper) obey(directive *pb.Directive) {
-	k.mu.Lock()
-	job := k.jobs[string(directive.LeaseToken)]
-	k.mu.Unlock()
+// Applies a directive. OPERATION_DELETED and DRAIN do not stop running work.
+func (m *Manager) applyDirective(directive *pb.Directive) {
+	m.mu.Lock()
+	job := m.jobs[string(directive.LeaseToken)]
+	m.mu.Unlock()
 	if job == nil {
 		return
 	}
 	switch directive.Kind {
 	case pb.Directive_CANCEL_REQUESTED:
-		job.stop(ErrCancelled)
+		job.cancel(ErrCancelled)
 	case pb.Directive_LEASE_LOST:
 		job.lose()
 	}
 }
 
-func (k *Keeper) held() []*Job {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	jobs := make([]*Job, 0, len(k.jobs))
-	for _, job := range k.jobs {
+func (m *Manager) heldJobs() []*Job {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	jobs := make([]*Job, 0, len(m.jobs))
+	for _, job := range m.jobs {
 		jobs = append(jobs, job)
 	}
 	return jobs
 }
 
-func (k *Keeper) hasten() {
+func (m *Manager) wake() {
 	select {
-	case k.hurry <- struct{}{}:
+	case m.wakeup <- struct{}{}:
 	default:
 	}
 }

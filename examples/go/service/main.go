@@ -1,6 +1,5 @@
-// Command service has a slow method, which it executes itself: ExportBooks
-// creates an operation, answers with it, and writes the file while clients
-// follow.
+// Command service has a slow method that it executes itself: ExportBooks creates an
+// operation, returns it, and writes the file in the background.
 //
 //	LONGRUNNING_WORKERS=127.0.0.1:8471 go run ./service DIRECTORY
 package main
@@ -37,48 +36,48 @@ import (
 	"longrunning.dev/examples/leases"
 )
 
-const step = 1000 // rows between two looks at whether to stop: about a millisecond
+const rowsPerCheck = 1000 // rows between two checks for cancellation, about a millisecond
 
 type bookstore struct {
 	bookstorepb.UnimplementedBookstoreServer
-	keeper    *leases.Keeper
+	manager   *leases.Manager
 	directory string
 	exports   errgroup.Group
 }
 
-func (b *bookstore) ExportBooks(_ context.Context, asked *bookstorepb.ExportBooksRequest) (*longrunningpb.Operation, error) {
-	if asked.Rows < 1 {
-		return nil, status.Error(codes.InvalidArgument, "rows: at least 1")
+func (b *bookstore) ExportBooks(_ context.Context, request *bookstorepb.ExportBooksRequest) (*longrunningpb.Operation, error) {
+	if request.Rows < 1 {
+		return nil, status.Error(codes.InvalidArgument, "rows: must be at least 1")
 	}
 	metadata, err := anypb.New(&bookstorepb.ExportBooksMetadata{})
 	if err != nil {
 		return nil, err
 	}
-	request := &pb.CreateOperationRequest{
-		// It makes a second try after a lost answer safe; ours as the client's.
-		RequestId:     cmp.Or(asked.RequestId, rand.Text()),
+	create := &pb.CreateOperationRequest{
+		// Makes retries of this call and of the client's call idempotent.
+		RequestId:     cmp.Or(request.RequestId, rand.Text()),
 		Method:        bookstorepb.Bookstore_ExportBooks_FullMethodName[1:],
-		Labels:        map[string]string{"rows": strconv.FormatInt(asked.Rows, 10)},
+		Labels:        map[string]string{"rows": strconv.FormatInt(request.Rows, 10)},
 		Metadata:      metadata,
 		LeaseDuration: durationpb.New(10 * time.Second),
 		Execution: &pb.CreateOperationRequest_SelfExecuted_{
-			SelfExecuted: &pb.CreateOperationRequest_SelfExecuted{WorkerId: b.keeper.ID},
+			SelfExecuted: &pb.CreateOperationRequest_SelfExecuted{WorkerId: b.manager.ID},
 		},
 	}
 	var created *pb.CreateOperationResponse
-	err = leases.Tries(func(ctx context.Context) (err error) {
-		created, err = b.keeper.Client.CreateOperation(ctx, request)
+	err = leases.Retry(func(ctx context.Context) (err error) {
+		created, err = b.manager.Client.CreateOperation(ctx, create)
 		return err
 	}, func() bool { return false })
 	if err != nil {
-		return nil, err // with its details, such as REQUEST_ID_REUSED
+		return nil, err // passes on details such as REQUEST_ID_REUSED
 	}
-	// The lease of a request that came before is held by us; its work runs.
+	// A repeated request returns the lease of a job that is already running.
 	if created.Lease != nil {
-		if job := b.keeper.Take(created.Lease); job != nil {
+		if job := b.manager.Track(created.Lease); job != nil {
 			b.exports.Go(func() error {
-				b.keeper.Execute(job, func(ctx context.Context, job *leases.Job) (proto.Message, error) {
-					return b.export(ctx, job, asked.Rows)
+				b.manager.Execute(job, func(ctx context.Context, job *leases.Job) (proto.Message, error) {
+					return b.export(ctx, job, request.Rows)
 				})
 				return nil
 			})
@@ -88,19 +87,19 @@ func (b *bookstore) ExportBooks(_ context.Context, asked *bookstorepb.ExportBook
 }
 
 func (b *bookstore) export(ctx context.Context, job *leases.Job, rows int64) (proto.Message, error) {
-	to := filepath.Join(b.directory, path.Base(job.Lease.Name)+".csv")
-	part := to + ".part"
+	target := filepath.Join(b.directory, path.Base(job.Lease.Name)+".csv")
+	part := target + ".part"
 	file, err := os.Create(part)
 	if err != nil {
 		return nil, err
 	}
-	defer os.Remove(part) // gone already, if all went well
+	defer os.Remove(part) // fails after a successful rename
 	defer file.Close()
 	buffer := bufio.NewWriter(file)
 	table := csv.NewWriter(buffer)
 	err = table.Write([]string{"id", "title", "price"})
 	for row := int64(0); err == nil && row < rows; row++ {
-		if row%step == 0 {
+		if row%rowsPerCheck == 0 {
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			}
@@ -110,7 +109,7 @@ func (b *bookstore) export(ctx context.Context, job *leases.Job, rows int64) (pr
 			if err != nil {
 				return nil, err
 			}
-			job.Tell(func(report *pb.LeaseHeartbeat) { report.Metadata = metadata })
+			job.UpdateReport(func(report *pb.LeaseHeartbeat) { report.Metadata = metadata })
 		}
 		err = table.Write([]string{
 			strconv.FormatInt(row, 10), fmt.Sprintf("Book %d", row), fmt.Sprintf("%.2f", float64(row%9000)/100),
@@ -124,14 +123,14 @@ func (b *bookstore) export(ctx context.Context, job *leases.Job, rows int64) (pr
 	if err != nil {
 		return nil, err
 	}
-	job.Tell(func(report *pb.LeaseHeartbeat) { report.Metadata = metadata })
-	// No reader ever sees half a file.
-	return &bookstorepb.ExportBooksResponse{Path: to, Rows: rows}, os.Rename(part, to)
+	job.UpdateReport(func(report *pb.LeaseHeartbeat) { report.Metadata = metadata })
+	// Renamed when complete, so that no reader sees a partial file.
+	return &bookstorepb.ExportBooksResponse{Path: target, Rows: rows}, os.Rename(part, target)
 }
 
 func run(directory string) error {
-	stop, end := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer end()
+	stop, unregister := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer unregister()
 	address := cmp.Or(os.Getenv("LONGRUNNING_WORKERS"), "127.0.0.1:8471")
 	channel, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -139,26 +138,26 @@ func run(directory string) error {
 	}
 	defer channel.Close()
 	host, _ := os.Hostname()
-	keeper := leases.New(pb.NewOperationWorkerClient(channel), fmt.Sprintf("%s/%d", host, os.Getpid()))
+	manager := leases.NewManager(pb.NewOperationWorkerClient(channel), fmt.Sprintf("%s/%d", host, os.Getpid()))
 
 	listener, err := net.Listen("tcp", cmp.Or(os.Getenv("BOOKSTORE_LISTEN"), "127.0.0.1:8480"))
 	if err != nil {
 		return err
 	}
 	log.Printf("listening bookstore=%s", listener.Addr())
-	server, store := grpc.NewServer(), &bookstore{keeper: keeper, directory: directory}
+	server, store := grpc.NewServer(), &bookstore{manager: manager, directory: directory}
 	bookstorepb.RegisterBookstoreServer(server, store)
 
-	// Leases are kept up to the end of the last export, so that takes longer.
-	kept, through := context.WithCancel(context.Background())
-	keeping := errgroup.Group{}
-	keeping.Go(func() error { return keeper.Run(kept) })
+	// Leases must be renewed until the last export has ended, after stop.
+	leasesCtx, stopLeases := context.WithCancel(context.Background())
+	maintenance := errgroup.Group{}
+	maintenance.Go(func() error { return manager.Run(leasesCtx) })
 	context.AfterFunc(stop, server.GracefulStop)
 	err = server.Serve(listener)
-	keeper.Release() // ends them as WORKER_LOST, because nobody else can do it
+	manager.Release() // self-executed operations then fail with WORKER_LOST
 	err = cmp.Or(err, store.exports.Wait())
-	through()
-	return cmp.Or(err, keeping.Wait())
+	stopLeases()
+	return cmp.Or(err, maintenance.Wait())
 }
 
 func main() {

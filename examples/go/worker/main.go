@@ -1,5 +1,5 @@
-// Command worker takes operations from a queue, works on them, and says how it
-// ended. Put work of your own in the place of copyRows. SIGTERM drains it.
+// Command worker leases operations from a queue, executes them and reports their
+// results. Replace copyRows with your own work. SIGTERM drains the worker.
 //
 //	LONGRUNNING_WORKERS=127.0.0.1:8471 QUEUE=copy go run ./worker
 package main
@@ -26,24 +26,24 @@ import (
 )
 
 const (
-	atOnce = 4
-	poll   = 30 * time.Second
+	concurrency = 4
+	pollTimeout = 30 * time.Second
 )
 
-// Slow work, which goes on where the attempt before it left off. Pass
-// job.Lease.Attempt to systems that it writes to: the higher number wins.
+// The slow work, which resumes from the checkpoint of an earlier attempt. Pass
+// job.Lease.Attempt to other systems as a fencing token: the higher number wins.
 func copyRows(ctx context.Context, job *leases.Job) (proto.Message, error) {
-	var asked, kept structpb.Struct
-	if err := job.Lease.Input.UnmarshalTo(&asked); err != nil {
+	var input, checkpoint structpb.Struct
+	if err := job.Lease.Input.UnmarshalTo(&input); err != nil {
 		return nil, err
 	}
 	if job.Lease.Checkpoint != nil {
-		if err := job.Lease.Checkpoint.UnmarshalTo(&kept); err != nil {
+		if err := job.Lease.Checkpoint.UnmarshalTo(&checkpoint); err != nil {
 			return nil, err
 		}
 	}
-	first, rows := int64(kept.Fields["next"].GetNumberValue()), int64(asked.Fields["rows"].GetNumberValue())
-	breaksAt, breaks := asked.Fields["breaks_at"]
+	first, rows := int64(checkpoint.Fields["next"].GetNumberValue()), int64(input.Fields["rows"].GetNumberValue())
+	breaksAt, breaks := input.Fields["breaks_at"]
 	log.Printf("%s begins attempt %d at row %d", job.Lease.Name, job.Lease.Attempt, first)
 	for row := first; row < rows; row++ {
 		select {
@@ -52,57 +52,60 @@ func copyRows(ctx context.Context, job *leases.Job) (proto.Message, error) {
 		case <-time.After(20 * time.Millisecond): // the slow part
 		}
 		if breaks && job.Lease.Attempt == 1 && row == int64(breaksAt.GetNumberValue()) {
-			return nil, fmt.Errorf("the source went away: %w", leases.ErrRetryable)
+			return nil, fmt.Errorf("source disconnected: %w", leases.ErrRetryable)
 		}
-		checkpoint, err := leases.Pack(map[string]any{"next": row + 1})
+		next, err := leases.Pack(map[string]any{"next": row + 1})
 		if err != nil {
 			return nil, err
 		}
-		job.Tell(func(report *pb.LeaseHeartbeat) {
+		job.UpdateReport(func(report *pb.LeaseHeartbeat) {
 			report.Progress = &pb.Progress{DoneUnits: row + 1, TotalUnits: rows, Unit: "rows"}
-			report.Checkpoint = checkpoint
+			report.Checkpoint = next
 		})
 	}
 	return structpb.NewStruct(map[string]any{"rows": rows, "first": first, "attempt": job.Lease.Attempt})
 }
 
-// Takes one operation after the other. It never gives up the call, because the
-// leases of a lost answer are nobody's for a while; Keeper.Drain ends it.
-func takeTurns(stop context.Context, keeper *leases.Keeper) error {
+// Leases and executes one operation after the other. Does not cancel the call on
+// stop, because leases in a lost response stay unused until they expire;
+// Manager.Drain makes the server end it.
+func pollQueue(stop context.Context, manager *leases.Manager) error {
 	request := &pb.LeaseOperationsRequest{
-		Queues: []string{cmp.Or(os.Getenv("QUEUE"), "copy")}, WorkerId: keeper.ID, WaitTimeout: durationpb.New(poll),
+		Queues: []string{cmp.Or(os.Getenv("QUEUE"), "copy")}, WorkerId: manager.ID, WaitTimeout: durationpb.New(pollTimeout),
 	}
-	for pauses := (leases.Pauses{}); stop.Err() == nil; {
-		asked := time.Now()
-		ctx, done := context.WithTimeout(context.Background(), poll+5*time.Second)
-		answer, err := keeper.Client.LeaseOperations(ctx, request)
-		done()
-		if leases.Again(err) {
-			log.Printf("%v; trying again", err)
-			time.Sleep(pauses.Next())
+	for backoff := (leases.Backoff{}); stop.Err() == nil; {
+		called := time.Now()
+		ctx, cancel := context.WithTimeout(context.Background(), pollTimeout+5*time.Second)
+		response, err := manager.Client.LeaseOperations(ctx, request)
+		cancel()
+		if leases.IsTransient(err) {
+			log.Printf("LeaseOperations failed, retrying: %v", err)
+			time.Sleep(backoff.NextDelay())
 			continue
 		} else if err != nil {
 			return err
 		}
-		if len(answer.Leases) == 0 && time.Since(asked) < time.Second {
-			time.Sleep(pauses.Next()) // a server that lets nobody wait
+		if len(response.Leases) == 0 && time.Since(called) < time.Second {
+			time.Sleep(backoff.NextDelay()) // the server could not hold the call
 			continue
 		}
-		pauses = leases.Pauses{}
-		for _, lease := range answer.Leases {
-			keeper.Execute(keeper.Take(lease), copyRows)
+		backoff = leases.Backoff{}
+		for _, lease := range response.Leases {
+			if job := manager.Track(lease); job != nil {
+				manager.Execute(job, copyRows)
+			}
 		}
 	}
 	return nil
 }
 
 func run() error {
-	drain, err := time.ParseDuration(cmp.Or(os.Getenv("DRAIN"), "10s"))
+	drainTimeout, err := time.ParseDuration(cmp.Or(os.Getenv("DRAIN"), "10s"))
 	if err != nil {
 		return err
 	}
-	stop, end := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer end()
+	stop, unregister := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer unregister()
 	address := cmp.Or(os.Getenv("LONGRUNNING_WORKERS"), "127.0.0.1:8471")
 	channel, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -110,22 +113,22 @@ func run() error {
 	}
 	defer channel.Close()
 	host, _ := os.Hostname()
-	keeper := leases.New(pb.NewOperationWorkerClient(channel), fmt.Sprintf("%s/%d", host, os.Getpid()))
+	manager := leases.NewManager(pb.NewOperationWorkerClient(channel), fmt.Sprintf("%s/%d", host, os.Getpid()))
 
-	// Leases are kept up to the end of the last job, so that takes longer.
-	kept, through := context.WithCancel(context.Background())
-	keeping, slots := errgroup.Group{}, errgroup.Group{}
-	keeping.Go(func() error { return keeper.Run(kept) })
+	// Leases must be renewed until the last job has ended, after stop.
+	leasesCtx, stopLeases := context.WithCancel(context.Background())
+	maintenance, pollers := errgroup.Group{}, errgroup.Group{}
+	maintenance.Go(func() error { return manager.Run(leasesCtx) })
 	context.AfterFunc(stop, func() {
-		keeper.Drain()
-		time.AfterFunc(drain, keeper.Release)
+		manager.Drain()
+		time.AfterFunc(drainTimeout, manager.Release)
 	})
-	for range atOnce {
-		slots.Go(func() error { return takeTurns(stop, keeper) })
+	for range concurrency {
+		pollers.Go(func() error { return pollQueue(stop, manager) })
 	}
-	err = slots.Wait()
-	through()
-	return cmp.Or(err, keeping.Wait())
+	err = pollers.Wait()
+	stopLeases()
+	return cmp.Or(err, maintenance.Wait())
 }
 
 func main() {

@@ -75,7 +75,7 @@ async fn usage_error_exits_with_2_and_names_cause() {
         ),
         (
             vec!["get", "x", "--endpoint", "http://127.0.0.1:1"],
-            "no server answers at http://127.0.0.1:1",
+            "cannot connect to http://127.0.0.1:1",
         ),
         (vec!["dance"], "dance"),
     ] {

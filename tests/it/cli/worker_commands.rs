@@ -151,7 +151,7 @@ async fn worker_reports_invalid_log_filter_and_unreachable_server() {
         .unwrap();
     let mut lines = BufReader::new(worker.stderr.take().unwrap()).lines();
     let mut line = String::new();
-    while !line.contains("calls to the server fail") {
+    while !line.contains("server unreachable, retrying") {
         line = lines
             .next_line()
             .await
@@ -211,7 +211,7 @@ async fn run_creates_operation_and_maps_outcome_to_exit_code() {
         .await
         .unwrap();
     assert_eq!(rejected.status.code(), Some(2));
-    assert!(stderr(&rejected).contains("there is no program"));
+    assert!(stderr(&rejected).contains("not found"));
 }
 
 #[tokio::test]
