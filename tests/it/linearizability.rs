@@ -1,13 +1,13 @@
-//! What clients of three servers over one PostgreSQL are told, while servers are
-//! killed and stopped, ways to the database are cut and frozen, and the database
-//! loses its power: for each operation there is an order of all calls that
-//! explains every answer. Reads at a server that need not be fresh may be late,
-//! but never go back, and never before what was done through that server.
+//! Linearizability of three servers over one PostgreSQL, under faults: servers are
+//! killed and paused, their database connections are closed and frozen, and the
+//! database crashes. For each operation an order of all calls must explain every
+//! response. Local reads may be stale, but are monotonic per server and include the
+//! writes made through that server.
 //!
-//! `HISTORY_RUNS` sets how many runs of each kind there are, `HISTORY_SEED` the
-//! seed of the first; without it seeds come from a list, and then count on. What
-//! the clients and the faults do comes of the seed; when, of the machine too, so
-//! that a seed may have to be tried several times.
+//! `HISTORY_RUNS` sets the number of runs of each kind, and `HISTORY_SEED` the first
+//! seed; by default a list of seeds is used first. The seed determines the choices of
+//! clients and faults; their timing also depends on the machine, so that a seed may
+//! have to be repeated.
 
 mod checker;
 mod checker_tests;
@@ -20,7 +20,7 @@ mod recorder;
 mod regressions;
 mod sequential_spec;
 
-use std::{collections::BTreeMap, env, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use longrunning::{Operation, PostgresStorage, Storage};
 use parking_lot::Mutex;
@@ -32,50 +32,41 @@ use tokio::{
 use checker::{check, explain};
 use clients::RandomClient;
 use cluster::{ClusterFault, ServerCluster};
-use events::{Nanos, ReadMode};
+use events::{Nanos, Outage, ReadMode};
 use recorder::Recorder;
 use sequential_spec::SequentialSpec;
 
 use crate::support::{
-    get_request, persistent_server::RpcError, postgres::PostgresServer, rng::TestRng,
+    env_number, get_request, persistent_server::RpcError, postgres::PostgresServer, rng::TestRng,
 };
 
-/// Seeds that once showed something, then any.
+/// Seeds that once found a defect. They run first.
 const REGRESSION_SEEDS: [u64; 3] = [1, 2, 3];
 
-/// How many call at once.
 const CLIENT_COUNT: usize = 8;
 
-/// How long leases last in these runs: the least that is allowed.
+/// The lease duration of these runs, the minimum allowed.
 const LEASE_DURATION_NS: Nanos = 1_000_000_000;
 
-/// By how much two servers may disagree on what time it is. Each takes the time of
-/// the database when it begins, all of one machine, and is wrong by at most half of
-/// what the quickest of its questions took: a few milliseconds, and on a machine
-/// that is busy not much more. After that their clocks are that of the machine.
+/// Upper bound for the difference of two servers' clocks. Each server reads the time of
+/// the database at its start, with an error of at most half of the fastest round trip: a
+/// few milliseconds, and little more on a busy machine. After that all follow the clock of
+/// the same machine.
 const MAX_CLOCK_SKEW_NS: Nanos = 200_000_000;
-/// How long after the end of a fault the last server may reach the database again.
+/// Upper bound for the time that servers take to reconnect to the database after a fault.
 const RECOVERY_TIMEOUT_NS: Nanos = 3_000_000_000;
 
-/// Longer than servers take to agree once nothing disturbs them any more.
+/// Longer than servers take to converge after the last fault.
 const CONVERGENCE_TIMEOUT: Duration = Duration::from_secs(60);
 
-fn env_number(name: &str) -> Option<u64> {
-    let text = env::var(name).ok()?;
-    Some(text.parse().expect(name))
-}
-
 fn seeds() -> Vec<u64> {
-    let runs = env_number("HISTORY_RUNS").unwrap_or(3);
-    let seeds: Vec<u64> = match env_number("HISTORY_SEED") {
-        Some(seed) => (seed..).take(usize::try_from(runs).unwrap()).collect(),
-        None => REGRESSION_SEEDS
-            .into_iter()
-            .chain(1000..)
-            .take(usize::try_from(runs).unwrap())
+    let runs = usize::try_from(env_number("HISTORY_RUNS").unwrap_or(3)).unwrap();
+    match env_number("HISTORY_SEED") {
+        Some(seed) => (seed..).take(runs).collect(),
+        None => (REGRESSION_SEEDS.into_iter().chain(1000..))
+            .take(runs)
             .collect(),
-    };
-    seeds
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -111,7 +102,7 @@ async fn run_seed(postgres: &Arc<Mutex<PostgresServer>>, seed: u64, read_mode: R
     let mut clients: JoinSet<()> = (0..CLIENT_COUNT)
         .map(|number| RandomClient::new(&recorder, rng.fork(), number).run())
         .collect();
-    // The dice choose when and what; the clients do not wait for it.
+    // Faults are independent of the progress of the clients.
     let crashes_database = rng.one_in(3);
     for number in 0..rng.random_range(2..5) {
         sleep(Duration::from_millis(rng.random_range(50..500))).await;
@@ -131,13 +122,13 @@ async fn run_seed(postgres: &Arc<Mutex<PostgresServer>>, seed: u64, read_mode: R
     while let Some(result) = clients.join_next().await {
         result.unwrap();
     }
-    cluster.log_event("clients are done");
+    cluster.log_event("clients have stopped");
     if timeout(CONVERGENCE_TIMEOUT, wait_for_convergence(&recorder))
         .await
         .is_err()
     {
         panic!(
-            "HISTORY_SEED={seed} ({read_mode:?}): they do not agree\n{}",
+            "HISTORY_SEED={seed} ({read_mode:?}): servers do not converge\n{}",
             cluster.event_log()
         );
     }
@@ -146,34 +137,35 @@ async fn run_seed(postgres: &Arc<Mutex<PostgresServer>>, seed: u64, read_mode: R
     let event_log = cluster.event_log();
     let count: usize = histories.iter().map(|(_, calls)| calls.len()).sum();
     let run_time = started_at.elapsed();
-    // It is the processor that is busy here, and nobody else has anything to do.
+    // The check is CPU-bound, and no other task is active.
     tokio::task::block_in_place(|| {
         for (key, calls) in histories {
-            let rules = SequentialSpec {
+            let spec = SequentialSpec {
                 has_client_id: key.has_client_id(),
                 max_attempts: key.max_attempts(),
                 lease_duration: LEASE_DURATION_NS,
                 max_clock_skew: MAX_CLOCK_SKEW_NS,
-                outage: cluster
-                    .outage()
-                    .map(|(start, end)| (start, end + RECOVERY_TIMEOUT_NS)),
+                outage: cluster.outage().map(|outage| Outage {
+                    end: outage.end + RECOVERY_TIMEOUT_NS,
+                    ..outage
+                }),
             };
-            if let Err(counterexample) = check(&rules, &calls) {
+            if let Err(counterexample) = check(&spec, &calls) {
                 panic!(
                     "HISTORY_SEED={seed} ({read_mode:?}): no order explains {key:?}\n{event_log}\n{}",
-                    explain(&rules, &calls, &counterexample)
+                    explain(&spec, &calls, &counterexample)
                 );
             }
         }
     });
     let check_time = started_at.elapsed() - run_time;
     eprintln!(
-        "HISTORY_SEED={seed} {read_mode:?}: {count} calls in {run_time:.1?}, judged in {check_time:.1?}"
+        "HISTORY_SEED={seed} {read_mode:?}: {count} calls in {run_time:.1?}, checked in {check_time:.1?}"
     );
 }
 
-/// Waits until no lease is held and all servers show what the database holds, and
-/// reads that.
+/// Waits until no lease is held and all servers show the stored state, then records that
+/// state as a final read.
 async fn wait_for_convergence(recorder: &Recorder) {
     let cluster = &recorder.cluster;
     loop {
@@ -188,12 +180,13 @@ async fn wait_for_convergence(recorder: &Recorder) {
             }
             return;
         }
-        // Each look asks all of them, which takes its time.
+        // No delay, because each attempt already calls all servers.
         tokio::task::yield_now().await;
     }
 }
 
-/// What the database holds, if it is at rest and all servers show the same.
+/// Returns the stored operations, or `None` if a lease is held or a server shows another
+/// state.
 async fn converged_rows(recorder: &Recorder) -> Option<BTreeMap<String, Operation>> {
     let rows = stored_rows(&recorder.cluster).await;
     if rows.values().any(|row| row.lease().is_some()) {
@@ -224,7 +217,7 @@ async fn converged_rows(recorder: &Recorder) -> Option<BTreeMap<String, Operatio
     (processes.len() == cluster::REPLICA_COUNT).then_some(rows)
 }
 
-/// All that the database holds.
+/// Loads all operations from the database.
 async fn stored_rows(cluster: &ServerCluster) -> BTreeMap<String, Operation> {
     let storage = PostgresStorage::open(cluster.config()).await.unwrap();
     let rows = Arc::new(Mutex::new(BTreeMap::new()));

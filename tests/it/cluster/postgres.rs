@@ -1,7 +1,7 @@
-//! Servers of one PostgreSQL: what is asked of a real database. Without one on the
-//! machine these tests say so and do nothing.
+//! Several servers over one real PostgreSQL: replication, schema versions and ids.
+//! Skipped with a notice if PostgreSQL is not installed.
 
-use std::{collections::BTreeSet, future::poll_fn, process::Stdio, time::Duration};
+use std::{collections::BTreeSet, future::poll_fn, process::Stdio};
 
 use longrunning::{
     Any, NewOperation, OperationName, Operations, PostgresConfig, PostgresStorage, QueueName,
@@ -14,43 +14,27 @@ use tokio::{
 };
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 
+use super::{MINUTE, create_queued};
 use crate::support::{
     postgres::{open_storage, test_config},
     serve_process::longrunning_command,
     string_value,
 };
 
-pub(super) const MINUTE: Duration = Duration::from_secs(60);
-
+/// Starts a server over PostgreSQL.
 pub(super) async fn start_server(config: &PostgresConfig) -> Operations {
     let builder = Operations::builder().storage(open_storage(config).await);
     builder.start().await.unwrap()
 }
 
-/// A connection of the test's own.
+/// Opens a separate connection for SQL statements of the test.
 pub(super) async fn sql_client(config: &PostgresConfig) -> Client {
     let (client, connection) = tokio_postgres::connect(&config.url, NoTls).await.unwrap();
     tokio::spawn(connection);
     client
 }
 
-pub(super) async fn create_queued(operations: &Operations) -> OperationName {
-    let new = NewOperation::queued("jobs");
-    operations.create(new).await.unwrap().operation.name_owned()
-}
-
-pub(super) async fn create_succeeded(operations: &Operations) -> OperationName {
-    let new = NewOperation::self_executed("test");
-    let operation = operations.create(new).await.unwrap().operation;
-    let (name, token) = (operation.name_owned(), operation.lease().unwrap().token);
-    operations
-        .succeed(&name, token, string_value("done"))
-        .await
-        .unwrap();
-    name
-}
-
-/// The names on all pages of a list.
+/// Returns the names on all pages of a list.
 pub(super) async fn list_names(
     operations: &Operations,
     request: ListOperationsRequest,
@@ -74,18 +58,18 @@ pub(super) async fn list_names(
 async fn wait_ends_on_remote_finish_with_and_without_notify() {
     let Some(config) = test_config() else { return };
     let unnotified = PostgresConfig {
-        // Nobody listens there.
+        // No server listens on port 1.
         notify_url: Some("postgres://test@127.0.0.1:1/postgres".into()),
         ..config.clone()
     };
-    let (server_a, server_b, third) = (
+    let (server_a, server_b, unnotified_server) = (
         start_server(&config).await,
         start_server(&config).await,
         start_server(&unnotified).await,
     );
     let name = create_queued(&server_a).await;
     let mut waits = JoinSet::new();
-    for operations in [server_b, third] {
+    for operations in [server_b, unnotified_server] {
         let name = name.clone();
         waits.spawn(async move { operations.wait(&name, MINUTE).await.unwrap() });
     }
@@ -120,11 +104,11 @@ async fn server_sends_and_receives_notifications() {
     create_queued(&server_a).await;
     let change_payload = timeout(MINUTE, receiver.recv())
         .await
-        .expect("others hear of a change");
+        .expect("expected a notification of the change");
     assert_eq!(
         change_payload.unwrap(),
         test_payload,
-        "both are signed by the server"
+        "expected both payloads to contain the id of the server"
     );
     let mut serve = longrunning_command(&[
         "serve",
@@ -145,11 +129,11 @@ async fn server_sends_and_receives_notifications() {
                 return;
             }
         }
-        panic!("it ended");
+        panic!("the server exited");
     };
     timeout(MINUTE, notify_is_logged)
         .await
-        .expect("its own words come back to it");
+        .expect("expected the server to receive its own notification");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -237,7 +221,7 @@ async fn linearizable_reads_see_remote_changes_immediately() {
     }
 }
 
-// A rolling restart: a newer program changes the tables while servers of this one go on.
+// A rolling upgrade: a newer version changes the schema while servers of this version run.
 #[tokio::test]
 async fn newer_schema_is_used_while_it_supports_this_version() {
     let Some(config) = test_config() else { return };
@@ -257,7 +241,7 @@ async fn newer_schema_is_used_while_it_supports_this_version() {
     second_server.cancel(&name).await.unwrap();
     assert!(old_server.wait(&name, MINUTE).await.unwrap().is_done());
     create_queued(&old_server).await;
-    // The last servers of this program should have gone by now.
+    // From now on this version is too old.
     let require_newer = format!("UPDATE {schema}.schema_meta SET min_writer_version = 7");
     client.batch_execute(&require_newer).await.unwrap();
     let stats_query = format!("SELECT count(*), max(revision) FROM {schema}.operations");
@@ -279,7 +263,7 @@ async fn newer_schema_is_used_while_it_supports_this_version() {
     assert_eq!(stats_after.get::<_, i32>(1), stats_before.get::<_, i32>(1));
 }
 
-/// One that is not done.
+/// Returns the name of an operation that is not done.
 async fn find_unfinished(operations: &Operations) -> OperationName {
     let request = ListOperationsRequest {
         filter: "NOT done".into(),
@@ -295,7 +279,7 @@ async fn lease_renewal_rewrites_no_record_or_index_and_replicates() {
     let (server_a, server_b) = (start_server(&config).await, start_server(&config).await);
     let input = Any {
         type_url: "type.example.com/bytes".into(),
-        // Nothing that PostgreSQL could press together.
+        // Random bytes, which PostgreSQL cannot compress.
         value: (0..8192)
             .flat_map(|_| *uuid::Uuid::new_v4().as_bytes())
             .collect(),
@@ -325,17 +309,22 @@ async fn lease_renewal_rewrites_no_record_or_index_and_replicates() {
     for _ in 0..100 {
         renewed = server_a.renew(&name, token).await.unwrap();
     }
-    // As records they would be 13 MB.
+    // Rewriting the record each time would add 13 MB.
     let growth = table_size().await - before;
-    assert!(growth <= 64 * 1024, "{growth} bytes more");
-    let third = start_server(&config).await;
-    for server in [&server_b, &third] {
+    assert!(
+        growth <= 64 * 1024,
+        "expected at most 64 KiB more, got {growth} bytes"
+    );
+    let late_server = start_server(&config).await;
+    for server in [&server_b, &late_server] {
         let replicated = async {
             while server.get_cached(&name).unwrap().revision() < renewed.revision() {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(MINUTE, replicated).await.expect("it is heard of");
+        timeout(MINUTE, replicated)
+            .await
+            .expect("expected the renewal to be replicated");
         let operation = server.get_cached(&name).unwrap();
         assert_eq!(operation.lease(), renewed.lease());
         assert_eq!(operation.input().unwrap().any(), &input);

@@ -1,14 +1,15 @@
-//! Servers that show fewer done operations than PostgreSQL holds. Without one on the
-//! machine this says so and does nothing.
+//! Servers whose cache limit evicts done operations. Skipped with a notice if
+//! PostgreSQL is not installed.
 
 use longrunning::{
     OperationName, PostgresConfig, proto::google::longrunning::ListOperationsRequest,
 };
 
-use crate::{
-    cluster::postgres::{MINUTE, create_queued, create_succeeded, list_names, start_server},
-    support::postgres::test_config,
+use super::{
+    MINUTE, create_queued,
+    postgres::{list_names, start_server},
 };
+use crate::support::{create_succeeded, postgres::test_config};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn operations_beyond_cache_limit_are_read_from_database() {
@@ -19,8 +20,8 @@ async fn operations_beyond_cache_limit_are_read_from_database() {
     };
     let server_a = start_server(&config).await;
     let mut names = Vec::new();
-    for at in 0..60 {
-        names.push(if at % 5 == 0 {
+    for index in 0..60 {
+        names.push(if index % 5 == 0 {
             create_queued(&server_a).await
         } else {
             create_succeeded(&server_a).await
@@ -28,7 +29,7 @@ async fn operations_beyond_cache_limit_are_read_from_database() {
     }
     names.reverse();
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-    // One that begins now shows no more than the limit from the first moment on.
+    // A new server applies the limit while it loads.
     let server_b = start_server(&config).await;
     for operations in [&server_a, &server_b] {
         for page_size in [1, 7, 60, 0] {

@@ -1,5 +1,5 @@
-//! Servers of a PostgreSQL that dies, and whose standby takes its place. Without one on
-//! the machine these tests say so and do nothing.
+//! PostgreSQL failover: a standby is promoted, or a host does not respond. Skipped with
+//! a notice if PostgreSQL is not installed.
 
 use std::{
     net::TcpListener,
@@ -13,22 +13,17 @@ use std::{
 use longrunning::{NewOperation, OperationName, Operations, PostgresConfig, State};
 use tokio::{task::JoinSet, time::sleep};
 
-use crate::{
-    cluster::{
-        postgres::{MINUTE, create_queued, start_server},
-        postgres_faults::wait_until,
-    },
-    support::{
-        postgres::{PostgresServer, test_config},
-        string_value,
-    },
+use super::{MINUTE, create_queued, postgres::start_server, wait_until};
+use crate::support::{
+    postgres::{PostgresServer, test_config},
+    string_value,
 };
 
-/// How long a client waits that was told that nothing can be kept.
+/// Delay of a client after a rejected write.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 
-/// Ends operations, and counts those whose end was acknowledged, until it is told to
-/// stop; returns their names.
+/// Creates and completes operations until `stop` is set. Counts those whose completion was
+/// acknowledged, and returns their names.
 async fn complete_until_stopped(
     operations: Operations,
     acknowledged: Arc<AtomicUsize>,
@@ -85,17 +80,17 @@ async fn promoted_standby_has_every_acknowledged_write() {
     };
     let wait_for_acknowledged = async |additional: usize| {
         let target = acknowledged.load(Ordering::Relaxed) + additional;
-        wait_until(async || target < acknowledged.load(Ordering::Relaxed)).await;
+        wait_until(async || acknowledged.load(Ordering::Relaxed) > target).await;
     };
     wait_for_acknowledged(100).await;
-    primary.stop(true);
+    primary.crash();
     wait_until(async || servers.iter().all(|server| server.write_error().is_some())).await;
     standby.query("SELECT pg_promote()");
     wait_for_acknowledged(100).await;
     stop.store(true, Ordering::Relaxed);
     let completed = workers.join_all().await.concat();
     wait_until(async || servers.iter().all(|server| server.write_error().is_none())).await;
-    // A wait that began before goes on.
+    // A wait survives the failover.
     servers[0].cancel(&awaited).await.unwrap();
     assert!(wait.await.unwrap().is_done());
     let late_server = start_server(&config).await;

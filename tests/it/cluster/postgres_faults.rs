@@ -1,6 +1,5 @@
-//! Servers of one PostgreSQL that fails, loses something or is taken care of: what is
-//! asked of a real database. Without one on the machine these tests say so and do
-//! nothing.
+//! Outages, data loss and maintenance of a real PostgreSQL. Skipped with a notice if
+//! PostgreSQL is not installed.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -8,33 +7,20 @@ use longrunning::{
     Context, Failure, NewOperation, OperationName, Operations, PostgresConfig, QueueName,
     ReadConsistency, WorkerId, proto::google::longrunning::ListOperationsRequest,
 };
-use tokio::{
-    task::{JoinSet, yield_now},
-    time::timeout,
+use tokio::{task::JoinSet, time::timeout};
+
+use super::{
+    MINUTE, create_queued,
+    postgres::{list_names, sql_client, start_server},
+    wait_until,
+};
+use crate::support::{
+    create_succeeded,
+    postgres::{PostgresServer, open_storage, test_config},
+    string_value,
 };
 
-use crate::{
-    cluster::postgres::{
-        MINUTE, create_queued, create_succeeded, list_names, sql_client, start_server,
-    },
-    support::{
-        postgres::{PostgresServer, open_storage, test_config},
-        string_value,
-    },
-};
-
-/// Waits until something is so.
-pub(super) async fn wait_until(mut condition: impl AsyncFnMut() -> bool) {
-    let wait = async {
-        while !condition().await {
-            yield_now().await;
-        }
-    };
-    timeout(MINUTE, wait).await.expect("it is so in the end");
-}
-
-// A database that is gone for a while: what is written meanwhile is refused, what is
-// read goes on, and all of it works again by itself.
+// During an outage writes are rejected and reads work; afterwards servers recover.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn database_restart_loses_no_acknowledged_write() {
     let Some(mut postgres) = PostgresServer::start(&[]) else {
@@ -50,7 +36,11 @@ async fn database_restart_loses_no_acknowledged_write() {
     for round in 0..3 {
         let name = create_queued(&server_a).await;
         server_b.get(&name).await.unwrap();
-        postgres.stop(round % 2 == 0);
+        if round % 2 == 0 {
+            postgres.crash();
+        } else {
+            postgres.stop();
+        }
         let partial_request = ListOperationsRequest {
             return_partial_success: true,
             ..Default::default()
@@ -79,7 +69,7 @@ async fn database_restart_loses_no_acknowledged_write() {
             let page = server.list(&partial_request).await.unwrap();
             assert_eq!(page.operations[0].name(), name.as_str());
         }
-        // The one that tried to write knows that there may be more.
+        // A server whose write failed reports that its list may be incomplete.
         assert_eq!(
             server_a.list(&partial_request).await.unwrap().unreachable,
             ["-"]
@@ -90,41 +80,24 @@ async fn database_restart_loses_no_acknowledged_write() {
             "STORE_UNAVAILABLE"
         );
         postgres.start_process();
-        let cancel_succeeds = async {
-            while server_a.cancel(&name).await.is_err() {
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(MINUTE, cancel_succeeds)
-            .await
-            .expect("it is cancelled in the end");
+        wait_until(async || server_a.cancel(&name).await.is_ok()).await;
         assert!(server_b.wait(&name, MINUTE).await.unwrap().is_done());
-        let list_is_complete = async {
-            while !server_a
-                .list(&partial_request)
-                .await
-                .unwrap()
-                .unreachable
-                .is_empty()
-            {
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(MINUTE, list_is_complete)
-            .await
-            .expect("it reads again");
+        wait_until(async || {
+            let page = server_a.list(&partial_request).await.unwrap();
+            page.unreachable.is_empty()
+        })
+        .await;
         acknowledged.insert(name.to_string());
     }
-    let third = start_server(&config).await;
-    let listed: BTreeSet<String> = list_names(&third, ListOperationsRequest::default())
+    let late_server = start_server(&config).await;
+    let listed: BTreeSet<String> = list_names(&late_server, ListOperationsRequest::default())
         .await
         .into_iter()
         .collect();
     assert_eq!(listed, acknowledged);
 }
 
-// The numbers of its transactions begin anew, and those that the dump bears are yet to
-// come.
+// Transaction ids restart after a restore, so those in the dump lie in the future.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_replicate_after_restore_from_dump() {
     let Some(config) = test_config() else { return };
@@ -171,8 +144,8 @@ async fn lease_survives_longer_database_outage() {
         .unwrap();
     let lease = lease.lease().unwrap().clone();
     server_b.get(&name).await.unwrap();
-    postgres.stop(true);
-    // It is the length of the outage that is tested here.
+    postgres.crash();
+    // The outage must last longer than the lease.
     let lease_end = lease.expires_at + Duration::from_secs(1);
     tokio::time::sleep_until(server_a.clock().instant_at(lease_end)).await;
     let error = server_b.renew(&name, lease.token).await.unwrap_err();
@@ -193,7 +166,7 @@ async fn lease_survives_longer_database_outage() {
     assert!(result.unwrap().is_done());
 }
 
-// A primary that has given its place to another one, and goes on to answer.
+// A demoted primary still accepts connections, but only reads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_leave_read_only_host() {
     let Some(postgres) = PostgresServer::start(&["fsync=off"]) else {
@@ -209,7 +182,7 @@ async fn connections_leave_read_only_host() {
     };
     wait_until(async || pids().len() == 5).await;
     let before = pids();
-    // The session of the writer begins anew, and reads only. The others stay as they are.
+    // Only the writer gets a new session, which is read-only.
     postgres.query("ALTER ROLE test SET default_transaction_read_only = on");
     let writer = format!("{sessions_clause} AND query LIKE 'WITH given AS%'");
     postgres.query(&format!("SELECT pg_terminate_backend(pid) {writer}"));
@@ -270,14 +243,14 @@ async fn draining_server_still_applies_remote_changes() {
     server_b.cancel(&name).await.unwrap();
     let result = timeout(MINUTE, server_a.get(&name))
         .await
-        .expect("it answers");
+        .expect("expected a response");
     assert!(result.unwrap().is_done());
     finish_sender.send(true).unwrap();
     draining.await.unwrap();
     server_a.close().await;
     let result = timeout(MINUTE, server_a.get(&name))
         .await
-        .expect("it answers");
+        .expect("expected a response");
     assert_eq!(result.unwrap_err().reason(), "STORE_UNAVAILABLE");
 }
 
@@ -361,7 +334,7 @@ async fn expired_operations_and_old_change_rows_are_deleted() {
          UPDATE {schema}.changes SET at = at - interval '1 hour'"
     );
     client.batch_execute(&age_rows).await.unwrap();
-    // One that begins looks at once.
+    // Maintenance runs when a server starts.
     let server_b = start_server(&config).await;
     let count = async |query: String| {
         client
@@ -381,7 +354,7 @@ async fn expired_operations_and_old_change_rows_are_deleted() {
         wait_until(async || server.get(&old).await.is_err()).await;
         assert!(server.get(&young).await.unwrap().is_done());
     }
-    // They still follow each other.
+    // Replication still works.
     let name = create_queued(&server_a).await;
     server_b.cancel(&name).await.unwrap();
     assert!(server_a.wait(&name, MINUTE).await.unwrap().is_done());

@@ -1,5 +1,5 @@
-//! Servers that reach PostgreSQL through a pgbouncer in transaction mode. Without
-//! these on the machine the tests say so and do nothing.
+//! Servers that connect to PostgreSQL through pgbouncer in transaction mode. Skipped
+//! with a notice if either is not installed.
 
 use longrunning::{
     Operations, PostgresConfig, QueueName, WorkerId,
@@ -7,20 +7,20 @@ use longrunning::{
 };
 use tokio::task::JoinSet;
 
-use crate::{
-    cluster::{
-        postgres::{MINUTE, create_queued, create_succeeded, list_names, start_server},
-        postgres_faults::wait_until,
-    },
-    support::{
-        pgbouncer::{POOL_SIZE, PgBouncer},
-        postgres::PostgresServer,
-        string_value,
-    },
+use super::{
+    MINUTE, create_queued,
+    postgres::{list_names, start_server},
+    wait_until,
+};
+use crate::support::{
+    create_succeeded,
+    pgbouncer::{POOL_SIZE, PgBouncer},
+    postgres::PostgresServer,
+    string_value,
 };
 
-/// Three servers through a pooler: one that hears of changes by a connection to
-/// PostgreSQL itself, and two that can only poll.
+/// Starts three servers through a pooler: one with a direct connection for notifications,
+/// and two that poll.
 async fn start_servers(pooler: &PgBouncer, postgres: &PostgresServer) -> [Operations; 3] {
     let polling = PostgresConfig {
         cache_limit: Some(3),
@@ -48,7 +48,7 @@ async fn operations_work_through_transaction_pooler() {
     let servers = start_servers(&pooler, &postgres).await;
     let mut rounds = JoinSet::new();
     for index in 0..30 {
-        let server_at = |by: usize| servers[(index + by) % 3].clone();
+        let server_at = |offset: usize| servers[(index + offset) % 3].clone();
         let (creator, waiter, worker) = (server_at(0), server_at(1), server_at(2));
         rounds.spawn(async move {
             let name = create_queued(&creator).await;
@@ -69,12 +69,12 @@ async fn operations_work_through_transaction_pooler() {
         });
     }
     rounds.join_all().await;
-    // What no server shows is read through the pooler too.
-    let mut old = Vec::new();
+    // Evicted operations are read through the pooler too.
+    let mut evicted = Vec::new();
     for _ in 0..10 {
-        old.push(create_succeeded(&servers[0]).await);
+        evicted.push(create_succeeded(&servers[0]).await);
     }
-    for name in &old {
+    for name in &evicted {
         assert!(servers[1].wait(name, MINUTE).await.unwrap().is_done());
         assert!(servers[2].wait(name, MINUTE).await.unwrap().is_done());
     }
@@ -84,7 +84,7 @@ async fn operations_work_through_transaction_pooler() {
     };
     wait_until(async || list_names(&servers[2], list_request.clone()).await.len() == 40).await;
     assert!(servers.iter().all(|server| server.write_error().is_none()));
-    // But for the one that listens, all connections were lent.
+    // All connections but the one for notifications belong to the pool.
     let session_count_query = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
     let connections: usize = postgres.query(session_count_query).parse().unwrap();
     assert!(connections <= POOL_SIZE + 1, "{connections} connections");

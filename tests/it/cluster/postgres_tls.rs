@@ -1,5 +1,4 @@
-//! TLS to PostgreSQL, asked of a real one. Without one on the machine these tests
-//! say so and do nothing.
+//! TLS connections to a real PostgreSQL. Skipped with a notice if it is not installed.
 
 use std::{fs, sync::OnceLock};
 
@@ -7,15 +6,13 @@ use longrunning::{NewOperation, Operations, PostgresConfig, PostgresStorage};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use crate::{
-    cluster::postgres::MINUTE,
-    support::{
-        certificates::CertificateAuthority,
-        postgres::{PostgresServer, test_config},
-    },
+use super::MINUTE;
+use crate::support::{
+    certificates::CertificateAuthority,
+    postgres::{PostgresServer, new_schema, test_config},
 };
 
-/// Who may come how. All names but these are `hostssl` only.
+/// Authentication rules: only `plain` may connect without TLS.
 const PG_HBA_CONF: &str = "
 local     all all                    trust
 hostnossl all plain     127.0.0.1/32 trust
@@ -25,17 +22,19 @@ hostssl   all test      127.0.0.1/32 trust
 hostssl   all watched   127.0.0.1/32 trust
 ";
 
-/// A server whose certificate is for `db.internal`, and files of its clients.
+/// A PostgreSQL server with a certificate for `db.internal`, and files for its clients.
 struct TlsPostgres {
     server: PostgresServer,
     files: TempDir,
 }
 
-/// The server that these tests share; none without PostgreSQL, which is said.
+/// Returns the server shared by these tests, or `None` if PostgreSQL is not installed.
 fn shared_tls_postgres() -> Option<&'static TlsPostgres> {
     static SHARED: OnceLock<Option<TlsPostgres>> = OnceLock::new();
     SHARED.get_or_init(TlsPostgres::start).as_ref()
 }
+
+// === impl TlsPostgres ===
 
 impl TlsPostgres {
     fn start() -> Option<Self> {
@@ -75,23 +74,18 @@ impl TlsPostgres {
         })
     }
 
-    /// A schema of its own. `@` in the parameters stands for the directory of files.
+    /// Returns a config with a new schema. `@` in `parameters` stands for the directory of
+    /// client files.
     fn config(&self, user: &str, host: &str, parameters: &str) -> PostgresConfig {
         let files = self.files.path().display().to_string();
         let (port, parameters) = (self.server.port(), parameters.replace('@', &files));
-        config_for_url(format!(
+        new_schema(format!(
             "postgres://{user}@{host}:{port}/postgres?hostaddr=127.0.0.1&{parameters}"
         ))
     }
 }
 
-fn config_for_url(url: String) -> PostgresConfig {
-    let mut config = PostgresConfig::new(url);
-    config.schema = format!("test_{}", uuid::Uuid::new_v4().simple());
-    config
-}
-
-/// A server that has kept an operation.
+/// Starts a server and creates an operation.
 async fn start_and_create(config: &PostgresConfig) -> Operations {
     let storage = PostgresStorage::open(config).await.unwrap();
     let operations = Operations::builder()
@@ -106,7 +100,7 @@ async fn start_and_create(config: &PostgresConfig) -> Operations {
     operations
 }
 
-/// Why a server does not start.
+/// Returns why the storage cannot be opened; panics if it can.
 async fn open_error(config: &PostgresConfig) -> String {
     let error = PostgresStorage::open(config).await.unwrap_err().to_string();
     assert!(!error.contains("secret"), "{error}");
@@ -136,7 +130,7 @@ async fn each_sslmode_accepts_expected_servers() {
             .await;
     }
     let files = tls_postgres.files.path().display();
-    start_and_create(&config_for_url(format!(
+    start_and_create(&new_schema(format!(
         "host=db.internal hostaddr=127.0.0.1 port={} user=test dbname=postgres sslmode = verify-full \
          sslrootcert='{files}/ours.pem'",
         tls_postgres.server.port()
@@ -204,7 +198,7 @@ async fn untrusted_server_is_rejected_with_clear_message() {
     }
 }
 
-// A machine has authorities, or it has none; neither has issued this.
+// The system may or may not have root certificates; none of them issued this one.
 #[tokio::test]
 async fn server_unknown_to_system_authorities_is_rejected() {
     let Some(tls_postgres) = shared_tls_postgres() else {
@@ -230,7 +224,7 @@ async fn all_connections_of_server_use_tls() {
     let session_query = "SELECT count(*) || ' ' || count(*) FILTER (WHERE ssl) FROM pg_stat_ssl
         JOIN pg_stat_activity USING (pid)
         WHERE application_name = 'longrunning' AND usename = 'watched'";
-    // The one that listens may come last.
+    // The LISTEN connection may open last.
     let all_sessions_use_tls = async {
         while tls_postgres.server.query(session_query) != "5 5" {
             tokio::task::yield_now().await;
@@ -238,7 +232,7 @@ async fn all_connections_of_server_use_tls() {
     };
     timeout(MINUTE, all_sessions_use_tls)
         .await
-        .expect("all five use it");
+        .expect("expected all five connections to use TLS");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -345,7 +339,7 @@ async fn unix_socket_never_uses_tls() {
     let port = tls_postgres.server.port();
     let url =
         format!("postgres://test@{socket}:{port}/postgres?sslmode=verify-full&sslrootcert=system");
-    start_and_create(&config_for_url(url)).await;
+    start_and_create(&new_schema(url)).await;
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
-//! Several servers over one table: each serves every operation, whoever made it,
-//! and there is one outcome, whoever is asked.
+//! Several servers over one in-memory shared storage: each serves every operation,
+//! and all agree on the outcome.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use longrunning::{
     NewOperation, OperationName, Operations, QueueName, State, WorkerId,
@@ -9,22 +9,16 @@ use longrunning::{
 };
 use tokio::task::JoinSet;
 
+use super::{MINUTE, create_queued};
 use crate::support::{
     fake_shared_storage::{FakeSharedStorage, TestReplica},
     string_value,
 };
 
-const MINUTE: Duration = Duration::from_secs(60);
-
 async fn start_two_replicas() -> (FakeSharedStorage, TestReplica, TestReplica) {
     let storage = FakeSharedStorage::default();
     let (replica_a, replica_b) = (storage.start_replica().await, storage.start_replica().await);
     (storage, replica_a, replica_b)
-}
-
-async fn create_queued(operations: &Operations) -> OperationName {
-    let new = NewOperation::queued("jobs");
-    operations.create(new).await.unwrap().operation.name_owned()
 }
 
 fn jobs_queue() -> QueueName {
@@ -38,7 +32,7 @@ fn worker_id(name: &str) -> WorkerId {
 #[tokio::test]
 async fn operation_created_at_one_server_is_readable_at_another() {
     let (storage, replica_a, replica_b) = start_two_replicas().await;
-    replica_b.set_replication_enabled(false);
+    replica_b.pause_replication();
     let name = create_queued(&replica_a.operations).await;
     assert!(replica_b.operations.get_cached(&name).is_err());
     let fetched = replica_b.operations.get(&name).await.unwrap();
@@ -46,7 +40,7 @@ async fn operation_created_at_one_server_is_readable_at_another() {
         fetched.bytes(),
         replica_a.operations.get_cached(&name).unwrap().bytes()
     );
-    // It is shown from then on, and need not be asked for again.
+    // The fetched operation is cached.
     let fetch_count = storage.fetch_count();
     replica_b.operations.get(&name).await.unwrap();
     assert_eq!(storage.fetch_count(), fetch_count);
@@ -80,7 +74,7 @@ async fn wait_returns_when_operation_completes_at_another_server() {
 #[tokio::test]
 async fn lease_from_one_server_can_be_finished_at_lagging_server() {
     let (_storage, replica_a, replica_b) = start_two_replicas().await;
-    replica_b.set_replication_enabled(false);
+    replica_b.pause_replication();
     let name = create_queued(&replica_a.operations).await;
     let lease = replica_a
         .operations
@@ -101,8 +95,8 @@ async fn lease_from_one_server_can_be_finished_at_lagging_server() {
 #[tokio::test]
 async fn same_request_id_at_two_servers_creates_one_operation() {
     let (storage, replica_a, replica_b) = start_two_replicas().await;
-    replica_a.set_replication_enabled(false);
-    replica_b.set_replication_enabled(false);
+    replica_a.pause_replication();
+    replica_b.pause_replication();
     let new = || NewOperation::queued("jobs").request_id("4f2d7e1a-2c0b-4a8e-9a44-3d1f0c5b6e77");
     let first = replica_a.operations.create(new()).await.unwrap();
     let again = replica_b.operations.create(new()).await.unwrap();
@@ -114,7 +108,7 @@ async fn same_request_id_at_two_servers_creates_one_operation() {
 #[tokio::test]
 async fn id_created_at_another_server_is_rejected_as_existing() {
     let (_storage, replica_a, replica_b) = start_two_replicas().await;
-    replica_b.set_replication_enabled(false);
+    replica_b.pause_replication();
     let new = || NewOperation::queued("jobs").id("mine");
     replica_a.operations.create(new()).await.unwrap();
     let error = replica_b.operations.create(new()).await.unwrap_err();
@@ -194,7 +188,7 @@ async fn lease_renewed_at_one_server_is_extended_at_another() {
         assert_eq!(replicated.lease(), renewed.lease());
         assert_eq!(replicated.bytes(), renewed.bytes());
     }
-    // Nor has the other one taken it away in all that time.
+    // The other server has not expired the lease meanwhile.
     replica_b
         .operations
         .succeed(&name, token, string_value("done"))
@@ -230,14 +224,13 @@ async fn lease_gets_full_duration_after_storage_outage() {
         .await
         .unwrap();
     assert_eq!(renewed.attempt(), 1);
-    // Whoever then says nothing has lost it.
+    // Without another renewal the lease expires.
     tokio::time::sleep(2 * lease_duration).await;
     replica_b.wait_until_caught_up().await;
     let expired = replica_b.operations.get_cached(&name).unwrap();
     assert_eq!(expired.state(), State::Failed);
 }
 
-// Whoever takes an operation from the queues of three servers, has it alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_servers_drain_queue_with_one_outcome_per_operation() {
     const OPERATION_COUNT: usize = 3000;
@@ -305,8 +298,8 @@ async fn three_servers_drain_queue_with_one_outcome_per_operation() {
     }
 }
 
-// Creates, cancels, deletes and looks at random servers, of which each reads the
-// others' changes late: what is gone stays gone, and in the end all agree.
+// Random calls at random servers with delayed replication: a deleted operation does not
+// reappear, and all servers converge.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn servers_with_replication_delay_converge() {
     for round in 0..200_u64 {
@@ -332,7 +325,7 @@ async fn servers_with_replication_delay_converge() {
                     let server = &servers[usize::try_from(random_below(3)).unwrap()];
                     let id = format!("op-{}", random_below(4));
                     let name = OperationName::parse(format!("operations/{id}")).unwrap();
-                    // Each may be refused, because others were there before.
+                    // Each may be rejected because of the calls of others.
                     match random_below(5) {
                         0 | 1 => drop(server.create(NewOperation::queued("jobs").id(&id)).await),
                         2 => drop(server.cancel(&name).await),
@@ -340,7 +333,7 @@ async fn servers_with_replication_delay_converge() {
                             if server.delete(&name).await.is_ok()
                                 && let Ok(recreated) = server.get_cached(&name)
                             {
-                                // Somebody made it anew.
+                                // Another caller has created it again.
                                 assert!(recreated.revision() < 3, "{recreated:?}");
                             }
                         }
@@ -350,7 +343,11 @@ async fn servers_with_replication_delay_converge() {
             });
         }
         for step in 0..30 {
-            replicas[step % 3].set_replication_enabled(step % 2 == 0);
+            if step % 2 == 0 {
+                replicas[step % 3].resume_replication();
+            } else {
+                replicas[step % 3].pause_replication();
+            }
             tokio::task::yield_now().await;
         }
         callers.join_all().await;
@@ -360,7 +357,7 @@ async fn servers_with_replication_delay_converge() {
             .filter(|row| !row.is_deleted())
             .collect();
         for replica in &mut replicas {
-            replica.set_replication_enabled(true);
+            replica.resume_replication();
             replica.wait_until_caught_up().await;
             let request = ListOperationsRequest::default();
             let mut listed = replica.operations.list(&request).await.unwrap().operations;

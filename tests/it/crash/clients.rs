@@ -1,5 +1,5 @@
-//! The clients of a server that is killed: each goes on until an answer is lost.
-//! Those that only look at what others make are in `lookers`.
+//! Random clients of a server that is killed: each makes calls of its role until one
+//! fails.
 
 use std::sync::Arc;
 
@@ -35,25 +35,40 @@ use crate::support::{
     string_value,
 };
 
-/// The queue that workers take from.
+/// The queue from which workers lease.
 pub(super) const WORK_QUEUE: &str = "work";
-/// The queue that nobody takes from before the server was killed.
+/// The queue that is only leased after a restart, to check the order.
 pub(super) const ORDER_QUEUE: &str = "order";
 
-/// One client, with connections of its own.
+/// What a client does.
+#[derive(Clone, Copy)]
+pub(super) enum ClientRole {
+    /// Creates and executes operations.
+    Execute,
+    /// Creates operations in [`WORK_QUEUE`].
+    CreateWork,
+    /// Leases operations and works on them.
+    Work,
+    /// Creates operations in [`ORDER_QUEUE`].
+    CreateOrdered,
+    CancelOrDelete,
+    Read,
+}
+
+/// A client with its own connections.
 pub(super) struct CrashTestClient {
-    pub(super) number: u64,
+    pub(super) number: usize,
     pub(super) state: Arc<CrashTestState>,
     pub(super) rng: TestRng,
     pub(super) client: GrpcClient,
     pub(super) worker_client: OperationWorkerClient<Channel>,
 }
 
-// === impl Hand ===
+// === impl CrashTestClient ===
 
 impl CrashTestClient {
     pub(super) fn new(
-        number: u64,
+        number: usize,
         state: &Arc<CrashTestState>,
         rng: TestRng,
         server: &PersistentServer,
@@ -67,27 +82,27 @@ impl CrashTestClient {
         }
     }
 
-    /// Does what its number says until an answer is lost.
-    pub(super) async fn run(mut self) {
+    /// Makes calls until one fails because the server was killed or shut down.
+    pub(super) async fn run(mut self, role: ClientRole) {
         loop {
-            let result = match self.number % 8 {
-                0 | 1 => self.execute().await,
-                2 => self.create_queued(WORK_QUEUE).await,
-                3 | 4 => self.lease_and_work().await,
-                5 => self.create_queued(ORDER_QUEUE).await,
-                6 => self.cancel_or_delete().await,
-                _ => self.read_any().await,
+            let result = match role {
+                ClientRole::Execute => self.execute().await,
+                ClientRole::CreateWork => self.create_queued(WORK_QUEUE).await,
+                ClientRole::Work => self.lease_and_work().await,
+                ClientRole::CreateOrdered => self.create_queued(ORDER_QUEUE).await,
+                ClientRole::CancelOrDelete => self.cancel_or_delete().await,
+                ClientRole::Read => self.read_any().await,
             };
             match result {
                 Ok(()) => {}
-                // A server that was asked to end.
+                // Unavailable: the server is shutting down.
                 Err(RpcError::Unknown(_) | RpcError::Rejected(Code::Unavailable, _)) => return,
                 Err(error) => panic!("{error:?}"),
             }
         }
     }
 
-    /// Creates an operation and executes it, or goes on with one.
+    /// Creates an operation and executes it, or continues with one.
     async fn execute(&mut self) -> Result<(), RpcError> {
         let lease = self.state.leases.lock().pop();
         let lease = match lease {
@@ -104,7 +119,9 @@ impl CrashTestClient {
                 let created_request = self.create_operation(request).await?;
                 WorkerLease {
                     name: created_request.name,
-                    lease_token: created_request.lease_token.expect("its creator holds it"),
+                    lease_token: created_request
+                        .lease_token
+                        .expect("expected a lease for the creator"),
                     has_custom_metadata,
                     queue: String::new(),
                 }
@@ -142,12 +159,13 @@ impl CrashTestClient {
             request_id: request_id.unwrap_or_default(),
             labels: [(KEY_LABEL.to_owned(), key.to_owned())].into(),
             execution: Some(execution),
-            // Longer than a round takes on the slowest machine.
+            // Longer than a round takes on a slow machine.
             lease_duration: proto_seconds(3600),
             ..CreateOperationRequest::default()
         }
     }
 
+    /// Creates an operation, and remembers the request if the call fails.
     async fn create_operation(
         &mut self,
         request: CreateOperationRequest,
@@ -166,8 +184,9 @@ impl CrashTestClient {
         };
         assert!(!created.already_existed, "{request:?}");
         let created_name = created.operation.unwrap().name;
-        let mut ages = self.state.creation_order.lock();
-        ages.entry(self.number)
+        let mut creation_order = self.state.creation_order.lock();
+        creation_order
+            .entry(self.number)
             .or_default()
             .push(created_name.clone());
         let created_request = CreatedRequest {
@@ -184,7 +203,7 @@ impl CrashTestClient {
         Ok(created_request)
     }
 
-    /// Asks for an operation, maybe not for the first time.
+    /// Makes a creation request, possibly a repeated one.
     pub(super) async fn try_create(
         &mut self,
         request: CreateOperationRequest,
@@ -201,13 +220,16 @@ impl CrashTestClient {
             self.state.count_response();
             created
         };
-        let operation = created.operation.as_ref().expect("it is in the answer");
+        let operation = created
+            .operation
+            .as_ref()
+            .expect("expected an operation in the response");
         assert!(name.is_none_or(|name| name == operation.name));
         self.state.observe(&before, operation);
         Ok(created)
     }
 
-    /// Takes operations from the queue and works on them.
+    /// Leases operations and works on one.
     async fn lease_and_work(&mut self) -> Result<(), RpcError> {
         let max_leases = i32::try_from(self.rng.random_range(1..4)).unwrap();
         let request = lease_request(&[WORK_QUEUE], &format!("w{}", self.number), max_leases);
@@ -232,12 +254,14 @@ impl CrashTestClient {
         }
     }
 
-    /// Goes on with an operation, to its end or not.
+    /// Reports progress on an operation, then finishes it or keeps its lease.
     pub(super) async fn work_on_lease(&mut self, lease: WorkerLease) -> Result<(), RpcError> {
         for _ in 0..self.rng.random_range(0..4) {
             match self.report(&lease).await {
                 Ok(Kind::CancelRequested) if self.rng.one_in(2) => {
-                    return self.finish(lease, failure(1, "stopped"), None).await;
+                    return self
+                        .finish(lease, failure(Code::Cancelled, "stopped"), None)
+                        .await;
                 }
                 Ok(Kind::Continue | Kind::CancelRequested | Kind::OperationDeleted) => {}
                 Ok(directive) => panic!("{directive:?} for {lease:?}"),
@@ -252,24 +276,27 @@ impl CrashTestClient {
                 self.state.leases.lock().push(lease);
                 Ok(())
             }
-            1 => self.finish(lease, failure(13, "broken"), None).await,
+            1 => {
+                self.finish(lease, failure(Code::Internal, "broken"), None)
+                    .await
+            }
             2 if !lease.queue.is_empty() => {
                 self.finish(lease, release(), Some(Effect::Requeue)).await
             }
-            // There is a pause before the next attempt, which the order would show.
+            // Only here, because the retry delay would affect the order.
             3 if lease.queue == WORK_QUEUE => {
-                let failure = retryable_failure(14, "once more");
+                let failure = retryable_failure(Code::Unavailable, "once more");
                 self.finish(lease, failure, Some(Effect::Requeue)).await
             }
-            n => {
-                let size = if n == 4 { 5000 } else { 5 };
+            choice => {
+                let size = if choice == 4 { 5000 } else { 5 };
                 let response = string_value(&lease.name.repeat(size / lease.name.len() + 1));
                 self.finish(lease, Outcome::Response(response), None).await
             }
         }
     }
 
-    /// Tells how far it is, and what to do if it gets lost.
+    /// Reports progress and sometimes a checkpoint, and returns the directive.
     async fn report(&mut self, lease: &WorkerLease) -> Result<Kind, RpcError> {
         let done_units = self.state.next_units();
         let checkpoint =
@@ -310,6 +337,7 @@ impl CrashTestClient {
         Ok(directive.kind())
     }
 
+    /// Finishes an operation, and remembers the request if the call fails.
     async fn finish(
         &mut self,
         lease: WorkerLease,
@@ -328,7 +356,7 @@ impl CrashTestClient {
         let response = worker.finish_operation(request.clone());
         match self.state.call(&lease.name, effect.clone(), response).await {
             Ok(operation) => {
-                // Of one that is deleted nobody else will hear.
+                // A deleted operation is only visible in this response.
                 if !self.state.known_state(&lease.name).is_deleted {
                     self.state.observe(&before, &operation);
                 }
@@ -344,7 +372,7 @@ impl CrashTestClient {
         }
     }
 
-    /// A sign of life for a lease that was held over a restart.
+    /// Sends a heartbeat for a lease and returns the directive.
     pub(super) async fn heartbeat(&mut self, worker_lease: &WorkerLease) -> Kind {
         let lease = Lease {
             name: worker_lease.name.clone(),
@@ -362,7 +390,7 @@ impl CrashTestClient {
     }
 }
 
-/// What an operation that ends like this shows.
+/// Returns the result of an operation that is finished with an outcome.
 fn operation_result(outcome: &Outcome) -> operation::Result {
     match outcome {
         Outcome::Response(response) => operation::Result::Response(response.clone()),

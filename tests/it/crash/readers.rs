@@ -1,4 +1,4 @@
-//! Clients that look at what others made, cancel it or delete it.
+//! Calls about operations of other clients: cancel, delete, and all kinds of reads.
 
 use std::collections::BTreeSet;
 
@@ -15,10 +15,10 @@ use crate::support::{
     persistent_server::RpcError,
 };
 
-// === impl Hand ===
+// === impl CrashTestClient ===
 
 impl CrashTestClient {
-    /// Cancels or deletes.
+    /// Cancels or deletes a random operation.
     pub(super) async fn cancel_or_delete(&mut self) -> Result<(), RpcError> {
         let Some(name) = self.state.choose_existing(&mut self.rng) else {
             return self.create_queued(WORK_QUEUE).await;
@@ -39,9 +39,9 @@ impl CrashTestClient {
         Ok(())
     }
 
-    /// Looks at operations, each way that there is.
+    /// Reads a random operation or the list.
     pub(super) async fn read_any(&mut self) -> Result<(), RpcError> {
-        // All of them at once are a lot.
+        // A complete list is slow.
         if self.rng.one_in(150) {
             return self.read_list().await;
         }
@@ -89,7 +89,7 @@ impl CrashTestClient {
         Ok(())
     }
 
-    /// All operations, the newest first.
+    /// Lists all operations, the newest first.
     pub(super) async fn list(&mut self) -> Result<Vec<Operation>, RpcError> {
         let (mut operations, mut token) = (Vec::new(), String::new());
         loop {

@@ -1,5 +1,5 @@
-//! What all clients of a server that is killed share: the ledger, the leases
-//! that they hold, and the calls that they will make again.
+//! State shared by all clients across restarts: expected operations, leases, and calls
+//! to repeat.
 
 use std::{
     collections::BTreeMap,
@@ -22,26 +22,26 @@ use crate::support::{
     rng::TestRng,
 };
 
-/// What the clients know. It outlives the servers.
+/// What the clients know. Outlives the servers.
 #[derive(Default)]
 pub(super) struct CrashTestState {
     pub(super) expected: Mutex<ExpectedState>,
     pub(super) leases: Mutex<Vec<WorkerLease>>,
-    /// Creations with a request id whose answer came, and their names.
+    /// Acknowledged creations with a request id.
     pub(super) created_requests: Mutex<Vec<CreatedRequest>>,
-    /// Calls without an answer, to be made again.
+    /// Creations without a response, with the name if the client chose it.
     pub(super) unanswered_creates: Mutex<Vec<(CreateOperationRequest, Option<String>)>>,
+    /// Finishes without a response.
     pub(super) unanswered_finishes: Mutex<Vec<(FinishOperationRequest, Effect)>>,
-    /// The checkpoint that was acknowledged, and those of which nobody knows.
     pub(super) checkpoints: Mutex<BTreeMap<String, Checkpoints>>,
-    /// Names in the order in which each creator got them.
-    pub(super) creation_order: Mutex<BTreeMap<u64, Vec<String>>>,
+    /// Names in the order of creation, by client number.
+    pub(super) creation_order: Mutex<BTreeMap<usize, Vec<String>>>,
     next_key: AtomicU64,
     last_units: AtomicI64,
     pub(super) response_count: watch::Sender<u64>,
 }
 
-/// A creation that was answered.
+/// An acknowledged creation.
 #[derive(Clone)]
 pub(super) struct CreatedRequest {
     pub(super) request: CreateOperationRequest,
@@ -49,36 +49,37 @@ pub(super) struct CreatedRequest {
     pub(super) lease_token: Option<Vec<u8>>,
 }
 
-/// A lease that a client holds, over the death of a server too.
+/// A lease that a client holds, also across restarts.
 #[derive(Clone, Debug)]
 pub(super) struct WorkerLease {
     pub(super) name: String,
     pub(super) lease_token: Vec<u8>,
-    /// Whether its progress is metadata of its own type.
+    /// Whether progress is reported as custom metadata.
     pub(super) has_custom_metadata: bool,
-    /// Where it goes back to; empty if its creator executes it.
+    /// The queue of the operation; empty if it is self-executed.
     pub(super) queue: String,
 }
 
+/// The checkpoints that an operation may have.
 #[derive(Debug, Default)]
 pub(super) struct Checkpoints {
     pub(super) acknowledged: Option<Any>,
     pub(super) unacknowledged: Vec<Any>,
 }
 
-// === impl World ===
+// === impl CrashTestState ===
 
 impl CrashTestState {
     pub(super) fn new_key(&self) -> String {
         format!("k{}", self.next_key.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// More units than anybody has reported.
+    /// Returns a higher number of units than any reported before.
     pub(super) fn next_units(&self) -> i64 {
         self.last_units.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Makes a call that has an effect, and notes what comes of it.
+    /// Makes a call with an effect and records the result.
     pub(super) async fn call<T>(
         &self,
         name: &str,
@@ -113,23 +114,31 @@ impl CrashTestState {
         expected.observe(&operation.name, before, Some(operation));
     }
 
-    /// The name of an operation that is there.
+    /// Returns the name of a random existing operation.
     pub(super) fn choose_existing(&self, rng: &mut TestRng) -> Option<String> {
         self.expected.lock().choose_existing(rng).map(str::to_owned)
     }
 
-    /// A lease came: everything that it carries is what was kept.
+    /// Records a granted lease; panics unless its input and checkpoint are the stored ones.
     pub(super) fn check_lease(&self, lease: &Lease) -> WorkerLease {
         let key = &lease.labels[KEY_LABEL];
         let is_same = lease.input == input(key);
-        assert!(is_same, "{}: the input is another one", lease.name);
+        assert!(
+            is_same,
+            "{}: expected the input of the creation",
+            lease.name
+        );
         let checkpoints = self.checkpoints.lock();
         let none = Checkpoints::default();
         let expected = checkpoints.get(&lease.name).unwrap_or(&none);
         let is_known = lease.checkpoint == expected.acknowledged
             || (lease.checkpoint.as_ref())
                 .is_some_and(|checkpoint| expected.unacknowledged.contains(checkpoint));
-        assert!(is_known, "{}: {expected:?} {lease:?}", lease.name);
+        assert!(
+            is_known,
+            "{}: expected a checkpoint of {expected:?} in {lease:?}",
+            lease.name
+        );
         self.expected
             .lock()
             .record_lease(&lease.name, lease.attempt);
@@ -137,7 +146,7 @@ impl CrashTestState {
     }
 }
 
-// === impl Held ===
+// === impl WorkerLease ===
 
 impl From<Lease> for WorkerLease {
     fn from(lease: Lease) -> Self {
@@ -150,12 +159,12 @@ impl From<Lease> for WorkerLease {
     }
 }
 
-/// The priority of a queued operation, which its key decides.
+/// Returns the priority of a queued operation, derived from its key.
 pub(super) fn priority(key: &str) -> i32 {
     i32::from(key.as_bytes()[key.len() - 1] % 3) - 1
 }
 
-/// What a queued operation is created with, which its key decides too.
+/// Returns the input of a queued operation, derived from its key.
 pub(super) fn input(key: &str) -> Option<Any> {
     const SIZES: [usize; 7] = [0, 20, 980, 1100, 5000, 60_000, 300_000];
     let seed = key
@@ -164,7 +173,7 @@ pub(super) fn input(key: &str) -> Option<Any> {
     let mut rng = TestRng::new(seed);
     let size_count = if rng.one_in(40) { SIZES.len() } else { 6 };
     let size = SIZES[..size_count][usize::try_from(rng.next_u64() % size_count as u64).unwrap()];
-    // Quick to make, and unlike any other.
+    // Fast to generate and unique per key.
     let mut value = rng.next_u64().to_le_bytes().repeat(size / 8);
     value.extend_from_slice(key.as_bytes());
     (size != 0).then(|| Any {

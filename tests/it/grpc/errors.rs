@@ -439,7 +439,7 @@ async fn unwritable_store_is_unavailable_on_every_write_path() {
                 .is_some_and(|retry| retry.retry_delay.is_some())
         );
         assert!(
-            !details.message.contains("the test broke it"),
+            !details.message.contains("failed by the test"),
             "expected no internal error text in the message"
         );
     }

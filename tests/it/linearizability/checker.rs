@@ -1,10 +1,9 @@
-//! Whether a history is linearizable: the search of Wing and Gong with Lowe's
-//! memory of what was tried, for one operation at a time. Calls without an answer
-//! may take effect at any time or never, and some changes are nobody's call.
+//! The linearizability checker: the algorithm of Wing and Gong with Lowe's memoization,
+//! for one operation at a time. A call without a response may take effect at any later
+//! time or never, and some transitions have no call (lease expiry).
 //!
-//! Crates that search (`todc-utils`, `stateright`) know one next state for each
-//! call and, the first, no calls without an answer; neither knows changes that
-//! only time makes.
+//! Existing crates do not fit: `todc-utils` and `stateright` allow one successor state per
+//! call and no transitions without a call; the first also requires every response.
 
 use std::{collections::HashMap, fmt::Write};
 
@@ -13,25 +12,26 @@ use super::{
     sequential_spec::{SequentialSpec, SpecState},
 };
 
-/// So many states are searched; a history that needs more is no good history. To
-/// explain one, fewer are enough.
+/// Limit of the search. A history that needs more states counts as a failure.
 const MAX_STATES: usize = 200_000;
+/// Limit of each search that minimizes a counterexample.
 const MAX_EXPLAIN_STATES: usize = 10_000;
 
-/// So many steps that nobody was told of may come between two answers; at first few,
-/// because few explain most, and with many there are too many ways.
+/// Limits of unobserved steps between two responses, tried in order: most histories need
+/// few, and many make the search expensive.
 const HIDDEN_STEP_LIMITS: [usize; 4] = [1, 3, 6, usize::MAX];
 
-/// Why there is no order that explains a history.
+/// The longest order found for a history that is not linearizable.
 #[derive(Debug)]
 pub(super) struct Counterexample {
-    /// As far as an order was found.
+    /// Indexes of the calls in that order.
     linearized: Vec<usize>,
     state: SpecState,
+    /// Whether the search ended at its limit.
     is_inconclusive: bool,
 }
 
-/// Calls by their places, as bits.
+/// A bit set of call indexes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct CallSet(Vec<u64>);
 
@@ -40,12 +40,12 @@ struct SearchNode {
     linearized: CallSet,
     order: Vec<usize>,
     state: SpecState,
-    /// How many steps nobody was told of since the last answer.
+    /// Number of unobserved steps since the last response.
     hidden_steps: usize,
 }
 
-/// Finds an order of the calls, each between its beginning and its end, in which
-/// every answer is the one that the rules give.
+/// Finds an order of the calls in which each takes effect between its invocation and its
+/// return, and every response conforms to the specification.
 pub(super) fn check(spec: &SequentialSpec, calls: &[Call]) -> Result<(), Box<Counterexample>> {
     search(spec, calls, MAX_STATES)
 }
@@ -66,7 +66,7 @@ fn search(
     result
 }
 
-/// Finds an order with at most so many states, and so many steps between two answers.
+/// Like [`search`], with at most `max_hidden_steps` unobserved steps between two responses.
 fn search_with(
     spec: &SequentialSpec,
     calls: &[Call],
@@ -75,8 +75,8 @@ fn search_with(
 ) -> Result<(), Box<Counterexample>> {
     let predecessors = predecessors(calls);
     let attempts = calls.iter().filter_map(Call::observed_attempt);
-    // Leases that nobody got may be many. Only those matter which explain what was
-    // shown, and a few more that may use up the attempts unseen.
+    // Bounds the number of unreceived leases: attempts beyond the observed ones only matter
+    // until they exhaust the retry policy.
     let max_attempt = attempts.max().unwrap_or(0) + spec.max_attempts.unwrap_or(0) + 2;
     let mut by_return: Vec<usize> = (0..calls.len()).collect();
     by_return.sort_by_key(|index| calls[*index].returned_at);
@@ -91,7 +91,7 @@ fn search_with(
     let mut stack = vec![start];
     while let Some(mut node) = stack.pop() {
         node.linearize_reads(spec, calls, &predecessors);
-        if best.order.len() < node.order.len() {
+        if node.order.len() > best.order.len() {
             best = node.clone();
         }
         let mut remaining = by_return.iter().map(|index| (*index, &calls[*index]));
@@ -101,8 +101,7 @@ fn search_with(
             return Ok(());
         };
         let latest = next_response.returned_at;
-        // At an earlier time everything is possible that is so later, and with fewer
-        // steps everything that is so with more.
+        // A state is dominated by one with an earlier time and fewer hidden steps.
         let (state, time) = node.state.without_time();
         let best_visit = visited
             .entry((node.linearized.clone(), state))
@@ -112,13 +111,12 @@ fn search_with(
         }
         *best_visit = (time, node.hidden_steps);
         searched_states += 1;
-        if max_states < searched_states {
+        if searched_states > max_states {
             return Err(best.into_counterexample(true));
         }
-        // The last that is pushed is tried first: what was answered, the earliest
-        // answer first of all.
+        // The last pushed node is searched first: the call with the earliest response.
         let may_take_hidden_step = node.hidden_steps < max_hidden_steps;
-        // Where there is no limit, how many there were makes no difference.
+        // Without a limit the number is not counted, so that more states are equal.
         let hidden_step = usize::from(max_hidden_steps != usize::MAX);
         for state in spec.unprompted_steps(&node.state, latest) {
             if may_take_hidden_step {
@@ -139,8 +137,7 @@ fn search_with(
             if !call.has_response() && !is_observable {
                 return false;
             }
-            // Of those that are alike, whichever begun first can do all that the
-            // others can.
+            // Equal calls without a response are interchangeable: only the first is tried.
             let is_new = call.has_response() || !unanswered_invocations.contains(&&call.invocation);
             if !call.has_response() {
                 unanswered_invocations.push(&call.invocation);
@@ -178,8 +175,8 @@ fn search_with(
     Err(best.into_counterexample(false))
 }
 
-/// The same calls, where all that was said in vain and that nobody was ever shown is
-/// alike.
+/// Replaces the numbers of calls without a response that no snapshot shows by -1, so that
+/// these calls are equal.
 fn normalize_unobserved(calls: &[Call]) -> Vec<Call> {
     let is_observed = |number: i64| {
         calls.iter().any(|call| {
@@ -208,9 +205,9 @@ fn normalize_unobserved(calls: &[Call]) -> Vec<Call> {
     calls
 }
 
-/// Which calls have taken effect before each: those that ended before it began.
-/// A read that may be late is behind only what its own process has said of that
-/// name, and what was done when that process began.
+/// Returns for each call those that took effect before it: the ones that returned before it
+/// was invoked. A stale read only follows the responses of its own process about the same
+/// operation, and calls that returned before that process started.
 fn predecessors(calls: &[Call]) -> Vec<CallSet> {
     let predecessors_of = |call: &Call| {
         let mut set = CallSet::with_len(calls.len());
@@ -227,8 +224,7 @@ fn predecessors(calls: &[Call]) -> Vec<CallSet> {
     calls.iter().map(predecessors_of).collect()
 }
 
-/// The beginning of a history that no order explains, without what it can do
-/// without, for people to read.
+/// Formats a minimized prefix of a history that is not linearizable.
 pub(super) fn explain(
     spec: &SequentialSpec,
     calls: &[Call],
@@ -249,7 +245,7 @@ pub(super) fn explain(
             || (minimal[index].invocation == Invocation::Lease && !minimal[index].has_response());
         let mut candidate = minimal.clone();
         candidate.remove(index);
-        // Without a call that changes something, all could be wrong.
+        // Only calls are removed that cannot make a linearizable history fail.
         if is_removable && !is_linearizable(&candidate) {
             minimal = candidate;
         } else {
@@ -269,10 +265,10 @@ pub(super) fn explain(
     }
     let _ = write!(
         text,
-        "the first column is the order as far as one was found; then it stood at\n{:#?}{}",
+        "the first column is the longest order found, which leads to\n{:#?}{}",
         counterexample.state,
         if counterexample.is_inconclusive {
-            "\nTOO MANY STATES"
+            "\nINCONCLUSIVE: too many states"
         } else {
             ""
         }
@@ -280,7 +276,7 @@ pub(super) fn explain(
     text
 }
 
-/// What is known of a history at one time.
+/// Returns the history as known at one time.
 fn truncate_at(calls: &[Call], time: Nanos) -> Vec<Call> {
     let visible = calls.iter().filter(|call| call.invoked_at <= time);
     let visible = visible
@@ -288,7 +284,7 @@ fn truncate_at(calls: &[Call], time: Nanos) -> Vec<Call> {
     visible
         .map(|call| {
             let mut call = call.clone();
-            if time < call.returned_at {
+            if call.returned_at > time {
                 (call.returned_at, call.response) = (NEVER_RETURNED, CallResponse::Unknown);
             }
             call
@@ -296,11 +292,11 @@ fn truncate_at(calls: &[Call], time: Nanos) -> Vec<Call> {
         .collect()
 }
 
-// === impl Node ===
+// === impl SearchNode ===
 
 impl SearchNode {
-    /// Whether an operation has had more attempts than a call shows that comes later:
-    /// they only grow, unless its name is given again.
+    /// Returns `true` if an operation has more attempts than a later call shows. Attempts
+    /// only grow, unless a client id is reused.
     fn exceeds_later_attempts(&self, spec: &SequentialSpec, calls: &[Call]) -> bool {
         let mut later = calls.iter().enumerate();
         !spec.has_client_id
@@ -312,8 +308,8 @@ impl SearchNode {
             })
     }
 
-    /// A call whose answer is right and that changes nothing, whenever it comes, can
-    /// as well come at once as later.
+    /// Linearizes read-only calls whose responses fit the state. That loses no order, because
+    /// they change nothing.
     fn linearize_reads(&mut self, spec: &SequentialSpec, calls: &[Call], predecessors: &[CallSet]) {
         loop {
             let count = self.order.len();
@@ -351,7 +347,7 @@ impl SearchNode {
     }
 }
 
-// === impl Set ===
+// === impl CallSet ===
 
 impl CallSet {
     fn with_len(count: usize) -> Self {

@@ -1,5 +1,4 @@
-//! The checker, checked: histories made by hand that it must accept or reject.
-//! Random ones are in `random`, long outages in `outage`.
+//! Tests of the checker with handwritten histories that it must accept or reject.
 
 mod outage;
 mod random;
@@ -8,7 +7,7 @@ use super::{
     checker::{check, explain},
     events::{
         Call, CallResponse, FinishRequest, HeartbeatDirective, Invocation, NEVER_RETURNED, Nanos,
-        OperationSnapshot, ReadMode, SnapshotPhase, TerminalOutcome,
+        OperationSnapshot, Outage, ReadMode, SnapshotPhase, TerminalOutcome,
     },
     sequential_spec::SequentialSpec,
 };
@@ -26,7 +25,7 @@ const REQUEST_SPEC: SequentialSpec = SequentialSpec {
     ..NAMED_SPEC
 };
 
-/// A call to process 1, which was there from the start.
+/// Builds a call to process 1, which runs from the start.
 fn call(
     invoked_at: Nanos,
     returned_at: Nanos,
@@ -96,7 +95,7 @@ fn get_call(invoked_at: Nanos, read_mode: ReadMode, response: CallResponse) -> C
     )
 }
 
-/// The same call to another process.
+/// Moves a call to process 2.
 fn at_other_process(call: Call) -> Call {
     Call { process: 2, ..call }
 }
@@ -108,7 +107,7 @@ fn assert_accepted(spec: SequentialSpec, calls: &[Call]) {
 }
 
 fn assert_rejected(spec: SequentialSpec, calls: &[Call]) {
-    let counterexample = check(&spec, calls).expect_err("an order was found");
+    let counterexample = check(&spec, calls).expect_err("expected no order to be found");
     assert!(!explain(&spec, calls, &counterexample).is_empty());
 }
 
@@ -154,7 +153,7 @@ fn checker_rejects_overlapping_leases() {
     assert_rejected(NAMED_SPEC, &[created(), leased(2, 1, 1), leased(4, 2, 2)]);
     assert_rejected(NAMED_SPEC, &[created(), leased(2, 1, 1), leased(880, 2, 2)]);
     assert_accepted(NAMED_SPEC, &[created(), leased(2, 1, 1), leased(902, 2, 2)]);
-    // A renewal begins the time anew.
+    // A renewal restarts the lease duration.
     let renewed = call(
         500,
         501,
@@ -181,9 +180,9 @@ fn checker_rejects_use_of_expired_lease() {
     let finish_at = |invoked_at| finish(invoked_at, 1, 7, done_snapshot(7));
     assert_accepted(NAMED_SPEC, &[created(), leased(2, 1, 1), finish_at(1100)]);
     assert_rejected(NAMED_SPEC, &[created(), leased(2, 1, 1), finish_at(1110)]);
-    // Unless nobody could renew it.
+    // An outage extends the lease.
     let with_outage = |start, end| SequentialSpec {
-        outage: Some((start, end)),
+        outage: Some(Outage { start, end }),
         ..NAMED_SPEC
     };
     assert_accepted(
@@ -305,7 +304,7 @@ fn checker_rejects_read_that_goes_back_or_misses_own_write() {
     };
     assert_rejected(NAMED_SPEC, &two_reads(&pending));
     assert_accepted(NAMED_SPEC, &two_reads(&cancelled));
-    // Of another operation it need not have heard.
+    // A response about another operation does not order a stale read.
     let other_operation = vec![
         call(
             0,
@@ -329,11 +328,11 @@ fn checker_rejects_read_that_goes_back_or_misses_own_write() {
         at_other_process(stale_get(7, &pending)),
     ];
     assert_accepted(REQUEST_SPEC, &other_operation);
-    // A server that began later knows what was done before.
+    // A process knows all calls that returned before it started.
     let mut young_process = at_other_process(stale_get(5, &pending));
     young_process.process_started_at = 4;
     assert_rejected(NAMED_SPEC, &[created(), cancel.clone(), young_process]);
-    // What was never so is no late read, nor is what is still to come.
+    // A stale read must return a state that existed by then.
     assert_rejected(
         NAMED_SPEC,
         &[created(), at_other_process(stale_get(5, &done_snapshot(7)))],
@@ -367,7 +366,7 @@ fn checker_rejects_reappearance_of_deleted_operation() {
         NAMED_SPEC,
         &followed_by(call(5, 6, Invocation::Cancel(0), CallResponse::Ok)),
     );
-    // Its work goes on unseen, and its name is taken until that is done.
+    // Work on a deleted operation continues, and its name is taken until it is done.
     assert_accepted(NAMED_SPEC, &followed_by(leased(5, 1, 1)));
     assert_accepted(
         NAMED_SPEC,
@@ -389,7 +388,7 @@ fn checker_accepts_no_op_cancel_taking_effect_late() {
     let calls = [
         created(),
         call(2, 3, Invocation::Cancel(0), CallResponse::Ok),
-        // There is nothing to do when it begins, and there may be before it ends.
+        // Has no effect at its invocation, but may have one before it returns.
         call(4, 20, Invocation::Cancel(0), CallResponse::Ok),
         call(5, 6, Invocation::Delete(0), CallResponse::Ok),
         Call {
@@ -431,7 +430,7 @@ fn checker_lets_unanswered_call_take_effect_or_not() {
         ],
     );
     assert_rejected(NAMED_SPEC, &[created(), get(0, &cancelled), cancel]);
-    // Nor did it happen twice.
+    // A call takes effect at most once.
     let twice = [
         unanswered(0, Invocation::Create),
         call(2, 3, Invocation::Delete(0), CallResponse::Ok),
@@ -521,7 +520,7 @@ fn checker_allows_one_operation_per_request_id_at_a_time() {
         REQUEST_SPEC,
         &[create_call(0, 0, false), delete, create_call(5, 1, false)],
     );
-    // Whose answer was lost, who asks again finds out.
+    // A repeated request resolves a creation without a response.
     assert_accepted(
         REQUEST_SPEC,
         &[unanswered(0, Invocation::Create), create_call(2, 4, true)],

@@ -1,5 +1,4 @@
-//! Those who call the servers, each any server at any time, about a few operations
-//! that all of them know.
+//! Clients that make random calls about a few shared operations, each at a random server.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,14 +6,13 @@ use longrunning::{
     Progress,
     proto::{
         google::longrunning::{CancelOperationRequest, DeleteOperationRequest},
-        google::rpc::{self, Code},
+        google::rpc::Code,
         longrunning::v1::{
             FinishOperationRequest, LeaseHeartbeat, directive::Kind,
-            finish_operation_request::Outcome as Ended,
+            finish_operation_request::Outcome,
         },
     },
 };
-use prost::{Message, Name as _};
 use tokio::time::{sleep, timeout};
 use tonic::{Response, Status};
 
@@ -24,7 +22,7 @@ use super::{
     recorder::{HistoryKey, KEY_LABEL, ObservedLease, QUEUE, Recorder, snapshot},
 };
 use crate::support::{
-    get_request,
+    error_reason, get_request,
     harness::{
         failure, heartbeat_request, lease_request, lease_request_with_wait, release,
         retryable_failure,
@@ -34,10 +32,10 @@ use crate::support::{
     string_value,
 };
 
-/// How long a client waits for an answer. Shorter than most faults.
+/// Timeout of a call. Shorter than most faults.
 const RESPONSE_TIMEOUT: Duration = Duration::from_millis(900);
 
-/// What a refusal says; nothing if nobody knows what came of the call.
+/// Maps an error to a response; `Unknown` if the call may have taken effect.
 fn error_response(status: Status) -> CallResponse {
     match RpcError::from(status) {
         RpcError::Rejected(_, reason) => match reason.as_str() {
@@ -46,31 +44,31 @@ fn error_response(status: Status) -> CallResponse {
             "LEASE_LOST" => CallResponse::LeaseLost,
             "OPERATION_ALREADY_DONE" => CallResponse::AlreadyDone,
             "STORE_UNAVAILABLE" => CallResponse::Unknown,
-            other => panic!("nobody may be refused because of {other}"),
+            other => panic!("unexpected rejection: {other}"),
         },
         RpcError::Unknown(_) => CallResponse::Unknown,
     }
 }
 
-/// The answer of a call, or why there is none.
+/// Returns the message of a successful call, or else its response.
 async fn call_response<T>(
     call: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, CallResponse> {
     match timeout(RESPONSE_TIMEOUT, call).await {
-        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(error_response(status)),
         Err(_) => Err(CallResponse::Unknown),
     }
 }
 
-/// One client.
+/// A client that makes random calls.
 pub(super) struct RandomClient {
     recorder: Arc<Recorder>,
     rng: TestRng,
     worker_id: String,
 }
 
-// === impl Client ===
+// === impl RandomClient ===
 
 impl RandomClient {
     pub(super) fn new(recorder: &Arc<Recorder>, rng: TestRng, number: usize) -> Self {
@@ -81,7 +79,7 @@ impl RandomClient {
         }
     }
 
-    /// Calls on and on, until it is over.
+    /// Makes calls until the recorder stops the clients.
     pub(super) async fn run(mut self) {
         let mut stop = self.recorder.is_stopped.subscribe();
         let mut unanswered = 0;
@@ -91,22 +89,22 @@ impl RandomClient {
                 Some(process) => self.call_random(process.clone()).await,
                 None => false,
             };
-            // Who hears nothing asks less and less often, as clients do: what has no
-            // answer makes a history hard to judge.
+            // Backs off without responses, as clients do. Many calls without a response
+            // make a history expensive to check.
             unanswered = if was_answered {
                 0
             } else {
                 4.min(unanswered + 1)
             };
-            let pause = match unanswered {
+            let delay_ms = match unanswered {
                 0 => 1..8,
                 misses => 10 << misses..40 << misses,
             };
-            sleep(Duration::from_millis(self.rng.random_range(pause))).await;
+            sleep(Duration::from_millis(self.rng.random_range(delay_ms))).await;
         }
     }
 
-    /// One call; whether it was answered.
+    /// Makes a random call and returns `true` if it got a response. The other methods do too.
     async fn call_random(&mut self, mut process: ReplicaProcess) -> bool {
         let keys: Vec<HistoryKey> = HistoryKey::all().collect();
         let key = *self.rng.choose(&keys).unwrap();
@@ -118,7 +116,7 @@ impl RandomClient {
             choice => {
                 let latest = self.recorder.record.lock().names_by_key.get(&key).cloned();
                 let names = latest.unwrap_or_default();
-                // Mostly the newest.
+                // Mostly the newest operation.
                 let age = usize::from(self.rng.one_in(6));
                 let Some(name) = names.iter().rev().nth(age).cloned() else {
                     return true;
@@ -178,8 +176,8 @@ impl RandomClient {
         let max_leases = usize::try_from(max_leases).unwrap();
         let is_slow = self.recorder.lease_duration - super::MAX_CLOCK_SKEW_NS
             <= self.recorder.cluster.now() - pending.invoked_at;
-        // An operation of which one lease of several could not be kept, or whose
-        // lease was over before it could be answered, may be held by nobody.
+        // A response without all requested leases may hide some: a lease that could not be
+        // stored, or that expired before the response, may still have been granted.
         if !is_answered || (leases.len() < max_leases && (max_leases != 1 || is_slow)) {
             for key in HistoryKey::all() {
                 self.recorder
@@ -191,7 +189,7 @@ impl RandomClient {
             let name = self.recorder.name_id(key, &lease.name);
             assert!(
                 !lease.cancel_requested,
-                "what waits is not to be stopped: {lease:?}"
+                "expected no cancellation of a pending operation: {lease:?}"
             );
             let token = {
                 let mut record = self.recorder.record.lock();
@@ -217,7 +215,7 @@ impl RandomClient {
         is_answered
     }
 
-    /// One of the leases that were got, mostly one of the latest.
+    /// Returns one of the latest leases.
     fn choose_lease(&mut self) -> Option<ObservedLease> {
         let leases = self.recorder.record.lock().leases.clone();
         let recent = &leases[leases.len().saturating_sub(6)..];
@@ -260,10 +258,10 @@ impl RandomClient {
                             "OPERATION_NOT_FOUND" => CallResponse::NotFound,
                             "OPERATION_ALREADY_DONE" => CallResponse::AlreadyDone,
                             "LEASE_LOST" => CallResponse::LeaseLost,
-                            other => panic!("no lease is lost because of {other}"),
+                            other => panic!("unexpected reason of a lost lease: {other}"),
                         }
                     }
-                    other => panic!("{other:?} is no answer to a report"),
+                    other => panic!("unexpected directive: {other:?}"),
                 }
             }
             Err(response) => response,
@@ -289,12 +287,11 @@ impl RandomClient {
                 _ => FinishRequest::Release,
             },
         };
-        let internal = Code::Internal as i32;
         let outcome = match finish_request {
-            FinishRequest::Response(number) => Ended::Response(string_value(&number.to_string())),
-            FinishRequest::Failure(number) => failure(internal, &number.to_string()),
+            FinishRequest::Response(number) => Outcome::Response(string_value(&number.to_string())),
+            FinishRequest::Failure(number) => failure(Code::Internal, &number.to_string()),
             FinishRequest::RetryableFailure(number) => {
-                retryable_failure(internal, &number.to_string())
+                retryable_failure(Code::Internal, &number.to_string())
             }
             FinishRequest::Release => release(),
         };
@@ -315,7 +312,7 @@ impl RandomClient {
         if let Some(index) = record
             .leases
             .iter()
-            .position(|one| one.token == lease.token)
+            .position(|held| held.token == lease.token)
         {
             if !is_answered {
                 record.leases[index].unconfirmed_finish = Some(finish_request);
@@ -367,7 +364,7 @@ impl RandomClient {
             Ok(operation) => CallResponse::Snapshot(snapshot(&operation)),
             Err(response) => response,
         };
-        // A read without an answer says nothing.
+        // A read without a response constrains nothing.
         if response == CallResponse::Unknown {
             return false;
         }
@@ -377,20 +374,10 @@ impl RandomClient {
         true
     }
 
-    /// A number that nobody had before.
+    /// Returns a number not used by any other call.
     fn unique_number(&self) -> i64 {
         let mut record = self.recorder.record.lock();
         record.last_number += 1;
         record.last_number
     }
-}
-
-/// The reason in a status that came in a message.
-fn error_reason(status: &rpc::Status) -> String {
-    let details = status.details.iter();
-    let mut error_infos = details.filter(|detail| detail.type_url == rpc::ErrorInfo::type_url());
-    let info = error_infos.next().expect("a refusal has a reason");
-    rpc::ErrorInfo::decode(info.value.as_slice())
-        .unwrap()
-        .reason
 }

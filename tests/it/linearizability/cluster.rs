@@ -1,6 +1,5 @@
-//! Three servers of one database, each with its own way there, and what befalls
-//! them: they are killed and stopped, their ways are cut and frozen, and the
-//! database loses its power.
+//! Three server processes over one database, each behind its own proxy, and the faults
+//! injected into them.
 
 use std::{ffi::OsString, sync::Arc, time::Duration};
 
@@ -14,20 +13,23 @@ use tokio::{
 };
 use tonic::transport::Channel;
 
-use super::{events::Nanos, proxy::DatabaseProxy};
+use super::{
+    events::{Nanos, Outage},
+    proxy::DatabaseProxy,
+};
 use crate::support::{
     GrpcClient,
     persistent_server::{PersistentServer, ServerExit, StartOutcome, spawn_with_store},
-    postgres::PostgresServer,
+    postgres::{PostgresServer, new_schema},
     rng::TestRng,
 };
 
 pub(super) const REPLICA_COUNT: usize = 3;
 
-/// Long enough for connections to be closed.
+/// Longer than it takes to close connections.
 const DISCONNECT_DELAY: Duration = Duration::from_millis(100);
 
-/// The servers, their ways and the database.
+/// The servers, their proxies and the database.
 pub(super) struct ServerCluster {
     started_at: Instant,
     config: PostgresConfig,
@@ -35,16 +37,16 @@ pub(super) struct ServerCluster {
     postgres: Arc<Mutex<PostgresServer>>,
     proxies: Vec<DatabaseProxy>,
     processes: Mutex<Vec<Option<PersistentServer>>>,
-    /// Whom clients can ask.
+    /// The processes that clients may call, by server.
     open_processes: Mutex<Vec<Option<ReplicaProcess>>>,
     process_count: Mutex<usize>,
-    /// What befell them, for people.
+    /// Starts and faults, for the failure message.
     event_log: Mutex<Vec<String>>,
-    /// From the begin of the first to the end of the last.
-    outage: Mutex<Option<(Nanos, Nanos)>>,
+    /// From the start of the first fault to the end of the last.
+    outage: Mutex<Option<Outage>>,
 }
 
-/// One process of a server, for its clients.
+/// A server process as seen by clients.
 #[derive(Clone)]
 pub(super) struct ReplicaProcess {
     pub(super) number: usize,
@@ -53,28 +55,28 @@ pub(super) struct ReplicaProcess {
     pub(super) worker_client: OperationWorkerClient<Channel>,
 }
 
-/// What befalls servers and database.
+/// A fault, with the index of its server and its duration.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ClusterFault {
     Kill(usize),
     Pause(usize, Duration),
     Disconnect(usize, Duration),
     Freeze(usize, Duration),
-    /// What is held back is lost in the end.
+    /// Data held back is lost.
     FreezeThenDisconnect(usize, Duration),
     CrashDatabase,
 }
 
-// === impl Fault ===
+// === impl ClusterFault ===
 
 impl ClusterFault {
-    /// Any of those that befall servers.
+    /// Returns a random fault of a server.
     pub(super) fn random(rng: &mut TestRng) -> Self {
         let index = usize::try_from(rng.next_u64() % 3).unwrap_or(0);
         let duration = Duration::from_millis(rng.random_range(100..1200));
         match rng.random_range(0..6) {
             0 | 1 => Self::Kill(index),
-            // Some longer than a lease.
+            // Some last longer than a lease.
             2 => Self::Pause(index, Duration::from_millis(rng.random_range(200..2000))),
             3 => Self::Disconnect(index, duration),
             4 => Self::Freeze(index, duration),
@@ -83,10 +85,10 @@ impl ClusterFault {
     }
 }
 
-// === impl Replicas ===
+// === impl ServerCluster ===
 
 impl ServerCluster {
-    /// Starts them over a schema of their own.
+    /// Starts the servers in a new schema.
     pub(super) async fn start(
         started_at: Instant,
         postgres: &Arc<Mutex<PostgresServer>>,
@@ -96,8 +98,7 @@ impl ServerCluster {
             let postgres = postgres.lock();
             (postgres.url(), postgres.port())
         };
-        let mut config = PostgresConfig::new(url);
-        config.schema = format!("test_{}", uuid::Uuid::new_v4().simple());
+        let config = new_schema(url);
         let mut proxies = Vec::new();
         for _ in 0..REPLICA_COUNT {
             proxies.push(DatabaseProxy::start(port).await);
@@ -120,7 +121,7 @@ impl ServerCluster {
         cluster
     }
 
-    /// The database itself, without a way in between.
+    /// Returns the config of the database without a proxy.
     pub(super) fn config(&self) -> &PostgresConfig {
         &self.config
     }
@@ -129,17 +130,17 @@ impl ServerCluster {
         Nanos::try_from(self.started_at.elapsed().as_nanos()).unwrap_or(Nanos::MAX)
     }
 
-    /// What befell them so far.
+    /// Returns the starts and faults so far.
     pub(super) fn event_log(&self) -> String {
         self.event_log.lock().join("\n")
     }
 
-    /// From the begin of the first fault to the end of the last.
-    pub(super) fn outage(&self) -> Option<(Nanos, Nanos)> {
+    /// Returns the time from the start of the first fault to the end of the last.
+    pub(super) fn outage(&self) -> Option<Outage> {
         *self.outage.lock()
     }
 
-    /// Those that can be asked.
+    /// Returns the processes that clients may call.
     pub(super) fn open_processes(&self) -> Vec<ReplicaProcess> {
         self.open_processes
             .lock()
@@ -149,14 +150,14 @@ impl ServerCluster {
             .collect()
     }
 
-    /// What the database answers to a question.
+    /// Runs a query in which `longrunning.` stands for the schema.
     pub(super) fn query(&self, sql: &str) -> String {
         let sql = sql.replace("longrunning.", &format!("{}.", self.config.schema));
         block_in_place(|| self.postgres.lock().query(&sql))
     }
 
-    /// Starts a server, again and again until it serves: one that cannot reach the
-    /// database gives up.
+    /// Starts a server, and repeats that until it serves: a server that cannot reach the
+    /// database exits.
     async fn start_server(&self, index: usize) {
         let mut store = OsString::from("postgres://test@127.0.0.1:");
         store.push(self.proxies[index].port().to_string());
@@ -180,7 +181,7 @@ impl ServerCluster {
                 *count += 1;
                 *count
             };
-            self.log_event(&format!("server {index} serves as process {number}"));
+            self.log_event(&format!("server {index} is serving as process {number}"));
             self.open_processes.lock()[index] = Some(ReplicaProcess {
                 number,
                 started_at,
@@ -199,7 +200,7 @@ impl ServerCluster {
             .push(format!("{millis:>6} ms  {event}"));
     }
 
-    /// Lets something happen, until it is over.
+    /// Injects a fault and waits until it is over.
     pub(super) async fn inject(&self, fault: ClusterFault) {
         self.log_event(&format!("{fault:?}"));
         let started_at = self.now();
@@ -207,7 +208,7 @@ impl ServerCluster {
             ClusterFault::Kill(index) => {
                 let process = self.processes.lock()[index].take();
                 if let Some(process) = process {
-                    // Clients see it a little later.
+                    // Only now, so that clients call a killed process for a while.
                     assert_no_panic(&process.kill().await);
                     self.open_processes.lock()[index] = None;
                     self.start_server(index).await;
@@ -237,14 +238,16 @@ impl ServerCluster {
             }
             ClusterFault::CrashDatabase => block_in_place(|| {
                 let mut postgres = self.postgres.lock();
-                postgres.stop(true);
+                postgres.crash();
                 postgres.start_process();
             }),
         }
-        self.log_event(&format!("{fault:?} is over"));
+        self.log_event(&format!("{fault:?} has ended"));
         let mut outage = self.outage.lock();
-        let start = outage.map_or(started_at, |(start, _)| start.min(started_at));
-        *outage = Some((start, self.now()));
+        *outage = Some(Outage {
+            start: outage.map_or(started_at, |outage| outage.start.min(started_at)),
+            end: self.now(),
+        });
     }
 
     fn signal(&self, index: usize, name: &str) {
@@ -253,7 +256,7 @@ impl ServerCluster {
         }
     }
 
-    /// Ends all servers.
+    /// Kills all servers.
     pub(super) async fn kill_all(&self) {
         let servers: Vec<PersistentServer> = self
             .processes
@@ -268,7 +271,7 @@ impl ServerCluster {
     }
 }
 
-/// Whatever befell it, nothing in it panicked.
+/// Panics if the log of a process contains a panic.
 fn assert_no_panic(exit: &ServerExit) {
     let mut lines = exit.log.iter();
     assert!(!lines.any(|line| line.contains("panicked")), "{exit:?}");

@@ -1,23 +1,31 @@
-//! What a history is made of: calls, and what they were answered.
+//! The elements of a history: calls with their invocations and responses.
 
 use std::fmt;
 
-/// Nanoseconds since the run began, by the clock of the test.
+/// Nanoseconds since the start of the run, by the clock of the test.
 pub(super) type Nanos = i64;
-/// Operations and leases by number, in the order in which they were met.
+/// Numbers of operations and leases, in the order in which they were observed.
 pub(super) type NameId = usize;
 pub(super) type TokenId = usize;
 
-/// When a call ended that never got an answer.
+/// The return time of a call without a response.
 pub(super) const NEVER_RETURNED: Nanos = i64::MAX / 4;
 
-/// One call, or one of the leases that a call got.
+/// The time during which some server may have been unable to reach the database.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outage {
+    pub(super) start: Nanos,
+    pub(super) end: Nanos,
+}
+
+/// One call, or one of the leases returned by a call.
 #[derive(Clone, Debug)]
 pub(super) struct Call {
     pub(super) invoked_at: Nanos,
     pub(super) returned_at: Nanos,
-    /// The process that was asked, by number, and when it began to serve.
+    /// Number of the called process.
     pub(super) process: usize,
+    /// When that process began to serve.
     pub(super) process_started_at: Nanos,
     pub(super) invocation: Invocation,
     pub(super) response: CallResponse,
@@ -27,21 +35,22 @@ pub(super) struct Call {
 pub(super) enum Invocation {
     Create,
     Lease,
+    /// With the reported number of units, unique per call.
     Heartbeat(NameId, TokenId, Option<i64>),
     Finish(NameId, TokenId, FinishRequest),
     Cancel(NameId),
     Delete(NameId),
-    /// Whether what this process shows may be older than what others have done.
     Get(NameId, ReadMode),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadMode {
     Linearizable,
+    /// From the cache of the process, which may be stale.
     Local,
 }
 
-/// How an attempt ends. Each has a number that nobody else uses.
+/// How an attempt ends, with a number unique per call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FinishRequest {
     Response(i64),
@@ -52,9 +61,8 @@ pub(super) enum FinishRequest {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum CallResponse {
-    /// None came: it may have taken effect at any time since, or never.
+    /// None arrived: the call may take effect at any later time, or never.
     Unknown,
-    /// Made, or found again because the request was made before.
     Created {
         name: NameId,
         already_existed: bool,
@@ -65,19 +73,15 @@ pub(super) enum CallResponse {
         token: TokenId,
         attempt: u32,
     },
-    /// The lease was renewed.
     Renewed(HeartbeatDirective),
     Ok,
     Snapshot(OperationSnapshot),
-    /// NOT_FOUND.
     NotFound,
-    /// LEASE_LOST.
     LeaseLost,
-    /// OPERATION_ALREADY_DONE.
     AlreadyDone,
 }
 
-/// What the holder of a lease is told to do.
+/// The directive to a lease holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HeartbeatDirective {
     Continue,
@@ -116,8 +120,8 @@ impl Call {
         self.response != CallResponse::Unknown
     }
 
-    /// Whether it changes nothing with this answer, whenever that was. That a
-    /// cancellation is granted, for one, does not say so.
+    /// Returns `true` if the response proves that the call changed nothing. A successful
+    /// cancel, for one, does not.
     pub(super) fn is_read_only(&self) -> bool {
         let is_rejected = matches!(
             self.response,
@@ -129,8 +133,7 @@ impl Call {
         is_rejected || matches!(self.invocation, Invocation::Get(..))
     }
 
-    /// Whether anything can come of it that somebody else was told of: a renewal
-    /// after which nobody was heard is none.
+    /// Returns `false` for a heartbeat whose effect no other call observed.
     pub(super) fn is_observable(&self, calls: &[Self]) -> bool {
         let Invocation::Heartbeat(_, token, units) = self.invocation else {
             return true;
@@ -147,7 +150,7 @@ impl Call {
             })
     }
 
-    /// The attempt that its answer shows.
+    /// Returns the attempt in the response.
     pub(super) fn observed_attempt(&self) -> Option<u32> {
         match &self.response {
             CallResponse::Snapshot(OperationSnapshot { attempt, .. })
@@ -156,7 +159,7 @@ impl Call {
         }
     }
 
-    /// The name that it is about, as far as anybody knows.
+    /// Returns the operation concerned, or `None` if it is unknown.
     pub(super) fn name(&self) -> Option<NameId> {
         match (&self.invocation, &self.response) {
             (
@@ -174,7 +177,8 @@ impl Call {
         }
     }
 
-    /// What a process does not show, it asks the database for.
+    /// Returns `true` for a local read. Not for `NotFound`, because a cache miss is read
+    /// through to the database.
     pub(super) fn may_be_stale(&self) -> bool {
         matches!(self.invocation, Invocation::Get(_, ReadMode::Local))
             && self.response != CallResponse::NotFound
@@ -197,10 +201,10 @@ impl fmt::Display for Call {
     }
 }
 
-// === impl Stage ===
+// === impl SnapshotPhase ===
 
 impl SnapshotPhase {
-    /// Whether it is the outcome that has this number.
+    /// Returns `true` for the outcome with a number.
     pub(super) fn is_outcome_of(self, number: i64) -> bool {
         let outcomes = [
             TerminalOutcome::Response(number),
@@ -210,10 +214,11 @@ impl SnapshotPhase {
     }
 }
 
-// === impl End ===
+// === impl FinishRequest ===
 
 impl FinishRequest {
-    /// What becomes of the operation, if no other attempt follows.
+    /// Returns the outcome of the operation if no other attempt follows, or `None` for a
+    /// release.
     pub(super) fn terminal_outcome(self) -> Option<TerminalOutcome> {
         match self {
             Self::Response(number) => Some(TerminalOutcome::Response(number)),

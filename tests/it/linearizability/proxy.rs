@@ -1,4 +1,4 @@
-//! The way from one server to the database, which a test can cut and freeze.
+//! A TCP proxy between one server and the database, which a test can disconnect and freeze.
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -8,7 +8,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-/// Takes connections on a port of its own and passes them on. Ends when dropped.
+/// Forwards connections from a free port to the database. Stops when dropped.
 pub(super) struct DatabaseProxy {
     port: u16,
     mode: watch::Sender<ProxyMode>,
@@ -18,16 +18,16 @@ pub(super) struct DatabaseProxy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ProxyMode {
     Forward,
-    /// Nothing arrives, and nobody is told.
+    /// Holds all data back while connections stay open.
     Frozen,
-    /// Connections are closed, also those that are made.
+    /// Closes open connections and new ones.
     Disconnected,
 }
 
-// === impl Proxy ===
+// === impl DatabaseProxy ===
 
 impl DatabaseProxy {
-    /// The way to a port of this machine.
+    /// Starts a proxy to a local port.
     pub(super) async fn start(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (mode, mode_receiver) = watch::channel(ProxyMode::Forward);
@@ -49,17 +49,17 @@ impl DatabaseProxy {
         self.port
     }
 
-    /// Closes every connection and refuses new ones.
+    /// Closes all connections and every new one.
     pub(super) fn disconnect(&self) {
         self.mode.send_replace(ProxyMode::Disconnected);
     }
 
-    /// Holds back whatever is sent.
+    /// Holds back all data.
     pub(super) fn freeze(&self) {
         self.mode.send_replace(ProxyMode::Frozen);
     }
 
-    /// Lets everything pass, first what was held back.
+    /// Forwards again, held back data first.
     pub(super) fn restore(&self) {
         self.mode.send_replace(ProxyMode::Forward);
     }
@@ -71,7 +71,7 @@ impl Drop for DatabaseProxy {
     }
 }
 
-/// One connection. Both sides see its end, however it comes.
+/// Forwards one connection until either side or the proxy closes it.
 async fn proxy_connection(client: TcpStream, port: u16, mode: watch::Receiver<ProxyMode>) {
     let forward = async {
         let Ok(upstream) = TcpStream::connect(("127.0.0.1", port)).await else {

@@ -1,8 +1,7 @@
-//! A queue that workers at three servers empty, while two of these are killed and
-//! the database loses its power: each operation has exactly one outcome, and it is
-//! the one that was acknowledged.
+//! Workers at three servers drain a queue while two servers are killed and the database
+//! crashes: each operation gets exactly one outcome, the acknowledged one.
 //!
-//! `DRAIN_OPERATIONS` sets how many there are.
+//! `DRAIN_OPERATIONS` sets the number of operations.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -31,9 +30,10 @@ use tonic::Code;
 
 use super::{
     cluster::{ClusterFault, REPLICA_COUNT, ReplicaProcess, ServerCluster},
-    env_number, stored_rows,
+    stored_rows,
 };
 use crate::support::{
+    env_number,
     harness::{finish_request, lease_request, max_attempts, queued_request},
     persistent_server::RpcError,
     postgres::PostgresServer,
@@ -43,20 +43,19 @@ use crate::support::{
 
 const QUEUE: &str = "jobs";
 
-/// Who creates, and who works, at each server.
 const CREATOR_COUNT: usize = 64;
 const WORKERS_PER_SERVER: usize = 3;
 
-/// How many leases a worker takes at once, and how many it ends at once.
+/// Number of operations that a worker leases and finishes concurrently.
 const LEASE_BATCH_SIZE: i32 = 64;
 
-/// How long a call may take until another server is asked.
+/// Timeout of a call, after which another server is called.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What workers know of what they did.
+/// The outcomes reported by workers, by operation name.
 #[derive(Default)]
 struct FinishLog {
-    /// The outcomes that somebody tried to record, by the name of the operation.
+    /// Every outcome that a worker tried to record.
     attempted: HashMap<String, HashSet<String>>,
     acknowledged: BTreeMap<String, String>,
 }
@@ -64,7 +63,7 @@ struct FinishLog {
 struct DrainRun {
     cluster: Arc<ServerCluster>,
     finish_log: Mutex<FinishLog>,
-    /// How many ends were acknowledged.
+    /// Number of acknowledged finishes.
     acknowledged_count: watch::Sender<usize>,
 }
 
@@ -88,7 +87,7 @@ async fn queue_drains_through_server_kills_and_database_crash() {
     let mut workers: JoinSet<()> = (0..REPLICA_COUNT * WORKERS_PER_SERVER)
         .map(|number| run_worker(run.clone(), number))
         .collect();
-    // Each comes when so much is done, whenever that is.
+    // Each fault comes when another quarter of the operations is done.
     for (quarter, fault) in [
         (1, ClusterFault::Kill(0)),
         (2, ClusterFault::CrashDatabase),
@@ -96,20 +95,25 @@ async fn queue_drains_through_server_kills_and_database_crash() {
     ] {
         let mut acknowledged = run.acknowledged_count.subscribe();
         acknowledged
-            .wait_for(|count_so_far| count * quarter / 4 <= *count_so_far)
+            .wait_for(|acknowledged| *acknowledged >= count * quarter / 4)
             .await
             .unwrap();
         cluster.inject(fault).await;
     }
     let unfinished_query = "SELECT count(*) FROM longrunning.operations WHERE NOT is_done";
-    // Ends whose acknowledgement was lost are counted by nobody but the database.
+    // Only the database knows of finishes without a response.
     let all_done = async {
         while cluster.query(unfinished_query) != "0" {
             sleep(Duration::from_millis(200)).await;
         }
     };
     let all_done = timeout(Duration::from_secs(600), all_done).await;
-    all_done.unwrap_or_else(|_| panic!("some are never done\n{}", cluster.event_log()));
+    all_done.unwrap_or_else(|_| {
+        panic!(
+            "expected all operations to be done\n{}",
+            cluster.event_log()
+        )
+    });
     let drain_time = started_at.elapsed();
     workers.abort_all();
     while workers.join_next().await.is_some() {}
@@ -119,7 +123,7 @@ async fn queue_drains_through_server_kills_and_database_crash() {
     assert_eq!(
         rows.len(),
         count,
-        "each is there once\n{}",
+        "expected each operation once\n{}",
         cluster.event_log()
     );
     let mut retried_count = 0;
@@ -131,19 +135,19 @@ async fn queue_drains_through_server_kills_and_database_crash() {
             cluster.event_log()
         );
         let Some(operation::Result::Response(any)) = row.to_proto().result else {
-            panic!("{name} has no response: {row:?}");
+            panic!("expected a response of {name}: {row:?}");
         };
         let outcome = String::decode(any.value.as_slice()).unwrap();
         let attempted = &finish_log.attempted[name];
         assert!(
             attempted.contains(&outcome),
-            "{name}: {outcome} of {attempted:?}"
+            "{name}: expected {outcome} to be one of {attempted:?}"
         );
-        retried_count += usize::from(1 < row.attempt());
+        retried_count += usize::from(row.attempt() > 1);
     }
     for (name, outcome) in &finish_log.acknowledged {
         let Some(operation::Result::Response(any)) = rows[name].to_proto().result else {
-            panic!("{name} has no response");
+            panic!("expected a response of {name}");
         };
         assert_eq!(
             String::decode(any.value.as_slice()).unwrap(),
@@ -152,14 +156,14 @@ async fn queue_drains_through_server_kills_and_database_crash() {
         );
     }
     eprintln!(
-        "{count} operations made in {create_time:.1?}, done after {drain_time:.1?}; {} ends acknowledged, \
-         {retried_count} tried again\n{}",
+        "{count} operations created in {create_time:.1?}, done after {drain_time:.1?}; {} acknowledged, \
+         {retried_count} retried\n{}",
         finish_log.acknowledged.len(),
         cluster.event_log()
     );
 }
 
-/// Any server that can be asked.
+/// Returns a random process, and waits until there is one.
 async fn random_process(cluster: &ServerCluster, rng: &mut TestRng) -> ReplicaProcess {
     loop {
         if let Some(process) = rng.choose(&cluster.open_processes()) {
@@ -196,7 +200,7 @@ async fn create_all(run: &Arc<DrainRun>, count: usize) {
     }
 }
 
-/// A worker, which asks whatever server there is, for ever.
+/// Leases and finishes operations at random servers, forever.
 async fn run_worker(run: Arc<DrainRun>, number: usize) {
     let mut rng = TestRng::new(1000 + number as u64);
     let worker = format!("w{number}");
@@ -224,7 +228,7 @@ async fn run_worker(run: Arc<DrainRun>, number: usize) {
     }
 }
 
-/// Ends an operation, and goes on until it is known how that went.
+/// Finishes an operation, and retries until there is a response.
 async fn finish_until_acknowledged(run: &DrainRun, mut rng: TestRng, lease: Lease, worker: &str) {
     let outcome = format!("{worker} in attempt {}", lease.attempt);
     {
@@ -240,15 +244,15 @@ async fn finish_until_acknowledged(run: &DrainRun, mut rng: TestRng, lease: Leas
             process.worker_client.finish_operation(request),
         )
         .await;
-        match result.map(|ended| ended.map_err(RpcError::from)) {
+        match result.map(|response| response.map_err(RpcError::from)) {
             Ok(Ok(_)) => {
                 let mut finish_log = run.finish_log.lock();
                 let before = finish_log.acknowledged.insert(lease.name.clone(), outcome);
-                assert_eq!(before, None, "{} ended twice", lease.name);
-                run.acknowledged_count.send_modify(|done| *done += 1);
+                assert_eq!(before, None, "expected {} to be finished once", lease.name);
+                run.acknowledged_count.send_modify(|count| *count += 1);
                 return;
             }
-            // Another worker has it, or had it.
+            // Another worker has leased or finished it.
             Ok(Err(RpcError::Rejected(Code::FailedPrecondition, _))) => return,
             Ok(Err(RpcError::Rejected(Code::Unavailable, _) | RpcError::Unknown(_))) | Err(_) => {
                 sleep(Duration::from_millis(rng.random_range(20..200))).await;

@@ -1,4 +1,4 @@
-//! What all clients know, and the record of what they asked and were told.
+//! State shared by all clients, and the history of their calls.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -26,22 +26,23 @@ use super::{
 };
 use crate::support::{decode_metadata, error_reason, harness::max_attempts};
 
-/// The label by which operations are told apart, and the queue of all.
+/// The label that contains the key of an operation.
 pub(super) const KEY_LABEL: &str = "key";
 pub(super) const QUEUE: &str = "jobs";
 
-/// How many ids there are, and how many requests.
 const ID_COUNT: u64 = 4;
 const REQUEST_ID_COUNT: u64 = 3;
 
-/// What is at stake for one id or one request.
+/// The identity for which a separate history is recorded and checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum HistoryKey {
+    /// A client-chosen operation id.
     Id(u64),
+    /// A request id, under names chosen by the server.
     Request(u64),
 }
 
-/// What all clients share.
+/// State shared by all clients.
 pub(super) struct Recorder {
     pub(super) cluster: Arc<ServerCluster>,
     pub(super) read_mode: ReadMode,
@@ -60,24 +61,24 @@ pub(super) struct RecordedHistory {
     pub(super) last_number: i64,
 }
 
-/// A lease that somebody got; others may use it too.
+/// A granted lease. Clients share leases.
 #[derive(Clone, Debug)]
 pub(super) struct ObservedLease {
     pub(super) name: String,
     pub(super) token: TokenId,
     pub(super) lease_token: Vec<u8>,
-    /// How its holder said it ended, when the answer was lost.
+    /// The last finish request without a response.
     pub(super) unconfirmed_finish: Option<FinishRequest>,
 }
 
-/// A call that is under way.
+/// A call in progress.
 pub(super) struct PendingInvocation {
     pub(super) invoked_at: Nanos,
     pub(super) process: usize,
     pub(super) process_started_at: Nanos,
 }
 
-// === impl Key ===
+// === impl HistoryKey ===
 
 impl HistoryKey {
     pub(super) fn all() -> impl Iterator<Item = Self> {
@@ -89,7 +90,7 @@ impl HistoryKey {
         matches!(self, Self::Id(_))
     }
 
-    /// Some lose their work for ever.
+    /// Returns the limit of attempts, or `None` if it is never reached.
     pub(super) fn max_attempts(self) -> Option<u32> {
         match self {
             Self::Id(0) | Self::Request(0) => Some(3),
@@ -131,7 +132,7 @@ impl HistoryKey {
     }
 }
 
-// === impl World ===
+// === impl Recorder ===
 
 impl Recorder {
     pub(super) fn new(
@@ -148,12 +149,12 @@ impl Recorder {
         }
     }
 
-    /// Clients end with what they are about.
+    /// Makes clients stop after their current call.
     pub(super) fn stop_clients(&self) {
         self.is_stopped.send_replace(true);
     }
 
-    /// What was recorded, by what was at stake, in the order of the beginnings.
+    /// Returns the history of each key, in order of invocation.
     pub(super) fn histories(&self) -> Vec<(HistoryKey, Vec<Call>)> {
         let record = self.record.lock();
         let history_of = |key| {
@@ -165,21 +166,21 @@ impl Recorder {
         HistoryKey::all().map(history_of).collect()
     }
 
-    /// All names that there ever were.
+    /// Returns all names observed so far.
     pub(super) fn names(&self) -> Vec<String> {
         self.record.lock().names.keys().cloned().collect()
     }
 
-    /// The name of an operation, of which nobody may have heard.
+    /// Registers the name of an operation that no response may have contained.
     pub(super) fn record_operation(&self, operation: &longrunning::Operation) {
         let key = operation
             .labels()
             .get(KEY_LABEL)
             .and_then(HistoryKey::from_label);
-        self.name_id(key.expect("all have a key"), operation.name());
+        self.name_id(key.expect("expected a key label"), operation.name());
     }
 
-    /// What the database holds in the end, as if somebody had read it.
+    /// Records the final state of the database as a linearizable read.
     pub(super) fn record_final_read(
         &self,
         name: &str,
@@ -233,7 +234,7 @@ impl Recorder {
         self.record.lock().calls.push((key, call));
     }
 
-    /// Notes a name. An id has only one; those of a request are numbered.
+    /// Returns the number of a name, and registers a new one. A client id has only number 0.
     pub(super) fn name_id(&self, key: HistoryKey, name: &str) -> NameId {
         let mut record = self.record.lock();
         if let Some((_, number)) = record.names.get(name) {
@@ -251,7 +252,7 @@ impl Recorder {
     }
 }
 
-/// What an operation shows.
+/// Converts an operation as returned to clients.
 pub(super) fn snapshot(operation: &Operation) -> OperationSnapshot {
     let metadata = decode_metadata(operation);
     let phase = match (&operation.result, metadata.state()) {
@@ -272,7 +273,7 @@ pub(super) fn snapshot(operation: &Operation) -> OperationSnapshot {
             assert_eq!(error_reason(error), "WORKER_LOST");
             SnapshotPhase::Done(TerminalOutcome::WorkerLost)
         }
-        _ => panic!("its result is not that of its state: {operation:?}"),
+        _ => panic!("expected a result that matches the state: {operation:?}"),
     };
     OperationSnapshot {
         phase,

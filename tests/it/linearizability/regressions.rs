@@ -1,4 +1,4 @@
-//! What histories have shown to be wrong, each as small as it can be.
+//! Minimal reproductions of defects found by recorded histories.
 
 use std::time::Duration;
 
@@ -20,12 +20,13 @@ use crate::support::{
 
 async fn write(storage: &PostgresStorage, write: Write) -> Result<(), WriteError> {
     let (sender, receiver) = oneshot::channel();
-    let completion = Completion::new(move |result| sender.send(result).expect("somebody waits"));
+    let completion =
+        Completion::new(move |result| sender.send(result).expect("expected a receiver"));
     storage.write(write, completion);
     receiver.await.unwrap()
 }
 
-// Two ends of an operation that was deleted were both acknowledged.
+// Two servers acknowledged different outcomes of a deleted operation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn second_server_deleting_operation_gets_conflict() {
     let Some(config) = test_config() else { return };
@@ -57,15 +58,14 @@ async fn no_op_cancel_at_lagging_server_returns_not_found() {
     let name = created.operation.name_owned();
     replica_a.operations.cancel(&name).await.unwrap();
     replica_b.wait_until_caught_up().await;
-    replica_b.set_replication_enabled(false);
+    replica_b.pause_replication();
     replica_a.operations.delete(&name).await.unwrap();
-    // It is done, as far as the other server knows, so that nothing is to be done.
+    // For the lagging server the operation is done, so cancel needs no write.
     let cancel_result = replica_b.operations.cancel(&name).await;
     assert_eq!(cancel_result.unwrap_err().reason(), "OPERATION_NOT_FOUND");
 }
 
-// A server whose first question for the time was answered late had leases that were
-// over early, or late, by half of the delay.
+// A delayed response to the first time query shifted lease expiry by half of the delay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn late_time_response_does_not_skew_server_clock() {
     const RESPONSE_DELAY: Duration = Duration::from_secs(2);
@@ -101,7 +101,7 @@ async fn late_time_response_does_not_skew_server_clock() {
                 _ = copy(&mut upstream_read, &mut client_write) => {}
                 _ = query_receiver => {}
             }
-            // The answer takes its time, and only this one.
+            // Delays only the response to the time query.
             sleep(RESPONSE_DELAY).await;
             let _ = copy(&mut upstream_read, &mut client_write).await;
         };

@@ -1,49 +1,44 @@
-//! What one operation may do, as a sequential specification: which answers a call
-//! may get in a state, and what it leads to. Written from BEHAVIOUR §§1 to 5 and
-//! `worker.proto`, without a line of the server's. In which order calls took
-//! effect is found by `checker`.
+//! The sequential specification of one operation: which responses a call may get in a
+//! state, and to which states it leads. Derived from BEHAVIOUR §§1 to 5 and
+//! `worker.proto`, independently of the server's code.
 
 use super::events::{
     Call, CallResponse, FinishRequest, HeartbeatDirective, Invocation, NameId, Nanos,
-    OperationSnapshot, ReadMode, SnapshotPhase, TerminalOutcome, TokenId,
+    OperationSnapshot, Outage, ReadMode, SnapshotPhase, TerminalOutcome, TokenId,
 };
 
-/// What a history is checked against.
+/// The parameters of the specification.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SequentialSpec {
-    /// Created under an id that its creator chose, not by a request id under
-    /// names of the server's.
+    /// Whether the operation has an id chosen by the client, instead of a request id and
+    /// names chosen by the server.
     pub(super) has_client_id: bool,
-    /// How many attempts count before a lost or failed one is the last; none for
-    /// more than anybody makes.
+    /// The limit of attempts, or `None` if it is never reached.
     pub(super) max_attempts: Option<u32>,
-    /// How long leases last.
     pub(super) lease_duration: Nanos,
-    /// By how much two servers may disagree on what time it is.
+    /// Upper bound for the difference of two servers' clocks.
     pub(super) max_clock_skew: Nanos,
-    /// From the first to the last moment at which some server may not have reached the
-    /// database: a lease that ran out meanwhile lasts its full time from then on.
-    pub(super) outage: Option<(Nanos, Nanos)>,
+    /// A lease that expires during the outage gets its full duration afterwards.
+    pub(super) outage: Option<Outage>,
 }
 
-/// What there is at one moment: for an id at most one operation, for a request
-/// one that clients see, and those that were deleted and go on.
+/// The operations at one moment: at most one for a client id; for a request id one visible
+/// operation, and deleted ones that still run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct SpecState {
     operations: Vec<SpecOperation>,
-    /// Every call so far has taken effect before the present, and the present is
-    /// not before this.
+    /// Lower bound of the current time.
     min_time: Nanos,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct SpecOperation {
-    /// None while nobody knows: the answer to its creator was lost.
+    /// `None` if unknown, because the creation had no response.
     name: Option<NameId>,
     is_deleted: bool,
     is_cancel_requested: bool,
     attempt: u32,
-    /// How many attempts count, if they are counted.
+    /// Number of attempts that count towards the limit; 0 without a limit.
     counted_attempts: u32,
     units: i64,
     phase: SpecPhase,
@@ -53,20 +48,20 @@ struct SpecOperation {
 enum SpecPhase {
     Pending,
     Leased {
-        /// None if the answer was lost that had it.
+        /// `None` if the response with the lease was lost.
         token: Option<TokenId>,
-        /// When it was got or renewed, at the earliest and at the latest.
+        /// Bounds of the time of the grant or the last renewal.
         earliest: Nanos,
         latest: Nanos,
     },
     Done(TerminalOutcome),
 }
 
-// === impl Rules ===
+// === impl SequentialSpec ===
 
 impl SequentialSpec {
-    /// Into which states a call may lead that took effect in this one with the
-    /// answer it got; none if it cannot have been.
+    /// Returns the successor states if `call` takes effect in `state` with its response; none
+    /// if that is impossible.
     pub(super) fn apply(&self, state: &SpecState, call: &Call) -> Vec<SpecState> {
         let mut successors = match &call.invocation {
             Invocation::Create => self.create(state, &call.response),
@@ -87,8 +82,8 @@ impl SequentialSpec {
             }
         };
         for successor in &mut successors {
-            // What changes nothing need not move the time on, and a read that may be
-            // late was before its call.
+            // Only a change advances the time. A stale read may take effect before its
+            // invocation.
             if successor != state && !matches!(call.invocation, Invocation::Get(_, ReadMode::Local))
             {
                 successor.min_time = successor.min_time.max(call.invoked_at);
@@ -97,9 +92,8 @@ impl SequentialSpec {
         successors
     }
 
-    /// Into which states nobody's call leads, if everything that is still to take
-    /// effect may do so at `latest`: a lease runs out, or goes back because whoever
-    /// asked for it has left.
+    /// Returns the successor states without a call until `latest`: a lease expires, or an
+    /// unreceived lease is released because its request was abandoned.
     pub(super) fn unprompted_steps(&self, state: &SpecState, latest: Nanos) -> Vec<SpecState> {
         let mut successors = Vec::new();
         for index in 0..state.operations.len() {
@@ -110,8 +104,8 @@ impl SequentialSpec {
                 continue;
             };
             let expires_at = earliest + self.lease_duration - self.max_clock_skew;
-            // Where attempts are not counted, it is all one how a lease that nobody
-            // has comes back.
+            // If attempts are not counted, expiry and release of an unreceived lease are
+            // equivalent.
             if expires_at <= latest && (token.is_some() || self.max_attempts.is_some()) {
                 let mut next = state.clone();
                 next.min_time = next.min_time.max(expires_at);
@@ -157,7 +151,7 @@ impl SequentialSpec {
                     already_existed: false,
                 },
             ) => with_operation(Some(*name)),
-            // The only name that an id gives is number 0.
+            // A client id has only name number 0.
             (false, CallResponse::Unknown) => with_operation(self.has_client_id.then_some(0)),
             (true, CallResponse::AlreadyExists) if self.has_client_id => vec![state.clone()],
             (
@@ -207,7 +201,7 @@ impl SequentialSpec {
             let is_time_irrelevant = token.is_none() && self.max_attempts.is_none();
             operation.phase = SpecPhase::Leased {
                 token,
-                // It was decided after what it builds on was kept.
+                // The lease was granted after the changes before it were durable.
                 earliest: if is_time_irrelevant {
                     0
                 } else {
@@ -220,7 +214,7 @@ impl SequentialSpec {
         successors
     }
 
-    /// What a call does to an operation that is there.
+    /// Returns the successor states of a call that concerns an existing operation.
     fn apply_to(&self, state: SpecState, index: usize, call: &Call) -> Vec<SpecState> {
         let operation = state.operations[index].clone();
         let floor = state.min_time;
@@ -311,11 +305,11 @@ impl SequentialSpec {
         }
     }
 
-    /// Until when a lease may be held that is over by then, if nothing is amiss.
+    /// Returns the latest expiry of a lease that expires at `expires_at` without an outage.
     fn latest_expiry(&self, expires_at: Nanos) -> Nanos {
         match self.outage {
-            Some((start, end)) if start <= expires_at => {
-                expires_at.max(end + self.lease_duration + self.max_clock_skew)
+            Some(outage) if outage.start <= expires_at => {
+                expires_at.max(outage.end + self.lease_duration + self.max_clock_skew)
             }
             _ => expires_at,
         }
@@ -323,10 +317,11 @@ impl SequentialSpec {
 
     fn is_last(&self, operation: &SpecOperation) -> bool {
         self.max_attempts
-            .is_some_and(|attempts| attempts <= operation.counted_attempts)
+            .is_some_and(|max| operation.counted_attempts >= max)
     }
 
-    /// How the holder of a token may be refused, and whether it need not be.
+    /// Returns the rejection that the holder of a token may get, and whether the call may
+    /// succeed.
     fn check_lease(
         &self,
         operation: &SpecOperation,
@@ -351,10 +346,10 @@ impl SequentialSpec {
     }
 }
 
-// === impl State ===
+// === impl SpecState ===
 
 impl SpecState {
-    /// The same at no time, and the time.
+    /// Returns the state with time 0, and its time.
     pub(super) fn without_time(&self) -> (Self, Nanos) {
         let state = Self {
             min_time: 0,
@@ -363,13 +358,13 @@ impl SpecState {
         (state, self.min_time)
     }
 
-    /// The most attempts that any of its operations has had.
+    /// Returns the highest attempt of any operation.
     pub(super) fn max_attempt(&self) -> u32 {
         let attempts = self.operations.iter().map(|operation| operation.attempt);
         attempts.max().unwrap_or(0)
     }
 
-    /// How many attempts the operation of a name has had, if it is there.
+    /// Returns the attempt of an operation, or `None` if it does not exist.
     pub(super) fn attempt_of(&self, name: NameId) -> Option<u32> {
         let mut operations = self.operations.iter();
         Some(
@@ -379,7 +374,7 @@ impl SpecState {
         )
     }
 
-    /// What a look at the operation of a name shows.
+    /// Returns the response to a linearizable read.
     pub(super) fn get_response(&self, name: NameId) -> CallResponse {
         let mut operations = self.operations.iter();
         let visible =
@@ -389,8 +384,8 @@ impl SpecState {
         })
     }
 
-    /// The operation of a name, and none if there is no such. An operation whose
-    /// name nobody knows may be it.
+    /// Returns the possible operations with a name as state and index. An operation with an
+    /// unknown name may be the one; index `None` means that it does not exist.
     fn find_candidates(&self, name: NameId) -> Vec<(Self, Option<usize>)> {
         let mut operations = self.operations.iter();
         if let Some(index) = operations.position(|operation| operation.name == Some(name)) {
@@ -412,7 +407,7 @@ impl SpecState {
         self.without_deleted_done()
     }
 
-    /// What is deleted and done is forgotten.
+    /// Removes deleted operations that are done.
     fn without_deleted_done(mut self) -> Self {
         self.operations.retain(|operation| {
             !operation.is_deleted || !matches!(operation.phase, SpecPhase::Done(_))
@@ -421,7 +416,7 @@ impl SpecState {
     }
 }
 
-// === impl Operation ===
+// === impl SpecOperation ===
 
 impl SpecOperation {
     fn snapshot(&self) -> OperationSnapshot {
@@ -448,8 +443,8 @@ impl SpecOperation {
         }
     }
 
-    /// An attempt ended without a result: another one follows, unless this was the
-    /// last, or somebody has cancelled it.
+    /// Ends an attempt without a result: as cancelled if requested, else with `last_outcome`,
+    /// else with another attempt.
     fn requeue(&mut self, last_outcome: Option<TerminalOutcome>) {
         let cancelled = self
             .is_cancel_requested

@@ -1,7 +1,11 @@
-//! The whole behaviour again, over each store that keeps more than memory does:
-//! what clients see must not depend on where operations are kept.
+//! Runs the whole test suite over every durable storage backend: what clients see
+//! must not depend on the backend.
+//!
+//! Each test here starts this test binary again as a child process. Environment
+//! variables select the backend there, and `--skip` patterns leave out the tests
+//! that cannot run over it. Every pattern must match a test.
 
-use std::process::Command;
+use std::process::{Command, Output};
 
 #[cfg(feature = "sqlite")]
 use crate::support::backend::SQLITE_DIRECTORY_ENV;
@@ -11,9 +15,9 @@ use crate::support::{
     postgres::PostgresServer,
 };
 
-/// Tests that run elsewhere only.
+/// Patterns of tests that run over no other backend.
 const ALWAYS_SKIPPED_TESTS: &[&str] = &[
-    // They say themselves what keeps the operations.
+    // They choose their storage themselves.
     "storage::backend_matrix::",
     "storage::durability::",
     "cluster::postgres::",
@@ -24,19 +28,19 @@ const ALWAYS_SKIPPED_TESTS: &[&str] = &[
     "cluster::postgres_tls::",
     "storage::restart::",
     "cluster::replicas::",
-    // The flags of a program say it.
+    // The flags of a child process choose the storage.
     "cli::client_commands::",
     "storage::disk_faults::",
     "storage::sqlite_files::",
     "linearizability::",
     "crash::",
     "cli::serve::",
-    // They look at who moves in a turn of the scheduler, and an fsync takes more.
+    // They count turns of the scheduler, and a durable write takes more of them.
     "worker::long_polls::waiting_polls_get_one_operation_each_in_fifo_order",
     "worker::long_polls::poll_of_several_queues_passes_on_unused_permit",
-    // They are about clocks, not about stores.
+    // They depend on clocks, not on storage.
     "grpc::wait_limits::",
-    // They make so many changes that the fsyncs would take minutes.
+    // They make so many changes that durable writes would take minutes.
     "client::queue_drain::",
     "grpc::list_pages::wildcard_list_finds_few_matches_among_45000_operations",
     "library::races::",
@@ -44,10 +48,10 @@ const ALWAYS_SKIPPED_TESTS: &[&str] = &[
     "worker::message_sizes::lease_cost_does_not_depend_on_queue_length",
 ];
 
-/// Tests of thousands of changes one after another, each of which is a round trip
-/// to the database.
+/// Patterns of tests that make thousands of sequential changes, each of which is a
+/// round trip to the database.
 #[cfg(feature = "postgres")]
-const WRITE_HEAVY_TESTS: [&str; 8] = [
+const WRITE_HEAVY_TESTS: &[&str] = &[
     "library::create::created_operation_is_readable_by_other_tasks_when_create_returns",
     "grpc::list_filter::filtered_pages_are_complete_ordered_and_bound_to_filter",
     "library::handlers::handler_lease_is_renewed_while_handler_runs",
@@ -58,10 +62,10 @@ const WRITE_HEAVY_TESTS: [&str; 8] = [
     "worker::long_polls::dropped_polls_lose_neither_operations_nor_permits",
 ];
 
-/// Tests that look at one server from inside, where three are not one.
+/// Patterns of tests that depend on the internal state of a single server.
 #[cfg(feature = "postgres")]
-const SINGLE_SERVER_TESTS: [&str; 18] = [
-    // They count who waits at a server, or how a server ends.
+const SINGLE_SERVER_TESTS: &[&str] = &[
+    // They count the waiters of a server, or shut it down.
     "regressions::execution::wait_without_timeout_is_capped_and_disconnect_frees_its_waiter",
     "library::metrics::",
     "grpc::get::get_returns_immediately_during_1000_open_waits",
@@ -74,16 +78,15 @@ const SINGLE_SERVER_TESTS: [&str; 18] = [
     "grpc::watch::disconnected_watch_frees_its_waiter",
     "worker::limits::",
     "worker::long_polls::",
-    // What is pushed comes from the server that the worker is connected to.
+    // Directives are pushed by the server to which the worker is connected.
     "worker::directives::",
-    // Each server takes its own moment to see that a time has come.
+    // Each server runs its own timers.
     "worker::lease::batch_is_ordered_by_priority_then_age_across_its_queues",
     "worker::lease::lease_operations_honours_not_before",
-    // They look into one server without a call.
+    "model::",
+    // They read the cache of one server.
     "regressions::operation_shape::delete_hides_running_operation_without_cancelling_it",
     "worker::heartbeat::heartbeat_without_report_changes_no_client_visible_bytes",
-    // Each server takes its own time to see that something is due.
-    "model::",
 ];
 
 #[cfg(feature = "sqlite")]
@@ -95,7 +98,10 @@ fn test_suite_passes_over_sqlite() {
         &[],
     );
     let files = std::fs::read_dir(directory.path()).unwrap().count();
-    assert!(100 < files, "only {files} files: the tests ran over memory");
+    assert!(
+        files > 100,
+        "expected tests to use SQLite, found {files} files"
+    );
 }
 
 #[cfg(feature = "postgres")]
@@ -104,12 +110,12 @@ fn test_suite_passes_over_postgres() {
     let Some(postgres) = PostgresServer::start(&["fsync=off"]) else {
         return;
     };
-    run_test_suite(&[(POSTGRES_URL_ENV, &postgres.url())], &WRITE_HEAVY_TESTS);
+    run_test_suite(&[(POSTGRES_URL_ENV, &postgres.url())], WRITE_HEAVY_TESTS);
     let schema_count_query = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'test_%'";
     let schemas: usize = postgres.query(schema_count_query).parse().unwrap();
     assert!(
-        100 < schemas,
-        "only {schemas} schemas: the tests ran over memory"
+        schemas > 100,
+        "expected tests to use PostgreSQL, found {schemas} schemas"
     );
 }
 
@@ -119,19 +125,43 @@ fn test_suite_passes_over_three_postgres_replicas() {
     let Some(postgres) = PostgresServer::start(&["fsync=off"]) else {
         return;
     };
-    let skipped = [WRITE_HEAVY_TESTS.as_slice(), &SINGLE_SERVER_TESTS].concat();
+    let skipped = [WRITE_HEAVY_TESTS, SINGLE_SERVER_TESTS].concat();
     run_test_suite(
         &[(POSTGRES_URL_ENV, &postgres.url()), (REPLICAS_ENV, "3")],
         &skipped,
     );
-    // Each server has five connections, and some tests look into one server only.
+    // Each server has five connections; some tests start one server only.
     let session_count_query = "SELECT sessions / count(nspname) FROM pg_stat_database, pg_namespace
                  WHERE datname = current_database() AND nspname LIKE 'test_%' GROUP BY sessions";
     let sessions: usize = postgres.query(session_count_query).parse().unwrap();
-    assert!(7 <= sessions, "only {sessions} connections for each schema");
+    assert!(
+        sessions >= 7,
+        "expected several servers per schema, found {sessions} connections"
+    );
 }
 
-/// Runs the tests again, with this in the environment, but for these.
+// The test names of other features do not exist in a partial build.
+#[cfg(feature = "cli")]
+#[test]
+fn every_skip_pattern_matches_a_test() {
+    let listing = run_tests(Command::new(std::env::current_exe().unwrap()).arg("--list"));
+    let listing = String::from_utf8(listing.stdout).unwrap();
+    let names: Vec<&str> = listing
+        .lines()
+        .filter_map(|line| line.strip_suffix(": test"))
+        .collect();
+    let patterns = [ALWAYS_SKIPPED_TESTS, WRITE_HEAVY_TESTS, SINGLE_SERVER_TESTS];
+    for pattern in patterns.concat() {
+        let is_known = names.iter().any(|name| name.contains(pattern));
+        assert!(
+            is_known,
+            "expected the skip pattern {pattern} to match a test"
+        );
+    }
+}
+
+/// Runs the test binary with additional environment variables, without the tests
+/// that match `skipped` or [`ALWAYS_SKIPPED_TESTS`].
 fn run_test_suite(environment: &[(&str, &str)], skipped: &[&str]) {
     let mut tests = Command::new(std::env::current_exe().unwrap());
     tests
@@ -141,6 +171,11 @@ fn run_test_suite(environment: &[(&str, &str)], skipped: &[&str]) {
     for name in ALWAYS_SKIPPED_TESTS.iter().chain(skipped) {
         tests.arg("--skip").arg(name);
     }
+    run_tests(&mut tests);
+}
+
+/// Runs the test binary and panics if it fails.
+fn run_tests(tests: &mut Command) -> Output {
     let output = tests.output().unwrap();
     assert!(
         output.status.success(),
@@ -148,4 +183,5 @@ fn run_test_suite(environment: &[(&str, &str)], skipped: &[&str]) {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
+    output
 }

@@ -1,5 +1,4 @@
-//! What a store does by itself: it keeps its clock, forgets what nobody asks
-//! for any more, and loses nothing on the way.
+//! Timers, retention and races of the store, over the real clock or paused time.
 
 use std::{
     collections::HashSet,
@@ -9,7 +8,7 @@ use std::{
 
 use longrunning::{
     Any, Context, Failure, Limits, NewOperation, OperationName, Operations, QueueName, RetryPolicy,
-    State, WorkerId,
+    State, WorkerId, proto::google::rpc::Code,
 };
 use tokio::{
     task::JoinSet,
@@ -20,7 +19,7 @@ use crate::support::{create_leased, error_reason, expect_error, expect_response,
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
-/// So long a step may take before the test has failed.
+/// Longer than any step takes.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
 async fn start() -> Operations {
@@ -34,7 +33,10 @@ async fn create(operations: &Operations, new: NewOperation) -> OperationName {
 async fn lease_next(operations: &Operations) -> OperationName {
     let (queue, worker) = (QueueName::parse("q").unwrap(), WorkerId::new("w"));
     let leased = tokio::time::timeout(STEP_TIMEOUT, operations.lease(&queue, &worker)).await;
-    leased.expect("a worker gets it").unwrap().name_owned()
+    leased
+        .expect("expected a leasable operation")
+        .unwrap()
+        .name_owned()
 }
 
 // AIP-155
@@ -64,12 +66,15 @@ async fn create_racing_delete_never_creates_third_operation() {
         let retried = operations.create(new()).await.unwrap();
         if raced.already_existed {
             assert_eq!(raced.operation.name_owned(), first);
-            assert!(!retried.already_existed, "the deleted one is gone");
+            assert!(
+                !retried.already_existed,
+                "expected the deleted operation to be gone"
+            );
         } else {
             recreated += 1;
             assert!(
                 retried.already_existed,
-                "round {round} made a third operation"
+                "expected no third operation in round {round}"
             );
             assert_eq!(retried.operation.name(), raced.operation.name());
         }
@@ -81,7 +86,10 @@ async fn create_racing_delete_never_creates_third_operation() {
             .await
             .unwrap();
     }
-    assert!(0 < recreated, "the deletion was never first");
+    assert!(
+        recreated > 0,
+        "expected a deletion to win the race at least once"
+    );
 }
 
 #[tokio::test]
@@ -94,10 +102,7 @@ async fn retry_policy_with_excessive_backoff_is_rejected() {
                 .with_max_backoff(backoff);
             let new = NewOperation::queued("q").retry_policy(retry);
             let error = operations.create(new).await.unwrap_err();
-            assert_eq!(
-                error.code(),
-                longrunning::proto::google::rpc::Code::InvalidArgument
-            );
+            assert_eq!(error.code(), Code::InvalidArgument);
         }
     }
 }
@@ -152,7 +157,7 @@ async fn deleted_pending_operation_is_removed_after_retention() {
         .await
         .unwrap();
     let new = || NewOperation::queued("q").retention(60 * SECOND);
-    // Deleted late, it stays as long.
+    // The retention counts from the deletion.
     let name = create(&operations, new()).await;
     sleep(DAY).await;
     operations.delete(&name).await.unwrap();
@@ -175,7 +180,7 @@ async fn deleted_operation_can_be_leased_until_retention_ends() {
     let leased = operations.lease(&queue, &worker).await.unwrap();
     assert_eq!(leased.name_owned(), name);
     assert!(!leased.cancel_requested());
-    // Whoever works on it may take longer than that.
+    // A leased operation may outlive its retention.
     let token = leased.lease().unwrap().token;
     for _ in 0..10 {
         sleep(20 * SECOND).await;
@@ -194,7 +199,7 @@ async fn operation_deleted_at_its_not_before_time_is_still_leased() {
     const OPERATION_COUNT: usize = 1000;
     let operations = start().await;
     for round in 0..6 {
-        // Long enough to create them all, and all at one time.
+        // Late enough to create all of them before, and the same for all.
         let not_before = SystemTime::now() + Duration::from_millis(400);
         let mut names = Vec::new();
         for _ in 0..OPERATION_COUNT {
@@ -245,9 +250,9 @@ async fn awaited_total_timeout_fires_at_most_100_ms_late() {
         let error = expect_error(&done.to_proto());
         assert_eq!(
             (error.code, error_reason(&error).as_str()),
-            (4, "TOTAL_TIMEOUT")
+            (Code::DeadlineExceeded as i32, "TOTAL_TIMEOUT")
         );
-        assert!(timeout <= elapsed, "{elapsed:?}");
+        assert!(elapsed >= timeout, "{elapsed:?}");
         assert!(
             elapsed <= timeout + Duration::from_millis(100),
             "{elapsed:?}"
@@ -267,7 +272,9 @@ async fn done_operation_expires_never_early_and_at_most_18_min_late() {
             .await
             .unwrap();
         sleep(retention - SECOND).await;
-        operations.get_cached(&name).expect("its time is not over");
+        operations
+            .get_cached(&name)
+            .expect("expected the operation to exist until its retention ends");
         sleep(SECOND + Duration::from_secs(1_100)).await;
         assert!(operations.get_cached(&name).is_err(), "{retention:?}");
     }

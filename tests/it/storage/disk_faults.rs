@@ -1,9 +1,10 @@
-//! The program over a SQLite file on a disk that fails at each call that it makes,
-//! or whose machine loses its power there: what was acknowledged is kept, what
-//! was refused is not shown, reads go on, and the trouble ends with its cause.
+//! Disk faults and power losses at any system call of a server over SQLite:
+//! acknowledged changes are durable, rejected changes have no effect, reads keep
+//! working, and the server recovers when the fault ends.
 //!
-//! A few points are tried; all of them with `EVERY_FAULT=1`, and those alone whose
-//! text has `FAULT` in it, as `FAULT='Sync, at: 33'`.
+//! By default a sample of all fault points is run. `EVERY_FAULT=1` runs all of them;
+//! `FAULT` selects those whose debug text contains it, for example
+//! `FAULT='Sync, call_number: 33'`.
 
 mod backup;
 mod fault_run;
@@ -19,14 +20,14 @@ use steps::RunStep;
 use crate::support::{
     expected_state::ExpectedState,
     faulty_disk::{DiskFault, FaultPoint, FaultRecovery, FaultyDisk, SyscallClass},
-    persistent_server::start,
+    persistent_server::{check_integrity, start},
     rng::TestRng,
 };
 
-/// So many stories are told at once; they wait most of the time.
+/// Runs wait most of the time, so several share the processor.
 const MAX_CONCURRENT_RUNS: usize = 4;
 
-/// Each kind of change, around a restart of each kind.
+/// Every kind of change, with both kinds of restart in between.
 const CHANGE_STEPS: [RunStep; 24] = [
     RunStep::CreateSelfExecuted("a"),
     RunStep::CreateQueued("b", 5000),
@@ -54,7 +55,7 @@ const CHANGE_STEPS: [RunStep; 24] = [
     RunStep::Delete("b"),
 ];
 
-/// So much that the log is moved into the file, and begins anew.
+/// Enough data to cause a WAL checkpoint and to restart the WAL.
 const CHECKPOINT_STEPS: [RunStep; 12] = [
     RunStep::CreateSelfExecuted("a"),
     RunStep::CreateQueued("b", 2_500_000),
@@ -70,128 +71,55 @@ const CHECKPOINT_STEPS: [RunStep; 12] = [
     RunStep::Succeed("a", 100),
 ];
 
-/// Which calls fail how. A disk that is full has room for what is there.
-const FAULT_CASES: [(SyscallClass, DiskFault, FaultRecovery); 25] = [
-    (SyscallClass::Open, DiskFault::IoError, FaultRecovery::Once),
-    (
-        SyscallClass::Open,
-        DiskFault::IoError,
-        FaultRecovery::OnRejectedWrite,
-    ),
-    (
-        SyscallClass::Open,
-        DiskFault::PowerLoss,
-        FaultRecovery::Once,
-    ),
-    (SyscallClass::Read, DiskFault::IoError, FaultRecovery::Once),
-    (
-        SyscallClass::Read,
-        DiskFault::IoError,
-        FaultRecovery::OnRejectedWrite,
-    ),
-    (SyscallClass::Write, DiskFault::IoError, FaultRecovery::Once),
-    (
-        SyscallClass::Write,
-        DiskFault::IoError,
-        FaultRecovery::OnRejectedWrite,
-    ),
-    (
-        SyscallClass::Write,
-        DiskFault::IoError,
-        FaultRecovery::OnKill,
-    ),
-    (SyscallClass::Write, DiskFault::NoSpace, FaultRecovery::Once),
-    (
-        SyscallClass::Write,
-        DiskFault::NoSpace,
-        FaultRecovery::OnRejectedWrite,
-    ),
-    (
-        SyscallClass::Write,
-        DiskFault::NoSpace,
-        FaultRecovery::OnKill,
-    ),
-    (
-        SyscallClass::Write,
-        DiskFault::NoSpace,
-        FaultRecovery::OnShutdown,
-    ),
-    (
-        SyscallClass::Write,
-        DiskFault::ShortWrite,
-        FaultRecovery::Once,
-    ),
-    (
-        SyscallClass::Write,
-        DiskFault::PowerLoss,
-        FaultRecovery::Once,
-    ),
-    (SyscallClass::Sync, DiskFault::IoError, FaultRecovery::Once),
-    (
-        SyscallClass::Sync,
-        DiskFault::IoError,
-        FaultRecovery::OnRejectedWrite,
-    ),
-    (
-        SyscallClass::Sync,
-        DiskFault::IoError,
-        FaultRecovery::OnKill,
-    ),
-    (
-        SyscallClass::Sync,
-        DiskFault::IoError,
-        FaultRecovery::OnShutdown,
-    ),
-    (
-        SyscallClass::Sync,
-        DiskFault::PowerLoss,
-        FaultRecovery::Once,
-    ),
-    (
-        SyscallClass::Truncate,
-        DiskFault::IoError,
-        FaultRecovery::Once,
-    ),
-    (
-        SyscallClass::Truncate,
-        DiskFault::PowerLoss,
-        FaultRecovery::Once,
-    ),
-    (
-        SyscallClass::Unlink,
-        DiskFault::IoError,
-        FaultRecovery::Once,
-    ),
-    (
-        SyscallClass::SyncDirectory,
-        DiskFault::IoError,
-        FaultRecovery::Once,
-    ),
-    (
-        SyscallClass::SyncDirectory,
-        DiskFault::IoError,
-        FaultRecovery::OnRejectedWrite,
-    ),
-    (
-        SyscallClass::SyncDirectory,
-        DiskFault::PowerLoss,
-        FaultRecovery::Once,
-    ),
-];
+/// Faults to inject. Overwriting succeeds on a full disk.
+const FAULT_CASES: [(SyscallClass, DiskFault, FaultRecovery); 25] = {
+    use {DiskFault as Fault, FaultRecovery as Recovery, SyscallClass as Class};
+    [
+        (Class::Open, Fault::IoError, Recovery::Once),
+        (Class::Open, Fault::IoError, Recovery::OnRejectedWrite),
+        (Class::Open, Fault::PowerLoss, Recovery::Once),
+        (Class::Read, Fault::IoError, Recovery::Once),
+        (Class::Read, Fault::IoError, Recovery::OnRejectedWrite),
+        (Class::Write, Fault::IoError, Recovery::Once),
+        (Class::Write, Fault::IoError, Recovery::OnRejectedWrite),
+        (Class::Write, Fault::IoError, Recovery::OnKill),
+        (Class::Write, Fault::NoSpace, Recovery::Once),
+        (Class::Write, Fault::NoSpace, Recovery::OnRejectedWrite),
+        (Class::Write, Fault::NoSpace, Recovery::OnKill),
+        (Class::Write, Fault::NoSpace, Recovery::OnShutdown),
+        (Class::Write, Fault::ShortWrite, Recovery::Once),
+        (Class::Write, Fault::PowerLoss, Recovery::Once),
+        (Class::Sync, Fault::IoError, Recovery::Once),
+        (Class::Sync, Fault::IoError, Recovery::OnRejectedWrite),
+        (Class::Sync, Fault::IoError, Recovery::OnKill),
+        (Class::Sync, Fault::IoError, Recovery::OnShutdown),
+        (Class::Sync, Fault::PowerLoss, Recovery::Once),
+        (Class::Truncate, Fault::IoError, Recovery::Once),
+        (Class::Truncate, Fault::PowerLoss, Recovery::Once),
+        (Class::Unlink, Fault::IoError, Recovery::Once),
+        (Class::SyncDirectory, Fault::IoError, Recovery::Once),
+        (
+            Class::SyncDirectory,
+            Fault::IoError,
+            Recovery::OnRejectedWrite,
+        ),
+        (Class::SyncDirectory, Fault::PowerLoss, Recovery::Once),
+    ]
+};
 
-// BEHAVIOUR §§5, 9: acknowledged means durable, refused means unchanged.
+// BEHAVIOUR §§5, 9: acknowledged means durable, rejected means unchanged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_changes_survive_any_disk_fault() {
     run_all_faults("changes", &CHANGE_STEPS, 2, u64::MAX).await;
 }
 
-// The same while the write-ahead log is moved into the file.
+// BEHAVIOUR §§5, 9
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_changes_survive_disk_faults_during_checkpoint() {
-    run_all_faults("much", &CHECKPOINT_STEPS, 1, 40).await;
+    run_all_faults("checkpoint", &CHECKPOINT_STEPS, 1, 40).await;
 }
 
-// What would be the use of these tests if they noticed no loss?
+// Guards the tests above: they must detect a loss.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn checker_notices_loss_on_disk_with_ineffective_fsync() {
     let Some(disk) = FaultyDisk::new() else {
@@ -204,21 +132,23 @@ async fn checker_notices_loss_on_disk_with_ineffective_fsync() {
         recovery: FaultRecovery::OnRejectedWrite,
     };
     let mut run = FaultRun::new(disk, Some(point));
-    run.run(&CHANGE_STEPS).await.expect("nothing is cut");
+    run.run(&CHANGE_STEPS)
+        .await
+        .expect("expected no power loss");
     let copy = run.disk.copy_durable();
     let file = copy.path().join("operations.db");
     let checked = tokio::spawn(async move { check_copy(&file, run.expected).await });
     assert!(checked.await.unwrap_err().is_panic());
 }
 
-/// Tells a story without a fault, and then with `few` of each kind, or with as
-/// many as there are up to `most`.
+/// Runs `steps` without a fault, then once per fault point: `sample_count` points of each
+/// case, or up to `max_count` if all are requested.
 async fn run_all_faults(title: &str, steps: &'static [RunStep], sample_count: u64, max_count: u64) {
     let Some(disk) = FaultyDisk::new() else {
         return;
     };
     let mut baseline = FaultRun::new(disk, None);
-    baseline.run(steps).await.expect("nothing is cut");
+    baseline.run(steps).await.expect("expected no power loss");
     assert_eq!((baseline.rejected_calls, baseline.failed_starts), (0, 0));
     let calls = SyscallClass::ALL.map(|class| (class, baseline.disk.call_count(class)));
     eprintln!("{title}: {calls:?}");
@@ -226,7 +156,7 @@ async fn run_all_faults(title: &str, steps: &'static [RunStep], sample_count: u6
 
     let is_exhaustive = std::env::var("EVERY_FAULT").is_ok_and(|every| every == "1");
     let mut points = Vec::new();
-    for (class, fault, course) in FAULT_CASES {
+    for (class, fault, recovery) in FAULT_CASES {
         let (_, calls) = calls[class as usize];
         let point_count = calls.min(if is_exhaustive {
             max_count
@@ -235,10 +165,10 @@ async fn run_all_faults(title: &str, steps: &'static [RunStep], sample_count: u6
         });
         points.extend((1..=point_count).map(|nth| FaultPoint {
             class,
-            // In the middle of as many even parts.
+            // The middle of each of `point_count` equal parts.
             call_number: (calls * (2 * nth - 1)).div_ceil(2 * point_count),
             fault,
-            recovery: course,
+            recovery,
         }));
     }
     if let Ok(pattern) = std::env::var("FAULT") {
@@ -264,17 +194,20 @@ async fn run_all_faults(title: &str, steps: &'static [RunStep], sample_count: u6
 }
 
 async fn run_with_fault(steps: &[RunStep], point: FaultPoint) {
-    let mut run = FaultRun::new(FaultyDisk::new().expect("there was one"), Some(point));
+    let mut run = FaultRun::new(
+        FaultyDisk::new().expect("expected a supported disk"),
+        Some(point),
+    );
     let result = run.run(steps).await;
     if let Err(PowerLoss(message)) = result {
         assert_eq!(
             point.fault,
             DiskFault::PowerLoss,
-            "{point:?}: it died: {message}"
+            "{point:?}: unexpected power loss: {message}"
         );
     }
     eprintln!(
-        "{point:?}: {} calls failed, {} changes and {} starts were refused",
+        "{point:?}: {} system calls failed, {} changes were rejected, {} starts failed",
         run.disk.failed_call_count(),
         run.rejected_calls,
         run.failed_starts
@@ -282,15 +215,18 @@ async fn run_with_fault(steps: &[RunStep], point: FaultPoint) {
     check_copies(&run, Some(point)).await;
 }
 
-/// After its end: what a server finds that is started over the file, and over
-/// what a loss of power would have left of it.
+/// Checks the database after a run as the next server finds it: after a kill, and after
+/// two kinds of power loss.
 async fn check_copies(run: &FaultRun, point: Option<FaultPoint>) {
     let mut rng = TestRng::new(point.map_or(0, |point| point.call_number));
     let is_power_loss = point.is_some_and(|point| point.fault == DiskFault::PowerLoss);
     let copies = [
         ("killed", (!is_power_loss).then(|| run.disk.copy_cached())),
-        ("without power", Some(run.disk.copy_durable())),
-        ("without power, torn", Some(run.disk.copy_torn(&mut rng))),
+        ("power loss", Some(run.disk.copy_durable())),
+        (
+            "power loss with torn writes",
+            Some(run.disk.copy_torn(&mut rng)),
+        ),
     ];
     for (title, copy) in copies {
         let Some(copy) = copy else { continue };
@@ -305,9 +241,5 @@ async fn check_copy(file: &Path, mut expected: ExpectedState) {
     let operations = list_operations(&server).await.unwrap();
     expected.reconcile(&operations);
     server.kill().await;
-    let connection = rusqlite::Connection::open(file).unwrap();
-    let result: String = connection
-        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
-        .unwrap();
-    assert_eq!(result, "ok");
+    check_integrity(file);
 }

@@ -1,5 +1,5 @@
-//! Nothing is shown before the journal has kept it, and what has begun goes to
-//! its end. What a restart makes of it is in `recovery`.
+//! A change becomes visible only after it is durable, and a write that was started
+//! completes even if its caller is dropped.
 
 use longrunning::{
     Error, NewOperation, Operations, QueueName, Report, State, WorkerId, proto::google::rpc::Code,
@@ -114,7 +114,7 @@ async fn failed_write_is_rejected_and_changes_nothing() {
     assert_eq!(after, before);
     assert_eq!(storage.write_log(), log);
 
-    // And afterwards everything goes on: no place is lost, no id is taken.
+    // Failed writes leak neither queue positions nor ids.
     storage.set_write_mode(WriteMode::Succeed);
     let leased = operations
         .lease(&queue(), &WorkerId::new("w"))
@@ -179,7 +179,7 @@ async fn writes_of_one_operation_are_serialized() {
     assert_eq!(
         storage.started_writes(),
         2,
-        "the second append waits for the first"
+        "expected the second write to wait for the first"
     );
     storage.set_write_mode(WriteMode::Succeed);
     for report in reports {
@@ -206,13 +206,13 @@ async fn deleted_operation_is_removed_from_storage_once_done() {
     operations.delete(&name).await.unwrap();
     assert_eq!(
         storage.write_log().last().unwrap(),
-        &format!("forget {name}")
+        &format!("delete {name}")
     );
     let (name, token) = create_running(&operations).await;
     operations.delete(&name).await.unwrap();
     assert!(
         storage.write_log().last().unwrap().starts_with("put"),
-        "it still runs"
+        "expected a running operation to stay in storage"
     );
     operations
         .succeed(&name, token, string_value("unseen"))
@@ -220,11 +220,11 @@ async fn deleted_operation_is_removed_from_storage_once_done() {
         .unwrap();
     assert_eq!(
         storage.write_log().last().unwrap(),
-        &format!("forget {name}")
+        &format!("delete {name}")
     );
 }
 
-// BEHAVIOUR §5: who asks for a lease and leaves before the answer has no lease.
+// BEHAVIOUR §5: a lease request that is dropped before its response leaves no lease.
 #[tokio::test]
 async fn abandoned_lease_request_returns_operation_to_queue() {
     let storage = TestStorage::new();
@@ -237,11 +237,13 @@ async fn abandoned_lease_request_returns_operation_to_queue() {
     storage.wait_for_started_writes(2).await;
     drop(lease);
     storage.set_write_mode(WriteMode::Succeed);
-    // Somebody else gets it now, and not after the lease of a worker that is gone.
+    // Another worker gets it at once, not after the lease of the first has expired.
     let other_worker = WorkerId::new("here");
     let leased = operations.lease(&queue, &other_worker);
     let leased = tokio::time::timeout(std::time::Duration::from_secs(60), leased).await;
-    let leased = leased.expect("the operation is free").unwrap();
+    let leased = leased
+        .expect("expected the operation to be leasable")
+        .unwrap();
     assert_eq!(leased.name_owned(), name);
     assert_eq!(leased.lease().unwrap().holder, other_worker);
 }
@@ -274,7 +276,7 @@ async fn unreadable_storage_prevents_server_start() {
     assert!(error.to_string().contains("damaged"));
 }
 
-// BEHAVIOUR §5: a short trouble of the store costs a handler nothing.
+// BEHAVIOUR §5: a short storage failure does not affect a handler.
 #[tokio::test(start_paused = true)]
 async fn report_that_failed_to_write_is_retried_with_next_renewal() {
     let storage = TestStorage::new();
@@ -300,14 +302,16 @@ async fn report_that_failed_to_write_is_retried_with_next_renewal() {
     assert!(operations.get_cached(&name).unwrap().checkpoint().is_none());
     storage.set_write_mode(WriteMode::Succeed);
     tokio::time::sleep(std::time::Duration::from_secs(20)).await;
-    let checkpoint = operations.get_cached(&name).unwrap();
+    let operation = operations.get_cached(&name).unwrap();
     assert_eq!(
-        checkpoint.checkpoint().map(|kept| kept.any().clone()),
+        operation
+            .checkpoint()
+            .map(|checkpoint| checkpoint.any().clone()),
         Some(string_value("row 7"))
     );
 }
 
-// BEHAVIOUR §5: an outcome waits for the store, as long as the lease lasts.
+// BEHAVIOUR §5: an outcome is retried for as long as the lease lasts.
 #[tokio::test(start_paused = true)]
 async fn outcome_that_failed_to_write_is_retried_until_it_succeeds() {
     let storage = TestStorage::new();
@@ -345,7 +349,7 @@ async fn outcome_that_failed_to_write_is_retried_until_it_succeeds() {
     );
 }
 
-// A time that passes is a change like any other.
+// A timeout is a change that must be durable like any other.
 #[tokio::test(start_paused = true)]
 async fn timeout_that_failed_to_write_is_retried_until_it_succeeds() {
     let storage = TestStorage::new();

@@ -1,4 +1,4 @@
-//! Limits: how much is taken in, and that what is given back can be taken again.
+//! Limits of the store: capacity is enforced, and released when operations end.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ async fn max_operations_is_enforced_until_operations_are_removed() {
         create_error_reason(&operations, new_queued()).await,
         "STORE_FULL"
     );
-    // What was deleted and goes on still takes its place, until it ends.
+    // A deleted operation counts until it is done.
     operations.delete(&running_name).await.unwrap();
     assert_eq!(
         create_error_reason(&operations, new_queued()).await,
@@ -116,16 +116,15 @@ async fn max_total_bytes_is_enforced_and_cancel_frees_input() {
     operations
         .create(new_queued())
         .await
-        .expect("a small one still fits");
+        .expect("expected a small operation to fit");
     operations.cancel(&names[0]).await.unwrap();
     operations
         .create(large())
         .await
-        .expect("a done operation needs no input any more");
+        .expect("expected the input of a done operation to be freed");
 }
 
-/// How many of these creations come through, if the journal keeps none of them
-/// before all have begun.
+/// Returns how many creations succeed if no write completes before all have started.
 async fn count_concurrent_creates(
     limits: Limits,
     creations: impl Iterator<Item = NewOperation>,
@@ -149,7 +148,7 @@ async fn count_concurrent_creates(
     results.into_iter().filter(|is_created| *is_created).count()
 }
 
-// BEHAVIOUR §9: also if the journal takes its time.
+// BEHAVIOUR §9: also if the storage is slow.
 #[tokio::test]
 async fn concurrent_creates_never_exceed_count_limits() {
     let limits = Limits {
@@ -170,7 +169,7 @@ async fn concurrent_creates_never_exceed_count_limits() {
     );
 }
 
-// BEHAVIOUR §9: also if the journal takes its time.
+// BEHAVIOUR §9: also if the storage is slow.
 #[tokio::test]
 async fn concurrent_creates_never_exceed_byte_limit() {
     let limits = Limits {
@@ -226,7 +225,7 @@ async fn max_queue_length_counts_pending_and_lease_frees_slot() {
     operations
         .create(new_queued().not_before(far))
         .await
-        .expect("it waits as well");
+        .expect("expected room for a second pending operation");
     assert_eq!(
         create_error_reason(&operations, new_queued()).await,
         "QUEUE_FULL"
@@ -234,11 +233,11 @@ async fn max_queue_length_counts_pending_and_lease_frees_slot() {
     operations
         .create(NewOperation::queued("other"))
         .await
-        .expect("another queue");
+        .expect("expected room in another queue");
     operations
         .create(NewOperation::self_executed("w"))
         .await
-        .expect("no queue");
+        .expect("expected no queue limit for a self-executed operation");
     let (queue, worker) = (QueueName::parse("q").unwrap(), WorkerId::new("w"));
     let token = operations
         .lease(&queue, &worker)
@@ -257,7 +256,7 @@ async fn max_queue_length_counts_pending_and_lease_frees_slot() {
         create_error_reason(&operations, new_queued()).await,
         "QUEUE_FULL"
     );
-    // What comes back needs no leave, but takes its place.
+    // A released operation always returns to its queue, and counts there.
     operations.release(&first, token).await.unwrap();
     operations.cancel(&third).await.unwrap();
     assert_eq!(
@@ -317,7 +316,11 @@ async fn operation_over_max_operation_bytes_is_rejected_unchanged() {
             (error.code(), error.reason()),
             (Code::ResourceExhausted, "TOO_LARGE")
         );
-        assert_eq!(error.retry_after(), None, "trying again cannot help");
+        assert_eq!(
+            error.retry_after(),
+            None,
+            "expected no retry delay, because a retry cannot succeed"
+        );
     }
     assert_eq!(
         operations.get_cached(&name).unwrap().revision(),
@@ -358,7 +361,7 @@ async fn oversized_handler_result_fails_with_too_large() {
     let error = expect_error(&done);
     assert_eq!(
         (error.code, error_reason(&error).as_str()),
-        (8, "TOO_LARGE")
+        (Code::ResourceExhausted as i32, "TOO_LARGE")
     );
     assert!(decode_metadata(&done).end_time.is_some());
 }

@@ -1,4 +1,4 @@
-//! Storage backends: restarts, disk faults, files and limits.
+//! Storage backends: durability, restarts, disk faults, database files and limits.
 
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod backend_matrix;

@@ -1,5 +1,5 @@
-//! A restart: what the journal kept comes back as it was, and nobody loses a
-//! lease for the time that the server was away.
+//! Restarts: stored operations are restored unchanged, and leases do not expire
+//! because of the time that the server was down.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::support::{
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// To the nearest.
+/// Rounds to the nearest hour.
 fn rounded_hours(duration: Duration) -> u64 {
     (duration.as_secs() + HOUR.as_secs() / 2) / HOUR.as_secs()
 }
@@ -34,11 +34,11 @@ fn queue() -> QueueName {
     QueueName::parse("q").unwrap()
 }
 
-/// Ends a server the hard way, without a word to anybody, and returns the
-/// journal of the next one, which replays in another order.
+/// Drops a server without shutdown, and returns a storage with its operations for the
+/// next server. It loads them in another order.
 async fn crash(operations: Operations, storage: TestStorage) -> TestStorage {
     drop(operations);
-    // Its tasks notice on their own.
+    // The tasks of the server stop asynchronously.
     while !storage.is_released() {
         tokio::task::yield_now().await;
     }
@@ -96,7 +96,7 @@ async fn restart_restores_same_bytes_list_order_and_queue_order() {
     operations
         .renew(&name, token)
         .await
-        .expect("the lease is still good");
+        .expect("expected the lease to be valid");
     let mut inputs = Vec::new();
     for _ in 0..600 - 86 {
         let leased = operations
@@ -118,7 +118,7 @@ async fn restart_restores_same_bytes_list_order_and_queue_order() {
         .map(|n| string_value(&n.to_string()));
     assert!(inputs.into_iter().map(|(_, input)| input).eq(expected));
 
-    // What comes now is newer than all that was there before.
+    // A new operation is listed before all restored ones.
     let new = operations
         .create(NewOperation::queued("q"))
         .await
@@ -133,7 +133,7 @@ async fn clock_set_back_across_restart_does_not_block_queue() {
     let operations = start(&storage).await;
     let new = NewOperation::queued("q");
     let queued = operations.create(new).await.unwrap().operation;
-    // As if the clock had been two hours ahead, and the operation not ready before.
+    // Simulates a clock that was two hours ahead.
     let ahead = queued.create_time() + 2 * HOUR;
     let new = NewOperation::queued("q").not_before(std::time::SystemTime::now() + HOUR);
     operations.create(new).await.unwrap();
@@ -143,7 +143,7 @@ async fn clock_set_back_across_restart_does_not_block_queue() {
     let started_at = Instant::now();
     for _ in 0..2 {
         let leased = operations.lease(&queue(), &WorkerId::new("w")).await;
-        assert!(ahead <= leased.unwrap().update_time());
+        assert!(leased.unwrap().update_time() >= ahead);
     }
     assert_eq!(rounded_hours(started_at.elapsed()), 0);
 }
@@ -164,7 +164,7 @@ async fn leases_get_full_duration_after_restart() {
         .unwrap();
     let (self_executed, token) = create_leased(&operations, NewOperation::self_executed("w")).await;
     sleep(9 * SECOND).await;
-    // To read what was kept takes longer than a lease lasts.
+    // Loading takes longer than a lease lasts.
     let storage = crash(operations, storage)
         .await
         .with_load_duration(60 * SECOND);
@@ -188,7 +188,7 @@ async fn leases_get_full_duration_after_restart() {
     operations
         .renew(&self_executed, token)
         .await
-        .expect("30 s are not over");
+        .expect("expected the 30 s lease to be valid");
     let expired = operations
         .wait(&self_executed, 3600 * SECOND)
         .await
@@ -199,7 +199,7 @@ async fn leases_get_full_duration_after_restart() {
     );
 }
 
-// BEHAVIOUR §4: the clock of what is done and of what must end goes on.
+// BEHAVIOUR §4: retention and timeouts continue.
 #[tokio::test(start_paused = true)]
 async fn retention_backoff_and_total_timeout_continue_across_restart() {
     let storage = TestStorage::new();
@@ -231,8 +231,8 @@ async fn retention_backoff_and_total_timeout_continue_across_restart() {
     let new = NewOperation::queued("nobody").total_timeout(5 * HOUR);
     let timing_out = operations.create(new).await.unwrap().operation.name_owned();
 
-    // Paused time does not move the wall clock that a new server reads: to it
-    // no time has passed but what this test took in earnest, far below an hour.
+    // Paused time does not move the wall clock that a new server reads: for it, only
+    // the real duration of this test has passed, far below an hour.
     let storage = crash(operations, storage).await;
     let operations = start(&storage).await;
     let started_at = Instant::now();
@@ -276,7 +276,10 @@ async fn request_ids_ids_and_deletions_survive_restart() {
         .await
         .unwrap_err();
     assert_eq!(exists_error.reason(), "OPERATION_EXISTS");
-    assert!(operations.get_cached(&deleted).is_err(), "it stays hidden");
+    assert!(
+        operations.get_cached(&deleted).is_err(),
+        "expected the deleted operation to stay hidden"
+    );
     assert_eq!(list(&operations).await.len(), 1);
     operations
         .succeed(&deleted, token, string_value("unseen"))
@@ -284,11 +287,11 @@ async fn request_ids_ids_and_deletions_survive_restart() {
         .unwrap();
     assert_eq!(
         storage.write_log().last().unwrap(),
-        &format!("forget {deleted}")
+        &format!("delete {deleted}")
     );
 }
 
-// BEHAVIOUR §9: the limits know what was there before.
+// BEHAVIOUR §9: the limits count restored operations.
 #[tokio::test(start_paused = true)]
 async fn limits_count_operations_loaded_after_restart() {
     let storage = TestStorage::new();

@@ -1,5 +1,5 @@
-//! The file of a server, as those who run it handle it: the examples of
-//! `docs/durability.md` as they stand there, and the commands for files.
+//! Database files as operators handle them: the examples of `docs/durability.md`,
+//! `inspect` and `backup`.
 
 use std::{process::Stdio, time::Duration};
 
@@ -9,12 +9,12 @@ use crate::support::serve_process::{ServeProcess, run_command, stderr, stdout};
 
 const DURABILITY_GUIDE: &str = include_str!("../../../docs/durability.md");
 
-/// Longer than the script takes on the slowest machine.
+/// Longer than the script takes on a slow machine.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The commands of the page, in one script: its jobs are those of one shell.
+/// Returns the commands of the guide as one script, because they share background jobs.
 fn guide_script() -> String {
-    // Whatever ends it, no server is left.
+    // Kills the servers however the script ends.
     let mut script = String::from("trap 'kill -9 $(jobs -p)' EXIT\n");
     for block in DURABILITY_GUIDE
         .split("<!-- tried -->\n```console\n")
@@ -28,8 +28,8 @@ fn guide_script() -> String {
             script.push_str(line);
             script.push('\n');
             if line.ends_with('&') {
-                // A reader takes longer to the next line than a server to start, and
-                // sees when it ends instead.
+                // The script is faster than a reader: it waits until the server serves, and
+                // fails if the server exits.
                 script.push_str("until longrunning healthcheck 2>/dev/null; do kill -0 $!; done\n");
             }
         }
@@ -60,15 +60,15 @@ async fn durability_guide_examples_survive_kill_and_restore() {
         .stderr(Stdio::piped())
         .process_group(0);
     let child = bash.spawn().unwrap();
-    let group = format!("-{}", child.id().expect("it runs"));
+    let group = format!("-{}", child.id().expect("expected a running script"));
     let Ok(output) = timeout(SCRIPT_TIMEOUT, child.wait_with_output()).await else {
         let kill = Command::new("kill").args(["-9", "--", &group]).status();
-        panic!("the script does not end: {:?}", kill.await);
+        panic!("the script does not exit: {:?}", kill.await);
     };
     let output = output.unwrap();
     let text = stdout(&output);
     assert!(output.status.success(), "{text}\n{}", stderr(&output));
-    // The creation, the list after the kill, the backup, the list after the restore.
+    // After submit, after the kill, in the backup, and after the restore.
     let listed_count = text.matches("kind=report").count();
     assert_eq!(listed_count, 4, "{text}");
     assert!(text.contains("copied operations.db to monday.db"), "{text}");

@@ -1,5 +1,5 @@
-//! The store that this process tries the behaviour over. The environment says
-//! it, because a test cannot: `over_stores` runs this program again for each.
+//! Selects the storage backend of this test process from the environment:
+//! memory unless a variable names SQLite or PostgreSQL.
 
 #[cfg(feature = "sqlite")]
 use std::path::PathBuf;
@@ -26,32 +26,32 @@ use tokio::{runtime::Handle, sync::mpsc};
 #[cfg(feature = "postgres")]
 use tokio_util::task::AbortOnDropHandle;
 
-/// A directory in which each server gets a SQLite file of its own.
+/// Names a directory in which each server gets its own SQLite file.
 #[cfg(feature = "sqlite")]
 pub(crate) const SQLITE_DIRECTORY_ENV: &str = "LONGRUNNING_TEST_SQLITE";
 
-/// If it is there, each server gets a schema of its own in PostgreSQL.
+/// The URL of a PostgreSQL server in which each server gets its own schema.
 #[cfg(feature = "postgres")]
 pub(crate) const POSTGRES_URL_ENV: &str = "LONGRUNNING_TEST_POSTGRES";
 
 #[cfg(feature = "postgres")]
 thread_local! {
-    /// The journal that was opened last by this test, and where.
+    /// The storage that this test opened last, with its configuration and clock.
     static LAST_OPENED: RefCell<Option<(Weak<PostgresStorage>, PostgresConfig, Clock)>> = RefCell::default();
 }
 
 thread_local! {
-    /// Of a test whose runtime has one thread, which is its own.
+    /// Per thread, thus per test whose runtime has one thread.
     static WRITES_IN_PROGRESS: Arc<AtomicUsize> = Arc::default();
 }
 
-/// How many changes the journals of this test, whose runtime has one thread,
-/// are keeping just now.
+/// Returns the number of writes in progress in the storages of this test, whose
+/// runtime must have one thread.
 pub(crate) fn writes_in_progress() -> usize {
     WRITES_IN_PROGRESS.with(|count| count.load(Ordering::Acquire))
 }
 
-/// The file of the next server; none if it keeps operations in memory.
+/// Returns the database path for the next server, or `None` unless SQLite is selected.
 #[cfg(feature = "sqlite")]
 pub(crate) fn next_sqlite_path() -> Option<PathBuf> {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -60,27 +60,29 @@ pub(crate) fn next_sqlite_path() -> Option<PathBuf> {
     Some(directory.join(format!("{number}.db")))
 }
 
-/// If it is there, each server is three, and each call goes to one of them.
+/// If set, each test server consists of three replicas, and each call goes to a random one.
 #[cfg(feature = "postgres")]
 pub(crate) const REPLICAS_ENV: &str = "LONGRUNNING_TEST_REPLICAS";
 
-/// Whether each server is three.
+/// Returns `true` if each test server consists of three replicas.
 #[cfg(feature = "postgres")]
 pub(crate) fn has_replicas() -> bool {
     std::env::var_os(REPLICAS_ENV).is_some()
 }
 
-/// Whether the behaviour is tried over PostgreSQL.
+/// Returns `true` if PostgreSQL is selected.
 #[cfg(feature = "postgres")]
 pub(crate) fn is_postgres() -> bool {
     std::env::var_os(POSTGRES_URL_ENV).is_some()
 }
 
-/// A journal that lives on a runtime of its own, whose time goes on when a test
-/// pauses its own.
+/// A PostgreSQL storage on a separate runtime, whose time advances while the
+/// test's own time is paused.
 #[cfg(feature = "postgres")]
 #[derive(Debug)]
 pub(crate) struct IsolatedPostgres(Arc<PostgresStorage>, Clock);
+
+// === impl IsolatedPostgres ===
 
 #[cfg(feature = "postgres")]
 impl IsolatedPostgres {
@@ -89,16 +91,16 @@ impl IsolatedPostgres {
         RUNTIME.get_or_init(|| tokio::runtime::Runtime::new().unwrap())
     }
 
-    /// In a schema of its own.
+    /// Opens a storage in a new schema.
     pub(crate) fn open() -> Self {
-        let config = super::postgres::test_config().expect("PostgreSQL is there");
+        let config = super::postgres::test_config().expect("PostgreSQL must be installed");
         let clock = Clock::system();
         let storage = Self::open_in(config.clone(), clock);
         LAST_OPENED.set(Some((Arc::downgrade(&storage.0), config, clock)));
         storage
     }
 
-    /// Two more in the schema of the one that was opened last, if that is in use.
+    /// Opens two more storages in the schema opened last; none if it is no longer in use.
     pub(crate) fn open_peers() -> Vec<Self> {
         match LAST_OPENED.take() {
             Some((last, config, clock)) if last.strong_count() != 0 => {
@@ -110,7 +112,7 @@ impl IsolatedPostgres {
     }
 
     fn open_in(config: PostgresConfig, clock: Clock) -> Self {
-        // So that servers of three have to read what they do not show.
+        // A low limit makes replicas read through to the database.
         let config = PostgresConfig {
             cache_limit: has_replicas().then_some(3),
             ..config
@@ -124,7 +126,7 @@ impl IsolatedPostgres {
         Self(Arc::new(receiver.recv().unwrap()), clock)
     }
 
-    /// What comes of a future there. Until then the caller's time stands still.
+    /// Runs a future on the separate runtime. The caller's paused time does not advance meanwhile.
     async fn run_isolated<T: Send + 'static>(
         future: impl Future<Output = T> + Send + 'static,
     ) -> T {
@@ -133,11 +135,11 @@ impl IsolatedPostgres {
     }
 }
 
-/// Keeps the paused time of the current runtime from going on by itself.
+/// Keeps the paused time of the current runtime from advancing until the sender is dropped.
 #[cfg(feature = "postgres")]
 fn hold_paused_time() -> std::sync::mpsc::Sender<()> {
     let (release, released) = std::sync::mpsc::channel();
-    // Time goes on only when nobody is at work, and this counts as work.
+    // Paused time advances only while the runtime is idle; a blocking task keeps it busy.
     tokio::task::spawn_blocking(move || released.recv());
     release
 }
@@ -185,13 +187,13 @@ impl SharedStorage for IsolatedPostgres {
         ))
     }
 
-    /// In the order of the calls, which time that stands still does not tell.
+    // Paused time cannot order the calls, so numbers are counted.
     fn next_number(&self) -> u64 {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// In time that can be paused.
+    // The test's clock, which can be paused.
     fn clock(&self) -> Option<Clock> {
         Some(self.1)
     }
@@ -270,11 +272,13 @@ impl ChangeFeed for IsolatedFeed {
     }
 }
 
-/// A journal whose appends are counted while they are under way.
+/// A storage that counts its writes in progress.
 #[derive(Debug)]
-pub(crate) struct CountingStorage<J>(pub(crate) J);
+pub(crate) struct CountingStorage<S>(pub(crate) S);
 
-impl<J: Storage> Storage for CountingStorage<J> {
+// === impl CountingStorage ===
+
+impl<S: Storage> Storage for CountingStorage<S> {
     fn load(&self, sink: LoadSink) -> BoxFuture<'_, Result<(), StorageError>> {
         self.0.load(sink)
     }

@@ -1,17 +1,17 @@
-//! Certificates for TLS, of an authority that a test makes for itself.
+//! Issues TLS certificates from a certificate authority created by the test.
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
-/// Issues certificates.
+/// A certificate authority with a self-signed root certificate.
 pub(crate) struct CertificateAuthority(CertifiedIssuer<'static, KeyPair>);
 
-/// A certificate and its key, as PEM.
+/// A certificate and its private key in PEM format.
 pub(crate) struct IssuedCertificate {
     pub(crate) certificate: String,
     pub(crate) key: String,
 }
 
-// === impl Authority ===
+// === impl CertificateAuthority ===
 
 impl CertificateAuthority {
     pub(crate) fn new(name: &str) -> Self {
@@ -22,12 +22,12 @@ impl CertificateAuthority {
         Self(CertifiedIssuer::self_signed(params, key).unwrap())
     }
 
-    /// Its own certificate, as PEM.
+    /// Returns the root certificate in PEM format.
     pub(crate) fn certificate(&self) -> String {
         self.0.pem()
     }
 
-    /// A certificate for a subject, which is a host too if that is said.
+    /// Issues a certificate for a subject, valid for `hosts`.
     pub(crate) fn issue(&self, subject: &str, hosts: &[&str]) -> IssuedCertificate {
         let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(hosts).unwrap();

@@ -1,8 +1,8 @@
-//! Descriptor sets for the tests, made without protoc.
+//! Compiles descriptor sets for tests, without protoc.
 
 use prost::Message;
 
-/// The encoded descriptor set of this `shop.proto` and of all that it imports.
+/// Compiles `source` as the package `shop.v1` and returns the encoded descriptor set, imports included.
 pub(crate) fn shop_descriptor_set(source: &str) -> Vec<u8> {
     let directory = tempfile::tempdir().unwrap();
     let source = format!(
@@ -15,9 +15,9 @@ pub(crate) fn shop_descriptor_set(source: &str) -> Vec<u8> {
     set.unwrap().encode_to_vec()
 }
 
-/// A type with what is special in JSON.
+/// A message with fields that JSON encodes specially: `int64` and `Any`.
 pub(crate) const ITEM_MESSAGE: &str =
     "message Item { string title = 1; int64 cents = 2; google.protobuf.Any extra = 3; }";
-/// A service whose reflection leads to the type.
+/// A service whose reflection exposes the message.
 pub(crate) const SHOP_SERVICE: &str =
     "service Shop { rpc Buy(Item) returns (google.longrunning.Operation); }";

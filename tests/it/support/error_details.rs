@@ -1,5 +1,5 @@
-//! Errors as a client sees them, taken apart. Whatever is taken apart here has
-//! to have the form that ERR-1 to ERR-4 ask of every error.
+//! Decodes errors as clients see them, and checks that each has the form
+//! required by ERR-1 to ERR-4.
 
 use std::fmt::Debug;
 
@@ -7,41 +7,47 @@ use longrunning::proto::google::rpc::{self, BadRequest, ErrorInfo, RetryInfo};
 use prost::{Message, Name};
 use tonic::{Code, Response, Status};
 
-/// What an error says.
+/// A decoded status error.
 #[derive(Debug)]
 pub(crate) struct ErrorDetails {
     pub(crate) code: Code,
     pub(crate) reason: String,
     pub(crate) message: String,
     pub(crate) info: ErrorInfo,
-    /// The fields at fault and the reasons.
+    /// Field and reason of each violation.
     pub(crate) field_violations: Vec<(String, String)>,
     pub(crate) retry_info: Option<RetryInfo>,
 }
 
-/// Takes apart the error of a call that must have failed.
+/// Decodes the error of a call.
+///
+/// # Panics
+///
+/// If the call succeeded, or if its error is malformed.
 pub(crate) fn expect_status_error<T: Debug>(result: Result<Response<T>, Status>) -> ErrorDetails {
-    ErrorDetails::from_status(&result.expect_err("the call had to fail"))
+    ErrorDetails::from_status(&result.expect_err("expected the call to fail"))
 }
 
-// === impl Problem ===
+// === impl ErrorDetails ===
 
 impl ErrorDetails {
+    /// Decodes a status; panics if it is malformed.
     pub(crate) fn from_status(status: &Status) -> Self {
-        let status_proto = rpc::Status::decode(status.details()).expect("the details are a Status");
+        let status_proto = rpc::Status::decode(status.details())
+            .expect("expected details to encode a google.rpc.Status");
         assert_eq!(
             status_proto.code,
             status.code() as i32,
-            "the two codes agree: {status:?}"
+            "expected equal codes in header and details: {status:?}"
         );
         assert_eq!(
             status_proto.message,
             status.message(),
-            "the two messages agree"
+            "expected equal messages in header and details"
         );
         assert!(
             !status_proto.message.is_empty(),
-            "there is something to read: {status:?}"
+            "expected a non-empty message: {status:?}"
         );
         let mut types: Vec<_> = status_proto
             .details
@@ -53,10 +59,10 @@ impl ErrorDetails {
         assert_eq!(
             types.len(),
             status_proto.details.len(),
-            "each type comes once: {status_proto:?}"
+            "expected each detail type at most once: {status_proto:?}"
         );
 
-        let error_info: ErrorInfo = detail(&status_proto).expect("there is an ErrorInfo");
+        let error_info: ErrorInfo = detail(&status_proto).expect("expected an ErrorInfo");
         assert_eq!(error_info.domain, "longrunning.dev");
         assert!(is_valid_reason(&error_info.reason), "{}", error_info.reason);
         for key in error_info.metadata.keys() {
@@ -88,7 +94,7 @@ impl ErrorDetails {
         }
     }
 
-    /// The code and the reason, which is what clients go by.
+    /// Returns code and reason, by which clients distinguish errors.
     pub(crate) fn code_and_reason(&self) -> (Code, &str) {
         (self.code, &self.reason)
     }
@@ -103,7 +109,7 @@ fn detail<M: Name + Default>(status: &rpc::Status) -> Option<M> {
     Some(M::decode(any.value.as_slice()).unwrap())
 }
 
-/// `[A-Z][A-Z0-9_]+[A-Z0-9]`, at most 63 letters.
+/// Returns `true` for `[A-Z][A-Z0-9_]+[A-Z0-9]` of at most 63 characters.
 fn is_valid_reason(text: &str) -> bool {
     let is_allowed = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
     (3..=63).contains(&text.len())
@@ -112,7 +118,7 @@ fn is_valid_reason(text: &str) -> bool {
         && !text.ends_with('_')
 }
 
-/// `[a-z][a-zA-Z0-9-_]+`, at most 64 letters.
+/// Returns `true` for `[a-z][a-zA-Z0-9-_]+` of at most 64 characters.
 fn is_valid_metadata_key(text: &str) -> bool {
     let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
     (2..=64).contains(&text.len())

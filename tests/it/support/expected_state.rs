@@ -1,7 +1,7 @@
-//! What must be true of operations, going by the answers that were given about
-//! them: acknowledged changes stay, what was seen does not go back, and what
-//! nobody asked for does not happen. Calls whose answer was lost may have had
-//! their effect, or not; a look after the restart decides it.
+//! The expected state of operations, derived from the responses of the server:
+//! acknowledged changes are durable, observed versions never go back, and every
+//! change has a cause. A call without a response may or may not have taken
+//! effect; the first read after a restart settles that.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,90 +17,111 @@ use prost_types::Any;
 
 use super::rng::TestRng;
 
-/// The label by which an operation is known before it has a name.
+/// The label that identifies an operation before its name is known.
 pub(crate) const KEY_LABEL: &str = "key";
 
-/// The type of metadata whose value is a number of units.
+/// The type of custom metadata whose value is a number of units.
 pub(crate) const UNITS_TYPE_URL: &str = "type.googleapis.com/acme.v1.Units";
 
-/// What a call does if it takes effect.
+/// The effect of a successful call.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Effect {
     Create,
-    /// A worker gets the lease.
+    /// A worker acquires the lease.
     AcquireLease,
-    /// So many units are done.
+    /// The given number of units is reported as done.
     ReportUnits(i64),
     Finish(operation::Result),
-    /// It goes back to its queue.
+    /// The operation returns to its queue.
     Requeue,
     Cancel,
     Delete,
 }
 
-/// What is known of all operations.
+/// What is known about all operations.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ExpectedState {
     operations: BTreeMap<String, ExpectedOperation>,
     names: Vec<String>,
-    /// The keys of creations that leave the name to the server.
+    /// The keys of created operations whose names the server chooses.
     expected_keys: BTreeSet<String>,
     last_call_id: u64,
-    /// How many operations may have been leased by calls without an answer.
+    /// The maximum number of leases granted by calls without a response.
     max_lost_leases: usize,
 }
 
 #[derive(Clone, Debug, Default)]
 struct ExpectedOperation {
     known: KnownState,
-    /// The calls since the last restart that were not refused.
-    pending_effects: Vec<(u64, Effect)>,
+    /// Effects of the calls since the last restart that were not rejected.
+    pending_effects: Vec<PendingEffect>,
 }
 
-/// What is known of one operation at one moment.
+#[derive(Clone, Debug)]
+struct PendingEffect {
+    call_id: u64,
+    effect: Effect,
+}
+
+/// What is known about one operation at one moment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KnownState {
-    /// The newest state that anybody saw.
+    /// The newest observed version.
     pub(crate) last_seen: Option<Arc<Operation>>,
     pub(crate) is_deleted: bool,
-    /// What acknowledged calls did, at least.
+    /// Lower bound set by acknowledged reports.
     min_units: i64,
+    /// Lower bound set by granted leases.
     min_attempt: i32,
     is_cancel_acknowledged: bool,
 }
 
-/// A call that is under way.
+/// A call in progress.
 #[derive(Debug)]
 pub(crate) struct TrackedCall {
     name: String,
     id: u64,
 }
 
-/// What can be read from an operation.
+/// What an operation as returned to a client says about its progress.
 #[derive(Clone, Debug, PartialEq)]
 struct Observation {
-    /// Grows with each change.
-    version: (i128, bool),
+    version: ObservedVersion,
     units: i64,
-    /// Not known of an operation with metadata of its producer's own.
-    standard_fields: Option<(State, i32, bool)>,
+    /// `None` if the operation has custom metadata.
+    standard_fields: Option<StandardFields>,
 }
 
-// === impl Look ===
+/// Increases with each change.
+#[derive(Clone, Debug, PartialEq, PartialOrd)]
+struct ObservedVersion {
+    /// Update time in nanoseconds, or units for custom metadata.
+    updated: i128,
+    is_done: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct StandardFields {
+    state: State,
+    attempt: i32,
+    cancel_requested: bool,
+}
+
+// === impl Observation ===
 
 impl Observation {
     fn is_cancelling(&self) -> bool {
         self.standard_fields
-            .is_some_and(|(_, _, cancelled)| cancelled)
+            .is_some_and(|fields| fields.cancel_requested)
     }
 }
 
-/// Whether its metadata is the server's.
+/// Returns `true` if the metadata is an `OperationMetadata` written by the server.
 pub(crate) fn has_standard_metadata(operation: &Operation) -> bool {
     observation(operation).standard_fields.is_some()
 }
 
-/// Metadata of the producer's own type.
+/// Builds custom metadata with a number of units.
 pub(crate) fn units_metadata(units: i64) -> Any {
     Any {
         type_url: UNITS_TYPE_URL.into(),
@@ -109,11 +130,14 @@ pub(crate) fn units_metadata(units: i64) -> Any {
 }
 
 fn observation(operation: &Operation) -> Observation {
-    let metadata = operation.metadata.as_ref().expect("it is always there");
+    let metadata = operation.metadata.as_ref().expect("expected metadata");
     if metadata.type_url == UNITS_TYPE_URL {
         let units = i64::from_le_bytes(metadata.value.as_slice().try_into().unwrap());
         return Observation {
-            version: (units.into(), operation.done),
+            version: ObservedVersion {
+                updated: units.into(),
+                is_done: operation.done,
+            },
             units,
             standard_fields: None,
         };
@@ -122,23 +146,24 @@ fn observation(operation: &Operation) -> Observation {
     let metadata_fields = OperationMetadata::decode(metadata.value.as_slice()).unwrap();
     let update_time = metadata_fields.update_time.unwrap();
     Observation {
-        version: (
-            i128::from(update_time.seconds) * 1_000_000_000 + i128::from(update_time.nanos),
-            operation.done,
-        ),
+        version: ObservedVersion {
+            updated: i128::from(update_time.seconds) * 1_000_000_000
+                + i128::from(update_time.nanos),
+            is_done: operation.done,
+        },
         units: metadata_fields
             .progress
             .as_ref()
             .map_or(0, |progress| progress.done_units),
-        standard_fields: Some((
-            metadata_fields.state(),
-            metadata_fields.attempt,
-            metadata_fields.cancel_requested,
-        )),
+        standard_fields: Some(StandardFields {
+            state: metadata_fields.state(),
+            attempt: metadata_fields.attempt,
+            cancel_requested: metadata_fields.cancel_requested,
+        }),
     }
 }
 
-/// The key of an operation that has one.
+/// Returns the key label, or `None` if the operation has none or has custom metadata.
 fn key_label(operation: &Operation) -> Option<String> {
     let metadata = operation.metadata.as_ref()?;
     let metadata_fields = OperationMetadata::decode(metadata.value.as_slice()).ok()?;
@@ -149,71 +174,74 @@ fn is_cancelled(operation: &Operation) -> bool {
     matches!(&operation.result, Some(operation::Result::Error(error)) if error.code == Code::Cancelled as i32)
 }
 
-// === impl Ledger ===
+// === impl ExpectedState ===
 
 impl ExpectedState {
-    /// A call begins.
+    /// Registers a call that is about to be made.
     pub(crate) fn begin_call(&mut self, name: &str, effect: Effect) -> TrackedCall {
         self.last_call_id += 1;
         if !self.operations.contains_key(name) {
             self.names.push(name.to_owned());
         }
         let expected = self.operations.entry(name.to_owned()).or_default();
-        expected.pending_effects.push((self.last_call_id, effect));
+        expected.pending_effects.push(PendingEffect {
+            call_id: self.last_call_id,
+            effect,
+        });
         TrackedCall {
             name: name.to_owned(),
             id: self.last_call_id,
         }
     }
 
-    /// A call was acknowledged: what it did stays.
+    /// Records that a call was acknowledged, so its effect is durable.
     pub(crate) fn acknowledge(&mut self, call: &TrackedCall) {
         let expected = self.operations.get_mut(&call.name).unwrap();
         let mut effects = expected.pending_effects.iter();
-        let (_, effect) = effects.find(|pending| pending.0 == call.id).unwrap();
+        let pending = effects.find(|pending| pending.call_id == call.id).unwrap();
         let known = &mut expected.known;
-        match effect {
+        match &pending.effect {
             Effect::ReportUnits(units) => known.min_units = known.min_units.max(*units),
             Effect::Cancel => known.is_cancel_acknowledged = true,
             Effect::Delete => known.is_deleted = true,
-            // Their answers have more to say.
+            // Their responses are recorded by `observe` and `record_lease`.
             Effect::Create | Effect::AcquireLease | Effect::Finish(_) | Effect::Requeue => {}
         }
     }
 
-    /// A call was refused: it did nothing.
+    /// Records that a call was rejected, so it had no effect.
     pub(crate) fn reject(&mut self, call: &TrackedCall) {
         let expected = self.operations.get_mut(&call.name).unwrap();
         expected
             .pending_effects
-            .retain(|pending| pending.0 != call.id);
+            .retain(|pending| pending.call_id != call.id);
     }
 
-    /// An operation with this label is about to be created.
+    /// Registers the key of an operation about to be created under a name chosen by the server.
     pub(crate) fn expect_key(&mut self, key: &str) {
         self.expected_keys.insert(key.to_owned());
     }
 
-    /// A lease was got.
+    /// Records that a worker received a lease.
     pub(crate) fn record_lease(&mut self, name: &str, attempt: i32) {
         self.begin_call(name, Effect::AcquireLease);
         let known = &mut self.operations.get_mut(name).unwrap().known;
         known.min_attempt = known.min_attempt.max(attempt);
     }
 
-    /// Nobody knows who got so many leases at the most.
+    /// Allows up to `max` more leases to have been granted by a call without a response.
     pub(crate) fn allow_lost_leases(&mut self, max: usize) {
         self.max_lost_leases += max;
     }
 
-    /// What is known of an operation now.
+    /// Returns what is known about an operation.
     pub(crate) fn known(&self, name: &str) -> KnownState {
         self.operations
             .get(name)
             .map_or_else(KnownState::default, |expected| expected.known.clone())
     }
 
-    /// What is known of all of them now.
+    /// Returns what is known about all operations, by name.
     pub(crate) fn known_operations(&self) -> BTreeMap<String, KnownState> {
         let with_known_state = |(name, expected): (&String, &ExpectedOperation)| {
             (name.clone(), expected.known.clone())
@@ -221,7 +249,7 @@ impl ExpectedState {
         self.operations.iter().map(with_known_state).collect()
     }
 
-    /// One that is there, if the dice find it.
+    /// Returns a random existing operation, or `None` if a few random choices find none.
     pub(crate) fn choose_existing(&self, rng: &mut TestRng) -> Option<&str> {
         let candidates = (0..20).filter_map(|_| rng.choose(&self.names));
         candidates.map(String::as_str).find(|name| {
@@ -230,8 +258,8 @@ impl ExpectedState {
         })
     }
 
-    /// An answer showed an operation, or that there is none. `before` is what
-    /// was known when it was asked for.
+    /// Checks and records a read: `operation` is its result, `before` what was
+    /// known when the read began.
     pub(crate) fn observe(
         &mut self,
         name: &str,
@@ -245,7 +273,10 @@ impl ExpectedState {
             self.begin_call(name, Effect::Create);
         }
         let Some(expected) = self.operations.get_mut(name) else {
-            assert!(operation.is_none(), "nobody created {operation:?}");
+            assert!(
+                operation.is_none(),
+                "expected no operation that was not created: {operation:?}"
+            );
             return;
         };
         match operation {
@@ -260,7 +291,7 @@ impl ExpectedState {
             None if before.last_seen.is_some() => {
                 assert!(
                     expected.may_be_deleted(),
-                    "{name} has vanished: {expected:#?}"
+                    "expected {name} to exist: {expected:#?}"
                 );
                 expected.known.is_deleted = true;
             }
@@ -268,7 +299,7 @@ impl ExpectedState {
         }
     }
 
-    /// After a restart: nothing is under way, and this is all that there is.
+    /// Checks and records all operations that exist after a restart, when no call is in progress.
     pub(crate) fn reconcile(&mut self, operations: &BTreeMap<String, Operation>) {
         for (name, operation) in operations {
             let before = self.known(name);
@@ -289,9 +320,9 @@ impl ExpectedState {
             if !operations.contains_key(name) {
                 assert!(
                     expected.known.last_seen.is_none() || expected.may_be_deleted(),
-                    "{name} is lost: {expected:#?}"
+                    "expected {name} to survive the restart: {expected:#?}"
                 );
-                // What was not there after a restart does not appear any more.
+                // A pending effect that is absent after a restart never appears later.
                 expected.known.is_deleted = expected.known.last_seen.is_some();
             }
             expected.pending_effects.clear();
@@ -300,38 +331,41 @@ impl ExpectedState {
     }
 }
 
-// === impl Known ===
+// === impl KnownState ===
 
 impl KnownState {
-    /// Whether an operation that was asked for afterwards may look like this.
+    /// Checks an operation that was read after this state was known.
     pub(crate) fn check_observation(&self, operation: &Operation) -> Result<(), String> {
         let current = observation(operation);
         if self.is_deleted {
-            return Err("it was deleted, and is back".to_owned());
+            return Err("a deleted operation reappeared".to_owned());
         }
         if let Some(seen) = &self.last_seen {
             let previous = observation(seen);
             if current.version < previous.version {
-                return Err("an older state is back".to_owned());
+                return Err("an older version reappeared".to_owned());
             }
             if current.version == previous.version && **seen != *operation {
-                return Err("the same state has other bytes".to_owned());
+                return Err("the same version has different bytes".to_owned());
             }
             if seen.done && seen.result != operation.result {
-                return Err("the outcome is another one".to_owned());
+                return Err("the outcome changed".to_owned());
             }
         }
         if current.units < self.min_units {
-            return Err(format!("{} units were acknowledged", self.min_units));
+            return Err(format!(
+                "expected at least {} acknowledged units",
+                self.min_units
+            ));
         }
-        let Some((_, attempt, cancel_requested)) = current.standard_fields else {
+        let Some(fields) = current.standard_fields else {
             return Ok(());
         };
-        if attempt < self.min_attempt {
-            return Err(format!("attempt {} was given out", self.min_attempt));
+        if fields.attempt < self.min_attempt {
+            return Err(format!("expected at least attempt {}", self.min_attempt));
         }
-        if self.is_cancel_acknowledged && !cancel_requested && !operation.done {
-            return Err("a cancellation was acknowledged".to_owned());
+        if self.is_cancel_acknowledged && !fields.cancel_requested && !operation.done {
+            return Err("an acknowledged cancellation is missing".to_owned());
         }
         Ok(())
     }
@@ -345,13 +379,13 @@ impl KnownState {
     }
 }
 
-// === impl Entry ===
+// === impl ExpectedOperation ===
 
 impl ExpectedOperation {
     fn has_effect(&self, effect: &Effect) -> bool {
         self.pending_effects
             .iter()
-            .any(|pending| pending.1 == *effect)
+            .any(|pending| pending.effect == *effect)
     }
 
     fn may_be_deleted(&self) -> bool {
@@ -359,23 +393,21 @@ impl ExpectedOperation {
     }
 
     fn has_unrecorded_lease(&self, operation: &Operation) -> bool {
-        let is_running = matches!(
-            observation(operation).standard_fields,
-            Some((State::Running, ..))
-        );
-        is_running && !self.has_effect(&Effect::AcquireLease)
+        let fields = observation(operation).standard_fields;
+        fields.is_some_and(|fields| fields.state == State::Running)
+            && !self.has_effect(&Effect::AcquireLease)
     }
 
-    /// Whether the calls since the last look can have led to this.
+    /// Checks that the calls since the last reconciliation explain each change.
     fn check_explained(&self, operation: &Operation) -> Result<(), String> {
         let current = observation(operation);
         let before = self.known.last_seen.as_deref().map(observation);
         if before.is_none() && !self.has_effect(&Effect::Create) {
-            return Err("nobody created it".to_owned());
+            return Err("no call created it".to_owned());
         }
         let units = before.as_ref().map_or(0, |before| before.units);
         if units != current.units && !self.has_effect(&Effect::ReportUnits(current.units)) {
-            return Err("nobody reported so many units".to_owned());
+            return Err("no call reported this many units".to_owned());
         }
         let was_done = self.known.last_seen.as_ref().is_some_and(|seen| seen.done);
         let is_finished = || {
@@ -388,26 +420,23 @@ impl ExpectedOperation {
             is_cancelled(operation) && (was_cancel_requested || self.has_effect(&Effect::Cancel))
         };
         if operation.done && !was_done && !is_finished() && !is_cancel_explained() {
-            return Err("nobody ended it like this".to_owned());
+            return Err("no call caused this outcome".to_owned());
         }
-        let Some((state, attempt, cancel_requested)) = current.standard_fields else {
+        let Some(fields) = current.standard_fields else {
             return Ok(());
         };
         let before = before.and_then(|before| before.standard_fields);
-        let (previous_state, previous_attempt, was_cancel_flagged) =
-            before.unwrap_or((State::Pending, 0, false));
-        let is_new = before.is_none();
-        if attempt != previous_attempt && !is_new && !self.has_effect(&Effect::AcquireLease) {
-            return Err("nobody leased it".to_owned());
+        let is_new_attempt = before.is_some_and(|before| before.attempt != fields.attempt);
+        if is_new_attempt && !self.has_effect(&Effect::AcquireLease) {
+            return Err("no call leased it".to_owned());
         }
-        if state == State::Pending
-            && previous_state == State::Running
-            && !self.has_effect(&Effect::Requeue)
-        {
-            return Err("nobody gave it back".to_owned());
+        let was_running = before.is_some_and(|before| before.state == State::Running);
+        if was_running && fields.state == State::Pending && !self.has_effect(&Effect::Requeue) {
+            return Err("no call returned it to its queue".to_owned());
         }
-        if cancel_requested && !was_cancel_flagged && !self.has_effect(&Effect::Cancel) {
-            return Err("nobody cancelled it".to_owned());
+        let was_cancel_flagged = before.is_some_and(|before| before.cancel_requested);
+        if fields.cancel_requested && !was_cancel_flagged && !self.has_effect(&Effect::Cancel) {
+            return Err("no call cancelled it".to_owned());
         }
         Ok(())
     }

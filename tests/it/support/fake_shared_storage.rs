@@ -1,6 +1,5 @@
-//! A table that several servers share, as a database would keep it, in memory:
-//! compare-and-set on the revision, and a log of changes that each server reads
-//! when the test lets it.
+//! An in-memory storage shared by several servers: compare-and-set on the
+//! revision, and a change log whose replication the test can pause per server.
 
 use std::{
     collections::BTreeMap,
@@ -19,17 +18,17 @@ use longrunning::{
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-/// The table. Clones are the same one.
+/// The shared storage. Clones refer to the same one.
 #[derive(Clone, Debug)]
 pub(crate) struct FakeSharedStorage(Arc<FakeSharedStorageInner>);
 
 #[derive(Debug)]
 struct FakeSharedStorageInner {
     clock: Clock,
-    /// Since when it has been there; none while it is away.
+    /// Start of the current availability, or `None` while offline.
     available_since: Mutex<Option<Timestamp>>,
     rows: Mutex<Rows>,
-    /// How long the log is.
+    /// Number of entries in the change log.
     log_length: watch::Sender<usize>,
     last_number: AtomicU64,
     fetch_count: AtomicUsize,
@@ -38,11 +37,11 @@ struct FakeSharedStorageInner {
 #[derive(Debug, Default)]
 struct Rows {
     by_number: BTreeMap<u64, Arc<Operation>>,
-    /// Which operations changed, and whether only their leases were renewed.
+    /// Operation number of each change, and whether it only renewed a lease.
     log: Vec<(u64, bool)>,
 }
 
-/// What one server has of the table.
+/// The connection of one server to the shared storage.
 #[derive(Debug)]
 pub(crate) struct FakeStorageHandle {
     storage: FakeSharedStorage,
@@ -59,7 +58,7 @@ struct FakeChangeFeed {
     next_position: usize,
 }
 
-/// A server of the table.
+/// A server that uses the shared storage.
 pub(crate) struct TestReplica {
     pub(crate) operations: Operations,
     storage: FakeSharedStorage,
@@ -67,7 +66,7 @@ pub(crate) struct TestReplica {
     applied_position: watch::Receiver<usize>,
 }
 
-// === impl Table ===
+// === impl FakeSharedStorage ===
 
 impl Default for FakeSharedStorage {
     fn default() -> Self {
@@ -84,17 +83,17 @@ impl Default for FakeSharedStorage {
 }
 
 impl FakeSharedStorage {
-    /// Nobody reaches the table.
+    /// Makes writes fail for every server.
     pub(crate) fn go_offline(&self) {
         *self.0.available_since.lock() = None;
     }
 
-    /// Everybody reaches it again.
+    /// Makes the storage available again.
     pub(crate) fn go_online(&self) {
         *self.0.available_since.lock() = Some(self.0.clock.now());
     }
 
-    /// One more server.
+    /// Starts another server.
     pub(crate) async fn start_replica(&self) -> TestReplica {
         let (replication_enabled, replication_enabled_receiver) = watch::channel(true);
         let (applied_position, applied_position_receiver) = watch::channel(0);
@@ -112,26 +111,31 @@ impl FakeSharedStorage {
         }
     }
 
-    /// How often an operation was asked for.
+    /// Returns the number of fetches so far.
     pub(crate) fn fetch_count(&self) -> usize {
         self.0.fetch_count.load(Ordering::Relaxed)
     }
 
-    /// The operations as they are kept.
+    /// Returns the stored operations in order of their numbers.
     pub(crate) fn rows(&self) -> Vec<Arc<Operation>> {
         self.0.rows.lock().by_number.values().cloned().collect()
     }
 }
 
-// === impl Replica ===
+// === impl TestReplica ===
 
 impl TestReplica {
-    /// Whether it reads what others do; at first it does.
-    pub(crate) fn set_replication_enabled(&self, enabled: bool) {
-        self.replication_enabled.send_replace(enabled);
+    /// Stops applying changes made by other servers.
+    pub(crate) fn pause_replication(&self) {
+        self.replication_enabled.send_replace(false);
     }
 
-    /// Waits until it has read what was done so far.
+    /// Applies changes made by other servers again, as after the start.
+    pub(crate) fn resume_replication(&self) {
+        self.replication_enabled.send_replace(true);
+    }
+
+    /// Waits until the server has applied all changes made so far.
     pub(crate) async fn wait_until_caught_up(&mut self) {
         let log_length = *self.storage.0.log_length.borrow();
         self.applied_position
@@ -141,15 +145,14 @@ impl TestReplica {
     }
 }
 
-// === impl Share ===
+// === impl FakeStorageHandle ===
 
 impl Storage for FakeStorageHandle {
     fn load(&self, sink: LoadSink) -> BoxFuture<'_, Result<(), StorageError>> {
         let rows = self.storage.0.rows.lock();
-        // A number that was read is enough: what is shown must be ours alone.
         assert!(
             rows.by_number.is_empty(),
-            "it begins before there is anything"
+            "expected no operations before the start: loading is not supported"
         );
         drop(sink);
         Box::pin(std::future::ready(Ok(())))
@@ -160,7 +163,7 @@ impl Storage for FakeStorageHandle {
         if inner.available_since.lock().is_none() {
             return completion.complete(Err(StorageError::new(
                 StorageErrorKind::Unavailable,
-                "it is away".to_owned(),
+                "the test took the storage offline".to_owned(),
             )
             .into()));
         }
@@ -185,7 +188,7 @@ impl SharedStorage for FakeStorageHandle {
         self.storage.0.fetch_count.fetch_add(1, Ordering::Relaxed);
         let operation = self.storage.0.rows.lock().find_by_name(name.as_str());
         Box::pin(async move {
-            // An answer takes a while.
+            // Lets other tasks run during the fetch.
             tokio::task::yield_now().await;
             Ok(operation)
         })
@@ -217,7 +220,7 @@ impl SharedStorage for FakeStorageHandle {
                 .wait_for(|position| log_length <= *position)
                 .await;
             drop(result.map_err(|_| {
-                StorageError::new(StorageErrorKind::Unavailable, "nobody reads".to_owned())
+                StorageError::new(StorageErrorKind::Unavailable, "replication has stopped".to_owned())
             })?);
             Ok(())
         })
@@ -322,7 +325,7 @@ impl Rows {
         Ok(())
     }
 
-    /// What became of the operations that changed since a place in the log.
+    /// Returns the changes since `position`, one per operation, and advances `position`.
     fn changes_since(&self, position: &mut usize) -> Vec<Change> {
         let mut changed_numbers: BTreeMap<u64, bool> = BTreeMap::new();
         for (number, is_renewal) in &self.log[*position..] {

@@ -1,5 +1,5 @@
-//! A disk of the test's own below the program, by way of `disk.c`: it counts
-//! calls, fails at a chosen one, and knows what a loss of power would leave.
+//! A disk with injected faults: a preloaded C library counts the system calls of
+//! the program, fails a chosen one, and tracks what would survive a power loss.
 
 use std::{
     ffi::OsString,
@@ -12,15 +12,23 @@ use std::{
 
 use super::rng::TestRng;
 
-/// The exit code of a program whose machine lost its power.
+/// The exit code of a program on a machine that lost its power.
 pub(crate) const POWER_LOSS_EXIT_CODE: i32 = 86;
 
-/// Before the power was lost, the machine had written any of these alone.
+/// Unit of a torn write: any subset of sectors may have been written at a power loss.
 const SECTOR_BYTES: usize = 512;
 
 const SYSCALL_CLASS_COUNT: u64 = 8;
 
-/// What kind of call.
+// Word offsets in the control file, in the order of `struct control`.
+const CLASS_WORD: u64 = SYSCALL_CLASS_COUNT;
+const FAULT_WORD: u64 = SYSCALL_CLASS_COUNT + 1;
+const IS_PERSISTENT_WORD: u64 = SYSCALL_CLASS_COUNT + 2;
+const FAULT_CALL_NUMBER_WORD: u64 = SYSCALL_CLASS_COUNT + 3;
+const FAILED_CALLS_WORD: u64 = SYSCALL_CLASS_COUNT + 4;
+const IS_FULL_WORD: u64 = SYSCALL_CLASS_COUNT + 5;
+
+/// A class of system calls. The order is part of the control file format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum SyscallClass {
     Open,
@@ -29,65 +37,67 @@ pub(crate) enum SyscallClass {
     Sync,
     Truncate,
     Unlink,
-    /// A directory is made durable, and with it the names in it.
+    /// An fsync of the directory, which makes file names durable.
     SyncDirectory,
     Rename,
 }
 
-/// What happens at a call.
+/// What happens at a call. The order is part of the control file format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum DiskFault {
-    /// It fails with EIO.
+    /// The call fails with EIO.
     IoError = 1,
-    /// There is no room, or just for a part.
+    /// The call fails with ENOSPC, possibly after a partial write.
     NoSpace,
-    /// A part is written; the rest is, when it is asked for again.
+    /// Only a part is written; a retry writes the rest.
     ShortWrite,
-    /// The machine loses its power before it.
+    /// The machine loses its power before the call.
     PowerLoss,
-    /// It is said to be made durable, and is not.
+    /// fsync succeeds without making anything durable.
     LostSync,
 }
 
-/// A fault at a call.
+/// A fault and the call at which it occurs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FaultPoint {
     pub(crate) class: SyscallClass,
-    /// The number of the call in its class, from 1.
+    /// The 1-based number of the call in its class.
     pub(crate) call_number: u64,
     pub(crate) fault: DiskFault,
     pub(crate) recovery: FaultRecovery,
 }
 
-/// What becomes of a fault.
+/// When a fault ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum FaultRecovery {
-    /// Just one call meets it.
+    /// After one call.
     Once,
-    /// It stays until a change is refused.
+    /// After a change was rejected.
     OnRejectedWrite,
-    /// It stays until then, and the program is killed.
+    /// After a change was rejected and the program was killed.
     OnKill,
-    /// It stays until then, and the program is asked to end.
+    /// After a change was rejected and the program was shut down.
     OnShutdown,
 }
 
-/// A file on a disk.
+/// The content of one file.
 struct DiskFile {
-    /// What programs see.
+    /// The content that programs read.
     cached: Vec<u8>,
-    /// What would survive a loss of power.
+    /// The content that would survive a power loss.
     durable: Vec<u8>,
-    /// Whether its name would.
-    is_named: bool,
+    /// Whether its name would survive a power loss.
+    is_name_durable: bool,
 }
 
-/// A disk; its files go when it is dropped.
+/// A disk with injected faults. Its files are removed when it is dropped.
 pub(crate) struct FaultyDisk {
     root: tempfile::TempDir,
     control: fs::File,
     library: &'static Path,
 }
+
+// === impl SyscallClass ===
 
 impl SyscallClass {
     pub(crate) const ALL: [Self; 8] = [
@@ -102,10 +112,10 @@ impl SyscallClass {
     ];
 }
 
-// === impl Disk ===
+// === impl FaultyDisk ===
 
 impl FaultyDisk {
-    /// An empty disk; none, and a word why, where there cannot be one.
+    /// Creates an empty disk, or prints why it is unsupported here and returns `None`.
     pub(crate) fn new() -> Option<Self> {
         let library = preload_library()?;
         let root = tempfile::tempdir().unwrap();
@@ -126,77 +136,75 @@ impl FaultyDisk {
         })
     }
 
-    /// The file that a program may keep here.
+    /// Returns the database path for the program.
     pub(crate) fn database_path(&self) -> PathBuf {
         self.root.path().join("store").join("operations.db")
     }
 
-    /// What a program needs to see this disk.
+    /// Returns the environment with which a program uses this disk.
     pub(crate) fn env_vars(&self) -> [(&'static str, OsString); 4] {
-        // The program asks for the real path.
+        // SQLite resolves symbolic links before it opens a file.
         let root = self.root.path().canonicalize().unwrap();
         [
             ("LD_PRELOAD", self.library.into()),
-            ("DISK_DIRECTORY", root.join("store").into()),
-            ("DISK_CONTROL", root.join("control").into()),
-            ("DISK_DURABLE", root.join("durable").into()),
+            ("FAULTY_DISK_DIRECTORY", root.join("store").into()),
+            ("FAULTY_DISK_CONTROL_FILE", root.join("control").into()),
+            ("FAULTY_DISK_DURABLE_DIRECTORY", root.join("durable").into()),
         ]
     }
 
-    /// How many calls of a class there were.
+    /// Returns the number of calls of a class so far.
     pub(crate) fn call_count(&self, class: SyscallClass) -> u64 {
-        self.read_counter(class as u64)
+        self.read_word(class as u64)
     }
 
-    /// How many calls have failed.
+    /// Returns the number of failed calls so far.
     pub(crate) fn failed_call_count(&self) -> u64 {
-        self.read_counter(SYSCALL_CLASS_COUNT + 4)
+        self.read_word(FAILED_CALLS_WORD)
     }
 
-    /// From now on there is a fault at a call.
+    /// Injects a fault, which replaces the one before.
     pub(crate) fn inject(&self, point: FaultPoint) {
-        self.write_counter(SYSCALL_CLASS_COUNT, point.class as u64);
-        self.write_counter(SYSCALL_CLASS_COUNT + 1, point.fault as u64);
-        self.write_counter(
-            SYSCALL_CLASS_COUNT + 2,
-            u64::from(point.recovery != FaultRecovery::Once),
-        );
-        self.write_counter(SYSCALL_CLASS_COUNT + 3, point.call_number);
+        let is_persistent = point.recovery != FaultRecovery::Once;
+        self.write_word(CLASS_WORD, point.class as u64);
+        self.write_word(FAULT_WORD, point.fault as u64);
+        self.write_word(IS_PERSISTENT_WORD, u64::from(is_persistent));
+        // Last, because it enables the fault.
+        self.write_word(FAULT_CALL_NUMBER_WORD, point.call_number);
     }
 
-    /// From now on all calls have success.
+    /// Ends the fault.
     pub(crate) fn clear_fault(&self) {
-        self.write_counter(SYSCALL_CLASS_COUNT + 3, 0);
-        self.write_counter(SYSCALL_CLASS_COUNT + 5, 0);
+        self.write_word(FAULT_CALL_NUMBER_WORD, 0);
+        self.write_word(IS_FULL_WORD, 0);
     }
 
-    fn read_counter(&self, index: u64) -> u64 {
+    fn read_word(&self, index: u64) -> u64 {
         let mut bytes = [0; 8];
         self.control.read_exact_at(&mut bytes, index * 8).unwrap();
         u64::from_ne_bytes(bytes)
     }
 
-    fn write_counter(&self, index: u64, value: u64) {
+    fn write_word(&self, index: u64, value: u64) {
         let bytes = value.to_ne_bytes();
         self.control.write_all_at(&bytes, index * 8).unwrap();
     }
 
-    /// A copy of what programs see after the death of this one.
+    /// Copies the files as the next process reads them.
     pub(crate) fn copy_cached(&self) -> tempfile::TempDir {
         self.copy_with(|file| Some(file.cached))
     }
 
-    /// A copy of what is left when the power is lost now, and nothing was
-    /// written that nobody waited for.
+    /// Copies what survives a power loss now if only synced data was written.
     pub(crate) fn copy_durable(&self) -> tempfile::TempDir {
-        self.copy_with(|file| file.is_named.then_some(file.durable))
+        self.copy_with(|file| file.is_name_durable.then_some(file.durable))
     }
 
-    /// A copy of what is left when the power is lost now, and chance had written
-    /// some of the rest.
+    /// Copies what survives a power loss now if random sectors of the unsynced data
+    /// were written too.
     pub(crate) fn copy_torn(&self, rng: &mut TestRng) -> tempfile::TempDir {
         self.copy_with(|file| {
-            if !file.is_named && rng.one_in(2) {
+            if !file.is_name_durable && rng.one_in(2) {
                 return None;
             }
             let (mut torn, cached) = (file.durable, file.cached);
@@ -216,7 +224,7 @@ impl FaultyDisk {
         })
     }
 
-    /// Copies what is left of each file, if it is there at all.
+    /// Copies the content that `surviving_content` returns for each file, or omits the file.
     fn copy_with(
         &self,
         mut surviving_content: impl FnMut(DiskFile) -> Option<Vec<u8>>,
@@ -225,7 +233,7 @@ impl FaultyDisk {
         for entry in fs::read_dir(self.root.path().join("store")).unwrap() {
             let entry = entry.unwrap();
             let name = entry.file_name();
-            // It is memory that processes share.
+            // Shared memory does not survive a power loss.
             if name.to_string_lossy().ends_with("-shm") {
                 continue;
             }
@@ -235,7 +243,7 @@ impl FaultyDisk {
             let file = DiskFile {
                 cached: fs::read(entry.path()).unwrap(),
                 durable: fs::read(durable.join(&name)).unwrap(),
-                is_named: durable.join(name_marker).exists(),
+                is_name_durable: durable.join(name_marker).exists(),
             };
             if let Some(content) = surviving_content(file) {
                 fs::write(copy.path().join(name), content).unwrap();
@@ -245,7 +253,7 @@ impl FaultyDisk {
     }
 }
 
-/// Compiles `disk.c` once.
+/// Returns the path of the compiled C library, or `None` if it cannot be compiled here.
 fn preload_library() -> Option<&'static Path> {
     static LIBRARY: OnceLock<Option<PathBuf>> = OnceLock::new();
     LIBRARY
@@ -255,7 +263,7 @@ fn preload_library() -> Option<&'static Path> {
 
 fn compile_preload_library() -> io::Result<PathBuf> {
     let skip = |reason: &str| {
-        eprintln!("SKIPPED: no faults of the disk were tried: {reason}");
+        eprintln!("SKIPPED: disk faults: {reason}");
         Err(io::ErrorKind::Unsupported.into())
     };
     if !cfg!(all(
@@ -263,14 +271,14 @@ fn compile_preload_library() -> io::Result<PathBuf> {
         target_env = "gnu",
         target_pointer_width = "64"
     )) {
-        return skip("calls are only watched on 64-bit Linux with glibc");
+        return skip("system calls are only intercepted on 64-bit Linux with glibc");
     }
     let directory = tempfile::Builder::new()
-        .prefix("disk")
+        .prefix("faulty_disk")
         .tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let (source, output) = (
-        directory.path().join("disk.c"),
-        directory.path().join("disk.so"),
+        directory.path().join("faulty_disk.c"),
+        directory.path().join("faulty_disk.so"),
     );
     fs::write(&source, include_str!("faulty_disk.c"))?;
     let result = Command::new("cc")
@@ -280,16 +288,16 @@ fn compile_preload_library() -> io::Result<PathBuf> {
         .output();
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return skip("there is no C compiler, `cc`");
+            return skip("no C compiler (cc) was found");
         }
         compiled => {
             let compiled = compiled?;
-            let complaint = String::from_utf8_lossy(&compiled.stderr);
-            assert!(compiled.status.success(), "{complaint}");
+            let error_text = String::from_utf8_lossy(&compiled.stderr);
+            assert!(compiled.status.success(), "{error_text}");
         }
     }
-    // Another process may do the same just now.
-    let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("disk.so");
+    // Atomic, because another test process may compile it at the same time.
+    let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("faulty_disk.so");
     fs::rename(output, &library)?;
     Ok(library)
 }

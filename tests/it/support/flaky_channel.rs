@@ -1,5 +1,5 @@
-//! A server behind lines of memory that a test can cut and mend, so that paused
-//! time stays exact: it moves only while nothing is on its way.
+//! A gRPC server on in-memory connections that a test can break and restore.
+//! Without sockets, paused time advances only while no message is in flight.
 
 use std::{io, sync::Arc};
 
@@ -14,24 +14,23 @@ use tokio::{
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
 
-/// How much a line holds, in bytes.
 const DUPLEX_BUFFER_BYTES: usize = 1 << 16;
 
-/// The worker service of some operations. Stops when dropped.
+/// The worker service of some operations behind breakable connections. Stops when dropped.
 pub(crate) struct FlakyChannel {
     connections: Arc<FlakyConnections>,
     task: JoinHandle<()>,
 }
 
 struct FlakyConnections {
-    /// The open ones; none while the line is cut.
+    /// Tasks of the open connections, or `None` while disconnected.
     open_connections: Mutex<Option<JoinSet<()>>>,
     incoming: mpsc::UnboundedSender<io::Result<DuplexStream>>,
-    /// How often somebody found the line cut.
+    /// Number of connection attempts while disconnected.
     refused_count: watch::Sender<usize>,
 }
 
-// === impl Line ===
+// === impl FlakyChannel ===
 
 impl FlakyChannel {
     pub(crate) fn new(operations: &Operations) -> Self {
@@ -49,7 +48,7 @@ impl FlakyChannel {
         }
     }
 
-    /// A channel that connects when it is used, again and again.
+    /// Returns a channel that connects on use and reconnects after a failure.
     pub(crate) fn channel(&self) -> Channel {
         let connections = self.connections.clone();
         let connector = tower::service_fn(move |_: Uri| {
@@ -59,21 +58,21 @@ impl FlakyChannel {
         Endpoint::from_static("http://memory").connect_with_connector_lazy(connector)
     }
 
-    /// Breaks every connection, and refuses new ones.
+    /// Breaks all connections and refuses new ones.
     pub(crate) fn disconnect(&self) {
         *self.connections.open_connections.lock() = None;
     }
 
-    /// Takes connections again.
+    /// Accepts connections again.
     pub(crate) fn reconnect(&self) {
         *self.connections.open_connections.lock() = Some(JoinSet::new());
     }
 
-    /// Waits until so many tries to connect were refused in all.
+    /// Waits until at least `count` connection attempts were refused in total.
     pub(crate) async fn wait_for_refused_connections(&self, count: usize) {
         let mut refused_count = self.connections.refused_count.subscribe();
         refused_count
-            .wait_for(|refusals| count <= *refusals)
+            .wait_for(|refusals| *refusals >= count)
             .await
             .unwrap();
     }
@@ -85,7 +84,7 @@ impl Drop for FlakyChannel {
     }
 }
 
-// === impl Lines ===
+// === impl FlakyConnections ===
 
 impl FlakyConnections {
     fn connect(&self) -> io::Result<DuplexStream> {
@@ -97,10 +96,12 @@ impl FlakyConnections {
         let (client, mut client_peer) = duplex(DUPLEX_BUFFER_BYTES);
         let (mut server_peer, server) = duplex(DUPLEX_BUFFER_BYTES);
         connection_tasks.spawn(async move {
-            // However it ends, both sides see that it did.
+            // Dropping both peers makes client and server see the end.
             let _ = copy_bidirectional(&mut client_peer, &mut server_peer).await;
         });
-        self.incoming.send(Ok(server)).expect("the server runs");
+        self.incoming
+            .send(Ok(server))
+            .expect("expected the server to run");
         Ok(client)
     }
 }

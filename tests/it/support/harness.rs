@@ -1,5 +1,5 @@
-//! Work as workers elsewhere do it: the real `OperationWorker` service, called
-//! by its generated client without a socket, so that paused time stays exact.
+//! Calls the real gRPC services through their generated clients without a socket,
+//! so that paused time stays exact; with builders for worker requests.
 
 use longrunning::{
     Any, Builder, OperationWorkerServer, Operations, OperationsServer, OperationsService,
@@ -28,7 +28,7 @@ use tonic::{Status, Streaming};
 
 use super::{get_request, random_balancer::RandomBalancer, start_replicas};
 
-/// Operations, and the clients of their services.
+/// Operations with clients of their services. With replicas, each call goes to a random one.
 #[derive(Clone)]
 pub(crate) struct Harness {
     pub(crate) operations: Operations,
@@ -36,7 +36,7 @@ pub(crate) struct Harness {
     pub(crate) client: OperationsClient<RandomBalancer<OperationsServer<OperationsService>>>,
 }
 
-// === impl Shop ===
+// === impl Harness ===
 
 impl Harness {
     pub(crate) async fn start() -> Self {
@@ -64,21 +64,24 @@ impl Harness {
         Ok(worker.create_operation(request).await?.into_inner())
     }
 
-    /// A new operation of a queue; its name.
+    /// Creates an operation in a queue and returns its name.
     pub(crate) async fn create_queued(&self, queue: &str) -> String {
         self.create_operation(queued_request(queue)).await
     }
 
-    /// A new operation; its name.
+    /// Creates an operation and returns its name.
     pub(crate) async fn create_operation(&self, request: CreateOperationRequest) -> String {
         let created = self.try_create(request).await.unwrap();
         created.operation.unwrap().name
     }
 
-    /// The lease of a new operation that `worker` executes itself.
+    /// Creates an operation that `worker` executes itself, and returns the lease.
     pub(crate) async fn create_self_executed(&self, worker: &str) -> Lease {
         let created = self.try_create(self_executed_request(worker)).await;
-        created.unwrap().lease.expect("its creator holds it")
+        created
+            .unwrap()
+            .lease
+            .expect("expected a lease for the creator")
     }
 
     pub(crate) async fn try_lease(
@@ -89,13 +92,13 @@ impl Harness {
         Ok(worker.lease_operations(request).await?.into_inner().leases)
     }
 
-    /// The lease of the next operation of a queue, which `worker` takes at once.
+    /// Leases the next operation of a queue; panics if none is ready.
     pub(crate) async fn lease_one(&self, queue: &str, worker: &str) -> Lease {
         let mut leases = self
             .try_lease(lease_request(&[queue], worker, 1))
             .await
             .unwrap();
-        assert_eq!(leases.len(), 1, "one is ready in {queue}");
+        assert_eq!(leases.len(), 1, "expected a ready operation in {queue}");
         leases.remove(0)
     }
 
@@ -107,13 +110,14 @@ impl Harness {
         Ok(worker.heartbeat(request).await?.into_inner())
     }
 
-    /// What a heartbeat without news about one lease is answered.
+    /// Sends a heartbeat for one lease without a report, and returns its directive.
     pub(crate) async fn heartbeat_one(&self, lease: &Lease) -> Directive {
         let response = self
             .try_heartbeat(heartbeat_request("w", [lease_heartbeat(lease)]))
             .await
             .unwrap();
-        let [directive] = <[_; 1]>::try_from(response.directives).expect("one for one");
+        let [directive] =
+            <[_; 1]>::try_from(response.directives).expect("expected exactly one directive");
         directive
     }
 
@@ -131,7 +135,7 @@ impl Harness {
             .unwrap()
     }
 
-    /// A stream of directives that is open: its first message came.
+    /// Opens a stream of directives and waits for its initial message.
     pub(crate) async fn watch_directives(&self, worker: &str) -> Streaming<Directive> {
         let mut client = self.worker.clone();
         let request = WatchDirectivesRequest {
@@ -167,7 +171,7 @@ impl Harness {
         client.delete_operation(request).await.unwrap();
     }
 
-    /// What the metrics say of the depth of a queue; nothing if it is forgotten.
+    /// Like [`queue_depth`].
     pub(crate) fn queue_depth(&self, queue: &str) -> Option<usize> {
         queue_depth(&self.operations, queue)
     }
@@ -175,8 +179,8 @@ impl Harness {
 
 pub(crate) use longrunning::proto::longrunning::v1::directive::Kind;
 
-/// What the metrics say of the depth of a queue; nothing if it is forgotten, as
-/// one is that is empty and that nobody waits at.
+/// Returns the depth of a queue according to the metrics, or `None` if there is
+/// no series, because the queue is empty and has no waiters.
 pub(crate) fn queue_depth(operations: &Operations, queue: &str) -> Option<usize> {
     let (mut registry, mut text) = (Registry::default(), String::new());
     operations.metrics().register(&mut registry);
@@ -186,7 +190,7 @@ pub(crate) fn queue_depth(operations: &Operations, queue: &str) -> Option<usize>
     line.map(|(_, depth)| depth.parse().unwrap())
 }
 
-/// A request for an operation of a queue.
+/// Builds a request that creates an operation in a queue.
 pub(crate) fn queued_request(queue: &str) -> CreateOperationRequest {
     queued_request_with_input(queue, None)
 }
@@ -215,7 +219,7 @@ pub(crate) fn queued_request_with_priority(queue: &str, priority: i32) -> Create
     }
 }
 
-/// A request for an operation that its creator executes.
+/// Builds a request that creates an operation executed by `worker` itself.
 pub(crate) fn self_executed_request(worker: &str) -> CreateOperationRequest {
     let worker_id = worker.into();
     CreateOperationRequest {
@@ -224,7 +228,7 @@ pub(crate) fn self_executed_request(worker: &str) -> CreateOperationRequest {
     }
 }
 
-/// Attempts with pauses of exactly 1 s, 2 s, 4 s ….
+/// Builds a retry policy with delays of exactly 1 s, 2 s, 4 s ….
 pub(crate) fn max_attempts(max_attempts: i32) -> Option<RetryPolicy> {
     Some(RetryPolicy {
         max_attempts,
@@ -233,7 +237,7 @@ pub(crate) fn max_attempts(max_attempts: i32) -> Option<RetryPolicy> {
     })
 }
 
-/// A request for leases that does not wait.
+/// Builds a lease request that does not wait.
 pub(crate) fn lease_request(
     queues: &[&str],
     worker: &str,
@@ -245,21 +249,21 @@ pub(crate) fn lease_request(
     }
 }
 
-/// A request for one lease that waits for so many seconds.
+/// Builds a request for one lease that waits for up to `wait_secs` seconds.
 pub(crate) fn lease_request_with_wait(
     queues: &[&str],
     worker: &str,
-    wait: i64,
+    wait_secs: i64,
 ) -> LeaseOperationsRequest {
     LeaseOperationsRequest {
         queues: queues.iter().map(|queue| (*queue).to_owned()).collect(),
         worker_id: worker.into(),
         max_leases: 1,
-        wait_timeout: proto_seconds(wait),
+        wait_timeout: proto_seconds(wait_secs),
     }
 }
 
-/// A sign of life without news.
+/// Builds a heartbeat entry without a report.
 pub(crate) fn lease_heartbeat(lease: &Lease) -> LeaseHeartbeat {
     LeaseHeartbeat {
         name: lease.name.clone(),
@@ -291,7 +295,7 @@ pub(crate) fn finish_request(
     }
 }
 
-/// A failure that is final.
+/// Builds a failure without retry.
 pub(crate) fn failure(code: impl Into<i32>, message: &str) -> Outcome {
     Outcome::Failure(Failure {
         error: Some(rpc::Status {
@@ -303,7 +307,7 @@ pub(crate) fn failure(code: impl Into<i32>, message: &str) -> Outcome {
     })
 }
 
-/// A failure after which another attempt may succeed.
+/// Builds a failure that permits another attempt.
 pub(crate) fn retryable_failure(code: impl Into<i32>, message: &str) -> Outcome {
     match failure(code, message) {
         Outcome::Failure(failure) => Outcome::Failure(Failure {
@@ -318,7 +322,7 @@ pub(crate) fn release() -> Outcome {
     Outcome::Release(Release {})
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "fields of messages are optional")]
+#[expect(clippy::unnecessary_wraps, reason = "message fields are optional")]
 pub(crate) fn proto_seconds(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
 }

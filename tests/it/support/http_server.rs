@@ -1,5 +1,5 @@
-//! HTTP as bytes: the real listeners in this process, and requests and answers
-//! that nobody has tidied up.
+//! Runs the complete server with its listeners in this process, and speaks HTTP/1.1
+//! to it byte by byte.
 
 use std::time::Duration;
 
@@ -27,10 +27,10 @@ pub(crate) struct HttpTestServer {
     task: JoinHandle<()>,
 }
 
-/// One connection.
+/// One client connection.
 pub(crate) struct HttpConnection(BufReader<TcpStream>);
 
-/// An answer, taken apart.
+/// A parsed response.
 #[derive(Debug)]
 pub(crate) struct HttpResponse {
     pub(crate) code: u16,
@@ -38,14 +38,14 @@ pub(crate) struct HttpResponse {
     pub(crate) body: Vec<u8>,
 }
 
-// === impl Site ===
+// === impl HttpTestServer ===
 
 impl HttpTestServer {
     pub(crate) async fn start() -> Self {
         Self::start_with(|_| {}).await
     }
 
-    /// A server with a config that the test has changed.
+    /// Starts a server whose default config was changed by `configure`.
     pub(crate) async fn start_with(configure: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         config.connection_threads = 1;
@@ -57,8 +57,9 @@ impl HttpTestServer {
         configure(&mut config);
         let app: App = config.bind_and_start().await.unwrap();
         let operations = app.operations().clone();
-        let address_text =
-            |address: Option<ListenAddress>| address.expect("it is bound").to_string();
+        let address_text = |address: Option<ListenAddress>| {
+            address.expect("expected a bound listener").to_string()
+        };
         let (client_address, worker_address, admin_address) = (
             app.client_addr().to_string(),
             address_text(app.worker_addr()),
@@ -79,19 +80,19 @@ impl HttpTestServer {
         }
     }
 
-    /// A new connection.
+    /// Opens a connection to the client listener.
     pub(crate) async fn connect(&self) -> HttpConnection {
         HttpConnection::connect(&self.client_address).await
     }
 
-    /// The answer to these bytes, on a connection of their own.
+    /// Sends bytes on a new connection and returns the response.
     pub(crate) async fn send(&self, request: impl AsRef<[u8]>) -> HttpResponse {
         let mut connection = self.connect().await;
         connection.send(request).await;
         connection.read_response().await
     }
 
-    /// The answer to a request without a body.
+    /// Sends a request without a body and returns the response.
     pub(crate) async fn request(&self, method: &str, target: &str) -> HttpResponse {
         self.send(http_request(method, target, "", "")).await
     }
@@ -100,14 +101,14 @@ impl HttpTestServer {
         self.request("GET", target).await
     }
 
-    /// The answer to a POST with a JSON body.
+    /// Sends a POST with a JSON body and returns the response.
     pub(crate) async fn post(&self, target: &str, body: &str) -> HttpResponse {
         let content_type = "content-type: application/json\r\n";
         self.send(http_request("POST", target, content_type, body))
             .await
     }
 
-    /// What the metrics say of a series; 0 if they do not know it.
+    /// Returns the value of a metric series, or 0 if there is no such series.
     pub(crate) async fn metric(&self, series: &str) -> f64 {
         let mut connection = HttpConnection::connect(&self.admin_address).await;
         connection
@@ -120,13 +121,13 @@ impl HttpTestServer {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// Begins the drain and waits for its end.
+    /// Shuts the server down and waits until it has drained.
     pub(crate) async fn shutdown(mut self) {
         self.shutdown.cancel();
         (&mut self.task).await.unwrap();
     }
 
-    /// Begins the drain.
+    /// Starts the shutdown without waiting.
     pub(crate) fn begin_shutdown(&self) {
         self.shutdown.cancel();
     }
@@ -138,7 +139,7 @@ impl Drop for HttpTestServer {
     }
 }
 
-/// An operation with this name, which its creator executes.
+/// Creates a self-executed operation with a given name.
 pub(crate) async fn create_named(operations: &Operations, name: &str) -> OperationName {
     let (parent, id) = match name.rsplit_once("/operations/") {
         Some((parent, id)) => (parent, id),
@@ -148,7 +149,7 @@ pub(crate) async fn create_named(operations: &Operations, name: &str) -> Operati
     create_leased(operations, new).await.0
 }
 
-/// The bytes of a request, with more header lines and a body.
+/// Formats a request with additional header lines and a body.
 pub(crate) fn http_request(method: &str, target: &str, headers: &str, body: &str) -> String {
     let length = match (body, method) {
         ("", "GET" | "HEAD" | "DELETE" | "OPTIONS") => String::new(),
@@ -157,7 +158,7 @@ pub(crate) fn http_request(method: &str, target: &str, headers: &str, body: &str
     format!("{method} {target} HTTP/1.1\r\nhost: test\r\n{length}{headers}\r\n{body}")
 }
 
-// === impl Wire ===
+// === impl HttpConnection ===
 
 impl HttpConnection {
     pub(crate) async fn connect(address: &str) -> Self {
@@ -168,17 +169,17 @@ impl HttpConnection {
         self.0.write_all(bytes.as_ref()).await.unwrap();
     }
 
-    /// Sends what the other side may no longer want.
+    /// Sends bytes; fails if the server has closed the connection.
     pub(crate) async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
         self.0.write_all(bytes.as_ref()).await
     }
 
-    /// The next answer, with its body if it says how long that is.
+    /// Reads the next response, with its body if it has a content length.
     pub(crate) async fn read_response(&mut self) -> HttpResponse {
         self.read_response_to("GET").await
     }
 
-    /// The next answer; one to HEAD has no body.
+    /// Reads the next response to a request with `method`; one to HEAD has no body.
     pub(crate) async fn read_response_to(&mut self, method: &str) -> HttpResponse {
         let mut response = self.read_head().await;
         let length = response.header("content-length").map(str::parse);
@@ -189,17 +190,20 @@ impl HttpConnection {
         response
     }
 
-    /// The next answer up to its body.
+    /// Reads the next response up to its body.
     pub(crate) async fn read_head(&mut self) -> HttpResponse {
-        let status_line = self.read_line().await.expect("an answer comes");
+        let status_line = self.read_line().await.expect("expected a response");
         let code = status_line
             .split(' ')
             .nth(1)
-            .expect("there is a status line");
+            .expect("expected a status line");
         let code = code.parse().unwrap_or_else(|_| panic!("{status_line}"));
         let mut headers = Vec::new();
         loop {
-            let line = self.read_line().await.expect("the head has an end");
+            let line = self
+                .read_line()
+                .await
+                .expect("expected the end of the headers");
             if line.is_empty() {
                 break;
             }
@@ -213,14 +217,14 @@ impl HttpConnection {
         }
     }
 
-    /// The next line without its end; none after the last one.
+    /// Reads the next line without its terminator, or returns `None` at the end.
     pub(crate) async fn read_line(&mut self) -> Option<String> {
         let mut line = String::new();
         let read = self.0.read_line(&mut line).await.unwrap_or(0);
         (read != 0).then(|| line.trim_end_matches(['\r', '\n']).to_owned())
     }
 
-    /// The next line of a stream that begins so, or its end.
+    /// Skips to the next line with a prefix and returns it, or `None` at the end.
     pub(crate) async fn read_line_starting_with(&mut self, prefix: &str) -> Option<String> {
         loop {
             let line = self.read_line().await?;
@@ -230,13 +234,13 @@ impl HttpConnection {
         }
     }
 
-    /// Whether the server has closed the connection.
+    /// Reads a line, and returns `true` if the server has closed the connection.
     pub(crate) async fn is_closed(&mut self) -> bool {
         self.read_line().await.is_none()
     }
 }
 
-// === impl Answer ===
+// === impl HttpResponse ===
 
 impl HttpResponse {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
@@ -251,7 +255,7 @@ impl HttpResponse {
         std::str::from_utf8(&self.body).unwrap()
     }
 
-    /// The JSON of an answer, whose headers have to say that it is some.
+    /// Parses the body as JSON; panics unless the content type is JSON.
     pub(crate) fn json(&self) -> Value {
         let content_type = self.header("content-type");
         assert_eq!(
@@ -262,14 +266,14 @@ impl HttpResponse {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// The JSON of an answer that is no error.
+    /// Parses the body as JSON; panics unless the status is 200.
     pub(crate) fn expect_ok_json(&self) -> Value {
         assert_eq!(self.code, 200, "{}", self.text());
         self.json()
     }
 
-    /// Takes an error apart: `(HTTP code, status, reason)`. It must have the form
-    /// that ERR-1 to ERR-4 and HTTP-12 ask of every error.
+    /// Returns HTTP code, status and reason of an error; panics unless it has the form
+    /// required by ERR-1 to ERR-4 and HTTP-12.
     pub(crate) fn error_parts(&self) -> (u16, String, String) {
         let json = self.json();
         let fields: Vec<_> = json.as_object().unwrap().keys().collect();
@@ -294,14 +298,14 @@ impl HttpResponse {
         (self.code, status, reason)
     }
 
-    /// The message of an error.
+    /// Returns the message of an error.
     pub(crate) fn error_message(&self) -> String {
         self.error_parts();
         self.json()["error"]["message"].as_str().unwrap().to_owned()
     }
 }
 
-/// An error as [`Answer::problem`] tells it.
+/// Builds an expected value for [`HttpResponse::error_parts`].
 pub(crate) fn error_parts(code: u16, status: &str, reason: &str) -> (u16, String, String) {
     (code, status.to_owned(), reason.to_owned())
 }

@@ -1,5 +1,5 @@
-//! A line to workers elsewhere that the test disturbs: requests and answers get
-//! lost or wait. It is in memory, so that paused time stays exact.
+//! A channel to the worker service on which a test drops or delays single requests
+//! and responses. It is in memory, so that paused time stays exact.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -23,29 +23,29 @@ use tonic::{
 };
 use tower::Service;
 
-/// Operations, and the line to the service for workers.
+/// Operations and a channel to their worker service.
 pub(crate) struct LossyChannel {
     pub(crate) operations: Operations,
     pub(crate) channel: Channel,
     pub(crate) faults: Arc<CallFaults>,
 }
 
-/// What happens to calls, by method, and how many there were.
+/// Scheduled faults and numbers of calls, by method.
 #[derive(Default)]
 pub(crate) struct CallFaults {
     scheduled: Mutex<HashMap<String, VecDeque<CallFault>>>,
     counts: watch::Sender<HashMap<String, usize>>,
 }
 
-/// What happens to one call.
+/// A fault of one call.
 pub(crate) enum CallFault {
-    /// The server never hears of it.
+    /// The request never reaches the server.
     DropRequest,
-    /// The server does what is asked, and nobody hears of that.
+    /// The server processes the request, but its response is lost.
     DropResponse,
-    /// It waits until the gate is opened, and reaches the server then.
+    /// The request reaches the server once the semaphore has a permit.
     Delay(Arc<Semaphore>),
-    /// It waits until the gate is opened, and is lost then.
+    /// The request is lost once the semaphore has a permit.
     DelayThenDrop(Arc<Semaphore>),
 }
 
@@ -55,7 +55,7 @@ struct FaultInjector<S> {
     faults: Arc<CallFaults>,
 }
 
-// === impl Line ===
+// === impl LossyChannel ===
 
 impl LossyChannel {
     pub(crate) async fn start_with(builder: Builder, wait_limits: WaitLimits) -> Self {
@@ -95,10 +95,10 @@ impl LossyChannel {
     }
 }
 
-// === impl Calls ===
+// === impl CallFaults ===
 
 impl CallFaults {
-    /// What happens to the next calls of a method, one after the other.
+    /// Schedules faults for the next calls of a method, one each.
     pub(crate) fn inject(&self, method: &str, faults: impl IntoIterator<Item = CallFault>) {
         let mut scheduled = self.scheduled.lock();
         scheduled
@@ -107,21 +107,22 @@ impl CallFaults {
             .extend(faults);
     }
 
-    /// How many calls of a method there were.
+    /// Returns the number of calls of a method so far.
     pub(crate) fn call_count(&self, method: &str) -> usize {
         self.counts.borrow().get(method).copied().unwrap_or(0)
     }
 
-    /// Waits until there were so many.
+    /// Waits until a method was called at least `count` times in total.
     pub(crate) async fn wait_for_calls(&self, method: &str, count: usize) {
         let mut counts = self.counts.subscribe();
-        let has_enough =
-            |counts: &HashMap<String, usize>| count <= counts.get(method).copied().unwrap_or(0);
+        let has_enough = |counts: &HashMap<String, usize>| {
+            counts.get(method).is_some_and(|calls| *calls >= count)
+        };
         counts.wait_for(has_enough).await.unwrap();
     }
 }
 
-// === impl Disturbed ===
+// === impl FaultInjector ===
 
 impl<S> Service<Request<Body>> for FaultInjector<S>
 where
@@ -162,7 +163,7 @@ where
                     return Ok(response);
                 }
             }
-            Ok(Status::unavailable("the test lost it").into_http())
+            Ok(Status::unavailable("dropped by the test").into_http())
         })
     }
 }

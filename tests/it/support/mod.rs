@@ -1,10 +1,4 @@
-//! What every test needs: a server with clients, and operations in each stage.
-//! Looking into errors is in `problem`, journals of the tests' own in `journal`,
-//! work as workers elsewhere do it in `shop`, certificates for TLS in `certificates`,
-//! bytes over HTTP in `http`, a bad line to workers in `faults`, a database in
-//! `postgres`, a pooler before it in `pooler`, a table that servers share in `table`,
-//! a line that can be cut in `line`, the program over a file in `stored`, what must be
-//! true of that in `ledger`.
+//! Test support: a gRPC server with clients, and operations in each state.
 
 pub(crate) mod assertions;
 pub(crate) mod backend;
@@ -63,11 +57,11 @@ use prost::{Message, Name};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint, Server as Stock};
+use tonic::transport::{Channel, Endpoint, Server};
 
 pub(crate) type GrpcClient = OperationsClient<Channel>;
 
-/// A server on a port of its own. Stops, without grace, when dropped.
+/// A gRPC server, or its replicas, on free ports. Stops without draining when dropped.
 pub(crate) struct GrpcTestServer {
     pub(crate) operations: Operations,
     addresses: Vec<SocketAddr>,
@@ -75,48 +69,47 @@ pub(crate) struct GrpcTestServer {
     tasks: JoinSet<()>,
 }
 
-// === impl Server ===
+// === impl GrpcTestServer ===
 
 impl GrpcTestServer {
-    /// A server with an empty store and no workers.
+    /// Starts a server with an empty store and no workers.
     pub(crate) async fn start() -> Self {
         Self::start_with(operations_builder()).await
     }
 
-    /// A server of these operations.
+    /// Starts a server of the operations that `builder` starts.
     pub(crate) async fn start_with(builder: Builder) -> Self {
         Self::start_with_wait_limits(builder, WaitLimits::default()).await
     }
 
-    /// A server of these operations, with other limits on waits.
+    /// Like [`Self::start_with`], with other limits on waits.
     pub(crate) async fn start_with_wait_limits(builder: Builder, wait_limits: WaitLimits) -> Self {
         let replicas = start_replicas(builder).await;
-        let (stop, mut addresses, mut tasks) =
+        let (shutdown, mut addresses, mut tasks) =
             (CancellationToken::new(), Vec::new(), JoinSet::new());
         for operations in &replicas {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             addresses.push(listener.local_addr().unwrap());
-            let server = Stock::builder()
+            let server = Server::builder()
                 .layer(GrpcMetricsLayer::new(operations.metrics()))
                 .add_service(operations_server_with(operations, wait_limits))
                 .add_service(watch_server(operations))
                 .add_service(worker_server_with(operations, wait_limits))
                 .serve_with_incoming_shutdown(
                     TcpListenerStream::new(listener),
-                    stop.clone().cancelled_owned(),
+                    shutdown.clone().cancelled_owned(),
                 );
             tasks.spawn(async { server.await.unwrap() });
         }
         Self {
             operations: replicas[0].clone(),
             addresses,
-            shutdown: stop,
+            shutdown,
             tasks,
         }
     }
 
-    /// A new connection; to each server, if there are several, of which each call
-    /// goes to another one.
+    /// Connects to the server, or to all replicas with calls balanced between them.
     pub(crate) async fn channel(&self) -> Channel {
         let endpoint = |address| Endpoint::from_shared(format!("http://{address}")).unwrap();
         match self.addresses.as_slice() {
@@ -125,22 +118,22 @@ impl GrpcTestServer {
         }
     }
 
-    /// A client with a connection of its own.
+    /// Connects a client of the operations service.
     pub(crate) async fn client(&self) -> GrpcClient {
         OperationsClient::new(self.channel().await).max_decoding_message_size(64 << 20)
     }
 
-    /// A client of the watch stream with a connection of its own.
+    /// Connects a client of the watch service.
     pub(crate) async fn watch_client(&self) -> OperationWatchClient<Channel> {
         OperationWatchClient::new(self.channel().await)
     }
 
-    /// A client for workers with a connection of its own.
+    /// Connects a client of the worker service.
     pub(crate) async fn worker_client(&self) -> OperationWorkerClient<Channel> {
         OperationWorkerClient::new(self.channel().await)
     }
 
-    /// Closes the listener, lets open calls end and waits for that.
+    /// Closes the listeners and waits until open calls have ended.
     pub(crate) async fn shutdown(mut self) {
         self.shutdown.cancel();
         while let Some(result) = self.tasks.join_next().await {
@@ -149,8 +142,7 @@ impl GrpcTestServer {
     }
 }
 
-/// Operations in the store that the behaviour is tried over: in memory, or as
-/// `over_stores` says in the environment.
+/// Returns a builder with the storage backend of this test process.
 pub(crate) fn operations_builder() -> Builder {
     let builder = Operations::builder();
     #[cfg(feature = "postgres")]
@@ -170,8 +162,8 @@ pub(crate) fn operations_builder() -> Builder {
     builder
 }
 
-/// These operations; and two more servers of them, if `over_stores` says so in the
-/// environment and what [`operations`] gave last has their journal.
+/// Starts operations; with replicas selected, also two peers that share the storage
+/// opened by the last call of [`operations_builder`].
 pub(crate) async fn start_replicas(builder: Builder) -> Vec<Operations> {
     let mut builders = vec![builder];
     #[cfg(feature = "postgres")]
@@ -188,12 +180,12 @@ pub(crate) async fn start_replicas(builder: Builder) -> Vec<Operations> {
     replicas
 }
 
-/// An operation that its creator executes, and the lease.
+/// Creates a self-executed operation and returns its name and lease token.
 pub(crate) async fn create_running(operations: &Operations) -> (OperationName, LeaseToken) {
     create_leased(operations, NewOperation::self_executed("test")).await
 }
 
-/// As [`running`], with other wishes.
+/// Creates an operation that must be self-executed, and returns its name and lease token.
 pub(crate) async fn create_leased(
     operations: &Operations,
     new: NewOperation,
@@ -201,11 +193,14 @@ pub(crate) async fn create_leased(
     let operation = operations.create(new).await.unwrap().operation;
     (
         operation.name_owned(),
-        operation.lease().expect("its creator holds it").token,
+        operation
+            .lease()
+            .expect("expected a lease for the creator")
+            .token,
     )
 }
 
-/// An operation that waits for a worker.
+/// Creates an operation in a queue without workers.
 pub(crate) async fn create_pending(operations: &Operations) -> OperationName {
     let operation = operations
         .submit("nobody", string_value("input"))
@@ -214,7 +209,7 @@ pub(crate) async fn create_pending(operations: &Operations) -> OperationName {
     operation.name_owned()
 }
 
-/// An operation that has succeeded.
+/// Creates an operation and completes it successfully.
 pub(crate) async fn create_succeeded(operations: &Operations) -> OperationName {
     let (name, token) = create_running(operations).await;
     operations
@@ -224,7 +219,7 @@ pub(crate) async fn create_succeeded(operations: &Operations) -> OperationName {
     name
 }
 
-/// An `Any` that holds a text.
+/// Packs a text into an `Any`.
 pub(crate) fn string_value(text: &str) -> Any {
     let value = text.to_owned();
     Any {
@@ -233,7 +228,7 @@ pub(crate) fn string_value(text: &str) -> Any {
     }
 }
 
-/// Metadata in a type that the server does not know, and that is no message.
+/// Builds metadata of a type unknown to the server, whose bytes are not a valid message.
 pub(crate) fn custom_metadata(n: u8) -> Any {
     Any {
         type_url: "type.googleapis.com/acme.v1.RenderMetadata".into(),
@@ -241,35 +236,32 @@ pub(crate) fn custom_metadata(n: u8) -> Any {
     }
 }
 
-/// The metadata of an operation, if it is ours.
+/// Decodes the server's own metadata; panics if the operation has custom metadata.
 pub(crate) fn decode_metadata(operation: &Operation) -> OperationMetadata {
-    let any = operation
-        .metadata
-        .as_ref()
-        .expect("metadata is always there");
+    let any = operation.metadata.as_ref().expect("expected metadata");
     assert_eq!(any.type_url, OperationMetadata::type_url());
     OperationMetadata::decode(any.value.as_slice()).unwrap()
 }
 
-/// The error of an operation that has failed.
+/// Returns the error of a failed operation; panics for any other.
 pub(crate) fn expect_error(operation: &Operation) -> rpc::Status {
     assert!(operation.done);
     match &operation.result {
         Some(operation::Result::Error(error)) => error.clone(),
-        other => panic!("{other:?} is no error"),
+        other => panic!("expected an error, got {other:?}"),
     }
 }
 
-/// The response of an operation that has succeeded.
+/// Returns the response of a succeeded operation; panics for any other.
 pub(crate) fn expect_response(operation: &Operation) -> Any {
     assert!(operation.done);
     match &operation.result {
         Some(operation::Result::Response(response)) => response.clone(),
-        other => panic!("{other:?} is no response"),
+        other => panic!("expected a response, got {other:?}"),
     }
 }
 
-/// The reason in the one ErrorInfo of an error that the server recorded.
+/// Returns the reason of an error; panics unless it has exactly one ErrorInfo.
 pub(crate) fn error_reason(error: &rpc::Status) -> String {
     let infos = error
         .details
@@ -282,11 +274,18 @@ pub(crate) fn error_reason(error: &rpc::Status) -> String {
         .reason
 }
 
+/// Returns the number in an environment variable, or `None` if it is not set.
+#[cfg(feature = "cli")]
+pub(crate) fn env_number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().expect(name))
+}
+
 pub(crate) fn get_request(name: &str) -> GetOperationRequest {
     GetOperationRequest { name: name.into() }
 }
 
-/// A request to wait for so many milliseconds.
+/// Builds a wait request with a timeout in milliseconds.
 pub(crate) fn wait_request(name: &OperationName, millis: u64) -> WaitOperationRequest {
     let timeout = Duration::from_millis(millis).try_into().ok();
     WaitOperationRequest {
@@ -295,7 +294,7 @@ pub(crate) fn wait_request(name: &OperationName, millis: u64) -> WaitOperationRe
     }
 }
 
-/// Progress that says so many units are done.
+/// Builds progress with `done_units` of 100 units.
 pub(crate) fn progress(done_units: i64) -> Progress {
     Progress {
         done_units,

@@ -1,6 +1,5 @@
-//! The built program over a SQLite file, or over another store, as it is started
-//! again and again: with an environment of its own, a log that is always read, and an end that may
-//! come before it serves.
+//! Runs the built program as a child process over a durable store, for tests that
+//! restart it: the process may fail to start, and its log is captured.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -16,8 +15,7 @@ use longrunning::proto::{
 };
 use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::TcpStream,
+    io::{AsyncBufReadExt, BufReader},
     process::Child,
     sync::watch,
     task::JoinHandle,
@@ -28,38 +26,42 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{GrpcClient, error_details::ErrorDetails, serve_process::longrunning_command};
+use super::{
+    GrpcClient,
+    error_details::ErrorDetails,
+    serve_process::{admin_get, longrunning_command},
+};
 
-/// Longer than any start or end takes, even on a machine that is busy.
+/// Longer than any start or exit takes, even on a busy machine.
 const START_OR_EXIT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// `longrunning serve` over a file. Killed when dropped.
+/// A `longrunning serve` process that serves. Killed when dropped.
 pub(crate) struct PersistentServer {
     child: Child,
     log: ServerLog,
     endpoints: ServerEndpoints,
 }
 
-/// What came of a start.
+/// The result of starting a process.
 pub(crate) enum StartOutcome {
     Serving(Box<PersistentServer>),
-    /// It ended before it served.
+    /// The process exited before it served.
     Exited(ServerExit),
 }
 
-/// How a program ended, and what it had said.
+/// Exit status and log of a process.
 #[derive(Debug)]
 pub(crate) struct ServerExit {
     pub(crate) status: ExitStatus,
     pub(crate) log: Vec<String>,
 }
 
-/// Why a call had no success.
+/// Why a call failed.
 #[derive(Debug)]
 pub(crate) enum RpcError {
-    /// The server said no: the code and the reason.
+    /// The server rejected the call with this code and reason.
     Rejected(Code, String),
-    /// Nobody knows.
+    /// The connection failed, so the call may or may not have taken effect.
     Unknown(Box<Status>),
 }
 
@@ -71,21 +73,21 @@ struct ServerEndpoints {
     is_serving: bool,
 }
 
-/// The log of a program; whoever does not read it stops the program some day.
+/// The captured log of a process. A full pipe would block the process.
 struct ServerLog {
     lines: Arc<Mutex<Vec<String>>>,
     endpoints: watch::Receiver<ServerEndpoints>,
     task: JoinHandle<()>,
 }
 
-/// Starts the program over a file; it need not come to serve.
-pub(crate) fn spawn(file: &Path, environment: &[(&str, OsString)]) -> StartingServer {
+/// Spawns the program over a SQLite database without waiting until it serves.
+pub(crate) fn spawn(database: &Path, environment: &[(&str, OsString)]) -> StartingServer {
     let mut store = OsString::from("sqlite:");
-    store.push(file);
+    store.push(database);
     spawn_with_store(&store, &[], environment)
 }
 
-/// Starts the program over any store.
+/// Spawns the program over any store without waiting until it serves.
 pub(crate) fn spawn_with_store(
     store: &OsStr,
     arguments: &[&str],
@@ -107,23 +109,38 @@ pub(crate) fn spawn_with_store(
     StartingServer { child, log }
 }
 
-/// Starts the program and waits until it serves, or has ended.
-pub(crate) async fn start(file: &Path, environment: &[(&str, OsString)]) -> StartOutcome {
-    spawn(file, environment).wait_until_started().await
+/// Starts the program over a SQLite database and waits until it serves or exits.
+pub(crate) async fn start(database: &Path, environment: &[(&str, OsString)]) -> StartOutcome {
+    spawn(database, environment).wait_until_started().await
 }
 
-/// A program that may serve soon.
+/// Panics unless SQLite reports the database as intact.
+pub(crate) fn check_integrity(database: &Path) {
+    let connection = rusqlite::Connection::open(database).unwrap();
+    let result: String = connection
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(result, "ok");
+}
+
+/// A process that does not serve yet.
 pub(crate) struct StartingServer {
     child: Child,
     log: ServerLog,
 }
 
-// === impl Starting ===
+// === impl StartingServer ===
 
 impl StartingServer {
+    /// Waits until the process serves or exits.
     pub(crate) async fn wait_until_started(self) -> StartOutcome {
         let result = timeout(START_OR_EXIT_TIMEOUT, self.wait_until_serving()).await;
-        let description = || format!("it neither serves nor ends: {:?}", self.log.lines.lock());
+        let description = || {
+            format!(
+                "the server neither serves nor exits: {:?}",
+                self.log.lines.lock()
+            )
+        };
         match result.unwrap_or_else(|_| panic!("{}", description())) {
             Some(endpoints) => StartOutcome::Serving(Box::new(PersistentServer {
                 child: self.child,
@@ -134,69 +151,70 @@ impl StartingServer {
         }
     }
 
-    /// Ends it where it is.
+    /// Kills the process during its start.
     pub(crate) async fn kill(mut self) {
         self.child.start_kill().unwrap();
         wait_for_exit(self.child, self.log).await;
     }
 
     async fn wait_until_serving(&self) -> Option<ServerEndpoints> {
-        // It listens before the file is read, and says when it serves. The log
-        // ends when it ends.
+        // The server listens before it has loaded the store, and logs when it serves.
+        // The log ends when the process exits.
         let mut endpoints = self.log.endpoints.clone();
         let result = endpoints.wait_for(|endpoints| endpoints.is_serving).await;
         Some(result.ok()?.clone())
     }
 }
 
-// === impl Begun ===
+// === impl StartOutcome ===
 
 impl StartOutcome {
-    /// The server that must have come of it.
+    /// Returns the server; panics if the process exited.
     pub(crate) fn expect_serving(self) -> PersistentServer {
         match self {
             Self::Serving(server) => *server,
-            Self::Exited(exit) => panic!("it does not serve: {exit:?}"),
+            Self::Exited(exit) => panic!("expected the server to serve: {exit:?}"),
         }
     }
 }
 
-// === impl Serving ===
+// === impl PersistentServer ===
 
 impl PersistentServer {
     pub(crate) fn channel(&self) -> Channel {
         lazy_channel(&self.endpoints.client_address)
     }
 
-    /// A client with a connection of its own.
+    /// Connects a client of the operations service.
     pub(crate) fn client(&self) -> GrpcClient {
         OperationsClient::new(self.channel()).max_decoding_message_size(64 << 20)
     }
 
-    /// A client for workers with a connection of its own.
+    /// Connects a client of the worker service.
     pub(crate) fn worker_client(&self) -> OperationWorkerClient<Channel> {
         OperationWorkerClient::new(lazy_channel(&self.endpoints.worker_address))
             .max_decoding_message_size(64 << 20)
     }
 
-    /// What `/readyz` says: the whole response; none if nobody answers.
+    /// Returns the whole response of `/readyz`, or `None` if the server does not respond.
     pub(crate) async fn readiness(&self) -> Option<String> {
-        admin_get(&self.endpoints.admin_address, "/readyz").await
+        let response = admin_get(&self.endpoints.admin_address, "/readyz").await;
+        response.ok().filter(|response| !response.is_empty())
     }
 
-    /// What it has said so far.
+    /// Returns the log so far.
     pub(crate) fn log_lines(&self) -> Vec<String> {
         self.log.lines.lock().clone()
     }
 
-    /// Ends it with SIGKILL.
+    /// Kills the process with SIGKILL and waits for its exit.
     pub(crate) async fn kill(mut self) -> ServerExit {
-        // It may have ended by itself.
+        // Fails if the process has exited.
         let _ = self.child.start_kill();
         wait_for_exit(self.child, self.log).await
     }
 
-    /// Sends it a signal; it may have ended by itself.
+    /// Sends a signal; does nothing if the process has exited.
     pub(crate) fn signal(&self, name: &str) {
         if let Some(pid) = self.child.id() {
             let mut kill = std::process::Command::new("kill");
@@ -204,26 +222,22 @@ impl PersistentServer {
         }
     }
 
-    /// Waits for its end.
+    /// Waits until the process exits.
     pub(crate) async fn wait_for_exit(self) -> ServerExit {
         wait_for_exit(self.child, self.log).await
     }
 
-    /// Asks it to end, and waits for that.
+    /// Shuts the server down with SIGTERM and waits until it exits.
     pub(crate) async fn stop(self) -> ServerExit {
-        if let Some(pid) = self.child.id() {
-            let mut kill = tokio::process::Command::new("kill");
-            // It may have ended by itself.
-            let _ = kill.args(["-s", "TERM", &pid.to_string()]).output().await;
-        }
+        self.signal("TERM");
         wait_for_exit(self.child, self.log).await
     }
 }
 
-// === impl Fail ===
+// === impl RpcError ===
 
 impl From<Status> for RpcError {
-    /// The server gives every refusal of its own a reason.
+    // Every rejection by the server has details; errors of the transport have none.
     fn from(status: Status) -> Self {
         if status.details().is_empty() {
             return Self::Unknown(Box::new(status));
@@ -235,7 +249,7 @@ impl From<Status> for RpcError {
 
 async fn wait_for_exit(mut child: Child, log: ServerLog) -> ServerExit {
     let result = timeout(START_OR_EXIT_TIMEOUT, child.wait()).await;
-    let description = || format!("it does not end: {:?}", log.lines.lock());
+    let description = || format!("the server does not exit: {:?}", log.lines.lock());
     let status = result
         .unwrap_or_else(|_| panic!("{}", description()))
         .unwrap();
@@ -249,16 +263,7 @@ fn lazy_channel(address: &str) -> Channel {
     endpoint.connect_lazy()
 }
 
-async fn admin_get(address: &str, path: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(address).await.ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.ok()?;
-    let mut response = String::new();
-    stream.read_to_string(&mut response).await.ok()?;
-    (!response.is_empty()).then_some(response)
-}
-
-// === impl Log ===
+// === impl ServerLog ===
 
 impl ServerLog {
     fn capture(child: &mut Child) -> Self {
@@ -280,7 +285,7 @@ impl ServerLog {
     }
 }
 
-// === impl Endpoints ===
+// === impl ServerEndpoints ===
 
 impl ServerEndpoints {
     fn parse_line(&mut self, line: &str) {

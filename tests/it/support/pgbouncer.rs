@@ -1,4 +1,4 @@
-//! A pgbouncer before a PostgreSQL, that ends with the process.
+//! Runs pgbouncer in front of a test PostgreSQL server.
 
 use std::{
     env, fs,
@@ -11,25 +11,30 @@ use tempfile::TempDir;
 
 use super::postgres::{PostgresServer, free_port, give_to_server_user, skip};
 
-/// How many connections to PostgreSQL all clients of a pooler share.
+/// The number of connections to PostgreSQL that all clients share.
 pub(crate) const POOL_SIZE: usize = 2;
 
-/// Lends its clients a connection for a transaction at a time.
+/// A pgbouncer process in transaction mode. Stops when dropped or when this process exits.
 pub(crate) struct PgBouncer {
     port: u16,
     process: Option<(Child, ChildStdin)>,
     _directory: TempDir,
 }
 
+// === impl PgBouncer ===
+
 impl PgBouncer {
-    /// None without pgbouncer, which is said.
+    /// Starts pgbouncer, or prints a notice and returns `None` if it is not installed.
     pub(crate) fn start(postgres: &PostgresServer) -> Option<Self> {
         let path = env::var_os("PATH").unwrap_or_default();
-        // Where Debian puts it, and not everybody looks.
+        // Debian installs it outside of an ordinary user's path.
         let mut directories = env::split_paths(&path).chain(["/usr/sbin".into()]);
         let Some(bin) = directories.find(|bin| bin.join("pgbouncer").exists()) else {
             static SKIP_NOTICE: Once = Once::new();
-            skip(&SKIP_NOTICE, "what needs a pooler: no pgbouncer");
+            skip(
+                &SKIP_NOTICE,
+                "tests that need pgbouncer: it is not installed",
+            );
             return None;
         };
         let (directory, port) = (TempDir::new().unwrap(), free_port());

@@ -1,6 +1,6 @@
-//! A private PostgreSQL, made of the machine's own binaries, that ends with the
-//! process. `LONGRUNNING_TEST_POSTGRES_BIN` says where these are if they are
-//! neither on the path nor where Debian puts them.
+//! Runs private PostgreSQL servers from the installed binaries.
+//! `LONGRUNNING_TEST_POSTGRES_BIN` names their directory if they are neither on the
+//! path nor where Debian installs them.
 
 use std::{
     env, fs,
@@ -20,21 +20,22 @@ use tempfile::TempDir;
 
 use super::backend::POSTGRES_URL_ENV;
 
-/// A database server over a directory of its own.
+/// A PostgreSQL server with its own data directory. Stops when dropped or when this
+/// process exits.
 pub(crate) struct PostgresServer {
     bin_dir: PathBuf,
     directory: TempDir,
     port: u16,
     settings: Vec<String>,
-    /// Runs while it does; it is stopped when this input ends.
+    /// The supervising shell, which stops the server when its standard input is closed.
     process: Option<(Child, ChildStdin)>,
 }
 
-/// The schema of a test in the server that all tests share; none without
-/// PostgreSQL, which is said.
+/// Returns a new schema in the server shared by all tests, or prints a notice and
+/// returns `None` if PostgreSQL is not installed.
 pub(crate) fn test_config() -> Option<PostgresConfig> {
     static SHARED: OnceLock<Option<PostgresServer>> = OnceLock::new();
-    // `over_stores` has started one for this process.
+    // Set by the backend matrix, which has started a server.
     let url = match env::var(POSTGRES_URL_ENV) {
         Ok(url) => url,
         Err(_) => SHARED
@@ -42,17 +43,22 @@ pub(crate) fn test_config() -> Option<PostgresConfig> {
             .as_ref()?
             .url(),
     };
-    let mut config = PostgresConfig::new(url);
-    config.schema = format!("test_{}", uuid::Uuid::new_v4().simple());
-    Some(config)
+    Some(new_schema(url))
 }
 
-/// A journal in a schema of its own.
+/// Returns a config with a new, unique schema name.
+pub(crate) fn new_schema(url: impl Into<String>) -> PostgresConfig {
+    let mut config = PostgresConfig::new(url);
+    config.schema = format!("test_{}", uuid::Uuid::new_v4().simple());
+    config
+}
+
+/// Opens a storage, and creates its schema if needed.
 pub(crate) async fn open_storage(config: &PostgresConfig) -> PostgresStorage {
     PostgresStorage::open(config).await.unwrap()
 }
 
-/// Where the programs of PostgreSQL are.
+/// Returns the directory of the PostgreSQL programs, the newest version first.
 fn postgres_bin_dir() -> Option<PathBuf> {
     if let Some(bin) = env::var_os("LONGRUNNING_TEST_POSTGRES_BIN") {
         return Some(bin.into());
@@ -68,17 +74,18 @@ fn postgres_bin_dir() -> Option<PathBuf> {
     directories.find(|bin| bin.join("initdb").exists() && bin.join("postgres").exists())
 }
 
-/// Says once what is skipped, and why; in CI nothing may be.
+/// Prints once which tests are skipped and why; panics under CI, where none may be.
 pub(super) fn skip(notice: &'static Once, skipped: &str) {
-    assert!(env::var_os("CI").is_none(), "{skipped} on this machine");
-    // Not by a macro, whose words a test that passes keeps to itself.
+    assert!(env::var_os("CI").is_none(), "{skipped}");
+    // Not `eprintln!`, whose output is captured while a test passes.
     notice.call_once(|| {
-        let message = format!("SKIPPED: {skipped} on this machine\n");
+        let message = format!("SKIPPED: {skipped}\n");
         io::stderr().write_all(message.as_bytes()).unwrap();
     });
 }
 
-/// Who may run a database server: not root, for which `postgres` or `nobody` does.
+/// Returns uid and gid for the server if this process is root, because PostgreSQL
+/// refuses to run as root: those of `postgres` or `nobody`.
 fn server_user() -> Option<(u32, u32)> {
     if fs::metadata("/proc/self").ok()?.uid() != 0 {
         return None;
@@ -94,7 +101,7 @@ fn server_user() -> Option<(u32, u32)> {
     ids_of("postgres").or_else(|| ids_of("nobody"))
 }
 
-/// Makes this a thing of the one who runs the server.
+/// Makes the server user the owner of a path.
 pub(super) fn give_to_server_user(path: &Path) {
     if let Some((uid, gid)) = server_user() {
         chown(path, Some(uid), Some(gid)).unwrap();
@@ -106,7 +113,7 @@ pub(super) fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// What the program says.
+/// Runs a program and returns its standard output; panics if it fails.
 fn run_successfully(command: &mut Command) -> Vec<u8> {
     let output = command.output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -114,22 +121,22 @@ fn run_successfully(command: &mut Command) -> Vec<u8> {
     output.stdout
 }
 
-// === impl Postgres ===
+// === impl PostgresServer ===
 
 impl PostgresServer {
-    /// Makes a server, and starts it with these settings; none without PostgreSQL,
-    /// which is said, unless CI runs, where it must be there.
+    /// Starts a new server with the given settings, or prints a notice and returns `None`
+    /// if PostgreSQL is not installed. Panics under CI in that case.
     pub(crate) fn start(settings: &[&str]) -> Option<Self> {
         Self::start_with_files(settings, &[])
     }
 
-    /// The same, with these files among its data, which nobody else may read.
+    /// Like [`Self::start`], with additional files (mode 0600) in the data directory.
     pub(crate) fn start_with_files(settings: &[&str], files: &[(&str, &str)]) -> Option<Self> {
         let Some(bin) = postgres_bin_dir() else {
             static SKIP_NOTICE: Once = Once::new();
             skip(
                 &SKIP_NOTICE,
-                "what needs PostgreSQL: no initdb and postgres",
+                "tests that need PostgreSQL: it is not installed",
             );
             return None;
         };
@@ -156,7 +163,7 @@ impl PostgresServer {
         Some(server)
     }
 
-    /// Another server that takes over what this one commits, before this one answers.
+    /// Starts a synchronous standby of this server.
     pub(crate) fn start_standby(&self) -> Self {
         let settings: Vec<_> = self.settings.iter().map(String::as_str).collect();
         let mut standby = Self::unstarted(self.bin_dir.clone(), &settings);
@@ -173,12 +180,11 @@ impl PostgresServer {
         let sync_state_query = "SELECT sync_state FROM pg_stat_replication";
         assert!(
             (0..1000).any(|_| self.query(sync_state_query) == "sync"),
-            "it follows"
+            "expected a synchronous standby"
         );
         standby
     }
 
-    /// One that has nothing yet.
     fn unstarted(bin_dir: PathBuf, settings: &[&str]) -> Self {
         let directory = TempDir::new().unwrap();
         give_to_server_user(directory.path());
@@ -195,7 +201,7 @@ impl PostgresServer {
         format!("postgres://test@127.0.0.1:{}/postgres", self.port)
     }
 
-    /// What the server answers to a question, as text.
+    /// Runs a query and returns its result as unaligned text.
     pub(crate) fn query(&self, sql: &str) -> String {
         let mut psql = self.command("psql");
         psql.args(["-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql])
@@ -210,7 +216,7 @@ impl PostgresServer {
         self.port
     }
 
-    /// Where its Unix socket is.
+    /// Returns the directory of the Unix socket.
     pub(crate) fn socket_dir(&self) -> &Path {
         self.directory.path()
     }
@@ -225,7 +231,7 @@ impl PostgresServer {
 
     fn command_at(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
-        // psql would look for certificates at somebody's home.
+        // Otherwise psql looks for certificates in the user's home directory.
         command
             .current_dir(self.directory.path())
             .env("HOME", self.directory.path());
@@ -235,9 +241,10 @@ impl PostgresServer {
         command
     }
 
-    /// A program that is ended when its input ends, however this process does.
+    /// Builds a command that runs `program` until its standard input is closed, which
+    /// also happens when this process is killed.
     pub(super) fn supervised_command(&self, program: &Path) -> Command {
-        // The shell outlives this process by as much as it takes to stop the program.
+        // The shell outlives this process until it has stopped the program.
         let script = "\"$@\" & program=$!; cat; kill -INT $program 2>/dev/null; wait $program";
         let mut shell = self.command_at(Path::new("sh"));
         shell.args(["-c", script, "sh"]).arg(program);
@@ -245,7 +252,7 @@ impl PostgresServer {
         shell
     }
 
-    /// Starts the server, and returns when it answers.
+    /// Starts the server process and waits until it accepts connections.
     pub(crate) fn start_process(&mut self) {
         let mut shell = self.supervised_command(&self.bin_dir.join("postgres"));
         shell
@@ -290,23 +297,25 @@ impl PostgresServer {
         }
     }
 
-    /// Ends the server: with its data in order, or as if the power had gone.
-    pub(crate) fn stop(&mut self, is_crash: bool) {
-        let Some((mut child, input)) = self.process.take() else {
-            return;
-        };
-        if is_crash {
-            let file = fs::read_to_string(self.data_dir().join("postmaster.pid")).unwrap();
-            let pid = file.lines().next().unwrap();
-            Command::new("kill").args(["-QUIT", pid]).status().unwrap();
+    /// Shuts the server down. Does nothing if it is stopped.
+    pub(crate) fn stop(&mut self) {
+        if let Some((mut child, input)) = self.process.take() {
+            drop(input);
+            child.wait().unwrap();
         }
-        drop(input);
-        child.wait().unwrap();
+    }
+
+    /// Ends the server without a checkpoint, as after a power loss.
+    pub(crate) fn crash(&mut self) {
+        let file = fs::read_to_string(self.data_dir().join("postmaster.pid")).unwrap();
+        let pid = file.lines().next().unwrap();
+        Command::new("kill").args(["-QUIT", pid]).status().unwrap();
+        self.stop();
     }
 }
 
 impl Drop for PostgresServer {
     fn drop(&mut self) {
-        self.stop(false);
+        self.stop();
     }
 }

@@ -1,4 +1,4 @@
-//! Several servers behind one client: each call goes to one of them by chance.
+//! A tower service that sends each call to a random one of several services.
 
 use std::task::{Context, Poll};
 
@@ -6,9 +6,11 @@ use http::Request;
 use tower::Service;
 use uuid::Uuid;
 
-/// One of several services, another one at each call.
+/// Balances calls between services at random.
 #[derive(Clone)]
 pub(crate) struct RandomBalancer<S>(Vec<S>);
+
+// === impl RandomBalancer ===
 
 impl<S> RandomBalancer<S> {
     pub(crate) fn new(services: impl IntoIterator<Item = S>) -> Self {
@@ -29,7 +31,7 @@ where
     type Error = S::Error;
     type Future = S::Future;
 
-    /// The services of this crate are always ready.
+    // The services of this crate are always ready.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         Poll::Ready(Ok(()))
     }

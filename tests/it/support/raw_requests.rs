@@ -1,4 +1,4 @@
-//! Calls in which every byte of the request is the test's own choice.
+//! gRPC calls whose request bytes the test chooses.
 
 use bytes::{Buf, BufMut};
 use tonic::{
@@ -8,7 +8,7 @@ use tonic::{
     transport::Channel,
 };
 
-/// Bytes in, bytes out.
+/// Passes request and response messages through as bytes.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct RawBytesCodec;
 
@@ -46,14 +46,14 @@ impl Decoder for RawBytesCodec {
     }
 }
 
-/// Calls `path` with these bytes.
+/// Calls `path` with `message` as the encoded request.
 pub(crate) async fn raw_unary_call(
     channel: Channel,
     path: &'static str,
     message: Vec<u8>,
 ) -> Result<Response<Vec<u8>>, Status> {
     let mut grpc = Grpc::new(channel).max_decoding_message_size(64 << 20);
-    grpc.ready().await.expect("the channel is open");
+    grpc.ready().await.expect("expected an open channel");
     grpc.unary(Request::new(message), path.parse().unwrap(), RawBytesCodec)
         .await
 }

@@ -1,19 +1,19 @@
-//! Chance that can be had again: the same seed throws the same numbers.
+//! A seeded random number generator, so that a test run can be repeated.
 
 use std::ops::Range;
 
-/// SplitMix64, which is good enough to choose what a test does next.
+/// SplitMix64, whose quality suffices to choose test steps.
 #[derive(Clone, Debug)]
 pub(crate) struct TestRng(u64);
 
-// === impl Dice ===
+// === impl TestRng ===
 
 impl TestRng {
     pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// Other dice, for a task of its own.
+    /// Returns a new generator, seeded from this one, for another task.
     pub(crate) fn fork(&mut self) -> Self {
         Self(self.next_u64())
     }
@@ -30,11 +30,12 @@ impl TestRng {
         range.start + self.next_u64() % (range.end - range.start)
     }
 
-    /// Whether something happens that happens once in `n` throws.
+    /// Returns `true` with probability 1/`n`.
     pub(crate) fn one_in(&mut self, n: u64) -> bool {
         self.random_range(0..n) == 0
     }
 
+    /// Returns a random item, or `None` if there is none.
     pub(crate) fn choose<'a, T>(&mut self, items: &'a [T]) -> Option<&'a T> {
         let count = u64::try_from(items.len())
             .ok()

@@ -1,7 +1,8 @@
-//! The built binary as a child process: `serve` once it serves, the other
-//! commands to their end.
+//! Runs the built binary as a child process: `serve` in the background, and the
+//! other commands to completion.
 
 use std::{
+    io,
     path::Path,
     process::{Output, Stdio},
 };
@@ -19,7 +20,7 @@ use tonic::transport::Endpoint;
 
 use super::GrpcClient;
 
-/// `longrunning serve` on ports of its own. Killed when dropped.
+/// A `longrunning serve` process on free ports. Killed when dropped.
 pub(crate) struct ServeProcess {
     pub(crate) child: Child,
     pub(crate) client_address: String,
@@ -34,22 +35,32 @@ pub(crate) fn longrunning_command(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs a command to its end.
+/// Runs a command to completion.
 pub(crate) async fn run_command(arguments: &[&str]) -> Output {
     longrunning_command(arguments).output().await.unwrap()
 }
 
-/// What a command says on standard output.
+/// Sends a GET to an admin listener and returns the whole response.
+pub(super) async fn admin_get(address: &str, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await?;
+    Ok(response)
+}
+
+/// Returns the standard output as text.
 pub(crate) fn stdout(output: &Output) -> &str {
     std::str::from_utf8(&output.stdout).unwrap()
 }
 
-/// What a command says on standard error.
+/// Returns the standard error as text.
 pub(crate) fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).unwrap()
 }
 
-/// A directory whose hash takes far longer than any test.
+/// Creates a directory whose checksum takes far longer than any test.
 pub(crate) fn endless_checksum_directory() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     let file = std::fs::File::create(directory.path().join("endless")).unwrap();
@@ -57,10 +68,10 @@ pub(crate) fn endless_checksum_directory() -> tempfile::TempDir {
     directory
 }
 
-// === impl Program ===
+// === impl ServeProcess ===
 
 impl ServeProcess {
-    /// Serves the demo below a directory.
+    /// Starts a server of the demo for a directory.
     pub(crate) async fn serve_demo(directory: &Path) -> Self {
         Self::serve(&[
             "--demo",
@@ -71,6 +82,7 @@ impl ServeProcess {
         .await
     }
 
+    /// Starts a server and waits until it serves.
     pub(crate) async fn serve(arguments: &[&str]) -> Self {
         let ports = [
             "serve",
@@ -95,7 +107,7 @@ impl ServeProcess {
             admin_address: String::new(),
             log,
         };
-        // It listens before it has read what was kept, and serves after that.
+        // The server logs its addresses before it has loaded the store.
         loop {
             let line = server.read_log_line().await;
             if line.contains(" serving") {
@@ -113,24 +125,24 @@ impl ServeProcess {
         }
     }
 
-    /// The next line of the log.
+    /// Reads the next line of the log.
     pub(crate) async fn read_log_line(&mut self) -> String {
         let mut line = String::new();
         assert_ne!(
             self.log.read_line(&mut line).await.unwrap(),
             0,
-            "the log ended"
+            "expected another line in the log"
         );
         line
     }
 
-    /// A client with a connection of its own.
+    /// Connects a client of the operations service.
     pub(crate) async fn client(&self) -> GrpcClient {
         let endpoint = Endpoint::from_shared(self.endpoint()).unwrap();
         OperationsClient::new(endpoint.connect().await.unwrap())
     }
 
-    /// Starts to hash a directory, given as the API takes it.
+    /// Starts a checksum of a directory and returns the operation name.
     pub(crate) async fn create_checksum(&self, directory: &str) -> String {
         let channel = Endpoint::from_shared(self.endpoint())
             .unwrap()
@@ -161,19 +173,18 @@ impl ServeProcess {
             .unwrap()
     }
 
-    /// What the operators' listener answers to a GET: the whole response.
+    /// Sends a GET to the admin listener and returns the whole response.
     pub(crate) async fn admin_get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(&self.admin_address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut response = String::new();
-        stream.read_to_string(&mut response).await.unwrap();
-        response
+        admin_get(&self.admin_address, path).await.unwrap()
     }
 
     /// Sends a signal.
     pub(crate) async fn signal(&self, name: &str) {
-        let pid = self.child.id().expect("it runs").to_string();
+        let pid = self
+            .child
+            .id()
+            .expect("expected a running server")
+            .to_string();
         let status = Command::new("kill")
             .args(["-s", name, &pid])
             .status()
@@ -182,7 +193,7 @@ impl ServeProcess {
         assert!(status.success());
     }
 
-    /// Waits for the end and returns the exit code.
+    /// Waits until the process exits and returns its exit code.
     pub(crate) async fn wait_for_exit(mut self) -> Option<i32> {
         self.child.wait().await.unwrap().code()
     }

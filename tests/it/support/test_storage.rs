@@ -1,5 +1,5 @@
-//! A journal whose every step the test decides: it can hold appends back, let
-//! them fail, and begin again with what it kept.
+//! A storage controlled by the test: it can hold writes, fail them, and be reopened
+//! with the stored operations.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -10,16 +10,16 @@ use longrunning::{
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-/// Clones are the same journal.
+/// An in-memory storage controlled by the test. Clones refer to the same one.
 #[derive(Clone, Debug)]
 pub(crate) struct TestStorage(Arc<TestStorageInner>);
 
 #[derive(Debug)]
 struct TestStorageInner {
     write_mode: Mutex<WriteMode>,
-    /// What came while the gate was shut.
+    /// Writes received in [`WriteMode::Hold`].
     pending_writes: Mutex<Vec<(Write, Completion)>>,
-    /// How many appends have begun.
+    /// Number of writes received.
     started_writes: watch::Sender<usize>,
     stored: Mutex<BTreeMap<String, Arc<Operation>>>,
     log: Mutex<Vec<String>>,
@@ -28,24 +28,23 @@ struct TestStorageInner {
     last_timestamp: Mutex<Option<Timestamp>>,
 }
 
-/// What happens to appends.
+/// What happens to writes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum WriteMode {
     Succeed,
-    /// They pend.
+    /// Writes stay pending until the mode changes.
     Hold,
-    /// They fail.
     Fail,
 }
 
-// === impl TestJournal ===
+// === impl TestStorage ===
 
 impl TestStorage {
     pub(crate) fn new() -> Self {
         Self::with_operations(Vec::new())
     }
 
-    /// A journal that kept these operations before.
+    /// Creates a storage that contains operations from before.
     pub(crate) fn with_operations(operations: Vec<Operation>) -> Self {
         Self(Arc::new(TestStorageInner {
             write_mode: Mutex::new(WriteMode::Succeed),
@@ -59,19 +58,19 @@ impl TestStorage {
         }))
     }
 
-    /// The same journal, which reads for so long.
+    /// Makes loading take `duration`.
     pub(crate) fn with_load_duration(self, duration: Duration) -> Self {
         *self.0.load_duration.lock() = duration;
         self
     }
 
-    /// The same journal, with changes up to this time.
+    /// Sets the time of the last stored change.
     pub(crate) fn with_last_timestamp(self, time: Timestamp) -> Self {
         *self.0.last_timestamp.lock() = Some(time);
         self
     }
 
-    /// Sets what happens to appends from now on, those that pend included.
+    /// Sets what happens to writes from now on, held ones included.
     pub(crate) fn set_write_mode(&self, write_mode: WriteMode) {
         let mut pending_writes = self.0.pending_writes.lock();
         *self.0.write_mode.lock() = write_mode;
@@ -84,34 +83,35 @@ impl TestStorage {
         }
     }
 
-    /// Waits until so many appends have begun in all.
+    /// Waits until at least `count` writes were received in total.
     pub(crate) async fn wait_for_started_writes(&self, count: usize) {
         let mut started_writes = self.0.started_writes.subscribe();
         started_writes
-            .wait_for(|started| count <= *started)
+            .wait_for(|started| *started >= count)
             .await
             .unwrap();
     }
 
-    /// How many appends have begun in all.
+    /// Returns the number of writes received in total.
     pub(crate) fn started_writes(&self) -> usize {
         *self.0.started_writes.borrow()
     }
 
-    /// What was kept, as `put NAME rREVISION` and `forget NAME`.
+    /// Returns the stored writes in order, as `put NAME rREVISION` and `delete NAME`.
     pub(crate) fn write_log(&self) -> Vec<String> {
         self.0.log.lock().clone()
     }
 
-    /// Whether no server uses it any more.
+    /// Returns `true` if no server uses the storage any more.
     pub(crate) fn is_released(&self) -> bool {
         Arc::strong_count(&self.0) == 1
     }
 
-    /// What a new server would read. Everybody else must have let go of it.
+    /// Returns the stored operations. Panics if a server still uses one.
     pub(crate) fn into_stored(self) -> Vec<Operation> {
         let stored = std::mem::take(&mut *self.0.stored.lock());
-        let unwrap_unique = |operation| Arc::try_unwrap(operation).expect("the old server is gone");
+        let unwrap_unique =
+            |operation| Arc::try_unwrap(operation).expect("expected the old server to be gone");
         stored.into_values().map(unwrap_unique).collect()
     }
 }
@@ -132,7 +132,7 @@ impl Storage for TestStorage {
     }
 
     fn write(&self, write: Write, completion: Completion) {
-        // Broken or open is decided under the lock, so that `set` misses nobody.
+        // The mode is read under the lock, so that `set_write_mode` misses no held write.
         let mut pending_writes = self.0.pending_writes.lock();
         self.0.started_writes.send_modify(|started| *started += 1);
         let write_mode = *self.0.write_mode.lock();
@@ -145,14 +145,14 @@ impl Storage for TestStorage {
     }
 }
 
-// === impl Inner ===
+// === impl TestStorageInner ===
 
 impl TestStorageInner {
     fn complete_write(&self, write_mode: WriteMode, write: Write, completion: Completion) {
         if write_mode == WriteMode::Fail {
             return completion.complete(Err(StorageError::new(
                 StorageErrorKind::Unavailable,
-                "the test broke it",
+                "failed by the test",
             )
             .into()));
         }
@@ -165,7 +165,7 @@ impl TestStorageInner {
                     .insert(operation.name().to_owned(), operation);
             }
             Write::Delete(operation) => {
-                self.log.lock().push(format!("forget {}", operation.name()));
+                self.log.lock().push(format!("delete {}", operation.name()));
                 self.stored.lock().remove(operation.name());
             }
         }

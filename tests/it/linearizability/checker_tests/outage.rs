@@ -1,4 +1,4 @@
-//! Long outages: many calls without an answer, of which a few took effect.
+//! Histories of long outages: many calls without a response, of which a few took effect.
 
 use super::{NAMED_SPEC, assert_accepted, call, created, leased, unanswered};
 use crate::{
@@ -9,10 +9,9 @@ use crate::{
     support::rng::TestRng,
 };
 
-/// How many calls nobody answers.
 const UNANSWERED_CALL_COUNT: i64 = 200;
 
-/// What may be asked of the operation of that name, with a number of its own.
+/// Returns a random invocation for operation 0 and token 1, with a unique number.
 fn random_invocation(rng: &mut TestRng, number: i64) -> Invocation {
     match rng.random_range(0..12) {
         0 => Invocation::Create,
@@ -27,8 +26,7 @@ fn random_invocation(rng: &mut TestRng, number: i64) -> Invocation {
     }
 }
 
-/// What clients were told before, during and after an outage in which one call in
-/// twelve took effect.
+/// Generates a history of an outage in which one call in twelve takes effect.
 fn history(spec: &SequentialSpec, seed: u64) -> Vec<Call> {
     let (mut rng, mut state) = (TestRng::new(seed), SpecState::default());
     let mut calls = vec![created(), leased(4, 1, 1)];

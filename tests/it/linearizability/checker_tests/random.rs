@@ -1,4 +1,4 @@
-//! Small random histories, for which trying every order says what the search says.
+//! Compares the checker with an exhaustive search on small random histories.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use crate::linearizability::{
     sequential_spec::{SequentialSpec, SpecState},
 };
 
-/// Whether any order at all explains a history, the long way round.
+/// Tries every order of the calls.
 fn is_linearizable_by_exhaustive_search(spec: &SequentialSpec, calls: &[Call]) -> bool {
     fn search(
         spec: &SequentialSpec,
@@ -32,7 +32,7 @@ fn is_linearizable_by_exhaustive_search(spec: &SequentialSpec, calls: &[Call]) -
             .min()
             .unwrap_or(NEVER_RETURNED);
         for next in spec.unprompted_steps(state, latest) {
-            // Each makes a lease less, so that this ends.
+            // Terminates, because each step ends a lease.
             if search(spec, calls, &next, remaining) {
                 return true;
             }
@@ -197,8 +197,8 @@ fn any_history() -> impl Strategy<Value = (SequentialSpec, Vec<Call>)> {
     })
 }
 
-/// What may well have happened: calls that were answered as the rules say, at times
-/// that overlap, but for one that was left out.
+/// Generates overlapping calls that conform to the specification, of which one may be
+/// missing.
 fn near_valid_history() -> impl Strategy<Value = (SequentialSpec, Vec<Call>)> {
     let any_offsets = || (0..25_i64, 0..25_i64);
     any::<bool>().prop_flat_map(move |is_named| {

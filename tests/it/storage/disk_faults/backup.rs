@@ -1,6 +1,5 @@
-//! Copies of a file onto a disk that fails at each call: one that is reported is
-//! whole, alone, and there after a loss of power, and where there is an error
-//! there is no copy.
+//! Backups onto a disk with faults: a backup that is reported is complete and survives
+//! a power loss, and a failed backup leaves no file.
 
 use std::path::Path;
 
@@ -16,69 +15,32 @@ use crate::support::{
 
 const OPERATION_COUNT: usize = 12;
 
-/// How many calls of a kind fail, one in each try.
+/// Maximum number of fault points per case, one in each run.
 const MAX_FAULTS_PER_KIND: u64 = 3;
 
-const FAULT_CASES: [(SyscallClass, DiskFault, FaultRecovery); 14] = [
-    (SyscallClass::Open, DiskFault::IoError, FaultRecovery::Once),
-    (SyscallClass::Write, DiskFault::IoError, FaultRecovery::Once),
-    (
-        SyscallClass::Write,
-        DiskFault::IoError,
-        FaultRecovery::OnRejectedWrite,
-    ),
-    (
-        SyscallClass::Write,
-        DiskFault::NoSpace,
-        FaultRecovery::OnRejectedWrite,
-    ),
-    (
-        SyscallClass::Write,
-        DiskFault::PowerLoss,
-        FaultRecovery::Once,
-    ),
-    (SyscallClass::Sync, DiskFault::IoError, FaultRecovery::Once),
-    (
-        SyscallClass::Sync,
-        DiskFault::IoError,
-        FaultRecovery::OnRejectedWrite,
-    ),
-    (
-        SyscallClass::Sync,
-        DiskFault::PowerLoss,
-        FaultRecovery::Once,
-    ),
-    (
-        SyscallClass::Truncate,
-        DiskFault::IoError,
-        FaultRecovery::Once,
-    ),
-    (
-        SyscallClass::Unlink,
-        DiskFault::IoError,
-        FaultRecovery::OnRejectedWrite,
-    ),
-    (
-        SyscallClass::SyncDirectory,
-        DiskFault::IoError,
-        FaultRecovery::OnRejectedWrite,
-    ),
-    (
-        SyscallClass::SyncDirectory,
-        DiskFault::PowerLoss,
-        FaultRecovery::Once,
-    ),
-    (
-        SyscallClass::Rename,
-        DiskFault::IoError,
-        FaultRecovery::Once,
-    ),
-    (
-        SyscallClass::Rename,
-        DiskFault::PowerLoss,
-        FaultRecovery::Once,
-    ),
-];
+const FAULT_CASES: [(SyscallClass, DiskFault, FaultRecovery); 14] = {
+    use {DiskFault as Fault, FaultRecovery as Recovery, SyscallClass as Class};
+    [
+        (Class::Open, Fault::IoError, Recovery::Once),
+        (Class::Write, Fault::IoError, Recovery::Once),
+        (Class::Write, Fault::IoError, Recovery::OnRejectedWrite),
+        (Class::Write, Fault::NoSpace, Recovery::OnRejectedWrite),
+        (Class::Write, Fault::PowerLoss, Recovery::Once),
+        (Class::Sync, Fault::IoError, Recovery::Once),
+        (Class::Sync, Fault::IoError, Recovery::OnRejectedWrite),
+        (Class::Sync, Fault::PowerLoss, Recovery::Once),
+        (Class::Truncate, Fault::IoError, Recovery::Once),
+        (Class::Unlink, Fault::IoError, Recovery::OnRejectedWrite),
+        (
+            Class::SyncDirectory,
+            Fault::IoError,
+            Recovery::OnRejectedWrite,
+        ),
+        (Class::SyncDirectory, Fault::PowerLoss, Recovery::Once),
+        (Class::Rename, Fault::IoError, Recovery::Once),
+        (Class::Rename, Fault::PowerLoss, Recovery::Once),
+    ]
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reported_backup_is_complete_despite_disk_faults() {
@@ -97,11 +59,14 @@ async fn run_all_faults(flags: &[&str]) {
     let directory = tempfile::tempdir().unwrap();
     let source = directory.path().join("source.db");
     create_source(&source).await;
-    assert!(run_backup(&source, &disk, flags).await, "nothing fails");
+    assert!(
+        run_backup(&source, &disk, flags).await,
+        "expected a backup without faults to succeed"
+    );
     let calls = SyscallClass::ALL.map(|class| disk.call_count(class));
     eprintln!("{flags:?}: {calls:?}");
     let is_exhaustive = std::env::var("EVERY_FAULT").is_ok_and(|every| every == "1");
-    for (class, fault, course) in FAULT_CASES {
+    for (class, fault, recovery) in FAULT_CASES {
         let calls = calls[class as usize];
         let fault_count = if is_exhaustive {
             calls
@@ -109,25 +74,25 @@ async fn run_all_faults(flags: &[&str]) {
             MAX_FAULTS_PER_KIND.min(calls)
         };
         for nth in 1..=fault_count {
-            let disk = FaultyDisk::new().expect("there was one");
+            let disk = FaultyDisk::new().expect("expected a supported disk");
             let point = FaultPoint {
                 class,
-                // The last one among them: what is finished late fails late.
+                // The last point is the last call, where the backup is completed.
                 call_number: (calls * nth).div_ceil(fault_count),
                 fault,
-                recovery: course,
+                recovery,
             };
             disk.inject(point);
             let is_reported = run_backup(&source, &disk, flags).await;
             eprintln!(
-                "{point:?}: {} failed, {is_reported}",
+                "{point:?}: {} system calls failed, backup reported: {is_reported}",
                 disk.failed_call_count()
             );
         }
     }
 }
 
-/// A file with operations, some of them in its log only.
+/// Creates a database with operations, some of them only in the WAL.
 async fn create_source(source: &Path) {
     let server = start(source, &[]).await.expect_serving();
     for number in 0..OPERATION_COUNT {
@@ -142,7 +107,7 @@ async fn create_source(source: &Path) {
     server.kill().await;
 }
 
-/// Makes a copy; whether it is reported. What must be true then is.
+/// Runs a backup, checks its result, and returns `true` if it was reported as complete.
 async fn run_backup(source: &Path, disk: &FaultyDisk, flags: &[&str]) -> bool {
     let (store, target) = (format!("sqlite:{}", source.display()), disk.database_path());
     let mut backup = longrunning_command(&["backup", "--store", &store]);
@@ -158,9 +123,9 @@ async fn run_backup(source: &Path, disk: &FaultyDisk, flags: &[&str]) -> bool {
             let entries: Vec<_> = std::fs::read_dir(target.parent().unwrap())
                 .unwrap()
                 .collect();
-            assert_eq!(entries.len(), 1, "nothing else is left: {entries:?}");
+            assert_eq!(entries.len(), 1, "expected no other files: {entries:?}");
             for copy in &copies {
-                check_copy(&copy.as_ref().expect("it is there").1).await;
+                check_copy(&copy.as_ref().expect("expected a backup").1).await;
             }
             true
         }
@@ -175,14 +140,14 @@ async fn run_backup(source: &Path, disk: &FaultyDisk, flags: &[&str]) -> bool {
             assert_eq!(error_text.lines().count(), 1, "{error_text}");
             assert!(
                 !target.exists(),
-                "there is none that may be wrong: {error_text}"
+                "expected no backup after an error: {error_text}"
             );
             false
         }
     }
 }
 
-/// The file has everything in it, without others beside it.
+/// Checks that the database file alone contains all operations.
 async fn check_copy(file: &Path) {
     let output = run_command(&["inspect", file.to_str().unwrap(), "--output", "json"]).await;
     assert!(output.status.success(), "{}", stderr(&output));

@@ -1,5 +1,5 @@
-//! One story of a server and its disk: a fixed sequence of calls, told again
-//! with another fault each time.
+//! One run of a server on a faulty disk: a fixed sequence of calls with at most one
+//! fault point.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -31,52 +31,51 @@ use crate::support::{
     persistent_server::{PersistentServer, RpcError, ServerExit, StartOutcome, start},
 };
 
-/// Longer than a server takes to try again, or to notice the loss of power, even
-/// on a machine that is busy.
+/// Longer than a server takes to retry, or to exit at a power loss, even on a busy
+/// machine.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// So many calls fail after a refusal, one each time that the server tries again.
+/// Number of system calls that must fail after a rejected change, one per retry of the server.
 const MIN_FAILED_RETRIES: u64 = 3;
 
-/// A server, its disk, and what is known of its operations.
+/// A server, its disk, and the expected state of its operations.
 pub(super) struct FaultRun {
     pub(super) disk: FaultyDisk,
     pub(super) expected: ExpectedState,
     pub(super) fault_point: Option<FaultPoint>,
     leases: BTreeMap<&'static str, Lease>,
-    /// How many calls were refused.
+    /// Number of rejected calls.
     pub(super) rejected_calls: usize,
-    /// How many starts were.
+    /// Number of failed starts.
     pub(super) failed_starts: usize,
-    /// Whether the server ended while changes were refused: they may be there.
+    /// Whether the server ended while it rejected changes, which may be durable.
     is_restarted_during_fault: bool,
-    /// Whether it said that changes can be kept again before the disk was mended.
+    /// Whether the server reported recovery before the fault was cleared.
     has_recovered_early: bool,
 }
 
-/// The power is lost, as it seems: what was heard last.
+/// The server seems to have lost its power. Holds the last error.
 #[derive(Debug)]
 pub(super) struct PowerLoss(pub(super) String);
 
-/// What came of a step.
+/// The result of a step.
 enum StepOutcome {
     Done,
     Rejected,
-    /// It took effect when it was refused and the server died; nobody has the
-    /// lease.
+    /// A rejected lease took effect when the server ended, so its token is unknown.
     AppliedWithoutLease,
 }
 
-/// What a call was answered.
+/// The response of a call.
 #[derive(Debug)]
 enum StepResponse {
-    /// Success, maybe with the operation.
+    /// Success, with the operation if the method returns it.
     Succeeded(Option<Operation>),
-    /// There is nothing to lease.
+    /// No operation is ready.
     NoLease,
 }
 
-// === impl Story ===
+// === impl FaultRun ===
 
 impl FaultRun {
     pub(super) fn new(disk: FaultyDisk, fault_point: Option<FaultPoint>) -> Self {
@@ -95,7 +94,7 @@ impl FaultRun {
         }
     }
 
-    /// Tells it to its end, or to the loss of power.
+    /// Runs all steps, unless a power loss ends the run.
     pub(super) async fn run(&mut self, steps: &[RunStep]) -> Result<(), PowerLoss> {
         let mut server = self.start_server().await?;
         for step in steps {
@@ -110,7 +109,7 @@ impl FaultRun {
                         break;
                     }
                     Ok(StepOutcome::Rejected) => server = self.wait_for_recovery(server).await?,
-                    // Nobody can go on with it.
+                    // Later steps need the unknown token.
                     Ok(StepOutcome::AppliedWithoutLease) => {
                         server.kill().await;
                         return Ok(());
@@ -138,7 +137,9 @@ impl FaultRun {
             _ => server.kill().await,
         };
         match (exit.status.code(), step) {
-            (Some(POWER_LOSS_EXIT_CODE), _) => return Err(PowerLoss("the end".to_owned())),
+            (Some(POWER_LOSS_EXIT_CODE), _) => {
+                return Err(PowerLoss("during the shutdown".to_owned()));
+            }
             (code, RunStep::Stop) => assert_eq!(code, Some(0), "{exit:?}"),
             _ => {}
         }
@@ -148,14 +149,15 @@ impl FaultRun {
         Ok(server)
     }
 
-    /// A start that meets the fault works, or says clearly why it does not.
+    /// Starts the server. A start that fails because of the fault must report an error; it is
+    /// repeated without the fault.
     async fn start_server(&mut self) -> Result<PersistentServer, PowerLoss> {
         let (file, environment) = (self.disk.database_path(), self.disk.env_vars());
         match start(&file, &environment).await {
             StartOutcome::Serving(server) => Ok(*server),
             StartOutcome::Exited(exit) => {
                 if exit.status.code() == Some(POWER_LOSS_EXIT_CODE) {
-                    return Err(PowerLoss("the start".to_owned()));
+                    return Err(PowerLoss("during the start".to_owned()));
                 }
                 check_start_error(&exit);
                 self.failed_starts += 1;
@@ -168,7 +170,7 @@ impl FaultRun {
         }
     }
 
-    /// Makes a call; one that is refused has changed nothing.
+    /// Makes a call and checks its effect. A rejected call must have none.
     async fn run_step(
         &mut self,
         step: RunStep,
@@ -181,8 +183,8 @@ impl FaultRun {
             .map(|effect| self.expected.begin_call(&name, effect));
         match self.call(step, server).await {
             Ok(StepResponse::Succeeded(operation)) => {
-                if let Some(ticket) = pending_call {
-                    self.expected.acknowledge(&ticket);
+                if let Some(call) = pending_call {
+                    self.expected.acknowledge(&call);
                 }
                 if let Some(observed) = operation {
                     self.expected.observe(&name, &before, Some(&observed));
@@ -193,7 +195,7 @@ impl FaultRun {
             Ok(StepResponse::NoLease) if self.is_restarted_during_fault => {
                 Ok(StepOutcome::AppliedWithoutLease)
             }
-            // The first call was refused, and took effect when the server died.
+            // The first call was rejected, and took effect when the server ended.
             Err(RpcError::Rejected(Code::NotFound, _))
                 if self.is_restarted_during_fault && before.is_deleted =>
             {
@@ -210,7 +212,7 @@ impl FaultRun {
                 let is_unchanged = current.as_ref() == previous.as_deref();
                 assert!(
                     is_unchanged,
-                    "{step:?} was refused: {previous:?} {current:?}"
+                    "expected rejected {step:?} to have no effect: {previous:?} {current:?}"
                 );
                 Ok(StepOutcome::Rejected)
             }
@@ -219,7 +221,7 @@ impl FaultRun {
         }
     }
 
-    /// Reads go on, whatever becomes of changes.
+    /// Checks that reads work and agree with each other.
     async fn check_read(
         &mut self,
         name: &str,
@@ -239,20 +241,21 @@ impl FaultRun {
         Ok(operation)
     }
 
-    /// A trouble that lasts is told to operators, and its end too.
+    /// Checks that readiness reports the failure, ends the fault as its recovery says, and
+    /// waits until the server reports recovery.
     async fn wait_for_recovery(
         &mut self,
         server: PersistentServer,
     ) -> Result<PersistentServer, PowerLoss> {
         let fault_point = self
             .fault_point
-            .expect("nothing is refused without a fault");
+            .expect("expected no rejection without a fault");
         assert!(
             !self.has_recovered_early,
-            "{fault_point:?}: it said that changes can be kept again, and refuses the same"
+            "{fault_point:?}: rejected the same change after it reported recovery"
         );
         let is_first = self.rejected_calls == 1 && fault_point.recovery != FaultRecovery::Once;
-        // Other calls need not be made again.
+        // The server does not retry other calls.
         if is_first && matches!(fault_point.class, SyscallClass::Write | SyscallClass::Sync) {
             let readiness = readiness(&server).await?;
             assert!(
@@ -262,7 +265,7 @@ impl FaultRun {
             assert!(readiness.contains("writes are failing"), "{readiness}");
             assert!(
                 readiness.contains("operations.db"),
-                "it names the file: {readiness}"
+                "expected the database path: {readiness}"
             );
         }
         if is_first
@@ -291,20 +294,20 @@ impl FaultRun {
             }
         }
         self.disk.clear_fault();
-        // Nobody asks for a change meanwhile: the server finds out by itself.
+        // No client retries: the server must detect recovery itself.
         let deadline = Instant::now() + RECOVERY_TIMEOUT;
         while !readiness(&server).await?.starts_with("HTTP/1.1 200") {
             assert!(
                 Instant::now() < deadline,
-                "{fault_point:?}: it does not heal"
+                "{fault_point:?}: the server does not recover"
             );
             sleep(Duration::from_millis(20)).await;
         }
         Ok(server)
     }
 
-    /// The trouble goes on while the disk does not work: however often the server
-    /// tries, it does not say anything else. Returns whether it did.
+    /// Checks that the server stays unready while the fault persists, over several retries.
+    /// Returns `true` if it recovered early, which only a full disk permits.
     async fn recovers_early(
         &mut self,
         fault_point: FaultPoint,
@@ -315,18 +318,18 @@ impl FaultRun {
         while self.disk.failed_call_count() < target {
             let readiness = readiness(server).await?;
             if readiness.starts_with("HTTP/1.1 200") {
-                // A full disk has room again when the log was moved meanwhile. If
-                // so, the change that was refused is not refused again.
+                // A WAL checkpoint can free space on a full disk. The rejected change must
+                // then succeed.
                 assert_eq!(
                     fault_point.fault,
                     DiskFault::NoSpace,
-                    "{fault_point:?}: the disk still fails"
+                    "{fault_point:?}: reported recovery during the fault"
                 );
                 return Ok(true);
             }
             assert!(
                 Instant::now() < deadline,
-                "{fault_point:?}: it does not try"
+                "{fault_point:?}: the server does not retry"
             );
             sleep(Duration::from_millis(20)).await;
         }
@@ -357,11 +360,11 @@ impl FaultRun {
                 let request = CreateOperationRequest {
                     operation_id: id.into(),
                     request_id: match step {
-                        // The digest of a large request takes long in a debug build.
+                        // The digest of a large request is slow in a debug build.
                         RunStep::CreateQueued(_, 1_000_000..) => String::new(),
                         _ => format!("request of {id}"),
                     },
-                    // Longer than any story takes.
+                    // Longer than any run takes.
                     lease_duration: proto_seconds(3600),
                     ..request
                 };
@@ -374,7 +377,7 @@ impl FaultRun {
                 Ok(StepResponse::Succeeded(created.operation))
             }
             RunStep::Lease(id) => {
-                // Each has a queue of its own.
+                // Each operation has its own queue.
                 let response = worker_client
                     .lease_operations(lease_request(&[id], "w", 1))
                     .await?;
@@ -407,7 +410,7 @@ impl FaultRun {
                     RunStep::Succeed(_, size) => {
                         finish_operation_request::Outcome::Response(payload(size))
                     }
-                    _ => failure(13, "broken"),
+                    _ => failure(Code::Internal, "broken"),
                 };
                 let response = worker_client
                     .finish_operation(finish_request(&lease, outcome))
@@ -424,12 +427,12 @@ impl FaultRun {
                 client.delete_operation(request).await?;
                 Ok(StepResponse::Succeeded(None))
             }
-            RunStep::Stop | RunStep::Kill => unreachable!("they are no calls"),
+            RunStep::Stop | RunStep::Kill => unreachable!("stop and kill are not calls"),
         }
     }
 }
 
-// === impl Cut ===
+// === impl PowerLoss ===
 
 impl From<RpcError> for PowerLoss {
     fn from(error: RpcError) -> Self {
@@ -440,13 +443,13 @@ impl From<RpcError> for PowerLoss {
     }
 }
 
-/// What operators are told.
+/// Returns the response of the readiness endpoint.
 async fn readiness(server: &PersistentServer) -> Result<String, PowerLoss> {
     let readiness = server.readiness().await;
-    readiness.ok_or_else(|| PowerLoss("nobody tells whether it is ready".to_owned()))
+    readiness.ok_or_else(|| PowerLoss("the readiness endpoint does not respond".to_owned()))
 }
 
-/// All operations.
+/// Lists all operations by name.
 pub(super) async fn list_operations(
     server: &PersistentServer,
 ) -> Result<BTreeMap<String, Operation>, RpcError> {
@@ -460,7 +463,7 @@ pub(super) async fn list_operations(
     Ok(page.operations.into_iter().map(by_name).collect())
 }
 
-/// A start that fails ends with 2, and with one line that says why.
+/// Checks that a failed start exits with 2 and logs one error.
 fn check_start_error(exit: &ServerExit) {
     assert_eq!(exit.status.code(), Some(2), "{exit:?}");
     let errors = exit.log.iter().filter(|line| line.starts_with("error: "));
@@ -469,6 +472,6 @@ fn check_start_error(exit: &ServerExit) {
     assert!(last_line.starts_with("error: "), "{exit:?}");
     assert!(
         last_line.contains("operations.db"),
-        "it names the file: {last_line}"
+        "expected the database path: {last_line}"
     );
 }

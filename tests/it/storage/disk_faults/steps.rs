@@ -1,31 +1,36 @@
-//! What a story consists of: the calls, and what each of them does.
+//! The steps of a run, and the effect of each.
 
 use longrunning::{
     Any,
-    proto::{google::longrunning::operation, longrunning::v1::finish_operation_request},
+    proto::{
+        google::{longrunning::operation, rpc::Code},
+        longrunning::v1::finish_operation_request,
+    },
 };
 
 use crate::support::{expected_state::Effect, harness::failure, string_value};
 
-/// A step, of the operation with this id.
+/// A call concerning the operation with an id, or a restart.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum RunStep {
     CreateSelfExecuted(&'static str),
-    /// With an input of so many bytes.
+    /// With the size of its input in bytes.
     CreateQueued(&'static str, usize),
     Lease(&'static str),
+    /// With the number of units done.
     Report(&'static str, i64),
+    /// With the size of its response in bytes.
     Succeed(&'static str, usize),
     Fail(&'static str),
     Cancel(&'static str),
     Delete(&'static str),
-    /// The server is asked to end, and started again.
+    /// Shuts the server down and starts it again.
     Stop,
-    /// The server is killed, and started again.
+    /// Kills the server and starts it again.
     Kill,
 }
 
-// === impl Step ===
+// === impl RunStep ===
 
 impl RunStep {
     pub(super) fn id(self) -> &'static str {
@@ -38,18 +43,18 @@ impl RunStep {
             | Self::Fail(id)
             | Self::Cancel(id)
             | Self::Delete(id) => id,
-            Self::Stop | Self::Kill => unreachable!("they are no calls"),
+            Self::Stop | Self::Kill => unreachable!("stop and kill are not calls"),
         }
     }
 
-    /// What it does; a lease notes for itself what it got.
+    /// Returns the effect of a call. A lease is recorded when its response arrives.
     pub(super) fn effect(self) -> Option<Effect> {
         Some(match self {
             Self::CreateSelfExecuted(_) | Self::CreateQueued(..) => Effect::Create,
             Self::Lease(_) => Effect::AcquireLease,
             Self::Report(_, units) => Effect::ReportUnits(units),
             Self::Succeed(_, size) => Effect::Finish(operation::Result::Response(payload(size))),
-            Self::Fail(_) => match failure(13, "broken") {
+            Self::Fail(_) => match failure(Code::Internal, "broken") {
                 finish_operation_request::Outcome::Failure(failure) => {
                     Effect::Finish(operation::Result::Error(failure.error?))
                 }
@@ -62,7 +67,7 @@ impl RunStep {
     }
 }
 
-/// As many bytes as are wanted.
+/// Builds a payload of about `size` bytes.
 pub(super) fn payload(size: usize) -> Any {
     string_value(&"0123456789".repeat(size / 10))
 }
