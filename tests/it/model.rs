@@ -1,9 +1,8 @@
-//! The real service against a pure model: random workers, creators and clients
-//! call it through its generated clients on paused time, and every answer, and
-//! everything that clients see after each step, is what the model says.
+//! Model-based test: random steps run on the real service, through its generated clients
+//! and on paused time, and on a reference model. Every response, and everything visible to
+//! clients after each step, must be equal.
 //!
-//! `PROPTEST_CASES` sets how many lives are tried; a failure shrinks to a short
-//! list of steps.
+//! `PROPTEST_CASES` sets the number of runs. A failure shrinks to a short list of steps.
 
 mod invariants;
 mod operation;
@@ -21,30 +20,30 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 
-use invariants::Witness;
+use invariants::Invariants;
 use operation::{DEFAULT_LEASE_MS, ReferencePhase};
 use reference_model::ReferenceModel;
 use responses::{ErrorReason, ModelResponse, PresentedToken};
 use steps::{ModelSpec, ModelStep, OperationChoice, PARENTS, TokenChoice};
-use system_under_test::SystemUnderTest;
+use system_under_test::{FinishCall, HeartbeatEntry, SystemUnderTest};
 
 use crate::support::backend::writes_in_progress;
 
-/// How often the tasks of the server get a turn before they are taken to be
-/// idle. A change takes two or three; time stands still meanwhile.
+/// Number of yields after which the tasks of the server are considered idle. A change
+/// takes two or three. Paused time does not advance meanwhile.
 const IDLE_YIELDS: usize = 16;
 
-/// The two servers, and what is known of both.
+/// The reference model, the system under test, and the calls so far.
 struct ModelTest {
     model: ReferenceModel,
     sut: SystemUnderTest,
-    invariants: Witness,
-    /// What was asked for, in order.
+    invariants: Invariants,
+    /// The creations so far, in order.
     specs: Vec<ModelSpec>,
-    /// What Get said of each name when it last changed.
+    /// The last compared response of Get for each name.
     known_responses: BTreeMap<String, ModelResponse>,
-    finish_calls: Vec<system_under_test::FinishCall>,
-    /// Whose each lease is, by its number.
+    finish_calls: Vec<FinishCall>,
+    /// The operation of each lease, by lease number.
     lease_names: Vec<String>,
     started_at: Instant,
 }
@@ -70,7 +69,7 @@ proptest! {
     }
 }
 
-// === impl Life ===
+// === impl ModelTest ===
 
 impl ModelTest {
     async fn start() -> Self {
@@ -78,7 +77,7 @@ impl ModelTest {
         Self {
             model: ReferenceModel::new(sut.start_wall_ns),
             sut,
-            invariants: Witness::default(),
+            invariants: Invariants::default(),
             specs: Vec::new(),
             known_responses: BTreeMap::new(),
             finish_calls: Vec::new(),
@@ -87,20 +86,20 @@ impl ModelTest {
         }
     }
 
-    /// Does the same to both, and compares.
+    /// Runs a step on model and service and compares the results.
     async fn run_step(&mut self, step: &ModelStep) -> Result<(), String> {
         let (expected, actual) = self.run_on_both(step).await;
-        check_equal(&expected, &actual, "the answer")?;
-        self.invariants.hear(&actual, self.model.now)?;
+        check_equal(&expected, &actual, "response")?;
+        self.invariants.check_response(&actual, self.model.now)?;
         self.record_leases(&actual);
         wait_until_idle().await;
-        // What a change made due at once happens now.
+        // A change may have made timers due.
         self.model.advance_to(self.model.now);
         let now = self.started_at.elapsed().as_millis();
         assert_eq!(
             Ok(now),
             u128::try_from(self.model.now),
-            "no other time passed"
+            "expected time to advance only in the steps"
         );
         self.compare().await
     }
@@ -145,15 +144,19 @@ impl ModelTest {
             }
             ModelStep::Heartbeat(reports) => {
                 let reports: Vec<_> = (reports.iter())
-                    .map(|(choice, token_choice, report)| {
-                        let name = self.choose_name(*choice);
-                        let token = self.present_token(&name, *token_choice);
-                        (name, token, report.clone())
+                    .map(|entry| {
+                        let name = self.choose_name(entry.operation);
+                        HeartbeatEntry {
+                            token: self.present_token(&name, entry.token),
+                            name,
+                            report: entry.report.clone(),
+                        }
                     })
                     .collect();
-                let expected = reports
-                    .iter()
-                    .map(|(name, token, report)| self.model.heartbeat(name, *token, report));
+                let expected = reports.iter().map(|entry| {
+                    self.model
+                        .heartbeat(&entry.name, entry.token, &entry.report)
+                });
                 let (directives, lease_durations): (_, Vec<_>) = expected.unzip();
                 let shortest_lease = lease_durations.into_iter().flatten().min();
                 let expected = ModelResponse::Directives {
@@ -170,7 +173,7 @@ impl ModelTest {
                 metadata,
             } => {
                 let name = self.choose_name(*choice);
-                let finish = system_under_test::FinishCall {
+                let finish = FinishCall {
                     token: self.present_token(&name, *token_choice),
                     name,
                     finish: *finish,
@@ -228,11 +231,8 @@ impl ModelTest {
         (expected, actual)
     }
 
-    async fn finish(
-        &mut self,
-        finish: &system_under_test::FinishCall,
-    ) -> (ModelResponse, ModelResponse) {
-        let system_under_test::FinishCall {
+    async fn finish(&mut self, finish: &FinishCall) -> (ModelResponse, ModelResponse) {
+        let FinishCall {
             name,
             token,
             finish: outcome,
@@ -242,33 +242,33 @@ impl ModelTest {
         (expected, self.sut.finish(finish).await)
     }
 
-    /// Lets time pass. The runtime moves it on, from timer to timer, only when
-    /// every task is idle, so that everything happens at its time.
+    /// Advances the time. The runtime moves from timer to timer only while every task is
+    /// idle, so that every timer fires at its exact time.
     async fn advance_to(&mut self, target: i64) {
         let millis = u64::try_from(target - self.model.now).unwrap();
         sleep(Duration::from_millis(millis)).await;
         self.model.advance_to(target);
     }
 
-    /// Compares what clients see.
+    /// Compares what is visible to clients.
     async fn compare(&mut self) -> Result<(), String> {
         for parent in PARENTS {
             let actual = self.sut.list(parent).await;
-            check_equal(&self.model.list(parent), &actual, "the list")?;
-            self.invariants.see(&actual)?;
+            check_equal(&self.model.list(parent), &actual, "list")?;
+            self.invariants.check_list(&actual)?;
         }
-        // What did not change is in the list, and is asked for at the end.
+        // Unchanged operations are covered by the list and by `compare_everything`.
         for (name, known_response) in &mut self.known_responses {
             let expected = into_response(self.model.get(name));
             if *known_response != expected {
-                check_equal(&expected, &self.sut.get(name).await, "what Get says")?;
+                check_equal(&expected, &self.sut.get(name).await, "response of Get")?;
                 *known_response = expected;
             }
         }
         Ok(())
     }
 
-    /// Asks for everything once more, what is gone included.
+    /// Compares all operations again, removed ones included.
     async fn compare_everything(&mut self) -> Result<(), String> {
         for known_response in self.known_responses.values_mut() {
             *known_response = ModelResponse::Empty;
@@ -276,7 +276,7 @@ impl ModelTest {
         self.compare().await
     }
 
-    /// Remembers whose the leases are that were handed out.
+    /// Records the operations of granted leases.
     fn record_leases(&mut self, response: &ModelResponse) {
         let leases = match response {
             ModelResponse::Leases(leases) => leases.as_slice(),
@@ -300,7 +300,7 @@ impl ModelTest {
         match (choice, nth_of(&names, nth), nth_of(&self.specs, nth)) {
             (OperationChoice::Running(_), Some(name), _) => name.clone(),
             (_, _, Some(spec)) => spec.name(),
-            (_, _, None) => "operations/never-was".to_owned(),
+            (_, _, None) => "operations/unknown".to_owned(),
         }
     }
 
@@ -322,12 +322,12 @@ impl ModelTest {
     }
 }
 
-/// Lets the tasks of the server run until they are idle. Time stands still.
+/// Runs the tasks of the server until they are idle. Paused time does not advance.
 async fn wait_until_idle() {
     let mut idle_yields = 0;
     while idle_yields < IDLE_YIELDS {
         yield_now().await;
-        // What waits for a file takes more turns than anybody can count.
+        // A durable write takes an unknown number of yields.
         idle_yields = if writes_in_progress() == 0 {
             idle_yields + 1
         } else {
@@ -353,6 +353,6 @@ fn check_equal<T: PartialEq + std::fmt::Debug>(
         return Ok(());
     }
     Err(format!(
-        "{subject} differs\n  model: {expected:#?}\n  real: {actual:#?}"
+        "{subject} differs\n  model: {expected:#?}\n  service: {actual:#?}"
     ))
 }

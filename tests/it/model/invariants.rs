@@ -1,34 +1,43 @@
-//! What must hold whatever the model says, seen from the answers of the real
-//! service alone: one outcome that stays, attempts that grow, one lease at once.
+//! Invariants checked on the responses of the service alone: an outcome never changes,
+//! attempts increase, and there is one lease at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use longrunning::proto::longrunning::v1::operation_metadata::State;
+
 use super::responses::{ModelLease, ModelMetadata, ModelResponse, ModelSnapshot};
 
-/// What was seen so far.
+/// What the responses so far contained.
 #[derive(Debug, Default)]
-pub(super) struct Witness {
-    /// By name: how it ended.
+pub(super) struct Invariants {
+    /// Done operations by name.
     done: BTreeMap<String, ModelSnapshot>,
-    leases: BTreeSet<usize>,
-    /// By name: the attempt of the latest lease, and until when it lasts.
-    live: BTreeMap<String, (i32, i64)>,
+    lease_ids: BTreeSet<usize>,
+    /// The latest lease of each operation, by name.
+    live: BTreeMap<String, LiveLease>,
 }
 
-// === impl Witness ===
+#[derive(Debug)]
+struct LiveLease {
+    attempt: i32,
+    /// Milliseconds since the start.
+    expires_at: i64,
+}
 
-impl Witness {
-    /// What clients see never takes back an outcome.
-    pub(super) fn see(&mut self, list: &[ModelSnapshot]) -> Result<(), String> {
-        for shown in list {
-            match self.done.get(&shown.name) {
-                Some(done) if done != shown => {
-                    return Err(format!("{done:?} changed to {shown:?}"));
+// === impl Invariants ===
+
+impl Invariants {
+    /// Checks that no outcome has changed.
+    pub(super) fn check_list(&mut self, list: &[ModelSnapshot]) -> Result<(), String> {
+        for listed in list {
+            match self.done.get(&listed.name) {
+                Some(done) if done != listed => {
+                    return Err(format!("{done:?} changed to {listed:?}"));
                 }
                 Some(_) => {}
-                None if shown.outcome.is_some() => {
-                    self.live.remove(&shown.name);
-                    self.done.insert(shown.name.clone(), shown.clone());
+                None if listed.outcome.is_some() => {
+                    self.live.remove(&listed.name);
+                    self.done.insert(listed.name.clone(), listed.clone());
                 }
                 None => {}
             }
@@ -36,28 +45,34 @@ impl Witness {
         Ok(())
     }
 
-    pub(super) fn hear(&mut self, answer: &ModelResponse, now: i64) -> Result<(), String> {
-        match answer {
-            ModelResponse::Leases(leases) => {
-                leases.iter().try_for_each(|lease| self.granted(lease, now))
-            }
+    /// Checks the leases in a response.
+    pub(super) fn check_response(
+        &mut self,
+        response: &ModelResponse,
+        now: i64,
+    ) -> Result<(), String> {
+        match response {
+            ModelResponse::Leases(leases) => leases
+                .iter()
+                .try_for_each(|lease| self.check_lease(lease, now)),
             ModelResponse::Created {
                 operation,
                 lease,
                 already_existed: false,
             } => {
-                // The name may be that of one that is gone.
+                // The name may have belonged to a removed operation.
                 self.live.remove(&operation.name);
                 self.done.remove(&operation.name);
                 let mut leases = lease.iter();
-                leases.try_for_each(|lease| self.granted(lease, now))
+                leases.try_for_each(|lease| self.check_lease(lease, now))
             }
-            // Whoever finished or gave back holds it no longer.
+            // A finish or a release ends the lease.
             ModelResponse::Operation(ModelSnapshot {
                 name,
                 metadata:
                     ModelMetadata::Standard {
-                        state: "PENDING", ..
+                        state: State::Pending,
+                        ..
                     }
                     | ModelMetadata::Custom(_),
                 ..
@@ -69,17 +84,22 @@ impl Witness {
         }
     }
 
-    fn granted(&mut self, lease: &ModelLease, now: i64) -> Result<(), String> {
-        if !self.leases.insert(lease.lease_id) {
-            return Err(format!("a token was handed out twice: {lease:?}"));
+    fn check_lease(&mut self, lease: &ModelLease, now: i64) -> Result<(), String> {
+        if !self.lease_ids.insert(lease.lease_id) {
+            return Err(format!("a token was granted twice: {lease:?}"));
         }
-        let remaining = lease.attempt_remaining_ms.unwrap_or(i64::MAX);
-        let until = now + remaining.min(lease.remaining_ms);
-        match self.live.insert(lease.name.clone(), (lease.attempt, until)) {
-            Some((attempt, _)) if lease.attempt <= attempt => {
-                Err(format!("the attempts do not grow: {lease:?}"))
+        let remaining_ms = lease.attempt_remaining_ms.unwrap_or(i64::MAX);
+        let live = LiveLease {
+            attempt: lease.attempt,
+            expires_at: now + remaining_ms.min(lease.remaining_ms),
+        };
+        match self.live.insert(lease.name.clone(), live) {
+            Some(previous) if lease.attempt <= previous.attempt => {
+                Err(format!("the attempt did not increase: {lease:?}"))
             }
-            Some((_, until)) if now < until => Err(format!("two leases at once: {lease:?}")),
+            Some(previous) if now < previous.expires_at => {
+                Err(format!("two leases at the same time: {lease:?}"))
+            }
             _ => Ok(()),
         }
     }

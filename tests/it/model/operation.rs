@@ -1,17 +1,18 @@
-//! One operation of the model: where it stands, and what its worker, its clients
-//! and time make of it (BEHAVIOUR §4).
+//! One operation of the reference model and its transitions (BEHAVIOUR §4).
 
 use std::collections::BTreeSet;
 
+use longrunning::proto::{google::rpc::Code, longrunning::v1::operation_metadata::State};
+
 use super::{
-    responses::{ModelLease, ModelMetadata, ModelOutcome, ModelSnapshot},
+    responses::{ErrorReason, ModelLease, ModelMetadata, ModelOutcome, ModelSnapshot},
     steps::{ModelReport, ModelSpec},
 };
 
-/// How long a lease lasts whose creator leaves it out.
+/// The lease duration of an operation without one.
 pub(super) const DEFAULT_LEASE_MS: i64 = 30_000;
 
-/// One operation.
+/// An operation; times in milliseconds.
 #[derive(Clone, Debug)]
 pub(super) struct ModelOperation {
     pub(super) spec: ModelSpec,
@@ -19,19 +20,19 @@ pub(super) struct ModelOperation {
     pub(super) start_time: Option<i64>,
     pub(super) update_time: i64,
     pub(super) attempt: i32,
-    /// Attempts that were not given back.
+    /// Attempts that were not released.
     pub(super) counted_attempts: u32,
     pub(super) cancel_requested: bool,
     pub(super) is_deleted: bool,
     pub(super) phase: ReferencePhase,
-    /// Whether workers can find it in its queue.
+    /// Whether the operation is ready in its queue.
     pub(super) is_offered: bool,
     pub(super) report: ModelReport,
-    /// When the server will look at it.
+    /// When the server will check the deadlines.
     pub(super) check_times: BTreeSet<i64>,
 }
 
-/// Where it stands.
+/// The phase of an operation.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum ReferencePhase {
     Pending {
@@ -46,7 +47,7 @@ pub(super) enum ReferencePhase {
     Done(ModelOutcome),
 }
 
-// === impl Operation ===
+// === impl ModelOperation ===
 
 impl ModelOperation {
     pub(super) fn start_attempt(&mut self, lease_id: usize, now: i64) {
@@ -87,13 +88,13 @@ impl ModelOperation {
         (self.spec.total_timeout).is_some_and(|limit| self.create_time + limit <= now)
     }
 
-    /// What time alone does; whether that is something.
+    /// Applies the timeouts due at `now`, and returns `true` if one was.
     pub(super) fn apply_timeouts(&mut self, now: i64) -> bool {
         let is_past = |at: Option<i64>| at.is_some_and(|at| at <= now);
         match self.phase {
             ReferencePhase::Done(_) => return false,
             _ if self.is_past_total_timeout(now) => {
-                self.complete(ModelOutcome::ServerError(4, "TOTAL_TIMEOUT"), now);
+                self.complete(server_error(Code::DeadlineExceeded, "TOTAL_TIMEOUT"), now);
             }
             ReferencePhase::Pending { .. } => return false,
             ReferencePhase::Running {
@@ -105,35 +106,38 @@ impl ModelOperation {
                 if !(expires_at <= now || is_past(attempt_deadline) || is_past(cancel_deadline)) {
                     return false;
                 }
-                self.complete(ModelOutcome::ServerError(1, "OPERATION_CANCELLED"), now);
+                self.complete(server_error(Code::Cancelled, "OPERATION_CANCELLED"), now);
             }
             ReferencePhase::Running {
                 attempt_deadline, ..
             } if is_past(attempt_deadline) => {
-                self.fail(ModelOutcome::ServerError(4, "ATTEMPT_TIMEOUT"), None, now);
+                self.fail(
+                    server_error(Code::DeadlineExceeded, "ATTEMPT_TIMEOUT"),
+                    None,
+                    now,
+                );
             }
             ReferencePhase::Running { expires_at, .. } if now < expires_at => return false,
             ReferencePhase::Running { .. } if self.can_retry() => self.requeue(now, now),
             ReferencePhase::Running { .. } => {
-                self.complete(ModelOutcome::ServerError(14, "WORKER_LOST"), now);
+                self.complete(server_error(Code::Unavailable, "WORKER_LOST"), now);
             }
         }
         true
     }
 
-    /// Whether nobody will ask for it any more.
+    /// Returns `true` if the retention has ended.
     pub(super) fn is_expired(&self, now: i64) -> bool {
         let can_expire = match self.phase {
             ReferencePhase::Done(_) => true,
-            // Deleted, and no worker took it up.
             ReferencePhase::Pending { .. } => self.is_deleted,
             ReferencePhase::Running { .. } => false,
         };
         can_expire && self.update_time + self.spec.retention <= now
     }
 
-    /// The next time, after `now` if it only becomes ready then, that time
-    /// alone does something.
+    /// Returns the next time at which a timer changes the operation. Becoming ready counts
+    /// only if it is after `now`.
     pub(super) fn next_deadline(&self, now: i64) -> Option<i64> {
         let total_deadline = self
             .spec
@@ -172,17 +176,10 @@ impl ModelOperation {
             ReferencePhase::Pending { .. } | ReferencePhase::Running { .. } => None,
         };
         let standard = ModelMetadata::Standard {
-            state: match (&self.phase, &outcome) {
-                (ReferencePhase::Pending { .. }, _) => "PENDING",
-                (_, Some(ModelOutcome::Response(_))) => "SUCCEEDED",
-                (
-                    _,
-                    Some(
-                        ModelOutcome::WorkerError { code: 1, .. } | ModelOutcome::ServerError(1, _),
-                    ),
-                ) => "CANCELLED",
-                (_, Some(_)) => "FAILED",
-                (_, None) => "RUNNING",
+            state: match &self.phase {
+                ReferencePhase::Pending { .. } => State::Pending,
+                ReferencePhase::Running { .. } => State::Running,
+                ReferencePhase::Done(outcome) => outcome.state(),
             },
             create_time: self.create_time,
             start_time: self.start_time,
@@ -209,7 +206,7 @@ impl ModelOperation {
             ..
         } = self.phase
         else {
-            panic!("nobody holds {self:?}");
+            panic!("expected a running operation: {self:?}");
         };
         ModelLease {
             name: self.spec.name(),
@@ -223,4 +220,23 @@ impl ModelOperation {
             cancel_grace_ms: self.spec.cancel_grace_period,
         }
     }
+}
+
+// === impl ModelOutcome ===
+
+impl ModelOutcome {
+    fn state(&self) -> State {
+        match self {
+            Self::Response(_) => State::Succeeded,
+            Self::WorkerError { code, .. } | Self::ServerError { code, .. } => match code {
+                Code::Cancelled => State::Cancelled,
+                _ => State::Failed,
+            },
+        }
+    }
+}
+
+/// Builds the outcome of an error that the server records.
+pub(super) fn server_error(code: Code, reason: ErrorReason) -> ModelOutcome {
+    ModelOutcome::ServerError { code, reason }
 }

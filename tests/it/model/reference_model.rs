@@ -1,11 +1,12 @@
-//! The server, said again as data: a map of operations, plain states, times in
-//! milliseconds. Written from BEHAVIOUR §§3 to 5 and `worker.proto`, without a
-//! line of the server's. When time is looked at is in `looks`.
+//! The reference model of the server: a map of operations with plain states. Derived from
+//! BEHAVIOUR §§3 to 5 and `worker.proto`, independently of the server's code.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use longrunning::proto::{google::rpc::Code, longrunning::v1::directive::Kind};
+
 use super::{
-    operation::{DEFAULT_LEASE_MS, ModelOperation, ReferencePhase},
+    operation::{DEFAULT_LEASE_MS, ModelOperation, ReferencePhase, server_error},
     responses::{
         ErrorReason, ModelDirective, ModelLease, ModelOutcome, ModelResponse, ModelSnapshot,
         PresentedToken,
@@ -13,23 +14,23 @@ use super::{
     steps::{ModelFinish, ModelReport, ModelSpec},
 };
 
-/// The server.
+/// The model of one server.
 #[derive(Clone, Debug)]
 pub(super) struct ReferenceModel {
-    /// The wall time at its start, in nanoseconds.
+    /// The wall-clock time at the start, in nanoseconds.
     pub(super) start_wall_ns: i64,
-    /// Milliseconds since its start.
+    /// Milliseconds since the start.
     pub(super) now: i64,
-    /// By number, which only grows.
+    /// By number, in order of creation.
     pub(super) operations: BTreeMap<u64, ModelOperation>,
     next_number: u64,
-    /// How many leases there ever were. A lease is known by its number.
+    /// Number of leases granted so far, which is the id of the next one.
     pub(super) lease_count: usize,
-    /// What came of requests with an id.
+    /// The operation of each parent and request id.
     requests: BTreeMap<(String, u8), u64>,
 }
 
-// === impl Model ===
+// === impl ReferenceModel ===
 
 impl ReferenceModel {
     pub(super) fn new(start_wall_ns: i64) -> Self {
@@ -43,7 +44,7 @@ impl ReferenceModel {
         }
     }
 
-    /// The operation of a name, also if clients do not see it.
+    /// Returns the number of an operation by name, deleted ones included.
     pub(super) fn find(&self, name: &str) -> Option<u64> {
         let mut matching =
             (self.operations.iter()).filter(|(_, operation)| operation.spec.name() == name);
@@ -56,7 +57,7 @@ impl ReferenceModel {
             .ok_or("OPERATION_NOT_FOUND")
     }
 
-    /// What Get says, and Wait that does not wait.
+    /// Returns the response of Get, and of Wait with timeout 0.
     pub(super) fn get(&self, name: &str) -> Result<ModelResponse, ErrorReason> {
         let number = self.find_visible(name)?;
         Ok(ModelResponse::Operation(
@@ -64,7 +65,7 @@ impl ReferenceModel {
         ))
     }
 
-    /// All that clients see of a collection, newest first.
+    /// Returns the list of a collection, newest first.
     pub(super) fn list(&self, parent: &str) -> Vec<ModelSnapshot> {
         let newest = self.operations.values().rev();
         let listed =
@@ -80,7 +81,7 @@ impl ReferenceModel {
                 return Err("REQUEST_ID_REUSED");
             }
             let has_live_lease = |phase: &ReferencePhase| matches!(phase, ReferencePhase::Running { expires_at, .. } if self.now < *expires_at);
-            // Another instance of the creator does not get it.
+            // Only the worker that created it gets the lease again.
             let is_creator = spec.queue.is_none() && spec.worker == first.spec.worker;
             let has_lease = is_creator && has_live_lease(&first.phase);
             return Ok(ModelResponse::Created {
@@ -131,7 +132,7 @@ impl ReferenceModel {
 
     pub(super) fn lease(&mut self, queues: &[&str], max_leases: usize) -> Vec<ModelLease> {
         let mut leased = Vec::new();
-        // Those whose time was over when they were taken are no leases.
+        // Operations past their total timeout are completed instead of leased.
         while leased.is_empty() {
             let mut ready: Vec<_> = (self.operations.iter())
                 .filter(|(_, operation)| operation.is_offered && operation.spec.is_in(queues))
@@ -145,7 +146,8 @@ impl ReferenceModel {
                 let (lease_id, now) = (self.lease_count, self.now);
                 let lease = self.change(number, |operation| {
                     if operation.is_past_total_timeout(now) {
-                        operation.complete(ModelOutcome::ServerError(4, "TOTAL_TIMEOUT"), now);
+                        operation
+                            .complete(server_error(Code::DeadlineExceeded, "TOTAL_TIMEOUT"), now);
                         return None;
                     }
                     operation.start_attempt(lease_id, now);
@@ -158,7 +160,7 @@ impl ReferenceModel {
         leased
     }
 
-    /// Whether the one who speaks holds the lease.
+    /// Returns the number of the operation if the token is that of its valid lease.
     fn check_lease(&self, name: &str, token: PresentedToken) -> Result<u64, ErrorReason> {
         match token {
             PresentedToken::Empty => return Err("INVALID_LEASE_TOKEN"),
@@ -180,7 +182,7 @@ impl ReferenceModel {
         }
     }
 
-    /// One report of a heartbeat; with it, how long leases of the operation last.
+    /// Applies one report of a heartbeat. Returns its directive and the lease duration.
     pub(super) fn heartbeat(
         &mut self,
         name: &str,
@@ -191,7 +193,7 @@ impl ReferenceModel {
             Ok(number) => number,
             Err(reason) => {
                 let lost = ModelDirective {
-                    kind: "LEASE_LOST",
+                    kind: Kind::LeaseLost,
                     remaining_ms: None,
                     grace_remaining_ms: None,
                     error: Some(reason),
@@ -201,7 +203,7 @@ impl ReferenceModel {
         };
         let now = self.now;
         self.change(number, |operation| {
-            // To say again what is known is no news.
+            // A report without a difference is not an update.
             let before = operation.report.clone();
             operation.report.update(report);
             if operation.report != before {
@@ -219,9 +221,9 @@ impl ReferenceModel {
                 grace_remaining = cancel_deadline.map(|deadline| (deadline - now).max(0));
             }
             let kind = match (operation.cancel_requested, operation.is_deleted) {
-                (true, _) => "CANCEL_REQUESTED",
-                (false, true) => "OPERATION_DELETED",
-                (false, false) => "CONTINUE",
+                (true, _) => Kind::CancelRequested,
+                (false, true) => Kind::OperationDeleted,
+                (false, false) => Kind::Continue,
             };
             let directive = ModelDirective {
                 kind,
@@ -241,7 +243,7 @@ impl ReferenceModel {
         metadata: Option<u8>,
     ) -> Result<ModelResponse, ErrorReason> {
         let number = match self.check_lease(name, token) {
-            // Saying the same again is fine, whoever says it.
+            // Repeating the recorded outcome is idempotent for any token.
             Err("OPERATION_ALREADY_DONE")
                 if let Some(response) = self.completed_with(name, finish) =>
             {
@@ -257,7 +259,7 @@ impl ReferenceModel {
                 | ModelFinish::Failure {
                     retryable: true, ..
                 } if operation.cancel_requested => {
-                    operation.complete(ModelOutcome::ServerError(1, "OPERATION_CANCELLED"), now);
+                    operation.complete(server_error(Code::Cancelled, "OPERATION_CANCELLED"), now);
                 }
                 ModelFinish::Response(text) => {
                     operation.complete(ModelOutcome::Response(text), now);
@@ -279,7 +281,7 @@ impl ReferenceModel {
                     now,
                 ),
                 ModelFinish::Release if operation.spec.queue.is_none() => {
-                    operation.complete(ModelOutcome::ServerError(14, "WORKER_LOST"), now);
+                    operation.complete(server_error(Code::Unavailable, "WORKER_LOST"), now);
                 }
                 ModelFinish::Release => {
                     operation.counted_attempts -= 1;
@@ -311,7 +313,7 @@ impl ReferenceModel {
             match &mut operation.phase {
                 ReferencePhase::Pending { .. } => {
                     operation.cancel_requested = true;
-                    operation.complete(ModelOutcome::ServerError(1, "OPERATION_CANCELLED"), now);
+                    operation.complete(server_error(Code::Cancelled, "OPERATION_CANCELLED"), now);
                 }
                 ReferencePhase::Running {
                     cancel_deadline, ..
@@ -333,13 +335,16 @@ impl ReferenceModel {
         Ok(ModelResponse::Empty)
     }
 
-    /// Changes an operation, and keeps everything else in step with it.
+    /// Changes an operation and updates request ids and timers.
     pub(super) fn change<T>(
         &mut self,
         number: u64,
         mutate: impl FnOnce(&mut ModelOperation) -> T,
     ) -> T {
-        let operation = self.operations.get_mut(&number).expect("it is there");
+        let operation = self
+            .operations
+            .get_mut(&number)
+            .expect("expected the operation to exist");
         let previous_deadline = operation.next_deadline(self.now);
         let result = mutate(operation);
         if operation.is_deleted {

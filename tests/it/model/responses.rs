@@ -1,36 +1,43 @@
-//! What calls are answered, in the words of the model: times in milliseconds,
-//! leases by number, refusals by reason.
+//! Responses in normalized form: times in milliseconds, leases by number, rejections by
+//! reason.
 
-/// How it ended.
+use longrunning::proto::{
+    google::rpc::Code,
+    longrunning::v1::{directive::Kind, operation_metadata::State},
+};
+
+/// The outcome of an operation.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum ModelOutcome {
     Response(u8),
-    /// An error in the words of its worker.
+    /// An error reported by a worker.
     WorkerError {
-        code: i32,
+        code: Code,
         message: u8,
     },
-    /// An error in the server's own words.
-    ServerError(i32, &'static str),
+    /// An error recorded by the server.
+    ServerError {
+        code: Code,
+        reason: ErrorReason,
+    },
 }
 
-/// What comes with a word of a worker.
+/// The lease token in a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum PresentedToken {
     /// The token of this lease.
     Lease(usize),
-    /// A token that nobody ever had.
+    /// A well-formed token that was never granted.
     Unknown,
-    /// What no token looks like.
+    /// Bytes of a wrong length.
     Malformed,
-    /// Nothing.
     Empty,
 }
 
-/// A refusal, by the reason that the client is told.
+/// The reason of an error.
 pub(super) type ErrorReason = &'static str;
 
-/// What a call is answered.
+/// The response of a call.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum ModelResponse {
     Empty,
@@ -58,10 +65,10 @@ pub(super) struct ModelSnapshot {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum ModelMetadata {
-    /// In a type of the worker's own.
+    /// Metadata of a type unknown to the server.
     Custom(u8),
     Standard {
-        state: &'static str,
+        state: State,
         create_time: i64,
         start_time: Option<i64>,
         update_time: i64,
@@ -74,7 +81,7 @@ pub(super) enum ModelMetadata {
     },
 }
 
-/// A lease as its worker sees it.
+/// A lease as returned to its worker.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ModelLease {
     pub(super) name: String,
@@ -88,10 +95,10 @@ pub(super) struct ModelLease {
     pub(super) cancel_grace_ms: Option<i64>,
 }
 
-/// What a heartbeat is answered about one lease.
+/// The directive for one lease.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ModelDirective {
-    pub(super) kind: &'static str,
+    pub(super) kind: Kind,
     pub(super) remaining_ms: Option<i64>,
     pub(super) grace_remaining_ms: Option<i64>,
     pub(super) error: Option<ErrorReason>,

@@ -1,19 +1,19 @@
-//! What can be done to a server: random, but in small numbers, so that steps
-//! meet each other and a failure is easy to read.
+//! Generates random steps from small domains, so that steps interact and a failure is easy
+//! to read.
 
 use std::fmt;
 
+use longrunning::proto::google::rpc::Code;
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
-/// The steps of one life of a server.
+/// The steps of one run.
 #[derive(Clone)]
 pub(super) struct ModelSteps(pub(super) Vec<ModelStep>);
 
-/// One step.
 #[derive(Clone, Debug)]
 pub(super) enum ModelStep {
     Create(SpecTemplate),
-    /// The same call as an earlier one, or almost, perhaps by another instance.
+    /// Repeats an earlier creation, possibly altered or by another worker.
     RepeatCreate {
         nth: usize,
         is_altered: bool,
@@ -23,47 +23,54 @@ pub(super) enum ModelStep {
         queues: Vec<&'static str>,
         max_leases: i32,
     },
-    Heartbeat(Vec<(OperationChoice, TokenChoice, ModelReport)>),
+    Heartbeat(Vec<ReportStep>),
     Finish {
         operation: OperationChoice,
         token: TokenChoice,
         finish: ModelFinish,
         metadata: Option<u8>,
     },
-    /// The same call as an earlier one.
+    /// Repeats an earlier finish.
     RepeatFinish(usize),
     Cancel(OperationChoice),
     Delete(OperationChoice),
-    /// A wait that does not wait.
+    /// Waits with timeout 0.
     Wait(OperationChoice),
-    /// So many milliseconds pass.
+    /// Advances the time by a number of milliseconds.
     Advance(i64),
-    /// Time passes up to one of the next moments at which something is due, or
-    /// a millisecond less or more.
+    /// Advances the time to one of the next deadlines, plus `offset` milliseconds.
     AdvanceToDeadline {
         nth: usize,
         offset: i64,
     },
 }
 
-/// An operation to be: what is in `Spec`, but not yet with a name and a time.
+/// One report of a heartbeat.
+#[derive(Clone, Debug)]
+pub(super) struct ReportStep {
+    pub(super) operation: OperationChoice,
+    pub(super) token: TokenChoice,
+    pub(super) report: ModelReport,
+}
+
+/// A creation whose number and time are not yet determined.
 #[derive(Clone, Debug)]
 pub(super) struct SpecTemplate {
-    /// Takes the id of an earlier one.
+    /// Reuses the id of an earlier operation.
     pub(super) reused_id: Option<usize>,
     /// Milliseconds from now.
     pub(super) not_before: Option<i64>,
     pub(super) spec: ModelSpec,
 }
 
-/// Everything that a creator says; times in milliseconds.
+/// The specification of an operation; times in milliseconds.
 #[derive(Clone, Default, PartialEq)]
 pub(super) struct ModelSpec {
     pub(super) parent: &'static str,
     pub(super) number: usize,
-    /// Who creates it.
+    /// The creator.
     pub(super) worker: &'static str,
-    /// None: its creator executes it.
+    /// `None` if the operation is self-executed.
     pub(super) queue: Option<&'static str>,
     pub(super) request_id: Option<u8>,
     pub(super) priority: i32,
@@ -76,33 +83,41 @@ pub(super) struct ModelSpec {
     pub(super) retention: i64,
     pub(super) cancel_grace_period: Option<i64>,
     pub(super) max_attempts: u32,
-    pub(super) backoff: (i64, i64, i64),
+    pub(super) backoff: ModelBackoff,
 }
 
-/// Which operation.
+/// Retry delays in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct ModelBackoff {
+    pub(super) initial: i64,
+    pub(super) max: i64,
+    pub(super) multiplier: i64,
+}
+
+/// Selects an operation.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum OperationChoice {
-    /// One that somebody holds, if there is any.
+    /// A running operation, if there is any.
     Running(usize),
-    /// Any name that ever was.
+    /// Any operation created so far.
     Any(usize),
 }
 
-/// Whose token comes with it.
+/// Selects a lease token.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum TokenChoice {
-    /// The latest of the operation.
+    /// The latest token of the operation.
     Latest,
-    /// An earlier one of the operation.
+    /// Any token of the operation.
     Stale(usize),
-    /// One of another operation.
+    /// A token of another operation.
     Foreign(usize),
     Unknown,
     Malformed,
     Empty,
 }
 
-/// What a worker tells; what it leaves out stays.
+/// The report of a worker. Unset fields leave values unchanged.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct ModelReport {
     pub(super) progress: Option<u8>,
@@ -116,7 +131,7 @@ pub(super) struct ModelReport {
 pub(super) enum ModelFinish {
     Response(u8),
     Failure {
-        code: i32,
+        code: Code,
         message: u8,
         retryable: bool,
         retry_after: Option<i64>,
@@ -124,14 +139,12 @@ pub(super) enum ModelFinish {
     Release,
 }
 
-/// The queues.
 pub(super) const QUEUES: [&str; 3] = ["a", "b", "c"];
-/// Who creates and works.
+/// The workers, which also create operations.
 pub(super) const WORKERS: [&str; 2] = ["v", "w"];
-/// What operations live under.
 pub(super) const PARENTS: [&str; 2] = ["", "projects/p"];
 
-// === impl Spec ===
+// === impl ModelSpec ===
 
 impl ModelSpec {
     pub(super) fn id(&self) -> String {
@@ -143,7 +156,7 @@ impl ModelSpec {
         format!("{}{slash}operations/{}", self.parent, self.id())
     }
 
-    /// Whether it asks for the same, whoever asks.
+    /// Returns `true` if the specifications are equal apart from the creator.
     pub(super) fn is_same_request(&self, other: &Self) -> bool {
         let worker = self.worker;
         *self
@@ -157,17 +170,18 @@ impl ModelSpec {
         self.queue.is_some_and(|queue| queues.contains(&queue))
     }
 
-    /// The pause after so many attempts that count.
+    /// Returns the retry delay after a number of counted attempts.
     pub(super) fn backoff_after(&self, attempts: u32) -> i64 {
-        let (initial, max, multiplier) = self.backoff;
-        (initial * multiplier.pow(attempts.saturating_sub(1))).min(max)
+        let backoff = &self.backoff;
+        let factor = backoff.multiplier.pow(attempts.saturating_sub(1));
+        (backoff.initial * factor).min(backoff.max)
     }
 }
 
-// === impl Report ===
+// === impl ModelReport ===
 
 impl ModelReport {
-    /// Takes over what is said; what is left out stays.
+    /// Replaces the fields that are set in `newer`.
     pub(super) fn update(&mut self, newer: &Self) {
         self.progress = newer.progress.or(self.progress);
         self.detail = newer.detail.or(self.detail);
@@ -176,20 +190,20 @@ impl ModelReport {
     }
 }
 
-// === impl Steps ===
+// === impl ModelSteps ===
 
 impl fmt::Debug for ModelSteps {
-    /// One line for each.
+    // One line per step.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (self.0.iter().enumerate()).try_for_each(|(index, step)| write!(f, "\n  {index}: {step:?}"))
     }
 }
 
 impl fmt::Debug for ModelSpec {
-    /// Only what was said.
+    // Only fields that differ from the default.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let default = Self::default();
-        let mut output = f.debug_struct("Spec");
+        let mut output = f.debug_struct("ModelSpec");
         macro_rules! write_changed {
             ($($field:ident)*) => {
                 $(if self.$field != default.$field {
@@ -203,14 +217,14 @@ impl fmt::Debug for ModelSpec {
     }
 }
 
-/// The steps of one life of a server.
+/// Generates the steps of one run.
 pub(super) fn steps() -> impl Strategy<Value = ModelSteps> {
     vec(step(), 1..120).prop_map(ModelSteps)
 }
 
 fn step() -> impl Strategy<Value = ModelStep> {
     let leases = (vec(select(&QUEUES[..]), 1..4), 0..5);
-    let reports = vec((operation_choice(), token_choice(), report()), 0..4);
+    let reports = vec(report_step(), 0..4);
     let finish = (
         operation_choice(),
         token_choice(),
@@ -252,41 +266,44 @@ fn spec_template() -> impl Strategy<Value = SpecTemplate> {
         option::of(0..60_000_i64),
     );
     let initial_backoff = select(&[0, 1, 500, 1_000, 20_000][..]);
-    let retry = (1..5_u32, (initial_backoff, 1..4_i64));
-    (identities, durations, retry).prop_map(
-        |(identities, durations, (max_attempts, (initial_backoff, growth)))| {
-            let ((parent, worker), queue, request_id, reused_id, metadata, priority) = identities;
-            let (
-                not_before,
-                lease_duration,
-                total_timeout,
-                attempt_timeout,
-                retention,
-                cancel_grace_period,
-            ) = durations;
-            let spec = ModelSpec {
-                parent,
-                worker,
-                queue,
-                request_id,
-                priority,
-                metadata,
-                lease_duration,
-                total_timeout,
-                attempt_timeout,
-                retention,
-                cancel_grace_period,
-                max_attempts,
-                backoff: (initial_backoff, 60_000, growth),
-                ..ModelSpec::default()
-            };
-            SpecTemplate {
-                reused_id,
-                not_before: not_before.filter(|_| queue.is_some()),
-                spec,
-            }
-        },
-    )
+    let backoff = (initial_backoff, 1..4_i64).prop_map(|(initial, multiplier)| ModelBackoff {
+        initial,
+        max: 60_000,
+        multiplier,
+    });
+    let retry = (1..5_u32, backoff);
+    (identities, durations, retry).prop_map(|(identities, durations, (max_attempts, backoff))| {
+        let ((parent, worker), queue, request_id, reused_id, metadata, priority) = identities;
+        let (
+            not_before,
+            lease_duration,
+            total_timeout,
+            attempt_timeout,
+            retention,
+            cancel_grace_period,
+        ) = durations;
+        let spec = ModelSpec {
+            parent,
+            worker,
+            queue,
+            request_id,
+            priority,
+            metadata,
+            lease_duration,
+            total_timeout,
+            attempt_timeout,
+            retention,
+            cancel_grace_period,
+            max_attempts,
+            backoff,
+            ..ModelSpec::default()
+        };
+        SpecTemplate {
+            reused_id,
+            not_before: not_before.filter(|_| queue.is_some()),
+            spec,
+        }
+    })
 }
 
 fn operation_choice() -> impl Strategy<Value = OperationChoice> {
@@ -305,6 +322,16 @@ fn token_choice() -> impl Strategy<Value = TokenChoice> {
     ]
 }
 
+fn report_step() -> impl Strategy<Value = ReportStep> {
+    (operation_choice(), token_choice(), report()).prop_map(|(operation, token, report)| {
+        ReportStep {
+            operation,
+            token,
+            report,
+        }
+    })
+}
+
 fn report() -> impl Strategy<Value = ModelReport> {
     let values = (
         option::of(any::<u8>()),
@@ -321,7 +348,8 @@ fn report() -> impl Strategy<Value = ModelReport> {
 }
 
 fn finish() -> impl Strategy<Value = ModelFinish> {
-    let failure = (1..4_i32, 0..3_u8, any::<bool>(), rarely(0..100_000_i64));
+    let codes = select(&[Code::Cancelled, Code::Unknown, Code::InvalidArgument][..]);
+    let failure = (codes, 0..3_u8, any::<bool>(), rarely(0..100_000_i64));
     prop_oneof![
         2 => (0..3_u8).prop_map(ModelFinish::Response),
         4 => failure.prop_map(|(code, message, retryable, retry_after)| ModelFinish::Failure {
@@ -334,7 +362,7 @@ fn finish() -> impl Strategy<Value = ModelFinish> {
     ]
 }
 
-/// Milliseconds: from 1 to many hours.
+/// Generates milliseconds, from 1 to many hours.
 fn advance_millis() -> impl Strategy<Value = i64> {
     prop_oneof![
         1..100_i64,

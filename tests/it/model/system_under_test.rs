@@ -1,5 +1,5 @@
-//! The real service, called through its generated clients; what it answers is
-//! put into the words of the model. Nothing is decided here.
+//! The system under test: calls the real service through its generated clients and
+//! normalizes the responses.
 
 use std::{cell::RefCell, collections::HashMap};
 
@@ -9,15 +9,15 @@ use longrunning::{
         google::{
             longrunning::{
                 CancelOperationRequest, DeleteOperationRequest, ListOperationsRequest, Operation,
-                WaitOperationRequest, operation::Result as Wired,
+                WaitOperationRequest, operation,
             },
-            rpc,
+            rpc::{self, Code},
         },
         longrunning::v1::{
-            CreateOperationRequest, Directive as WireDirective, FinishOperationRequest,
-            Lease as WireLease, LeaseHeartbeat, OperationMetadata, RetryPolicy,
+            CreateOperationRequest, Directive, FinishOperationRequest, Lease, LeaseHeartbeat,
+            OperationMetadata, RetryPolicy,
             create_operation_request::{Execution, Queued, SelfExecuted},
-            finish_operation_request::{Failure, Outcome as Ending, Release},
+            finish_operation_request::{Failure, Outcome, Release},
         },
     },
 };
@@ -26,8 +26,8 @@ use tonic::Status;
 
 use super::{
     responses::{
-        ModelDirective, ModelLease, ModelMetadata, ModelOutcome, ModelResponse, ModelSnapshot,
-        PresentedToken,
+        ErrorReason, ModelDirective, ModelLease, ModelMetadata, ModelOutcome, ModelResponse,
+        ModelSnapshot, PresentedToken,
     },
     steps::{ModelFinish, ModelReport, ModelSpec},
 };
@@ -39,17 +39,25 @@ use crate::support::{
     string_value,
 };
 
-/// Nanoseconds of a millisecond.
 const NANOS_PER_MILLI: i64 = 1_000_000;
 
-/// The service.
+/// The service with its clients.
 pub(super) struct SystemUnderTest {
     harness: Harness,
     pub(super) start_wall_ns: i64,
+    /// The token of each lease, by lease number.
     tokens: RefCell<Vec<Vec<u8>>>,
 }
 
-/// A call of FinishOperation.
+/// One entry of a Heartbeat request.
+#[derive(Clone, Debug)]
+pub(super) struct HeartbeatEntry {
+    pub(super) name: String,
+    pub(super) token: PresentedToken,
+    pub(super) report: ModelReport,
+}
+
+/// A FinishOperation request.
 #[derive(Clone, Debug)]
 pub(super) struct FinishCall {
     pub(super) name: String,
@@ -58,7 +66,7 @@ pub(super) struct FinishCall {
     pub(super) metadata: Option<u8>,
 }
 
-// === impl Real ===
+// === impl SystemUnderTest ===
 
 impl SystemUnderTest {
     pub(super) async fn start() -> Self {
@@ -98,28 +106,29 @@ impl SystemUnderTest {
         }
     }
 
-    pub(super) async fn heartbeat(
-        &self,
-        reports: &[(String, PresentedToken, ModelReport)],
-    ) -> ModelResponse {
-        let heartbeats = reports.iter().map(|(name, token, report)| LeaseHeartbeat {
-            name: name.clone(),
-            lease_token: self.token(*token),
-            progress: report.progress.map(progress),
-            metadata: report.metadata.map(custom_metadata),
-            checkpoint: report.checkpoint.map(custom_metadata),
-            detail: report.detail.map(custom_metadata),
+    pub(super) async fn heartbeat(&self, entries: &[HeartbeatEntry]) -> ModelResponse {
+        let heartbeats = entries.iter().map(|entry| LeaseHeartbeat {
+            name: entry.name.clone(),
+            lease_token: self.token(entry.token),
+            progress: entry.report.progress.map(progress),
+            metadata: entry.report.metadata.map(custom_metadata),
+            checkpoint: entry.report.checkpoint.map(custom_metadata),
+            detail: entry.report.detail.map(custom_metadata),
         });
         let response = self
             .harness
             .try_heartbeat(heartbeat_request("w", heartbeats))
             .await
             .unwrap();
-        let directives = reports.iter().zip(&response.directives);
-        assert_eq!(directives.len(), response.directives.len(), "one for one");
+        let directives = entries.iter().zip(&response.directives);
+        assert_eq!(
+            directives.len(),
+            response.directives.len(),
+            "expected one directive per report"
+        );
         ModelResponse::Directives {
             directives: directives
-                .map(|((name, token, _), directive)| self.directive(name, *token, directive))
+                .map(|(entry, directive)| self.directive(entry, directive))
                 .collect(),
             heartbeat_interval_ns: nanos(response.heartbeat_interval.unwrap()),
         }
@@ -127,22 +136,22 @@ impl SystemUnderTest {
 
     pub(super) async fn finish(&self, finish: &FinishCall) -> ModelResponse {
         let outcome = match finish.finish {
-            ModelFinish::Response(n) => Ending::Response(string_value(&n.to_string())),
+            ModelFinish::Response(n) => Outcome::Response(string_value(&n.to_string())),
             ModelFinish::Failure {
                 code,
                 message,
                 retryable,
                 retry_after,
-            } => Ending::Failure(Failure {
+            } => Outcome::Failure(Failure {
                 error: Some(rpc::Status {
-                    code,
+                    code: code.into(),
                     message: message.to_string(),
                     details: Vec::new(),
                 }),
                 retryable,
                 retry_after: retry_after.map(duration),
             }),
-            ModelFinish::Release => Ending::Release(Release {}),
+            ModelFinish::Release => Outcome::Release(Release {}),
         };
         let request = FinishOperationRequest {
             name: finish.name.clone(),
@@ -192,7 +201,7 @@ impl SystemUnderTest {
         };
         let mut client = self.harness.client.clone();
         let page = client.list_operations(request).await.unwrap().into_inner();
-        assert_eq!(page.next_page_token, "", "one page is enough");
+        assert_eq!(page.next_page_token, "", "expected one page");
         page.operations
             .iter()
             .map(|operation| self.snapshot(operation))
@@ -218,12 +227,12 @@ impl SystemUnderTest {
                 worker_id: spec.worker.to_owned(),
             }),
         };
-        let (initial, max, multiplier) = spec.backoff;
+        let backoff = &spec.backoff;
         let policy = RetryPolicy {
             max_attempts: i32::try_from(spec.max_attempts).unwrap(),
-            initial_backoff: Some(duration(initial)),
-            max_backoff: Some(duration(max)),
-            multiplier: Some(f64::from(i32::try_from(multiplier).unwrap())),
+            initial_backoff: Some(duration(backoff.initial)),
+            max_backoff: Some(duration(backoff.max)),
+            multiplier: Some(f64::from(i32::try_from(backoff.multiplier).unwrap())),
             jitter: Some(0.0),
         };
         let altered = spec
@@ -257,7 +266,7 @@ impl SystemUnderTest {
         }
     }
 
-    /// The number of a lease; a token that was never seen begins a new one.
+    /// Returns the number of a lease, and registers a new token.
     fn lease_id(&self, token: Vec<u8>) -> usize {
         let mut tokens = self.tokens.borrow_mut();
         let index = tokens.iter().position(|seen| *seen == token);
@@ -267,10 +276,13 @@ impl SystemUnderTest {
         })
     }
 
-    fn model_lease(&self, proto_lease: WireLease) -> ModelLease {
+    fn model_lease(&self, proto_lease: Lease) -> ModelLease {
         let id = proto_lease.name.rsplit('/').next().unwrap();
         let input = (!proto_lease.queue.is_empty()).then(|| string_value(id));
-        assert_eq!(proto_lease.input, input, "the input is the creator's");
+        assert_eq!(
+            proto_lease.input, input,
+            "expected the input of the creation"
+        );
         ModelLease {
             lease_id: self.lease_id(proto_lease.lease_token),
             attempt: proto_lease.attempt,
@@ -284,21 +296,16 @@ impl SystemUnderTest {
         }
     }
 
-    fn directive(
-        &self,
-        name: &str,
-        token: PresentedToken,
-        directive: &WireDirective,
-    ) -> ModelDirective {
-        assert_eq!(directive.name, name);
-        assert_eq!(directive.lease_token, self.token(token));
+    fn directive(&self, entry: &HeartbeatEntry, directive: &Directive) -> ModelDirective {
+        assert_eq!(directive.name, entry.name);
+        assert_eq!(directive.lease_token, self.token(entry.token));
         let error = directive.error.as_ref().map(|error| {
             let (code, details) = (error.code.into(), error.encode_to_vec().into());
             let status = Status::with_details(code, &error.message, details);
-            static_name(&ErrorDetails::from_status(&status).reason)
+            known_reason(&ErrorDetails::from_status(&status).reason)
         });
         ModelDirective {
-            kind: static_name(directive.kind().as_str_name()),
+            kind: directive.kind(),
             remaining_ms: directive.lease_remaining.map(millis),
             grace_remaining_ms: directive.cancel_grace_remaining.map(millis),
             error,
@@ -307,25 +314,27 @@ impl SystemUnderTest {
 
     fn snapshot(&self, operation: &Operation) -> ModelSnapshot {
         let outcome = operation.result.as_ref().map(|result| match result {
-            Wired::Response(any) => {
+            operation::Result::Response(any) => {
                 let value = String::decode(any.value.as_slice()).unwrap();
                 ModelOutcome::Response(value.parse().unwrap())
             }
-            Wired::Error(error) if error.details.is_empty() => ModelOutcome::WorkerError {
-                code: error.code,
-                message: error.message.parse().unwrap(),
+            operation::Result::Error(error) if error.details.is_empty() => {
+                ModelOutcome::WorkerError {
+                    code: Code::try_from(error.code).unwrap(),
+                    message: error.message.parse().unwrap(),
+                }
+            }
+            operation::Result::Error(error) => ModelOutcome::ServerError {
+                code: Code::try_from(error.code).unwrap(),
+                reason: known_reason(&crate::support::error_reason(error)),
             },
-            Wired::Error(error) => ModelOutcome::ServerError(
-                error.code,
-                static_name(&crate::support::error_reason(error)),
-            ),
         });
         assert_eq!(
             operation.done,
             outcome.is_some(),
-            "done and a result, or none"
+            "expected a result if and only if the operation is done"
         );
-        let metadata = operation.metadata.as_ref().expect("it is always there");
+        let metadata = operation.metadata.as_ref().expect("expected metadata");
         ModelSnapshot {
             name: operation.name.clone(),
             metadata: if metadata.type_url == OperationMetadata::type_url() {
@@ -342,12 +351,12 @@ impl SystemUnderTest {
     fn standard_metadata(&self, metadata: &OperationMetadata) -> ModelMetadata {
         let model_time = |time: &prost_types::Timestamp| {
             let nanos = time.seconds * 1_000_000_000 + i64::from(time.nanos) - self.start_wall_ns;
-            assert_eq!(nanos % NANOS_PER_MILLI, 0, "time moves by milliseconds");
+            assert_eq!(nanos % NANOS_PER_MILLI, 0, "expected full milliseconds");
             nanos / NANOS_PER_MILLI
         };
         let done_units = |progress: &Progress| u8::try_from(progress.done_units).unwrap();
         ModelMetadata::Standard {
-            state: static_name(metadata.state().as_str_name()),
+            state: metadata.state(),
             create_time: model_time(metadata.create_time.as_ref().unwrap()),
             start_time: metadata.start_time.as_ref().map(model_time),
             update_time: model_time(metadata.update_time.as_ref().unwrap()),
@@ -372,10 +381,10 @@ impl SystemUnderTest {
 fn rejected(status: &Status) -> ModelResponse {
     let details = ErrorDetails::from_status(status);
     assert_eq!(details.code, expected_code(&details.reason), "{details:?}");
-    ModelResponse::Rejected(static_name(&details.reason))
+    ModelResponse::Rejected(known_reason(&details.reason))
 }
 
-/// BEHAVIOUR §9: the code of each reason.
+/// Returns the code of each reason (BEHAVIOUR §9).
 fn expected_code(reason: &str) -> tonic::Code {
     match reason {
         "OPERATION_NOT_FOUND" => tonic::Code::NotFound,
@@ -385,17 +394,9 @@ fn expected_code(reason: &str) -> tonic::Code {
     }
 }
 
-/// The words that the model has, too.
-fn static_name(name: &str) -> &'static str {
-    let names = [
-        "PENDING",
-        "RUNNING",
-        "SUCCEEDED",
-        "FAILED",
-        "CANCELLED",
-        "CONTINUE",
-        "CANCEL_REQUESTED",
-        "OPERATION_DELETED",
+/// Returns a reason that the model can produce; panics for any other.
+fn known_reason(reason: &str) -> ErrorReason {
+    let reasons = [
         "LEASE_LOST",
         "OPERATION_ALREADY_DONE",
         "OPERATION_NOT_FOUND",
@@ -407,8 +408,8 @@ fn static_name(name: &str) -> &'static str {
         "WORKER_LOST",
         "OPERATION_CANCELLED",
     ];
-    let known = names.into_iter().find(|candidate| *candidate == name);
-    known.unwrap_or_else(|| panic!("the model does not know {name}"))
+    let known = reasons.into_iter().find(|known| *known == reason);
+    known.unwrap_or_else(|| panic!("expected a reason known to the model, got {reason}"))
 }
 
 fn empty_response(result: Result<(), Status>) -> ModelResponse {
@@ -418,9 +419,13 @@ fn empty_response(result: Result<(), Status>) -> ModelResponse {
     }
 }
 
-/// The number in what `own_metadata` made.
+/// Returns the number in the result of [`custom_metadata`].
 fn custom_metadata_value(any: &longrunning::Any) -> u8 {
-    assert_eq!(*any, custom_metadata(any.value[1]), "byte for byte");
+    assert_eq!(
+        *any,
+        custom_metadata(any.value[1]),
+        "expected unchanged bytes"
+    );
     any.value[1]
 }
 
@@ -441,6 +446,6 @@ fn nanos(duration: prost_types::Duration) -> i64 {
 
 fn millis(duration: prost_types::Duration) -> i64 {
     let nanos = nanos(duration);
-    assert_eq!(nanos % NANOS_PER_MILLI, 0, "time moves by milliseconds");
+    assert_eq!(nanos % NANOS_PER_MILLI, 0, "expected full milliseconds");
     nanos / NANOS_PER_MILLI
 }

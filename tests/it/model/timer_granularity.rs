@@ -1,16 +1,16 @@
-//! When the server looks at an operation that time alone changes. What is due
-//! is noticed a little late, so that a million deadlines share few timers: at
-//! the next full quantum of about 1/128 of the time until then, at least 1 ms
-//! and at most 67 ms, or 18 minutes for what is only forgotten. The model says
-//! so exactly, so that every step can be compared to the millisecond.
+//! Timer granularity of the model: deadlines are rounded up to a quantum of about 1/128
+//! of the delay, so that many deadlines share few timers. A quantum is at least 1 ms and
+//! at most 67 ms, or 18 minutes for retention. The model rounds exactly as the server does,
+//! so that steps can be compared to the millisecond.
 
 use super::{operation::ReferencePhase, reference_model::ReferenceModel};
 
-/// Nanoseconds of a millisecond.
 const NANOS_PER_MILLI: i64 = 1_000_000;
 
+// === impl ReferenceModel ===
+
 impl ReferenceModel {
-    /// Plans a look, if another time is due than before the change.
+    /// Schedules a check if a change has moved the next deadline.
     pub(super) fn schedule_if_changed(
         &mut self,
         number: u64,
@@ -24,7 +24,10 @@ impl ReferenceModel {
 
     fn schedule_check(&mut self, number: u64, deadline: Option<i64>) {
         let (wall, now) = (self.start_wall_ns, self.now);
-        let operation = self.operations.get_mut(&number).expect("it is there");
+        let operation = self
+            .operations
+            .get_mut(&number)
+            .expect("expected the operation to exist");
         let max_quantum_bits = match operation.phase {
             ReferencePhase::Done(_) => 40,
             ReferencePhase::Pending { .. } | ReferencePhase::Running { .. } => 26,
@@ -36,7 +39,7 @@ impl ReferenceModel {
         }
     }
 
-    /// The next time at which the server looks at something.
+    /// Returns the time of the next check of any operation.
     pub(super) fn next_check(&self) -> Option<i64> {
         let operations = self.operations.values();
         operations
@@ -44,7 +47,7 @@ impl ReferenceModel {
             .min()
     }
 
-    /// Lets the time pass, look by look, up to `then`.
+    /// Advances the time to `target` and runs all checks until then.
     pub(super) fn advance_to(&mut self, target: i64) {
         while let Some(check_time) = self.next_check().filter(|at| *at <= target) {
             self.now = check_time;
@@ -52,7 +55,7 @@ impl ReferenceModel {
             let due_number = operations.find_map(|(number, operation)| {
                 operation.check_times.remove(&check_time).then_some(*number)
             });
-            self.check(due_number.expect("a look of somebody's is next"));
+            self.check(due_number.expect("expected an operation with this check"));
         }
         self.now = target;
     }
@@ -70,19 +73,25 @@ impl ReferenceModel {
             return self.remove(number);
         }
         if !self.change(number, |operation| operation.apply_timeouts(now)) {
-            let operation = self.operations.get_mut(&number).expect("it is there");
+            let operation = self
+                .operations
+                .get_mut(&number)
+                .expect("expected the operation to exist");
             if let ReferencePhase::Pending { ready_at } = operation.phase {
                 operation.is_offered |= ready_at <= now;
             }
             let deadline = operation.next_deadline(now);
-            assert!(deadline.is_none_or(|due| now < due), "what is due happens");
+            assert!(
+                deadline.is_none_or(|due| now < due),
+                "expected all due changes to be applied"
+            );
             self.schedule_check(number, deadline);
         }
     }
 }
 
-/// When what is due at a time is noticed, if it is planned now: all timers go
-/// off at full milliseconds.
+/// Returns when a deadline is checked if it is scheduled now. Timers fire at full
+/// milliseconds.
 fn rounded_check_time(start_wall_ns: i64, now: i64, deadline: i64, max_quantum_bits: u32) -> i64 {
     let share = (deadline - now).max(0) * NANOS_PER_MILLI / 128;
     let quantum = if share < NANOS_PER_MILLI {
