@@ -19,6 +19,7 @@ mod queue_drain;
 mod recorder;
 mod regressions;
 mod sequential_spec;
+mod spec_state;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

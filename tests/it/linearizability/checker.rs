@@ -9,7 +9,8 @@ use std::{collections::HashMap, fmt::Write};
 
 use super::{
     events::{Call, CallResponse, FinishRequest, Invocation, NEVER_RETURNED, Nanos},
-    sequential_spec::{SequentialSpec, SpecState},
+    sequential_spec::SequentialSpec,
+    spec_state::SpecState,
 };
 
 /// Limit of the search. A history that needs more states counts as a failure.

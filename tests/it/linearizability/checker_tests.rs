@@ -1,7 +1,9 @@
 //! Tests of the checker with handwritten histories that it must accept or reject.
 
+mod leases;
 mod outage;
 mod random;
+mod reads;
 
 use super::{
     checker::{check, explain},
@@ -149,66 +151,6 @@ fn checker_accepts_ordinary_history() {
 }
 
 #[test]
-fn checker_rejects_overlapping_leases() {
-    assert_rejected(NAMED_SPEC, &[created(), leased(2, 1, 1), leased(4, 2, 2)]);
-    assert_rejected(NAMED_SPEC, &[created(), leased(2, 1, 1), leased(880, 2, 2)]);
-    assert_accepted(NAMED_SPEC, &[created(), leased(2, 1, 1), leased(902, 2, 2)]);
-    // A renewal restarts the lease duration.
-    let renewed = call(
-        500,
-        501,
-        Invocation::Heartbeat(0, 1, None),
-        CallResponse::Renewed(HeartbeatDirective::Continue),
-    );
-    assert_rejected(
-        NAMED_SPEC,
-        &[
-            created(),
-            leased(2, 1, 1),
-            renewed.clone(),
-            leased(1300, 2, 2),
-        ],
-    );
-    assert_accepted(
-        NAMED_SPEC,
-        &[created(), leased(2, 1, 1), renewed, leased(1402, 2, 2)],
-    );
-}
-
-#[test]
-fn checker_rejects_use_of_expired_lease() {
-    let finish_at = |invoked_at| finish(invoked_at, 1, 7, done_snapshot(7));
-    assert_accepted(NAMED_SPEC, &[created(), leased(2, 1, 1), finish_at(1100)]);
-    assert_rejected(NAMED_SPEC, &[created(), leased(2, 1, 1), finish_at(1110)]);
-    // An outage extends the lease.
-    let with_outage = |start, end| SequentialSpec {
-        outage: Some(Outage { start, end }),
-        ..NAMED_SPEC
-    };
-    assert_accepted(
-        with_outage(500, 2000),
-        &[created(), leased(2, 1, 1), finish_at(3100)],
-    );
-    assert_rejected(
-        with_outage(500, 2000),
-        &[created(), leased(2, 1, 1), finish_at(3110)],
-    );
-    assert_rejected(
-        with_outage(1200, 2000),
-        &[created(), leased(2, 1, 1), finish_at(1300)],
-    );
-    let finish_rejected_at = |invoked_at| finish(invoked_at, 1, 7, CallResponse::LeaseLost);
-    assert_rejected(
-        NAMED_SPEC,
-        &[created(), leased(2, 1, 1), finish_rejected_at(800)],
-    );
-    assert_accepted(
-        NAMED_SPEC,
-        &[created(), leased(2, 1, 1), finish_rejected_at(1000)],
-    );
-}
-
-#[test]
 fn checker_rejects_lost_or_replaced_outcome() {
     let prefix = || {
         vec![
@@ -267,78 +209,6 @@ fn checker_rejects_two_concurrent_outcomes() {
         NAMED_SPEC,
         &[created(), leased(2, 1, 1), concurrent_finish(7), rejected],
     );
-}
-
-#[test]
-fn checker_rejects_stale_read_only_if_reads_are_linearizable() {
-    let history_with = |read_mode| {
-        vec![
-            created(),
-            call(2, 3, Invocation::Cancel(0), CallResponse::Ok),
-            at_other_process(get_call(5, read_mode, snapshot(SnapshotPhase::Pending, 0))),
-        ]
-    };
-    assert_rejected(NAMED_SPEC, &history_with(ReadMode::Linearizable));
-    assert_accepted(NAMED_SPEC, &history_with(ReadMode::Local));
-}
-
-#[test]
-fn checker_rejects_read_that_goes_back_or_misses_own_write() {
-    let cancelled = snapshot(SnapshotPhase::Done(TerminalOutcome::Cancelled), 0);
-    let pending = snapshot(SnapshotPhase::Pending, 0);
-    let stale_get = |invoked_at, response: &CallResponse| {
-        get_call(invoked_at, ReadMode::Local, response.clone())
-    };
-    let cancel = call(2, 3, Invocation::Cancel(0), CallResponse::Ok);
-    assert_rejected(
-        NAMED_SPEC,
-        &[created(), cancel.clone(), stale_get(5, &pending)],
-    );
-    let two_reads = |second| {
-        vec![
-            created(),
-            cancel.clone(),
-            at_other_process(stale_get(5, &cancelled)),
-            at_other_process(stale_get(7, second)),
-        ]
-    };
-    assert_rejected(NAMED_SPEC, &two_reads(&pending));
-    assert_accepted(NAMED_SPEC, &two_reads(&cancelled));
-    // A response about another operation does not order a stale read.
-    let other_operation = vec![
-        call(
-            0,
-            1,
-            Invocation::Create,
-            CallResponse::Created {
-                name: 0,
-                already_existed: false,
-            },
-        ),
-        call(2, 3, Invocation::Delete(0), CallResponse::Ok),
-        at_other_process(call(
-            4,
-            5,
-            Invocation::Create,
-            CallResponse::Created {
-                name: 1,
-                already_existed: false,
-            },
-        )),
-        at_other_process(stale_get(7, &pending)),
-    ];
-    assert_accepted(REQUEST_SPEC, &other_operation);
-    // A process knows all calls that returned before it started.
-    let mut young_process = at_other_process(stale_get(5, &pending));
-    young_process.process_started_at = 4;
-    assert_rejected(NAMED_SPEC, &[created(), cancel.clone(), young_process]);
-    // A stale read must return a state that existed by then.
-    assert_rejected(
-        NAMED_SPEC,
-        &[created(), at_other_process(stale_get(5, &done_snapshot(7)))],
-    );
-    let early_read = at_other_process(get_call(0, ReadMode::Local, cancelled.clone()));
-    assert_rejected(NAMED_SPEC, &[created(), early_read, cancel]);
 }
 
 #[test]
@@ -439,47 +309,6 @@ fn checker_lets_unanswered_call_take_effect_or_not() {
         call(9, 10, Invocation::Delete(0), CallResponse::Ok),
     ];
     assert_rejected(NAMED_SPEC, &twice);
-}
-
-#[test]
-fn checker_lets_unreceived_lease_requeue_or_expire() {
-    let lease_call = unanswered(2, Invocation::Lease);
-    let running = get_call(
-        5,
-        ReadMode::Linearizable,
-        snapshot(SnapshotPhase::Running, 1),
-    );
-    assert_accepted(
-        NAMED_SPEC,
-        &[
-            created(),
-            lease_call.clone(),
-            running.clone(),
-            leased(20, 1, 2),
-        ],
-    );
-    assert_rejected(NAMED_SPEC, &[created(), running, leased(20, 1, 2)]);
-    assert_rejected(NAMED_SPEC, &[created(), lease_call, leased(20, 1, 3)]);
-}
-
-#[test]
-fn checker_accepts_worker_lost_only_after_last_attempt() {
-    let worker_lost = snapshot(SnapshotPhase::Done(TerminalOutcome::WorkerLost), 1);
-    let one_attempt = SequentialSpec {
-        max_attempts: Some(1),
-        ..NAMED_SPEC
-    };
-    let calls = |response| {
-        [
-            created(),
-            leased(2, 1, 1),
-            get_call(2000, ReadMode::Linearizable, response),
-        ]
-    };
-    assert_accepted(one_attempt, &calls(worker_lost.clone()));
-    assert_rejected(NAMED_SPEC, &calls(worker_lost));
-    assert_accepted(NAMED_SPEC, &calls(snapshot(SnapshotPhase::Pending, 1)));
-    assert_rejected(one_attempt, &calls(snapshot(SnapshotPhase::Pending, 1)));
 }
 
 #[test]

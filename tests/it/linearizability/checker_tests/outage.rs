@@ -4,7 +4,8 @@ use super::{NAMED_SPEC, assert_accepted, call, created, leased, unanswered};
 use crate::{
     linearizability::{
         events::{Call, FinishRequest, Invocation, ReadMode},
-        sequential_spec::{SequentialSpec, SpecState},
+        sequential_spec::SequentialSpec,
+        spec_state::SpecState,
     },
     support::rng::TestRng,
 };

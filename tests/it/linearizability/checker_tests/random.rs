@@ -11,7 +11,8 @@ use crate::linearizability::{
         Call, CallResponse, FinishRequest, HeartbeatDirective, Invocation, NEVER_RETURNED,
         OperationSnapshot, ReadMode, SnapshotPhase, TerminalOutcome,
     },
-    sequential_spec::{SequentialSpec, SpecState},
+    sequential_spec::SequentialSpec,
+    spec_state::SpecState,
 };
 
 /// Tries every order of the calls.
