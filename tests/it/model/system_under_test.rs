@@ -30,6 +30,7 @@ use super::{
         ModelSnapshot, PresentedToken,
     },
     steps::{ModelFinish, ModelReport, ModelSpec},
+    timer_granularity::NANOS_PER_MILLI,
 };
 use crate::support::{
     custom_metadata,
@@ -38,8 +39,6 @@ use crate::support::{
     harness::{Harness, heartbeat_request, lease_request},
     string_value,
 };
-
-const NANOS_PER_MILLI: i64 = 1_000_000;
 
 /// The service with its clients.
 pub(super) struct SystemUnderTest {
@@ -120,12 +119,9 @@ impl SystemUnderTest {
             .try_heartbeat(heartbeat_request("w", heartbeats))
             .await
             .unwrap();
+        let count = response.directives.len();
+        assert_eq!(count, entries.len(), "expected one directive per report");
         let directives = entries.iter().zip(&response.directives);
-        assert_eq!(
-            directives.len(),
-            response.directives.len(),
-            "expected one directive per report"
-        );
         ModelResponse::Directives {
             directives: directives
                 .map(|(entry, directive)| self.directive(entry, directive))
@@ -163,8 +159,8 @@ impl SystemUnderTest {
     }
 
     pub(super) async fn cancel(&self, name: &str) -> ModelResponse {
-        let name = name.to_owned();
         let mut client = self.harness.client.clone();
+        let name = name.to_owned();
         let request = CancelOperationRequest { name };
         empty_response(client.cancel_operation(request).await.map(drop))
     }

@@ -5,7 +5,7 @@
 
 use super::{operation::ReferencePhase, reference_model::ReferenceModel};
 
-const NANOS_PER_MILLI: i64 = 1_000_000;
+pub(super) const NANOS_PER_MILLI: i64 = 1_000_000;
 
 // === impl ReferenceModel ===
 

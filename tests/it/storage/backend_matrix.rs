@@ -91,7 +91,7 @@ const SINGLE_SERVER_TESTS: &[&str] = &[
 
 #[cfg(feature = "sqlite")]
 #[test]
-fn test_suite_passes_over_sqlite() {
+fn full_suite_passes_over_sqlite() {
     let directory = tempfile::tempdir().unwrap();
     run_test_suite(
         &[(SQLITE_DIRECTORY_ENV, directory.path().to_str().unwrap())],
@@ -106,7 +106,7 @@ fn test_suite_passes_over_sqlite() {
 
 #[cfg(feature = "postgres")]
 #[test]
-fn test_suite_passes_over_postgres() {
+fn full_suite_passes_over_postgres() {
     let Some(postgres) = PostgresServer::start(&["fsync=off"]) else {
         return;
     };
@@ -121,7 +121,7 @@ fn test_suite_passes_over_postgres() {
 
 #[cfg(feature = "postgres")]
 #[test]
-fn test_suite_passes_over_three_postgres_replicas() {
+fn full_suite_passes_over_three_postgres_replicas() {
     let Some(postgres) = PostgresServer::start(&["fsync=off"]) else {
         return;
     };

@@ -243,7 +243,7 @@ async fn awaited_total_timeout_fires_at_most_100_ms_late() {
     let operations = start().await;
     for timeout in [DAY, 30 * DAY] {
         let started_at = Instant::now();
-        let new = NewOperation::queued("nobody").total_timeout(timeout);
+        let new = NewOperation::queued("unserved").total_timeout(timeout);
         let name = create(&operations, new).await;
         let done = operations.wait(&name, 2 * timeout).await.unwrap();
         let elapsed = started_at.elapsed();

@@ -7,6 +7,7 @@
 //! `FAULT='Sync, call_number: 33'`.
 
 mod backup;
+mod calls;
 mod fault_run;
 mod steps;
 

@@ -228,7 +228,7 @@ async fn retention_backoff_and_total_timeout_continue_across_restart() {
         .await
         .unwrap();
     drop(leased);
-    let new = NewOperation::queued("nobody").total_timeout(5 * HOUR);
+    let new = NewOperation::queued("unserved").total_timeout(5 * HOUR);
     let timing_out = operations.create(new).await.unwrap().operation.name_owned();
 
     // Paused time does not move the wall clock that a new server reads: for it, only
