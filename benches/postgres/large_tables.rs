@@ -24,10 +24,7 @@ pub(crate) async fn bench_large_tables(
     done_row_count: usize,
 ) {
     // A small cache, so that older operations are read from the database.
-    let options = PostgresConfig {
-        cache_limit: Some(OLD_OPERATION_COUNT / 2),
-        ..options.clone()
-    };
+    let options = options.clone().with_cache_limit(OLD_OPERATION_COUNT / 2);
     let small_cache_server = start_server(&options).await;
     let mut old_names = Vec::new();
     for _ in 0..OLD_OPERATION_COUNT {

@@ -51,10 +51,9 @@ async fn main() {
         start_server(&options).await,
     ];
     // Receives no notifications, because its LISTEN connection fails.
-    let polling_options = PostgresConfig {
-        notify_url: Some("postgres://127.0.0.1:1/nowhere".to_owned()),
-        ..options.clone()
-    };
+    let polling_options = options
+        .clone()
+        .with_notify_url("postgres://127.0.0.1:1/nowhere");
     let polling_server = start_server(&polling_options).await;
     replication_lag::bench_wake_up("LISTEN/NOTIFY", &servers[0], &servers[1], 2000).await;
     replication_lag::bench_wake_up("polling only", &servers[0], &polling_server, 200).await;

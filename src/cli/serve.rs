@@ -304,11 +304,11 @@ impl ServeArgs {
                 ..ConnectionOptions::default()
             },
             store: match self.store {
-                StoreConfig::Postgres(options) => StoreConfig::Postgres(PostgresConfig {
+                StoreConfig::Postgres(config) => StoreConfig::Postgres(PostgresConfig {
                     notify_url: self.store_notify_url.filter(|url| !url.is_empty()),
                     schema: self.store_schema,
                     cache_limit: Some(self.cache_done_operations),
-                    ..options
+                    ..config
                 }),
                 store => store,
             },

@@ -1,34 +1,33 @@
-//! Which database, and how it is used.
+//! The configuration of PostgreSQL storage.
 
 use std::fmt;
 
-/// Which database, and how it is used. It prints without a password.
+/// The database, and how it is used. `Display` and `Debug` leave out passwords.
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PostgresConfig {
-    /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, or `host=… user=…`.
+    /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, or `host=… user=…`, with the parameters of libpq.
     ///
-    /// Parameters are those of libpq. TLS is set by `sslmode`: `disable`, `prefer` (the
-    /// default), `require`, `verify-ca` or `verify-full`; `sslrootcert`, the PEM file of
-    /// the authorities, or `system`; and `sslcert` with `sslkey`, the PEM files of a
-    /// certificate of our own. Only `verify-full` makes sure that it is the right
-    /// database: `…?sslmode=verify-full&sslrootcert=/etc/ssl/database.pem`. Without
-    /// `sslrootcert` it goes by the authorities of the system.
+    /// `sslmode` is `disable`, `prefer` (the default), `require`, `verify-ca` or `verify-full`. `sslrootcert` is a
+    /// PEM file with the trusted authorities, or `system`. `sslcert` and `sslkey` are PEM files with the client
+    /// certificate and its key. Only `verify-full` verifies that the host is the right one:
+    /// `…?sslmode=verify-full&sslrootcert=/etc/ssl/database.pem`. Without `sslrootcert`, it trusts the authorities of
+    /// the system.
     pub url: String,
-    /// The same database for the one connection that listens, if `url` leads to a
-    /// pooler that gives each transaction another connection. None: `url`.
+    /// A URL of the same database for LISTEN/NOTIFY, required if `url` points at a transaction pooler. Default: `url`.
     pub notify_url: Option<String>,
-    /// How many done operations a server has in memory at the most; it reads the
-    /// older ones from the database when they are asked for. None: all of them.
+    /// How many done operations a server has in memory at most; it reads older ones from the database on demand.
+    /// Default: all.
     pub cache_limit: Option<usize>,
-    /// The schema that holds the tables: letters a to z, digits and `_`, at most 63.
-    /// Servers of the same schema share their operations.
+    /// The schema that contains the tables: 1 to 63 letters a to z, digits and `_`, beginning with a letter or `_`.
+    /// Servers with the same schema share their operations. Default: `longrunning`.
     pub schema: String,
 }
 
-// === impl PostgresOptions ===
+// === impl PostgresConfig ===
 
 impl PostgresConfig {
-    /// The schema `longrunning` of a database.
+    /// Returns the configuration for a database, with defaults for everything else.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -36,6 +35,27 @@ impl PostgresConfig {
             cache_limit: None,
             schema: "longrunning".to_owned(),
         }
+    }
+
+    /// Sets the URL for LISTEN/NOTIFY.
+    #[must_use]
+    pub fn with_notify_url(mut self, url: impl Into<String>) -> Self {
+        self.notify_url = Some(url.into());
+        self
+    }
+
+    /// Sets how many done operations a server has in memory at most.
+    #[must_use]
+    pub fn with_cache_limit(mut self, limit: usize) -> Self {
+        self.cache_limit = Some(limit);
+        self
+    }
+
+    /// Sets the schema that contains the tables.
+    #[must_use]
+    pub fn with_schema(mut self, schema: impl Into<String>) -> Self {
+        self.schema = schema.into();
+        self
     }
 }
 
@@ -50,12 +70,15 @@ impl fmt::Display for PostgresConfig {
 
 impl fmt::Debug for PostgresConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PostgresOptions({self}, {:?})", self.schema)
+        f.debug_struct("PostgresConfig")
+            .field("url", &format_args!("{self}"))
+            .field("cache_limit", &self.cache_limit)
+            .field("schema", &self.schema)
+            .finish_non_exhaustive()
     }
 }
 
-/// The host and the database in a URL. None where it is not sure what of it is a
-/// password, which may stand among the parameters too.
+/// Returns the host and the database of a URL, or `None` if any of its text may be part of a password.
 fn host_and_database(url: &str) -> Option<&str> {
     let (scheme, rest) = url.split_once("://")?;
     let (user, address) = rest.split_once('@')?;

@@ -57,11 +57,10 @@ pub(super) async fn list_names(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wait_ends_on_remote_finish_with_and_without_notify() {
     let Some(config) = test_config() else { return };
-    let unnotified = PostgresConfig {
-        // No server listens on port 1.
-        notify_url: Some("postgres://test@127.0.0.1:1/postgres".into()),
-        ..config.clone()
-    };
+    // No server listens on port 1.
+    let unnotified = config
+        .clone()
+        .with_notify_url("postgres://test@127.0.0.1:1/postgres");
     let (server_a, server_b, unnotified_server) = (
         start_server(&config).await,
         start_server(&config).await,

@@ -1,9 +1,7 @@
 //! Servers whose cache limit evicts done operations. Skipped with a notice if
 //! PostgreSQL is not installed.
 
-use longrunning::{
-    OperationName, PostgresConfig, proto::google::longrunning::ListOperationsRequest,
-};
+use longrunning::{OperationName, proto::google::longrunning::ListOperationsRequest};
 
 use super::{
     MINUTE, create_queued,
@@ -14,10 +12,7 @@ use crate::support::{create_succeeded, postgres::test_config};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn operations_beyond_cache_limit_are_read_from_database() {
     let Some(config) = test_config() else { return };
-    let config = PostgresConfig {
-        cache_limit: Some(7),
-        ..config
-    };
+    let config = config.with_cache_limit(7);
     let server_a = start_server(&config).await;
     let mut names = Vec::new();
     for index in 0..60 {

@@ -107,13 +107,11 @@ async fn silent_host_does_not_block_connecting_to_next_host() {
     let Some(config) = test_config() else { return };
     let silent_host = TcpListener::bind("127.0.0.1:0").unwrap();
     let (start, rest) = config.url.split_once('@').unwrap();
-    let config = PostgresConfig {
-        url: format!(
-            "{start}@{},{rest}?connect_timeout=1",
-            silent_host.local_addr().unwrap()
-        ),
-        ..config
-    };
+    let url = format!(
+        "{start}@{},{rest}?connect_timeout=1",
+        silent_host.local_addr().unwrap()
+    );
+    let config = PostgresConfig::new(url).with_schema(&config.schema);
     let server = start_server(&config).await;
     let name = create_queued(&server).await;
     assert!(server.cancel(&name).await.unwrap().is_done());

@@ -22,14 +22,8 @@ use crate::support::{
 /// Starts three servers through a pooler: one with a direct connection for notifications,
 /// and two that poll.
 async fn start_servers(pooler: &PgBouncer, postgres: &PostgresServer) -> [Operations; 3] {
-    let polling = PostgresConfig {
-        cache_limit: Some(3),
-        ..PostgresConfig::new(pooler.url())
-    };
-    let notified = PostgresConfig {
-        notify_url: Some(postgres.url()),
-        ..polling.clone()
-    };
+    let polling = PostgresConfig::new(pooler.url()).with_cache_limit(3);
+    let notified = polling.clone().with_notify_url(postgres.url());
     [
         start_server(&notified).await,
         start_server(&polling).await,

@@ -240,9 +240,9 @@ async fn prefer_falls_back_to_plaintext_and_require_does_not() {
     let Some(plaintext) = test_config() else {
         return;
     };
-    let with_parameters = |parameters: &str| PostgresConfig {
-        url: format!("{}?{parameters}", plaintext.url),
-        ..plaintext.clone()
+    let with_parameters = |parameters: &str| {
+        PostgresConfig::new(format!("{}?{parameters}", plaintext.url))
+            .with_schema(&plaintext.schema)
     };
     start_and_create(&with_parameters("sslmode=prefer"))
         .await
@@ -306,10 +306,7 @@ async fn client_certificate_authenticates_without_password() {
             "sslcert=@/client.pem&sslkey=@/ours.pem",
             "/ours.pem has no private key",
         ),
-        (
-            "sslcert=@/client.pem&sslkey=@/stranger.key",
-            "of no use together",
-        ),
+        ("sslcert=@/client.pem&sslkey=@/stranger.key", "of no use together"),
         (
             "sslcert=@/missing.pem&sslkey=@/client.key",
             "/missing.pem cannot be read",

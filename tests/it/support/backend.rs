@@ -113,10 +113,8 @@ impl IsolatedPostgres {
 
     fn open_in(config: PostgresConfig, clock: Clock) -> Self {
         // A low limit makes replicas read through to the database.
-        let config = PostgresConfig {
-            cache_limit: has_replicas().then_some(3),
-            ..config
-        };
+        let mut config = config;
+        config.cache_limit = has_replicas().then_some(3);
         let (sender, receiver) = std::sync::mpsc::channel();
         Self::runtime().spawn(async move {
             sender
