@@ -1,5 +1,5 @@
-//! Since when the database has been within reach. Who could not reach it cannot
-//! have renewed a lease, so that leases are judged by this.
+//! Tracks the availability of the database. Leases do not expire for the time of an outage, in which they could not be
+//! renewed.
 
 use std::{mem, time::Duration};
 
@@ -11,14 +11,14 @@ use crate::{
     storage::StorageStatus,
 };
 
-/// It is asked what is new at least every second. If nothing was heard for longer
-/// than this, the database was silent, or we were paused.
+/// The change log is read at least every second. After a longer silence, the database did not answer or this process
+/// was paused.
 const MAX_SILENCE: Duration = Duration::from_secs(5);
 
-/// How far our clock may be ahead of that of the database before it is said.
+/// How far the local clock may be ahead of the clock of the database without a warning.
 const MAX_CLOCK_LEAD: Duration = Duration::from_secs(1);
 
-/// When the database was within reach.
+/// The availability of the database, as this server sees it.
 #[derive(Debug)]
 pub(super) struct DatabaseHealth {
     clock: Clock,
@@ -27,22 +27,21 @@ pub(super) struct DatabaseHealth {
 
 #[derive(Debug)]
 struct HealthState {
-    /// Without a break.
+    /// The start of the current period without interruption.
     available_since: Timestamp,
-    /// When the last answer came.
+    /// When the change log was read last.
     last_success: Timestamp,
-    /// Up to when all that was changed has been read.
+    /// The time up to which all changes were applied.
     applied_through: Timestamp,
-    /// It was said that our clock is ahead.
     is_clock_lead_logged: bool,
-    /// Why what was asked last got no answer.
+    /// Why the change log could not be read, or `None` after a success.
     read_error: Option<String>,
 }
 
-// === impl Contact ===
+// === impl DatabaseHealth ===
 
 impl DatabaseHealth {
-    /// It begins now.
+    /// Returns the health of a database that is available since now.
     pub(super) fn new(clock: Clock) -> Self {
         let now = clock.now();
         Self {
@@ -57,12 +56,12 @@ impl DatabaseHealth {
         }
     }
 
+    /// Returns the time of the shared clock.
     pub(super) fn now(&self) -> Timestamp {
         self.clock.now()
     }
 
-    /// It said what was new when it was asked at that time; tells whether it had
-    /// been out of reach.
+    /// Records that all changes from before `requested_at` are applied. Returns `true` if this ends a failure.
     pub(super) fn record_success(&self, requested_at: Timestamp) -> bool {
         let (mut state, now) = (self.state.lock(), self.now());
         state.available_since = state.available_since(now);
@@ -71,33 +70,31 @@ impl DatabaseHealth {
         state.read_error.take().is_some()
     }
 
-    /// Its clock showed `theirs` after it was asked: ours cannot be behind that, and
-    /// was ahead if it showed more when we asked.
+    /// Advances the shared clock to a time that the database sent, and warns once if it is ahead: the database read
+    /// its clock after `requested_at`.
     pub(super) fn observe_server_time(&self, requested_at: Timestamp, server_time: Timestamp) {
         self.clock.advance_to(server_time);
         let mut state = self.state.lock();
         let lead = requested_at.since(server_time);
-        if MAX_CLOCK_LEAD < lead && !mem::replace(&mut state.is_clock_lead_logged, true) {
+        if lead > MAX_CLOCK_LEAD && !mem::replace(&mut state.is_clock_lead_logged, true) {
             warn!(
-                seconds = lead.as_secs_f64(),
-                "the clock goes faster here than at the database, so that leases may end early; \
-                 restart this server"
+                lead_secs = lead.as_secs_f64(),
+                "local clock is ahead of the database clock; leases may expire early; restart this server"
             );
         }
     }
 
-    /// It did not answer, for this reason; tells whether it had until then.
+    /// Records that the change log could not be read. Returns `true` for the first failure after a success.
     pub(super) fn record_failure(&self, error: String) -> bool {
         self.state.lock().read_error.replace(error).is_none()
     }
 
-    /// It takes changes again.
+    /// Records that the database accepts writes again.
     pub(super) fn reset_available_since(&self) {
         self.state.lock().available_since = self.now();
     }
 
-    /// Since when there was no break, if there is none now; and up to when all that
-    /// was changed has been read.
+    /// Returns the availability, which begins now during an interruption.
     pub(super) fn status(&self) -> StorageStatus {
         let state = self.state.lock();
         StorageStatus {
@@ -106,17 +103,17 @@ impl DatabaseHealth {
         }
     }
 
-    /// Why it cannot be read at present.
+    /// Returns why the change log cannot be read at present, or `None` if it can.
     pub(super) fn read_error(&self) -> Option<String> {
         self.state.lock().read_error.clone()
     }
 }
 
-// === impl Heard ===
+// === impl HealthState ===
 
 impl HealthState {
     fn available_since(&self, now: Timestamp) -> Timestamp {
-        if self.read_error.is_some() || MAX_SILENCE < now.since(self.last_success) {
+        if self.read_error.is_some() || now.since(self.last_success) > MAX_SILENCE {
             now
         } else {
             self.available_since
@@ -148,7 +145,7 @@ mod tests {
         assert_eq!(
             health.status().available_since,
             clock.now(),
-            "it is not over"
+            "expected the failure to last"
         );
         assert_eq!(health.read_error().as_deref(), Some("still gone"));
         assert!(health.record_success(clock.now()));

@@ -1,5 +1,5 @@
-//! The hosts of a URL, each by itself: one that takes connections and says nothing
-//! would keep the others from being tried.
+//! Splits a configuration by its hosts, so that a host that accepts connections and never answers does not block the
+//! others.
 
 use tokio_postgres::{
     Config,
@@ -7,8 +7,8 @@ use tokio_postgres::{
 };
 use uuid::Uuid;
 
-/// The same configuration for each of its hosts, in the order in which they are to be
-/// tried; itself alone if it names none, or not as many addresses or ports.
+/// Returns the configuration of each host, in the order of attempts. Returns the configuration as it is if it names no
+/// host, or the numbers of hosts, addresses and ports differ.
 pub(super) fn single_host_configs(config: &Config) -> Vec<Config> {
     let (hosts, addresses, ports) = (
         config.get_hosts(),
@@ -41,7 +41,7 @@ pub(super) fn single_host_configs(config: &Config) -> Vec<Config> {
     configs
 }
 
-/// All but hosts, addresses and ports, which a configuration cannot be rid of.
+/// Returns a configuration without hosts, addresses and ports, which tokio-postgres cannot remove from one.
 fn without_hosts(config: &Config) -> Config {
     let mut common = Config::new();
     if let Some(user) = config.get_user() {

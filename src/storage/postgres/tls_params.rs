@@ -1,13 +1,12 @@
-//! What the URL of a database says of TLS. tokio-postgres knows three of libpq's
-//! modes and none of its files, so these parameters are taken out before it reads
-//! the rest, by its own rules of what is a parameter.
+//! Extracts the TLS parameters from a database URL. tokio-postgres supports three of libpq's modes and none of its
+//! files, so these parameters are removed before it parses the rest, by its own rules for parameters.
 
 use std::{borrow::Cow, mem};
 
 use percent_encoding::percent_decode_str;
 
-/// The parameters about TLS, as they were written. An empty name of a file is
-/// none, and of two with the same key the last counts: both as in libpq.
+/// The TLS parameters as written. As in libpq, an empty file name is `None`, and the last of several parameters with
+/// one key counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct TlsParams {
     pub(super) sslmode: Option<String>,
@@ -16,7 +15,7 @@ pub(super) struct TlsParams {
     pub(super) sslkey: Option<String>,
 }
 
-/// A URL, or `key=value …`, without the parameters about TLS; and these.
+/// Splits a URL, or `key=value` pairs, into the text without TLS parameters and these parameters.
 pub(super) fn split_tls_params(url: &str) -> (String, TlsParams) {
     match url.split_once("://") {
         Some(("postgres" | "postgresql", _)) => split_url(url),
@@ -26,7 +25,7 @@ pub(super) fn split_tls_params(url: &str) -> (String, TlsParams) {
 
 fn split_url(url: &str) -> (String, TlsParams) {
     let mut params = TlsParams::default();
-    // The password may have a question mark.
+    // A password may contain a question mark.
     let host = url.find('@').unwrap_or(0);
     let Some(query) = url[host..].find('?').map(|at| host + at) else {
         return (url.to_owned(), params);
@@ -60,12 +59,12 @@ fn split_key_values(mut rest: &str) -> (String, TlsParams) {
         }
         rest = next;
     }
-    // What is no pair is for tokio-postgres to complain of.
+    // tokio-postgres reports text that is not a pair.
     (remaining + rest, params)
 }
 
-/// The first `key = value` of a text, and how long it is with what is around it.
-/// Values may be quoted, and a backslash makes the next character a plain one.
+/// Returns the key and the value of the first `key = value`, and its length with the surrounding whitespace. Values may
+/// be quoted, and a backslash escapes the next character.
 fn parse_pair(text: &str) -> Option<(&str, String, usize)> {
     let trimmed = text.trim_start();
     let end = trimmed.find(|c: char| c == '=' || c.is_whitespace())?;
@@ -86,10 +85,10 @@ fn parse_pair(text: &str) -> Option<(&str, String, usize)> {
     Some((key, value, text.len() - chars.as_str().len()))
 }
 
-// === impl Parameters ===
+// === impl TlsParams ===
 
 impl TlsParams {
-    /// Whether a parameter is one of these, which it then is.
+    /// Sets a parameter. Returns `false` if it is not about TLS.
     fn try_set(&mut self, key: &str, value: impl FnOnce() -> String) -> bool {
         let slot = match key {
             "sslmode" => {
@@ -151,7 +150,7 @@ mod tests {
                 "",
             ),
             ("postgres://h?sslrootcert=&x=", "postgres://h?x=", "", ""),
-            // Not parameters: a password, and what has no value.
+            // Not parameters: a part of a password, and a key without a value.
             (
                 "postgres://u:?sslmode=disable@h/d",
                 "postgres://u:?sslmode=disable@h/d",
@@ -190,7 +189,7 @@ mod tests {
         }
     }
 
-    /// A value as both forms write it.
+    /// Encodes a value for a URL and for a pair.
     fn encode_value(value: &str) -> (String, String) {
         let escaped = percent_encoding::NON_ALPHANUMERIC;
         let url = percent_encoding::utf8_percent_encode(value, escaped).to_string();
@@ -231,7 +230,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_parsed_without_panic_and_kept_without_tls_params(text in "(postgres://)?[a-z=&?@'\\\\ %é]{0,40}") {
+        fn any_text_is_parsed_and_unchanged_without_tls_params(text in "(postgres://)?[a-z=&?@'\\\\ %é]{0,40}") {
             let (remaining, params) = split_tls_params(&text);
             if params == TlsParams::default() {
                 prop_assert_eq!(remaining.parse::<Config>().ok(), text.parse::<Config>().ok());
