@@ -67,6 +67,10 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+// Test support that is shared with the integration tests names the crate.
+#[cfg(all(test, feature = "postgres"))]
+extern crate self as longrunning;
+
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;

@@ -23,10 +23,11 @@ use tracing::info;
 
 use super::{
     connect::Connector,
-    connection::{Connection, QUERY_TIMEOUT, database_error, timeout_error},
+    connection::{Connection, QUERY_TIMEOUT},
+    error::{missing_meta_error, query_error, timeout_error},
     health::DatabaseHealth,
     notify::Notifier,
-    rows::{RowDecoder, TEXT},
+    rows::RowDecoder,
     statements::Statements,
 };
 use crate::{
@@ -50,7 +51,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Reads the change log, and knows how far it was read.
 #[derive(Debug)]
 pub(super) struct ChangeReader {
-    pub(super) connection: Connection,
+    pub(super) connection: Arc<Connection>,
     statements: Arc<Statements>,
     cache_limit: Option<i64>,
     position: Mutex<FeedPosition>,
@@ -70,11 +71,11 @@ pub(super) struct PostgresChangeFeed {
     round: Option<Round>,
     /// `true` unless the last batch that was delivered is not applied.
     is_acknowledged: bool,
-    /// How long the next round waits for a notification.
+    /// How long the next round waits for a notification at most.
     delay: Duration,
 }
 
-/// A snapshot of all operations that a view has.
+/// The rows of a snapshot of all operations, up to the cache limit.
 pub(super) struct SnapshotStream {
     rows: Pin<Box<Fuse<RowStream>>>,
     decoder: RowDecoder,
@@ -91,11 +92,11 @@ struct Round {
     remaining: Remaining,
 }
 
-/// What a round has still to deliver.
+/// The changes that a round has not delivered yet.
 enum Remaining {
     Changes {
         inline: Vec<Change>,
-        /// The numbers of operations that are read when their turn comes.
+        /// The numbers of operations that later batches read.
         deferred: Vec<i64>,
         first_changed_at: Option<Timestamp>,
     },
@@ -129,7 +130,7 @@ impl ChangeReader {
         cache_limit: Option<i64>,
     ) -> Self {
         Self {
-            connection: Connection::new(connector),
+            connection: Arc::new(Connection::new(connector)),
             statements,
             cache_limit,
             position: Mutex::default(),
@@ -141,7 +142,7 @@ impl ChangeReader {
         }
     }
 
-    /// Waits until everything is applied that was durable before this call. Calls during one round share the next.
+    /// Waits until every change that was durable before this call is applied. Calls during one round share the next.
     pub(super) async fn sync(&self, notifier: &Notifier) -> Result<(), StorageError> {
         let mut progress = self.sync_progress.subscribe();
         let request = self.sync_requests.fetch_add(1, Ordering::AcqRel) + 1;
@@ -155,7 +156,7 @@ impl ChangeReader {
         }
     }
 
-    /// Begins to load all operations, and sets the position of the feed to before that.
+    /// Begins to load all operations, and sets the position of the feed to the time before.
     pub(super) async fn load_snapshot(&self) -> Result<SnapshotStream, StorageError> {
         let (position, stream) = self.open_snapshot().await?;
         *self.position.lock() = position;
@@ -165,14 +166,11 @@ impl ChangeReader {
     async fn open_snapshot(&self) -> Result<(FeedPosition, SnapshotStream), StorageError> {
         let position = "SELECT pg_current_snapshot()::text AS snapshot,
              pg_postmaster_start_time()::text AS server_started";
-        let row = self
-            .connection
-            .with_client(async |client| client.query_typed_one(position, &[]).await)
-            .await?;
+        let row = self.connection.query_one(position, &[]).await?;
         let client = self.connection.acquire_client().await?;
         let parameters = [(&self.cache_limit as &(dyn ToSql + Sync), Type::INT8)];
         let load = client.query_typed_raw(&self.statements.load, parameters);
-        let rows = with_timeout(load).await?.map_err(database_error)?;
+        let rows = with_timeout(load).await?.map_err(query_error)?;
         let stream = SnapshotStream {
             rows: Box::pin(rows.fuse()),
             decoder: RowDecoder::default(),
@@ -261,13 +259,9 @@ impl PostgresChangeFeed {
     ) -> Result<(FeedPosition, Remaining), StorageError> {
         let reader = &self.reader;
         let previous = reader.position.lock().clone();
-        let parameters = [(&previous.snapshot as &(dyn ToSql + Sync), TEXT)];
-        let query = async |client: &Client| {
-            client
-                .query_typed(&reader.statements.changes_since, &parameters)
-                .await
-        };
-        let rows = reader.connection.with_client(query).await?;
+        let parameters = [(&previous.snapshot as _, Type::TEXT)];
+        let statement = &reader.statements.changes_since;
+        let rows = reader.connection.query(statement, &parameters).await?;
         let first = rows.first().ok_or_else(missing_meta_error)?;
         let next_position = FeedPosition::from_row(first);
         let server_time = Timestamp::from_micros(first.get("server_time_us"));
@@ -400,13 +394,9 @@ impl Remaining {
 
 impl ChangeReader {
     async fn read_by_numbers(&self, numbers: &[i64]) -> Result<Vec<Change>, StorageError> {
-        let parameters = [(&numbers as &(dyn ToSql + Sync), Type::INT8_ARRAY)];
-        let query = async |client: &Client| {
-            client
-                .query_typed(&self.statements.by_numbers, &parameters)
-                .await
-        };
-        let rows = self.connection.with_client(query).await?;
+        let parameters = [(&numbers as _, Type::INT8_ARRAY)];
+        let statement = &self.statements.by_numbers;
+        let rows = self.connection.query(statement, &parameters).await?;
         Ok(decode_changes(&rows))
     }
 }
@@ -414,13 +404,13 @@ impl ChangeReader {
 // === impl SnapshotStream ===
 
 impl SnapshotStream {
-    /// Returns the next operations, at most `BATCH_ROWS`; none at the end.
+    /// Returns the next operations, at most `BATCH_ROWS`, or an empty list at the end.
     pub(super) async fn next_batch(&mut self) -> Result<Vec<Operation>, StorageError> {
         let mut operations = Vec::new();
         while operations.len() < BATCH_ROWS
             && let Some(row) = with_timeout(self.rows.next()).await?
         {
-            let row = row.map_err(database_error)?;
+            let row = row.map_err(query_error)?;
             operations.push(self.decoder.decode_operation(&row)?);
         }
         Ok(operations)
@@ -450,11 +440,4 @@ async fn with_timeout<T>(future: impl Future<Output = T>) -> Result<T, StorageEr
     timeout(QUERY_TIMEOUT, future)
         .await
         .map_err(|_| timeout_error(QUERY_TIMEOUT))
-}
-
-fn missing_meta_error() -> StorageError {
-    StorageError::new(
-        StorageErrorKind::Corrupt,
-        "the table schema_meta is empty; restore it from a backup",
-    )
 }

@@ -1,6 +1,6 @@
-//! Where the database is, and how a connection to it begins: with TLS or without.
+//! Opens connections to the database, with TLS or without.
 
-use std::{fmt, time::Duration};
+use std::{error::Error, fmt, time::Duration};
 
 use tokio::time::timeout;
 use tokio_postgres::{
@@ -13,72 +13,71 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::{debug, info};
 
 use super::{
-    connection::{database_error, timeout_error},
+    error::{config_error, query_error, timeout_error},
     hosts::single_host_configs,
     tls::{TlsConfig, is_tls_error},
     tls_params::split_tls_params,
 };
-use crate::storage::error::{StorageError, StorageErrorKind};
+use crate::storage::error::StorageError;
 
-/// A connection, which must be polled, and who asks on it.
+/// A client, and its connection, which must be polled.
 pub(super) type RawConnection = (
     Client,
     Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>,
 );
 
-/// How long it may take to connect to one address, unless the URL says it; and one host
-/// has twice as long until it has let us in.
+/// How long it may take to connect to one address, unless the URL sets another timeout. TLS and authentication of one
+/// host may take as long again.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Which database, and how it is reached.
+/// The hosts of a database, and how to connect to them.
 #[derive(Clone)]
 pub(super) struct Connector {
     config: Config,
     tls: TlsConfig,
 }
 
-// === impl Database ===
+// === impl Connector ===
 
 impl Connector {
+    /// Parses a URL or `key=value` pairs.
+    ///
     /// # Errors
-    /// A URL that makes no sense, or names files that cannot be used.
+    /// `InvalidConfig` if they cannot be parsed, or name files that cannot be used.
     pub(super) fn new(url: &str) -> Result<Self, StorageError> {
         let (url, params) = split_tls_params(url);
         let tls = TlsConfig::new(params)?;
-        let mut config: Config = url.parse().map_err(database_error)?;
+        let mut config: Config = url.parse().map_err(invalid_url_error)?;
         config.application_name("longrunning").ssl_mode(tls.mode);
-        // For each address, of which the next one may answer.
+        // The timeout of each address: the next one may answer.
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT_TIMEOUT);
         }
-        // Without a name, the certificate must be for the address.
+        // Without a host name, the certificate must be for the address.
         if config.get_hosts().is_empty() {
             for address in config.get_hostaddrs().to_vec() {
                 config.host(address.to_string());
             }
         }
-        // Over a socket there is no TLS, whatever the mode: so it is with libpq.
+        // Unix sockets never use TLS, as in libpq.
         let is_tcp = |host: &Host| matches!(host, Host::Tcp(_));
         if !config.get_hosts().iter().any(is_tcp) {
             config.ssl_mode(SslMode::Disable);
         }
         let connector = Self { config, tls };
-        // Files that cannot be used are noticed now, and not by the connection that
-        // listens later.
+        // Reports unusable files at the start, also those of a connection that is opened later.
         connector.tls_connector()?;
         Ok(connector)
     }
 
-    /// A new connection, to the first host that lets us in.
+    /// Connects to the first host that accepts the connection.
+    ///
+    /// # Errors
+    /// The [`StorageError`] of the last host.
     pub(super) async fn connect(&self) -> Result<RawConnection, StorageError> {
-        let host_timeout = 2 * self
-            .config
-            .get_connect_timeout()
-            .map_or(CONNECT_TIMEOUT, |one| *one);
-        let mut last_error = StorageError::new(
-            StorageErrorKind::InvalidConfig,
-            "the URL names no host".to_owned(),
-        );
+        let connect_timeout = self.config.get_connect_timeout().copied();
+        let host_timeout = 2 * connect_timeout.unwrap_or(CONNECT_TIMEOUT);
+        let mut last_error = config_error("the database URL names no host");
         for host in single_host_configs(&self.config) {
             match timeout(host_timeout, Box::pin(self.connect_to(&host))).await {
                 Ok(Ok(connection)) => return Ok(connection),
@@ -91,7 +90,7 @@ impl Connector {
 
     async fn connect_to(&self, host: &Config) -> Result<RawConnection, StorageError> {
         let tls_connector = self.tls_connector()?;
-        let first_error = match host.connect(tls_connector.clone()).await {
+        let tls_error = match host.connect(tls_connector.clone()).await {
             Ok(connection) => return Ok(connection),
             Err(error) if !self.should_retry_plaintext(&error) => {
                 return Err(self.tls.connect_error(error));
@@ -102,32 +101,31 @@ impl Connector {
         plaintext.ssl_mode(SslMode::Disable);
         match plaintext.connect(tls_connector).await {
             Ok(connection) => {
-                info!(reason = %first_error, "a connection to the database goes without TLS");
+                info!(error = %tls_error, "connected without TLS (sslmode=prefer)");
                 Ok(connection)
             }
-            Err(second_error) => {
-                let second_error = database_error(second_error);
-                Err(StorageError::new(
-                    StorageErrorKind::InvalidConfig,
-                    format!("{first_error}; and without TLS: {second_error}"),
-                ))
+            Err(error) => {
+                let error = query_error(error);
+                let message = format!("{tls_error}; without TLS: {error}");
+                Err(StorageError::new(error.kind(), message).with_source(error))
             }
         }
     }
 
-    /// Asks the server to leave what a connection has asked for last.
+    /// Requests that the server cancels the running query of a client. Best effort.
     pub(super) async fn cancel(&self, client: &Client) {
         if let Ok(connector) = self.tls_connector() {
             let token = client.cancel_token();
             let request = token.cancel_query(connector);
             if let Ok(Err(error)) = timeout(CONNECT_TIMEOUT, request).await {
-                debug!(%error, "a question to the database cannot be taken back");
+                let error = query_error(error);
+                debug!(%error, "failed to cancel query");
             }
         }
     }
 
-    /// `prefer` tries it once more without TLS, as libpq does: if there can be none, or
-    /// the server lets nobody in who comes with it.
+    /// Returns `true` if `sslmode=prefer` tries again without TLS, as libpq does: TLS failed, or the server rejects
+    /// this user with TLS.
     fn should_retry_plaintext(&self, error: &tokio_postgres::Error) -> bool {
         let is_rejected = error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
         self.config.get_ssl_mode() == SslMode::Prefer
@@ -139,15 +137,21 @@ impl Connector {
         self.tls.connector(self.is_direct_tls())
     }
 
-    /// TLS begins at once, and by the name of a protocol.
+    /// Returns `true` if TLS begins without a request of the PostgreSQL protocol.
     fn is_direct_tls(&self) -> bool {
         self.config.get_ssl_negotiation() == SslNegotiation::Direct
     }
 }
 
 impl fmt::Debug for Connector {
-    /// Without the configuration, which has a password.
+    /// Leaves out the configuration, which contains a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Database({:?})", self.tls)
+        write!(f, "Connector({:?})", self.tls)
     }
+}
+
+fn invalid_url_error(error: tokio_postgres::Error) -> StorageError {
+    let cause = error.source().map(|cause| format!(": {cause}"));
+    let message = format!("invalid database URL: {error}{}", cause.unwrap_or_default());
+    config_error(message).with_source(error)
 }

@@ -1,4 +1,4 @@
-//! One connection to the database, made anew when it is lost.
+//! A connection to the database that reconnects when it is lost.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -7,24 +7,26 @@ use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
 };
-use tokio_postgres::{AsyncMessage, Client};
+use tokio_postgres::{
+    AsyncMessage, Client, Error, Row,
+    types::{ToSql, Type},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::connect::Connector;
-use crate::{
-    storage::error::{StorageError, StorageErrorKind},
-    tasks::Tasks,
+use super::{
+    connect::Connector,
+    error::{query_error, timeout_error},
 };
+use crate::{storage::error::StorageError, tasks::Tasks};
 
-/// How long an answer may take. A database that is cut off says nothing, and
-/// whoever waits for it would wait for as long as TCP does.
+/// How long a query may take. A host that was cut off sends nothing, and TCP would wait for much longer.
 pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long nobody tries again after a connection could not be made.
+/// How long calls fail with the last error after a failed attempt to connect.
 const RECONNECT_DELAY: Duration = Duration::from_millis(250);
 
-/// A connection.
+/// A connection that is opened on demand, and again when it is lost.
 pub(super) struct Connection {
     connector: Connector,
     slot: Mutex<ConnectionSlot>,
@@ -35,14 +37,16 @@ pub(super) struct Connection {
 
 type NotificationHandler = Arc<dyn Fn(&str) + Send + Sync>;
 
+/// The parameters of a statement, with their types.
+type Parameters<'a> = [(&'a (dyn ToSql + Sync), Type)];
+
 #[derive(Default)]
 struct ConnectionSlot {
     live: Option<LiveConnection>,
-    /// When the last one could not be made, and why.
-    last_failure: Option<(Instant, StorageError)>,
+    last_failure: Option<ConnectFailure>,
 }
 
-/// A connection that was made.
+/// An open connection.
 #[derive(Clone)]
 pub(super) struct LiveConnection {
     pub(super) client: Arc<Client>,
@@ -50,9 +54,15 @@ pub(super) struct LiveConnection {
     pub(super) closed: CancellationToken,
 }
 
-// === impl Link ===
+struct ConnectFailure {
+    failed_at: Instant,
+    error: StorageError,
+}
+
+// === impl Connection ===
 
 impl Connection {
+    /// Returns a connection that is not open yet.
     pub(super) fn new(connector: &Connector) -> Self {
         Self {
             connector: connector.clone(),
@@ -62,7 +72,7 @@ impl Connection {
         }
     }
 
-    /// The same link, on which notifications are heard.
+    /// Sets the handler that is called with the payload of each notification.
     pub(super) fn on_notification(self, handler: impl Fn(&str) + Send + Sync + 'static) -> Self {
         Self {
             on_notification: Some(Arc::new(handler)),
@@ -70,27 +80,33 @@ impl Connection {
         }
     }
 
-    /// The connection; a new one if the last is lost.
+    /// Returns the client of the open connection. Connects if there is none.
     pub(super) async fn acquire_client(&self) -> Result<Arc<Client>, StorageError> {
         Ok(self.acquire().await?.client)
     }
 
+    /// Returns the open connection. Connects if there is none; concurrent calls share one attempt.
     pub(super) async fn acquire(&self) -> Result<LiveConnection, StorageError> {
         let mut slot = self.slot.lock().await;
-        let last = slot.live.as_ref();
-        if let Some(live) = last.filter(|last| !last.client.is_closed()) {
+        let live = slot.live.as_ref();
+        if let Some(live) = live.filter(|live| !live.client.is_closed()) {
             return Ok(live.clone());
         }
-        // Those who waited while it was tried need not each try it again.
-        if let Some((failed_at, error)) = &slot.last_failure
-            && failed_at.elapsed() < RECONNECT_DELAY
+        // The calls that waited for a failed attempt do not each repeat it.
+        if let Some(failure) = &slot.last_failure
+            && failure.failed_at.elapsed() < RECONNECT_DELAY
         {
-            return Err(error.clone());
+            return Err(failure.error.clone());
         }
         let result = self.connect().await;
         match &result {
             Ok(live) => slot.live = Some(live.clone()),
-            Err(error) => slot.last_failure = Some((Instant::now(), error.clone())),
+            Err(error) => {
+                slot.last_failure = Some(ConnectFailure {
+                    failed_at: Instant::now(),
+                    error: error.clone(),
+                });
+            }
         }
         result
     }
@@ -103,7 +119,7 @@ impl Connection {
             closed: CancellationToken::new(),
         };
         let closed_guard = live.closed.clone().drop_guard();
-        // It ends with its client.
+        // The task ends when the last client is dropped.
         self.tasks.spawn("postgres connection", async move {
             let _closed_guard = closed_guard;
             loop {
@@ -115,7 +131,8 @@ impl Connection {
                     }
                     Some(Ok(_)) => {}
                     Some(Err(error)) => {
-                        return debug!(%error, "a connection to the database is lost");
+                        let error = query_error(error);
+                        return debug!(%error, "database connection lost");
                     }
                     None => return,
                 }
@@ -124,19 +141,21 @@ impl Connection {
         Ok(live)
     }
 
-    /// What `ask` gets from the connection. One that does not answer in time is
-    /// given up.
+    /// Runs `query` on the open connection. After [`QUERY_TIMEOUT`], closes the connection and cancels the query.
+    ///
+    /// # Errors
+    /// [`StorageError`] if the connection cannot be opened, the query fails or times out.
     pub(super) async fn with_client<T>(
         &self,
-        query: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
+        query: impl AsyncFnOnce(&Client) -> Result<T, Error>,
     ) -> Result<T, StorageError> {
         let client = self.acquire_client().await?;
         match timeout(QUERY_TIMEOUT, query(&client)).await {
-            Ok(result) => result.map_err(database_error),
+            Ok(result) => result.map_err(query_error),
             Err(_) => {
                 self.discard(&client).await;
-                // The database may still be at it, and would be at the next one as well.
-                let (connector, client) = (self.connector.clone(), client);
+                // Without this, the next query would run beside one that never ends.
+                let connector = self.connector.clone();
                 let cancel = async move { connector.cancel(&client).await };
                 self.tasks.spawn("postgres cancel", cancel);
                 Err(timeout_error(QUERY_TIMEOUT))
@@ -144,47 +163,67 @@ impl Connection {
         }
     }
 
-    /// Lets go of a connection, so that the next question makes a new one.
-    async fn discard(&self, client: &Arc<Client>) {
-        let mut slot = self.slot.lock().await;
-        let live = &mut slot.live;
-        live.take_if(|connected| Arc::ptr_eq(&connected.client, client));
+    /// Returns the rows of a query. Errors are those of [`with_client`](Self::with_client), here and below.
+    pub(super) async fn query(
+        &self,
+        statement: &str,
+        parameters: &Parameters<'_>,
+    ) -> Result<Vec<Row>, StorageError> {
+        self.with_client(async |client| client.query_typed(statement, parameters).await)
+            .await
     }
 
-    /// Makes a new connection for the next question, whatever became of the last.
+    /// Returns the row of a query, or `None` if there is none. Several rows are an error.
+    pub(super) async fn query_opt(
+        &self,
+        statement: &str,
+        parameters: &Parameters<'_>,
+    ) -> Result<Option<Row>, StorageError> {
+        self.with_client(async |client| client.query_typed_opt(statement, parameters).await)
+            .await
+    }
+
+    /// Returns the row of a query. No row and several rows are errors.
+    pub(super) async fn query_one(
+        &self,
+        statement: &str,
+        parameters: &Parameters<'_>,
+    ) -> Result<Row, StorageError> {
+        self.with_client(async |client| client.query_typed_one(statement, parameters).await)
+            .await
+    }
+
+    /// Executes a statement, and returns the number of rows that it wrote.
+    pub(super) async fn execute(
+        &self,
+        statement: &str,
+        parameters: &Parameters<'_>,
+    ) -> Result<u64, StorageError> {
+        self.with_client(async |client| client.execute_typed(statement, parameters).await)
+            .await
+    }
+
+    /// Executes several statements in one transaction, unless they contain transaction control.
+    pub(super) async fn batch_execute(&self, statements: &str) -> Result<(), StorageError> {
+        self.with_client(async |client| client.batch_execute(statements).await)
+            .await
+    }
+
+    /// Forgets `client` if it is the open connection, so that the next query opens another one.
+    async fn discard(&self, client: &Arc<Client>) {
+        let live = &mut self.slot.lock().await.live;
+        live.take_if(|live| Arc::ptr_eq(&live.client, client));
+    }
+
+    /// Makes the next query open another connection at once.
     pub(super) async fn reset(&self) {
         *self.slot.lock().await = ConnectionSlot::default();
     }
 }
 
 impl fmt::Debug for Connection {
-    /// Without the configuration, which has a password.
+    /// Leaves out the configuration, which contains a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Link")
+        f.write_str("Connection")
     }
-}
-
-pub(super) fn timeout_error(limit: Duration) -> StorageError {
-    StorageError::new(
-        StorageErrorKind::Unavailable,
-        format!("the database does not answer within {} s", limit.as_secs()),
-    )
-}
-
-/// What the database said, as a sentence for people.
-#[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
-pub(super) fn database_error(error: tokio_postgres::Error) -> StorageError {
-    let cause = std::error::Error::source(&error);
-    StorageError::new(
-        StorageErrorKind::Unavailable,
-        match (error.as_db_error(), cause) {
-            (Some(db_error), _) => format!(
-                "the database says: {} ({})",
-                db_error.message(),
-                db_error.code().code()
-            ),
-            (None, Some(cause)) => format!("the database cannot be used: {error}: {cause}"),
-            (None, None) => format!("the database cannot be used: {error}"),
-        },
-    )
 }

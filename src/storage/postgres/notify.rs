@@ -1,7 +1,6 @@
-//! Hints between servers: a notification says that there is something to read.
-//! Nothing rests on them but how soon it is read. They are sent outside of the
-//! transactions that change something, and not for each of those, because a
-//! commit that notifies takes a lock that the whole database shares.
+//! LISTEN/NOTIFY between servers: a notification says that the change log has rows to read. Notifications only reduce
+//! latency; correctness does not depend on them. They are sent outside of the transactions that write, and not for each
+//! of them, because a commit that notifies takes a lock of the whole cluster.
 
 use std::{
     sync::{
@@ -12,59 +11,69 @@ use std::{
 };
 
 use tokio::{
-    select,
+    join, select,
     sync::Notify,
     time::{sleep, timeout},
 };
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::Type;
 use tracing::{debug, info, warn};
 
-use super::{connect::Connector, connection::Connection, rows::TEXT, statements::Statements};
+use super::{connect::Connector, connection::Connection, statements::Statements};
 use crate::storage::error::StorageError;
 
-/// The least time between two hints: they take turns at one lock of the database.
+/// The minimum time between two notifications of this server.
 const MIN_NOTIFY_INTERVAL: Duration = Duration::from_millis(5);
-/// How long the hint may take that shows whether hints arrive.
+/// How long the notification may take that tests whether notifications are delivered.
 const ECHO_TIMEOUT: Duration = Duration::from_secs(2);
-/// The pause before it is tried again after an error.
+/// The delay after an error.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Gives hints and hears those of others.
+/// Sends and receives notifications.
 #[derive(Debug)]
 pub(super) struct Notifier {
-    pub(super) listener: Connection,
-    /// Somebody has changed something.
+    /// The connection that listens.
+    pub(super) listener: Arc<Connection>,
+    /// The connection that notifies, which may go through a pooler.
+    sender: Arc<Connection>,
+    statements: Arc<Statements>,
+    /// Notified when the change log should be read.
     pub(super) wakeup: Arc<Notify>,
-    /// What was said to ourselves was heard.
+    /// Notified when a notification of this server comes back.
     echo_received: Arc<Notify>,
-    /// Hints arrive, as far as we know.
     is_delivering: AtomicBool,
-    /// We have changed something.
+    /// Notified when this server has committed changes.
     local_change: Notify,
-    /// What we sign with.
+    /// The payload of this server's notifications.
     instance_id: String,
 }
 
-// === impl Hints ===
+// === impl Notifier ===
 
 impl Notifier {
-    /// Hints that are heard on a connection of its own.
-    pub(super) fn new(connector: &Connector) -> Self {
+    /// Returns a notifier that listens on a connection of its own.
+    pub(super) fn new(
+        listen_connector: &Connector,
+        sender: Arc<Connection>,
+        statements: Arc<Statements>,
+    ) -> Self {
         let instance_id = uuid::Uuid::new_v4().to_string();
         let (wakeup, echo_received) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let on_notification = {
             let (instance_id, wakeup, echo_received) =
                 (instance_id.clone(), wakeup.clone(), echo_received.clone());
             move |payload: &str| {
-                if payload != instance_id {
-                    wakeup.notify_one();
-                } else {
+                if payload == instance_id {
                     echo_received.notify_one();
+                } else {
+                    wakeup.notify_one();
                 }
             }
         };
+        let listener = Connection::new(listen_connector).on_notification(on_notification);
         Self {
-            listener: Connection::new(connector).on_notification(on_notification),
+            listener: Arc::new(listener),
+            sender,
+            statements,
             wakeup,
             echo_received,
             is_delivering: AtomicBool::new(false),
@@ -73,67 +82,62 @@ impl Notifier {
         }
     }
 
-    /// We have changed something.
+    /// Requests a notification of the other servers.
     pub(super) fn mark_changed(&self) {
         self.local_change.notify_one();
     }
 
-    /// Whether hints were seen to arrive.
+    /// Returns `true` if notifications arrive, as far as is known.
     pub(super) fn is_delivering(&self) -> bool {
         self.is_delivering.load(Ordering::Relaxed)
     }
 
-    /// Gives others hints, one for all changes of a short time.
-    pub(super) async fn run_sender(&self, sender: &Connection, statements: &Statements) {
+    /// Sends and receives notifications. Never returns; may be dropped at any time.
+    pub(super) async fn run(&self) {
+        join!(self.run_sender(), self.run_listener());
+    }
+
+    /// Sends one notification for all changes within [`MIN_NOTIFY_INTERVAL`].
+    async fn run_sender(&self) {
         loop {
             self.local_change.notified().await;
-            match self.send_notify(sender, statements).await {
+            match self.send_notify().await {
                 Ok(()) => sleep(MIN_NOTIFY_INTERVAL).await,
-                // Without a hint, it is read a little later.
+                // Other servers poll.
                 Err(error) => {
-                    debug!(%error, "cannot tell other servers of changes");
+                    debug!(%error, "failed to send NOTIFY");
                     sleep(RETRY_DELAY).await;
                 }
             }
         }
     }
 
-    /// Listens, and looks at each new connection whether hints arrive there.
-    pub(super) async fn run_listener(&self, sender: &Connection, statements: &Statements) {
+    async fn run_listener(&self) {
         loop {
-            if let Err(error) = self.listen_once(sender, statements).await {
-                debug!(%error, "cannot listen for the changes of other servers");
+            if let Err(error) = self.listen_once().await {
+                debug!(%error, "failed to LISTEN, retrying");
             }
             self.is_delivering.store(false, Ordering::Relaxed);
             sleep(RETRY_DELAY).await;
         }
     }
 
-    async fn listen_once(
-        &self,
-        sender: &Connection,
-        statements: &Statements,
-    ) -> Result<(), StorageError> {
-        // First, so that a connection that is made anew meanwhile does not pass for the
-        // one that listens.
+    /// Listens until the connection is lost, and tests whether it delivers notifications.
+    async fn listen_once(&self) -> Result<(), StorageError> {
+        // Acquired before LISTEN: if the connection is replaced in between, `closed` is that of the lost one.
         let closed = self.listener.acquire().await?.closed;
-        self.listener
-            .with_client(async |client| client.batch_execute(&statements.listen).await)
-            .await?;
-        // There may have been hints that nobody heard.
+        self.listener.batch_execute(&self.statements.listen).await?;
+        // Notifications from before are lost.
         self.wakeup.notify_one();
-        self.send_notify(sender, statements).await?;
-        let is_delivered = timeout(ECHO_TIMEOUT, self.echo_received.notified())
-            .await
-            .is_ok();
-        self.is_delivering.store(is_delivered, Ordering::Relaxed);
-        if is_delivered {
-            info!("hears at once what other servers change");
+        self.send_notify().await?;
+        let echo = timeout(ECHO_TIMEOUT, self.echo_received.notified()).await;
+        self.is_delivering.store(echo.is_ok(), Ordering::Relaxed);
+        if echo.is_ok() {
+            info!("LISTEN/NOTIFY is working");
         } else {
             warn!(
-                "notifications of PostgreSQL do not arrive: what other servers change is seen by \
-                 polling only. Is there a pooler in between that gives each transaction another \
-                 connection? Then name the database itself for listening"
+                "NOTIFY messages are not delivered; falling back to polling every 100 ms. If a transaction pooler is \
+                 used, set --store-notify-url"
             );
         }
         loop {
@@ -141,22 +145,16 @@ impl Notifier {
                 () = closed.cancelled() => return Ok(()),
                 () = self.echo_received.notified() => {
                     if !self.is_delivering.swap(true, Ordering::Relaxed) {
-                        info!("notifications of PostgreSQL arrive after all");
+                        info!("LISTEN/NOTIFY recovered");
                     }
                 }
             }
         }
     }
 
-    async fn send_notify(
-        &self,
-        sender: &Connection,
-        statements: &Statements,
-    ) -> Result<(), StorageError> {
-        let parameters = [(&self.instance_id as &(dyn ToSql + Sync), TEXT)];
-        sender
-            .with_client(async |client| client.execute_typed(&statements.notify, &parameters).await)
-            .await?;
-        Ok(())
+    async fn send_notify(&self) -> Result<(), StorageError> {
+        let parameters = [(&self.instance_id as _, Type::TEXT)];
+        let statement = &self.statements.notify;
+        self.sender.execute(statement, &parameters).await.map(drop)
     }
 }

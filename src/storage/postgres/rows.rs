@@ -1,15 +1,12 @@
-//! What is written for a change, and read back.
+//! Encodes writes as the columns of `commit.sql`, and decodes rows.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, error::Error, sync::Arc};
 
+use bytes::BytesMut;
 use tokio_postgres::{
     Row,
-    types::{ToSql, Type},
+    types::{IsNull, ToSql, Type, accepts, to_sql_checked},
 };
-
 use tracing::error;
 
 use crate::{
@@ -25,23 +22,27 @@ use crate::{
     },
 };
 
-use super::{connection::Connection, schema::SCHEMA_VERSION, statements::Statements};
+use super::{
+    connection::Connection, schema::SCHEMA_VERSION, statements::Statements, writer::WriteOutcome,
+};
 
-pub(super) const TEXT: Type = Type::TEXT;
-
-const INSERT: i16 = 0;
-const UPDATE: i16 = 1;
-const DELETE: i16 = 2;
-
-/// Reads rows: the columns number, revision, renewed_until and record, which stand
-/// together in each answer.
+/// Decodes the columns `number`, `revision`, `lease_expires_at_ns` and `record`.
 #[derive(Debug, Default)]
 pub(super) struct RowDecoder(record::RecordDecoder);
 
-/// The columns of `commit.sql`.
+/// The values of `kind` in `commit.sql`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i16)]
+enum WriteKind {
+    Insert = 0,
+    Update = 1,
+    Delete = 2,
+}
+
+/// The columns of `commit.sql`, one element for each write.
 #[derive(Debug, Default)]
 pub(super) struct WriteBatch {
-    kinds: Vec<i16>,
+    kinds: Vec<WriteKind>,
     numbers: Vec<i64>,
     expected_revisions: Vec<i32>,
     revisions: Vec<i32>,
@@ -54,7 +55,22 @@ pub(super) struct WriteBatch {
     records: Vec<Option<Vec<u8>>>,
 }
 
-// === impl Batch ===
+// === impl WriteKind ===
+
+impl ToSql for WriteKind {
+    fn to_sql(
+        &self,
+        ty: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        (*self as i16).to_sql(ty, out)
+    }
+
+    accepts!(INT2);
+    to_sql_checked!();
+}
+
+// === impl WriteBatch ===
 
 impl WriteBatch {
     pub(super) fn from_writes(writes: &[Write]) -> Self {
@@ -70,10 +86,15 @@ impl WriteBatch {
             write;
         let revision = i32::try_from(operation.revision()).unwrap_or(i32::MAX);
         let (kind, expected_revision, record) = match write {
-            Write::Delete(_) => (DELETE, revision, None),
-            Write::RenewLease(_) => (UPDATE, revision - 1, None),
-            Write::Put(_) if revision == 0 => (INSERT, 0, Some(encode_with_input(operation))),
-            Write::Put(_) => (UPDATE, revision - 1, Some(encode_with_input(operation))),
+            Write::Delete(_) => (WriteKind::Delete, revision, None),
+            Write::RenewLease(_) => (WriteKind::Update, revision - 1, None),
+            Write::Put(_) => {
+                let record = Some(encode_with_input(operation));
+                match revision {
+                    0 => (WriteKind::Insert, 0, record),
+                    _ => (WriteKind::Update, revision - 1, record),
+                }
+            }
         };
         self.kinds.push(kind);
         self.numbers.push(number_as_i64(operation));
@@ -90,6 +111,7 @@ impl WriteBatch {
         self.records.push(record);
     }
 
+    /// Returns the parameters of `commit.sql`.
     pub(super) fn parameters(&self) -> [(&(dyn ToSql + Sync), Type); 12] {
         [
             (&self.kinds, Type::INT2_ARRAY),
@@ -107,27 +129,29 @@ impl WriteBatch {
         ]
     }
 
-    /// The places of the changes that were not kept, if these operations were changed.
-    pub(super) fn not_applied(&self, applied: &HashSet<i64>) -> BTreeSet<usize> {
+    /// Returns the indexes of the writes that were not applied. `applied` are the numbers of the others.
+    pub(super) fn not_applied(&self, applied: &HashSet<i64>) -> Vec<usize> {
         (0..self.numbers.len())
             .filter(|index| !applied.contains(&self.numbers[*index]))
             .collect()
     }
 
-    /// What stood in the way of the changes at these places. One that was sent twice was
-    /// kept the first time.
+    /// Reads the rows that conflict with the writes at these indexes, and returns the outcome of each, in the same
+    /// order. A write that was sent twice is applied if the first one was.
+    ///
+    /// # Errors
+    /// [`StorageError`] if the rows could not be read.
     pub(super) async fn resolve_conflicts(
         &self,
-        not_applied: &BTreeSet<usize>,
+        not_applied: &[usize],
         connection: &Connection,
         statements: &Statements,
-    ) -> Result<Vec<(usize, Result<(), WriteError>)>, StorageError> {
-        let is_insert = |index: &&usize| self.kinds[**index] == INSERT;
+    ) -> Result<Vec<WriteOutcome>, StorageError> {
         let numbers: Vec<i64> = not_applied
             .iter()
             .map(|index| self.numbers[*index])
             .collect();
-        let inserts = not_applied.iter().filter(is_insert);
+        let inserts = not_applied.iter().filter(|index| self.is_insert(**index));
         let names: Vec<&str> = inserts
             .clone()
             .map(|index| self.names[*index].as_str())
@@ -141,62 +165,51 @@ impl WriteBatch {
             (&request_keys, Type::BYTEA_ARRAY),
         ];
         let rows = connection
-            .with_client(async |client| {
-                client
-                    .query_typed(&statements.conflicting_rows, &parameters)
-                    .await
-            })
+            .query(&statements.conflicting_rows, &parameters)
             .await?;
-        let (mut results, mut decoder) =
-            (Vec::with_capacity(not_applied.len()), RowDecoder::default());
-        for &index in not_applied {
-            let (number, name, request_key) = (
-                self.numbers[index],
-                &self.names[index],
-                &self.request_keys[index],
-            );
-            let is_conflicting = |row: &&tokio_postgres::Row| {
-                let is_insert = self.kinds[index] == INSERT;
-                row.get::<_, i64>("number") == number
-                    || (is_insert && row.get::<_, &str>("name") == name)
-                    || (is_insert
-                        && request_key.is_some()
-                        && row.get::<_, Option<&[u8]>>("request_key") == request_key.as_deref())
-            };
-            // Nor did this one let go of what is not there any more: two servers may
-            // want to, and only the first has done it.
-            let Some(row) = rows.iter().find(is_conflicting) else {
-                results.push((index, Err(WriteError::Conflict { current: None })));
-                continue;
-            };
-            if self.matches_row(index, row) {
-                results.push((index, Ok(())));
-                continue;
-            }
-            results.push((
-                index,
-                Err(match decoder.decode_operation(row) {
-                    Ok(current) => WriteError::Conflict {
-                        current: Some(Arc::new(current)),
-                    },
-                    Err(error) => error.into(),
-                }),
-            ));
-        }
-        Ok(results)
+        let mut decoder = RowDecoder::default();
+        let resolve = |&index| match rows.iter().find(|row| self.conflicts_with(index, row)) {
+            // Also a delete conflicts with a row that is gone: of two servers that delete it, one has done so.
+            None => Err(WriteError::Conflict { current: None }),
+            Some(row) if self.matches_row(index, row) => Ok(()),
+            Some(row) => Err(match decoder.decode_operation(row) {
+                Ok(current) => WriteError::Conflict {
+                    current: Some(Arc::new(current)),
+                },
+                Err(error) => error.into(),
+            }),
+        };
+        Ok(not_applied.iter().map(resolve).collect())
     }
 
-    /// Whether a row is just as a change of ours makes it.
+    fn is_insert(&self, index: usize) -> bool {
+        self.kinds[index] == WriteKind::Insert
+    }
+
+    /// Returns `true` if a row has the number of a write, or, for an insert, its name or request key.
+    fn conflicts_with(&self, index: usize, row: &Row) -> bool {
+        let has_request_key = |request_key: &Vec<u8>| {
+            row.get::<_, Option<&[u8]>>("request_key") == Some(request_key.as_slice())
+        };
+        row.get::<_, i64>("number") == self.numbers[index]
+            || self.is_insert(index)
+                && (row.get::<_, &str>("name") == self.names[index]
+                    || self.request_keys[index]
+                        .as_ref()
+                        .is_some_and(has_request_key))
+    }
+
+    /// Returns `true` if a row is as a write leaves it.
     fn matches_row(&self, index: usize, row: &Row) -> bool {
-        let is_record = |record: &Vec<u8>| row.get::<_, &[u8]>("record") == record;
-        self.kinds[index] != DELETE
+        let has_record = |record: &Vec<u8>| row.get::<_, &[u8]>("record") == record;
+        self.kinds[index] != WriteKind::Delete
             && row.get::<_, i32>("revision") == self.revisions[index]
             && row.get::<_, Option<i64>>("lease_expires_at_ns") == self.lease_expires_at_ns[index]
-            && self.records[index].as_ref().is_none_or(is_record)
+            && self.records[index].as_ref().is_none_or(has_record)
     }
 }
 
-// === impl Reader ===
+// === impl RowDecoder ===
 
 impl RowDecoder {
     /// Decodes the operation of a row.
@@ -217,14 +230,14 @@ impl RowDecoder {
         Ok(operation)
     }
 
-    /// Decodes the change of an operation. Returns `None` for a row without a number, and, with a line in the log, for
-    /// a record that is damaged.
+    /// Decodes the change of an operation. Returns `None` for a row without a number, and for a damaged record, which
+    /// it logs.
     pub(super) fn decode_change(&mut self, row: &Row) -> Option<Change> {
         let number = row.get::<_, Option<i64>>("number")?;
         let has_record = row.get::<_, Option<&[u8]>>("record").is_some();
         let number = u64::try_from(number).unwrap_or_default();
         Some(match lease_renewal(row) {
-            // One damaged record must not hide the changes after it.
+            // A damaged record does not block the changes after it.
             _ if has_record => match self.decode_operation(row) {
                 Ok(operation) => Change::Upserted(Arc::new(operation)),
                 Err(error) => {
@@ -252,7 +265,7 @@ fn lease_renewal(row: &Row) -> Option<(u32, Timestamp)> {
     ))
 }
 
-/// How many bytes a change is, about.
+/// Returns the approximate size of a write.
 pub(super) fn size_bytes(write: &Write) -> usize {
     match write {
         Write::Put(operation) => operation.size(),
@@ -260,19 +273,19 @@ pub(super) fn size_bytes(write: &Write) -> usize {
     }
 }
 
-/// Numbers are microseconds since 1970 and ten bits: they fit until 2255.
+/// Returns the number of an operation, which is microseconds since 1970 and ten bits: it fits until 2255.
 fn number_as_i64(operation: &Operation) -> i64 {
     i64::try_from(operation.number()).unwrap_or(i64::MAX)
 }
 
-/// When the retention of an operation is over, in microseconds, if it is done.
+/// Returns when the retention of an operation expires, or `None` if it is not done or does not expire.
 fn expires_at_us(operation: &Operation) -> Option<i64> {
     let expires_at_ns = operation.next_deadline(Timestamp::default()).nanos();
     (operation.is_done() && expires_at_ns != i64::MAX).then_some(expires_at_ns / 1000)
 }
 
-/// What the creator's request is found by, while clients see the operation: no parent
-/// has a colon.
+/// Returns the idempotency key of an operation, or `None` if it has no request id or is deleted. It is unambiguous,
+/// because a parent has no colon.
 fn request_key(operation: &Operation) -> Option<Vec<u8>> {
     let request_id = operation.request_id().filter(|_| !operation.is_deleted())?;
     Some(format!("{}:{request_id}", parent_of(operation.name())).into_bytes())

@@ -1,106 +1,168 @@
-//! What a server does first with a database: it makes the tables, looks whether they
-//! are ours, and asks for the time.
+//! The schema: creates and upgrades the tables, and checks that this program may write them.
 
-use std::time::Duration;
+use std::fmt::Write;
 
-use tokio_postgres::Client;
+use super::{connection::Connection, error::missing_meta_error, statements::Statements};
+use crate::storage::error::{StorageError, StorageErrorKind};
 
-use super::{connection::Connection, statements::Statements};
-use crate::{
-    clock::{Clock, Timestamp},
-    storage::error::{StorageError, StorageErrorKind},
-};
+/// A step that takes the tables to `version` from the version of the step before it.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    /// The schema version after this step.
+    version: i32,
+    /// The lowest version that a program must know to write the tables after this step. Programs in between go on
+    /// while a newer one upgrades the tables.
+    min_writer_version: i32,
+    /// Statements of PL/pgSQL, each with a semicolon. They run in one transaction with all steps that are missing,
+    /// within [`QUERY_TIMEOUT`](super::connection::QUERY_TIMEOUT).
+    sql: &'static str,
+}
 
-/// The version of the tables.
-pub(super) const SCHEMA_VERSION: i32 = 2;
+/// All steps, by ascending version. The first creates the tables.
+const STEPS: &[Step] = &[Step {
+    version: 2,
+    min_writer_version: 2,
+    sql: include_str!("sql/schema.sql"),
+}];
 
-/// How often the database is asked for the time, unless an answer is quick: its
-/// error is at most half of what it took.
-const MAX_CLOCK_SAMPLES: usize = 8;
-const GOOD_ROUND_TRIP_TIME: Duration = Duration::from_millis(5);
+/// The schema version that this program knows.
+pub(super) const SCHEMA_VERSION: i32 = STEPS[STEPS.len() - 1].version;
 
-/// Makes the tables, one server at a time, or looks whether they are ours.
+/// The versions in `schema_meta`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct SchemaVersions {
+    schema_version: i32,
+    min_writer_version: i32,
+}
+
+/// Creates or upgrades the tables where needed, and repairs the change log of a restored database.
+///
+/// # Errors
+/// `UnsupportedVersion` if this program must not write the tables, or another [`StorageError`] of the database.
 pub(super) async fn ensure_schema(
     connection: &Connection,
     statements: &Statements,
 ) -> Result<(), StorageError> {
-    let schema_exists =
-        async |client: &Client| client.query_typed_one(&statements.schema_exists, &[]).await;
-    if !connection
-        .with_client(schema_exists)
-        .await?
-        .get::<_, bool>(0)
-    {
-        connection
-            .with_client(async |client| client.batch_execute(&statements.create_schema).await)
-            .await?;
-    }
-    check_schema_version(connection, statements).await?;
-    connection
-        .with_client(async |client| {
-            client
-                .execute_typed(&statements.repair_after_restore, &[])
-                .await
-        })
-        .await?;
-    Ok(())
+    apply_steps(STEPS, connection, statements).await?;
+    let repair = &statements.repair_after_restore;
+    connection.execute(repair, &[]).await.map(drop)
 }
 
-/// Looks whether this program may write the tables: they are as new as it needs,
-/// and no newer program has made of them what this one would not understand.
+/// Checks that this program may write the tables.
+///
+/// # Errors
+/// `UnsupportedVersion` if not, `Corrupt` if the tables have no version, or `Unavailable`.
 pub(super) async fn check_schema_version(
     connection: &Connection,
     statements: &Statements,
 ) -> Result<(), StorageError> {
-    let query = async |client: &Client| {
-        client
-            .query_typed_one(&statements.schema_version, &[])
-            .await
-    };
-    let row = connection.with_client(query).await?;
-    let (version, min_writer_version): (i32, i32) = (row.get(0), row.get(1));
-    if SCHEMA_VERSION < min_writer_version {
-        return Err(StorageError::new(
-            StorageErrorKind::UnsupportedVersion,
-            format!(
-                "the tables are of version {version}, which programs that know version {min_writer_version} and up may \
-             write; this one knows version {SCHEMA_VERSION}: use a newer longrunning"
-            ),
-        ));
-    }
-    if version < SCHEMA_VERSION {
-        return Err(StorageError::new(
-            StorageErrorKind::UnsupportedVersion,
-            format!(
-                "the tables are of version {version}, and this program needs version {SCHEMA_VERSION}"
-            ),
-        ));
-    }
-    Ok(())
+    let versions = read_versions(connection, statements).await?;
+    versions.check(SCHEMA_VERSION)
 }
 
-/// The clock of the database, as far as the way there can be measured: by the
-/// quickest of a few answers, because nobody knows on which way one was held up.
-pub(super) async fn measure_server_clock(connection: &Connection) -> Result<Clock, StorageError> {
-    let clock = Clock::system();
-    let statement = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
-    let mut best: Option<(Duration, Timestamp, Timestamp)> = None;
-    for _ in 0..MAX_CLOCK_SAMPLES {
-        let sent_at = clock.now();
-        let query = async |client: &Client| client.query_typed_one(statement, &[]).await;
-        let row = connection.with_client(query).await?;
-        let received_at = clock.now();
-        let (round_trip, micros) = (received_at.since(sent_at), row.get::<_, i64>(0));
-        if best.is_none_or(|(best, ..)| round_trip < best) {
-            let server_time = Timestamp::from_micros(micros) + round_trip / 2;
-            best = Some((round_trip, server_time, received_at));
-        }
-        if round_trip < GOOD_ROUND_TRIP_TIME {
-            break;
-        }
+/// Applies the steps that are missing, on one server at a time. Checks that a program with these steps may write the
+/// tables.
+async fn apply_steps(
+    steps: &[Step],
+    connection: &Connection,
+    statements: &Statements,
+) -> Result<(), StorageError> {
+    let version = steps.last().map_or(0, |step| step.version);
+    let tables = connection.query_one(&statements.find_tables, &[]).await?;
+    let has_tables: bool = tables.get("has_tables");
+    if !has_tables && tables.get("has_unreleased_tables") {
+        return Err(StorageError::new(
+            StorageErrorKind::UnsupportedVersion,
+            format!(
+                "the schema {0} has tables of an unreleased build, which cannot be upgraded; use another schema, or \
+                 delete these operations with DROP SCHEMA {0} CASCADE",
+                statements.schema
+            ),
+        ));
     }
-    let (_, server_time, received_at) = best.expect("it was asked");
-    Ok(Clock::adjustable_from(
-        server_time + clock.now().since(received_at),
-    ))
+    let is_current =
+        has_tables && read_versions(connection, statements).await?.schema_version >= version;
+    if !is_current {
+        let upgrade = statements.with_schema(&upgrade_sql(steps));
+        connection.batch_execute(&upgrade).await?;
+    }
+    let versions = read_versions(connection, statements).await?;
+    versions.check(version)
 }
+
+/// Returns SQL that applies the missing steps under an advisory lock. As one message without transaction control, it
+/// is one transaction, which leaves nothing behind in the session if it fails.
+fn upgrade_sql(steps: &[Step]) -> String {
+    let mut upgrades = String::new();
+    for step in steps {
+        let Step {
+            version,
+            min_writer_version,
+            sql,
+        } = step;
+        write!(
+            upgrades,
+            "IF previous_version < {version} THEN
+               {sql}
+               INSERT INTO {{schema}}.schema_meta (schema_version, min_writer_version)
+               VALUES ({version}, {min_writer_version})
+               ON CONFLICT (singleton) DO UPDATE
+               SET schema_version = excluded.schema_version, min_writer_version = excluded.min_writer_version;
+             END IF;\n"
+        )
+        .expect("a string accepts all text");
+    }
+    format!(
+        "SELECT pg_advisory_xact_lock(hashtext('{{schema}}'));
+         DO $do$ DECLARE previous_version integer := 0; BEGIN
+           IF to_regclass('{{schema}}.schema_meta') IS NOT NULL THEN
+             SELECT schema_version INTO previous_version FROM {{schema}}.schema_meta;
+           END IF;
+           {upgrades}
+         END $do$"
+    )
+}
+
+async fn read_versions(
+    connection: &Connection,
+    statements: &Statements,
+) -> Result<SchemaVersions, StorageError> {
+    let row = connection
+        .query_opt(&statements.schema_version, &[])
+        .await?;
+    let row = row.ok_or_else(missing_meta_error)?;
+    Ok(SchemaVersions {
+        schema_version: row.get("schema_version"),
+        min_writer_version: row.get("min_writer_version"),
+    })
+}
+
+// === impl SchemaVersions ===
+
+impl SchemaVersions {
+    /// Checks that a program that knows `program_version` may write tables of these versions.
+    fn check(self, program_version: i32) -> Result<(), StorageError> {
+        let Self {
+            schema_version,
+            min_writer_version,
+        } = self;
+        let message = if min_writer_version > program_version {
+            format!(
+                "the tables have schema version {schema_version}, which requires a program that knows version \
+                 {min_writer_version}; this one knows version {program_version}: use a newer longrunning"
+            )
+        } else if schema_version < program_version {
+            format!(
+                "the tables have schema version {schema_version}, and this program requires version \
+                 {program_version}; restart it to upgrade them"
+            )
+        } else {
+            return Ok(());
+        };
+        let kind = StorageErrorKind::UnsupportedVersion;
+        Err(StorageError::new(kind, message))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! The SQL statements, for the schema that holds the tables.
+//! The SQL statements, for the schema that contains the tables.
 
 /// The columns that `RowDecoder` reads.
 macro_rules! decoded_columns {
@@ -11,6 +11,8 @@ macro_rules! decoded_columns {
 /// in another session.
 #[derive(Debug)]
 pub(super) struct Statements {
+    /// The name of the schema, quoted because it may be a key word.
+    pub(super) schema: String,
     pub(super) commit: String,
     pub(super) is_writable: String,
     pub(super) conflicting_rows: String,
@@ -23,8 +25,7 @@ pub(super) struct Statements {
     pub(super) delete_expired: String,
     pub(super) prune_changes: String,
     pub(super) schema_version: String,
-    pub(super) schema_exists: String,
-    pub(super) create_schema: String,
+    pub(super) find_tables: String,
     pub(super) repair_after_restore: String,
     pub(super) listen: String,
     pub(super) notify: String,
@@ -33,27 +34,26 @@ pub(super) struct Statements {
 /// Returns `true` for a name that needs no quotes unless it is a key word: 1 to 63 letters a to z, digits and `_`,
 /// beginning with a letter or `_`.
 pub(super) fn is_valid_schema_name(schema: &str) -> bool {
-    let mut chars = schema.bytes();
-    chars
-        .next()
-        .is_some_and(|first| first.is_ascii_lowercase() || first == b'_')
-        && chars.all(|char| char.is_ascii_lowercase() || char.is_ascii_digit() || char == b'_')
-        && schema.len() < 64
+    let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
+    schema.len() < 64
+        && schema.bytes().next().is_some_and(is_letter)
+        && schema
+            .bytes()
+            .all(|byte| is_letter(byte) || byte.is_ascii_digit())
 }
 
 // === impl Statements ===
 
 impl Statements {
-    /// Returns the statements for a schema, whose name [`is_valid_schema_name`].
+    /// Returns the statements for a schema, whose name must be [valid](is_valid_schema_name).
     pub(super) fn new(schema: &str) -> Self {
-        // Quoted, because it may be a key word.
-        let with_schema = |text: &str| text.replace("{schema}", &format!("\"{schema}\""));
-        let create_schema = include_str!("sql/schema.sql");
+        let quoted_schema = format!("\"{schema}\"");
+        let with_schema = |sql: &str| replace_schema(sql, &quoted_schema);
         let list_before = include_str!("sql/list_before.sql");
         Self {
             commit: with_schema(include_str!("sql/commit.sql")),
             is_writable: with_schema(
-                "SELECT current_setting('transaction_read_only') = 'off' AND min_writer_version <= $1
+                "SELECT current_setting('transaction_read_only') = 'off' AND min_writer_version <= $1 AS is_writable
                  FROM {schema}.schema_meta",
             ),
             conflicting_rows: with_schema(concat!(
@@ -69,7 +69,7 @@ impl Statements {
             by_name: with_schema(concat!(
                 "SELECT ", decoded_columns!(), " FROM {schema}.operations WHERE name = $1"
             )),
-            // What a view holds: all operations that are not done, and the newest of those that are.
+            // All operations that are not done, and the newest of those that are, up to the cache limit.
             load: with_schema(concat!(
                 "SELECT ", decoded_columns!(), " FROM {schema}.operations WHERE NOT is_done
                  UNION ALL (SELECT ", decoded_columns!(), " FROM {schema}.operations WHERE is_done
@@ -86,17 +86,25 @@ impl Statements {
             schema_version: with_schema(
                 "SELECT schema_version, min_writer_version FROM {schema}.schema_meta",
             ),
-            schema_exists: with_schema("SELECT to_regclass('{schema}.schema_meta') IS NOT NULL"),
-            create_schema: with_schema(&format!(
-                "BEGIN; SELECT pg_advisory_xact_lock(hashtext('{{schema}}'));
-                 DO $do$ BEGIN
-                   IF to_regclass('{{schema}}.schema_meta') IS NULL THEN {create_schema} END IF;
-                 END $do$;
-                 COMMIT"
-            )),
+            // Unreleased builds had a table meta with a column trimmed.
+            find_tables: with_schema(
+                "SELECT to_regclass('{schema}.schema_meta') IS NOT NULL AS has_tables,
+                   EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('{schema}.meta')
+                     AND attname = 'trimmed') AS has_unreleased_tables",
+            ),
             repair_after_restore: with_schema(include_str!("sql/repair_after_restore.sql")),
             listen: with_schema("LISTEN {schema}"),
             notify: format!("SELECT pg_notify('{schema}', $1)"),
+            schema: quoted_schema,
         }
     }
+
+    /// Returns SQL with the schema in the place of `{schema}`.
+    pub(super) fn with_schema(&self, sql: &str) -> String {
+        replace_schema(sql, &self.schema)
+    }
+}
+
+fn replace_schema(sql: &str, quoted_schema: &str) -> String {
+    sql.replace("{schema}", quoted_schema)
 }

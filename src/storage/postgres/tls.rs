@@ -1,5 +1,4 @@
-//! TLS to the database, with the modes of libpq: which certificates are taken, and
-//! what is said when one is not.
+//! TLS to the database with the modes of libpq: verifies certificates, and explains why a connection failed.
 
 use std::{error::Error, fs, io, sync::Arc};
 
@@ -19,26 +18,35 @@ use rustls::{
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{connection::database_error, tls_params::TlsParams};
+use super::{
+    error::{config_error, query_error},
+    tls_params::TlsParams,
+};
 use crate::storage::error::{StorageError, StorageErrorKind};
 
-/// Whether TLS is used, and with whom.
+/// Whether TLS is used, and how certificates are verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TlsConfig {
-    /// As much of it as tokio-postgres knows.
+    /// The mode as far as tokio-postgres distinguishes it.
     pub(super) mode: SslMode,
     verification: Verification,
-    /// The files with our own certificate, and with its key.
-    client_cert: Option<(String, String)>,
+    client_cert: Option<ClientCertFiles>,
+}
+
+/// The PEM files of the client certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ClientCertFiles {
+    certificate: String,
+    key: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Verification {
-    /// Whoever answers.
+    /// Any certificate is accepted.
     None,
-    /// Whoever has a certificate of these authorities.
+    /// The certificate must be issued by these authorities.
     Ca(Roots),
-    /// The same, if it is for the name of the host.
+    /// The certificate must also be for the name of the host.
     Full(Roots),
 }
 
@@ -48,28 +56,29 @@ enum Roots {
     File(String),
 }
 
-/// Looks at the certificate of a server.
+/// Verifies the certificate of a server.
 #[derive(Debug)]
 struct CertVerifier {
     algorithms: WebPkiSupportedAlgorithms,
-    /// None: it may have any.
+    /// `None` accepts any certificate.
     trust_anchors: Option<TrustAnchors>,
 }
 
 #[derive(Debug)]
 struct TrustAnchors {
     root_store: RootCertStore,
-    /// Those that were named one by one.
+    /// The certificates of the configured file.
     configured_certs: Vec<CertificateDer<'static>>,
-    /// The certificate must be for the name of the host.
     is_host_name_checked: bool,
 }
 
-// === impl Tls ===
+// === impl TlsConfig ===
 
 impl TlsConfig {
+    /// Returns the configuration for the parameters of a URL.
+    ///
     /// # Errors
-    /// Parameters that no one knows, or that promise less than they seem to.
+    /// `InvalidConfig` for unknown parameters, and for those that verify less than they appear to.
     pub(super) fn new(params: TlsParams) -> Result<Self, StorageError> {
         let TlsParams {
             sslmode,
@@ -89,30 +98,24 @@ impl TlsConfig {
         };
         let (mode, verification) = match (mode, roots) {
             ("disable" | "prefer" | "require" | "verify-ca", Some(Roots::System)) => {
-                return Err(StorageError::new(
-                    StorageErrorKind::InvalidConfig,
-                    format!(
-                        "sslrootcert=system needs sslmode=verify-full: with sslmode={mode}, anybody who has some \
-                     certificate could be the database"
-                    ),
-                ));
+                return Err(config_error(format!(
+                    "sslrootcert=system needs sslmode=verify-full: with sslmode={mode}, a certificate for any host \
+                     would be accepted"
+                )));
             }
             ("disable", _) => (SslMode::Disable, Verification::None),
             ("prefer", None) => (SslMode::Prefer, Verification::None),
             ("prefer", Some(_)) => {
-                return Err(StorageError::new(
-                    StorageErrorKind::InvalidConfig,
-                    "sslrootcert is of no use with sslmode=prefer, which goes on without TLS; use \
-                     sslmode=verify-full, or verify-ca"
-                        .to_owned(),
+                return Err(config_error(
+                    "sslrootcert has no effect with sslmode=prefer, which falls back to a connection without TLS; \
+                     use sslmode=verify-full or verify-ca",
                 ));
             }
             ("require", None) => (SslMode::Require, Verification::None),
             ("verify-ca", None) => {
-                return Err(StorageError::new(StorageErrorKind::InvalidConfig,
-                    "sslmode=verify-ca needs sslrootcert=FILE, the certificates of your own authorities; \
-                     use sslmode=verify-full with those of the system"
-                        .to_owned(),
+                return Err(config_error(
+                    "sslmode=verify-ca needs sslrootcert=FILE with the certificates of your own authorities; use \
+                     sslmode=verify-full with those of the system",
                 ));
             }
             ("require" | "verify-ca", Some(roots)) => (SslMode::Require, Verification::Ca(roots)),
@@ -121,21 +124,17 @@ impl TlsConfig {
                 (SslMode::Require, Verification::Full(roots))
             }
             (unknown, _) => {
-                return Err(StorageError::new(
-                    StorageErrorKind::InvalidConfig,
-                    format!(
-                        "sslmode={unknown:?} is unknown; use disable, prefer, require, verify-ca or verify-full"
-                    ),
-                ));
+                return Err(config_error(format!(
+                    "sslmode={unknown:?} is unknown; use disable, prefer, require, verify-ca or verify-full"
+                )));
             }
         };
         let client_cert = match (sslcert, sslkey) {
-            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (Some(certificate), Some(key)) => Some(ClientCertFiles { certificate, key }),
             (None, None) => None,
             _ => {
-                return Err(StorageError::new(
-                    StorageErrorKind::InvalidConfig,
-                    "sslcert and sslkey belong together; one is missing".to_owned(),
+                return Err(config_error(
+                    "sslcert and sslkey need each other; one is missing",
                 ));
             }
         };
@@ -146,30 +145,24 @@ impl TlsConfig {
         })
     }
 
-    /// What makes connections. Files are read each time, so that certificates can be
-    /// renewed while a server runs.
+    /// Returns a connector. Reads the files at each call, so that certificates can be renewed while a server runs.
     pub(super) fn connector(&self, is_direct: bool) -> Result<MakeRustlsConnect, StorageError> {
         let provider = Arc::new(ring::default_provider());
         let verifier = CertVerifier::new(&provider, &self.verification)?;
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| {
-                StorageError::new(
-                    StorageErrorKind::InvalidConfig,
-                    format!("TLS cannot be used: {error}"),
-                )
+                config_error(format!("cannot configure TLS: {error}")).with_source(error)
             })?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier));
         let mut config = match &self.client_cert {
             None => builder.with_no_client_auth(),
-            Some((certificate, key)) => builder
+            Some(ClientCertFiles { certificate, key }) => builder
                 .with_client_auth_cert(load_certificates(certificate)?, load_private_key(key)?)
                 .map_err(|error| {
-                    StorageError::new(
-                        StorageErrorKind::InvalidConfig,
-                        format!("{certificate} and {key} are of no use together: {error}"),
-                    )
+                    let message = format!("{certificate} and {key} do not match: {error}");
+                    config_error(message).with_source(error)
                 })?,
         };
         if is_direct {
@@ -178,57 +171,71 @@ impl TlsConfig {
         Ok(MakeRustlsConnect::new(config))
     }
 
-    /// Why there is no connection, as a sentence for people.
+    /// Returns why connecting failed, with the parameter or the file that is wrong.
     pub(super) fn connect_error(&self, error: tokio_postgres::Error) -> StorageError {
         use CertificateError::{NotValidForName, NotValidForNameContext, UnknownIssuer};
+        use StorageErrorKind::{InvalidConfig, Unavailable};
         use rustls::Error::{AlertReceived, InvalidCertificate};
 
-        // What the server says of our certificate may come after the handshake.
+        // The server may reject the client certificate after the handshake.
         if !is_tls_error(&error) && rustls_error(&error).is_none() {
-            return database_error(error);
+            return query_error(error);
         }
-        let message = match rustls_error(&error) {
+        let (kind, message) = match rustls_error(&error) {
             Some(InvalidCertificate(UnknownIssuer)) => {
-                let whose = match &self.verification {
+                let authorities = match &self.verification {
                     Verification::Ca(Roots::File(file)) | Verification::Full(Roots::File(file)) => {
                         format!("in {file}")
                     }
                     _ => "that this system trusts".to_owned(),
                 };
-                format!(
-                    "the certificate of the database is not trusted: no authority {whose} has issued it"
-                )
+                let message = format!(
+                    "the certificate of the database is not trusted: no authority {authorities} has issued it"
+                );
+                (InvalidConfig, message)
             }
             Some(InvalidCertificate(
                 reason @ (NotValidForName | NotValidForNameContext { .. }),
-            )) => format!(
-                "the certificate of the database is for another name: {reason}; sslmode=verify-ca does not \
-                 look at names"
-            ),
-            Some(InvalidCertificate(reason)) => {
-                format!("the certificate of the database is not accepted: {reason}")
+            )) => {
+                let message = format!(
+                    "the certificate of the database is for another name: {reason}; sslmode=verify-ca does not verify \
+                     names"
+                );
+                (InvalidConfig, message)
             }
-            Some(reason @ AlertReceived(_)) => match &self.client_cert {
-                Some((certificate, _)) => {
-                    format!("the database does not accept the certificate in {certificate}: {reason}")
+            Some(InvalidCertificate(reason)) => {
+                let message = format!("the certificate of the database is not valid: {reason}");
+                (InvalidConfig, message)
+            }
+            Some(alert @ AlertReceived(_)) => match &self.client_cert {
+                Some(ClientCertFiles { certificate, .. }) => {
+                    let message =
+                        format!("the database rejected the certificate in {certificate}: {alert}");
+                    (InvalidConfig, message)
                 }
-                None => format!("the database ends TLS: {reason}"),
+                None => (Unavailable, format!("the database closed TLS: {alert}")),
             },
-            Some(reason) => format!("there is no TLS with the database: {reason}"),
+            Some(reason) => (
+                Unavailable,
+                format!("TLS with the database failed: {reason}"),
+            ),
             None => match error.source().map(ToString::to_string) {
                 Some(reason) if reason == "server does not support TLS" => {
-                    "the server does not support TLS; set ssl = on there, or go without by sslmode=disable"
-                        .to_owned()
+                    let message = "the server does not support TLS; set ssl = on there, or sslmode=disable here";
+                    (InvalidConfig, message.to_owned())
                 }
-                Some(reason) => format!("there is no TLS with the database: {reason}"),
-                None => error.to_string(),
+                Some(reason) => (
+                    Unavailable,
+                    format!("TLS with the database failed: {reason}"),
+                ),
+                None => (Unavailable, error.to_string()),
             },
         };
-        StorageError::new(StorageErrorKind::InvalidConfig, message)
+        StorageError::new(kind, message).with_source(error)
     }
 }
 
-/// Whether a connection failed at TLS. tokio-postgres says so by words only.
+/// Returns `true` if a connection failed at TLS, for which tokio-postgres has nothing but this text.
 pub(super) fn is_tls_error(error: &tokio_postgres::Error) -> bool {
     error.to_string() == "error performing TLS handshake"
 }
@@ -239,42 +246,34 @@ fn rustls_error(error: &tokio_postgres::Error) -> Option<&rustls::Error> {
 }
 
 fn read_file(file: &str) -> Result<Vec<u8>, StorageError> {
-    fs::read(file).map_err(|error| {
-        StorageError::new(
-            StorageErrorKind::InvalidConfig,
-            format!("{file} cannot be read: {error}"),
-        )
-    })
+    fs::read(file)
+        .map_err(|error| config_error(format!("{file} cannot be read: {error}")).with_source(error))
 }
 
 fn load_certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, StorageError> {
     let bytes = read_file(file)?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     let certificates = certificates.map_err(|error| {
-        StorageError::new(
-            StorageErrorKind::InvalidConfig,
-            format!("{file} is no PEM file: {error}"),
-        )
+        config_error(format!("{file} is not a PEM file: {error}")).with_source(error)
     })?;
     if certificates.is_empty() {
-        return Err(StorageError::new(
-            StorageErrorKind::InvalidConfig,
-            format!("{file} has no certificate in PEM form"),
-        ));
+        return Err(config_error(format!(
+            "{file} has no certificate in PEM form"
+        )));
     }
     Ok(certificates)
 }
 
 fn load_private_key(file: &str) -> Result<PrivateKeyDer<'static>, StorageError> {
-    PrivateKeyDer::from_pem_slice(&read_file(file)?).map_err(|_| {
-        StorageError::new(
-            StorageErrorKind::InvalidConfig,
-            format!("{file} has no private key in PEM form that is not encrypted"),
-        )
+    PrivateKeyDer::from_pem_slice(&read_file(file)?).map_err(|error| {
+        config_error(format!(
+            "{file} has no private key in PEM form without encryption"
+        ))
+        .with_source(error)
     })
 }
 
-// === impl Verifier ===
+// === impl CertVerifier ===
 
 impl CertVerifier {
     fn new(provider: &CryptoProvider, verification: &Verification) -> Result<Self, StorageError> {
@@ -306,13 +305,11 @@ impl TrustAnchors {
             }
         };
         if root_store.is_empty() {
-            return Err(StorageError::new(StorageErrorKind::InvalidConfig, match roots {
-                Roots::System => {
-                    "this system has no certificates of authorities; install them, or name a file \
-                     with sslrootcert"
-                        .to_owned()
-                }
-                Roots::File(file) => format!("{file} has no certificate that can be used"),
+            return Err(config_error(match roots {
+                Roots::System => "this system has no certificates of authorities; install them, or set sslrootcert to \
+                                  a file"
+                    .to_owned(),
+                Roots::File(file) => format!("{file} has no usable certificate"),
             }));
         }
         Ok(Self {
@@ -344,9 +341,8 @@ impl ServerCertVerifier for CertVerifier {
             self.algorithms.all,
         );
         match verified {
-            // A server with the certificate of an authority is no good, unless it is the very
-            // one that was named: openssl makes such, signed by themselves, and libpq takes
-            // them. Whether it has expired was looked at before.
+            // webpki rejects a server certificate that is one of an authority. libpq accepts it if it is configured:
+            // openssl creates such self-signed certificates by default. Its expiry is verified before.
             Err(rustls::Error::InvalidCertificate(CertificateError::Other(_)))
                 if trust_anchors.configured_certs.contains(certificate) => {}
             verified => verified?,

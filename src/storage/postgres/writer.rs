@@ -1,22 +1,24 @@
-//! The one that writes: changes that come at the same time are one statement and
-//! one commit.
+//! Writes changes: those that arrive at the same time are one statement and one commit.
 
 use std::{
     collections::HashSet,
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::sleep};
 use tokio_postgres::{Client, Error, error::SqlState, types::Type};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::{
-    Inner,
     connection::Connection,
+    health::DatabaseHealth,
+    notify::Notifier,
     rows::{self, WriteBatch},
     schema::{SCHEMA_VERSION, check_schema_version},
     statements::Statements,
@@ -26,26 +28,37 @@ use crate::storage::{
     error::{StorageError, StorageErrorKind},
 };
 
-/// So many changes, or so many bytes of them, are one commit.
+/// The most writes in one commit.
 const MAX_BATCH_WRITES: usize = 1024;
+/// A write begins no commit that has reached this size.
 const MAX_BATCH_BYTES: usize = 8 << 20;
 
-/// How often a batch is tried again that met another one in the database.
+/// How often a batch is retried after a deadlock or a serialization failure.
 const MAX_RETRIES: usize = 8;
 
-/// The pause before a database that could not be reached is tried again.
+/// The delay before the database is tried again after a failure.
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// Changes that wait to be kept, and how they are.
+/// The result of one write.
+pub(super) type WriteOutcome = Result<(), WriteError>;
+
+/// The queue of writes, and the task that commits them.
 #[derive(Debug)]
 pub(super) struct Writer {
     connection: Connection,
+    /// Reset after an outage, because their host may have been replaced and still answer.
+    other_connections: Vec<Arc<Connection>>,
+    statements: Arc<Statements>,
+    notifier: Arc<Notifier>,
+    health: Arc<DatabaseHealth>,
+    stop_token: CancellationToken,
     queue: Mutex<WriteQueue>,
-    /// Somebody stands in line, or the line is closed.
+    /// Notified when a write is queued, and when the queue is closed.
     wakeup: Notify,
-    write_error: Mutex<Option<String>>,
-    /// Why nothing can be kept for good.
-    fatal_error: OnceLock<&'static str>,
+    /// Why writes are rejected at present.
+    write_error: Mutex<Option<StorageError>>,
+    /// Why writes are rejected until this server is restarted.
+    fatal_error: OnceLock<StorageError>,
 }
 
 #[derive(Debug, Default)]
@@ -57,9 +70,21 @@ struct WriteQueue {
 // === impl Writer ===
 
 impl Writer {
-    pub(super) fn new(connection: Connection) -> Self {
+    pub(super) fn new(
+        connection: Connection,
+        other_connections: Vec<Arc<Connection>>,
+        statements: Arc<Statements>,
+        notifier: Arc<Notifier>,
+        health: Arc<DatabaseHealth>,
+        stop_token: CancellationToken,
+    ) -> Self {
         Self {
             connection,
+            other_connections,
+            statements,
+            notifier,
+            health,
+            stop_token,
             queue: Mutex::default(),
             wakeup: Notify::new(),
             write_error: Mutex::default(),
@@ -67,50 +92,43 @@ impl Writer {
         }
     }
 
-    /// Lets a change stand in line.
+    /// Queues a write. Rejects it at once if the queue is closed or writes are failing.
     pub(super) fn enqueue(&self, write: Write, completion: Completion) {
         let mut queue = self.queue.lock();
-        if queue.is_closed {
+        let error = if queue.is_closed {
+            Some(StorageError::closed())
+        } else {
+            self.write_error()
+        };
+        if let Some(error) = error {
             drop(queue);
-            return completion.complete(Err(StorageError::closed().into()));
-        }
-        // While the database is out of reach, nobody waits for it.
-        if let Some(error) = self.write_error() {
-            drop(queue);
-            return completion.complete(Err(StorageError::new(
-                StorageErrorKind::Unavailable,
-                error,
-            )
-            .into()));
+            return completion.complete(Err(error.into()));
         }
         queue.pending.push((write, completion));
         drop(queue);
         self.wakeup.notify_one();
     }
 
-    /// Why changes cannot be kept at present.
-    pub(super) fn write_error(&self) -> Option<String> {
-        let fatal_error = self.fatal_error.get().map(ToString::to_string);
+    /// Returns why writes are rejected at present, or `None` while they are accepted.
+    pub(super) fn write_error(&self) -> Option<StorageError> {
+        let fatal_error = self.fatal_error.get().cloned();
         fatal_error.or_else(|| self.write_error.lock().clone())
     }
 
-    /// Nobody may stand in line any more.
+    /// Rejects further writes. [`run`](Self::run) returns when those in the queue are committed.
     pub(super) fn close(&self) {
         self.queue.lock().is_closed = true;
         self.wakeup.notify_one();
     }
 
-    /// Keeps nothing any more, for this reason.
-    pub(super) fn set_fatal_error(&self, reason: &'static str) {
-        self.fatal_error.get_or_init(|| reason);
-        self.fail_pending(
-            Vec::new(),
-            &StorageError::new(StorageErrorKind::Unavailable, reason.to_owned()),
-        );
+    /// Rejects all writes from now on, those in the queue included.
+    pub(super) fn set_fatal_error(&self, error: &StorageError) {
+        self.fatal_error.get_or_init(|| error.clone());
+        self.fail_pending(Vec::new(), error);
     }
 
-    /// Commits what stands in line, until the line is closed and empty.
-    pub(super) async fn run(&self, inner: &Inner) {
+    /// Commits queued writes until the queue is closed and empty.
+    pub(super) async fn run(&self) {
         loop {
             let batch = {
                 let mut queue = self.queue.lock();
@@ -126,78 +144,76 @@ impl Writer {
                 continue;
             }
             let (writes, completions): (Vec<Write>, Vec<Completion>) = batch.into_iter().unzip();
-            let mut completions: Vec<Option<Completion>> =
-                completions.into_iter().map(Some).collect();
-            let mut complete_at = |index: usize, result| {
-                if let Some(completion) = completions[index].take() {
-                    complete(completion, result);
-                }
-            };
-            let result = self
-                .commit_batch(&writes, &inner.statements, &mut complete_at)
-                .await;
-            // That a lease lasts longer, nobody waits for.
-            if writes
-                .iter()
-                .any(|write| !matches!(write, Write::RenewLease(_)))
-            {
-                inner.notifier.mark_changed();
+            let outcomes = self.commit_batch(&writes).await;
+            // No server waits for a renewal.
+            let is_renewal = |write: &Write| matches!(write, Write::RenewLease(_));
+            if !writes.iter().all(is_renewal) {
+                self.notifier.mark_changed();
             }
-            if let Err(error) = result {
-                error!(%error, "changes cannot be kept");
-                self.fail_pending(completions.into_iter().flatten().collect(), &error);
-                self.wait_until_writable(inner).await;
+            match outcomes {
+                Ok(outcomes) => {
+                    for (completion, outcome) in completions.into_iter().zip(outcomes) {
+                        complete(completion, outcome);
+                    }
+                }
+                Err(error) => {
+                    error!(%error, "writes are failing; rejecting writes, still serving reads");
+                    self.fail_pending(completions, &error);
+                    self.wait_until_writable().await;
+                }
             }
         }
     }
 
-    /// Keeps changes, and says of each, by its place, whether it was kept; those that
-    /// came too late hear what was there. Of the others nothing is known after an error.
-    async fn commit_batch(
-        &self,
-        writes: &[Write],
-        statements: &Statements,
-        on_result: &mut impl FnMut(usize, Result<(), WriteError>),
-    ) -> Result<(), StorageError> {
+    /// Commits writes, and returns the outcome of each, in the same order.
+    ///
+    /// # Errors
+    /// [`StorageError`] if no outcome is known: any of the writes may be durable.
+    async fn commit_batch(&self, writes: &[Write]) -> Result<Vec<WriteOutcome>, StorageError> {
         let batch = WriteBatch::from_writes(writes);
         let execute = async |client: &Client| {
             let mut retries_left = MAX_RETRIES;
             loop {
                 let result = client
-                    .query_typed(&statements.commit, &batch.parameters())
+                    .query_typed(&self.statements.commit, &batch.parameters())
                     .await;
                 match result {
-                    Err(error) if retries_left != 0 && is_retryable(&error) => retries_left -= 1,
+                    Err(error) if retries_left > 0 && is_retryable(&error) => retries_left -= 1,
                     result => return result,
                 }
             }
         };
         let rows = self.connection.with_client(execute).await?;
-        let applied: HashSet<i64> = rows.iter().map(|row| row.get(0)).collect();
+        let applied: HashSet<i64> = rows.iter().map(|row| row.get("number")).collect();
         let not_applied = batch.not_applied(&applied);
-        for index in (0..writes.len()).filter(|at| !not_applied.contains(at)) {
-            on_result(index, Ok(()));
-        }
+        let mut outcomes: Vec<WriteOutcome> = vec![Ok(()); writes.len()];
         if not_applied.is_empty() {
-            return Ok(());
+            return Ok(outcomes);
         }
-        // Nothing is kept in tables that a newer program has made its own.
+        // Nothing is applied to tables that a newer program has upgraded.
         if applied.is_empty() {
-            check_schema_version(&self.connection, statements).await?;
+            check_schema_version(&self.connection, &self.statements).await?;
         }
-        for (index, result) in batch
-            .resolve_conflicts(&not_applied, &self.connection, statements)
-            .await?
-        {
-            on_result(index, result);
+        let resolved = batch.resolve_conflicts(&not_applied, &self.connection, &self.statements);
+        match resolved.await {
+            Ok(resolved) => {
+                for (index, outcome) in not_applied.into_iter().zip(resolved) {
+                    outcomes[index] = outcome;
+                }
+            }
+            Err(error) if applied.is_empty() => return Err(error),
+            Err(error) => {
+                for index in not_applied {
+                    outcomes[index] = Err(error.clone().into());
+                }
+            }
         }
-        Ok(())
+        Ok(outcomes)
     }
 
-    /// Nothing can be kept: says so to these, to those who stand in line, and to those
-    /// who come.
+    /// Rejects these writes and those in the queue, and further ones until `write_error` is cleared.
     fn fail_pending(&self, completions: Vec<Completion>, error: &StorageError) {
-        *self.write_error.lock() = Some(error.to_string());
+        *self.write_error.lock() = Some(error.clone());
         let pending = mem::take(&mut self.queue.lock().pending);
         let pending = pending.into_iter().map(|(_, completion)| completion);
         for completion in completions.into_iter().chain(pending) {
@@ -205,56 +221,50 @@ impl Writer {
         }
     }
 
-    /// Waits until the database can be reached again, or the journal is closed.
-    async fn wait_until_writable(&self, inner: &Inner) {
+    /// Waits until the database accepts writes, or the storage is closed. Then accepts writes again.
+    async fn wait_until_writable(&self) {
         loop {
             let probe = async {
                 sleep(RETRY_DELAY).await;
-                self.check_writable(&inner.statements).await
+                self.check_writable().await
             };
-            let Some(result) = inner.tasks.stop_token().run_until_cancelled(probe).await else {
+            let Some(result) = self.stop_token.run_until_cancelled(probe).await else {
                 return;
             };
             if self.queue.lock().is_closed {
                 return;
             }
             if let Err(error) = result {
-                *self.write_error.lock() = Some(error.to_string());
-                // One that only reads has given its place to another, which a new
-                // connection may find.
+                *self.write_error.lock() = Some(error);
+                // A read-only host may have been replaced; a new connection may find the other one.
                 self.connection.reset().await;
                 continue;
             }
-            inner.reconnect_all().await;
-            inner.health.reset_available_since();
+            join_all(self.other_connections.iter().map(|other| other.reset())).await;
+            self.health.reset_available_since();
             *self.write_error.lock() = None;
-            return info!("changes can be kept again");
+            return info!("writes recovered");
         }
     }
 
-    /// Looks whether the database takes our changes, and why it does not.
-    async fn check_writable(&self, statements: &Statements) -> Result<(), StorageError> {
+    /// Checks that the database accepts writes of this program.
+    async fn check_writable(&self) -> Result<(), StorageError> {
+        let statement = &self.statements.is_writable;
         let parameters = [(&SCHEMA_VERSION as _, Type::INT4)];
-        let query = async |client: &Client| {
-            client
-                .query_typed_one(&statements.is_writable, &parameters)
-                .await
-        };
-        if self.connection.with_client(query).await?.get(0) {
+        let row = self.connection.query_opt(statement, &parameters).await?;
+        if row.is_some_and(|row| row.get("is_writable")) {
             return Ok(());
         }
-        check_schema_version(&self.connection, statements).await?;
-        let message =
-            "the database is read-only: is it a standby, or has another one taken its place?";
+        check_schema_version(&self.connection, &self.statements).await?;
         Err(StorageError::new(
             StorageErrorKind::Unavailable,
-            message.to_owned(),
+            "the database is read-only: it is a standby, or another host has replaced it; name all hosts in the URL, \
+             with target_session_attrs=read-write",
         ))
     }
 }
 
-/// Whether the database says that two batches waited for each other, or met in another
-/// way that does not come again.
+/// Returns `true` for deadlocks and serialization failures, after which the transaction can be retried.
 fn is_retryable(error: &Error) -> bool {
     let codes = [
         SqlState::T_R_DEADLOCK_DETECTED,
@@ -263,17 +273,17 @@ fn is_retryable(error: &Error) -> bool {
     error.code().is_some_and(|code| codes.contains(code))
 }
 
-/// A bug that one of them meets must not keep the others waiting.
-fn complete(completion: Completion, result: Result<(), WriteError>) {
-    if catch_unwind(AssertUnwindSafe(|| completion.complete(result))).is_err() {
-        error!("showing a change panicked");
+/// Completes a write. A panic in one completion does not prevent the others.
+fn complete(completion: Completion, outcome: WriteOutcome) {
+    if catch_unwind(AssertUnwindSafe(|| completion.complete(outcome))).is_err() {
+        error!("publishing a committed change panicked");
     }
 }
 
-/// How many of the waiting changes fit in one commit, and at least one.
+/// Returns how many of the pending writes fit in one commit: at least one, unless there are none.
 fn batch_len(pending: &[(Write, Completion)]) -> usize {
     let mut bytes = 0;
-    let count = pending
+    let batch = pending
         .iter()
         .take(MAX_BATCH_WRITES)
         .take_while(|(write, _)| {
@@ -281,5 +291,5 @@ fn batch_len(pending: &[(Write, Completion)]) -> usize {
             bytes += rows::size_bytes(write);
             has_room
         });
-    count.count()
+    batch.count()
 }

@@ -124,7 +124,7 @@ async fn server_sends_and_receives_notifications() {
     let mut log = BufReader::new(serve_process.stderr.take().unwrap()).lines();
     let notify_is_logged = async {
         while let Some(line) = log.next_line().await.unwrap() {
-            if line.contains("hears at once what other servers change") {
+            if line.contains("LISTEN/NOTIFY is working") {
                 return;
             }
         }

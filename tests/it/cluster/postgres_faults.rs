@@ -184,13 +184,13 @@ async fn connections_leave_read_only_host() {
     let before = pids();
     // Only the writer gets a new session, which is read-only.
     postgres.query("ALTER ROLE test SET default_transaction_read_only = on");
-    let writer = format!("{sessions_clause} AND query LIKE 'WITH given AS%'");
+    let writer = format!("{sessions_clause} AND query LIKE '-- Applies a batch%'");
     postgres.query(&format!("SELECT pg_terminate_backend(pid) {writer}"));
     wait_until(async || server_a.cancel(&name).await.is_err()).await;
     wait_until(async || {
         server_a
             .write_error()
-            .is_some_and(|message| message.contains("is it a standby"))
+            .is_some_and(|message| message.contains("read-only"))
     })
     .await;
     postgres.query("SET transaction_read_only = off; ALTER ROLE test RESET ALL");

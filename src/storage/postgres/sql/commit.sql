@@ -1,3 +1,5 @@
+-- Applies a batch of writes, each if the operation still has the expected revision. kind is 0 for insert, 1 for update
+-- and 2 for delete.
 WITH input AS MATERIALIZED (
   SELECT *
   FROM unnest(

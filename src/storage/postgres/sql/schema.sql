@@ -50,4 +50,3 @@ CREATE TABLE {schema}.schema_meta (
   -- All changes of transactions before this one are pruned from `changes`.
   pruned_before_xid xid8 NOT NULL DEFAULT '0'
 );
-INSERT INTO {schema}.schema_meta (schema_version, min_writer_version) VALUES (2, 2);

@@ -1,4 +1,4 @@
-//! Which certificates are taken, and which parameters are none.
+//! Certificate verification, and the TLS parameters.
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use tempfile::TempDir;
@@ -11,7 +11,7 @@ fn ca_params() -> CertificateParams {
     params
 }
 
-/// What becomes of this certificate of `db.internal`, at this host.
+/// Verifies a certificate for `db.internal` that the server `host` has sent.
 fn verify(
     verification: &Verification,
     certificate: &CertificateDer<'_>,
@@ -148,7 +148,7 @@ fn contradictory_tls_params_are_rejected() {
             "sslmode=\"allow\" is unknown; use disable, prefer",
         ),
         ("Require", "", "sslmode=\"Require\" is unknown"),
-        ("", "/x", "no use with sslmode=prefer"),
+        ("", "/x", "no effect with sslmode=prefer"),
         ("verify-ca", "", "needs sslrootcert=FILE"),
         ("verify-ca", "system", "needs sslmode=verify-full"),
         ("require", "system", "needs sslmode=verify-full"),

@@ -1,0 +1,40 @@
+//! The errors of this backend, formatted for operators.
+
+use std::{error::Error, time::Duration};
+
+use crate::storage::error::{StorageError, StorageErrorKind};
+
+/// Returns an error of tokio-postgres as the server worded it, with its SQLSTATE; otherwise with its cause.
+pub(super) fn query_error(error: tokio_postgres::Error) -> StorageError {
+    let message = match (error.as_db_error(), error.source()) {
+        (Some(db_error), _) => format!(
+            "database error: {} (SQLSTATE {})",
+            db_error.message(),
+            db_error.code().code()
+        ),
+        (None, Some(cause)) => format!("the database cannot be used: {error}: {cause}"),
+        (None, None) => format!("the database cannot be used: {error}"),
+    };
+    StorageError::new(StorageErrorKind::Unavailable, message).with_source(error)
+}
+
+/// Returns the error of a database that did not answer in time.
+pub(super) fn timeout_error(limit: Duration) -> StorageError {
+    StorageError::new(
+        StorageErrorKind::Unavailable,
+        format!("the database did not answer within {} s", limit.as_secs()),
+    )
+}
+
+/// Returns the error of a configuration that cannot be used.
+pub(super) fn config_error(message: impl Into<String>) -> StorageError {
+    StorageError::new(StorageErrorKind::InvalidConfig, message)
+}
+
+/// Returns the error of a table `schema_meta` without its row.
+pub(super) fn missing_meta_error() -> StorageError {
+    StorageError::new(
+        StorageErrorKind::Corrupt,
+        "the table schema_meta is empty; restore it from a backup",
+    )
+}
