@@ -331,7 +331,7 @@ async fn expired_operations_and_old_change_rows_are_deleted() {
     let schema = &config.schema;
     let age_rows = format!(
         "UPDATE {schema}.operations SET expires_at_us = 1 WHERE name = '{old}';
-         UPDATE {schema}.changes SET at = at - interval '1 hour'"
+         UPDATE {schema}.changes SET changed_at = changed_at - interval '1 hour'"
     );
     client.batch_execute(&age_rows).await.unwrap();
     // Maintenance runs when a server starts.
@@ -344,7 +344,7 @@ async fn expired_operations_and_old_change_rows_are_deleted() {
             .get::<_, i64>(0)
     };
     let old_changes = format!(
-        "SELECT count(*) FROM {schema}.changes WHERE at < clock_timestamp() - interval '30 minutes'"
+        "SELECT count(*) FROM {schema}.changes WHERE changed_at < clock_timestamp() - interval '30 minutes'"
     );
     wait_until(async || count(old_changes.clone()).await == 0).await;
     let trimmed =
