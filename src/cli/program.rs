@@ -227,11 +227,13 @@ fn with_config_defaults(mut serve: Command, table: toml::Table) -> Result<Comman
 mod tests {
     use super::*;
 
+    // Rules: CLI-1
     #[test]
     fn cli_declaration_is_consistent() {
         Cli::command().debug_assert();
     }
 
+    // Rules: CLI-1
     #[test]
     fn config_file_values_become_defaults_and_flags_override_them() {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -261,6 +263,7 @@ mod tests {
         assert_eq!(config.queues[0].name, "thumbs");
     }
 
+    // Rules: CLI-2
     #[test]
     fn invalid_config_file_is_rejected_with_path_and_setting() {
         let file = tempfile::NamedTempFile::new().unwrap();

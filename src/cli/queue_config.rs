@@ -165,6 +165,7 @@ mod tests {
         assert!(parse_config("").unwrap().is_empty());
     }
 
+    // Rules: CLI-2
     #[test]
     fn invalid_queue_table_is_rejected_with_name_and_setting() {
         let queue = |rest: &str| format!("[[queue]]\nname = \"a\"\ncommand = [\"c\"]\n{rest}");

@@ -224,6 +224,7 @@ mod tests {
         parse_input(&TypeRegistry::built_in(), input, input_type).map(|any| any.type_url)
     }
 
+    // Rules: CLI-6
     #[test]
     fn object_is_struct_and_other_json_is_value_unless_type_is_given() {
         let google = |name: &str| Ok(format!("type.googleapis.com/google.{name}"));
@@ -238,6 +239,7 @@ mod tests {
         );
     }
 
+    // Rules: CLI-6
     #[test]
     fn invalid_input_is_rejected_with_message() {
         for (input, input_type, problem) in [

@@ -131,6 +131,7 @@ mod tests {
         batch.leases().map(|held| &*held.name).collect()
     }
 
+    // Rules: CLIENT-5
     #[test]
     fn heartbeat_has_at_most_1000_leases_and_3_mib_except_single_report() {
         let batches =
@@ -150,6 +151,7 @@ mod tests {
         assert!(HeartbeatBatch::split(Vec::new()).is_empty());
     }
 
+    // Rules: CLIENT-5
     #[test]
     fn oversized_heartbeat_is_halved_and_finally_sent_without_report() {
         let status = Status::out_of_range("too large");

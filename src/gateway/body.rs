@@ -163,6 +163,7 @@ mod tests {
         result.map_err(|error| error.code.as_u16())
     }
 
+    // Rules: HTTP-10, HTTP-19, HTTP-20
     #[tokio::test]
     async fn body_must_be_json_within_the_size_limit_or_empty() {
         let no_headers = HeaderMap::new();
@@ -205,6 +206,7 @@ mod tests {
         }
     }
 
+    // Rules: HTTP-19
     #[tokio::test(start_paused = true)]
     async fn stalled_request_body_times_out_with_408() {
         let never = StreamBody::new(futures_util::stream::pending::<
@@ -214,6 +216,7 @@ mod tests {
         assert_eq!(result.unwrap_err().code.as_u16(), 408);
     }
 
+    // Rules: HTTP-9
     #[tokio::test]
     async fn body_of_a_bodyless_method_is_rejected() {
         let read_timeout = Duration::from_secs(1);

@@ -141,12 +141,14 @@ mod tests {
         lines.join("\n")
     }
 
+    // Rules: HTTP-16
     #[test]
     fn no_cors_headers_are_added_without_configured_origins() {
         let request = [("origin", "https://a.example")];
         assert_eq!(cors_headers("", Method::GET, &request), "");
     }
 
+    // Rules: HTTP-16
     #[test]
     fn listed_origin_may_read_responses_and_others_may_not() {
         let allowed_origins = "https://a.example, http://localhost:3000";
@@ -167,6 +169,7 @@ mod tests {
         assert!(cors_headers("*", Method::GET, &[("origin", "null")]).contains("origin: *"));
     }
 
+    // Rules: HTTP-16
     #[test]
     fn preflight_response_allows_requested_method_and_headers() {
         let request = [
@@ -183,6 +186,7 @@ mod tests {
         );
     }
 
+    // Rules: HTTP-16
     #[test]
     fn cross_origin_call_is_forbidden_unless_origin_is_listed() {
         let is_forbidden = |origins: &str, headers: &[(&str, &str)]| {

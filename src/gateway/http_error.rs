@@ -201,6 +201,7 @@ mod tests {
     use super::*;
 
     // AIP-193, google/rpc/code.proto
+    // Rules: HTTP-12
     #[test]
     fn every_grpc_code_maps_to_the_http_code_of_code_proto() {
         let expected = [
@@ -222,6 +223,7 @@ mod tests {
         }
     }
 
+    // Rules: HTTP-12
     #[test]
     fn error_envelope_has_http_code_canonical_name_and_details() {
         let error = HttpError::from(Error::not_found("operations/x"));
@@ -246,6 +248,7 @@ mod tests {
         );
     }
 
+    // Rules: HTTP-12, ERR-6
     #[test]
     fn retryable_error_has_a_retry_after_header() {
         let error = HttpError::from(Error::ShuttingDown);

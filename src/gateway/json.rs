@@ -173,6 +173,7 @@ mod tests {
         parse_wait_body(&TypeRegistry::built_in(), "operations/x", body.as_bytes())
     }
 
+    // Rules: HTTP-3
     #[test]
     fn wait_body_timeout_is_a_proto_json_duration() {
         for (body, millis) in [
@@ -189,6 +190,7 @@ mod tests {
         }
     }
 
+    // Rules: HTTP-3, JSON-8
     #[test]
     fn invalid_wait_body_is_rejected_with_the_cause() {
         for (body, expected) in [

@@ -84,6 +84,7 @@ fn is_version(text: &str) -> bool {
 mod tests {
     use super::*;
 
+    // Rules: HTTP-2
     #[test]
     fn default_http_prefix_matches_any_api_version() {
         let default_prefix = HttpPrefix::default();
@@ -111,6 +112,7 @@ mod tests {
         }
     }
 
+    // Rules: HTTP-2
     #[test]
     fn configured_http_prefix_is_the_only_match() {
         let configured: HttpPrefix = "/api/v2/".parse().unwrap();

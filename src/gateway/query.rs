@@ -188,6 +188,7 @@ mod tests {
         parse(action, query).expect_err(query).message().to_owned()
     }
 
+    // Rules: HTTP-6
     #[test]
     fn list_fields_accept_json_and_proto_names() {
         let expected = QueryParams {
@@ -206,6 +207,7 @@ mod tests {
         assert_eq!(parse_list(proto), expected);
     }
 
+    // Rules: HTTP-8
     #[test]
     fn empty_query_values_are_unset_fields() {
         for query in [
@@ -218,6 +220,7 @@ mod tests {
         }
     }
 
+    // Rules: HTTP-6
     #[test]
     fn integers_and_booleans_are_parsed_strictly() {
         for invalid in [
@@ -247,6 +250,7 @@ mod tests {
         }
     }
 
+    // Rules: HTTP-6
     #[test]
     fn unknown_misplaced_or_repeated_parameter_is_rejected_by_name() {
         for (action, query, expected) in [
@@ -272,6 +276,7 @@ mod tests {
         }
     }
 
+    // Rules: HTTP-6
     #[test]
     fn system_parameters_are_ignored() {
         let query = "$fields=name&fields=a&key=k&access_token=t&quotaUser=u&$.xgafv=2&callback=c\
@@ -281,6 +286,7 @@ mod tests {
         }
     }
 
+    // Rules: HTTP-6, HTTP-7
     #[test]
     fn alt_and_pretty_print_select_the_response_format() {
         let parse_format = |query: &str| parse(Action::Get, query).unwrap().format;

@@ -57,6 +57,7 @@ mod tests {
 
     use super::*;
 
+    // Rules: HTTP-5
     #[test]
     fn escaped_slash_stays_escaped_only_in_multi_segment_variables() {
         assert_eq!(
@@ -70,12 +71,14 @@ mod tests {
         assert_eq!(percent_decode("a%2Fb", UrlPart::Query).unwrap(), "a/b");
     }
 
+    // Rules: HTTP-6
     #[test]
     fn plus_is_a_space_only_in_the_query() {
         assert_eq!(percent_decode("a+b%2B", UrlPart::Query).unwrap(), "a b+");
         assert_eq!(percent_decode("a+b", UrlPart::MultiSegment).unwrap(), "a+b");
     }
 
+    // Rules: HTTP-5
     #[test]
     fn malformed_percent_encoding_is_rejected() {
         for malformed in ["%", "%2", "%zz", "a%", "%%41", "%+1", "%-1", "%é"] {

@@ -139,6 +139,7 @@ pub(super) fn grpc_timeout(metadata: &tonic::metadata::MetadataMap) -> Option<Du
 mod tests {
     use super::*;
 
+    // Rules: WAIT-5
     #[test]
     fn grpc_timeout_header_is_parsed_in_every_unit() {
         let parse = |text: &str| {

@@ -108,6 +108,7 @@ mod tests {
         )
     }
 
+    // Rules: NAME-6
     #[test]
     fn labels_reject_over_64_pairs_invalid_keys_and_values_over_255_bytes() {
         assert!(labels(&[("team", "é".repeat(127).as_str()), ("a-b_9", "")]).is_ok());

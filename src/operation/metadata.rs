@@ -119,6 +119,7 @@ mod tests {
         }
     }
 
+    // Rules: OP-17
     #[test]
     fn encoded_metadata_equals_prost_encoding() {
         let progress = Progress {
@@ -171,6 +172,7 @@ mod tests {
         );
     }
 
+    // Rules: OP-17
     #[test]
     fn labels_of_any_count_and_length_encode_in_key_order() {
         let label = |n: usize| (format!("k{n:02}"), "v".repeat(n * 4));

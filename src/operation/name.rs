@@ -216,6 +216,7 @@ mod tests {
 
     use super::*;
 
+    // Rules: NAME-2
     #[test]
     fn operation_name_parses_with_and_without_parent() {
         for text in [
@@ -232,6 +233,7 @@ mod tests {
         assert_eq!(parent_of("operations/ns/operations/x"), "operations/ns");
     }
 
+    // Rules: NAME-3, NAME-5
     #[test]
     fn malformed_operation_name_is_rejected() {
         assert_eq!(OperationName::parse(""), Err(InvalidName::Empty));
@@ -259,6 +261,7 @@ mod tests {
         }
     }
 
+    // Rules: NAME-4
     #[test]
     fn operation_id_has_1_to_63_letters_digits_and_inner_dashes() {
         for valid in ["a", "0", "a-b", &"a".repeat(63)] {
@@ -283,6 +286,7 @@ mod tests {
         }
     }
 
+    // Rules: OP-7
     #[test]
     fn generated_operation_id_is_unique_lowercase_uuid_v7() {
         let ids: std::collections::HashSet<_> = (0..1000).map(|_| OperationId::random()).collect();
@@ -295,6 +299,7 @@ mod tests {
     }
 
     proptest! {
+        // Rules: NAME-3
         #[test]
         fn any_name_text_parses_without_panic_and_valid_names_round_trip(text in "\\PC{0,80}") {
             if let Ok(name) = OperationName::parse(text.as_str()) {

@@ -182,6 +182,7 @@ impl fmt::Debug for QueueName {
 mod tests {
     use super::*;
 
+    // Rules: NAME-7
     #[test]
     fn queue_name_over_63_bytes_or_with_invalid_bytes_is_rejected() {
         for valid in ["checksum", "A.b-c_9", "0"] {
@@ -192,6 +193,7 @@ mod tests {
         }
     }
 
+    // Rules: CREATE-10
     #[test]
     fn lease_duration_below_1_s_and_zero_timeouts_are_rejected() {
         let valid = ExecutionOptions::default();

@@ -157,6 +157,7 @@ impl From<InvalidAny> for Failure {
 mod tests {
     use super::*;
 
+    // Rules: OP-4
     #[test]
     fn error_code_outside_1_to_16_is_rejected() {
         for code in 1..=16 {
@@ -177,6 +178,7 @@ mod tests {
         }
     }
 
+    // Rules: OP-5
     #[test]
     fn malformed_error_detail_is_rejected() {
         let error = Status {

@@ -99,6 +99,7 @@ mod tests {
         .map(|payload| payload.any().type_url.clone())
     }
 
+    // Rules: OP-5
     #[test]
     fn bare_message_name_gets_default_prefix_and_others_are_unchanged() {
         assert_eq!(
@@ -119,6 +120,7 @@ mod tests {
         );
     }
 
+    // Rules: OP-5
     #[test]
     fn empty_or_malformed_type_url_is_rejected() {
         for invalid in [

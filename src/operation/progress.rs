@@ -37,6 +37,7 @@ pub(super) fn check(progress: &Progress) -> Result<(), InvalidProgress> {
 mod tests {
     use super::*;
 
+    // Rules: HEARTBEAT-4
     #[test]
     fn out_of_range_progress_is_rejected() {
         let valid = Progress {

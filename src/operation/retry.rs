@@ -119,6 +119,7 @@ mod tests {
 
     use super::*;
 
+    // Rules: STATE-5
     #[test]
     fn backoff_grows_by_multiplier_up_to_max_backoff() {
         let policy = RetryPolicy {
@@ -130,6 +131,7 @@ mod tests {
         assert_eq!(delays, [1, 2, 4, 5, 5]);
     }
 
+    // Rules: CREATE-10
     #[test]
     fn out_of_range_retry_policy_is_rejected() {
         let valid = RetryPolicy::default();
@@ -165,6 +167,7 @@ mod tests {
     }
 
     proptest! {
+        // Rules: STATE-5
         #[test]
         fn backoff_stays_within_jitter_and_max_backoff(attempts: u32, fraction in 0.0..1.0f64, jitter in 0.0..=1.0f64) {
             let policy = RetryPolicy { jitter, ..RetryPolicy::with_max_attempts(u32::MAX) };

@@ -210,6 +210,7 @@ fn check_against_model(operation: &Operation, model: &Model) -> Result<(), TestC
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
+    // Rules: STATE-1
     #[test]
     fn random_event_sequence_matches_model(options in model_options(), steps in prop::collection::vec(step(), 1..40)) {
         let (mut operation, mut model) = (new_operation(&options), Model::new(options.clone()));

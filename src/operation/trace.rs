@@ -88,6 +88,7 @@ mod tests {
         TraceContext::new(entries.collect())
     }
 
+    // Rules: CREATE-9
     #[test]
     fn trace_context_rejects_invalid_keys_values_and_more_than_8_entries() {
         let valid = [("traceparent", "00-4bf92f-01"), ("tracestate", "a=b, c=d")];

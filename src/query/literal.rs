@@ -345,6 +345,7 @@ pub(crate) fn total_nanoseconds(seconds: i64, nanos: i32) -> i128 {
 mod tests {
     use super::*;
 
+    // Rules: FIL-9
     #[test]
     fn literal_text_is_parsed_as_number_time_or_duration() {
         assert_eq!(parse_integer("18446744073709551615"), Some(u64::MAX.into()));

@@ -114,6 +114,7 @@ mod tests {
 
     use super::*;
 
+    // Rules: LIST-1
     #[test]
     fn page_size_0_is_100_above_1000_is_1000_and_negative_is_rejected() {
         let size = |size| PageSize::parse(size).map(PageSize::get);
@@ -127,6 +128,7 @@ mod tests {
     }
 
     proptest! {
+        // Rules: LIST-3, LIST-5
         #[test]
         fn page_token_is_url_safe_and_decodes_only_for_its_list(before_number: u64, name in ".{0,20}", filter in ".{0,20}") {
             let page_token = PageToken { before_number };
@@ -138,11 +140,13 @@ mod tests {
             prop_assert_eq!(PageToken::decode(&token, &name, &other), Err(InvalidPage::Token));
         }
 
+        // Rules: LIST-7
         #[test]
         fn foreign_or_damaged_page_token_is_rejected(token in ".{1,40}") {
             prop_assert_eq!(PageToken::decode(&token, "operations", ""), Err(InvalidPage::Token));
         }
 
+        // Rules: LIST-7
         #[test]
         fn page_token_with_one_changed_byte_is_rejected(before_number: u64, at in 0usize..22, to in "[A-Za-z0-9_-]") {
             let token = PageToken { before_number }.encode("operations", "");

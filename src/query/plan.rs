@@ -325,6 +325,7 @@ mod tests {
         Plan::from_filter(&filter).to_string()
     }
 
+    // Rules: LIST-17
     #[test]
     fn indexed_filters_plan_index_lookups() {
         for (filter, expected) in [

@@ -85,6 +85,7 @@ mod tests {
 
     use super::*;
 
+    // Rules: LIST-9
     #[test]
     fn every_list_name_form_is_parsed() {
         let parent = |text| Scope::Parent(Parent::parse(text).unwrap());
@@ -112,6 +113,7 @@ mod tests {
         }
     }
 
+    // Rules: LIST-9, LIST-10
     #[test]
     fn scope_matches_whole_segments_and_no_deeper_parents() {
         let contains = |scope: &str, name| Scope::parse(scope).unwrap().contains(name);

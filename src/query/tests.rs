@@ -52,6 +52,7 @@ fn assert_rejected(cases: &[(&str, usize, &str)]) {
     }
 }
 
+// Rules: FIL-1
 #[test]
 fn blank_filter_matches_every_operation() {
     for operation in [running(), failed(), with_unknown_metadata()] {
@@ -59,6 +60,7 @@ fn blank_filter_matches_every_operation() {
     }
 }
 
+// Rules: FIL-12
 #[test]
 fn field_names_accept_snake_case_and_camel_case() {
     assert_all_match(
@@ -73,6 +75,7 @@ fn field_names_accept_snake_case_and_camel_case() {
     );
 }
 
+// Rules: FIL-11
 #[test]
 fn server_metadata_search_includes_nested_any_and_maps() {
     assert_all_match(
@@ -103,6 +106,7 @@ fn server_metadata_search_includes_nested_any_and_maps() {
     assert_none_match(&nested, &["metadata.details.reason = R"]);
 }
 
+// Rules: FIL-5, FIL-16
 #[test]
 fn spanner_restore_filter_is_accepted() {
     let filter = "(metadata.@type=type.googleapis.com/google.spanner.admin.database.v1.RestoreDatabaseMetadata) \
@@ -111,6 +115,7 @@ fn spanner_restore_filter_is_accepted() {
 }
 
 proptest! {
+    // Rules: FIL-2, FIL-8
     #[test]
     fn evaluation_agrees_with_naive_interpreter(
         samples in proptest::collection::vec(any_sample_operation(), 1..8),

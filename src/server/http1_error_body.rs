@@ -231,6 +231,7 @@ mod tests {
 
     const BARE_ERROR: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
 
+    // Rules: HTTP-19
     #[tokio::test]
     async fn first_write_decides_whether_error_bodies_are_rewritten() {
         for (first, is_rewritten) in [
@@ -246,6 +247,7 @@ mod tests {
         }
     }
 
+    // Rules: HTTP-19
     #[test]
     fn only_a_bare_error_at_the_end_is_rewritten() {
         let bare_error = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\

@@ -172,7 +172,10 @@ impl ListSource<'_> {
         let next_page_token = if is_complete {
             String::new()
         } else {
-            PageToken { before_number: builder.before_number }.encode(&request.name, &request.filter)
+            PageToken {
+                before_number: builder.before_number,
+            }
+            .encode(&request.name, &request.filter)
         };
         Ok(Page {
             operations: builder.operations,

@@ -95,6 +95,7 @@ pub(crate) fn parse_timeout(timeout: prost_types::Duration) -> Result<Duration> 
 mod tests {
     use super::*;
 
+    // Rules: WAIT-5
     #[test]
     fn wait_ends_20_to_500_ms_before_client_deadline() {
         let limits = WaitLimits::default();
@@ -112,6 +113,7 @@ mod tests {
         );
     }
 
+    // Rules: WAIT-3, WAIT-6
     #[test]
     fn wait_without_timeout_uses_default_and_never_exceeds_max_timeout() {
         let limits = WaitLimits::default();
@@ -133,6 +135,7 @@ mod tests {
         );
     }
 
+    // Rules: WAIT-7
     #[test]
     fn negative_or_malformed_wait_timeout_is_rejected() {
         let parse = |seconds, nanos| parse_timeout(prost_types::Duration { seconds, nanos });

@@ -166,6 +166,7 @@ mod tests {
     }
 
     proptest! {
+        // Rules: STATE-11
         #[test]
         fn non_retention_deadline_fires_at_most_67_ms_late(millis in 0u64..100_000_000_000) {
             let now = Timestamp::from_nanos(1_790_000_000_123_456_789);
@@ -174,6 +175,7 @@ mod tests {
             prop_assert!(round_up(at, distance, MAX_QUANTUM_LOG2).since(at) < Duration::from_millis(68));
         }
 
+        // Rules: STATE-11
         #[test]
         fn deadline_never_fires_early_and_at_most_one_128th_late(millis in 0u64..100_000_000_000) {
             let now = Timestamp::from_nanos(1_790_000_000_123_456_789);

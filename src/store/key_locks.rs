@@ -75,6 +75,7 @@ mod tests {
 
     use super::*;
 
+    // Rules: DUR-4
     #[tokio::test]
     async fn key_lock_is_acquired_in_fifo_order() {
         let locks = KeyLocks::default();

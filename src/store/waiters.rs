@@ -247,6 +247,7 @@ mod tests {
         Arc::new(Waiters::new(limit, Gauge::default()))
     }
 
+    // Rules: WAIT-11
     #[tokio::test]
     async fn notification_before_wait_is_not_lost() {
         let waiters = waiters(1);
@@ -255,6 +256,7 @@ mod tests {
         waiter.notified().await;
     }
 
+    // Rules: WAIT-2
     #[tokio::test]
     async fn waiter_for_done_is_not_woken_by_other_changes() {
         let waiters = waiters(2);
@@ -267,6 +269,7 @@ mod tests {
         done.notified().await;
     }
 
+    // Rules: WAIT-9
     #[tokio::test]
     async fn ten_thousand_abandoned_waits_leave_no_waiter_registered() {
         let waiters = waiters(20_000);
@@ -278,6 +281,7 @@ mod tests {
         assert!(waiters.by_operation.is_empty());
     }
 
+    // Rules: WAIT-4
     #[test]
     fn register_over_limit_fails_until_waiter_is_dropped() {
         let waiters = waiters(1);
@@ -287,6 +291,7 @@ mod tests {
         assert!(waiters.register(2, WaitFor::Done).is_some());
     }
 
+    // Rules: WAIT-11
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn no_wakeup_is_lost_in_100_000_races_of_register_and_publish() {
         let waiters = waiters(10);

@@ -17,6 +17,7 @@ fn any_json(any: &Any) -> String {
     TypeRegistry::built_in().any_to_json(any).to_string()
 }
 
+// Rules: JSON-4
 #[test]
 fn known_any_fields_are_written_beside_type_url() {
     let metadata = OperationMetadata {
@@ -36,6 +37,7 @@ fn known_any_fields_are_written_beside_type_url() {
     );
 }
 
+// Rules: JSON-4
 #[test]
 fn well_known_type_with_special_json_is_nested_under_value() {
     let duration = Payload::pack(&prost_types::Duration {
@@ -77,6 +79,7 @@ fn plain_json_of_value_types_round_trips() {
     );
 }
 
+// Rules: JSON-8
 #[test]
 fn invalid_message_json_is_rejected_with_reason() {
     let types = TypeRegistry::built_in();
@@ -94,6 +97,7 @@ fn invalid_message_json_is_rejected_with_reason() {
     }
 }
 
+// Rules: COMMAND-2
 #[test]
 fn program_output_becomes_struct_if_json_object_else_string() {
     let types = TypeRegistry::built_in();
@@ -123,6 +127,7 @@ fn program_output_becomes_struct_if_json_object_else_string() {
     }
 }
 
+// Rules: JSON-5
 #[test]
 fn unknown_type_or_damaged_bytes_become_base64() {
     let unknown = Any {

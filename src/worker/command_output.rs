@@ -198,6 +198,7 @@ mod tests {
         }
     }
 
+    // Rules: COMMAND-2
     #[test]
     fn progress_line_accepts_fraction_percentage_and_done_units() {
         let fraction_progress = |fraction, message: &str| {
@@ -242,6 +243,7 @@ mod tests {
         );
     }
 
+    // Rules: COMMAND-2
     #[test]
     fn malformed_output_directive_is_plain_output() {
         for line in [
@@ -263,6 +265,7 @@ mod tests {
         assert_eq!(OutputDirective::parse(b"::progress 0.5 \xff"), None);
     }
 
+    // Rules: COMMAND-3
     #[tokio::test]
     async fn stderr_tail_keeps_last_20_lines_within_4_kib() {
         let mut tail = StderrTail::default();

@@ -53,7 +53,8 @@ const CLIENT_ROLES: [ClientRole; 11] = [
 /// The number of the client that checks the state after a start.
 const CHECKER_NUMBER: usize = CLIENT_ROLES.len();
 
-// BEHAVIOUR §5: acknowledged means durable.
+// Acknowledged means durable.
+// Rules: DUR-1, DUR-2
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn randomly_killed_server_loses_no_acknowledged_or_observed_change() {
     let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);

@@ -70,11 +70,13 @@ fn seeds() -> Vec<u64> {
     }
 }
 
+// Rules: CLU-2, CLU-4
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn histories_with_local_reads_are_linearizable_except_stale_reads() {
     run_all_seeds(ReadMode::Local).await;
 }
 
+// Rules: CLU-2, CLU-4
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn histories_with_linearizable_reads_are_linearizable() {
     run_all_seeds(ReadMode::Linearizable).await;

@@ -49,7 +49,7 @@ struct ModelTest {
 }
 
 proptest! {
-    // BEHAVIOUR §§3–5
+    // Rules: STATE-1
     #[test]
     fn service_matches_reference_model(steps in steps::steps()) {
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -13,7 +13,7 @@ fn route(method: &str, path: &str) -> (Action, String) {
     try_route(method, path).unwrap_or_else(|error| panic!("{method} {path}: {error:?}"))
 }
 
-// HTTP-1, HTTP-2, HTTP-3
+// Rules: HTTP-1, HTTP-2, HTTP-3
 #[test]
 fn every_http_binding_routes_to_its_method() {
     for (method, path, action, name) in [
@@ -129,7 +129,7 @@ fn every_http_binding_routes_to_its_method() {
     }
 }
 
-// HTTP-4
+// Rules: HTTP-4
 #[test]
 fn verb_is_split_before_decoding_and_colon_may_be_raw_or_escaped() {
     for (method, path, action, name) in [
@@ -174,7 +174,7 @@ fn verb_is_split_before_decoding_and_colon_may_be_raw_or_escaped() {
     }
 }
 
-// HTTP-5
+// Rules: HTTP-5
 #[test]
 fn name_is_percent_decoded_except_for_escaped_slashes() {
     for (path, name) in [
@@ -203,7 +203,7 @@ fn name_is_percent_decoded_except_for_escaped_slashes() {
     }
 }
 
-// HTTP-17
+// Rules: HTTP-17
 #[test]
 fn single_segment_with_escaped_slashes_is_the_full_name() {
     for (path, name) in [
@@ -219,7 +219,7 @@ fn single_segment_with_escaped_slashes_is_the_full_name() {
     }
 }
 
-// HTTP-14
+// Rules: HTTP-14
 #[test]
 fn wrong_method_lists_allowed_ones_and_unknown_path_is_not_found() {
     for (method, path, allowed) in [
@@ -288,7 +288,7 @@ fn percent_encode(text: &str, escape_mask: &[bool]) -> String {
 }
 
 proptest! {
-    // NAME-1
+    // Rules: NAME-1
     #[test]
     fn name_round_trips_through_any_percent_encoding(
         parent in "([a-z]{1,9}/[a-zA-Z0-9._~]{1,9}/){0,3}",

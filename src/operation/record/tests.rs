@@ -132,6 +132,7 @@ fn apply_events(spec: OperationSpec, events: &[u8]) -> Operation {
 }
 
 proptest! {
+    // Rules: DUR-5
     #[test]
     fn encoded_record_decodes_to_same_operation(spec in operation_specs(), events in event_codes(), has_separate_input: bool) {
         let operation = apply_events(spec, &events);
@@ -147,6 +148,7 @@ proptest! {
         prop_assert_eq!(decoded.bytes(), operation.bytes());
     }
 
+    // Rules: SQLITE-4
     #[test]
     fn corrupted_record_is_rejected_without_panic(spec in operation_specs(), at: prop::sample::Index, bit in 0..8u8, number_offset in 1..9u64) {
         let operation = apply_events(spec, &[]);

@@ -1,5 +1,5 @@
 //! A model of an operation with whole seconds and four phases, written from
-//! BEHAVIOUR §4 and not from the transition table.
+//! docs/specification.md and not from the transition table.
 
 pub(super) const LEASE_DURATION_SECS: u64 = 30;
 pub(super) const RETENTION_SECS: u64 = 100;

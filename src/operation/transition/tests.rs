@@ -1,4 +1,4 @@
-//! BEHAVIOUR §4 as a table: every phase, before and after each of its deadlines,
+//! STATE-1 as a table: every phase, before and after each of its deadlines,
 //! with every event.
 
 use std::time::Duration;
@@ -290,6 +290,7 @@ fn table() -> Vec<(&'static str, Fixture, [&'static str; 9])> {
     ]
 }
 
+// Rules: STATE-1
 #[test]
 fn transition_table_matches_specification() {
     for (situation, fixture, expected) in table() {
@@ -300,6 +301,7 @@ fn transition_table_matches_specification() {
     }
 }
 
+// Rules: STATE-2
 #[test]
 fn stale_or_foreign_token_is_rejected_in_every_leased_phase() {
     for (situation, fixture, expected) in table() {
@@ -319,6 +321,7 @@ fn stale_or_foreign_token_is_rejected_in_every_leased_phase() {
     }
 }
 
+// Rules: LEASE-6
 #[test]
 fn lost_lease_error_names_its_reason() {
     for (fixture, token, expected) in [
@@ -339,6 +342,7 @@ fn lost_lease_error_names_its_reason() {
     }
 }
 
+// Rules: LEASE-3
 #[test]
 fn lease_expires_exactly_at_expires_at() {
     let next_nanosecond = Timestamp::from_nanos(NOW.nanos() + 1);
@@ -356,6 +360,7 @@ fn lease_expires_exactly_at_expires_at() {
     );
 }
 
+// Rules: OP-10
 #[test]
 fn retention_counts_from_completion_and_not_from_creation() {
     let fixture =
@@ -364,6 +369,7 @@ fn retention_counts_from_completion_and_not_from_creation() {
     assert_eq!(fixture.transition_text(&Event::TimerFired), UNCHANGED);
 }
 
+// Rules: STATE-6
 #[test]
 fn retry_after_extends_but_never_shortens_backoff() {
     let fail_with_retry_after = |retry_after| {
@@ -379,6 +385,7 @@ fn retry_after_extends_but_never_shortens_backoff() {
     assert_eq!(fail_with_retry_after(Some(SECOND)), "pending+5");
 }
 
+// Rules: CAN-6, STATE-9
 #[test]
 fn lease_gets_attempt_deadline_and_cancellation_gets_cancel_deadline() {
     let set_timeouts = |options: &mut ExecutionOptions| {

@@ -29,6 +29,7 @@ fn assert_rejected(cases: &[(&str, usize, &str)]) {
     }
 }
 
+// Rules: FIL-1
 #[test]
 fn blank_filter_is_empty_conjunction() {
     for blank in ["", " \n", "\t"] {
@@ -36,6 +37,7 @@ fn blank_filter_is_empty_conjunction() {
     }
 }
 
+// Rules: FIL-2
 #[test]
 fn or_binds_tighter_than_and_and_sequence_is_conjunction() {
     assert_parses_as(&[
@@ -56,6 +58,7 @@ fn or_binds_tighter_than_and_and_sequence_is_conjunction() {
     assert_ne!(parse("a AND b OR c"), parse("(a AND b) OR c"));
 }
 
+// Rules: FIL-3
 #[test]
 fn not_and_minus_negate_once_and_keywords_are_upper_case() {
     assert_parses_as(&[
@@ -85,6 +88,7 @@ fn not_and_minus_negate_once_and_keywords_are_upper_case() {
     ]);
 }
 
+// Rules: FIL-6
 #[test]
 fn indexing_is_rejected() {
     assert_rejected(&[
@@ -94,6 +98,7 @@ fn indexing_is_rejected() {
     assert_eq!(parse_and_print("\"e[0]\".foo = 1"), "\"e[0]\".foo = 1");
 }
 
+// Rules: FIL-10
 #[test]
 fn star_is_wildcard_at_either_end_and_literal_if_escaped() {
     let parse_value = |filter: &str| match parse(filter).unwrap() {
@@ -114,6 +119,7 @@ fn star_is_wildcard_at_either_end_and_literal_if_escaped() {
     assert_parses_as(&[(r#"a = "\*b*""#, r#"a = "\*b*""#), ("*x", "*x")]);
 }
 
+// Rules: FIL-13
 #[test]
 fn function_call_is_rejected() {
     assert_rejected(&[
@@ -124,6 +130,7 @@ fn function_call_is_rejected() {
     assert_eq!(parse_and_print("a (b)"), "a AND b");
 }
 
+// Rules: FIL-14
 #[test]
 fn filter_length_depth_terms_and_paths_are_limited() {
     let nested = |depth| format!("{}a{}", "(".repeat(depth), ")".repeat(depth));
@@ -156,6 +163,7 @@ fn filter_length_depth_terms_and_paths_are_limited() {
     assert!(parse(&"NOT ".repeat(2000)).is_err());
 }
 
+// Rules: FIL-15
 #[test]
 fn bare_true_false_and_null_are_words() {
     for word in ["true", "false", "null"] {
@@ -163,6 +171,7 @@ fn bare_true_false_and_null_are_words() {
     }
 }
 
+// Rules: FIL-16
 #[test]
 fn whitespace_is_allowed_around_comparators_and_in_parentheses() {
     for text in [
@@ -180,6 +189,7 @@ fn whitespace_is_allowed_around_comparators_and_in_parentheses() {
     ]);
 }
 
+// Rules: FIL-16
 #[test]
 fn words_may_contain_at_signs_slashes_and_dashes() {
     assert_parses_as(&[
@@ -189,6 +199,7 @@ fn words_may_contain_at_signs_slashes_and_dashes() {
     ]);
 }
 
+// Rules: FIL-16
 #[test]
 fn leading_minus_is_part_of_number_or_value() {
     assert_parses_as(&[
@@ -208,6 +219,7 @@ fn leading_minus_is_part_of_number_or_value() {
     )]);
 }
 
+// Rules: FIL-16
 #[test]
 fn unquoted_value_includes_dots_and_colons() {
     assert_parses_as(&[
@@ -227,6 +239,7 @@ fn unquoted_value_includes_dots_and_colons() {
     ]);
 }
 
+// Rules: FIL-16
 #[test]
 fn strings_accept_either_quote_and_backslash_escapes() {
     assert_parses_as(&[
@@ -255,6 +268,7 @@ fn strings_accept_either_quote_and_backslash_escapes() {
     ]);
 }
 
+// Rules: FIL-16
 #[test]
 fn parenthesized_values_are_compared_one_by_one() {
     assert_parses_as(&[
@@ -277,6 +291,7 @@ fn parenthesized_values_are_compared_one_by_one() {
     ]);
 }
 
+// Rules: FIL-17
 #[test]
 fn syntax_error_reports_column_in_characters() {
     assert_rejected(&[
@@ -373,11 +388,13 @@ proptest! {
         }
     }
 
+    // Rules: FIL-14
     #[test]
     fn filter_parser_never_panics(text in "\\PC{0,200}") {
         let _ = parse(&text);
     }
 
+    // Rules: FIL-17
     #[test]
     fn filter_error_column_is_within_text(
         tokens in proptest::collection::vec(proptest::sample::select(vec![

@@ -2,6 +2,7 @@
 
 use super::*;
 
+// Rules: FIL-4
 #[test]
 fn values_compare_by_type_and_bools_and_states_have_no_order() {
     assert_all_match(
@@ -43,6 +44,7 @@ fn values_compare_by_type_and_bools_and_states_have_no_order() {
     ]);
 }
 
+// Rules: FIL-5
 #[test]
 fn has_operator_tests_presence_keys_elements_and_text() {
     assert_all_match(
@@ -115,6 +117,7 @@ fn has_operator_tests_presence_keys_elements_and_text() {
     );
 }
 
+// Rules: FIL-6
 #[test]
 fn repeated_field_accepts_only_has_operator() {
     assert_rejected(&[
@@ -135,6 +138,7 @@ fn repeated_field_accepts_only_has_operator() {
     ]);
 }
 
+// Rules: FIL-9
 #[test]
 fn literal_must_match_field_type() {
     assert_rejected(&[
@@ -220,6 +224,7 @@ fn literal_must_match_field_type() {
     );
 }
 
+// Rules: FIL-10
 #[test]
 fn text_pattern_has_wildcards_at_its_ends() {
     assert_all_match(
@@ -243,6 +248,7 @@ fn text_pattern_has_wildcards_at_its_ends() {
     assert_none_match(&running(), &[r#"name = "projects\*""#]);
 }
 
+// Rules: FIL-11
 #[test]
 fn bare_word_search_over_operation_texts_is_case_sensitive() {
     assert_all_match(
@@ -265,6 +271,7 @@ fn bare_word_search_over_operation_texts_is_case_sensitive() {
     assert_all_match(&with_unknown_metadata(), &["export-7", "NOT acme"]);
 }
 
+// Rules: FIL-15
 #[test]
 fn true_and_false_are_bools_only_for_bool_fields() {
     assert_none_match(&failed(), &["true", "false", "null", "labels.env = true"]);

@@ -6,6 +6,7 @@ use crate::{
     proto::google::rpc::Code,
 };
 
+// Rules: FIL-7
 #[test]
 fn unknown_field_is_rejected_but_evaluates_to_unknown_inside_any() {
     assert_rejected(&[
@@ -56,6 +57,7 @@ fn unknown_field_is_rejected_but_evaluates_to_unknown_inside_any() {
     );
 }
 
+// Rules: FIL-8
 #[test]
 fn missing_or_unregistered_value_is_neither_true_nor_false() {
     assert_all_unknown(
@@ -99,6 +101,7 @@ fn missing_or_unregistered_value_is_neither_true_nor_false() {
     );
 }
 
+// Rules: FIL-8
 #[test]
 fn repeated_field_is_unknown_only_for_unregistered_elements() {
     let undecodable = prost_types::Any {

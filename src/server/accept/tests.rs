@@ -144,6 +144,7 @@ impl Client {
     }
 }
 
+// Rules: HTTP-18
 #[tokio::test]
 async fn requests_are_answered_over_http2() {
     let server = TestServer::on_loopback();
@@ -155,6 +156,7 @@ async fn requests_are_answered_over_http2() {
     server.shut_down().await;
 }
 
+// Rules: HTTP-18
 #[tokio::test]
 async fn requests_are_answered_over_http1() {
     let server = TestServer::on_loopback();
@@ -172,6 +174,7 @@ async fn requests_are_answered_over_http1() {
     server.shut_down().await;
 }
 
+// Rules: CONN-7
 #[tokio::test]
 async fn requests_are_answered_over_a_unix_socket() {
     let folder = tempdir().unwrap();
@@ -187,6 +190,7 @@ async fn requests_are_answered_over_a_unix_socket() {
     assert!(!path.exists());
 }
 
+// Rules: CONN-2
 #[tokio::test]
 async fn server_survives_1000_clients_that_send_garbage() {
     let server = TestServer::on_loopback();
@@ -207,6 +211,7 @@ async fn server_survives_1000_clients_that_send_garbage() {
     server.shut_down().await;
 }
 
+// Rules: CONN-3
 #[tokio::test]
 async fn panicking_call_resets_only_its_own_stream() {
     let mut server = TestServer::on_loopback();
@@ -223,6 +228,7 @@ async fn panicking_call_resets_only_its_own_stream() {
     server.shut_down().await;
 }
 
+// Rules: CONN-3
 #[tokio::test]
 async fn call_cancelled_by_its_client_is_dropped() {
     let mut server = TestServer::on_loopback();
@@ -239,6 +245,7 @@ async fn call_cancelled_by_its_client_is_dropped() {
     server.shut_down().await;
 }
 
+// Rules: SHUTDOWN-1
 #[tokio::test]
 async fn drain_answers_in_flight_calls_and_rejects_new_connections() {
     let mut server = TestServer::on_loopback();
@@ -273,6 +280,7 @@ async fn dropping_serve_drops_every_connection_and_call() {
     assert_eq!(format!("{:?}", server.runtime_pool), "[0, 0]");
 }
 
+// Rules: CONN-4
 #[tokio::test]
 async fn connection_above_the_limit_is_closed_and_others_stay_open() {
     let options = ConnectionOptions {
@@ -306,6 +314,7 @@ impl TestServer {
     }
 }
 
+// Rules: CONN-4
 #[test]
 fn accept_backs_off_on_lasting_errors_but_not_connection_errors() {
     let aborted = io::ErrorKind::ConnectionAborted.into();

@@ -64,6 +64,7 @@ async fn connection_result(serving: JoinHandle<Result<(), BoxError>>) -> String 
         .map_or_else(|error| error.to_string(), |()| "ok".to_owned())
 }
 
+// Rules: CONN-1
 #[tokio::test(start_paused = true)]
 async fn silent_connection_is_closed_after_10_seconds() {
     let start = Instant::now();
@@ -75,6 +76,7 @@ async fn silent_connection_is_closed_after_10_seconds() {
     assert_eq!(start.elapsed().as_secs(), 10);
 }
 
+// Rules: CONN-1
 #[tokio::test(start_paused = true)]
 async fn incomplete_connection_preface_times_out() {
     for partial_request in [
@@ -92,6 +94,7 @@ async fn incomplete_connection_preface_times_out() {
     }
 }
 
+// Rules: CONN-1
 #[tokio::test(start_paused = true)]
 async fn http2_connection_without_ping_ack_is_closed_after_40_seconds() {
     let start = Instant::now();
@@ -103,6 +106,7 @@ async fn http2_connection_without_ping_ack_is_closed_after_40_seconds() {
     assert_eq!(start.elapsed().as_secs(), 40);
 }
 
+// Rules: CONN-1
 #[tokio::test(start_paused = true)]
 async fn connection_that_stops_reading_is_closed_after_40_seconds() {
     let start = Instant::now();
@@ -117,6 +121,7 @@ async fn connection_that_stops_reading_is_closed_after_40_seconds() {
     assert_eq!(start.elapsed().as_secs(), 40);
 }
 
+// Rules: CONN-1
 #[tokio::test(start_paused = true)]
 async fn slow_reader_receives_the_complete_response() {
     let (mut peer, serving, _) = connect(FixedSizeBody(10_000));
@@ -131,6 +136,7 @@ async fn slow_reader_receives_the_complete_response() {
     assert_eq!(connection_result(serving).await, "ok");
 }
 
+// Rules: CONN-1
 #[tokio::test(start_paused = true)]
 async fn idle_http1_connection_is_closed_after_75_seconds() {
     let start = Instant::now();
@@ -144,6 +150,7 @@ async fn idle_http1_connection_is_closed_after_75_seconds() {
     assert_eq!(start.elapsed().as_secs(), 75);
 }
 
+// Rules: SHUTDOWN-1
 #[tokio::test(start_paused = true)]
 async fn connection_in_handshake_closes_immediately_on_shutdown() {
     let start = Instant::now();
@@ -154,6 +161,7 @@ async fn connection_in_handshake_closes_immediately_on_shutdown() {
     assert_eq!(start.elapsed().as_secs(), 0);
 }
 
+// Rules: CONN-2
 #[tokio::test(start_paused = true)]
 async fn garbage_closes_the_connection_immediately() {
     for garbage in [
@@ -171,6 +179,7 @@ async fn garbage_closes_the_connection_immediately() {
     }
 }
 
+// Rules: CONN-2
 #[tokio::test(start_paused = true)]
 async fn garbage_gets_a_400_response_and_the_connection_closes_after_1_s() {
     let start = Instant::now();

@@ -45,6 +45,7 @@ async fn pending_future_is_spawned_and_woken() {
     wait_until_finished(&tasks).await;
 }
 
+// Rules: CONN-3
 #[tokio::test]
 async fn panic_during_the_inline_poll_ends_only_that_future() {
     let (executor, tasks) = executor();
@@ -57,6 +58,7 @@ async fn panic_during_the_inline_poll_ends_only_that_future() {
     assert!(tasks.is_empty());
 }
 
+// Rules: CONN-3
 #[tokio::test]
 async fn panic_in_a_spawned_task_ends_only_that_task() {
     let (executor, tasks) = executor();

@@ -8,6 +8,7 @@ fn address(text: &str) -> ListenAddress {
     text.parse().unwrap()
 }
 
+// Rules: CONN-7
 #[test]
 fn listen_addresses_round_trip_through_text() {
     for text in [
@@ -25,6 +26,7 @@ fn listen_addresses_round_trip_through_text() {
     );
 }
 
+// Rules: CONN-7
 #[test]
 fn invalid_listen_address_error_says_what_to_write() {
     for (text, problem) in [
@@ -53,6 +55,7 @@ fn invalid_listen_address_error_says_what_to_write() {
     }
 }
 
+// Rules: CONN-7
 #[tokio::test]
 async fn port_0_is_reported_as_the_bound_port() {
     let listener = Listener::bind(&address("127.0.0.1:0"), None).unwrap();
@@ -63,6 +66,7 @@ async fn port_0_is_reported_as_the_bound_port() {
     );
 }
 
+// Rules: CONN-7
 #[tokio::test]
 async fn port_in_use_error_names_the_address_and_cause() {
     let listener = Listener::bind(&address("127.0.0.1:0"), None).unwrap();
@@ -79,6 +83,7 @@ async fn port_in_use_error_names_the_address_and_cause() {
     );
 }
 
+// Rules: CONN-7
 #[tokio::test]
 async fn dropping_a_listener_removes_its_unix_socket() {
     let folder = tempdir().unwrap();
@@ -89,6 +94,7 @@ async fn dropping_a_listener_removes_its_unix_socket() {
     assert!(!path.exists());
 }
 
+// Rules: CONN-7
 #[tokio::test]
 async fn dropping_a_listener_keeps_a_successors_unix_socket() {
     let folder = tempdir().unwrap();
@@ -102,6 +108,7 @@ async fn dropping_a_listener_keeps_a_successors_unix_socket() {
     assert!(!path.exists());
 }
 
+// Rules: CONN-7
 #[tokio::test]
 async fn stale_unix_socket_is_replaced() {
     let folder = tempdir().unwrap();
@@ -111,6 +118,7 @@ async fn stale_unix_socket_is_replaced() {
     Listener::bind(&ListenAddress::Unix(path), None).unwrap();
 }
 
+// Rules: CONN-7
 #[tokio::test]
 async fn unix_socket_in_use_is_not_replaced() {
     let folder = tempdir().unwrap();
@@ -121,6 +129,7 @@ async fn unix_socket_in_use_is_not_replaced() {
     listener.accept().await.unwrap();
 }
 
+// Rules: CONN-7
 #[tokio::test]
 async fn file_that_is_not_a_socket_is_not_removed() {
     let folder = tempdir().unwrap();

@@ -11,6 +11,7 @@ fn open_connections(pool: &RuntimePool) -> Vec<usize> {
         .collect()
 }
 
+// Rules: CONN-5
 #[test]
 fn connection_is_assigned_to_the_least_loaded_runtime() {
     let pool = RuntimePool::start(3).unwrap();
@@ -24,6 +25,7 @@ fn connection_is_assigned_to_the_least_loaded_runtime() {
     assert_eq!(open_connections(&pool), [3, 1, 2]);
 }
 
+// Rules: CONN-5
 #[test]
 fn thread_count_0_starts_one_runtime_per_processor() {
     let processors = std::thread::available_parallelism().unwrap().get();

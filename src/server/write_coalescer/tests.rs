@@ -116,6 +116,7 @@ fn chunks(sizes: &[usize]) -> Vec<Vec<u8>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
+    // Rules: CONN-6
     #[test]
     fn every_coalesced_byte_arrives_once_and_in_order(
         sizes in prop::collection::vec(prop_oneof![0_usize..2_000, 16_000_usize..300_000], 0..12),
@@ -184,6 +185,7 @@ async fn full_buffer_blocks_the_writer_until_the_peer_reads() {
     assert_eq!(length.unwrap(), 1024 * 1024);
 }
 
+// Rules: CONN-6
 #[tokio::test]
 async fn pending_bytes_are_sent_after_the_connection_future_ends() {
     let (local, mut peer) = duplex(16);
@@ -213,6 +215,7 @@ async fn failed_send_ends_an_idle_connection() {
     );
 }
 
+// Rules: CONN-6
 #[tokio::test]
 async fn failed_send_fails_later_writes_flushes_and_shutdowns() {
     let (mut captured_socket, socket) = (None, ScriptedSocket::new(&[Step::Fail]));
@@ -254,6 +257,7 @@ async fn connection_error_takes_precedence_over_socket_error() {
     assert_eq!(connection.await.unwrap_err().to_string(), "protocol error");
 }
 
+// Rules: CONN-6
 #[tokio::test]
 async fn half_closed_peer_still_receives_the_response() {
     let (local, mut peer) = duplex(64);

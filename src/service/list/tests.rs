@@ -111,6 +111,7 @@ async fn list_all_names(view: &View, name: &str, filter: &str, page_size: i32) -
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
+    // Rules: LIST-17
     #[test]
     fn planned_list_equals_full_scan(
         samples in proptest::collection::vec(any_sample_operation(), 0..200),
@@ -141,6 +142,7 @@ fn full_scan(view: &View, scope: &str, filter: &CompiledFilter) -> Vec<String> {
         .collect()
 }
 
+// Rules: LIST-16
 #[tokio::test]
 async fn long_search_returns_short_page_with_next_page_token() {
     let view = View::new(Clock::system(), &Metrics::default(), 10, None);
@@ -160,6 +162,7 @@ async fn long_search_returns_short_page_with_next_page_token() {
     assert_eq!(names, ["operations/a1"]);
 }
 
+// Rules: LIST-16
 #[tokio::test]
 async fn list_yields_after_each_expensive_operation() {
     // The filter runs on another thread for the larger ones, inline for the others.
@@ -186,6 +189,7 @@ async fn list_yields_after_each_expensive_operation() {
     }
 }
 
+// Rules: LIST-16
 #[tokio::test(start_paused = true)]
 async fn page_ends_within_time_budget_despite_expensive_operations() {
     let view = view_with_large_metadata(4, 6000);

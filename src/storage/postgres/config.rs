@@ -95,6 +95,7 @@ fn host_and_database(url: &str) -> Option<&str> {
 mod tests {
     use super::*;
 
+    // Rules: TLS-4
     #[test]
     fn display_shows_host_and_database_but_no_password() {
         let cases = [

@@ -90,6 +90,7 @@ mod tests {
         text.parse().unwrap()
     }
 
+    // Rules: TLS-5
     #[test]
     fn each_host_keeps_its_port_address_and_common_options() {
         let common = "user=u password=p dbname=d options=-cx=y application_name=a \
@@ -116,6 +117,7 @@ mod tests {
         );
     }
 
+    // Rules: TLS-5
     #[test]
     fn mismatched_host_lists_are_passed_through_unchanged() {
         for text in [

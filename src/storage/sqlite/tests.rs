@@ -123,6 +123,7 @@ fn simulate_crash(database: &TempDatabase, storage: SqliteStorage) -> TempDataba
     crashed
 }
 
+// Rules: DUR-5
 #[tokio::test]
 async fn puts_and_deletes_survive_restart() {
     let database = TempDatabase::new();
@@ -146,6 +147,7 @@ async fn puts_and_deletes_survive_restart() {
     assert_eq!(loaded_numbers(&storage).await.unwrap(), expected);
 }
 
+// Rules: SQLITE-4
 #[tokio::test]
 async fn damaged_record_fails_load_and_recover_skips_it() {
     let database = TempDatabase::new();
@@ -182,6 +184,7 @@ async fn load_of_damaged_record_ends_with_one_decode_thread() {
     assert!(error.contains("number 7"), "{error}");
 }
 
+// Rules: SQLITE-4
 #[tokio::test]
 async fn recover_loses_only_operations_of_a_damaged_page() {
     let database = TempDatabase::new();
@@ -207,6 +210,7 @@ async fn recover_loses_only_operations_of_a_damaged_page() {
     assert_eq!(loaded_numbers(&storage).await.unwrap().len() as u64, count);
 }
 
+// Rules: SQLITE-5
 #[tokio::test]
 async fn backup_during_writes_is_a_consistent_snapshot() {
     let database = TempDatabase::new();
@@ -230,6 +234,7 @@ async fn backup_during_writes_is_a_consistent_snapshot() {
     assert_eq!(loaded_numbers(&storage).await.unwrap().len(), 2999);
 }
 
+// Rules: SQLITE-5
 #[test]
 fn copy_with_open_reader_fails_and_leaves_no_files() {
     let database = TempDatabase::new();
@@ -254,6 +259,7 @@ fn copy_with_open_reader_fails_and_leaves_no_files() {
     assert!(!partial.exists());
 }
 
+// Rules: SQLITE-5
 #[test]
 fn backup_beside_foreign_wal_is_rejected() {
     let (from, database) = (TempDatabase::new(), TempDatabase::new());
@@ -263,6 +269,7 @@ fn backup_beside_foreign_wal_is_rejected() {
     assert!(error.to_string().contains("-wal already exists"), "{error}");
 }
 
+// Rules: SHUTDOWN-5
 #[tokio::test]
 async fn writes_after_runtime_shutdown_fail_without_blocking() {
     let database = TempDatabase::new();

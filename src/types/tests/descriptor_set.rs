@@ -19,6 +19,7 @@ fn rejection(types: &TypeRegistry, sets: Vec<DescriptorSet>) -> String {
         .to_string()
 }
 
+// Rules: TYPES-1
 #[test]
 fn loading_descriptor_set_adds_and_counts_its_types() {
     let types = TypeRegistry::built_in();
@@ -42,6 +43,7 @@ fn registry_clones_share_added_types() {
     assert!(TypeRegistry::built_in().descriptor("shop.Item").is_none());
 }
 
+// Rules: TYPES-1
 #[test]
 fn duplicate_file_with_other_comments_is_accepted() {
     let types = TypeRegistry::built_in();
@@ -60,6 +62,7 @@ fn duplicate_file_with_other_comments_is_accepted() {
     );
 }
 
+// Rules: TYPES-1
 #[test]
 fn built_in_files_override_other_versions() {
     let types = TypeRegistry::built_in();
@@ -75,6 +78,7 @@ fn built_in_files_override_other_versions() {
 }
 
 // Google's Python package has operations.proto as operations_proto.proto.
+// Rules: TYPES-1
 #[test]
 fn built_in_file_under_other_path_resolves_to_built_in() {
     let types = TypeRegistry::built_in();
@@ -95,6 +99,7 @@ fn built_in_file_under_other_path_resolves_to_built_in() {
     assert!(status.get_field_by_name("details").is_some());
 }
 
+// Rules: TYPES-1
 #[test]
 fn descriptor_set_may_import_file_of_other_set() {
     let user =
@@ -122,6 +127,7 @@ fn descriptor_set_may_import_file_of_other_set() {
     );
 }
 
+// Rules: TYPES-2
 #[test]
 fn conflicting_sets_are_rejected_and_previous_sets_stay() {
     let types = TypeRegistry::built_in();
@@ -154,6 +160,7 @@ fn conflicting_sets_are_rejected_and_previous_sets_stay() {
     assert!(types.descriptor("shop.Item").is_some());
 }
 
+// Rules: TYPES-4
 #[test]
 fn conflicting_reflection_types_are_dropped_for_files() {
     let sale = |item: &str| {
@@ -205,6 +212,7 @@ fn conflicting_reflection_types_are_dropped_for_files() {
     assert!(types.descriptor("shop.Sale").is_some());
 }
 
+// Rules: TYPES-2
 #[test]
 fn invalid_descriptor_set_is_rejected_with_compile_hint() {
     let missing = DescriptorSet::read("/nowhere/x.binpb".as_ref()).unwrap_err();
@@ -233,6 +241,7 @@ fn invalid_descriptor_set_is_rejected_with_compile_hint() {
     }
 }
 
+// Rules: TYPES-1
 #[test]
 fn edition_file_is_read_as_proto2() {
     let mut file = prost_types::FileDescriptorProto::default();

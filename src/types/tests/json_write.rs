@@ -24,6 +24,7 @@ fn json_round_trip(json: &str) -> Value {
     written
 }
 
+// Rules: JSON-1, JSON-2, JSON-4, JSON-5, JSON-6, JSON-7
 #[test]
 fn any_accepted_json_form_is_written_in_canonical_form() {
     for (given, written) in [
@@ -199,7 +200,7 @@ fn any_accepted_json_form_is_written_in_canonical_form() {
     }
 }
 
-// JSON-6, JSON-8.
+// Rules: JSON-6, JSON-8
 #[test]
 fn json_outside_message_schema_is_rejected() {
     let types = test_registry();
@@ -236,7 +237,8 @@ fn json_outside_message_schema_is_rejected() {
     }
 }
 
-// JSON-5, JSON-6: the output is accepted by other parsers.
+// The output is accepted by other parsers.
+// Rules: JSON-5, JSON-6
 #[test]
 fn value_without_protojson_becomes_base64() {
     use prost_types::{Duration, FieldMask, Struct, Timestamp, Value, value::Kind};
@@ -287,6 +289,7 @@ fn value_without_protojson_becomes_base64() {
     }
 }
 
+// Rules: JSON-5
 #[test]
 fn base64_fallback_affects_only_innermost_any() {
     let types = test_registry();
@@ -306,6 +309,7 @@ fn base64_fallback_affects_only_innermost_any() {
     assert_eq!(written["any"]["@type"], json!(out_of_range.type_url));
 }
 
+// Rules: JSON-9
 #[test]
 fn deeply_nested_any_does_not_overflow_stack() {
     let mut any = pack_well_known("StringValue", &String::from("x"));
@@ -319,6 +323,7 @@ fn deeply_nested_any_does_not_overflow_stack() {
     assert!(serde_json::from_str::<Value>(&text).is_ok());
 }
 
+// Rules: JSON-9
 #[test]
 fn json_depth_stays_within_parser_limits() {
     let types = test_registry();
@@ -346,6 +351,7 @@ fn json_depth_stays_within_parser_limits() {
     assert!(serde_json::from_str::<Value>(&text).is_ok(), "{text}");
 }
 
+// Rules: HTTP-7, JSON-2
 #[test]
 fn status_json_omits_empty_fields_and_supports_numeric_enums() {
     let types = test_registry();
@@ -369,6 +375,7 @@ fn status_json_omits_empty_fields_and_supports_numeric_enums() {
     assert_eq!(full.to_string(), expected);
 }
 
+// Rules: JSON-3
 #[test]
 fn unknown_fields_are_omitted_from_json() {
     let types = test_registry();

@@ -255,7 +255,7 @@ fn assert_any_rules(json: &JsonValue) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    // JSON-1 to JSON-7.
+    // Rules: JSON-1, JSON-2, JSON-3, JSON-4, JSON-5, JSON-6, JSON-7
     #[test]
     fn random_operation_json_follows_protojson_rules(seed: u64) {
         let types = test_registry();
@@ -279,6 +279,7 @@ proptest! {
         }
     }
 
+    // Rules: JSON-7
     #[test]
     fn random_message_json_round_trips(seed: u64) {
         let types = test_registry();

@@ -48,6 +48,7 @@ async fn demo_prints_checksum_operation_and_example_commands() {
     }
 }
 
+// Rules: CLI-2
 #[tokio::test]
 async fn demo_with_missing_directory_exits_with_2() {
     let output = run_demo(Path::new("/nowhere")).await;
@@ -55,6 +56,7 @@ async fn demo_with_missing_directory_exits_with_2() {
     assert!(stderr(&output).contains("/nowhere"));
 }
 
+// Rules: CLI-3
 #[tokio::test]
 async fn commands_exit_with_0_on_success_and_1_for_failed_operation() {
     let (directory, _) = two_file_directory();
@@ -150,6 +152,7 @@ async fn commands_exit_with_0_on_success_and_1_for_failed_operation() {
     );
 }
 
+// Rules: CLI-3
 #[tokio::test]
 async fn wait_timeout_exits_with_3_and_cancel_stops_handler() {
     let directory = endless_checksum_directory();
@@ -168,6 +171,7 @@ async fn wait_timeout_exits_with_3_and_cancel_stops_handler() {
     assert!(stdout(&waited).contains("CANCELLED"), "{}", stdout(&waited));
 }
 
+// Rules: CLI-3
 #[tokio::test]
 async fn ctrl_c_cancels_demo_and_exits_with_130() {
     let directory = endless_checksum_directory();

@@ -135,7 +135,7 @@ async fn create_typed_operation(program: &ServeProcess) -> String {
     operation["name"].as_str().unwrap().to_owned()
 }
 
-// JSON-5.
+// Rules: JSON-5, TYPES-5
 #[tokio::test]
 async fn commands_use_server_types_without_flags() {
     let files = TestFiles::new(&shop_descriptor_set(ITEM_MESSAGE));
@@ -160,6 +160,7 @@ async fn commands_use_server_types_without_flags() {
     );
 }
 
+// Rules: JSON-5, TYPES-5
 #[tokio::test]
 async fn unknown_type_is_printed_as_base64_unless_descriptor_set_given() {
     let files = TestFiles::new(&shop_descriptor_set(ITEM_MESSAGE));
@@ -195,6 +196,7 @@ async fn unknown_type_is_printed_as_base64_unless_descriptor_set_given() {
     assert!(stderr(&rejected).contains("/nowhere"));
 }
 
+// Rules: TYPES-2, TYPES-3
 #[tokio::test]
 async fn sighup_reloads_descriptor_sets_and_ignores_invalid_ones() {
     let files = TestFiles::new(&shop_descriptor_set(ITEM_MESSAGE));
@@ -230,6 +232,7 @@ async fn sighup_reloads_descriptor_sets_and_ignores_invalid_ones() {
     assert_eq!(program.wait_for_exit().await, Some(0));
 }
 
+// Rules: TYPES-3
 #[tokio::test]
 async fn sighup_with_nothing_to_reload_does_not_stop_server() {
     let mut program = ServeProcess::serve(&[]).await;
@@ -241,6 +244,7 @@ async fn sighup_with_nothing_to_reload_does_not_stop_server() {
     );
 }
 
+// Rules: TYPES-2
 #[tokio::test]
 async fn invalid_descriptor_set_exits_with_2_and_names_file() {
     let files = TestFiles::new(b"junk");
@@ -269,6 +273,7 @@ async fn invalid_descriptor_set_exits_with_2_and_names_file() {
     assert_eq!(output.status.code(), Some(2));
 }
 
+// Rules: TYPES-5
 #[tokio::test]
 async fn reflection_lists_services_and_continues_after_unknown_symbol() {
     let program = ServeProcess::serve(&[]).await;
@@ -344,6 +349,7 @@ fn serve_reflection(path: &str, is_alpha: bool) {
     tokio::spawn(router.serve_with_incoming(incoming));
 }
 
+// Rules: TYPES-4
 #[tokio::test]
 async fn upstream_types_are_loaded_by_v1_and_v1alpha_reflection() {
     for is_alpha in [false, true] {
@@ -362,6 +368,7 @@ async fn upstream_types_are_loaded_by_v1_and_v1alpha_reflection() {
     }
 }
 
+// Rules: TYPES-4
 #[tokio::test]
 async fn unreachable_upstream_is_retried_while_server_serves() {
     let directory = tempfile::tempdir().unwrap();

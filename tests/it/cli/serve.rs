@@ -18,6 +18,7 @@ use crate::support::{
     },
 };
 
+// Rules: CLI-1
 #[tokio::test]
 async fn help_of_every_command_shows_flags_defaults_and_variables() {
     for command in [
@@ -52,6 +53,7 @@ async fn help_of_every_command_shows_flags_defaults_and_variables() {
     }
 }
 
+// Rules: CLI-2
 #[tokio::test]
 async fn usage_error_exits_with_2_and_names_cause() {
     for (arguments, expected) in [
@@ -89,6 +91,7 @@ async fn usage_error_exits_with_2_and_names_cause() {
     }
 }
 
+// Rules: CONN-7
 #[tokio::test]
 async fn port_in_use_error_names_listener() {
     let program = ServeProcess::serve(&[]).await;
@@ -108,6 +111,7 @@ async fn port_in_use_error_names_listener() {
     assert!(stderr(&output).contains(&expected), "{}", stderr(&output));
 }
 
+// Rules: ADM-1, MET-1
 #[tokio::test]
 async fn probes_reflect_server_lifecycle() {
     let program = ServeProcess::serve(&[]).await;
@@ -151,6 +155,7 @@ async fn probes_reflect_server_lifecycle() {
     );
 }
 
+// Rules: SHUTDOWN-1, WAIT-10
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_answers_1000_open_waits_and_exits_with_0() {
     let directory = endless_checksum_directory();
@@ -188,6 +193,7 @@ async fn sigterm_answers_1000_open_waits_and_exits_with_0() {
     assert_eq!(program.wait_for_exit().await, Some(0));
 }
 
+// Rules: SHUTDOWN-6, ADM-1
 #[tokio::test]
 async fn second_signal_aborts_drain() {
     let directory = endless_checksum_directory();
@@ -217,6 +223,7 @@ async fn second_signal_aborts_drain() {
     assert_eq!(program.wait_for_exit().await, Some(1));
 }
 
+// Rules: CONN-2
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn server_survives_1000_garbage_connections() {
     let program = ServeProcess::serve(&[]).await;
@@ -250,6 +257,7 @@ async fn server_survives_1000_garbage_connections() {
     assert!(list.into_inner().operations.is_empty());
 }
 
+// Rules: LIMIT-1
 #[tokio::test]
 async fn oversized_message_is_rejected_and_connection_stays_open() {
     let program = ServeProcess::serve(&["--max-message-bytes", "64KiB"]).await;
@@ -261,6 +269,7 @@ async fn oversized_message_is_rejected_and_connection_stays_open() {
     assert_eq!(missing.unwrap_err().code(), Code::NotFound);
 }
 
+// Rules: ADM-2
 #[tokio::test]
 async fn log_is_json_without_terminal() {
     let ports = [

@@ -38,7 +38,7 @@ async fn connect(endpoint: String) -> Channel {
         .unwrap()
 }
 
-// ERR-1
+// Rules: ERR-1
 #[tokio::test]
 async fn error_for_100_kb_directory_is_short_and_connection_stays_open() {
     let directory = tempfile::tempdir().unwrap();
@@ -59,6 +59,7 @@ async fn error_for_100_kb_directory_is_short_and_connection_stays_open() {
     assert_eq!(expect_status_error(missing).code, Code::NotFound);
 }
 
+// Rules: CLI-7
 #[tokio::test]
 async fn directory_traversal_through_missing_directory_is_rejected() {
     let parent = tempfile::tempdir().unwrap();
@@ -78,6 +79,7 @@ async fn directory_traversal_through_missing_directory_is_rejected() {
     }
 }
 
+// Rules: ERR-7
 #[tokio::test]
 async fn compressed_request_is_unimplemented_with_reason() {
     let server = GrpcTestServer::start().await;
@@ -109,6 +111,7 @@ async fn compressed_request_is_unimplemented_with_reason() {
     raw_unary_call(channel, path, message).await.unwrap();
 }
 
+// Rules: CLI-4
 #[tokio::test]
 async fn every_command_works_over_unix_socket() {
     let directory = tempfile::tempdir().unwrap();
@@ -174,6 +177,7 @@ async fn every_command_works_over_unix_socket() {
     assert_eq!(output.status.code(), Some(2));
 }
 
+// Rules: CLI-4
 #[tokio::test]
 async fn command_with_closed_stdout_exits_without_panic() {
     let directory = endless_checksum_directory();
@@ -201,7 +205,7 @@ async fn command_with_closed_stdout_exits_without_panic() {
     }
 }
 
-// BEHAVIOUR §10
+// Rules: SHUTDOWN-5
 #[tokio::test]
 async fn open_health_watch_does_not_delay_shutdown() {
     let program = ServeProcess::serve(&["--shutdown-timeout", "1h"]).await;
@@ -220,6 +224,7 @@ async fn open_health_watch_does_not_delay_shutdown() {
     );
 }
 
+// Rules: STATE-12, WAIT-7
 #[tokio::test]
 async fn wait_timeout_beyond_clock_range_does_not_panic() {
     for timeout in ["300000years", "500000000000years"] {

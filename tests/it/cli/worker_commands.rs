@@ -67,6 +67,7 @@ async fn is_pending(program: &ServeProcess) -> bool {
     stdout(&got).contains("\"PENDING\"")
 }
 
+// Rules: CLI-5, COMMAND-4
 #[tokio::test]
 async fn sigterm_or_sighup_drains_worker_and_sends_sigterm_to_command() {
     for name in ["TERM", "HUP"] {
@@ -96,6 +97,7 @@ async fn sigterm_or_sighup_drains_worker_and_sends_sigterm_to_command() {
     }
 }
 
+// Rules: CLI-5
 #[tokio::test]
 async fn second_signal_releases_operation_immediately() {
     let program = ServeProcess::serve(&[]).await;
@@ -122,6 +124,7 @@ async fn second_signal_releases_operation_immediately() {
     assert!(is_pending(&program).await);
 }
 
+// Rules: CLI-2, CLIENT-9
 #[tokio::test]
 async fn worker_reports_invalid_log_filter_and_unreachable_server() {
     let arguments = [
@@ -161,6 +164,7 @@ async fn worker_reports_invalid_log_filter_and_unreachable_server() {
     assert!(line.contains("WARN") && line.contains("refused"), "{line}");
 }
 
+// Rules: COMMAND-1, COMMAND-2
 #[tokio::test]
 async fn submitted_operation_is_executed_by_worker_command() {
     let program = ServeProcess::serve(&[]).await;
@@ -187,6 +191,7 @@ async fn submitted_operation_is_executed_by_worker_command() {
     assert_eq!(worker.wait().await.unwrap().code(), Some(0));
 }
 
+// Rules: CLI-3
 #[tokio::test]
 async fn run_creates_operation_and_maps_outcome_to_exit_code() {
     let program = ServeProcess::serve(&[]).await;
@@ -214,6 +219,7 @@ async fn run_creates_operation_and_maps_outcome_to_exit_code() {
     assert!(stderr(&rejected).contains("not found"));
 }
 
+// Rules: CLI-3
 #[tokio::test]
 async fn interrupted_run_cancels_operation_and_exits_with_130() {
     let program = ServeProcess::serve(&[]).await;

@@ -48,7 +48,7 @@ async fn run_until_cancelled(context: Context) -> Result<Any, Failure> {
     Err(Failure::cancelled())
 }
 
-// BEHAVIOUR §5
+// Rules: CLIENT-7
 #[tokio::test(start_paused = true)]
 async fn started_operation_is_readable_immediately_and_runs_locally() {
     let (operations, _network, client) = start_client().await;
@@ -67,7 +67,7 @@ async fn started_operation_is_readable_immediately_and_runs_locally() {
     assert_eq!(operations.get_cached(&name).unwrap().to_proto(), last);
 }
 
-// BEHAVIOUR §5
+// Rules: CLIENT-2
 #[tokio::test(start_paused = true)]
 async fn cancel_by_client_or_creator_reaches_handler() {
     let (operations, _network, client) = start_client().await;
@@ -98,7 +98,7 @@ async fn cancel_by_client_or_creator_reaches_handler() {
     }
 }
 
-// BEHAVIOUR §5
+// Rules: CLIENT-7, CREATE-4
 #[tokio::test(start_paused = true)]
 async fn request_is_executed_once_across_creators() {
     let (operations, network, client) = start_client().await;
@@ -132,7 +132,7 @@ async fn request_is_executed_once_across_creators() {
     assert!(run_rx.try_recv().is_err(), "expected exactly one run");
 }
 
-// BEHAVIOUR §5
+// Rules: CLIENT-3
 #[tokio::test(start_paused = true)]
 async fn client_shutdown_waits_for_short_work_and_releases_rest() {
     let (operations, _network, client) = start_client().await;
@@ -157,7 +157,7 @@ async fn client_shutdown_waits_for_short_work_and_releases_rest() {
     assert_failed_with(&lost, Code::Unavailable, "WORKER_LOST");
 }
 
-// BEHAVIOUR §5
+// Rules: CLIENT-7
 #[tokio::test(start_paused = true)]
 async fn client_creates_queued_operations_and_reports_errors() {
     let (operations, network, client) = start_client().await;

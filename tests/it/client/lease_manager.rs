@@ -101,6 +101,7 @@ fn count_lines(log: &Mutex<Vec<u8>>, part: &str) -> usize {
     text.lines().filter(|line| line.contains(part)).count()
 }
 
+// Rules: CLIENT-5
 #[tokio::test(start_paused = true)]
 async fn oversized_report_of_one_lease_does_not_lose_any_lease() {
     let (log, _guard) = capture_log();
@@ -126,6 +127,7 @@ async fn oversized_report_of_one_lease_does_not_lose_any_lease() {
     assert_eq!(count_lines(&log, "dropping oversized reports"), 1);
 }
 
+// Rules: CLIENT-5
 #[tokio::test(start_paused = true)]
 async fn concurrent_large_reports_are_all_delivered() {
     let network = LossyChannel::start().await;
@@ -151,6 +153,7 @@ async fn concurrent_large_reports_are_all_delivered() {
     }
 }
 
+// Rules: CLIENT-5
 #[tokio::test(start_paused = true)]
 async fn oversized_final_report_does_not_fail_remote_attempt() {
     let network = LossyChannel::start().await;
@@ -174,6 +177,7 @@ async fn oversized_final_report_does_not_fail_remote_attempt() {
     );
 }
 
+// Rules: CLIENT-7
 #[tokio::test(start_paused = true)]
 async fn operation_runs_even_if_create_response_was_lost() {
     let network = LossyChannel::start().await;
@@ -204,6 +208,7 @@ async fn operation_runs_even_if_create_response_was_lost() {
     assert_eq!(expect_response(&finished), string_value("done"));
 }
 
+// Rules: CLIENT-7
 #[tokio::test(start_paused = true)]
 async fn create_without_request_id_is_retried_without_duplicate_or_hang() {
     let network = LossyChannel::start().await;
@@ -223,6 +228,7 @@ async fn create_without_request_id_is_retried_without_duplicate_or_hang() {
     assert_eq!(rejected.code(), tonic::Code::Unavailable);
 }
 
+// Rules: CLIENT-6
 #[tokio::test(start_paused = true)]
 async fn delayed_heartbeat_does_not_overwrite_last_checkpoint() {
     let network = LossyChannel::start().await;
@@ -259,6 +265,7 @@ async fn delayed_heartbeat_does_not_overwrite_last_checkpoint() {
     );
 }
 
+// Rules: CLIENT-6
 #[tokio::test(start_paused = true)]
 async fn checkpoint_of_lost_heartbeat_is_sent_before_finish() {
     let network = LossyChannel::start().await;
@@ -289,6 +296,7 @@ async fn checkpoint_of_lost_heartbeat_is_sent_before_finish() {
     );
 }
 
+// Rules: CLIENT-8
 #[tokio::test(start_paused = true)]
 async fn draining_server_gets_few_heartbeats_and_watch_reconnects() {
     let network = LossyChannel::start().await;
@@ -308,6 +316,7 @@ async fn draining_server_gets_few_heartbeats_and_watch_reconnects() {
     assert!(heartbeats <= 20, "{heartbeats} heartbeats in 10 s");
 }
 
+// Rules: CLIENT-8
 #[tokio::test(start_paused = true)]
 async fn polling_is_throttled_when_server_max_wait_is_zero() {
     let wait_limits = WaitLimits::default().with_max_timeout(Duration::ZERO);
@@ -323,6 +332,7 @@ async fn polling_is_throttled_when_server_max_wait_is_zero() {
     );
 }
 
+// Rules: CLIENT-9
 #[tokio::test(start_paused = true)]
 async fn lost_finish_response_is_logged_with_actual_outcome() {
     let (log, _guard) = capture_log();
@@ -351,6 +361,7 @@ async fn lost_finish_response_is_logged_with_actual_outcome() {
     }
 }
 
+// Rules: CLIENT-9
 #[tokio::test(start_paused = true)]
 async fn server_outage_and_recovery_are_logged_once_each() {
     let (log, _guard) = capture_log();

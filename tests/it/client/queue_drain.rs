@@ -46,7 +46,8 @@ async fn create_many(
     names
 }
 
-// BEHAVIOUR §5, through sockets.
+// Through sockets.
+// Rules: CLIENT-11
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn workers_of_varied_concurrency_run_each_operation_once() {
     let server = GrpcTestServer::start().await;
@@ -139,7 +140,7 @@ impl KillableWorker {
     }
 }
 
-// BEHAVIOUR §§4, 5
+// Rules: CLIENT-11
 #[tokio::test(start_paused = true)]
 async fn randomly_killed_workers_lose_no_operation_or_attempt() {
     let operations = start_operations().await;
@@ -252,6 +253,7 @@ mod processes {
             .unwrap()
     }
 
+    // Rules: CLIENT-11
     #[tokio::test]
     async fn killed_worker_processes_lose_no_operation_or_attempt() {
         let directory = tempfile::tempdir().unwrap();

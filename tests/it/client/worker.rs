@@ -91,7 +91,7 @@ async fn lease_next(operations: &Operations) -> Arc<Operation> {
         .unwrap()
 }
 
-// BEHAVIOUR §5
+// Rules: CLIENT-1
 #[tokio::test(start_paused = true)]
 async fn heartbeats_renew_short_lease_during_long_work() {
     let (operations, network) = start_with_network().await;
@@ -108,7 +108,7 @@ async fn heartbeats_renew_short_lease_during_long_work() {
     worker.drain().await;
 }
 
-// BEHAVIOUR §5
+// Rules: CLIENT-2
 #[tokio::test(start_paused = true)]
 async fn cancel_is_pushed_to_remote_handler() {
     let (operations, network) = start_with_network().await;
@@ -137,7 +137,7 @@ async fn cancel_is_pushed_to_remote_handler() {
     worker.drain().await;
 }
 
-// BEHAVIOUR §5
+// Rules: CLIENT-3
 #[tokio::test(start_paused = true)]
 async fn drain_finishes_short_work_and_releases_long_work() {
     let (operations, network) = start_with_network().await;
@@ -180,7 +180,8 @@ async fn drain_finishes_short_work_and_releases_long_work() {
     assert_eq!(again.checkpoint().unwrap().any(), &string_value("half"));
 }
 
-// BEHAVIOUR §5: the lease expires while the worker is disconnected.
+// The lease expires while the worker is disconnected.
+// Rules: CLIENT-4
 #[tokio::test(start_paused = true)]
 async fn disconnected_worker_stops_handler_and_records_nothing() {
     let (operations, network) = start_with_network().await;
@@ -210,7 +211,8 @@ async fn disconnected_worker_stops_handler_and_records_nothing() {
     assert_eq!(after.revision(), second.revision(), "expected no change");
 }
 
-// BEHAVIOUR §5: a connected worker loses its lease.
+// A connected worker loses its lease.
+// Rules: CLIENT-1
 #[tokio::test(start_paused = true)]
 async fn lost_lease_stops_handler_at_next_heartbeat() {
     let (operations, network) = start_with_network().await;
@@ -232,7 +234,7 @@ async fn lost_lease_stops_handler_at_next_heartbeat() {
     assert_eq!(expect_response(&last.to_proto()), string_value("else"));
 }
 
-// BEHAVIOUR §5
+// Rules: CLIENT-4
 #[tokio::test(start_paused = true)]
 async fn worker_retries_lease_and_finish_while_server_is_unreachable() {
     let (operations, network) = start_with_network().await;
@@ -276,7 +278,7 @@ async fn worker_retries_lease_and_finish_while_server_is_unreachable() {
     worker.drain().await;
 }
 
-// BEHAVIOUR §4
+// Rules: HEARTBEAT-9
 #[tokio::test(start_paused = true)]
 async fn retried_remote_attempt_gets_checkpoint() {
     let (operations, network) = start_with_network().await;
@@ -311,6 +313,7 @@ async fn retried_remote_attempt_gets_checkpoint() {
 }
 
 // worker.proto: a panic is recorded as INTERNAL.
+// Rules: HANDLER-1
 #[tokio::test(start_paused = true)]
 async fn remote_handler_panic_is_internal_error_and_worker_continues() {
     let (operations, network) = start_with_network().await;
@@ -338,6 +341,7 @@ async fn remote_handler_panic_is_internal_error_and_worker_continues() {
 }
 
 // A dropped worker releases its leases without being awaited.
+// Rules: CLIENT-3
 #[tokio::test(start_paused = true)]
 async fn dropped_worker_releases_its_leases() {
     let (operations, network) = start_with_network().await;
@@ -362,7 +366,7 @@ async fn run_error(worker: Worker) -> WorkerError {
     worker.run(never).await.unwrap_err()
 }
 
-// worker.proto
+// Rules: CLIENT-10
 #[tokio::test(start_paused = true)]
 async fn worker_with_invalid_configuration_fails_to_run() {
     let (_operations, network) = start_with_network().await;

@@ -54,6 +54,7 @@ pub(super) async fn list_names(
     }
 }
 
+// Rules: CLU-5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wait_ends_on_remote_finish_with_and_without_notify() {
     let Some(config) = test_config() else { return };
@@ -84,6 +85,7 @@ async fn wait_ends_on_remote_finish_with_and_without_notify() {
     }
 }
 
+// Rules: CLU-5
 #[tokio::test]
 async fn server_sends_and_receives_notifications() {
     let Some(config) = test_config() else { return };
@@ -135,6 +137,7 @@ async fn server_sends_and_receives_notifications() {
         .expect("expected the server to receive its own notification");
 }
 
+// Rules: CREATE-6
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn request_id_may_be_any_text_and_is_scoped_to_parent() {
     let Some(config) = test_config() else { return };
@@ -161,6 +164,7 @@ async fn request_id_may_be_any_text_and_is_scoped_to_parent() {
     assert!(server_a.write_error().is_none() && server_b.write_error().is_none());
 }
 
+// Rules: CLU-3
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn same_ids_created_in_opposite_orders_are_created_once() {
     let Some(config) = test_config() else { return };
@@ -186,6 +190,7 @@ async fn same_ids_created_in_opposite_orders_are_created_once() {
     }
 }
 
+// Rules: CLU-15
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_first_starts_create_schema_once() {
     let Some(config) = test_config() else { return };
@@ -201,6 +206,7 @@ async fn concurrent_first_starts_create_schema_once() {
     }
 }
 
+// Rules: CLU-4
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn linearizable_reads_see_remote_changes_immediately() {
     let Some(config) = test_config() else { return };
@@ -221,6 +227,7 @@ async fn linearizable_reads_see_remote_changes_immediately() {
 }
 
 // A rolling upgrade: a newer version changes the schema while servers of this version run.
+// Rules: CLU-15
 #[tokio::test]
 async fn newer_schema_is_used_while_it_supports_this_version() {
     let Some(config) = test_config() else { return };
@@ -272,6 +279,7 @@ async fn find_unfinished(operations: &Operations) -> OperationName {
     page.operations[0].name_owned()
 }
 
+// Rules: CLU-8
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lease_renewal_rewrites_no_record_or_index_and_replicates() {
     let Some(config) = test_config() else { return };
@@ -335,6 +343,7 @@ async fn lease_renewal_rewrites_no_record_or_index_and_replicates() {
     assert!(server_a.wait(&name, MINUTE).await.unwrap().is_done());
 }
 
+// Rules: TLS-4
 #[tokio::test]
 async fn unusable_database_error_does_not_contain_password() {
     let invalid_urls = [

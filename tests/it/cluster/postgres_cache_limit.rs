@@ -9,6 +9,7 @@ use super::{
 };
 use crate::support::{create_succeeded, postgres::test_config};
 
+// Rules: CLU-13
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn operations_beyond_cache_limit_are_read_from_database() {
     let Some(config) = test_config() else { return };

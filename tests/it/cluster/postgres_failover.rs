@@ -50,6 +50,7 @@ async fn complete_until_stopped(
     completed
 }
 
+// Rules: CLU-11
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn promoted_standby_has_every_acknowledged_write() {
     let Some(mut primary) = PostgresServer::start(&["fsync=off"]) else {
@@ -102,6 +103,7 @@ async fn promoted_standby_has_every_acknowledged_write() {
     }
 }
 
+// Rules: CLU-11
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silent_host_does_not_block_connecting_to_next_host() {
     let Some(config) = test_config() else { return };

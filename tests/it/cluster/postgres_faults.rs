@@ -21,6 +21,7 @@ use crate::support::{
 };
 
 // During an outage writes are rejected and reads work; afterwards servers recover.
+// Rules: CLU-10, LIST-13
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn database_restart_loses_no_acknowledged_write() {
     let Some(mut postgres) = PostgresServer::start(&[]) else {
@@ -98,6 +99,7 @@ async fn database_restart_loses_no_acknowledged_write() {
 }
 
 // Transaction ids restart after a restore, so those in the dump lie in the future.
+// Rules: CLU-6
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_replicate_after_restore_from_dump() {
     let Some(config) = test_config() else { return };
@@ -128,6 +130,7 @@ async fn changes_replicate_after_restore_from_dump() {
     assert!(server_b.wait(&name, MINUTE).await.unwrap().is_done());
 }
 
+// Rules: CLU-9
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lease_survives_longer_database_outage() {
     let Some(mut postgres) = PostgresServer::start(&[]) else {
@@ -167,6 +170,7 @@ async fn lease_survives_longer_database_outage() {
 }
 
 // A demoted primary still accepts connections, but only reads.
+// Rules: CLU-11
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_leave_read_only_host() {
     let Some(postgres) = PostgresServer::start(&["fsync=off"]) else {
@@ -199,6 +203,7 @@ async fn connections_leave_read_only_host() {
     assert!(server_a.write_error().is_none());
 }
 
+// Rules: CLU-12
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn draining_server_still_applies_remote_changes() {
     let Some(config) = test_config() else { return };
@@ -254,6 +259,7 @@ async fn draining_server_still_applies_remote_changes() {
     assert_eq!(result.unwrap_err().reason(), "STORE_UNAVAILABLE");
 }
 
+// Rules: CLU-6
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_change_is_missed_in_burst_of_3500() {
     let Some(config) = test_config() else { return };
@@ -282,6 +288,7 @@ async fn no_change_is_missed_in_burst_of_3500() {
     }
 }
 
+// Rules: CLU-6
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_lost_by_database_and_trimmed_changes_are_reloaded() {
     let Some(config) = test_config() else { return };
@@ -319,6 +326,7 @@ async fn rows_lost_by_database_and_trimmed_changes_are_reloaded() {
     assert!(server_a.get_cached(&retained).is_ok());
 }
 
+// Rules: CLU-16
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn expired_operations_and_old_change_rows_are_deleted() {
     let Some(config) = test_config() else { return };

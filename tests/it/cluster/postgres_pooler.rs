@@ -31,6 +31,7 @@ async fn start_servers(pooler: &PgBouncer, postgres: &PostgresServer) -> [Operat
     ]
 }
 
+// Rules: CLU-14
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn operations_work_through_transaction_pooler() {
     let Some(postgres) = PostgresServer::start(&["fsync=off"]) else {

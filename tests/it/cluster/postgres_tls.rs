@@ -107,6 +107,7 @@ async fn open_error(config: &PostgresConfig) -> String {
     error
 }
 
+// Rules: TLS-1
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_sslmode_accepts_expected_servers() {
     let Some(tls_postgres) = shared_tls_postgres() else {
@@ -138,6 +139,7 @@ async fn each_sslmode_accepts_expected_servers() {
     .await;
 }
 
+// Rules: TLS-2
 #[tokio::test]
 async fn untrusted_server_is_rejected_with_clear_message() {
     let Some(tls_postgres) = shared_tls_postgres() else {
@@ -199,6 +201,7 @@ async fn untrusted_server_is_rejected_with_clear_message() {
 }
 
 // The system may or may not have root certificates; none of them issued this one.
+// Rules: TLS-2
 #[tokio::test]
 async fn server_unknown_to_system_authorities_is_rejected() {
     let Some(tls_postgres) = shared_tls_postgres() else {
@@ -214,6 +217,7 @@ async fn server_unknown_to_system_authorities_is_rejected() {
     }
 }
 
+// Rules: TLS-1
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_connections_of_server_use_tls() {
     let Some(tls_postgres) = shared_tls_postgres() else {
@@ -235,6 +239,7 @@ async fn all_connections_of_server_use_tls() {
         .expect("expected all five connections to use TLS");
 }
 
+// Rules: TLS-1
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn prefer_falls_back_to_plaintext_and_require_does_not() {
     let Some(plaintext) = test_config() else {
@@ -254,6 +259,7 @@ async fn prefer_falls_back_to_plaintext_and_require_does_not() {
     }
 }
 
+// Rules: TLS-1
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn prefer_falls_back_when_pg_hba_rejects_tls() {
     let Some(tls_postgres) = shared_tls_postgres() else {
@@ -269,6 +275,7 @@ async fn prefer_falls_back_when_pg_hba_rejects_tls() {
     assert!(error.contains("; without TLS: "), "{error}");
 }
 
+// Rules: TLS-3
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn password_authentication_uses_channel_binding() {
     let Some(tls_postgres) = shared_tls_postgres() else {
@@ -284,6 +291,7 @@ async fn password_authentication_uses_channel_binding() {
     assert!(error.contains("password authentication failed"), "{error}");
 }
 
+// Rules: TLS-3
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn client_certificate_authenticates_without_password() {
     let Some(tls_postgres) = shared_tls_postgres() else {
@@ -322,6 +330,7 @@ async fn client_certificate_authenticates_without_password() {
     }
 }
 
+// Rules: TLS-1
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unix_socket_never_uses_tls() {
     let Some(tls_postgres) = shared_tls_postgres() else {
@@ -339,6 +348,7 @@ async fn unix_socket_never_uses_tls() {
     start_and_create(&new_schema(url)).await;
 }
 
+// Rules: TLS-1
 #[tokio::test]
 async fn notify_url_has_its_own_tls_parameters() {
     let Some(tls_postgres) = shared_tls_postgres() else {

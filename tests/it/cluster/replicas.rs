@@ -29,6 +29,7 @@ fn worker_id(name: &str) -> WorkerId {
     WorkerId::new(name)
 }
 
+// Rules: CLU-1
 #[tokio::test]
 async fn operation_created_at_one_server_is_readable_at_another() {
     let (storage, replica_a, replica_b) = start_two_replicas().await;
@@ -46,6 +47,7 @@ async fn operation_created_at_one_server_is_readable_at_another() {
     assert_eq!(storage.fetch_count(), fetch_count);
 }
 
+// Rules: CLU-5
 #[tokio::test]
 async fn wait_returns_when_operation_completes_at_another_server() {
     let (_storage, replica_a, replica_b) = start_two_replicas().await;
@@ -71,6 +73,7 @@ async fn wait_returns_when_operation_completes_at_another_server() {
     assert_eq!(wait.await.unwrap().bytes(), done.bytes());
 }
 
+// Rules: CLU-1
 #[tokio::test]
 async fn lease_from_one_server_can_be_finished_at_lagging_server() {
     let (_storage, replica_a, replica_b) = start_two_replicas().await;
@@ -92,6 +95,7 @@ async fn lease_from_one_server_can_be_finished_at_lagging_server() {
     assert!(replica_a.operations.cancel(&name).await.unwrap().is_done());
 }
 
+// Rules: CLU-3
 #[tokio::test]
 async fn same_request_id_at_two_servers_creates_one_operation() {
     let (storage, replica_a, replica_b) = start_two_replicas().await;
@@ -105,6 +109,7 @@ async fn same_request_id_at_two_servers_creates_one_operation() {
     assert_eq!(storage.rows().len(), 1);
 }
 
+// Rules: CLU-3
 #[tokio::test]
 async fn id_created_at_another_server_is_rejected_as_existing() {
     let (_storage, replica_a, replica_b) = start_two_replicas().await;
@@ -115,6 +120,7 @@ async fn id_created_at_another_server_is_rejected_as_existing() {
     assert_eq!(error.reason(), "OPERATION_EXISTS");
 }
 
+// Rules: CLU-7
 #[tokio::test]
 async fn operation_deleted_at_one_server_does_not_reappear_at_another() {
     let (_storage, replica_a, mut replica_b) = start_two_replicas().await;
@@ -135,6 +141,7 @@ async fn operation_deleted_at_one_server_does_not_reappear_at_another() {
     assert!(replica_b.operations.get(&name).await.is_err());
 }
 
+// Rules: CLU-9
 #[tokio::test(start_paused = true)]
 async fn lease_expiry_at_three_servers_counts_as_one_lost_attempt() {
     let storage = FakeSharedStorage::default();
@@ -168,6 +175,7 @@ async fn lease_expiry_at_three_servers_counts_as_one_lost_attempt() {
     assert_eq!(lease.attempt(), 2);
 }
 
+// Rules: CLU-8
 #[tokio::test(start_paused = true)]
 async fn lease_renewed_at_one_server_is_extended_at_another() {
     let (_storage, replica_a, mut replica_b) = start_two_replicas().await;
@@ -196,6 +204,7 @@ async fn lease_renewed_at_one_server_is_extended_at_another() {
         .unwrap();
 }
 
+// Rules: CLU-9
 #[tokio::test(start_paused = true)]
 async fn lease_gets_full_duration_after_storage_outage() {
     let (storage, replica_a, mut replica_b) = start_two_replicas().await;
@@ -231,6 +240,7 @@ async fn lease_gets_full_duration_after_storage_outage() {
     assert_eq!(expired.state(), State::Failed);
 }
 
+// Rules: CLU-2
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_servers_drain_queue_with_one_outcome_per_operation() {
     const OPERATION_COUNT: usize = 3000;
@@ -300,6 +310,7 @@ async fn three_servers_drain_queue_with_one_outcome_per_operation() {
 
 // Random calls at random servers with delayed replication: a deleted operation does not
 // reappear, and all servers converge.
+// Rules: CLU-2, CLU-7
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn servers_with_replication_delay_converge() {
     for round in 0..200_u64 {

@@ -24,7 +24,7 @@ async fn cancel(client: &mut GrpcClient, name: &str) {
     client.cancel_operation(cancel_request(name)).await.unwrap();
 }
 
-// OP-3, CAN-1
+// Rules: OP-3, CAN-1
 #[tokio::test]
 async fn cancelled_queued_operation_is_done_immediately_and_stays_listed() {
     let server = GrpcTestServer::start().await;
@@ -49,7 +49,7 @@ async fn cancelled_queued_operation_is_done_immediately_and_stays_listed() {
     assert_eq!(list.operations, [operation]);
 }
 
-// CAN-1, CAN-5
+// Rules: CAN-1, CAN-5
 #[tokio::test]
 async fn cancel_of_running_operation_returns_before_worker_reacts() {
     let server = GrpcTestServer::start().await;
@@ -68,7 +68,7 @@ async fn cancel_of_running_operation_returns_before_worker_reacts() {
     );
 }
 
-// CAN-2
+// Rules: CAN-2
 #[tokio::test]
 async fn worker_decides_outcome_of_cancelled_operation() {
     let server = GrpcTestServer::start().await;
@@ -95,7 +95,8 @@ async fn worker_decides_outcome_of_cancelled_operation() {
     assert!(decode_metadata(&done).cancel_requested);
 }
 
-// BEHAVIOUR §4: a cancelled operation is not retried.
+// A cancelled operation is not retried.
+// Rules: CAN-7
 #[tokio::test]
 async fn retryable_failure_or_release_after_cancel_ends_as_cancelled() {
     let server = GrpcTestServer::start().await;
@@ -127,7 +128,7 @@ async fn retryable_failure_or_release_after_cancel_ends_as_cancelled() {
     }
 }
 
-// CAN-3
+// Rules: CAN-3
 #[tokio::test]
 async fn repeated_cancel_and_cancel_of_done_operation_change_nothing() {
     let server = GrpcTestServer::start().await;
@@ -155,7 +156,7 @@ async fn repeated_cancel_and_cancel_of_done_operation_change_nothing() {
     }
 }
 
-// CAN-4
+// Rules: CAN-4
 #[tokio::test]
 async fn cancel_of_unknown_name_is_not_found_and_of_empty_name_invalid() {
     let server = GrpcTestServer::start().await;

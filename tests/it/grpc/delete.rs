@@ -22,7 +22,7 @@ async fn delete(client: &mut GrpcClient, name: &longrunning::OperationName) {
     client.delete_operation(request).await.unwrap();
 }
 
-// DEL-1
+// Rules: DEL-1
 #[tokio::test]
 async fn deleted_running_operation_continues_and_is_removed_at_completion() {
     let server = GrpcTestServer::start().await;
@@ -57,7 +57,8 @@ async fn deleted_running_operation_continues_and_is_removed_at_completion() {
     assert_eq!(get_error.code, Code::NotFound);
 }
 
-// DEL-1: a deleted queued operation is still leased to a worker.
+// A deleted queued operation is still leased to a worker.
+// Rules: DEL-1
 #[tokio::test]
 async fn deleted_queued_operation_is_still_executed() {
     let server = GrpcTestServer::start().await;
@@ -73,7 +74,7 @@ async fn deleted_queued_operation_is_still_executed() {
     assert!(!leased.cancel_requested());
 }
 
-// DEL-2
+// Rules: DEL-2
 #[tokio::test]
 async fn second_delete_is_not_found_in_every_state() {
     let server = GrpcTestServer::start().await;
@@ -112,7 +113,7 @@ async fn second_delete_is_not_found_in_every_state() {
     );
 }
 
-// DEL-3
+// Rules: DEL-3
 #[tokio::test]
 async fn deleted_operation_is_not_found_on_every_client_method() {
     let server = GrpcTestServer::start().await;
@@ -159,7 +160,7 @@ async fn deleted_operation_is_not_found_on_every_client_method() {
     assert!(list.operations.is_empty() && list.next_page_token.is_empty());
 }
 
-// DEL-3
+// Rules: DEL-3
 #[tokio::test]
 async fn worker_cannot_restore_deleted_operation() {
     let server = GrpcTestServer::start().await;

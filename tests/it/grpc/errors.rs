@@ -1,4 +1,4 @@
-//! Every error of BEHAVIOUR §9 over gRPC. `ErrorDetails` checks that each has the
+//! Every error of docs/specification.md over gRPC. `ErrorDetails` checks that each has the
 //! form of ERR-1 to ERR-4.
 
 use longrunning::{
@@ -45,7 +45,7 @@ async fn expect_create_error(operations: &Operations, new: NewOperation) -> Erro
     )
 }
 
-// ERR-2, ERR-4
+// Rules: ERR-2, ERR-4, GET-3
 #[tokio::test]
 async fn empty_name_is_invalid_name_with_field_violation_on_every_method() {
     let server = GrpcTestServer::start().await;
@@ -83,7 +83,7 @@ async fn empty_name_is_invalid_name_with_field_violation_on_every_method() {
     }
 }
 
-// ERR-2, ERR-4
+// Rules: ERR-2, ERR-4
 #[tokio::test]
 async fn invalid_list_request_names_violated_field() {
     let server = GrpcTestServer::start().await;
@@ -133,7 +133,8 @@ async fn invalid_list_request_names_violated_field() {
     }
 }
 
-// GET-4: a protobuf string that is not UTF-8 fails to decode.
+// A protobuf string that is not UTF-8 fails to decode.
+// Rules: ERR-9, GET-4
 #[tokio::test]
 async fn undecodable_request_is_invalid_argument_on_every_method() {
     let server = GrpcTestServer::start().await;
@@ -166,7 +167,7 @@ async fn undecodable_request_is_invalid_argument_on_every_method() {
     );
 }
 
-// BEHAVIOUR §9
+// Rules: LIMIT-1
 #[tokio::test]
 async fn message_above_4_mib_is_resource_exhausted_too_large() {
     let server = GrpcTestServer::start().await;
@@ -183,7 +184,7 @@ async fn message_above_4_mib_is_resource_exhausted_too_large() {
     }
 }
 
-// ERR-7
+// Rules: ERR-7
 #[tokio::test]
 async fn unknown_method_or_service_is_unimplemented_with_error_info() {
     let server = GrpcTestServer::start().await;
@@ -205,7 +206,8 @@ async fn unknown_method_or_service_is_unimplemented_with_error_info() {
     }
 }
 
-// ERR-3: messages are percent-encoded on the wire and decoded without loss.
+// Messages are percent-encoded on the wire and decoded without loss.
+// Rules: ERR-3
 #[tokio::test]
 async fn unicode_name_round_trips_in_error_details() {
     let server = GrpcTestServer::start().await;
@@ -226,7 +228,7 @@ async fn unicode_name_round_trips_in_error_details() {
     }
 }
 
-// BEHAVIOUR §9
+// Rules: CREATE-8
 #[tokio::test]
 async fn invalid_create_request_names_violated_field() {
     let operations = start_operations().await;
@@ -295,7 +297,7 @@ async fn invalid_create_request_names_violated_field() {
     }
 }
 
-// BEHAVIOUR §9
+// Rules: CREATE-5, CREATE-7
 #[tokio::test]
 async fn duplicate_operation_id_or_request_id_already_exists() {
     let operations = start_operations().await;
@@ -322,7 +324,7 @@ async fn duplicate_operation_id_or_request_id_already_exists() {
     assert_eq!(reused.info.metadata["requestId"], "r1");
 }
 
-// BEHAVIOUR §9
+// Rules: FINISH-5, LEASE-6
 #[tokio::test]
 async fn lost_lease_and_second_outcome_are_failed_precondition() {
     let operations = start_operations().await;
@@ -361,7 +363,7 @@ async fn lost_lease_and_second_outcome_are_failed_precondition() {
     );
 }
 
-// BEHAVIOUR §9, ERR-6
+// Rules: ERR-6, LIMIT-3, LIMIT-5
 #[tokio::test]
 async fn full_queue_and_full_store_errors_have_retry_delay() {
     let limits = Limits {
@@ -397,7 +399,7 @@ async fn full_queue_and_full_store_errors_have_retry_delay() {
     );
 }
 
-// BEHAVIOUR §9, ERR-6
+// Rules: ERR-6, ERR-10
 #[tokio::test]
 async fn unwritable_store_is_unavailable_on_every_write_path() {
     let storage = TestStorage::new();
@@ -450,7 +452,7 @@ async fn unwritable_store_is_unavailable_on_every_write_path() {
         .unwrap();
 }
 
-// BEHAVIOUR §9
+// Rules: SHUTDOWN-2
 #[tokio::test]
 async fn create_during_shutdown_is_rejected_with_retry_info() {
     let operations = start_operations().await;

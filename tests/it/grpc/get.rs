@@ -13,7 +13,7 @@ use crate::support::{
     expect_response, get_request, operations::get_operation, progress, string_value, wait_request,
 };
 
-// OP-1
+// Rules: OP-1
 #[tokio::test]
 async fn unfinished_operation_has_neither_error_nor_response() {
     let server = GrpcTestServer::start().await;
@@ -35,7 +35,7 @@ async fn unfinished_operation_has_neither_error_nor_response() {
     }
 }
 
-// OP-8
+// Rules: OP-8
 #[tokio::test]
 async fn every_response_has_full_name_byte_for_byte() {
     let server = GrpcTestServer::start().await;
@@ -59,7 +59,7 @@ async fn every_response_has_full_name_byte_for_byte() {
     assert_eq!(list.into_inner().operations[0].name, name);
 }
 
-// OP-7
+// Rules: OP-7
 #[tokio::test]
 async fn generated_names_end_with_unique_uuid_v7() {
     let server = GrpcTestServer::start().await;
@@ -78,7 +78,7 @@ async fn generated_names_end_with_unique_uuid_v7() {
     }
 }
 
-// OP-14
+// Rules: OP-14
 #[tokio::test]
 async fn done_operation_retains_metadata() {
     let server = GrpcTestServer::start().await;
@@ -107,7 +107,7 @@ async fn done_operation_retains_metadata() {
     assert_eq!(metadata.end_time, metadata.update_time);
 }
 
-// BEHAVIOUR §2
+// Rules: OP-16
 #[tokio::test]
 async fn custom_metadata_is_served_byte_for_byte_until_completion() {
     let server = GrpcTestServer::start().await;
@@ -151,7 +151,7 @@ async fn custom_metadata_is_served_byte_for_byte_until_completion() {
     assert_error_code(&operation, Code::Cancelled);
 }
 
-// OP-13
+// Rules: OP-13
 #[tokio::test]
 async fn operation_metadata_has_aip_216_states() {
     let names: Vec<_> = (0..=5)
@@ -196,7 +196,7 @@ async fn operation_metadata_has_aip_216_states() {
     );
 }
 
-// GET-1
+// Rules: GET-1
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn get_returns_immediately_during_1000_open_waits() {
     let server = GrpcTestServer::start().await;
@@ -237,7 +237,7 @@ async fn get_returns_immediately_during_1000_open_waits() {
     assert_eq!(server.operations.waiter_count(), 0);
 }
 
-// GET-2
+// Rules: GET-2
 #[tokio::test]
 async fn get_of_unknown_name_is_not_found() {
     let server = GrpcTestServer::start().await;
@@ -255,7 +255,7 @@ async fn get_of_unknown_name_is_not_found() {
     assert!(details.message.contains("operations/unknown"));
 }
 
-// GET-5
+// Rules: GET-5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn created_operation_is_readable_on_any_connection_after_create() {
     let server = GrpcTestServer::start().await;

@@ -43,7 +43,7 @@ async fn listed_names(client: &mut GrpcClient, name: &str) -> Vec<String> {
         .collect()
 }
 
-// LIST-9, LIST-10
+// Rules: LIST-9, LIST-10
 #[tokio::test]
 async fn list_parent_matches_whole_segments_and_not_deeper_parents() {
     let server = server_with_operation_per_parent().await;
@@ -99,7 +99,7 @@ async fn list_parent_matches_whole_segments_and_not_deeper_parents() {
     }
 }
 
-// LIST-9
+// Rules: LIST-9
 #[tokio::test]
 async fn list_of_invalid_parent_is_invalid_name() {
     let server = server_with_operation_per_parent().await;
@@ -128,7 +128,7 @@ async fn list_of_invalid_parent_is_invalid_name() {
     }
 }
 
-// LIST-14
+// Rules: LIST-8, LIST-14
 #[tokio::test]
 async fn list_returns_same_operations_as_get_newest_first() {
     let server = GrpcTestServer::start().await;
@@ -164,7 +164,8 @@ async fn list_returns_same_operations_as_get_newest_first() {
     }
 }
 
-// LIST-8: a change does not move an operation within its list.
+// A change does not move an operation within its list.
+// Rules: LIST-8
 #[tokio::test]
 async fn list_order_is_creation_order_despite_changes() {
     let server = GrpcTestServer::start().await;
@@ -180,7 +181,7 @@ async fn list_order_is_creation_order_despite_changes() {
     assert_eq!(listed, [second.as_str(), first.as_str()]);
 }
 
-// LIST-11
+// Rules: LIST-11
 #[tokio::test]
 async fn invalid_filter_is_rejected_and_blank_filter_matches_all() {
     let server = server_with_operation_per_parent().await;
@@ -204,7 +205,7 @@ async fn invalid_filter_is_rejected_and_blank_filter_matches_all() {
     );
 }
 
-// LIST-12
+// Rules: LIST-12
 #[tokio::test]
 async fn partial_success_is_allowed_only_for_wildcards_and_collections() {
     let server = server_with_operation_per_parent().await;

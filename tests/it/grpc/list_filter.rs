@@ -147,6 +147,7 @@ fn guide_examples() -> Vec<(String, Vec<String>)> {
     examples
 }
 
+// Rules: FIL-18
 #[tokio::test]
 async fn guide_examples_match_documented_operations() {
     let server = GrpcTestServer::start().await;
@@ -173,6 +174,7 @@ async fn guide_examples_match_documented_operations() {
     }
 }
 
+// Rules: FIL-18
 #[tokio::test]
 async fn guide_error_messages_match_server_errors() {
     let server = GrpcTestServer::start().await;
@@ -196,7 +198,7 @@ async fn guide_error_messages_match_server_errors() {
     assert!(count >= 5, "expected at least 5 errors, found {count}");
 }
 
-// LIST-11, ERR-2, ERR-4
+// Rules: LIST-11, ERR-2, ERR-4, FIL-17
 #[tokio::test]
 async fn invalid_filter_error_has_column_and_expectation() {
     let server = GrpcTestServer::start().await;
@@ -233,7 +235,7 @@ async fn invalid_filter_error_has_column_and_expectation() {
     }
 }
 
-// LIST-2, LIST-5
+// Rules: LIST-2, LIST-5
 #[tokio::test]
 async fn filtered_pages_are_complete_ordered_and_bound_to_filter() {
     let server = GrpcTestServer::start().await;
@@ -274,6 +276,7 @@ async fn filtered_pages_are_complete_ordered_and_bound_to_filter() {
     }
 }
 
+// Rules: LIST-17
 #[tokio::test]
 async fn filtered_list_reflects_changes_immediately_and_omits_deleted() {
     let server = GrpcTestServer::start().await;
@@ -304,6 +307,7 @@ async fn filtered_list_reflects_changes_immediately_and_omits_deleted() {
     }
 }
 
+// Rules: FIL-8
 #[tokio::test]
 async fn unregistered_metadata_matches_only_by_type_url() {
     let server = GrpcTestServer::start().await;

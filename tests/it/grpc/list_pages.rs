@@ -59,7 +59,7 @@ fn flatten_names(pages: &[Vec<Operation>]) -> Vec<String> {
         .collect()
 }
 
-// LIST-1
+// Rules: LIST-1
 #[tokio::test]
 async fn page_size_0_is_100_and_above_1000_is_1000_and_negative_is_invalid() {
     let server = GrpcTestServer::start().await;
@@ -86,7 +86,7 @@ async fn page_size_0_is_100_and_above_1000_is_1000_and_negative_is_invalid() {
     }
 }
 
-// LIST-2
+// Rules: LIST-2
 #[tokio::test]
 async fn page_token_is_empty_only_on_last_page() {
     let server = GrpcTestServer::start().await;
@@ -109,7 +109,7 @@ async fn page_token_is_empty_only_on_last_page() {
     }
 }
 
-// LIST-3
+// Rules: LIST-3
 #[tokio::test]
 async fn page_token_is_url_safe_and_opaque() {
     let server = GrpcTestServer::start().await;
@@ -143,7 +143,7 @@ fn decode_base64_lossy(token: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-// LIST-4
+// Rules: LIST-4
 #[tokio::test]
 async fn page_size_may_change_between_pages() {
     let server = GrpcTestServer::start().await;
@@ -163,7 +163,7 @@ async fn page_size_may_change_between_pages() {
     );
 }
 
-// LIST-5, LIST-6
+// Rules: LIST-5, LIST-6
 #[tokio::test]
 async fn page_token_is_bound_to_list_name_and_filter() {
     let server = GrpcTestServer::start().await;
@@ -211,7 +211,7 @@ async fn page_token_is_bound_to_list_name_and_filter() {
     }
 }
 
-// LIST-7
+// Rules: LIST-7
 #[tokio::test]
 async fn unknown_or_modified_page_token_is_invalid() {
     let server = GrpcTestServer::start().await;
@@ -258,7 +258,7 @@ async fn unknown_or_modified_page_token_is_invalid() {
     fetch_page(&mut client, page_request("", 1, &good)).await;
 }
 
-// LIST-8
+// Rules: LIST-8
 #[tokio::test]
 async fn deletes_and_inserts_between_pages_cause_no_gaps_or_duplicates() {
     let server = GrpcTestServer::start().await;
@@ -292,7 +292,8 @@ async fn deletes_and_inserts_between_pages_cause_no_gaps_or_duplicates() {
     );
 }
 
-// LIST-8: also if the first operations of the next page were deleted.
+// Also if the first operations of the next page were deleted.
+// Rules: LIST-8
 #[tokio::test]
 async fn page_token_pointing_at_deleted_operations_continues_list() {
     let server = GrpcTestServer::start().await;
@@ -310,7 +311,7 @@ async fn page_token_pointing_at_deleted_operations_continues_list() {
     assert!(rest.next_page_token.is_empty());
 }
 
-// BEHAVIOUR §3
+// Rules: LIST-15
 #[tokio::test]
 async fn page_stays_below_3_mib_for_default_clients() {
     let server = GrpcTestServer::start().await;
@@ -342,7 +343,8 @@ async fn page_stays_below_3_mib_for_default_clients() {
     assert_eq!(counts, [3, 3, 1]);
 }
 
-// LIST-10: a wildcard list of few matches among many other parents ends, with short pages.
+// A wildcard list of few matches among many other parents ends, with short pages.
+// Rules: LIST-10
 #[tokio::test]
 async fn wildcard_list_finds_few_matches_among_45000_operations() {
     let server = GrpcTestServer::start().await;

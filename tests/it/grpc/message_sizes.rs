@@ -28,7 +28,7 @@ use crate::support::{
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-// LIST-9, NAME-1
+// Rules: LIST-9, NAME-5
 #[tokio::test]
 async fn wildcard_name_is_limited_in_bytes_not_in_segments() {
     let server = GrpcTestServer::start().await;
@@ -64,7 +64,7 @@ fn small_operation_limits() -> Limits {
     }
 }
 
-// BEHAVIOUR §9
+// Rules: LIMIT-6
 #[tokio::test(start_paused = true)]
 async fn oversized_result_fails_operation_filled_by_metadata() {
     let (report_channel, gate) = (mpsc::channel(1), Arc::new(Notify::new()));
@@ -106,7 +106,7 @@ async fn oversized_result_fails_operation_filled_by_metadata() {
     );
 }
 
-// BEHAVIOUR §9
+// Rules: LIMIT-6
 #[tokio::test(start_paused = true)]
 async fn oversized_final_report_does_not_fail_small_result() {
     let operations = start_with_limits(small_operation_limits(), |context: Context| async move {
@@ -126,7 +126,7 @@ async fn oversized_final_report_does_not_fail_small_result() {
     assert_eq!(done.attempt(), 1);
 }
 
-// BEHAVIOUR §9
+// Rules: LIMIT-4
 #[tokio::test]
 async fn full_store_rejects_growing_reports_but_accepts_outcomes() {
     let limits = Limits {
@@ -186,7 +186,7 @@ fn assert_fits_in_headers(status: &Status) {
     );
 }
 
-// ERR-1
+// Rules: ERR-1
 #[tokio::test]
 async fn error_for_1_mib_input_is_short_and_connection_stays_open() {
     let server = GrpcTestServer::start().await;
@@ -237,7 +237,7 @@ async fn error_for_1_mib_input_is_short_and_connection_stays_open() {
         .unwrap();
 }
 
-// ERR-1
+// Rules: ERR-1
 #[tokio::test]
 async fn create_error_does_not_echo_1_mib_input() {
     let operations = start_operations().await;

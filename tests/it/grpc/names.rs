@@ -63,7 +63,7 @@ fn unmatched_names() -> Vec<String> {
         .collect()
 }
 
-// GET-3, GET-4
+// Rules: GET-3, GET-4
 #[tokio::test]
 async fn name_lookup_is_byte_exact_and_unmatched_names_are_not_found() {
     let server = GrpcTestServer::start().await;
@@ -89,7 +89,8 @@ async fn name_lookup_is_byte_exact_and_unmatched_names_are_not_found() {
     }
 }
 
-// ERR-3: the error for a name of any length fits into the trailers.
+// The error for a name of any length fits into the trailers.
+// Rules: ERR-3
 #[tokio::test]
 async fn name_of_1_mb_is_not_found_with_short_message() {
     let server = GrpcTestServer::start().await;
@@ -108,7 +109,7 @@ async fn name_of_1_mb_is_not_found_with_short_message() {
     assert!(details.message.len() < 1000);
 }
 
-// NAME-3, BEHAVIOUR §1
+// Rules: NAME-2, NAME-3
 #[tokio::test]
 async fn operation_is_found_only_under_its_parent() {
     let server = GrpcTestServer::start().await;
@@ -149,7 +150,7 @@ async fn operation_is_found_only_under_its_parent() {
     assert_eq!(other.code, GrpcCode::NotFound);
 }
 
-// BEHAVIOUR §1
+// Rules: NAME-4
 #[tokio::test]
 async fn custom_operation_id_is_validated() {
     let operations = start_operations().await;
@@ -176,7 +177,7 @@ async fn custom_operation_id_is_validated() {
     }
 }
 
-// BEHAVIOUR §1
+// Rules: NAME-5
 #[test]
 fn parent_consists_of_collection_and_id_pairs() {
     for good in [
@@ -208,7 +209,7 @@ fn parent_consists_of_collection_and_id_pairs() {
     }
 }
 
-// BEHAVIOUR §1
+// Rules: NAME-6
 #[tokio::test]
 async fn labels_are_limited_to_64_and_keys_and_values_are_validated() {
     let operations = start_operations().await;
@@ -247,7 +248,8 @@ async fn labels_are_limited_to_64_and_keys_and_values_are_validated() {
     }
 }
 
-// OP-7: generated ids increase, so that names sort by creation time.
+// Generated ids increase, so that names sort by creation time.
+// Rules: OP-7
 #[tokio::test]
 async fn generated_names_sort_by_creation_time() {
     let operations = start_operations().await;

@@ -10,7 +10,7 @@ use crate::support::{
     expect_error, expect_response, operations::get_operation, string_value,
 };
 
-// OP-2
+// Rules: OP-2
 #[tokio::test]
 async fn missing_response_is_served_as_empty() {
     let server = GrpcTestServer::start().await;
@@ -29,7 +29,7 @@ async fn missing_response_is_served_as_empty() {
     assert!(response.value.is_empty());
 }
 
-// OP-4
+// Rules: OP-4
 #[tokio::test]
 async fn error_code_outside_1_to_16_is_rejected_without_change() {
     let server = GrpcTestServer::start().await;
@@ -55,7 +55,7 @@ async fn error_code_outside_1_to_16_is_rejected_without_change() {
     assert_eq!(get_operation(&server, name.as_str()).await, before);
 }
 
-// OP-4
+// Rules: OP-4
 #[tokio::test]
 async fn every_error_code_from_1_to_16_is_served_unchanged() {
     let server = GrpcTestServer::start().await;
@@ -82,7 +82,7 @@ async fn every_error_code_from_1_to_16_is_served_unchanged() {
     }
 }
 
-// OP-5
+// Rules: OP-5
 #[tokio::test]
 async fn bare_type_url_gets_google_prefix_and_other_prefixes_stay() {
     let server = GrpcTestServer::start().await;
@@ -110,7 +110,7 @@ async fn bare_type_url_gets_google_prefix_and_other_prefixes_stay() {
     }
 }
 
-// OP-5
+// Rules: OP-5
 #[tokio::test]
 async fn any_with_invalid_type_url_is_rejected() {
     let server = GrpcTestServer::start().await;
@@ -149,7 +149,8 @@ async fn any_with_invalid_type_url_is_rejected() {
     }
 }
 
-// ERR-2: the error of a failed operation has an ErrorInfo, too.
+// The error of a failed operation has an ErrorInfo, too.
+// Rules: ERR-2
 #[tokio::test]
 async fn failure_has_one_error_info_with_reason() {
     let server = GrpcTestServer::start().await;

@@ -20,7 +20,7 @@ use crate::support::{
 
 const MS: Duration = Duration::from_millis(1);
 
-// WAIT-1
+// Rules: WAIT-1
 #[tokio::test]
 async fn wait_on_done_operation_returns_immediately() {
     let server = GrpcTestServer::start().await;
@@ -39,7 +39,7 @@ async fn wait_on_done_operation_returns_immediately() {
     assert!(start.elapsed() < 30_000 * MS);
 }
 
-// WAIT-2
+// Rules: WAIT-2
 #[tokio::test]
 async fn wait_timeout_returns_latest_state() {
     let server = GrpcTestServer::start().await;
@@ -69,7 +69,7 @@ async fn wait_timeout_returns_latest_state() {
     );
 }
 
-// WAIT-2
+// Rules: WAIT-2
 #[tokio::test]
 async fn wait_returns_on_success_failure_and_cancel() {
     let server = GrpcTestServer::start().await;
@@ -106,7 +106,8 @@ async fn wait_returns_on_success_failure_and_cancel() {
     assert_eq!(server.operations.waiter_count(), 0);
 }
 
-// WAIT-2: a retry does not complete the operation.
+// A retry does not complete the operation.
+// Rules: WAIT-2
 #[tokio::test]
 async fn wait_ignores_progress_and_retries() {
     let server = GrpcTestServer::start().await;
@@ -153,7 +154,7 @@ async fn wait_ignores_progress_and_retries() {
     assert_eq!(decode_metadata(&operation).attempt, 2);
 }
 
-// WAIT-4
+// Rules: WAIT-4
 #[tokio::test]
 async fn wait_over_waiter_limit_returns_current_state() {
     let limits = Limits {
@@ -181,7 +182,7 @@ async fn wait_over_waiter_limit_returns_current_state() {
     assert!(first.await.unwrap().unwrap().into_inner().done);
 }
 
-// WAIT-8
+// Rules: WAIT-8
 #[tokio::test]
 async fn wait_on_unknown_name_fails_and_delete_wakes_waiters() {
     let server = GrpcTestServer::start().await;
@@ -205,7 +206,8 @@ async fn wait_on_unknown_name_fails_and_delete_wakes_waiters() {
     );
 }
 
-// WAIT-8: a wait ends with its operation and does not move to another of the same name.
+// A wait ends with its operation and does not move to another of the same name.
+// Rules: WAIT-8
 #[tokio::test]
 async fn wait_is_not_found_when_name_is_reused() {
     let server = GrpcTestServer::start().await;
@@ -227,7 +229,7 @@ async fn wait_is_not_found_when_name_is_reused() {
     );
 }
 
-// WAIT-9
+// Rules: WAIT-9
 #[tokio::test]
 async fn disconnected_client_frees_its_waiter() {
     let server = GrpcTestServer::start().await;
@@ -244,7 +246,7 @@ async fn disconnected_client_frees_its_waiter() {
     assert!(!server.operations.get_cached(&name).unwrap().is_done());
 }
 
-// WAIT-11
+// Rules: WAIT-11
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_completion_wakes_10000_waits() {
     let server = GrpcTestServer::start().await;
@@ -265,7 +267,7 @@ async fn one_completion_wakes_10000_waits() {
     }
 }
 
-// WAIT-12
+// Rules: WAIT-12
 #[tokio::test]
 async fn get_is_not_blocked_by_100_waits_on_same_connection() {
     let server = GrpcTestServer::start().await;

@@ -14,7 +14,7 @@ use crate::support::{
 
 const MS: Duration = Duration::from_millis(1);
 
-// WAIT-3, WAIT-6
+// Rules: WAIT-3, WAIT-6
 #[tokio::test]
 async fn wait_uses_default_timeout_and_is_capped_by_max_timeout() {
     let wait_limits = WaitLimits::default()
@@ -55,7 +55,7 @@ async fn wait_uses_default_timeout_and_is_capped_by_max_timeout() {
     );
 }
 
-// WAIT-5
+// Rules: WAIT-5
 #[tokio::test]
 async fn wait_with_300_ms_grpc_timeout_returns_before_deadline() {
     let server = GrpcTestServer::start().await;
@@ -90,7 +90,8 @@ async fn wait_with_300_ms_grpc_timeout_returns_before_deadline() {
     }
 }
 
-// WAIT-5: a deadline shorter than the safety margin leaves no time to wait.
+// A deadline shorter than the safety margin leaves no time to wait.
+// Rules: WAIT-5
 #[tokio::test]
 async fn wait_with_20_ms_deadline_returns_immediately() {
     let server = GrpcTestServer::start().await;
@@ -103,7 +104,7 @@ async fn wait_with_20_ms_deadline_returns_immediately() {
     assert!(!response.into_inner().done);
 }
 
-// WAIT-7
+// Rules: WAIT-7
 #[tokio::test]
 async fn zero_wait_timeout_returns_immediately_and_malformed_is_invalid() {
     let server = GrpcTestServer::start().await;
@@ -151,7 +152,8 @@ async fn zero_wait_timeout_returns_immediately_and_malformed_is_invalid() {
     assert_eq!(server.operations.waiter_count(), 0);
 }
 
-// WAIT-7: the longest valid duration is capped by the maximum of the server.
+// The longest valid duration is capped by the maximum of the server.
+// Rules: WAIT-7
 #[tokio::test]
 async fn longest_protobuf_duration_is_capped_by_max_wait_timeout() {
     let wait_limits = WaitLimits::default()

@@ -38,7 +38,7 @@ fn progress_report(done_units: i64) -> Report {
     }
 }
 
-// BEHAVIOUR §3
+// Rules: WATCH-1
 #[tokio::test]
 async fn watch_sends_current_state_each_change_and_ends_when_done() {
     let server = GrpcTestServer::start().await;
@@ -74,6 +74,7 @@ async fn watch_sends_current_state_each_change_and_ends_when_done() {
     assert_eq!(server.operations.waiter_count(), 0);
 }
 
+// Rules: WATCH-1
 #[tokio::test]
 async fn watch_of_done_operation_sends_it_once_and_ends() {
     let server = GrpcTestServer::start().await;
@@ -83,6 +84,7 @@ async fn watch_of_done_operation_sends_it_once_and_ends() {
     assert_eq!(next_message(&mut stream).await.unwrap(), None);
 }
 
+// Rules: WATCH-2
 #[tokio::test]
 async fn watch_coalesces_unread_changes_to_latest() {
     let operations = start_operations().await;
@@ -109,6 +111,7 @@ async fn watch_coalesces_unread_changes_to_latest() {
     assert!(watch.next().await.is_none());
 }
 
+// Rules: WATCH-3
 #[tokio::test]
 async fn watch_ends_with_not_found_on_delete() {
     let server = GrpcTestServer::start().await;
@@ -123,6 +126,7 @@ async fn watch_ends_with_not_found_on_delete() {
     );
 }
 
+// Rules: WATCH-3
 #[tokio::test]
 async fn watch_ends_with_unavailable_at_shutdown() {
     let server = GrpcTestServer::start().await;
@@ -138,6 +142,7 @@ async fn watch_ends_with_unavailable_at_shutdown() {
     assert!(error_details.retry_info.is_some());
 }
 
+// Rules: WATCH-4
 #[tokio::test]
 async fn disconnected_watch_frees_its_waiter() {
     let server = GrpcTestServer::start().await;
@@ -149,6 +154,7 @@ async fn disconnected_watch_frees_its_waiter() {
     wait_for_waiters(&server.operations, 0).await;
 }
 
+// Rules: WATCH-4
 #[tokio::test]
 async fn watch_over_waiter_limit_is_rejected_with_retry_info() {
     let limits = Limits {

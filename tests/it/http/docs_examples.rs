@@ -37,6 +37,7 @@ fn matches_example(expected: &Value, actual: &Value) -> bool {
     }
 }
 
+// Rules: HTTP-21
 #[tokio::test]
 async fn http_doc_examples_produce_documented_output() {
     let has_curl = Command::new("curl").arg("--version").output().await.is_ok();

@@ -65,7 +65,7 @@ fn listed_names(listed: &Value) -> Vec<&str> {
         .collect()
 }
 
-// HTTP-2, HTTP-9, HTTP-10
+// Rules: HTTP-2, HTTP-9, HTTP-10
 #[tokio::test]
 async fn python_abstract_operations_client_default_bindings_work() {
     let server = HttpTestServer::start().await;
@@ -127,7 +127,7 @@ async fn python_abstract_operations_client_default_bindings_work() {
     assert_eq!(missing.error_parts(), expected);
 }
 
-// HTTP-1, HTTP-4, HTTP-6
+// Rules: HTTP-1, HTTP-4, HTTP-6
 #[tokio::test]
 async fn python_client_works_with_operations_proto_bindings() {
     let server = HttpTestServer::start().await;
@@ -156,7 +156,7 @@ async fn python_client_works_with_operations_proto_bindings() {
     assert!(filtered.code != 500 && filtered.json().is_object());
 }
 
-// HTTP-3
+// Rules: HTTP-3
 #[tokio::test]
 async fn python_generated_client_operations_mixin_works() {
     let server = HttpTestServer::start().await;
@@ -193,7 +193,7 @@ async fn python_generated_client_operations_mixin_works() {
     assert_eq!(delete.expect_ok_json(), json!({}));
 }
 
-// HTTP-8, HTTP-11, HTTP-17
+// Rules: HTTP-8, HTTP-11, HTTP-17
 #[tokio::test]
 async fn node_google_gax_fallback_mode_works() {
     let server = HttpTestServer::start().await;
@@ -236,7 +236,7 @@ async fn node_google_gax_fallback_mode_works() {
     assert_eq!(delete.expect_ok_json(), json!({}));
 }
 
-// HTTP-7, HTTP-8, LIST-12
+// Rules: HTTP-7, HTTP-8, LIST-12
 #[tokio::test]
 async fn rust_google_cloud_longrunning_client_works() {
     let server = HttpTestServer::start().await;
@@ -290,7 +290,7 @@ async fn rust_google_cloud_longrunning_client_works() {
     );
 }
 
-// HTTP-7, JSON-7
+// Rules: HTTP-7, JSON-7
 #[tokio::test]
 async fn requested_numeric_enums_apply_inside_any() {
     let server = HttpTestServer::start().await;
@@ -320,7 +320,7 @@ async fn requested_numeric_enums_apply_inside_any() {
     );
 }
 
-// HTTP-2, HTTP-10
+// Rules: HTTP-2, HTTP-10
 #[tokio::test]
 async fn java_http_json_operations_stub_works() {
     let server = HttpTestServer::start().await;

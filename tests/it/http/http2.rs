@@ -70,7 +70,7 @@ fn error_reason(body: &[u8]) -> String {
     json["error"]["details"][0]["reason"].to_string()
 }
 
-// BEHAVIOUR §2
+// Rules: OP-16
 #[tokio::test]
 async fn response_resembling_http1_error_is_served_byte_for_byte() {
     let server = HttpTestServer::start().await;
@@ -129,7 +129,7 @@ async fn response_resembling_http1_error_is_served_byte_for_byte() {
     assert_eq!(got["response"]["value"], captured.as_str());
 }
 
-// HTTP-14
+// Rules: HTTP-14
 #[tokio::test]
 async fn longest_filter_fits_into_url() {
     let server = HttpTestServer::start().await;
@@ -158,6 +158,7 @@ async fn longest_filter_fits_into_url() {
     );
 }
 
+// Rules: HTTP-19
 #[tokio::test]
 async fn oversized_headers_fail_request_and_huge_ones_fail_connection() {
     let server = HttpTestServer::start().await;
@@ -187,7 +188,7 @@ async fn oversized_headers_fail_request_and_huge_ones_fail_connection() {
     assert_eq!(got.unwrap().0, 200);
 }
 
-// HTTP-11, HTTP-14
+// Rules: HTTP-11, HTTP-14
 #[tokio::test]
 async fn http_paths_get_json_for_any_content_type_and_others_get_grpc() {
     for prefix in ["", "/", "/api/v2"] {

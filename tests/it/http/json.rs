@@ -30,7 +30,7 @@ async fn operation_json_with_response(server: &HttpTestServer, response: Any) ->
     server.get(&format!("/v1/{name}")).await.expect_ok_json()
 }
 
-// JSON-1, JSON-7
+// Rules: JSON-1, JSON-7
 #[tokio::test]
 async fn json_has_camel_case_keys_string_int64_and_enum_names() {
     let server = HttpTestServer::start().await;
@@ -55,7 +55,7 @@ async fn json_has_camel_case_keys_string_int64_and_enum_names() {
     assert!(metadata.get("create_time").is_none());
 }
 
-// JSON-2, JSON-3
+// Rules: JSON-2, JSON-3
 #[tokio::test]
 async fn unset_fields_are_omitted_and_never_null() {
     let server = HttpTestServer::start().await;
@@ -72,7 +72,7 @@ async fn unset_fields_are_omitted_and_never_null() {
     assert_eq!(keys, ["operations"]);
 }
 
-// JSON-4
+// Rules: JSON-4
 #[tokio::test]
 async fn any_json_depends_on_its_message_type() {
     let server = HttpTestServer::start().await;
@@ -113,7 +113,7 @@ async fn any_json_depends_on_its_message_type() {
     }
 }
 
-// JSON-5
+// Rules: JSON-5
 #[tokio::test]
 async fn unknown_any_type_is_base64_without_error() {
     let server = HttpTestServer::start().await;
@@ -139,7 +139,7 @@ async fn unknown_any_type_is_base64_without_error() {
     );
 }
 
-// JSON-6
+// Rules: JSON-6
 #[tokio::test]
 async fn timestamps_are_utc_with_0_3_6_or_9_fraction_digits() {
     let server = HttpTestServer::start().await;
@@ -156,7 +156,7 @@ async fn timestamps_are_utc_with_0_3_6_or_9_fraction_digits() {
     }
 }
 
-// JSON-8
+// Rules: JSON-8
 #[tokio::test]
 async fn invalid_json_body_is_rejected_and_message_names_cause() {
     let server = HttpTestServer::start().await;
@@ -192,7 +192,7 @@ async fn invalid_json_body_is_rejected_and_message_names_cause() {
         .expect_ok_json();
 }
 
-// HTTP-6
+// Rules: HTTP-6
 #[tokio::test]
 async fn pretty_print_indents_json() {
     let server = HttpTestServer::start().await;
@@ -204,7 +204,7 @@ async fn pretty_print_indents_json() {
     assert_eq!(pretty.expect_ok_json(), plain.expect_ok_json());
 }
 
-// JSON-2, JSON-3, JSON-5
+// Rules: JSON-2, JSON-3, JSON-5
 #[test]
 fn arbitrary_worker_payloads_serialize_as_operation_json() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -243,7 +243,7 @@ fn arbitrary_worker_payloads_serialize_as_operation_json() {
         .unwrap();
 }
 
-// NAME-1
+// Rules: NAME-1
 #[tokio::test]
 async fn generated_name_needs_no_url_escaping() {
     let server = HttpTestServer::start().await;
@@ -255,7 +255,7 @@ async fn generated_name_needs_no_url_escaping() {
     assert_eq!(got["name"], name.as_str());
 }
 
-// NAME-2
+// Rules: NAME-2
 #[tokio::test]
 async fn all_supported_name_forms_are_served() {
     let server = HttpTestServer::start().await;
@@ -281,7 +281,7 @@ async fn all_supported_name_forms_are_served() {
     );
 }
 
-// NAME-3
+// Rules: NAME-3
 #[tokio::test]
 async fn hostile_names_are_not_found() {
     let server = HttpTestServer::start().await;

@@ -22,7 +22,7 @@ async fn assert_still_serving(server: &HttpTestServer) {
         .expect_ok_json();
 }
 
-// HTTP-5
+// Rules: HTTP-5
 #[tokio::test]
 async fn invalid_bytes_in_url_get_json_error() {
     let server = HttpTestServer::start().await;
@@ -54,6 +54,7 @@ async fn invalid_bytes_in_url_get_json_error() {
     assert_still_serving(&server).await;
 }
 
+// Rules: HTTP-19
 #[tokio::test]
 async fn malformed_http_gets_json_error_and_connection_close() {
     let server = HttpTestServer::start().await;
@@ -83,6 +84,7 @@ async fn malformed_http_gets_json_error_and_connection_close() {
     assert_still_serving(&server).await;
 }
 
+// Rules: HTTP-19
 #[tokio::test]
 async fn oversized_url_or_headers_get_json_error() {
     let server = HttpTestServer::start().await;
@@ -122,6 +124,7 @@ async fn oversized_url_or_headers_get_json_error() {
     assert_still_serving(&server).await;
 }
 
+// Rules: HTTP-19
 #[tokio::test]
 async fn query_with_10000_parameters_is_parsed_quickly() {
     let server = HttpTestServer::start().await;
@@ -139,6 +142,7 @@ async fn query_with_10000_parameters_is_parsed_quickly() {
     assert_eq!(server.get(&page).await.error_parts(), expected);
 }
 
+// Rules: HTTP-19
 #[tokio::test]
 async fn slow_request_head_times_out_without_affecting_others() {
     let mut connection_options = ConnectionOptions::default();
@@ -165,6 +169,7 @@ async fn slow_request_head_times_out_without_affecting_others() {
     }
 }
 
+// Rules: HTTP-19
 #[tokio::test]
 async fn missing_body_times_out_with_408() {
     let server = HttpTestServer::start_with(|config| {
@@ -187,6 +192,7 @@ async fn missing_body_times_out_with_408() {
     assert_eq!(got["metadata"].get("cancelRequested"), None);
 }
 
+// Rules: HTTP-19
 #[tokio::test]
 async fn oversized_body_is_rejected_before_it_is_read() {
     let server = HttpTestServer::start_with(|config| config.max_message_bytes = 1024).await;
@@ -209,6 +215,7 @@ async fn oversized_body_is_rejected_before_it_is_read() {
     assert_still_serving(&server).await;
 }
 
+// Rules: HTTP-19
 #[tokio::test]
 async fn body_above_64_kib_is_rejected_despite_larger_message_limit() {
     let server = HttpTestServer::start().await;
@@ -243,7 +250,7 @@ async fn body_above_64_kib_is_rejected_despite_larger_message_limit() {
     assert_eq!(got["metadata"].get("cancelRequested"), None);
 }
 
-// HTTP-11
+// Rules: HTTP-11
 #[tokio::test]
 async fn grpc_content_type_has_no_effect_over_http1() {
     let server = HttpTestServer::start().await;
@@ -275,6 +282,7 @@ async fn grpc_content_type_has_no_effect_over_http1() {
     assert_eq!(got["metadata"].get("cancelRequested"), None);
 }
 
+// Rules: HTTP-20
 #[tokio::test]
 async fn non_json_content_type_is_rejected_and_missing_one_means_json() {
     let server = HttpTestServer::start().await;
@@ -315,6 +323,7 @@ async fn non_json_content_type_is_rejected_and_missing_one_means_json() {
     assert_eq!(rejected.unwrap().error_parts().0, 400);
 }
 
+// Rules: HTTP-20
 #[tokio::test]
 async fn pipelined_requests_are_answered_in_order() {
     let server = HttpTestServer::start().await;
@@ -352,6 +361,7 @@ async fn pipelined_requests_are_answered_in_order() {
     assert!(timeout(STEP_TIMEOUT, connection.is_closed()).await.unwrap());
 }
 
+// Rules: WAIT-12
 #[tokio::test]
 async fn open_waits_on_500_connections_do_not_block_others() {
     let server = HttpTestServer::start().await;

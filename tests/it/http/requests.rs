@@ -11,7 +11,7 @@ use crate::support::{
     string_value,
 };
 
-// HTTP-3
+// Rules: HTTP-3
 #[tokio::test]
 async fn http_wait_timeout_returns_latest_state() {
     let server = HttpTestServer::start().await;
@@ -29,7 +29,7 @@ async fn http_wait_timeout_returns_latest_state() {
     assert_eq!(rejected.error_parts(), expected);
 }
 
-// HTTP-3
+// Rules: HTTP-3
 #[tokio::test]
 async fn http_wait_returns_when_operation_completes() {
     let server = HttpTestServer::start().await;
@@ -54,7 +54,7 @@ async fn http_wait_returns_when_operation_completes() {
     assert_eq!(connection.read_response().await.expect_ok_json(), waited);
 }
 
-// HTTP-6
+// Rules: HTTP-6
 #[tokio::test]
 async fn query_parameters_accept_json_and_proto_names_and_reject_unknown() {
     let server = HttpTestServer::start().await;
@@ -97,7 +97,7 @@ async fn query_parameters_accept_json_and_proto_names_and_reject_unknown() {
     }
 }
 
-// LIST-12
+// Rules: LIST-12
 #[tokio::test]
 async fn http_partial_success_is_allowed_for_wildcards_and_collections() {
     let server = HttpTestServer::start().await;
@@ -111,7 +111,7 @@ async fn http_partial_success_is_allowed_for_wildcards_and_collections() {
     }
 }
 
-// HTTP-8
+// Rules: HTTP-8
 #[tokio::test]
 async fn empty_query_values_and_trailing_question_mark_are_ignored() {
     let server = HttpTestServer::start().await;
@@ -129,7 +129,7 @@ async fn empty_query_values_and_trailing_question_mark_are_ignored() {
     server.get("/v1/operations/x?").await.expect_ok_json();
 }
 
-// HTTP-9
+// Rules: HTTP-9
 #[tokio::test]
 async fn get_allows_json_content_type_but_rejects_body() {
     let server = HttpTestServer::start().await;
@@ -160,7 +160,7 @@ async fn get_allows_json_content_type_but_rejects_body() {
         .expect_ok_json();
 }
 
-// HTTP-10
+// Rules: HTTP-10
 #[tokio::test]
 async fn empty_body_is_empty_message_and_name_comes_from_path() {
     let server = HttpTestServer::start().await;
@@ -185,7 +185,7 @@ async fn empty_body_is_empty_message_and_name_comes_from_path() {
     assert_eq!(query.error_parts(), expected);
 }
 
-// HTTP-11
+// Rules: HTTP-11
 #[tokio::test]
 async fn cancel_and_delete_return_200_with_empty_object() {
     let server = HttpTestServer::start().await;
@@ -201,7 +201,7 @@ async fn cancel_and_delete_return_200_with_empty_object() {
     assert_eq!(again.error_parts().0, 404);
 }
 
-// HTTP-12
+// Rules: HTTP-12
 #[tokio::test]
 async fn http_error_has_aip_193_envelope() {
     let server = HttpTestServer::start().await;
@@ -229,7 +229,7 @@ async fn http_error_has_aip_193_envelope() {
     );
 }
 
-// HTTP-13
+// Rules: HTTP-13
 #[tokio::test]
 async fn failed_operation_is_returned_with_200() {
     let server = HttpTestServer::start().await;
@@ -241,7 +241,7 @@ async fn failed_operation_is_returned_with_200() {
     assert!(got["error"].get("status").is_none());
 }
 
-// ERR-1, BEHAVIOUR §9
+// Rules: ERR-1, HTTP-12
 #[tokio::test]
 async fn http_and_grpc_errors_are_identical() {
     use longrunning::proto::google::longrunning::operations_client::OperationsClient;

@@ -9,7 +9,7 @@ use crate::support::{
     http_server::{HttpTestServer, create_named, error_parts},
 };
 
-// HTTP-1
+// Rules: HTTP-1
 #[tokio::test]
 async fn operations_proto_bindings_get_list_cancel_and_delete() {
     let server = HttpTestServer::start().await;
@@ -29,7 +29,7 @@ async fn operations_proto_bindings_get_list_cancel_and_delete() {
     assert_eq!(missing.error_parts(), expected);
 }
 
-// LIST-9
+// Rules: LIST-9
 #[tokio::test]
 async fn double_slash_does_not_list_all_parents() {
     let server = HttpTestServer::start().await;
@@ -45,7 +45,7 @@ async fn double_slash_does_not_list_all_parents() {
     assert_eq!(server.get("//operations").await.error_parts().0, 404);
 }
 
-// HTTP-1, LIST-9
+// Rules: HTTP-1, LIST-9
 #[tokio::test]
 async fn list_path_selects_parent() {
     let server = HttpTestServer::start().await;
@@ -89,7 +89,7 @@ async fn list_path_selects_parent() {
     );
 }
 
-// HTTP-2
+// Rules: HTTP-2
 #[tokio::test]
 async fn python_and_java_default_bindings_are_served() {
     let server = HttpTestServer::start().await;
@@ -110,7 +110,7 @@ async fn python_and_java_default_bindings_are_served() {
     assert_eq!(deleted.text(), "{}");
 }
 
-// HTTP-2
+// Rules: HTTP-2
 #[tokio::test]
 async fn configured_prefix_replaces_default_prefixes() {
     let server =
@@ -125,7 +125,7 @@ async fn configured_prefix_replaces_default_prefixes() {
     assert!(other.error_message().contains("GET /api/v9/operations"));
 }
 
-// HTTP-4
+// Rules: HTTP-4
 #[tokio::test]
 async fn colon_in_id_may_be_raw_or_escaped() {
     let server = HttpTestServer::start().await;
@@ -149,7 +149,7 @@ async fn colon_in_id_may_be_raw_or_escaped() {
     );
 }
 
-// HTTP-5
+// Rules: HTTP-5
 #[tokio::test]
 async fn escaped_slash_is_no_separator_and_bad_escape_is_invalid() {
     let server = HttpTestServer::start().await;
@@ -185,7 +185,7 @@ async fn escaped_slash_is_no_separator_and_bad_escape_is_invalid() {
     }
 }
 
-// HTTP-14
+// Rules: HTTP-14
 #[tokio::test]
 async fn unknown_path_is_404_and_wrong_method_405_with_allow_header() {
     let server = HttpTestServer::start().await;
@@ -217,7 +217,7 @@ async fn unknown_path_is_404_and_wrong_method_405_with_allow_header() {
     }
 }
 
-// HTTP-17
+// Rules: HTTP-17
 #[tokio::test]
 async fn name_escaped_into_one_segment_is_found() {
     let server = HttpTestServer::start().await;

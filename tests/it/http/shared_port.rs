@@ -15,7 +15,7 @@ use crate::support::{
 /// Time limit for one step of a test.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
-// HTTP-15, WAIT-9
+// Rules: HTTP-15, WAIT-9
 #[tokio::test]
 async fn http_disconnect_ends_wait() {
     let server = HttpTestServer::start().await;
@@ -37,7 +37,7 @@ async fn http_disconnect_ends_wait() {
     assert_eq!(server.metric(series).await, 10.0);
 }
 
-// HTTP-15, WAIT-10
+// Rules: HTTP-15, WAIT-10
 #[tokio::test]
 async fn http_wait_is_answered_at_shutdown() {
     let server = HttpTestServer::start().await;
@@ -55,7 +55,7 @@ async fn http_wait_is_answered_at_shutdown() {
     server.shutdown().await;
 }
 
-// HTTP-16
+// Rules: HTTP-16
 #[tokio::test]
 async fn head_is_get_without_body_and_options_lists_methods() {
     let server = HttpTestServer::start().await;
@@ -86,7 +86,7 @@ async fn head_is_get_without_body_and_options_lists_methods() {
     assert_eq!(response.header("access-control-allow-origin"), None);
 }
 
-// HTTP-16
+// Rules: HTTP-16
 #[tokio::test]
 async fn cors_allows_configured_origins_and_none_by_default() {
     let origin = "origin: https://a.example\r\n";
@@ -127,7 +127,7 @@ async fn cors_allows_configured_origins_and_none_by_default() {
     assert_eq!(other.header("access-control-allow-origin"), None);
 }
 
-// HTTP-16
+// Rules: HTTP-16
 #[tokio::test]
 async fn cross_origin_post_is_rejected_without_effect() {
     let server = HttpTestServer::start().await;
@@ -146,7 +146,7 @@ async fn cross_origin_post_is_rejected_without_effect() {
     server.send(same_origin).await.expect_ok_json();
 }
 
-// HTTP-16
+// Rules: HTTP-16
 #[tokio::test]
 async fn method_override_header_is_ignored() {
     let server = HttpTestServer::start().await;
@@ -163,7 +163,7 @@ async fn method_override_header_is_ignored() {
     server.get("/v1/operations/x").await.expect_ok_json();
 }
 
-// BEHAVIOUR §10
+// Rules: MET-1
 #[tokio::test]
 async fn http_requests_are_counted_by_method_and_code_not_as_rpcs() {
     let server = HttpTestServer::start().await;
@@ -188,7 +188,7 @@ async fn http_requests_are_counted_by_method_and_code_not_as_rpcs() {
     assert_eq!(server.metric(rpc_series).await, 0.0);
 }
 
-// BEHAVIOUR §7
+// Rules: HTTP-18
 #[tokio::test]
 async fn grpc_http1_and_http2_share_one_port() {
     use bytes::Bytes;

@@ -43,7 +43,7 @@ async fn next_event(connection: &mut HttpConnection) -> Option<Value> {
     Some(serde_json::from_str(&line["data: ".len()..]).unwrap())
 }
 
-// BEHAVIOUR §7
+// Rules: WATCH-1, WATCH-5
 #[tokio::test]
 async fn http_watch_sends_current_state_each_change_and_ends_when_done() {
     let server = HttpTestServer::start().await;
@@ -92,6 +92,7 @@ async fn http_watch_sends_current_state_each_change_and_ends_when_done() {
     assert_eq!(connection.read_response().await.expect_ok_json(), last);
 }
 
+// Rules: WATCH-5
 #[tokio::test]
 async fn reconnect_after_last_event_gets_204() {
     let server = HttpTestServer::start().await;
@@ -100,6 +101,7 @@ async fn reconnect_after_last_event_gets_204() {
     assert_eq!(connection.read_head().await.code, 204);
 }
 
+// Rules: HTTP-12
 #[tokio::test]
 async fn http_watch_of_unknown_operation_is_json_error() {
     let server = HttpTestServer::start().await;
@@ -108,6 +110,7 @@ async fn http_watch_of_unknown_operation_is_json_error() {
     assert_eq!(missing.error_parts(), expected);
 }
 
+// Rules: WATCH-3, WATCH-5
 #[tokio::test]
 async fn http_watch_ends_with_error_event_on_delete() {
     let server = HttpTestServer::start().await;
@@ -127,7 +130,7 @@ async fn http_watch_ends_with_error_event_on_delete() {
     );
 }
 
-// BEHAVIOUR §10
+// Rules: WATCH-3
 #[tokio::test]
 async fn http_watch_ends_with_unavailable_at_shutdown() {
     let server = HttpTestServer::start().await;
@@ -140,6 +143,7 @@ async fn http_watch_ends_with_unavailable_at_shutdown() {
     server.shutdown().await;
 }
 
+// Rules: WATCH-5
 #[tokio::test]
 async fn idle_http_watch_sends_keepalive_comments() {
     let server = HttpTestServer::start_with(|config| {
@@ -164,6 +168,7 @@ async fn idle_http_watch_sends_keepalive_comments() {
     assert_eq!(next_event(&mut connection).await.unwrap()["done"], true);
 }
 
+// Rules: WATCH-4
 #[tokio::test]
 async fn http_disconnect_ends_watch() {
     let server = HttpTestServer::start_with(|config| {
@@ -180,7 +185,7 @@ async fn http_disconnect_ends_watch() {
         .expect("expected the disconnect to end the watch");
 }
 
-// WAIT-12
+// Rules: WATCH-4
 #[tokio::test]
 async fn http_watch_over_waiter_limit_is_429_with_retry_after() {
     let server = HttpTestServer::start_with(|config| config.limits.max_waiters = 1).await;

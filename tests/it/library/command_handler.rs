@@ -81,7 +81,7 @@ async fn wait_for_exit(pid_file: &Path) {
     }
 }
 
-// BEHAVIOUR §5
+// Rules: COMMAND-1
 #[tokio::test]
 async fn input_is_plain_json_on_stdin_and_in_environment() {
     let script = r#"printf '%s %s' "$(cat)" "$LONGRUNNING_INPUT""#;
@@ -105,6 +105,7 @@ async fn input_is_plain_json_on_stdin_and_in_environment() {
     }
 }
 
+// Rules: COMMAND-1
 #[tokio::test]
 async fn missing_input_gives_empty_stdin_and_unset_variable() {
     let script = r#"printf '%s %s' "$(wc -c)" "${LONGRUNNING_INPUT-unset}""#;
@@ -114,6 +115,7 @@ async fn missing_input_gives_empty_stdin_and_unset_variable() {
     );
 }
 
+// Rules: COMMAND-1
 #[tokio::test]
 async fn large_input_is_on_stdin_only_and_may_stay_unread() {
     let large = queued().input(string_value(&"x".repeat(300 << 10)));
@@ -129,6 +131,7 @@ async fn large_input_is_on_stdin_only_and_may_stay_unread() {
     assert_eq!(response_text(&done), "left");
 }
 
+// Rules: COMMAND-1
 #[tokio::test]
 async fn command_environment_describes_operation_and_attempt() {
     let script = r#"printf '%s|' "$LONGRUNNING_OPERATION" "$LONGRUNNING_ATTEMPT" "$LONGRUNNING_QUEUE" \
@@ -148,6 +151,7 @@ async fn command_environment_describes_operation_and_attempt() {
     );
 }
 
+// Rules: COMMAND-2
 #[tokio::test]
 async fn stdout_becomes_response() {
     let response = async |script: &str| expect_response(&run_command(sh(script), queued()).await);
@@ -167,6 +171,7 @@ async fn stdout_becomes_response() {
     }
 }
 
+// Rules: COMMAND-2
 #[tokio::test]
 async fn output_directives_are_reported_and_removed_from_response() {
     let script = r#"echo one; echo '::progress 3/10 files in a'; echo '::progress soon'; printf two
@@ -183,6 +188,7 @@ async fn output_directives_are_reported_and_removed_from_response() {
     );
 }
 
+// Rules: HEARTBEAT-9
 #[tokio::test]
 async fn retried_command_gets_checkpoint_of_failed_attempt() {
     let script = r#"echo "$LONGRUNNING_ATTEMPT ${LONGRUNNING_CHECKPOINT-none}"
@@ -196,6 +202,7 @@ async fn retried_command_gets_checkpoint_of_failed_attempt() {
     );
 }
 
+// Rules: COMMAND-3
 #[tokio::test]
 async fn nonzero_exit_or_signal_is_failure_with_stderr_tail() {
     let script = "echo early >&2; echo useless; echo 'no such file' >&2; exit 3";
@@ -210,6 +217,7 @@ async fn nonzero_exit_or_signal_is_failure_with_stderr_tail() {
     assert_eq!(expect_error(&killed).message, "`sh` was killed by signal 9");
 }
 
+// Rules: COMMAND-3
 #[tokio::test]
 async fn stderr_callback_gets_each_line() {
     let lines: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -222,6 +230,7 @@ async fn stderr_callback_gets_each_line() {
     assert_eq!(*lines.lock(), ["one", "two"]);
 }
 
+// Rules: COMMAND-6
 #[tokio::test]
 async fn missing_program_fails_at_construction_or_at_spawn() {
     let construction_error = |program: &str| CommandHandler::new([program]).unwrap_err();
@@ -247,6 +256,7 @@ async fn missing_program_fails_at_construction_or_at_spawn() {
     assert_failed_with(&failed, Code::Unavailable, "COMMAND_START_FAILED");
 }
 
+// Rules: COMMAND-2
 #[tokio::test]
 async fn unbounded_output_kills_command() {
     let directory = tempfile::tempdir().unwrap();
@@ -259,6 +269,7 @@ async fn unbounded_output_kills_command() {
     }
 }
 
+// Rules: COMMAND-5
 #[tokio::test]
 async fn leftover_child_processes_are_killed_and_do_not_delay_completion() {
     let directory = tempfile::tempdir().unwrap();
@@ -271,6 +282,7 @@ async fn leftover_child_processes_are_killed_and_do_not_delay_completion() {
     wait_for_exit(&pid_file).await;
 }
 
+// Rules: COMMAND-4
 #[tokio::test]
 async fn cancelled_command_gets_sigterm_and_may_still_succeed() {
     for (script, response) in [
@@ -291,6 +303,7 @@ async fn cancelled_command_gets_sigterm_and_may_still_succeed() {
     }
 }
 
+// Rules: COMMAND-4
 #[tokio::test]
 async fn command_ignoring_sigterm_is_killed_with_its_children() {
     let directory = tempfile::tempdir().unwrap();
@@ -307,6 +320,7 @@ async fn command_ignoring_sigterm_is_killed_with_its_children() {
     wait_for_exit(&pid_file).await;
 }
 
+// Rules: COMMAND-4
 #[tokio::test]
 async fn command_with_lost_lease_is_killed_with_its_children() {
     let directory = tempfile::tempdir().unwrap();
@@ -323,6 +337,7 @@ async fn command_with_lost_lease_is_killed_with_its_children() {
     wait_for_exit(&child_pid_file).await;
 }
 
+// Rules: COMMAND-4
 #[tokio::test]
 async fn command_exceeding_shutdown_grace_gets_sigterm_before_sigkill() {
     let directory = tempfile::tempdir().unwrap();

@@ -13,7 +13,7 @@ fn queued() -> NewOperation {
         .label("a", "b")
 }
 
-// AIP-155
+// Rules: CREATE-4
 #[tokio::test]
 async fn same_request_id_and_content_returns_same_operation() {
     let operations = start_operations().await;
@@ -40,7 +40,7 @@ async fn same_request_id_and_content_returns_same_operation() {
     );
 }
 
-// AIP-155
+// Rules: CREATE-4
 #[tokio::test]
 async fn retried_create_returns_current_operation_state() {
     let operations = start_operations().await;
@@ -55,7 +55,7 @@ async fn retried_create_returns_current_operation_state() {
     assert_eq!(again.operation.state(), State::Succeeded);
 }
 
-// BEHAVIOUR §5
+// Rules: CREATE-5
 #[tokio::test]
 async fn request_id_with_different_content_is_rejected() {
     let operations = start_operations().await;
@@ -102,7 +102,8 @@ async fn request_id_with_different_content_is_rejected() {
     );
 }
 
-// BEHAVIOUR §5: the kind of execution is part of the content, whatever its strings are.
+// The kind of execution is part of the content, whatever its strings are.
+// Rules: CREATE-5
 #[tokio::test]
 async fn queued_and_self_executed_requests_never_share_fingerprint() {
     let operations = start_operations().await;
@@ -115,6 +116,7 @@ async fn queued_and_self_executed_requests_never_share_fingerprint() {
     assert_eq!(rejected.reason(), "REQUEST_ID_REUSED");
 }
 
+// Rules: CREATE-6
 #[tokio::test]
 async fn request_id_is_scoped_to_parent() {
     let operations = start_operations().await;
@@ -127,6 +129,7 @@ async fn request_id_is_scoped_to_parent() {
     }
 }
 
+// Rules: CREATE-6
 #[tokio::test(start_paused = true)]
 async fn request_id_is_reusable_after_delete_or_expiry() {
     let operations = start_operations().await;
@@ -148,7 +151,7 @@ async fn request_id_is_reusable_after_delete_or_expiry() {
     assert!(!operations.create(new()).await.unwrap().already_existed);
 }
 
-// AIP-155
+// Rules: CREATE-7
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_creates_with_one_request_id_make_one_operation() {
     let operations = start_operations().await;
@@ -179,7 +182,7 @@ async fn concurrent_creates_with_one_request_id_make_one_operation() {
     }
 }
 
-// BEHAVIOUR §1
+// Rules: CREATE-7
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_creates_with_one_operation_id_have_one_winner() {
     let operations = start_operations().await;
@@ -201,7 +204,7 @@ async fn concurrent_creates_with_one_operation_id_have_one_winner() {
     }
 }
 
-// GET-5
+// Rules: GET-5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn created_operation_is_readable_by_other_tasks_when_create_returns() {
     let operations = start_operations().await;

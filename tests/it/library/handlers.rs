@@ -44,6 +44,7 @@ fn queued() -> NewOperation {
     NewOperation::queued("q")
 }
 
+// Rules: HANDLER-1
 #[tokio::test]
 async fn handler_return_value_is_operation_outcome() {
     let operations = start_with_handler(2, |context: Context| async move {
@@ -74,6 +75,7 @@ async fn handler_return_value_is_operation_outcome() {
     assert_failed_with(&run("bad").await, Code::Internal, "INVALID_RESULT");
 }
 
+// Rules: HANDLER-1
 #[tokio::test]
 async fn handler_panic_is_internal_error_and_pool_continues() {
     let operations = start_with_handler(1, |context: Context| async move {
@@ -96,7 +98,7 @@ async fn handler_panic_is_internal_error_and_pool_continues() {
     );
 }
 
-// CAN-5
+// Rules: CAN-5
 #[tokio::test]
 async fn cancel_reaches_in_process_handler() {
     let (started_tx, mut started_rx) = mpsc::channel(1);
@@ -124,7 +126,7 @@ async fn cancel_reaches_in_process_handler() {
     assert_error_code(&done.to_proto(), Code::Cancelled);
 }
 
-// CAN-2
+// Rules: CAN-2
 #[tokio::test]
 async fn cancelled_handler_may_still_succeed() {
     let (started_tx, mut started_rx) = mpsc::channel(1);
@@ -153,7 +155,7 @@ async fn cancelled_handler_may_still_succeed() {
     assert!(done.cancel_requested());
 }
 
-// CAN-6
+// Rules: CAN-6, HANDLER-5
 #[tokio::test(start_paused = true)]
 async fn handler_ignoring_cancel_is_dropped_after_cancel_grace_period() {
     let (started_tx, mut started_rx) = mpsc::channel(9);
@@ -175,6 +177,7 @@ async fn handler_ignoring_cancel_is_dropped_after_cancel_grace_period() {
     assert_eq!(done.state(), State::Cancelled);
 }
 
+// Rules: HANDLER-3
 #[tokio::test(start_paused = true)]
 async fn handler_with_lost_lease_is_cancelled_and_dropped() {
     for is_total_timeout in [true, false] {
@@ -200,7 +203,8 @@ async fn handler_with_lost_lease_is_cancelled_and_dropped() {
     }
 }
 
-// BEHAVIOUR §5: the server renews the lease of a running handler.
+// The server renews the lease of a running handler.
+// Rules: HANDLER-3
 #[tokio::test(start_paused = true)]
 async fn handler_lease_is_renewed_while_handler_runs() {
     let operations = start_with_handler(1, |_: Context| async {
@@ -222,6 +226,7 @@ async fn handler_lease_is_renewed_while_handler_runs() {
     assert_eq!(done.attempt(), 1);
 }
 
+// Rules: HANDLER-4
 #[tokio::test(start_paused = true)]
 async fn progress_is_coalesced_to_latest_value() {
     let (reported, gate) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
@@ -258,7 +263,7 @@ async fn progress_is_coalesced_to_latest_value() {
     assert_eq!(metadata.progress.unwrap().done_units, 100_001);
 }
 
-// BEHAVIOUR §5
+// Rules: HEARTBEAT-9
 #[tokio::test(start_paused = true)]
 async fn next_attempt_gets_checkpoint() {
     for delay in [Duration::ZERO, Duration::from_secs(1)] {
@@ -284,6 +289,7 @@ async fn next_attempt_gets_checkpoint() {
     }
 }
 
+// Rules: STATE-4
 #[tokio::test]
 async fn retryable_handler_failure_is_retried_until_max_attempts() {
     let attempts = Arc::new(Mutex::new(Vec::new()));

@@ -14,7 +14,7 @@ fn queue_name() -> QueueName {
     QueueName::parse("nobody").unwrap()
 }
 
-// BEHAVIOUR §4
+// Rules: STATE-2
 #[tokio::test]
 async fn stale_or_unknown_lease_token_changes_nothing() {
     let operations = start_operations().await;
@@ -81,7 +81,7 @@ async fn stale_or_unknown_lease_token_changes_nothing() {
     }
 }
 
-// BEHAVIOUR §4
+// Rules: STATE-3
 #[tokio::test]
 async fn done_operation_accepts_only_same_outcome_again() {
     let operations = start_operations().await;
@@ -123,7 +123,7 @@ async fn done_operation_accepts_only_same_outcome_again() {
     assert_eq!(operations.get_cached(&name).unwrap().revision(), 1);
 }
 
-// BEHAVIOUR §5
+// Rules: LEASE-4
 #[tokio::test]
 async fn lease_contains_input_checkpoint_and_labels() {
     let operations = start_operations().await;
@@ -165,7 +165,7 @@ async fn lease_contains_input_checkpoint_and_labels() {
     assert_eq!(again.attempt(), 2);
 }
 
-// BEHAVIOUR §5
+// Rules: QUEUE-1
 #[tokio::test]
 async fn leases_are_ordered_by_priority_then_age_also_after_release() {
     let operations = start_operations().await;
@@ -187,7 +187,7 @@ async fn leases_are_ordered_by_priority_then_age_also_after_release() {
     }
 }
 
-// BEHAVIOUR §4
+// Rules: QUEUE-2
 #[tokio::test]
 async fn only_pending_operations_are_leased() {
     let operations = start_operations().await;
@@ -206,7 +206,8 @@ async fn only_pending_operations_are_leased() {
     );
 }
 
-// BEHAVIOUR §4: a self-executed operation has no queue to return to.
+// A self-executed operation has no queue to return to.
+// Rules: STATE-7
 #[tokio::test]
 async fn released_self_executed_operation_fails_with_worker_lost() {
     let operations = start_operations().await;

@@ -48,6 +48,7 @@ fn rpc_series(method: &str, code: &str) -> String {
     )
 }
 
+// Rules: MET-1
 #[tokio::test]
 async fn oversized_message_is_counted_as_resource_exhausted() {
     let server = GrpcTestServer::start().await;
@@ -65,6 +66,7 @@ async fn oversized_message_is_counted_as_resource_exhausted() {
     .await;
 }
 
+// Rules: MET-1
 #[tokio::test]
 async fn abandoned_wait_is_counted_as_cancelled() {
     let server = GrpcTestServer::start().await;
@@ -92,6 +94,7 @@ fn queues_with_depth_series(operations: &Operations) -> Vec<String> {
     queues
 }
 
+// Rules: MET-3
 #[tokio::test]
 async fn queue_with_only_rejected_operations_has_no_depth_series() {
     let storage = TestStorage::new();
@@ -107,6 +110,7 @@ async fn queue_with_only_rejected_operations_has_no_depth_series() {
     assert_eq!(queues_with_depth_series(&operations), ["first"]);
 }
 
+// Rules: MET-3
 #[tokio::test]
 async fn empty_queue_metric_series_is_removed_after_cancel() {
     let operations = start_operations().await;
@@ -127,6 +131,7 @@ fn unavailable_failure() -> Failure {
     Failure::new(Code::Unavailable, "busy").retryable()
 }
 
+// Rules: MET-2
 #[tokio::test]
 async fn last_retryable_attempt_is_counted_as_failed() {
     let operations = operations_builder()
@@ -143,6 +148,7 @@ async fn last_retryable_attempt_is_counted_as_failed() {
     wait_for_series(&operations, &attempt_series("retried")).await;
 }
 
+// Rules: MET-2
 #[tokio::test]
 async fn failed_attempt_after_cancel_is_counted_as_cancelled() {
     let (started_tx, mut started_rx) = mpsc::channel(1);
@@ -163,6 +169,7 @@ async fn failed_attempt_after_cancel_is_counted_as_cancelled() {
     wait_for_series(&operations, &attempt_series("cancelled")).await;
 }
 
+// Rules: MET-3
 #[tokio::test]
 async fn empty_queue_metric_series_is_removed_after_finish() {
     let operations = start_operations().await;

@@ -43,7 +43,7 @@ enum Action {
     Wait,
 }
 
-// OP-6
+// Rules: OP-6
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn racing_finishes_have_one_winner_with_stable_bytes() {
     let operations = start_operations().await;
@@ -70,7 +70,7 @@ async fn racing_finishes_have_one_winner_with_stable_bytes() {
     }
 }
 
-// OP-6, CAN-2
+// Rules: OP-6, CAN-2
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn racing_finish_cancel_and_wait_agree_on_one_outcome() {
     let operations = start_operations().await;
@@ -115,7 +115,8 @@ async fn racing_finish_cancel_and_wait_agree_on_one_outcome() {
     }
 }
 
-// OP-6, DEL-3: every call that can end the visibility of an operation.
+// Every call that can end the visibility of an operation.
+// Rules: OP-6, DEL-3
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn racing_finish_fail_cancel_delete_and_expiry_leave_nothing() {
     let operations = start_operations().await;
@@ -183,7 +184,7 @@ async fn racing_finish_fail_cancel_delete_and_expiry_leave_nothing() {
     assert_eq!(operations.waiter_count(), 0);
 }
 
-// WAIT-11
+// Rules: WAIT-11
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_wakeup_is_lost_in_100_000_races_of_wait_and_finish() {
     const RACE_COUNT: usize = 100_000;
@@ -216,7 +217,7 @@ async fn no_wakeup_is_lost_in_100_000_races_of_wait_and_finish() {
     assert_eq!(operations.waiter_count(), 0);
 }
 
-// WAIT-9
+// Rules: WAIT-9
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_abandoned_waits_leave_no_waiter() {
     let operations = start_operations().await;
@@ -237,7 +238,8 @@ async fn ten_thousand_abandoned_waits_leave_no_waiter() {
         .unwrap();
 }
 
-// BEHAVIOUR §5: at most one live lease.
+// At most one live lease.
+// Rules: LEASE-2
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn racing_workers_share_queue_without_loss_or_duplicates() {
     const OPERATION_COUNT: usize = 4000;
@@ -274,7 +276,8 @@ async fn racing_workers_share_queue_without_loss_or_duplicates() {
     assert!(names.is_empty());
 }
 
-// BEHAVIOUR §5: a dropped poll does not keep an operation.
+// A dropped poll does not keep an operation.
+// Rules: QUEUE-8
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cancelled_long_polls_lose_no_operation() {
     let operations = start_operations().await;

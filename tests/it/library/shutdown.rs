@@ -45,7 +45,7 @@ async fn start_with_slow_handler(
     builder.handler("q", 1, handler).start().await.unwrap()
 }
 
-// WAIT-10
+// Rules: WAIT-10
 #[tokio::test]
 async fn shutdown_answers_every_wait_with_current_state() {
     let server = GrpcTestServer::start().await;
@@ -64,7 +64,7 @@ async fn shutdown_answers_every_wait_with_current_state() {
     server.shutdown().await;
 }
 
-// BEHAVIOUR §10
+// Rules: SHUTDOWN-2
 #[tokio::test]
 async fn draining_server_still_serves_reads() {
     let server = GrpcTestServer::start().await;
@@ -90,6 +90,7 @@ async fn draining_server_still_serves_reads() {
     assert_eq!(expect_status_error(unknown).code, Code::NotFound);
 }
 
+// Rules: SHUTDOWN-3
 #[tokio::test(start_paused = true)]
 async fn handler_finishing_within_shutdown_timeout_completes() {
     let (started_tx, mut started_rx) = mpsc::channel(9);
@@ -118,6 +119,7 @@ async fn handler_finishing_within_shutdown_timeout_completes() {
     );
 }
 
+// Rules: SHUTDOWN-3
 #[tokio::test(start_paused = true)]
 async fn handler_exceeding_shutdown_timeout_is_dropped_and_released() {
     let (started_tx, mut started_rx) = mpsc::channel(9);
@@ -145,7 +147,8 @@ async fn handler_exceeding_shutdown_timeout_is_dropped_and_released() {
     );
 }
 
-// BEHAVIOUR §10: the last checkpoint is saved even without a timeout.
+// The last checkpoint is saved even without a timeout.
+// Rules: SHUTDOWN-3
 #[tokio::test(start_paused = true)]
 async fn shutdown_without_timeout_saves_last_checkpoint() {
     let (started_tx, mut started_rx) = mpsc::channel(9);
@@ -165,7 +168,8 @@ async fn shutdown_without_timeout_saves_last_checkpoint() {
     );
 }
 
-// BEHAVIOUR §5: a lease that is being written at shutdown does not stay without a holder.
+// A lease that is being written at shutdown does not stay without a holder.
+// Rules: SHUTDOWN-4
 #[tokio::test(start_paused = true)]
 async fn lease_in_progress_at_shutdown_returns_to_queue() {
     let (started_tx, _started_rx) = mpsc::channel(9);
@@ -192,6 +196,7 @@ async fn lease_in_progress_at_shutdown_returns_to_queue() {
     );
 }
 
+// Rules: QUEUE-10, SHUTDOWN-2
 #[tokio::test(start_paused = true)]
 async fn lease_during_shutdown_is_rejected() {
     let operations = start_operations().await;
@@ -207,6 +212,7 @@ async fn lease_during_shutdown_is_rejected() {
     }
 }
 
+// Rules: HANDLER-8
 #[tokio::test(start_paused = true)]
 async fn workers_stop_when_last_handle_is_dropped() {
     let (started_tx, mut started_rx) = mpsc::channel(9);
@@ -223,7 +229,8 @@ async fn workers_stop_when_last_handle_is_dropped() {
     assert_eq!(stored[0].state(), State::Pending);
 }
 
-// BEHAVIOUR §10: an unwritable store must not delay shutdown beyond the timeout.
+// An unwritable store must not delay shutdown beyond the timeout.
+// Rules: SHUTDOWN-5
 #[tokio::test(start_paused = true)]
 async fn shutdown_with_failing_storage_ends_within_timeout() {
     let (started_tx, mut started_rx) = mpsc::channel(9);
@@ -238,7 +245,8 @@ async fn shutdown_with_failing_storage_ends_within_timeout() {
     assert!(start.elapsed() < 30 * SECOND, "{:?}", start.elapsed());
 }
 
-// BEHAVIOUR §5: at most one live lease, and no handler runs without one.
+// At most one live lease, and no handler runs without one.
+// Rules: LEASE-2, SHUTDOWN-3
 #[tokio::test(start_paused = true)]
 async fn handler_stops_before_its_operation_is_released() {
     struct ClearOnDrop(Arc<AtomicBool>);

@@ -44,7 +44,7 @@ fn unavailable_failure() -> Failure {
         .retryable()
 }
 
-// BEHAVIOUR §4
+// Rules: STATE-4, STATE-5
 #[tokio::test(start_paused = true)]
 async fn retry_backoff_grows_to_max_backoff_and_attempts_are_counted() {
     let operations = start_operations().await;
@@ -79,7 +79,7 @@ async fn retry_backoff_grows_to_max_backoff_and_attempts_are_counted() {
     assert_failed_with(&failed, Code::Unavailable, "BUSY");
 }
 
-// BEHAVIOUR §4
+// Rules: STATE-7
 #[tokio::test(start_paused = true)]
 async fn released_attempts_are_not_counted_and_available_immediately() {
     let operations = start_operations().await;
@@ -111,7 +111,7 @@ async fn released_attempts_are_not_counted_and_available_immediately() {
     assert_eq!(done.attempt(), 22);
 }
 
-// BEHAVIOUR §4
+// Rules: STATE-6
 #[tokio::test(start_paused = true)]
 async fn retryable_failure_may_request_longer_backoff() {
     let operations = start_operations().await;
@@ -131,7 +131,8 @@ async fn retryable_failure_may_request_longer_backoff() {
     assert_within_timer_slack(start.elapsed(), 60);
 }
 
-// BEHAVIOUR §4: the wake-up after a backoff is not lost, however short the backoff is.
+// The wake-up after a backoff is not lost, however short the backoff is.
+// Rules: STATE-11
 #[tokio::test]
 async fn operation_with_microsecond_backoff_is_never_lost() {
     let operations = start_operations().await;
@@ -153,7 +154,7 @@ async fn operation_with_microsecond_backoff_is_never_lost() {
     }
 }
 
-// BEHAVIOUR §4
+// Rules: LEASE-3
 #[tokio::test(start_paused = true)]
 async fn expired_lease_is_retried_or_fails_with_worker_lost() {
     let operations = start_operations().await;
@@ -176,7 +177,7 @@ async fn expired_lease_is_retried_or_fails_with_worker_lost() {
     assert_within_timer_slack(start.elapsed(), 20);
 }
 
-// BEHAVIOUR §4
+// Rules: LEASE-3
 #[tokio::test(start_paused = true)]
 async fn self_executed_operation_fails_without_lease_renewal() {
     let operations = start_operations().await;
@@ -192,7 +193,7 @@ async fn self_executed_operation_fails_without_lease_renewal() {
     assert_failed_with(&done.to_proto(), Code::Unavailable, "WORKER_LOST");
 }
 
-// BEHAVIOUR §4
+// Rules: STATE-8
 #[tokio::test(start_paused = true)]
 async fn total_timeout_fails_pending_and_running_operations() {
     let operations = start_operations().await;
@@ -218,7 +219,7 @@ async fn total_timeout_fails_pending_and_running_operations() {
     assert_eq!(late.reason(), "OPERATION_ALREADY_DONE");
 }
 
-// BEHAVIOUR §4
+// Rules: STATE-9
 #[tokio::test(start_paused = true)]
 async fn attempt_timeout_ends_attempt_despite_renewals() {
     let operations = start_operations().await;
@@ -243,7 +244,7 @@ async fn attempt_timeout_ends_attempt_despite_renewals() {
     assert_failed_with(&failed, Code::DeadlineExceeded, "ATTEMPT_TIMEOUT");
 }
 
-// CAN-6
+// Rules: CAN-6
 #[tokio::test(start_paused = true)]
 async fn server_completes_cancel_after_grace_period_or_lease_expiry() {
     let operations = start_operations().await;
@@ -261,7 +262,7 @@ async fn server_completes_cancel_after_grace_period_or_lease_expiry() {
     }
 }
 
-// OP-10
+// Rules: OP-10
 #[tokio::test(start_paused = true)]
 async fn retention_counts_from_completion_and_running_never_expires() {
     let operations = start_operations().await;
@@ -294,7 +295,7 @@ async fn retention_counts_from_completion_and_running_never_expires() {
     );
 }
 
-// OP-10, BEHAVIOUR §4
+// Rules: CREATE-3, OP-10
 #[tokio::test(start_paused = true)]
 async fn done_operation_is_retained_for_24_hours_by_default() {
     let operations = start_operations().await;
@@ -309,7 +310,7 @@ async fn done_operation_is_retained_for_24_hours_by_default() {
     operations.get_cached(&name).unwrap_err();
 }
 
-// BEHAVIOUR §4
+// Rules: STATE-10
 #[tokio::test(start_paused = true)]
 async fn operation_is_not_leased_before_not_before_time() {
     let operations = start_operations().await;
@@ -333,7 +334,7 @@ async fn operation_is_not_leased_before_not_before_time() {
     assert_within_timer_slack(start.elapsed(), 3600);
 }
 
-// BEHAVIOUR §4
+// Rules: STATE-12
 #[tokio::test(start_paused = true)]
 async fn maximum_durations_mean_never() {
     let operations = start_operations().await;

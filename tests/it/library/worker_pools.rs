@@ -25,6 +25,7 @@ fn queued() -> NewOperation {
     NewOperation::queued("q")
 }
 
+// Rules: HANDLER-2
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pool_runs_exactly_its_concurrency_in_parallel() {
     const CONCURRENCY: usize = 8;
@@ -62,6 +63,7 @@ async fn pool_runs_exactly_its_concurrency_in_parallel() {
     assert_eq!(max_active.load(Ordering::SeqCst), CONCURRENCY);
 }
 
+// Rules: HANDLER-2
 #[tokio::test]
 async fn pool_leases_by_priority_then_age() {
     let order = Arc::new(Mutex::new(Vec::new()));

@@ -67,6 +67,7 @@ struct DrainRun {
     acknowledged_count: watch::Sender<usize>,
 }
 
+// Rules: CLU-10
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queue_drains_through_server_kills_and_database_crash() {
     let count = usize::try_from(env_number("DRAIN_OPERATIONS").unwrap_or(2000)).unwrap();

@@ -27,6 +27,7 @@ async fn write(storage: &PostgresStorage, write: Write) -> Result<(), WriteError
 }
 
 // Two servers acknowledged different outcomes of a deleted operation.
+// Rules: CLU-2
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn second_server_deleting_operation_gets_conflict() {
     let Some(config) = test_config() else { return };
@@ -46,6 +47,7 @@ async fn second_server_deleting_operation_gets_conflict() {
     );
 }
 
+// Rules: CLU-7
 #[tokio::test]
 async fn no_op_cancel_at_lagging_server_returns_not_found() {
     let storage = FakeSharedStorage::default();
@@ -66,6 +68,7 @@ async fn no_op_cancel_at_lagging_server_returns_not_found() {
 }
 
 // A delayed response to the first time query shifted lease expiry by half of the delay.
+// Rules: CLU-17
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn late_time_response_does_not_skew_server_clock() {
     const RESPONSE_DELAY: Duration = Duration::from_secs(2);

@@ -1,5 +1,5 @@
 //! The sequential specification of one operation: which responses a call may get in a
-//! state, and to which states it leads. Derived from BEHAVIOUR §§1 to 5 and
+//! state, and to which states it leads. Derived from docs/specification.md and
 //! `worker.proto`, independently of the server's code.
 
 use super::{

@@ -1,4 +1,4 @@
-//! One operation of the reference model and its transitions (BEHAVIOUR §4).
+//! One operation of the reference model and its transitions (STATE-1).
 
 use std::collections::BTreeSet;
 

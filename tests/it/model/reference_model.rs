@@ -1,5 +1,5 @@
 //! The reference model of the server: a map of operations with plain states. Derived from
-//! BEHAVIOUR §§3 to 5 and `worker.proto`, independently of the server's code.
+//! docs/specification.md and `worker.proto`, independently of the server's code.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -380,7 +380,7 @@ fn rejected(status: &Status) -> ModelResponse {
     ModelResponse::Rejected(known_reason(&details.reason))
 }
 
-/// Returns the code of each reason (BEHAVIOUR §9).
+/// Returns the code of each reason (docs/specification.md).
 fn expected_code(reason: &str) -> tonic::Code {
     match reason {
         "OPERATION_NOT_FOUND" => tonic::Code::NotFound,

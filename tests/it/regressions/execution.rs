@@ -17,7 +17,8 @@ use crate::support::{
     wait_request,
 };
 
-// WAIT-2. Fault: a wait that times out returns DEADLINE_EXCEEDED, not the operation.
+// Fault: a wait that times out returns DEADLINE_EXCEEDED, not the operation.
+// Rules: WAIT-2
 #[tokio::test]
 async fn wait_timeout_returns_unfinished_operation_without_error() {
     let server = GrpcTestServer::start().await;
@@ -31,8 +32,9 @@ async fn wait_timeout_returns_unfinished_operation_without_error() {
     assert!(!response.into_inner().done);
 }
 
-// WAIT-6, WAIT-9. Fault: a wait without a timeout has no limit and survives a disconnect
+// Fault: a wait without a timeout has no limit and survives a disconnect
 // of its client.
+// Rules: WAIT-6, WAIT-9
 #[tokio::test]
 async fn wait_without_timeout_is_capped_and_disconnect_frees_its_waiter() {
     let wait_limits =
@@ -57,8 +59,9 @@ async fn wait_without_timeout_is_capped_and_disconnect_frees_its_waiter() {
     wait_for_waiters(&server.operations, 0).await;
 }
 
-// WAIT-11. Fault: a watch subscribes after it has read the state and misses a change in
+// Fault: a watch subscribes after it has read the state and misses a change in
 // between.
+// Rules: WAIT-11, WATCH-1
 #[tokio::test]
 async fn watch_returns_change_made_between_subscription_and_first_read() {
     let operations = start_operations().await;
@@ -78,6 +81,7 @@ async fn watch_returns_change_made_between_subscription_and_first_read() {
 
 // Fault: waiters are local to one process or thread, and changes made elsewhere do not
 // wake them.
+// Rules: WAIT-11
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wait_is_woken_by_change_through_another_handle_and_thread() {
     let operations = start_operations().await;
@@ -106,7 +110,8 @@ async fn wait_is_woken_by_change_through_another_handle_and_thread() {
     finish.join().unwrap();
 }
 
-// OP-6. Fault: a late result overwrites the outcome of a cancelled operation.
+// Fault: a late result overwrites the outcome of a cancelled operation.
+// Rules: OP-6
 #[tokio::test]
 async fn late_success_does_not_overwrite_cancellation() {
     let server = GrpcTestServer::start().await;
@@ -149,7 +154,8 @@ async fn late_success_does_not_overwrite_cancellation() {
     assert_error_code(&before.to_proto(), Code::Cancelled);
 }
 
-// CAN-5. Fault: cancel changes the stored operation and does not reach running code.
+// Fault: cancel changes the stored operation and does not reach running code.
+// Rules: CAN-5
 #[tokio::test]
 async fn grpc_cancel_reaches_running_handler() {
     let handler = |context: Context| async move {
@@ -180,6 +186,7 @@ async fn grpc_cancel_reaches_running_handler() {
 }
 
 // Fault: a server that starts marks every unfinished operation as failed.
+// Rules: DUR-6
 #[tokio::test]
 async fn server_restart_does_not_fail_self_executed_operations() {
     let storage = TestStorage::new();
@@ -205,8 +212,9 @@ async fn server_restart_does_not_fail_self_executed_operations() {
         .unwrap();
 }
 
-// LIST-1, LIST-2, LIST-3. Fault: a large page_size is an error, lists have no page token,
+// Fault: a large page_size is an error, lists have no page token,
 // or the token is a readable id.
+// Rules: LIST-1, LIST-2, LIST-3
 #[tokio::test]
 async fn page_size_is_clamped_and_opaque_tokens_continue_list() {
     let server = GrpcTestServer::start().await;

@@ -22,7 +22,8 @@ use crate::support::{
     operations_builder, string_value, wait_request,
 };
 
-// OP-4. Fault: a failed operation has an error with code 0, which clients read as success.
+// Fault: a failed operation has an error with code 0, which clients read as success.
+// Rules: HANDLER-1, OP-4
 #[tokio::test]
 async fn failed_operation_always_has_error_code() {
     let server = GrpcTestServer::start().await;
@@ -60,7 +61,8 @@ async fn failed_operation_always_has_error_code() {
     assert_error_code(&done.to_proto(), Code::Internal);
 }
 
-// OP-2. Fault: a done operation has neither response nor error.
+// Fault: a done operation has neither response nor error.
+// Rules: OP-2
 #[tokio::test]
 async fn done_operation_has_exactly_one_of_response_and_error() {
     let handler = |_: Context| async { Ok::<Any, Failure>(Any::default()) };
@@ -83,7 +85,8 @@ async fn done_operation_has_exactly_one_of_response_and_error() {
     );
 }
 
-// GET-2. Fault: an unknown operation is an INTERNAL error or an empty response.
+// Fault: an unknown operation is an INTERNAL error or an empty response.
+// Rules: GET-2
 #[tokio::test]
 async fn unknown_operation_is_not_found_on_every_method() {
     let server = GrpcTestServer::start().await;
@@ -113,7 +116,8 @@ async fn unknown_operation_is_not_found_on_every_method() {
     assert_eq!(codes, [Code::NotFound; 4]);
 }
 
-// CAN-3. Fault: cancel of a done operation fails with UNKNOWN.
+// Fault: cancel of a done operation fails with UNKNOWN.
+// Rules: CAN-3
 #[tokio::test]
 async fn cancel_of_done_operation_succeeds() {
     let server = GrpcTestServer::start().await;
@@ -133,7 +137,8 @@ async fn cancel_of_done_operation_succeeds() {
     );
 }
 
-// DEL-1. Fault: delete cancels or fails a running operation, or has no effect.
+// Fault: delete cancels or fails a running operation, or has no effect.
+// Rules: DEL-1
 #[tokio::test]
 async fn delete_hides_running_operation_without_cancelling_it() {
     let server = GrpcTestServer::start().await;
@@ -158,7 +163,8 @@ async fn delete_hides_running_operation_without_cancelling_it() {
     );
 }
 
-// OP-7. Fault: names contain the request or count up, so that clients can guess them.
+// Fault: names contain the request or count up, so that clients can guess them.
+// Rules: OP-7
 #[tokio::test]
 async fn generated_names_are_random_and_independent_of_request() {
     let server = GrpcTestServer::start().await;
@@ -173,7 +179,8 @@ async fn generated_names_are_random_and_independent_of_request() {
     assert!(random_bits(first.name()).abs_diff(random_bits(second.name())) > 1);
 }
 
-// OP-10. Fault: retention starts at creation, so that slow operations expire when done.
+// Fault: retention starts at creation, so that slow operations expire when done.
+// Rules: OP-10
 #[tokio::test(start_paused = true)]
 async fn retention_starts_at_completion_of_slow_operation() {
     let operations = start_operations().await;
@@ -192,7 +199,8 @@ async fn retention_starts_at_completion_of_slow_operation() {
     );
 }
 
-// OP-14. Fault: completion drops the metadata.
+// Fault: completion drops the metadata.
+// Rules: OP-14
 #[tokio::test]
 async fn metadata_survives_completion() {
     let server = GrpcTestServer::start().await;
@@ -217,7 +225,8 @@ async fn metadata_survives_completion() {
     assert_eq!(final_metadata, Some(custom_metadata(9)));
 }
 
-// LIST-12. Fault: return_partial_success is ignored.
+// Fault: return_partial_success is ignored.
+// Rules: LIST-12
 #[tokio::test]
 async fn return_partial_success_is_honoured_or_rejected_never_ignored() {
     let server = GrpcTestServer::start().await;

@@ -89,6 +89,7 @@ const SINGLE_SERVER_TESTS: &[&str] = &[
     "worker::heartbeat::heartbeat_without_report_changes_no_client_visible_bytes",
 ];
 
+// Rules: DUR-9
 #[cfg(feature = "sqlite")]
 #[test]
 fn full_suite_passes_over_sqlite() {
@@ -104,6 +105,7 @@ fn full_suite_passes_over_sqlite() {
     );
 }
 
+// Rules: DUR-9
 #[cfg(feature = "postgres")]
 #[test]
 fn full_suite_passes_over_postgres() {
@@ -119,6 +121,7 @@ fn full_suite_passes_over_postgres() {
     );
 }
 
+// Rules: DUR-9
 #[cfg(feature = "postgres")]
 #[test]
 fn full_suite_passes_over_three_postgres_replicas() {

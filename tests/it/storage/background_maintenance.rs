@@ -39,7 +39,7 @@ async fn lease_next(operations: &Operations) -> OperationName {
         .name_owned()
 }
 
-// AIP-155
+// Rules: CREATE-6
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn create_racing_delete_never_creates_third_operation() {
     let operations = start().await;
@@ -92,6 +92,7 @@ async fn create_racing_delete_never_creates_third_operation() {
     );
 }
 
+// Rules: CREATE-10
 #[tokio::test]
 async fn retry_policy_with_excessive_backoff_is_rejected() {
     let operations = start().await;
@@ -107,6 +108,7 @@ async fn retry_policy_with_excessive_backoff_is_rejected() {
     }
 }
 
+// Rules: HANDLER-7
 #[tokio::test]
 async fn handler_accepts_any_positive_concurrency() {
     for concurrency in [1, usize::MAX / 2, usize::MAX] {
@@ -123,6 +125,7 @@ async fn handler_accepts_any_positive_concurrency() {
     }
 }
 
+// Rules: HANDLER-7
 #[tokio::test]
 async fn failed_start_leaves_no_handler_alive() {
     for (queue, concurrency) in [("not a queue", 1), ("other", 0)] {
@@ -144,7 +147,7 @@ async fn failed_start_leaves_no_handler_alive() {
     }
 }
 
-// DEL-1
+// Rules: DEL-1
 #[tokio::test(start_paused = true)]
 async fn deleted_pending_operation_is_removed_after_retention() {
     let limits = Limits {
@@ -168,7 +171,7 @@ async fn deleted_pending_operation_is_removed_after_retention() {
     create(&operations, new()).await;
 }
 
-// DEL-1
+// Rules: DEL-1
 #[tokio::test(start_paused = true)]
 async fn deleted_operation_can_be_leased_until_retention_ends() {
     let operations = start().await;
@@ -193,7 +196,7 @@ async fn deleted_operation_can_be_leased_until_retention_ends() {
     assert_eq!(done.state(), State::Succeeded);
 }
 
-// DEL-1
+// Rules: DEL-1
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn operation_deleted_at_its_not_before_time_is_still_leased() {
     const OPERATION_COUNT: usize = 1000;
@@ -237,7 +240,7 @@ async fn operation_deleted_at_its_not_before_time_is_still_leased() {
     }
 }
 
-// BEHAVIOUR §6
+// Rules: STATE-11
 #[tokio::test(start_paused = true)]
 async fn awaited_total_timeout_fires_at_most_100_ms_late() {
     let operations = start().await;
@@ -260,7 +263,7 @@ async fn awaited_total_timeout_fires_at_most_100_ms_late() {
     }
 }
 
-// BEHAVIOUR §6
+// Rules: STATE-11
 #[tokio::test(start_paused = true)]
 async fn done_operation_expires_never_early_and_at_most_18_min_late() {
     let operations = start().await;

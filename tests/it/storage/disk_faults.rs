@@ -108,13 +108,14 @@ const FAULT_CASES: [(SyscallClass, DiskFault, FaultRecovery); 25] = {
     ]
 };
 
-// BEHAVIOUR §§5, 9: acknowledged means durable, rejected means unchanged.
+// Acknowledged means durable, rejected means unchanged.
+// Rules: ADM-1, DUR-1, DUR-3
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_changes_survive_any_disk_fault() {
     run_all_faults("changes", &CHANGE_STEPS, 2, u64::MAX).await;
 }
 
-// BEHAVIOUR §§5, 9
+// Rules: DUR-1
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_changes_survive_disk_faults_during_checkpoint() {
     run_all_faults("checkpoint", &CHECKPOINT_STEPS, 1, 40).await;

@@ -22,6 +22,7 @@ fn queue() -> QueueName {
     QueueName::parse("nobody").unwrap()
 }
 
+// Rules: DUR-2
 #[tokio::test]
 async fn change_is_invisible_until_it_is_durable() {
     let storage = TestStorage::new();
@@ -69,6 +70,7 @@ async fn change_is_invisible_until_it_is_durable() {
     assert_eq!(lease.await.unwrap().name(), "operations/new");
 }
 
+// Rules: DUR-3
 #[tokio::test]
 async fn failed_write_is_rejected_and_changes_nothing() {
     let storage = TestStorage::new();
@@ -128,6 +130,7 @@ async fn failed_write_is_rejected_and_changes_nothing() {
         .unwrap();
 }
 
+// Rules: DUR-3
 #[tokio::test]
 async fn dropped_caller_does_not_abort_its_write() {
     let storage = TestStorage::new();
@@ -154,6 +157,7 @@ async fn dropped_caller_does_not_abort_its_write() {
     assert_eq!(leased.name(), "operations/new");
 }
 
+// Rules: DUR-4
 #[tokio::test]
 async fn writes_of_one_operation_are_serialized() {
     let storage = TestStorage::new();
@@ -198,6 +202,7 @@ async fn writes_of_one_operation_are_serialized() {
     );
 }
 
+// Rules: DEL-1
 #[tokio::test]
 async fn deleted_operation_is_removed_from_storage_once_done() {
     let storage = TestStorage::new();
@@ -224,7 +229,8 @@ async fn deleted_operation_is_removed_from_storage_once_done() {
     );
 }
 
-// BEHAVIOUR §5: a lease request that is dropped before its response leaves no lease.
+// A lease request that is dropped before its response leaves no lease.
+// Rules: LEASE-5
 #[tokio::test]
 async fn abandoned_lease_request_returns_operation_to_queue() {
     let storage = TestStorage::new();
@@ -248,7 +254,7 @@ async fn abandoned_lease_request_returns_operation_to_queue() {
     assert_eq!(leased.lease().unwrap().holder, other_worker);
 }
 
-// BEHAVIOUR §9
+// Rules: DUR-8
 #[tokio::test]
 async fn unreadable_storage_prevents_server_start() {
     #[derive(Debug)]
@@ -276,7 +282,8 @@ async fn unreadable_storage_prevents_server_start() {
     assert!(error.to_string().contains("damaged"));
 }
 
-// BEHAVIOUR §5: a short storage failure does not affect a handler.
+// A short storage failure does not affect a handler.
+// Rules: HANDLER-6
 #[tokio::test(start_paused = true)]
 async fn report_that_failed_to_write_is_retried_with_next_renewal() {
     let storage = TestStorage::new();
@@ -311,7 +318,8 @@ async fn report_that_failed_to_write_is_retried_with_next_renewal() {
     );
 }
 
-// BEHAVIOUR §5: an outcome is retried for as long as the lease lasts.
+// An outcome is retried for as long as the lease lasts.
+// Rules: HANDLER-6
 #[tokio::test(start_paused = true)]
 async fn outcome_that_failed_to_write_is_retried_until_it_succeeds() {
     let storage = TestStorage::new();
@@ -350,6 +358,7 @@ async fn outcome_that_failed_to_write_is_retried_until_it_succeeds() {
 }
 
 // A timeout is a change that must be durable like any other.
+// Rules: STATE-13
 #[tokio::test(start_paused = true)]
 async fn timeout_that_failed_to_write_is_retried_until_it_succeeds() {
     let storage = TestStorage::new();

@@ -32,7 +32,7 @@ async fn create_error_reason(operations: &Operations, new: NewOperation) -> &'st
     error.reason()
 }
 
-// BEHAVIOUR §9
+// Rules: LIMIT-3
 #[tokio::test]
 async fn max_operations_is_enforced_until_operations_are_removed() {
     let operations = start_with_limits(Limits {
@@ -71,6 +71,7 @@ async fn max_operations_is_enforced_until_operations_are_removed() {
     );
 }
 
+// Rules: LIMIT-3
 #[tokio::test(start_paused = true)]
 async fn expired_operation_frees_store_capacity() {
     let operations = start_with_limits(Limits {
@@ -89,7 +90,7 @@ async fn expired_operation_frees_store_capacity() {
     operations.create(new()).await.unwrap();
 }
 
-// BEHAVIOUR §9
+// Rules: LIMIT-3, LIMIT-4
 #[tokio::test]
 async fn max_total_bytes_is_enforced_and_cancel_frees_input() {
     let operations = start_with_limits(Limits {
@@ -148,7 +149,8 @@ async fn count_concurrent_creates(
     results.into_iter().filter(|is_created| *is_created).count()
 }
 
-// BEHAVIOUR §9: also if the storage is slow.
+// Also if the storage is slow.
+// Rules: LIMIT-3, LIMIT-5
 #[tokio::test]
 async fn concurrent_creates_never_exceed_count_limits() {
     let limits = Limits {
@@ -169,7 +171,8 @@ async fn concurrent_creates_never_exceed_count_limits() {
     );
 }
 
-// BEHAVIOUR §9: also if the storage is slow.
+// Also if the storage is slow.
+// Rules: LIMIT-3
 #[tokio::test]
 async fn concurrent_creates_never_exceed_byte_limit() {
     let limits = Limits {
@@ -183,7 +186,7 @@ async fn concurrent_creates_never_exceed_byte_limit() {
     );
 }
 
-// BEHAVIOUR §9
+// Rules: LIMIT-3
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn racing_creates_fill_store_exactly_to_its_limit() {
     let operations = start_with_limits(Limits {
@@ -207,7 +210,7 @@ async fn racing_creates_fill_store_exactly_to_its_limit() {
     assert_eq!(created_count, 100);
 }
 
-// BEHAVIOUR §9
+// Rules: LIMIT-5
 #[tokio::test]
 async fn max_queue_length_counts_pending_and_lease_frees_slot() {
     let operations = start_with_limits(Limits {
@@ -267,7 +270,7 @@ async fn max_queue_length_counts_pending_and_lease_frees_slot() {
     operations.create(new_queued()).await.unwrap();
 }
 
-// BEHAVIOUR §9
+// Rules: LIMIT-2
 #[tokio::test]
 async fn operation_over_max_operation_bytes_is_rejected_unchanged() {
     let operations = start_with_limits(Limits {
@@ -332,7 +335,7 @@ async fn operation_over_max_operation_bytes_is_rejected_unchanged() {
         .unwrap();
 }
 
-// BEHAVIOUR §9
+// Rules: LIMIT-2
 #[tokio::test]
 async fn oversized_handler_result_fails_with_too_large() {
     let large = |_: Context| async { Ok::<Any, Failure>(string_value(&"x".repeat(10_000))) };

@@ -55,7 +55,8 @@ async fn list(operations: &Operations) -> Vec<(String, Vec<u8>)> {
         .collect()
 }
 
-// BEHAVIOUR §5: acknowledged means durable.
+// Acknowledged means durable.
+// Rules: DUR-5
 #[tokio::test(start_paused = true)]
 async fn restart_restores_same_bytes_list_order_and_queue_order() {
     let storage = TestStorage::new();
@@ -127,6 +128,7 @@ async fn restart_restores_same_bytes_list_order_and_queue_order() {
     assert_eq!(list(&operations).await[0].0, new.name());
 }
 
+// Rules: STATE-14
 #[tokio::test(start_paused = true)]
 async fn clock_set_back_across_restart_does_not_block_queue() {
     let storage = TestStorage::new();
@@ -148,7 +150,7 @@ async fn clock_set_back_across_restart_does_not_block_queue() {
     assert_eq!(rounded_hours(started_at.elapsed()), 0);
 }
 
-// BEHAVIOUR §4
+// Rules: DUR-6
 #[tokio::test(start_paused = true)]
 async fn leases_get_full_duration_after_restart() {
     let storage = TestStorage::new();
@@ -199,7 +201,8 @@ async fn leases_get_full_duration_after_restart() {
     );
 }
 
-// BEHAVIOUR §4: retention and timeouts continue.
+// Retention and timeouts continue.
+// Rules: DUR-7
 #[tokio::test(start_paused = true)]
 async fn retention_backoff_and_total_timeout_continue_across_restart() {
     let storage = TestStorage::new();
@@ -256,7 +259,7 @@ async fn retention_backoff_and_total_timeout_continue_across_restart() {
     assert!(operations.get_cached(&done).is_err());
 }
 
-// BEHAVIOUR §5
+// Rules: DUR-5
 #[tokio::test(start_paused = true)]
 async fn request_ids_ids_and_deletions_survive_restart() {
     let storage = TestStorage::new();
@@ -291,7 +294,8 @@ async fn request_ids_ids_and_deletions_survive_restart() {
     );
 }
 
-// BEHAVIOUR §9: the limits count restored operations.
+// The limits count restored operations.
+// Rules: DUR-5
 #[tokio::test(start_paused = true)]
 async fn limits_count_operations_loaded_after_restart() {
     let storage = TestStorage::new();

@@ -37,6 +37,7 @@ fn guide_script() -> String {
     script
 }
 
+// Rules: DUR-1, SQLITE-5
 #[tokio::test]
 async fn durability_guide_examples_survive_kill_and_restore() {
     let directory = tempfile::tempdir().unwrap();
@@ -75,6 +76,7 @@ async fn durability_guide_examples_survive_kill_and_restore() {
     assert!(text.contains("operations  1: 1 PENDING"), "{text}");
 }
 
+// Rules: SQLITE-9
 #[tokio::test]
 async fn inspect_reads_database_while_server_has_it_open() {
     let directory = tempfile::tempdir().unwrap();
@@ -106,6 +108,7 @@ async fn inspect_reads_database_while_server_has_it_open() {
     assert_eq!(json["damaged"].as_array().unwrap().len(), 0);
 }
 
+// Rules: SQLITE-8
 #[tokio::test]
 async fn database_open_errors_are_one_line() {
     let directory = tempfile::tempdir().unwrap();

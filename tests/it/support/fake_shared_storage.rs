@@ -220,7 +220,10 @@ impl SharedStorage for FakeStorageHandle {
                 .wait_for(|position| log_length <= *position)
                 .await;
             drop(result.map_err(|_| {
-                StorageError::new(StorageErrorKind::Unavailable, "replication has stopped".to_owned())
+                StorageError::new(
+                    StorageErrorKind::Unavailable,
+                    "replication has stopped".to_owned(),
+                )
             })?);
             Ok(())
         })

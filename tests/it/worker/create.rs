@@ -51,7 +51,7 @@ fn full_request(execution: Option<Execution>) -> CreateOperationRequest {
     }
 }
 
-// BEHAVIOUR §5
+// Rules: CREATE-1
 #[tokio::test(start_paused = true)]
 async fn self_executed_create_returns_operation_with_lease() {
     let harness = Harness::start().await;
@@ -101,7 +101,7 @@ async fn self_executed_create_returns_operation_with_lease() {
     assert_eq!(expect_response(&done), string_value("done"));
 }
 
-// BEHAVIOUR §5
+// Rules: CREATE-2, LEASE-4
 #[tokio::test(start_paused = true)]
 async fn lease_of_queued_operation_has_all_created_fields() {
     let harness = Harness::start().await;
@@ -152,7 +152,7 @@ async fn lease_of_queued_operation_has_all_created_fields() {
     );
 }
 
-// BEHAVIOUR §4
+// Rules: CREATE-3
 #[tokio::test(start_paused = true)]
 async fn omitted_fields_get_server_defaults() {
     let harness = Harness::start().await;
@@ -171,8 +171,7 @@ async fn omitted_fields_get_server_defaults() {
     let defaults = ExecutionOptions::default()
         .with_lease_duration(Duration::from_secs(7))
         .with_attempt_timeout(Duration::from_secs(8));
-    let harness =
-        Harness::start_with(operations_builder().default_options(defaults)).await;
+    let harness = Harness::start_with(operations_builder().default_options(defaults)).await;
     harness.create_queued("q").await;
     let lease = harness.lease_one("q", "w").await;
     assert_eq!(
@@ -181,7 +180,8 @@ async fn omitted_fields_get_server_defaults() {
     );
 }
 
-// AIP-151: metadata of a user-defined type is served unchanged.
+// Metadata of a user-defined type is served unchanged.
+// Rules: OP-16
 #[tokio::test]
 async fn custom_metadata_is_served_from_creation() {
     let harness = Harness::start().await;
@@ -200,6 +200,7 @@ async fn custom_metadata_is_served_from_creation() {
 }
 
 // worker.proto: trace headers of the call apply if the request has no trace context.
+// Rules: CREATE-9
 #[tokio::test]
 async fn trace_context_comes_from_valid_headers_unless_in_request() {
     let harness = Harness::start().await;
@@ -231,7 +232,7 @@ async fn trace_context_comes_from_valid_headers_unless_in_request() {
     }
 }
 
-// AIP-155
+// Rules: CREATE-4
 #[tokio::test(start_paused = true)]
 async fn repeated_create_returns_current_operation_and_live_lease() {
     let harness = Harness::start().await;
@@ -270,7 +271,8 @@ async fn repeated_create_returns_current_operation_and_live_lease() {
     );
 }
 
-// AIP-155: a retry by the client may reach another instance of the service.
+// A retry by the client may reach another instance of the service.
+// Rules: CREATE-4
 #[tokio::test]
 async fn same_request_from_other_creator_returns_no_lease() {
     let harness = Harness::start().await;
@@ -287,7 +289,8 @@ async fn same_request_from_other_creator_returns_no_lease() {
     assert_eq!(token(again.lease), token(first.lease));
 }
 
-// AIP-155: from the moment of expiry, whether or not the timer has run.
+// From the moment of expiry, whether or not the timer has run.
+// Rules: CREATE-4
 #[tokio::test(start_paused = true)]
 async fn repeated_create_does_not_return_expired_lease() {
     let harness = Harness::start().await;
@@ -301,7 +304,7 @@ async fn repeated_create_does_not_return_expired_lease() {
     assert_eq!((expired.lease, expired.already_existed), (None, true));
 }
 
-// AIP-155
+// Rules: CREATE-4
 #[tokio::test]
 async fn repeated_create_never_returns_lease_of_queued_operation() {
     let harness = Harness::start().await;
@@ -346,7 +349,7 @@ fn requests_with_one_change(base: &CreateOperationRequest) -> Vec<CreateOperatio
     ]
 }
 
-// AIP-155
+// Rules: CREATE-5
 #[tokio::test]
 async fn request_id_reuse_is_rejected_for_every_differing_field() {
     let harness = Harness::start().await;
@@ -376,7 +379,7 @@ async fn request_id_reuse_is_rejected_for_every_differing_field() {
     );
 }
 
-// AIP-155
+// Rules: CREATE-6
 #[tokio::test]
 async fn request_id_is_reusable_after_delete() {
     let harness = Harness::start().await;
@@ -398,7 +401,8 @@ async fn request_id_is_reusable_after_delete() {
     assert_eq!(again.lease.unwrap().lease_token, second.lease_token);
 }
 
-// AIP-155, through sockets.
+// Through sockets.
+// Rules: CREATE-7
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_creates_of_16_clients_share_one_operation_and_lease() {
     let server = GrpcTestServer::start().await;
@@ -442,7 +446,8 @@ async fn concurrent_creates_of_16_clients_share_one_operation_and_lease() {
     );
 }
 
-// BEHAVIOUR §4: only its creator can execute a self-executed operation.
+// Only its creator can execute a self-executed operation.
+// Rules: STATE-7
 #[tokio::test]
 async fn finish_with_release_of_self_executed_operation_is_worker_lost() {
     let harness = Harness::start().await;
@@ -467,6 +472,7 @@ async fn finish_with_release_of_self_executed_operation_is_worker_lost() {
 }
 
 // worker.proto: an empty RetryPolicy is the default, one attempt.
+// Rules: CREATE-3
 #[tokio::test]
 async fn empty_retry_policy_means_one_attempt() {
     let harness = Harness::start().await;

@@ -10,6 +10,7 @@ use crate::support::{
     string_value,
 };
 
+// Rules: DIRECTIVE-1
 #[tokio::test(start_paused = true)]
 async fn cancel_and_delete_are_pushed_only_to_lease_holder() {
     let harness = Harness::start().await;
@@ -33,6 +34,7 @@ async fn cancel_and_delete_are_pushed_only_to_lease_holder() {
     assert_eq!(directive.kind(), Kind::CancelRequested);
 }
 
+// Rules: DIRECTIVE-1
 #[tokio::test(start_paused = true)]
 async fn lease_loss_is_pushed_but_finish_by_same_worker_is_not() {
     let harness = Harness::start().await;
@@ -51,6 +53,7 @@ async fn lease_loss_is_pushed_but_finish_by_same_worker_is_not() {
 }
 
 // worker.proto: DRAIN announces a shutdown of the server, not of the worker.
+// Rules: DIRECTIVE-2
 #[tokio::test]
 async fn draining_worker_gets_no_drain_directive() {
     let harness = Harness::start().await;
@@ -66,6 +69,7 @@ async fn draining_worker_gets_no_drain_directive() {
     assert_eq!(directive.kind(), Kind::CancelRequested);
 }
 
+// Rules: DIRECTIVE-2
 #[tokio::test]
 async fn last_directive_at_server_shutdown_is_drain() {
     let harness = Harness::start().await;

@@ -72,7 +72,7 @@ fn finish_with_metadata(lease: &Lease, n: u8, outcome: Outcome) -> FinishOperati
     }
 }
 
-// OP-4
+// Rules: FINISH-1, OP-2
 #[tokio::test]
 async fn response_is_served_byte_for_byte_and_missing_one_is_empty() {
     let harness = Harness::start().await;
@@ -112,7 +112,7 @@ async fn response_is_served_byte_for_byte_and_missing_one_is_empty() {
     }
 }
 
-// OP-5
+// Rules: FINISH-1, OP-4
 #[tokio::test]
 async fn failure_of_every_code_is_served_with_its_details() {
     let harness = Harness::start().await;
@@ -138,7 +138,7 @@ async fn failure_of_every_code_is_served_with_its_details() {
     }
 }
 
-// BEHAVIOUR §4
+// Rules: STATE-4
 #[tokio::test(start_paused = true)]
 async fn non_retryable_failure_ends_operation_despite_retry_policy() {
     let (harness, lease) = harness_with_lease(5).await;
@@ -147,7 +147,7 @@ async fn non_retryable_failure_ends_operation_despite_retry_policy() {
     assert_error_code(&done, Code::FailedPrecondition);
 }
 
-// BEHAVIOUR §4
+// Rules: STATE-4, STATE-5
 #[tokio::test(start_paused = true)]
 async fn retryable_failure_is_retried_with_backoff_until_max_attempts() {
     let (harness, mut lease) = harness_with_lease(4).await;
@@ -163,7 +163,7 @@ async fn retryable_failure_is_retried_with_backoff_until_max_attempts() {
     assert_eq!(decode_metadata(&done).attempt, 4);
 }
 
-// BEHAVIOUR §4
+// Rules: STATE-6
 #[tokio::test(start_paused = true)]
 async fn retry_after_extends_backoff_and_never_shortens_it() {
     let (harness, mut lease) = harness_with_lease(9).await;
@@ -182,7 +182,7 @@ async fn retry_after_extends_backoff_and_never_shortens_it() {
     }
 }
 
-// BEHAVIOUR §4
+// Rules: STATE-7
 #[tokio::test(start_paused = true)]
 async fn released_operation_is_available_immediately_and_not_counted() {
     let (harness, mut lease) = harness_with_lease(2).await;
@@ -198,7 +198,8 @@ async fn released_operation_is_available_immediately_and_not_counted() {
     assert!(harness.finish(&last, busy()).await.done);
 }
 
-// BEHAVIOUR §4: a cancelled operation is not retried.
+// A cancelled operation is not retried.
+// Rules: CAN-7
 #[tokio::test]
 async fn releasing_or_retrying_cancelled_operation_cancels_it() {
     for outcome in [release(), busy()] {
@@ -228,7 +229,7 @@ async fn releasing_or_retrying_cancelled_operation_cancels_it() {
     }
 }
 
-// AIP-151
+// Rules: FINISH-2
 #[tokio::test(start_paused = true)]
 async fn metadata_in_finish_is_stored_byte_for_byte_for_every_outcome() {
     let (harness, lease) = harness_with_lease(2).await;
@@ -270,7 +271,7 @@ async fn metadata_in_finish_is_stored_byte_for_byte_for_every_outcome() {
     assert_eq!(done.metadata, Some(custom_metadata(5)));
 }
 
-// BEHAVIOUR §4
+// Rules: STATE-3
 #[tokio::test]
 async fn repeated_finish_succeeds_and_different_outcome_is_rejected() {
     let outcomes = [
@@ -319,7 +320,8 @@ async fn repeated_finish_succeeds_and_different_outcome_is_rejected() {
     );
 }
 
-// BEHAVIOUR §4, through sockets.
+// Through sockets.
+// Rules: FINISH-4
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_finishes_have_exactly_one_winner() {
     let server = GrpcTestServer::start().await;

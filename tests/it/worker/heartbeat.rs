@@ -39,7 +39,7 @@ fn kinds(directives: &[Directive]) -> Vec<Kind> {
     directives.iter().map(Directive::kind).collect()
 }
 
-// BEHAVIOUR §5
+// Rules: HEARTBEAT-1
 #[tokio::test(start_paused = true)]
 async fn heartbeat_renews_lease_and_reports_progress_in_one_call() {
     let harness = Harness::start().await;
@@ -80,7 +80,8 @@ async fn heartbeat_renews_lease_and_reports_progress_in_one_call() {
     );
 }
 
-// BEHAVIOUR §4: a heartbeat without a report is not visible to clients.
+// A heartbeat without a report is not visible to clients.
+// Rules: HEARTBEAT-5
 #[tokio::test(start_paused = true)]
 async fn heartbeat_without_report_changes_no_client_visible_bytes() {
     let harness = Harness::start().await;
@@ -102,7 +103,7 @@ async fn heartbeat_without_report_changes_no_client_visible_bytes() {
     }
 }
 
-// BEHAVIOUR §5
+// Rules: HEARTBEAT-2
 #[tokio::test]
 async fn empty_heartbeat_succeeds() {
     let harness = Harness::start().await;
@@ -117,6 +118,7 @@ async fn empty_heartbeat_succeeds() {
 }
 
 // worker.proto: HeartbeatResponse.heartbeat_interval.
+// Rules: HEARTBEAT-3
 #[tokio::test]
 async fn heartbeat_interval_is_third_of_shortest_held_lease() {
     let harness = Harness::start().await;
@@ -152,6 +154,7 @@ async fn heartbeat_interval_is_third_of_shortest_held_lease() {
 }
 
 // worker.proto: directives correspond to reports, in the same order.
+// Rules: HEARTBEAT-4
 #[tokio::test]
 async fn rejected_report_does_not_affect_other_reports() {
     let harness = Harness::start().await;
@@ -219,6 +222,7 @@ async fn rejected_report_does_not_affect_other_reports() {
 }
 
 // worker.proto: progress that clients could not display is not recorded.
+// Rules: HEARTBEAT-4
 #[tokio::test(start_paused = true)]
 async fn out_of_range_progress_is_rejected_and_lease_is_renewed() {
     let harness = Harness::start().await;
@@ -267,7 +271,8 @@ async fn out_of_range_progress_is_rejected_and_lease_is_renewed() {
     );
 }
 
-// BEHAVIOUR §3: a watch sends changes only.
+// A watch sends changes only.
+// Rules: HEARTBEAT-5
 #[tokio::test(start_paused = true)]
 async fn identical_report_renews_lease_without_changing_operation() {
     let harness = Harness::start().await;
@@ -303,6 +308,7 @@ async fn identical_report_renews_lease_without_changing_operation() {
 }
 
 // worker.proto: the response must stay below the message limit of clients.
+// Rules: HEARTBEAT-2
 #[tokio::test]
 async fn heartbeat_with_more_than_1000_reports_is_rejected() {
     let harness = Harness::start().await;
@@ -322,6 +328,7 @@ async fn heartbeat_with_more_than_1000_reports_is_rejected() {
 }
 
 // worker.proto: Directive.error with another kind than LEASE_LOST.
+// Rules: HEARTBEAT-4
 #[tokio::test(start_paused = true)]
 async fn oversized_heartbeat_report_is_rejected_and_lease_is_renewed() {
     let limits = Limits {
@@ -353,7 +360,7 @@ async fn oversized_heartbeat_report_is_rejected_and_lease_is_renewed() {
     assert_eq!(harness.get(&lease.name).await, before);
 }
 
-// BEHAVIOUR §5
+// Rules: HEARTBEAT-6
 #[tokio::test(start_paused = true)]
 async fn heartbeat_returns_cancel_directive_with_remaining_grace() {
     let harness = Harness::start().await;
@@ -378,7 +385,7 @@ async fn heartbeat_returns_cancel_directive_with_remaining_grace() {
     }
 }
 
-// BEHAVIOUR §3
+// Rules: HEARTBEAT-6
 #[tokio::test]
 async fn heartbeat_returns_deleted_directive_and_renews_lease() {
     let harness = Harness::start().await;
@@ -402,7 +409,7 @@ async fn heartbeat_returns_deleted_directive_and_renews_lease() {
     );
 }
 
-// BEHAVIOUR §4
+// Rules: HEARTBEAT-7, LEASE-6
 #[tokio::test(start_paused = true)]
 async fn heartbeat_returns_lease_lost_with_reason() {
     let harness = Harness::start().await;
@@ -462,6 +469,7 @@ async fn heartbeat_returns_lease_lost_with_reason() {
 }
 
 // worker.proto: HeartbeatResponse.directives.
+// Rules: HEARTBEAT-8
 #[tokio::test]
 async fn heartbeat_response_during_shutdown_ends_with_drain() {
     let harness = Harness::start().await;
@@ -481,6 +489,7 @@ async fn heartbeat_response_during_shutdown_ends_with_drain() {
 }
 
 // worker.proto: the lease token authorizes a worker; the worker id only identifies it.
+// Rules: LEASE-7
 #[tokio::test]
 async fn lease_token_authorizes_heartbeat_from_any_worker_id() {
     let harness = Harness::start().await;
@@ -492,7 +501,8 @@ async fn lease_token_authorizes_heartbeat_from_any_worker_id() {
     assert_eq!(kinds(&response.directives), [Kind::Continue]);
 }
 
-// BEHAVIOUR §5: one call can renew 1000 leases.
+// One call can renew 1000 leases.
+// Rules: HEARTBEAT-1
 #[tokio::test]
 async fn directives_are_in_order_of_1000_reports() {
     let harness = Harness::start().await;

@@ -132,7 +132,7 @@ fn has_field_violation(details: &ErrorDetails, reason: &str, field: &str) -> boo
         && details.field_violations == [(field.to_owned(), reason.to_owned())]
 }
 
-// BEHAVIOUR §9
+// Rules: CREATE-8
 #[tokio::test]
 async fn invalid_create_names_violated_field_and_has_no_effect() {
     let harness = Harness::start().await;
@@ -149,7 +149,7 @@ async fn invalid_create_names_violated_field_and_has_no_effect() {
     assert_eq!(harness.queue_depth("q"), None, "expected no queue");
 }
 
-// BEHAVIOUR §9
+// Rules: CREATE-7
 #[tokio::test]
 async fn duplicate_operation_id_is_rejected() {
     let harness = Harness::start().await;
@@ -165,7 +165,7 @@ async fn duplicate_operation_id_is_rejected() {
     );
 }
 
-// BEHAVIOUR §9
+// Rules: QUEUE-14
 #[tokio::test]
 async fn invalid_lease_request_names_violated_field() {
     let harness = Harness::start().await;
@@ -222,7 +222,7 @@ async fn invalid_lease_request_names_violated_field() {
     assert_eq!(harness.try_lease(request).await.unwrap(), []);
 }
 
-// BEHAVIOUR §9
+// Rules: QUEUE-14
 #[tokio::test]
 async fn heartbeat_and_watch_directives_require_valid_worker_id() {
     let harness = Harness::start().await;
@@ -247,7 +247,7 @@ async fn heartbeat_and_watch_directives_require_valid_worker_id() {
     }
 }
 
-// BEHAVIOUR §9
+// Rules: FINISH-3
 #[tokio::test]
 async fn invalid_finish_names_violated_field_and_has_no_effect() {
     let harness = Harness::start().await;
@@ -361,7 +361,7 @@ async fn invalid_finish_names_violated_field_and_has_no_effect() {
     assert_eq!(harness.get(&lease.name).await, before);
 }
 
-// BEHAVIOUR §9
+// Rules: FINISH-5
 #[tokio::test]
 async fn finish_without_lease_is_rejected_as_not_retryable() {
     let harness = Harness::start().await;

@@ -27,7 +27,7 @@ fn lease_names(leases: &[Lease]) -> Vec<&str> {
     leases.iter().map(|lease| lease.name.as_str()).collect()
 }
 
-// BEHAVIOUR §5
+// Rules: QUEUE-1
 #[tokio::test]
 async fn batch_is_ordered_by_priority_then_age_across_its_queues() {
     let harness = Harness::start().await;
@@ -72,7 +72,7 @@ async fn batch_is_ordered_by_priority_then_age_across_its_queues() {
     );
 }
 
-// BEHAVIOUR §5
+// Rules: LEASE-1
 #[tokio::test]
 async fn every_lease_has_unique_token_and_increasing_attempt() {
     let harness = Harness::start().await;
@@ -94,7 +94,8 @@ async fn every_lease_has_unique_token_and_increasing_attempt() {
     assert_eq!(tokens.len(), 20);
 }
 
-// BEHAVIOUR §5: 0 means 1, and 1000 is the maximum.
+// 0 means 1, and 1000 is the maximum.
+// Rules: QUEUE-3
 #[tokio::test]
 async fn max_leases_is_respected_and_capped_at_1000() {
     let harness = Harness::start().await;
@@ -111,6 +112,7 @@ async fn max_leases_is_respected_and_capped_at_1000() {
 }
 
 // worker.proto: a batch stays below 3 MiB unless it has only one lease.
+// Rules: QUEUE-4
 #[tokio::test]
 async fn batch_stays_below_3_mib_and_rest_comes_next() {
     let harness = Harness::start().await;
@@ -148,6 +150,7 @@ async fn batch_stays_below_3_mib_and_rest_comes_next() {
 }
 
 // worker.proto: names and labels count towards the limit.
+// Rules: QUEUE-4
 #[tokio::test]
 async fn batch_size_limit_counts_long_names_and_labels() {
     let harness = Harness::start().await;
@@ -178,7 +181,7 @@ async fn batch_size_limit_counts_long_names_and_labels() {
     }
 }
 
-// BEHAVIOUR §5
+// Rules: HEARTBEAT-9
 #[tokio::test(start_paused = true)]
 async fn checkpoint_reaches_next_attempt_after_every_outcome() {
     let harness = Harness::start().await;
@@ -229,7 +232,7 @@ async fn checkpoint_reaches_next_attempt_after_every_outcome() {
     );
 }
 
-// BEHAVIOUR §4
+// Rules: STATE-10
 #[tokio::test(start_paused = true)]
 async fn lease_operations_honours_not_before() {
     let harness = Harness::start().await;
@@ -274,7 +277,8 @@ async fn lease_operations_honours_not_before() {
     );
 }
 
-// BEHAVIOUR §3: delete does not cancel.
+// Delete does not cancel.
+// Rules: DEL-1, QUEUE-2
 #[tokio::test]
 async fn deleted_operation_is_leased_while_hidden_and_removed_when_done() {
     let harness = Harness::start().await;
@@ -293,7 +297,8 @@ async fn deleted_operation_is_leased_while_hidden_and_removed_when_done() {
     assert_eq!(again.code(), Code::NotFound);
 }
 
-// BEHAVIOUR §4: a cancelled pending operation is done.
+// A cancelled pending operation is done.
+// Rules: QUEUE-2
 #[tokio::test]
 async fn cancelled_operation_leaves_its_queue() {
     let harness = Harness::start().await;
@@ -310,6 +315,7 @@ async fn cancelled_operation_leaves_its_queue() {
 }
 
 // worker.proto: a lease whose client disconnected before the response is released.
+// Rules: LEASE-5
 #[tokio::test(start_paused = true)]
 async fn undelivered_lease_is_released_and_not_counted() {
     let storage = TestStorage::new();

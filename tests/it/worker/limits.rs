@@ -28,7 +28,7 @@ const WORKER_METHODS: [&str; 5] = [
     "/longrunning.v1.OperationWorker/WatchDirectives",
 ];
 
-// BEHAVIOUR §9
+// Rules: ERR-6, LIMIT-2
 #[tokio::test]
 async fn limit_errors_are_resource_exhausted_with_retry_info() {
     let limits = Limits {
@@ -97,7 +97,7 @@ async fn limit_errors_are_resource_exhausted_with_retry_info() {
     harness.finish(&held, small).await;
 }
 
-// BEHAVIOUR §9
+// Rules: ERR-10
 #[tokio::test]
 async fn worker_writes_are_unavailable_while_store_is_unwritable() {
     let storage = TestStorage::new();
@@ -131,7 +131,7 @@ async fn worker_writes_are_unavailable_while_store_is_unwritable() {
     assert_eq!(harness.queue_depth("q"), None);
 }
 
-// BEHAVIOUR §9
+// Rules: SHUTDOWN-2
 #[tokio::test]
 async fn shutdown_rejects_create_and_lease_but_accepts_finish() {
     let harness = Harness::start().await;
@@ -158,7 +158,8 @@ async fn shutdown_rejects_create_and_lease_but_accepts_finish() {
     );
 }
 
-// BEHAVIOUR §9, through a socket.
+// Through a socket.
+// Rules: ERR-9, LIMIT-1
 #[tokio::test]
 async fn undecodable_or_oversized_message_is_rejected_by_worker_methods() {
     let server = GrpcTestServer::start().await;

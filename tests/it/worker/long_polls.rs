@@ -67,7 +67,7 @@ async fn collect_ready(polls: &mut [Option<PendingPoll<'_>>]) -> Vec<Option<Vec<
     results
 }
 
-// BEHAVIOUR §5
+// Rules: QUEUE-5
 #[tokio::test(start_paused = true)]
 async fn poll_returns_as_soon_as_operation_is_ready() {
     let harness = Harness::start().await;
@@ -80,7 +80,8 @@ async fn poll_returns_as_soon_as_operation_is_ready() {
     assert_eq!(start.elapsed(), Duration::ZERO);
 }
 
-// BEHAVIOUR §5: a poll returns every operation that is ready when it wakes.
+// A poll returns every operation that is ready when it wakes.
+// Rules: QUEUE-5
 #[tokio::test]
 async fn poll_returns_all_operations_that_are_ready() {
     let harness = Harness::start().await;
@@ -95,7 +96,7 @@ async fn poll_returns_all_operations_that_are_ready() {
     assert_eq!(polls.remove(0).await.unwrap().len(), 3);
 }
 
-// BEHAVIOUR §5
+// Rules: QUEUE-6
 #[tokio::test(start_paused = true)]
 async fn poll_timeout_returns_empty_response() {
     let harness = Harness::start().await;
@@ -124,7 +125,8 @@ async fn poll_timeout_returns_empty_response() {
     );
 }
 
-// WAIT-5, through a socket, where tonic's own timer would answer CANCELLED.
+// Through a socket, where tonic's own timer would answer CANCELLED.
+// Rules: QUEUE-6, WAIT-5
 #[tokio::test]
 async fn poll_returns_before_rpc_deadline() {
     let server = GrpcTestServer::start().await;
@@ -146,7 +148,8 @@ async fn poll_returns_before_rpc_deadline() {
     panic!("expected a response before the deadline");
 }
 
-// BEHAVIOUR §5: no thundering herd, and no poll is skipped.
+// No thundering herd, and no poll is skipped.
+// Rules: QUEUE-7
 #[tokio::test]
 async fn waiting_polls_get_one_operation_each_in_fifo_order() {
     const POLL_COUNT: usize = 50;
@@ -169,7 +172,7 @@ async fn waiting_polls_get_one_operation_each_in_fifo_order() {
     }
 }
 
-// BEHAVIOUR §5
+// Rules: QUEUE-7
 #[tokio::test]
 async fn poll_of_several_queues_passes_on_unused_permit() {
     let harness = Harness::start().await;
@@ -206,7 +209,7 @@ async fn poll_of_several_queues_passes_on_unused_permit() {
     }
 }
 
-// BEHAVIOUR §5
+// Rules: QUEUE-8
 #[tokio::test]
 async fn dropped_polls_lose_neither_operations_nor_permits() {
     let harness = Harness::start().await;
@@ -229,6 +232,7 @@ async fn dropped_polls_lose_neither_operations_nor_permits() {
 }
 
 // worker.proto: HeartbeatRequest.draining.
+// Rules: QUEUE-9
 #[tokio::test]
 async fn draining_worker_gets_only_its_own_polls_answered() {
     let harness = Harness::start().await;
@@ -255,7 +259,7 @@ async fn draining_worker_gets_only_its_own_polls_answered() {
     assert_eq!(harness.lease_one("a", "w").await.name, name);
 }
 
-// BEHAVIOUR §9
+// Rules: QUEUE-10
 #[tokio::test]
 async fn shutdown_answers_open_polls_with_unavailable() {
     let harness = Harness::start().await;
@@ -269,6 +273,7 @@ async fn shutdown_answers_open_polls_with_unavailable() {
 }
 
 // worker.proto: an error, because clients would repeat an empty response immediately.
+// Rules: QUEUE-11
 #[tokio::test]
 async fn poll_over_waiter_limit_is_rejected_only_if_queue_is_empty() {
     let limits = Limits {
@@ -314,7 +319,7 @@ async fn poll_over_waiter_limit_is_rejected_only_if_queue_is_empty() {
     start_polls(&harness, &[lease_request_with_wait(&["q"], "w", 600)]).await;
 }
 
-// BEHAVIOUR §5
+// Rules: QUEUE-12
 #[tokio::test]
 async fn queues_created_by_polls_are_removed_when_polls_end() {
     let harness = Harness::start().await;
@@ -338,7 +343,8 @@ async fn queues_created_by_polls_are_removed_when_polls_end() {
     }
 }
 
-// BEHAVIOUR §5, through a socket: a worker disconnects by resetting its stream.
+// Through a socket: a worker disconnects by resetting its stream.
+// Rules: LEASE-5, QUEUE-8
 #[tokio::test]
 async fn disconnected_worker_frees_its_poll_and_operations() {
     let server = GrpcTestServer::start().await;
@@ -369,7 +375,8 @@ async fn disconnected_worker_frees_its_poll_and_operations() {
     }
 }
 
-// BEHAVIOUR §5: a released operation wakes the next poll.
+// A released operation wakes the next poll.
+// Rules: QUEUE-5
 #[tokio::test]
 async fn released_operation_goes_to_waiting_poll() {
     let harness = Harness::start().await;

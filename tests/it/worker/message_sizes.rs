@@ -40,8 +40,9 @@ fn thread_cpu_time() -> Duration {
     Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
 }
 
-// BEHAVIOUR §9. Compares with the cost of creating the operations: scanning the whole
+// Compares with the cost of creating the operations: scanning the whole
 // queue for a fifth of the leases would cost many times as much.
+// Rules: QUEUE-13
 #[tokio::test]
 async fn lease_cost_does_not_depend_on_queue_length() {
     let length = queue_length();
@@ -112,7 +113,8 @@ async fn lease_cost_does_not_depend_on_queue_length() {
     assert_eq!(newest.into_inner().operations.len(), 1);
 }
 
-// BEHAVIOUR §9, through a socket: all calls share one connection.
+// Through a socket: all calls share one connection.
+// Rules: LIMIT-1
 #[tokio::test]
 async fn oversized_message_is_rejected_and_keeps_lease_and_connection() {
     let server = GrpcTestServer::start().await;
@@ -167,7 +169,7 @@ async fn oversized_message_is_rejected_and_keeps_lease_and_connection() {
     assert!(last.await.unwrap().into_inner().done);
 }
 
-// BEHAVIOUR §1
+// Rules: NAME-6
 #[tokio::test]
 async fn label_of_64_kib_is_rejected_and_64_longest_reach_worker() {
     let harness = Harness::start().await;
@@ -202,7 +204,7 @@ async fn label_of_64_kib_is_rejected_and_64_longest_reach_worker() {
     assert_eq!(harness.lease_one("q", "w").await.labels, longest(64));
 }
 
-// BEHAVIOUR §9
+// Rules: LEASE-7
 #[tokio::test]
 async fn lease_token_of_other_operation_is_rejected() {
     let harness = Harness::start().await;
@@ -240,7 +242,7 @@ async fn lease_token_of_other_operation_is_rejected() {
     }
 }
 
-// BEHAVIOUR §9
+// Rules: HEARTBEAT-2, QUEUE-12
 #[tokio::test(start_paused = true)]
 async fn unknown_queue_is_empty_and_empty_heartbeat_gets_no_directives() {
     let harness = Harness::start().await;

@@ -23,6 +23,7 @@ fn verify(
     result.map(drop).map_err(|error| error.to_string())
 }
 
+// Rules: TLS-2
 #[test]
 fn self_signed_certificate_is_accepted_if_it_is_a_configured_root() {
     let directory = TempDir::new().unwrap();
@@ -56,6 +57,7 @@ fn self_signed_certificate_is_accepted_if_it_is_a_configured_root() {
     verify(&Verification::None, expired.der(), "elsewhere").unwrap();
 }
 
+// Rules: TLS-2
 #[test]
 fn certificate_chain_to_trusted_ca_is_accepted() {
     let directory = TempDir::new().unwrap();
@@ -90,6 +92,7 @@ fn tls_params(sslmode: &str, sslrootcert: &str) -> TlsParams {
     }
 }
 
+// Rules: TLS-1
 #[test]
 fn sslmode_verification_matches_libpq() {
     let file = || Roots::File("/x".to_owned());
@@ -139,6 +142,7 @@ fn sslmode_verification_matches_libpq() {
     }
 }
 
+// Rules: TLS-4
 #[test]
 fn contradictory_tls_params_are_rejected() {
     let cases = [
@@ -167,6 +171,7 @@ fn contradictory_tls_params_are_rejected() {
     assert!(error.contains("one is missing"), "{error}");
 }
 
+// Rules: TLS-3
 #[test]
 fn certificate_files_are_reread_for_each_connection() {
     let directory = TempDir::new().unwrap();

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::*;
 
+// Rules: SQLITE-6
 #[tokio::test]
 async fn wal_stays_short_during_continuous_commits() {
     const ROUNDS: u64 = 100;
@@ -30,6 +31,7 @@ async fn wal_stays_short_during_continuous_commits() {
     );
 }
 
+// Rules: SQLITE-6
 #[tokio::test]
 async fn space_of_deleted_operations_is_reused() {
     let database = TempDatabase::new();
@@ -51,6 +53,7 @@ async fn space_of_deleted_operations_is_reused() {
     assert_eq!((sizes[1], sizes[2]), (sizes[0], sizes[0]));
 }
 
+// Rules: SQLITE-7
 #[tokio::test(start_paused = true)]
 async fn writer_recovers_once_a_write_of_failed_size_succeeds() {
     let database = TempDatabase::new();

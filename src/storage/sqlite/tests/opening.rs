@@ -5,6 +5,7 @@ use rusqlite::params;
 
 use super::*;
 
+// Rules: SQLITE-1
 #[tokio::test]
 async fn second_process_is_rejected_with_pid_of_lock_holder() {
     let database = TempDatabase::new();
@@ -20,6 +21,7 @@ async fn second_process_is_rejected_with_pid_of_lock_holder() {
     database.open().unwrap();
 }
 
+// Rules: SQLITE-1
 #[test]
 fn dangling_symlink_creates_target_and_shares_its_lock() {
     let database = TempDatabase::new();
@@ -38,6 +40,7 @@ fn dangling_symlink_creates_target_and_shares_its_lock() {
     database.open().unwrap();
 }
 
+// Rules: SQLITE-1
 #[test]
 fn file_with_two_hard_links_is_rejected_by_both_names() {
     let database = TempDatabase::new();
@@ -53,6 +56,7 @@ fn file_with_two_hard_links_is_rejected_by_both_names() {
     database.open().unwrap();
 }
 
+// Rules: SQLITE-1
 #[tokio::test]
 async fn in_use_error_names_current_pid_not_previous_one() {
     let database = TempDatabase::new();
@@ -76,6 +80,7 @@ async fn in_use_error_names_current_pid_not_previous_one() {
     assert!(database.open_error().contains("9 were acknowledged"));
 }
 
+// Rules: SQLITE-2
 #[tokio::test]
 async fn torn_ack_record_does_not_reject_complete_database() {
     let database = TempDatabase::new();
@@ -94,6 +99,7 @@ async fn torn_ack_record_does_not_reject_complete_database() {
     assert_eq!(loaded_numbers(&storage).await.unwrap().len(), 9);
 }
 
+// Rules: SQLITE-1
 #[tokio::test]
 async fn open_fails_while_another_program_reads_leftover_wal() {
     let database = TempDatabase::new();
@@ -113,6 +119,7 @@ async fn open_fails_while_another_program_reads_leftover_wal() {
     assert_eq!(loaded_numbers(&storage).await.unwrap().len(), 9);
 }
 
+// Rules: STATE-14
 #[tokio::test]
 async fn last_timestamp_survives_restart_and_deletes() {
     let database = TempDatabase::new();
@@ -132,6 +139,7 @@ async fn last_timestamp_survives_restart_and_deletes() {
     assert_eq!(database.open().unwrap().last_timestamp(), last_timestamp);
 }
 
+// Rules: SQLITE-8
 #[test]
 fn disk_errors_name_file_and_remedy() {
     use rusqlite::ffi;
@@ -158,6 +166,7 @@ fn disk_errors_name_file_and_remedy() {
     assert!(error.contains("is full: make room"), "{error}");
 }
 
+// Rules: SQLITE-3
 #[test]
 fn foreign_and_newer_files_are_rejected_and_not_modified() {
     let database = TempDatabase::new();
@@ -196,6 +205,7 @@ fn foreign_and_newer_files_are_rejected_and_not_modified() {
     assert!(directory.to_string().contains("cannot be"), "{directory}");
 }
 
+// Rules: SQLITE-2
 #[tokio::test]
 async fn missing_or_truncated_wal_is_detected() {
     for cut in [None, Some(0), Some(5_000)] {
@@ -221,6 +231,7 @@ async fn missing_or_truncated_wal_is_detected() {
     }
 }
 
+// Rules: SQLITE-2
 #[tokio::test]
 async fn complete_wal_is_recovered_and_replaced_file_starts_empty() {
     let database = TempDatabase::new();
@@ -237,6 +248,7 @@ async fn complete_wal_is_recovered_and_replaced_file_starts_empty() {
     assert!(loaded_numbers(&storage).await.unwrap().is_empty());
 }
 
+// Rules: SQLITE-3
 #[tokio::test]
 async fn schema_steps_are_applied_once_and_all_or_none() {
     let mut connection = rusqlite::Connection::open_in_memory().unwrap();

@@ -42,11 +42,13 @@ const FAULT_CASES: [(SyscallClass, DiskFault, FaultRecovery); 14] = {
     ]
 };
 
+// Rules: SQLITE-5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reported_backup_is_complete_despite_disk_faults() {
     run_all_faults(&[]).await;
 }
 
+// Rules: SQLITE-5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reported_recovery_copy_is_complete_despite_disk_faults() {
     run_all_faults(&["--recover"]).await;
