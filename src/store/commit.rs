@@ -143,13 +143,9 @@ impl Store {
         for attempt in 0..=MAX_CONFLICT_RETRIES {
             // The first attempt rests on a view that may lag; a conflict has just reloaded it.
             let may_reload = self.is_shared() && attempt == 0;
-            let begin = self.clone().begin_commit(
-                name.clone(),
-                intent.clone(),
-                may_reload,
-                OnAbandon::Ignore,
-            );
-            let begun = self.tasks.run_to_completion("commit", begin).await?;
+            let begun = self
+                .begin_commit(name, &intent, may_reload, OnAbandon::Ignore)
+                .await?;
             match begun.wait().await {
                 Ok(committed) => return Ok(committed.into_operation()),
                 Err(CommitError::Rejected(error)) => return Err(error),
@@ -161,30 +157,49 @@ impl Store {
         Err(Error::StoreUnavailable)
     }
 
-    /// Locks the operation, evaluates the intent and hands the mutation to storage. With `may_reload`, an intent is
+    /// Locks the operation and commits the intent, also if the caller goes away meanwhile. With `may_reload`, an intent is
     /// rejected or found to change nothing only by the stored version, not by a view that lags.
     pub(super) async fn begin_commit(
-        self: Arc<Self>,
-        name: OperationName,
-        intent: Arc<Intent>,
+        self: &Arc<Self>,
+        name: &OperationName,
+        intent: &Arc<Intent>,
         may_reload: bool,
         on_abandon: OnAbandon,
     ) -> Result<PendingCommit> {
+        // Without an await nothing can be interrupted, so that no task is needed.
+        if !may_reload && let Some(lock) = self.key_locks.try_lock(name.as_str()) {
+            let evaluation = self.evaluate(name, intent)?;
+            return Ok(self.persist_evaluation(evaluation, lock, on_abandon));
+        }
+        let (store, name, intent) = (self.clone(), name.clone(), intent.clone());
+        let begin = async move {
+            let lock = store.key_locks.lock(name.as_str()).await;
+            let evaluation = match store.evaluate(&name, &intent) {
+                Err(_) | Ok(Evaluation::Unchanged(_)) if may_reload => {
+                    store.reload_locked(&name).await?;
+                    store.evaluate(&name, &intent)?
+                }
+                evaluation => evaluation?,
+            };
+            Ok(store.persist_evaluation(evaluation, lock, on_abandon))
+        };
+        self.tasks.run_to_completion("commit", begin).await
+    }
+
+    fn persist_evaluation(
+        self: &Arc<Self>,
+        evaluation: Evaluation,
+        operation_lock: KeyLockGuard,
+        on_abandon: OnAbandon,
+    ) -> PendingCommit {
         let locks = CommitLocks {
             request_id: None,
-            operation: self.key_locks.lock(name.as_str()).await,
+            operation: operation_lock,
         };
-        let evaluation = match self.evaluate(&name, &intent) {
-            Err(_) | Ok(Evaluation::Unchanged(_)) if may_reload => {
-                self.reload_locked(&name).await?;
-                self.evaluate(&name, &intent)
-            }
-            evaluation => evaluation,
-        };
-        Ok(match evaluation? {
+        match evaluation {
             Evaluation::Unchanged(current) => PendingCommit::Done(current),
             Evaluation::Mutate(mutation) => self.persist(mutation, locks, on_abandon),
-        })
+        }
     }
 
     /// Returns what the intent does to the operation. The caller holds its key lock.

@@ -50,8 +50,7 @@ impl Store {
             let Some(spec) = next_spec.take() else { break };
             // Only another server can cause a conflict, which takes another attempt.
             next_spec = self.is_shared().then(|| spec.clone());
-            let begin = self.clone().begin_create(spec);
-            let pending = match self.tasks.run_to_completion("create", begin).await? {
+            let pending = match self.begin_create(spec).await? {
                 PendingCreate::New(pending) => pending,
                 PendingCreate::Existing(operation) => {
                     return Ok(Created {
@@ -78,33 +77,60 @@ impl Store {
         Err(Error::StoreUnavailable)
     }
 
-    /// Locks the request id and the name, checks that both are free, and hands the new operation to storage.
-    async fn begin_create(self: Arc<Self>, spec: OperationSpec) -> Result<PendingCreate> {
+    /// Locks the request id and the name, checks that both are free, and hands the new operation to storage, also if the
+    /// caller goes away meanwhile.
+    async fn begin_create(self: &Arc<Self>, spec: OperationSpec) -> Result<PendingCreate> {
         let attributes = spec.attributes.as_ref();
         let idempotency_key = attributes.and_then(|attributes| attributes.idempotency_key.clone());
-        let request_id_lock = match &idempotency_key {
-            Some(key) => Some(self.request_id_locks.lock(&key.request_id).await),
-            None => None,
-        };
-        // The view may lag: another server may have removed the operation that is in the way.
-        if self.is_shared()
-            && let Some(name) = self.find_conflicting_name(&spec, idempotency_key.as_ref())
+        // Without an await nothing can be interrupted, so that no task is needed.
+        if idempotency_key.is_none()
+            && !self.is_shared()
+            && let Some(operation) = self.key_locks.try_lock(spec.name.as_str())
         {
-            self.reload(&name).await?;
+            let request_id = None;
+            return self.persist_new(
+                spec,
+                CommitLocks {
+                    request_id,
+                    operation,
+                },
+            );
         }
-        if let Some(operation) = self.find_by_request_id(&spec, idempotency_key.as_ref())? {
-            return Ok(PendingCreate::Existing(operation));
-        }
-        let locks = CommitLocks {
-            request_id: request_id_lock,
-            operation: self.key_locks.lock(spec.name.as_str()).await,
+        let store = self.clone();
+        let begin = async move {
+            let request_id = match &idempotency_key {
+                Some(key) => Some(store.request_id_locks.lock(&key.request_id).await),
+                None => None,
+            };
+            // The view may lag: another server may have removed the operation that is in the way.
+            if store.is_shared()
+                && let Some(name) = store.find_conflicting_name(&spec, idempotency_key.as_ref())
+            {
+                store.reload(&name).await?;
+            }
+            if let Some(operation) = store.find_by_request_id(&spec, idempotency_key.as_ref())? {
+                return Ok(PendingCreate::Existing(operation));
+            }
+            let operation = store.key_locks.lock(spec.name.as_str()).await;
+            store.persist_new(
+                spec,
+                CommitLocks {
+                    request_id,
+                    operation,
+                },
+            )
         };
+        self.tasks.run_to_completion("create", begin).await
+    }
+
+    fn persist_new(
+        self: &Arc<Self>,
+        spec: OperationSpec,
+        locks: CommitLocks,
+    ) -> Result<PendingCreate> {
         let mutation = self.evaluate_create(spec)?;
-        Ok(PendingCreate::New(self.persist(
-            mutation,
-            locks,
-            OnAbandon::Ignore,
-        )))
+        let pending = self.persist(mutation, locks, OnAbandon::Ignore);
+        Ok(PendingCreate::New(pending))
     }
 
     /// Builds the new operation and reserves what it needs. The caller holds the lock of its name.

@@ -21,6 +21,17 @@ pub(crate) struct KeyLockGuard {
 // === impl KeyLocks ===
 
 impl KeyLocks {
+    /// Returns the lock of a key, or `None` if it is held.
+    pub(crate) fn try_lock(&self, key: &str) -> Option<KeyLockGuard> {
+        let hash = FixedState::default().hash_one(key);
+        let Entry::Vacant(vacant) = self.0.entry(hash) else {
+            return None;
+        };
+        vacant.insert(VecDeque::new());
+        let locks = Some(self.clone());
+        Some(KeyLockGuard { hash, locks })
+    }
+
     /// Waits for the lock of a key. A waiter that is dropped leaves the queue.
     pub(crate) async fn lock(&self, key: &str) -> KeyLockGuard {
         let hash = FixedState::default().hash_one(key);

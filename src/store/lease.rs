@@ -181,13 +181,9 @@ impl Store {
             worker: worker.clone(),
         });
         let name = dequeued.operation.name_owned();
-        let begin = self.clone().begin_commit(
-            name.clone(),
-            Arc::new(acquire),
-            false,
-            OnAbandon::ReleaseLease,
-        );
-        let begun = self.tasks.run_to_completion("lease", begin).await?;
+        let begun = self
+            .begin_commit(&name, &Arc::new(acquire), false, OnAbandon::ReleaseLease)
+            .await?;
         match begun.wait().await {
             Ok(committed) => Ok(Some(committed)),
             Err(CommitError::Rejected(error)) => Err(error),

@@ -22,9 +22,10 @@ use crate::{
     },
 };
 
-use super::{
-    connection::Connection, schema::SCHEMA_VERSION, statements::Statements, writer::WriteOutcome,
-};
+use super::{connection::Connection, schema::SCHEMA_VERSION, statements::Statements};
+
+/// The result of one write.
+pub(super) type WriteOutcome = Result<(), WriteError>;
 
 /// Decodes the columns `number`, `revision`, `lease_expires_at_ns` and `record`.
 #[derive(Debug, Default)]

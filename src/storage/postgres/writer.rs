@@ -19,12 +19,12 @@ use super::{
     connection::Connection,
     health::DatabaseHealth,
     notify::Notifier,
-    rows::{self, WriteBatch},
+    rows::{self, WriteBatch, WriteOutcome},
     schema::{SCHEMA_VERSION, check_schema_version},
     statements::Statements,
 };
 use crate::storage::{
-    Completion, Write, WriteError,
+    Completion, Write,
     error::{StorageError, StorageErrorKind},
 };
 
@@ -38,9 +38,6 @@ const MAX_RETRIES: usize = 8;
 
 /// The delay before the database is tried again after a failure.
 const RETRY_DELAY: Duration = Duration::from_millis(500);
-
-/// The result of one write.
-pub(super) type WriteOutcome = Result<(), WriteError>;
 
 /// The queue of writes, and the task that commits them.
 #[derive(Debug)]
