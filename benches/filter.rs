@@ -19,11 +19,9 @@ const OPERATION_COUNT: usize = 1_000_000;
 /// `batch=nightly`, each value of `user` is on 1000 operations, and each value of `order` on
 /// one.
 async fn populated_operations() -> Operations {
-    let limits = Limits {
-        max_operations: 2 * OPERATION_COUNT,
-        max_total_bytes: usize::MAX,
-        ..Limits::default()
-    };
+    let limits = Limits::default()
+        .with_max_operations(2 * OPERATION_COUNT)
+        .with_max_total_bytes(usize::MAX);
     let operations = Operations::builder().limits(limits).start().await;
     let operations = operations.expect("defaults are in range");
     for number in 0..OPERATION_COUNT {

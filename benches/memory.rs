@@ -102,12 +102,10 @@ async fn measure_waiters() {
 }
 
 async fn start_operations() -> Operations {
-    let limits = Limits {
-        max_operations: 2 * OPERATION_COUNT,
-        max_total_bytes: usize::MAX,
-        max_waiters: usize::MAX,
-        ..Limits::default()
-    };
+    let limits = Limits::default()
+        .with_max_operations(2 * OPERATION_COUNT)
+        .with_max_total_bytes(usize::MAX)
+        .with_max_waiters(usize::MAX);
     Operations::builder()
         .limits(limits)
         .start()

@@ -18,12 +18,10 @@ fn runtime() -> Runtime {
 }
 
 fn builder() -> Builder {
-    let limits = Limits {
-        max_operations: 20_000_000,
-        max_total_bytes: usize::MAX,
-        max_queue_length: 20_000_000,
-        ..Limits::default()
-    };
+    let limits = Limits::default()
+        .with_max_operations(20_000_000)
+        .with_max_total_bytes(usize::MAX)
+        .with_max_queue_length(20_000_000);
     let day = Duration::from_secs(86_400);
     Operations::builder()
         .limits(limits)

@@ -132,11 +132,9 @@ fn draw_chart(costs: &[MeasuredCost]) -> String {
 // === Measurements ===
 
 async fn measure_cost(count: usize) -> MeasuredCost {
-    let limits = Limits {
-        max_operations: usize::MAX,
-        max_total_bytes: usize::MAX,
-        ..Limits::default()
-    };
+    let limits = Limits::default()
+        .with_max_operations(usize::MAX)
+        .with_max_total_bytes(usize::MAX);
     let operations = Operations::builder().limits(limits).start().await;
     let operations = operations.expect("defaults are in range");
     let mut sampled = Vec::with_capacity(count.min(MAX_SAMPLED_OPERATIONS));

@@ -53,6 +53,7 @@ impl StorageError {
     }
 
     /// Returns the error of a backend that was closed.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
     pub(crate) fn closed() -> Self {
         Self::new(StorageErrorKind::Closed, "the storage is closed")
     }

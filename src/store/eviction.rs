@@ -78,3 +78,76 @@ impl ViewEviction {
         operation.is_done() && operation.number() < self.evicted_below()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::query::testing::{SampleMetadata, SampleOperation, SampleState};
+
+    fn operation(number: u64, state: SampleState) -> Operation {
+        let sample = SampleOperation {
+            parent: "",
+            id: format!("op-{number}"),
+            state,
+            queue: Some("q"),
+            env: None,
+            team: None,
+            created_after_secs: 0,
+            metadata: SampleMetadata::Server(None),
+        };
+        sample.to_operation(number)
+    }
+
+    fn eviction_with_done(limit: Option<usize>, numbers: &[u64]) -> ViewEviction {
+        let eviction = ViewEviction::new(limit);
+        for number in numbers {
+            eviction.insert(&operation(*number, SampleState::Succeeded));
+        }
+        eviction
+    }
+
+    #[test]
+    fn oldest_done_operations_over_limit_are_popped_in_order() {
+        let eviction = eviction_with_done(Some(2), &[7, 3, 9, 5]);
+        eviction.insert(&operation(1, SampleState::Running));
+        assert_eq!(eviction.pop_over_capacity(), Some(3));
+        assert_eq!(eviction.pop_over_capacity(), Some(5));
+        assert_eq!(eviction.pop_over_capacity(), None);
+    }
+
+    #[test]
+    fn eviction_raises_bound_and_covers_only_done_operations_below() {
+        let eviction = eviction_with_done(Some(2), &[3, 5, 7]);
+        eviction.mark_evicted(3);
+        eviction.mark_evicted(2);
+        assert_eq!(eviction.evicted_below(), 4, "the bound never goes back");
+        assert!(eviction.covers(&operation(3, SampleState::Succeeded)));
+        assert!(!eviction.covers(&operation(3, SampleState::Running)));
+        assert!(!eviction.covers(&operation(4, SampleState::Succeeded)));
+    }
+
+    #[test]
+    fn full_load_marks_everything_below_oldest_loaded_as_evicted() {
+        let full = eviction_with_done(Some(2), &[5, 7]);
+        full.mark_unloaded_as_evicted();
+        assert_eq!(full.evicted_below(), 5);
+        let partial = eviction_with_done(Some(3), &[5, 7]);
+        partial.mark_unloaded_as_evicted();
+        assert_eq!(partial.evicted_below(), 0, "everything was loaded");
+    }
+
+    #[test]
+    fn no_limit_evicts_nothing() {
+        let eviction = eviction_with_done(None, &[3, 5, 7]);
+        eviction.mark_unloaded_as_evicted();
+        assert_eq!(eviction.pop_over_capacity(), None);
+        assert_eq!(eviction.evicted_below(), 0);
+    }
+
+    #[test]
+    fn removed_operations_are_not_popped() {
+        let eviction = eviction_with_done(Some(1), &[3, 5]);
+        eviction.remove(&operation(3, SampleState::Succeeded));
+        assert_eq!(eviction.pop_over_capacity(), None);
+    }
+}

@@ -10,6 +10,7 @@ const ALWAYS_ACCEPTED_ERROR_BYTES: usize = 4096;
 
 /// How much a store accepts.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Limits {
     /// Maximum number of operations. Default 1 000 000. Creations above it fail with STORE_FULL.
     pub max_operations: usize,
@@ -41,6 +42,41 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Sets [`max_operations`](Self::max_operations).
+    #[must_use]
+    pub fn with_max_operations(mut self, max_operations: usize) -> Self {
+        self.max_operations = max_operations;
+        self
+    }
+
+    /// Sets [`max_total_bytes`](Self::max_total_bytes).
+    #[must_use]
+    pub fn with_max_total_bytes(mut self, max_total_bytes: usize) -> Self {
+        self.max_total_bytes = max_total_bytes;
+        self
+    }
+
+    /// Sets [`max_operation_bytes`](Self::max_operation_bytes).
+    #[must_use]
+    pub fn with_max_operation_bytes(mut self, max_operation_bytes: usize) -> Self {
+        self.max_operation_bytes = max_operation_bytes;
+        self
+    }
+
+    /// Sets [`max_queue_length`](Self::max_queue_length).
+    #[must_use]
+    pub fn with_max_queue_length(mut self, max_queue_length: usize) -> Self {
+        self.max_queue_length = max_queue_length;
+        self
+    }
+
+    /// Sets [`max_waiters`](Self::max_waiters).
+    #[must_use]
+    pub fn with_max_waiters(mut self, max_waiters: usize) -> Self {
+        self.max_waiters = max_waiters;
+        self
+    }
+
     /// Checks that the change from `current` to `next` fits, with `total_bytes` in the store before it.
     ///
     /// # Errors

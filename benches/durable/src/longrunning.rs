@@ -22,12 +22,10 @@ pub struct LongrunningStore {
 }
 
 async fn start_operations(path: &Path) -> Operations {
-    let limits = Limits {
-        max_operations: usize::MAX,
-        max_total_bytes: usize::MAX,
-        max_queue_length: usize::MAX,
-        ..Limits::default()
-    };
+    let limits = Limits::default()
+        .with_max_operations(usize::MAX)
+        .with_max_total_bytes(usize::MAX)
+        .with_max_queue_length(usize::MAX);
     Operations::builder()
         .limits(limits)
         .storage(SqliteStorage::open(path).expect("the file can be opened"))

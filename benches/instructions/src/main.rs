@@ -209,10 +209,7 @@ async fn report_sqlite(rounds: usize) {
 // === Helpers ===
 
 async fn start() -> Operations {
-    let limits = Limits {
-        max_queue_length: usize::MAX,
-        ..Limits::default()
-    };
+    let limits = Limits::default().with_max_queue_length(usize::MAX);
     let operations = Operations::builder().limits(limits).start().await;
     operations.expect("defaults are in range")
 }

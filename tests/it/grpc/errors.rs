@@ -366,11 +366,9 @@ async fn lost_lease_and_second_outcome_are_failed_precondition() {
 // Rules: ERR-6, LIMIT-3, LIMIT-5
 #[tokio::test]
 async fn full_queue_and_full_store_errors_have_retry_delay() {
-    let limits = Limits {
-        max_queue_length: 1,
-        max_operations: 2,
-        ..Limits::default()
-    };
+    let limits = Limits::default()
+        .with_max_queue_length(1)
+        .with_max_operations(2);
     let operations = crate::support::operations_builder()
         .limits(limits)
         .start()

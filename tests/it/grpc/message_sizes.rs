@@ -58,10 +58,7 @@ async fn start_with_limits(limits: Limits, handler: impl longrunning::Handler) -
 }
 
 fn small_operation_limits() -> Limits {
-    Limits {
-        max_operation_bytes: 5_000,
-        ..Limits::default()
-    }
+    Limits::default().with_max_operation_bytes(5_000)
 }
 
 // Rules: LIMIT-6
@@ -129,10 +126,7 @@ async fn oversized_final_report_does_not_fail_small_result() {
 // Rules: LIMIT-4
 #[tokio::test]
 async fn full_store_rejects_growing_reports_but_accepts_outcomes() {
-    let limits = Limits {
-        max_total_bytes: 20_000,
-        ..Limits::default()
-    };
+    let limits = Limits::default().with_max_total_bytes(20_000);
     let operations = crate::support::operations_builder()
         .limits(limits)
         .start()

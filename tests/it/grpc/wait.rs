@@ -157,10 +157,7 @@ async fn wait_ignores_progress_and_retries() {
 // Rules: WAIT-4
 #[tokio::test]
 async fn wait_over_waiter_limit_returns_current_state() {
-    let limits = Limits {
-        max_waiters: 1,
-        ..Limits::default()
-    };
+    let limits = Limits::default().with_max_waiters(1);
     let server =
         GrpcTestServer::start_with(crate::support::operations_builder().limits(limits)).await;
     let (name, token) = create_running(&server.operations).await;

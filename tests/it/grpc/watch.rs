@@ -157,10 +157,7 @@ async fn disconnected_watch_frees_its_waiter() {
 // Rules: WATCH-4
 #[tokio::test]
 async fn watch_over_waiter_limit_is_rejected_with_retry_info() {
-    let limits = Limits {
-        max_waiters: 1,
-        ..Limits::default()
-    };
+    let limits = Limits::default().with_max_waiters(1);
     let server =
         GrpcTestServer::start_with(crate::support::operations_builder().limits(limits)).await;
     let name = create_pending(&server.operations).await;

@@ -150,10 +150,7 @@ async fn failed_start_leaves_no_handler_alive() {
 // Rules: DEL-1
 #[tokio::test(start_paused = true)]
 async fn deleted_pending_operation_is_removed_after_retention() {
-    let limits = Limits {
-        max_operations: 1,
-        ..Limits::default()
-    };
+    let limits = Limits::default().with_max_operations(1);
     let operations = crate::support::operations_builder()
         .limits(limits)
         .start()

@@ -35,11 +35,7 @@ async fn create_error_reason(operations: &Operations, new: NewOperation) -> &'st
 // Rules: LIMIT-3
 #[tokio::test]
 async fn max_operations_is_enforced_until_operations_are_removed() {
-    let operations = start_with_limits(Limits {
-        max_operations: 3,
-        ..Limits::default()
-    })
-    .await;
+    let operations = start_with_limits(Limits::default().with_max_operations(3)).await;
     let pending_name = create_pending(&operations).await;
     let (running_name, token) = create_running(&operations).await;
     let done_name = create_succeeded(&operations).await;
@@ -74,11 +70,7 @@ async fn max_operations_is_enforced_until_operations_are_removed() {
 // Rules: LIMIT-3
 #[tokio::test(start_paused = true)]
 async fn expired_operation_frees_store_capacity() {
-    let operations = start_with_limits(Limits {
-        max_operations: 1,
-        ..Limits::default()
-    })
-    .await;
+    let operations = start_with_limits(Limits::default().with_max_operations(1)).await;
     let new = || NewOperation::self_executed("w").retention(Duration::from_secs(10));
     let (name, token) = crate::support::create_leased(&operations, new()).await;
     operations
@@ -93,11 +85,7 @@ async fn expired_operation_frees_store_capacity() {
 // Rules: LIMIT-3, LIMIT-4
 #[tokio::test]
 async fn max_total_bytes_is_enforced_and_cancel_frees_input() {
-    let operations = start_with_limits(Limits {
-        max_total_bytes: 100_000,
-        ..Limits::default()
-    })
-    .await;
+    let operations = start_with_limits(Limits::default().with_max_total_bytes(100_000)).await;
     let large = || new_queued().input(string_value(&"x".repeat(30_000)));
     let mut names = Vec::new();
     for _ in 0..3 {
@@ -153,18 +141,12 @@ async fn count_concurrent_creates(
 // Rules: LIMIT-3, LIMIT-5
 #[tokio::test]
 async fn concurrent_creates_never_exceed_count_limits() {
-    let limits = Limits {
-        max_operations: 3,
-        ..Limits::default()
-    };
+    let limits = Limits::default().with_max_operations(3);
     assert_eq!(
         count_concurrent_creates(limits, (0..20).map(|_| new_queued())).await,
         3
     );
-    let limits = Limits {
-        max_queue_length: 2,
-        ..Limits::default()
-    };
+    let limits = Limits::default().with_max_queue_length(2);
     assert_eq!(
         count_concurrent_creates(limits, (0..20).map(|_| new_queued())).await,
         2
@@ -175,10 +157,7 @@ async fn concurrent_creates_never_exceed_count_limits() {
 // Rules: LIMIT-3
 #[tokio::test]
 async fn concurrent_creates_never_exceed_byte_limit() {
-    let limits = Limits {
-        max_total_bytes: 100_000,
-        ..Limits::default()
-    };
+    let limits = Limits::default().with_max_total_bytes(100_000);
     let large = || new_queued().input(string_value(&"x".repeat(30_000)));
     assert_eq!(
         count_concurrent_creates(limits, (0..20).map(|_| large())).await,
@@ -189,11 +168,11 @@ async fn concurrent_creates_never_exceed_byte_limit() {
 // Rules: LIMIT-3
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn racing_creates_fill_store_exactly_to_its_limit() {
-    let operations = start_with_limits(Limits {
-        max_operations: 100,
-        max_queue_length: 60,
-        ..Limits::default()
-    })
+    let operations = start_with_limits(
+        Limits::default()
+            .with_max_operations(100)
+            .with_max_queue_length(60),
+    )
     .await;
     let mut creates = JoinSet::new();
     for n in 0..400 {
@@ -213,11 +192,7 @@ async fn racing_creates_fill_store_exactly_to_its_limit() {
 // Rules: LIMIT-5
 #[tokio::test]
 async fn max_queue_length_counts_pending_and_lease_frees_slot() {
-    let operations = start_with_limits(Limits {
-        max_queue_length: 2,
-        ..Limits::default()
-    })
-    .await;
+    let operations = start_with_limits(Limits::default().with_max_queue_length(2)).await;
     let first = operations
         .create(new_queued())
         .await
@@ -273,11 +248,7 @@ async fn max_queue_length_counts_pending_and_lease_frees_slot() {
 // Rules: LIMIT-2
 #[tokio::test]
 async fn operation_over_max_operation_bytes_is_rejected_unchanged() {
-    let operations = start_with_limits(Limits {
-        max_operation_bytes: 10_000,
-        ..Limits::default()
-    })
-    .await;
+    let operations = start_with_limits(Limits::default().with_max_operation_bytes(10_000)).await;
     let large = string_value(&"x".repeat(10_000));
     for new in [
         new_queued().input(large.clone()),
@@ -339,10 +310,7 @@ async fn operation_over_max_operation_bytes_is_rejected_unchanged() {
 #[tokio::test]
 async fn oversized_handler_result_fails_with_too_large() {
     let large = |_: Context| async { Ok::<Any, Failure>(string_value(&"x".repeat(10_000))) };
-    let limits = Limits {
-        max_operation_bytes: 5_000,
-        ..Limits::default()
-    };
+    let limits = Limits::default().with_max_operation_bytes(5_000);
     let operations = crate::support::operations_builder()
         .limits(limits)
         .default_options(ExecutionOptions::default())

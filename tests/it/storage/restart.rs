@@ -304,11 +304,9 @@ async fn limits_count_operations_loaded_after_restart() {
         operations.create(NewOperation::queued("q")).await.unwrap();
     }
     let storage = crash(operations, storage).await;
-    let limits = longrunning::Limits {
-        max_operations: 4,
-        max_queue_length: 3,
-        ..Default::default()
-    };
+    let limits = longrunning::Limits::default()
+        .with_max_operations(4)
+        .with_max_queue_length(3);
     let builder = crate::support::operations_builder()
         .storage(storage)
         .limits(limits);

@@ -331,10 +331,7 @@ async fn heartbeat_with_more_than_1000_reports_is_rejected() {
 // Rules: HEARTBEAT-4
 #[tokio::test(start_paused = true)]
 async fn oversized_heartbeat_report_is_rejected_and_lease_is_renewed() {
-    let limits = Limits {
-        max_operation_bytes: 1000,
-        ..Limits::default()
-    };
+    let limits = Limits::default().with_max_operation_bytes(1000);
     let harness = Harness::start_with(operations_builder().limits(limits)).await;
     let lease = harness.create_self_executed("w").await;
     let before = harness.get(&lease.name).await;

@@ -31,12 +31,10 @@ const WORKER_METHODS: [&str; 5] = [
 // Rules: ERR-6, LIMIT-2
 #[tokio::test]
 async fn limit_errors_are_resource_exhausted_with_retry_info() {
-    let limits = Limits {
-        max_queue_length: 1,
-        max_operations: 3,
-        max_operation_bytes: 10_000,
-        ..Limits::default()
-    };
+    let limits = Limits::default()
+        .with_max_queue_length(1)
+        .with_max_operations(3)
+        .with_max_operation_bytes(10_000);
     let harness = Harness::start_with(operations_builder().limits(limits)).await;
     let create_error =
         async |request| ErrorDetails::from_status(&harness.try_create(request).await.unwrap_err());

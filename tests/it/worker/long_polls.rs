@@ -276,10 +276,7 @@ async fn shutdown_answers_open_polls_with_unavailable() {
 // Rules: QUEUE-11
 #[tokio::test]
 async fn poll_over_waiter_limit_is_rejected_only_if_queue_is_empty() {
-    let limits = Limits {
-        max_waiters: 1,
-        ..Limits::default()
-    };
+    let limits = Limits::default().with_max_waiters(1);
     let harness = Harness::start_with(operations_builder().limits(limits)).await;
     let mut polls = start_polls(&harness, &[lease_request_with_wait(&["q"], "w", 600)]).await;
     let poll_over_limit = timeout(

@@ -46,12 +46,10 @@ fn thread_cpu_time() -> Duration {
 #[tokio::test]
 async fn lease_cost_does_not_depend_on_queue_length() {
     let length = queue_length();
-    let limits = Limits {
-        max_operations: 2 * length,
-        max_queue_length: length,
-        max_total_bytes: usize::MAX,
-        ..Limits::default()
-    };
+    let limits = Limits::default()
+        .with_max_operations(2 * length)
+        .with_max_queue_length(length)
+        .with_max_total_bytes(usize::MAX);
     let harness = Harness::start_with(operations_builder().limits(limits)).await;
     let start = thread_cpu_time();
     let mut by_priority = [const { Vec::new() }; 3];
