@@ -12,7 +12,7 @@ use crate::clock::Timestamp;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LeaseToken(Uuid);
 
-/// The self-chosen id of a worker, of at most 255 bytes. It is shown to people and
+/// The self-chosen id of a worker, of at most 255 bytes. It appears in logs and
 /// authenticates nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WorkerId(Arc<str>);

@@ -185,7 +185,7 @@ impl ReadyQueue {
     /// Waits in FIFO order for a permit. Cancellation safe.
     pub(super) async fn acquire_permit(&self) -> Permit<'_> {
         let permit = self.permits.acquire().await;
-        permit.expect("nobody closes the line")
+        permit.expect("the semaphore is never closed")
     }
 }
 

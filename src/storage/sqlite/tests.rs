@@ -1,5 +1,4 @@
-//! What only the file shows: what is kept, what is damaged, what is copied. How it
-//! is opened is in `opening`, what it takes of the disk in `room`.
+//! Storage in a SQLite file, as only the file shows it: what is stored, damaged files, backup and recovery.
 #![cfg(feature = "cli")]
 
 mod capacity;
@@ -65,12 +64,12 @@ fn operation(number: u64, input_bytes: usize) -> Arc<Operation> {
         not_before: None,
         initial_lease: None,
     };
-    // The time says which one it is.
+    // The time identifies the operation.
     let now = Timestamp::from_nanos(i64::try_from(number).unwrap());
     Arc::new(Operation::new(spec, now))
 }
 
-/// What becomes of a change.
+/// Returns the result of one write.
 async fn write(storage: &SqliteStorage, write: Write) -> Result<(), WriteError> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     storage.write(write, Completion::new(|result| drop(sender.send(result))));
@@ -81,7 +80,7 @@ async fn put(storage: &SqliteStorage, numbers: std::ops::Range<u64>) {
     put_with_input(storage, numbers, 10).await;
 }
 
-/// With inputs of so many bytes.
+/// Writes operations with inputs of this size.
 async fn put_with_input(
     storage: &SqliteStorage,
     numbers: std::ops::Range<u64>,
@@ -104,7 +103,7 @@ async fn loaded_numbers(storage: &SqliteStorage) -> Result<Vec<u64>, StorageErro
     Ok(loaded)
 }
 
-/// A connection in the middle of reading.
+/// Opens a connection that is in a read transaction.
 fn open_reader(path: &std::path::Path) -> rusqlite::Connection {
     let connection = rusqlite::Connection::open(path).unwrap();
     connection
@@ -113,7 +112,7 @@ fn open_reader(path: &std::path::Path) -> rusqlite::Connection {
     connection
 }
 
-/// What a `kill -9` leaves behind: the log as it is, and no lock.
+/// Simulates `kill -9`: the WAL is left as it is, and the lock is free.
 fn simulate_crash(database: &TempDatabase, storage: SqliteStorage) -> TempDatabase {
     let crashed = TempDatabase::new();
     for suffix in ["", "-wal", "-lock"] {
@@ -229,7 +228,7 @@ async fn backup_during_writes_is_a_consistent_snapshot() {
     let copied = SqliteStorage::open(&to).unwrap();
     let numbers = loaded_numbers(&copied).await.unwrap();
     assert!(499 <= numbers.len());
-    // What is there is a beginning: no change without those before it.
+    // The file holds a prefix of the writes: none without those before it.
     assert!(numbers.iter().copied().eq(1..=numbers.len() as u64));
     assert_eq!(loaded_numbers(&storage).await.unwrap().len(), 2999);
 }
@@ -240,7 +239,7 @@ fn copy_with_open_reader_fails_and_leaves_no_files() {
     let database = TempDatabase::new();
     let partial = database.with_suffix(".partial");
     let reader = Mutex::new(None);
-    // Somebody looks at the unfinished copy, so that its log cannot be emptied.
+    // A reader of the unfinished copy keeps its WAL from being truncated.
     let result = backup::write_atomically(&database.path(), |partial| {
         let connection = database::create(partial)?;
         *reader.lock() = Some(open_reader(partial));

@@ -64,7 +64,7 @@ async fn deleted_queued_operation_is_still_executed() {
     let server = GrpcTestServer::start().await;
     let name = create_pending(&server.operations).await;
     delete(&mut server.client().await, &name).await;
-    let queue = QueueName::parse("nobody").unwrap();
+    let queue = QueueName::parse("idle").unwrap();
     let leased = server
         .operations
         .lease(&queue, &WorkerId::new("w"))

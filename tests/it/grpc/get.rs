@@ -171,7 +171,7 @@ async fn operation_metadata_has_aip_216_states() {
     let metadata_of = async |name: &str| decode_metadata(&get_operation(&server, name).await);
     let before = metadata_of(pending_name.as_str()).await;
     assert_eq!(before.state(), State::Pending);
-    assert_eq!((before.queue.as_str(), before.attempt), ("nobody", 0));
+    assert_eq!((before.queue.as_str(), before.attempt), ("idle", 0));
     assert!(before.start_time.is_none() && before.end_time.is_none());
     let (running_name, token) = create_running(&server.operations).await;
     assert_eq!(

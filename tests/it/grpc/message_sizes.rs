@@ -133,7 +133,7 @@ async fn full_store_rejects_growing_reports_but_accepts_outcomes() {
         .await
         .unwrap();
     let large = || string_value(&"x".repeat(15_000));
-    operations.submit("nobody", large()).await.unwrap();
+    operations.submit("idle", large()).await.unwrap();
     let first = create_running(&operations).await;
     let second = create_running(&operations).await;
     let payload = Payload::new(large()).unwrap();

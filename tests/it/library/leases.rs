@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 fn queue_name() -> QueueName {
-    QueueName::parse("nobody").unwrap()
+    QueueName::parse("idle").unwrap()
 }
 
 // Rules: STATE-2
@@ -19,7 +19,7 @@ fn queue_name() -> QueueName {
 async fn stale_or_unknown_lease_token_changes_nothing() {
     let operations = start_operations().await;
     let retry = RetryPolicy::with_max_attempts(3).with_initial_backoff(std::time::Duration::ZERO);
-    let new = NewOperation::queued("nobody").retry_policy(retry);
+    let new = NewOperation::queued("idle").retry_policy(retry);
     let name = operations.create(new).await.unwrap().operation.name_owned();
     let worker = WorkerId::new("w");
     let stale = operations
@@ -128,7 +128,7 @@ async fn done_operation_accepts_only_same_outcome_again() {
 async fn lease_contains_input_checkpoint_and_labels() {
     let operations = start_operations().await;
     let retry = RetryPolicy::with_max_attempts(2).with_initial_backoff(std::time::Duration::ZERO);
-    let new = NewOperation::queued("nobody")
+    let new = NewOperation::queued("idle")
         .input(string_value("input"))
         .label("team", "blue")
         .retry_policy(retry);
@@ -171,7 +171,7 @@ async fn leases_are_ordered_by_priority_then_age_also_after_release() {
     let operations = start_operations().await;
     let mut names = Vec::new();
     for priority in [0, 5, 0, -1, 5] {
-        let new = NewOperation::queued("nobody").priority(priority);
+        let new = NewOperation::queued("idle").priority(priority);
         names.push(operations.create(new).await.unwrap().operation.name_owned());
     }
     let worker = WorkerId::new("w");

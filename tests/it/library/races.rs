@@ -250,7 +250,7 @@ async fn racing_workers_share_queue_without_loss_or_duplicates() {
         let (operations, sender) = (operations.clone(), sender.clone());
         workers.spawn(async move {
             let (queue, worker) = (
-                QueueName::parse("nobody").unwrap(),
+                QueueName::parse("idle").unwrap(),
                 WorkerId::new(&n.to_string()),
             );
             loop {
@@ -281,7 +281,7 @@ async fn racing_workers_share_queue_without_loss_or_duplicates() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cancelled_long_polls_lose_no_operation() {
     let operations = start_operations().await;
-    let queue = QueueName::parse("nobody").unwrap();
+    let queue = QueueName::parse("idle").unwrap();
     let worker = WorkerId::new("w");
     for round in 0..3000_u64 {
         let poll = {

@@ -19,7 +19,7 @@ async fn start(storage: &TestStorage) -> Operations {
 }
 
 fn queue() -> QueueName {
-    QueueName::parse("nobody").unwrap()
+    QueueName::parse("idle").unwrap()
 }
 
 // Rules: DUR-2
@@ -33,7 +33,7 @@ async fn change_is_invisible_until_it_is_durable() {
     watch.next().await.unwrap().unwrap();
 
     storage.set_write_mode(WriteMode::Hold);
-    let new = NewOperation::queued("nobody").id("new");
+    let new = NewOperation::queued("idle").id("new");
     let mut create = Box::pin(operations.create(new));
     let mut succeed = Box::pin(operations.succeed(&name, token, string_value("done")));
     assert!(futures_util::poll!(create.as_mut()).is_pending());
@@ -88,7 +88,7 @@ async fn failed_write_is_rejected_and_changes_nothing() {
         progress: Some(progress(1)),
         ..Report::default()
     };
-    let create = NewOperation::queued("nobody").request_id("r").id("new");
+    let create = NewOperation::queued("idle").request_id("r").id("new");
     let results = [
         operations
             .create(create.clone())
@@ -137,7 +137,7 @@ async fn dropped_caller_does_not_abort_its_write() {
     let operations = start(&storage).await;
     let (name, token) = create_running(&operations).await;
     storage.set_write_mode(WriteMode::Hold);
-    let new = NewOperation::queued("nobody").id("new");
+    let new = NewOperation::queued("idle").id("new");
     let mut create = Box::pin(operations.create(new));
     let mut succeed = Box::pin(operations.succeed(&name, token, string_value("done")));
     assert!(futures_util::poll!(create.as_mut()).is_pending());

@@ -203,7 +203,7 @@ pub(crate) async fn create_leased(
 /// Creates an operation in a queue without workers.
 pub(crate) async fn create_pending(operations: &Operations) -> OperationName {
     let operation = operations
-        .submit("nobody", string_value("input"))
+        .submit("idle", string_value("input"))
         .await
         .unwrap();
     operation.name_owned()

@@ -70,7 +70,7 @@ async fn fill(operations: &Operations, dir: &Path) -> Result<(), Box<dyn Error>>
         stored.operations.push(Operation::decode(&*bytes)?);
     }
     for number in 0..PENDING_COUNT {
-        let new = NewOperation::queued("nobody-works-here").id(&format!("waited-{number:04}"));
+        let new = NewOperation::queued("unserved").id(&format!("waited-{number:04}"));
         let operation = operations.create(new).await?.operation;
         stored
             .operations

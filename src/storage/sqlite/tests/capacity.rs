@@ -1,4 +1,4 @@
-//! What a file takes of the disk, and what happens when there is no more.
+//! The disk space that a file takes, and full disks.
 
 use std::borrow::Cow;
 
@@ -18,8 +18,7 @@ async fn wal_stays_short_during_continuous_commits() {
         let wal_bytes = fs::metadata(database.with_suffix("-wal")).unwrap().len();
         max_wal_bytes = max_wal_bytes.max(wal_bytes);
     }
-    // All that was written would stand in it. How much comes while a part of it is
-    // moved depends on the machine.
+    // Without checkpoints the WAL would hold all writes. How many come during a checkpoint depends on the machine.
     let written_bytes = ROUNDS * 30 * INPUT_BYTES;
     assert!(
         max_wal_bytes < written_bytes / 2,
@@ -48,7 +47,7 @@ async fn space_of_deleted_operations_is_reused() {
         storage.close().await;
         sizes.push(fs::metadata(database.path()).unwrap().len());
     }
-    // Not much more than the one that was there at a time.
+    // Not much more than the largest number of operations at one time.
     assert!(sizes[0] < 100_000, "{sizes:?}");
     assert_eq!((sizes[1], sizes[2]), (sizes[0], sizes[0]));
 }
@@ -69,7 +68,7 @@ async fn writer_recovers_once_a_write_of_failed_size_succeeds() {
     let previous_limit = writer.set_max_pages(20);
     let error = commit(&mut writer, &[&large]).unwrap_err().to_string();
     assert!(error.contains("full: make room"), "{error}");
-    // There is room for less, and that is kept.
+    // A smaller write fits and is stored.
     for _ in 0..3 {
         commit(&mut writer, &[]).unwrap();
         assert!(writer.write_error().is_some(), "nothing was written");
@@ -87,7 +86,7 @@ async fn writer_recovers_once_a_write_of_failed_size_succeeds() {
     }
     writer.set_max_pages(previous_limit);
     commit(&mut writer, &[&small]).unwrap();
-    assert!(writer.write_error().is_some(), "nobody has tried yet");
+    assert!(writer.write_error().is_some(), "no probe has run yet");
     tokio::time::advance(RETRY_DELAY).await;
     commit(&mut writer, &[&small]).unwrap();
     assert!(writer.write_error().is_none());

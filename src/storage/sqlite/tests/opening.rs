@@ -1,5 +1,4 @@
-//! How a file is opened, and what is refused: those of others, those in use, and
-//! those that are not whole.
+//! Opening a file, and the files that are rejected: those of other programs, of running processes, and damaged ones.
 
 use rusqlite::params;
 
@@ -13,7 +12,7 @@ async fn second_process_is_rejected_with_pid_of_lock_holder() {
     let error = database.open_error();
     let pid = std::process::id().to_string();
     assert!(error.contains("in use") && error.contains(&pid), "{error}");
-    // By another path too.
+    // Also by another path.
     let link = database.0.path().join("link.db");
     std::os::unix::fs::symlink(database.path(), &link).unwrap();
     assert!(SqliteStorage::open(&link).is_err());
@@ -63,7 +62,7 @@ async fn in_use_error_names_current_pid_not_previous_one() {
     let storage = database.open().unwrap();
     put(&storage, 1..10).await;
     let database = simulate_crash(&database, storage);
-    // It has died, and what it noted stays.
+    // The process has died, and its acknowledged count is left.
     let lock_text = fs::read_to_string(database.with_suffix("-lock")).unwrap();
     let other_pid = format!("{:<10} {}", 4711, lock_text.split_at(11).1);
     fs::write(database.with_suffix("-lock"), other_pid).unwrap();
@@ -225,7 +224,7 @@ async fn missing_or_truncated_wal_is_detected() {
         let error = database.open_error();
         assert!(error.contains("were acknowledged"), "{error}");
         assert!(error.contains("have just restored a backup"), "{error}");
-        // The way out that the text names.
+        // The remedy that the error names.
         fs::remove_file(database.with_suffix("-lock")).unwrap();
         database.open().unwrap();
     }
@@ -241,7 +240,7 @@ async fn complete_wal_is_recovered_and_replaced_file_starts_empty() {
     let storage = database.open().unwrap();
     assert_eq!(loaded_numbers(&storage).await.unwrap().len(), 99);
     drop(storage);
-    // Who removes the file and leaves the lock wants to begin anew.
+    // An operator who removes the file and leaves the lock file wants an empty database.
     fs::remove_file(database.path()).unwrap();
     let _ = fs::remove_file(database.with_suffix("-wal"));
     let storage = database.open().unwrap();
