@@ -101,7 +101,7 @@ pub enum Error {
         limit: usize,
     },
     /// Writes to the storage are failing.
-    #[error("the store cannot write at present; retry")]
+    #[error("the storage is unavailable; retry")]
     StoreUnavailable,
     /// The server is shutting down.
     #[error("the server is shutting down; retry")]

@@ -138,12 +138,12 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("longrunning");
         registry.register(
             "operations",
-            "Operations in the store, by state",
+            "Operations in the memory of this server, by state",
             self.operations.clone(),
         );
         registry.register(
             "stored_bytes",
-            "Bytes of encoded operations, inputs and labels",
+            "Bytes of encoded operations, inputs and labels in the memory of this server",
             self.stored_bytes.clone(),
         );
         registry.register(
@@ -158,7 +158,7 @@ impl Metrics {
         );
         registry.register(
             "replication_delay_seconds",
-            "Time from the first change of a batch on another server until it is visible here",
+            "Time from the commit of the first change of a batch, of any server, until the batch is applied here",
             self.replication_delay.clone(),
         );
         registry.register(
@@ -168,7 +168,7 @@ impl Metrics {
         );
         registry.register(
             "queue_depth",
-            "Operations waiting for a worker, by queue",
+            "Pending operations, delayed ones included, by queue; servers that share a database each export all of them",
             self.queue_depth.clone(),
         );
         registry.register(

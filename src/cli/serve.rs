@@ -26,7 +26,7 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(super) struct ServeArgs {
-    /// Read settings from a TOML file; its keys are the names of these flags
+    /// Read settings from a TOML file: keys are the names of these flags, and [[queue]] tables
     #[arg(long, env = "LONGRUNNING_CONFIG", value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
     /// Address for clients: gRPC, HTTP/JSON, health, reflection; HOST:PORT or unix:PATH
@@ -111,13 +111,13 @@ pub(super) struct ServeArgs {
     /// Maximum timeout of WaitOperation
     #[arg(long, env = "LONGRUNNING_MAX_WAIT_TIMEOUT", value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
     max_wait_timeout: Duration,
-    /// How long done operations stay readable
+    /// Default retention: how long a done operation stays readable
     #[arg(long, env = "LONGRUNNING_RETENTION", value_name = "TIME", default_value = "24h", value_parser = parse_duration)]
     retention: Duration,
-    /// Lease duration: a worker that sends no heartbeat for this long loses its lease; at least 1s
+    /// Default lease duration: a worker that sends no heartbeat for this long loses its lease; at least 1s
     #[arg(long, env = "LONGRUNNING_LEASE_DURATION", value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     lease_duration: Duration,
-    /// Maximum number of operations; more are rejected with STORE_FULL
+    /// Maximum number of operations in memory; more are rejected with STORE_FULL
     #[arg(
         long,
         env = "LONGRUNNING_MAX_OPERATIONS",
@@ -125,7 +125,7 @@ pub(super) struct ServeArgs {
         default_value_t = 1_000_000
     )]
     max_operations: usize,
-    /// Maximum total size of operations; more is rejected with STORE_FULL
+    /// Maximum total size of operations in memory; more is rejected with STORE_FULL
     #[arg(
         long,
         env = "LONGRUNNING_MAX_TOTAL_BYTES",
@@ -157,7 +157,7 @@ pub(super) struct ServeArgs {
         default_value_t = 100_000
     )]
     max_queue_length: usize,
-    /// Maximum number of open waits and watches; further waits return immediately
+    /// Maximum number of open waits and watches; further waits return at once, watches are rejected
     #[arg(
         long,
         env = "LONGRUNNING_MAX_WAITERS",
@@ -173,7 +173,7 @@ pub(super) struct ServeArgs {
         default_value_t = 10_000
     )]
     max_connections: usize,
-    /// Prefix of every HTTP path, such as /v1 or /api/v2; / for none [default: any version]
+    /// Prefix of every HTTP path, such as /v1 or /api/v2; / for none [default: any API version, such as /v1]
     #[arg(long, env = "LONGRUNNING_HTTP_PREFIX", value_name = "PATH")]
     http_prefix: Option<HttpPrefix>,
     /// Comma-separated origins allowed by CORS; * for any [default: none]
@@ -202,7 +202,7 @@ pub(super) struct ServeArgs {
         value_delimiter = ':'
     )]
     descriptor_sets: Vec<OsString>,
-    /// Server whose message types are loaded through gRPC reflection
+    /// Server whose message types are loaded through gRPC reflection, for JSON and filters
     #[arg(long, env = "LONGRUNNING_REFLECTION_UPSTREAM", value_name = "URL", value_parser = parse_optional_endpoint)]
     reflection_upstream: Option<OptionalEndpoint>,
     /// The `[[queue]]` tables of the config file.

@@ -56,7 +56,7 @@ impl Readiness {
     /// Returns why the server is not ready, or `None` if it is.
     fn not_ready_reason(&self) -> Option<String> {
         match &*self.state.read() {
-            ServerState::Starting => Some("starting: loading the store".to_owned()),
+            ServerState::Starting => Some("starting: loading operations".to_owned()),
             ServerState::Serving(operations) => operations
                 .write_error()
                 .map(|error| format!("writes are failing, reads are served: {error}")),

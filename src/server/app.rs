@@ -353,7 +353,7 @@ async fn drain(
         shutdown_timeout.saturating_sub(CONNECTION_CLOSE_TIMEOUT.min(shutdown_timeout / 4)),
     );
     if timeout_at(deadline, operations_shutdown).await.is_err() {
-        warn!("store did not shut down within the shutdown timeout");
+        warn!("background tasks did not stop within the shutdown timeout");
     }
     listeners_stop.cancel();
     // Endless streams, such as a health watch, must not take the whole timeout.

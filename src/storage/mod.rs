@@ -25,6 +25,9 @@ pub type LoadSink = Arc<dyn Fn(Operation) + Send + Sync>;
 
 /// Durable storage for operations.
 ///
+/// A backend outside of this crate can wrap another one or hold operations in memory; the storage format is private, so
+/// that it cannot decode stored operations.
+///
 /// The store writes a change before it publishes it, and never has two writes of one operation in flight.
 pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// Loads all stored operations, in any order. With a cache limit, loads all that are not done and the newest of
@@ -121,7 +124,7 @@ pub trait SharedStorage: Send + Sync + 'static {
 /// operation. Of several changes of one operation, the last may stand for all.
 pub trait ChangeFeed: Send {
     /// Waits for the next batch. A batch that was not acknowledged is delivered again. After an error, the next call
-    /// waits before it reads again.
+    /// waits before it reads again. Not cancellation safe: once the future was dropped, drop the feed too.
     ///
     /// # Errors
     /// [`StorageError`] if the changes could not be read.
@@ -138,6 +141,9 @@ pub struct ChangeBatch {
     pub changes: Vec<Change>,
     /// The time of the earliest change, or `None` if it is unknown.
     pub first_changed_at: Option<Timestamp>,
+    /// `true` if more batches follow that were read together with this one, such as those of a snapshot. They may hold
+    /// an operation that was removed since.
+    pub is_partial: bool,
 }
 
 /// A change of one operation, or the end of a snapshot of all.
@@ -198,7 +204,7 @@ pub enum WriteError {
     /// Another server changed the operation first.
     #[error("another server changed the operation first")]
     Conflict {
-        /// The stored operation that is in the way, or `None` if the operation is gone.
+        /// The conflicting stored operation, or `None` if the operation is gone.
         current: Option<Arc<Operation>>,
     },
 }

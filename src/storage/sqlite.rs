@@ -131,7 +131,10 @@ impl Storage for SqliteStorage {
                 Some(writer) => load::load_all(writer.path(), load::decode_thread_count(), &*sink),
                 None => Err(StorageError::closed()),
             });
-            result.await.unwrap_or_else(|_| Err(StorageError::closed()))
+            result.await.unwrap_or_else(|error| {
+                let message = "loading the file panicked";
+                Err(StorageError::new(StorageErrorKind::Internal, message).with_source(error))
+            })
         })
     }
 

@@ -56,7 +56,8 @@ pub(super) enum Publish {
     },
 }
 
-/// The locks that a commit holds until its mutation is visible.
+/// The locks that a commit holds until its mutation is visible. Lock order: request id, then operation; a task never holds
+/// the locks of two operations.
 #[derive(Debug)]
 #[expect(dead_code, reason = "a lock is held until it is dropped")]
 pub(super) struct CommitLocks {
@@ -64,7 +65,7 @@ pub(super) struct CommitLocks {
     pub(super) operation: KeyLockGuard,
 }
 
-/// What happens to a committed operation if the caller has gone.
+/// What happens to a committed operation if the future of the caller was dropped.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum OnAbandon {
     Ignore,
@@ -72,7 +73,7 @@ pub(super) enum OnAbandon {
     ReleaseLease,
 }
 
-/// A mutation on its way through storage. It is published whether or not the caller still waits.
+/// A mutation whose write is in flight. It is published whether or not the caller still waits.
 struct Publication {
     store: Arc<Store>,
     publish: Publish,
@@ -141,7 +142,7 @@ impl Store {
     ) -> Result<Arc<Operation>> {
         let intent = Arc::new(intent);
         for attempt in 0..=MAX_CONFLICT_RETRIES {
-            // The first attempt rests on a view that may lag; a conflict has just reloaded it.
+            // The first attempt is evaluated against a view that may lag; a conflict has just reloaded it.
             let may_reload = self.is_shared() && attempt == 0;
             let begun = self
                 .begin_commit(name, &intent, may_reload, OnAbandon::Ignore)

@@ -18,7 +18,7 @@ const MAX_RETENTION_QUANTUM_LOG2: u32 = 40;
 const MAX_BATCH_LEN: usize = 4096;
 
 /// Operation numbers by the time at which their timer fires. An entry takes 8 bytes. An entry that was replaced by
-/// another deadline still fires once; those of removed operations go with a compaction.
+/// another deadline still fires once; `compact` removes those of removed operations.
 #[derive(Debug, Default)]
 pub(crate) struct Deadlines {
     queue: Mutex<TimerQueue>,

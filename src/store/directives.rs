@@ -170,7 +170,7 @@ impl Subscription {
 
     async fn next_event(&mut self) -> WorkerEvent {
         let event = self.events.recv().await;
-        event.expect("the other end stands in the map until the desk is dropped")
+        event.expect("the sender stays in `subscriptions` until drop")
     }
 }
 

@@ -50,7 +50,7 @@ impl KeyLocks {
         match rx {
             None => KeyLockGuard { hash, locks },
             // The holder passes the lock on when it drops its guard.
-            Some(rx) => rx.await.expect("the holder passes the lock on"),
+            Some(rx) => rx.await.expect("the holder sends its guard on drop"),
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::{
 /// An error of at most this size is accepted whatever the limits are: an operation must be able to end.
 const ALWAYS_ACCEPTED_ERROR_BYTES: usize = 4096;
 
-/// How much a store accepts.
+/// How much one server accepts. With shared storage each limit applies to the operations in the memory of one server.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Limits {

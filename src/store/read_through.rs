@@ -45,6 +45,10 @@ impl Store {
         name: &OperationName,
     ) -> Result<Option<Arc<Operation>>> {
         let _lock = self.key_locks.lock(name.as_str()).await;
+        // Another reader may have published it while this one waited for the lock.
+        if let Some(published) = self.view.get_visible(name.as_str()) {
+            return Ok(Some(published));
+        }
         let Some(fetched) = self.fetch(name).await? else {
             return Ok(None);
         };
@@ -83,7 +87,7 @@ impl Store {
         current: Option<Arc<Operation>>,
         name: &OperationName,
     ) -> Result<()> {
-        // The operation in the way may have another name: the one that has the request id. It may have changed again
+        // The conflicting operation may have another name: the one that has the request id. It may have changed again
         // since the conflict.
         let conflicting = current.map(|current| current.name_owned());
         self.reload(conflicting.as_ref().unwrap_or(name)).await

@@ -57,7 +57,7 @@ pub(crate) struct QueueRef<'a> {
 
 impl QueueRef<'_> {
     pub(crate) fn queue(&self) -> &ReadyQueue {
-        self.queue.as_ref().expect("it is there until the drop")
+        self.queue.as_ref().expect("`queue` is `Some` until drop")
     }
 }
 

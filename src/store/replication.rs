@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, TryStreamExt, stream};
-use tracing::{error, info, warn};
+use tracing::{debug, error};
 
 use super::state::Store;
 use crate::{
@@ -48,23 +48,14 @@ impl Store {
     /// Applies one batch of changes after another. The feed delivers a batch again that was not acknowledged, and
     /// paces itself: after an error, `next` waits before it reads again.
     async fn run_replication(&self, mut feed: Box<dyn ChangeFeed>) {
-        let mut is_failing = false;
         loop {
-            match feed.next().await {
-                Ok(batch) => {
-                    if std::mem::take(&mut is_failing) {
-                        info!("change feed recovered");
-                    }
-                    match self.apply_batch(batch).await {
-                        Ok(()) => feed.ack(),
-                        Err(error) => warn!(%error, "failed to apply changes, retrying"),
-                    }
-                }
-                Err(error) => {
-                    if !std::mem::replace(&mut is_failing, true) {
-                        warn!(%error, "change feed unavailable, retrying");
-                    }
-                }
+            // The feed logs and counts its own failures.
+            let Ok(batch) = feed.next().await else {
+                continue;
+            };
+            match self.apply_batch(batch).await {
+                Ok(()) => feed.ack(),
+                Err(error) => debug!(%error, "failed to apply changes, reading them again"),
             }
         }
     }
@@ -86,7 +77,10 @@ impl Store {
                 })
             })
             .await?;
-        if let Some(peers) = &self.peers {
+        // Until the last batch of a read, one of them may still deliver an operation that was removed since.
+        if let Some(peers) = &self.peers
+            && !batch.is_partial
+        {
             peers.tombstones.rotate();
         }
         self.evict_over_capacity().await;

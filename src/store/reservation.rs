@@ -20,7 +20,7 @@ pub(super) struct Reservation {
 }
 
 impl Store {
-    /// Reserves the bytes, the place in the queue and the place in the store that a new operation needs.
+    /// Reserves the bytes, the place in the queue and the one unit of `max_operations` that a new operation needs.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED if a limit is reached.

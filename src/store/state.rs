@@ -18,7 +18,7 @@ use crate::{
     tasks::Tasks,
 };
 
-/// All operations of one server, and the means to change them.
+/// The in-memory view and the write path of one server.
 #[derive(Debug)]
 pub(crate) struct Store {
     pub(crate) view: View,

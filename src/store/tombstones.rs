@@ -3,7 +3,7 @@
 //! 1. A task that removes an operation, or learns of its removal, inserts a tombstone into the current generation.
 //! 2. A batch of the change feed, or a fetch, that was read before the removal may still deliver an older version.
 //!    It finds the tombstone and is ignored.
-//! 3. After each applied batch, `rotate` makes the current generation the previous one and drops the one before:
+//! 3. After the last batch of each read of the feed, `rotate` makes the current generation the previous one and drops the one before:
 //!    all batches read earlier are applied, and later ones know of the removals.
 //! 4. A fetch may take longer than a batch. It counts in the epoch in which it began, and `rotate` does nothing
 //!    while a fetch of the epoch before is in flight.
@@ -41,7 +41,7 @@ impl Tombstones {
         self.0.lock().current.insert(number);
     }
 
-    /// Returns `true` if an operation was removed. Tombstones that nothing can need any more are forgotten.
+    /// Returns `true` if an operation was removed. `rotate` drops tombstones that no batch or fetch can need any more.
     pub(super) fn contains(&self, number: u64) -> bool {
         let generations = self.0.lock();
         generations.current.contains(&number) || generations.previous.contains(&number)

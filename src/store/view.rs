@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-/// All operations in their current version.
+/// The operations in the memory of this server. With shared storage a version may lag, and done operations may be evicted.
 #[derive(Debug)]
 pub(crate) struct View {
     by_name: DashMap<NamedOperation, (), RandomState>,

@@ -204,7 +204,7 @@ impl Waiter {
             .waiters
             .by_operation
             .get_mut(&self.number)
-            .expect("a waiter keeps its room");
+            .expect("the slot exists until the waiter is dropped");
         let slot = &mut operation_waiters.slots(self.wait_for)[self.slot];
         if let WaiterSlot::Notified = slot {
             *slot = WaiterSlot::Idle(None);

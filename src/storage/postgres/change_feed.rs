@@ -19,7 +19,7 @@ use tokio_postgres::{
     Client, Row, RowStream,
     types::{ToSql, Type},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     connect::Connector,
@@ -294,7 +294,9 @@ impl PostgresChangeFeed {
     fn finish_round(&mut self) {
         if let Some(round) = self.round.take() {
             *self.reader.position.lock() = round.next_position;
-            self.health.record_success(round.requested_at);
+            if self.health.record_success(round.requested_at) {
+                info!("change feed recovered");
+            }
             self.reader.report_progress(round.sync_requests, Ok(()));
             self.delay = if self.notifier.is_delivering() {
                 POLL_INTERVAL
@@ -313,6 +315,9 @@ impl PostgresChangeFeed {
 
     fn record_failure(&mut self, sync_requests: u64, error: StorageError) {
         let is_first = self.health.record_failure(error.to_string());
+        if is_first {
+            warn!(%error, "change feed unavailable, retrying");
+        }
         self.reader.report_progress(sync_requests, Err(error));
         self.delay = if is_first {
             Duration::ZERO
@@ -368,10 +373,12 @@ impl Remaining {
                 Ok(Some(ChangeBatch {
                     changes,
                     first_changed_at,
+                    is_partial: !deferred.is_empty(),
                 }))
             }
             Self::Snapshot { stream, versions } => {
                 let operations = stream.next_batch().await?;
+                let is_partial = !operations.is_empty();
                 let changes = if operations.is_empty() {
                     let versions = mem::take(versions);
                     *self = Self::Nothing;
@@ -386,6 +393,7 @@ impl Remaining {
                 Ok(Some(ChangeBatch {
                     changes,
                     first_changed_at: None,
+                    is_partial,
                 }))
             }
         }

@@ -15,7 +15,16 @@ pub(super) fn query_error(error: tokio_postgres::Error) -> StorageError {
         (None, Some(cause)) => format!("the database cannot be used: {error}: {cause}"),
         (None, None) => format!("the database cannot be used: {error}"),
     };
-    StorageError::new(StorageErrorKind::Unavailable, message).with_source(error)
+    // Classes 28 and 3D: a wrong user, password or database, which a retry cannot fix.
+    let is_misconfigured = error
+        .code()
+        .is_some_and(|state| state.code().starts_with("28") || state.code().starts_with("3D"));
+    let kind = if is_misconfigured {
+        StorageErrorKind::InvalidConfig
+    } else {
+        StorageErrorKind::Unavailable
+    };
+    StorageError::new(kind, message).with_source(error)
 }
 
 /// Returns the error of a database that did not answer in time.

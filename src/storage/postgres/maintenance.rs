@@ -37,7 +37,7 @@ impl Maintenance {
             match self.connection.execute(statement, &[]).await {
                 Ok(0) => return,
                 Ok(_) => self.notifier.mark_changed(),
-                Err(error) => return debug!(%error, "pruning failed"),
+                Err(error) => return debug!(%error, "maintenance failed"),
             }
         }
     }

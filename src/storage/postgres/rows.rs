@@ -130,7 +130,12 @@ impl WriteBatch {
         ]
     }
 
-    /// Returns the indexes of the writes that were not applied. `applied` are the numbers of the others.
+    /// Returns the number of writes.
+    pub(super) fn len(&self) -> usize {
+        self.kinds.len()
+    }
+
+    /// Returns the indices of the writes that were not applied, in ascending order. `applied` are the numbers of the others.
     pub(super) fn not_applied(&self, applied: &HashSet<i64>) -> Vec<usize> {
         (0..self.numbers.len())
             .filter(|index| !applied.contains(&self.numbers[*index]))

@@ -141,33 +141,41 @@ impl Writer {
                 continue;
             }
             let (writes, completions): (Vec<Write>, Vec<Completion>) = batch.into_iter().unzip();
-            let outcomes = self.commit_batch(&writes).await;
+            let batch = WriteBatch::from_writes(&writes);
+            let committed = self.commit(&batch).await;
             // No server waits for a renewal.
             let is_renewal = |write: &Write| matches!(write, Write::RenewLease(_));
             if !writes.iter().all(is_renewal) {
                 self.notifier.mark_changed();
             }
+            let (unresolved, outcomes) = match committed {
+                // Durable writes are acknowledged before the conflicts of the others are read.
+                Ok(not_applied) => {
+                    let unresolved = complete_applied(completions, &not_applied);
+                    (unresolved, self.resolve(&batch, &not_applied).await)
+                }
+                Err(error) => (completions, Err(error)),
+            };
             match outcomes {
                 Ok(outcomes) => {
-                    for (completion, outcome) in completions.into_iter().zip(outcomes) {
+                    for (completion, outcome) in unresolved.into_iter().zip(outcomes) {
                         complete(completion, outcome);
                     }
                 }
                 Err(error) => {
                     error!(%error, "writes are failing; rejecting writes, still serving reads");
-                    self.fail_pending(completions, &error);
+                    self.fail_pending(unresolved, &error);
                     self.wait_until_writable().await;
                 }
             }
         }
     }
 
-    /// Commits writes, and returns the outcome of each, in the same order.
+    /// Commits a batch, and returns the indices of the writes that were not applied, in ascending order.
     ///
     /// # Errors
     /// [`StorageError`] if no outcome is known: any of the writes may be durable.
-    async fn commit_batch(&self, writes: &[Write]) -> Result<Vec<WriteOutcome>, StorageError> {
-        let batch = WriteBatch::from_writes(writes);
+    async fn commit(&self, batch: &WriteBatch) -> Result<Vec<usize>, StorageError> {
         let execute = async |client: &Client| {
             let mut retries_left = MAX_RETRIES;
             loop {
@@ -182,30 +190,28 @@ impl Writer {
         };
         let rows = self.connection.with_client(execute).await?;
         let applied: HashSet<i64> = rows.iter().map(|row| row.get("number")).collect();
-        let not_applied = batch.not_applied(&applied);
-        let mut outcomes: Vec<WriteOutcome> = vec![Ok(()); writes.len()];
+        Ok(batch.not_applied(&applied))
+    }
+
+    /// Returns the outcomes of the writes that were not applied, in the order of their indices.
+    ///
+    /// # Errors
+    /// [`StorageError`] if they could not be read.
+    async fn resolve(
+        &self,
+        batch: &WriteBatch,
+        not_applied: &[usize],
+    ) -> Result<Vec<WriteOutcome>, StorageError> {
         if not_applied.is_empty() {
-            return Ok(outcomes);
+            return Ok(Vec::new());
         }
         // Nothing is applied to tables that a newer program has upgraded.
-        if applied.is_empty() {
+        if not_applied.len() == batch.len() {
             check_schema_version(&self.connection, &self.statements).await?;
         }
-        let resolved = batch.resolve_conflicts(&not_applied, &self.connection, &self.statements);
-        match resolved.await {
-            Ok(resolved) => {
-                for (index, outcome) in not_applied.into_iter().zip(resolved) {
-                    outcomes[index] = outcome;
-                }
-            }
-            Err(error) if applied.is_empty() => return Err(error),
-            Err(error) => {
-                for index in not_applied {
-                    outcomes[index] = Err(error.clone().into());
-                }
-            }
-        }
-        Ok(outcomes)
+        batch
+            .resolve_conflicts(not_applied, &self.connection, &self.statements)
+            .await
     }
 
     /// Rejects these writes and those in the queue, and further ones until `write_error` is cleared.
@@ -268,6 +274,19 @@ fn is_retryable(error: &Error) -> bool {
         SqlState::T_R_SERIALIZATION_FAILURE,
     ];
     error.code().is_some_and(|code| codes.contains(code))
+}
+
+/// Completes the writes that were applied, and returns the completions of the others.
+fn complete_applied(completions: Vec<Completion>, not_applied: &[usize]) -> Vec<Completion> {
+    let mut unresolved = Vec::with_capacity(not_applied.len());
+    for (index, completion) in completions.into_iter().enumerate() {
+        if not_applied.binary_search(&index).is_ok() {
+            unresolved.push(completion);
+        } else {
+            complete(completion, Ok(()));
+        }
+    }
+    unresolved
 }
 
 /// Completes a write. A panic in one completion does not prevent the others.

@@ -15,7 +15,7 @@ pub(super) fn io_error(path: &Path, error: &io::Error) -> StorageError {
         }
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StorageError::new(
             StorageErrorKind::Unavailable,
-            format!("the disk of {display} is full: make room"),
+            format!("the disk of {display} is full: free disk space"),
         ),
         _ => StorageError::new(
             StorageErrorKind::Unavailable,
@@ -37,7 +37,7 @@ pub(super) fn read_only_error(path: &Path) -> StorageError {
 /// Returns the error for a WAL that cannot be truncated because another process reads it.
 pub(super) fn checkpoint_blocked_error(path: &Path) -> StorageError {
     StorageError::new(
-        StorageErrorKind::Unavailable,
+        StorageErrorKind::InUse,
         format!("another program reads {}: stop it first", path.display()),
     )
 }
@@ -69,10 +69,10 @@ pub(super) fn sqlite_error(path: &Path, error: &rusqlite::Error) -> StorageError
                 "{display} is damaged ({error}): {}; otherwise restore a backup, or recover readable operations with `longrunning backup --recover`",
                 restore_hint(path)
             ),
-            Some(ErrorCode::DiskFull) => format!("the disk of {display} is full: make room"),
+            Some(ErrorCode::DiskFull) => format!("the disk of {display} is full: free disk space"),
             // SQLite writes each page of the -shm file before it maps it, and hides the cause of a failure.
             Some(ErrorCode::SystemIoFailure) if code == ffi::SQLITE_IOERR_SHMSIZE => {
-                format!("the disk of {display} is full: make room, {display}-shm cannot grow")
+                format!("the disk of {display} is full: free disk space, {display}-shm cannot grow")
             }
             Some(ErrorCode::SystemIoFailure) if code == ffi::SQLITE_IOERR_SHMMAP => format!(
                 "{display}-shm cannot be mapped into memory: use a local file system, or make more memory available"

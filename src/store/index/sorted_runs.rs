@@ -55,7 +55,7 @@ impl<V> SortedRuns<V> {
                 } else {
                     self.0.range_mut(..=first).next_back()
                 };
-                let (_, run) = run.expect("both halves are there");
+                let (_, run) = run.expect("the split left both runs in the map");
                 let at = run.entries.partition_point(|(other, _)| *other < number);
                 run.insert(at, entry, created_ns);
             }

@@ -267,6 +267,7 @@ impl ChangeFeed for FakeChangeFeed {
             Ok(ChangeBatch {
                 changes,
                 first_changed_at: None,
+                is_partial: false,
             })
         })
     }

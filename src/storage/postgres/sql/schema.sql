@@ -1,7 +1,7 @@
 -- The tables. Every name is qualified, so that no statement depends on search_path.
 CREATE SCHEMA IF NOT EXISTS {schema};
 
--- One row for each operation. Servers read `record`; the other columns are for the database. Columns that change while
+-- One row for each operation. Servers read `record`; the other columns serve indexes and constraints. Columns that change while
 -- an operation runs are in no index, so that such updates stay heap-only.
 CREATE TABLE {schema}.operations (
   number bigint PRIMARY KEY,

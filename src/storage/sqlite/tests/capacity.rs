@@ -67,7 +67,7 @@ async fn writer_recovers_once_a_write_of_failed_size_succeeds() {
     };
     let previous_limit = writer.set_max_pages(20);
     let error = commit(&mut writer, &[&large]).unwrap_err().to_string();
-    assert!(error.contains("full: make room"), "{error}");
+    assert!(error.contains("full: free disk space"), "{error}");
     // A smaller write fits and is stored.
     for _ in 0..3 {
         commit(&mut writer, &[]).unwrap();

@@ -143,8 +143,8 @@ async fn last_timestamp_survives_restart_and_deletes() {
 fn disk_errors_name_file_and_remedy() {
     use rusqlite::ffi;
     for (code, expected) in [
-        (ffi::SQLITE_FULL, "is full: make room"),
-        (ffi::SQLITE_IOERR_SHMSIZE, "is full: make room"),
+        (ffi::SQLITE_FULL, "is full: free disk space"),
+        (ffi::SQLITE_IOERR_SHMSIZE, "is full: free disk space"),
         (ffi::SQLITE_IOERR_SHMMAP, "-shm cannot be mapped"),
         (ffi::SQLITE_IOERR_WRITE, "quota is used up"),
         (ffi::SQLITE_IOERR_WRITE, "code 778"),
@@ -162,7 +162,7 @@ fn disk_errors_name_file_and_remedy() {
     }
     let full = std::io::ErrorKind::StorageFull.into();
     let error = errors::io_error("a.db".as_ref(), &full).to_string();
-    assert!(error.contains("is full: make room"), "{error}");
+    assert!(error.contains("is full: free disk space"), "{error}");
 }
 
 // Rules: SQLITE-3
