@@ -182,7 +182,7 @@ mod tests {
             (
                 queue("retry = { max_attempts = 1, jitter = 2.0 }"),
                 "queue \"a\"",
-                "retry: the jitter",
+                "retry: jitter",
             ),
             (
                 queue("retry = { backoff = \"1s\" }"),
