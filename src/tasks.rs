@@ -27,14 +27,14 @@ pub(crate) struct Tasks {
 }
 
 impl Tasks {
-    /// Spawns `future` on the current runtime, in a span with the field `name`.
+    /// Spawns `future` on the current runtime, in a span with the field `task.name`.
     pub(crate) fn spawn<F>(&self, name: &'static str, future: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
         self.tracker
-            .spawn(future.instrument(info_span!("task", name)))
+            .spawn(future.instrument(info_span!("task", task.name = name)))
     }
 
     /// Returns the token that `stop` cancels.

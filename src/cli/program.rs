@@ -51,7 +51,7 @@ enum CliCommand {
     Watch(OperationArgs),
     /// Request cancellation of an operation; its worker decides how it ends
     Cancel(NameArgs),
-    /// Delete an operation without cancelling it: running work continues, its result is discarded
+    /// Delete an operation without cancelling it: its work is still executed, the result is discarded
     Delete(NameArgs),
     /// Copy the SQLite file of a server, which may be running
     Backup(sqlite_file::BackupArgs),
