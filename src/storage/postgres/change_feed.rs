@@ -179,6 +179,13 @@ impl ChangeReader {
         Ok((FeedPosition::from_row(&row), stream))
     }
 
+    async fn read_by_numbers(&self, numbers: &[i64]) -> Result<Vec<Change>, StorageError> {
+        let parameters = [(&numbers as _, Type::INT8_ARRAY)];
+        let statement = &self.statements.by_numbers;
+        let rows = self.connection.query(statement, &parameters).await?;
+        Ok(decode_changes(&rows))
+    }
+
     fn report_progress(&self, served: u64, result: Result<(), StorageError>) {
         drop(
             self.sync_progress
@@ -397,15 +404,6 @@ impl Remaining {
                 }))
             }
         }
-    }
-}
-
-impl ChangeReader {
-    async fn read_by_numbers(&self, numbers: &[i64]) -> Result<Vec<Change>, StorageError> {
-        let parameters = [(&numbers as _, Type::INT8_ARRAY)];
-        let statement = &self.statements.by_numbers;
-        let rows = self.connection.query(statement, &parameters).await?;
-        Ok(decode_changes(&rows))
     }
 }
 
