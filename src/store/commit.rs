@@ -233,10 +233,6 @@ impl Store {
                 self.limits
                     .check_capacity(total_bytes, event, &current, next)?;
             }
-            // The timer fired early: another deadline has replaced the one it was set for.
-            OperationUpdate::Unchanged if *event == Event::TimerFired => {
-                self.view.reschedule(&current);
-            }
             OperationUpdate::Unchanged | OperationUpdate::Remove(None) => {}
         }
         Ok(Evaluation::from_update(current, update))

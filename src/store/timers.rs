@@ -1,18 +1,26 @@
 //! Timers: fires the deadlines of operations, such as an expired lease or the end of a backoff.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, stream};
-use tokio::select;
+use tokio::time::sleep;
 use tracing::{debug, error, info};
 
-use super::{deadlines::Deadlines, state::Store};
-use crate::{clock::Timestamp, error::Error, operation::transition::Event};
+use super::{
+    commit::{CommitError, Intent, OnAbandon, PendingCommit},
+    deadlines::Deadlines,
+    state::Store,
+};
+use crate::{
+    clock::Timestamp,
+    error::{Error, Result},
+    operation::{Operation, transition::Event},
+};
 
 /// How many due operations are committed concurrently, so that storage can batch their writes.
 const MAX_CONCURRENT_DEADLINES: usize = 1024;
 
-/// How long after a failed write the deadline of an operation fires again.
+/// The time between two attempts while the storage is unavailable.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 impl Store {
@@ -24,65 +32,112 @@ impl Store {
             |store| &store.view.retention_deadlines,
         ];
         for deadlines in deadline_sets {
-            self.tasks
-                .spawn("deadlines", run_timer_loop(self.clone(), deadlines));
+            let (store, stop_token) = (self.clone(), self.tasks.stop_token().clone());
+            self.tasks.spawn("deadlines", async move {
+                stop_token
+                    .run_until_cancelled(store.run_timer_loop(deadlines))
+                    .await
+            });
         }
     }
 
-    /// Commits `TimerFired` for an operation that is due.
+    /// Fires due deadlines. Never returns; may be dropped at any time.
+    async fn run_timer_loop(self: &Arc<Self>, deadlines: fn(&Self) -> &Deadlines) {
+        loop {
+            let numbers = deadlines(self).wait_for_due(self.clock).await;
+            let due: BTreeSet<u64> = numbers.into_iter().filter(|it| self.is_due(*it)).collect();
+            if !due.is_empty() {
+                self.wait_for_storage().await;
+            }
+            stream::iter(due)
+                .for_each_concurrent(MAX_CONCURRENT_DEADLINES, |number| {
+                    // A panic for one operation must not stop the timers of all others.
+                    let firing = AssertUnwindSafe(self.fire_deadline(number)).catch_unwind();
+                    firing.map(move |result| {
+                        if result.is_err() {
+                            error!(operation.number = number, "deadline handler panicked");
+                        }
+                    })
+                })
+                .await;
+        }
+    }
+
+    /// Returns `false` if the operation is gone, or a later deadline has replaced the one of this timer. That one has a
+    /// timer of its own.
+    fn is_due(&self, number: u64) -> bool {
+        let operation = self.view.index.get(number);
+        operation.is_some_and(|it| it.next_deadline(Timestamp::default()) <= self.clock.now())
+    }
+
+    /// Waits until the storage accepts writes, and the view is no older than this call. While the storage is unavailable,
+    /// all that is due waits here: the storage is retried, with one query, not each operation.
+    async fn wait_for_storage(&self) {
+        loop {
+            let error = match (self.storage.write_error(), self.storage.shared()) {
+                (Some(error), _) => error,
+                (None, None) => return,
+                (None, Some(shared)) => match shared.sync().await {
+                    Ok(()) => return,
+                    Err(error) => error.to_string(),
+                },
+            };
+            // The storage logs an outage once.
+            debug!(error, retry_in = ?RETRY_DELAY, "storage unavailable, timers wait");
+            sleep(RETRY_DELAY).await;
+        }
+    }
+
+    /// Commits `TimerFired` for an operation that is due. Its timer is gone: unless the operation changes, which sets a
+    /// new one, exactly one is set here.
     async fn fire_deadline(self: &Arc<Self>, number: u64) {
         let Some(operation) = self.view.index.get(number) else {
             return;
         };
-        if self.clock.now() < operation.next_deadline(Timestamp::default()) {
-            return;
-        }
-        match self
-            .commit(&operation.name_owned(), Event::TimerFired)
-            .await
-        {
-            Ok(after) if after.state() != operation.state() => {
-                info!(
-                    operation.name = after.name(),
-                    operation.state = after.state().as_str_name(),
-                    "operation timed out or lost its lease"
-                );
-            }
-            Ok(_) => {}
-            Err(Error::NotFound { .. } | Error::FailedPrecondition { .. }) => {}
+        match self.commit_timer(&operation).await {
+            Ok(None) | Err(Error::NotFound { .. }) => {}
+            // The lease lasts longer after an outage, or another server has changed the operation.
+            Ok(Some(current)) => self.view.reschedule(&current),
             Err(error) => {
-                // The storage logs an outage once; this would log it for each operation.
-                debug!(
-                    operation.name = operation.name(),
-                    %error,
-                    retry_in = ?RETRY_DELAY,
-                    "failed to persist a timeout, retrying"
-                );
+                debug!(operation.name = operation.name(), %error, retry_in = ?RETRY_DELAY, "failed to persist a timeout");
                 self.view
                     .schedule_at(&operation, self.clock.now() + RETRY_DELAY);
             }
         }
     }
-}
 
-/// Fires due deadlines until the store shuts down.
-async fn run_timer_loop(store: Arc<Store>, deadlines: fn(&Store) -> &Deadlines) {
-    let stopping = store.tasks.stop_token().clone();
-    loop {
-        let due = select! {
-            due = deadlines(&store).wait_for_due(store.clock) => due,
-            () = stopping.cancelled() => return,
-        };
-        stream::iter(due)
-            .for_each_concurrent(MAX_CONCURRENT_DEADLINES, |number| {
-                // A panic for one operation must not stop the timers of all others.
-                let firing = AssertUnwindSafe(store.fire_deadline(number)).catch_unwind();
-                firing.map(move |result| {
-                    if result.is_err() {
-                        error!(operation.number = number, "deadline handler panicked");
-                    }
-                })
-            })
-            .await;
+    /// Commits `TimerFired`. Returns the current version if it has not changed the operation.
+    async fn commit_timer(
+        self: &Arc<Self>,
+        operation: &Operation,
+    ) -> Result<Option<Arc<Operation>>> {
+        let (name, intent) = (
+            operation.name_owned(),
+            Arc::new(Intent::Apply(Event::TimerFired)),
+        );
+        let begun = self
+            .begin_commit(&name, &intent, false, OnAbandon::Ignore)
+            .await?;
+        if let PendingCommit::Done(current) = begun {
+            return Ok(Some(current));
+        }
+        match begun.wait().await {
+            Ok(committed) => {
+                let after = committed.into_operation();
+                if after.state() != operation.state() {
+                    info!(
+                        operation.name = after.name(),
+                        operation.state = after.state().as_str_name(),
+                        "operation timed out or lost its lease"
+                    );
+                }
+                Ok(None)
+            }
+            Err(CommitError::Rejected(error)) => Err(error),
+            Err(CommitError::Conflict { current }) => {
+                self.adopt_winner(current, &name).await?;
+                Ok(self.view.index.get(operation.number()))
+            }
+        }
     }
 }

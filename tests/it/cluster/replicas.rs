@@ -1,7 +1,7 @@
 //! Several servers over one in-memory shared storage: each serves every operation,
 //! and all agree on the outcome.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use longrunning::{
     NewOperation, OperationName, Operations, QueueName, State, WorkerId,
@@ -238,6 +238,36 @@ async fn lease_gets_full_duration_after_storage_outage() {
     replica_b.wait_until_caught_up().await;
     let expired = replica_b.operations.get_cached(&name).unwrap();
     assert_eq!(expired.state(), State::Failed);
+}
+
+// Rules: STATE-13
+#[tokio::test(start_paused = true)]
+async fn overdue_timers_share_one_storage_request_a_second_in_outage() {
+    const OUTAGE_SECS: u64 = 120;
+    let (storage, replica_a, mut replica_b) = start_two_replicas().await;
+    let mut names = Vec::new();
+    for index in 0..100 {
+        let new =
+            NewOperation::self_executed("w").lease_duration(Duration::from_secs(1 + index % 5));
+        let created = replica_a.operations.create(new).await.unwrap();
+        names.push(created.operation.name_owned());
+    }
+    replica_b.wait_until_caught_up().await;
+    storage.go_offline();
+    tokio::time::sleep(Duration::from_secs(OUTAGE_SECS)).await;
+    let requests = storage.request_count();
+    // Each of two servers asks for all operations together.
+    let secs = usize::try_from(OUTAGE_SECS).unwrap();
+    assert!(
+        (secs..3 * secs).contains(&(requests - names.len())),
+        "expected about 2 requests a second, got {requests} in {secs} s"
+    );
+    storage.go_online();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    for name in &names {
+        let lost = replica_a.operations.get(name).await.unwrap();
+        assert_eq!(lost.state(), State::Failed);
+    }
 }
 
 // Rules: CLU-2

@@ -379,3 +379,25 @@ async fn timeout_that_failed_to_write_is_retried_until_it_succeeds() {
         Code::DeadlineExceeded as i32
     );
 }
+
+// Rules: STATE-13
+#[tokio::test(start_paused = true)]
+async fn overdue_timers_write_nothing_while_storage_rejects_writes() {
+    let storage = TestStorage::new();
+    let operations = start(&storage).await;
+    let timeout = std::time::Duration::from_secs(10);
+    let mut names = Vec::new();
+    for _ in 0..100 {
+        let new = NewOperation::self_executed("w").total_timeout(timeout);
+        names.push(operations.create(new).await.unwrap().operation.name_owned());
+    }
+    storage.set_write_mode(WriteMode::Fail);
+    tokio::time::sleep(6 * timeout).await;
+    assert_eq!(storage.started_writes(), names.len());
+    storage.set_write_mode(WriteMode::Succeed);
+    for name in &names {
+        assert!(operations.wait(name, timeout).await.unwrap().is_done());
+    }
+    // Each operation had one timer left.
+    assert_eq!(storage.started_writes(), 2 * names.len());
+}

@@ -32,6 +32,8 @@ struct FakeSharedStorageInner {
     log_length: watch::Sender<usize>,
     last_number: AtomicU64,
     fetch_count: AtomicUsize,
+    /// Number of fetches, writes and syncs.
+    request_count: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -78,12 +80,13 @@ impl Default for FakeSharedStorage {
             log_length: watch::Sender::default(),
             last_number: AtomicU64::default(),
             fetch_count: AtomicUsize::default(),
+            request_count: AtomicUsize::default(),
         }))
     }
 }
 
 impl FakeSharedStorage {
-    /// Makes writes fail for every server.
+    /// Makes all requests fail, those of every server.
     pub(crate) fn go_offline(&self) {
         *self.0.available_since.lock() = None;
     }
@@ -114,6 +117,22 @@ impl FakeSharedStorage {
     /// Returns the number of fetches so far.
     pub(crate) fn fetch_count(&self) -> usize {
         self.0.fetch_count.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of fetches, writes and syncs so far.
+    pub(crate) fn request_count(&self) -> usize {
+        self.0.request_count.load(Ordering::Relaxed)
+    }
+
+    fn begin_request(&self) -> Result<(), StorageError> {
+        self.0.request_count.fetch_add(1, Ordering::Relaxed);
+        if self.0.available_since.lock().is_some() {
+            return Ok(());
+        }
+        Err(StorageError::new(
+            StorageErrorKind::Unavailable,
+            "the test took the storage offline",
+        ))
     }
 
     /// Returns the stored operations in order of their numbers.
@@ -160,12 +179,8 @@ impl Storage for FakeStorageHandle {
 
     fn write(&self, write: Write, completion: Completion) {
         let inner = &*self.storage.0;
-        if inner.available_since.lock().is_none() {
-            return completion.complete(Err(StorageError::new(
-                StorageErrorKind::Unavailable,
-                "the test took the storage offline".to_owned(),
-            )
-            .into()));
+        if let Err(error) = self.storage.begin_request() {
+            return completion.complete(Err(error.into()));
         }
         let mut rows = inner.rows.lock();
         let result = rows.apply_write(&write);
@@ -186,11 +201,12 @@ impl SharedStorage for FakeStorageHandle {
         name: &'a OperationName,
     ) -> BoxFuture<'a, Result<Option<Arc<Operation>>, StorageError>> {
         self.storage.0.fetch_count.fetch_add(1, Ordering::Relaxed);
+        let begun = self.storage.begin_request();
         let operation = self.storage.0.rows.lock().find_by_name(name.as_str());
         Box::pin(async move {
             // Lets other tasks run during the fetch.
             tokio::task::yield_now().await;
-            Ok(operation)
+            begun.map(|()| operation)
         })
     }
 
@@ -212,6 +228,7 @@ impl SharedStorage for FakeStorageHandle {
 
     fn sync(&self) -> BoxFuture<'_, Result<(), StorageError>> {
         Box::pin(async {
+            self.storage.begin_request()?;
             let (log_length, mut applied_position) = (
                 *self.storage.0.log_length.borrow(),
                 self.applied_position.subscribe(),

@@ -131,6 +131,11 @@ impl Storage for TestStorage {
         *self.0.last_timestamp.lock()
     }
 
+    fn write_error(&self) -> Option<String> {
+        let is_failing = *self.0.write_mode.lock() == WriteMode::Fail;
+        is_failing.then(|| "failed by the test".to_owned())
+    }
+
     fn write(&self, write: Write, completion: Completion) {
         // The mode is read under the lock, so that `set_write_mode` misses no held write.
         let mut pending_writes = self.0.pending_writes.lock();
