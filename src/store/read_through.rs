@@ -11,7 +11,10 @@ use crate::{
         Operation,
         name::{OperationName, Parent},
     },
-    storage::{SharedStorage, error::StorageError},
+    storage::{
+        SharedStorage,
+        error::{StorageError, StorageErrorKind},
+    },
 };
 
 /// A stored operation as it was read, and the guard that keeps the tombstones it may be older than.
@@ -172,7 +175,12 @@ impl Store {
     }
 }
 
+/// The storage logs an outage once; only what concerns a single operation is logged for each call.
 fn log_read_failure(error: &StorageError) -> Error {
-    warn!(%error, "failed to read operations from storage");
+    if error.kind() == StorageErrorKind::Unavailable {
+        debug!(%error, "failed to read operations from storage");
+    } else {
+        warn!(%error, "failed to read operations from storage");
+    }
     Error::StoreUnavailable
 }

@@ -1,7 +1,7 @@
 //! The in-process worker pool of one queue: leases operations and runs the
 //! handler with bounded concurrency.
 
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{future::pending, mem, sync::Arc, time::Duration};
 
 use tokio::{
     select,
@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, error, info_span};
+use tracing::{Instrument, error, info, info_span};
 
 use super::{attempt::Attempt, context::LeasedOperation, handler::DynHandler};
 use crate::{
@@ -51,6 +51,7 @@ impl WorkerPool {
         let stopping = self.tasks.stop_token().clone();
         let stopped = stopping.cancelled();
         tokio::pin!(stopped);
+        let mut is_failing = false;
         loop {
             let permit = select! {
                 biased;
@@ -64,6 +65,9 @@ impl WorkerPool {
             };
             match leased {
                 Ok(mut leased) => {
+                    if mem::take(&mut is_failing) {
+                        info!(queue = %self.queue, "leasing operations again");
+                    }
                     let Some(operation) = leased.pop() else {
                         continue;
                     };
@@ -75,7 +79,9 @@ impl WorkerPool {
                 }
                 Err(Error::ShuttingDown) => return,
                 Err(error) => {
-                    error!(queue = %self.queue, %error, retry_in = ?LEASE_RETRY_DELAY, "failed to lease an operation, retrying");
+                    if !mem::replace(&mut is_failing, true) {
+                        error!(queue = %self.queue, %error, retry_in = ?LEASE_RETRY_DELAY, "failed to lease an operation, retrying");
+                    }
                     sleep(LEASE_RETRY_DELAY).await;
                 }
             }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, time::sleep};
 use tokio_postgres::{Client, Error, error::SqlState, types::Type};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 use super::{
     connection::Connection,
@@ -126,6 +126,8 @@ impl Writer {
 
     /// Commits queued writes until the queue is closed and empty.
     pub(super) async fn run(&self) {
+        // The probe cannot tell whether the disk is full: only a commit ends an outage in the log.
+        let mut is_failing = false;
         loop {
             let batch = {
                 let mut queue = self.queue.lock();
@@ -158,12 +160,19 @@ impl Writer {
             };
             match outcomes {
                 Ok(outcomes) => {
+                    if mem::take(&mut is_failing) {
+                        info!("writes recovered");
+                    }
                     for (completion, outcome) in unresolved.into_iter().zip(outcomes) {
                         complete(completion, outcome);
                     }
                 }
                 Err(error) => {
-                    error!(%error, "writes are failing; rejecting writes, still serving reads");
+                    if mem::replace(&mut is_failing, true) {
+                        debug!(%error, "writes are still failing");
+                    } else {
+                        error!(%error, "writes are failing; rejecting writes, still serving reads");
+                    }
                     self.fail_pending(unresolved, &error);
                     self.wait_until_writable().await;
                 }
@@ -246,7 +255,7 @@ impl Writer {
             join_all(self.other_connections.iter().map(|other| other.reset())).await;
             self.health.reset_available_since();
             *self.write_error.lock() = None;
-            return info!("writes recovered");
+            return;
         }
     }
 
