@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use prost::{Message, Name};
+use prost::Name;
 use serde_json::{Map, Value};
 
 use super::http_error::HttpError;
@@ -13,13 +13,13 @@ use crate::{
     error_status,
     operation::Operation,
     proto::google::longrunning::{CancelOperationRequest, WaitOperationRequest},
-    service::{list::Page, request_params::parse_timeout},
+    service::{list::Page, request_params::parse_duration_field},
     tasks::spawn_blocking_if_large,
     types::{EnumFormat, TypeRegistry},
 };
 
 /// Format of a JSON response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct JsonFormat {
     /// Applies inside an `Any` too.
     pub(super) enum_encoding: EnumFormat,
@@ -28,15 +28,6 @@ pub(super) struct JsonFormat {
 }
 
 // === impl JsonFormat ===
-
-impl Default for JsonFormat {
-    fn default() -> Self {
-        Self {
-            enum_encoding: EnumFormat::Names,
-            pretty: false,
-        }
-    }
-}
 
 impl JsonFormat {
     pub(super) fn serialize(self, json: &Value) -> Bytes {
@@ -69,10 +60,8 @@ impl JsonFormat {
             let mut json = Map::new();
             if !page.operations.is_empty() {
                 let operations = page.operations.iter();
-                let operations = operations
-                    .map(|one| self.operation_to_json(&types, one))
-                    .collect();
-                json.insert("operations".into(), Value::Array(operations));
+                let operations = operations.map(|one| self.operation_to_json(&types, one));
+                json.insert("operations".into(), operations.collect());
             }
             if !page.next_page_token.is_empty() {
                 json.insert("nextPageToken".into(), page.next_page_token.into());
@@ -99,7 +88,7 @@ pub(super) fn parse_cancel_body(
     name: &str,
     body: &[u8],
 ) -> Result<(), HttpError> {
-    let request: CancelOperationRequest = decode_message(types, parse_object(body)?)?;
+    let request: CancelOperationRequest = decode_fields(types, parse_object(body)?)?;
     check_name_matches_path(name, &request.name)
 }
 
@@ -114,20 +103,13 @@ pub(super) fn parse_wait_body(
 ) -> Result<Option<Duration>, HttpError> {
     let mut fields = parse_object(body)?;
     // Parsed separately, so that the error names the field.
-    let timeout = match fields.remove("timeout") {
-        None | Some(Value::Null) => None,
-        Some(timeout) => {
-            let invalid_timeout =
-                |error: &dyn std::fmt::Display| Error::invalid("timeout", "INVALID_TIMEOUT", error);
-            let duration = types
-                .pack("google.protobuf.Duration", &timeout)
-                .map_err(|error| invalid_timeout(&error))?;
-            let duration = prost_types::Duration::decode(duration.value.as_slice())
-                .map_err(|error| invalid_timeout(&error))?;
-            Some(parse_timeout(duration)?)
-        }
-    };
-    let request: WaitOperationRequest = decode_message(types, fields)?;
+    let timeout = fields
+        .remove("timeout")
+        .filter(|timeout| !timeout.is_null());
+    let timeout = timeout.map(|timeout| decode(types, &timeout)).transpose();
+    let timeout = timeout.map_err(|error| Error::invalid("timeout", "INVALID_TIMEOUT", error))?;
+    let timeout = parse_duration_field("timeout", "INVALID_TIMEOUT", timeout)?;
+    let request: WaitOperationRequest = decode_fields(types, fields)?;
     check_name_matches_path(name, &request.name)?;
     Ok(timeout)
 }
@@ -137,24 +119,27 @@ fn parse_object(body: &[u8]) -> Result<Map<String, Value>, HttpError> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(Map::new());
     }
-    match serde_json::from_slice(body) {
-        Ok(Value::Object(fields)) => Ok(fields),
-        Ok(_) => Err(error_status::malformed_request("the body must be a JSON object").into()),
-        Err(error) => {
-            Err(error_status::malformed_request(&format!("the body is not JSON: {error}")).into())
-        }
-    }
+    let problem = match serde_json::from_slice(body) {
+        Ok(Value::Object(fields)) => return Ok(fields),
+        Ok(_) => "the body must be a JSON object".to_owned(),
+        Err(error) => format!("the body is not JSON: {error}"),
+    };
+    Err(error_status::malformed_request(&problem).into())
 }
 
-fn decode_message<M: Name + Default>(
+fn decode_fields<M: Name + Default>(
     types: &TypeRegistry,
     fields: Map<String, Value>,
 ) -> Result<M, HttpError> {
+    decode(types, &Value::Object(fields))
+        .map_err(|error| error_status::malformed_request(&format!("invalid body: {error}")).into())
+}
+
+fn decode<M: Name + Default>(types: &TypeRegistry, json: &Value) -> Result<M, String> {
     let any = types
-        .pack(&M::full_name(), &Value::Object(fields))
-        .map_err(|error| error_status::malformed_request(&format!("invalid body: {error}")))?;
-    M::decode(any.value.as_slice())
-        .map_err(|error| error_status::malformed_request(&error.to_string()).into())
+        .pack(&M::full_name(), json)
+        .map_err(|error| error.to_string())?;
+    M::decode(any.value.as_slice()).map_err(|error| error.to_string())
 }
 
 fn check_name_matches_path(path: &str, body: &str) -> Result<(), HttpError> {

@@ -4,9 +4,10 @@
 use std::{marker::PhantomData, sync::Arc};
 
 use bytes::{BufMut, Bytes};
+use futures_util::stream::BoxStream;
 use prost::Message;
 use tonic::{
-    Status,
+    Response, Status,
     codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
@@ -29,23 +30,26 @@ pub enum EncodedMessage {
     Bytes(Bytes),
 }
 
-/// Codec with [`EncodedMessage`] responses and prost requests.
+/// The result of a unary method.
+pub(crate) type UnaryResult = Result<Response<EncodedMessage>, Status>;
+/// The responses of a streaming method.
+pub(crate) type ResponseStream = BoxStream<'static, Result<EncodedMessage, Status>>;
+
+/// Copies [`EncodedMessage`] responses and decodes prost requests. A malformed request
+/// is an INVALID_ARGUMENT error.
 #[derive(Debug)]
 pub(crate) struct EncodedCodec<M>(PhantomData<M>);
-
-/// Copies encoded messages.
-#[derive(Debug, Default)]
-pub(crate) struct EncodedEncoder;
-
-/// Decodes prost messages. A malformed one is an INVALID_ARGUMENT error.
-#[derive(Debug)]
-pub(crate) struct MessageDecoder<M>(PhantomData<M>);
 
 // === impl EncodedMessage ===
 
 impl EncodedMessage {
     /// `google.protobuf.Empty`.
     pub(crate) const EMPTY: Self = Self::Bytes(Bytes::new());
+
+    /// Returns the response of a method with another message than an operation.
+    pub(crate) fn response(message: &impl Message) -> UnaryResult {
+        Ok(Response::new(Self::Bytes(message.encode_to_vec().into())))
+    }
 
     fn as_bytes(&self) -> &[u8] {
         match self {
@@ -66,19 +70,19 @@ impl<M> Default for EncodedCodec<M> {
 impl<M: Message + Default + Send + 'static> Codec for EncodedCodec<M> {
     type Encode = EncodedMessage;
     type Decode = M;
-    type Encoder = EncodedEncoder;
-    type Decoder = MessageDecoder<M>;
+    type Encoder = Self;
+    type Decoder = Self;
 
-    fn encoder(&mut self) -> EncodedEncoder {
-        EncodedEncoder
+    fn encoder(&mut self) -> Self {
+        Self::default()
     }
 
-    fn decoder(&mut self) -> MessageDecoder<M> {
-        MessageDecoder(PhantomData)
+    fn decoder(&mut self) -> Self {
+        Self::default()
     }
 }
 
-impl Encoder for EncodedEncoder {
+impl<M> Encoder for EncodedCodec<M> {
     type Item = EncodedMessage;
     type Error = Status;
 
@@ -88,12 +92,13 @@ impl Encoder for EncodedEncoder {
         buffer.put_slice(bytes);
         Ok(())
     }
+
     fn buffer_settings(&self) -> BufferSettings {
         BufferSettings::new(RESPONSE_BUFFER_BYTES, YIELD_THRESHOLD_BYTES)
     }
 }
 
-impl<M: Message + Default> Decoder for MessageDecoder<M> {
+impl<M: Message + Default> Decoder for EncodedCodec<M> {
     type Item = M;
     type Error = Status;
 

@@ -12,32 +12,27 @@ use crate::{
 pub(super) fn to_proto_lease(operation: &Operation, now: Timestamp) -> Option<Lease> {
     let lease = operation.lease().filter(|lease| now < lease.expires_at)?;
     let to_any = |payload: Option<&Payload>| payload.map(|payload| payload.any().clone());
+    let remaining = |at: Timestamp| to_proto_duration(at.since(now));
     let to_owned_pair = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+    let trace_context = operation.trace_context();
+    let cancel_grace_period = operation.options().cancel_grace_period;
     Some(Lease {
         name: operation.name().to_owned(),
         lease_token: lease.token.as_bytes().to_vec(),
         attempt: i32::try_from(operation.attempt()).unwrap_or(i32::MAX),
-        lease_remaining: Some(to_proto_duration(lease.expires_at.since(now))),
-        attempt_remaining: lease
-            .attempt_deadline()
-            .map(|at| to_proto_duration(at.since(now))),
+        lease_remaining: Some(remaining(lease.expires_at)),
+        attempt_remaining: lease.attempt_deadline().map(remaining),
         input: to_any(operation.input()),
         checkpoint: to_any(operation.checkpoint()),
         cancel_requested: operation.cancel_requested(),
         labels: operation.labels().iter().map(to_owned_pair).collect(),
         queue: operation
             .queue()
-            .map_or_else(String::new, ToString::to_string),
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         method: operation.method().to_owned(),
-        trace_context: operation
-            .trace_context()
-            .iter()
-            .map(to_owned_pair)
-            .collect(),
-        cancel_grace_period: operation
-            .options()
-            .cancel_grace_period
-            .map(to_proto_duration),
+        trace_context: trace_context.iter().map(to_owned_pair).collect(),
+        cancel_grace_period: cancel_grace_period.map(to_proto_duration),
     })
 }
 

@@ -82,13 +82,11 @@ impl GrpcMetricsLayer {
     /// Creates a layer that records into `metrics`, such as
     /// [`Operations::metrics`](crate::Operations::metrics).
     pub fn new(metrics: &Metrics) -> Self {
-        let by_method = MetricsByMethod {
+        let metrics = Arc::new(MetricsByMethod {
             methods: METHOD_PATHS.map(|path| (path, Arc::new(metrics.rpc_metrics(&path[1..])))),
             other: Arc::new(metrics.rpc_metrics("other")),
-        };
-        Self {
-            metrics: Arc::new(by_method),
-        }
+        });
+        Self { metrics }
     }
 }
 
@@ -115,16 +113,12 @@ impl<S> GrpcMetrics<S> {
     fn metrics_for<B>(&self, request: &Request<B>) -> Option<Arc<RpcMetrics>> {
         let MetricsByMethod { methods, other } = &*self.metrics;
         let path = request.uri().path();
-        let entry = methods.iter().find(|(known, _)| *known == path);
-        let metrics = match entry {
-            Some((_, method)) => method,
-            None => {
-                let content_type = request.headers().get(header::CONTENT_TYPE)?;
-                let is_grpc = content_type.as_bytes().starts_with(b"application/grpc");
-                is_grpc.then_some(other)?
-            }
-        };
-        Some(Arc::clone(metrics))
+        if let Some((_, metrics)) = methods.iter().find(|(known, _)| *known == path) {
+            return Some(Arc::clone(metrics));
+        }
+        let content_type = request.headers().get(header::CONTENT_TYPE)?;
+        let is_grpc = content_type.as_bytes().starts_with(b"application/grpc");
+        is_grpc.then(|| Arc::clone(other))
     }
 }
 
@@ -194,29 +188,25 @@ impl<F> Drop for ResponseFuture<F> {
 /// Returns the status with an ErrorInfo for an error of the gRPC stack, which has no
 /// details, or `None` for any other status.
 fn normalize_status(status: &Status) -> Option<Status> {
-    let tonic_message = status.message();
-    if !status.details().is_empty() || status.code() == Code::Ok {
+    let (code, message) = (status.code(), status.message());
+    if !status.details().is_empty() || code == Code::Ok {
         return None;
     }
-    Some(match status.code() {
+    Some(match code {
         // tonic's code for a message that is too large.
         Code::OutOfRange => {
-            let detail = tonic_message.trim_start_matches("Error, ");
+            let detail = message.trim_start_matches("Error, ");
             let message = format!("{detail}; send a smaller message");
             status::with_reason(Code::ResourceExhausted, "TOO_LARGE", &message)
         }
-        Code::Unimplemented if tonic_message.is_empty() => {
+        Code::Unimplemented if message.is_empty() => {
             let message = "unknown method on this listener; clients and workers have separate listeners, whose services gRPC reflection lists";
-            status::with_reason(Code::Unimplemented, "UNKNOWN_METHOD", message)
+            status::with_reason(code, "UNKNOWN_METHOD", message)
         }
-        Code::Unimplemented => {
-            status::with_reason(Code::Unimplemented, "NOT_SUPPORTED", tonic_message)
-        }
+        Code::Unimplemented => status::with_reason(code, "NOT_SUPPORTED", message),
         // The stack reports a request that it cannot decode as INTERNAL.
-        Code::Internal => status::malformed_request(tonic_message),
-        Code::Cancelled => {
-            status::with_reason(Code::Cancelled, "CANCELLED_BY_CLIENT", tonic_message)
-        }
-        code => status::with_reason(code, "TRANSPORT_ERROR", tonic_message),
+        Code::Internal => status::malformed_request(message),
+        Code::Cancelled => status::with_reason(code, "CANCELLED_BY_CLIENT", message),
+        _ => status::with_reason(code, "TRANSPORT_ERROR", message),
     })
 }

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response};
 
-use super::codec::EncodedMessage;
+use super::codec::{EncodedMessage, UnaryResult};
 use crate::{
     operation::{Operation, encoded},
     proto::google::longrunning::{
@@ -14,16 +13,13 @@ use crate::{
     },
     service::{
         operations::Operations,
-        request_params::{WaitLimits, parse_lookup_name, parse_timeout},
+        request_params::{WaitLimits, parse_duration_field, parse_lookup_name},
     },
 };
 
 #[expect(unreachable_pub, reason = "generated")]
 mod generated {
-    include!(concat!(
-        env!("OUT_DIR"),
-        "/google.longrunning.Operations.rs"
-    ));
+    tonic::include_proto!("google.longrunning.Operations");
 }
 
 pub use generated::operations_server::OperationsServer;
@@ -54,63 +50,39 @@ pub fn operations_server_with(
 
 #[tonic::async_trait]
 impl generated::operations_server::Operations for OperationsService {
-    async fn get_operation(
-        &self,
-        request: Request<GetOperationRequest>,
-    ) -> Result<Response<EncodedMessage>, Status> {
+    async fn get_operation(&self, request: Request<GetOperationRequest>) -> UnaryResult {
         let name = parse_lookup_name(request.into_inner().name)?;
-        Ok(Response::new(EncodedMessage::Operation(
-            self.operations.get(&name).await?,
-        )))
+        let operation = self.operations.get(&name).await?;
+        Ok(Response::new(EncodedMessage::Operation(operation)))
     }
 
-    async fn list_operations(
-        &self,
-        request: Request<ListOperationsRequest>,
-    ) -> Result<Response<EncodedMessage>, Status> {
+    async fn list_operations(&self, request: Request<ListOperationsRequest>) -> UnaryResult {
         let page = self.operations.list(request.get_ref()).await?;
-        let operations = page
-            .operations
-            .iter()
-            .map(|operation| Operation::bytes(operation));
+        let operations = page.operations.iter().map(|one| Operation::bytes(one));
         let list =
             encoded::encode_list_response(operations, &page.next_page_token, &page.unreachable);
-        Ok(Response::new(EncodedMessage::Bytes(Bytes::from(list))))
+        Ok(Response::new(EncodedMessage::Bytes(list.into())))
     }
 
-    async fn cancel_operation(
-        &self,
-        request: Request<CancelOperationRequest>,
-    ) -> Result<Response<EncodedMessage>, Status> {
+    async fn cancel_operation(&self, request: Request<CancelOperationRequest>) -> UnaryResult {
         let name = parse_lookup_name(request.into_inner().name)?;
         self.operations.cancel(&name).await?;
         Ok(Response::new(EncodedMessage::EMPTY))
     }
 
-    async fn delete_operation(
-        &self,
-        request: Request<DeleteOperationRequest>,
-    ) -> Result<Response<EncodedMessage>, Status> {
+    async fn delete_operation(&self, request: Request<DeleteOperationRequest>) -> UnaryResult {
         let name = parse_lookup_name(request.into_inner().name)?;
         self.operations.delete(&name).await?;
         Ok(Response::new(EncodedMessage::EMPTY))
     }
 
-    async fn wait_operation(
-        &self,
-        request: Request<WaitOperationRequest>,
-    ) -> Result<Response<EncodedMessage>, Status> {
+    async fn wait_operation(&self, request: Request<WaitOperationRequest>) -> UnaryResult {
         let client_timeout = grpc_timeout(request.metadata());
         let request = request.into_inner();
         let name = parse_lookup_name(request.name)?;
-        let timeout = request.timeout.map(parse_timeout).transpose()?;
-        let operation = self
-            .operations
-            .wait(
-                &name,
-                self.wait_limits.effective_timeout(timeout, client_timeout),
-            )
-            .await?;
+        let timeout = parse_duration_field("timeout", "INVALID_TIMEOUT", request.timeout)?;
+        let timeout = self.wait_limits.effective_timeout(timeout, client_timeout);
+        let operation = self.operations.wait(&name, timeout).await?;
         Ok(Response::new(EncodedMessage::Operation(operation)))
     }
 }

@@ -1,11 +1,9 @@
 //! The `longrunning.v1.OperationWatch` service.
 
-use std::pin::Pin;
-
-use futures_util::{Stream, stream};
+use futures_util::stream;
 use tonic::{Request, Response, Status};
 
-use super::codec::EncodedMessage;
+use super::codec::{EncodedMessage, ResponseStream};
 use crate::{
     proto::longrunning::v1::WatchOperationRequest,
     service::{operations::Operations, request_params::parse_lookup_name},
@@ -13,10 +11,7 @@ use crate::{
 
 #[expect(unreachable_pub, reason = "generated")]
 mod generated {
-    include!(concat!(
-        env!("OUT_DIR"),
-        "/longrunning.v1.OperationWatch.rs"
-    ));
+    tonic::include_proto!("longrunning.v1.OperationWatch");
 }
 
 pub use generated::operation_watch_server::OperationWatchServer;
@@ -36,12 +31,12 @@ pub fn watch_server(operations: &Operations) -> OperationWatchServer<WatchServic
 
 #[tonic::async_trait]
 impl generated::operation_watch_server::OperationWatch for WatchService {
-    type WatchOperationStream = Pin<Box<dyn Stream<Item = Result<EncodedMessage, Status>> + Send>>;
+    type WatchOperationStream = ResponseStream;
 
     async fn watch_operation(
         &self,
         request: Request<WatchOperationRequest>,
-    ) -> Result<Response<Self::WatchOperationStream>, Status> {
+    ) -> Result<Response<ResponseStream>, Status> {
         let name = parse_lookup_name(request.into_inner().name)?;
         let watch = self.operations.watch(&name).await?;
         let updates = stream::unfold(Some(watch), |watch| async move {

@@ -1,15 +1,14 @@
 //! The `longrunning.v1.OperationWorker` service, for creators and workers.
 
-use std::{collections::BTreeMap, pin::Pin, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
-use bytes::Bytes;
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{StreamExt, stream};
 use prost::Message;
 use prost_types::Any;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
-    codec::EncodedMessage,
+    codec::{EncodedMessage, ResponseStream, UnaryResult},
     lease_proto::{
         lease_lost_directive, renewed_directive, to_proto_directive, to_proto_lease,
         worker_directive,
@@ -17,7 +16,7 @@ use super::{
     operations::grpc_timeout,
 };
 use crate::{
-    clock::{parse_duration, to_proto_duration},
+    clock::to_proto_duration,
     error::{Error, Result},
     operation::{
         attempt_result::AttemptResult,
@@ -26,7 +25,6 @@ use crate::{
         name::OperationName,
         options::QueueName,
         outcome::Failure,
-        payload::Payload,
         retry::MAX_BACKOFF,
         trace::TraceContext,
         transition::{LeaseLostReason, Report, TransitionError},
@@ -40,18 +38,14 @@ use crate::{
         finish_operation_request::{self as finish, Outcome},
     },
     service::{
-        new_operation::NewOperation,
         operations::Operations,
-        request_params::{WaitLimits, parse_lookup_name},
+        request_params::{WaitLimits, parse_duration_field, parse_lookup_name, parse_payload},
     },
 };
 
 #[expect(unreachable_pub, reason = "generated")]
 mod generated {
-    include!(concat!(
-        env!("OUT_DIR"),
-        "/longrunning.v1.OperationWorker.rs"
-    ));
+    tonic::include_proto!("longrunning.v1.OperationWorker");
 }
 
 pub use generated::operation_worker_server::OperationWorkerServer;
@@ -99,10 +93,7 @@ pub fn worker_server_with(
 
 #[tonic::async_trait]
 impl generated::operation_worker_server::OperationWorker for WorkerService {
-    async fn create_operation(
-        &self,
-        request: Request<CreateOperationRequest>,
-    ) -> Result<Response<EncodedMessage>, Status> {
+    async fn create_operation(&self, request: Request<CreateOperationRequest>) -> UnaryResult {
         let trace_context = trace_headers(request.metadata());
         let mut request = request.into_inner();
         if request.trace_context.is_empty() {
@@ -112,19 +103,19 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
             Some(Execution::SelfExecuted(self_executed)) => Some(self_executed.worker_id.clone()),
             _ => None,
         };
-        let new_operation = NewOperation::try_from(request)?;
-        let created = self.operations.create(new_operation).await?;
-        let now = self.operations.clock().now();
+        let created = self.operations.create(request.try_into()?).await?;
         // Only the holder gets the lease: another instance of the creator may have sent
         // the same request before.
-        let is_holder = created.operation.lease().is_some_and(|lease| {
-            creator_id.is_some_and(|creator| creator == lease.holder.as_str())
-        });
+        let holder = created.operation.lease().map(|lease| lease.holder.as_str());
+        let lease = match holder {
+            Some(holder) if creator_id.as_deref() == Some(holder) => {
+                to_proto_lease(&created.operation, self.operations.clock().now())
+            }
+            _ => None,
+        };
         let response = CreateOperationResponse {
             operation: None,
-            lease: is_holder
-                .then(|| to_proto_lease(&created.operation, now))
-                .flatten(),
+            lease,
             already_existed: created.already_existed,
         };
         let mut bytes = encoded::encode_field(1, created.operation.bytes());
@@ -132,38 +123,26 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
         Ok(Response::new(EncodedMessage::Bytes(bytes.into())))
     }
 
-    async fn lease_operations(
-        &self,
-        request: Request<LeaseOperationsRequest>,
-    ) -> Result<Response<EncodedMessage>, Status> {
+    async fn lease_operations(&self, request: Request<LeaseOperationsRequest>) -> UnaryResult {
         let client_timeout = grpc_timeout(request.metadata());
         let request = request.into_inner();
         let worker = WorkerId::parse(&request.worker_id).map_err(Error::from)?;
         let queues = parse_queues(&request.queues)?;
         let max_leases = parse_max_leases(request.max_leases)?;
-        let wait_timeout = request.wait_timeout.map(parse_duration).transpose();
-        let wait_timeout = wait_timeout
-            .map_err(|error| Error::invalid("wait_timeout", "INVALID_TIMEOUT", error))?;
-        let wait_timeout = self
-            .wait_limits
-            .effective_timeout(wait_timeout, client_timeout);
+        let timeout =
+            parse_duration_field("wait_timeout", "INVALID_TIMEOUT", request.wait_timeout)?;
+        let wait_timeout = self.wait_limits.effective_timeout(timeout, client_timeout);
         let leased = self
             .operations
             .lease_batch(&queues, &worker, max_leases, wait_timeout)
             .await?;
         let now = self.operations.clock().now();
-        let leases = leased
-            .iter()
-            .filter_map(|operation| to_proto_lease(operation, now));
-        Ok(encoded_response(&LeaseOperationsResponse {
-            leases: leases.collect(),
-        }))
+        let leases = leased.iter().filter_map(|one| to_proto_lease(one, now));
+        let leases = leases.collect();
+        EncodedMessage::response(&LeaseOperationsResponse { leases })
     }
 
-    async fn heartbeat(
-        &self,
-        request: Request<HeartbeatRequest>,
-    ) -> Result<Response<EncodedMessage>, Status> {
+    async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> UnaryResult {
         let request = request.into_inner();
         let worker = WorkerId::parse(&request.worker_id).map_err(Error::from)?;
         if request.reports.len() > MAX_REPORTS {
@@ -190,16 +169,13 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
         }
         let lease_duration =
             shortest_lease.unwrap_or_else(|| self.operations.default_lease_duration());
-        Ok(encoded_response(&HeartbeatResponse {
+        EncodedMessage::response(&HeartbeatResponse {
             directives,
             heartbeat_interval: Some(to_proto_duration(lease_duration / HEARTBEATS_PER_LEASE)),
-        }))
+        })
     }
 
-    async fn finish_operation(
-        &self,
-        request: Request<FinishOperationRequest>,
-    ) -> Result<Response<EncodedMessage>, Status> {
+    async fn finish_operation(&self, request: Request<FinishOperationRequest>) -> UnaryResult {
         let request = request.into_inner();
         let name = parse_lookup_name(request.name)?;
         let token = parse_lease_token(&name, &request.lease_token)?;
@@ -217,12 +193,12 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
         Ok(Response::new(EncodedMessage::Operation(operation)))
     }
 
-    type WatchDirectivesStream = Pin<Box<dyn Stream<Item = Result<EncodedMessage, Status>> + Send>>;
+    type WatchDirectivesStream = ResponseStream;
 
     async fn watch_directives(
         &self,
         request: Request<WatchDirectivesRequest>,
-    ) -> Result<Response<Self::WatchDirectivesStream>, Status> {
+    ) -> Result<Response<ResponseStream>, Status> {
         let worker = WorkerId::parse(&request.into_inner().worker_id).map_err(Error::from)?;
         let subscription = self.operations.watch_directives(&worker)?;
         let clock = self.operations.clock();
@@ -254,15 +230,10 @@ impl WorkerService {
     /// # Errors
     /// The store is unavailable or the server is shutting down.
     async fn renew_lease(&self, report: LeaseHeartbeat) -> Result<(Directive, Option<Duration>)> {
-        let LeaseHeartbeat {
-            name, lease_token, ..
-        } = &report;
-        let (full_name, token_bytes) = (name.clone(), lease_token.clone());
-        let parsed = parse_lookup_name(full_name.clone()).and_then(|name| {
-            let token = parse_lease_token(&name, &token_bytes)?;
-            Ok((name, token))
-        });
-        let (name, token) = match parsed {
+        let (full_name, token_bytes) = (report.name.clone(), report.lease_token.clone());
+        let parsed = parse_lookup_name(full_name.clone())
+            .and_then(|name| Ok((parse_lease_token(&name, &token_bytes)?, name)));
+        let (token, name) = match parsed {
             Ok(parsed) => parsed,
             Err(error) => return Ok((lease_lost_directive(full_name, token_bytes, error), None)),
         };
@@ -290,19 +261,13 @@ impl WorkerService {
     }
 }
 
-fn encoded_response(message: &impl Message) -> Response<EncodedMessage> {
-    Response::new(EncodedMessage::Bytes(Bytes::from(message.encode_to_vec())))
-}
-
 fn parse_queues(names: &[String]) -> Result<Vec<QueueName>> {
     if !(1..=MAX_QUEUES).contains(&names.len()) {
         let message = format!("name 1 to {MAX_QUEUES} queues");
         return Err(Error::invalid("queues", "INVALID_QUEUE", message));
     }
-    let mut queues = names
-        .iter()
-        .map(|name| Ok(QueueName::parse(name)?))
-        .collect::<Result<Vec<_>>>()?;
+    let queues: Result<Vec<_>, _> = names.iter().map(|name| QueueName::parse(name)).collect();
+    let mut queues = queues?;
     queues.sort();
     queues.dedup();
     Ok(queues)
@@ -323,12 +288,8 @@ fn parse_max_leases(max_leases: i32) -> Result<usize> {
 /// Returns the token. A malformed one belongs to no lease and yields LEASE_LOST.
 fn parse_lease_token(name: &OperationName, bytes: &[u8]) -> Result<LeaseToken> {
     if bytes.is_empty() {
-        let message = "missing; send the lease_token of the lease";
-        return Err(Error::invalid(
-            "lease_token",
-            "INVALID_LEASE_TOKEN",
-            message,
-        ));
+        let (field, message) = ("lease_token", "missing; send the lease_token of the lease");
+        return Err(Error::invalid(field, "INVALID_LEASE_TOKEN", message));
     }
     LeaseToken::from_bytes(bytes).ok_or_else(|| Error::FailedPrecondition {
         name: name.to_string(),
@@ -345,20 +306,11 @@ fn parse_report(report: LeaseHeartbeat) -> Result<Report> {
     })
 }
 
-fn parse_payload(field: &'static str, any: Option<Any>) -> Result<Option<Payload>> {
-    any.map(Payload::new)
-        .transpose()
-        .map_err(|error| Error::invalid(field, "INVALID_ANY", error))
-}
-
 fn parse_failure(failure: finish::Failure) -> Result<Failure> {
     let mut parsed = Failure::from(failure.error.unwrap_or_default());
     parsed.retryable = failure.retryable;
-    parsed.retry_after = failure
-        .retry_after
-        .map(parse_duration)
-        .transpose()
-        .map_err(|error| Error::invalid("retry_after", "INVALID_DURATION", error))?;
+    parsed.retry_after =
+        parse_duration_field("retry_after", "INVALID_DURATION", failure.retry_after)?;
     if parsed.retry_after.is_some_and(|after| after > MAX_BACKOFF) {
         let message = "must be at most 366 days";
         return Err(Error::invalid("retry_after", "INVALID_DURATION", message));
@@ -373,8 +325,6 @@ fn trace_headers(headers: &MetadataMap) -> BTreeMap<String, String> {
         Some((key.to_owned(), value.to_owned()))
     });
     let present: BTreeMap<_, _> = present.collect();
-    match TraceContext::new(present.clone()) {
-        Ok(_) => present,
-        Err(_) => BTreeMap::new(),
-    }
+    let is_valid = TraceContext::new(present.clone()).is_ok();
+    if is_valid { present } else { BTreeMap::new() }
 }

@@ -2,9 +2,12 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::new_operation::{Execution, NewOperation};
+use super::{
+    new_operation::{Execution, NewOperation},
+    request_params::parse_duration_field,
+};
 use crate::{
-    clock::{is_valid_timestamp, parse_duration, to_proto_duration},
+    clock::{is_valid_timestamp, to_proto_duration},
     error::{Error, Result},
     operation::{lease::WorkerId, retry::RetryPolicy},
     proto::longrunning::v1::{
@@ -19,13 +22,11 @@ impl TryFrom<CreateOperationRequest> for NewOperation {
     fn try_from(request: CreateOperationRequest) -> Result<Self> {
         let (execution, priority) = parse_execution(request.execution)?;
         if let (Execution::SelfExecuted { .. }, Some(_)) = (&execution, &request.retry_policy) {
-            let message = "a self-executed operation has one attempt; leave retry_policy unset";
-            return Err(Error::invalid(
-                "retry_policy",
-                "INVALID_EXECUTION_OPTIONS",
-                message,
+            return Err(invalid_retry_policy(
+                "a self-executed operation has one attempt; leave retry_policy unset",
             ));
         }
+        let parse_duration = |field, time| parse_duration_field(field, "INVALID_DURATION", time);
         let non_empty = |text: String| (!text.is_empty()).then_some(text);
         Ok(Self {
             parent: request.parent,
@@ -36,12 +37,12 @@ impl TryFrom<CreateOperationRequest> for NewOperation {
             labels: request.labels.into_iter().collect(),
             trace_context: request.trace_context.into_iter().collect(),
             priority,
-            total_timeout: parse_duration_field("total_timeout", request.total_timeout)?,
-            attempt_timeout: parse_duration_field("attempt_timeout", request.attempt_timeout)?,
-            lease_duration: parse_duration_field("lease_duration", request.lease_duration)?,
+            total_timeout: parse_duration("total_timeout", request.total_timeout)?,
+            attempt_timeout: parse_duration("attempt_timeout", request.attempt_timeout)?,
+            lease_duration: parse_duration("lease_duration", request.lease_duration)?,
             retry_policy: request.retry_policy.map(parse_retry_policy).transpose()?,
-            retention: parse_duration_field("retention", request.retention)?,
-            cancel_grace_period: parse_duration_field(
+            retention: parse_duration("retention", request.retention)?,
+            cancel_grace_period: parse_duration(
                 "cancel_grace_period",
                 request.cancel_grace_period,
             )?,
@@ -115,12 +116,12 @@ fn parse_execution(execution: Option<request::Execution>) -> Result<(Execution, 
 }
 
 fn parse_not_before(time: prost_types::Timestamp) -> Result<SystemTime> {
-    let time = is_valid_timestamp(&time).then(|| SystemTime::try_from(time).ok());
-    let time = time.flatten();
-    time.ok_or_else(|| {
-        let message = "must be in the years 1 to 9999";
-        Error::invalid("not_before", "INVALID_TIME", message)
-    })
+    let message = "must be in the years 1 to 9999";
+    let invalid = || Error::invalid("not_before", "INVALID_TIME", message);
+    if !is_valid_timestamp(&time) {
+        return Err(invalid());
+    }
+    time.try_into().map_err(|_| invalid())
 }
 
 fn parse_retry_policy(policy: v1::RetryPolicy) -> Result<RetryPolicy> {
@@ -128,16 +129,9 @@ fn parse_retry_policy(policy: v1::RetryPolicy) -> Result<RetryPolicy> {
     let max_attempts = match u32::try_from(policy.max_attempts) {
         Ok(0) => defaults.max_attempts,
         Ok(attempts) => attempts,
-        Err(_) => {
-            let message = "max_attempts must be at least 1";
-            return Err(Error::invalid(
-                "retry_policy",
-                "INVALID_EXECUTION_OPTIONS",
-                message,
-            ));
-        }
+        Err(_) => return Err(invalid_retry_policy("max_attempts must be at least 1")),
     };
-    let parse_backoff = |time| parse_duration_field("retry_policy", time);
+    let parse_backoff = |time| parse_duration_field("retry_policy", "INVALID_DURATION", time);
     let initial_backoff =
         parse_backoff(policy.initial_backoff)?.unwrap_or(defaults.initial_backoff);
     Ok(RetryPolicy {
@@ -151,11 +145,6 @@ fn parse_retry_policy(policy: v1::RetryPolicy) -> Result<RetryPolicy> {
     })
 }
 
-fn parse_duration_field(
-    field: &'static str,
-    time: Option<prost_types::Duration>,
-) -> Result<Option<Duration>> {
-    let invalid = |error| Error::invalid(field, "INVALID_DURATION", error);
-    time.map(|time| parse_duration(time).map_err(invalid))
-        .transpose()
+fn invalid_retry_policy(message: &str) -> Error {
+    Error::invalid("retry_policy", "INVALID_EXECUTION_OPTIONS", message)
 }

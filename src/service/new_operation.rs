@@ -12,6 +12,7 @@ use prost::Message;
 use prost_types::Any;
 use uuid::Uuid;
 
+use super::request_params::parse_payload;
 use crate::{
     clock::Timestamp,
     error::{Error, Result},
@@ -20,7 +21,6 @@ use crate::{
         lease::{LeaseToken, WorkerId},
         name::{OperationId, OperationName, Parent, excerpt},
         options::{ExecutionOptions, QueueName},
-        payload::Payload,
         retry::RetryPolicy,
         spec::{Attributes, IdempotencyKey, InitialLease, OperationSpec},
         trace::TraceContext,
@@ -240,10 +240,10 @@ impl NewOperation {
         interner: &OptionsInterner,
     ) -> Result<OperationSpec> {
         let parent = Parent::parse(&self.parent)?;
-        let id = self
-            .id
-            .as_deref()
-            .map_or_else(|| Ok(OperationId::random()), OperationId::parse)?;
+        let id = match &self.id {
+            Some(id) => OperationId::parse(id)?,
+            None => OperationId::random(),
+        };
         let idempotency_key = self.idempotency_key()?;
         let options = self.execution_options(defaults)?;
         let attributes = Attributes {
@@ -252,20 +252,12 @@ impl NewOperation {
             trace_context: TraceContext::new(self.trace_context)?,
             idempotency_key,
         };
-        let payload = |field, any: Option<Any>| {
-            any.map(Payload::new)
-                .transpose()
-                .map_err(|error| Error::invalid(field, "INVALID_ANY", error))
-        };
         let (input, not_before, initial_lease) = match self.execution {
-            Execution::SelfExecuted { worker_id } => (
-                None,
-                None,
-                Some(InitialLease {
-                    token: LeaseToken::random(),
-                    worker: WorkerId::new(&worker_id),
-                }),
-            ),
+            Execution::SelfExecuted { worker_id } => {
+                let token = LeaseToken::random();
+                let worker = WorkerId::new(&worker_id);
+                (None, None, Some(InitialLease { token, worker }))
+            }
             Execution::Queued {
                 input, not_before, ..
             } => (input, not_before.map(to_timestamp), None),
@@ -275,8 +267,8 @@ impl NewOperation {
             number: 0,
             options: interner.intern(options),
             attributes: (attributes != Attributes::default()).then(|| Arc::new(attributes)),
-            input: payload("input", input)?,
-            metadata: payload("metadata", self.metadata)?,
+            input: parse_payload("input", input)?,
+            metadata: parse_payload("metadata", self.metadata)?,
             not_before,
             initial_lease,
         })
@@ -287,15 +279,11 @@ impl NewOperation {
             Execution::SelfExecuted { .. } => None,
             Execution::Queued { queue, .. } => Some(QueueName::parse(queue)?),
         };
-        let queue_policy = queue
-            .as_ref()
-            .and_then(|queue| defaults.queue_retry_policies.get(queue));
+        let policies = &defaults.queue_retry_policies;
+        let queue_policy = queue.as_ref().and_then(|queue| policies.get(queue));
         let defaults = &defaults.options;
-        let retry_policy = self
-            .retry_policy
-            .as_ref()
-            .or(queue_policy)
-            .unwrap_or(&defaults.retry_policy);
+        let retry_policy = self.retry_policy.as_ref().or(queue_policy);
+        let retry_policy = retry_policy.unwrap_or(&defaults.retry_policy);
         let options = ExecutionOptions {
             retry_policy: retry_policy.clone(),
             queue,
@@ -336,14 +324,10 @@ impl NewOperation {
             bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());
             bytes.extend_from_slice(part);
         };
+        let encode = |any: &Option<Any>| any.as_ref().map_or_else(Vec::new, Any::encode_to_vec);
         append(self.parent.as_bytes());
         append(self.id.as_deref().unwrap_or("").as_bytes());
-        append(
-            &self
-                .metadata
-                .as_ref()
-                .map_or_else(Vec::new, Message::encode_to_vec),
-        );
+        append(&encode(&self.metadata));
         append(self.method.as_bytes());
         append(&(self.labels.len() as u64).to_be_bytes());
         for (key, value) in &self.labels {
@@ -359,12 +343,9 @@ impl NewOperation {
             } => {
                 append(b"queue");
                 append(queue.as_bytes());
-                append(&input.as_ref().map_or_else(Vec::new, Message::encode_to_vec));
-                append(
-                    &not_before
-                        .map_or(0, |time| to_timestamp(time).nanos())
-                        .to_be_bytes(),
-                );
+                append(&encode(input));
+                let nanos = not_before.map_or(0, |time| to_timestamp(time).nanos());
+                append(&nanos.to_be_bytes());
             }
         }
         let durations = [
@@ -375,11 +356,8 @@ impl NewOperation {
             self.cancel_grace_period,
         ];
         for duration in durations {
-            append(
-                &duration
-                    .map_or(u128::MAX, |time| time.as_nanos())
-                    .to_be_bytes(),
-            );
+            let nanos = duration.map_or(u128::MAX, |time| time.as_nanos());
+            append(&nanos.to_be_bytes());
         }
         append(&self.priority.unwrap_or_default().to_be_bytes());
         if let Some(policy) = &self.retry_policy {

@@ -1,11 +1,16 @@
-//! Parsing of request parameters that gRPC and HTTP share: names and wait timeouts.
+//! Parsing of request parameters that several calls share.
 
 use std::time::Duration;
+
+use prost_types::Any;
 
 use crate::{
     clock::parse_duration,
     error::{Error, Result},
-    operation::name::{InvalidName, OperationName},
+    operation::{
+        name::{InvalidName, OperationName},
+        payload::Payload,
+    },
 };
 
 /// The bounds of the margin before the client's deadline at which a wait returns.
@@ -83,12 +88,26 @@ pub(crate) fn parse_lookup_name(name: String) -> Result<OperationName> {
     }
 }
 
-/// Parses the `timeout` of a wait.
+/// Parses the duration in `field`, if there is one.
 ///
 /// # Errors
-/// INVALID_ARGUMENT if it is negative or malformed.
-pub(crate) fn parse_timeout(timeout: prost_types::Duration) -> Result<Duration> {
-    parse_duration(timeout).map_err(|error| Error::invalid("timeout", "INVALID_TIMEOUT", error))
+/// INVALID_ARGUMENT with `reason` if it is negative or malformed.
+pub(crate) fn parse_duration_field(
+    field: &'static str,
+    reason: &'static str,
+    duration: Option<prost_types::Duration>,
+) -> Result<Option<Duration>> {
+    let duration = duration.map(parse_duration).transpose();
+    duration.map_err(|error| Error::invalid(field, reason, error))
+}
+
+/// Parses the `Any` in `field`, if there is one.
+///
+/// # Errors
+/// INVALID_ARGUMENT if its type URL is malformed.
+pub(crate) fn parse_payload(field: &'static str, any: Option<Any>) -> Result<Option<Payload>> {
+    let payload = any.map(Payload::new).transpose();
+    payload.map_err(|error| Error::invalid(field, "INVALID_ANY", error))
 }
 
 #[cfg(test)]
@@ -138,10 +157,15 @@ mod tests {
     // Rules: WAIT-7
     #[test]
     fn negative_or_malformed_wait_timeout_is_rejected() {
-        let parse = |seconds, nanos| parse_timeout(prost_types::Duration { seconds, nanos });
-        assert_eq!(parse(1, 500_000_000).unwrap(), Duration::from_millis(1500));
+        let parse = |seconds, nanos| {
+            let timeout = prost_types::Duration { seconds, nanos };
+            parse_duration_field("timeout", "INVALID_TIMEOUT", Some(timeout))
+        };
+        let parsed = parse(1, 500_000_000).unwrap();
+        assert_eq!(parsed, Some(Duration::from_millis(1500)));
         let longest = 315_576_000_000;
-        assert_eq!(parse(longest, 0).unwrap().as_secs(), 315_576_000_000);
+        let parsed = parse(longest, 0).unwrap();
+        assert_eq!(parsed, Some(Duration::from_secs(315_576_000_000)));
         for (seconds, nanos) in [
             (-1, 0),
             (0, -1),
