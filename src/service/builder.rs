@@ -37,15 +37,8 @@ pub struct Builder {
     queue_retry_policies: Vec<(String, RetryPolicy)>,
     metrics: Metrics,
     types: TypeRegistry,
-    handlers: Vec<QueueHandler>,
-}
-
-/// A handler of one queue.
-#[derive(Clone)]
-struct QueueHandler {
-    queue: String,
-    concurrency: usize,
-    handler: Arc<dyn DynHandler>,
+    /// The queue, the concurrency and the handler.
+    handlers: Vec<(String, usize, Arc<dyn DynHandler>)>,
 }
 
 /// The error of [`Builder::start`].
@@ -92,11 +85,8 @@ impl Operations {
 impl Builder {
     /// Runs `handler` for the operations of `queue`, at most `concurrency` at a time.
     pub fn handler(mut self, queue: &str, concurrency: usize, handler: impl Handler) -> Self {
-        self.handlers.push(QueueHandler {
-            queue: queue.to_owned(),
-            concurrency,
-            handler: Arc::new(handler),
-        });
+        self.handlers
+            .push((queue.to_owned(), concurrency, Arc::new(handler)));
         self
     }
 
@@ -153,41 +143,35 @@ impl Builder {
     pub async fn start(self) -> Result<Operations, StartError> {
         self.default_options.check()?;
         let mut handlers = Vec::new();
-        for configured in self.handlers {
-            if configured.concurrency == 0 {
-                let queue = configured.queue;
+        for (queue, concurrency, handler) in self.handlers {
+            if concurrency == 0 {
                 return Err(StartError::ZeroConcurrency { queue });
             }
-            handlers.push((QueueName::parse(&configured.queue)?, configured));
+            handlers.push((QueueName::parse(&queue)?, concurrency, handler));
         }
         let mut queue_retry_policies = HashMap::new();
         for (queue, policy) in self.queue_retry_policies {
             policy.check().map_err(InvalidExecutionOptions::from)?;
             queue_retry_policies.insert(QueueName::parse(&queue)?, policy);
         }
+        let (storage, clock, limits) = (self.storage, Clock::system(), self.limits);
         // The last fallible step: an error after it would leave workers running.
-        let store = Store::open(
-            self.storage,
-            Clock::system(),
-            &self.metrics,
-            self.limits,
-            self.read_consistency,
-        )
-        .await?;
+        let store =
+            Store::open(storage, clock, &self.metrics, limits, self.read_consistency).await?;
         let (worker_tasks, release_token) = (Tasks::default(), CancellationToken::new());
-        for (queue, configured) in handlers {
+        for (queue, concurrency, handler) in handlers {
             let pool = WorkerPool {
                 store: store.clone(),
                 queue,
-                handler: configured.handler,
+                handler,
                 worker: WorkerId::new("in-process"),
                 metrics: self.metrics.clone(),
                 tasks: worker_tasks.clone(),
                 stop_attempts: release_token.clone(),
             };
-            pool.start(configured.concurrency);
+            pool.start(concurrency);
         }
-        Ok(Operations::new(OperationsInner {
+        Ok(Operations(Arc::new(OperationsInner {
             store,
             defaults: ExecutionDefaults {
                 options: self.default_options,
@@ -198,17 +182,13 @@ impl Builder {
             types: self.types,
             worker_tasks,
             release_token,
-        }))
+        })))
     }
 }
 
 impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let queues: Vec<&str> = self
-            .handlers
-            .iter()
-            .map(|configured| configured.queue.as_str())
-            .collect();
+        let queues: Vec<&String> = self.handlers.iter().map(|(queue, ..)| queue).collect();
         f.debug_struct("Builder")
             .field("limits", &self.limits)
             .field("queues", &queues)

@@ -122,42 +122,27 @@ impl ListSource<'_> {
         let mut budget = TimeBudget::new(self.clock);
         let number_of = |name: &str| view.get_visible(name).map(|operation| operation.number());
         let scan = view.index.scan(&query.scope, &plan, number_of);
-        let is_partial =
+        let mut is_partial =
             !self.is_up_to_date || shared_store.is_some_and(|store| store.write_error().is_some());
         let evicted_store = shared_store.filter(|_| plan.candidates.can_be_done());
-        let mut is_complete = query
-            .fill_from_view(
-                &mut builder,
-                view,
-                &scan,
-                &mut budget,
-                evicted_store.is_some(),
-            )
-            .await;
-        let mut unreachable = Vec::new();
-        let unreachable_name = if request.name.is_empty() {
-            "-"
-        } else {
-            &request.name
-        };
-        if let Some(evicted_store) = evicted_store
+        let has_evicted = evicted_store.is_some();
+        let filled = query.fill_from_view(&mut builder, view, &scan, &mut budget, has_evicted);
+        let mut is_complete = filled.await;
+        if let Some(store) = evicted_store
             && view.eviction.evicted_below() > 0
             && is_complete
         {
-            is_complete = match query
-                .fill_from_storage(&mut builder, evicted_store, &mut budget)
-                .await
-            {
-                Err(_) if request.return_partial_success => {
-                    unreachable.push(unreachable_name.to_owned());
-                    true
-                }
-                result => result?,
-            };
+            let filled = query.fill_from_storage(&mut builder, store, &mut budget);
+            match filled.await {
+                Err(_) if request.return_partial_success => is_partial = true,
+                result => is_complete = result?,
+            }
         }
-        if request.return_partial_success && is_partial && unreachable.is_empty() {
-            unreachable.push(unreachable_name.to_owned());
-        }
+        let unreachable = match request.name.as_str() {
+            _ if !(request.return_partial_success && is_partial) => Vec::new(),
+            "" => vec!["-".to_owned()],
+            name => vec![name.to_owned()],
+        };
         if query.filter.is_some() {
             debug!(
                 list.name = request.name,
@@ -169,13 +154,10 @@ impl ListSource<'_> {
                 "listed operations with a filter"
             );
         }
-        let next_page_token = if is_complete {
-            String::new()
-        } else {
-            PageToken {
-                before_number: builder.before_number,
-            }
-            .encode(&request.name, &request.filter)
+        let before_number = builder.before_number;
+        let next_page_token = match is_complete {
+            true => String::new(),
+            false => PageToken { before_number }.encode(&request.name, &request.filter),
         };
         Ok(Page {
             operations: builder.operations,
@@ -191,13 +173,12 @@ impl ListQuery {
     fn parse(request: &ListOperationsRequest, types: &TypeRegistry) -> Result<Self> {
         let scope = Scope::parse(&request.name)
             .map_err(|error| Error::invalid("name", "INVALID_NAME", error))?;
-        if request.return_partial_success && is_single_parent(&scope) {
+        let is_single_parent =
+            matches!(&scope, Scope::Parent(parent) if !parent.as_str().is_empty());
+        if request.return_partial_success && is_single_parent {
+            let field = "return_partial_success";
             let message = "requires a wildcard or a whole collection as name; a single parent is never partially reachable";
-            return Err(Error::invalid(
-                "return_partial_success",
-                "INVALID_PARTIAL_SUCCESS",
-                message,
-            ));
+            return Err(Error::invalid(field, "INVALID_PARTIAL_SUCCESS", message));
         }
         let page_size = PageSize::parse(request.page_size)?.get();
         let page_token = PageToken::decode(&request.page_token, &request.name, &request.filter)?;
@@ -234,11 +215,8 @@ impl ListQuery {
         loop {
             let mut batch = view.index.scan_batch(scan, page.before_number, batch_size);
             // Read after the scan, so that everything evicted before is below the floor.
-            let floor = if has_evicted {
-                view.eviction.evicted_below()
-            } else {
-                0
-            };
+            let floor = has_evicted.then(|| view.eviction.evicted_below());
+            let floor = floor.unwrap_or(0);
             let is_in_view = |operation: &Arc<Operation>| operation.number() >= floor;
             let in_view_count = batch.operations.partition_point(is_in_view);
             if in_view_count < batch.operations.len() {
@@ -281,16 +259,15 @@ impl ListQuery {
                 Some(_) => EVICTED_BATCH_SIZE,
                 None => (self.page_size + 1 - page.operations.len()).min(EVICTED_BATCH_SIZE),
             };
-            let evicted = store
-                .list_from_storage(parent, page.before_number, limit)
-                .await?;
+            let evicted = store.list_from_storage(parent, page.before_number, limit);
+            let evicted = evicted.await?;
             if evicted.is_empty() {
                 return Ok(true);
             }
-            if !self.add_matching(page, evicted, budget).await {
-                return Ok(false);
-            }
-            if page.examined >= MAX_EXAMINED || budget.is_exhausted() {
+            if !self.add_matching(page, evicted, budget).await
+                || page.examined >= MAX_EXAMINED
+                || budget.is_exhausted()
+            {
                 return Ok(false);
             }
             budget.yield_if_due().await;
@@ -306,10 +283,14 @@ impl ListQuery {
         budget: &mut TimeBudget,
     ) -> bool {
         for operation in operations {
-            let is_match = self.matches(&operation, budget).await;
-            if !self.push_if_fits(page, operation, is_match) {
+            page.examined += 1;
+            let number = operation.number();
+            if self.matches(&operation, budget).await
+                && !page.push_if_fits(self.page_size, operation)
+            {
                 return false;
             }
+            page.before_number = number;
             if budget.decoded_bytes >= CLOCK_CHECK_BYTES {
                 if budget.is_exhausted() {
                     return false;
@@ -341,28 +322,20 @@ impl ListQuery {
         let (filter, operation) = (Arc::clone(filter), Arc::clone(operation));
         spawn_blocking_if_large(bytes, move || filter.matches(&operation)).await
     }
+}
 
-    /// Counts an operation as examined, and adds it if it matches. Returns `false` if
-    /// the page has no room for it.
-    fn push_if_fits(
-        &self,
-        page: &mut PageBuilder,
-        operation: Arc<Operation>,
-        is_match: bool,
-    ) -> bool {
-        page.examined += 1;
-        if is_match {
-            let bytes = page.bytes + operation.bytes().len();
-            let is_empty = page.operations.is_empty();
-            if page.operations.len() == self.page_size || (!is_empty && bytes > MAX_PAGE_BYTES) {
-                return false;
-            }
-            page.bytes = bytes;
+// === impl PageBuilder ===
+
+impl PageBuilder {
+    /// Adds an operation. Returns `false` if the page has no room for it.
+    fn push_if_fits(&mut self, page_size: usize, operation: Arc<Operation>) -> bool {
+        let bytes = self.bytes + operation.bytes().len();
+        let is_empty = self.operations.is_empty();
+        if self.operations.len() == page_size || (!is_empty && bytes > MAX_PAGE_BYTES) {
+            return false;
         }
-        page.before_number = operation.number();
-        if is_match {
-            page.operations.push(operation);
-        }
+        self.bytes = bytes;
+        self.operations.push(operation);
         true
     }
 }
@@ -393,10 +366,6 @@ impl TimeBudget {
             self.last_yield_at = self.clock.now();
         }
     }
-}
-
-fn is_single_parent(scope: &Scope) -> bool {
-    matches!(scope, Scope::Parent(parent) if !parent.as_str().is_empty())
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::{
     clock::Clock,
     error::{Error, Result},
     metrics::Metrics,
-    operation::{Operation, name::OperationName, options::ExecutionOptions, transition::Event},
+    operation::{Operation, name::OperationName, transition::Event},
     proto::google::longrunning::ListOperationsRequest,
     store::{create::Created, state::Store, waiters::WaitFor},
     tasks::Tasks,
@@ -27,7 +27,7 @@ use crate::{
 /// A handle to the operations of one server. Clones share them. Dropping the last
 /// handle stops the workers.
 #[derive(Clone, Debug)]
-pub struct Operations(Arc<OperationsInner>);
+pub struct Operations(pub(super) Arc<OperationsInner>);
 
 #[derive(Debug)]
 pub(super) struct OperationsInner {
@@ -45,16 +45,8 @@ pub(super) struct OperationsInner {
 // === impl Operations ===
 
 impl Operations {
-    pub(super) fn new(inner: OperationsInner) -> Self {
-        Self(Arc::new(inner))
-    }
-
     pub(super) fn store(&self) -> &Arc<Store> {
         &self.0.store
-    }
-
-    pub(super) fn default_options(&self) -> &ExecutionOptions {
-        &self.0.defaults.options
     }
 
     /// Creates an operation. It is durable and visible to all clients on return.
@@ -73,10 +65,8 @@ impl Operations {
     /// # Errors
     /// As [`Operations::create`].
     pub async fn submit(&self, queue: &str, input: Any) -> Result<Arc<Operation>> {
-        Ok(self
-            .create(NewOperation::queued(queue).input(input))
-            .await?
-            .operation)
+        let new_operation = NewOperation::queued(queue).input(input);
+        Ok(self.create(new_operation).await?.operation)
     }
 
     /// Returns an operation from this server's memory, without waiting. With a
@@ -85,11 +75,8 @@ impl Operations {
     /// # Errors
     /// NOT_FOUND if this server knows no such operation.
     pub fn get_cached(&self, name: &OperationName) -> Result<Arc<Operation>> {
-        self.0
-            .store
-            .view
-            .get_visible(name.as_str())
-            .ok_or_else(|| Error::not_found(name.as_str()))
+        let found = self.0.store.view.get_visible(name.as_str());
+        found.ok_or_else(|| Error::not_found(name.as_str()))
     }
 
     /// Returns an operation. With a [`SharedStorage`](crate::SharedStorage) an
@@ -164,10 +151,10 @@ impl Operations {
         }
         let stopping = self.0.store.tasks.stop_token();
         let waiters = &self.0.store.view.waiters;
-        let Some(mut waiter) = waiters.register(current.number(), WaitFor::Done) else {
+        let number = current.number();
+        let Some(mut waiter) = waiters.register(number, WaitFor::Done) else {
             return Ok(current);
         };
-        let number = current.number();
         drop(current);
         let deadline = Instant::now().checked_add(max_wait);
         loop {
@@ -192,10 +179,8 @@ impl Operations {
     pub async fn shutdown(&self, shutdown_timeout: Duration) {
         self.0.store.tasks.stop_token().cancel();
         let worker_tasks = &self.0.worker_tasks;
-        if timeout(shutdown_timeout, worker_tasks.stop())
-            .await
-            .is_err()
-        {
+        let stopped = timeout(shutdown_timeout, worker_tasks.stop()).await;
+        if stopped.is_err() {
             self.0.release_token.cancel();
             worker_tasks.stop().await;
         }

@@ -40,13 +40,11 @@ impl Operations {
     /// RESOURCE_EXHAUSTED if the server has too many waiters.
     pub(crate) fn watch_from(&self, current: &Operation) -> Result<Watch> {
         let waiters = &self.store().view.waiters;
-        let Some(waiter) = waiters.register(current.number(), WaitFor::AnyChange) else {
-            return Err(self.too_many_waiters());
-        };
+        let waiter = waiters.register(current.number(), WaitFor::AnyChange);
         Ok(Watch {
             operations: self.clone(),
             name: current.name_owned(),
-            waiter,
+            waiter: waiter.ok_or_else(|| self.too_many_waiters())?,
             number: current.number(),
             last_returned: None,
         })
@@ -63,11 +61,8 @@ impl Watch {
     /// NOT_FOUND if the operation is deleted or expires; UNAVAILABLE when the
     /// server shuts down.
     pub async fn next(&mut self) -> Option<Result<Arc<Operation>>> {
-        if self
-            .last_returned
-            .as_ref()
-            .is_some_and(|last| last.is_done())
-        {
+        let last = self.last_returned.as_ref();
+        if last.is_some_and(|last| last.is_done()) {
             return None;
         }
         let stopping = self.operations.store().tasks.stop_token().clone();
@@ -100,8 +95,7 @@ impl Watch {
     }
 
     fn has_changed(&self, current: &Operation) -> bool {
-        self.last_returned
-            .as_ref()
-            .is_none_or(|last| last.bytes() != current.bytes())
+        let last = self.last_returned.as_ref();
+        last.is_none_or(|last| last.bytes() != current.bytes())
     }
 }

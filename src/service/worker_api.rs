@@ -1,6 +1,6 @@
 //! The worker-side API of [`Operations`]: leases, heartbeats, reports and results.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use prost_types::Any;
 use tokio::{
@@ -43,11 +43,8 @@ impl Operations {
     pub async fn lease(&self, queue: &QueueName, worker: &WorkerId) -> Result<Arc<Operation>> {
         let queues = std::slice::from_ref(queue);
         loop {
-            let mut leased = self
-                .store()
-                .lease_batch(queues, worker, 1, std::future::pending())
-                .await?;
-            if let Some(operation) = leased.pop() {
+            let leased = self.store().lease_batch(queues, worker, 1, pending());
+            if let Some(operation) = leased.await?.pop() {
                 return Ok(operation);
             }
         }
@@ -81,8 +78,8 @@ impl Operations {
                 }
             }
         };
-        let leased = self
-            .store()
+        let store = self.store();
+        let leased = store
             .lease_batch(queues, worker, max_operations, wait_ended)
             .await?;
         if leased.is_empty() && !wait_timeout.is_zero() && subscription.is_none() {
@@ -123,7 +120,7 @@ impl Operations {
 
     /// Returns the lease duration of operations whose creator set none.
     pub(crate) fn default_lease_duration(&self) -> Duration {
-        self.default_options().lease_duration
+        self.0.defaults.options.lease_duration
     }
 
     /// Renews a lease.
@@ -147,9 +144,8 @@ impl Operations {
         report: Report,
     ) -> Result<Arc<Operation>> {
         report.check()?;
-        self.store()
-            .commit(name, Event::RenewLease(token, report))
-            .await
+        let event = Event::RenewLease(token, report);
+        self.store().commit(name, event).await
     }
 
     /// Merges a report without renewing the lease.
@@ -163,9 +159,8 @@ impl Operations {
         report: Report,
     ) -> Result<Arc<Operation>> {
         report.check()?;
-        self.store()
-            .commit(name, Event::Report(token, report))
-            .await
+        let event = Event::Report(token, report);
+        self.store().commit(name, event).await
     }
 
     /// Records the result of an attempt, with a last report. Repeating the call with
@@ -220,8 +215,8 @@ impl Operations {
     /// # Errors
     /// As [`Operations::finish`].
     pub async fn release(&self, name: &OperationName, token: LeaseToken) -> Result<Arc<Operation>> {
-        self.finish(name, token, AttemptResult::Released, Report::default())
-            .await
+        let result = AttemptResult::Released;
+        self.finish(name, token, result, Report::default()).await
     }
 }
 
