@@ -1,7 +1,6 @@
 //! The handler of the demo: hashes every file below a directory.
 
 use std::{
-    fmt::Write,
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -54,10 +53,9 @@ struct ChecksumJob {
 /// by path.
 pub(crate) async fn compute_checksum(context: Context) -> Result<Any, Failure> {
     let request: CreateChecksumRequest = context.input_as()?;
-    let started = Instant::now();
     let job = ChecksumJob {
         context,
-        started,
+        started: Instant::now(),
         total_bytes: 0,
         hashed_bytes: 0,
         hashed_files: 0,
@@ -83,21 +81,21 @@ impl ChecksumJob {
         let mut list_hasher = Sha256::new();
         for file in &files {
             match self.hash_file(file, files.len()) {
-                Ok(digest) => {
+                Ok(Some(digest)) => {
                     list_hasher.update(hex(&digest));
                     list_hasher.update(b"  ");
                     list_hasher.update(&file.relative_path);
                     list_hasher.update(b"\n");
                     self.hashed_files += 1;
                 }
-                Err(HashError::Cancelled) => return Err(Failure::cancelled()),
-                Err(HashError::Unreadable(_)) => unreadable += 1,
+                Ok(None) => return Err(Failure::cancelled()),
+                Err(_) => unreadable += 1,
             }
         }
         self.report_progress("hashing", files.len());
         Ok(Checksum {
             directory: directory.display().to_string(),
-            files: to_i64(self.hashed_files),
+            files: i64::try_from(self.hashed_files).unwrap_or(i64::MAX),
             bytes: i64::try_from(self.hashed_bytes).unwrap_or(i64::MAX),
             sha256: hex(&list_hasher.finalize()),
             unreadable,
@@ -134,24 +132,21 @@ impl ChecksumJob {
         Ok((files, unreadable))
     }
 
-    fn hash_file(&mut self, file: &FileEntry, file_count: usize) -> Result<[u8; 32], HashError> {
+    /// Returns the SHA-256 of a file, or `None` if the operation is cancelled.
+    fn hash_file(&mut self, file: &FileEntry, file_count: usize) -> io::Result<Option<[u8; 32]>> {
         let mut reader = File::open(&file.path)?;
         let mut hasher = Sha256::new();
-        let mut chunk = vec![
-            0;
-            CHUNK_BYTES
-                .min(usize::try_from(file.size_bytes).unwrap_or(CHUNK_BYTES))
-                .max(4096)
-        ];
+        let file_bytes = usize::try_from(file.size_bytes).unwrap_or(CHUNK_BYTES);
+        let mut chunk = vec![0; file_bytes.clamp(4096, CHUNK_BYTES)];
         loop {
             if self.context.is_cancelled() {
-                return Err(HashError::Cancelled);
+                return Ok(None);
             }
             let read = match reader.read(&mut chunk) {
-                Ok(0) => return Ok(hasher.finalize().into()),
+                Ok(0) => return Ok(Some(hasher.finalize().into())),
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             };
             hasher.update(&chunk[..read]);
             self.hashed_bytes += read as u64;
@@ -167,58 +162,27 @@ impl ChecksumJob {
             self.total_bytes as f64,
             self.hashed_bytes as f64 / elapsed,
         );
-        let remaining_secs = if bytes_per_sec > 0.0 {
-            ((total - done) / bytes_per_sec).max(0.0)
-        } else {
-            0.0
-        };
-        let is_hashing = stage == "hashing";
-        self.context.report_progress(Progress {
-            fraction: (is_hashing && total > 0.0).then(|| (done / total).min(1.0)),
+        let mut progress = Progress {
             done_units: i64::try_from(self.hashed_bytes).unwrap_or(i64::MAX),
-            total_units: if is_hashing {
-                i64::try_from(self.total_bytes).unwrap_or(i64::MAX)
-            } else {
-                0
-            },
             unit: "bytes".to_owned(),
             stage: stage.to_owned(),
-            message: if is_hashing {
-                format!(
-                    "{} of {file_count} files, {:.0} MiB/s",
-                    self.hashed_files,
-                    bytes_per_sec / 1_048_576.0
-                )
-            } else {
-                format!("{file_count} files found")
-            },
-            eta: (is_hashing && bytes_per_sec > 0.0)
-                .then(|| (self.context.now() + Duration::from_secs_f64(remaining_secs)).into()),
-        });
-    }
-}
-
-/// Why a file was not hashed.
-enum HashError {
-    Cancelled,
-    Unreadable(#[expect(dead_code, reason = "unreadable files are only counted")] io::Error),
-}
-
-impl From<io::Error> for HashError {
-    fn from(error: io::Error) -> Self {
-        Self::Unreadable(error)
+            message: format!("{file_count} files found"),
+            ..Progress::default()
+        };
+        if stage == "hashing" {
+            progress.fraction = (total > 0.0).then(|| (done / total).min(1.0));
+            progress.total_units = i64::try_from(self.total_bytes).unwrap_or(i64::MAX);
+            let (files, mib_per_sec) = (self.hashed_files, bytes_per_sec / 1_048_576.0);
+            progress.message = format!("{files} of {file_count} files, {mib_per_sec:.0} MiB/s");
+            progress.eta = (bytes_per_sec > 0.0).then(|| {
+                let remaining_secs = ((total - done) / bytes_per_sec).max(0.0);
+                (self.context.now() + Duration::from_secs_f64(remaining_secs)).into()
+            });
+        }
+        self.context.report_progress(progress);
     }
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(64), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
-}
-
-fn to_i64(files: usize) -> i64 {
-    i64::try_from(files).unwrap_or(i64::MAX)
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -3,12 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response};
 
 use super::checksum::QUEUE;
 use crate::{
     error::{Error, Result},
-    grpc::codec::EncodedMessage,
+    grpc::codec::{EncodedMessage, UnaryResult},
     operation::{name::excerpt, payload::Payload},
     proto::longrunning::demo::v1::CreateChecksumRequest,
     service::new_operation::NewOperation,
@@ -17,10 +17,7 @@ use crate::{
 
 #[expect(unreachable_pub, reason = "generated")]
 mod generated {
-    include!(concat!(
-        env!("OUT_DIR"),
-        "/longrunning.demo.v1.Checksums.rs"
-    ));
+    tonic::include_proto!("longrunning.demo.v1.Checksums");
 }
 
 pub(crate) use generated::checksums_server::ChecksumsServer;
@@ -54,19 +51,14 @@ pub(crate) fn new_checksum_operation(directory: &Path) -> NewOperation {
 
 #[tonic::async_trait]
 impl generated::checksums_server::Checksums for ChecksumService {
-    async fn create_checksum(
-        &self,
-        request: Request<CreateChecksumRequest>,
-    ) -> Result<Response<EncodedMessage>, Status> {
+    async fn create_checksum(&self, request: Request<CreateChecksumRequest>) -> UnaryResult {
         let (service, directory) = (self.clone(), request.into_inner().directory);
         // A slow disk must not block the other calls of this thread.
         let resolved =
             tokio::task::spawn_blocking(move || service.resolve_directory(&directory)).await;
         let directory = resolved.map_err(|_| Error::ShuttingDown)??;
-        let created = self
-            .operations
-            .create(new_checksum_operation(&directory))
-            .await?;
+        let new_operation = new_checksum_operation(&directory);
+        let created = self.operations.create(new_operation).await?;
         Ok(Response::new(EncodedMessage::Operation(created.operation)))
     }
 }
@@ -87,18 +79,14 @@ impl ChecksumService {
             // `..` cannot be resolved in a path that does not exist.
             Err(_) => None,
         };
-        if let Some(path) = canonical.filter(|path| path.starts_with(&self.root)) {
-            return Ok(path);
-        }
-        let message = format!(
-            "{:?} is not below {:?}, the root directory of this demo",
-            excerpt(directory),
-            self.root
-        );
-        Err(Error::invalid(
-            "directory",
-            "DIRECTORY_OUTSIDE_ROOT",
-            message,
-        ))
+        let below_root = canonical.filter(|path| path.starts_with(&self.root));
+        below_root.ok_or_else(|| {
+            let message = format!(
+                "{:?} is not below {:?}, the root directory of this demo",
+                excerpt(directory),
+                self.root
+            );
+            Error::invalid("directory", "DIRECTORY_OUTSIDE_ROOT", message)
+        })
     }
 }
