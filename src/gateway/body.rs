@@ -26,15 +26,15 @@ pub(super) const MAX_BODY_BYTES: usize = 64 << 10;
 const MAX_DRAIN_BYTES: usize = 4 << 20;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Reads a whole JSON body of at most `limit` bytes. An empty body may have any content
-/// type.
+/// Reads a whole JSON body of at most `max_bytes`; with `None`, the call takes no body. An
+/// empty body may have any content type.
 ///
 /// # Errors
-/// The body is too large, too slow, cut off or not JSON.
+/// The body is unexpected, too large, too slow, cut off or not JSON.
 pub(super) async fn read<B>(
     headers: &HeaderMap,
     body: B,
-    limit: usize,
+    max_bytes: Option<usize>,
     read_timeout: Duration,
 ) -> Result<Bytes, HttpError>
 where
@@ -44,7 +44,8 @@ where
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
-    let mut body = pin!(body);
+    let (mut body, limit) = (pin!(body), max_bytes.unwrap_or(0));
+    let too_large = || max_bytes.map_or_else(HttpError::unexpected_body, HttpError::body_too_large);
     let declared_len = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     let collected = if declared_len <= limit {
         let result = timeout(read_timeout, read_limited(body.as_mut(), limit)).await;
@@ -54,13 +55,13 @@ where
         })?
     } else if declared_len > MAX_DRAIN_BYTES || headers.contains_key(header::EXPECT) {
         // A client that expects 100-continue sends no body after an error.
-        return Err(HttpError::body_too_large(limit));
+        return Err(too_large());
     } else {
         None
     };
     let Some(body) = collected else {
         let _ = timeout(DRAIN_TIMEOUT, drain(body)).await;
-        return Err(HttpError::body_too_large(limit));
+        return Err(too_large());
     };
     // Some clients send a content type without a body.
     if !body.is_empty() && !is_json(headers) {
@@ -99,37 +100,13 @@ async fn drain<B: Body>(mut body: Pin<&mut B>) {
     }
 }
 
-/// Checks that a request has no body.
-///
-/// # Errors
-/// The request has a body, or its end does not arrive in time.
-pub(super) async fn reject_body<B>(
-    headers: &HeaderMap,
-    body: B,
-    read_timeout: Duration,
-) -> Result<(), HttpError>
-where
-    B: Body,
-    B::Error: Into<BoxError>,
-{
-    match read(headers, body, 0, read_timeout).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.code == http::StatusCode::PAYLOAD_TOO_LARGE => {
-            Err(HttpError::unexpected_body())
-        }
-        Err(error) => Err(error),
-    }
-}
-
 /// Returns `true` if the content type is JSON or missing.
 fn is_json(headers: &HeaderMap) -> bool {
     let Some(content_type) = headers.get(header::CONTENT_TYPE) else {
         return true;
     };
-    let content_type = content_type
-        .to_str()
-        .unwrap_or_default()
-        .to_ascii_lowercase();
+    let content_type = content_type.to_str().unwrap_or_default();
+    let content_type = content_type.to_ascii_lowercase();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
     // gRPC messages are framed, also with JSON encoding.
     let is_grpc = media_type.starts_with("application/grpc");
@@ -156,7 +133,7 @@ mod tests {
         let result = read(
             headers,
             Full::<Bytes>::from(body),
-            8,
+            Some(8),
             Duration::from_secs(1),
         )
         .await;
@@ -212,7 +189,7 @@ mod tests {
         let never = StreamBody::new(futures_util::stream::pending::<
             Result<http_body::Frame<Bytes>, std::convert::Infallible>,
         >());
-        let result = read(&HeaderMap::new(), never, 8, Duration::from_secs(1)).await;
+        let result = read(&HeaderMap::new(), never, Some(8), Duration::from_secs(1)).await;
         assert_eq!(result.unwrap_err().code.as_u16(), 408);
     }
 
@@ -221,9 +198,9 @@ mod tests {
     async fn body_of_a_bodyless_method_is_rejected() {
         let read_timeout = Duration::from_secs(1);
         let no_headers = HeaderMap::new();
-        let result = reject_body(&no_headers, Full::<Bytes>::from(""), read_timeout).await;
+        let result = read(&no_headers, Full::<Bytes>::from(""), None, read_timeout).await;
         assert!(result.is_ok());
-        let result = reject_body(&no_headers, Full::<Bytes>::from("{}"), read_timeout).await;
+        let result = read(&no_headers, Full::<Bytes>::from("{}"), None, read_timeout).await;
         let error = result.unwrap_err();
         assert_eq!(error.code.as_u16(), 400);
         assert!(error.message().contains("takes no body"));

@@ -41,13 +41,11 @@ impl CorsOrigins {
         }
         // HTTP/2 has the host in `:authority`.
         let host = match request.uri.authority() {
-            Some(authority) => Some(authority.as_str()),
-            None => headers
-                .get(header::HOST)
-                .and_then(|host| host.to_str().ok()),
+            Some(authority) => Some(authority.as_str().as_bytes()),
+            None => headers.get(header::HOST).map(HeaderValue::as_bytes),
         };
         let origin_parts = origin.to_str().ok().and_then(|text| text.split_once("://"));
-        origin_parts.is_none_or(|(_, origin_host)| Some(origin_host) != host)
+        origin_parts.is_none_or(|(_, origin_host)| Some(origin_host.as_bytes()) != host)
     }
 
     fn find_allowed(&self, origin: &HeaderValue) -> Option<&HeaderValue> {
@@ -68,10 +66,8 @@ impl CorsOrigins {
         }
         // A cache must not serve the response to another origin.
         response.append(header::VARY, header::ORIGIN.into());
-        let Some(origin) = request.get(header::ORIGIN) else {
-            return;
-        };
-        let Some(allowed_origin) = self.find_allowed(origin) else {
+        let origin = request.get(header::ORIGIN);
+        let Some(allowed_origin) = origin.and_then(|origin| self.find_allowed(origin)) else {
             return;
         };
         let request_method_header = header::ACCESS_CONTROL_REQUEST_METHOD;
@@ -83,10 +79,8 @@ impl CorsOrigins {
         }
         let methods = HeaderValue::from_static(ALLOWED_METHODS);
         response.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
-        response.insert(
-            header::ACCESS_CONTROL_MAX_AGE,
-            HeaderValue::from_static(PREFLIGHT_MAX_AGE_SECONDS),
-        );
+        let max_age = HeaderValue::from_static(PREFLIGHT_MAX_AGE_SECONDS);
+        response.insert(header::ACCESS_CONTROL_MAX_AGE, max_age);
         // No request header changes what a call does here, so all are allowed.
         if let Some(headers) = request.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
             response.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, headers.clone());
@@ -100,25 +94,18 @@ impl FromStr for CorsOrigins {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let origins = text.split(',').map(str::trim);
         let origins = origins.filter(|origin| !origin.is_empty());
-        let parse = |origin: &str| {
-            HeaderValue::from_str(origin)
-                .ok()
-                .filter(|_| is_origin(origin))
-                .ok_or_else(|| InvalidCorsOrigins(origin.to_owned()))
+        let parse = |origin: &str| match HeaderValue::from_str(origin) {
+            Ok(value) if is_origin(origin) => Ok(value),
+            _ => Err(InvalidCorsOrigins(origin.to_owned())),
         };
         origins.map(parse).collect::<Result<_, _>>().map(Self)
     }
 }
 
 fn is_origin(text: &str) -> bool {
-    let host = text.split_once("://").map(|(_, host)| host);
-    let is_host = |host: &str| {
-        !host.is_empty()
-            && host
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte))
-    };
-    text == "*" || (host.is_some_and(is_host) && text.is_ascii())
+    let is_host_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
+    let is_url = |(_, host): (&str, &str)| !host.is_empty() && host.bytes().all(is_host_byte);
+    text == "*" || (text.split_once("://").is_some_and(is_url) && text.is_ascii())
 }
 
 #[cfg(test)]

@@ -46,10 +46,11 @@ impl HttpError {
     pub(super) fn method_not_allowed(allowed: &'static str) -> Self {
         let message = format!("method not allowed for this path; allowed: {allowed}");
         let status = error_status::with_reason(Code::Unimplemented, "METHOD_NOT_ALLOWED", &message);
-        let mut error = Self::new(StatusCode::METHOD_NOT_ALLOWED, status);
-        let value = HeaderValue::from_static(allowed);
-        error.header = Some(Box::new((header::ALLOW, value)));
-        error
+        let allow = (header::ALLOW, HeaderValue::from_static(allowed));
+        Self {
+            header: Some(Box::new(allow)),
+            ..Self::new(StatusCode::METHOD_NOT_ALLOWED, status)
+        }
     }
 
     /// The call comes from a page whose origin is not configured.
@@ -138,9 +139,8 @@ impl HttpError {
 
     /// Returns the body of the response, with the built-in types only.
     pub(crate) fn to_json(&self) -> Vec<u8> {
-        self.envelope(&TypeRegistry::built_in())
-            .to_string()
-            .into_bytes()
+        let json = self.envelope(&TypeRegistry::built_in());
+        json.to_string().into_bytes()
     }
 }
 
@@ -152,11 +152,11 @@ impl From<Status> for HttpError {
 
 impl From<Error> for HttpError {
     fn from(error: Error) -> Self {
-        let retry_after = error.retry_after();
-        let mut http_error = Self::from(Status::from(error));
-        http_error.header =
-            retry_after.map(|delay| Box::new((header::RETRY_AFTER, delay.as_secs().max(1).into())));
-        http_error
+        let retry_after = error.retry_after().map(|delay| delay.as_secs().max(1));
+        Self {
+            header: retry_after.map(|secs| Box::new((header::RETRY_AFTER, secs.into()))),
+            ..Status::from(error).into()
+        }
     }
 }
 

@@ -48,7 +48,7 @@ impl FromStr for HttpPrefix {
     /// Parses a prefix. The empty text is the default: any version.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.is_empty() {
-            return Ok(Self(None));
+            return Ok(Self::default());
         }
         let segments = text.trim_end_matches('/');
         let is_segment = |segment: &str| {
@@ -57,27 +57,20 @@ impl FromStr for HttpPrefix {
                     .bytes()
                     .all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
         };
-        let path = segments.strip_prefix('/');
-        let is_valid = match path {
-            Some(path) => path.split('/').all(is_segment),
-            None => segments.is_empty(),
-        };
-        if !is_valid {
-            return Err(InvalidHttpPrefix(text.to_owned()));
+        match segments.strip_prefix('/') {
+            Some(path) if path.split('/').all(is_segment) => Ok(Self(Some(segments.into()))),
+            None if segments.is_empty() => Ok(Self(Some(segments.into()))),
+            _ => Err(InvalidHttpPrefix(text.to_owned())),
         }
-        Ok(Self(Some(segments.into())))
     }
 }
 
 /// Returns `true` for `v1`, `v2beta`, `v1beta1`, `v1p1beta1` and the like (AIP-185).
 fn is_version(text: &str) -> bool {
-    let Some(text) = text.strip_prefix('v') else {
-        return false;
-    };
-    text.starts_with(|letter: char| letter.is_ascii_digit())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    let is_suffix = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    text.strip_prefix('v').is_some_and(|rest| {
+        rest.starts_with(|first: char| first.is_ascii_digit()) && rest.bytes().all(is_suffix)
+    })
 }
 
 #[cfg(test)]

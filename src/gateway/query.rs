@@ -22,24 +22,6 @@ pub(super) struct QueryParams {
     pub(super) format: JsonFormat,
 }
 
-/// Parameters of every Google API that this server ignores, as well as all that begin
-/// with `$`.
-const SYSTEM_PARAMETERS: [&str; 13] = [
-    "access_token",
-    "apiVersion",
-    "callback",
-    "fields",
-    "key",
-    "oauth_token",
-    "passwd",
-    "quotaUser",
-    "uploadType",
-    "upload_protocol",
-    "userIp",
-    "userProject",
-    "user",
-];
-
 /// Parses the query of a call.
 ///
 /// # Errors
@@ -54,8 +36,13 @@ pub(super) fn parse(action: Action, query: &str) -> Result<QueryParams, HttpErro
         if parsed.format.apply_parameter(action, &key, &value)? || is_system_parameter(&key) {
             continue;
         }
-        let Some(field) = field_name(action, &key) else {
-            return Err(unknown_parameter(action, &key));
+        let field = match key.as_str() {
+            _ if action != Action::List => return Err(unknown_parameter(action, &key)),
+            "filter" => "filter",
+            "pageSize" | "page_size" => "page_size",
+            "pageToken" | "page_token" => "page_token",
+            "returnPartialSuccess" | "return_partial_success" => "return_partial_success",
+            _ => return Err(unknown_parameter(action, &key)),
         };
         if seen.contains(&field) {
             return Err(invalid_parameter(&key, "repeated; give it once"));
@@ -66,23 +53,14 @@ pub(super) fn parse(action: Action, query: &str) -> Result<QueryParams, HttpErro
     Ok(parsed)
 }
 
-/// Returns the request field for a key in lowerCamelCase or snake_case, or `None` if
-/// there is none.
-fn field_name(action: Action, key: &str) -> Option<&'static str> {
-    if action != Action::List {
-        return None;
-    }
-    Some(match key {
-        "filter" => "filter",
-        "pageSize" | "page_size" => "page_size",
-        "pageToken" | "page_token" => "page_token",
-        "returnPartialSuccess" | "return_partial_success" => "return_partial_success",
-        _ => return None,
-    })
-}
-
+/// Returns `true` for parameters of every Google API that this server ignores.
 fn is_system_parameter(key: &str) -> bool {
-    key.starts_with('$') || SYSTEM_PARAMETERS.contains(&key)
+    match key {
+        "access_token" | "apiVersion" | "callback" | "fields" | "key" | "oauth_token"
+        | "passwd" | "quotaUser" | "uploadType" | "upload_protocol" | "userIp" | "userProject"
+        | "user" => true,
+        _ => key.starts_with('$'),
+    }
 }
 
 fn unknown_parameter(action: Action, key: &str) -> HttpError {
@@ -112,22 +90,13 @@ impl QueryParams {
             // Some clients send unset fields with empty values.
             _ if value.is_empty() => {}
             "page_size" => {
-                list_request.page_size = parse_i32(&value).ok_or_else(|| {
-                    let message = "must be a 32-bit integer";
-                    Error::invalid("page_size", "INVALID_PAGE_SIZE", message)
-                })?;
+                let message = "must be a 32-bit integer";
+                let invalid = || Error::invalid("page_size", "INVALID_PAGE_SIZE", message);
+                list_request.page_size = parse_i32(&value).ok_or_else(invalid)?;
             }
             _ => {
-                list_request.return_partial_success = match value.as_str() {
-                    "true" => true,
-                    "false" => false,
-                    _ => {
-                        return Err(invalid_parameter(
-                            "return_partial_success",
-                            "must be true or false",
-                        ));
-                    }
-                };
+                let invalid = |_| invalid_parameter(field, "must be true or false");
+                list_request.return_partial_success = value.parse().map_err(invalid)?;
             }
         }
         Ok(())
@@ -154,18 +123,15 @@ impl JsonFormat {
     ) -> Result<bool, HttpError> {
         match key {
             "alt" | "$alt" => {
-                let mut parts = value.split(';');
-                let format_name = parts.next().unwrap_or_default();
-                let is_supported = matches!(format_name, "" | "json")
-                    || (format_name == "sse" && action == Action::Watch);
-                let message = "must be json, or json;enum-encoding=int";
-                if !is_supported {
-                    return Err(invalid_parameter(key, message));
-                }
-                for part in parts {
-                    match part {
-                        "enum-encoding=int" => self.enum_encoding = EnumFormat::Numbers,
-                        _ => return Err(invalid_parameter(key, message)),
+                for (index, part) in value.split(';').enumerate() {
+                    match (index, part) {
+                        (0, "" | "json") => {}
+                        (0, "sse") if action == Action::Watch => {}
+                        (1.., "enum-encoding=int") => self.enum_encoding = EnumFormat::Numbers,
+                        _ => {
+                            let message = "must be json, or json;enum-encoding=int";
+                            return Err(invalid_parameter(key, message));
+                        }
                     }
                 }
             }

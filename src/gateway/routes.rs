@@ -91,29 +91,22 @@ pub(super) fn match_route(
 /// Returns `true` if a raw path belongs to HTTP/JSON and not to a gRPC service. With the
 /// empty prefix, both have the same form, and only paths with a binding are HTTP/JSON.
 pub(super) fn is_gateway_path(prefix: &HttpPrefix, path: &str) -> bool {
-    let has_binding = |path: &str| {
+    prefix.strip(path).is_some_and(|path| {
         let (path, verb) = split_verb(path);
-        classify(path, verb).is_some()
-    };
-    prefix
-        .strip(path)
-        .is_some_and(|path| !prefix.is_empty() || has_binding(path))
+        !prefix.is_empty() || classify(path, verb).is_some()
+    })
 }
 
 /// Splits a custom verb from a raw path: the text after the last colon, if it is a known
 /// verb. Works on the raw path, so that an escaped colon belongs to the name; so does a
 /// raw colon before anything else, because Google's Rust client does not escape colons.
 fn split_verb(path: &str) -> (&str, Option<Action>) {
-    let verb = path.rsplit_once(':').and_then(|(path, verb)| {
-        let action = match verb {
-            "cancel" => Action::Cancel,
-            "wait" => Action::Wait,
-            "watch" => Action::Watch,
-            _ => return None,
-        };
-        Some((path, Some(action)))
-    });
-    verb.unwrap_or((path, None))
+    match path.rsplit_once(':') {
+        Some((path, "cancel")) => (path, Some(Action::Cancel)),
+        Some((path, "wait")) => (path, Some(Action::Wait)),
+        Some((path, "watch")) => (path, Some(Action::Watch)),
+        _ => (path, None),
+    }
 }
 
 /// Returns the resource of a raw path without its verb, or `None` if no binding matches.
@@ -150,15 +143,12 @@ fn operation_name(path: &str) -> Result<String, InvalidUrl> {
     let escaped_segment = path
         .strip_prefix(OPERATIONS_COLLECTION)
         .and_then(|rest| rest.strip_prefix('/'))
-        .filter(|segment| !segment.contains('/') && has_escaped_slash(segment));
+        .filter(|segment| !segment.contains('/'))
+        .filter(|segment| segment.contains("%2F") || segment.contains("%2f"));
     match escaped_segment {
         Some(segment) => percent_decode(segment, UrlPart::SingleSegment),
         None => percent_decode(path, UrlPart::MultiSegment),
     }
-}
-
-fn has_escaped_slash(text: &str) -> bool {
-    text.contains("%2F") || text.contains("%2f")
 }
 
 // === impl Action ===

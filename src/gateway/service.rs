@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::Full;
 use tokio::time::Instant;
 use tonic::body::Body;
@@ -37,6 +37,9 @@ use crate::{
 };
 
 const JSON_CONTENT_TYPE: &str = "application/json; charset=UTF-8";
+/// `google.protobuf.Empty`. Google's clients for Node and Rust fail on a body without the
+/// braces.
+const EMPTY_JSON: Bytes = Bytes::from_static(b"{}");
 
 /// Options of the HTTP/JSON [`gateway`]. Start from the default and set fields.
 #[derive(Clone, Debug)]
@@ -165,9 +168,19 @@ impl Inner {
     {
         let (parts, body) = request.into_parts();
         let route = routes::match_route(&self.options.prefix, &parts.method, parts.uri.path());
-        let mut timer = RequestTimer::new(self.operations.metrics(), &route);
+        let action = route.as_ref().map(|route| route.action);
+        let mut timer = RequestTimer {
+            metrics: self.operations.metrics(),
+            method: action.map_or("other", Action::rpc_name),
+            code: StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+            started_at: Instant::now(),
+        };
         let mut response = match route {
-            Ok(route) => self.dispatch(route, &parts, body).await,
+            Ok(route) => {
+                let mut format = JsonFormat::default();
+                let result = self.execute(route, &parts, body, &mut format).await;
+                result.unwrap_or_else(|error| self.error_response(error, format))
+            }
             Err(RouteError::MethodNotAllowed(allowed)) if parts.method == Method::OPTIONS => {
                 options_response(allowed)
             }
@@ -186,16 +199,7 @@ impl Inner {
         response
     }
 
-    async fn dispatch<B>(&self, route: Route, parts: &Parts, body: B) -> Response<Body>
-    where
-        B: http_body::Body,
-        B::Error: Into<BoxError>,
-    {
-        let mut format = JsonFormat::default();
-        let result = self.execute(route, parts, body, &mut format).await;
-        result.unwrap_or_else(|error| self.error_response(error, format))
-    }
-
+    /// Executes a call. Sets `format` for the response to an error.
     async fn execute<B>(
         &self,
         Route { action, name }: Route,
@@ -215,66 +219,50 @@ impl Inner {
         *format = query.format;
         let (operations, options, format) = (&self.operations, &self.options, query.format);
         let types = operations.types();
-        let body = match action {
-            Action::Cancel | Action::Wait => {
-                let limit = options.max_body_bytes.min(body::MAX_BODY_BYTES);
-                body::read(&parts.headers, body, limit, options.body_read_timeout).await?
-            }
-            _ => {
-                body::reject_body(&parts.headers, body, options.body_read_timeout).await?;
-                Bytes::new()
-            }
-        };
-        Ok(match action {
+        let max_bytes = matches!(action, Action::Cancel | Action::Wait)
+            .then_some(options.max_body_bytes.min(body::MAX_BODY_BYTES));
+        let read_timeout = options.body_read_timeout;
+        let body = body::read(&parts.headers, body, max_bytes, read_timeout).await?;
+        let json = match action {
             Action::List => {
                 let mut request = query.list_request;
                 request.name = name;
                 let page = operations.list(&request).await?;
-                json_response(StatusCode::OK, format.serialize_page(types, page).await)
+                format.serialize_page(types, page).await
             }
             Action::Get => {
                 let operation = operations.get(&parse_lookup_name(name)?).await?;
-                json_response(
-                    StatusCode::OK,
-                    format.serialize_operation(types, operation).await,
-                )
+                format.serialize_operation(types, operation).await
             }
             Action::Delete => {
                 operations.delete(&parse_lookup_name(name)?).await?;
-                empty_json_response()
+                EMPTY_JSON
             }
             Action::Cancel => {
                 json::parse_cancel_body(types, &name, &body)?;
                 operations.cancel(&parse_lookup_name(name)?).await?;
-                empty_json_response()
+                EMPTY_JSON
             }
             Action::Wait => {
                 let timeout = json::parse_wait_body(types, &name, &body)?;
-                let wait_timeout = options.wait_limits.effective_timeout(timeout, None);
-                let operation = operations
-                    .wait(&parse_lookup_name(name)?, wait_timeout)
-                    .await?;
-                json_response(
-                    StatusCode::OK,
-                    format.serialize_operation(types, operation).await,
-                )
+                let timeout = options.wait_limits.effective_timeout(timeout, None);
+                let name = parse_lookup_name(name)?;
+                let operation = operations.wait(&name, timeout).await?;
+                format.serialize_operation(types, operation).await
             }
             Action::Watch => {
-                let name = parse_lookup_name(name)?;
-                let current = operations.get(&name).await?;
+                let current = operations.get(&parse_lookup_name(name)?).await?;
                 if watch::has_received_final_event(&parts.headers) && current.is_done() {
-                    return Ok(status_only_response(StatusCode::NO_CONTENT));
+                    return Ok(no_content_response());
                 }
-                let watch = operations.watch_from(&current)?;
-                let events = watch::event_stream_body(
-                    watch,
-                    types.clone(),
-                    format,
-                    options.sse_keepalive_interval,
-                );
-                build_response(StatusCode::OK, watch::EVENT_STREAM_CONTENT_TYPE, events)
+                let (watch, types) = (operations.watch_from(&current)?, types.clone());
+                let interval = options.sse_keepalive_interval;
+                let events = watch::event_stream_body(watch, types, format, interval);
+                let content_type = watch::EVENT_STREAM_CONTENT_TYPE;
+                return Ok(build_response(StatusCode::OK, content_type, events));
             }
-        })
+        };
+        Ok(json_response(StatusCode::OK, json))
     }
 
     fn error_response(&self, error: HttpError, format: JsonFormat) -> Response<Body> {
@@ -288,12 +276,6 @@ impl Inner {
     }
 }
 
-/// Returns `google.protobuf.Empty`. Google's clients for Node and Rust fail on a body
-/// without the braces.
-fn empty_json_response() -> Response<Body> {
-    json_response(StatusCode::OK, Bytes::from_static(b"{}"))
-}
-
 fn json_response(code: StatusCode, text: Bytes) -> Response<Body> {
     build_response(code, JSON_CONTENT_TYPE, Body::new(Full::new(text)))
 }
@@ -301,33 +283,27 @@ fn json_response(code: StatusCode, text: Bytes) -> Response<Body> {
 fn build_response(code: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = code;
-    let headers: HeaderMap = [
-        (header::CONTENT_TYPE, HeaderValue::from_static(content_type)),
-        // Operations change; a cached response would be stale.
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-        // Browsers must not interpret data of workers as HTML.
-        (
-            header::X_CONTENT_TYPE_OPTIONS,
-            HeaderValue::from_static("nosniff"),
-        ),
-    ]
-    .into_iter()
-    .collect();
-    *response.headers_mut() = headers;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    // Operations change; a cached response would be stale.
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // Browsers must not interpret data of workers as HTML.
+    let nosniff = HeaderValue::from_static("nosniff");
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
     response
 }
 
 /// Returns the response to OPTIONS.
 fn options_response(allowed: &'static str) -> Response<Body> {
-    let mut response = status_only_response(StatusCode::NO_CONTENT);
+    let mut response = no_content_response();
     let allowed = HeaderValue::from_static(allowed);
     response.headers_mut().insert(header::ALLOW, allowed);
     response
 }
 
-fn status_only_response(code: StatusCode) -> Response<Body> {
+fn no_content_response() -> Response<Body> {
     let mut response = Response::new(Body::empty());
-    *response.status_mut() = code;
+    *response.status_mut() = StatusCode::NO_CONTENT;
     response
 }
 
@@ -341,19 +317,6 @@ fn strip_body(response: &mut Response<Body>) {
 }
 
 // === impl RequestTimer ===
-
-impl<'a> RequestTimer<'a> {
-    fn new(metrics: &'a Metrics, route: &Result<Route, RouteError>) -> Self {
-        Self {
-            metrics,
-            method: route
-                .as_ref()
-                .map_or("other", |route| route.action.rpc_name()),
-            code: StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
-            started_at: Instant::now(),
-        }
-    }
-}
 
 impl Drop for RequestTimer<'_> {
     fn drop(&mut self) {

@@ -52,11 +52,8 @@ pub(super) fn event_stream_body(
             };
             match next {
                 Ok(operation) => {
-                    let fields = if operation.is_done() {
-                        "id: done\n"
-                    } else {
-                        ""
-                    };
+                    let is_done = operation.is_done();
+                    let fields = if is_done { "id: done\n" } else { "" };
                     let json = format.serialize_operation(&types, operation).await;
                     stream_item(format_event(fields, &json), Some(watch))
                 }
