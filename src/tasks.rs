@@ -90,6 +90,18 @@ where
     if bytes < BLOCKING_THRESHOLD_BYTES {
         return work();
     }
+    run_blocking(work).await
+}
+
+/// Runs `work` on a blocking thread.
+///
+/// # Panics
+/// Resumes a panic of `work`.
+pub(crate) async fn run_blocking<F, T>(work: F) -> T
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
     match spawn_blocking(work).await {
         Ok(output) => output,
         Err(error) => match error.try_into_panic() {

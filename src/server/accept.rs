@@ -63,7 +63,10 @@ pub(crate) async fn serve<S, B>(
     let options = Arc::new(options);
     let calls = TaskTracker::new();
     let mut connections = JoinSet::new();
-    let mut rejected = RejectedConnections::new();
+    let mut rejected = RejectedConnections {
+        count: 0,
+        next_log_at: Instant::now(),
+    };
     let mut failures = 0;
     loop {
         let accepted = tokio::select! {
@@ -159,23 +162,15 @@ impl AcceptedStream {
 // === impl RejectedConnections ===
 
 impl RejectedConnections {
-    fn new() -> Self {
-        Self {
-            count: 0,
-            next_log_at: Instant::now(),
-        }
-    }
-
     fn record(&mut self, limit: usize) {
         self.count += 1;
         if Instant::now() >= self.next_log_at {
-            let count = self.count;
+            let count = std::mem::take(&mut self.count);
             tracing::warn!(
                 count,
                 limit,
                 "connection limit reached, rejecting connections"
             );
-            self.count = 0;
             self.next_log_at = Instant::now() + LOG_INTERVAL;
         }
     }

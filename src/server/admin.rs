@@ -79,49 +79,41 @@ impl AdminService {
 
     fn handle(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if request.method() != Method::GET && request.method() != Method::HEAD {
-            let mut response = text_response(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "method not allowed; use GET or HEAD\n",
-            );
-            response
-                .headers_mut()
-                .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            let text = "method not allowed; use GET or HEAD\n";
+            let mut response = text_response(StatusCode::METHOD_NOT_ALLOWED, text);
+            let allow = HeaderValue::from_static("GET, HEAD");
+            response.headers_mut().insert(header::ALLOW, allow);
             return response;
         }
-        match request.uri().path() {
-            "/livez" => text_response(StatusCode::OK, "ok\n"),
-            "/readyz" => match self.readiness.not_ready_reason() {
-                None => text_response(StatusCode::OK, "ok\n"),
-                Some(reason) => text_response(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    &format!("not ready: {reason}\n"),
-                ),
-            },
-            "/metrics" => self.metrics_response(),
-            _ => text_response(
-                StatusCode::NOT_FOUND,
-                "not found; available paths: /livez, /readyz, /metrics\n",
-            ),
+        let not_ready = match request.uri().path() {
+            "/livez" => None,
+            "/readyz" => self.readiness.not_ready_reason(),
+            "/metrics" => return self.metrics_response(),
+            _ => {
+                let text = "not found; available paths: /livez, /readyz, /metrics\n";
+                return text_response(StatusCode::NOT_FOUND, text);
+            }
+        };
+        match not_ready.map(|reason| format!("not ready: {reason}\n")) {
+            None => text_response(StatusCode::OK, "ok\n"),
+            Some(text) => text_response(StatusCode::SERVICE_UNAVAILABLE, text),
         }
     }
 
     fn metrics_response(&self) -> Response<Full<Bytes>> {
         if let ServerState::Serving(operations) = &*self.readiness.state.read() {
-            let is_writable = operations.write_error().is_none();
-            operations
-                .metrics()
-                .store_writable
-                .set(i64::from(is_writable));
+            let (metrics, is_writable) = (operations.metrics(), operations.write_error().is_none());
+            metrics.store_writable.set(is_writable.into());
             let lag = operations.replication_lag().unwrap_or_default();
-            operations.metrics().replication_lag.set(lag.as_secs_f64());
+            metrics.replication_lag.set(lag.as_secs_f64());
         }
         let mut body = String::new();
         match encode(&mut body, &self.registry) {
             Ok(()) => build_response(StatusCode::OK, OPENMETRICS_CONTENT_TYPE, body),
-            Err(error) => text_response(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                &format!("failed to encode metrics: {error}\n"),
-            ),
+            Err(error) => {
+                let text = format!("failed to encode metrics: {error}\n");
+                text_response(StatusCode::INTERNAL_SERVER_ERROR, text)
+            }
         }
     }
 }
@@ -140,19 +132,18 @@ impl Service<Request<Incoming>> for AdminService {
     }
 }
 
-fn text_response(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
-    build_response(status, PLAIN_TEXT_CONTENT_TYPE, body.to_owned())
+fn text_response(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    build_response(status, PLAIN_TEXT_CONTENT_TYPE, body)
 }
 
 fn build_response(
     status: StatusCode,
     content_type: &'static str,
-    body: String,
+    body: impl Into<Bytes>,
 ) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(body));
+    let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }

@@ -1,18 +1,12 @@
 //! Starts, runs and drains a server. The drain turns readiness off, answers waits,
 //! finishes or releases the work of in-process workers, and closes the connections.
 
-use std::{
-    future::{Future, pending},
-    io,
-    panic::resume_unwind,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{future::Future, io, path::PathBuf, time::Duration};
 
 use tokio::{
     select,
     sync::mpsc,
-    task::{JoinSet, spawn_blocking},
+    task::JoinSet,
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -25,7 +19,7 @@ use super::{
     config::{Config, StoreConfig},
     listener::{ListenAddress, Listener},
     runtime_pool::RuntimePool,
-    services::{ServerHealth, ServiceRouter},
+    services::{self, ListenerHealth, ServiceRouter},
     type_reload::{TypeReloadError, TypeReloader},
 };
 use crate::{
@@ -33,7 +27,7 @@ use crate::{
     grpc::metrics_layer::GrpcMetricsLayer,
     service::{builder::StartError, operations::Operations},
     storage::{postgres::PostgresStorage, sqlite::SqliteStorage},
-    tasks::Tasks,
+    tasks::{Tasks, run_blocking},
     worker::command::{CommandHandler, InvalidCommand},
 };
 
@@ -130,12 +124,13 @@ impl Config {
         };
         let worker_listener = bind_optional("worker", &self.worker_listen)?;
         let admin_listener = bind_optional("admin", &self.admin_listen)?;
+        let admin_addr = admin_listener.as_ref().map(Listener::local_addr);
         info!(clients = %client_listener.local_addr(), "listening");
         if let Some(listener) = &worker_listener {
             info!(workers = %listener.local_addr(), "listening");
         }
-        if let Some(listener) = &admin_listener {
-            info!(admin = %listener.local_addr(), "listening");
+        if let Some(address) = &admin_addr {
+            info!(admin = %address, "listening");
         }
         let runtime_pool =
             RuntimePool::start(self.connection_threads).map_err(AppError::Threads)?;
@@ -145,17 +140,12 @@ impl Config {
             .default_options(self.default_options.clone())
             .types(type_reloader.types().clone());
         if let Some(root) = &mut self.demo_directory {
-            *root = root
-                .canonicalize()
-                .map_err(|source| AppError::DemoDirectory {
-                    path: root.clone(),
-                    source,
-                })?;
-            builder = builder.handler(
-                checksum::QUEUE,
-                checksum::CONCURRENCY,
-                checksum::compute_checksum,
-            );
+            *root = root.canonicalize().map_err(|source| {
+                let path = root.clone();
+                AppError::DemoDirectory { path, source }
+            })?;
+            let concurrency = checksum::CONCURRENCY;
+            builder = builder.handler(checksum::QUEUE, concurrency, checksum::compute_checksum);
         }
         for queue in &self.queues {
             let command = CommandHandler::new(&queue.command).map_err(|source| {
@@ -171,7 +161,6 @@ impl Config {
         // Probes need responses while the store loads, which may take minutes.
         let (readiness, admin_stop_token) = (Readiness::default(), CancellationToken::new());
         let admin_stop_guard = admin_stop_token.clone().drop_guard();
-        let admin_addr = admin_listener.as_ref().map(Listener::local_addr);
         if let Some(listener) = admin_listener {
             let service = AdminService::new(builder.metrics(), readiness.clone());
             let (runtime_pool, options) = (runtime_pool.clone(), self.connections.clone());
@@ -182,14 +171,7 @@ impl Config {
         builder = match self.store.clone() {
             StoreConfig::Memory => builder,
             StoreConfig::Sqlite(path) => {
-                let storage = match spawn_blocking(move || SqliteStorage::open(path)).await {
-                    Ok(storage) => storage,
-                    Err(error) => match error.try_into_panic() {
-                        Ok(panic) => resume_unwind(panic),
-                        // The runtime is shutting down and drops this future.
-                        Err(_) => pending().await,
-                    },
-                };
+                let storage = run_blocking(move || SqliteStorage::open(path)).await;
                 builder.storage(storage.map_err(StartError::from)?)
             }
             StoreConfig::Postgres(options) => {
@@ -250,18 +232,7 @@ impl App {
         stop: impl Future<Output = ()>,
         abort: impl Future<Output = ()>,
     ) -> ShutdownOutcome {
-        let Self {
-            operations,
-            config,
-            type_reloader,
-            reload_signals,
-            client_listener,
-            worker_listener,
-            admin_addr: _,
-            readiness,
-            runtime_pool,
-            admin_stop_guard,
-        } = self;
+        let (operations, config) = (self.operations, self.config);
         if let Some(root) = &config.demo_directory {
             info!(directory = %root.display(), "serving the demo: longrunning.demo.v1.Checksums/CreateChecksum");
         }
@@ -273,64 +244,50 @@ impl App {
                 "executing queue"
             );
         }
-        let tasks = Tasks::default();
         let type_reload_stop = CancellationToken::new();
         // Without a source of signals, `recv` on the closed channel returns `None`.
-        let reload_signals = reload_signals.unwrap_or_else(|| mpsc::channel(1).1);
-        tasks.spawn(
-            "type reload",
-            type_reloader.run(reload_signals, type_reload_stop.clone()),
-        );
+        let reload_signals = self.reload_signals.unwrap_or_else(|| mpsc::channel(1).1);
+        let type_reload = self.type_reloader;
+        let type_reload = type_reload.run(reload_signals, type_reload_stop.clone());
+        Tasks::default().spawn("type reload", type_reload);
         let listeners_stop = CancellationToken::new();
-        let mut health = ServerHealth::default();
+        let mut health = Vec::new();
         let metrics_layer = GrpcMetricsLayer::new(operations.metrics());
         let mut accept_loops = JoinSet::new();
-        let listeners = [
-            (
-                Some(client_listener),
-                ServiceRouter::for_clients(&operations, &config),
-            ),
-            (
-                worker_listener,
-                ServiceRouter::for_workers(&operations, &config),
-            ),
-        ];
-        for (listener, (services, listener_health)) in listeners {
+        let client_services = ServiceRouter::for_clients(&operations, &config);
+        let worker_services = ServiceRouter::for_workers(&operations, &config);
+        for (listener, (services, listener_health)) in [
+            (Some(self.client_listener), client_services),
+            (self.worker_listener, worker_services),
+        ] {
             let Some(listener) = listener else { continue };
-            health.add(listener_health);
+            health.push(listener_health);
             let services = metrics_layer.layer(services);
-            let (runtime_pool, stop, options) = (
-                runtime_pool.clone(),
-                listeners_stop.clone(),
-                config.connections.clone(),
-            );
+            let (runtime_pool, stop) = (self.runtime_pool.clone(), listeners_stop.clone());
+            let options = config.connections.clone();
             accept_loops.spawn(async move {
                 serve(listener, services, &runtime_pool, options, stop).await;
             });
         }
 
-        health.set_serving(true).await;
-        readiness.set_serving(&operations);
+        services::set_serving(&health, true).await;
+        self.readiness.set_serving(&operations);
         info!("serving");
         stop.await;
         type_reload_stop.cancel();
-        readiness.set_stopping();
+        self.readiness.set_stopping();
+        let timeout = config.shutdown_timeout;
         info!(
-            shutdown_timeout_secs = config.shutdown_timeout.as_secs_f64(),
+            shutdown_timeout_secs = timeout.as_secs_f64(),
             "shutting down; a second signal aborts"
         );
-        let drain = drain(
-            &operations,
-            &health,
-            config.shutdown_timeout,
-            &listeners_stop,
-            accept_loops,
-        );
         let outcome = select! {
-            () = drain => ShutdownOutcome::Drained,
+            () = drain(&operations, &health, timeout, &listeners_stop, accept_loops) => {
+                ShutdownOutcome::Drained
+            }
             () = abort => ShutdownOutcome::Aborted,
         };
-        drop(admin_stop_guard);
+        drop(self.admin_stop_guard);
         info!(?outcome, "stopped");
         outcome
     }
@@ -338,7 +295,7 @@ impl App {
 
 async fn drain(
     operations: &Operations,
-    health: &ServerHealth,
+    health: &[ListenerHealth],
     shutdown_timeout: Duration,
     listeners_stop: &CancellationToken,
     mut accept_loops: JoinSet<()>,
@@ -347,11 +304,10 @@ async fn drain(
     let deadline = started_at
         .checked_add(shutdown_timeout)
         .unwrap_or(started_at + MAX_DRAIN_TIMEOUT);
-    health.set_serving(false).await;
+    services::set_serving(health, false).await;
     // Clients can still poll while the workers finish.
-    let operations_shutdown = operations.shutdown(
-        shutdown_timeout.saturating_sub(CONNECTION_CLOSE_TIMEOUT.min(shutdown_timeout / 4)),
-    );
+    let close_timeout = CONNECTION_CLOSE_TIMEOUT.min(shutdown_timeout / 4);
+    let operations_shutdown = operations.shutdown(shutdown_timeout.saturating_sub(close_timeout));
     if timeout_at(deadline, operations_shutdown).await.is_err() {
         warn!("background tasks did not stop within the shutdown timeout");
     }

@@ -159,7 +159,7 @@ where
             call_when_ready(service.clone(), request)
         })
     };
-    let builder = options.builder(InlineFirstExecutor::new(calls));
+    let builder = options.builder(InlineFirstExecutor(calls));
     let mut connection = coalesce_writes(stream, |socket| {
         let socket = TokioIo::new(ErrorBodyRewriter::new(socket));
         Box::pin(builder.serve_connection(socket, service))
@@ -204,10 +204,8 @@ where
     S::Future: Send,
     S::Response: Send,
 {
-    if service
-        .poll_ready(&mut Context::from_waker(Waker::noop()))
-        .is_ready()
-    {
+    let cx = &mut Context::from_waker(Waker::noop());
+    if service.poll_ready(cx).is_ready() {
         return Either::Left(service.call(request));
     }
     let wait_then_call = async move {
@@ -221,14 +219,11 @@ where
 
 impl ConnectionTimeouts {
     fn new(options: &ConnectionOptions) -> Self {
-        let write_stall_timeout =
-            options.http2_keepalive_interval + options.http2_keepalive_timeout;
-        let timer = Some(Box::pin(sleep(options.handshake_timeout)));
         Self {
             is_in_handshake: true,
             last_sent_bytes: 0,
-            timer,
-            write_stall_timeout,
+            timer: Some(Box::pin(sleep(options.handshake_timeout))),
+            write_stall_timeout: options.http2_keepalive_interval + options.http2_keepalive_timeout,
         }
     }
 
@@ -254,10 +249,9 @@ impl ConnectionTimeouts {
         let Some(timer) = &mut self.timer else {
             return Poll::Pending;
         };
-        let error = if self.is_in_handshake {
-            TimeoutError::Handshake
-        } else {
-            TimeoutError::WriteStalled
+        let error = match self.is_in_handshake {
+            true => TimeoutError::Handshake,
+            false => TimeoutError::WriteStalled,
         };
         timer.as_mut().poll(cx).map(|()| error)
     }

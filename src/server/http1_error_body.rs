@@ -44,18 +44,11 @@ static ERROR_RESPONSES: LazyLock<[Vec<u8>; 3]> =
 #[derive(Debug)]
 pub(super) struct ErrorBodyRewriter<T> {
     io: T,
-    /// Detected from the first write.
-    protocol: Option<Protocol>,
+    /// Detected from the first write. In HTTP/2, the server sends SETTINGS first.
+    is_http1: Option<bool>,
     /// Unwritten rest of a replacement response.
     pending: &'static [u8],
     drain: Option<DrainBeforeClose>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Protocol {
-    Http1,
-    /// HTTP/2, where the server sends SETTINGS first.
-    Other,
 }
 
 /// Discards received bytes before the close (nginx: lingering close).
@@ -71,7 +64,7 @@ impl<T> ErrorBodyRewriter<T> {
     pub(super) fn new(io: T) -> Self {
         Self {
             io,
-            protocol: None,
+            is_http1: None,
             pending: &[],
             drain: None,
         }
@@ -83,11 +76,10 @@ impl<T> ErrorBodyRewriter<T> {
         if bytes.is_empty() {
             return None;
         }
-        let protocol = *self.protocol.get_or_insert_with(|| Protocol::detect(bytes));
-        match protocol {
-            Protocol::Http1 => find_bare_error(bytes),
-            Protocol::Other => None,
-        }
+        // hyper writes the head of a response in one piece, so the version is complete.
+        let detect = || bytes.starts_with(b"HTTP/1.");
+        let is_http1 = *self.is_http1.get_or_insert_with(detect);
+        is_http1.then(|| find_bare_error(bytes)).flatten()
     }
 }
 
@@ -100,20 +92,6 @@ impl<T: AsyncWrite + Unpin> ErrorBodyRewriter<T> {
             }
         }
         Poll::Ready(Ok(()))
-    }
-}
-
-// === impl Protocol ===
-
-impl Protocol {
-    /// Detects the protocol from the first write of the server. hyper writes the head
-    /// of a response in one piece, so the version is complete.
-    fn detect(first_write: &[u8]) -> Self {
-        if first_write.starts_with(b"HTTP/1.") {
-            Self::Http1
-        } else {
-            Self::Other
-        }
     }
 }
 
@@ -207,9 +185,8 @@ fn find_bare_error(bytes: &[u8]) -> Option<(usize, &'static [u8])> {
     let head = std::str::from_utf8(&bytes[tail + start..]).ok()?;
     let is_bare = head.contains("\r\ncontent-length: 0\r\n") && !head.contains("content-type");
     let code = head.get(9..12).filter(|_| is_bare)?;
-    let index = HYPER_ERROR_CODES
-        .iter()
-        .position(|known| known.as_str() == code)?;
+    let mut codes = HYPER_ERROR_CODES.iter();
+    let index = codes.position(|known| known.as_str() == code)?;
     Some((tail + start, &ERROR_RESPONSES[index]))
 }
 

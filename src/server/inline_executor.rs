@@ -18,20 +18,12 @@ use tokio_util::task::TaskTracker;
 mod tests;
 
 /// Polls a future once inline and spawns it on the current runtime if it is pending.
-/// A panic ends only that future: its stream is reset.
+/// A panic ends only that future: its stream is reset. The tracker counts the spawned
+/// futures.
 #[derive(Clone, Debug)]
-pub(super) struct InlineFirstExecutor {
-    tasks: TaskTracker,
-}
+pub(super) struct InlineFirstExecutor(pub(super) TaskTracker);
 
 // === impl InlineFirstExecutor ===
-
-impl InlineFirstExecutor {
-    /// Creates an executor whose spawned futures count as `tasks`.
-    pub(super) fn new(tasks: TaskTracker) -> Self {
-        Self { tasks }
-    }
-}
 
 impl<F> Executor<F> for InlineFirstExecutor
 where
@@ -53,7 +45,7 @@ where
                 Err(panic) => return log_panic(&*panic),
             }
         }
-        self.tasks.spawn(async {
+        self.0.spawn(async {
             if let Err(panic) = AssertUnwindSafe(future).catch_unwind().await {
                 log_panic(&*panic);
             }

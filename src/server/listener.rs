@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, ToSocketAddrs},
     os::unix::{
         fs::{FileTypeExt, MetadataExt, PermissionsExt},
-        net::UnixStream as BlockingUnixStream,
+        net::UnixStream,
     },
     path::{Path, PathBuf},
     str::FromStr,
@@ -48,25 +48,17 @@ pub(crate) struct Listener {
 #[derive(Debug)]
 enum BoundSocket {
     Tcp(TcpListener),
-    Unix {
-        listener: UnixListener,
-        path: PathBuf,
-        file_id: FileId,
-    },
+    Unix(UnixListener, FileId),
 }
 
-/// Identity of a file, which a new file at the same path does not share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FileId {
-    device: u64,
-    inode: u64,
-}
+/// Device and inode of a file, which a new file at the same path does not share.
+type FileId = (u64, u64);
 
 /// An accepted connection that is not registered with a runtime.
 #[derive(Debug)]
 pub(super) enum AcceptedStream {
     Tcp(std::net::TcpStream, SocketAddr),
-    Unix(std::os::unix::net::UnixStream),
+    Unix(UnixStream),
 }
 
 // === impl ListenAddress ===
@@ -75,36 +67,27 @@ impl FromStr for ListenAddress {
     type Err = InvalidListenAddress;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let invalid = |problem| {
-            Err(InvalidListenAddress {
-                text: text.to_owned(),
-                problem,
-            })
+        let unix_path = text.strip_prefix("unix:");
+        let is_bracketed = |host: &str| host.starts_with('[') && host.ends_with(']');
+        // gRPC clients also write an absolute path as unix:///path.
+        let problem = match unix_path.map(|path| path.strip_prefix("//").unwrap_or(path)) {
+            Some("") => "a path must follow unix:",
+            Some(path) => return Ok(Self::Unix(path.into())),
+            None => match text.rsplit_once(':') {
+                None => "write host:port or unix:PATH",
+                Some((host, _)) if host.contains('/') => "write host:port without a scheme or path",
+                Some(("", _)) => "the host is missing; write 0.0.0.0 for all interfaces",
+                Some((host, _)) if host.contains(':') && !is_bracketed(host) => {
+                    "write an IPv6 address in brackets, as in [::1]:8470"
+                }
+                Some((_, port)) if port.parse::<u16>().is_err() => {
+                    "the port must be a number from 0 to 65535"
+                }
+                Some(_) => return Ok(Self::Tcp(text.to_owned())),
+            },
         };
-        if let Some(path) = text.strip_prefix("unix:") {
-            // gRPC clients also write an absolute path as unix:///path.
-            let path = path.strip_prefix("//").unwrap_or(path);
-            return match path {
-                "" => invalid("a path must follow unix:"),
-                path => Ok(Self::Unix(path.into())),
-            };
-        }
-        let Some((host, port)) = text.rsplit_once(':') else {
-            return invalid("write host:port or unix:PATH");
-        };
-        if host.contains('/') {
-            return invalid("write host:port without a scheme or path");
-        }
-        if host.is_empty() {
-            return invalid("the host is missing; write 0.0.0.0 for all interfaces");
-        }
-        if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
-            return invalid("write an IPv6 address in brackets, as in [::1]:8470");
-        }
-        if port.parse::<u16>().is_err() {
-            return invalid("the port must be a number from 0 to 65535");
-        }
-        Ok(Self::Tcp(text.to_owned()))
+        let text = text.to_owned();
+        Err(InvalidListenAddress { text, problem })
     }
 }
 
@@ -138,10 +121,8 @@ impl Listener {
                 io::ErrorKind::AddrInUse => "; is another server running there?",
                 _ => "",
             };
-            io::Error::new(
-                error.kind(),
-                format!("cannot listen on {address}: {error}{hint}"),
-            )
+            let message = format!("cannot listen on {address}: {error}{hint}");
+            io::Error::new(error.kind(), message)
         })
     }
 
@@ -160,7 +141,7 @@ impl Listener {
                 let (stream, peer) = listener.accept().await?;
                 Ok(AcceptedStream::Tcp(stream.into_std()?, peer))
             }
-            BoundSocket::Unix { listener, .. } => {
+            BoundSocket::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
                 Ok(AcceptedStream::Unix(stream.into_std()?))
             }
@@ -170,11 +151,12 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let BoundSocket::Unix { path, file_id, .. } = &self.socket {
-            // A successor may have bound the same path.
-            if FileId::read(path).is_ok_and(|current_id| current_id == *file_id) {
-                let _ = fs::remove_file(path);
-            }
+        // A successor may have bound the same path.
+        if let (BoundSocket::Unix(_, id), ListenAddress::Unix(path)) =
+            (&self.socket, &self.local_addr)
+            && file_id(path).is_ok_and(|current_id| current_id == *id)
+        {
+            let _ = fs::remove_file(path);
         }
     }
 }
@@ -184,10 +166,9 @@ fn bind_tcp(address: &str) -> io::Result<Listener> {
     for candidate in address.to_socket_addrs()? {
         match listen_tcp(candidate) {
             Ok(listener) => {
-                let local_addr = ListenAddress::Tcp(listener.local_addr()?.to_string());
                 return Ok(Listener {
+                    local_addr: ListenAddress::Tcp(listener.local_addr()?.to_string()),
                     socket: BoundSocket::Tcp(listener),
-                    local_addr,
                 });
             }
             Err(error) => last_error = error,
@@ -216,15 +197,9 @@ fn bind_unix(path: &Path, mode: Option<u32>) -> io::Result<Listener> {
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     }
     let listener = socket.listen(BACKLOG)?;
-    let file_id = FileId::read(path)?;
-    let local_addr = ListenAddress::Unix(path.to_owned());
     Ok(Listener {
-        socket: BoundSocket::Unix {
-            listener,
-            path: path.to_owned(),
-            file_id,
-        },
-        local_addr,
+        socket: BoundSocket::Unix(listener, file_id(path)?),
+        local_addr: ListenAddress::Unix(path.to_owned()),
     })
 }
 
@@ -238,21 +213,14 @@ fn remove_stale_socket(path: &Path) -> io::Result<()> {
         let problem = "a file that is not a socket exists at this path";
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, problem));
     }
-    match BlockingUnixStream::connect(path) {
+    match UnixStream::connect(path) {
         Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
         Err(error) => Err(error),
     }
 }
 
-// === impl FileId ===
-
-impl FileId {
-    fn read(path: &Path) -> io::Result<Self> {
-        let metadata = fs::symlink_metadata(path)?;
-        Ok(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        })
-    }
+fn file_id(path: &Path) -> io::Result<FileId> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
 }

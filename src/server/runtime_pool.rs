@@ -4,7 +4,7 @@
 //! connection stays on the thread it is assigned to.
 
 use std::{
-    fmt, io,
+    io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -20,23 +20,21 @@ mod tests;
 
 /// A pool of connection runtimes. Clones share it. Dropping the last clone stops the
 /// threads and drops their tasks.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct RuntimePool {
-    runtimes: Arc<[ConnectionRuntime]>,
+    runtimes: Arc<[Arc<ConnectionRuntime>]>,
     _stop_guard: Arc<DropGuard>,
 }
 
+#[derive(Debug)]
 struct ConnectionRuntime {
     handle: Handle,
-    open_connections: Arc<AtomicUsize>,
+    open_connections: AtomicUsize,
 }
 
 /// Assignment of a connection to a runtime, which counts it until this is dropped.
 #[derive(Debug)]
-pub(super) struct ConnectionSlot {
-    handle: Handle,
-    open_connections: Arc<AtomicUsize>,
-}
+pub(super) struct ConnectionSlot(Arc<ConnectionRuntime>);
 
 // === impl RuntimePool ===
 
@@ -54,8 +52,8 @@ impl RuntimePool {
         let stop_token = CancellationToken::new();
         // On an error, dropping the guard stops the threads already started.
         let guard = Arc::new(stop_token.clone().drop_guard());
-        let runtimes: io::Result<Arc<[ConnectionRuntime]>> = (0..thread_count)
-            .map(|index| ConnectionRuntime::start(index, stop_token.clone()))
+        let runtimes: io::Result<Arc<[_]>> = (0..thread_count)
+            .map(|index| ConnectionRuntime::start(index, stop_token.clone()).map(Arc::new))
             .collect();
         Ok(Self {
             runtimes: runtimes?,
@@ -73,20 +71,7 @@ impl RuntimePool {
         least_loaded
             .open_connections
             .fetch_add(1, Ordering::Relaxed);
-        ConnectionSlot {
-            handle: least_loaded.handle.clone(),
-            open_connections: Arc::clone(&least_loaded.open_connections),
-        }
-    }
-}
-
-impl fmt::Debug for RuntimePool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let open_connections = self
-            .runtimes
-            .iter()
-            .map(|runtime| runtime.open_connections.load(Ordering::Relaxed));
-        f.debug_list().entries(open_connections).finish()
+        ConnectionSlot(Arc::clone(least_loaded))
     }
 }
 
@@ -101,9 +86,10 @@ impl ConnectionRuntime {
         thread::Builder::new()
             .name(format!("longrun-io-{index}"))
             .spawn(move || runtime.block_on(stop_token.cancelled_owned()))?;
+        let open_connections = AtomicUsize::new(0);
         Ok(Self {
             handle,
-            open_connections: Arc::default(),
+            open_connections,
         })
     }
 }
@@ -112,12 +98,12 @@ impl ConnectionRuntime {
 
 impl ConnectionSlot {
     pub(super) fn handle(&self) -> &Handle {
-        &self.handle
+        &self.0.handle
     }
 }
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.open_connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.open_connections.fetch_sub(1, Ordering::Relaxed);
     }
 }

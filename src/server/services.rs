@@ -56,12 +56,6 @@ enum ListenerKind {
     Workers(OperationWorkerServer<WorkerService>),
 }
 
-/// Sets the status of the health services of all listeners.
-#[derive(Clone, Debug, Default)]
-pub(super) struct ServerHealth {
-    listeners: Vec<ListenerHealth>,
-}
-
 /// The health service of one listener and the services whose status it reports.
 #[derive(Clone, Debug)]
 pub(super) struct ListenerHealth {
@@ -109,11 +103,8 @@ impl ServiceRouter {
     pub(super) fn for_workers(operations: &Operations, config: &Config) -> (Self, ListenerHealth) {
         let worker = worker_server_with(operations, config.wait_limits)
             .max_decoding_message_size(config.max_message_bytes);
-        Self::new(
-            ListenerKind::Workers(worker),
-            vec![WORKER],
-            operations.types(),
-        )
+        let kind = ListenerKind::Workers(worker);
+        Self::new(kind, vec![WORKER], operations.types())
     }
 
     fn new(
@@ -148,28 +139,25 @@ impl Service<Request<Incoming>> for ServiceRouter {
     }
 
     fn call(&mut self, mut request: Request<Incoming>) -> BoxResponseFuture {
+        use ListenerKind::{Clients, Workers};
+
         if !can_be_grpc(&request) {
             return self.services.fallback(request);
         }
         let path = request.uri().path();
-        let service = path
-            .get(1..)
-            .and_then(|path| path.split('/').next())
-            .unwrap_or_default();
+        let service = path.split('/').nth(1).unwrap_or_default();
         let services = &self.services;
         match (service, &services.kind) {
-            (OPERATIONS, ListenerKind::Clients { operations, .. }) => {
-                operations.clone().call(request)
-            }
-            (WATCH, ListenerKind::Clients { watch, .. }) => watch.clone().call(request),
+            (OPERATIONS, Clients { operations, .. }) => operations.clone().call(request),
+            (WATCH, Clients { watch, .. }) => watch.clone().call(request),
             (
                 CHECKSUMS,
-                ListenerKind::Clients {
+                Clients {
                     checksums: Some(checksums),
                     ..
                 },
             ) => checksums.clone().call(request),
-            (WORKER, ListenerKind::Workers(worker)) => worker.clone().call(request),
+            (WORKER, Workers(worker)) => worker.clone().call(request),
             (HEALTH, _) => services.health.clone().call(request),
             (REFLECTION, _) => services.reflection.clone().call(request),
             // Both versions have the same messages.
@@ -188,17 +176,17 @@ impl ListenerServices {
     /// Answers a request whose path belongs to no gRPC service. Only gRPC clients get a
     /// gRPC error: it has the HTTP code 200, which other clients take for success.
     fn fallback(&self, request: Request<Incoming>) -> BoxResponseFuture {
-        let is_http = match &self.kind {
-            ListenerKind::Clients { gateway, .. } => gateway.handles_path(request.uri().path()),
-            ListenerKind::Workers(_) => false,
+        let path = request.uri().path();
+        let response = match &self.kind {
+            ListenerKind::Clients { gateway, .. }
+                if gateway.handles_path(path) || !is_grpc(&request) =>
+            {
+                return gateway.clone().call(request);
+            }
+            ListenerKind::Workers(_) if !is_grpc(&request) => not_found_response(),
+            _ => Status::unimplemented("").into_http(),
         };
-        if !is_http && is_grpc(&request) {
-            return Box::pin(ready(Ok(Status::unimplemented("").into_http())));
-        }
-        match &self.kind {
-            ListenerKind::Clients { gateway, .. } => gateway.clone().call(request),
-            ListenerKind::Workers(_) => Box::pin(ready(Ok(not_found_response()))),
-        }
+        Box::pin(ready(Ok(response)))
     }
 }
 
@@ -210,9 +198,8 @@ fn can_be_grpc(request: &Request<Incoming>) -> bool {
 /// Returns `true` if the client expects a gRPC response.
 fn is_grpc(request: &Request<Incoming>) -> bool {
     let content_type = request.headers().get(header::CONTENT_TYPE);
-    let has_grpc_content_type =
-        content_type.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    has_grpc_content_type && can_be_grpc(request)
+    content_type.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+        && can_be_grpc(request)
 }
 
 /// Returns the response of the worker listener to a client that does not speak gRPC,
@@ -226,24 +213,15 @@ fn not_found_response() -> Response<Body> {
     response
 }
 
-// === impl ServerHealth ===
-
-impl ServerHealth {
-    pub(super) fn add(&mut self, listener: ListenerHealth) {
-        self.listeners.push(listener);
-    }
-
-    /// Sets the status of every service, and of every listener as a whole (name "").
-    pub(super) async fn set_serving(&self, is_serving: bool) {
-        let status = if is_serving {
-            ServingStatus::Serving
-        } else {
-            ServingStatus::NotServing
-        };
-        for listener in &self.listeners {
-            for name in [""].iter().chain(&listener.service_names) {
-                listener.reporter.set_service_status(*name, status).await;
-            }
+/// Sets the status of every service, and of every listener as a whole (name "").
+pub(super) async fn set_serving(listeners: &[ListenerHealth], is_serving: bool) {
+    let status = match is_serving {
+        true => ServingStatus::Serving,
+        false => ServingStatus::NotServing,
+    };
+    for listener in listeners {
+        for name in [""].iter().chain(&listener.service_names) {
+            listener.reporter.set_service_status(*name, status).await;
         }
     }
 }

@@ -78,21 +78,15 @@ impl TypeReloader {
     /// # Errors
     /// [`TypeReloadError`] if a file or the upstream's URL is invalid.
     pub(super) fn load(config: &Config) -> Result<Self, TypeReloadError> {
-        let endpoint = |url: &String| match Endpoint::from_shared(url.clone()) {
-            Ok(endpoint) => Ok((url.clone(), endpoint.connect_timeout(CONNECT_TIMEOUT))),
-            Err(source) => Err(TypeReloadError::InvalidUpstream {
-                url: url.clone(),
-                source,
-            }),
+        let endpoint = |url: String| match Endpoint::from_shared(url.clone()) {
+            Ok(endpoint) => Ok((url, endpoint.connect_timeout(CONNECT_TIMEOUT))),
+            Err(source) => Err(TypeReloadError::InvalidUpstream { url, source }),
         };
+        let upstream = config.reflection_upstream.clone();
         let reloader = Self {
             types: TypeRegistry::with_built_in(&BUILT_IN_TYPES),
             files: config.descriptor_sets.clone(),
-            upstream: config
-                .reflection_upstream
-                .as_ref()
-                .map(endpoint)
-                .transpose()?,
+            upstream: upstream.map(endpoint).transpose()?,
         };
         reloader.read_files()?;
         Ok(reloader)
@@ -188,17 +182,13 @@ impl TypeReloader {
         let fetch = async {
             let channel = endpoint.connect().await;
             let channel = channel.map_err(|error| Status::unavailable(root_cause(&error)))?;
-            ReflectionClient::new(channel)
-                .fetch_all_files(&known_types)
-                .await
+            let mut client = ReflectionClient::new(channel);
+            client.fetch_all_files(&known_types).await
         };
-        let files = timeout(REFLECTION_TIMEOUT, fetch)
-            .await
-            .map_err(|_| ReflectionError::Timeout)??;
-        let set = DescriptorSet::from_encoded_files(url.clone(), files)?;
-        let loaded = self
-            .types
-            .replace_source(TypeSource::Reflection, vec![set])?;
+        let files = timeout(REFLECTION_TIMEOUT, fetch).await;
+        let files = files.map_err(|_| ReflectionError::Timeout)??;
+        let sets = vec![DescriptorSet::from_encoded_files(url.clone(), files)?];
+        let loaded = self.types.replace_source(TypeSource::Reflection, sets)?;
         info!(
             upstream = url,
             files = loaded.file_count,

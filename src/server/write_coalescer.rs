@@ -6,7 +6,7 @@
 
 use std::{
     cell::Cell,
-    fmt, io, mem,
+    io, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -142,13 +142,6 @@ where
     }
 }
 
-impl<C: Future, T> fmt::Debug for CoalescedConnection<C, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CoalescedConnection")
-            .finish_non_exhaustive()
-    }
-}
-
 // === impl BufferedSocket ===
 
 impl<T: AsyncRead + Unpin> AsyncRead for BufferedSocket<T> {
@@ -185,12 +178,6 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for BufferedSocket<T> {
     /// instead of passing many slices.
     fn is_write_vectored(&self) -> bool {
         false
-    }
-}
-
-impl<T> fmt::Debug for BufferedSocket<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BufferedSocket").finish_non_exhaustive()
     }
 }
 
@@ -278,21 +265,17 @@ impl<T: AsyncWrite + Unpin> WriteCoalescer<T> {
     }
 
     fn record_sent(&mut self, sent: io::Result<usize>) -> io::Result<usize> {
-        let sent = match sent {
-            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
-            other => other,
-        };
-        match sent {
+        let error = match sent {
+            Ok(0) => io::ErrorKind::WriteZero.into(),
             Ok(sent) => {
                 self.total_sent_bytes += sent as u64;
-                Ok(sent)
+                return Ok(sent);
             }
-            Err(error) => {
-                self.write_error = Some((error.kind(), error.to_string()));
-                self.sent_offset = self.buffer.len();
-                self.return_buffer();
-                Err(error)
-            }
-        }
+            Err(error) => error,
+        };
+        self.write_error = Some((error.kind(), error.to_string()));
+        self.sent_offset = self.buffer.len();
+        self.return_buffer();
+        Err(error)
     }
 }

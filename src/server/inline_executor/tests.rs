@@ -11,7 +11,7 @@ use super::*;
 
 fn executor() -> (InlineFirstExecutor, TaskTracker) {
     let tasks = TaskTracker::new();
-    (InlineFirstExecutor::new(tasks.clone()), tasks)
+    (InlineFirstExecutor(tasks.clone()), tasks)
 }
 
 async fn wait_until_finished(tasks: &TaskTracker) {

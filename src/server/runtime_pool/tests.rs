@@ -4,11 +4,13 @@ use tokio::sync::oneshot;
 
 use super::*;
 
-fn open_connections(pool: &RuntimePool) -> Vec<usize> {
-    pool.runtimes
-        .iter()
-        .map(|runtime| runtime.open_connections.load(Ordering::Relaxed))
-        .collect()
+impl RuntimePool {
+    /// Returns the number of open connections of each runtime.
+    pub(in crate::server) fn open_connections(&self) -> Vec<usize> {
+        let runtimes = self.runtimes.iter();
+        let counts = runtimes.map(|runtime| runtime.open_connections.load(Ordering::Relaxed));
+        counts.collect()
+    }
 }
 
 // Rules: CONN-5
@@ -16,13 +18,13 @@ fn open_connections(pool: &RuntimePool) -> Vec<usize> {
 fn connection_is_assigned_to_the_least_loaded_runtime() {
     let pool = RuntimePool::start(3).unwrap();
     let mut slots: Vec<_> = (0..7).map(|_| pool.assign()).collect();
-    assert_eq!(open_connections(&pool), [3, 2, 2]);
+    assert_eq!(pool.open_connections(), [3, 2, 2]);
 
     slots.swap_remove(1);
     slots.swap_remove(4);
-    assert_eq!(open_connections(&pool), [3, 0, 2]);
+    assert_eq!(pool.open_connections(), [3, 0, 2]);
     let _next = pool.assign();
-    assert_eq!(open_connections(&pool), [3, 1, 2]);
+    assert_eq!(pool.open_connections(), [3, 1, 2]);
 }
 
 // Rules: CONN-5
@@ -30,7 +32,7 @@ fn connection_is_assigned_to_the_least_loaded_runtime() {
 fn thread_count_0_starts_one_runtime_per_processor() {
     let processors = std::thread::available_parallelism().unwrap().get();
     assert_eq!(
-        open_connections(&RuntimePool::start(0).unwrap()).len(),
+        RuntimePool::start(0).unwrap().open_connections().len(),
         processors
     );
 }
