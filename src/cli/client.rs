@@ -29,17 +29,24 @@ pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 pub(super) struct Endpoint(String);
 
 /// An error that ends a command.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum CliError {
     /// The server is unreachable.
+    #[error(
+        "cannot connect to {endpoint}: {}; start a server with `longrunning serve`, \
+         or set --endpoint or --worker-endpoint",
+        root_cause(.source)
+    )]
     Connect {
         endpoint: Endpoint,
         source: transport::Error,
     },
     /// An error found without a call, such as an invalid argument.
+    #[error("{0}")]
     Local(String),
     /// The server returned an error.
-    Status(Status),
+    #[error("{}{}: {}", code_name(.0.code()), reason_suffix(.0), .0.message())]
+    Status(#[from] Status),
 }
 
 // === impl Endpoint ===
@@ -55,9 +62,8 @@ impl FromStr for Endpoint {
         {
             return Ok(Self(text.to_owned()));
         }
-        let uri: Uri = text
-            .parse()
-            .map_err(|error| format!("{error}; {EXPECTED_FORM}"))?;
+        let uri = text.parse::<Uri>();
+        let uri = uri.map_err(|error| format!("{error}; {EXPECTED_FORM}"))?;
         match uri.authority() {
             Some(authority) if uri.scheme_str() == Some("http") => {
                 Ok(Self(format!("http://{authority}")))
@@ -77,9 +83,8 @@ impl Endpoint {
     /// Returns the endpoint of a server that listens on this address on the same
     /// host.
     pub(super) fn from_listen_address(listen: &ListenAddress) -> Self {
-        let address = match listen {
-            ListenAddress::Unix(_) => return Self(listen.to_string()),
-            ListenAddress::Tcp(address) => address,
+        let ListenAddress::Tcp(address) = listen else {
+            return Self(listen.to_string());
         };
         let (host, port) = address.rsplit_once(':').unwrap_or((address, "8470"));
         let host = match host {
@@ -92,10 +97,10 @@ impl Endpoint {
 
     /// Creates a channel that connects on demand and reconnects.
     pub(super) fn connect_lazy(&self) -> Result<Channel, CliError> {
-        let endpoint = self
-            .tonic_endpoint()?
-            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL);
-        Ok(endpoint.keep_alive_while_idle(true).connect_lazy())
+        let endpoint = self.tonic_endpoint()?.keep_alive_while_idle(true);
+        Ok(endpoint
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .connect_lazy())
     }
 
     fn tonic_endpoint(&self) -> Result<transport::Endpoint, CliError> {
@@ -110,31 +115,23 @@ impl Endpoint {
         &self,
         call_timeout: Option<Duration>,
     ) -> Result<Channel, CliError> {
-        let connect_error = |source| CliError::Connect {
-            endpoint: self.clone(),
-            source,
-        };
         let mut endpoint = self.tonic_endpoint()?;
         if let Some(call_timeout) = call_timeout {
             endpoint = endpoint.timeout(call_timeout);
         }
-        endpoint.connect().await.map_err(connect_error)
+        endpoint.connect().await.map_err(|source| {
+            let endpoint = self.clone();
+            CliError::Connect { endpoint, source }
+        })
     }
 
     /// Connects for calls that do not wait; they time out after [`CALL_TIMEOUT`].
     pub(super) async fn operations_client(&self) -> Result<OperationsClient<Channel>, CliError> {
-        Ok(OperationsClient::new(
-            self.connect(Some(CALL_TIMEOUT)).await?,
-        ))
+        let channel = self.connect(Some(CALL_TIMEOUT)).await?;
+        Ok(OperationsClient::new(channel))
     }
 
-    /// Connects for calls that wait; they have no timeout.
-    pub(super) async fn operations_client_without_timeout(
-        &self,
-    ) -> Result<OperationsClient<Channel>, CliError> {
-        Ok(OperationsClient::new(self.connect(None).await?))
-    }
-
+    /// Connects for watches, which have no timeout.
     pub(super) async fn watch_client(&self) -> Result<OperationWatchClient<Channel>, CliError> {
         Ok(OperationWatchClient::new(self.connect(None).await?))
     }
@@ -142,7 +139,8 @@ impl Endpoint {
 
 /// Expands a bare operation ID to `operations/ID`.
 pub(super) fn full_name(name: String) -> String {
-    if name.contains('/') || name.is_empty() {
+    let is_full = name.contains('/') || name.is_empty();
+    if is_full {
         name
     } else {
         format!("operations/{name}")
@@ -157,46 +155,13 @@ impl CliError {
     }
 }
 
-impl From<Status> for CliError {
-    fn from(status: Status) -> Self {
-        Self::Status(status)
-    }
-}
-
-impl fmt::Display for CliError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Connect { endpoint, source } => {
-                let cause = root_cause(source);
-                write!(
-                    f,
-                    "cannot connect to {endpoint}: {cause}; start a server with `longrunning serve`, \
-                     or set --endpoint or --worker-endpoint"
-                )
-            }
-            Self::Local(message) => f.write_str(message),
-            Self::Status(status) => {
-                let reason =
-                    error_reason(status).map_or_else(String::new, |reason| format!(" ({reason})"));
-                write!(
-                    f,
-                    "{}{reason}: {}",
-                    code_name(status.code()),
-                    status.message()
-                )
-            }
-        }
-    }
-}
-
-/// Returns the reason of the ErrorInfo in a status, or `None`.
-fn error_reason(status: &Status) -> Option<String> {
-    let rpc_status = rpc::Status::decode(status.details()).ok()?;
-    let info = rpc_status
-        .details
-        .iter()
-        .find_map(|detail| TypeRegistry::unpack::<ErrorInfo>(Some(detail)))?;
-    Some(info.reason)
+/// Returns the reason of the ErrorInfo in a status as ` (REASON)`, or nothing.
+fn reason_suffix(status: &Status) -> String {
+    let details = rpc::Status::decode(status.details()).map(|status| status.details);
+    let mut details = details.iter().flatten();
+    let info = details.find_map(|detail| TypeRegistry::unpack::<ErrorInfo>(Some(detail)));
+    info.map(|info| format!(" ({})", info.reason))
+        .unwrap_or_default()
 }
 
 /// Returns the proto name of a code, such as `NOT_FOUND`.

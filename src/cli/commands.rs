@@ -4,7 +4,7 @@ use std::{future::Future, io::IsTerminal, time::Duration};
 
 use tokio::{
     select,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tonic::{Code, Status};
 use tonic_health::pb::{
@@ -14,15 +14,16 @@ use tonic_health::pb::{
 use super::{
     args::{
         EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SUCCESS, EXIT_TIMEOUT, HealthArgs, ListArgs, NameArgs,
-        OperationArgs, WaitArgs,
+        OperationArgs, OutputFormat, WaitArgs,
     },
     client::{CliError, Endpoint, full_name},
     render::{ProgressDisplay, print_operation, print_operations, print_state},
+    types::TypeResolver,
 };
 use crate::proto::{
     google::longrunning::{
         CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
-        Operation, WaitOperationRequest, operation,
+        Operation, WaitOperationRequest, operation, operations_client::OperationsClient,
     },
     longrunning::v1::WatchOperationRequest,
 };
@@ -43,16 +44,18 @@ pub(super) async fn get(args: OperationArgs) -> CommandResult {
     let endpoint = &args.name.server.endpoint;
     let mut types = args.print.types.resolver(endpoint)?;
     let mut client = endpoint.operations_client().await?;
-    let operation = client
-        .get_operation(GetOperationRequest { name })
-        .await?
-        .into_inner();
-    print_operation(
-        types.resolve_for([&operation]).await,
-        &operation,
-        args.print.output,
-    );
-    Ok(exit_code(&operation))
+    let response = client.get_operation(GetOperationRequest { name }).await?;
+    Ok(print_result(&mut types, response.get_ref(), args.print.output).await)
+}
+
+/// Prints an operation and returns its exit code.
+pub(super) async fn print_result(
+    types: &mut TypeResolver,
+    operation: &Operation,
+    output: OutputFormat,
+) -> u8 {
+    print_operation(types.resolve_for([operation]).await, operation, output);
+    exit_code(operation)
 }
 
 pub(super) async fn list(args: ListArgs) -> CommandResult {
@@ -60,18 +63,14 @@ pub(super) async fn list(args: ListArgs) -> CommandResult {
     let mut client = args.server.endpoint.operations_client().await?;
     let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
     let (mut operations, mut page_token) = (Vec::new(), String::new());
-    loop {
-        let remaining = limit.saturating_sub(operations.len());
+    while operations.len() < limit {
         let request = ListOperationsRequest {
             name: args.parent.clone(),
-            page_size: i32::try_from(remaining).unwrap_or(i32::MAX),
+            page_size: i32::try_from(limit - operations.len()).unwrap_or(i32::MAX),
             page_token,
             filter: args.filter.clone(),
             ..Default::default()
         };
-        if remaining == 0 {
-            break;
-        }
         let page = client.list_operations(request).await?.into_inner();
         operations.extend(page.operations);
         page_token = page.next_page_token;
@@ -80,17 +79,10 @@ pub(super) async fn list(args: ListArgs) -> CommandResult {
         }
     }
     operations.truncate(limit);
+    let output = args.print.output;
     // A table needs only built-in types.
-    let unresolved: &[Operation] = if args.print.output.is_json() {
-        &operations
-    } else {
-        &[]
-    };
-    print_operations(
-        types.resolve_for(unresolved).await,
-        &operations,
-        args.print.output,
-    );
+    let unresolved: &[Operation] = if output.is_json() { &operations } else { &[] };
+    print_operations(types.resolve_for(unresolved).await, &operations, output);
     Ok(EXIT_SUCCESS)
 }
 
@@ -98,9 +90,7 @@ pub(super) async fn wait(args: WaitArgs) -> CommandResult {
     let name = full_name(args.operation.name.name.clone());
     let endpoint = &args.operation.name.server.endpoint;
     let mut types = args.operation.print.types.resolver(endpoint)?;
-    let deadline = args
-        .timeout
-        .and_then(|timeout| Instant::now().checked_add(timeout));
+    let max_wait = args.timeout.unwrap_or(Duration::MAX);
     let show_progress = std::io::stderr().is_terminal();
     let wait_until_done = async {
         if show_progress && let Some(operation) = wait_via_watch(&args, &name).await? {
@@ -108,17 +98,15 @@ pub(super) async fn wait(args: WaitArgs) -> CommandResult {
         }
         wait_via_poll(&args, &name).await
     };
-    let operation = match with_deadline(deadline, interruptible(wait_until_done)).await {
-        Some(Some(operation)) => operation?,
-        Some(None) => return Ok(EXIT_INTERRUPTED),
-        None => {
+    let operation = match timeout(max_wait, interruptible(wait_until_done)).await {
+        Ok(Some(operation)) => operation?,
+        Ok(None) => return Ok(EXIT_INTERRUPTED),
+        Err(_) => {
             eprintln!("error: timed out: {name} is not done");
             return Ok(EXIT_TIMEOUT);
         }
     };
-    let known = types.resolve_for([&operation]).await;
-    print_operation(known, &operation, args.operation.print.output);
-    Ok(exit_code(&operation))
+    Ok(print_result(&mut types, &operation, args.operation.print.output).await)
 }
 
 /// Waits with a progress bar. Returns `None` if the server ended or refused the
@@ -150,20 +138,14 @@ async fn wait_via_watch(args: &WaitArgs, name: &str) -> Result<Option<Operation>
 }
 
 async fn wait_via_poll(args: &WaitArgs, name: &str) -> Result<Operation, CliError> {
-    let mut client = args
-        .operation
-        .name
-        .server
-        .endpoint
-        .operations_client_without_timeout()
-        .await?;
+    let endpoint = &args.operation.name.server.endpoint;
+    let mut client = OperationsClient::new(endpoint.connect(None).await?);
     let mut failures = 0;
     loop {
-        let timeout = prost_types::Duration::try_from(WAIT_CALL_TIMEOUT).ok();
         let started = Instant::now();
         let request = WaitOperationRequest {
             name: name.to_owned(),
-            timeout,
+            timeout: WAIT_CALL_TIMEOUT.try_into().ok(),
         };
         match client.wait_operation(request).await {
             Ok(response) if response.get_ref().done => return Ok(response.into_inner()),
@@ -185,9 +167,8 @@ async fn wait_via_poll(args: &WaitArgs, name: &str) -> Result<Operation, CliErro
 /// reports a broken connection as UNKNOWN without details.
 fn is_unavailable(status: &Status) -> bool {
     match status.code() {
-        Code::Unavailable => true,
         Code::Unknown => status.details().is_empty(),
-        _ => false,
+        code => code == Code::Unavailable,
     }
 }
 
@@ -196,10 +177,10 @@ pub(super) async fn watch(args: OperationArgs) -> CommandResult {
     let output = args.print.output;
     let mut types = args.print.types.resolver(&args.name.server.endpoint)?;
     let mut client = args.name.server.endpoint.watch_client().await?;
-    let mut states = client
+    let response = client
         .watch_operation(WatchOperationRequest { name })
-        .await?
-        .into_inner();
+        .await?;
+    let mut states = response.into_inner();
     let print_states = async {
         let mut last = None;
         while let Some(operation) = states.message().await? {
@@ -217,9 +198,8 @@ pub(super) async fn watch(args: OperationArgs) -> CommandResult {
 pub(super) async fn cancel(args: NameArgs) -> CommandResult {
     let name = full_name(args.name);
     let mut client = args.server.endpoint.operations_client().await?;
-    client
-        .cancel_operation(CancelOperationRequest { name: name.clone() })
-        .await?;
+    let request = CancelOperationRequest { name: name.clone() };
+    client.cancel_operation(request).await?;
     eprintln!("requested cancellation of {name}; see its result with `longrunning wait {name}`");
     Ok(EXIT_SUCCESS)
 }
@@ -227,25 +207,18 @@ pub(super) async fn cancel(args: NameArgs) -> CommandResult {
 pub(super) async fn delete(args: NameArgs) -> CommandResult {
     let name = full_name(args.name);
     let mut client = args.server.endpoint.operations_client().await?;
-    client
-        .delete_operation(DeleteOperationRequest { name: name.clone() })
-        .await?;
+    let request = DeleteOperationRequest { name: name.clone() };
+    client.delete_operation(request).await?;
     eprintln!("deleted {name}");
     Ok(EXIT_SUCCESS)
 }
 
 pub(super) async fn healthcheck(args: HealthArgs) -> CommandResult {
-    let endpoint = args
-        .endpoint
-        .unwrap_or_else(|| Endpoint::from_listen_address(&args.listen));
+    let default_endpoint = || Endpoint::from_listen_address(&args.listen);
+    let endpoint = args.endpoint.unwrap_or_else(default_endpoint);
     let mut client = HealthClient::new(endpoint.connect(Some(HEALTHCHECK_TIMEOUT)).await?);
-    let health = client
-        .check(HealthCheckRequest {
-            service: String::new(),
-        })
-        .await?
-        .into_inner();
-    if health.status() == ServingStatus::Serving {
+    let health = client.check(HealthCheckRequest::default()).await?;
+    if health.get_ref().status() == ServingStatus::Serving {
         return Ok(EXIT_SUCCESS);
     }
     eprintln!("error: server at {endpoint} is not serving");
@@ -265,13 +238,5 @@ pub(super) async fn interruptible<T>(future: impl Future<Output = T>) -> Option<
     select! {
         output = future => Some(output),
         _ = tokio::signal::ctrl_c() => None,
-    }
-}
-
-/// Runs a future until the deadline, if any. Returns `None` if it passed.
-async fn with_deadline<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
-    match deadline {
-        Some(deadline) => tokio::time::timeout_at(deadline, future).await.ok(),
-        None => Some(future.await),
     }
 }

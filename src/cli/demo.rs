@@ -3,20 +3,20 @@
 
 use std::{
     io::{IsTerminal, stderr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use clap::Args;
 use tokio::{select, signal::ctrl_c};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming, transport::Channel};
+use tonic::{Streaming, transport::Channel};
 
 use super::{
-    args::{EXIT_ERROR, EXIT_INTERRUPTED},
+    args::EXIT_INTERRUPTED,
     client::{CliError, Endpoint},
     commands::exit_code,
-    render::{ProgressDisplay, pretty_json, print_line},
+    render::{ProgressDisplay, print_json},
 };
 use crate::{
     demo::service::new_checksum_operation,
@@ -42,44 +42,25 @@ pub(super) struct DemoArgs {
     keep_running: bool,
 }
 
-/// An error that ends the demo.
-#[derive(Debug, thiserror::Error)]
-enum DemoError {
-    #[error(transparent)]
-    App(#[from] AppError),
-    #[error(transparent)]
-    Create(#[from] crate::error::Error),
-    #[error("{0}")]
-    Cli(CliError),
-    #[error("{0}")]
-    Other(String),
-}
-
 /// Runs the demo; returns the exit code.
-pub(super) async fn demo(args: DemoArgs) -> u8 {
+pub(super) async fn demo(args: DemoArgs) -> Result<u8, CliError> {
     // Log lines would break the progress bar.
     let _ = init_telemetry(LogFormat::Text, "warn");
-    match run_demo(args).await {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error}");
-            EXIT_ERROR
-        }
-    }
-}
-
-async fn run_demo(args: DemoArgs) -> Result<u8, DemoError> {
-    let directory_error = |source| {
+    let directory = args.directory.canonicalize().map_err(|source| {
         let path = args.directory.clone();
-        DemoError::App(AppError::DemoDirectory { path, source })
+        CliError::local(AppError::DemoDirectory { path, source })
+    })?;
+    // On free local ports, without a workers listener.
+    let config = Config {
+        worker_listen: None,
+        shutdown_timeout: Duration::from_secs(5),
+        demo_directory: Some(directory.clone()),
+        ..Config::default()
     };
-    let directory = args.directory.canonicalize().map_err(directory_error)?;
-    let app = demo_config(directory.clone()).bind_and_start().await?;
+    let app = config.bind_and_start().await.map_err(CliError::local)?;
     let operations = app.operations().clone();
-    let (client_address, admin_address) = (
-        app.client_addr().to_string(),
-        app.admin_addr().map(|admin| admin.to_string()),
-    );
+    let client_address = app.client_addr().to_string();
+    let admin_address = app.admin_addr().map(|admin| admin.to_string());
     eprintln!("serving google.longrunning.Operations at {client_address}");
 
     let stop = CancellationToken::new();
@@ -88,24 +69,23 @@ async fn run_demo(args: DemoArgs) -> Result<u8, DemoError> {
     let server_task = tasks.spawn("server", app.run(stopped, std::future::pending()));
     let result = create_and_watch(&operations, &directory, &client_address).await;
     if let Ok((last, _)) = &result {
-        print_line(&pretty_json(
-            &TypeRegistry::built_in().operation_to_json(last, EnumFormat::Names),
-        ));
+        let json = TypeRegistry::built_in().operation_to_json(last, EnumFormat::Names);
+        print_json(&json);
+        let admin_address = admin_address.as_deref();
         print_example_commands(
             &last.name,
             &client_address,
-            admin_address.as_deref(),
+            admin_address,
             args.keep_running,
         );
         if args.keep_running {
-            let (stopped, _) =
-                shutdown_signals().map_err(|error| DemoError::Other(error.to_string()))?;
+            let (stopped, _) = shutdown_signals().map_err(CliError::local)?;
             stopped.await;
         }
     }
     stop.cancel();
     if let Err(error) = server_task.await {
-        return Err(DemoError::Other(format!("server task failed: {error}")));
+        return Err(CliError::local(format!("server task failed: {error}")));
     }
     let (last, interrupted) = result?;
     Ok(if interrupted {
@@ -119,24 +99,22 @@ async fn run_demo(args: DemoArgs) -> Result<u8, DemoError> {
 /// last state, and `true` if Ctrl-C was pressed, which cancels the operation.
 async fn create_and_watch(
     operations: &Operations,
-    directory: &std::path::Path,
+    directory: &Path,
     client_address: &str,
-) -> Result<(Operation, bool), DemoError> {
-    let created = operations.create(new_checksum_operation(directory)).await?;
-    let name = created.operation.name().to_owned();
-    eprintln!(
-        "created {name}: SHA-256 of every file below {}",
-        directory.display()
-    );
-    let endpoint: Endpoint = format!("http://{client_address}")
-        .parse()
-        .map_err(DemoError::Other)?;
-    let channel = endpoint.connect(None).await.map_err(DemoError::Cli)?;
+) -> Result<(Operation, bool), CliError> {
+    let created = operations.create(new_checksum_operation(directory)).await;
+    let name = created
+        .map_err(CliError::local)?
+        .operation
+        .name()
+        .to_owned();
+    let directory = directory.display();
+    eprintln!("created {name}: SHA-256 of every file below {directory}");
+    let endpoint = format!("http://{client_address}").parse::<Endpoint>();
+    let channel = endpoint.map_err(CliError::Local)?.connect(None).await?;
     let mut watch = OperationWatchClient::new(channel.clone());
-    let states = watch
-        .watch_operation(WatchOperationRequest { name: name.clone() })
-        .await?
-        .into_inner();
+    let request = WatchOperationRequest { name: name.clone() };
+    let states = watch.watch_operation(request).await?.into_inner();
     watch_until_done(states, channel, &name).await
 }
 
@@ -144,7 +122,7 @@ async fn watch_until_done(
     mut states: Streaming<Operation>,
     channel: Channel,
     name: &str,
-) -> Result<(Operation, bool), DemoError> {
+) -> Result<(Operation, bool), CliError> {
     let bar = stderr().is_terminal().then(ProgressDisplay::new);
     let (mut interrupted, mut last) = (false, None);
     loop {
@@ -173,9 +151,8 @@ async fn watch_until_done(
         }
     }
     drop(bar);
-    let last = last.ok_or_else(|| {
-        DemoError::Other("server closed the watch without sending a state".to_owned())
-    })?;
+    let last =
+        last.ok_or_else(|| CliError::local("server closed the watch without sending a state"))?;
     Ok((last, interrupted))
 }
 
@@ -186,10 +163,9 @@ fn print_example_commands(
     admin_address: Option<&str>,
     keep_running: bool,
 ) {
-    let lifetime_hint = if keep_running {
-        "the server runs until Ctrl-C"
-    } else {
-        "use --keep-running to keep the server running"
+    let lifetime_hint = match keep_running {
+        true => "the server runs until Ctrl-C",
+        false => "use --keep-running to keep the server running",
     };
     eprintln!("\nCommands to try ({lifetime_hint}):");
     eprintln!(
@@ -199,22 +175,5 @@ fn print_example_commands(
     eprintln!("  curl -s http://{client_address}/v1/{name}");
     if let Some(admin) = admin_address {
         eprintln!("  curl -s http://{admin}/metrics");
-    }
-}
-
-/// Returns the configuration of the demo server: free local ports, no workers
-/// listener.
-fn demo_config(directory: PathBuf) -> Config {
-    Config {
-        worker_listen: None,
-        shutdown_timeout: Duration::from_secs(5),
-        demo_directory: Some(directory),
-        ..Config::default()
-    }
-}
-
-impl From<Status> for DemoError {
-    fn from(status: Status) -> Self {
-        Self::Cli(status.into())
     }
 }

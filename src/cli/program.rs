@@ -73,20 +73,15 @@ pub fn main() -> ExitCode {
                     "The value may come from an environment variable (LONGRUNNING_...) or the --config file."
                 );
             }
-            return ExitCode::from(if error.use_stderr() {
-                EXIT_ERROR
-            } else {
-                EXIT_SUCCESS
-            });
+            let is_error = error.use_stderr();
+            return ExitCode::from(if is_error { EXIT_ERROR } else { EXIT_SUCCESS });
         }
     };
-    let runtime = match cli.command {
-        CliCommand::Serve(_) | CliCommand::Demo(_) => {
-            runtime::Builder::new_multi_thread().enable_all().build()
-        }
-        _ => runtime::Builder::new_current_thread().enable_all().build(),
+    let mut runtime = match cli.command {
+        CliCommand::Serve(_) | CliCommand::Demo(_) => runtime::Builder::new_multi_thread(),
+        _ => runtime::Builder::new_current_thread(),
     };
-    match runtime {
+    match runtime.enable_all().build() {
         Ok(runtime) => {
             let code = runtime.block_on(dispatch(cli.command));
             // Blocking tasks of an interrupted demo must not delay the exit.
@@ -102,8 +97,8 @@ pub fn main() -> ExitCode {
 
 async fn dispatch(command: CliCommand) -> u8 {
     let result = match command {
-        CliCommand::Serve(args) => return serve::serve(*args).await,
-        CliCommand::Demo(args) => return demo::demo(args).await,
+        CliCommand::Serve(args) => serve::serve(*args).await,
+        CliCommand::Demo(args) => demo::demo(args).await,
         CliCommand::Submit(args) => submit::submit(*args).await,
         CliCommand::Work(args) => worker::work(*args).await,
         CliCommand::Run(args) => worker::run(*args).await,
@@ -127,33 +122,35 @@ async fn dispatch(command: CliCommand) -> u8 {
     })
 }
 
+/// Returns the declaration of the command line, with a variable for each flag of `serve`.
+fn cli_command() -> Command {
+    let add_variable = |arg: Arg| {
+        let flag = arg.get_long().unwrap_or_default().to_uppercase();
+        arg.env(format!("LONGRUNNING_{}", flag.replace('-', "_")))
+    };
+    Cli::command().mut_subcommand("serve", |serve| serve.mut_args(add_variable))
+}
+
 /// Parses the command line. Flags override the environment, which overrides the
 /// config file. Values of the file become defaults of the flags, so that the same
 /// validation applies and `--help` shows them.
 fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
-    let mut command = Cli::command();
+    let mut command = cli_command();
     let mut queues = Vec::new();
     if let Some(path) = config_path(&command, arguments) {
-        let config_error = |text: String| Cli::command().error(ErrorKind::InvalidValue, text);
-        let text = std::fs::read_to_string(&path).map_err(|error| {
-            config_error(format!(
-                "cannot read config file {}: {error}",
-                path.display()
-            ))
-        })?;
+        let file = path.display();
+        let config_error = |text: String| cli_command().error(ErrorKind::InvalidValue, text);
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| config_error(format!("cannot read config file {file}: {error}")))?;
         let mut table: toml::Table = text.parse().map_err(|error| {
-            config_error(format!(
-                "config file {} is not valid TOML: {error}",
-                path.display()
-            ))
+            config_error(format!("config file {file} is not valid TOML: {error}"))
         })?;
-        let setting_error = |error: String| config_error(format!("{}: {error}", path.display()));
+        let setting_error = |error: String| config_error(format!("{file}: {error}"));
         queues = queue_config::take_queues(&mut table).map_err(setting_error)?;
         let serve = command
             .find_subcommand("serve")
-            .expect("Cli declares serve")
-            .clone();
-        let serve = with_config_defaults(serve, table).map_err(setting_error)?;
+            .expect("Cli declares serve");
+        let serve = with_config_defaults(serve.clone(), table).map_err(setting_error)?;
         command = command.mut_subcommand("serve", |_| serve);
     }
     let matches = command.try_get_matches_from(arguments)?;
@@ -167,18 +164,14 @@ fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
 /// Returns the `--config` file of `serve`, or `None`. Ignores errors in other
 /// arguments, which the full parse reports.
 fn config_path(command: &Command, arguments: &[OsString]) -> Option<PathBuf> {
-    let lenient = command
-        .clone()
-        .ignore_errors(true)
-        .mut_subcommand("serve", |serve| {
-            serve.ignore_errors(true).disable_help_flag(true)
-        });
+    let ignore_errors = |serve: Command| serve.ignore_errors(true).disable_help_flag(true);
+    let lenient = command.clone().ignore_errors(true);
+    let lenient = lenient.mut_subcommand("serve", ignore_errors);
     let matches: ArgMatches = lenient.try_get_matches_from(arguments).ok()?;
-    matches
+    let path = matches
         .subcommand_matches("serve")?
-        .get_one::<PathBuf>("config")
-        .cloned()
-        .filter(|path| !path.as_os_str().is_empty())
+        .get_one::<PathBuf>("config");
+    path.filter(|path| !path.as_os_str().is_empty()).cloned()
 }
 
 fn with_config_defaults(mut serve: Command, table: toml::Table) -> Result<Command, String> {
@@ -196,9 +189,9 @@ fn with_config_defaults(mut serve: Command, table: toml::Table) -> Result<Comman
                 .filter_map(Arg::get_long)
                 .filter(|known| !["config", "help"].contains(known))
                 .collect();
+            let known = known.join(", ");
             return Err(format!(
-                "unknown setting {key:?}; use one of {}, or [[queue]]",
-                known.join(", ")
+                "unknown setting {key:?}; use one of {known}, or [[queue]]"
             ));
         };
         let text = match value {
@@ -212,10 +205,8 @@ fn with_config_defaults(mut serve: Command, table: toml::Table) -> Result<Comman
             toml::Value::String(text) => text,
             toml::Value::Integer(number) => number.to_string(),
             other => {
-                return Err(format!(
-                    "{key} must be a string or a number, not {}",
-                    other.type_str()
-                ));
+                let kind = other.type_str();
+                return Err(format!("{key} must be a string or a number, not {kind}"));
             }
         };
         serve = serve.mut_arg(id, |arg| arg.default_value(text));
@@ -230,7 +221,7 @@ mod tests {
     // Rules: CLI-1
     #[test]
     fn cli_declaration_is_consistent() {
-        Cli::command().debug_assert();
+        cli_command().debug_assert();
     }
 
     // Rules: CLI-1

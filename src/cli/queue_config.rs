@@ -56,10 +56,10 @@ pub(super) fn take_queues(table: &mut toml::Table) -> Result<Vec<QueueConfig>, S
     let mut queues = Vec::new();
     for (index, table) in tables.into_iter().enumerate() {
         let name = table.get("name").and_then(toml::Value::as_str);
-        let title = name.map_or_else(
-            || format!("[[queue]] number {}", index + 1),
-            |name| format!("queue {name:?}"),
-        );
+        let title = match name {
+            Some(name) => format!("queue {name:?}"),
+            None => format!("[[queue]] number {}", index + 1),
+        };
         // The message of toml ends with a newline.
         let queue = parse_queue(table).map_err(|error| format!("{title}: {}", error.trim()))?;
         if !names.insert(queue.name.clone()) {
@@ -111,8 +111,9 @@ impl From<RetrySetting> for RetryPolicy {
 
 fn duration<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(value)?;
-    let duration = humantime::parse_duration(&text).map_err(D::Error::custom)?;
-    Ok(Some(duration))
+    humantime::parse_duration(&text)
+        .map(Some)
+        .map_err(D::Error::custom)
 }
 
 fn one() -> usize {

@@ -25,33 +25,18 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct ProgressDisplay(ProgressBar);
 
-/// The cells of a table row.
-struct OperationRow {
-    name: String,
-    state: String,
-    age: String,
-    progress: String,
-    labels: String,
-}
+/// The columns of a table.
+const COLUMNS: [&str; 5] = ["NAME", "STATE", "AGE", "PROGRESS", "LABELS"];
 
 /// Prints one operation.
 pub(super) fn print_operation(types: &TypeRegistry, operation: &Operation, output: OutputFormat) {
     if output.is_json() {
-        print_line(&pretty_json(
-            &types.operation_to_json(operation, EnumFormat::Names),
-        ));
-        return;
+        let json = types.operation_to_json(operation, EnumFormat::Names);
+        return print_json(&json);
     }
-    let row = OperationRow::new(operation);
-    print_line(&format!("name      {}", row.name));
-    print_line(&format!("state     {}", row.state));
-    for (key, value) in [
-        ("age", row.age),
-        ("progress", row.progress),
-        ("labels", row.labels),
-    ] {
+    for (key, value) in COLUMNS.iter().zip(table_row(operation)) {
         if !value.is_empty() {
-            print_line(&format!("{key:<9} {value}"));
+            print_line(&format!("{:<9} {value}", key.to_lowercase()));
         }
     }
     match &operation.result {
@@ -75,43 +60,31 @@ pub(super) fn print_operations(
     output: OutputFormat,
 ) {
     if output.is_json() {
-        let list: Vec<Value> = operations
-            .iter()
-            .map(|operation| types.operation_to_json(operation, EnumFormat::Names))
-            .collect();
-        print_line(&pretty_json(&json!({ "operations": list })));
-        return;
+        let to_json = |operation| types.operation_to_json(operation, EnumFormat::Names);
+        let list: Vec<Value> = operations.iter().map(to_json).collect();
+        return print_json(&json!({ "operations": list }));
     }
     if operations.is_empty() {
         eprintln!("no operations");
         return;
     }
-    let header = OperationRow {
-        name: "NAME".into(),
-        state: "STATE".into(),
-        age: "AGE".into(),
-        progress: "PROGRESS".into(),
-        labels: "LABELS".into(),
-    };
     // Text bars only on a terminal, to keep piped output easy to parse.
     let is_terminal = std::io::stdout().is_terminal();
-    let rows = operations.iter().map(|operation| match is_terminal {
-        true => OperationRow::new(operation).with_progress_bar(operation),
-        false => OperationRow::new(operation),
+    let rows = operations.iter().map(|operation| {
+        let [name, state, age, progress, labels] = table_row(operation);
+        let bar = is_terminal.then(|| progress_bar(operation)).flatten();
+        let bar = bar.unwrap_or_default();
+        [name, state, age, bar + &progress, labels]
     });
-    let rows: Vec<OperationRow> = std::iter::once(header).chain(rows).collect();
-    let width = |cell: fn(&OperationRow) -> &str| {
-        rows.iter()
-            .map(|row| cell(row).chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let (name, state) = (width(|row| &row.name), width(|row| &row.state));
-    let (age, progress) = (width(|row| &row.age), width(|row| &row.progress));
-    for row in &rows {
+    let mut table = vec![COLUMNS.map(String::from)];
+    table.extend(rows);
+    let [name_width, state_width, age_width, progress_width, _] = [0, 1, 2, 3, 4].map(|column| {
+        let widths = table.iter().map(|row| row[column].chars().count());
+        widths.max().unwrap_or(0)
+    });
+    for [name, state, age, progress, labels] in &table {
         let line = format!(
-            "{:<name$}  {:<state$}  {:>age$}  {:<progress$}  {}",
-            row.name, row.state, row.age, row.progress, row.labels
+            "{name:<name_width$}  {state:<state_width$}  {age:>age_width$}  {progress:<progress_width$}  {labels}"
         );
         print_line(line.trim_end());
     }
@@ -120,20 +93,16 @@ pub(super) fn print_operations(
 /// Prints one change of a watched operation on a line.
 pub(super) fn print_state(types: &TypeRegistry, operation: &Operation, output: OutputFormat) {
     if output.is_json() {
-        print_line(
-            &types
-                .operation_to_json(operation, EnumFormat::Names)
-                .to_string(),
-        );
-        return;
+        let json = types.operation_to_json(operation, EnumFormat::Names);
+        return print_line(&json.to_string());
     }
-    let row = OperationRow::new(operation);
+    let [_, state, _, progress, _] = table_row(operation);
     let result = match &operation.result {
         Some(operation::Result::Response(response)) => types.any_to_json(response).to_string(),
         Some(operation::Result::Error(error)) => error_text(error),
-        None => row.progress,
+        None => progress,
     };
-    print_line(&format!("{:<10}  {result}", row.state));
+    print_line(&format!("{state:<10}  {result}"));
 }
 
 /// Prints a line on standard output. Exits with 0 if it is closed, as by `head`.
@@ -148,9 +117,9 @@ fn sanitize(text: &str) -> String {
     text.replace(char::is_control, "\u{fffd}")
 }
 
-/// Formats JSON with indentation.
-pub(super) fn pretty_json(json: &Value) -> String {
-    format!("{json:#}")
+/// Prints JSON with indentation.
+pub(super) fn print_json(json: &Value) {
+    print_line(&format!("{json:#}"));
 }
 
 fn error_text(error: &rpc::Status) -> String {
@@ -162,55 +131,43 @@ fn operation_metadata(operation: &Operation) -> Option<OperationMetadata> {
     TypeRegistry::unpack(operation.metadata.as_ref())
 }
 
-// === impl OperationRow ===
+/// Returns the cells of the [`COLUMNS`]; those without a value are empty.
+fn table_row(operation: &Operation) -> [String; 5] {
+    let metadata = operation_metadata(operation);
+    let state = match (&metadata, &operation.result) {
+        (Some(metadata), _) if metadata.cancel_requested && !operation.done => "CANCELLING",
+        (Some(metadata), _) => metadata.state().as_str_name(),
+        (None, Some(operation::Result::Error(_))) => "FAILED",
+        (None, Some(operation::Result::Response(_))) => "SUCCEEDED",
+        (None, None) => "RUNNING",
+    };
+    let metadata = metadata.as_ref();
+    let labels = metadata.iter().flat_map(|metadata| &metadata.labels);
+    let mut labels: Vec<String> = labels
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    labels.sort();
+    let age = metadata
+        .and_then(|metadata| metadata.create_time.as_ref())
+        .map(format_age);
+    let progress = metadata
+        .and_then(|metadata| metadata.progress.as_ref())
+        .map(progress_text);
+    [
+        operation.name.clone(),
+        state.to_owned(),
+        age.unwrap_or_default(),
+        progress.unwrap_or_default(),
+        sanitize(&labels.join(",")),
+    ]
+}
 
-impl OperationRow {
-    fn new(operation: &Operation) -> Self {
-        let metadata = operation_metadata(operation);
-        let state = match (&metadata, &operation.result) {
-            (Some(metadata), _) => metadata.state().as_str_name(),
-            (None, Some(operation::Result::Error(_))) => "FAILED",
-            (None, Some(operation::Result::Response(_))) => "SUCCEEDED",
-            (None, None) => "RUNNING",
-        };
-        let cancelling = metadata
-            .as_ref()
-            .is_some_and(|metadata| metadata.cancel_requested && !operation.done);
-        let metadata = metadata.unwrap_or_default();
-        let mut labels: Vec<String> = metadata
-            .labels
-            .iter()
-            .map(|(key, value)| format!("{key}={value}"))
-            .collect();
-        labels.sort();
-        Self {
-            name: operation.name.clone(),
-            state: if cancelling {
-                "CANCELLING".to_owned()
-            } else {
-                state.to_owned()
-            },
-            age: metadata
-                .create_time
-                .map_or_else(String::new, |time| format_age(&time)),
-            progress: metadata
-                .progress
-                .as_ref()
-                .map_or_else(String::new, progress_text),
-            labels: sanitize(&labels.join(",")),
-        }
-    }
-
-    /// Prepends a text bar to the progress unless the operation is done.
-    fn with_progress_bar(mut self, operation: &Operation) -> Self {
-        let progress = operation_metadata(operation).and_then(|metadata| metadata.progress);
-        if let Some(fraction) = progress.as_ref().and_then(progress_fraction)
-            && !operation.done
-        {
-            self.progress = format!("{} {}", text_bar(fraction), self.progress);
-        }
-        self
-    }
+/// Returns the bar before the progress, or `None` if the operation is done or its
+/// fraction is unknown.
+fn progress_bar(operation: &Operation) -> Option<String> {
+    let progress = operation_metadata(operation)?.progress?;
+    let fraction = progress_fraction(&progress).filter(|_| !operation.done)?;
+    Some(format!("{} ", text_bar(fraction)))
 }
 
 /// Formats a fraction from 0 to 1 as a bar of ten columns: `[====>     ]`.
@@ -231,24 +188,19 @@ fn progress_text(progress: &Progress) -> String {
     if let Some(fraction) = progress_fraction(progress) {
         parts.push(format!("{:.0}%", fraction * 100.0));
     }
-    let unit = progress.unit.as_str();
-    let format_units = |units: i64| match unit {
-        "bytes" => HumanBytes(u64::try_from(units).unwrap_or(0)).to_string(),
+    let format_units = |units: i64| match progress.unit.as_str() {
+        "bytes" => human_bytes(units).to_string(),
         _ => units.to_string(),
     };
-    let unit = if unit == "bytes" || unit.is_empty() {
-        String::new()
-    } else {
-        format!(" {unit}")
+    let unit = match progress.unit.as_str() {
+        "bytes" | "" => String::new(),
+        unit => format!(" {unit}"),
     };
+    let done = format_units(progress.done_units);
     match (progress.done_units, progress.total_units) {
         (0, 0) => {}
-        (done, 0) => parts.push(format!("{}{unit}", format_units(done))),
-        (done, total) => parts.push(format!(
-            "{} of {}{unit}",
-            format_units(done),
-            format_units(total)
-        )),
+        (_, 0) => parts.push(format!("{done}{unit}")),
+        (_, total) => parts.push(format!("{done} of {}{unit}", format_units(total))),
     }
     if !progress.message.is_empty() {
         parts.push(progress.message.clone());
@@ -258,15 +210,17 @@ fn progress_text(progress: &Progress) -> String {
     sanitize(&parts.join(", "))
 }
 
+fn human_bytes(bytes: i64) -> HumanBytes {
+    HumanBytes(u64::try_from(bytes).unwrap_or(0))
+}
+
 #[expect(clippy::cast_precision_loss, reason = "displayed only")]
 fn progress_fraction(progress: &Progress) -> Option<f64> {
-    let units = || {
-        (progress.total_units > 0).then(|| progress.done_units as f64 / progress.total_units as f64)
-    };
-    progress
+    let (done, total) = (progress.done_units as f64, progress.total_units as f64);
+    let fraction = progress
         .fraction
-        .or_else(units)
-        .map(|fraction| fraction.clamp(0.0, 1.0))
+        .or_else(|| (total > 0.0).then(|| done / total));
+    fraction.map(|fraction| fraction.clamp(0.0, 1.0))
 }
 
 fn format_age(time: &prost_types::Timestamp) -> String {
@@ -281,11 +235,8 @@ fn format_age(time: &prost_types::Timestamp) -> String {
 }
 
 fn to_timestamp(time: &prost_types::Timestamp) -> Timestamp {
-    Timestamp::from_nanos(
-        time.seconds
-            .saturating_mul(1_000_000_000)
-            .saturating_add(time.nanos.into()),
-    )
+    let nanos = time.seconds.saturating_mul(1_000_000_000);
+    Timestamp::from_nanos(nanos.saturating_add(time.nanos.into()))
 }
 
 // === impl ProgressDisplay ===
@@ -296,11 +247,8 @@ impl ProgressDisplay {
         let bar = ProgressBar::new(1000);
         let style =
             ProgressStyle::with_template("{spinner} {prefix} [{bar:20}] {percent:>3}%  {wide_msg}");
-        bar.set_style(
-            style
-                .expect("the template is constant")
-                .progress_chars("=> "),
-        );
+        let style = style.expect("the template is constant");
+        bar.set_style(style.progress_chars("=> "));
         bar.enable_steady_tick(Duration::from_millis(120));
         Self(bar)
     }
@@ -310,10 +258,9 @@ impl ProgressDisplay {
         let Some(metadata) = operation_metadata(operation) else {
             return;
         };
-        let Some(progress) = metadata.progress else {
-            self.0
-                .set_prefix(metadata.state().as_str_name().to_lowercase());
-            return;
+        let Some(progress) = &metadata.progress else {
+            let state = metadata.state().as_str_name();
+            return self.0.set_prefix(state.to_lowercase());
         };
         self.0.set_prefix(sanitize(&progress.stage));
         #[expect(
@@ -321,47 +268,31 @@ impl ProgressDisplay {
             clippy::cast_sign_loss,
             reason = "0 to 1000"
         )]
-        self.0.set_position(
-            progress_fraction(&progress).map_or(0, |fraction| (fraction * 1000.0) as u64),
-        );
-        self.0.set_message(self.message_text(&progress));
-    }
-
-    fn message_text(&self, progress: &Progress) -> String {
+        let position = (progress_fraction(progress).unwrap_or(0.0) * 1000.0) as u64;
+        self.0.set_position(position);
         let mut parts = vec![progress.message.clone()];
         if progress.unit == "bytes" && progress.total_units > 0 {
-            let bytes = |units: i64| HumanBytes(u64::try_from(units).unwrap_or(0));
-            parts.push(format!(
-                "{} of {}",
-                bytes(progress.done_units),
-                bytes(progress.total_units)
-            ));
+            let total = human_bytes(progress.total_units);
+            parts.push(format!("{} of {total}", human_bytes(progress.done_units)));
         }
         if let Some(eta) = &progress.eta {
             let remaining = to_timestamp(eta).since(Clock::system().now());
-            parts.push(format!(
-                "{} left",
-                humantime::format_duration(Duration::from_secs(remaining.as_secs()))
-            ));
+            let remaining = Duration::from_secs(remaining.as_secs());
+            parts.push(format!("{} left", humantime::format_duration(remaining)));
         }
         parts.retain(|part| !part.is_empty());
-        sanitize(&parts.join(", "))
+        self.0.set_message(sanitize(&parts.join(", ")));
     }
 
     /// Prints a line above the bar.
     pub(super) fn print_above(&self, text: &str) {
         self.0.println(text);
     }
-
-    /// Removes the bar.
-    pub(super) fn clear(&self) {
-        self.0.finish_and_clear();
-    }
 }
 
 impl Drop for ProgressDisplay {
     fn drop(&mut self) {
-        self.clear();
+        self.0.finish_and_clear();
     }
 }
 

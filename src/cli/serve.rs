@@ -1,20 +1,21 @@
-//! `longrunning serve`: the flags and the run of the server.
+//! `longrunning serve`: the flags and the run of the server. Each flag has an environment
+//! variable: that of `--max-waiters` is `LONGRUNNING_MAX_WAITERS`.
 
 use std::{ffi::OsString, path::PathBuf, pin::pin, time::Duration};
 
 use bytesize::ByteSize;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use humantime::parse_duration;
 use tokio::select;
 
 use super::{
-    args::{EXIT_ERROR, EXIT_FAILED, EXIT_SUCCESS},
-    client::Endpoint,
+    args::{EXIT_FAILED, EXIT_SUCCESS},
+    client::{CliError, Endpoint},
     types::non_empty_paths,
 };
 use crate::{
     gateway::{cors::CorsOrigins, prefix::HttpPrefix, service::HttpOptions},
-    operation::{options::ExecutionOptions, retry::RetryPolicy},
+    operation::options::ExecutionOptions,
     server::{
         Config, ConnectionOptions, ListenAddress, LogFormat, QueueConfig, ShutdownOutcome,
         StoreConfig, init_telemetry, reload_signals, shutdown_signals,
@@ -27,218 +28,141 @@ use crate::{
 #[derive(Args, Debug)]
 pub(super) struct ServeArgs {
     /// Read settings from a TOML file: keys are the names of these flags, and [[queue]] tables
-    #[arg(long, env = "LONGRUNNING_CONFIG", value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
     /// Address for clients: gRPC, HTTP/JSON, health, reflection; HOST:PORT or unix:PATH
-    #[arg(
-        long,
-        env = "LONGRUNNING_LISTEN",
-        value_name = "ADDRESS",
-        default_value = "127.0.0.1:8470"
-    )]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8470")]
     listen: ListenAddress,
     /// Address for workers: OperationWorker, health, reflection; `none` to disable
-    #[arg(long, env = "LONGRUNNING_WORKER_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8471",
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8471",
         value_parser = parse_optional_address)]
     worker_listen: OptionalAddress,
     /// Address for operators: /livez, /readyz, /metrics; `none` to disable
-    #[arg(long, env = "LONGRUNNING_ADMIN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8472",
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8472",
         value_parser = parse_optional_address)]
     admin_listen: OptionalAddress,
     /// File mode of Unix sockets, such as 660 [default: by umask]
-    #[arg(long, env = "LONGRUNNING_SOCKET_MODE", value_name = "OCTAL", value_parser = parse_socket_mode)]
+    #[arg(long, value_name = "OCTAL", value_parser = parse_socket_mode)]
     socket_mode: Option<u32>,
     /// Where operations are stored: memory (lost at exit), sqlite:PATH (one server), or
     /// postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full (shared by several servers)
     #[arg(
         long,
-        env = "LONGRUNNING_STORE",
         value_name = "STORE",
         default_value = "memory",
         hide_env_values = true
     )]
     store: StoreConfig,
     /// PostgreSQL schema; servers with the same schema share their operations
-    #[arg(
-        long,
-        env = "LONGRUNNING_STORE_SCHEMA",
-        value_name = "NAME",
-        default_value = "longrunning"
-    )]
+    #[arg(long, value_name = "NAME", default_value = "longrunning")]
     store_schema: String,
     /// Direct PostgreSQL URL for LISTEN/NOTIFY, required if --store points at a transaction
     /// pooler such as PgBouncer
-    #[arg(
-        long,
-        env = "LONGRUNNING_STORE_NOTIFY_URL",
-        value_name = "URL",
-        hide_env_values = true
-    )]
+    #[arg(long, value_name = "URL", hide_env_values = true)]
     store_notify_url: Option<String>,
     /// Done operations cached in memory with PostgreSQL; older ones are read from the database
     /// on demand
-    #[arg(
-        long,
-        env = "LONGRUNNING_CACHE_DONE_OPERATIONS",
-        value_name = "N",
-        default_value_t = 100_000
-    )]
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
     cache_done_operations: usize,
     /// Read consistency with PostgreSQL: `local` (this server's copy, may lag) or `linearizable`
     /// (includes every acknowledged write)
     #[arg(
         long,
-        env = "LONGRUNNING_READ_CONSISTENCY",
         value_name = "LEVEL",
         default_value = "local",
         value_parser = parse_read_consistency
     )]
     read_consistency: ReadConsistency,
     /// Threads that serve connections; 0 means one per processor
-    #[arg(
-        long,
-        env = "LONGRUNNING_CONNECTION_THREADS",
-        value_name = "N",
-        default_value_t = 0
-    )]
+    #[arg(long, value_name = "N", default_value_t = 0)]
     connection_threads: usize,
     /// Maximum duration of a graceful shutdown
-    #[arg(long, env = "LONGRUNNING_SHUTDOWN_TIMEOUT", value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
     shutdown_timeout: Duration,
     /// Timeout of WaitOperation for a call without timeout and deadline
-    #[arg(long, env = "LONGRUNNING_DEFAULT_WAIT_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     default_wait_timeout: Duration,
     /// Maximum timeout of WaitOperation
-    #[arg(long, env = "LONGRUNNING_MAX_WAIT_TIMEOUT", value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
     max_wait_timeout: Duration,
     /// Default retention: how long a done operation stays readable
-    #[arg(long, env = "LONGRUNNING_RETENTION", value_name = "TIME", default_value = "24h", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_duration)]
     retention: Duration,
     /// Default lease duration: a worker that sends no heartbeat for this long loses its lease; at least 1s
-    #[arg(long, env = "LONGRUNNING_LEASE_DURATION", value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     lease_duration: Duration,
     /// Maximum number of operations in memory; more are rejected with STORE_FULL
-    #[arg(
-        long,
-        env = "LONGRUNNING_MAX_OPERATIONS",
-        value_name = "N",
-        default_value_t = 1_000_000
-    )]
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     max_operations: usize,
     /// Maximum total size of operations in memory; more is rejected with STORE_FULL
-    #[arg(
-        long,
-        env = "LONGRUNNING_MAX_TOTAL_BYTES",
-        value_name = "SIZE",
-        default_value = "1GiB"
-    )]
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     max_total_bytes: ByteSize,
     /// Maximum size of one operation; more is rejected with TOO_LARGE
-    #[arg(
-        long,
-        env = "LONGRUNNING_MAX_OPERATION_BYTES",
-        value_name = "SIZE",
-        default_value = "3MiB"
-    )]
+    #[arg(long, value_name = "SIZE", default_value = "3MiB")]
     max_operation_bytes: ByteSize,
     /// Maximum size of one request; more is rejected with TOO_LARGE
-    #[arg(
-        long,
-        env = "LONGRUNNING_MAX_MESSAGE_BYTES",
-        value_name = "SIZE",
-        default_value = "4MiB"
-    )]
+    #[arg(long, value_name = "SIZE", default_value = "4MiB")]
     max_message_bytes: ByteSize,
     /// Maximum number of pending operations in one queue; more are rejected with QUEUE_FULL
-    #[arg(
-        long,
-        env = "LONGRUNNING_MAX_QUEUE_LENGTH",
-        value_name = "N",
-        default_value_t = 100_000
-    )]
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
     max_queue_length: usize,
     /// Maximum number of open waits and watches; further waits return at once, watches are rejected
-    #[arg(
-        long,
-        env = "LONGRUNNING_MAX_WAITERS",
-        value_name = "N",
-        default_value_t = 100_000
-    )]
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
     max_waiters: usize,
     /// Maximum number of open connections; further ones are closed
-    #[arg(
-        long,
-        env = "LONGRUNNING_MAX_CONNECTIONS",
-        value_name = "N",
-        default_value_t = 10_000
-    )]
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
     max_connections: usize,
     /// Prefix of every HTTP path, such as /v1 or /api/v2; / for none [default: any API version, such as /v1]
-    #[arg(long, env = "LONGRUNNING_HTTP_PREFIX", value_name = "PATH")]
+    #[arg(long, value_name = "PATH")]
     http_prefix: Option<HttpPrefix>,
     /// Comma-separated origins allowed by CORS; * for any [default: none]
-    #[arg(long, env = "LONGRUNNING_CORS_ORIGIN", value_name = "ORIGINS")]
+    #[arg(long, value_name = "ORIGINS")]
     cors_origin: Option<CorsOrigins>,
     /// Log filter: a level, or directives such as info,longrunning=debug
-    #[arg(
-        long,
-        env = "LONGRUNNING_LOG_FILTER",
-        value_name = "FILTER",
-        default_value = "info"
-    )]
+    #[arg(long, value_name = "FILTER", default_value = "info")]
     log_filter: String,
     /// Log format; auto is text on a terminal and JSON otherwise
-    #[arg(long, env = "LONGRUNNING_LOG_FORMAT", value_enum, default_value_t = LogFormatArg::Auto)]
-    log_format: LogFormatArg,
+    #[arg(long, default_value = "auto", value_parser = ["auto", "text", "json"])]
+    log_format: String,
     /// Also serve the demo API, longrunning.demo.v1.Checksums, for the files below DIR
-    #[arg(long, env = "LONGRUNNING_DEMO", value_name = "DIR", num_args = 0..=1, default_missing_value = ".")]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = ".")]
     demo: Option<PathBuf>,
     /// Descriptor set with the message types of metadata and results; repeatable, reloaded on SIGHUP
     #[arg(
         long = "descriptor-set",
         alias = "descriptor_sets",
-        env = "LONGRUNNING_DESCRIPTOR_SET",
         value_name = "FILE",
         value_delimiter = ':'
     )]
     descriptor_sets: Vec<OsString>,
     /// Server whose message types are loaded through gRPC reflection, for JSON and filters
-    #[arg(long, env = "LONGRUNNING_REFLECTION_UPSTREAM", value_name = "URL", value_parser = parse_optional_endpoint)]
+    #[arg(long, value_name = "URL", value_parser = parse_optional_endpoint)]
     reflection_upstream: Option<OptionalEndpoint>,
     /// The `[[queue]]` tables of the config file.
     #[arg(skip)]
     pub(super) queues: Vec<QueueConfig>,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormatArg {
-    Auto,
-    Text,
-    Json,
-}
+/// The value of a flag that is always set. clap takes the type `Option` for a flag that
+/// may be missing, but no alias of it.
+type OptionalAddress = Option<ListenAddress>;
+type OptionalEndpoint = Option<Endpoint>;
 
-/// An address, or `none`.
-#[derive(Clone, Debug)]
-struct OptionalAddress(Option<ListenAddress>);
-
+/// Parses an address, or `none`.
 fn parse_optional_address(text: &str) -> Result<OptionalAddress, String> {
-    match text {
-        "none" => Ok(OptionalAddress(None)),
-        text => text
-            .parse()
-            .map(|address| OptionalAddress(Some(address)))
-            .map_err(|error| format!("{error}, or none to disable")),
+    if text == "none" {
+        return Ok(None);
     }
+    let address = text.parse::<ListenAddress>();
+    address
+        .map(Some)
+        .map_err(|error| format!("{error}, or none to disable"))
 }
 
-/// An endpoint, or none if empty: a compose file passes an unset variable as an
+/// Parses an endpoint, or none if empty: a compose file passes an unset variable as an
 /// empty one.
-#[derive(Clone, Debug)]
-struct OptionalEndpoint(Option<Endpoint>);
-
 fn parse_optional_endpoint(text: &str) -> Result<OptionalEndpoint, String> {
-    let endpoint = (!text.is_empty()).then(|| text.parse()).transpose()?;
-    Ok(OptionalEndpoint(endpoint))
+    (!text.is_empty()).then(|| text.parse()).transpose()
 }
 
 fn parse_read_consistency(text: &str) -> Result<ReadConsistency, String> {
@@ -257,18 +181,17 @@ fn parse_socket_mode(text: &str) -> Result<u32, String> {
 }
 
 /// Runs the server until a signal. Returns the exit code.
-pub(super) async fn serve(args: ServeArgs) -> u8 {
-    if let Err(error) = init_telemetry(args.log_format.into(), &args.log_filter) {
-        eprintln!("error: --log-filter: {error}");
-        return EXIT_ERROR;
-    }
-    match run_server(args).await {
-        Ok(ShutdownOutcome::Drained) => EXIT_SUCCESS,
-        Ok(ShutdownOutcome::Aborted) => EXIT_FAILED,
-        Err(error) => {
-            eprintln!("error: {error}");
-            EXIT_ERROR
-        }
+pub(super) async fn serve(args: ServeArgs) -> Result<u8, CliError> {
+    let log_format = match args.log_format.as_str() {
+        "text" => LogFormat::Text,
+        "json" => LogFormat::Json,
+        _ => LogFormat::Auto,
+    };
+    init_telemetry(log_format, &args.log_filter)
+        .map_err(|error| CliError::local(format!("--log-filter: {error}")))?;
+    match run_server(args).await.map_err(CliError::local)? {
+        ShutdownOutcome::Drained => Ok(EXIT_SUCCESS),
+        ShutdownOutcome::Aborted => Ok(EXIT_FAILED),
     }
 }
 
@@ -292,8 +215,8 @@ impl ServeArgs {
         let to_bytes = |size: ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
         Config {
             listen: self.listen,
-            worker_listen: self.worker_listen.0,
-            admin_listen: self.admin_listen.0,
+            worker_listen: self.worker_listen,
+            admin_listen: self.admin_listen,
             socket_mode: self.socket_mode,
             read_consistency: self.read_consistency,
             connection_threads: self.connection_threads,
@@ -331,7 +254,6 @@ impl ServeArgs {
             default_options: ExecutionOptions {
                 retention: self.retention,
                 lease_duration: self.lease_duration,
-                retry_policy: RetryPolicy::default(),
                 ..ExecutionOptions::default()
             },
             // A compose file passes an unset variable as an empty one.
@@ -339,19 +261,9 @@ impl ServeArgs {
             descriptor_sets: non_empty_paths(self.descriptor_sets),
             reflection_upstream: self
                 .reflection_upstream
-                .and_then(|upstream| upstream.0)
+                .flatten()
                 .map(|url| url.to_string()),
             queues: self.queues,
-        }
-    }
-}
-
-impl From<LogFormatArg> for LogFormat {
-    fn from(format: LogFormatArg) -> Self {
-        match format {
-            LogFormatArg::Auto => Self::Auto,
-            LogFormatArg::Text => Self::Text,
-            LogFormatArg::Json => Self::Json,
         }
     }
 }

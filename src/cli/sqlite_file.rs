@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{
     args::{EXIT_FAILED, EXIT_SUCCESS, PrintArgs},
     client::CliError,
-    render::{pretty_json, print_line, print_operations},
+    render::{print_json, print_line, print_operations},
 };
 use crate::{
     operation::Operation,
@@ -66,11 +66,12 @@ struct FileReport {
 /// Copies or recovers a file. Returns the exit code.
 pub(super) fn backup(args: &BackupArgs) -> Result<u8, CliError> {
     let StoreConfig::Sqlite(source) = &args.store else {
+        let store = &args.store;
         return Err(CliError::local(format!(
-            "--store {}: only SQLite files can be copied; use sqlite:PATH",
-            args.store
+            "--store {store}: only SQLite files can be copied; use sqlite:PATH"
         )));
     };
+    let (from, to) = (source.display(), args.destination.display());
     if args.recover {
         let (recovered, unreadable) =
             backup::recover(source, &args.destination).map_err(CliError::local)?;
@@ -78,25 +79,19 @@ pub(super) fn backup(args: &BackupArgs) -> Result<u8, CliError> {
             eprintln!("lost: {damage}");
         }
         print_line(&format!(
-            "recovered {recovered} operations from {} to {}",
-            source.display(),
-            args.destination.display()
+            "recovered {recovered} operations from {from} to {to}"
         ));
-        return Ok(if unreadable.is_empty() {
-            EXIT_SUCCESS
-        } else {
-            EXIT_FAILED
-        });
+        return Ok(check_exit_code(unreadable.is_empty()));
     }
     backup::backup(source, &args.destination).map_err(CliError::local)?;
     let size = std::fs::metadata(&args.destination).map_or(0, |file| file.len());
-    print_line(&format!(
-        "copied {} to {}, {}",
-        source.display(),
-        args.destination.display(),
-        ByteSize(size).display().iec()
-    ));
+    let size = ByteSize(size).display().iec();
+    print_line(&format!("copied {from} to {to}, {size}"));
     Ok(EXIT_SUCCESS)
+}
+
+fn check_exit_code(is_intact: bool) -> u8 {
+    if is_intact { EXIT_SUCCESS } else { EXIT_FAILED }
 }
 
 /// Prints the contents of a file. Returns the exit code.
@@ -109,11 +104,9 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<u8, CliError> {
     let newest: Vec<_> = report.newest.iter().rev().cloned().collect();
     if args.print.output.is_json() {
         let mut document = report.to_json(&summary);
-        document["operations"] = newest
-            .iter()
-            .map(|operation| types.operation_to_json(operation, EnumFormat::Names))
-            .collect();
-        print_line(&pretty_json(&document));
+        let to_json = |operation| types.operation_to_json(operation, EnumFormat::Names);
+        document["operations"] = newest.iter().map(to_json).collect();
+        print_json(&document);
     } else {
         report.print(&summary);
         if !newest.is_empty() {
@@ -121,11 +114,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<u8, CliError> {
             print_operations(&types, &newest, args.print.output);
         }
     }
-    Ok(if report.damaged.is_empty() {
-        EXIT_SUCCESS
-    } else {
-        EXIT_FAILED
-    })
+    Ok(check_exit_code(report.damaged.is_empty()))
 }
 
 // === impl FileReport ===
@@ -147,11 +136,9 @@ impl FileReport {
 
     fn print(&self, summary: &Summary) {
         let format_size = |bytes| ByteSize(bytes).display().iec();
-        let states: Vec<String> = self
-            .states
-            .iter()
-            .map(|(state, count)| format!("{count} {}", state.as_str_name()))
-            .collect();
+        let states = self.states.iter();
+        let states = states.map(|(state, count)| format!("{count} {}", state.as_str_name()));
+        let states: Vec<String> = states.collect();
         let total: u64 = self.states.values().sum();
         print_line(&format!("size        {}", format_size(summary.file_bytes)));
         print_line(&format!("wal         {}", format_size(summary.wal_bytes)));
@@ -168,11 +155,9 @@ impl FileReport {
     }
 
     fn to_json(&self, summary: &Summary) -> Value {
-        let states: serde_json::Map<String, Value> = self
-            .states
-            .iter()
-            .map(|(state, count)| (state.as_str_name().to_owned(), json!(count)))
-            .collect();
+        let states = self.states.iter();
+        let states = states.map(|(state, count)| (state.as_str_name().to_owned(), json!(count)));
+        let states: serde_json::Map<_, _> = states.collect();
         json!({
             "fileBytes": summary.file_bytes,
             "walBytes": summary.wal_bytes,

@@ -16,7 +16,7 @@ use super::{
     args::{
         EXIT_INTERRUPTED, EXIT_SUCCESS, EndpointArgs, NameArgs, OperationArgs, PrintArgs, WaitArgs,
     },
-    client::{CliError, Endpoint},
+    client::{CALL_TIMEOUT, CliError, Endpoint},
     commands,
     render::print_operation,
 };
@@ -118,13 +118,10 @@ pub(super) async fn submit(args: SubmitArgs) -> Result<u8, CliError> {
         new_operation = new_operation.priority(args.priority);
     }
     if let Some(retries) = args.retries {
-        new_operation =
-            new_operation.retry_policy(RetryPolicy::with_max_attempts(retries.saturating_add(1)));
+        let policy = RetryPolicy::with_max_attempts(retries.saturating_add(1));
+        new_operation = new_operation.retry_policy(policy);
     }
-    let channel = args
-        .worker
-        .worker_endpoint
-        .connect(Some(super::client::CALL_TIMEOUT));
+    let channel = args.worker.worker_endpoint.connect(Some(CALL_TIMEOUT));
     let mut client = OperationWorkerClient::new(channel.await?);
     let request = tonic::Request::new(new_operation.into());
     let created = client.create_operation(request).await?.into_inner();
@@ -148,11 +145,8 @@ pub(super) async fn submit(args: SubmitArgs) -> Result<u8, CliError> {
         },
         print: args.print,
     };
-    let code = commands::wait(WaitArgs {
-        operation,
-        timeout: None,
-    })
-    .await?;
+    let timeout = None;
+    let code = commands::wait(WaitArgs { operation, timeout }).await?;
     if code == EXIT_INTERRUPTED {
         eprintln!("{name} continues; stop it with `longrunning cancel {name}`");
     }
@@ -207,10 +201,9 @@ fn parse_input(types: &TypeRegistry, input: &str, input_type: Option<&str>) -> R
     let json: Value = serde_json::from_str(&text).map_err(|error| {
         format!("--input is not JSON: {error}; put text in quotes, as in '\"text\"'")
     })?;
-    let default_type = if json.is_object() {
-        "google.protobuf.Struct"
-    } else {
-        "google.protobuf.Value"
+    let default_type = match json {
+        Value::Object(_) => "google.protobuf.Struct",
+        _ => "google.protobuf.Value",
     };
     let packed = types.pack(input_type.unwrap_or(default_type), &json);
     packed.map_err(|error| format!("--input: {error}"))

@@ -47,13 +47,9 @@ impl TypesArgs {
     pub(super) fn load(&self) -> Result<TypeRegistry, CliError> {
         let types = TypeRegistry::built_in();
         let files = non_empty_paths(self.descriptor_sets.clone());
-        let sets = files.iter().map(|path| DescriptorSet::read(path)).collect();
-        let sets: Result<Vec<_>, _> = sets;
+        let sets: Result<_, _> = files.iter().map(|path| DescriptorSet::read(path)).collect();
         let loaded = sets.and_then(|sets| types.replace_source(TypeSource::Files, sets));
-        match loaded {
-            Ok(_) => Ok(types),
-            Err(error) => Err(CliError::local(error)),
-        }
+        loaded.map(|_| types).map_err(CliError::local)
     }
 
     /// Loads the files and creates a resolver that loads other types from `server`.
@@ -109,10 +105,8 @@ impl TypeResolver {
         self.requested.extend(new.iter().cloned());
         let fetched_files = async {
             let channel = self.server.connect(Some(REFLECTION_TIMEOUT)).await.ok()?;
-            ReflectionClient::new(channel)
-                .fetch_symbol_files(new, &self.types)
-                .await
-                .ok()
+            let mut client = ReflectionClient::new(channel);
+            client.fetch_symbol_files(new, &self.types).await.ok()
         };
         let Ok(Some(files)) = timeout(REFLECTION_TIMEOUT, fetched_files).await else {
             return false;
@@ -122,13 +116,12 @@ impl TypeResolver {
         };
         let mut fetched = self.fetched.clone();
         fetched.push(set);
-        let is_accepted = self
+        let replaced = self
             .types
-            .replace_source(TypeSource::Reflection, fetched.clone())
-            .is_ok();
-        if is_accepted {
+            .replace_source(TypeSource::Reflection, fetched.clone());
+        if replaced.is_ok() {
             self.fetched = fetched;
         }
-        is_accepted
+        replaced.is_ok()
     }
 }

@@ -4,7 +4,7 @@
 use std::{
     ffi::OsString,
     fmt::Display,
-    future::{Future, pending},
+    future::Future,
     io::{self, IsTerminal, Write, stderr},
     time::Duration,
 };
@@ -19,8 +19,8 @@ use tokio::{
 use super::{
     args::{EXIT_INTERRUPTED, EXIT_SUCCESS, EndpointArgs, PrintArgs},
     client::CliError,
-    commands::exit_code,
-    render::{ProgressDisplay, print_operation},
+    commands::print_result,
+    render::ProgressDisplay,
     submit::{NewOperationArgs, WorkerEndpointArgs},
     types::TypesArgs,
 };
@@ -29,7 +29,7 @@ use crate::{
     proto::longrunning::v1::WatchOperationRequest,
     server::{self, LogFormat, init_telemetry},
     service::new_operation::NewOperation,
-    worker::command::{CommandHandler, InvalidCommand},
+    worker::command::CommandHandler,
 };
 
 #[derive(Args, Debug)]
@@ -120,17 +120,14 @@ fn stop_signals() -> io::Result<(impl Future<Output = ()>, impl Future<Output = 
     let (stop, abort) = server::shutdown_signals()?;
     // `nohup` starts the program with SIGHUP ignored; keep it ignored.
     let hangup = (!is_hangup_ignored()).then(|| signal(SignalKind::hangup()));
-    let hangup = hangup.transpose()?;
-    let hangup_received = async {
-        match hangup {
-            Some(mut hangup) => _ = hangup.recv().await,
-            None => pending().await,
-        }
-    };
-    let stop = async {
-        select! {
-            () = stop => {}
-            () = hangup_received => {}
+    let mut hangup = hangup.transpose()?;
+    let stop = async move {
+        match &mut hangup {
+            Some(hangup) => select! {
+                () = stop => {}
+                _ = hangup.recv() => {}
+            },
+            None => stop.await,
         }
     };
     Ok((stop, abort))
@@ -142,10 +139,8 @@ fn is_hangup_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     // The lowest bit is signal 1, SIGHUP.
-    ignored.is_some_and(|mask| {
-        mask.trim()
-            .ends_with(['1', '3', '5', '7', '9', 'b', 'd', 'f'])
-    })
+    let odd_digits = ['1', '3', '5', '7', '9', 'b', 'd', 'f'];
+    ignored.is_some_and(|mask| mask.trim().ends_with(odd_digits))
 }
 
 /// Prints a line on standard error. Ignores errors: the terminal may be gone.
@@ -165,12 +160,11 @@ pub(super) async fn run(args: RunArgs) -> Result<u8, CliError> {
     let running = client.start(new_operation, handler).await?;
     let (name, cancellation_token) = (running.operation.name.clone(), running.cancellation_token());
     if running.already_existed {
-        let known = types.resolve_for([&running.operation]).await;
-        print_operation(known, &running.operation, args.print.output);
+        let code = print_result(&mut types, &running.operation, args.print.output).await;
         print_stderr_line(format_args!(
             "operation {name} already exists for this request id; follow it with `longrunning wait {name}`"
         ));
-        return Ok(exit_code(&running.operation));
+        return Ok(code);
     }
     if stderr().is_terminal() {
         print_stderr_line(format_args!("created {name}"));
@@ -192,16 +186,8 @@ pub(super) async fn run(args: RunArgs) -> Result<u8, CliError> {
             () = &mut bar => {}
         }
     };
-    print_operation(
-        types.resolve_for([&finished]).await,
-        &finished,
-        args.print.output,
-    );
-    Ok(if interrupted {
-        EXIT_INTERRUPTED
-    } else {
-        exit_code(&finished)
-    })
+    let code = print_result(&mut types, &finished, args.print.output).await;
+    Ok(if interrupted { EXIT_INTERRUPTED } else { code })
 }
 
 /// Shows a progress bar on a terminal. Never returns, and ignores errors, which must
@@ -227,8 +213,7 @@ async fn show_progress(server: &EndpointArgs, name: &str) {
 
 impl CommandArgs {
     fn handler(&self) -> Result<CommandHandler, CliError> {
-        let handler = CommandHandler::new(&self.command);
-        let handler = handler.map_err(|error: InvalidCommand| CliError::local(error))?;
+        let handler = CommandHandler::new(&self.command).map_err(CliError::local)?;
         Ok(handler.kill_after(self.kill_after))
     }
 
