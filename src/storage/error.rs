@@ -52,10 +52,37 @@ impl StorageError {
         self.kind
     }
 
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(StorageErrorKind::Internal, message)
+    }
+}
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+impl StorageError {
     /// Returns the error of a backend that was closed.
-    #[cfg(any(feature = "postgres", feature = "sqlite"))]
     pub(crate) fn closed() -> Self {
         Self::new(StorageErrorKind::Closed, "the storage is closed")
+    }
+
+    pub(crate) fn invalid_config(message: impl Into<String>) -> Self {
+        Self::new(StorageErrorKind::InvalidConfig, message)
+    }
+
+    pub(crate) fn unsupported_version(message: impl Into<String>) -> Self {
+        Self::new(StorageErrorKind::UnsupportedVersion, message)
+    }
+
+    pub(crate) fn corrupt(message: impl Into<String>) -> Self {
+        Self::new(StorageErrorKind::Corrupt, message)
+    }
+
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StorageErrorKind::Unavailable, message)
+    }
+
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn in_use(message: impl Into<String>) -> Self {
+        Self::new(StorageErrorKind::InUse, message)
     }
 }
 

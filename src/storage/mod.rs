@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, fmt, future::ready, sync::Arc};
 
 use futures_util::future::BoxFuture;
 
-use self::error::{StorageError, StorageErrorKind};
+use self::error::StorageError;
 use crate::{
     clock::{Clock, Timestamp},
     operation::{
@@ -228,10 +228,7 @@ impl Completion {
 impl Drop for Completion {
     fn drop(&mut self) {
         if let Some(complete) = self.0.take() {
-            let error = StorageError::new(
-                StorageErrorKind::Internal,
-                "the storage backend dropped a write",
-            );
+            let error = StorageError::internal("the storage backend dropped a write");
             complete(Err(error.into()));
         }
     }

@@ -31,10 +31,7 @@ use self::{
     rows::RowWrite,
     writer::{RETRY_DELAY, Writer},
 };
-use super::{
-    Completion, LoadSink, Storage, Write, WriteError,
-    error::{StorageError, StorageErrorKind},
-};
+use super::{Completion, LoadSink, Storage, Write, WriteError, error::StorageError};
 use crate::clock::Timestamp;
 use futures_util::future::BoxFuture;
 
@@ -133,7 +130,7 @@ impl Storage for SqliteStorage {
             });
             result.await.unwrap_or_else(|error| {
                 let message = "loading the file panicked";
-                Err(StorageError::new(StorageErrorKind::Internal, message).with_source(error))
+                Err(StorageError::internal(message).with_source(error))
             })
         })
     }
@@ -239,7 +236,7 @@ impl Inner {
         let (mut min_batch, mut max_wait) = (0, Duration::ZERO);
         loop {
             let mut queue = self.queue.lock();
-            let is_failing = self.is_failing();
+            let is_failing = self.write_error.lock().is_some();
             if is_failing {
                 (min_batch, max_wait) = (1, RETRY_DELAY);
             }
@@ -267,9 +264,8 @@ impl Inner {
             if batch.len() < MIN_OFFLOADED_COMPLETIONS {
                 self.complete(batch, &result);
             } else {
-                let inner = self.clone();
                 let completions = CompletionBatch {
-                    inner,
+                    inner: self.clone(),
                     writes: batch,
                     result,
                 };
@@ -279,10 +275,6 @@ impl Inner {
                 writer.checkpoint_if_needed(runtime);
             }
         }
-    }
-
-    fn is_failing(&self) -> bool {
-        self.write_error.lock().is_some()
     }
 
     /// Records whether writes fail, and logs each change of that.
@@ -329,10 +321,7 @@ impl Drop for WriterGuard {
             queue.is_writer_running = false;
             let batch = std::mem::take(&mut queue.pending);
             drop(queue);
-            let error = StorageError::new(
-                StorageErrorKind::Internal,
-                "the writer thread ended unexpectedly",
-            );
+            let error = StorageError::internal("the writer thread ended unexpectedly");
             self.inner.complete(batch, &Err(error));
         }
     }

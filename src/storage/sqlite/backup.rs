@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     operation::{Operation, record::RecordDecoder},
-    storage::error::{StorageError, StorageErrorKind},
+    storage::error::StorageError,
 };
 
 const SELECT_ASCENDING: &str = "SELECT number, record FROM operations ORDER BY number";
@@ -74,13 +74,10 @@ pub(crate) fn backup(from: &Path, to: &Path) -> Result<(), StorageError> {
         {
             StepResult::Done => {}
             _ => {
-                return Err(StorageError::new(
-                    StorageErrorKind::InvalidConfig,
-                    format!(
-                        "{} is locked by another program: stop it first",
-                        from.display()
-                    ),
-                ));
+                return Err(StorageError::invalid_config(format!(
+                    "{} is locked by another program: stop it first",
+                    from.display()
+                )));
             }
         }
         drop(backup);
@@ -90,13 +87,10 @@ pub(crate) fn backup(from: &Path, to: &Path) -> Result<(), StorageError> {
         if verdict == "ok" {
             return close_as_single_file(copy, partial);
         }
-        Err(StorageError::new(
-            StorageErrorKind::InvalidConfig,
-            format!(
-                "{} is damaged ({verdict}): recover readable operations with --recover",
-                from.display()
-            ),
-        ))
+        Err(StorageError::invalid_config(format!(
+            "{} is damaged ({verdict}): recover readable operations with --recover",
+            from.display()
+        )))
     })
 }
 
@@ -215,13 +209,10 @@ pub(super) fn write_atomically(
     for suffix in ["", "-wal", "-journal"] {
         let existing = with_suffix(to, suffix);
         if existing.exists() {
-            return Err(StorageError::new(
-                StorageErrorKind::InvalidConfig,
-                format!(
-                    "{} already exists: choose another name, or remove it first",
-                    existing.display()
-                ),
-            ));
+            return Err(StorageError::invalid_config(format!(
+                "{} already exists: choose another name, or remove it first",
+                existing.display()
+            )));
         }
     }
     let partial = with_suffix(to, ".partial");

@@ -15,10 +15,7 @@ use super::{
     errors::{checkpoint_blocked_error, io_error, read_only_error, restore_hint, sqlite_error},
     lock_file::LockFile,
 };
-use crate::{
-    clock::Timestamp,
-    storage::error::{StorageError, StorageErrorKind},
-};
+use crate::{clock::Timestamp, storage::error::StorageError};
 
 /// `LONG`: tells other programs whose file it is.
 const APPLICATION_ID: i32 = 0x4c4f_4e47;
@@ -42,20 +39,21 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// An open file that no other process has open.
 #[derive(Debug)]
 pub(super) struct Database {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     lock: LockFile,
-    info: FileInfo,
+    /// The row when the file was opened.
+    pub(super) info: FileInfo,
 }
 
 /// The row of table `file_info`.
 #[derive(Debug)]
-struct FileInfo {
+pub(super) struct FileInfo {
     /// Unique to this file and its copies.
     file_id: String,
     /// The number of committed writes.
-    write_count: u64,
+    pub(super) write_count: u64,
     /// The latest update time of a committed write.
-    last_timestamp: Option<Timestamp>,
+    pub(super) last_timestamp: Option<Timestamp>,
 }
 
 // === impl Database ===
@@ -88,42 +86,21 @@ impl Database {
         Ok(database)
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Returns the number of committed writes when the file was opened.
-    pub(super) fn write_count(&self) -> u64 {
-        self.info.write_count
-    }
-
-    /// Returns the latest update time when the file was opened.
-    pub(super) fn last_timestamp(&self) -> Option<Timestamp> {
-        self.info.last_timestamp
-    }
-
     /// Records that the first `write_count` writes are about to be acknowledged.
     pub(super) fn record_acknowledged(&self, write_count: u64) {
         self.lock.write_ack(&self.info.file_id, write_count);
     }
 
     fn check_not_truncated(&self) -> Result<(), StorageError> {
-        let ack = self
-            .lock
-            .read_ack()
-            .filter(|ack| ack.file_id == self.info.file_id);
-        let acknowledged = ack.map_or(0, |ack| ack.write_count);
+        let acknowledged = self.lock.read_ack(&self.info.file_id).unwrap_or(0);
         if acknowledged <= self.info.write_count {
             return Ok(());
         }
         let (path, write_count) = (self.path.display(), self.info.write_count);
-        Err(StorageError::new(
-            StorageErrorKind::Corrupt,
-            format!(
-                "{path} has {write_count} writes, but {acknowledged} were acknowledged: its write-ahead log {path}-wal was lost or truncated, or the file was replaced by an older copy; {}; otherwise restore a backup, or remove {path}-lock to continue without the missing writes",
-                restore_hint(&self.path)
-            ),
-        ))
+        Err(StorageError::corrupt(format!(
+            "{path} has {write_count} writes, but {acknowledged} were acknowledged: its write-ahead log {path}-wal was lost or truncated, or the file was replaced by an older copy; {}; otherwise restore a backup, or remove {path}-lock to continue without the missing writes",
+            restore_hint(&self.path)
+        )))
     }
 }
 
@@ -151,13 +128,16 @@ fn truncate_wal(
     Ok(())
 }
 
-/// Makes the directory entry of a new file durable.
-pub(super) fn sync_parent_directory(path: &Path) -> Result<(), StorageError> {
-    let parent = match path.parent() {
+fn parent_directory(path: &Path) -> &Path {
+    match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
-    };
-    fs::File::open(parent)
+    }
+}
+
+/// Makes the directory entry of a new file durable.
+pub(super) fn sync_parent_directory(path: &Path) -> Result<(), StorageError> {
+    fs::File::open(parent_directory(path))
         .and_then(|parent| parent.sync_all())
         .map_err(|error| io_error(path, &error))
 }
@@ -174,27 +154,21 @@ pub(super) fn create(path: &Path) -> Result<Connection, StorageError> {
 #[cfg(feature = "cli")]
 pub(super) fn open_read_only(path: &Path) -> Result<Connection, StorageError> {
     if !path.is_file() {
-        return Err(StorageError::new(
-            StorageErrorKind::InvalidConfig,
-            format!("there is no file {}", path.display()),
-        ));
+        return Err(StorageError::invalid_config(format!(
+            "there is no file {}",
+            path.display()
+        )));
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let to_error = |error: rusqlite::Error| sqlite_error(path, &error);
     let connection = Connection::open_with_flags(path, flags).map_err(to_error)?;
     set_pragmas(&connection).map_err(to_error)?;
     check_compatible(&connection, path)?;
-    if connection
-        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| {
-            row.get::<_, i64>(0)
-        })
-        .map_err(to_error)?
-        == 0
-    {
-        return Err(StorageError::new(
-            StorageErrorKind::Corrupt,
-            format!("{} is empty", path.display()),
-        ));
+    if count_tables(&connection).map_err(to_error)? == 0 {
+        return Err(StorageError::corrupt(format!(
+            "{} is empty",
+            path.display()
+        )));
     }
     Ok(connection)
 }
@@ -232,13 +206,10 @@ fn initialize(connection: &mut Connection, path: &Path) -> Result<FileInfo, Stor
         .pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))
         .map_err(to_error)?;
     if mode != "wal" {
-        return Err(StorageError::new(
-            StorageErrorKind::InvalidConfig,
-            format!(
-                "{} cannot have a write-ahead log: use a local file system",
-                path.display()
-            ),
-        ));
+        return Err(StorageError::invalid_config(format!(
+            "{} cannot have a write-ahead log: use a local file system",
+            path.display()
+        )));
     }
     set_pragmas(connection).map_err(to_error)?;
     apply_schema_steps(connection, &SCHEMA_STEPS).map_err(to_error)?;
@@ -258,23 +229,21 @@ fn initialize(connection: &mut Connection, path: &Path) -> Result<FileInfo, Stor
         .map_err(to_error)
 }
 
+fn count_tables(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+}
+
 /// Checks that the file is empty, or has a schema version that this program supports.
 fn check_compatible(connection: &Connection, path: &Path) -> Result<(), StorageError> {
     let to_error = |error: rusqlite::Error| sqlite_error(path, &error);
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
-    let count_tables = "SELECT count(*) FROM sqlite_schema";
     let application_id = pragma("application_id").map_err(to_error)?;
-    let table_count: i64 = connection
-        .query_row(count_tables, [], |row| row.get(0))
-        .map_err(to_error)?;
+    let table_count = count_tables(connection).map_err(to_error)?;
     if application_id != APPLICATION_ID && (application_id, table_count) != (0, 0) {
-        return Err(StorageError::new(
-            StorageErrorKind::InvalidConfig,
-            format!(
-                "{} is the database of another program: choose another path",
-                path.display()
-            ),
-        ));
+        return Err(StorageError::invalid_config(format!(
+            "{} is the database of another program: choose another path",
+            path.display()
+        )));
     }
     let version = pragma("user_version").map_err(to_error)?;
     let version = usize::try_from(version).unwrap_or(usize::MAX);
@@ -290,10 +259,7 @@ fn check_compatible(connection: &Connection, path: &Path) -> Result<(), StorageE
     } else {
         return Ok(());
     };
-    Err(StorageError::new(
-        StorageErrorKind::UnsupportedVersion,
-        message,
-    ))
+    Err(StorageError::unsupported_version(message))
 }
 
 /// Returns the schema version after all of the steps.
@@ -348,33 +314,26 @@ fn create_if_missing(path: &Path) -> Result<PathBuf, StorageError> {
     let metadata = canonical.metadata().map_err(to_error)?;
     let display = canonical.display();
     if !metadata.is_file() {
-        return Err(StorageError::new(
-            StorageErrorKind::InvalidConfig,
-            format!("{display} cannot be used: it is not a file"),
-        ));
+        return Err(StorageError::invalid_config(format!(
+            "{display} cannot be used: it is not a file"
+        )));
     }
     match metadata.nlink() {
         0 | 1 => Ok(canonical),
-        link_count => Err(StorageError::new(
-            StorageErrorKind::InvalidConfig,
-            format!(
-                "{display} has {link_count} names (hard links), and each would have a write-ahead log and a lock of its own: remove the others, or copy it with `longrunning backup` and use the copy"
-            ),
-        )),
+        link_count => Err(StorageError::invalid_config(format!(
+            "{display} has {link_count} names (hard links), and each would have a write-ahead log and a lock of its own: remove the others, or copy it with `longrunning backup` and use the copy"
+        ))),
     }
 }
 
 /// Checks the directory of a new file, for a clearer error than "file not found".
 fn check_directory(path: &Path) -> Result<(), StorageError> {
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let parent = parent_directory(path);
     match parent.canonicalize() {
         Ok(_) => Ok(()),
-        Err(error) => Err(StorageError::new(
-            StorageErrorKind::InvalidConfig,
-            format!("the directory {} cannot be used: {error}", parent.display()),
-        )),
+        Err(error) => Err(StorageError::invalid_config(format!(
+            "the directory {} cannot be used: {error}",
+            parent.display()
+        ))),
     }
 }

@@ -4,7 +4,7 @@ use std::{io, path::Path};
 
 use rusqlite::{ErrorCode, ffi};
 
-use crate::storage::error::{StorageError, StorageErrorKind};
+use crate::storage::error::StorageError;
 
 /// Returns the error for a failed file operation.
 pub(super) fn io_error(path: &Path, error: &io::Error) -> StorageError {
@@ -13,33 +13,26 @@ pub(super) fn io_error(path: &Path, error: &io::Error) -> StorageError {
         io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
             read_only_error(path)
         }
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StorageError::new(
-            StorageErrorKind::Unavailable,
-            format!("the disk of {display} is full: free disk space"),
-        ),
-        _ => StorageError::new(
-            StorageErrorKind::Unavailable,
-            format!("{display} cannot be used: {error}"),
-        ),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            StorageError::unavailable(format!("the disk of {display} is full: free disk space"))
+        }
+        _ => StorageError::unavailable(format!("{display} cannot be used: {error}")),
     }
 }
 
 pub(super) fn read_only_error(path: &Path) -> StorageError {
-    StorageError::new(
-        StorageErrorKind::Unavailable,
-        format!(
-            "{} cannot be written: give this user the right to write the file and its directory",
-            path.display()
-        ),
-    )
+    StorageError::unavailable(format!(
+        "{} cannot be written: give this user the right to write the file and its directory",
+        path.display()
+    ))
 }
 
 /// Returns the error for a WAL that cannot be truncated because another process reads it.
 pub(super) fn checkpoint_blocked_error(path: &Path) -> StorageError {
-    StorageError::new(
-        StorageErrorKind::InUse,
-        format!("another program reads {}: stop it first", path.display()),
-    )
+    StorageError::in_use(format!(
+        "another program reads {}: stop it first",
+        path.display()
+    ))
 }
 
 /// Returns the advice for operators who have just restored a backup, but left the files that belong to the old database.
@@ -54,45 +47,47 @@ pub(super) fn restore_hint(path: &Path) -> String {
 pub(super) fn sqlite_error(path: &Path, error: &rusqlite::Error) -> StorageError {
     let display = path.display();
     let code = error.sqlite_error().map_or(0, |error| error.extended_code);
-    let kind = match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => StorageErrorKind::Corrupt,
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StorageErrorKind::InUse,
-        _ => StorageErrorKind::Unavailable,
-    };
-    StorageError::new(
-        kind,
-        match error.sqlite_error_code() {
-            Some(ErrorCode::NotADatabase) => format!(
-                "{display} is not a SQLite file, or its beginning is damaged: choose another path, or restore a backup"
-            ),
-            Some(ErrorCode::DatabaseCorrupt) => format!(
-                "{display} is damaged ({error}): {}; otherwise restore a backup, or recover readable operations with `longrunning backup --recover`",
-                restore_hint(path)
-            ),
-            Some(ErrorCode::DiskFull) => format!("the disk of {display} is full: free disk space"),
-            // SQLite writes each page of the -shm file before it maps it, and hides the cause of a failure.
-            Some(ErrorCode::SystemIoFailure) if code == ffi::SQLITE_IOERR_SHMSIZE => {
-                format!("the disk of {display} is full: free disk space, {display}-shm cannot grow")
-            }
-            Some(ErrorCode::SystemIoFailure) if code == ffi::SQLITE_IOERR_SHMMAP => format!(
+    match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => StorageError::corrupt(format!(
+            "{display} is not a SQLite file, or its beginning is damaged: choose another path, or restore a backup"
+        )),
+        Some(ErrorCode::DatabaseCorrupt) => StorageError::corrupt(format!(
+            "{display} is damaged ({error}): {}; otherwise restore a backup, or recover readable operations with `longrunning backup --recover`",
+            restore_hint(path)
+        )),
+        Some(ErrorCode::DiskFull) => {
+            StorageError::unavailable(format!("the disk of {display} is full: free disk space"))
+        }
+        // SQLite writes each page of the -shm file before it maps it, and hides the cause of a failure.
+        Some(ErrorCode::SystemIoFailure) if code == ffi::SQLITE_IOERR_SHMSIZE => {
+            StorageError::unavailable(format!(
+                "the disk of {display} is full: free disk space, {display}-shm cannot grow"
+            ))
+        }
+        Some(ErrorCode::SystemIoFailure) if code == ffi::SQLITE_IOERR_SHMMAP => {
+            StorageError::unavailable(format!(
                 "{display}-shm cannot be mapped into memory: use a local file system, or make more memory available"
-            ),
-            // Of the causes of a failed write, SQLite distinguishes only a full disk.
-            Some(ErrorCode::SystemIoFailure) if code == ffi::SQLITE_IOERR_WRITE => {
-                format!("the disk of {display} fails, or a quota is used up: {error} (code {code})")
-            }
-            Some(ErrorCode::SystemIoFailure) => {
-                format!("the disk of {display} fails: {error} (code {code})")
-            }
-            Some(ErrorCode::ReadOnly) => return read_only_error(path),
-            Some(ErrorCode::CannotOpen) => format!(
-                "{display} cannot be opened: check that it is a file, that this user may read and write it and its directory, and that the disk is not full (code {code})"
-            ),
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-                format!("{display} is locked by another program: stop it first")
-            }
-            Some(_) => format!("{display} cannot be used: {error} (code {code})"),
-            None => format!("{display} cannot be used: {error}"),
-        },
-    )
+            ))
+        }
+        // Of the causes of a failed write, SQLite distinguishes only a full disk.
+        Some(ErrorCode::SystemIoFailure) if code == ffi::SQLITE_IOERR_WRITE => {
+            StorageError::unavailable(format!(
+                "the disk of {display} fails, or a quota is used up: {error} (code {code})"
+            ))
+        }
+        Some(ErrorCode::SystemIoFailure) => StorageError::unavailable(format!(
+            "the disk of {display} fails: {error} (code {code})"
+        )),
+        Some(ErrorCode::ReadOnly) => read_only_error(path),
+        Some(ErrorCode::CannotOpen) => StorageError::unavailable(format!(
+            "{display} cannot be opened: check that it is a file, that this user may read and write it and its directory, and that the disk is not full (code {code})"
+        )),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StorageError::in_use(format!(
+            "{display} is locked by another program: stop it first"
+        )),
+        Some(_) => {
+            StorageError::unavailable(format!("{display} cannot be used: {error} (code {code})"))
+        }
+        None => StorageError::unavailable(format!("{display} cannot be used: {error}")),
+    }
 }

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     operation::{Operation, record::RecordDecoder},
-    storage::error::{StorageError, StorageErrorKind},
+    storage::error::StorageError,
 };
 
 const SELECT_ALL: &str = "SELECT o.number, o.record, i.input
@@ -48,14 +48,6 @@ pub(super) struct StoredRow {
 // === impl StoredRow ===
 
 impl StoredRow {
-    fn from_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self {
-            number: row.get(0)?,
-            record: row.get(1)?,
-            input: row.get(2)?,
-        })
-    }
-
     pub(super) fn decode(&self, decoder: &mut RecordDecoder) -> Result<Operation, String> {
         let number = u64::try_from(self.number).unwrap_or(0);
         decoder
@@ -89,7 +81,7 @@ pub(super) fn load_all(
                 let Ok(batch) = received else { return Ok(()) };
                 for row in &batch {
                     let operation = row.decode(&mut decoder).map_err(|error| {
-                    StorageError::new(StorageErrorKind::Corrupt, format!("{}: {error}; {}; otherwise restore a backup, or recover readable operations with `longrunning backup --recover`", path.display(), restore_hint(path)))
+                    StorageError::corrupt(format!("{}: {error}; {}; otherwise restore a backup, or recover readable operations with `longrunning backup --recover`", path.display(), restore_hint(path)))
                 })?;
                     sink(operation);
                 }
@@ -131,7 +123,11 @@ fn send_batches(
     let mut rows = statement.query([])?;
     let (mut batch, mut last_logged) = (Vec::with_capacity(BATCH_ROWS), Instant::now());
     while let Some(row) = rows.next()? {
-        batch.push(StoredRow::from_row(row)?);
+        batch.push(StoredRow {
+            number: row.get(0)?,
+            record: row.get(1)?,
+            input: row.get(2)?,
+        });
         if batch.len() == BATCH_ROWS {
             let full = std::mem::replace(&mut batch, Vec::with_capacity(BATCH_ROWS));
             if sender.send(full).is_err() {

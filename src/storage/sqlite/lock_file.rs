@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::errors::io_error;
-use crate::storage::error::{StorageError, StorageErrorKind};
+use crate::storage::error::StorageError;
 
 /// The offset of the acknowledged count, behind the id of the process.
 const ACK_OFFSET: u64 = 11;
@@ -22,15 +22,6 @@ pub(super) struct LockFile {
     path: PathBuf,
     /// `true` if this process created the lock file.
     is_new: bool,
-}
-
-/// The number of acknowledged writes, as recorded.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct AckRecord {
-    /// The database that it belongs to; the file may have been replaced since.
-    pub(super) file_id: String,
-    /// The number of acknowledged writes.
-    pub(super) write_count: u64,
 }
 
 // === impl LockFile ===
@@ -70,9 +61,10 @@ impl LockFile {
         }
     }
 
-    /// Returns the recorded count, or `None` if there is none or it is torn. The checksum detects a mix of the digits of
+    /// Returns the recorded count, or `None` if there is none, it is torn, or it belongs to another database: the file may
+    /// have been replaced since. The checksum detects a mix of the digits of
     /// two counts: it may exceed the acknowledged one, and a complete database would be rejected.
-    pub(super) fn read_ack(&self) -> Option<AckRecord> {
+    pub(super) fn read_ack(&self, file_id: &str) -> Option<u64> {
         let text = io::read_to_string(&self.file).ok()?;
         let (payload, checksum) = text
             .get(usize::try_from(ACK_OFFSET).ok()?..)?
@@ -81,11 +73,8 @@ impl LockFile {
         {
             return None;
         }
-        let (file_id, write_count) = payload.split_once(' ')?;
-        Some(AckRecord {
-            file_id: file_id.to_owned(),
-            write_count: write_count.parse().ok()?,
-        })
+        let write_count = payload.strip_prefix(file_id)?.strip_prefix(' ')?;
+        write_count.parse().ok()
     }
 
     /// Records the count that is about to be acknowledged. It is not synced: after a loss of power it may be older than
@@ -124,11 +113,8 @@ fn format_pid(pid: u32) -> String {
 fn in_use_error(database_path: &Path, lock_file: &fs::File) -> StorageError {
     let text = io::read_to_string(lock_file).unwrap_or_default();
     let pid = text.split_whitespace().next().unwrap_or("unknown");
-    StorageError::new(
-        StorageErrorKind::InUse,
-        format!(
-            "{} is in use by another process (pid {pid}): stop it first, or choose another path",
-            database_path.display()
-        ),
-    )
+    StorageError::in_use(format!(
+        "{} is in use by another process (pid {pid}): stop it first, or choose another path",
+        database_path.display()
+    ))
 }

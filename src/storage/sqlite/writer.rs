@@ -89,7 +89,7 @@ impl Writer {
     /// # Errors
     /// [`StorageError`] if the file cannot be written.
     pub(super) fn new(database: Database) -> Result<Self, StorageError> {
-        let mut connection = open_additional(database.path())?;
+        let mut connection = open_additional(&database.path)?;
         let wal = Arc::new(WalState::default());
         let hook = {
             let wal = wal.clone();
@@ -101,10 +101,10 @@ impl Writer {
         };
         connection
             .wal_hook(Some(hook))
-            .map_err(|error| sqlite_error(database.path(), &error))?;
+            .map_err(|error| sqlite_error(&database.path, &error))?;
         let mut writer = Self {
-            write_count: database.write_count(),
-            last_timestamp: database.last_timestamp(),
+            write_count: database.info.write_count,
+            last_timestamp: database.info.last_timestamp,
             failure: None,
             connection,
             wal,
@@ -121,7 +121,7 @@ impl Writer {
     }
 
     pub(super) fn path(&self) -> &Path {
-        self.database.path()
+        &self.database.path
     }
 
     /// Returns the latest update time of a committed write.
@@ -162,7 +162,7 @@ impl Writer {
         let write_count = self.write_count + rows.len() as u64;
         let last_timestamp =
             write_rows(&mut self.connection, rows, write_count, self.last_timestamp)
-                .map_err(|error| sqlite_error(self.database.path(), &error))?;
+                .map_err(|error| sqlite_error(&self.database.path, &error))?;
         (self.write_count, self.last_timestamp) = (write_count, last_timestamp);
         self.database.record_acknowledged(write_count);
         Ok(())
@@ -204,7 +204,7 @@ impl Writer {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         for is_insert in [true, false] {
             write_probe_row(&mut self.connection, bytes, is_insert)
-                .map_err(|error| sqlite_error(self.database.path(), &error))?;
+                .map_err(|error| sqlite_error(&self.database.path, &error))?;
         }
         Ok(())
     }
