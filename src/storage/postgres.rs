@@ -36,7 +36,6 @@ use self::{
     config::PostgresConfig,
     connect::Connector,
     connection::Connection,
-    error::config_error,
     health::DatabaseHealth,
     maintenance::Maintenance,
     notify::Notifier,
@@ -47,7 +46,7 @@ use self::{
 };
 use super::{
     ChangeFeed, Completion, LoadSink, SharedStorage, Storage, StorageStatus, Write,
-    error::{StorageError, StorageErrorKind},
+    error::StorageError,
 };
 use crate::{
     clock::Clock,
@@ -69,7 +68,6 @@ pub struct PostgresStorage {
     /// Reads operations, and sends notifications.
     reader: Arc<Connection>,
     change_reader: Arc<ChangeReader>,
-    notifier: Arc<Notifier>,
     health: Arc<DatabaseHealth>,
     statements: Arc<Statements>,
     cache_limit: Option<usize>,
@@ -94,7 +92,7 @@ impl PostgresStorage {
             schema,
         } = config;
         if !is_valid_schema_name(schema) {
-            return Err(config_error(format!(
+            return Err(StorageError::invalid_config(format!(
                 "invalid schema name {schema:?}: use 1 to 63 letters a to z, digits and _, beginning with a letter or _"
             )));
         }
@@ -108,15 +106,17 @@ impl PostgresStorage {
         let tasks = Tasks::default();
         let health = Arc::new(DatabaseHealth::new(clock));
         let reader = Arc::new(Connection::new(&connector));
-        let change_reader = Arc::new(ChangeReader::new(
-            &connector,
-            statements.clone(),
-            cache_limit.map(to_i64),
-        ));
         let notifier = Arc::new(Notifier::new(
             &listen_connector,
             reader.clone(),
             statements.clone(),
+        ));
+        let change_reader = Arc::new(ChangeReader::new(
+            &connector,
+            statements.clone(),
+            notifier.clone(),
+            health.clone(),
+            cache_limit.map(to_i64),
         ));
         let maintenance = Maintenance {
             connection: Arc::new(Connection::new(&connector)),
@@ -141,7 +141,6 @@ impl PostgresStorage {
             writer: writer.clone(),
             reader,
             change_reader,
-            notifier: notifier.clone(),
             health,
             statements,
             cache_limit: *cache_limit,
@@ -163,10 +162,9 @@ impl PostgresStorage {
         self.tasks.spawn(name, async move {
             if AssertUnwindSafe(task).catch_unwind().await.is_err() {
                 error!(task = name, "storage task panicked");
-                writer.set_fatal_error(&StorageError::new(
-                    StorageErrorKind::Internal,
-                    format!("the task {name:?} panicked; restart this server, and report the panic in its log"),
-                ));
+                writer.set_fatal_error(&StorageError::internal(format!(
+                    "the task {name:?} panicked; restart this server, and report the panic in its log"
+                )));
             }
         });
     }
@@ -181,55 +179,20 @@ impl PostgresStorage {
             let _ = stop_token.run_until_cancelled(task).await;
         });
     }
-
-    async fn load_operations(&self, sink: LoadSink) -> Result<(), StorageError> {
-        let mut snapshot = self.change_reader.load_snapshot().await?;
-        loop {
-            let operations = snapshot.next_batch().await?;
-            if operations.is_empty() {
-                return Ok(());
-            }
-            operations.into_iter().for_each(|operation| sink(operation));
-        }
-    }
-
-    async fn fetch_operation(
-        &self,
-        name: &OperationName,
-    ) -> Result<Option<Arc<Operation>>, StorageError> {
-        let parameters = [(&name.as_str() as _, Type::TEXT)];
-        let statement = &self.statements.by_name;
-        let row = self.reader.query_opt(statement, &parameters).await?;
-        let decode = |row| RowDecoder::default().decode_operation(&row).map(Arc::new);
-        row.map(decode).transpose()
-    }
-
-    async fn list_operations(
-        &self,
-        parent: Option<&Parent>,
-        before: u64,
-        limit: usize,
-    ) -> Result<Vec<Arc<Operation>>, StorageError> {
-        let (before, limit) = (i64::try_from(before).unwrap_or(i64::MAX), to_i64(limit));
-        let (statement, parent) = match parent {
-            Some(parent) => (&self.statements.list_before, Some(parent.as_str())),
-            None => (&self.statements.list_before_all_parents, None),
-        };
-        let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![(&before, Type::INT8)];
-        if let Some(parent) = &parent {
-            parameters.push((parent, Type::TEXT));
-        }
-        parameters.push((&limit, Type::INT8));
-        let rows = self.reader.query(statement, &parameters).await?;
-        let mut decoder = RowDecoder::default();
-        let decode = |row| Ok(Arc::new(decoder.decode_operation(row)?));
-        rows.iter().map(decode).collect()
-    }
 }
 
 impl Storage for PostgresStorage {
     fn load(&self, sink: LoadSink) -> BoxFuture<'_, Result<(), StorageError>> {
-        Box::pin(self.load_operations(sink))
+        Box::pin(async move {
+            let mut snapshot = self.change_reader.load_snapshot().await?;
+            loop {
+                let operations = snapshot.next_batch().await?;
+                if operations.is_empty() {
+                    return Ok(());
+                }
+                operations.into_iter().for_each(|operation| sink(operation));
+            }
+        })
     }
 
     fn write(&self, write: Write, completion: Completion) {
@@ -258,7 +221,13 @@ impl SharedStorage for PostgresStorage {
         &'a self,
         name: &'a OperationName,
     ) -> BoxFuture<'a, Result<Option<Arc<Operation>>, StorageError>> {
-        Box::pin(self.fetch_operation(name))
+        Box::pin(async move {
+            let parameters = [(&name.as_str() as _, Type::TEXT)];
+            let statement = &self.statements.by_name;
+            let row = self.reader.query_opt(statement, &parameters).await?;
+            let decode = |row| RowDecoder::default().decode_operation(&row).map(Arc::new);
+            row.map(decode).transpose()
+        })
     }
 
     fn next_number(&self) -> u64 {
@@ -295,19 +264,30 @@ impl SharedStorage for PostgresStorage {
         before: u64,
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<Arc<Operation>>, StorageError>> {
-        Box::pin(self.list_operations(parent, before, limit))
+        Box::pin(async move {
+            let (before, limit) = (i64::try_from(before).unwrap_or(i64::MAX), to_i64(limit));
+            let (statement, parent) = match parent {
+                Some(parent) => (&self.statements.list_before, Some(parent.as_str())),
+                None => (&self.statements.list_before_all_parents, None),
+            };
+            let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![(&before, Type::INT8)];
+            if let Some(parent) = &parent {
+                parameters.push((parent, Type::TEXT));
+            }
+            parameters.push((&limit, Type::INT8));
+            let rows = self.reader.query(statement, &parameters).await?;
+            let mut decoder = RowDecoder::default();
+            let decode = |row| Ok(Arc::new(decoder.decode_operation(row)?));
+            rows.iter().map(decode).collect()
+        })
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<(), StorageError>> {
-        Box::pin(self.change_reader.sync(&self.notifier))
+        Box::pin(self.change_reader.sync())
     }
 
     fn changes(&self) -> Box<dyn ChangeFeed> {
-        Box::new(PostgresChangeFeed::new(
-            self.change_reader.clone(),
-            self.notifier.clone(),
-            self.health.clone(),
-        ))
+        Box::new(PostgresChangeFeed::new(self.change_reader.clone()))
     }
 }
 

@@ -33,10 +33,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     operation::{Operation, OperationVersion},
-    storage::{
-        Change, ChangeBatch, ChangeFeed,
-        error::{StorageError, StorageErrorKind},
-    },
+    storage::{Change, ChangeBatch, ChangeFeed, error::StorageError},
 };
 
 /// The time between two polls while notifications arrive.
@@ -53,6 +50,8 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 pub(super) struct ChangeReader {
     pub(super) connection: Arc<Connection>,
     statements: Arc<Statements>,
+    notifier: Arc<Notifier>,
+    health: Arc<DatabaseHealth>,
     cache_limit: Option<i64>,
     position: Mutex<FeedPosition>,
     /// The number of `sync` calls so far.
@@ -66,8 +65,6 @@ pub(super) struct ChangeReader {
 /// a round began are served when its last batch was acknowledged.
 pub(super) struct PostgresChangeFeed {
     reader: Arc<ChangeReader>,
-    notifier: Arc<Notifier>,
-    health: Arc<DatabaseHealth>,
     round: Option<Round>,
     /// `true` unless the last batch that was delivered is not applied.
     is_acknowledged: bool,
@@ -127,11 +124,15 @@ impl ChangeReader {
     pub(super) fn new(
         connector: &Connector,
         statements: Arc<Statements>,
+        notifier: Arc<Notifier>,
+        health: Arc<DatabaseHealth>,
         cache_limit: Option<i64>,
     ) -> Self {
         Self {
             connection: Arc::new(Connection::new(connector)),
             statements,
+            notifier,
+            health,
             cache_limit,
             position: Mutex::default(),
             sync_requests: AtomicU64::new(0),
@@ -143,10 +144,10 @@ impl ChangeReader {
     }
 
     /// Waits until every change that was durable before this call is applied. Calls during one round share the next.
-    pub(super) async fn sync(&self, notifier: &Notifier) -> Result<(), StorageError> {
+    pub(super) async fn sync(&self) -> Result<(), StorageError> {
         let mut progress = self.sync_progress.subscribe();
         let request = self.sync_requests.fetch_add(1, Ordering::AcqRel) + 1;
-        notifier.wakeup.notify_one();
+        self.notifier.wakeup.notify_one();
         match progress
             .wait_for(|progress| progress.served >= request)
             .await
@@ -167,7 +168,7 @@ impl ChangeReader {
         let position = "SELECT pg_current_snapshot()::text AS snapshot,
              pg_postmaster_start_time()::text AS server_started";
         let row = self.connection.query_one(position, &[]).await?;
-        let client = self.connection.acquire_client().await?;
+        let client = self.connection.acquire().await?.client;
         let parameters = [(&self.cache_limit as &(dyn ToSql + Sync), Type::INT8)];
         let load = client.query_typed_raw(&self.statements.load, parameters);
         let rows = with_timeout(load).await?.map_err(query_error)?;
@@ -187,25 +188,17 @@ impl ChangeReader {
     }
 
     fn report_progress(&self, served: u64, result: Result<(), StorageError>) {
-        drop(
-            self.sync_progress
-                .send_replace(SyncProgress { served, result }),
-        );
+        let progress = SyncProgress { served, result };
+        drop(self.sync_progress.send_replace(progress));
     }
 }
 
 // === impl PostgresChangeFeed ===
 
 impl PostgresChangeFeed {
-    pub(super) fn new(
-        reader: Arc<ChangeReader>,
-        notifier: Arc<Notifier>,
-        health: Arc<DatabaseHealth>,
-    ) -> Self {
+    pub(super) fn new(reader: Arc<ChangeReader>) -> Self {
         Self {
             reader,
-            notifier,
-            health,
             round: None,
             is_acknowledged: true,
             delay: Duration::ZERO,
@@ -214,15 +207,12 @@ impl PostgresChangeFeed {
 
     async fn next_batch(&mut self) -> Result<ChangeBatch, StorageError> {
         if !mem::replace(&mut self.is_acknowledged, true) {
-            let error = StorageError::new(
-                StorageErrorKind::Unavailable,
-                "changes of other servers could not be applied",
-            );
+            let error = StorageError::unavailable("changes of other servers could not be applied");
             self.abandon_round(error);
         }
         loop {
             let Some(round) = &mut self.round else {
-                drop(timeout(self.delay, self.notifier.wakeup.notified()).await);
+                drop(timeout(self.delay, self.reader.notifier.wakeup.notified()).await);
                 self.begin_round().await?;
                 continue;
             };
@@ -242,7 +232,7 @@ impl PostgresChangeFeed {
 
     async fn begin_round(&mut self) -> Result<(), StorageError> {
         let sync_requests = self.reader.sync_requests.load(Ordering::Acquire);
-        let requested_at = self.health.now();
+        let requested_at = self.reader.health.now();
         match self.read_change_log(requested_at).await {
             Ok((next_position, remaining)) => {
                 self.round = Some(Round {
@@ -272,7 +262,9 @@ impl PostgresChangeFeed {
         let first = rows.first().ok_or_else(missing_meta_error)?;
         let next_position = FeedPosition::from_row(first);
         let server_time = Timestamp::from_micros(first.get("server_time_us"));
-        self.health.observe_server_time(requested_at, server_time);
+        self.reader
+            .health
+            .observe_server_time(requested_at, server_time);
         // After a failover or a restart of PostgreSQL, transaction ids that were lost may be assigned again.
         let is_complete: bool = first.get("is_complete");
         if !is_complete || next_position.server_started != previous.server_started {
@@ -301,11 +293,11 @@ impl PostgresChangeFeed {
     fn finish_round(&mut self) {
         if let Some(round) = self.round.take() {
             *self.reader.position.lock() = round.next_position;
-            if self.health.record_success(round.requested_at) {
+            if self.reader.health.record_success(round.requested_at) {
                 info!("change feed recovered");
             }
             self.reader.report_progress(round.sync_requests, Ok(()));
-            self.delay = if self.notifier.is_delivering() {
+            self.delay = if self.reader.notifier.is_delivering() {
                 POLL_INTERVAL
             } else {
                 POLL_INTERVAL_WITHOUT_NOTIFY
@@ -321,7 +313,7 @@ impl PostgresChangeFeed {
     }
 
     fn record_failure(&mut self, sync_requests: u64, error: StorageError) {
-        let is_first = self.health.record_failure(error.to_string());
+        let is_first = self.reader.health.record_failure(error.to_string());
         if is_first {
             warn!(%error, "change feed unavailable, retrying");
         }

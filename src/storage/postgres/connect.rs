@@ -13,7 +13,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::{debug, info};
 
 use super::{
-    error::{config_error, query_error, timeout_error},
+    error::{query_error, timeout_error},
     hosts::single_host_configs,
     tls::{TlsConfig, is_tls_error},
     tls_params::split_tls_params,
@@ -77,7 +77,7 @@ impl Connector {
     pub(super) async fn connect(&self) -> Result<RawConnection, StorageError> {
         let connect_timeout = self.config.get_connect_timeout().copied();
         let host_timeout = 2 * connect_timeout.unwrap_or(CONNECT_TIMEOUT);
-        let mut last_error = config_error("the database URL names no host");
+        let mut last_error = StorageError::invalid_config("the database URL names no host");
         for host in single_host_configs(&self.config) {
             match timeout(host_timeout, Box::pin(self.connect_to(&host))).await {
                 Ok(Ok(connection)) => return Ok(connection),
@@ -153,5 +153,5 @@ impl fmt::Debug for Connector {
 fn invalid_url_error(error: tokio_postgres::Error) -> StorageError {
     let cause = error.source().map(|cause| format!(": {cause}"));
     let message = format!("invalid database URL: {error}{}", cause.unwrap_or_default());
-    config_error(message).with_source(error)
+    StorageError::invalid_config(message).with_source(error)
 }

@@ -43,7 +43,8 @@ type Parameters<'a> = [(&'a (dyn ToSql + Sync), Type)];
 #[derive(Default)]
 struct ConnectionSlot {
     live: Option<LiveConnection>,
-    last_failure: Option<ConnectFailure>,
+    /// When the last attempt to connect failed, and why.
+    last_failure: Option<(Instant, StorageError)>,
 }
 
 /// An open connection.
@@ -52,11 +53,6 @@ pub(super) struct LiveConnection {
     pub(super) client: Arc<Client>,
     /// Cancelled when the connection is lost.
     pub(super) closed: CancellationToken,
-}
-
-struct ConnectFailure {
-    failed_at: Instant,
-    error: StorageError,
 }
 
 // === impl Connection ===
@@ -80,11 +76,6 @@ impl Connection {
         }
     }
 
-    /// Returns the client of the open connection. Connects if there is none.
-    pub(super) async fn acquire_client(&self) -> Result<Arc<Client>, StorageError> {
-        Ok(self.acquire().await?.client)
-    }
-
     /// Returns the open connection. Connects if there is none; concurrent calls share one attempt.
     pub(super) async fn acquire(&self) -> Result<LiveConnection, StorageError> {
         let mut slot = self.slot.lock().await;
@@ -93,20 +84,15 @@ impl Connection {
             return Ok(live.clone());
         }
         // The calls that waited for a failed attempt do not each repeat it.
-        if let Some(failure) = &slot.last_failure
-            && failure.failed_at.elapsed() < RECONNECT_DELAY
+        if let Some((failed_at, error)) = &slot.last_failure
+            && failed_at.elapsed() < RECONNECT_DELAY
         {
-            return Err(failure.error.clone());
+            return Err(error.clone());
         }
         let result = self.connect().await;
         match &result {
             Ok(live) => slot.live = Some(live.clone()),
-            Err(error) => {
-                slot.last_failure = Some(ConnectFailure {
-                    failed_at: Instant::now(),
-                    error: error.clone(),
-                });
-            }
+            Err(error) => slot.last_failure = Some((Instant::now(), error.clone())),
         }
         result
     }
@@ -149,7 +135,7 @@ impl Connection {
         &self,
         query: impl AsyncFnOnce(&Client) -> Result<T, Error>,
     ) -> Result<T, StorageError> {
-        let client = self.acquire_client().await?;
+        let client = self.acquire().await?.client;
         match timeout(QUERY_TIMEOUT, query(&client)).await {
             Ok(result) => result.map_err(query_error),
             Err(_) => {

@@ -29,21 +29,13 @@ pub(super) fn query_error(error: tokio_postgres::Error) -> StorageError {
 
 /// Returns the error of a database that did not answer in time.
 pub(super) fn timeout_error(limit: Duration) -> StorageError {
-    StorageError::new(
-        StorageErrorKind::Unavailable,
-        format!("the database did not answer within {} s", limit.as_secs()),
-    )
-}
-
-/// Returns the error of a configuration that cannot be used.
-pub(super) fn config_error(message: impl Into<String>) -> StorageError {
-    StorageError::new(StorageErrorKind::InvalidConfig, message)
+    StorageError::unavailable(format!(
+        "the database did not answer within {} s",
+        limit.as_secs()
+    ))
 }
 
 /// Returns the error of a table `schema_meta` without its row.
 pub(super) fn missing_meta_error() -> StorageError {
-    StorageError::new(
-        StorageErrorKind::Corrupt,
-        "the table schema_meta is empty; restore it from a backup",
-    )
+    StorageError::corrupt("the table schema_meta is empty; restore it from a backup")
 }

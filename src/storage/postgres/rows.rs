@@ -16,10 +16,7 @@ use crate::{
         name::parent_of,
         record::{self, encode_with_input},
     },
-    storage::{
-        Change, Write, WriteError,
-        error::{StorageError, StorageErrorKind},
-    },
+    storage::{Change, Write, WriteError, error::StorageError},
 };
 
 use super::{connection::Connection, schema::SCHEMA_VERSION, statements::Statements};
@@ -76,9 +73,7 @@ impl ToSql for WriteKind {
 impl WriteBatch {
     pub(super) fn from_writes(writes: &[Write]) -> Self {
         let mut batch = Self::default();
-        for write in writes {
-            batch.push(write);
-        }
+        writes.iter().for_each(|write| batch.push(write));
         batch
     }
 
@@ -228,7 +223,7 @@ impl RowDecoder {
         let key = u64::try_from(number).unwrap_or_default();
         let mut operation = self.0.decode(key, record, None).map_err(|error| {
             let message = format!("row {number} of table operations cannot be decoded: {error}");
-            StorageError::new(StorageErrorKind::Corrupt, message).with_source(error)
+            StorageError::corrupt(message).with_source(error)
         })?;
         if let Some((revision, expires_at)) = lease_renewal(row) {
             operation.apply_lease_renewal(revision, expires_at);

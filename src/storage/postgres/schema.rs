@@ -71,14 +71,11 @@ async fn apply_steps(
     let tables = connection.query_one(&statements.find_tables, &[]).await?;
     let has_tables: bool = tables.get("has_tables");
     if !has_tables && tables.get("has_unreleased_tables") {
-        return Err(StorageError::new(
-            StorageErrorKind::UnsupportedVersion,
-            format!(
-                "the schema {0} has tables of an unreleased build, which cannot be upgraded; use another schema, or \
+        return Err(StorageError::unsupported_version(format!(
+            "the schema {0} has tables of an unreleased build, which cannot be upgraded; use another schema, or \
                  delete these operations with DROP SCHEMA {0} CASCADE",
-                statements.schema
-            ),
-        ));
+            statements.schema
+        )));
     }
     let is_current =
         has_tables && read_versions(connection, statements).await?.schema_version >= version;
@@ -94,12 +91,12 @@ async fn apply_steps(
 /// is one transaction, which leaves nothing behind in the session if it fails.
 fn upgrade_sql(steps: &[Step]) -> String {
     let mut upgrades = String::new();
-    for step in steps {
-        let Step {
-            version,
-            min_writer_version,
-            sql,
-        } = step;
+    for Step {
+        version,
+        min_writer_version,
+        sql,
+    } in steps
+    {
         write!(
             upgrades,
             "IF previous_version < {version} THEN

@@ -1,6 +1,6 @@
 //! TLS to the database with the modes of libpq: verifies certificates, and explains why a connection failed.
 
-use std::{error::Error, fs, io, sync::Arc};
+use std::{error::Error, fmt::Display, fs, io, sync::Arc};
 
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -8,28 +8,23 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor, verify_server_name,
     },
-    crypto::{
-        CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature,
-        verify_tls13_signature,
-    },
+    crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
 };
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{
-    error::{config_error, query_error},
-    tls_params::TlsParams,
-};
-use crate::storage::error::{StorageError, StorageErrorKind};
+use super::{error::query_error, tls_params::TlsParams};
+use crate::storage::error::StorageError;
 
 /// Whether TLS is used, and how certificates are verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TlsConfig {
     /// The mode as far as tokio-postgres distinguishes it.
     pub(super) mode: SslMode,
-    verification: Verification,
+    /// `None` accepts any certificate.
+    verification: Option<Verification>,
     client_cert: Option<ClientCertFiles>,
 }
 
@@ -40,14 +35,13 @@ struct ClientCertFiles {
     key: String,
 }
 
+/// How the certificate of the server is verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Verification {
-    /// Any certificate is accepted.
-    None,
-    /// The certificate must be issued by these authorities.
-    Ca(Roots),
-    /// The certificate must also be for the name of the host.
-    Full(Roots),
+struct Verification {
+    /// The authorities, one of which must have issued the certificate.
+    roots: Roots,
+    /// `true` if the certificate must also be for the name of the host.
+    is_host_name_checked: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,35 +90,39 @@ impl TlsConfig {
             Some(_) if is_system => Some(Roots::System),
             file => file.map(Roots::File),
         };
+        let with_roots = |roots, is_host_name_checked| {
+            let verification = Verification {
+                roots,
+                is_host_name_checked,
+            };
+            (SslMode::Require, Some(verification))
+        };
         let (mode, verification) = match (mode, roots) {
             ("disable" | "prefer" | "require" | "verify-ca", Some(Roots::System)) => {
-                return Err(config_error(format!(
+                return Err(StorageError::invalid_config(format!(
                     "sslrootcert=system needs sslmode=verify-full: with sslmode={mode}, a certificate for any host \
                      would be accepted"
                 )));
             }
-            ("disable", _) => (SslMode::Disable, Verification::None),
-            ("prefer", None) => (SslMode::Prefer, Verification::None),
+            ("disable", _) => (SslMode::Disable, None),
+            ("prefer", None) => (SslMode::Prefer, None),
             ("prefer", Some(_)) => {
-                return Err(config_error(
+                return Err(StorageError::invalid_config(
                     "sslrootcert has no effect with sslmode=prefer, which falls back to a connection without TLS; \
                      use sslmode=verify-full or verify-ca",
                 ));
             }
-            ("require", None) => (SslMode::Require, Verification::None),
+            ("require", None) => (SslMode::Require, None),
             ("verify-ca", None) => {
-                return Err(config_error(
+                return Err(StorageError::invalid_config(
                     "sslmode=verify-ca needs sslrootcert=FILE with the certificates of your own authorities; use \
                      sslmode=verify-full with those of the system",
                 ));
             }
-            ("require" | "verify-ca", Some(roots)) => (SslMode::Require, Verification::Ca(roots)),
-            ("verify-full", roots) => {
-                let roots = roots.unwrap_or(Roots::System);
-                (SslMode::Require, Verification::Full(roots))
-            }
+            ("require" | "verify-ca", Some(roots)) => with_roots(roots, false),
+            ("verify-full", roots) => with_roots(roots.unwrap_or(Roots::System), true),
             (unknown, _) => {
-                return Err(config_error(format!(
+                return Err(StorageError::invalid_config(format!(
                     "sslmode={unknown:?} is unknown; use disable, prefer, require, verify-ca or verify-full"
                 )));
             }
@@ -133,7 +131,7 @@ impl TlsConfig {
             (Some(certificate), Some(key)) => Some(ClientCertFiles { certificate, key }),
             (None, None) => None,
             _ => {
-                return Err(config_error(
+                return Err(StorageError::invalid_config(
                     "sslcert and sslkey need each other; one is missing",
                 ));
             }
@@ -148,11 +146,16 @@ impl TlsConfig {
     /// Returns a connector. Reads the files at each call, so that certificates can be renewed while a server runs.
     pub(super) fn connector(&self, is_direct: bool) -> Result<MakeRustlsConnect, StorageError> {
         let provider = Arc::new(ring::default_provider());
-        let verifier = CertVerifier::new(&provider, &self.verification)?;
+        let trust_anchors = self.verification.as_ref().map(TrustAnchors::new);
+        let verifier = CertVerifier {
+            algorithms: provider.signature_verification_algorithms,
+            trust_anchors: trust_anchors.transpose()?,
+        };
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| {
-                config_error(format!("cannot configure TLS: {error}")).with_source(error)
+                StorageError::invalid_config(format!("cannot configure TLS: {error}"))
+                    .with_source(error)
             })?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier));
@@ -162,7 +165,7 @@ impl TlsConfig {
                 .with_client_auth_cert(load_certificates(certificate)?, load_private_key(key)?)
                 .map_err(|error| {
                     let message = format!("{certificate} and {key} do not match: {error}");
-                    config_error(message).with_source(error)
+                    StorageError::invalid_config(message).with_source(error)
                 })?,
         };
         if is_direct {
@@ -174,65 +177,57 @@ impl TlsConfig {
     /// Returns why connecting failed, with the parameter or the file that is wrong.
     pub(super) fn connect_error(&self, error: tokio_postgres::Error) -> StorageError {
         use CertificateError::{NotValidForName, NotValidForNameContext, UnknownIssuer};
-        use StorageErrorKind::{InvalidConfig, Unavailable};
         use rustls::Error::{AlertReceived, InvalidCertificate};
 
         // The server may reject the client certificate after the handshake.
         if !is_tls_error(&error) && rustls_error(&error).is_none() {
             return query_error(error);
         }
-        let (kind, message) = match rustls_error(&error) {
+        let described = match rustls_error(&error) {
             Some(InvalidCertificate(UnknownIssuer)) => {
                 let authorities = match &self.verification {
-                    Verification::Ca(Roots::File(file)) | Verification::Full(Roots::File(file)) => {
-                        format!("in {file}")
-                    }
+                    Some(Verification {
+                        roots: Roots::File(file),
+                        ..
+                    }) => format!("in {file}"),
                     _ => "that this system trusts".to_owned(),
                 };
-                let message = format!(
+                StorageError::invalid_config(format!(
                     "the certificate of the database is not trusted: no authority {authorities} has issued it"
-                );
-                (InvalidConfig, message)
+                ))
             }
             Some(InvalidCertificate(
                 reason @ (NotValidForName | NotValidForNameContext { .. }),
-            )) => {
-                let message = format!(
-                    "the certificate of the database is for another name: {reason}; sslmode=verify-ca does not verify \
-                     names"
-                );
-                (InvalidConfig, message)
-            }
-            Some(InvalidCertificate(reason)) => {
-                let message = format!("the certificate of the database is not valid: {reason}");
-                (InvalidConfig, message)
-            }
+            )) => StorageError::invalid_config(format!(
+                "the certificate of the database is for another name: {reason}; sslmode=verify-ca does not verify \
+                 names"
+            )),
+            Some(InvalidCertificate(reason)) => StorageError::invalid_config(format!(
+                "the certificate of the database is not valid: {reason}"
+            )),
             Some(alert @ AlertReceived(_)) => match &self.client_cert {
-                Some(ClientCertFiles { certificate, .. }) => {
-                    let message =
-                        format!("the database rejected the certificate in {certificate}: {alert}");
-                    (InvalidConfig, message)
-                }
-                None => (Unavailable, format!("the database closed TLS: {alert}")),
+                Some(ClientCertFiles { certificate, .. }) => StorageError::invalid_config(format!(
+                    "the database rejected the certificate in {certificate}: {alert}"
+                )),
+                None => StorageError::unavailable(format!("the database closed TLS: {alert}")),
             },
-            Some(reason) => (
-                Unavailable,
-                format!("TLS with the database failed: {reason}"),
-            ),
+            Some(reason) => failed_tls_error(reason),
             None => match error.source().map(ToString::to_string) {
                 Some(reason) if reason == "server does not support TLS" => {
-                    let message = "the server does not support TLS; set ssl = on there, or sslmode=disable here";
-                    (InvalidConfig, message.to_owned())
+                    StorageError::invalid_config(
+                        "the server does not support TLS; set ssl = on there, or sslmode=disable here",
+                    )
                 }
-                Some(reason) => (
-                    Unavailable,
-                    format!("TLS with the database failed: {reason}"),
-                ),
-                None => (Unavailable, error.to_string()),
+                Some(reason) => failed_tls_error(&reason),
+                None => StorageError::unavailable(error.to_string()),
             },
         };
-        StorageError::new(kind, message).with_source(error)
+        described.with_source(error)
     }
+}
+
+fn failed_tls_error(reason: &dyn Display) -> StorageError {
+    StorageError::unavailable(format!("TLS with the database failed: {reason}"))
 }
 
 /// Returns `true` if a connection failed at TLS, for which tokio-postgres has nothing but this text.
@@ -246,18 +241,20 @@ fn rustls_error(error: &tokio_postgres::Error) -> Option<&rustls::Error> {
 }
 
 fn read_file(file: &str) -> Result<Vec<u8>, StorageError> {
-    fs::read(file)
-        .map_err(|error| config_error(format!("{file} cannot be read: {error}")).with_source(error))
+    fs::read(file).map_err(|error| {
+        StorageError::invalid_config(format!("{file} cannot be read: {error}")).with_source(error)
+    })
 }
 
 fn load_certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, StorageError> {
     let bytes = read_file(file)?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     let certificates = certificates.map_err(|error| {
-        config_error(format!("{file} is not a PEM file: {error}")).with_source(error)
+        StorageError::invalid_config(format!("{file} is not a PEM file: {error}"))
+            .with_source(error)
     })?;
     if certificates.is_empty() {
-        return Err(config_error(format!(
+        return Err(StorageError::invalid_config(format!(
             "{file} has no certificate in PEM form"
         )));
     }
@@ -266,31 +263,21 @@ fn load_certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, Storage
 
 fn load_private_key(file: &str) -> Result<PrivateKeyDer<'static>, StorageError> {
     PrivateKeyDer::from_pem_slice(&read_file(file)?).map_err(|error| {
-        config_error(format!(
+        StorageError::invalid_config(format!(
             "{file} has no private key in PEM form without encryption"
         ))
         .with_source(error)
     })
 }
 
-// === impl CertVerifier ===
-
-impl CertVerifier {
-    fn new(provider: &CryptoProvider, verification: &Verification) -> Result<Self, StorageError> {
-        let trust_anchors = match verification {
-            Verification::None => None,
-            Verification::Ca(roots) => Some(TrustAnchors::new(roots, false)?),
-            Verification::Full(roots) => Some(TrustAnchors::new(roots, true)?),
-        };
-        Ok(Self {
-            algorithms: provider.signature_verification_algorithms,
-            trust_anchors,
-        })
-    }
-}
+// === impl TrustAnchors ===
 
 impl TrustAnchors {
-    fn new(roots: &Roots, is_host_name_checked: bool) -> Result<Self, StorageError> {
+    fn new(verification: &Verification) -> Result<Self, StorageError> {
+        let Verification {
+            roots,
+            is_host_name_checked,
+        } = verification;
         let mut root_store = RootCertStore::empty();
         let certificates = match roots {
             Roots::System => {
@@ -305,7 +292,7 @@ impl TrustAnchors {
             }
         };
         if root_store.is_empty() {
-            return Err(config_error(match roots {
+            return Err(StorageError::invalid_config(match roots {
                 Roots::System => "this system has no certificates of authorities; install them, or set sslrootcert to \
                                   a file"
                     .to_owned(),
@@ -315,10 +302,12 @@ impl TrustAnchors {
         Ok(Self {
             root_store,
             configured_certs: certificates,
-            is_host_name_checked,
+            is_host_name_checked: *is_host_name_checked,
         })
     }
 }
+
+// === impl CertVerifier ===
 
 impl ServerCertVerifier for CertVerifier {
     fn verify_server_cert(

@@ -23,10 +23,7 @@ use super::{
     schema::{SCHEMA_VERSION, check_schema_version},
     statements::Statements,
 };
-use crate::storage::{
-    Completion, Write,
-    error::{StorageError, StorageErrorKind},
-};
+use crate::storage::{Completion, Write, error::StorageError};
 
 /// The most writes in one commit.
 const MAX_BATCH_WRITES: usize = 1024;
@@ -268,8 +265,7 @@ impl Writer {
             return Ok(());
         }
         check_schema_version(&self.connection, &self.statements).await?;
-        Err(StorageError::new(
-            StorageErrorKind::Unavailable,
+        Err(StorageError::unavailable(
             "the database is read-only: it is a standby, or another host has replaced it; name all hosts in the URL, \
              with target_session_attrs=read-write",
         ))
