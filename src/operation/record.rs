@@ -94,10 +94,6 @@ pub(crate) fn encode_input(number: u64, input: &Any) -> Vec<u8> {
 }
 
 fn encode_record(operation: &Operation, input: Option<Any>) -> Vec<u8> {
-    let latest_report = operation
-        .work_state
-        .as_ref()
-        .and_then(|work| work.latest_report.as_ref());
     let record = OperationRecord {
         revision: operation.revision,
         attempt: operation.attempt,
@@ -111,7 +107,7 @@ fn encode_record(operation: &Operation, input: Option<Any>) -> Vec<u8> {
         encoded: operation.encoded.as_bytes().to_vec(),
         options: Some(OptionsRecord::from(&*operation.options)),
         attributes: operation.attributes.as_deref().map(AttributesRecord::from),
-        latest_report: latest_report.map(|report| ReportRecord::from(&**report)),
+        latest_report: operation.latest_report().map(ReportRecord::from),
         has_separate_input: input.is_none() && operation.input().is_some(),
         input,
     };
@@ -135,11 +131,10 @@ fn verify_checksum(number: u64, bytes: &[u8]) -> Result<&[u8], RecordError> {
     let (sum, rest) = bytes
         .split_first_chunk()
         .ok_or(RecordError::ChecksumMismatch)?;
-    if u32::from_le_bytes(*sum) == checksum(number, rest) {
-        Ok(rest)
-    } else {
-        Err(RecordError::ChecksumMismatch)
-    }
+    let is_valid = u32::from_le_bytes(*sum) == checksum(number, rest);
+    is_valid
+        .then_some(rest)
+        .ok_or(RecordError::ChecksumMismatch)
 }
 
 fn checksum(number: u64, bytes: &[u8]) -> u32 {

@@ -33,15 +33,16 @@ pub(crate) enum Phase {
     Done(TerminalState),
 }
 
-/// The kind of a final result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The kind of a final result. The values are part of the storage format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
 pub(crate) enum TerminalState {
     /// A response.
-    Succeeded,
+    Succeeded = 1,
     /// An error of any code but CANCELLED.
-    Failed,
+    Failed = 2,
     /// An error of code CANCELLED.
-    Cancelled,
+    Cancelled = 3,
 }
 
 /// An input of the state machine. Each event of a lease holder carries a report,
@@ -114,88 +115,74 @@ pub(crate) fn transition(
         AcquireLease, Fail, Finish, ReleaseLease, RenewLease, Report, RequestCancel, TimerFired,
     };
     let now = context.now;
-    match (phase, event) {
+    if let (Some(lease), Some((token, _))) = (phase.lease(), event.holder_parts()) {
+        context.check_lease(lease, token)?;
+    }
+    Ok(match (phase, event) {
         (Phase::Pending { ready_at }, AcquireLease { .. }) if *ready_at > now => {
-            Err(TransitionError::NotReady)
+            return Err(TransitionError::NotReady);
         }
-        (Phase::Pending { .. }, AcquireLease { .. }) if context.is_total_timeout_exceeded() => {
-            Ok(context.fail_with_total_timeout())
+        (Phase::Pending { .. }, AcquireLease { .. } | TimerFired)
+            if context.is_total_timeout_exceeded() =>
+        {
+            context.fail_with_total_timeout()
         }
         (Phase::Pending { .. }, AcquireLease { token, worker }) => {
-            Ok(context.acquire_lease(*token, worker))
+            context.acquire_lease(*token, worker)
         }
-        (Phase::Pending { .. }, RequestCancel) => Ok(Transition::Finish(Outcome::cancelled())),
-        (Phase::Pending { .. }, TimerFired) if context.is_total_timeout_exceeded() => {
-            Ok(context.fail_with_total_timeout())
-        }
-        (Phase::Pending { .. }, TimerFired) => Ok(Transition::Unchanged),
+        (Phase::Pending { .. }, RequestCancel) => Transition::Finish(Outcome::cancelled()),
+        (Phase::Pending { .. }, TimerFired) => Transition::Unchanged,
         (
             Phase::Pending { .. },
             RenewLease(..) | Report(..) | ReleaseLease(..) | Fail { .. } | Finish(..),
-        ) => Err(TransitionError::LeaseLost(LeaseLostReason::Requeued)),
+        ) => return Err(TransitionError::LeaseLost(LeaseLostReason::Requeued)),
 
         (Phase::Running(lease), AcquireLease { token, worker }) => match context.on_timer(lease) {
-            Transition::Unchanged => Err(TransitionError::LeaseHeld),
+            Transition::Unchanged => return Err(TransitionError::LeaseHeld),
             // The attempt timed out, and the backoff before the next one has begun.
             Transition::To(Phase::Pending { ready_at }) if ready_at > now => {
-                Err(TransitionError::NotReady)
+                return Err(TransitionError::NotReady);
             }
-            Transition::To(_) => Ok(context.acquire_lease(*token, worker)),
-            transition => Ok(transition),
+            Transition::To(_) => context.acquire_lease(*token, worker),
+            transition => transition,
         },
-        (Phase::Running(lease), RenewLease(token, _)) => context
-            .check_lease(lease, *token)
-            .map(|()| Transition::To(Phase::Running(context.renew_lease(lease)))),
-        (Phase::Running(lease), Report(token, _)) => context
-            .check_lease(lease, *token)
-            .map(|()| Transition::MergeReport),
-        (Phase::Running(lease), RequestCancel) => Ok(Transition::To(Phase::Cancelling(
-            context.with_cancel_deadline(lease),
-        ))),
-        (Phase::Running(lease), ReleaseLease(token, _)) => context
-            .check_lease(lease, *token)
-            .map(|()| context.release_lease()),
+        (Phase::Running(lease), RenewLease(..)) => {
+            Transition::To(Phase::Running(context.renew_lease(lease)))
+        }
+        (Phase::Running(lease), RequestCancel) => {
+            Transition::To(Phase::Cancelling(context.with_cancel_deadline(lease)))
+        }
+        (Phase::Running(_), ReleaseLease(..)) => context.release_lease(),
         (
             Phase::Running(lease),
             Fail {
-                token,
-                error,
-                retry_after,
-                ..
+                error, retry_after, ..
             },
-        ) => context
-            .check_lease(lease, *token)
-            .map(|()| context.retry_or_fail(lease, error, *retry_after)),
-        (Phase::Running(lease), Finish(token, outcome, _)) => context
-            .check_lease(lease, *token)
-            .map(|()| Transition::Finish(outcome.clone())),
-        (Phase::Running(lease), TimerFired) => Ok(context.on_timer(lease)),
+        ) => context.retry_or_fail(lease, error, *retry_after),
+        (Phase::Running(lease), TimerFired) => context.on_timer(lease),
 
         (Phase::Cancelling(lease), AcquireLease { .. }) => match context.on_cancel_timer(lease) {
-            Transition::Unchanged => Err(TransitionError::LeaseHeld),
-            transition => Ok(transition),
+            Transition::Unchanged => return Err(TransitionError::LeaseHeld),
+            transition => transition,
         },
-        (Phase::Cancelling(lease), RenewLease(token, _)) => context
-            .check_lease(lease, *token)
-            .map(|()| Transition::To(Phase::Cancelling(context.renew_lease(lease)))),
-        (Phase::Cancelling(lease), Report(token, _)) => context
-            .check_lease(lease, *token)
-            .map(|()| Transition::MergeReport),
-        (Phase::Cancelling(_), RequestCancel) => Ok(Transition::Unchanged),
-        (Phase::Cancelling(lease), ReleaseLease(token, _) | Fail { token, .. }) => context
-            .check_lease(lease, *token)
-            .map(|()| Transition::Finish(Outcome::cancelled())),
-        (Phase::Cancelling(lease), Finish(token, outcome, _)) => context
-            .check_lease(lease, *token)
-            .map(|()| Transition::Finish(outcome.clone())),
-        (Phase::Cancelling(lease), TimerFired) => Ok(context.on_cancel_timer(lease)),
-
-        (Phase::Done(_), RequestCancel) => Ok(Transition::Unchanged),
-        (Phase::Done(_), Finish(..) | Fail { .. }) if context.same_outcome => {
-            Ok(Transition::Unchanged)
+        (Phase::Cancelling(lease), RenewLease(..)) => {
+            Transition::To(Phase::Cancelling(context.renew_lease(lease)))
         }
-        (Phase::Done(_), TimerFired) if context.is_retention_exceeded() => Ok(Transition::Remove),
-        (Phase::Done(_), TimerFired) => Ok(Transition::Unchanged),
+        (Phase::Cancelling(_), RequestCancel) => Transition::Unchanged,
+        (Phase::Cancelling(_), ReleaseLease(..) | Fail { .. }) => {
+            Transition::Finish(Outcome::cancelled())
+        }
+        (Phase::Cancelling(lease), TimerFired) => context.on_cancel_timer(lease),
+
+        (Phase::Running(_) | Phase::Cancelling(_), Report(..)) => Transition::MergeReport,
+        (Phase::Running(_) | Phase::Cancelling(_), Finish(_, outcome, _)) => {
+            Transition::Finish(outcome.clone())
+        }
+
+        (Phase::Done(_), RequestCancel) => Transition::Unchanged,
+        (Phase::Done(_), Finish(..) | Fail { .. }) if context.same_outcome => Transition::Unchanged,
+        (Phase::Done(_), TimerFired) if context.is_retention_exceeded() => Transition::Remove,
+        (Phase::Done(_), TimerFired) => Transition::Unchanged,
         (
             Phase::Done(_),
             AcquireLease { .. }
@@ -204,22 +191,20 @@ pub(crate) fn transition(
             | ReleaseLease(..)
             | Fail { .. }
             | Finish(..),
-        ) => Err(TransitionError::AlreadyDone),
-    }
+        ) => return Err(TransitionError::AlreadyDone),
+    })
 }
 
 // === impl TransitionContext ===
 
 impl TransitionContext<'_> {
     fn acquire_lease(self, token: LeaseToken, worker: &WorkerId) -> Transition {
+        let attempt_timeout = self.options.attempt_timeout;
         Transition::To(Phase::Running(Box::new(Lease {
             token,
             holder: worker.clone(),
             expires_at: self.now + self.options.lease_duration,
-            attempt_deadline: self
-                .options
-                .attempt_timeout
-                .map(|timeout| self.now + timeout),
+            attempt_deadline: attempt_timeout.map(|timeout| self.now + timeout),
             cancel_deadline: None,
         })))
     }
@@ -242,12 +227,9 @@ impl TransitionContext<'_> {
     }
 
     fn with_cancel_deadline(self, lease: &Lease) -> Box<Lease> {
-        let cancel_deadline = self
-            .options
-            .cancel_grace_period
-            .map(|grace| self.now + grace);
+        let grace_period = self.options.cancel_grace_period;
         Box::new(Lease {
-            cancel_deadline,
+            cancel_deadline: grace_period.map(|grace_period| self.now + grace_period),
             ..lease.clone()
         })
     }
@@ -284,16 +266,11 @@ impl TransitionContext<'_> {
         if self.is_total_timeout_exceeded() {
             return self.fail_with_total_timeout();
         }
-        if lease
-            .attempt_deadline
-            .is_some_and(|deadline| deadline <= self.now)
-        {
+        let is_passed = |deadline| deadline <= self.now;
+        if lease.attempt_deadline.is_some_and(is_passed) {
             let message = "the attempt exceeded its attempt_timeout";
-            return self.retry_or_fail(
-                lease,
-                &status_with_reason(Code::DeadlineExceeded, "ATTEMPT_TIMEOUT", message),
-                None,
-            );
+            let error = status_with_reason(Code::DeadlineExceeded, "ATTEMPT_TIMEOUT", message);
+            return self.retry_or_fail(lease, &error, None);
         }
         if !lease.is_expired(self.now) {
             return Transition::Unchanged;
@@ -353,16 +330,21 @@ fn worker_lost_outcome(cause: &str) -> Outcome {
 // === impl Event ===
 
 impl Event {
-    /// Returns the report of a lease holder's event, or `None` for other events.
-    pub(crate) fn report(&self) -> Option<&Report> {
+    /// Returns the token and the report of a lease holder's event, or `None` for other events.
+    fn holder_parts(&self) -> Option<(LeaseToken, &Report)> {
         match self {
-            Self::RenewLease(_, report)
-            | Self::Report(_, report)
-            | Self::ReleaseLease(_, report)
-            | Self::Fail { report, .. }
-            | Self::Finish(_, _, report) => Some(report),
+            Self::RenewLease(token, report)
+            | Self::Report(token, report)
+            | Self::ReleaseLease(token, report)
+            | Self::Fail { token, report, .. }
+            | Self::Finish(token, _, report) => Some((*token, report)),
             Self::AcquireLease { .. } | Self::RequestCancel | Self::TimerFired => None,
         }
+    }
+
+    /// Returns the report of a lease holder's event, or `None` for other events.
+    pub(crate) fn report(&self) -> Option<&Report> {
+        self.holder_parts().map(|(_, report)| report)
     }
 
     /// Replaces the report by an empty one.

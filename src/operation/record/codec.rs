@@ -32,17 +32,8 @@ pub(super) enum PhaseRecord {
     Running(LeaseRecord),
     #[prost(message, tag = "11")]
     Cancelling(LeaseRecord),
-    #[prost(enumeration = "TerminalStateRecord", tag = "12")]
+    #[prost(enumeration = "TerminalState", tag = "12")]
     Done(i32),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
-#[repr(i32)]
-pub(super) enum TerminalStateRecord {
-    Unspecified = 0,
-    Succeeded = 1,
-    Failed = 2,
-    Cancelled = 3,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -122,11 +113,7 @@ impl From<&Phase> for PhaseRecord {
             Phase::Pending { ready_at } => Self::Pending(ready_at.nanos()),
             Phase::Running(lease) => Self::Running((&**lease).into()),
             Phase::Cancelling(lease) => Self::Cancelling((&**lease).into()),
-            Phase::Done(state) => Self::Done(match state {
-                TerminalState::Succeeded => TerminalStateRecord::Succeeded,
-                TerminalState::Failed => TerminalStateRecord::Failed,
-                TerminalState::Cancelled => TerminalStateRecord::Cancelled,
-            } as i32),
+            Phase::Done(state) => Self::Done((*state).into()),
         }
     }
 }
@@ -141,14 +128,10 @@ impl TryFrom<PhaseRecord> for Phase {
             },
             PhaseRecord::Running(lease) => Self::Running(Box::new(lease.try_into()?)),
             PhaseRecord::Cancelling(lease) => Self::Cancelling(Box::new(lease.try_into()?)),
-            PhaseRecord::Done(state) => Self::Done(match TerminalStateRecord::try_from(state) {
-                Ok(TerminalStateRecord::Succeeded) => TerminalState::Succeeded,
-                Ok(TerminalStateRecord::Failed) => TerminalState::Failed,
-                Ok(TerminalStateRecord::Cancelled) => TerminalState::Cancelled,
-                Ok(TerminalStateRecord::Unspecified) | Err(_) => {
-                    return Err(RecordError::InvalidField("terminal state"));
-                }
-            }),
+            PhaseRecord::Done(state) => Self::Done(
+                TerminalState::try_from(state)
+                    .map_err(|_| RecordError::InvalidField("terminal state"))?,
+            ),
         })
     }
 }
