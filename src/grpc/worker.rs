@@ -118,7 +118,9 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
             lease,
             already_existed: created.already_existed,
         };
-        let mut bytes = encoded::encode_field(1, created.operation.bytes());
+        let operation = created.operation.bytes();
+        let mut bytes = Vec::with_capacity(operation.len() + 256);
+        encoded::put_field(1, operation, &mut bytes);
         response.encode(&mut bytes).expect("a Vec grows as needed");
         Ok(Response::new(EncodedMessage::Bytes(bytes.into())))
     }

@@ -1,16 +1,16 @@
 //! Read access to the fields of an [`Operation`].
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
 
 use super::{
     Operation,
-    encoded::{self, EncodedOperation},
+    encoded::EncodedOperation,
     labels::Labels,
     lease::Lease,
     name::OperationName,
     options::{ExecutionOptions, QueueName},
     payload::Payload,
-    spec::IdempotencyKey,
+    spec::{Attributes, IdempotencyKey},
     trace::TraceContext,
     transition::{Phase, Report},
     version::OperationVersion,
@@ -33,7 +33,7 @@ impl Operation {
 
     /// Returns a parsed copy of the full name.
     pub fn name_owned(&self) -> OperationName {
-        encoded::name_owned(&self.encoded)
+        OperationName::parse(self.name()).expect("only parsed names are encoded")
     }
 
     /// Returns the encoded `google.longrunning.Operation`.
@@ -43,7 +43,7 @@ impl Operation {
 
     /// Decodes [`bytes`](Self::bytes).
     pub fn to_proto(&self) -> google::longrunning::Operation {
-        encoded::decode(self.bytes())
+        prost::Message::decode(self.bytes()).expect("the bytes are an encoded operation")
     }
 
     /// Returns the encoded operation, which filters read field by field.
@@ -58,8 +58,7 @@ impl Operation {
 
     /// Returns the state as clients see it.
     ///
-    /// An operation with a requested cancellation is still `Running`: see
-    /// [`cancel_requested`](Self::cancel_requested).
+    /// An operation with a requested cancellation is still `Running`: see [`cancel_requested`](Self::cancel_requested).
     pub fn state(&self) -> State {
         self.phase.state()
     }
@@ -114,10 +113,7 @@ impl Operation {
 
     /// Returns the labels that the creator set.
     pub fn labels(&self) -> &Labels {
-        static NONE: Labels = Labels::NONE;
-        self.attributes
-            .as_ref()
-            .map_or(&NONE, |attributes| &attributes.labels)
+        &self.attributes().labels
     }
 
     /// Returns the time of the creation.
@@ -175,21 +171,21 @@ impl Operation {
 
     /// Returns the method that the creator named, or `""`.
     pub fn method(&self) -> &str {
-        self.attributes
-            .as_ref()
-            .map_or("", |attributes| &attributes.method)
+        &self.attributes().method
     }
 
     /// Returns the trace context that the creator set.
     pub fn trace_context(&self) -> &TraceContext {
-        static NONE: TraceContext = TraceContext::NONE;
-        self.attributes
-            .as_ref()
-            .map_or(&NONE, |attributes| &attributes.trace_context)
+        &self.attributes().trace_context
+    }
+
+    fn attributes(&self) -> &Attributes {
+        static NONE: LazyLock<Attributes> = LazyLock::new(Attributes::default);
+        self.attributes.as_deref().unwrap_or_else(|| &NONE)
     }
 
     pub(crate) fn idempotency_key(&self) -> Option<&IdempotencyKey> {
-        self.attributes.as_ref()?.idempotency_key.as_ref()
+        self.attributes().idempotency_key.as_ref()
     }
 
     /// Returns the request id of the creation (AIP-155), or `None` if it had none.
@@ -213,9 +209,7 @@ impl Operation {
     /// Returns the size of the labels, the request id, the method and the trace
     /// context in bytes.
     pub(crate) fn attributes_size(&self) -> usize {
-        self.attributes
-            .as_ref()
-            .map_or(0, |attributes| attributes.size())
+        self.attributes().size()
     }
 
     /// Returns the size of all user-supplied content in bytes.

@@ -1,7 +1,7 @@
 //! The encoded `google.longrunning.Operation`: made once per change, served
 //! without another encoding.
 
-use prost::{Message, encoding};
+use prost::encoding;
 
 use super::{name::OperationName, outcome::Outcome};
 
@@ -23,11 +23,7 @@ impl EncodedOperation {
     /// Encodes the fields in the order of their numbers.
     pub(crate) fn encode(name: &str, metadata: AnyRef<'_>, outcome: Option<&Outcome>) -> Self {
         let outcome = outcome.map(encode_outcome);
-        let done: &[u8] = if outcome.is_some() {
-            ENCODED_DONE_FIELD
-        } else {
-            &[]
-        };
+        let done = outcome.as_ref().map_or(&[][..], |_| ENCODED_DONE_FIELD);
         let outcome = outcome.as_deref().unwrap_or_default();
         let fields_len = encoded_field_len(name.len()) + encoded_field_len(metadata.encoded_len());
         // The exact capacity: these bytes stay in memory.
@@ -101,20 +97,14 @@ pub(crate) struct AnyRef<'a> {
 impl<'a> AnyRef<'a> {
     /// Returns the encoded size in bytes.
     fn encoded_len(&self) -> usize {
-        let fields = [self.type_url.len(), self.value.len()];
-        // proto3 omits empty fields.
-        let fields = fields.into_iter().filter(|length| *length != 0);
-        fields.map(encoded_field_len).sum()
+        non_empty_field_len(self.type_url.len()) + non_empty_field_len(self.value.len())
     }
 
     fn put(&self, number: u32, bytes: &mut Vec<u8>) {
         encoding::encode_key(number, encoding::WireType::LengthDelimited, bytes);
         encoding::encode_varint(self.encoded_len() as u64, bytes);
-        for (number, field) in [(1, self.type_url.as_bytes()), (2, self.value)] {
-            if !field.is_empty() {
-                put_field(number, field, bytes);
-            }
-        }
+        put_non_empty_field(1, self.type_url.as_bytes(), bytes);
+        put_non_empty_field(2, self.value, bytes);
     }
 
     fn decode(bytes: &'a [u8]) -> Self {
@@ -174,17 +164,26 @@ fn encode_outcome(outcome: &Outcome) -> Vec<u8> {
     bytes
 }
 
-/// Encodes a message as a field of another one.
-pub(crate) fn encode_field(number: u32, message: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(message.len() + 256);
-    put_field(number, message, &mut bytes);
-    bytes
-}
-
-fn put_field(number: u32, message: &[u8], bytes: &mut Vec<u8>) {
+/// Encodes a message or a string as a field of another message.
+pub(crate) fn put_field(number: u32, message: &[u8], bytes: &mut Vec<u8>) {
     encoding::encode_key(number, encoding::WireType::LengthDelimited, bytes);
     encoding::encode_varint(message.len() as u64, bytes);
     bytes.extend_from_slice(message);
+}
+
+/// Encodes a field, unless it is empty: proto3 omits empty fields.
+pub(super) fn put_non_empty_field(number: u32, content: &[u8], bytes: &mut Vec<u8>) {
+    if !content.is_empty() {
+        put_field(number, content, bytes);
+    }
+}
+
+/// Returns the number of bytes that [`put_non_empty_field`] appends, for a number below 16.
+pub(super) fn non_empty_field_len(content_len: usize) -> usize {
+    match content_len {
+        0 => 0,
+        _ => encoded_field_len(content_len),
+    }
 }
 
 /// Returns the encoded size of a length-delimited field with a number below 16.
@@ -207,17 +206,4 @@ pub(crate) fn encode_list_response<'a>(
     }
     encoding::string::encode_repeated(3, unreachable, &mut bytes);
     bytes
-}
-
-/// Decodes an encoded operation.
-///
-/// # Panics
-/// If `bytes` are not an encoded operation.
-pub(crate) fn decode(bytes: &[u8]) -> crate::proto::google::longrunning::Operation {
-    Message::decode(bytes).expect("the bytes are an encoded operation")
-}
-
-/// Parses the name of an encoded operation.
-pub(crate) fn name_owned(encoded: &EncodedOperation) -> OperationName {
-    OperationName::parse(encoded.name()).expect("only parsed names are encoded")
 }

@@ -35,9 +35,6 @@ pub enum InvalidLabels {
 // === impl Labels ===
 
 impl Labels {
-    /// The empty set of labels.
-    pub(crate) const NONE: Self = Self(None);
-
     /// Validates the pairs.
     ///
     /// # Errors

@@ -5,67 +5,51 @@ use prost::{
     Message,
     encoding::{self, WireType},
 };
-use prost_types::Any;
 
-use super::labels::Labels;
-use crate::{
-    clock::Timestamp,
-    proto::longrunning::v1::{Progress, operation_metadata::State},
+use super::{
+    Operation,
+    encoded::{non_empty_field_len, put_non_empty_field},
+    options::QueueName,
+    payload::Payload,
 };
 
 /// The type URL of the encoded message.
 pub(super) const TYPE_URL: &str = "type.googleapis.com/longrunning.v1.OperationMetadata";
 
-/// The fields of `longrunning.v1.OperationMetadata`.
-#[derive(Debug)]
-pub(super) struct MetadataFields<'a> {
-    pub(super) state: State,
-    pub(super) create_time: Timestamp,
-    pub(super) start_time: Option<Timestamp>,
-    pub(super) update_time: Timestamp,
-    pub(super) end_time: Option<Timestamp>,
-    pub(super) progress: Option<&'a Progress>,
-    pub(super) attempt: u32,
-    pub(super) cancel_requested: bool,
-    pub(super) queue: &'a str,
-    pub(super) labels: &'a Labels,
-    pub(super) detail: Option<&'a Any>,
-    pub(super) method: &'a str,
-}
-
-/// Encodes the fields in the order of their numbers, without zero and empty
+/// Encodes the metadata of an operation, fields in the order of their numbers, without zero and empty
 /// ones: the bytes that prost makes, without building the message for each change.
-pub(super) fn encode(fields: &MetadataFields<'_>) -> Vec<u8> {
+pub(super) fn encode(operation: &Operation) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(256);
     let buffer = &mut bytes;
-    encoding::int32::encode(1, &fields.state.into(), buffer);
+    encoding::int32::encode(1, &operation.state().into(), buffer);
     let times = [
-        Some(fields.create_time),
-        fields.start_time,
-        Some(fields.update_time),
-        fields.end_time,
+        Some(operation.create_time),
+        operation.start_time,
+        Some(operation.update_time),
+        operation.end_time(),
     ];
     for (tag, time) in (2..).zip(times) {
         put_message(tag, time.map(prost_types::Timestamp::from).as_ref(), buffer);
     }
-    put_message(6, fields.progress, buffer);
-    if fields.attempt != 0 {
-        let attempt = i32::try_from(fields.attempt).unwrap_or(i32::MAX);
+    put_message(6, operation.progress(), buffer);
+    if operation.attempt != 0 {
+        let attempt = i32::try_from(operation.attempt).unwrap_or(i32::MAX);
         encoding::int32::encode(7, &attempt, buffer);
     }
-    if fields.cancel_requested {
+    if operation.cancel_requested {
         encoding::bool::encode(8, &true, buffer);
     }
-    put_text(9, fields.queue, buffer);
-    for (key, value) in fields.labels.iter() {
+    let queue = operation.queue().map_or("", QueueName::as_str);
+    put_non_empty_field(9, queue.as_bytes(), buffer);
+    for (key, value) in operation.labels().iter() {
         encoding::encode_key(10, WireType::LengthDelimited, buffer);
-        let entry_len = encoded_text_len(key) + encoded_text_len(value);
+        let entry_len = non_empty_field_len(key.len()) + non_empty_field_len(value.len());
         encoding::encode_varint(entry_len as u64, buffer);
-        put_text(1, key, buffer);
-        put_text(2, value, buffer);
+        put_non_empty_field(1, key.as_bytes(), buffer);
+        put_non_empty_field(2, value.as_bytes(), buffer);
     }
-    put_message(11, fields.detail, buffer);
-    put_text(12, fields.method, buffer);
+    put_message(11, operation.detail().map(Payload::any), buffer);
+    put_non_empty_field(12, operation.method().as_bytes(), buffer);
     bytes
 }
 
@@ -75,47 +59,48 @@ fn put_message(tag: u32, message: Option<&impl Message>, bytes: &mut Vec<u8>) {
     }
 }
 
-fn put_text(tag: u32, text: &str, bytes: &mut Vec<u8>) {
-    if !text.is_empty() {
-        encoding::encode_key(tag, WireType::LengthDelimited, bytes);
-        encoding::encode_varint(text.len() as u64, bytes);
-        bytes.extend_from_slice(text.as_bytes());
-    }
-}
-
-/// Returns the number of bytes that [`put_text`] appends, for a tag below 16.
-fn encoded_text_len(text: &str) -> usize {
-    match text.len() {
-        0 => 0,
-        length => 1 + encoding::encoded_len_varint(length as u64) + length,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, sync::Arc};
 
     use prost::Name;
+    use prost_types::Any;
 
     use super::*;
-    use crate::proto::longrunning::v1::OperationMetadata;
+    use crate::{
+        clock::Timestamp,
+        operation::{
+            WorkState,
+            labels::Labels,
+            name::OperationName,
+            options::ExecutionOptions,
+            report::Report,
+            spec::{Attributes, OperationSpec},
+            transition::{Phase, TerminalState},
+        },
+        proto::longrunning::v1::{OperationMetadata, Progress, operation_metadata::State},
+    };
 
     const TIME: Timestamp = Timestamp::from_nanos(1_790_000_000_123_456_789);
 
-    fn minimal_fields(labels: &Labels) -> MetadataFields<'_> {
-        MetadataFields {
-            state: State::Pending,
-            create_time: TIME,
-            start_time: None,
-            update_time: TIME,
-            end_time: None,
-            progress: None,
-            attempt: 0,
-            cancel_requested: false,
-            queue: "",
+    fn pending_operation(attributes: Attributes) -> Operation {
+        let spec = OperationSpec {
+            name: OperationName::parse("operations/a").unwrap(),
+            number: 1,
+            options: Arc::default(),
+            attributes: Some(Arc::new(attributes)),
+            input: None,
+            metadata: None,
+            not_before: None,
+            initial_lease: None,
+        };
+        Operation::new(spec, TIME)
+    }
+
+    fn with_labels(labels: Labels) -> Attributes {
+        Attributes {
             labels,
-            detail: None,
-            method: "",
+            ..Attributes::default()
         }
     }
 
@@ -132,17 +117,28 @@ mod tests {
             value: Vec::new(),
         };
         let labels = Labels::new([("a".to_owned(), String::new())].into()).unwrap();
-        let bytes = encode(&MetadataFields {
-            state: State::Succeeded,
+        let report = Report {
+            progress: Some(progress.clone()),
+            detail: Some(Payload::new(detail.clone()).unwrap()),
+            ..Report::default()
+        };
+        let bytes = encode(&Operation {
+            phase: Phase::Done(TerminalState::Succeeded),
             start_time: Some(TIME),
-            end_time: Some(TIME),
-            progress: Some(&progress),
             attempt: 3,
             cancel_requested: true,
-            queue: "q",
-            detail: Some(&detail),
-            method: "acme.v1.Shop/Sell",
-            ..minimal_fields(&labels)
+            options: Arc::new(ExecutionOptions {
+                queue: Some(QueueName::parse("q").unwrap()),
+                ..ExecutionOptions::default()
+            }),
+            work_state: Some(Arc::new(WorkState {
+                input: None,
+                latest_report: Some(Box::new(report)),
+            })),
+            ..pending_operation(Attributes {
+                method: "acme.v1.Shop/Sell".into(),
+                ..with_labels(labels)
+            })
         });
         let expected = OperationMetadata {
             state: State::Succeeded.into(),
@@ -167,7 +163,7 @@ mod tests {
             ..OperationMetadata::default()
         };
         assert_eq!(
-            encode(&minimal_fields(&Labels::NONE)),
+            encode(&pending_operation(Attributes::default())),
             minimal.encode_to_vec()
         );
     }
@@ -178,13 +174,14 @@ mod tests {
         let label = |n: usize| (format!("k{n:02}"), "v".repeat(n * 4));
         let pairs: BTreeMap<_, _> = (0..64).map(label).collect();
         let labels = Labels::new(pairs.clone()).unwrap();
-        let bytes = encode(&minimal_fields(&labels));
+        let operation = pending_operation(with_labels(labels));
+        let bytes = encode(&operation);
         let decoded = OperationMetadata::decode(&*bytes).unwrap();
         assert_eq!(
             decoded.labels.into_iter().collect::<BTreeMap<_, _>>(),
             pairs
         );
-        assert_eq!(bytes, encode(&minimal_fields(&labels)));
+        assert_eq!(bytes, encode(&operation));
     }
 
     #[test]

@@ -30,7 +30,6 @@ use prost_types::Any;
 
 use self::{
     encoded::{AnyRef, EncodedOperation},
-    metadata::MetadataFields,
     options::ExecutionOptions,
     outcome::Outcome,
     payload::Payload,
@@ -146,7 +145,7 @@ impl Operation {
         now: Timestamp,
     ) -> Result<OperationUpdate, TransitionError> {
         let now = now.max(self.update_time);
-        if *event == Event::TimerFired && self.is_orphaned(now) {
+        if *event == Event::TimerFired && self.orphaned_at().is_some_and(|at| at <= now) {
             return Ok(OperationUpdate::Remove(None));
         }
         let transition = transition::transition(
@@ -224,30 +223,23 @@ impl Operation {
     /// Returns the next time after which a timer may change the operation or make
     /// it ready.
     pub(crate) fn next_deadline(&self, now: Timestamp) -> Timestamp {
-        let total_deadline = self
-            .options
-            .total_timeout
-            .map(|timeout| self.create_time + timeout);
+        let total_timeout = self.options.total_timeout;
+        let total_deadline = total_timeout.map(|timeout| self.create_time + timeout);
         let phase_deadline = match &self.phase {
             Phase::Pending { ready_at } if *ready_at > now => Some(*ready_at),
             Phase::Pending { .. } => None,
             Phase::Running(lease) | Phase::Cancelling(lease) => Some(lease.next_deadline()),
             Phase::Done(_) => return self.update_time + self.options.retention,
         };
-        let is_pending = matches!(self.phase, Phase::Pending { .. });
-        let orphaned_at =
-            (self.deleted && is_pending).then(|| self.update_time + self.options.retention);
-        let deadlines = [phase_deadline, total_deadline, orphaned_at]
-            .into_iter()
-            .flatten();
+        let deadlines = [phase_deadline, total_deadline, self.orphaned_at()];
+        let deadlines = deadlines.into_iter().flatten();
         deadlines.min().unwrap_or(Timestamp::from_nanos(i64::MAX))
     }
 
-    /// Returns `true` if the operation was deleted while pending, and no worker
-    /// acquired it within its retention.
-    fn is_orphaned(&self, now: Timestamp) -> bool {
+    /// Returns when an operation is removed that was deleted while pending, unless a worker acquires it.
+    fn orphaned_at(&self) -> Option<Timestamp> {
         let is_pending = matches!(self.phase, Phase::Pending { .. });
-        self.deleted && is_pending && self.update_time + self.options.retention <= now
+        (self.deleted && is_pending).then(|| self.update_time + self.options.retention)
     }
 
     /// Returns `true` if a worker may acquire the lease at `now`.
@@ -333,28 +325,11 @@ impl Operation {
                 EncodedOperation::encode(name, AnyRef { type_url, value }, outcome)
             }
             None => {
-                let value = &*metadata::encode(&self.metadata_fields());
+                let value = &*metadata::encode(self);
                 let type_url = metadata::TYPE_URL;
                 EncodedOperation::encode(name, AnyRef { type_url, value }, outcome)
             }
         };
-    }
-
-    fn metadata_fields(&self) -> MetadataFields<'_> {
-        MetadataFields {
-            state: self.state(),
-            create_time: self.create_time,
-            start_time: self.start_time,
-            update_time: self.update_time,
-            end_time: self.end_time(),
-            progress: self.progress(),
-            attempt: self.attempt,
-            cancel_requested: self.cancel_requested,
-            queue: self.queue().map_or("", |queue| queue.as_str()),
-            labels: self.labels(),
-            detail: self.detail().map(Payload::any),
-            method: self.method(),
-        }
     }
 }
 

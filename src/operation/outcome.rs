@@ -102,12 +102,7 @@ impl Failure {
 
     /// Makes the failure of an attempt that stopped because of a requested cancellation.
     pub fn cancelled() -> Self {
-        status_with_reason(
-            Code::Cancelled,
-            "OPERATION_CANCELLED",
-            "the operation was cancelled",
-        )
-        .into()
+        Self::new(Code::Cancelled, "the operation was cancelled").with_reason("OPERATION_CANCELLED")
     }
 
     /// Sets the reason of the ErrorInfo, `[A-Z][A-Z0-9_]+[A-Z0-9]`. Other details

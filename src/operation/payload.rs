@@ -54,10 +54,7 @@ impl Payload {
 
     /// Makes a `google.protobuf.Empty`, the response of work without a result.
     pub fn empty() -> Self {
-        Self(Arc::new(Any {
-            type_url: format!("{TYPE_URL_PREFIX}google.protobuf.Empty"),
-            value: Vec::new(),
-        }))
+        Self::pack(&())
     }
 
     /// Returns the `Any`.

@@ -11,26 +11,16 @@ pub struct InvalidProgress(&'static str);
 /// [`InvalidProgress`] for the first value out of range.
 pub(super) fn check(progress: &Progress) -> Result<(), InvalidProgress> {
     let is_fraction = |fraction| (0.0..=1.0).contains(&fraction);
-    if progress
-        .fraction
-        .is_some_and(|fraction| !is_fraction(fraction))
-    {
-        return Err(InvalidProgress("fraction must be from 0 to 1"));
-    }
-    if progress.done_units < 0 || progress.total_units < 0 {
-        return Err(InvalidProgress(
-            "done_units and total_units must not be negative; 0 means unknown",
-        ));
-    }
-    if progress
-        .eta
-        .is_some_and(|eta| !clock::is_valid_timestamp(&eta))
-    {
-        return Err(InvalidProgress(
-            "eta must be in the years 1 to 9999, with nanos from 0 to 999999999",
-        ));
-    }
-    Ok(())
+    let problem = if !progress.fraction.is_none_or(is_fraction) {
+        "fraction must be from 0 to 1"
+    } else if progress.done_units < 0 || progress.total_units < 0 {
+        "done_units and total_units must not be negative; 0 means unknown"
+    } else if !progress.eta.as_ref().is_none_or(clock::is_valid_timestamp) {
+        "eta must be in the years 1 to 9999, with nanos from 0 to 999999999"
+    } else {
+        return Ok(());
+    };
+    Err(InvalidProgress(problem))
 }
 
 #[cfg(test)]

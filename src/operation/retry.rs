@@ -82,24 +82,20 @@ impl RetryPolicy {
     /// # Errors
     /// [`InvalidRetryPolicy`] for the first value out of range.
     pub(crate) fn check(&self) -> Result<(), InvalidRetryPolicy> {
-        if self.max_attempts == 0 {
-            return Err(InvalidRetryPolicy("max_attempts must be at least 1"));
-        }
-        if !(1.0..=1000.0).contains(&self.multiplier) {
-            return Err(InvalidRetryPolicy("multiplier must be from 1 to 1000"));
-        }
-        if !(0.0..=1.0).contains(&self.jitter) {
-            return Err(InvalidRetryPolicy("jitter must be from 0.0 to 1.0"));
-        }
-        if self.max_backoff > MAX_BACKOFF {
-            return Err(InvalidRetryPolicy("max_backoff must be at most 366 days"));
-        }
-        if self.max_backoff < self.initial_backoff {
-            return Err(InvalidRetryPolicy(
-                "max_backoff must be at least initial_backoff",
-            ));
-        }
-        Ok(())
+        let problem = if self.max_attempts == 0 {
+            "max_attempts must be at least 1"
+        } else if !(1.0..=1000.0).contains(&self.multiplier) {
+            "multiplier must be from 1 to 1000"
+        } else if !(0.0..=1.0).contains(&self.jitter) {
+            "jitter must be from 0.0 to 1.0"
+        } else if self.max_backoff > MAX_BACKOFF {
+            "max_backoff must be at most 366 days"
+        } else if self.max_backoff < self.initial_backoff {
+            "max_backoff must be at least initial_backoff"
+        } else {
+            return Ok(());
+        };
+        Err(InvalidRetryPolicy(problem))
     }
 
     /// Returns the delay after `attempts` attempts. `jitter_fraction` in 0.0..1.0

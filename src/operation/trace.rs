@@ -37,9 +37,6 @@ pub enum InvalidTraceContext {
 // === impl TraceContext ===
 
 impl TraceContext {
-    /// The empty trace context.
-    pub(crate) const NONE: Self = Self(None);
-
     /// Validates the entries.
     ///
     /// # Errors
@@ -96,7 +93,7 @@ mod tests {
             trace_context(&valid).unwrap().iter().collect::<Vec<_>>(),
             valid
         );
-        assert_eq!(trace_context(&[]), Ok(TraceContext::NONE));
+        assert_eq!(trace_context(&[]), Ok(TraceContext::default()));
         for key in ["", "Traceparent", "a b", &"a".repeat(64)] {
             assert_eq!(
                 trace_context(&[(key, "")]),

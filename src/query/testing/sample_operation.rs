@@ -104,7 +104,7 @@ impl SampleOperation {
                 labels: Labels::new(labels).unwrap(),
                 idempotency_key: None,
                 method: "".into(),
-                trace_context: TraceContext::NONE,
+                trace_context: TraceContext::default(),
             })),
             input: None,
             metadata: self.metadata.payload(),

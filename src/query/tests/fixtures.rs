@@ -44,7 +44,7 @@ pub(super) fn build_operation(metadata: Option<Payload>, outcome: Option<Outcome
             labels: Labels::new(labels).unwrap(),
             idempotency_key: None,
             method: "shop.v1.Shop/Export".into(),
-            trace_context: TraceContext::NONE,
+            trace_context: TraceContext::default(),
         })),
         input: None,
         metadata,
