@@ -89,10 +89,8 @@ impl Clock {
     }
 
     fn offset(&self) -> Duration {
-        let offset_ns = self
-            .offset_ns
-            .map(|offset_ns| offset_ns.load(Ordering::Relaxed));
-        Duration::from_nanos(offset_ns.unwrap_or(0))
+        let load = |offset_ns: &AtomicU64| offset_ns.load(Ordering::Relaxed);
+        Duration::from_nanos(self.offset_ns.map_or(0, load))
     }
 
     /// Returns the current time. Never decreases.
@@ -173,10 +171,8 @@ pub(crate) fn is_valid_timestamp(time: &prost_types::Timestamp) -> bool {
 /// [`InvalidDuration`] if it is negative, over 10 000 years or malformed.
 pub(crate) fn parse_duration(duration: prost_types::Duration) -> Result<Duration, InvalidDuration> {
     let prost_types::Duration { seconds, nanos } = duration;
-    let whole = u64::try_from(seconds).ok();
-    let part = u32::try_from(nanos).ok();
-    match (whole, part) {
-        (Some(whole), Some(part @ 0..=999_999_999)) if seconds <= MAX_DURATION_SECONDS => {
+    match (u64::try_from(seconds), u32::try_from(nanos)) {
+        (Ok(whole), Ok(part @ 0..=999_999_999)) if seconds <= MAX_DURATION_SECONDS => {
             Ok(Duration::new(whole, part))
         }
         _ => Err(InvalidDuration { seconds, nanos }),

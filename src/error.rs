@@ -149,22 +149,12 @@ impl Error {
             Self::Invalid { reason, .. } => reason,
             Self::OperationExists { .. } => "OPERATION_EXISTS",
             Self::RequestIdReused { .. } => "REQUEST_ID_REUSED",
-            Self::FailedPrecondition {
-                error: TransitionError::AlreadyDone,
-                ..
-            } => "OPERATION_ALREADY_DONE",
-            Self::FailedPrecondition {
-                error: TransitionError::LeaseLost(_),
-                ..
-            } => "LEASE_LOST",
-            Self::FailedPrecondition {
-                error: TransitionError::LeaseHeld,
-                ..
-            } => "LEASE_HELD",
-            Self::FailedPrecondition {
-                error: TransitionError::NotReady,
-                ..
-            } => "NOT_READY",
+            Self::FailedPrecondition { error, .. } => match error {
+                TransitionError::AlreadyDone => "OPERATION_ALREADY_DONE",
+                TransitionError::LeaseLost(_) => "LEASE_LOST",
+                TransitionError::LeaseHeld => "LEASE_HELD",
+                TransitionError::NotReady => "NOT_READY",
+            },
             Self::QueueFull { .. } => "QUEUE_FULL",
             Self::StoreFull { .. } => "STORE_FULL",
             Self::TooManyWaiters { .. } => "TOO_MANY_WAITERS",
@@ -179,15 +169,11 @@ impl Error {
         match self {
             Self::NotFound { name }
             | Self::OperationExists { name }
-            | Self::FailedPrecondition { name, .. } => {
-                vec![("name", name.clone())]
-            }
-            Self::Invalid { field, message, .. } => {
-                vec![
-                    ("field", (*field).to_owned()),
-                    ("description", message.clone()),
-                ]
-            }
+            | Self::FailedPrecondition { name, .. } => vec![("name", name.clone())],
+            Self::Invalid { field, message, .. } => vec![
+                ("field", (*field).to_owned()),
+                ("description", message.clone()),
+            ],
             Self::RequestIdReused { request_id } => vec![("requestId", request_id.clone())],
             Self::QueueFull { queue, limit } => {
                 vec![("queue", queue.clone()), ("limit", limit.to_string())]
@@ -196,13 +182,11 @@ impl Error {
                 vec![("unit", (*unit).to_owned()), ("limit", limit.to_string())]
             }
             Self::TooManyWaiters { limit } => vec![("limit", limit.to_string())],
-            Self::TooLarge { field, size, limit } => {
-                vec![
-                    ("field", (*field).to_owned()),
-                    ("size", size.to_string()),
-                    ("limit", limit.to_string()),
-                ]
-            }
+            Self::TooLarge { field, size, limit } => vec![
+                ("field", (*field).to_owned()),
+                ("size", size.to_string()),
+                ("limit", limit.to_string()),
+            ],
             Self::StoreUnavailable | Self::ShuttingDown => Vec::new(),
         }
     }

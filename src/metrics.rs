@@ -4,7 +4,7 @@
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
+    encoding::EncodeLabelValue,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
@@ -14,7 +14,7 @@ use crate::proto::{google::rpc::Code, longrunning::v1::operation_metadata::State
 /// The metrics of one server. Clones share their values.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    operations: Family<StateLabel, Gauge>,
+    operations: Family<Label<&'static str>, Gauge>,
     by_state: [Gauge; 6],
     pub(crate) stored_bytes: Gauge,
     pub(crate) waiters: Gauge,
@@ -23,13 +23,13 @@ pub struct Metrics {
     pub(crate) replication_delay: Histogram,
     /// In seconds. Set by the code that serves the metrics.
     pub(crate) replication_lag: Gauge<f64, AtomicU64>,
-    queue_depth: Family<QueueLabel, Gauge>,
-    attempts: Family<AttemptLabel, Counter>,
-    attempt_duration: Family<QueueLabel, Histogram>,
-    grpc_requests: Family<RpcLabel, Counter>,
-    grpc_request_duration: Family<MethodLabel, Histogram>,
-    http_requests: Family<HttpLabel, Counter>,
-    http_request_duration: Family<MethodLabel, Histogram>,
+    queue_depth: Family<Label<String>, Gauge>,
+    attempts: Family<(Label<String>, Label<AttemptOutcome>), Counter>,
+    attempt_duration: Family<Label<String>, Histogram>,
+    grpc_requests: Family<[(&'static str, &'static str); 2], Counter>,
+    grpc_request_duration: Family<Label<&'static str>, Histogram>,
+    http_requests: Family<(Label<&'static str>, Label<u32>), Counter>,
+    http_request_duration: Family<Label<&'static str>, Histogram>,
 }
 
 /// The request counters of one RPC method, indexed by status code.
@@ -52,38 +52,8 @@ pub(crate) enum AttemptOutcome {
     lost,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StateLabel {
-    state: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct QueueLabel {
-    queue: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AttemptLabel {
-    queue: String,
-    outcome: AttemptOutcome,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct MethodLabel {
-    method: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RpcLabel {
-    method: &'static str,
-    code: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct HttpLabel {
-    method: &'static str,
-    code: u32,
-}
+/// The name and the value of a label.
+type Label<V> = [(&'static str, V); 1];
 
 const STATES: [State; 5] = [
     State::Pending,
@@ -97,12 +67,10 @@ const STATES: [State; 5] = [
 
 impl Default for Metrics {
     fn default() -> Self {
-        let operations: Family<StateLabel, Gauge> = Family::default();
+        let operations: Family<Label<&'static str>, Gauge> = Family::default();
         let mut by_state: [Gauge; 6] = Default::default();
         for state in STATES {
-            let label = StateLabel {
-                state: state.as_str_name(),
-            };
+            let label = [("state", state.as_str_name())];
             by_state[state as usize] = operations.get_or_create_owned(&label);
         }
         let store_writable = Gauge::default();
@@ -210,30 +178,21 @@ impl Metrics {
 
     /// Returns the gauge of operations that wait in `queue`; creates the series if needed.
     pub(crate) fn queue_depth(&self, queue: &str) -> Gauge {
-        self.queue_depth.get_or_create_owned(&QueueLabel {
-            queue: queue.to_owned(),
-        })
+        self.queue_depth
+            .get_or_create_owned(&[("queue", queue.to_owned())])
     }
 
     /// Removes the `queue_depth` series of `queue`.
     pub(crate) fn remove_queue(&self, queue: &str) {
-        self.queue_depth.remove(&QueueLabel {
-            queue: queue.to_owned(),
-        });
+        self.queue_depth.remove(&[("queue", queue.to_owned())]);
     }
 
     /// Records one finished attempt and its duration.
     pub(crate) fn record_attempt(&self, queue: &str, outcome: AttemptOutcome, seconds: f64) {
-        let queue = queue.to_owned();
-        self.attempts
-            .get_or_create(&AttemptLabel {
-                queue: queue.clone(),
-                outcome,
-            })
-            .inc();
-        self.attempt_duration
-            .get_or_create(&QueueLabel { queue })
-            .observe(seconds);
+        let queue = [("queue", queue.to_owned())];
+        let attempts = (queue.clone(), [("outcome", outcome)]);
+        self.attempts.get_or_create(&attempts).inc();
+        self.attempt_duration.get_or_create(&queue).observe(seconds);
     }
 
     /// Records one HTTP/JSON response and the time from its request.
@@ -242,29 +201,24 @@ impl Metrics {
         expect(dead_code, reason = "only the gateway serves HTTP/JSON")
     )]
     pub(crate) fn record_http_request(&self, method: &'static str, code: u16, seconds: f64) {
-        let code = u32::from(code);
-        self.http_requests
-            .get_or_create(&HttpLabel { method, code })
-            .inc();
-        self.http_request_duration
-            .get_or_create(&MethodLabel { method })
-            .observe(seconds);
+        let (method, code) = ([("method", method)], [("code", u32::from(code))]);
+        self.http_requests.get_or_create(&(method, code)).inc();
+        let duration = self.http_request_duration.get_or_create(&method);
+        duration.observe(seconds);
     }
 
     /// Returns the counters of `method`, so that a request needs no lookup by label.
     pub(crate) fn rpc_metrics(&self, method: &'static str) -> RpcMetrics {
         let by_code = std::array::from_fn(|code| {
             let code = Code::try_from(i32::try_from(code).unwrap_or(2)).unwrap_or(Code::Unknown);
-            self.grpc_requests.get_or_create_owned(&RpcLabel {
-                method,
-                code: code.as_str_name(),
-            })
+            self.grpc_requests
+                .get_or_create_owned(&[("method", method), ("code", code.as_str_name())])
         });
         RpcMetrics {
             by_code,
             duration: self
                 .grpc_request_duration
-                .get_or_create_owned(&MethodLabel { method }),
+                .get_or_create_owned(&[("method", method)]),
         }
     }
 }
