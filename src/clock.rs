@@ -166,9 +166,6 @@ pub(crate) fn is_valid_timestamp(time: &prost_types::Timestamp) -> bool {
 }
 
 /// Converts a protobuf duration.
-///
-/// # Errors
-/// [`InvalidDuration`] if it is negative, over 10 000 years or malformed.
 pub(crate) fn parse_duration(duration: prost_types::Duration) -> Result<Duration, InvalidDuration> {
     let prost_types::Duration { seconds, nanos } = duration;
     match (u64::try_from(seconds), u32::try_from(nanos)) {

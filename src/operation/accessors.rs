@@ -68,10 +68,8 @@ impl Operation {
         &self.phase
     }
 
-    /// Returns the current lease, or `None` if no worker holds one.
-    ///
-    /// A lease is also returned after [`Lease::expires_at`], until the expiry is
-    /// recorded.
+    /// Returns the current lease, or `None` if no worker holds one. An expired lease is returned
+    /// until the expiry is recorded.
     pub fn lease(&self) -> Option<&Lease> {
         self.phase.lease()
     }
@@ -89,9 +87,7 @@ impl Operation {
         }
     }
 
-    /// Returns the number of the current or last attempt, or 0 before the first.
-    ///
-    /// It never decreases.
+    /// Returns the number of the current or last attempt, or 0 before the first. Never decreases.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
@@ -188,9 +184,7 @@ impl Operation {
         self.attributes().idempotency_key.as_ref()
     }
 
-    /// Returns the request id of the creation (AIP-155), or `None` if it had none.
-    ///
-    /// A request id is unique within its parent.
+    /// Returns the request id of the creation (AIP-155), unique within its parent, or `None`.
     pub fn request_id(&self) -> Option<&str> {
         self.idempotency_key().map(|key| &*key.request_id)
     }

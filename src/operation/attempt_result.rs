@@ -39,9 +39,6 @@ pub enum InvalidAttemptResult {
 
 impl AttemptResult {
     /// Converts the result into the event of the lease holder.
-    ///
-    /// # Errors
-    /// [`InvalidAttemptResult`] if the response or the error is malformed.
     pub(crate) fn into_event(
         self,
         token: LeaseToken,

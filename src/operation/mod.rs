@@ -123,12 +123,8 @@ impl Operation {
         };
         if let Some(InitialLease { token, worker }) = spec.initial_lease {
             let context = operation.transition_context(now, false);
-            let acquire = Event::AcquireLease { token, worker };
-            if let Ok(Transition::To(phase)) =
-                transition::transition(&Phase::Pending { ready_at: now }, &acquire, context)
-            {
-                operation.enter_phase(phase, now);
-            }
+            let phase = context.acquire_lease(token, &worker);
+            operation.enter_phase(phase, now);
         }
         operation.encode(spec.name.as_str(), None);
         operation
@@ -316,17 +312,14 @@ impl Operation {
     }
 
     fn encode(&mut self, name: &str, outcome: Option<&Outcome>) {
-        let custom_metadata = self
-            .latest_report()
-            .and_then(|latest| latest.metadata.as_ref());
-        self.encoded = match custom_metadata {
+        let latest = self.latest_report();
+        self.encoded = match latest.and_then(|latest| latest.metadata.as_ref()) {
             Some(custom_metadata) => {
                 let Any { type_url, value } = custom_metadata.any();
                 EncodedOperation::encode(name, AnyRef { type_url, value }, outcome)
             }
             None => {
-                let value = &*metadata::encode(self);
-                let type_url = metadata::TYPE_URL;
+                let (type_url, value) = (metadata::TYPE_URL, &*metadata::encode(self));
                 EncodedOperation::encode(name, AnyRef { type_url, value }, outcome)
             }
         };

@@ -161,16 +161,8 @@ fn split_name(name: &str) -> Option<(&str, &str)> {
 
 /// Returns the `(collection, id)` pairs of a parent; a missing last id is `""`.
 pub(crate) fn segments(parent: &str) -> impl Iterator<Item = (&str, &str)> {
-    let mut rest = (!parent.is_empty()).then_some(parent);
-    std::iter::from_fn(move || {
-        let (collection, tail) = rest?.split_once('/').unwrap_or((rest?, ""));
-        let (id, next) = match tail.split_once('/') {
-            Some((id, next)) => (id, Some(next)),
-            None => (tail, None),
-        };
-        rest = next;
-        Some((collection, id))
-    })
+    let mut segments = parent.split('/').filter(|_| !parent.is_empty());
+    std::iter::from_fn(move || Some((segments.next()?, segments.next().unwrap_or(""))))
 }
 
 fn is_parent(text: &str) -> bool {

@@ -40,9 +40,6 @@ pub struct Failure {
 
 impl Outcome {
     /// Validates an error.
-    ///
-    /// # Errors
-    /// [`InvalidOutcome`] if the code is not in 1 to 16, or a detail is malformed.
     pub(crate) fn from_status(mut status: Status) -> Result<Self, InvalidOutcome> {
         if !(1..=16).contains(&status.code) {
             return Err(InvalidOutcome::Code(status.code));

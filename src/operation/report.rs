@@ -36,9 +36,6 @@ impl Report {
     }
 
     /// Validates the progress; payloads are valid by construction.
-    ///
-    /// # Errors
-    /// [`InvalidProgress`] if the progress is out of range.
     pub(crate) fn check(&self) -> Result<(), InvalidProgress> {
         self.progress.as_ref().map_or(Ok(()), progress::check)
     }

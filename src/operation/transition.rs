@@ -128,7 +128,7 @@ pub(crate) fn transition(
             context.fail_with_total_timeout()
         }
         (Phase::Pending { .. }, AcquireLease { token, worker }) => {
-            context.acquire_lease(*token, worker)
+            Transition::To(context.acquire_lease(*token, worker))
         }
         (Phase::Pending { .. }, RequestCancel) => Transition::Finish(Outcome::cancelled()),
         (Phase::Pending { .. }, TimerFired) => Transition::Unchanged,
@@ -143,7 +143,7 @@ pub(crate) fn transition(
             Transition::To(Phase::Pending { ready_at }) if ready_at > now => {
                 return Err(TransitionError::NotReady);
             }
-            Transition::To(_) => context.acquire_lease(*token, worker),
+            Transition::To(_) => Transition::To(context.acquire_lease(*token, worker)),
             transition => transition,
         },
         (Phase::Running(lease), RenewLease(..)) => {
@@ -181,7 +181,9 @@ pub(crate) fn transition(
 
         (Phase::Done(_), RequestCancel) => Transition::Unchanged,
         (Phase::Done(_), Finish(..) | Fail { .. }) if context.same_outcome => Transition::Unchanged,
-        (Phase::Done(_), TimerFired) if context.is_retention_exceeded() => Transition::Remove,
+        (Phase::Done(_), TimerFired) if context.update_time + context.options.retention <= now => {
+            Transition::Remove
+        }
         (Phase::Done(_), TimerFired) => Transition::Unchanged,
         (
             Phase::Done(_),
@@ -198,15 +200,16 @@ pub(crate) fn transition(
 // === impl TransitionContext ===
 
 impl TransitionContext<'_> {
-    fn acquire_lease(self, token: LeaseToken, worker: &WorkerId) -> Transition {
+    /// Returns the phase of an attempt that begins now.
+    pub(super) fn acquire_lease(self, token: LeaseToken, worker: &WorkerId) -> Phase {
         let attempt_timeout = self.options.attempt_timeout;
-        Transition::To(Phase::Running(Box::new(Lease {
+        Phase::Running(Box::new(Lease {
             token,
             holder: worker.clone(),
             expires_at: self.now + self.options.lease_duration,
             attempt_deadline: attempt_timeout.map(|timeout| self.now + timeout),
             cancel_deadline: None,
-        })))
+        }))
     }
 
     fn check_lease(self, lease: &Lease, token: LeaseToken) -> Result<(), TransitionError> {
@@ -303,10 +306,6 @@ impl TransitionContext<'_> {
         self.options
             .total_timeout
             .is_some_and(|timeout| self.create_time + timeout <= self.now)
-    }
-
-    fn is_retention_exceeded(self) -> bool {
-        self.update_time + self.options.retention <= self.now
     }
 
     fn fail_with_total_timeout(self) -> Transition {

@@ -216,21 +216,15 @@ impl TryFrom<OptionsRecord> for ExecutionOptions {
 
 impl From<&Attributes> for AttributesRecord {
     fn from(attributes: &Attributes) -> Self {
-        fn to_owned_map<'a>(
-            pairs: impl Iterator<Item = (&'a str, &'a str)>,
-        ) -> BTreeMap<String, String> {
-            pairs
-                .map(|(key, value)| (key.to_owned(), value.to_owned()))
-                .collect()
-        }
+        let owned = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
         let key = attributes.idempotency_key.as_ref();
         Self {
-            labels: to_owned_map(attributes.labels.iter()),
+            labels: attributes.labels.iter().map(owned).collect(),
             request_id: key.map_or_else(String::new, |key| key.request_id.to_string()),
             request_fingerprint: key
                 .map_or_else(Vec::new, |key| key.fingerprint.as_bytes().to_vec()),
             method: attributes.method.to_string(),
-            trace_context: to_owned_map(attributes.trace_context.iter()),
+            trace_context: attributes.trace_context.iter().map(owned).collect(),
         }
     }
 }
