@@ -58,9 +58,6 @@ pub(crate) fn inspect(
 }
 
 /// Copies a consistent snapshot of a file, whether or not a server has it open.
-///
-/// # Errors
-/// [`StorageError`] if it cannot be read, or the copy cannot be written.
 pub(crate) fn backup(from: &Path, to: &Path) -> Result<(), StorageError> {
     let source = open_read_only(from)?;
     write_atomically(to, |partial| {
@@ -68,17 +65,14 @@ pub(crate) fn backup(from: &Path, to: &Path) -> Result<(), StorageError> {
         let mut copy = Connection::open(partial).map_err(to_error)?;
         let backup = Backup::new(&source, &mut copy).map_err(to_error)?;
         // A single step is a single snapshot; a server continues to write to its WAL.
-        match backup
+        let result = backup
             .step(-1)
-            .map_err(|error| sqlite_error(from, &error))?
-        {
-            StepResult::Done => {}
-            _ => {
-                return Err(StorageError::invalid_config(format!(
-                    "{} is locked by another program: stop it first",
-                    from.display()
-                )));
-            }
+            .map_err(|error| sqlite_error(from, &error))?;
+        if result != StepResult::Done {
+            return Err(StorageError::invalid_config(format!(
+                "{} is locked by another program: stop it first",
+                from.display()
+            )));
         }
         drop(backup);
         let verdict: String = copy
@@ -96,9 +90,6 @@ pub(crate) fn backup(from: &Path, to: &Path) -> Result<(), StorageError> {
 
 /// Copies the readable operations of a damaged file into a new one. Returns their number, and a text for each part that
 /// is lost.
-///
-/// # Errors
-/// [`StorageError`] if nothing can be read, or the new file cannot be written.
 pub(crate) fn recover(from: &Path, to: &Path) -> Result<(u64, Vec<String>), StorageError> {
     let source = open_read_only(from)?;
     let (mut recovered, mut unreadable) = (0, Vec::new());
@@ -220,7 +211,7 @@ pub(super) fn write_atomically(
     remove_with_sidecars(&partial)?;
     let result = write(&partial).and_then(|()| {
         // SQLite does not report files that it failed to remove.
-        remove_sidecars(&partial)?;
+        remove_existing(&partial, &["-wal", "-shm", "-journal"])?;
         fs::rename(&partial, to).map_err(|error| io_error(to, &error))?;
         sync_parent_directory(to).inspect_err(|_| drop(remove_with_sidecars(to)))
     });
@@ -254,22 +245,18 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// Removes a file that is not open, with its WAL and the like.
 fn remove_with_sidecars(path: &Path) -> Result<(), StorageError> {
-    remove_if_exists(path)?;
-    remove_sidecars(path)
+    remove_existing(path, &["", "-wal", "-shm", "-journal"])
 }
 
-fn remove_sidecars(path: &Path) -> Result<(), StorageError> {
-    ["-wal", "-shm", "-journal"]
-        .iter()
-        .try_for_each(|suffix| remove_if_exists(&with_suffix(path, suffix)))
-}
-
-/// Removes a file if it exists.
-fn remove_if_exists(path: &Path) -> Result<(), StorageError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(path, &error)),
-        _ => Ok(()),
-    }
+/// Removes the files with these suffixes that exist.
+fn remove_existing(path: &Path, suffixes: &[&str]) -> Result<(), StorageError> {
+    suffixes.iter().try_for_each(|suffix| {
+        let path = with_suffix(path, suffix);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(&path, &error)),
+            _ => Ok(()),
+        }
+    })
 }
 
 fn insert_row(row: &StoredRow, connection: &Connection) -> rusqlite::Result<()> {

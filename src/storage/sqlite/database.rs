@@ -40,7 +40,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Database {
     pub(super) path: PathBuf,
-    lock: LockFile,
+    pub(super) lock: LockFile,
     /// The row when the file was opened.
     pub(super) info: FileInfo,
 }
@@ -49,7 +49,7 @@ pub(super) struct Database {
 #[derive(Debug)]
 pub(super) struct FileInfo {
     /// Unique to this file and its copies.
-    file_id: String,
+    pub(super) file_id: String,
     /// The number of committed writes.
     pub(super) write_count: u64,
     /// The latest update time of a committed write.
@@ -60,9 +60,6 @@ pub(super) struct FileInfo {
 
 impl Database {
     /// Locks and opens a file, and creates it if it does not exist.
-    ///
-    /// # Errors
-    /// [`StorageError`] that says what is wrong and what to do.
     pub(super) fn open(path: &Path) -> Result<Self, StorageError> {
         Self::open_with_busy_timeout(path, BUSY_TIMEOUT)
     }
@@ -84,11 +81,6 @@ impl Database {
         database.check_not_truncated()?;
         truncate_wal(&connection, &database.path, busy_timeout)?;
         Ok(database)
-    }
-
-    /// Records that the first `write_count` writes are about to be acknowledged.
-    pub(super) fn record_acknowledged(&self, write_count: u64) {
-        self.lock.write_ack(&self.info.file_id, write_count);
     }
 
     fn check_not_truncated(&self) -> Result<(), StorageError> {
@@ -303,7 +295,14 @@ fn create_if_missing(path: &Path) -> Result<PathBuf, StorageError> {
     static CREATE_LOCK: Mutex<()> = Mutex::new(());
     let guard = CREATE_LOCK.lock();
     if !path.exists() {
-        check_directory(path)?;
+        // A clearer error than "file not found".
+        let parent = parent_directory(path);
+        parent.canonicalize().map_err(|error| {
+            StorageError::invalid_config(format!(
+                "the directory {} cannot be used: {error}",
+                parent.display()
+            ))
+        })?;
         // Follows a symbolic link to a target that does not exist.
         let created = fs::File::options().append(true).create(true).open(path);
         created.map_err(|error| io_error(path, &error))?;
@@ -322,18 +321,6 @@ fn create_if_missing(path: &Path) -> Result<PathBuf, StorageError> {
         0 | 1 => Ok(canonical),
         link_count => Err(StorageError::invalid_config(format!(
             "{display} has {link_count} names (hard links), and each would have a write-ahead log and a lock of its own: remove the others, or copy it with `longrunning backup` and use the copy"
-        ))),
-    }
-}
-
-/// Checks the directory of a new file, for a clearer error than "file not found".
-fn check_directory(path: &Path) -> Result<(), StorageError> {
-    let parent = parent_directory(path);
-    match parent.canonicalize() {
-        Ok(_) => Ok(()),
-        Err(error) => Err(StorageError::invalid_config(format!(
-            "the directory {} cannot be used: {error}",
-            parent.display()
         ))),
     }
 }

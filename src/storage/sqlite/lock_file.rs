@@ -48,7 +48,8 @@ impl LockFile {
             if is_same_file(&file, &path) {
                 // At once, so that the error of a second process names this one. A failure makes that text wrong, and
                 // nothing else.
-                let _ = file.write_all_at(format_pid(std::process::id()).as_bytes(), 0);
+                let pid = format!("{:<10} ", std::process::id());
+                let _ = file.write_all_at(pid.as_bytes(), 0);
                 return Ok(Self { file, path, is_new });
             }
         }
@@ -104,10 +105,6 @@ fn is_same_file(file: &fs::File, path: &Path) -> bool {
     let inode = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
     let (handle_inode, path_inode) = (file.metadata().map(inode), fs::metadata(path).map(inode));
     matches!((handle_inode, path_inode), (Ok(handle_inode), Ok(path_inode)) if handle_inode == path_inode)
-}
-
-fn format_pid(pid: u32) -> String {
-    format!("{pid:<10} ")
 }
 
 fn in_use_error(database_path: &Path, lock_file: &fs::File) -> StorageError {

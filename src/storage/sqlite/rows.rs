@@ -54,14 +54,8 @@ impl RowWrite {
             .input()
             .filter(|input| input.size() > MAX_INLINE_INPUT_BYTES);
         let (record, input) = match separate_input {
-            None => (
-                encode_with_input(operation),
-                if operation.is_done() {
-                    InputWrite::Delete
-                } else {
-                    InputWrite::Unchanged
-                },
-            ),
+            None if operation.is_done() => (encode_with_input(operation), InputWrite::Delete),
+            None => (encode_with_input(operation), InputWrite::Unchanged),
             Some(input) if operation.revision() == 0 => (
                 encode(operation),
                 InputWrite::Insert(encode_input(operation.number(), input.any())),

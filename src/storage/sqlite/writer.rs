@@ -85,9 +85,6 @@ struct WalState {
 
 impl Writer {
     /// Returns the writer of an open file, after a first probe.
-    ///
-    /// # Errors
-    /// [`StorageError`] if the file cannot be written.
     pub(super) fn new(database: Database) -> Result<Self, StorageError> {
         let mut connection = open_additional(&database.path)?;
         let wal = Arc::new(WalState::default());
@@ -136,9 +133,6 @@ impl Writer {
 
     /// Commits all of the rows, or none. While writes fail, also probes whether they succeed again, with or without
     /// rows.
-    ///
-    /// # Errors
-    /// [`StorageError`] if they cannot be written now.
     pub(super) fn commit<'a>(
         &mut self,
         rows: impl ExactSizeIterator<Item = Cow<'a, RowWrite>> + Clone,
@@ -164,15 +158,14 @@ impl Writer {
             write_rows(&mut self.connection, rows, write_count, self.last_timestamp)
                 .map_err(|error| sqlite_error(&self.database.path, &error))?;
         (self.write_count, self.last_timestamp) = (write_count, last_timestamp);
-        self.database.record_acknowledged(write_count);
+        let Database { lock, info, .. } = &self.database;
+        lock.write_ack(&info.file_id, write_count);
         Ok(())
     }
 
     fn record_failure(&mut self, error: StorageError, bytes: usize) {
-        let previous_bytes = self
-            .failure
-            .as_ref()
-            .map_or(0, |failure| failure.failed_bytes);
+        let previous = self.failure.as_ref();
+        let previous_bytes = previous.map_or(0, |failure| failure.failed_bytes);
         self.failure = Some(WriteFailure {
             error,
             failed_bytes: bytes.max(previous_bytes).min(MAX_PROBE_BYTES),
