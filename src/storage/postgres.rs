@@ -85,19 +85,14 @@ impl PostgresStorage {
     /// [`StorageError`] if the configuration is invalid, the database cannot be used, or its tables have a version
     /// that this program does not support.
     pub async fn open(config: &PostgresConfig) -> Result<Self, StorageError> {
-        let PostgresConfig {
-            url,
-            notify_url,
-            cache_limit,
-            schema,
-        } = config;
+        let schema = &config.schema;
         if !is_valid_schema_name(schema) {
             return Err(StorageError::invalid_config(format!(
                 "invalid schema name {schema:?}: use 1 to 63 letters a to z, digits and _, beginning with a letter or _"
             )));
         }
-        let listen_connector = Connector::new(notify_url.as_deref().unwrap_or(url))?;
-        let connector = Connector::new(url)?;
+        let listen_connector = Connector::new(config.notify_url.as_deref().unwrap_or(&config.url))?;
+        let connector = Connector::new(&config.url)?;
         let write_connection = Connection::new(&connector);
         let statements = Arc::new(Statements::new(schema));
         ensure_schema(&write_connection, &statements).await?;
@@ -116,7 +111,7 @@ impl PostgresStorage {
             statements.clone(),
             notifier.clone(),
             health.clone(),
-            cache_limit.map(to_i64),
+            config.cache_limit.map(to_i64),
         ));
         let maintenance = Maintenance {
             connection: Arc::new(Connection::new(&connector)),
@@ -143,7 +138,7 @@ impl PostgresStorage {
             change_reader,
             health,
             statements,
-            cache_limit: *cache_limit,
+            cache_limit: config.cache_limit,
             clock,
             last_number: AtomicU64::new(0),
             tasks,

@@ -233,21 +233,16 @@ impl PostgresChangeFeed {
     async fn begin_round(&mut self) -> Result<(), StorageError> {
         let sync_requests = self.reader.sync_requests.load(Ordering::Acquire);
         let requested_at = self.reader.health.now();
-        match self.read_change_log(requested_at).await {
-            Ok((next_position, remaining)) => {
-                self.round = Some(Round {
-                    sync_requests,
-                    requested_at,
-                    next_position,
-                    remaining,
-                });
-                Ok(())
-            }
-            Err(error) => {
-                self.record_failure(sync_requests, error.clone());
-                Err(error)
-            }
-        }
+        let read = self.read_change_log(requested_at).await;
+        let (next_position, remaining) =
+            read.inspect_err(|error| self.record_failure(sync_requests, error.clone()))?;
+        self.round = Some(Round {
+            sync_requests,
+            requested_at,
+            next_position,
+            remaining,
+        });
+        Ok(())
     }
 
     async fn read_change_log(

@@ -21,9 +21,6 @@ struct ClockSample {
 }
 
 /// Returns a clock that shows the time of the database, from the sample with the shortest round trip.
-///
-/// # Errors
-/// [`StorageError`] if the database did not answer.
 pub(super) async fn measure_server_clock(connection: &Connection) -> Result<Clock, StorageError> {
     let local_clock = Clock::system();
     let mut best = take_sample(connection, &local_clock).await?;

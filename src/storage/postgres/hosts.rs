@@ -10,11 +10,8 @@ use uuid::Uuid;
 /// Returns the configuration of each host, in the order of attempts. Returns the configuration as it is if it names no
 /// host, or the numbers of hosts, addresses and ports differ.
 pub(super) fn single_host_configs(config: &Config) -> Vec<Config> {
-    let (hosts, addresses, ports) = (
-        config.get_hosts(),
-        config.get_hostaddrs(),
-        config.get_ports(),
-    );
+    let (hosts, ports) = (config.get_hosts(), config.get_ports());
+    let addresses = config.get_hostaddrs();
     let is_matching = |count: usize, other: usize| other <= 1 || other == count;
     let is_paired = addresses.is_empty() || addresses.len() == hosts.len();
     if !is_paired || !is_matching(hosts.len(), ports.len()) || hosts.is_empty() {

@@ -139,9 +139,6 @@ impl WriteBatch {
 
     /// Reads the rows that conflict with the writes at these indexes, and returns the outcome of each, in the same
     /// order. A write that was sent twice is applied if the first one was.
-    ///
-    /// # Errors
-    /// [`StorageError`] if the rows could not be read.
     pub(super) async fn resolve_conflicts(
         &self,
         not_applied: &[usize],
@@ -214,9 +211,6 @@ impl WriteBatch {
 
 impl RowDecoder {
     /// Decodes the operation of a row.
-    ///
-    /// # Errors
-    /// [`StorageError`] if the record is damaged.
     pub(super) fn decode_operation(&mut self, row: &Row) -> Result<Operation, StorageError> {
         let number: i64 = row.get("number");
         let record = row.get("record");

@@ -74,19 +74,13 @@ impl TlsConfig {
     /// # Errors
     /// `InvalidConfig` for unknown parameters, and for those that verify less than they appear to.
     pub(super) fn new(params: TlsParams) -> Result<Self, StorageError> {
-        let TlsParams {
-            sslmode,
-            sslrootcert,
-            sslcert,
-            sslkey,
-        } = params;
-        let is_system = sslrootcert.as_deref() == Some("system");
-        let mode = match &sslmode {
+        let is_system = params.sslrootcert.as_deref() == Some("system");
+        let mode = match &params.sslmode {
             Some(mode) => mode.as_str(),
             None if is_system => "verify-full",
             None => "prefer",
         };
-        let roots = match sslrootcert {
+        let roots = match params.sslrootcert {
             Some(_) if is_system => Some(Roots::System),
             file => file.map(Roots::File),
         };
@@ -127,7 +121,7 @@ impl TlsConfig {
                 )));
             }
         };
-        let client_cert = match (sslcert, sslkey) {
+        let client_cert = match (params.sslcert, params.sslkey) {
             (Some(certificate), Some(key)) => Some(ClientCertFiles { certificate, key }),
             (None, None) => None,
             _ => {
@@ -274,10 +268,7 @@ fn load_private_key(file: &str) -> Result<PrivateKeyDer<'static>, StorageError> 
 
 impl TrustAnchors {
     fn new(verification: &Verification) -> Result<Self, StorageError> {
-        let Verification {
-            roots,
-            is_host_name_checked,
-        } = verification;
+        let roots = &verification.roots;
         let mut root_store = RootCertStore::empty();
         let certificates = match roots {
             Roots::System => {
@@ -302,7 +293,7 @@ impl TrustAnchors {
         Ok(Self {
             root_store,
             configured_certs: certificates,
-            is_host_name_checked: *is_host_name_checked,
+            is_host_name_checked: verification.is_host_name_checked,
         })
     }
 }

@@ -200,9 +200,6 @@ impl Writer {
     }
 
     /// Returns the outcomes of the writes that were not applied, in the order of their indices.
-    ///
-    /// # Errors
-    /// [`StorageError`] if they could not be read.
     async fn resolve(
         &self,
         batch: &WriteBatch,
