@@ -22,12 +22,9 @@ pub use self::descriptor_set::InvalidDescriptorSet;
 pub(crate) use self::{
     descriptor_set::{DescriptorSet, LoadSummary},
     json_write::{EnumFormat, map_key_text},
+    names::message_name,
 };
-use self::{
-    json_read::JsonReader,
-    json_write::JsonWriter,
-    names::{has_special_json, message_name},
-};
+use self::{json_read::JsonReader, json_write::JsonWriter, names::has_special_json};
 use crate::proto::{
     FILE_DESCRIPTOR_SET,
     google::{
@@ -262,33 +259,25 @@ impl TypeRegistry {
         let name = message_name(&any.type_url);
         let is_value =
             has_special_json(name) && (name.ends_with("Value") || name.ends_with("Struct"));
-        let content = || {
-            JsonWriter::new(&self.pool(), EnumFormat::Names)
-                .content_to_json(any, 0)
-                .ok()
-        };
-        let plain = is_value.then(content).flatten();
-        plain.unwrap_or_else(|| self.any_to_json(any))
+        let pool = self.pool();
+        let mut writer = JsonWriter::new(&pool, EnumFormat::Names);
+        if is_value && let Ok(plain) = writer.content_to_json(any, 0) {
+            return plain;
+        }
+        writer.any_to_json(any, 0)
     }
 
     /// Converts ProtoJSON to a message of this type.
     pub(crate) fn pack(&self, name: &str, json: &Value) -> Result<Any, PackError> {
-        let descriptor = self
-            .descriptor(name)
-            .ok_or_else(|| PackError::UnknownType {
-                type_name: name.to_owned(),
-            })?;
+        let type_name = name.to_owned();
+        let Some(descriptor) = self.descriptor(name) else {
+            return Err(PackError::UnknownType { type_name });
+        };
         if nesting_depth(json) > MAX_JSON_INPUT_DEPTH {
-            return Err(PackError::TooDeep {
-                type_name: name.to_owned(),
-            });
+            return Err(PackError::TooDeep { type_name });
         }
-        let message = JsonReader::new(&self.pool())
-            .read_message(descriptor, json)
-            .map_err(|problem| PackError::InvalidJson {
-                type_name: name.to_owned(),
-                problem,
-            })?;
+        let message = JsonReader::new(&self.pool()).read_message(descriptor, json);
+        let message = message.map_err(|problem| PackError::InvalidJson { type_name, problem })?;
         Ok(Any {
             type_url: format!("type.googleapis.com/{name}"),
             value: message.encode_to_vec(),
@@ -302,17 +291,17 @@ impl TypeRegistry {
         let is_object = text.trim_start().starts_with('{');
         let object = is_object.then(|| serde_json::from_str(text).ok()).flatten();
         let packed = object.and_then(|json: Value| {
-            let has_known_type = json
-                .get("@type")
-                .and_then(Value::as_str)
-                .is_some_and(|url| {
-                    url.contains('/') && self.descriptor(message_name(url)).is_some()
-                });
+            let type_url = json.get("@type").and_then(Value::as_str);
+            let has_known_type = type_url.is_some_and(|url| {
+                url.contains('/') && self.descriptor(message_name(url)).is_some()
+            });
             let is_typed_message = has_known_type && nesting_depth(&json) <= MAX_JSON_INPUT_DEPTH;
-            let message =
-                is_typed_message.then(|| JsonReader::new(&self.pool()).read_any(&json).ok());
+            let read_any = || JsonReader::new(&self.pool()).read_any(&json).ok();
             let pack_struct = || self.pack("google.protobuf.Struct", &json).ok();
-            message.flatten().or_else(pack_struct)
+            is_typed_message
+                .then(read_any)
+                .flatten()
+                .or_else(pack_struct)
         });
         packed.unwrap_or_else(|| Any {
             type_url: String::type_url(),
@@ -333,10 +322,10 @@ impl TypeRegistry {
     /// malformed.
     pub(crate) fn unpack<M: Name + Default>(any: Option<&Any>) -> Option<M> {
         let any = any?;
-        let is_requested_type = message_name(&any.type_url) == M::full_name();
-        is_requested_type
-            .then(|| Message::decode(any.value.as_slice()).ok())
-            .flatten()
+        if message_name(&any.type_url) != M::full_name() {
+            return None;
+        }
+        M::decode(any.value.as_slice()).ok()
     }
 }
 
@@ -347,11 +336,9 @@ fn status_to_json(writer: &mut JsonWriter<'_>, error: &Status) -> Value {
         json.insert("message".into(), error.message.as_str().into());
     }
     if !error.details.is_empty() {
-        let details = error
-            .details
-            .iter()
-            .map(|detail| writer.any_to_json(detail, 3));
-        json.insert("details".into(), details.collect());
+        let to_json = |detail| writer.any_to_json(detail, 3);
+        let details = error.details.iter().map(to_json).collect();
+        json.insert("details".into(), details);
     }
     Value::Object(json)
 }

@@ -1,7 +1,12 @@
 //! Descriptor sets as written by `protoc` and `buf`: reads and checks them, and adds them to
 //! a descriptor pool.
 
-use std::{collections::HashMap, error::Error, fs, io, path::Path};
+use std::{
+    collections::{BTreeSet, HashMap},
+    error::Error,
+    fs, io,
+    path::Path,
+};
 
 use prost::Message;
 use prost_reflect::{DescriptorError, DescriptorPool};
@@ -127,13 +132,10 @@ impl DescriptorSet {
         origin: String,
         files: Vec<Vec<u8>>,
     ) -> Result<Self, InvalidDescriptorSet> {
-        let files = files.into_iter().map(ProtoFile::decode).collect();
-        match files {
+        let problem = UNDECODABLE;
+        match files.into_iter().map(ProtoFile::decode).collect() {
             Some(files) => Ok(Self { origin, files }),
-            None => Err(InvalidDescriptorSet::Malformed {
-                origin,
-                problem: UNDECODABLE,
-            }),
+            None => Err(InvalidDescriptorSet::Malformed { origin, problem }),
         }
     }
 }
@@ -149,23 +151,18 @@ struct EncodedFileSet {
 // === impl ProtoFile ===
 
 impl ProtoFile {
-    fn decode(bytes: Vec<u8>) -> Option<Self> {
-        let proto = FileDescriptorProto::decode(bytes.as_slice()).ok()?;
-        let has_name = !proto.name().is_empty();
-        let file = Self { proto, bytes };
-        has_name
-            .then_some(file)
-            .map(ProtoFile::with_edition_as_proto2)
-    }
-
-    /// Turns a file with an edition, which prost-reflect does not support, into proto2. They
-    /// are equivalent for JSON and filters: both have explicit field presence.
-    fn with_edition_as_proto2(mut self) -> Self {
-        if self.proto.syntax() == "editions" {
-            self.proto.syntax = Some("proto2".to_owned());
-            self.bytes = self.proto.encode_to_vec();
+    fn decode(mut bytes: Vec<u8>) -> Option<Self> {
+        let mut proto = FileDescriptorProto::decode(bytes.as_slice()).ok()?;
+        if proto.name().is_empty() {
+            return None;
         }
-        self
+        // prost-reflect does not support editions. For JSON and filters they are equivalent to
+        // proto2: both have explicit field presence.
+        if proto.syntax() == "editions" {
+            proto.syntax = Some("proto2".to_owned());
+            bytes = proto.encode_to_vec();
+        }
+        Some(Self { proto, bytes })
     }
 
     /// Returns whether both files are equal except for comments.
@@ -182,30 +179,26 @@ impl ProtoFile {
     /// Python package contains operations.proto as operations_proto.proto.
     fn equivalent_files(&self, pool: &DescriptorPool) -> Option<Vec<String>> {
         let file = &self.proto;
-        let package = match file.package() {
-            "" => String::new(),
-            package => format!("{package}."),
+        let full_name = |name: &str| match file.package() {
+            "" => name.to_owned(),
+            package => format!("{package}.{name}"),
         };
         let messages = file.message_type.iter().map(|message| {
-            let name = format!("{package}{}", message.name());
-            pool.get_message_by_name(&name)
-                .map(|found| found.parent_file())
+            let found = pool.get_message_by_name(&full_name(message.name()))?;
+            Some(found.parent_file())
         });
         let enums = file.enum_type.iter().map(|item| {
-            let name = format!("{package}{}", item.name());
-            pool.get_enum_by_name(&name)
-                .map(|found| found.parent_file())
+            let found = pool.get_enum_by_name(&full_name(item.name()))?;
+            Some(found.parent_file())
         });
         let services = file.service.iter().map(|service| {
-            let name = format!("{package}{}", service.name());
-            pool.get_service_by_name(&name)
-                .map(|found| found.parent_file())
+            let found = pool.get_service_by_name(&full_name(service.name()))?;
+            Some(found.parent_file())
         });
-        let files: Option<Vec<_>> = messages.chain(enums).chain(services).collect();
-        let mut names: Vec<String> = files?.iter().map(|file| file.name().to_owned()).collect();
-        names.sort();
-        names.dedup();
-        (!names.is_empty()).then_some(names)
+        let files = messages.chain(enums).chain(services);
+        let names = files.map(|file| Some(file?.name().to_owned()));
+        let names: BTreeSet<String> = names.collect::<Option<_>>()?;
+        (!names.is_empty()).then(|| names.into_iter().collect())
     }
 
     /// Replaces imports of copied files by imports of their equivalents.
@@ -255,11 +248,8 @@ pub(super) fn add_sets(
         }
     }
     for (file, _) in &mut files {
-        let imports = &file.proto.dependency;
-        if imports
-            .iter()
-            .any(|import| equivalents.contains_key(import))
-        {
+        let mut imports = file.proto.dependency.iter();
+        if imports.any(|import| equivalents.contains_key(import)) {
             file.rewrite_imports(&equivalents);
         }
     }
@@ -267,12 +257,8 @@ pub(super) fn add_sets(
         let is_available = |import: &&String| {
             by_name.contains_key(import.as_str()) || pool.get_file_by_name(import).is_some()
         };
-        if let Some(missing) = file
-            .proto
-            .dependency
-            .iter()
-            .find(|import| !is_available(import))
-        {
+        let mut imports = file.proto.dependency.iter();
+        if let Some(missing) = imports.find(|import| !is_available(import)) {
             return Err(InvalidDescriptorSet::MissingImport {
                 file: file.proto.name().to_owned(),
                 origin: (*origin).to_owned(),

@@ -42,12 +42,10 @@ impl<'a> JsonReader<'a> {
         json: &Value,
     ) -> Result<DynamicMessage, String> {
         if descriptor.full_name() == ANY_TYPE_NAME {
-            let any = self.read_any(json)?;
             let mut message = DynamicMessage::new(descriptor);
-            let transcoded = message.transcode_from(&any);
-            return transcoded
-                .map(|()| message)
-                .map_err(|error| error.to_string());
+            let transcoded = message.transcode_from(&self.read_any(json)?);
+            transcoded.map_err(|error| error.to_string())?;
+            return Ok(message);
         }
         let fields = match json {
             Value::Object(fields) if self.contains_any(&descriptor) => fields,
@@ -57,10 +55,14 @@ impl<'a> JsonReader<'a> {
         for (key, value) in fields {
             let field = descriptor.get_field_by_json_name(key);
             let field = field.or_else(|| descriptor.get_field_by_name(key));
-            let field = field.filter(|field| !value.is_null() && self.field_contains_any(field));
-            match field {
-                Some(field) => any_fields.push((field, value)),
-                None => drop(plain_fields.insert(key.clone(), value.clone())),
+            if let Some(field) = field
+                && !value.is_null()
+                && let Kind::Message(kind) = field.kind()
+                && self.contains_any(&kind)
+            {
+                any_fields.push((field, value));
+            } else {
+                plain_fields.insert(key.clone(), value.clone());
             }
         }
         let mut message = deserialize_without_any(descriptor, &Value::Object(plain_fields))?;
@@ -68,10 +70,8 @@ impl<'a> JsonReader<'a> {
             if let Some(oneof) = field.containing_oneof()
                 && oneof.fields().any(|other| message.has_field(&other))
             {
-                return Err(format!(
-                    "multiple fields provided for oneof '{}'",
-                    oneof.name()
-                ));
+                let name = oneof.name();
+                return Err(format!("multiple fields provided for oneof '{name}'"));
             }
             let value = self
                 .read_field(&field, value)
@@ -100,11 +100,13 @@ impl<'a> JsonReader<'a> {
         }
         if field.is_list() {
             let items = json.as_array().ok_or("expected a list")?;
-            let items = items.iter().map(|item| {
-                let item = self.read_message(descriptor.clone(), item)?;
-                Ok(Field::Message(item))
-            });
-            return Ok(Field::List(items.collect::<Result<_, String>>()?));
+            let read = |item| {
+                self.read_message(descriptor.clone(), item)
+                    .map(Field::Message)
+            };
+            return Ok(Field::List(
+                items.iter().map(read).collect::<Result<_, _>>()?,
+            ));
         }
         Ok(Field::Message(self.read_message(descriptor, json)?))
     }
@@ -118,40 +120,33 @@ impl<'a> JsonReader<'a> {
         let type_url = fields.get("@type").and_then(Value::as_str);
         let type_url = type_url.ok_or("expected the field '@type'")?;
         let name = message_name(type_url);
-        let known = self.pool.get_message_by_name(name);
-        let value = if let Some(descriptor) = known
+        let descriptor = self.pool.get_message_by_name(name);
+        let value = if let Some(descriptor) = &descriptor
             && !has_special_json(name)
         {
             let mut fields = fields.clone();
             fields.shift_remove("@type");
-            let message = self.read_message(descriptor, &Value::Object(fields))?;
+            let message = self.read_message(descriptor.clone(), &Value::Object(fields))?;
             message.encode_to_vec()
         } else {
             let value = fields.get("value").ok_or("expected the field 'value'")?;
             if let Some(other) = fields.keys().find(|key| *key != "@type" && *key != "value") {
                 return Err(format!("unrecognized field name '{other}'"));
             }
-            match self.pool.get_message_by_name(name) {
+            match descriptor {
                 Some(descriptor) => self.read_message(descriptor, value)?.encode_to_vec(),
-                None => value
-                    .as_str()
-                    .and_then(|text| STANDARD.decode(text).ok())
-                    .ok_or_else(|| {
+                None => {
+                    let bytes = value.as_str().and_then(|text| STANDARD.decode(text).ok());
+                    bytes.ok_or_else(|| {
                         format!("{name:?} is an unknown type, and its value is not base64")
-                    })?,
+                    })?
+                }
             }
         };
         Ok(Any {
             type_url: type_url.to_owned(),
             value,
         })
-    }
-
-    fn field_contains_any(&mut self, field: &FieldDescriptor) -> bool {
-        let Kind::Message(descriptor) = field.kind() else {
-            return false;
-        };
-        self.contains_any(&descriptor)
     }
 
     fn contains_any(&mut self, descriptor: &MessageDescriptor) -> bool {
@@ -165,11 +160,8 @@ impl<'a> JsonReader<'a> {
         // Iterates over all reachable types instead of recursing: types can be cyclic.
         let (mut visited, mut pending) = (Vec::new(), vec![descriptor.clone()]);
         let mut is_found = false;
-        while let Some(descriptor) = pending.pop() {
-            is_found |= descriptor.full_name() == ANY_TYPE_NAME;
-            if is_found {
-                break;
-            }
+        while !is_found && let Some(descriptor) = pending.pop() {
+            is_found = descriptor.full_name() == ANY_TYPE_NAME;
             if !visited.contains(&descriptor) {
                 let fields = descriptor.fields();
                 pending.extend(fields.filter_map(|field| field.kind().as_message().cloned()));

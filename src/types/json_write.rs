@@ -154,10 +154,8 @@ impl<'a> JsonWriter<'a> {
             Value::EnumNumber(number) => self.enum_to_json(*number, kind),
             Value::Message(message) => self.message_to_json(message, depth)?,
             Value::List(values) => {
-                let values = values
-                    .iter()
-                    .map(|value| self.value_to_json(value, kind, depth + 1));
-                JsonValue::Array(values.collect::<Result<_, _>>()?)
+                let to_json = |value| self.value_to_json(value, kind, depth + 1);
+                JsonValue::Array(values.iter().map(to_json).collect::<Result<_, _>>()?)
             }
             Value::Map(entries) => {
                 let kind = kind.as_message().ok_or(NotRepresentable)?;
@@ -167,10 +165,8 @@ impl<'a> JsonWriter<'a> {
                 entries.sort_by_key(|(key, _)| *key);
                 let mut json = Map::new();
                 for (key, value) in entries {
-                    json.insert(
-                        map_key_text(key).into_owned(),
-                        self.value_to_json(value, &kind, depth + 1)?,
-                    );
+                    let value = self.value_to_json(value, &kind, depth + 1)?;
+                    json.insert(map_key_text(key).into_owned(), value);
                 }
                 JsonValue::Object(json)
             }
@@ -196,14 +192,13 @@ fn transcode<M: prost::Message + Default>(message: &DynamicMessage) -> Result<M,
 
 /// Returns the key of a map as it is written in JSON.
 pub(crate) fn map_key_text(key: &MapKey) -> Cow<'_, str> {
-    let to_owned_text = |key: &dyn ToString| Cow::Owned(key.to_string());
     match key {
         MapKey::String(key) => Cow::Borrowed(key),
-        MapKey::Bool(key) => to_owned_text(key),
-        MapKey::I32(key) => to_owned_text(key),
-        MapKey::I64(key) => to_owned_text(key),
-        MapKey::U32(key) => to_owned_text(key),
-        MapKey::U64(key) => to_owned_text(key),
+        MapKey::Bool(key) => key.to_string().into(),
+        MapKey::I32(key) => key.to_string().into(),
+        MapKey::I64(key) => key.to_string().into(),
+        MapKey::U32(key) => key.to_string().into(),
+        MapKey::U64(key) => key.to_string().into(),
     }
 }
 
@@ -292,11 +287,8 @@ fn struct_to_json(fields: &Struct, depth: usize) -> JsonResult {
 }
 
 fn list_to_json(items: &ListValue, depth: usize) -> JsonResult {
-    let items = items
-        .values
-        .iter()
-        .map(|item| struct_value_to_json(item, depth + 1));
-    Ok(JsonValue::Array(items.collect::<Result<_, _>>()?))
+    let to_json = |item| struct_value_to_json(item, depth + 1);
+    items.values.iter().map(to_json).collect()
 }
 
 fn struct_value_to_json(json: &prost_types::Value, depth: usize) -> JsonResult {

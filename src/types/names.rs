@@ -22,7 +22,7 @@ const SPECIAL_JSON_TYPES: [&str; 16] = [
 ];
 
 /// Returns the full name of the message in a type URL.
-pub(super) fn message_name(type_url: &str) -> &str {
+pub(crate) fn message_name(type_url: &str) -> &str {
     type_url.rsplit('/').next().unwrap_or_default()
 }
 
