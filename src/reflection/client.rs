@@ -65,14 +65,12 @@ impl ReflectionClient {
         &mut self,
         types: &TypeRegistry,
     ) -> Result<Vec<Vec<u8>>, Status> {
-        let services = match self
-            .call(MessageRequest::ListServices(String::new()))
-            .await?
-        {
+        let request = MessageRequest::ListServices(String::new());
+        let services = match self.call(request).await? {
             Some(MessageResponse::ListServicesResponse(list)) => list.service,
             _ => Vec::new(),
         };
-        let symbols: Vec<String> = services.into_iter().map(|service| service.name).collect();
+        let symbols = services.into_iter().map(|service| service.name);
         self.fetch_symbol_files(symbols, types).await
     }
 
@@ -88,10 +86,8 @@ impl ReflectionClient {
         types: &TypeRegistry,
     ) -> Result<Vec<Vec<u8>>, Status> {
         let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        let requests = symbols
-            .into_iter()
-            .map(MessageRequest::FileContainingSymbol);
-        let mut requests: VecDeque<MessageRequest> = requests.collect();
+        let symbols = symbols.into_iter();
+        let mut requests: VecDeque<_> = symbols.map(MessageRequest::FileContainingSymbol).collect();
         while let Some(request) = requests.pop_front() {
             if let MessageRequest::FileByFilename(name) = &request
                 && (files.contains_key(name) || types.file(name).is_some())
@@ -112,12 +108,8 @@ impl ReflectionClient {
                 if files.len() >= MAX_FILES {
                     return Err(Status::internal("reflection returned too many files"));
                 }
-                requests.extend(
-                    file.dependency
-                        .iter()
-                        .cloned()
-                        .map(MessageRequest::FileByFilename),
-                );
+                let imports = file.dependency.iter().cloned();
+                requests.extend(imports.map(MessageRequest::FileByFilename));
                 files.insert(file.name().to_owned(), bytes);
             }
         }
@@ -176,11 +168,10 @@ impl ReflectionClient {
             let (requests, mut request_receiver) = mpsc::channel(1);
             let sent = requests.try_send(request.clone());
             sent.map_err(|error| Status::internal(error.to_string()))?;
-            grpc.ready()
-                .await
-                .map_err(|error| Status::unavailable(error.to_string()))?;
-            let stream =
-                tonic::Request::new(poll_fn(move |context| request_receiver.poll_recv(context)));
+            let ready = grpc.ready().await;
+            ready.map_err(|error| Status::unavailable(error.to_string()))?;
+            let stream = poll_fn(move |context| request_receiver.poll_recv(context));
+            let stream = tonic::Request::new(stream);
             let path = PathAndQuery::from_static(version);
             let codec = ProstCodec::<ServerReflectionRequest, ServerReflectionResponse>::default();
             match grpc.streaming(stream, path, codec).await {

@@ -5,7 +5,7 @@ use std::pin::Pin;
 
 use futures_util::{Stream, StreamExt};
 use prost_reflect::{DescriptorPool, FileDescriptor};
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 use tonic_reflection::pb::v1::{
     ErrorResponse, ExtensionNumberResponse, FileDescriptorResponse, ListServiceResponse,
     ServerReflectionRequest, ServerReflectionResponse, ServiceResponse,
@@ -88,12 +88,11 @@ impl ReflectionService {
                 .and_then(|(extended, number)| extended.get_extension(number))
                 .map(|extension| extension.parent_file()),
         };
-        let file = file.ok_or_else(|| Status::new(Code::NotFound, "symbol or file not found"))?;
-        Ok(MessageResponse::FileDescriptorResponse(
-            FileDescriptorResponse {
-                file_descriptor_proto: vec![file.encode_to_vec()],
-            },
-        ))
+        let file = file.ok_or_else(|| Status::not_found("symbol or file not found"))?;
+        let response = FileDescriptorResponse {
+            file_descriptor_proto: vec![file.encode_to_vec()],
+        };
+        Ok(MessageResponse::FileDescriptorResponse(response))
     }
 
     fn services(&self) -> MessageResponse {
@@ -105,18 +104,16 @@ impl ReflectionService {
 }
 
 fn extension_numbers(pool: &DescriptorPool, name: &str) -> Result<MessageResponse, Status> {
-    let extended = pool
-        .get_message_by_name(name)
-        .ok_or_else(|| Status::not_found("type not found"))?;
+    let extended = pool.get_message_by_name(name);
+    let extended = extended.ok_or_else(|| Status::not_found("type not found"))?;
     let numbers = extended.extensions().map(|extension| extension.number());
-    Ok(MessageResponse::AllExtensionNumbersResponse(
-        ExtensionNumberResponse {
-            base_type_name: name.to_owned(),
-            extension_number: numbers
-                .filter_map(|number| number.try_into().ok())
-                .collect(),
-        },
-    ))
+    let response = ExtensionNumberResponse {
+        base_type_name: name.to_owned(),
+        extension_number: numbers
+            .filter_map(|number| number.try_into().ok())
+            .collect(),
+    };
+    Ok(MessageResponse::AllExtensionNumbersResponse(response))
 }
 
 /// Returns the file that defines a type, a service, an extension, or a member of
@@ -141,10 +138,9 @@ fn file_containing_symbol(pool: &DescriptorPool, symbol: &str) -> Option<FileDes
                 message.get_field_by_name(member).is_some()
                     || message.oneofs().any(|oneof| oneof.name() == member)
             });
-            let in_service = pool.get_service_by_name(name).is_some_and(|service| {
-                let mut methods = service.methods();
-                methods.any(|method| method.name() == member)
-            });
+            let in_service = pool
+                .get_service_by_name(name)
+                .is_some_and(|service| service.methods().any(|method| method.name() == member));
             let in_enum = pool
                 .get_enum_by_name(name)
                 .is_some_and(|descriptor| descriptor.get_value_by_name(member).is_some());
