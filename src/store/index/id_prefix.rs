@@ -38,11 +38,9 @@ impl IdPrefixIndex {
     pub(super) fn find_by_prefix(&self, prefix: &str, budget: &mut usize) -> Option<Vec<u64>> {
         let id = id_of(prefix).filter(|id| !is_server_generated_prefix(id))?;
         let prefix_bytes = &id.as_bytes()[..id.len().min(KEY_BYTES)];
-        let mut lower_bound = [0; KEY_BYTES];
-        lower_bound[..prefix_bytes.len()].copy_from_slice(prefix_bytes);
         let entries = self.0.read();
         let matches = entries
-            .range((lower_bound, 0)..)
+            .range((prefix_key(id), 0)..)
             .take_while(|(id, _)| id.starts_with(prefix_bytes));
         let matches = matches.take(*budget + 1).map(|(_, number)| *number);
         let mut numbers: Vec<u64> = matches.collect();
@@ -70,11 +68,7 @@ fn id_of(name: &str) -> Option<&str> {
 
 /// Returns the id of a name, unless the server generated it.
 fn custom_id(name: &str) -> Option<&str> {
-    id_of(name).filter(|id| !is_server_generated(id))
-}
-
-fn is_server_generated(id: &str) -> bool {
-    id.len() == 36 && is_server_generated_prefix(id)
+    id_of(name).filter(|id| id.len() != 36 || !is_server_generated_prefix(id))
 }
 
 /// Returns `true` if the server generates ids that begin like this: UUIDs of version 7 (RFC 9562), which begin with a
@@ -174,6 +168,6 @@ mod tests {
         ] {
             assert!(!is_server_generated_prefix(prefix), "{prefix}");
         }
-        assert!(!is_server_generated("01a1fd8a"));
+        assert!(custom_id("operations/01a1fd8a").is_some());
     }
 }

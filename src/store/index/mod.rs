@@ -14,6 +14,7 @@ use foldhash::fast::RandomState;
 use parking_lot::RwLock;
 
 use self::{
+    id_prefix::MAX_PREFIX_MATCHES,
     secondary_index::{IndexSet, SecondaryIndexes},
     set_cursor::CursorStep,
     sorted_runs::SortedRuns,
@@ -21,7 +22,7 @@ use self::{
 use crate::{
     operation::{Operation, name::parent_of},
     query::{
-        plan::{Candidates, Plan, TimeRange},
+        plan::{Plan, TimeRange},
         scope::Scope,
     },
 };
@@ -67,18 +68,14 @@ impl Index {
     pub(crate) fn put(&self, previous: Option<&Operation>, operation: &Arc<Operation>) {
         let number = operation.number();
         let created_ns = operation.create_time().nanos();
-        self.by_number
-            .write()
-            .put(number, created_ns, operation.clone());
-        let parent = parent_of(operation.name());
-        if let Some(mut sequence) = self.by_parent.get_mut(parent) {
+        let put = |sequence: &mut OperationsByNumber| {
             sequence.put(number, created_ns, operation.clone());
-        } else {
-            self.by_parent.entry(parent.into()).or_default().put(
-                number,
-                created_ns,
-                operation.clone(),
-            );
+        };
+        put(&mut self.by_number.write());
+        let parent = parent_of(operation.name());
+        match self.by_parent.get_mut(parent) {
+            Some(mut sequence) => put(&mut sequence),
+            None => put(&mut self.by_parent.entry(parent.into()).or_default()),
         }
         self.secondary.update(previous, Some(operation));
     }
@@ -119,26 +116,13 @@ impl Index {
     ) -> Scan<'a> {
         let (min_number, end_number) = match plan.creation_range {
             TimeRange::ALL => (0, u64::MAX),
-            range => match scope {
-                Scope::Parent(parent) => self
-                    .by_parent
-                    .get(parent.as_str())
-                    .map_or((0, 0), |sequence| sequence.number_range(range)),
-                Scope::Everything | Scope::ParentPattern(_) => {
-                    self.by_number.read().number_range(range)
-                }
-            },
+            range => self.read_sequence(scope, |sequence| sequence.number_range(range)),
         };
-        let mut set = match &plan.candidates {
-            Candidates::Everything => IndexSet::All,
-            candidates => self.secondary.resolve(candidates, &number_of_name),
-        };
+        let (candidates, mut prefix_budget) = (&plan.candidates, MAX_PREFIX_MATCHES);
+        let mut set = (self.secondary).resolve(candidates, &number_of_name, &mut prefix_budget);
         // A scan of a small parent is faster than that of a large set.
-        if let Scope::Parent(parent) = scope
-            && !matches!(set, IndexSet::All)
-        {
-            let sequence = self.by_parent.get(parent.as_str());
-            let size = sequence.map_or(0, |sequence| sequence.len_upper_bound());
+        if matches!(scope, Scope::Parent(_)) && !matches!(set, IndexSet::All) {
+            let size = self.read_sequence(scope, SortedRuns::len_upper_bound);
             if size < self.secondary.read().len_upper_bound(&set) {
                 set = IndexSet::All;
             }
@@ -154,30 +138,29 @@ impl Index {
     /// Returns the next batch below number `before`: at most `limit` operations, fewer if more would take long.
     pub(crate) fn scan_batch(&self, scan: &Scan<'_>, before: u64, limit: usize) -> ScanBatch {
         let before = before.min(scan.end_number);
-        match scan.scope {
-            Scope::Everything | Scope::ParentPattern(_) if matches!(scan.set, IndexSet::All) => {
-                scan.scan_sequence(&self.by_number.read(), before, limit)
-            }
-            Scope::Everything | Scope::ParentPattern(_) => self.scan_set(scan, before, limit),
+        self.read_sequence(scan.scope, |sequence| match scan.set {
+            IndexSet::All => scan.scan_sequence(sequence, before, limit),
+            _ => self.scan_set(scan, sequence, before, limit),
+        })
+    }
+
+    /// Reads the sequence that contains the operations of a scope. Returns the default if it has none.
+    fn read_sequence<T: Default>(
+        &self,
+        scope: &Scope,
+        read: impl FnOnce(&OperationsByNumber) -> T,
+    ) -> T {
+        match scope {
             Scope::Parent(parent) => {
-                let Some(sequence) = self.by_parent.get(parent.as_str()) else {
-                    return ScanBatch::default();
-                };
-                if matches!(scan.set, IndexSet::All) {
-                    scan.scan_sequence(&sequence, before, limit)
-                } else {
-                    self.scan_set_in(scan, &sequence, before, limit)
-                }
+                let sequence = self.by_parent.get(parent.as_str());
+                sequence.map_or_else(T::default, |sequence| read(&sequence))
             }
+            Scope::Everything | Scope::ParentPattern(_) => read(&self.by_number.read()),
         }
     }
 
-    fn scan_set(&self, scan: &Scan<'_>, before: u64, limit: usize) -> ScanBatch {
-        self.scan_set_in(scan, &self.by_number.read(), before, limit)
-    }
-
     /// Scans the set, as far as its operations are in this sequence.
-    fn scan_set_in(
+    fn scan_set(
         &self,
         scan: &Scan<'_>,
         sequence: &OperationsByNumber,
@@ -186,9 +169,9 @@ impl Index {
     ) -> ScanBatch {
         let indexes = self.secondary.read();
         let mut cursor = indexes.cursor(&scan.set);
-        let (mut operations, mut steps_left) =
-            (Vec::with_capacity(limit.min(64)), MAX_STEPS_PER_BATCH);
-        while operations.len() < limit && 0 < steps_left {
+        let mut operations = Vec::with_capacity(limit.min(64));
+        let (mut steps_left, mut is_exhausted) = (MAX_STEPS_PER_BATCH, false);
+        while operations.len() < limit && steps_left > 0 && !is_exhausted {
             match cursor.next_below(before, &mut steps_left) {
                 CursorStep::Found(number) if scan.min_number <= number => {
                     before = match sequence.get(number) {
@@ -203,17 +186,12 @@ impl Index {
                     };
                 }
                 CursorStep::Yielded(bound) => before = bound,
-                CursorStep::Found(_) | CursorStep::Exhausted => {
-                    return ScanBatch {
-                        operations,
-                        resume_before: None,
-                    };
-                }
+                CursorStep::Found(_) | CursorStep::Exhausted => is_exhausted = true,
             }
         }
         ScanBatch {
             operations,
-            resume_before: Some(before),
+            resume_before: (!is_exhausted).then_some(before),
         }
     }
 }

@@ -35,10 +35,9 @@ impl PostingList {
             }
             Self::Small(numbers) => {
                 let mut runs = SortedRuns::default();
-                for number in numbers.drain(..) {
+                for number in numbers.drain(..).chain([number]) {
                     runs.put(number, created_ns, ());
                 }
-                runs.put(number, created_ns, ());
                 *self = Self::Runs(Box::new(runs));
             }
             Self::Runs(runs) => runs.put(number, created_ns, ()),

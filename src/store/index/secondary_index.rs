@@ -8,7 +8,7 @@ use foldhash::fast::RandomState;
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use super::{
-    id_prefix::{IdPrefixIndex, MAX_PREFIX_MATCHES},
+    id_prefix::IdPrefixIndex,
     posting_list::PostingList,
     set_cursor::{RunCursor, SetCursor},
     sorted_runs::SortedRuns,
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     operation::Operation,
     proto::longrunning::v1::operation_metadata::State,
-    query::plan::{Candidates, IndexLookup, write_joined},
+    query::plan::{Candidates, IndexLookup},
 };
 
 /// The secondary indexes of all operations.
@@ -30,20 +30,23 @@ pub(super) struct SecondaryIndexes {
     id_prefixes: IdPrefixIndex,
 }
 
-/// The operations of each state except SUCCEEDED.
-#[derive(Debug, Default)]
-struct StateIndexes {
-    pending: SortedRuns<()>,
-    running: SortedRuns<()>,
-    failed: SortedRuns<()>,
-    cancelled: SortedRuns<()>,
-}
+/// All states except SUCCEEDED.
+const INDEXED_STATES: [State; 4] = [
+    State::Pending,
+    State::Running,
+    State::Failed,
+    State::Cancelled,
+];
+
+/// The operations of each of the indexed states.
+type StateIndexes = [SortedRuns<()>; INDEXED_STATES.len()];
 
 /// A set of operations, resolved for a plan.
 #[derive(Debug)]
 pub(super) enum IndexSet<'p> {
     All,
-    State(State),
+    /// A state, by its position in `INDEXED_STATES`.
+    State(usize),
     /// A queue or label, by its hash.
     Hashed(u64, &'p IndexLookup),
     /// Operations found by name, in ascending order.
@@ -64,21 +67,25 @@ impl SecondaryIndexes {
     /// Updates the indexes for a change: `previous` is `None` for a new operation, `operation` for one that is
     /// removed.
     pub(super) fn update(&self, previous: Option<&Operation>, operation: Option<&Operation>) {
-        let (before, now) = (
-            previous.map(Operation::state),
-            operation.map(Operation::state),
-        );
+        let position = |operation: &Operation| indexed_position(operation.state());
+        let (before, now) = (previous.and_then(position), operation.and_then(position));
         let Some(subject) = operation.or(previous) else {
             return;
         };
+        let (number, created_ns) = (subject.number(), subject.create_time().nanos());
         if before != now {
-            self.states.write().update(before, now, subject);
+            let mut states = self.states.write();
+            if let Some(before) = before {
+                states[before].remove(number);
+            }
+            if let Some(now) = now {
+                states[now].put(number, created_ns, ());
+            }
         }
         if previous.is_none() == operation.is_none() {
             return;
         }
         let is_new = previous.is_none();
-        let (number, created_ns) = (subject.number(), subject.create_time().nanos());
         if subject.queue().is_some() || subject.labels().iter().next().is_some() {
             let mut by_hash = self.by_hash.write();
             let queue = subject.queue().map(|queue| self.queue_hash(queue.as_str()));
@@ -101,62 +108,46 @@ impl SecondaryIndexes {
         self.id_prefixes.update(subject, is_new);
     }
 
-    /// Resolves the index lookups of a plan. `number_of` looks up a name.
+    /// Resolves the index lookups of a plan, or of a part of it, whose prefixes may match `prefix_budget` names.
     pub(super) fn resolve<'p>(
-        &self,
-        candidates: &'p Candidates,
-        number_of_name: &dyn Fn(&str) -> Option<u64>,
-    ) -> IndexSet<'p> {
-        self.resolve_with_budget(candidates, number_of_name, &mut { MAX_PREFIX_MATCHES })
-    }
-
-    /// Resolves a part of a plan; its prefixes may match `budget` more names.
-    fn resolve_with_budget<'p>(
         &self,
         candidates: &'p Candidates,
         number_of_name: &dyn Fn(&str) -> Option<u64>,
         prefix_budget: &mut usize,
     ) -> IndexSet<'p> {
-        let lookup = match candidates {
-            Candidates::Everything => return IndexSet::All,
-            Candidates::Lookup(lookup) => lookup,
+        let resolve = |part| match self.resolve(part, number_of_name, prefix_budget) {
+            IndexSet::All => None,
+            set => Some(set),
+        };
+        match candidates {
+            Candidates::Everything => IndexSet::All,
             Candidates::Intersection(parts) => {
-                let sets = parts.iter().map(|candidates| {
-                    self.resolve_with_budget(candidates, number_of_name, prefix_budget)
-                });
-                let mut sets: Vec<_> = sets.filter(|set| !matches!(set, IndexSet::All)).collect();
-                return if sets.len() < 2 {
+                let mut sets: Vec<_> = parts.iter().filter_map(resolve).collect();
+                if sets.len() < 2 {
                     sets.pop().unwrap_or(IndexSet::All)
                 } else {
                     IndexSet::And(sets)
-                };
+                }
             }
             Candidates::Union(parts) => {
-                let mut sets = Vec::with_capacity(parts.len());
-                for candidates in parts {
-                    match self.resolve_with_budget(candidates, number_of_name, prefix_budget) {
-                        IndexSet::All => return IndexSet::All,
-                        set => sets.push(set),
-                    }
-                }
-                return IndexSet::Or(sets);
+                let sets: Option<Vec<_>> = parts.iter().map(resolve).collect();
+                sets.map_or(IndexSet::All, IndexSet::Or)
             }
-        };
-        match lookup {
-            IndexLookup::State(State::Succeeded | State::Unspecified) => IndexSet::All,
-            IndexLookup::State(state) => IndexSet::State(*state),
-            IndexLookup::Queue(queue) => IndexSet::Hashed(self.queue_hash(queue), lookup),
-            IndexLookup::Label { key, value } => {
+            Candidates::Lookup(IndexLookup::State(state)) => {
+                indexed_position(*state).map_or(IndexSet::All, IndexSet::State)
+            }
+            Candidates::Lookup(lookup @ IndexLookup::Queue(queue)) => {
+                IndexSet::Hashed(self.queue_hash(queue), lookup)
+            }
+            Candidates::Lookup(lookup @ IndexLookup::Label { key, value }) => {
                 IndexSet::Hashed(self.label_hash(key, value), lookup)
             }
-            IndexLookup::Name(name) => {
+            Candidates::Lookup(lookup @ IndexLookup::Name(name)) => {
                 IndexSet::Numbers(number_of_name(name).into_iter().collect(), lookup)
             }
-            IndexLookup::NamePrefix(prefix) => {
-                match self.id_prefixes.find_by_prefix(prefix, prefix_budget) {
-                    Some(numbers) => IndexSet::Numbers(numbers, lookup),
-                    None => IndexSet::All,
-                }
+            Candidates::Lookup(lookup @ IndexLookup::NamePrefix(prefix)) => {
+                let numbers = self.id_prefixes.find_by_prefix(prefix, prefix_budget);
+                numbers.map_or(IndexSet::All, |numbers| IndexSet::Numbers(numbers, lookup))
             }
         }
     }
@@ -177,6 +168,10 @@ impl SecondaryIndexes {
     }
 }
 
+fn indexed_position(state: State) -> Option<usize> {
+    INDEXED_STATES.iter().position(|indexed| *indexed == state)
+}
+
 // === impl IndexReadGuard ===
 
 impl IndexReadGuard<'_> {
@@ -185,12 +180,7 @@ impl IndexReadGuard<'_> {
         let cursors = |sets: &'a [IndexSet<'_>]| sets.iter().map(|set| self.cursor(set)).collect();
         match set {
             IndexSet::All => SetCursor::All,
-            IndexSet::State(state) => self
-                .states
-                .runs(*state)
-                .map_or(SetCursor::Numbers(&[]), |runs| {
-                    SetCursor::Runs(RunCursor::new(runs))
-                }),
+            IndexSet::State(position) => SetCursor::Runs(RunCursor::new(&self.states[*position])),
             IndexSet::Hashed(hash, _) => self
                 .by_hash
                 .get(hash)
@@ -205,10 +195,7 @@ impl IndexReadGuard<'_> {
     pub(super) fn len_upper_bound(&self, set: &IndexSet<'_>) -> usize {
         match set {
             IndexSet::All => usize::MAX,
-            IndexSet::State(state) => self
-                .states
-                .runs(*state)
-                .map_or(0, SortedRuns::len_upper_bound),
+            IndexSet::State(position) => self.states[*position].len_upper_bound(),
             IndexSet::Hashed(hash, _) => self
                 .by_hash
                 .get(hash)
@@ -233,43 +220,17 @@ impl fmt::Display for IndexSet<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::All => f.write_str("everything"),
-            Self::State(state) => write!(f, "{}", IndexLookup::State(*state)),
+            Self::State(position) => write!(f, "{}", IndexLookup::State(INDEXED_STATES[*position])),
             Self::Hashed(_, group) | Self::Numbers(_, group) => write!(f, "{group}"),
-            Self::And(sets) => write_joined(sets, " and ", f),
-            Self::Or(sets) => write_joined(sets, " or ", f),
-        }
-    }
-}
-
-// === impl StateIndex ===
-
-impl StateIndexes {
-    fn update(&mut self, before: Option<State>, now: Option<State>, subject: &Operation) {
-        if let Some(runs) = before.and_then(|state| self.runs_mut(state)) {
-            runs.remove(subject.number());
-        }
-        if let Some(runs) = now.and_then(|state| self.runs_mut(state)) {
-            runs.put(subject.number(), subject.create_time().nanos(), ());
-        }
-    }
-
-    fn runs(&self, state: State) -> Option<&SortedRuns<()>> {
-        match state {
-            State::Pending => Some(&self.pending),
-            State::Running => Some(&self.running),
-            State::Failed => Some(&self.failed),
-            State::Cancelled => Some(&self.cancelled),
-            State::Succeeded | State::Unspecified => None,
-        }
-    }
-
-    fn runs_mut(&mut self, state: State) -> Option<&mut SortedRuns<()>> {
-        match state {
-            State::Pending => Some(&mut self.pending),
-            State::Running => Some(&mut self.running),
-            State::Failed => Some(&mut self.failed),
-            State::Cancelled => Some(&mut self.cancelled),
-            State::Succeeded | State::Unspecified => None,
+            Self::And(sets) | Self::Or(sets) => {
+                let is_and = matches!(self, Self::And(_));
+                f.write_str("(")?;
+                for (index, set) in sets.iter().enumerate() {
+                    let separator = if is_and { " and " } else { " or " };
+                    write!(f, "{}{set}", if index == 0 { "" } else { separator })?;
+                }
+                f.write_str(")")
+            }
         }
     }
 }
@@ -316,7 +277,7 @@ mod tests {
         };
         let hash = indexes.label_hash("env", "prod");
         let both = IndexSet::And(vec![
-            wide_union(120, || IndexSet::State(State::Running)),
+            wide_union(120, || IndexSet::State(1)),
             wide_union(120, || IndexSet::Hashed(hash, &lookup)),
         ]);
         let guard = indexes.read();

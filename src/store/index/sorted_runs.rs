@@ -40,24 +40,16 @@ impl<V> SortedRuns<V> {
             Ok(at) => run.entries[at] = entry,
             Err(at) if run.entries.len() < RUN_LEN => run.insert(at, entry, created_ns),
             // A full last run stays full: a new one begins.
-            Err(at) if at == RUN_LEN => {
+            Err(RUN_LEN) => {
                 self.0.insert(number, Run::new(entry, created_ns));
             }
-            Err(at) => {
+            Err(_) => {
                 let tail = Run {
                     entries: run.entries.split_off(RUN_LEN / 2),
                     created_range_ns: run.created_range_ns,
                 };
-                let first = tail.entries[0].0;
-                self.0.insert(first, tail);
-                let run = if at <= RUN_LEN / 2 {
-                    self.0.range_mut(..first).next_back()
-                } else {
-                    self.0.range_mut(..=first).next_back()
-                };
-                let (_, run) = run.expect("the split left both runs in the map");
-                let at = run.entries.partition_point(|(other, _)| *other < number);
-                run.insert(at, entry, created_ns);
+                self.0.insert(tail.entries[0].0, tail);
+                self.put(number, created_ns, entry.1);
             }
         }
     }
@@ -137,10 +129,8 @@ impl<V> SortedRuns<V> {
             let (oldest, newest) = run.created_range_ns;
             if range.from_ns <= newest.into() && i128::from(oldest) <= range.to_ns {
                 min_number = min_number.min(*first);
-                end_number = run
-                    .entries
-                    .last()
-                    .map_or(end_number, |(last, _)| end_number.max(last + 1));
+                let last = run.entries.last();
+                end_number = last.map_or(end_number, |(last, _)| end_number.max(last + 1));
             }
         }
         (min_number, end_number)
