@@ -9,17 +9,6 @@ const MAX_PAGE_SIZE: usize = 1000;
 /// The UUID namespace of the token digest; changing it invalidates all issued tokens.
 const TOKEN_NAMESPACE: Uuid = Uuid::from_u128(0x6c6f_6e67_7275_6e6e_696e_672d_7061_6765);
 
-/// The maximum number of operations of a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PageSize(usize);
-
-/// The position in a list at which the next page starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PageToken {
-    /// The page contains operations with smaller numbers.
-    pub(crate) before_number: u64,
-}
-
 /// An invalid page size or page token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPage {
@@ -33,67 +22,47 @@ pub enum InvalidPage {
     Token,
 }
 
-// === impl PageSize ===
-
-impl PageSize {
-    /// Parses a requested size: 0 is the default of 100, more than 1000 is 1000.
-    ///
-    /// # Errors
-    /// [`InvalidPage::Size`] if the size is negative.
-    pub(crate) fn parse(size: i32) -> Result<Self, InvalidPage> {
-        match usize::try_from(size) {
-            Err(_) => Err(InvalidPage::Size(size)),
-            Ok(0) => Ok(Self(DEFAULT_PAGE_SIZE)),
-            Ok(size) => Ok(Self(size.min(MAX_PAGE_SIZE))),
-        }
-    }
-
-    pub(crate) fn get(self) -> usize {
-        self.0
+/// Parses a requested page size: 0 is the default of 100, more than 1000 is 1000.
+///
+/// # Errors
+/// [`InvalidPage::Size`] if the size is negative.
+pub(crate) fn parse_page_size(size: i32) -> Result<usize, InvalidPage> {
+    match usize::try_from(size) {
+        Err(_) => Err(InvalidPage::Size(size)),
+        Ok(0) => Ok(DEFAULT_PAGE_SIZE),
+        Ok(size) => Ok(size.min(MAX_PAGE_SIZE)),
     }
 }
 
-// === impl PageToken ===
+/// Encodes the token of the page that begins below `before_number`, for the list `name` with
+/// `filter`. The text is opaque, URL-safe and the same on every server.
+pub(crate) fn encode_page_token(before_number: u64, name: &str, filter: &str) -> String {
+    let masked = before_number ^ digest(&[name, filter], None);
+    let checksum = digest(&[name, filter], Some(before_number));
+    URL_SAFE_NO_PAD.encode(Uuid::from_u64_pair(masked, checksum).as_bytes())
+}
 
-impl PageToken {
-    /// Encodes the token for the list `name` with `filter`. The text is opaque, URL-safe
-    /// and the same on every server.
-    pub(crate) fn encode(self, name: &str, filter: &str) -> String {
-        let mask = digest(&[name, filter], None);
-        let checksum = digest(&[name, filter], Some(self.before_number));
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&(self.before_number ^ mask).to_be_bytes());
-        bytes[8..].copy_from_slice(&checksum.to_be_bytes());
-        URL_SAFE_NO_PAD.encode(bytes)
+/// Decodes a token to the number below which the page begins; the empty text is `None`, the
+/// start of the list.
+///
+/// # Errors
+/// [`InvalidPage::Token`] if the text is no token of this list.
+pub(crate) fn decode_page_token(
+    token: &str,
+    name: &str,
+    filter: &str,
+) -> Result<Option<u64>, InvalidPage> {
+    if token.is_empty() {
+        return Ok(None);
     }
-
-    /// Decodes a token; the empty text is `None`, the start of the list.
-    ///
-    /// # Errors
-    /// [`InvalidPage::Token`] if the text is no token of this list.
-    pub(crate) fn decode(
-        token: &str,
-        name: &str,
-        filter: &str,
-    ) -> Result<Option<Self>, InvalidPage> {
-        if token.is_empty() {
-            return Ok(None);
-        }
-        let bytes = URL_SAFE_NO_PAD
-            .decode(token)
-            .map_err(|_| InvalidPage::Token)?;
-        let bytes = <[u8; 16]>::try_from(bytes).map_err(|_| InvalidPage::Token)?;
-        let [masked, checksum] = [0, 8].map(|offset| {
-            let mut half = [0; 8];
-            half.copy_from_slice(&bytes[offset..offset + 8]);
-            u64::from_be_bytes(half)
-        });
-        let before_number = masked ^ digest(&[name, filter], None);
-        if checksum != digest(&[name, filter], Some(before_number)) {
-            return Err(InvalidPage::Token);
-        }
-        Ok(Some(Self { before_number }))
+    let bytes = URL_SAFE_NO_PAD.decode(token).ok();
+    let bytes = bytes.and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
+    let (masked, checksum) = Uuid::from_bytes(bytes.ok_or(InvalidPage::Token)?).as_u64_pair();
+    let before_number = masked ^ digest(&[name, filter], None);
+    if checksum != digest(&[name, filter], Some(before_number)) {
+        return Err(InvalidPage::Token);
     }
+    Ok(Some(before_number))
 }
 
 /// Returns a stable digest. Each text is prefixed with its length, so that two lists
@@ -117,7 +86,7 @@ mod tests {
     // Rules: LIST-1
     #[test]
     fn page_size_0_is_100_above_1000_is_1000_and_negative_is_rejected() {
-        let size = |size| PageSize::parse(size).map(PageSize::get);
+        let size = parse_page_size;
         assert_eq!(size(0), Ok(100));
         assert_eq!(size(1), Ok(1));
         assert_eq!(size(1000), Ok(1000));
@@ -131,29 +100,28 @@ mod tests {
         // Rules: LIST-3, LIST-5
         #[test]
         fn page_token_is_url_safe_and_decodes_only_for_its_list(before_number: u64, name in ".{0,20}", filter in ".{0,20}") {
-            let page_token = PageToken { before_number };
-            let token = page_token.encode(&name, &filter);
+            let token = encode_page_token(before_number, &name, &filter);
             prop_assert!(token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
-            prop_assert_eq!(PageToken::decode(&token, &name, &filter), Ok(Some(page_token)));
+            prop_assert_eq!(decode_page_token(&token, &name, &filter), Ok(Some(before_number)));
             let other = format!("{name}x");
-            prop_assert_eq!(PageToken::decode(&token, &other, &filter), Err(InvalidPage::Token));
-            prop_assert_eq!(PageToken::decode(&token, &name, &other), Err(InvalidPage::Token));
+            prop_assert_eq!(decode_page_token(&token, &other, &filter), Err(InvalidPage::Token));
+            prop_assert_eq!(decode_page_token(&token, &name, &other), Err(InvalidPage::Token));
         }
 
         // Rules: LIST-7
         #[test]
         fn foreign_or_damaged_page_token_is_rejected(token in ".{1,40}") {
-            prop_assert_eq!(PageToken::decode(&token, "operations", ""), Err(InvalidPage::Token));
+            prop_assert_eq!(decode_page_token(&token, "operations", ""), Err(InvalidPage::Token));
         }
 
         // Rules: LIST-7
         #[test]
         fn page_token_with_one_changed_byte_is_rejected(before_number: u64, at in 0usize..22, to in "[A-Za-z0-9_-]") {
-            let token = PageToken { before_number }.encode("operations", "");
+            let token = encode_page_token(before_number, "operations", "");
             let mut changed = token.clone();
             changed.replace_range(at..=at, &to);
             prop_assume!(changed != token);
-            prop_assert_eq!(PageToken::decode(&changed, "operations", ""), Err(InvalidPage::Token));
+            prop_assert_eq!(decode_page_token(&changed, "operations", ""), Err(InvalidPage::Token));
         }
     }
 }

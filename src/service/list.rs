@@ -13,7 +13,7 @@ use crate::{
     proto::google::longrunning::ListOperationsRequest,
     query::{
         compile::CompiledFilter,
-        page_token::{PageSize, PageToken},
+        page_token::{decode_page_token, encode_page_token, parse_page_size},
         plan::Plan,
         scope::Scope,
     },
@@ -154,10 +154,10 @@ impl ListSource<'_> {
                 "listed operations with a filter"
             );
         }
-        let before_number = builder.before_number;
-        let next_page_token = match is_complete {
-            true => String::new(),
-            false => PageToken { before_number }.encode(&request.name, &request.filter),
+        let next_page_token = if is_complete {
+            String::new()
+        } else {
+            encode_page_token(builder.before_number, &request.name, &request.filter)
         };
         Ok(Page {
             operations: builder.operations,
@@ -180,8 +180,8 @@ impl ListQuery {
             let message = "requires a wildcard or a whole collection as name; a single parent is never partially reachable";
             return Err(Error::invalid(field, "INVALID_PARTIAL_SUCCESS", message));
         }
-        let page_size = PageSize::parse(request.page_size)?.get();
-        let page_token = PageToken::decode(&request.page_token, &request.name, &request.filter)?;
+        let page_size = parse_page_size(request.page_size)?;
+        let before_number = decode_page_token(&request.page_token, &request.name, &request.filter)?;
         let is_blank = request.filter.trim().is_empty();
         let filter =
             (!is_blank).then(|| CompiledFilter::parse(&request.filter, types).map(Arc::new));
@@ -189,7 +189,7 @@ impl ListQuery {
             scope,
             filter: filter.transpose()?,
             page_size,
-            before_number: page_token.map_or(u64::MAX, |token| token.before_number),
+            before_number: before_number.unwrap_or(u64::MAX),
         })
     }
 
