@@ -1,6 +1,6 @@
 //! Checks restrictions against message types, and finds fields by name.
 
-use prost_reflect::{EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor};
+use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
 
 use super::{
     filter::{Comparator, Segment},
@@ -16,23 +16,16 @@ pub(super) fn check_path(
     comparison: &Comparison,
 ) -> Result<(), TypeError> {
     let comparator = comparison.comparator;
-    let is_dynamic = matches!(
-        descriptor.full_name(),
-        "google.protobuf.Any"
-            | "google.protobuf.Struct"
-            | "google.protobuf.Value"
-            | "google.protobuf.ListValue"
-    );
-    if is_dynamic {
+    let well_known_name = descriptor.full_name().strip_prefix("google.protobuf.");
+    if let Some("Any" | "Struct" | "Value" | "ListValue") = well_known_name {
         return Ok(());
     }
     let [first, rest @ ..] = path else {
-        return match (well_known_scalar_type(descriptor), comparator) {
-            (Some(scalar), _) => comparison.check_type(&scalar),
-            (None, Comparator::Has) => Ok(()),
-            (None, _) => Err(TypeError::ExpectedComparator(
-                "`:`, because it is a message",
-            )),
+        let expected = "`:`, because it is a message";
+        return match well_known_scalar_type(descriptor) {
+            Some(scalar) => comparison.check_type(&scalar),
+            None if comparator == Comparator::Has => Ok(()),
+            None => Err(TypeError::ExpectedComparator(expected)),
         };
     };
     let Some(field) = find_field(descriptor, &first.name) else {
@@ -49,9 +42,8 @@ pub(super) fn check_path(
     }
     if field.is_list() {
         if comparator != Comparator::Has {
-            return Err(TypeError::ExpectedComparator(
-                "`:`, because it is a repeated field",
-            ));
+            let expected = "`:`, because it is a repeated field";
+            return Err(TypeError::ExpectedComparator(expected));
         }
         if rest.is_empty() && comparison.is_presence_test() {
             return Ok(());
@@ -63,7 +55,9 @@ pub(super) fn check_path(
 fn check_kind(kind: &Kind, rest: &[Segment], comparison: &Comparison) -> Result<(), TypeError> {
     let scalar = match kind {
         Kind::Message(inner) => return check_path(inner, rest, comparison),
-        Kind::Enum(kind) => ScalarType::Enum(enum_names(kind)),
+        Kind::Enum(kind) => {
+            ScalarType::Enum(kind.values().map(|value| value.name().to_owned()).collect())
+        }
         Kind::String => ScalarType::Text,
         Kind::Bool => ScalarType::Bool,
         Kind::Double | Kind::Float => ScalarType::Float,
@@ -76,10 +70,6 @@ fn check_kind(kind: &Kind, rest: &[Segment], comparison: &Comparison) -> Result<
         });
     }
     comparison.check_type(&scalar)
-}
-
-fn enum_names(kind: &EnumDescriptor) -> Vec<String> {
-    kind.values().map(|value| value.name().to_owned()).collect()
 }
 
 /// Finds a field by its name or its JSON name.
@@ -99,16 +89,15 @@ pub(super) fn map_value_kind(map: &FieldDescriptor) -> Kind {
 
 /// Returns the scalar that a well-known type represents, or `None` for other messages.
 pub(super) fn well_known_scalar_type(descriptor: &MessageDescriptor) -> Option<ScalarType> {
-    Some(
-        match descriptor.full_name().strip_prefix("google.protobuf.")? {
-            "Timestamp" => ScalarType::Time,
-            "Duration" => ScalarType::Duration,
-            "BoolValue" => ScalarType::Bool,
-            "StringValue" => ScalarType::Text,
-            "BytesValue" => ScalarType::Opaque,
-            "DoubleValue" | "FloatValue" => ScalarType::Float,
-            "Int32Value" | "Int64Value" | "UInt32Value" | "UInt64Value" => ScalarType::Integer,
-            _ => return None,
-        },
-    )
+    let name = descriptor.full_name().strip_prefix("google.protobuf.")?;
+    Some(match name {
+        "Timestamp" => ScalarType::Time,
+        "Duration" => ScalarType::Duration,
+        "BoolValue" => ScalarType::Bool,
+        "StringValue" => ScalarType::Text,
+        "BytesValue" => ScalarType::Opaque,
+        "DoubleValue" | "FloatValue" => ScalarType::Float,
+        "Int32Value" | "Int64Value" | "UInt32Value" | "UInt64Value" => ScalarType::Integer,
+        _ => return None,
+    })
 }

@@ -20,7 +20,7 @@ use crate::{
         google::rpc,
         longrunning::v1::{OperationMetadata, operation_metadata::State},
     },
-    types::TypeRegistry,
+    types::{TypeRegistry, message_name},
 };
 
 /// A filter that can be evaluated.
@@ -53,10 +53,7 @@ impl CompiledFilter {
         Self::new(&parse(text)?, types)
     }
 
-    /// Compiles a parsed filter.
-    ///
-    /// # Errors
-    /// As [`CompiledFilter::parse`].
+    /// Compiles a parsed filter; fails as [`CompiledFilter::parse`].
     pub(crate) fn new(filter: &Filter, types: &TypeRegistry) -> Result<Self, InvalidFilter> {
         let root = compile(filter, types, &TypeConstraints::default())?;
         Ok(Self {
@@ -81,13 +78,11 @@ impl CompiledFilter {
     /// the decoded messages adds a fraction of it.
     pub(crate) fn decode_cost(&self, operation: &Operation) -> usize {
         const TERM_COST_DIVISOR: usize = 16;
-        match self.decoded_terms {
-            0 => 0,
-            terms => {
-                let bytes = operation.bytes().len();
-                bytes.saturating_add(bytes.saturating_mul(terms) / TERM_COST_DIVISOR)
-            }
+        if self.decoded_terms == 0 {
+            return 0;
         }
+        let bytes = operation.bytes().len();
+        bytes.saturating_add(bytes.saturating_mul(self.decoded_terms) / TERM_COST_DIVISOR)
     }
 }
 
@@ -97,10 +92,8 @@ fn compile(
     constraints: &TypeConstraints,
 ) -> Result<Expr, InvalidFilter> {
     let compile_all = |filters: &[Filter], constraints: &TypeConstraints| {
-        let nodes = filters
-            .iter()
-            .map(|filter| compile(filter, types, constraints));
-        nodes.collect::<Result<Vec<_>, _>>()
+        let compile = |filter| compile(filter, types, constraints);
+        filters.iter().map(compile).collect::<Result<_, _>>()
     };
     Ok(match filter {
         Filter::And(filters) => {
@@ -131,22 +124,19 @@ fn compile_restriction(
             if !rest.is_empty() {
                 return Err(unknown_field(path, 1));
             }
-            comparison
-                .check_type(&field.scalar_type())
-                .map_err(invalid)?;
+            let scalar_type = field.scalar_type();
+            comparison.check_type(&scalar_type).map_err(invalid)?;
             return Ok(Expr::Field { field, comparison });
         }
         Field::Labels => {
-            let key = check_label(path, rest, &comparison).map_err(invalid)?;
+            let key = check_label(rest, &comparison).map_err(invalid)?;
             return Ok(Expr::Label { key, comparison });
         }
         Field::Error => MessageField::Error,
         Field::Response => MessageField::Response,
         Field::Metadata => MessageField::Metadata,
     };
-    let is_type = rest
-        .first()
-        .is_some_and(|segment| &*segment.name == TYPE_FIELD);
+    let is_type = matches!(rest, [first, ..] if &*first.name == TYPE_FIELD);
     if is_type && field != MessageField::Error {
         if rest.len() > 1 {
             return Err(unknown_field(path, 2));
@@ -171,21 +161,19 @@ fn compile_restriction(
 }
 
 /// Returns the key of a label restriction, or `None` if it restricts the whole map.
-fn check_label(
-    path: &Path,
-    rest: &[Segment],
-    comparison: &Comparison,
-) -> Result<Option<Box<str>>, TypeError> {
+fn check_label(rest: &[Segment], comparison: &Comparison) -> Result<Option<Box<str>>, TypeError> {
     match rest {
         [] if comparison.comparator == Comparator::Has => Ok(None),
-        [] => Err(TypeError::ExpectedComparator(
-            "`:`, because it is a map; one label is labels.KEY",
-        )),
-        [key] => comparison
-            .check_type(&ScalarType::Text)
-            .map(|()| Some(key.name.clone())),
+        [] => {
+            let expected = "`:`, because it is a map; one label is labels.KEY";
+            Err(TypeError::ExpectedComparator(expected))
+        }
+        [key] => {
+            comparison.check_type(&ScalarType::Text)?;
+            Ok(Some(key.name.clone()))
+        }
         _ => Err(TypeError::UnknownField {
-            remaining_segments: path.0.len() - 2,
+            remaining_segments: rest.len() - 1,
         }),
     }
 }
@@ -197,25 +185,17 @@ impl TypeConstraints {
     fn with_conjuncts(&self, filters: &[Filter], types: &TypeRegistry) -> Self {
         let mut constraints = self.clone();
         for filter in filters {
-            let Filter::Restriction(Restriction {
-                path,
-                comparator: Comparator::Equal,
-                value,
-            }) = filter
-            else {
-                continue;
-            };
-            let [root, field] = &*path.0 else {
-                continue;
-            };
-            let name = value.exact().and_then(|url| url.rsplit('/').next());
-            let Some(name) = name.filter(|_| &*field.name == TYPE_FIELD) else {
-                continue;
-            };
-            match &*root.name {
-                "metadata" => constraints.metadata = types.descriptor(name),
-                "response" => constraints.response = types.descriptor(name),
-                _ => {}
+            if let Filter::Restriction(restriction) = filter
+                && let [root, field] = &*restriction.path.0
+                && &*field.name == TYPE_FIELD
+                && restriction.comparator == Comparator::Equal
+                && let Some(url) = restriction.value.exact()
+            {
+                match &*root.name {
+                    "metadata" => constraints.metadata = types.descriptor(message_name(url)),
+                    "response" => constraints.response = types.descriptor(message_name(url)),
+                    _ => {}
+                }
             }
         }
         constraints
@@ -242,22 +222,16 @@ fn unknown_field(path: &Path, index: usize) -> InvalidFilter {
         return InvalidFilter::new(Column(1), "expected a field");
     };
     let found = format!("{:?}", segment.name);
+    let parent = Path(path.0[..index].into());
     let expected = match index {
         0 => format!("one of the fields {FIELD_NAMES}"),
-        _ => {
-            let parent = Path(path.0[..index].into());
-            format!("a field of {parent}, or none")
-        }
+        _ => format!("a field of {parent}, or none"),
     };
     InvalidFilter::expected(segment.column, &expected, &found)
 }
 
 fn to_invalid_filter(restriction: &Restriction, error: TypeError) -> InvalidFilter {
-    let Restriction {
-        path,
-        comparator,
-        value,
-    } = restriction;
+    let (path, value) = (&restriction.path, &restriction.value);
     match error {
         TypeError::UnknownField { remaining_segments } => {
             unknown_field(path, path.0.len().saturating_sub(remaining_segments))
@@ -269,7 +243,7 @@ fn to_invalid_filter(restriction: &Restriction, error: TypeError) -> InvalidFilt
         TypeError::ExpectedComparator(expected) => {
             let column = path.0[path.0.len() - 1].column;
             let expected = format!("{path} to be compared with {expected}");
-            InvalidFilter::expected(column, &expected, comparator.as_str())
+            InvalidFilter::expected(column, &expected, restriction.comparator.as_str())
         }
     }
 }

@@ -29,9 +29,8 @@ pub(crate) enum MessageField {
 pub(super) struct DecodedOperation<'a> {
     pub(super) operation: &'a Operation,
     types: &'a TypeRegistry,
-    error: OnceCell<Option<DynamicMessage>>,
-    response: OnceCell<Option<DynamicMessage>>,
-    metadata: OnceCell<Option<DynamicMessage>>,
+    /// By field.
+    messages: [OnceCell<Option<DynamicMessage>>; 3],
     /// The decoded content of nested `Any`s by address. Addresses are stable as long as
     /// this value is borrowed: decoded messages are neither changed nor dropped.
     any_cache: RefCell<HashMap<*const DynamicMessage, Option<Rc<DynamicMessage>>>>,
@@ -44,20 +43,9 @@ impl<'a> DecodedOperation<'a> {
         Self {
             operation,
             types,
-            error: OnceCell::new(),
-            response: OnceCell::new(),
-            metadata: OnceCell::new(),
+            messages: Default::default(),
             any_cache: RefCell::default(),
         }
-    }
-
-    /// Returns the error, or `None` if there is none or it cannot be decoded.
-    pub(super) fn error(&self) -> Option<&DynamicMessage> {
-        let error = self.error.get_or_init(|| {
-            let descriptor = self.types.descriptor(&rpc::Status::full_name())?;
-            DynamicMessage::decode(descriptor, self.operation.encoded().error()?).ok()
-        });
-        error.as_ref()
     }
 
     /// Returns the `Any` of a field, or `None` if it is not set. The error has no `Any`.
@@ -72,16 +60,17 @@ impl<'a> DecodedOperation<'a> {
     /// Returns the message of a field, or `None` if it is not set, its type is not
     /// registered, or its bytes do not fit the type.
     pub(super) fn message(&self, field: MessageField) -> Option<&DynamicMessage> {
-        let cell = match field {
-            MessageField::Error => return self.error(),
-            MessageField::Response => &self.response,
-            MessageField::Metadata => &self.metadata,
+        let decode = || match field {
+            MessageField::Error => {
+                let error = self.operation.encoded().error()?;
+                self.types.decode(&rpc::Status::full_name(), error)
+            }
+            MessageField::Response | MessageField::Metadata => {
+                let any = self.any(field)?;
+                self.types.decode(any.type_url, any.value)
+            }
         };
-        let decode = || {
-            let any = self.any(field)?;
-            self.types.decode(any.type_url, any.value)
-        };
-        cell.get_or_init(decode).as_ref()
+        self.messages[field as usize].get_or_init(decode).as_ref()
     }
 
     /// Returns the content of an `Any` nested in a message of this operation, or `None` if
@@ -125,7 +114,10 @@ mod tests {
         };
         let operation = sample.to_operation(1);
         let decoded = DecodedOperation::new(&operation, built_in_types());
-        let details = decoded.error().unwrap().get_field_by_name("details");
+        let details = decoded
+            .message(MessageField::Error)
+            .unwrap()
+            .get_field_by_name("details");
         let details = details.unwrap();
         let any = details.as_list().unwrap()[0].as_message().unwrap();
         let detail = decoded.decode_any(any).unwrap();

@@ -49,25 +49,12 @@ impl Expr {
     /// Combines the truth values of the leaves; evaluates no more of them than needed.
     fn evaluate(&self, evaluate_leaf: &impl Fn(&Self) -> TruthValue) -> TruthValue {
         match self {
+            // By De Morgan.
             Self::And(nodes) => {
-                let mut truth = TruthValue::True;
-                for node in nodes {
-                    truth = truth.min(node.evaluate(evaluate_leaf));
-                    if truth == TruthValue::False {
-                        break;
-                    }
-                }
-                truth
+                TruthValue::any(nodes.iter().map(|node| node.evaluate(evaluate_leaf).not())).not()
             }
             Self::Or(nodes) => {
-                let mut truth = TruthValue::False;
-                for node in nodes {
-                    truth = truth.max(node.evaluate(evaluate_leaf));
-                    if truth == TruthValue::True {
-                        break;
-                    }
-                }
-                truth
+                TruthValue::any(nodes.iter().map(|node| node.evaluate(evaluate_leaf)))
             }
             Self::Not(node) => node.evaluate(evaluate_leaf).not(),
             leaf => evaluate_leaf(leaf),
@@ -86,10 +73,7 @@ impl Expr {
                 field,
                 path,
                 comparison,
-            } => {
-                let evaluator = MessageEvaluator::new(decoded, comparison);
-                evaluate_message(*field, evaluator, path, decoded)
-            }
+            } => evaluate_message(*field, path, comparison, decoded),
             Self::Text(pattern) => full_text::matches_any_text(pattern, decoded).into(),
             Self::And(_) | Self::Or(_) | Self::Not(_) => {
                 self.evaluate(&|leaf| leaf.evaluate_leaf(decoded))
@@ -148,15 +132,15 @@ pub(super) fn compare_field(value: Option<FieldValue<'_>>, comparison: &Comparis
 
 fn evaluate_message(
     field: MessageField,
-    evaluator: MessageEvaluator<'_>,
     path: &[Segment],
+    comparison: &Comparison,
     decoded: &DecodedOperation<'_>,
 ) -> TruthValue {
+    let evaluator = MessageEvaluator::new(decoded, comparison);
     if field == MessageField::Error {
-        let has_error = decoded.operation.encoded().error().is_some();
-        return match decoded.error() {
+        return match decoded.message(field) {
             Some(error) => evaluator.evaluate_message(error, path),
-            None if has_error => TruthValue::Unknown,
+            None if decoded.operation.encoded().error().is_some() => TruthValue::Unknown,
             None => evaluator.truth_if_missing(),
         };
     }

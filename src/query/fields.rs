@@ -72,12 +72,9 @@ impl ScalarField {
         match self {
             Self::Name | Self::Queue | Self::Method => ScalarType::Text,
             Self::Done | Self::CancelRequested => ScalarType::Bool,
-            Self::State => ScalarType::Enum(
-                STATES
-                    .iter()
-                    .map(|state| state.as_str_name().to_owned())
-                    .collect(),
-            ),
+            Self::State => {
+                ScalarType::Enum(STATES.map(|state| state.as_str_name().to_owned()).into())
+            }
             Self::CreateTime
             | Self::StartTime
             | Self::UpdateTime
@@ -108,10 +105,10 @@ impl ScalarField {
     /// Returns the value in a state, or `None` if the value depends on more than the state.
     pub(crate) fn value_in_state(self, state: State) -> Option<FieldValue<'static>> {
         match self {
-            Self::Done => Some(FieldValue::Bool(!matches!(
-                state,
-                State::Pending | State::Running
-            ))),
+            Self::Done => {
+                let is_done = !matches!(state, State::Pending | State::Running);
+                Some(FieldValue::Bool(is_done))
+            }
             Self::State => Some(FieldValue::Enum(state.as_str_name())),
             _ => None,
         }

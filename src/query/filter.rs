@@ -1,4 +1,4 @@
-//! The syntax tree of filters (AIP-160), and its canonical text.
+//! The syntax tree of filters (AIP-160).
 
 use std::{fmt, sync::Arc};
 
@@ -78,76 +78,28 @@ impl Filter {
     /// Combines filters with AND. A single filter is returned as it is, nested conjunctions
     /// are flattened.
     pub(crate) fn conjunction(filters: Vec<Self>) -> Self {
-        flatten(filters, Self::And, |filter| match filter {
-            Self::And(inner) => Ok(inner),
-            other => Err(other),
-        })
+        let flattened = filters.into_iter().flat_map(|filter| match filter {
+            Self::And(inner) => inner,
+            other => vec![other],
+        });
+        unwrap_single(flattened.collect(), Self::And)
     }
 
     /// Combines filters with OR. A single filter is returned as it is, nested disjunctions
     /// are flattened.
     pub(crate) fn disjunction(filters: Vec<Self>) -> Self {
-        flatten(filters, Self::Or, |filter| match filter {
-            Self::Or(inner) => Ok(inner),
-            other => Err(other),
-        })
+        let flattened = filters.into_iter().flat_map(|filter| match filter {
+            Self::Or(inner) => inner,
+            other => vec![other],
+        });
+        unwrap_single(flattened.collect(), Self::Or)
     }
 }
 
-fn flatten(
-    filters: Vec<Filter>,
-    combine: fn(Vec<Filter>) -> Filter,
-    into_nested: fn(Filter) -> Result<Vec<Filter>, Filter>,
-) -> Filter {
-    let mut flat = Vec::with_capacity(filters.len());
-    for filter in filters {
-        match into_nested(filter) {
-            Ok(inner) => flat.extend(inner),
-            Err(filter) => flat.push(filter),
-        }
-    }
-    match <[Filter; 1]>::try_from(flat) {
+fn unwrap_single(filters: Vec<Filter>, combine: fn(Vec<Filter>) -> Filter) -> Filter {
+    match <[Filter; 1]>::try_from(filters) {
         Ok([single]) => single,
-        Err(flat) => combine(flat),
-    }
-}
-
-impl fmt::Display for Filter {
-    /// Writes text that parses to the same filter, with parentheses only where the grammar
-    /// needs them, so that the text is never nested deeper than the original.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::And(filters) => {
-                for (index, filter) in filters.iter().enumerate() {
-                    f.write_str(if index == 0 { "" } else { " AND " })?;
-                    write!(f, "{filter}")?;
-                }
-                Ok(())
-            }
-            Self::Or(filters) => {
-                for (index, filter) in filters.iter().enumerate() {
-                    f.write_str(if index == 0 { "" } else { " OR " })?;
-                    match filter {
-                        Self::And(_) => write!(f, "({filter})")?,
-                        _ => write!(f, "{filter}")?,
-                    }
-                }
-                Ok(())
-            }
-            Self::Not(inner) => match &**inner {
-                Self::Restriction(_) | Self::Global(_) => write!(f, "NOT {inner}"),
-                _ => write!(f, "NOT ({inner})"),
-            },
-            Self::Restriction(Restriction {
-                path,
-                comparator,
-                value,
-            }) => {
-                write!(f, "{path} {comparator} ")?;
-                value.write_to(f, is_bare_value)
-            }
-            Self::Global(pattern) => pattern.write_to(f, is_bare_word),
-        }
+        Err(filters) => combine(filters),
     }
 }
 
@@ -157,11 +109,10 @@ impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, Segment { name, .. }) in self.0.iter().enumerate() {
             f.write_str(if index == 0 { "" } else { "." })?;
-            let is_bare = is_bare_word(name) && !name.contains(['*', '[', ']']);
-            if is_bare {
+            if is_bare_word(name) && !name.contains(['*', '[', ']']) {
                 f.write_str(name)?;
             } else {
-                write_quoted(name, false, false, f)?;
+                write!(f, "\"{}\"", escape(name))?;
             }
         }
         Ok(())
@@ -192,12 +143,6 @@ impl Comparator {
     }
 }
 
-impl fmt::Display for Comparator {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 // === impl Pattern ===
 
 impl Pattern {
@@ -213,11 +158,9 @@ impl Pattern {
 
     /// Returns the text with its wildcards.
     pub(crate) fn to_source_text(&self) -> String {
-        let (leading, trailing) = (
-            wildcard_str(self.leading_wildcard),
-            wildcard_str(self.trailing_wildcard),
-        );
-        format!("{leading}{}{trailing}", self.body)
+        let wildcard = |is_wildcard| if is_wildcard { "*" } else { "" };
+        let (leading, trailing) = (self.leading_wildcard, self.trailing_wildcard);
+        format!("{}{}{}", wildcard(leading), self.body, wildcard(trailing))
     }
 
     /// Returns whether the pattern matches all of `other`.
@@ -238,44 +181,6 @@ impl Pattern {
             None => self.is_match(other),
         }
     }
-
-    fn write_to(&self, f: &mut fmt::Formatter<'_>, is_bare: fn(&str) -> bool) -> fmt::Result {
-        let Self {
-            body,
-            leading_wildcard,
-            trailing_wildcard,
-            ..
-        } = self;
-        let source = self.to_source_text();
-        if !body.contains('*') && is_bare(&source) {
-            f.write_str(&source)
-        } else {
-            write_quoted(body, *leading_wildcard, *trailing_wildcard, f)
-        }
-    }
-}
-
-fn wildcard_str(is_wildcard: bool) -> &'static str {
-    if is_wildcard { "*" } else { "" }
-}
-
-fn write_quoted(
-    body: &str,
-    leading_wildcard: bool,
-    trailing_wildcard: bool,
-    f: &mut fmt::Formatter<'_>,
-) -> fmt::Result {
-    write!(f, "\"{}", wildcard_str(leading_wildcard))?;
-    for character in body.chars() {
-        match character {
-            '"' | '\\' | '*' => write!(f, "\\{character}")?,
-            '\n' => f.write_str("\\n")?,
-            '\r' => f.write_str("\\r")?,
-            '\t' => f.write_str("\\t")?,
-            character => write!(f, "{character}")?,
-        }
-    }
-    write!(f, "{}\"", wildcard_str(trailing_wildcard))
 }
 
 // === impl Column ===
@@ -316,20 +221,25 @@ pub(crate) fn is_keyword(word: &str) -> bool {
     matches!(word, "AND" | "OR" | "NOT")
 }
 
+/// Returns the text as it is written between quotes.
+pub(super) fn escape(text: &str) -> String {
+    let mut escaped = String::new();
+    for character in text.chars() {
+        match character {
+            '"' | '\\' | '*' => escaped.extend(['\\', character]),
+            '\n' => escaped.push_str("\\n"),
+            '\r' => escaped.push_str("\\r"),
+            '\t' => escaped.push_str("\\t"),
+            character => escaped.push(character),
+        }
+    }
+    escaped
+}
+
 /// Returns whether a text needs no quotes as a field or a global restriction.
-fn is_bare_word(text: &str) -> bool {
+pub(super) fn is_bare_word(text: &str) -> bool {
     !text.is_empty()
         && text.chars().all(is_word_char)
         && !text.starts_with('-')
-        && !is_keyword(text)
-}
-
-/// Returns whether a text needs no quotes after a comparator.
-fn is_bare_value(text: &str) -> bool {
-    !text.is_empty()
-        && text
-            .chars()
-            .all(|character| is_word_char(character) || ".:".contains(character))
-        && !text.starts_with(':')
         && !is_keyword(text)
 }

@@ -4,9 +4,7 @@ use prost_reflect::{DynamicMessage, ReflectMessage, Value};
 
 use super::{
     decoded::{DecodedOperation, MessageField},
-    fields::ScalarField,
     filter::Pattern,
-    literal::FieldValue,
     message_eval::{ANY_TYPE_NAME, MAX_ANY_DEPTH},
 };
 
@@ -14,19 +12,17 @@ use super::{
 /// error message or a string of the metadata.
 pub(super) fn matches_any_text(pattern: &Pattern, decoded: &DecodedOperation<'_>) -> bool {
     let operation = decoded.operation;
-    let text_fields = [ScalarField::Name, ScalarField::Queue, ScalarField::Method];
-    let is_in_field = text_fields
-        .iter()
-        .any(|field| match field.value(operation) {
-            Some(FieldValue::Text(value)) => pattern.is_found_in(value),
-            _ => false,
-        });
-    let mut labels = operation.labels().iter();
-    if is_in_field || labels.any(|(_, value)| pattern.is_found_in(value)) {
+    let queue = operation.queue().map_or("", |queue| queue.as_str());
+    let fields = [operation.name(), queue, operation.method()];
+    let labels = operation.labels().iter().map(|(_, value)| value);
+    if fields
+        .into_iter()
+        .chain(labels)
+        .any(|text| pattern.is_found_in(text))
+    {
         return true;
     }
-    let has_error = operation.encoded().error().is_some();
-    let error = has_error.then(|| decoded.error()).flatten();
+    let error = decoded.message(MessageField::Error);
     let error = error.and_then(|error| error.get_field_by_name("message"));
     if error.is_some_and(|message| pattern.is_found_in(message.as_str().unwrap_or_default())) {
         return true;
@@ -47,8 +43,8 @@ fn message_contains(
         let Some(remaining_any_depth) = remaining_any_depth.checked_sub(1) else {
             return false;
         };
-        let inner = decoded.decode_any(message);
-        return inner
+        return decoded
+            .decode_any(message)
             .is_some_and(|inner| message_contains(decoded, &inner, pattern, remaining_any_depth));
     }
     let mut fields = message.fields();

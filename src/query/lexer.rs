@@ -1,5 +1,7 @@
 //! Splits the text of a filter into words, strings, comparators and keywords.
 
+use std::slice;
+
 use super::filter::{Column, Comparator, InvalidFilter, Pattern, is_keyword, is_word_char};
 
 const EXPECTED_VALUE: &str = "a value";
@@ -40,18 +42,19 @@ impl Lexer {
     /// Skips white space; returns whether there was any.
     pub(super) fn skip_whitespace(&mut self) -> bool {
         let start = self.pos;
-        while self.peek().is_some_and(char::is_whitespace) {
-            self.pos += 1;
-        }
+        self.pos = self.find_end(char::is_whitespace);
         self.pos > start
     }
 
+    /// Returns the end of the characters from here for which `is_included` is true.
+    fn find_end(&self, is_included: impl Fn(char) -> bool) -> usize {
+        let mut rest = self.chars[self.pos..].iter();
+        let length = rest.position(|character| !is_included(*character));
+        length.map_or(self.chars.len(), |length| self.pos + length)
+    }
+
     fn take_while(&mut self, is_included: impl Fn(char) -> bool) -> Token {
-        let length = self.chars[self.pos..]
-            .iter()
-            .take_while(|character| is_included(**character))
-            .count();
-        self.take_until(self.pos + length)
+        self.take_until(self.find_end(is_included))
     }
 
     pub(super) fn take_until(&mut self, end: usize) -> Token {
@@ -71,17 +74,13 @@ impl Lexer {
             None => "the end".to_owned(),
             Some('\\') => "a backslash, which needs quotes around it".to_owned(),
             Some(first) => {
-                let rest = self.chars[self.pos..].iter();
-                let word: String = rest
-                    .take_while(|character| is_word_char(**character))
-                    .take(30)
-                    .collect();
-                let found = if word.is_empty() {
-                    first.to_string()
+                let word = &self.chars[self.pos..self.find_end(is_word_char)];
+                let word = if word.is_empty() {
+                    slice::from_ref(&first)
                 } else {
                     word
                 };
-                format!("{found:?}")
+                format!("{:?}", word.iter().take(30).collect::<String>())
             }
         };
         InvalidFilter::expected(self.column(), expected, &found)
@@ -135,10 +134,7 @@ impl Lexer {
         loop {
             self.pos += 1;
             let character = match self.peek() {
-                None => {
-                    let problem = "this quote is not closed";
-                    return Err(InvalidFilter::new(column, problem));
-                }
+                None => return Err(InvalidFilter::new(column, "this quote is not closed")),
                 found if found == quote => {
                     self.pos += 1;
                     return Ok(Token {
@@ -205,18 +201,13 @@ impl Lexer {
         if self.peek() != Some('-') {
             return None;
         }
-        let rest = &self.chars[self.pos..];
-        let length = rest
-            .iter()
-            .take_while(|character| is_word_char(**character) || **character == '.')
-            .count();
-        let text: String = rest[..length].iter().collect();
+        let end = self.find_end(|character| is_word_char(character) || character == '.');
+        let text: String = self.chars[self.pos..end].iter().collect();
         let is_number = text.parse::<f64>().is_ok() && text.ends_with(|c: char| c.is_ascii_digit());
-        let next = rest[length..]
-            .iter()
-            .find(|character| !character.is_whitespace());
+        let mut rest = self.chars[end..].iter();
+        let next = rest.find(|character| !character.is_whitespace());
         let is_compared = next.is_some_and(|character| "<>=!:".contains(*character));
-        (is_number && !is_compared).then_some(self.pos + length)
+        (is_number && !is_compared).then_some(end)
     }
 
     pub(super) fn unsupported_function(&self, column: Column) -> InvalidFilter {
@@ -240,10 +231,8 @@ impl Token {
 
     /// Returns the text as a field name, in which `*` is no wildcard.
     pub(super) fn to_name(&self) -> String {
-        self.chars
-            .iter()
-            .map(|character| character.unwrap_or('*'))
-            .collect()
+        let chars = self.chars.iter();
+        chars.map(|character| character.unwrap_or('*')).collect()
     }
 
     pub(super) fn into_pattern(self) -> Result<Pattern, InvalidFilter> {

@@ -30,7 +30,8 @@ pub(crate) struct Literal {
     pub(crate) pattern: Pattern,
     integer: Option<i128>,
     float: Option<f64>,
-    time_ns: Option<i128>,
+    /// Nanoseconds since 1970.
+    pub(super) time_ns: Option<i128>,
     duration_ns: Option<i128>,
 }
 
@@ -92,6 +93,18 @@ impl TruthValue {
             Self::True => Self::False,
         }
     }
+
+    /// Returns the disjunction of truth values; takes no more of them than needed.
+    pub(crate) fn any(values: impl IntoIterator<Item = Self>) -> Self {
+        let mut any = Self::False;
+        for value in values {
+            any = any.max(value);
+            if any == Self::True {
+                break;
+            }
+        }
+        any
+    }
 }
 
 impl From<bool> for TruthValue {
@@ -117,8 +130,7 @@ impl Comparison {
         let literal = &self.literal;
         let exact = literal.pattern.exact();
         let (is_valid, expected) = match scalar_type {
-            ScalarType::Text if is_ordering => (exact.is_some(), "a text without *"),
-            ScalarType::Text => (true, "a text"),
+            ScalarType::Text => (!is_ordering || exact.is_some(), "a text without *"),
             ScalarType::Bool | ScalarType::Enum(_) if is_ordering => {
                 return Err(TypeError::ExpectedComparator(
                     "= or !=, because it has no order",
@@ -176,11 +188,11 @@ impl Literal {
     /// Compares a value with the literal. The result is `Unknown` if the literal is no
     /// value of that type, or if the type has no order and the comparator needs one.
     pub(crate) fn evaluate(&self, comparator: Comparator, value: FieldValue<'_>) -> TruthValue {
-        if value == FieldValue::Null || self.is_null() {
-            return self.evaluate_null(comparator, value);
-        }
         if let FieldValue::Text(text) = value {
             return self.evaluate_text(comparator, text);
+        }
+        if value == FieldValue::Null || self.is_null() {
+            return self.evaluate_null(comparator, value);
         }
         match self.compare(value) {
             Some(_) if comparator.is_ordering() && !value.is_ordered() => TruthValue::Unknown,
@@ -208,7 +220,6 @@ impl Literal {
     /// Compares a value if it or the literal is `null`, which is equal to `null` only.
     fn evaluate_null(&self, comparator: Comparator, value: FieldValue<'_>) -> TruthValue {
         match (value, comparator) {
-            (FieldValue::Text(text), _) => self.evaluate_text(comparator, text),
             (FieldValue::Null, Comparator::Equal | Comparator::Has) if self.is_null() => {
                 TruthValue::True
             }
@@ -249,11 +260,6 @@ impl Literal {
             "false" => Some(false),
             _ => None,
         }
-    }
-
-    /// Returns the literal as nanoseconds since 1970, or `None` if it is no time.
-    pub(crate) fn time_ns(&self) -> Option<i128> {
-        self.time_ns
     }
 }
 

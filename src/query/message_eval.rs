@@ -65,10 +65,10 @@ impl<'a> MessageEvaluator<'a> {
     }
 
     fn evaluate_scalar(&self, value: FieldValue<'_>, rest: &[Segment]) -> TruthValue {
-        if rest.is_empty() {
-            self.compare(value)
-        } else {
-            self.truth_if_missing()
+        match rest {
+            [] if self.comparison.is_presence_test() => TruthValue::True,
+            [] => self.compare(value),
+            _ => self.truth_if_missing(),
         }
     }
 
@@ -84,36 +84,29 @@ impl<'a> MessageEvaluator<'a> {
     }
 
     /// Evaluates an `Any`; calls `decode` only if the path leads into its content.
-    pub(super) fn evaluate_any<M>(
+    pub(super) fn evaluate_any<M: Deref<Target = DynamicMessage>>(
         self,
         type_url: &str,
         decode: impl FnOnce() -> Option<M>,
         path: &[Segment],
-    ) -> TruthValue
-    where
-        M: Deref<Target = DynamicMessage>,
-    {
+    ) -> TruthValue {
         match path {
             [] if self.comparison.is_presence_test() => return TruthValue::True,
             [first, rest @ ..] if &*first.name == TYPE_FIELD => {
-                return if self.comparison.is_presence_test() && rest.is_empty() {
-                    TruthValue::True
-                } else {
-                    self.evaluate_scalar(FieldValue::Text(type_url), rest)
-                };
+                return self.evaluate_scalar(FieldValue::Text(type_url), rest);
             }
             _ => {}
         }
         let Some(remaining_any_depth) = self.remaining_any_depth.checked_sub(1) else {
             return TruthValue::Unknown;
         };
+        let inner = Self {
+            remaining_any_depth,
+            ..self
+        };
         // The content of an unregistered type is unknown.
         decode().map_or(TruthValue::Unknown, |message| {
-            Self {
-                remaining_any_depth,
-                ..self
-            }
-            .evaluate_message(&message, path)
+            inner.evaluate_message(&message, path)
         })
     }
 
@@ -133,7 +126,10 @@ impl<'a> MessageEvaluator<'a> {
                 let Some(values) = message.get_field_by_number(1) else {
                     return self.truth_if_missing();
                 };
-                return self.evaluate_list(values.as_list().unwrap_or_default(), path);
+                let values = values.as_list().unwrap_or_default();
+                return self.evaluate_repeated(values, path, |evaluator, value| {
+                    evaluator.evaluate_nested_json_value(value, path)
+                });
             }
             _ => {}
         }
@@ -151,11 +147,10 @@ impl<'a> MessageEvaluator<'a> {
         }
         if field.is_list() {
             let value = message.get_field(&field);
-            return self.evaluate_repeated(
-                value.as_list().unwrap_or_default(),
-                rest,
-                |evaluator, value, rest| evaluator.evaluate_value(value, &field.kind(), rest),
-            );
+            let elements = value.as_list().unwrap_or_default();
+            return self.evaluate_repeated(elements, rest, |evaluator, value| {
+                evaluator.evaluate_value(value, &field.kind(), rest)
+            });
         }
         if self.comparison.is_presence_test() && rest.is_empty() {
             return message.has_field(&field).into();
@@ -197,16 +192,11 @@ impl<'a> MessageEvaluator<'a> {
         message: &DynamicMessage,
         descriptor: &MessageDescriptor,
     ) -> Option<TruthValue> {
-        let (scalar, first_field) = (
-            well_known_scalar_type(descriptor)?,
-            message.get_field_by_number(1)?,
-        );
+        let scalar = well_known_scalar_type(descriptor)?;
+        let first_field = message.get_field_by_number(1)?;
         let nanos = || {
-            let nanos_field = message.get_field_by_number(2)?;
-            Some(total_nanoseconds(
-                first_field.as_i64()?,
-                nanos_field.as_i32()?,
-            ))
+            let (seconds, nanos) = (first_field.as_i64()?, message.get_field_by_number(2)?);
+            Some(total_nanoseconds(seconds, nanos.as_i32()?))
         };
         Some(self.compare(match scalar {
             ScalarType::Time => FieldValue::Time(nanos()?),
@@ -216,21 +206,15 @@ impl<'a> MessageEvaluator<'a> {
     }
 
     fn evaluate_value(self, value: &Value, kind: &Kind, rest: &[Segment]) -> TruthValue {
-        let scalar = match value {
-            Value::Message(message) => return self.evaluate_message(message, rest),
+        match value {
+            Value::Message(message) => self.evaluate_message(message, rest),
             Value::EnumNumber(number) => {
                 let known = kind.as_enum().and_then(|kind| kind.get_value(*number));
-                return match known {
-                    Some(known) => self.evaluate_scalar(FieldValue::Enum(known.name()), rest),
-                    None => self.evaluate_scalar(FieldValue::Opaque, rest),
-                };
+                let name = known.as_ref().map(|known| FieldValue::Enum(known.name()));
+                self.evaluate_scalar(name.unwrap_or(FieldValue::Opaque), rest)
             }
-            other => field_value(other),
-        };
-        if self.comparison.is_presence_test() && rest.is_empty() {
-            return TruthValue::True;
+            other => self.evaluate_scalar(field_value(other), rest),
         }
-        self.evaluate_scalar(scalar, rest)
     }
 
     /// Evaluates a map: its keys, or the value of the key that `path` starts with.
@@ -254,24 +238,21 @@ impl<'a> MessageEvaluator<'a> {
                 _ => TruthValue::Unknown,
             };
         };
-        let found = map
-            .iter()
-            .find(|(found, _)| *map_key_text(found) == *key.name)
-            .map(|(_, value)| value);
-        match found {
+        let mut entries = map.iter();
+        match entries.find(|(found, _)| *map_key_text(found) == *key.name) {
             None => self.truth_if_missing(),
             Some(_) if rest.is_empty() && self.comparison.is_presence_test() => TruthValue::True,
-            Some(value) => evaluate(value, rest),
+            Some((_, value)) => evaluate(value, rest),
         }
     }
 
     /// Returns whether the rest of the path is true of any element; `Unknown` only if it is
     /// true of none and unknown of at least one.
-    fn evaluate_repeated<T>(
+    fn evaluate_repeated(
         self,
-        elements: &[T],
+        elements: &[Value],
         rest: &[Segment],
-        evaluate: impl Fn(Self, &T, &[Segment]) -> TruthValue,
+        evaluate: impl Fn(Self, &Value) -> TruthValue,
     ) -> TruthValue {
         if self.comparison.comparator != Comparator::Has {
             return self.truth_if_incomparable();
@@ -283,14 +264,11 @@ impl<'a> MessageEvaluator<'a> {
             in_repeated: true,
             ..self
         };
-        let mut truth = TruthValue::False;
-        for element in elements {
-            truth = truth.max(evaluate(element_evaluator, element, rest));
-            if truth == TruthValue::True {
-                break;
-            }
-        }
-        truth
+        TruthValue::any(
+            elements
+                .iter()
+                .map(|element| evaluate(element_evaluator, element)),
+        )
     }
 
     // `google.protobuf.Struct`, `Value` and `ListValue`.
@@ -302,9 +280,14 @@ impl<'a> MessageEvaluator<'a> {
         let Some(fields) = message.get_field_by_number(1) else {
             return self.truth_if_missing();
         };
-        self.evaluate_map(&fields, path, |value, rest| match value.as_message() {
-            Some(value) => self.evaluate_json_value(value, rest),
-            None => TruthValue::Unknown,
+        self.evaluate_map(&fields, path, |value, rest| {
+            self.evaluate_nested_json_value(value, rest)
+        })
+    }
+
+    fn evaluate_nested_json_value(self, value: &Value, path: &[Segment]) -> TruthValue {
+        value.as_message().map_or(TruthValue::Unknown, |value| {
+            self.evaluate_json_value(value, path)
         })
     }
 
@@ -314,22 +297,9 @@ impl<'a> MessageEvaluator<'a> {
         };
         match value {
             Value::Message(inner) => self.evaluate_message(inner, path),
-            _ if path.is_empty() && self.comparison.is_presence_test() => TruthValue::True,
             Value::EnumNumber(_) => self.evaluate_scalar(FieldValue::Null, path),
-            Value::F64(number) => self.evaluate_scalar(FieldValue::Float64(*number), path),
-            Value::String(text) => self.evaluate_scalar(FieldValue::Text(text), path),
-            Value::Bool(value) => self.evaluate_scalar(FieldValue::Bool(*value), path),
-            _ => TruthValue::Unknown,
+            other => self.evaluate_scalar(field_value(other), path),
         }
-    }
-
-    fn evaluate_list(self, values: &[Value], path: &[Segment]) -> TruthValue {
-        self.evaluate_repeated(values, path, |evaluator, value, rest| {
-            match value.as_message() {
-                Some(value) => evaluator.evaluate_json_value(value, rest),
-                None => TruthValue::Unknown,
-            }
-        })
     }
 }
 

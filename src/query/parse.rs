@@ -39,10 +39,9 @@ type LeftHandSide<'a> = Option<(&'a Path, Comparator)>;
 /// ([`MAX_FILTER_BYTES`], [`MAX_PAREN_DEPTH`], [`MAX_PATH_SEGMENTS`], [`MAX_TERMS`]).
 pub(crate) fn parse(text: &str) -> Result<Filter, InvalidFilter> {
     if text.len() > MAX_FILTER_BYTES {
-        let problem = format!(
-            "the filter has {} bytes; at most {MAX_FILTER_BYTES} are allowed",
-            text.len()
-        );
+        let bytes = text.len();
+        let problem =
+            format!("the filter has {bytes} bytes; at most {MAX_FILTER_BYTES} are allowed");
         return Err(InvalidFilter::new(Column(1), problem));
     }
     let mut parser = Parser {
@@ -92,17 +91,14 @@ impl Parser {
     }
 
     fn parse_term(&mut self, left: LeftHandSide<'_>) -> Result<Filter, InvalidFilter> {
-        if self.lexer.accept_keyword("NOT")? {
-            let inner = self.parse_simple(left)?;
-            return Ok(Filter::Not(Box::new(inner)));
-        }
         let is_minus = self.lexer.peek() == Some('-') && left.is_none();
         if is_minus && self.lexer.bare_number_end().is_none() {
             self.lexer.pos += 1;
-            let inner = self.parse_simple(left)?;
-            return Ok(Filter::Not(Box::new(inner)));
+        } else if !self.lexer.accept_keyword("NOT")? {
+            return self.parse_simple(left);
         }
-        self.parse_simple(left)
+        let inner = self.parse_simple(left)?;
+        Ok(Filter::Not(Box::new(inner)))
     }
 
     fn parse_simple(&mut self, left: LeftHandSide<'_>) -> Result<Filter, InvalidFilter> {

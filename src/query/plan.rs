@@ -7,7 +7,7 @@ use super::{
     compile::CompiledFilter,
     eval::{Expr, compare_field},
     fields::{STATES, ScalarField},
-    filter::{Comparator, Pattern},
+    filter::Comparator,
     literal::{Comparison, TruthValue},
 };
 use crate::proto::longrunning::v1::operation_metadata::State;
@@ -61,20 +61,50 @@ impl Plan {
 
     /// Plans a filtered list.
     pub(crate) fn from_filter(filter: &CompiledFilter) -> Self {
-        Self {
-            candidates: candidates(&filter.root, true),
-            creation_range: creation_range(&filter.root, true),
-        }
+        Self::from_expr(&filter.root, true)
     }
-}
 
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.candidates)?;
-        if self.creation_range != TimeRange::ALL {
-            f.write_str(", by creation time")?;
+    /// Plans the operations for which an expression can evaluate to `polarity`.
+    fn from_expr(expr: &Expr, polarity: bool) -> Self {
+        let (candidates, creation_range) = match expr {
+            Expr::And(nodes) | Expr::Or(nodes) => {
+                let plans = nodes.iter().map(|node| Self::from_expr(node, polarity));
+                let plans = plans.map(|plan| (plan.candidates, plan.creation_range));
+                let (sets, ranges): (Vec<_>, Vec<_>) = plans.unzip();
+                let ranges = ranges.into_iter();
+                // By De Morgan: NOT (a AND b) is (NOT a) OR (NOT b).
+                if matches!(expr, Expr::And(_)) == polarity {
+                    let range = ranges.fold(TimeRange::ALL, TimeRange::intersect);
+                    (Candidates::intersection(sets), range)
+                } else {
+                    let range = ranges.reduce(TimeRange::union);
+                    (Candidates::union(sets), range.unwrap_or(TimeRange::ALL))
+                }
+            }
+            Expr::Not(node) => return Self::from_expr(node, !polarity),
+            Expr::Field { field, comparison } => (
+                field_candidates(*field, comparison, polarity),
+                time_range(*field, comparison, polarity),
+            ),
+            Expr::Label { key, comparison } => {
+                let value = comparison.literal.pattern.exact();
+                let candidates = match (key, value) {
+                    (Some(key), Some(value)) if is_equality(comparison.comparator, polarity) => {
+                        Candidates::Lookup(IndexLookup::Label {
+                            key: key.clone(),
+                            value: value.into(),
+                        })
+                    }
+                    _ => Candidates::Everything,
+                };
+                (candidates, TimeRange::ALL)
+            }
+            Expr::Message { .. } | Expr::Text(_) => return Self::EVERYTHING,
+        };
+        Self {
+            candidates,
+            creation_range,
         }
-        Ok(())
     }
 }
 
@@ -93,73 +123,45 @@ impl Candidates {
         }
     }
 
-    fn intersection(sets: impl Iterator<Item = Self>) -> Self {
-        let mut operands = Vec::new();
-        for set in sets {
-            match set {
-                Self::Everything => {}
-                Self::Intersection(inner) => inner
-                    .into_iter()
-                    .for_each(|set| push_unique(&mut operands, set)),
-                set => push_unique(&mut operands, set),
-            }
-        }
-        match operands.len() {
-            0 => Self::Everything,
-            1 => operands.remove(0),
-            _ => Self::Intersection(operands),
-        }
+    fn intersection(sets: Vec<Self>) -> Self {
+        let operands = sets.into_iter().flat_map(|set| match set {
+            Self::Everything => Vec::new(),
+            Self::Intersection(inner) => inner,
+            set => vec![set],
+        });
+        combine(operands, Self::Intersection).unwrap_or(Self::Everything)
     }
 
-    fn union(sets: impl Iterator<Item = Self>) -> Self {
-        let mut operands = Vec::new();
-        for set in sets {
-            match set {
-                Self::Everything => return Self::Everything,
-                Self::Union(inner) => inner
-                    .into_iter()
-                    .for_each(|set| push_unique(&mut operands, set)),
-                set => push_unique(&mut operands, set),
-            }
+    fn union(sets: Vec<Self>) -> Self {
+        if sets.contains(&Self::Everything) {
+            return Self::Everything;
         }
-        match operands.len() {
-            1 => operands.remove(0),
-            _ => Self::Union(operands),
-        }
+        let operands = sets.into_iter().flat_map(|set| match set {
+            Self::Union(inner) => inner,
+            set => vec![set],
+        });
+        combine(operands, Self::Union).unwrap_or(Self::Union(Vec::new()))
     }
 }
 
-/// Adds a set unless it is there already, because each costs a lookup.
-fn push_unique(sets: &mut Vec<Candidates>, set: Candidates) {
-    if !sets.contains(&set) {
-        sets.push(set);
-    }
-}
-
-impl fmt::Display for Candidates {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Everything => f.write_str("everything"),
-            Self::Lookup(lookup) => write!(f, "{lookup}"),
-            Self::Intersection(sets) => write_joined(sets, " and ", f),
-            Self::Union(sets) => write_joined(sets, " or ", f),
+/// Combines sets without duplicates, because each costs a lookup. Returns `None` without sets.
+fn combine(
+    sets: impl Iterator<Item = Candidates>,
+    combine: fn(Vec<Candidates>) -> Candidates,
+) -> Option<Candidates> {
+    let mut unique = Vec::new();
+    for set in sets {
+        if !unique.contains(&set) {
+            unique.push(set);
         }
     }
+    match unique.len() {
+        0 | 1 => unique.pop(),
+        _ => Some(combine(unique)),
+    }
 }
 
-/// Writes sets in parentheses, with a separator between them.
-pub(crate) fn write_joined<T: fmt::Display>(
-    sets: &[T],
-    separator: &str,
-    f: &mut fmt::Formatter<'_>,
-) -> fmt::Result {
-    f.write_str("(")?;
-    for (index, set) in sets.iter().enumerate() {
-        f.write_str(if index == 0 { "" } else { separator })?;
-        write!(f, "{set}")?;
-    }
-    f.write_str(")")
-}
+// === impl IndexLookup ===
 
 impl fmt::Display for IndexLookup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -173,42 +175,6 @@ impl fmt::Display for IndexLookup {
     }
 }
 
-/// Returns the operations for which an expression can evaluate to `polarity`.
-fn candidates(node: &Expr, polarity: bool) -> Candidates {
-    match node {
-        Expr::And(nodes) | Expr::Or(nodes) => {
-            let sets = nodes.iter().map(|node| candidates(node, polarity));
-            // By De Morgan: NOT (a AND b) is (NOT a) OR (NOT b).
-            if matches!(node, Expr::And(_)) == polarity {
-                Candidates::intersection(sets)
-            } else {
-                Candidates::union(sets)
-            }
-        }
-        Expr::Not(node) => candidates(node, !polarity),
-        Expr::Field {
-            field: field @ (ScalarField::Done | ScalarField::State),
-            comparison,
-        } => state_candidates(*field, comparison, polarity),
-        Expr::Field { field, comparison } if is_equality(comparison.comparator, polarity) => {
-            index_lookup(*field, &comparison.literal.pattern)
-                .map_or(Candidates::Everything, Candidates::Lookup)
-        }
-        Expr::Label { key, comparison } if is_equality(comparison.comparator, polarity) => {
-            match (key, comparison.literal.pattern.exact()) {
-                (Some(key), Some(value)) => Candidates::Lookup(IndexLookup::Label {
-                    key: key.clone(),
-                    value: value.into(),
-                }),
-                _ => Candidates::Everything,
-            }
-        }
-        Expr::Field { .. } | Expr::Label { .. } | Expr::Message { .. } | Expr::Text(_) => {
-            Candidates::Everything
-        }
-    }
-}
-
 /// Returns whether the comparison evaluates to `polarity` only if both sides are equal.
 fn is_equality(comparator: Comparator, polarity: bool) -> bool {
     match comparator {
@@ -218,31 +184,31 @@ fn is_equality(comparator: Comparator, polarity: bool) -> bool {
     }
 }
 
-fn index_lookup(field: ScalarField, pattern: &Pattern) -> Option<IndexLookup> {
-    match (field, pattern.exact()) {
+/// Returns the operations for which a comparison of a field evaluates to `polarity`.
+fn field_candidates(field: ScalarField, comparison: &Comparison, polarity: bool) -> Candidates {
+    if let ScalarField::Done | ScalarField::State = field {
+        let has_polarity = |state: &State| {
+            let truth = compare_field(field.value_in_state(*state), comparison);
+            truth == TruthValue::from(polarity)
+        };
+        if has_polarity(&State::Succeeded) {
+            return Candidates::Everything;
+        }
+        let states = STATES.into_iter().filter(has_polarity);
+        let lookups = states.map(|state| Candidates::Lookup(IndexLookup::State(state)));
+        return Candidates::union(lookups.collect());
+    }
+    let pattern = &comparison.literal.pattern;
+    Candidates::Lookup(match (field, pattern.exact()) {
+        _ if !is_equality(comparison.comparator, polarity) => return Candidates::Everything,
         // Operations without a queue are not indexed.
-        (ScalarField::Queue, Some(queue)) if !queue.is_empty() => {
-            Some(IndexLookup::Queue(queue.into()))
-        }
-        (ScalarField::Name, Some(name)) => Some(IndexLookup::Name(name.into())),
+        (ScalarField::Queue, Some(queue)) if !queue.is_empty() => IndexLookup::Queue(queue.into()),
+        (ScalarField::Name, Some(name)) => IndexLookup::Name(name.into()),
         (ScalarField::Name, None) if !pattern.leading_wildcard => {
-            Some(IndexLookup::NamePrefix(pattern.body.clone()))
+            IndexLookup::NamePrefix(pattern.body.clone())
         }
-        _ => None,
-    }
-}
-
-/// Returns the states in which a comparison of `done` or `state` evaluates to `polarity`.
-fn state_candidates(field: ScalarField, comparison: &Comparison, polarity: bool) -> Candidates {
-    let has_polarity = |state: &State| {
-        let truth = compare_field(field.value_in_state(*state), comparison);
-        truth == TruthValue::from(polarity)
-    };
-    if has_polarity(&State::Succeeded) {
-        return Candidates::Everything;
-    }
-    let states = STATES.into_iter().filter(has_polarity);
-    Candidates::union(states.map(|state| Candidates::Lookup(IndexLookup::State(state))))
+        _ => return Candidates::Everything,
+    })
 }
 
 // === impl TimeRange ===
@@ -269,27 +235,10 @@ impl TimeRange {
     }
 }
 
-/// Returns the creation times of the operations for which an expression can evaluate to
-/// `polarity`.
-fn creation_range(node: &Expr, polarity: bool) -> TimeRange {
-    match node {
-        Expr::And(nodes) | Expr::Or(nodes) => {
-            let ranges = nodes.iter().map(|node| creation_range(node, polarity));
-            if matches!(node, Expr::And(_)) == polarity {
-                ranges.fold(TimeRange::ALL, TimeRange::intersect)
-            } else {
-                ranges.reduce(TimeRange::union).unwrap_or(TimeRange::ALL)
-            }
-        }
-        Expr::Not(node) => creation_range(node, !polarity),
-        Expr::Field { field, comparison } => time_range(*field, comparison, polarity),
-        Expr::Label { .. } | Expr::Message { .. } | Expr::Text(_) => TimeRange::ALL,
-    }
-}
-
+/// Returns the creation times of the operations for which a comparison evaluates to `polarity`.
 fn time_range(field: ScalarField, comparison: &Comparison, polarity: bool) -> TimeRange {
     use Comparator::{Equal, Greater, GreaterEqual, Has, Less, LessEqual, NotEqual};
-    let Some(time_ns) = comparison.literal.time_ns() else {
+    let Some(time_ns) = comparison.literal.time_ns else {
         return TimeRange::ALL;
     };
     let TimeRange { from_ns, to_ns } = TimeRange::ALL;
@@ -322,7 +271,25 @@ mod tests {
 
     fn plan(filter: &str) -> String {
         let filter = CompiledFilter::parse(filter, built_in_types()).unwrap();
-        Plan::from_filter(&filter).to_string()
+        let plan = Plan::from_filter(&filter);
+        let candidates = describe(&plan.candidates);
+        match plan.creation_range {
+            TimeRange::ALL => candidates,
+            _ => format!("{candidates}, by creation time"),
+        }
+    }
+
+    fn describe(candidates: &Candidates) -> String {
+        let describe_all = |sets: &[Candidates], separator: &str| {
+            let texts: Vec<_> = sets.iter().map(describe).collect();
+            format!("({})", texts.join(separator))
+        };
+        match candidates {
+            Candidates::Everything => "everything".to_owned(),
+            Candidates::Lookup(lookup) => lookup.to_string(),
+            Candidates::Intersection(sets) => describe_all(sets, " and "),
+            Candidates::Union(sets) => describe_all(sets, " or "),
+        }
     }
 
     // Rules: LIST-17

@@ -26,8 +26,9 @@ impl Scope {
     /// # Errors
     /// [`InvalidName::Parent`] for anything else.
     pub(crate) fn parse(text: &str) -> Result<Self, InvalidName> {
+        let invalid = || InvalidName::Parent(excerpt(text));
         if text.len() > MAX_NAME_BYTES {
-            return Err(InvalidName::Parent(excerpt(text)));
+            return Err(invalid());
         }
         if matches!(text, "" | "-" | "-/operations") {
             return Ok(Self::Everything);
@@ -42,18 +43,15 @@ impl Scope {
         } else {
             Some(text)
         };
-        let Some(parent) = parent else {
-            return Err(InvalidName::Parent(excerpt(text)));
-        };
+        let parent = parent.ok_or_else(invalid)?;
         if !segments(parent).any(|(_, id)| id == "-") {
             return Parent::parse(parent).map(Self::Parent);
         }
-        if !segments(parent)
-            .all(|(collection, id)| is_collection(collection) && (id == "-" || is_parent_id(id)))
-        {
-            return Err(InvalidName::Parent(excerpt(text)));
-        }
-        Ok(Self::ParentPattern(parent.into()))
+        let is_valid = segments(parent)
+            .all(|(collection, id)| is_collection(collection) && (id == "-" || is_parent_id(id)));
+        is_valid
+            .then(|| Self::ParentPattern(parent.into()))
+            .ok_or_else(invalid)
     }
 
     /// Returns whether the scope contains the operation with this name.

@@ -3,6 +3,7 @@
 
 mod generators;
 mod naive_eval;
+mod print;
 mod sample_operation;
 
 use std::sync::LazyLock;
@@ -10,6 +11,7 @@ use std::sync::LazyLock;
 pub(crate) use self::{
     generators::{any_sample_filter, any_sample_operation},
     naive_eval::evaluate_naively,
+    print::print_filter,
     sample_operation::{SampleMetadata, SampleOperation, SampleState},
 };
 use crate::types::TypeRegistry;

@@ -122,11 +122,11 @@ proptest! {
         filters in proptest::collection::vec(any_sample_filter(), 1..8),
     ) {
         for filter in &filters {
-            let compiled = CompiledFilter::new(filter, built_in_types()).map_err(|error| TestCaseError::fail(format!("{filter}: {error}")))?;
+            let compiled = CompiledFilter::new(filter, built_in_types()).map_err(|error| TestCaseError::fail(format!("{}: {error}", print_filter(filter))))?;
             for sample in &samples {
                 let operation = sample.to_operation(1);
                 let expected = evaluate_naively(filter, sample) == Some(true);
-                prop_assert_eq!(compiled.matches(&operation), expected, "{} of {:?}", filter, sample);
+                prop_assert_eq!(compiled.matches(&operation), expected, "{} of {:?}", print_filter(filter), sample);
             }
         }
     }

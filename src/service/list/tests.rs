@@ -13,7 +13,7 @@ use crate::{
     metrics::Metrics,
     query::testing::{
         SampleMetadata, SampleOperation, SampleState, any_sample_filter, any_sample_operation,
-        built_in_types,
+        built_in_types, print_filter,
     },
 };
 
@@ -122,10 +122,11 @@ proptest! {
         let view = view_of(&samples);
         for filter in filters {
             let compiled = CompiledFilter::new(&filter, built_in_types()).unwrap();
+            let text = print_filter(&filter);
             for scope in ["", "operations", "projects/p", "operations/-", "nothing/here"] {
                 let expected = full_scan(&view, scope, &compiled);
-                let listed = runtime.block_on(list_all_names(&view, scope, &filter.to_string(), page_size));
-                prop_assert_eq!(listed, expected, "{} of {:?}: {}", filter, scope, Plan::from_filter(&compiled));
+                let listed = runtime.block_on(list_all_names(&view, scope, &text, page_size));
+                prop_assert_eq!(listed, expected, "{} of {:?}: {:?}", text, scope, Plan::from_filter(&compiled));
             }
         }
     }
