@@ -66,7 +66,7 @@ pub(super) struct CommitLocks {
 }
 
 /// What happens to a committed operation if the future of the caller was dropped.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OnAbandon {
     Ignore,
     /// Releases the lease: no worker knows of it.
@@ -193,13 +193,15 @@ impl Store {
         operation_lock: KeyLockGuard,
         on_abandon: OnAbandon,
     ) -> PendingCommit {
-        let locks = CommitLocks {
-            request_id: None,
-            operation: operation_lock,
-        };
         match evaluation {
             Evaluation::Unchanged(current) => PendingCommit::Done(current),
-            Evaluation::Mutate(mutation) => self.persist(mutation, locks, on_abandon),
+            Evaluation::Mutate(mutation) => {
+                let locks = CommitLocks {
+                    request_id: None,
+                    operation: operation_lock,
+                };
+                self.persist(mutation, locks, on_abandon)
+            }
         }
     }
 
@@ -315,25 +317,18 @@ impl Evaluation {
 impl Publication {
     /// Publishes the mutation if it is durable, releases the locks, and answers the caller.
     fn complete(self, result: Result<(), WriteError>) {
-        let Self {
-            store,
-            publish,
-            locks,
-            on_abandon,
-            reply,
-            _task,
-        } = self;
-        let committed = result.map(|()| Committed {
-            operation: store.publish(publish),
-            undelivered: None,
-        });
-        drop(locks);
-        let committed = committed.map(|committed| match on_abandon {
-            OnAbandon::Ignore => committed,
-            OnAbandon::ReleaseLease => committed.release_unless_delivered(store),
+        let published = result.map(|()| self.store.publish(self.publish));
+        drop(self.locks);
+        let committed = published.map(|operation| Committed {
+            undelivered: (self.on_abandon == OnAbandon::ReleaseLease).then(|| UndeliveredLease {
+                store: self.store,
+                operation: operation.clone(),
+                is_delivered: false,
+            }),
+            operation,
         });
         // A caller that has gone finds the change in the view.
-        drop(reply.send(committed.map_err(CommitError::from)));
+        drop(self.reply.send(committed.map_err(CommitError::from)));
     }
 }
 
@@ -348,9 +343,10 @@ impl PendingCommit {
                 undelivered: None,
             }),
             // The sender is dropped unused only if publishing panicked.
-            Self::Pending(receiver) => receiver
-                .await
-                .unwrap_or(Err(CommitError::Rejected(Error::StoreUnavailable))),
+            Self::Pending(receiver) => {
+                let unavailable = CommitError::Rejected(Error::StoreUnavailable);
+                receiver.await.unwrap_or(Err(unavailable))
+            }
         }
     }
 }
@@ -364,18 +360,6 @@ impl Committed {
             undelivered.is_delivered = true;
         }
         self.operation
-    }
-
-    fn release_unless_delivered(self, store: Arc<Store>) -> Self {
-        let operation = self.operation.clone();
-        Self {
-            undelivered: Some(UndeliveredLease {
-                store,
-                operation,
-                is_delivered: false,
-            }),
-            ..self
-        }
     }
 }
 

@@ -6,14 +6,14 @@ use super::{
     commit::{
         CommitError, CommitLocks, MAX_CONFLICT_RETRIES, Mutation, OnAbandon, PendingCommit, Publish,
     },
+    key_locks::KeyLockGuard,
     state::Store,
-    view::ScopedRequestId,
 };
 use crate::{
     error::{Error, Result},
     operation::{
         Operation,
-        name::{OperationName, parent_of},
+        name::OperationName,
         spec::{IdempotencyKey, OperationSpec},
     },
     storage::Write,
@@ -27,12 +27,6 @@ pub struct Created {
     pub operation: Arc<Operation>,
     /// `true` if the same request had created the operation before.
     pub already_existed: bool,
-}
-
-/// A creation that was begun.
-enum PendingCreate {
-    Existing(Arc<Operation>),
-    New(PendingCommit),
 }
 
 impl Store {
@@ -50,20 +44,13 @@ impl Store {
             let Some(spec) = next_spec.take() else { break };
             // Only another server can cause a conflict, which takes another attempt.
             next_spec = self.is_shared().then(|| spec.clone());
-            let pending = match self.begin_create(spec).await? {
-                PendingCreate::New(pending) => pending,
-                PendingCreate::Existing(operation) => {
-                    return Ok(Created {
-                        operation,
-                        already_existed: true,
-                    });
-                }
-            };
+            let pending = self.begin_create(spec).await?;
+            let already_existed = matches!(pending, PendingCommit::Done(_));
             match pending.wait().await {
                 Ok(committed) => {
                     return Ok(Created {
                         operation: committed.into_operation(),
-                        already_existed: false,
+                        already_existed,
                     });
                 }
                 Err(CommitError::Rejected(error)) => return Err(error),
@@ -78,63 +65,43 @@ impl Store {
     }
 
     /// Locks the request id and the name, checks that both are free, and hands the new operation to storage, also if the
-    /// caller goes away meanwhile.
-    async fn begin_create(self: &Arc<Self>, spec: OperationSpec) -> Result<PendingCreate> {
-        let attributes = spec.attributes.as_ref();
-        let idempotency_key = attributes.and_then(|attributes| attributes.idempotency_key.clone());
+    /// caller goes away meanwhile. Returns `Done` if the same request created the operation before.
+    async fn begin_create(self: &Arc<Self>, spec: OperationSpec) -> Result<PendingCommit> {
         // Without an await nothing can be interrupted, so that no task is needed.
-        if idempotency_key.is_none()
+        if idempotency_key(&spec).is_none()
             && !self.is_shared()
-            && let Some(operation) = self.key_locks.try_lock(spec.name.as_str())
+            && let Some(name_lock) = self.key_locks.try_lock(spec.name.as_str())
         {
-            let request_id = None;
-            return self.persist_new(
-                spec,
-                CommitLocks {
-                    request_id,
-                    operation,
-                },
-            );
+            return self.persist_new(spec, None, name_lock);
         }
         let store = self.clone();
         let begin = async move {
-            let request_id = match &idempotency_key {
+            let request_id_lock = match idempotency_key(&spec) {
                 Some(key) => Some(store.request_id_locks.lock(&key.request_id).await),
                 None => None,
             };
             // The view may lag: another server may have removed the operation that is in the way.
             if store.is_shared()
-                && let Some(name) = store.find_conflicting_name(&spec, idempotency_key.as_ref())
+                && let Some(name) = store.find_conflicting_name(&spec)
             {
                 store.reload(&name).await?;
             }
-            if let Some(operation) = store.find_by_request_id(&spec, idempotency_key.as_ref())? {
-                return Ok(PendingCreate::Existing(operation));
+            if let Some(operation) = store.find_by_request_id(&spec)? {
+                return Ok(PendingCommit::Done(operation));
             }
-            let operation = store.key_locks.lock(spec.name.as_str()).await;
-            store.persist_new(
-                spec,
-                CommitLocks {
-                    request_id,
-                    operation,
-                },
-            )
+            let name_lock = store.key_locks.lock(spec.name.as_str()).await;
+            store.persist_new(spec, request_id_lock, name_lock)
         };
         self.tasks.run_to_completion("create", begin).await
     }
 
+    /// Builds the new operation, reserves what it needs, and hands it to storage.
     fn persist_new(
         self: &Arc<Self>,
-        spec: OperationSpec,
-        locks: CommitLocks,
-    ) -> Result<PendingCreate> {
-        let mutation = self.evaluate_create(spec)?;
-        let pending = self.persist(mutation, locks, OnAbandon::Ignore);
-        Ok(PendingCreate::New(pending))
-    }
-
-    /// Builds the new operation and reserves what it needs. The caller holds the lock of its name.
-    fn evaluate_create(self: &Arc<Self>, mut spec: OperationSpec) -> Result<Mutation> {
+        mut spec: OperationSpec,
+        request_id: Option<KeyLockGuard>,
+        name_lock: KeyLockGuard,
+    ) -> Result<PendingCommit> {
         if self.view.get_any(spec.name.as_str()).is_some() {
             return Err(Error::OperationExists {
                 name: spec.name.to_string(),
@@ -146,48 +113,38 @@ impl Store {
         };
         let operation = Arc::new(Operation::new(spec, self.clock.now()));
         self.limits.check_size("operation", &operation)?;
-        Ok(Mutation {
+        let mutation = Mutation {
             write: Write::Put(operation.clone()),
             publish: Publish::Insert {
                 reservation: self.reserve_capacity(&operation)?,
                 operation,
             },
-        })
+        };
+        let locks = CommitLocks {
+            request_id,
+            operation: name_lock,
+        };
+        Ok(self.persist(mutation, locks, OnAbandon::Ignore))
     }
 
     /// Returns the name of the operation that has the request id or the name of a new one.
-    fn find_conflicting_name(
-        &self,
-        spec: &OperationSpec,
-        idempotency_key: Option<&IdempotencyKey>,
-    ) -> Option<OperationName> {
-        let entry = idempotency_key.and_then(|key| {
-            let key = ScopedRequestId::new(parent_of(spec.name.as_str()), key);
-            self.view.request_id_entry(&key)
-        });
-        match entry {
-            Some(entry) => Some(entry.name),
-            None => self
-                .view
-                .get_any(spec.name.as_str())
-                .map(|_| spec.name.clone()),
-        }
+    fn find_conflicting_name(&self, spec: &OperationSpec) -> Option<OperationName> {
+        let name = spec.name.as_str();
+        idempotency_key(spec)
+            .and_then(|key| self.view.request_id_entry(name, key))
+            .map(|entry| entry.name)
+            .or_else(|| self.view.get_any(name).map(|_| spec.name.clone()))
     }
 
     /// Returns the operation that the same request created before, or `None` if it does not exist any more.
     ///
     /// # Errors
     /// ALREADY_EXISTS if the request had other content.
-    fn find_by_request_id(
-        &self,
-        spec: &OperationSpec,
-        idempotency_key: Option<&IdempotencyKey>,
-    ) -> Result<Option<Arc<Operation>>> {
-        let Some(key) = idempotency_key else {
+    fn find_by_request_id(&self, spec: &OperationSpec) -> Result<Option<Arc<Operation>>> {
+        let Some(key) = idempotency_key(spec) else {
             return Ok(None);
         };
-        let scoped_id = ScopedRequestId::new(parent_of(spec.name.as_str()), key);
-        let Some(existing) = self.view.request_id_entry(&scoped_id) else {
+        let Some(existing) = self.view.request_id_entry(spec.name.as_str(), key) else {
             return Ok(None);
         };
         if existing.idempotency_key.fingerprint != key.fingerprint {
@@ -197,4 +154,8 @@ impl Store {
         }
         Ok(self.view.get_visible(existing.name.as_str()))
     }
+}
+
+fn idempotency_key(spec: &OperationSpec) -> Option<&IdempotencyKey> {
+    spec.attributes.as_ref()?.idempotency_key.as_ref()
 }

@@ -12,7 +12,7 @@ use slab::Slab;
 use tokio::sync::mpsc;
 
 use crate::{
-    clock::{Clock, Timestamp},
+    clock::Clock,
     operation::{
         Operation,
         lease::{LeaseToken, WorkerId},
@@ -23,7 +23,7 @@ use crate::{
 const CHANNEL_CAPACITY: usize = 256;
 
 /// The subscriptions of all workers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Directives {
     subscriptions: DashMap<WorkerId, Slab<mpsc::Sender<WorkerEvent>>, RandomState>,
     limit: usize,
@@ -68,9 +68,8 @@ pub(crate) struct Subscription {
 impl Directives {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
-            subscriptions: DashMap::default(),
             limit,
-            count: AtomicUsize::new(0),
+            ..Self::default()
         }
     }
 
@@ -81,11 +80,8 @@ impl Directives {
             return None;
         }
         let (sender, events) = mpsc::channel(CHANNEL_CAPACITY);
-        let slot = self
-            .subscriptions
-            .entry(worker.clone())
-            .or_default()
-            .insert(sender);
+        let mut senders = self.subscriptions.entry(worker.clone()).or_default();
+        let slot = senders.insert(sender);
         Some(Subscription {
             directives: self.clone(),
             worker: worker.clone(),
@@ -110,15 +106,15 @@ impl Directives {
         else {
             return;
         };
-        let is_lease_current = !is_removed
-            && after
-                .lease()
-                .is_some_and(|current| current.token == lease.token);
+        let now = clock.now();
+        let current = after.lease().filter(|_| !is_removed);
+        let is_lease_current = current.is_some_and(|current| current.token == lease.token);
         let kind = if is_lease_current && after.is_deleted() && !before.is_deleted() {
             LeaseDirectiveKind::Deleted
         } else if is_lease_current && after.cancel_requested() && !before.cancel_requested() {
             LeaseDirectiveKind::CancelRequested
-        } else if !is_lease_current && is_past_deadline(before, clock.now()) {
+        } else if !is_lease_current && before.next_deadline(now) <= now {
+            // A timer may have taken the lease away.
             LeaseDirectiveKind::LeaseLost
         } else {
             return;
@@ -144,11 +140,6 @@ impl Directives {
             }
         }
     }
-}
-
-/// Returns `true` if a timer may have taken the lease away.
-fn is_past_deadline(operation: &Operation, now: Timestamp) -> bool {
-    operation.next_deadline(now) <= now
 }
 
 // === impl Subscription ===

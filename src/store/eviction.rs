@@ -61,11 +61,8 @@ impl ViewEviction {
     /// Takes the oldest done operation over the limit out of the count. Returns its number.
     pub(super) fn pop_over_capacity(&self) -> Option<u64> {
         let (limit, mut done_numbers) = (self.limit?, self.done_numbers.lock());
-        if done_numbers.len() > limit {
-            done_numbers.pop_first()
-        } else {
-            None
-        }
+        let is_over = done_numbers.len() > limit;
+        is_over.then(|| done_numbers.pop_first()).flatten()
     }
 
     /// Raises `evicted_below` before the operation with this number leaves the view.

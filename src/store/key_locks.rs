@@ -28,8 +28,7 @@ impl KeyLocks {
             return None;
         };
         vacant.insert(VecDeque::new());
-        let locks = Some(self.clone());
-        Some(KeyLockGuard { hash, locks })
+        Some(self.guard(hash))
     }
 
     /// Waits for the lock of a key. A waiter that is dropped leaves the queue.
@@ -38,20 +37,20 @@ impl KeyLocks {
         let rx = match self.0.entry(hash) {
             Entry::Vacant(vacant) => {
                 vacant.insert(VecDeque::new());
-                None
+                return self.guard(hash);
             }
             Entry::Occupied(mut waiters) => {
                 let (tx, rx) = oneshot::channel();
                 waiters.get_mut().push_back(tx);
-                Some(rx)
+                rx
             }
         };
+        rx.await.expect("the holder sends its guard on drop")
+    }
+
+    fn guard(&self, hash: u64) -> KeyLockGuard {
         let locks = Some(self.clone());
-        match rx {
-            None => KeyLockGuard { hash, locks },
-            // The holder passes the lock on when it drops its guard.
-            Some(rx) => rx.await.expect("the holder sends its guard on drop"),
-        }
+        KeyLockGuard { hash, locks }
     }
 }
 
@@ -64,11 +63,7 @@ impl Drop for KeyLockGuard {
             return;
         };
         while let Some(waiter) = waiters.get_mut().pop_front() {
-            let guard = Self {
-                hash: self.hash,
-                locks: Some(locks.clone()),
-            };
-            match waiter.send(guard) {
+            match waiter.send(locks.guard(self.hash)) {
                 Ok(()) => return,
                 // The waiter has gone. This copy of its guard must not pass the lock on a second time.
                 Err(mut guard) => guard.locks = None,

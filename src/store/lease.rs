@@ -67,14 +67,11 @@ impl Store {
                 () = &mut cancelled => return Ok(Vec::new()),
             };
             let batch = self.pop_batch(first, &queue_refs, max_leases);
-            let grants = join_all(
-                batch
-                    .iter()
-                    .map(|dequeued| self.grant_lease(dequeued, worker)),
-            )
-            .await;
-            let (mut leased, mut failed) = (Vec::with_capacity(grants.len()), None);
-            for grant in grants {
+            let grants = batch
+                .iter()
+                .map(|dequeued| self.grant_lease(dequeued, worker));
+            let (mut leased, mut failed) = (Vec::with_capacity(batch.len()), None);
+            for grant in join_all(grants).await {
                 match grant.map(|committed| committed.map(Committed::into_operation)) {
                     Ok(Some(operation)) if operation.lease().is_some() => leased.push(operation),
                     // It became done, was cancelled or was leased by another server meanwhile.
@@ -83,9 +80,9 @@ impl Store {
                 }
             }
             match failed {
-                Some(error) if leased.is_empty() => return Err(error),
-                _ if leased.is_empty() => {}
-                _ => return Ok(leased),
+                _ if !leased.is_empty() => return Ok(leased),
+                Some(error) => return Err(error),
+                None => {}
             }
         }
     }
@@ -119,9 +116,8 @@ impl Store {
             let heads = queues_by_index.filter_map(|(index, queue)| Some((queue.peek()?, index)));
             let Some((_, index)) = heads.min() else {
                 // The operation that the permit stood for has left its queue.
-                held_permit
-                    .into_iter()
-                    .for_each(|(_, permit)| permit.forget());
+                let (_, permit) = held_permit?;
+                permit.forget();
                 return None;
             };
             let queue = queues[index];

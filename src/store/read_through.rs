@@ -18,10 +18,7 @@ use crate::{
 };
 
 /// A stored operation as it was read, and the guard that keeps the tombstones it may be older than.
-struct Fetched<'a> {
-    operation: Option<Arc<Operation>>,
-    _guard: FetchGuard<'a>,
-}
+type Fetched<'a> = (Option<Arc<Operation>>, FetchGuard<'a>);
 
 impl Store {
     /// Waits until the view is no older than this call, if reads are to be linearizable.
@@ -29,13 +26,14 @@ impl Store {
     /// # Errors
     /// UNAVAILABLE if the storage cannot be read.
     pub(crate) async fn ensure_read_consistency(&self) -> Result<()> {
-        match (self.read_consistency, self.storage.shared()) {
-            (ReadConsistency::Linearizable, Some(shared)) => shared.sync().await.map_err(|error| {
-                debug!(%error, "linearizable read failed");
-                Error::StoreUnavailable
-            }),
-            _ => Ok(()),
+        if self.read_consistency == ReadConsistency::Linearizable
+            && let Some(shared) = self.storage.shared()
+            && let Err(error) = shared.sync().await
+        {
+            debug!(%error, "linearizable read failed");
+            return Err(Error::StoreUnavailable);
         }
+        Ok(())
     }
 
     /// Returns an operation that the view lacks, as clients see it, or `None` if it does not exist. It is published,
@@ -55,7 +53,7 @@ impl Store {
         let Some(fetched) = self.fetch(name).await? else {
             return Ok(None);
         };
-        match &fetched.operation {
+        match &fetched.0 {
             Some(stored)
                 if self.view.eviction.covers(stored)
                     && self.view.get_any(name.as_str()).is_none() =>
@@ -145,17 +143,14 @@ impl Store {
         };
         let guard = peers.tombstones.begin_fetch();
         let fetched = shared.fetch(name).await;
-        Ok(Some(Fetched {
-            operation: fetched.map_err(|error| log_read_failure(&error))?,
-            _guard: guard,
-        }))
+        let operation = fetched.map_err(|error| log_read_failure(&error))?;
+        Ok(Some((operation, guard)))
     }
 
     /// Replaces the version in the view by the stored one. The caller has held the key lock since before the fetch,
     /// so that no newer version was published meanwhile.
-    fn publish_fetched(&self, name: &OperationName, fetched: Fetched<'_>) {
-        let cached = self.view.get_any(name.as_str());
-        match (cached, fetched.operation) {
+    fn publish_fetched(&self, name: &OperationName, (stored, _guard): Fetched<'_>) {
+        match (self.view.get_any(name.as_str()), stored) {
             // It was removed while the response was on its way.
             (_, Some(stored)) if self.is_tombstoned(stored.number()) => {}
             (Some(cached), Some(stored)) if cached.number() == stored.number() => {

@@ -83,7 +83,13 @@ impl ReadyQueues {
         if let Some(queue) = self.queues.get(name) {
             return queue.clone();
         }
-        let new = || Arc::new(ReadyQueue::new(self.metrics.queue_depth(name.as_str())));
+        let new = || {
+            Arc::new(ReadyQueue {
+                state: Mutex::default(),
+                permits: Semaphore::new(0),
+                depth: self.metrics.queue_depth(name.as_str()),
+            })
+        };
         self.queues.entry(name.clone()).or_insert_with(new).clone()
     }
 
@@ -101,11 +107,8 @@ impl ReadyQueues {
         let is_unused = |queue: &Arc<ReadyQueue>| {
             Arc::strong_count(queue) == 1 && queue.state.lock().pending == 0
         };
-        if self
-            .queues
-            .remove_if(name, |_, queue| is_unused(queue))
-            .is_some()
-        {
+        let removed = self.queues.remove_if(name, |_, queue| is_unused(queue));
+        if removed.is_some() {
             self.metrics.remove_queue(name.as_str());
         }
     }
@@ -114,14 +117,6 @@ impl ReadyQueues {
 // === impl ReadyQueue ===
 
 impl ReadyQueue {
-    fn new(depth: Gauge) -> Self {
-        Self {
-            state: Mutex::default(),
-            permits: Semaphore::new(0),
-            depth,
-        }
-    }
-
     /// Reserves a place for a new operation. Returns `false` if `limit` places are taken.
     pub(crate) fn try_reserve(&self, limit: usize) -> bool {
         let mut state = self.state.lock();

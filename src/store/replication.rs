@@ -24,12 +24,10 @@ const MAX_CONCURRENT_APPLIES: usize = 256;
 impl Store {
     /// Starts the replication loop, which runs until `stop_replication` or `close`: also during a drain.
     pub(super) fn start_replication(self: &Arc<Self>) {
-        let (Some(peers), Some(feed)) = (
-            &self.peers,
-            self.storage.shared().map(SharedStorage::changes),
-        ) else {
+        let (Some(peers), Some(shared)) = (&self.peers, self.storage.shared()) else {
             return;
         };
+        let feed = SharedStorage::changes(shared);
         let (store, stop_token) = (self.clone(), peers.replication_tasks.stop_token().clone());
         peers.replication_tasks.spawn("replication", async move {
             stop_token
@@ -61,19 +59,15 @@ impl Store {
     }
 
     async fn apply_batch(&self, batch: ChangeBatch) -> Result<()> {
-        let is_end_of_snapshot = batch
-            .changes
-            .iter()
-            .any(|change| matches!(change, Change::SnapshotEnd(_)));
+        let mut changes = batch.changes.iter();
+        let is_end_of_snapshot = changes.any(|change| matches!(change, Change::SnapshotEnd(_)));
         stream::iter(batch.changes.into_iter().map(Ok))
-            .try_for_each_concurrent(MAX_CONCURRENT_APPLIES, |change| {
+            .try_for_each_concurrent(MAX_CONCURRENT_APPLIES, async |change| {
                 // A panic for one operation must not hide the changes of all others.
                 let applied = AssertUnwindSafe(self.apply_change(change)).catch_unwind();
-                applied.map(|applied| {
-                    applied.unwrap_or_else(|_| {
-                        error!("applying a replicated change panicked");
-                        Ok(())
-                    })
+                applied.await.unwrap_or_else(|_| {
+                    error!("applying a replicated change panicked");
+                    Ok(())
                 })
             })
             .await?;

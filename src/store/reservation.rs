@@ -31,10 +31,9 @@ impl Store {
             (self.view.total_bytes() + reserved + bytes <= limits.max_total_bytes)
                 .then(|| reserved + bytes)
         };
-        let reserved_bytes =
-            self.reserved_bytes
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add_bytes);
-        if reserved_bytes.is_err() {
+        let (relaxed, reserved_bytes) = (Ordering::Relaxed, &self.reserved_bytes);
+        let is_reserved = reserved_bytes.fetch_update(relaxed, relaxed, add_bytes);
+        if is_reserved.is_err() {
             return store_full("bytes", limits.max_total_bytes);
         }
         let mut reservation = Reservation {
@@ -54,15 +53,12 @@ impl Store {
             reservation.queue = Some(name.clone());
         }
         let add_operation = |count| (count < limits.max_operations).then_some(count + 1);
-        reservation.counts_operation = self
-            .operation_count
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add_operation)
-            .is_ok();
-        if reservation.counts_operation {
-            Ok(reservation)
-        } else {
-            store_full("operations", limits.max_operations)
+        let counted = (self.operation_count).fetch_update(relaxed, relaxed, add_operation);
+        if counted.is_err() {
+            return store_full("operations", limits.max_operations);
         }
+        reservation.counts_operation = true;
+        Ok(reservation)
     }
 }
 

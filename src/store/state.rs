@@ -14,7 +14,7 @@ use super::{
 use crate::{
     clock::{Clock, Timestamp},
     operation::Operation,
-    storage::{SharedStorage, Storage, StorageStatus},
+    storage::{SharedStorage, Storage},
     tasks::Tasks,
 };
 
@@ -76,14 +76,11 @@ impl Store {
         let now = self.clock.now();
         let is_expired = operation.lease().is_some_and(|lease| lease.is_expired(now));
         let shared = self.storage.shared().filter(|_| is_expired);
-        let Some(StorageStatus {
-            available_since, ..
-        }) = shared.and_then(SharedStorage::status)
-        else {
+        let Some(status) = shared.and_then(SharedStorage::status) else {
             return operation;
         };
         let mut extended = Operation::clone(&operation);
-        extended.restart_lease(available_since);
+        extended.restart_lease(status.available_since);
         Arc::new(extended)
     }
 

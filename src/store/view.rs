@@ -51,18 +51,14 @@ pub(crate) struct View {
 #[derive(Clone, Debug)]
 struct NamedOperation(Arc<Operation>);
 
-/// A request id within a parent.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct ScopedRequestId {
-    parent: Box<str>,
-    request_id: Box<str>,
-}
+/// A parent, and a request id within it.
+type ScopedRequestId = (Box<str>, Box<str>);
 
 /// The operation that a request created.
 #[derive(Clone, Debug)]
-pub(crate) struct RequestIdEntry {
-    pub(crate) name: OperationName,
-    pub(crate) idempotency_key: IdempotencyKey,
+pub(super) struct RequestIdEntry {
+    pub(super) name: OperationName,
+    pub(super) idempotency_key: IdempotencyKey,
 }
 
 // === impl View ===
@@ -101,9 +97,16 @@ impl View {
         self.by_name.get(name).map(|entry| entry.key().0.clone())
     }
 
-    /// Returns the operation that an earlier request created.
-    pub(crate) fn request_id_entry(&self, key: &ScopedRequestId) -> Option<RequestIdEntry> {
-        self.by_request_id.get(key).map(|entry| entry.clone())
+    /// Returns the operation that an earlier request created in the parent of `name`.
+    pub(super) fn request_id_entry(
+        &self,
+        name: &str,
+        idempotency_key: &IdempotencyKey,
+    ) -> Option<RequestIdEntry> {
+        let entry = self
+            .by_request_id
+            .get(&scoped_request_id(name, idempotency_key));
+        entry.map(|entry| entry.clone())
     }
 
     /// Returns the total size of all operations, in bytes.
@@ -134,7 +137,15 @@ impl View {
         }
         // The deadline first, then the queue: a backoff that ends in between is seen by `push_if_ready`, and one that
         // ends later by the timer.
-        self.schedule_if_changed(previous.as_deref(), operation);
+        let now = self.clock.now();
+        let deadline = operation.next_deadline(now);
+        // A deadline that has not changed is scheduled already.
+        if previous
+            .as_ref()
+            .is_none_or(|previous| previous.next_deadline(now) != deadline)
+        {
+            self.schedule_at(operation, deadline);
+        }
         self.update_queue_membership(previous.as_deref(), Some(operation));
         self.waiters.notify(
             operation.number(),
@@ -186,33 +197,18 @@ impl View {
         }
     }
 
-    fn schedule_if_changed(&self, previous: Option<&Operation>, operation: &Operation) {
-        let now = self.clock.now();
-        let deadline = operation.next_deadline(now);
-        // A deadline that has not changed is scheduled already.
-        if previous.is_none_or(|previous| previous.next_deadline(now) != deadline) {
-            self.schedule_at(operation, deadline);
-        }
-    }
-
     /// Updates the ready queue for the change from `previous` to `operation`. The creation has reserved the place of
     /// a new operation.
-    fn update_queue_membership(
-        &self,
-        previous: Option<&Operation>,
-        operation: Option<&Arc<Operation>>,
-    ) {
+    fn update_queue_membership(&self, previous: Option<&Operation>, operation: Option<&Operation>) {
         let is_pending =
             |operation: &&Operation| matches!(operation.phase(), Phase::Pending { .. });
-        let before = previous.filter(is_pending);
-        let after = operation.map(|operation| &**operation).filter(is_pending);
+        let (before, after) = (previous.filter(is_pending), operation.filter(is_pending));
         let Some(queue) = before.or(after).and_then(Operation::queue) else {
             return;
         };
         match (before, after) {
             (Some(before), None) => {
-                self.ready_queues.get_or_create(queue).remove(before);
-                self.ready_queues.remove_if_unused(queue);
+                self.ready_queues.acquire(queue).queue().remove(before);
             }
             (None, Some(after)) => {
                 if previous.is_some() {
@@ -224,11 +220,9 @@ impl View {
         }
     }
 
-    fn update_gauges(&self, previous: Option<&Operation>, operation: Option<&Arc<Operation>>) {
-        let (before, now) = (
-            previous.map_or(0, Operation::size),
-            operation.map_or(0, |operation| operation.size()),
-        );
+    fn update_gauges(&self, previous: Option<&Operation>, operation: Option<&Operation>) {
+        let size = |operation: Option<&Operation>| operation.map_or(0, Operation::size);
+        let (before, now) = (size(previous), size(operation));
         if before != now {
             self.total_bytes.fetch_add(now, Ordering::Relaxed);
             self.total_bytes.fetch_sub(before, Ordering::Relaxed);
@@ -239,7 +233,7 @@ impl View {
         }
         let (before, now) = (
             previous.map(Operation::state),
-            operation.map(|operation| operation.state()),
+            operation.map(Operation::state),
         );
         if before != now {
             now.map(|state| self.metrics.operations(state).inc());
@@ -250,40 +244,30 @@ impl View {
     /// A new operation takes over the request id of one that was removed.
     fn insert_request_id(&self, operation: &Operation) {
         if let Some(idempotency_key) = operation.idempotency_key() {
-            let key = ScopedRequestId::new(parent_of(operation.name()), idempotency_key);
-            let (name, idempotency_key) = (operation.name_owned(), idempotency_key.clone());
-            self.by_request_id.insert(
-                key,
-                RequestIdEntry {
-                    name,
-                    idempotency_key,
-                },
-            );
+            let entry = RequestIdEntry {
+                name: operation.name_owned(),
+                idempotency_key: idempotency_key.clone(),
+            };
+            self.by_request_id
+                .insert(scoped_request_id(operation.name(), idempotency_key), entry);
         }
     }
 
     fn remove_request_id(&self, operation: &Operation) {
-        let Some(idempotency_key) = operation.idempotency_key() else {
-            return;
-        };
-        let key = ScopedRequestId::new(parent_of(operation.name()), idempotency_key);
-        self.by_request_id
-            .remove_if(&key, |_, entry| entry.name.as_str() == operation.name());
-    }
-}
-
-// === impl ScopedRequestId ===
-
-impl ScopedRequestId {
-    pub(crate) fn new(parent: &str, idempotency_key: &IdempotencyKey) -> Self {
-        Self {
-            parent: parent.into(),
-            request_id: idempotency_key.request_id.clone(),
+        if let Some(idempotency_key) = operation.idempotency_key() {
+            self.by_request_id.remove_if(
+                &scoped_request_id(operation.name(), idempotency_key),
+                |_, entry| entry.name.as_str() == operation.name(),
+            );
         }
     }
 }
 
-// === impl ByName ===
+fn scoped_request_id(name: &str, idempotency_key: &IdempotencyKey) -> ScopedRequestId {
+    (parent_of(name).into(), idempotency_key.request_id.clone())
+}
+
+// === impl NamedOperation ===
 
 impl Borrow<str> for NamedOperation {
     fn borrow(&self) -> &str {

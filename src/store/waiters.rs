@@ -32,7 +32,7 @@ pub(crate) enum WaitFor {
 }
 
 /// All waiters, by operation number.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Waiters {
     by_operation: DashMap<u64, OperationWaiters, RandomState>,
     limit: usize,
@@ -78,11 +78,9 @@ pub(crate) struct Waiter {
 impl Waiters {
     pub(crate) fn new(limit: usize, gauge: Gauge) -> Self {
         Self {
-            by_operation: DashMap::default(),
             limit,
-            client_count: AtomicUsize::new(0),
             gauge,
-            total_count: AtomicUsize::new(0),
+            ..Self::default()
         }
     }
 
@@ -126,15 +124,10 @@ impl Waiters {
         }
         let mut wakers = Vec::new();
         if let Some(mut operation_waiters) = self.by_operation.get_mut(&number) {
-            operation_waiters
-                .any_change
-                .iter_mut()
-                .for_each(|(_, slot)| wakers.extend(slot.notify()));
-            if is_final {
-                operation_waiters
-                    .done
-                    .iter_mut()
-                    .for_each(|(_, slot)| wakers.extend(slot.notify()));
+            let OperationWaiters { done, any_change } = &mut *operation_waiters;
+            let done = is_final.then_some(done).into_iter().flatten();
+            for (_, slot) in any_change.into_iter().chain(done) {
+                wakers.extend(slot.notify());
             }
         }
         // Wake outside of the lock, because woken tasks take it.
@@ -145,11 +138,8 @@ impl Waiters {
         // Batch after batch: thousands of woken tasks at once would delay every other request.
         drop(Tasks::default().spawn("wake", async move {
             while wake_batch.0.len() != 0 {
-                wake_batch
-                    .0
-                    .by_ref()
-                    .take(WAKE_BATCH_SIZE)
-                    .for_each(Waker::wake);
+                let next = wake_batch.0.by_ref().take(WAKE_BATCH_SIZE);
+                next.for_each(Waker::wake);
                 yield_now().await;
             }
         }));
@@ -217,16 +207,11 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        if let Entry::Occupied(mut operation_waiters) = self.waiters.by_operation.entry(self.number)
-        {
-            operation_waiters
-                .get_mut()
-                .slots(self.wait_for)
-                .remove(self.slot);
-            if operation_waiters.get().done.is_empty()
-                && operation_waiters.get().any_change.is_empty()
-            {
-                operation_waiters.remove();
+        if let Entry::Occupied(mut entry) = self.waiters.by_operation.entry(self.number) {
+            let operation_waiters = entry.get_mut();
+            operation_waiters.slots(self.wait_for).remove(self.slot);
+            if operation_waiters.done.is_empty() && operation_waiters.any_change.is_empty() {
+                entry.remove();
             }
         }
         self.waiters.total_count.fetch_sub(1, Ordering::AcqRel);
