@@ -75,10 +75,8 @@ impl ShutdownSignals {
     ) {
         let handler_grace = handler_grace.min(shutdown_timeout / 4);
         pin!(work);
-        if timeout(shutdown_timeout - handler_grace, &mut work)
-            .await
-            .is_err()
-        {
+        let finished = timeout(shutdown_timeout - handler_grace, &mut work).await;
+        if finished.is_err() {
             self.stop.cancel();
             if timeout(handler_grace, work).await.is_err() {
                 self.abort.cancel();
@@ -126,16 +124,12 @@ impl Attempt {
         tasks: &Tasks,
         shutdown_signals: &ShutdownSignals,
     ) -> Result<Option<Operation>, Status> {
-        let Self {
-            lease_manager,
-            held,
-            leased_operation,
-        } = self;
-        let span = attempt_span(&leased_operation);
+        let span = attempt_span(&self.leased_operation);
+        let (lease_manager, held) = (self.lease_manager, self.held);
         let work = async {
             info!("attempt started");
             let state = held.attempt_state.clone();
-            let context = Context::new(leased_operation, state, Clock::system());
+            let context = Context::new(self.leased_operation, state, Clock::system());
             let ShutdownSignals { stop, abort } = shutdown_signals;
             let outcome =
                 run_handler(handler, context, tasks, stop, Some(abort), held.lost()).await;
@@ -156,19 +150,14 @@ impl Attempt {
 
     /// Returns the operation to its queue without running the handler.
     pub(super) async fn release(self, shutdown_signals: &ShutdownSignals) {
-        let finish_call = finish(
-            &self.lease_manager,
-            &self.held,
-            AttemptResult::Released,
-            &shutdown_signals.abort,
-        );
-        let finish_result = finish_call
-            .instrument(attempt_span(&self.leased_operation))
-            .await;
-        if let Err(error) = finish_result {
-            warn!(operation.name = %self.held.name, %error, "failed to release operation");
+        let (lease_manager, held) = (&self.lease_manager, &self.held);
+        let abort = &shutdown_signals.abort;
+        let finish_call = finish(lease_manager, held, AttemptResult::Released, abort);
+        let span = attempt_span(&self.leased_operation);
+        if let Err(error) = finish_call.instrument(span).await {
+            warn!(operation.name = %held.name, %error, "failed to release operation");
         }
-        self.lease_manager.untrack(&self.held);
+        lease_manager.untrack(held);
     }
 }
 
@@ -189,7 +178,7 @@ async fn finish(
     held.begin_finish();
     // A heartbeat in flight may carry an older report, or restore it on failure.
     let mut last_report = select! {
-        _send_lock = lease_manager.acquire_send_lock() => held.attempt_state.take_report().unwrap_or_default(),
+        _send_lock = lease_manager.send_lock.lock() => held.attempt_state.take_report().unwrap_or_default(),
         () = held.lost() => return Err(Status::failed_precondition("lease lost")),
     };
     let mut outcome = to_proto_outcome(result);
@@ -282,11 +271,8 @@ fn log_outcome(outcome: &Outcome, result: Option<&operation::Result>) {
             info!("operation cancelled");
         }
         (Some(operation::Result::Error(error)), _) => {
-            warn!(
-                code = to_code(error.code).as_str_name(),
-                error = error.message,
-                "operation failed"
-            );
+            let code = to_code(error.code).as_str_name();
+            warn!(code, error = error.message, "operation failed");
         }
         (Some(operation::Result::Response(_)), _) | (None, Outcome::Response(_)) => {
             info!("operation succeeded");
@@ -333,10 +319,7 @@ fn replacement_failure(status: &Status) -> Option<Failure> {
 
 /// Converts a lease of the server. Returns `None` if a field is malformed.
 fn parse_lease(lease: &Lease) -> Option<LeasedOperation> {
-    let to_payload = |any: &Option<prost_types::Any>| {
-        let any = any.clone()?;
-        Payload::new(any).ok()
-    };
+    let to_payload = |any: &Option<prost_types::Any>| Payload::new(any.clone()?).ok();
     Some(LeasedOperation {
         name: lease.name.clone(),
         queue: QueueName::parse(&lease.queue).ok(),

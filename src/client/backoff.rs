@@ -10,32 +10,22 @@ use crate::operation::{lease::LeaseToken, retry::RetryPolicy};
 
 /// Exponential delays from 100 ms to 5 s with jitter, so that workers do not all
 /// reconnect at once when a server returns.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Backoff {
-    policy: RetryPolicy,
     failures: u32,
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self {
-            policy: RetryPolicy {
-                initial_backoff: Duration::from_millis(100),
-                max_backoff: Duration::from_secs(5),
-                jitter: 0.5,
-                ..RetryPolicy::default()
-            },
-            failures: 0,
-        }
-    }
 }
 
 impl Backoff {
     /// Counts a failure and returns the delay before the next attempt.
     pub(crate) fn next_delay(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1);
-        self.policy
-            .backoff(self.failures, LeaseToken::random().jitter_fraction())
+        let policy = RetryPolicy {
+            initial_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(5),
+            jitter: 0.5,
+            ..RetryPolicy::default()
+        };
+        policy.backoff(self.failures, LeaseToken::random().jitter_fraction())
     }
 
     /// Returns the maximum delay, and keeps returning it until a reset.

@@ -8,7 +8,7 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Request, Status, transport::Channel};
 use tracing::debug;
 use uuid::Uuid;
@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{
     attempt::{Attempt, ShutdownSignals},
     backoff::{Backoff, is_transient},
-    lease_manager::{CALL_TIMEOUT, LeaseManager, LeaseManagerGuard},
+    lease_manager::{CALL_TIMEOUT, LeaseManager},
 };
 use crate::{
     operation::lease::{InvalidWorkerId, WorkerId},
@@ -46,7 +46,7 @@ pub struct Client(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     lease_manager: Arc<LeaseManager>,
-    _lease_manager_guard: LeaseManagerGuard,
+    _lease_manager_guard: DropGuard,
     tasks: Tasks,
     shutdown_signals: ShutdownSignals,
     /// The maximum `Handler::shutdown_grace` of the handlers started so far.
@@ -115,11 +115,7 @@ impl Client {
         new_operation: NewOperation,
         handler: impl Handler,
     ) -> Result<RunningOperation, Status> {
-        let Inner {
-            lease_manager,
-            tasks,
-            ..
-        } = &*self.0;
+        let (lease_manager, tasks) = (&self.0.lease_manager, &self.0.tasks);
         let worker_id = lease_manager.worker_id();
         let mut request = CreateOperationRequest::from(new_operation);
         request.execution = Some(Execution::SelfExecuted(SelfExecuted { worker_id }));
@@ -133,23 +129,17 @@ impl Client {
         };
         // A lease may come from an earlier try whose response was lost; it is
         // executed now. A lease that is already held has its attempt.
-        let attempt = response
-            .lease
-            .and_then(|lease| Attempt::new(lease_manager, lease));
-        if let Some(attempt) = attempt {
+        if let Some(lease) = response.lease
+            && let Some(attempt) = Attempt::new(lease_manager, lease)
+        {
             running.cancellation_token = attempt.cancellation_token();
             running.already_existed = false;
             let mut max_grace = self.0.max_shutdown_grace.lock();
             *max_grace = max_grace.max(handler.shutdown_grace());
             drop(max_grace);
-            let (handler_tasks, shutdown_signals) =
-                (tasks.clone(), self.0.shutdown_signals.clone());
-            let work = async move {
-                let handler = Arc::new(handler);
-                attempt
-                    .run(handler, &handler_tasks, &shutdown_signals)
-                    .await
-            };
+            let (handler, handler_tasks) = (Arc::new(handler), tasks.clone());
+            let signals = self.0.shutdown_signals.clone();
+            let work = async move { attempt.run(handler, &handler_tasks, &signals).await };
             running.join_handle = Some(tasks.spawn("attempt", work));
         }
         Ok(running)
@@ -160,15 +150,10 @@ impl Client {
     /// [`shutdown_grace`](Handler::shutdown_grace) are cancelled that long before,
     /// at most a quarter of `timeout`.
     pub async fn shutdown(&self, timeout: Duration) {
-        let Inner {
-            tasks,
-            shutdown_signals,
-            ..
-        } = &*self.0;
+        let tasks = &self.0.tasks;
         let handler_grace = *self.0.max_shutdown_grace.lock();
-        shutdown_signals
-            .drain(timeout, handler_grace, tasks.stop())
-            .await;
+        let drain = (self.0.shutdown_signals).drain(timeout, handler_grace, tasks.stop());
+        drain.await;
         tasks.stop().await;
     }
 
@@ -180,16 +165,11 @@ impl Client {
             request.request_id = Uuid::new_v4().to_string();
         }
         let (deadline, mut backoff) = (Instant::now() + CREATE_RETRY_TIMEOUT, Backoff::default());
+        let mut client = self.0.lease_manager.client();
         loop {
             let mut tonic_request = Request::new(request.clone());
             tonic_request.set_timeout(CALL_TIMEOUT);
-            match self
-                .0
-                .lease_manager
-                .client()
-                .create_operation(tonic_request)
-                .await
-            {
+            match client.create_operation(tonic_request).await {
                 Ok(response) => return Ok(response.into_inner()),
                 // A full store or queue is reported to the caller, who fills it.
                 Err(status)

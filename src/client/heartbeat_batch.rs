@@ -15,12 +15,6 @@ const MAX_LEASES: usize = 1000;
 /// messages of 4 MiB.
 const MAX_BATCH_BYTES: usize = 3 << 20;
 
-/// The leases that one heartbeat renews, with their reports.
-#[derive(Debug, Default)]
-pub(super) struct HeartbeatBatch {
-    renewals: Vec<Renewal>,
-}
-
 /// A lease to renew and its report, which may be empty.
 #[derive(Debug)]
 pub(super) struct Renewal {
@@ -28,74 +22,48 @@ pub(super) struct Renewal {
     pub(super) report: Report,
 }
 
-// === impl HeartbeatBatch ===
-
-impl HeartbeatBatch {
-    /// Splits renewals into heartbeats, small reports first, so that a slow or
-    /// rejected large report does not delay the other renewals.
-    pub(super) fn split(renewals: Vec<Renewal>) -> VecDeque<Self> {
-        let mut sized: Vec<_> = (renewals.into_iter())
-            .map(|renewal| (renewal.to_proto().encoded_len(), renewal))
-            .collect();
-        sized.sort_by_key(|(size, _)| *size);
-        let (mut batches, mut batch, mut total_bytes) = (VecDeque::new(), Self::default(), 0);
-        for (size, renewal) in sized {
-            let is_full =
-                batch.renewals.len() == MAX_LEASES || total_bytes + size > MAX_BATCH_BYTES;
-            if is_full && !batch.is_empty() {
-                batches.push_back(std::mem::take(&mut batch));
-                total_bytes = 0;
-            }
-            total_bytes += size;
-            batch.renewals.push(renewal);
-        }
-        if !batch.is_empty() {
-            batches.push_back(batch);
-        }
-        batches
-    }
-
-    pub(super) fn reports(&self) -> Vec<LeaseHeartbeat> {
-        self.renewals.iter().map(Renewal::to_proto).collect()
-    }
-
-    pub(super) fn leases(&self) -> impl Iterator<Item = &Arc<HeldLease>> {
-        self.renewals.iter().map(|renewal| &renewal.held)
-    }
-
-    /// Returns what to send instead of a heartbeat that the server rejected as too
-    /// large: its two halves, or a single lease without its report. Returns an
-    /// empty batch if the report was already empty; the lease then expires.
-    pub(super) fn shrink(mut self, status: &Status) -> Vec<Self> {
-        if self.renewals.len() > 1 {
-            let renewals = self.renewals.split_off(self.renewals.len() / 2);
-            return vec![self, Self { renewals }];
-        }
-        self.renewals.retain_mut(|Renewal { held, report }| {
-            held.log_dropped_report(status);
-            !std::mem::take(report).is_empty()
-        });
-        vec![self]
-    }
-
-    /// Puts the reports back for the next heartbeat.
-    pub(super) fn restore_reports(self) {
-        for Renewal { held, report } in self.renewals {
-            held.restore_report(report);
-        }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.renewals.is_empty()
+impl Renewal {
+    pub(super) fn to_proto(&self) -> LeaseHeartbeat {
+        self.held.lease_heartbeat(&self.report)
     }
 }
 
-// === impl Renewal ===
-
-impl Renewal {
-    fn to_proto(&self) -> LeaseHeartbeat {
-        self.held.lease_heartbeat(&self.report)
+/// Splits renewals into heartbeats, small reports first, so that a slow or rejected large
+/// report does not delay the other renewals.
+pub(super) fn split_into_batches(renewals: Vec<Renewal>) -> VecDeque<Vec<Renewal>> {
+    let mut sized: Vec<_> = (renewals.into_iter())
+        .map(|renewal| (renewal.to_proto().encoded_len(), renewal))
+        .collect();
+    sized.sort_by_key(|(size, _)| *size);
+    let (mut batches, mut total_bytes) = (VecDeque::<Vec<Renewal>>::new(), 0);
+    for (size, renewal) in sized {
+        match batches.back_mut() {
+            Some(batch) if batch.len() < MAX_LEASES && total_bytes + size <= MAX_BATCH_BYTES => {
+                batch.push(renewal);
+                total_bytes += size;
+            }
+            _ => {
+                batches.push_back(vec![renewal]);
+                total_bytes = size;
+            }
+        }
     }
+    batches
+}
+
+/// Returns what to send instead of a heartbeat that the server rejected as too large: its two
+/// halves, or a single lease without its report. Returns an empty batch if the report was
+/// already empty; the lease then expires.
+pub(super) fn shrink_batch(mut batch: Vec<Renewal>, status: &Status) -> Vec<Vec<Renewal>> {
+    if batch.len() > 1 {
+        let second_half = batch.split_off(batch.len() / 2);
+        return vec![batch, second_half];
+    }
+    batch.retain_mut(|Renewal { held, report }| {
+        held.log_dropped_report(status);
+        !std::mem::take(report).is_empty()
+    });
+    vec![batch]
 }
 
 #[cfg(test)]
@@ -127,20 +95,23 @@ mod tests {
         Renewal { held, report }
     }
 
-    fn lease_names(batch: &HeartbeatBatch) -> Vec<&str> {
-        batch.leases().map(|held| &*held.name).collect()
+    #[expect(
+        clippy::ptr_arg,
+        reason = "it is passed to functions of iterators over batches"
+    )]
+    fn lease_names(batch: &Vec<Renewal>) -> Vec<&str> {
+        batch.iter().map(|renewal| &*renewal.held.name).collect()
     }
 
     // Rules: CLIENT-5
     #[test]
     fn heartbeat_has_at_most_1000_leases_and_3_mib_except_single_report() {
-        let batches =
-            HeartbeatBatch::split((0..2001).map(|_| renewal_with_report("x", 0)).collect());
-        let counts: Vec<_> = batches.iter().map(|batch| batch.renewals.len()).collect();
+        let batches = split_into_batches((0..2001).map(|_| renewal_with_report("x", 0)).collect());
+        let counts: Vec<_> = batches.iter().map(Vec::len).collect();
         assert_eq!(counts, [1000, 1000, 1]);
 
         let mib = 1 << 20;
-        let batches = HeartbeatBatch::split(vec![
+        let batches = split_into_batches(vec![
             renewal_with_report("huge", 9 * mib),
             renewal_with_report("a", 2 * mib),
             renewal_with_report("bare", 0),
@@ -148,29 +119,27 @@ mod tests {
         ]);
         let names: Vec<_> = batches.iter().map(lease_names).collect();
         assert_eq!(names, [vec!["bare", "a"], vec!["b"], vec!["huge"]]);
-        assert!(HeartbeatBatch::split(Vec::new()).is_empty());
+        assert!(split_into_batches(Vec::new()).is_empty());
     }
 
     // Rules: CLIENT-5
     #[test]
     fn oversized_heartbeat_is_halved_and_finally_sent_without_report() {
         let status = Status::out_of_range("too large");
-        let [batch] = <[HeartbeatBatch; 1]>::try_from(Vec::from(HeartbeatBatch::split(vec![
+        let [batch] = <[Vec<Renewal>; 1]>::try_from(Vec::from(split_into_batches(vec![
             renewal_with_report("a", 1),
             renewal_with_report("b", 2),
             renewal_with_report("c", 3),
         ])))
         .expect("the reports fit into one batch");
-        let halves = batch.shrink(&status);
+        let halves = shrink_batch(batch, &status);
         let all: Vec<_> = halves.iter().flat_map(lease_names).collect();
         assert_eq!((halves.len(), all), (2, vec!["a", "b", "c"]));
-        let one = halves.into_iter().find(|half| half.renewals.len() == 1);
-        let without_report = one
-            .expect("three renewals are split into one and two")
-            .shrink(&status)
-            .remove(0);
-        assert!(without_report.renewals[0].report.is_empty());
+        let one = halves.into_iter().find(|half| half.len() == 1);
+        let one = one.expect("three renewals are split into one and two");
+        let without_report = shrink_batch(one, &status).remove(0);
+        assert!(without_report[0].report.is_empty());
         // Nothing is left to send after a second rejection.
-        assert!(without_report.shrink(&status).remove(0).is_empty());
+        assert!(shrink_batch(without_report, &status).remove(0).is_empty());
     }
 }

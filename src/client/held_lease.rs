@@ -112,10 +112,7 @@ impl HeldLease {
     /// pending and no renewal is due.
     pub(super) fn take_pending_report(&self, now: Instant) -> Option<Report> {
         let report = self.attempt_state.take_report();
-        if report.is_none() && now < self.renew_at() {
-            return None;
-        }
-        Some(report.unwrap_or_default())
+        report.or_else(|| (now >= self.renew_at()).then(Report::default))
     }
 
     /// Puts back a report that was not delivered and schedules the next heartbeat.
@@ -159,8 +156,7 @@ impl HeldLease {
         if let Some(error) = error_message {
             warn!(operation.name = %self.name, error, "report rejected");
         }
-        let remaining = directive.lease_remaining.map(parse_duration);
-        if let Some(Ok(remaining)) = remaining {
+        if let Some(Ok(remaining)) = directive.lease_remaining.map(parse_duration) {
             *self.times.lock() = LeaseTimes::from_remaining(sent, remaining);
         }
         true

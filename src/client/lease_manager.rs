@@ -6,15 +6,16 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use tokio::{
     select,
-    sync::{self, MutexGuard, Notify},
+    sync::{self, Notify},
     time::{Instant, sleep, sleep_until},
 };
+use tokio_util::sync::DropGuard;
 use tonic::{Request, Status, transport::Channel};
 use tracing::debug;
 
 use super::{
     backoff::{Backoff, FailureLog, is_too_large},
-    heartbeat_batch::{HeartbeatBatch, Renewal},
+    heartbeat_batch::{Renewal, shrink_batch, split_into_batches},
     held_lease::{HEARTBEAT_RETRY_DELAY, HeldLease},
 };
 use crate::{
@@ -36,6 +37,8 @@ pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum size of a response with operations or leases. The server sends at
 /// most 3 MiB of leases, or one larger lease.
 pub(super) const MAX_RESPONSE_BYTES: usize = 64 << 20;
+/// The interval between two announcements that the worker drains.
+const DRAIN_ANNOUNCE_INTERVAL: Duration = Duration::from_millis(200);
 /// The lifetime after which a directive stream counts as stable and resets the
 /// backoff.
 const MIN_STABLE_STREAM_DURATION: Duration = Duration::from_secs(10);
@@ -49,13 +52,10 @@ pub(super) struct LeaseManager {
     /// Notified when a report is pending or a renewal was rescheduled.
     wakeup: Arc<Notify>,
     /// Held while reports are taken and sent: of two concurrent sends, the older
-    /// could arrive last.
-    send_lock: sync::Mutex<()>,
+    /// could arrive last. While another task holds it, every pending report is unsent or
+    /// has to be sent again.
+    pub(super) send_lock: sync::Mutex<()>,
 }
-
-/// Stops the heartbeats and the directive stream when dropped.
-#[derive(Debug)]
-pub(super) struct LeaseManagerGuard(Tasks);
 
 // === impl LeaseManager ===
 
@@ -80,21 +80,18 @@ impl LeaseManager {
 
     /// Starts heartbeats and the directive stream. They run until the guard is
     /// dropped.
-    pub(super) fn start(self: &Arc<Self>) -> LeaseManagerGuard {
-        let tasks = Tasks::default();
+    pub(super) fn start(self: &Arc<Self>) -> DropGuard {
+        let (this, tasks) = (self.clone(), Tasks::default());
         let stopping = tasks.stop_token().clone();
-        let (heartbeats, directives) = (
-            self.clone().run_heartbeats(),
-            self.clone().run_directive_stream(),
-        );
+        let guard = stopping.clone().drop_guard();
         tasks.spawn("lease-manager", async move {
             select! {
                 () = stopping.cancelled() => {}
-                () = heartbeats => {}
-                () = directives => {}
+                () = this.run_heartbeats() => {}
+                () = this.run_directive_stream() => {}
             }
         });
-        LeaseManagerGuard(tasks)
+        guard
     }
 
     /// Starts maintaining a lease that was just received. Returns `None` if it is
@@ -120,12 +117,6 @@ impl LeaseManager {
         self.leases.lock().remove(&held.token);
     }
 
-    /// Waits until no heartbeat is in flight. While the guard is held, every pending
-    /// report is unsent or has to be sent again.
-    pub(super) async fn acquire_send_lock(&self) -> MutexGuard<'_, ()> {
-        self.send_lock.lock().await
-    }
-
     /// Sends one report immediately and applies the directives of the response.
     pub(super) async fn send_report(
         &self,
@@ -134,14 +125,14 @@ impl LeaseManager {
     ) -> Result<(), Status> {
         let sent = Instant::now();
         let reports = vec![held.lease_heartbeat(report)];
-        for directive in self.send_heartbeat(reports).await? {
+        for directive in self.send_heartbeat(reports, false).await? {
             held.apply_directive(&directive, sent);
         }
         Ok(())
     }
 
     /// Sends heartbeats when leases are due or reports are pending. Never returns.
-    async fn run_heartbeats(self: Arc<Self>) {
+    async fn run_heartbeats(&self) {
         let mut report_at = Instant::now();
         let mut failure_log = FailureLog::new("Heartbeat");
         loop {
@@ -177,7 +168,7 @@ impl LeaseManager {
     /// Sends all due heartbeats. A failed batch does not stop the others. Returns
     /// the last failure, or `None` if no heartbeat was due.
     async fn send_due_heartbeats(&self) -> Option<Result<(), Status>> {
-        let _send_lock = self.acquire_send_lock().await;
+        let _send_lock = self.send_lock.lock().await;
         let now = Instant::now();
         let to_renewal = |held: &Arc<HeldLease>| {
             let report = held.take_pending_report(now)?;
@@ -185,26 +176,29 @@ impl LeaseManager {
             Some(Renewal { held, report })
         };
         let renewals = self.leases.lock().values().filter_map(to_renewal).collect();
-        let mut batches = HeartbeatBatch::split(renewals);
+        let mut batches = split_into_batches(renewals);
         let mut result = (!batches.is_empty()).then_some(Ok(()));
         while let Some(batch) = batches.pop_front() {
             let sent = Instant::now();
-            for held in batch.leases() {
+            for renewal in &batch {
                 // A directive of the response replaces this time.
-                held.set_renew_at(sent + HEARTBEAT_RETRY_DELAY);
+                renewal.held.set_renew_at(sent + HEARTBEAT_RETRY_DELAY);
             }
-            match self.send_heartbeat(batch.reports()).await {
+            let reports = batch.iter().map(Renewal::to_proto).collect();
+            match self.send_heartbeat(reports, false).await {
                 Ok(directives) => {
-                    for (held, directive) in batch.leases().zip(&directives) {
-                        self.apply_directive(held, directive, sent);
+                    for (renewal, directive) in batch.iter().zip(&directives) {
+                        self.apply_directive(&renewal.held, directive, sent);
                     }
                 }
                 Err(status) if is_too_large(&status) => {
-                    let smaller_batches = batch.shrink(&status).into_iter();
+                    let smaller_batches = shrink_batch(batch, &status).into_iter();
                     batches.extend(smaller_batches.filter(|batch| !batch.is_empty()));
                 }
                 Err(status) => {
-                    batch.restore_reports();
+                    for Renewal { held, report } in batch {
+                        held.restore_report(report);
+                    }
                     result = Some(Err(status));
                 }
             }
@@ -212,23 +206,34 @@ impl LeaseManager {
         result
     }
 
-    async fn send_heartbeat(&self, reports: Vec<LeaseHeartbeat>) -> Result<Vec<Directive>, Status> {
+    async fn send_heartbeat(
+        &self,
+        reports: Vec<LeaseHeartbeat>,
+        draining: bool,
+    ) -> Result<Vec<Directive>, Status> {
         let mut request = Request::new(HeartbeatRequest {
             worker_id: self.worker_id(),
             reports,
-            draining: false,
+            draining,
         });
         request.set_timeout(CALL_TIMEOUT);
-        Ok(self
-            .client()
-            .heartbeat(request)
-            .await?
-            .into_inner()
-            .directives)
+        let response = self.client().heartbeat(request).await?;
+        Ok(response.into_inner().directives)
+    }
+
+    /// Announces the drain periodically, because a LeaseOperations call may reach the
+    /// server after the first announcement. Never returns.
+    pub(super) async fn announce_drain(&self) {
+        loop {
+            if let Err(error) = self.send_heartbeat(Vec::new(), true).await {
+                debug!(%error, "failed to announce drain");
+            }
+            sleep(DRAIN_ANNOUNCE_INTERVAL).await;
+        }
     }
 
     /// Reads directives and reopens the stream with a backoff. Never returns.
-    async fn run_directive_stream(self: Arc<Self>) {
+    async fn run_directive_stream(&self) {
         let mut backoff = Backoff::default();
         loop {
             let opened = Instant::now();
@@ -282,13 +287,5 @@ impl LeaseManager {
         if !held.apply_directive(directive, sent) {
             self.untrack(held);
         }
-    }
-}
-
-// === impl LeaseManagerGuard ===
-
-impl Drop for LeaseManagerGuard {
-    fn drop(&mut self) {
-        self.0.stop_token().cancel();
     }
 }

@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tonic::{Request, Status, transport::Channel};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::{
     attempt::{Attempt, ShutdownSignals},
@@ -27,8 +27,7 @@ use crate::{
         options::{InvalidQueueName, QueueName},
     },
     proto::longrunning::v1::{
-        HeartbeatRequest, Lease, LeaseOperationsRequest,
-        operation_worker_client::OperationWorkerClient,
+        Lease, LeaseOperationsRequest, operation_worker_client::OperationWorkerClient,
     },
     tasks::Tasks,
     worker::handler::{DynHandler, Handler},
@@ -41,8 +40,6 @@ const POLL_TIMEOUT: Duration = Duration::from_secs(30);
 const MIN_POLL_DURATION: Duration = Duration::from_secs(1);
 /// The time to release operations after an abort.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(3);
-/// The interval between two announcements that the worker drains.
-const DRAIN_ANNOUNCE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Leases operations from a server and runs handlers on them.
 #[must_use = "call run()"]
@@ -305,26 +302,5 @@ impl QueuePoller {
             }
             drop(permit);
         });
-    }
-}
-
-// === impl LeaseManager ===
-
-impl LeaseManager {
-    /// Announces the drain periodically, because a LeaseOperations call may reach the
-    /// server after the first announcement. Never returns.
-    async fn announce_drain(&self) {
-        loop {
-            let mut request = Request::new(HeartbeatRequest {
-                worker_id: self.worker_id(),
-                reports: Vec::new(),
-                draining: true,
-            });
-            request.set_timeout(CALL_TIMEOUT);
-            if let Err(error) = self.client().heartbeat(request).await {
-                debug!(%error, "failed to announce drain");
-            }
-            sleep(DRAIN_ANNOUNCE_INTERVAL).await;
-        }
     }
 }
