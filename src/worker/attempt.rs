@@ -23,7 +23,7 @@ use crate::{
         attempt_result::AttemptResult,
         lease::LeaseToken,
         name::OperationName,
-        outcome::{Failure, Outcome},
+        outcome::Outcome,
         transition::{Event, Phase, Report, TerminalState},
     },
     proto::google::rpc::Code,
@@ -66,13 +66,13 @@ impl Attempt {
         leased_operation: LeasedOperation,
         handler: Arc<dyn DynHandler>,
         tasks: &Tasks,
-        stop: CancellationToken,
+        stop: &CancellationToken,
     ) -> AttemptOutcome {
         let context = Context::new(leased_operation, self.state.clone(), self.store.clock);
         let lost = self.maintain_lease();
-        match run_handler(handler, context, tasks, &stop, None, lost).await {
-            RunOutcome::Finished(result) => self.record_result(result, false, &stop).await,
-            RunOutcome::Panicked(result) => self.record_result(result, true, &stop).await,
+        match run_handler(handler, context, tasks, stop, None, lost).await {
+            RunOutcome::Finished(result) => self.record_result(result, false, stop).await,
+            RunOutcome::Panicked(result) => self.record_result(result, true, stop).await,
             RunOutcome::LeaseLost => AttemptOutcome::lost,
         }
     }
@@ -149,8 +149,10 @@ impl Attempt {
         let report = self.state.take_report().unwrap_or_default();
         let is_release = result == AttemptResult::Released;
         let event = result.into_event(self.token, report.clone());
-        let mut event = event
-            .unwrap_or_else(|error| self.failure_event(invalid_result_failure(&error), report));
+        let mut event = event.unwrap_or_else(|error| {
+            let error = invalid_result_failure(&error).error;
+            Event::Finish(self.token, Outcome::Error(Box::new(error)), report)
+        });
         loop {
             match self.commit(event.clone()).await {
                 Ok(_) if has_panicked => return AttemptOutcome::panicked,
@@ -171,10 +173,6 @@ impl Attempt {
                 }
             }
         }
-    }
-
-    fn failure_event(&self, failure: Failure, report: Report) -> Event {
-        Event::Finish(self.token, Outcome::Error(Box::new(failure.error)), report)
     }
 
     /// Returns a smaller event to record after TOO_LARGE: first the same event

@@ -97,11 +97,8 @@ struct ProcessGroup {
     leader: Option<Pid>,
 }
 
-/// The exit of a program, and whether it was sent SIGTERM before.
-struct ProcessExit {
-    status: io::Result<ExitStatus>,
-    termination_requested: bool,
-}
+/// The exit status of a program, and whether it was sent SIGTERM before.
+type ProcessExit = (io::Result<ExitStatus>, bool);
 
 // === impl CommandHandler ===
 
@@ -161,29 +158,23 @@ impl CommandHandler {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let checkpoint = context
-            .checkpoint()
-            .map(|checkpoint| self.types.to_plain_json(checkpoint).to_string());
+        let to_json = |any| self.types.to_plain_json(any).to_string();
+        let checkpoint = context.checkpoint().map(to_json);
         if checkpoint.as_deref().is_some_and(exceeds_env_limit) {
             warn!(operation.name = %context.name(), "checkpoint exceeds 100 KiB, starting the command without LONGRUNNING_CHECKPOINT");
         }
+        let lease_token = STANDARD.encode(context.lease_token().as_bytes());
         for (key, value) in [
             ("INPUT", input.map(str::to_owned)),
             ("OPERATION", Some(context.name().to_owned())),
             ("ATTEMPT", Some(context.attempt().to_string())),
-            (
-                "LEASE_TOKEN",
-                Some(STANDARD.encode(context.lease_token().as_bytes())),
-            ),
+            ("LEASE_TOKEN", Some(lease_token)),
             ("QUEUE", context.queue().map(QueueName::to_string)),
             ("CHECKPOINT", checkpoint),
         ] {
             let value = value.filter(|value| !exceeds_env_limit(value));
-            set_env(
-                &mut command,
-                &format!("LONGRUNNING_{key}"),
-                value.as_deref(),
-            );
+            let key = format!("LONGRUNNING_{key}");
+            set_env(&mut command, &key, value.as_deref());
         }
         for key in TRACE_CONTEXT_KEYS {
             let mut entries = context.trace_context().iter();
@@ -191,13 +182,6 @@ impl CommandHandler {
             set_env(&mut command, &key.to_uppercase(), value);
         }
         command
-    }
-
-    fn handle_stderr_line(&self, context: &Context, line: &str) {
-        match &self.stderr_callback {
-            Some(callback) => callback(context, line),
-            None => debug!(line, "command wrote to standard error"),
-        }
     }
 
     fn start_failure(&self, error: &io::Error) -> Failure {
@@ -252,23 +236,22 @@ impl Handler for CommandHandler {
         let mut group = ProcessGroup::new(child.map_err(|error| self.start_failure(&error))?);
         let (mut output, mut stderr_tail) = (CommandOutput::default(), StderrTail::default());
         let exit = {
-            let (stdin, stdout, stderr) = (
-                group.child.stdin.take(),
-                group.child.stdout.take(),
-                group.child.stderr.take(),
-            );
+            let child = &mut group.child;
+            let (stdin, stdout, stderr) =
+                (child.stdin.take(), child.stdout.take(), child.stderr.take());
             let write_stdin = async {
+                let (mut stdin, input) =
+                    (stdin.expect("stdin is piped"), input.unwrap_or_default());
                 // A program may exit without reading its input.
-                let _ = stdin
-                    .expect("stdin is piped")
-                    .write_all(input.unwrap_or_default().as_bytes())
-                    .await;
+                let _ = stdin.write_all(input.as_bytes()).await;
                 Ok(())
             };
             let read_stdout = output.read(stdout.expect("stdout is piped"), &context, &self.types);
-            let read_stderr = stderr_tail.read(stderr.expect("stderr is piped"), |line| {
-                self.handle_stderr_line(&context, line);
-            });
+            let handle_line = |line: &str| match &self.stderr_callback {
+                Some(callback) => callback(&context, line),
+                None => debug!(line, "command wrote to standard error"),
+            };
+            let read_stderr = stderr_tail.read(stderr.expect("stderr is piped"), handle_line);
             let io = async { try_join!(write_stdin, read_stdout, read_stderr).map(|_| ()) };
             let grace = context.cancel_grace_period().unwrap_or(self.kill_after);
             let exit = group.wait_for_exit(&context, grace.min(self.kill_after));
@@ -284,11 +267,7 @@ impl Handler for CommandHandler {
                 },
             }
         };
-        let Ok(ProcessExit {
-            status,
-            termination_requested,
-        }) = exit
-        else {
+        let Ok((status, termination_requested)) = exit else {
             return Err(self.output_too_large_failure());
         };
         let text = output.into_text();
@@ -328,9 +307,8 @@ impl fmt::Debug for CommandHandler {
 
 impl ProcessGroup {
     fn new(child: Child) -> Self {
-        let leader = child
-            .id()
-            .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        let id = child.id().and_then(|id| i32::try_from(id).ok());
+        let leader = id.and_then(Pid::from_raw);
         Self { child, leader }
     }
 
@@ -339,7 +317,7 @@ impl ProcessGroup {
     async fn wait_for_exit(&mut self, context: &Context, grace: Duration) -> ProcessExit {
         select! {
             biased;
-            status = self.child.wait() => return ProcessExit { status, termination_requested: false },
+            status = self.child.wait() => return (status, false),
             () = context.cancelled() => self.signal(Signal::TERM),
         }
         let status = match timeout(grace, self.child.wait()).await {
@@ -349,10 +327,7 @@ impl ProcessGroup {
                 self.child.wait().await
             }
         };
-        ProcessExit {
-            status,
-            termination_requested: true,
-        }
+        (status, true)
     }
 
     fn signal(&self, signal: Signal) {
@@ -397,9 +372,8 @@ fn check_program(program: &OsStr) -> Result<(), InvalidCommand> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let is_found = std::env::split_paths(&path)
         .any(|directory| is_executable(&directory.join(program)) == Some(true));
-    is_found
-        .then_some(())
-        .ok_or_else(|| InvalidCommand::NotFound(program.to_owned()))
+    let not_found = || InvalidCommand::NotFound(program.to_owned());
+    is_found.then_some(()).ok_or_else(not_found)
 }
 
 /// Returns whether a file is executable, or `None` if it does not exist.

@@ -53,10 +53,7 @@ impl CommandOutput {
         context: &Context,
         types: &TypeRegistry,
     ) -> Result<(), OutputTooLargeError> {
-        let Self {
-            response,
-            partial_line,
-        } = self;
+        let response = &mut self.response;
         let handle_line = |line: &[u8]| {
             match OutputDirective::parse(line) {
                 Some(OutputDirective::Progress(progress)) => context.report_progress(progress),
@@ -70,7 +67,13 @@ impl CommandOutput {
             }
             Ok(())
         };
-        for_each_line(pipe, partial_line, MAX_OUTPUT_BYTES + 1, handle_line).await
+        for_each_line(
+            pipe,
+            &mut self.partial_line,
+            MAX_OUTPUT_BYTES + 1,
+            handle_line,
+        )
+        .await
     }
 
     /// Returns the response without its final newline.
@@ -94,11 +97,7 @@ impl StderrTail {
         pipe: impl AsyncRead + Unpin,
         mut on_line: impl FnMut(&str),
     ) -> Result<(), OutputTooLargeError> {
-        let Self {
-            lines,
-            bytes,
-            partial_line,
-        } = self;
+        let (lines, bytes) = (&mut self.lines, &mut self.bytes);
         let handle_line = |line: &[u8]| {
             let line = String::from_utf8_lossy(line).trim_end().to_owned();
             on_line(&line);
@@ -110,7 +109,8 @@ impl StderrTail {
             Ok(())
         };
         // Each invalid byte becomes U+FFFD, which takes three bytes.
-        for_each_line(pipe, partial_line, MAX_TAIL_BYTES / 3 - 1, handle_line).await
+        let max_line_bytes = MAX_TAIL_BYTES / 3 - 1;
+        for_each_line(pipe, &mut self.partial_line, max_line_bytes, handle_line).await
     }
 
     /// Joins the lines. Returns `None` if they are blank.

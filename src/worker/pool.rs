@@ -95,19 +95,11 @@ impl WorkerPool {
         let span = info_span!("attempt", operation.name = operation.name(), queue = %self.queue, attempt = operation.attempt());
         let started = Instant::now();
         let attempt = Attempt::new(self.store.clone(), &operation, leased_operation.token);
-        let outcome = attempt
-            .run(
-                leased_operation,
-                self.handler.clone(),
-                &self.tasks,
-                self.stop_attempts.clone(),
-            )
-            .instrument(span)
-            .await;
-        self.metrics.record_attempt(
-            self.queue.as_str(),
-            outcome,
-            started.elapsed().as_secs_f64(),
-        );
+        let handler = self.handler.clone();
+        let run = attempt.run(leased_operation, handler, &self.tasks, &self.stop_attempts);
+        let outcome = run.instrument(span).await;
+        let duration_secs = started.elapsed().as_secs_f64();
+        self.metrics
+            .record_attempt(self.queue.as_str(), outcome, duration_secs);
     }
 }
