@@ -203,10 +203,8 @@ impl InvalidFilter {
 
     /// Creates the error for an unexpected text; shortens a long `found`.
     pub(crate) fn expected(column: Column, expected: &str, found: &str) -> Self {
-        Self::new(
-            column,
-            format!("expected {expected}, found {}", excerpt(found)),
-        )
+        let found = excerpt(found);
+        Self::new(column, format!("expected {expected}, found {found}"))
     }
 }
 

@@ -175,10 +175,8 @@ impl<'a> MessageEvaluator<'a> {
             return truth;
         }
         // `m:foo` tests whether field foo of m is set.
-        match (
-            self.comparison.comparator,
-            self.comparison.literal.pattern.exact(),
-        ) {
+        let pattern = &self.comparison.literal.pattern;
+        match (self.comparison.comparator, pattern.exact()) {
             (Comparator::Has, Some(name)) => find_field(descriptor, name)
                 .is_some_and(|field| message.has_field(&field))
                 .into(),

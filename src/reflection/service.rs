@@ -44,9 +44,8 @@ impl ServerReflection for ReflectionService {
         request: Request<Streaming<ServerReflectionRequest>>,
     ) -> Result<Response<Self::ServerReflectionInfoStream>, Status> {
         let this = self.clone();
-        let responses = request
-            .into_inner()
-            .map(move |request| request.map(|request| this.respond(request)));
+        let requests = request.into_inner();
+        let responses = requests.map(move |request| Ok(this.respond(request?)));
         Ok(Response::new(Box::pin(responses)))
     }
 }

@@ -53,10 +53,8 @@ impl Store {
         max_leases: usize,
         cancelled: impl Future<Output = ()>,
     ) -> Result<Vec<Arc<Operation>>> {
-        let queue_refs: Vec<QueueRef<'_>> = queues
-            .iter()
-            .map(|queue| self.view.ready_queues.acquire(queue))
-            .collect();
+        let acquire = |queue| self.view.ready_queues.acquire(queue);
+        let queue_refs: Vec<_> = queues.iter().map(acquire).collect();
         let stopping = self.tasks.stop_token();
         let mut cancelled = pin!(cancelled);
         loop {

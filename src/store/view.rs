@@ -140,10 +140,10 @@ impl View {
         let now = self.clock.now();
         let deadline = operation.next_deadline(now);
         // A deadline that has not changed is scheduled already.
-        if previous
+        let scheduled = previous
             .as_ref()
-            .is_none_or(|previous| previous.next_deadline(now) != deadline)
-        {
+            .map(|previous| previous.next_deadline(now));
+        if scheduled != Some(deadline) {
             self.schedule_at(operation, deadline);
         }
         self.update_queue_membership(previous.as_deref(), Some(operation));
@@ -227,9 +227,8 @@ impl View {
             self.total_bytes.fetch_add(now, Ordering::Relaxed);
             self.total_bytes.fetch_sub(before, Ordering::Relaxed);
             let signed = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
-            self.metrics
-                .stored_bytes
-                .inc_by(signed(now) - signed(before));
+            let growth = signed(now) - signed(before);
+            self.metrics.stored_bytes.inc_by(growth);
         }
         let (before, now) = (
             previous.map(Operation::state),

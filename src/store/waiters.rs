@@ -190,11 +190,8 @@ impl Waiter {
     }
 
     fn poll_notified(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let mut operation_waiters = self
-            .waiters
-            .by_operation
-            .get_mut(&self.number)
-            .expect("the slot exists until the waiter is dropped");
+        let found = self.waiters.by_operation.get_mut(&self.number);
+        let mut operation_waiters = found.expect("the slot exists until the waiter is dropped");
         let slot = &mut operation_waiters.slots(self.wait_for)[self.slot];
         if let WaiterSlot::Notified = slot {
             *slot = WaiterSlot::Idle(None);

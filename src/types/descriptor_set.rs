@@ -281,11 +281,8 @@ pub(super) fn add_sets(
 
 fn invalid_file(error: DescriptorError, files: &[(ProtoFile, &str)]) -> InvalidDescriptorSet {
     let name = error.file().unwrap_or_default().to_owned();
-    let origin = files
-        .iter()
-        .find(|(file, _)| file.proto.name() == name)
-        .or(files.first())
-        .map_or("", |(_, origin)| origin);
+    let found = files.iter().find(|(file, _)| file.proto.name() == name);
+    let origin = found.or(files.first()).map_or("", |(_, origin)| origin);
     let position = match (error.line(), error.column()) {
         (Some(line), Some(column)) => format!("line {}, column {}: ", line + 1, column + 1),
         _ => String::new(),

@@ -73,9 +73,8 @@ impl<'a> JsonReader<'a> {
                 let name = oneof.name();
                 return Err(format!("multiple fields provided for oneof '{name}'"));
             }
-            let value = self
-                .read_field(&field, value)
-                .map_err(|error| format!("{}: {error}", field.json_name()))?;
+            let value = self.read_field(&field, value);
+            let value = value.map_err(|error| format!("{}: {error}", field.json_name()))?;
             message.set_field(&field, value);
         }
         Ok(message)
