@@ -77,6 +77,20 @@ impl Default for ExecutionOptions {
 }
 
 impl ExecutionOptions {
+    /// Sets the priority.
+    #[must_use]
+    pub fn with_priority(mut self, priority: i32) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Sets the maximum time from creation to completion.
+    #[must_use]
+    pub fn with_total_timeout(mut self, timeout: Duration) -> Self {
+        self.total_timeout = Some(timeout);
+        self
+    }
+
     /// Sets the maximum time of one attempt.
     #[must_use]
     pub fn with_attempt_timeout(mut self, timeout: Duration) -> Self {
@@ -105,6 +119,13 @@ impl ExecutionOptions {
         self
     }
 
+    /// Sets the time that a worker has to stop after a requested cancellation.
+    #[must_use]
+    pub fn with_cancel_grace_period(mut self, grace_period: Duration) -> Self {
+        self.cancel_grace_period = Some(grace_period);
+        self
+    }
+
     /// Validates the lease duration, the timeouts and the retry policy.
     pub(crate) fn check(&self) -> Result<(), InvalidExecutionOptions> {
         if self.lease_duration < Duration::from_secs(1) {
@@ -129,7 +150,10 @@ impl QueueName {
     /// [`InvalidQueueName`] if it is malformed.
     pub fn parse(text: &str) -> Result<Self, InvalidQueueName> {
         let is_allowed_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        let starts_alphanumeric = text.starts_with(|first: char| first.is_ascii_alphanumeric());
+        let starts_alphanumeric = text
+            .as_bytes()
+            .first()
+            .is_some_and(u8::is_ascii_alphanumeric);
         if text.len() <= 63 && starts_alphanumeric && text.bytes().all(is_allowed_byte) {
             return Ok(Self(text.into()));
         }

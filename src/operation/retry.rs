@@ -65,6 +65,13 @@ impl RetryPolicy {
         self
     }
 
+    /// Sets the factor by which the delay grows per attempt.
+    #[must_use]
+    pub fn with_multiplier(mut self, multiplier: f64) -> Self {
+        self.multiplier = multiplier;
+        self
+    }
+
     /// Sets the random part of the delay.
     #[must_use]
     pub fn with_jitter(mut self, jitter: f64) -> Self {
