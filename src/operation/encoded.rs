@@ -3,7 +3,7 @@
 
 use prost::encoding;
 
-use super::{name::OperationName, outcome::Outcome};
+use super::outcome::Outcome;
 
 const NAME_FIELD_NUMBER: u32 = 1;
 const METADATA_FIELD_NUMBER: u32 = 2;
@@ -46,7 +46,7 @@ impl EncodedOperation {
             return None;
         };
         let name = find_field(&bytes, NAME_FIELD_NUMBER)?;
-        OperationName::parse(std::str::from_utf8(name).ok()?).ok()?;
+        super::name::OperationName::parse(std::str::from_utf8(name).ok()?).ok()?;
         find_field(&bytes, METADATA_FIELD_NUMBER)?;
         Some(Self(bytes.into_boxed_slice()))
     }
