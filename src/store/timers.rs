@@ -70,19 +70,11 @@ impl Store {
         operation.is_some_and(|it| it.next_deadline(Timestamp::default()) <= self.clock.now())
     }
 
-    /// Waits until the storage accepts writes, and the view is no older than this call. While the storage is unavailable,
-    /// all that is due waits here: the storage is retried, with one query, not each operation.
+    /// Waits until the storage accepts writes. Meanwhile all that is due waits here: the storage is retried, not each
+    /// operation.
     async fn wait_for_storage(&self) {
-        loop {
-            let error = match (self.storage.write_error(), self.storage.shared()) {
-                (Some(error), _) => error,
-                (None, None) => return,
-                (None, Some(shared)) => match shared.sync().await {
-                    Ok(()) => return,
-                    Err(error) => error.to_string(),
-                },
-            };
-            // The storage logs an outage once.
+        // The storage logs an outage once.
+        while let Some(error) = self.storage.write_error() {
             debug!(error, retry_in = ?RETRY_DELAY, "storage unavailable, timers wait");
             sleep(RETRY_DELAY).await;
         }

@@ -242,8 +242,7 @@ async fn lease_gets_full_duration_after_storage_outage() {
 
 // Rules: STATE-13
 #[tokio::test(start_paused = true)]
-async fn overdue_timers_share_one_storage_request_a_second_in_outage() {
-    const OUTAGE_SECS: u64 = 120;
+async fn overdue_timers_ask_nothing_of_storage_that_is_offline() {
     let (storage, replica_a, mut replica_b) = start_two_replicas().await;
     let mut names = Vec::new();
     for index in 0..100 {
@@ -254,14 +253,9 @@ async fn overdue_timers_share_one_storage_request_a_second_in_outage() {
     }
     replica_b.wait_until_caught_up().await;
     storage.go_offline();
-    tokio::time::sleep(Duration::from_secs(OUTAGE_SECS)).await;
-    let requests = storage.request_count();
-    // Each of two servers asks for all operations together.
-    let secs = usize::try_from(OUTAGE_SECS).unwrap();
-    assert!(
-        (secs..3 * secs).contains(&(requests - names.len())),
-        "expected about 2 requests a second, got {requests} in {secs} s"
-    );
+    let before = storage.request_count();
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(storage.request_count(), before);
     storage.go_online();
     tokio::time::sleep(Duration::from_secs(8)).await;
     for name in &names {

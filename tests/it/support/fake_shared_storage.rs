@@ -190,6 +190,11 @@ impl Storage for FakeStorageHandle {
         completion.complete(result);
     }
 
+    fn write_error(&self) -> Option<String> {
+        let is_offline = self.storage.0.available_since.lock().is_none();
+        is_offline.then(|| "the test took the storage offline".to_owned())
+    }
+
     fn shared(&self) -> Option<&dyn SharedStorage> {
         Some(self)
     }
