@@ -54,7 +54,11 @@ impl Payload {
 
     /// Makes a `google.protobuf.Empty`, the response of work without a result.
     pub fn empty() -> Self {
-        Self::pack(&())
+        // Not `pack`: an empty result is common, and the name of a type is put together each time.
+        Self(Arc::new(Any {
+            type_url: format!("{TYPE_URL_PREFIX}google.protobuf.Empty"),
+            value: Vec::new(),
+        }))
     }
 
     /// Returns the `Any`.
