@@ -46,7 +46,8 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// Returns why writes are rejected at present, or `None` while they are accepted.
+    /// Returns why writes are rejected at present, or `None` while they are accepted. Timers wait while it returns an error:
+    /// a backend that recovers must return `None` again by itself, not only after a write that succeeds.
     fn write_error(&self) -> Option<String> {
         None
     }

@@ -45,7 +45,8 @@ impl Store {
     async fn run_timer_loop(self: &Arc<Self>, deadlines: fn(&Self) -> &Deadlines) {
         loop {
             let numbers = deadlines(self).wait_for_due(self.clock).await;
-            let due: BTreeSet<u64> = numbers.into_iter().filter(|it| self.is_due(*it)).collect();
+            let is_due = |number: &u64| self.find_due(*number).is_some();
+            let due: BTreeSet<u64> = numbers.into_iter().filter(is_due).collect();
             if !due.is_empty() {
                 self.wait_for_storage().await;
             }
@@ -63,11 +64,12 @@ impl Store {
         }
     }
 
-    /// Returns `false` if the operation is gone, or a later deadline has replaced the one of this timer. That one has a
-    /// timer of its own.
-    fn is_due(&self, number: u64) -> bool {
-        let operation = self.view.index.get(number);
-        operation.is_some_and(|it| it.next_deadline(Timestamp::default()) <= self.clock.now())
+    /// Returns an operation that is due. Returns `None` if it is gone, or a later deadline has replaced the one of this
+    /// timer: that one has a timer of its own.
+    fn find_due(&self, number: u64) -> Option<Arc<Operation>> {
+        let operation = self.view.index.get(number)?;
+        let deadline = operation.next_deadline(Timestamp::default());
+        (deadline <= self.clock.now()).then_some(operation)
     }
 
     /// Waits until the storage accepts writes. Meanwhile all that is due waits here: the storage is retried, not each
@@ -83,7 +85,8 @@ impl Store {
     /// Commits `TimerFired` for an operation that is due. Its timer is gone: unless the operation changes, which sets a
     /// new one, exactly one is set here.
     async fn fire_deadline(self: &Arc<Self>, number: u64) {
-        let Some(operation) = self.view.index.get(number) else {
+        // A worker may have renewed the lease while the storage was unavailable.
+        let Some(operation) = self.find_due(number) else {
             return;
         };
         match self.commit_timer(&operation).await {

@@ -63,8 +63,8 @@ impl LockFile {
     }
 
     /// Returns the recorded count, or `None` if there is none, it is torn, or it belongs to another database: the file may
-    /// have been replaced since. The checksum detects a mix of the digits of
-    /// two counts: it may exceed the acknowledged one, and a complete database would be rejected.
+    /// have been replaced since. The checksum detects a mix of the digits of two counts: it may exceed the acknowledged
+    /// one, and a complete database would be rejected.
     pub(super) fn read_ack(&self, file_id: &str) -> Option<u64> {
         let text = io::read_to_string(&self.file).ok()?;
         let (payload, checksum) = text
