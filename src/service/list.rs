@@ -284,10 +284,9 @@ impl ListQuery {
     ) -> bool {
         for operation in operations {
             page.examined += 1;
+            let is_match = self.matches(&operation, budget).await;
             let number = operation.number();
-            if self.matches(&operation, budget).await
-                && !page.push_if_fits(self.page_size, operation)
-            {
+            if is_match && !page.push_if_fits(self.page_size, operation) {
                 return false;
             }
             page.before_number = number;
