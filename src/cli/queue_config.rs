@@ -24,7 +24,7 @@ struct QueueTable {
 #[derive(Deserialize)]
 #[serde(
     untagged,
-    expecting = "use a number of attempts, or a table of max_attempts, \
+    expecting = "use a number of attempts, or a table of max_attempts, max_worker_losses, \
     initial_backoff and max_backoff such as \"1s\", multiplier and jitter"
 )]
 enum RetrySetting {
@@ -35,7 +35,8 @@ enum RetrySetting {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RetryPolicyTable {
-    max_attempts: u32,
+    max_attempts: Option<u32>,
+    max_worker_losses: Option<u32>,
     #[serde(default, deserialize_with = "duration")]
     initial_backoff: Option<Duration>,
     #[serde(default, deserialize_with = "duration")]
@@ -97,7 +98,10 @@ impl From<RetrySetting> for RetryPolicy {
         let defaults = Self::default();
         let initial_backoff = policy.initial_backoff.unwrap_or(defaults.initial_backoff);
         Self {
-            max_attempts: policy.max_attempts,
+            max_attempts: policy.max_attempts.unwrap_or(defaults.max_attempts),
+            max_worker_losses: policy
+                .max_worker_losses
+                .unwrap_or(defaults.max_worker_losses),
             initial_backoff,
             // Raise the default, so that a long initial backoff alone is valid.
             max_backoff: policy

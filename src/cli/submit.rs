@@ -91,6 +91,9 @@ pub(super) struct SubmitArgs {
     /// Number of retries after a failed attempt [default: set by the server]
     #[arg(long, value_name = "N")]
     retries: Option<u32>,
+    /// Number of retries after a lost worker, whose lease expired; 0 for none [default: 3]
+    #[arg(long, value_name = "N")]
+    max_worker_losses: Option<u32>,
     /// Wait until the operation is done and print it
     #[arg(long)]
     wait: bool,
@@ -117,8 +120,14 @@ pub(super) async fn submit(args: SubmitArgs) -> Result<u8, CliError> {
     if args.priority != 0 {
         new_operation = new_operation.priority(args.priority);
     }
-    if let Some(retries) = args.retries {
-        let policy = RetryPolicy::with_max_attempts(retries.saturating_add(1));
+    if args.retries.is_some() || args.max_worker_losses.is_some() {
+        let mut policy = RetryPolicy::default();
+        if let Some(retries) = args.retries {
+            policy.max_attempts = retries.saturating_add(1);
+        }
+        if let Some(losses) = args.max_worker_losses {
+            policy.max_worker_losses = losses;
+        }
         new_operation = new_operation.retry_policy(policy);
     }
     let channel = args.worker.worker_endpoint.connect(Some(CALL_TIMEOUT));

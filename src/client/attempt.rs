@@ -94,12 +94,18 @@ impl ShutdownSignals {
 // === impl Attempt ===
 
 impl Attempt {
-    /// Creates an attempt for a lease that was just received. Returns `None` if it
-    /// is already held or malformed, as from a server of another version.
-    pub(super) fn new(lease_manager: &Arc<LeaseManager>, lease: Lease) -> Option<Self> {
+    /// Creates an attempt for a lease that was just received, and that a heartbeat
+    /// must confirm within `confirm_within`, if set. Returns `None` if it is already
+    /// held or malformed, as from a server of another version.
+    pub(super) fn new(
+        lease_manager: &Arc<LeaseManager>,
+        lease: Lease,
+        confirm_within: Option<Duration>,
+    ) -> Option<Self> {
         let leased_operation = parse_lease(&lease)?;
         let remaining = parse_duration(lease.lease_remaining?).ok()?;
-        let held = lease_manager.track(&lease.name, leased_operation.token, remaining)?;
+        let token = leased_operation.token;
+        let held = lease_manager.track(&lease.name, token, remaining, confirm_within)?;
         if lease.cancel_requested {
             held.attempt_state.cancellation_token.cancel();
         }
@@ -115,8 +121,8 @@ impl Attempt {
         self.held.attempt_state.cancellation_token.clone()
     }
 
-    /// Runs the handler, reports its result and returns the operation, or `None`
-    /// if the result was recorded but the response was lost. `shutdown_signals`
+    /// Runs the handler once the lease is confirmed, reports its result and returns
+    /// the operation, or `None` if the result was recorded but the response was lost. `shutdown_signals`
     /// end the attempt early and return the operation to its queue.
     pub(super) async fn run(
         self,
@@ -127,12 +133,19 @@ impl Attempt {
         let span = attempt_span(&self.leased_operation);
         let (lease_manager, held) = (self.lease_manager, self.held);
         let work = async {
-            info!("attempt started");
-            let state = held.attempt_state.clone();
-            let context = Context::new(self.leased_operation, state, Clock::system());
             let ShutdownSignals { stop, abort } = shutdown_signals;
-            let outcome =
-                run_handler(handler, context, tasks, stop, Some(abort), held.lost()).await;
+            let run = async {
+                info!("attempt started");
+                let state = held.attempt_state.clone();
+                let context = Context::new(self.leased_operation, state, Clock::system());
+                run_handler(handler, context, tasks, stop, Some(abort), held.lost()).await
+            };
+            let outcome = select! {
+                biased;
+                () = held.confirmed() => run.await,
+                () = held.lost() => RunOutcome::LeaseLost,
+                () = tasks.stop_token().cancelled() => RunOutcome::Finished(AttemptResult::Released),
+            };
             let finish_result = match outcome {
                 RunOutcome::Finished(result) | RunOutcome::Panicked(result) => {
                     finish(&lease_manager, &held, result, abort).await
@@ -245,6 +258,7 @@ async fn send_finish(
         lease_token: held.token.as_bytes().to_vec(),
         outcome: Some(outcome.clone()),
         metadata: None,
+        progress: None,
     });
     request.set_timeout(CALL_TIMEOUT);
     let client = lease_manager.client();

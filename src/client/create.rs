@@ -130,7 +130,7 @@ impl Client {
         // A lease may come from an earlier try whose response was lost; it is
         // executed now. A lease that is already held has its attempt.
         if let Some(lease) = response.lease
-            && let Some(attempt) = Attempt::new(lease_manager, lease)
+            && let Some(attempt) = Attempt::new(lease_manager, lease, None)
         {
             running.cancellation_token = attempt.cancellation_token();
             running.already_existed = false;

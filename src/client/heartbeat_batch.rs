@@ -81,6 +81,7 @@ mod tests {
             name,
             LeaseToken::random(),
             lease_duration,
+            None,
             Arc::default(),
         ));
         let any = Any {

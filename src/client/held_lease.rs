@@ -12,7 +12,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{
     select,
-    sync::Notify,
+    sync::{Notify, SetOnce},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -38,6 +38,7 @@ pub(super) struct HeldLease {
     pub(super) token: LeaseToken,
     pub(super) attempt_state: Arc<AttemptState>,
     lost: CancellationToken,
+    confirmed: SetOnce<()>,
     times: Mutex<LeaseTimes>,
     /// The handler has ended and its result is being reported.
     is_finishing: AtomicBool,
@@ -54,20 +55,41 @@ struct LeaseTimes {
 // === impl HeldLease ===
 
 impl HeldLease {
-    /// Creates a lease that was just received. Notifies `wakeup` when a report
-    /// becomes pending.
+    /// Creates a lease that was just received. With `confirm_within`, its first
+    /// heartbeat is due at once, and it is lost without a response by then. Notifies
+    /// `wakeup` when a report becomes pending.
     pub(super) fn new(
         name: &str,
         token: LeaseToken,
         remaining: Duration,
+        confirm_within: Option<Duration>,
         wakeup: Arc<Notify>,
     ) -> Self {
+        let received = Instant::now();
+        let (confirmed, times) = match confirm_within {
+            Some(within) => {
+                let expires_at = received + remaining.min(within);
+                let renew_at = received;
+                (
+                    SetOnce::new(),
+                    LeaseTimes {
+                        expires_at,
+                        renew_at,
+                    },
+                )
+            }
+            None => {
+                let times = LeaseTimes::from_remaining(received, remaining);
+                (SetOnce::new_with(Some(())), times)
+            }
+        };
         Self {
             name: name.to_owned(),
             token,
             attempt_state: Arc::new(AttemptState::with_wakeup(wakeup)),
             lost: CancellationToken::new(),
-            times: Mutex::new(LeaseTimes::from_remaining(Instant::now(), remaining)),
+            confirmed,
+            times: Mutex::new(times),
             is_finishing: AtomicBool::new(false),
             has_dropped_report: AtomicBool::new(false),
         }
@@ -79,6 +101,12 @@ impl HeldLease {
             () = self.lost.cancelled() => {}
             () = self.expired() => {}
         }
+    }
+
+    /// Waits until the server has answered the first heartbeat. Returns immediately
+    /// for a lease that needs no confirmation.
+    pub(super) async fn confirmed(&self) {
+        self.confirmed.wait().await;
     }
 
     /// Waits until the lease expires, ignoring what the server reported.
@@ -108,11 +136,14 @@ impl HeldLease {
         self.times.lock().renew_at = at;
     }
 
-    /// Takes the report of the next heartbeat. Returns `None` if no report is
-    /// pending and no renewal is due.
-    pub(super) fn take_pending_report(&self, now: Instant) -> Option<Report> {
-        let report = self.attempt_state.take_report();
-        report.or_else(|| (now >= self.renew_at()).then(Report::default))
+    /// Takes the report of the next heartbeat. Returns `None` if no renewal is due
+    /// and no report is pending or reports are not due.
+    pub(super) fn take_pending_report(&self, now: Instant, reports_due: bool) -> Option<Report> {
+        let renewal_due = now >= self.renew_at();
+        let report = (renewal_due || reports_due).then(|| self.attempt_state.take_report());
+        report
+            .flatten()
+            .or_else(|| renewal_due.then(Report::default))
     }
 
     /// Puts back a report that was not delivered and schedules the next heartbeat.
@@ -130,6 +161,16 @@ impl HeldLease {
         if !self.has_dropped_report.swap(true, Relaxed) {
             warn!(operation.name = %self.name, ?code, error, "dropping oversized reports; the lease is still renewed");
         }
+    }
+
+    /// Applies the directive that answers a heartbeat sent at `sent`. Returns `false`
+    /// if the lease is lost.
+    pub(super) fn apply_response(&self, directive: &Directive, sent: Instant) -> bool {
+        if directive.kind() != Kind::LeaseLost {
+            // Fails for every heartbeat but the first.
+            let _ = self.confirmed.set(());
+        }
+        self.apply_directive(directive, sent)
     }
 
     /// Applies a directive for a request sent at `sent`. Returns `false` if the
@@ -156,7 +197,10 @@ impl HeldLease {
         if let Some(error) = error_message {
             warn!(operation.name = %self.name, error, "report rejected");
         }
-        if let Some(Ok(remaining)) = directive.lease_remaining.map(parse_duration) {
+        // An unconfirmed lease ends earlier than it expires.
+        if let Some(Ok(remaining)) = directive.lease_remaining.map(parse_duration)
+            && self.confirmed.initialized()
+        {
             *self.times.lock() = LeaseTimes::from_remaining(sent, remaining);
         }
         true

@@ -51,6 +51,8 @@ pub(super) struct LeaseManager {
     leases: Mutex<HashMap<LeaseToken, Arc<HeldLease>>>,
     /// Notified when a report is pending or a renewal was rescheduled.
     wakeup: Arc<Notify>,
+    /// Notified when a lease was added, whose first renewal may be due.
+    lease_added: Notify,
     /// Held while reports are taken and sent: of two concurrent sends, the older
     /// could arrive last. While another task holds it, every pending report is unsent or
     /// has to be sent again.
@@ -66,6 +68,7 @@ impl LeaseManager {
             worker_id,
             leases: Mutex::default(),
             wakeup: Arc::default(),
+            lease_added: Notify::new(),
             send_lock: sync::Mutex::default(),
         })
     }
@@ -94,21 +97,29 @@ impl LeaseManager {
         guard
     }
 
-    /// Starts maintaining a lease that was just received. Returns `None` if it is
-    /// already held.
+    /// Starts maintaining a lease that was just received, and that is lost unless a
+    /// heartbeat confirms it in time. Returns `None` if it is already held.
     pub(super) fn track(
         &self,
         name: &str,
         token: LeaseToken,
         remaining: Duration,
+        confirm_within: Option<Duration>,
     ) -> Option<Arc<HeldLease>> {
         let mut leases = self.leases.lock();
         if leases.contains_key(&token) {
             return None;
         }
-        let held = Arc::new(HeldLease::new(name, token, remaining, self.wakeup.clone()));
+        let wakeup = self.wakeup.clone();
+        let held = Arc::new(HeldLease::new(
+            name,
+            token,
+            remaining,
+            confirm_within,
+            wakeup,
+        ));
         leases.insert(token, held.clone());
-        self.wakeup.notify_one();
+        self.lease_added.notify_one();
         Some(held)
     }
 
@@ -126,7 +137,7 @@ impl LeaseManager {
         let sent = Instant::now();
         let reports = vec![held.lease_heartbeat(report)];
         for directive in self.send_heartbeat(reports, false).await? {
-            held.apply_directive(&directive, sent);
+            held.apply_response(&directive, sent);
         }
         Ok(())
     }
@@ -142,11 +153,12 @@ impl LeaseManager {
                     None => std::future::pending().await,
                 }
             };
-            select! {
-                () = renew => {}
-                () = async { sleep_until(report_at).await; self.wakeup.notified().await } => {}
-            }
-            match self.send_due_heartbeats().await {
+            let reports_due = select! {
+                () = renew => false,
+                () = self.lease_added.notified() => false,
+                () = async { sleep_until(report_at).await; self.wakeup.notified().await } => true,
+            };
+            match self.send_due_heartbeats(reports_due).await {
                 Some(Ok(())) => {
                     failure_log.record_success();
                     report_at = Instant::now() + MIN_REPORT_INTERVAL;
@@ -165,13 +177,13 @@ impl LeaseManager {
         leases.values().map(|held| held.renew_at()).min()
     }
 
-    /// Sends all due heartbeats. A failed batch does not stop the others. Returns
+    /// Sends all due heartbeats, and pending reports if they are due. A failed batch does not stop the others. Returns
     /// the last failure, or `None` if no heartbeat was due.
-    async fn send_due_heartbeats(&self) -> Option<Result<(), Status>> {
+    async fn send_due_heartbeats(&self, reports_due: bool) -> Option<Result<(), Status>> {
         let _send_lock = self.send_lock.lock().await;
         let now = Instant::now();
         let to_renewal = |held: &Arc<HeldLease>| {
-            let report = held.take_pending_report(now)?;
+            let report = held.take_pending_report(now, reports_due)?;
             let held = held.clone();
             Some(Renewal { held, report })
         };
@@ -187,8 +199,10 @@ impl LeaseManager {
             let reports = batch.iter().map(Renewal::to_proto).collect();
             match self.send_heartbeat(reports, false).await {
                 Ok(directives) => {
-                    for (renewal, directive) in batch.iter().zip(&directives) {
-                        self.apply_directive(&renewal.held, directive, sent);
+                    for (Renewal { held, .. }, directive) in batch.iter().zip(&directives) {
+                        if !held.apply_response(directive, sent) {
+                            self.untrack(held);
+                        }
                     }
                 }
                 Err(status) if is_too_large(&status) => {
@@ -278,14 +292,10 @@ impl LeaseManager {
         }
         let token = LeaseToken::from_bytes(&directive.lease_token);
         let held = token.and_then(|token| self.leases.lock().get(&token).cloned());
-        if let Some(held) = held {
-            self.apply_directive(&held, directive, Instant::now());
-        }
-    }
-
-    fn apply_directive(&self, held: &HeldLease, directive: &Directive, sent: Instant) {
-        if !held.apply_directive(directive, sent) {
-            self.untrack(held);
+        if let Some(held) = held
+            && !held.apply_directive(directive, Instant::now())
+        {
+            self.untrack(&held);
         }
     }
 }

@@ -36,6 +36,9 @@ use crate::{
 /// The time that one LeaseOperations call waits, below the idle timeout of common
 /// proxies.
 const POLL_TIMEOUT: Duration = Duration::from_secs(30);
+/// The time in which the first heartbeat of a lease must be answered. Otherwise its
+/// operation returns to the queue, and its handler does not start.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
 /// The minimum duration of an empty poll; a shorter one is followed by a backoff.
 const MIN_POLL_DURATION: Duration = Duration::from_secs(1);
 /// The time to release operations after an abort.
@@ -278,6 +281,7 @@ impl QueuePoller {
             worker_id: self.lease_manager.worker_id(),
             max_leases: i32::try_from(max_leases).unwrap_or(i32::MAX),
             wait_timeout: Some(to_proto_duration(POLL_TIMEOUT)),
+            confirm_within: Some(to_proto_duration(CONFIRM_TIMEOUT)),
         });
         request.set_timeout(POLL_TIMEOUT + CALL_TIMEOUT);
         let client = self.lease_manager.client();
@@ -287,7 +291,7 @@ impl QueuePoller {
 
     fn start_attempt(&self, lease: Lease, permit: Option<OwnedSemaphorePermit>) {
         let name = lease.name.clone();
-        let Some(attempt) = Attempt::new(&self.lease_manager, lease) else {
+        let Some(attempt) = Attempt::new(&self.lease_manager, lease, Some(CONFIRM_TIMEOUT)) else {
             warn!(operation.name = name, "ignoring malformed lease");
             return;
         };

@@ -10,7 +10,7 @@ use crate::{
 
 /// Returns the current lease, or `None` if it expired or the operation is not leased.
 pub(super) fn to_proto_lease(operation: &Operation, now: Timestamp) -> Option<Lease> {
-    let lease = operation.lease().filter(|lease| now < lease.expires_at)?;
+    let lease = operation.lease().filter(|lease| !lease.is_expired(now))?;
     let to_any = |payload: Option<&Payload>| payload.map(|payload| payload.any().clone());
     let remaining = |at: Timestamp| to_proto_duration(at.since(now));
     let to_owned_pair = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
@@ -21,7 +21,11 @@ pub(super) fn to_proto_lease(operation: &Operation, now: Timestamp) -> Option<Le
         lease_token: lease.token.as_bytes().to_vec(),
         attempt: i32::try_from(operation.attempt()).unwrap_or(i32::MAX),
         lease_remaining: Some(remaining(lease.expires_at)),
-        attempt_remaining: lease.attempt_deadline().map(remaining),
+        attempt_remaining: match lease.attempt_deadline() {
+            Some(deadline) => Some(remaining(deadline)),
+            // The attempt begins when the worker confirms the lease.
+            None => operation.options().attempt_timeout.map(to_proto_duration),
+        },
         input: to_any(operation.input()),
         checkpoint: to_any(operation.checkpoint()),
         cancel_requested: operation.cancel_requested(),

@@ -41,6 +41,7 @@ use crate::{
         operations::Operations,
         request_params::{WaitLimits, parse_duration_field, parse_lookup_name, parse_payload},
     },
+    store::commit::UndeliveredLease,
 };
 
 #[expect(unreachable_pub, reason = "generated")]
@@ -134,14 +135,26 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
         let timeout =
             parse_duration_field("wait_timeout", "INVALID_TIMEOUT", request.wait_timeout)?;
         let wait_timeout = self.wait_limits.effective_timeout(timeout, client_timeout);
-        let leased = self
+        let confirm_within = parse_confirm_within(request.confirm_within)?;
+        let leases = self
             .operations
-            .lease_batch(&queues, &worker, max_leases, wait_timeout)
+            .lease_undelivered(
+                &queues,
+                &worker,
+                max_leases,
+                wait_timeout,
+                Some(confirm_within),
+            )
             .await?;
         let now = self.operations.clock().now();
-        let leases = leased.iter().filter_map(|one| to_proto_lease(one, now));
-        let leases = leases.collect();
-        EncodedMessage::response(&LeaseOperationsResponse { leases })
+        let to_proto = |lease: &UndeliveredLease| to_proto_lease(lease.operation(), now);
+        let response = LeaseOperationsResponse {
+            leases: leases.iter().filter_map(to_proto).collect(),
+        };
+        Ok(Response::new(EncodedMessage::Leases {
+            response: response.encode_to_vec().into(),
+            leases,
+        }))
     }
 
     async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> UnaryResult {
@@ -188,6 +201,7 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
             Some(Outcome::Release(finish::Release {})) => AttemptResult::Released,
         };
         let report = Report {
+            progress: request.progress,
             metadata: parse_payload("metadata", request.metadata)?,
             ..Report::default()
         };
@@ -284,6 +298,19 @@ fn parse_max_leases(max_leases: i32) -> Result<usize> {
             let message = "must not be negative; 0 means 1";
             Err(Error::invalid("max_leases", "INVALID_MAX_LEASES", message))
         }
+    }
+}
+
+/// Returns the time within which leases must be confirmed; without one, they may stay unconfirmed until they expire.
+fn parse_confirm_within(time: Option<prost_types::Duration>) -> Result<Duration> {
+    let (field, reason) = ("confirm_within", "INVALID_DURATION");
+    match parse_duration_field(field, reason, time)? {
+        Some(Duration::ZERO) => {
+            let message = "must be more than 0 s; leave it unset to allow the whole lease";
+            Err(Error::invalid(field, reason, message))
+        }
+        Some(within) => Ok(within),
+        None => Ok(Duration::MAX),
     }
 }
 

@@ -19,7 +19,10 @@ use crate::{
     clock::Timestamp,
     proto::{
         google,
-        longrunning::v1::{Progress, operation_metadata::State},
+        longrunning::v1::{
+            Progress,
+            operation_metadata::{Attempt, State},
+        },
     },
 };
 
@@ -165,6 +168,26 @@ impl Operation {
         self.work_state.as_ref()?.latest_report.as_deref()
     }
 
+    /// Returns the attempts that ended, oldest first, or none if the operation is done. The metadata of a done operation
+    /// still contains them.
+    pub(super) fn ended_attempts(&self) -> &[Attempt] {
+        let work = self.work_state.as_ref();
+        work.map_or(&[], |work| &work.ended_attempts)
+    }
+
+    /// Returns the history entry of the attempt that runs, or `None` if none does: a lease that its worker has not
+    /// confirmed is no attempt.
+    pub(super) fn current_attempt(&self) -> Option<Attempt> {
+        let lease = self.lease().filter(|lease| lease.is_confirmed())?;
+        Some(Attempt {
+            number: i32::try_from(self.attempt).unwrap_or(i32::MAX),
+            worker_id: lease.holder.as_str().to_owned(),
+            start_time: Some(lease.start_time.into()),
+            end_time: None,
+            status: None,
+        })
+    }
+
     /// Returns the method that the creator named, or `""`.
     pub fn method(&self) -> &str {
         &self.attributes().method
@@ -212,7 +235,12 @@ impl Operation {
         let hidden_size = self.work_state.as_ref().map_or(0, |work| {
             let input = work.input.as_ref().map_or(0, Payload::size);
             let report = work.latest_report.as_ref();
-            input + report.map_or(0, |report| report.hidden_size())
+            let attempts = match report {
+                Some(report) if report.metadata.is_some() => &*work.ended_attempts,
+                _ => &[],
+            };
+            let attempts: usize = attempts.iter().map(prost::Message::encoded_len).sum();
+            input + attempts + report.map_or(0, |report| report.hidden_size())
         });
         self.encoded.as_bytes().len() + self.attributes_size() + hidden_size
     }

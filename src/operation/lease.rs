@@ -1,7 +1,7 @@
 //! Leases: the exclusive right of one worker to execute one operation until an
 //! expiry time.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
@@ -31,8 +31,14 @@ pub struct Lease {
     pub token: LeaseToken,
     /// The worker that holds the lease.
     pub holder: WorkerId,
+    /// The start of the attempt: the confirmation of the lease, or its grant if the first call of its holder ended the
+    /// attempt. While the lease is unconfirmed: its grant.
+    pub start_time: Timestamp,
     /// The time at which the lease expires unless renewed.
     pub expires_at: Timestamp,
+    /// The time by which its holder must confirm the lease by a call, or `None` if it is confirmed. Not stored: a lease
+    /// from storage counts as confirmed.
+    pub(super) confirm_by: Option<Timestamp>,
     pub(super) attempt_deadline: Option<Timestamp>,
     pub(super) cancel_deadline: Option<Timestamp>,
 }
@@ -40,24 +46,43 @@ pub struct Lease {
 // === impl Lease ===
 
 impl Lease {
-    /// Returns `true` if the lease was not renewed in time.
+    /// Returns `true` if the lease was not confirmed or renewed in time.
     pub(crate) fn is_expired(&self, now: Timestamp) -> bool {
-        self.expires_at <= now
+        self.end() <= now
     }
 
-    /// Returns the earliest of the expiry, the attempt deadline and the cancel deadline.
+    /// Returns `true` if its holder has called the server since the grant. Always `true` for in-process holders.
+    pub fn is_confirmed(&self) -> bool {
+        self.confirm_by.is_none()
+    }
+
+    /// Returns when the lease ends without a call of its holder.
+    fn end(&self) -> Timestamp {
+        self.confirm_by.unwrap_or(self.expires_at)
+    }
+
+    /// Returns the earliest of the end, the attempt deadline and the cancel deadline.
     pub(crate) fn next_deadline(&self) -> Timestamp {
-        let deadlines = [self.attempt_deadline, self.cancel_deadline];
+        let deadlines = [self.attempt_deadline(), self.cancel_deadline];
         deadlines
             .into_iter()
             .flatten()
-            .fold(self.expires_at, Timestamp::min)
+            .fold(self.end(), Timestamp::min)
     }
 
     /// Returns the end of the attempt, regardless of renewals, or `None` if it has
-    /// no timeout.
+    /// no timeout or has not begun, because the lease is unconfirmed.
     pub fn attempt_deadline(&self) -> Option<Timestamp> {
-        self.attempt_deadline
+        self.attempt_deadline.filter(|_| self.is_confirmed())
+    }
+
+    /// Prolongs a lease that began to run anew at `now`, because its holder could not reach the server before.
+    pub(super) fn restart(&mut self, now: Timestamp, duration: Duration) {
+        self.expires_at = self.expires_at.max(now + duration);
+        if let Some(confirm_by) = &mut self.confirm_by {
+            let window = confirm_by.since(self.start_time);
+            *confirm_by = (*confirm_by).max(now + window);
+        }
     }
 
     /// Returns the time at which the server finishes the operation as cancelled, or

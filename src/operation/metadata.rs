@@ -7,7 +7,7 @@ use prost::{
 };
 
 use super::{
-    Operation,
+    Operation, attempts,
     encoded::{non_empty_field_len, put_non_empty_field},
     options::QueueName,
     payload::Payload,
@@ -50,6 +50,13 @@ pub(super) fn encode(operation: &Operation) -> Vec<u8> {
     }
     put_message(11, operation.detail().map(Payload::any), buffer);
     put_non_empty_field(12, operation.method().as_bytes(), buffer);
+    let current = operation.current_attempt();
+    let ended = operation.ended_attempts();
+    let max_ended = attempts::MAX_ATTEMPTS - usize::from(current.is_some());
+    let oldest = ended.len().saturating_sub(max_ended);
+    for attempt in ended[oldest..].iter().chain(&current) {
+        encoding::message::encode(13, attempt, buffer);
+    }
     bytes
 }
 
@@ -78,7 +85,13 @@ mod tests {
             spec::{Attributes, OperationSpec},
             transition::{Phase, TerminalState},
         },
-        proto::longrunning::v1::{OperationMetadata, Progress, operation_metadata::State},
+        proto::{
+            google::rpc::Status,
+            longrunning::v1::{
+                OperationMetadata, Progress,
+                operation_metadata::{Attempt, State},
+            },
+        },
     };
 
     const TIME: Timestamp = Timestamp::from_nanos(1_790_000_000_123_456_789);
@@ -122,6 +135,13 @@ mod tests {
             detail: Some(Payload::new(detail.clone()).unwrap()),
             ..Report::default()
         };
+        let attempt = Attempt {
+            number: 3,
+            worker_id: "w".into(),
+            start_time: Some(TIME.into()),
+            end_time: Some(TIME.into()),
+            status: Some(Status::default()),
+        };
         let bytes = encode(&Operation {
             phase: Phase::Done(TerminalState::Succeeded),
             start_time: Some(TIME),
@@ -134,6 +154,7 @@ mod tests {
             work_state: Some(Arc::new(WorkState {
                 input: None,
                 latest_report: Some(Box::new(report)),
+                ended_attempts: vec![attempt.clone()],
             })),
             ..pending_operation(Attributes {
                 method: "acme.v1.Shop/Sell".into(),
@@ -153,6 +174,7 @@ mod tests {
             labels: [("a".to_owned(), String::new())].into(),
             detail: Some(detail),
             method: "acme.v1.Shop/Sell".into(),
+            attempts: vec![attempt],
         };
         assert_eq!(bytes, expected.encode_to_vec());
 

@@ -3,6 +3,7 @@
 
 mod accessors;
 pub(crate) mod attempt_result;
+mod attempts;
 pub(crate) mod encoded;
 pub(crate) mod labels;
 pub(crate) mod lease;
@@ -38,7 +39,7 @@ use self::{
     transition::{Event, Phase, TerminalState, Transition, TransitionContext},
     transition_error::TransitionError,
 };
-use crate::clock::Timestamp;
+use crate::{clock::Timestamp, proto::longrunning::v1::operation_metadata::Attempt};
 
 /// An immutable snapshot of one operation.
 #[derive(Clone, Debug)]
@@ -46,8 +47,12 @@ pub struct Operation {
     pub(super) number: u64,
     pub(super) revision: u32,
     pub(super) attempt: u32,
-    /// Released attempts, which do not count against the retry policy.
-    pub(super) released_attempts: u32,
+    /// Attempts that failed or exceeded their timeout, without the one that ended the operation.
+    pub(super) failed_attempts: u32,
+    /// Attempts whose worker was lost, without the one that ended the operation.
+    pub(super) worker_losses: u32,
+    /// Leases in a row that their workers did not confirm.
+    pub(super) unconfirmed_leases: u32,
     pub(super) cancel_requested: bool,
     pub(super) deleted: bool,
     pub(super) create_time: Timestamp,
@@ -65,6 +70,8 @@ pub struct Operation {
 pub(super) struct WorkState {
     pub(super) input: Option<Payload>,
     pub(super) latest_report: Option<Box<Report>>,
+    /// The last attempts that ended, at most [`attempts::MAX_ATTEMPTS`].
+    pub(super) ended_attempts: Vec<Attempt>,
 }
 
 /// The effect of an event on an operation.
@@ -105,7 +112,9 @@ impl Operation {
             number: spec.number,
             revision: 0,
             attempt: 0,
-            released_attempts: 0,
+            failed_attempts: 0,
+            worker_losses: 0,
+            unconfirmed_leases: 0,
             cancel_requested: false,
             deleted: false,
             create_time: now,
@@ -117,14 +126,15 @@ impl Operation {
             work_state: WorkState {
                 input: spec.input,
                 latest_report: (report != Report::default()).then(|| Box::new(report)),
+                ended_attempts: Vec::new(),
             }
             .into_shared(),
             encoded: EncodedOperation::default(),
         };
         if let Some(InitialLease { token, worker }) = spec.initial_lease {
             let context = operation.transition_context(now, false);
-            let phase = context.acquire_lease(token, &worker);
-            operation.enter_phase(phase, now);
+            let phase = context.acquire_lease(token, &worker, None);
+            operation.enter_phase(phase);
         }
         operation.encode(spec.name.as_str(), None);
         operation
@@ -152,15 +162,15 @@ impl Operation {
         let mut changed = match transition {
             Transition::Unchanged => return Ok(OperationUpdate::Unchanged),
             Transition::Remove => return Ok(OperationUpdate::Remove(None)),
-            Transition::To(_) | Transition::MergeReport | Transition::Finish(_) => {
-                self.next_revision(now)
-            }
+            Transition::To(_)
+            | Transition::RenewLease { .. }
+            | Transition::Requeue { .. }
+            | Transition::MergeReport
+            | Transition::Finish(_) => self.next_revision(now),
         };
+        let is_confirmation = event.report().is_some() && changed.confirm_lease(event, now);
         if let Event::RequestCancel = event {
             changed.cancel_requested = true;
-        }
-        if let Event::ReleaseLease(..) = event {
-            changed.released_attempts += 1;
         }
         // A report that repeats known values changes nothing.
         let has_new_data = |report: &&Report| {
@@ -172,11 +182,24 @@ impl Operation {
             changed.merge_report(report);
         }
         match transition {
-            Transition::To(phase) => changed.enter_phase(phase, now),
-            Transition::Finish(outcome) => return Ok(changed.finish(self.name(), &outcome)),
+            Transition::To(phase) => changed.enter_phase(phase),
+            Transition::RenewLease { expires_at } => {
+                if let Some(lease) = changed.phase.lease_mut() {
+                    lease.expires_at = expires_at;
+                }
+            }
+            Transition::Requeue { ready_at, reason } => changed.requeue(ready_at, &reason, now),
+            Transition::Finish(outcome) => {
+                let status = match (event, &outcome) {
+                    (Event::Fail { error, .. }, _) | (_, Outcome::Error(error)) => Some(&**error),
+                    (_, Outcome::Response(_)) => None,
+                };
+                changed.end_attempt(status, now);
+                return Ok(changed.finish(self.name(), &outcome));
+            }
             Transition::Unchanged | Transition::MergeReport | Transition::Remove => {}
         }
-        if matches!(event, Event::RenewLease(..)) && report.is_none() {
+        if matches!(event, Event::RenewLease(..)) && report.is_none() && !is_confirmation {
             // A heartbeat without a report changes nothing visible to clients.
             changed.update_time = self.update_time;
             changed.encoded = self.encoded.clone();
@@ -202,17 +225,20 @@ impl Operation {
     /// Applies a revision of another server that only renewed the lease.
     pub(crate) fn apply_lease_renewal(&mut self, revision: u32, expires_at: Timestamp) {
         self.revision = revision;
-        if let Phase::Running(lease) | Phase::Cancelling(lease) = &mut self.phase {
+        if let Some(lease) = self.phase.lease_mut() {
             lease.expires_at = expires_at;
+            // The other server counted the lease as confirmed.
+            lease.confirm_by = None;
+            self.start_time = self.start_time.or(Some(lease.start_time));
+            self.unconfirmed_leases = 0;
         }
     }
 
     /// Extends the lease to its full duration, because its holder could not renew
     /// it while the server was unavailable.
     pub(crate) fn restart_lease(&mut self, now: Timestamp) {
-        let expires_at = now + self.options.lease_duration;
-        if let Phase::Running(lease) | Phase::Cancelling(lease) = &mut self.phase {
-            lease.expires_at = lease.expires_at.max(expires_at);
+        if let Some(lease) = self.phase.lease_mut() {
+            lease.restart(now, self.options.lease_duration);
         }
     }
 
@@ -249,7 +275,9 @@ impl Operation {
             options: &self.options,
             create_time: self.create_time,
             update_time: self.update_time,
-            counted_attempts: self.attempt - self.released_attempts,
+            failed_attempts: self.failed_attempts,
+            worker_losses: self.worker_losses,
+            unconfirmed_leases: self.unconfirmed_leases,
             same_outcome,
         }
     }
@@ -258,7 +286,10 @@ impl Operation {
         match event {
             _ if !self.is_done() => false,
             Event::Finish(_, outcome, _) => self.encoded.has_outcome(outcome),
-            Event::Fail { error, .. } => self.encoded.has_outcome(&Outcome::Error(error.clone())),
+            Event::Fail { error, .. } => {
+                self.encoded.has_outcome(&Outcome::Error(error.clone()))
+                    || self.encoded.has_outcome(&Outcome::cancelled_after(error))
+            }
             _ => false,
         }
     }
@@ -268,7 +299,9 @@ impl Operation {
             number: self.number,
             revision: self.revision + 1,
             attempt: self.attempt,
-            released_attempts: self.released_attempts,
+            failed_attempts: self.failed_attempts,
+            worker_losses: self.worker_losses,
+            unconfirmed_leases: self.unconfirmed_leases,
             cancel_requested: self.cancel_requested,
             deleted: self.deleted,
             create_time: self.create_time,
@@ -283,17 +316,17 @@ impl Operation {
         }
     }
 
-    /// Sets the phase. A new lease token starts the next attempt.
-    fn enter_phase(&mut self, phase: Phase, now: Timestamp) {
-        let token = |phase: &Phase| phase.lease().map(|lease| lease.token);
-        if token(&phase).is_some_and(|new| token(&self.phase) != Some(new)) {
-            self.attempt += 1;
-            self.start_time = self.start_time.or(Some(now));
-        }
-        self.phase = phase;
-    }
-
     fn finish(mut self, name: &str, outcome: &Outcome) -> OperationUpdate {
+        if let Outcome::Response(_) = outcome
+            && self.progress().is_some()
+        {
+            self.change_work_state(|work| {
+                let report = work.latest_report.as_mut();
+                if let Some(progress) = report.and_then(|report| report.progress.as_mut()) {
+                    progress::complete(progress);
+                }
+            });
+        }
         self.phase = Phase::Done(TerminalState::from(outcome));
         self.encode(name, Some(outcome));
         self.work_state = None;
@@ -306,8 +339,12 @@ impl Operation {
 
     /// Merges a report; fields that it leaves unset stay.
     fn merge_report(&mut self, report: &Report) {
+        self.change_work_state(|work| work.latest_report.get_or_insert_default().merge(report));
+    }
+
+    fn change_work_state(&mut self, change: impl FnOnce(&mut WorkState)) {
         let mut work = self.work_state.as_deref().cloned().unwrap_or_default();
-        work.latest_report.get_or_insert_default().merge(report);
+        change(&mut work);
         self.work_state = work.into_shared();
     }
 

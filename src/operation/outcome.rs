@@ -65,6 +65,14 @@ impl Outcome {
         )
     }
 
+    /// Makes the error of a cancelled operation whose worker failed with `cause`, which is among the details.
+    pub(crate) fn cancelled_after(cause: &Status) -> Self {
+        let message = "the operation was cancelled";
+        let mut error = status_with_reason(Code::Cancelled, "OPERATION_CANCELLED", message);
+        error.details.push(Payload::pack(cause).any().clone());
+        Self::Error(Box::new(error))
+    }
+
     /// Returns the approximate size in bytes.
     pub(crate) fn size(&self) -> usize {
         match self {

@@ -23,6 +23,15 @@ pub(super) fn check(progress: &Progress) -> Result<(), InvalidProgress> {
     Err(InvalidProgress(problem))
 }
 
+/// Completes the last progress of an operation that succeeded.
+pub(super) fn complete(progress: &mut Progress) {
+    progress.fraction = Some(1.0);
+    if progress.total_units > 0 {
+        progress.done_units = progress.total_units;
+    }
+    progress.eta = None;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

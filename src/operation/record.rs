@@ -14,7 +14,7 @@ use self::codec::{AttributesRecord, OptionsRecord, PhaseRecord, ReportRecord, pa
 use super::{
     Operation, WorkState, encoded::EncodedOperation, options::ExecutionOptions, spec::Attributes,
 };
-use crate::clock::Timestamp;
+use crate::{clock::Timestamp, proto::longrunning::v1::operation_metadata::Attempt};
 
 /// The number of distinct execution options that a decoder interns.
 const MAX_INTERNED_OPTIONS: usize = 16;
@@ -44,8 +44,6 @@ struct OperationRecord {
     revision: u32,
     #[prost(uint32, tag = "2")]
     attempt: u32,
-    #[prost(uint32, tag = "3")]
-    released_attempts: u32,
     #[prost(bool, tag = "4")]
     cancel_requested: bool,
     #[prost(bool, tag = "5")]
@@ -71,6 +69,14 @@ struct OperationRecord {
     input: Option<Any>,
     #[prost(bool, tag = "18")]
     has_separate_input: bool,
+    #[prost(uint32, tag = "19")]
+    failed_attempts: u32,
+    #[prost(uint32, tag = "20")]
+    worker_losses: u32,
+    #[prost(uint32, tag = "21")]
+    unconfirmed_leases: u32,
+    #[prost(message, repeated, tag = "22")]
+    ended_attempts: Vec<Attempt>,
 }
 
 /// Encodes the record of an operation without its input.
@@ -97,7 +103,10 @@ fn encode_record(operation: &Operation, input: Option<Any>) -> Vec<u8> {
     let record = OperationRecord {
         revision: operation.revision,
         attempt: operation.attempt,
-        released_attempts: operation.released_attempts,
+        failed_attempts: operation.failed_attempts,
+        worker_losses: operation.worker_losses,
+        unconfirmed_leases: operation.unconfirmed_leases,
+        ended_attempts: operation.ended_attempts().to_vec(),
         cancel_requested: operation.cancel_requested,
         deleted: operation.deleted,
         create_time_ns: operation.create_time.nanos(),
@@ -174,14 +183,17 @@ impl RecordDecoder {
         let work_state = WorkState {
             input: input.map(parse_payload).transpose()?,
             latest_report: latest_report.map(Box::new),
+            ended_attempts: record.ended_attempts,
         };
         let attributes = record.attributes.map(Attributes::try_from).transpose()?;
         let options = record.options.ok_or(RecordError::InvalidField("options"))?;
-        Ok(Operation {
+        let mut operation = Operation {
             number,
             revision: record.revision,
             attempt: record.attempt,
-            released_attempts: record.released_attempts,
+            failed_attempts: record.failed_attempts,
+            worker_losses: record.worker_losses,
+            unconfirmed_leases: record.unconfirmed_leases,
             cancel_requested: record.cancel_requested,
             deleted: record.deleted,
             create_time: Timestamp::from_nanos(record.create_time_ns),
@@ -195,7 +207,9 @@ impl RecordDecoder {
             attributes: attributes.map(Arc::new),
             work_state: work_state.into_shared(),
             encoded,
-        })
+        };
+        operation.start_if_confirmed();
+        Ok(operation)
     }
 
     fn intern_options(

@@ -5,14 +5,17 @@ use std::time::Duration;
 /// The maximum of `max_backoff`.
 pub(crate) const MAX_BACKOFF: Duration = Duration::from_secs(366 * 86_400);
 
-/// A limit of attempts, with exponential backoff between them.
+/// The limits of failed attempts and of lost workers, with exponential backoff after each.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct RetryPolicy {
-    /// The maximum number of attempts, including the first; at least 1. Default 1:
-    /// no retry.
+    /// The maximum number of attempts that fail or exceed their timeout, including the last; at least 1. Default 1: a
+    /// failure is final.
     pub max_attempts: u32,
-    /// The delay after the first failed attempt. Default 1 s.
+    /// How often the operation is tried again after its worker was lost: the lease expired without a heartbeat.
+    /// Lost workers do not count against `max_attempts`. Default 3; 0: never.
+    pub max_worker_losses: u32,
+    /// The delay after the first failed attempt, and after the first lost worker. Default 1 s.
     pub initial_backoff: Duration,
     /// The maximum delay, from `initial_backoff` to 366 days. Default 60 s.
     pub max_backoff: Duration,
@@ -34,6 +37,7 @@ impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
             max_attempts: 1,
+            max_worker_losses: 3,
             initial_backoff: Duration::from_secs(1),
             max_backoff: Duration::from_secs(60),
             multiplier: 2.0,
@@ -49,6 +53,13 @@ impl RetryPolicy {
             max_attempts,
             ..Self::default()
         }
+    }
+
+    /// Sets how often the operation is tried again after its worker was lost.
+    #[must_use]
+    pub fn with_max_worker_losses(mut self, losses: u32) -> Self {
+        self.max_worker_losses = losses;
+        self
     }
 
     /// Sets the delay after the first failed attempt.

@@ -23,7 +23,10 @@ use crate::{
     },
     proto::{
         google::{self, longrunning::operation::Result as ProtoResult, rpc::Code},
-        longrunning::v1::{OperationMetadata, operation_metadata::State},
+        longrunning::v1::{
+            OperationMetadata,
+            operation_metadata::{Attempt, State},
+        },
     },
 };
 
@@ -45,6 +48,7 @@ fn new_operation(options: &ModelOptions) -> Operation {
         queue: options.is_queued.then(|| QueueName::parse("q").unwrap()),
         retry_policy: RetryPolicy {
             jitter: 0.0,
+            max_worker_losses: options.max_worker_losses,
             ..RetryPolicy::with_max_attempts(options.max_attempts)
         },
         total_timeout: seconds(options.total_timeout_secs),
@@ -81,9 +85,10 @@ fn error(code: i32) -> Box<crate::proto::google::rpc::Status> {
 
 fn event(step: Step, token: LeaseToken) -> Event {
     match step {
-        Step::AcquireLease => Event::AcquireLease {
+        Step::AcquireLease(confirm_secs) => Event::AcquireLease {
             token: LeaseToken::random(),
             worker: WorkerId::new("w"),
+            confirm_within: confirm_secs.map(Duration::from_secs),
         },
         Step::RenewLease(_) => Event::RenewLease(token, Report::default()),
         Step::Report(_, n) => {
@@ -98,6 +103,7 @@ fn event(step: Step, token: LeaseToken) -> Event {
         }
         Step::RequestCancel => Event::RequestCancel,
         Step::ReleaseLease(_) => Event::ReleaseLease(token, Report::default()),
+        Step::RevokeLease(_) => Event::RevokeLease(token),
         Step::Fail(_) => Event::Fail {
             token,
             error: error(9),
@@ -123,11 +129,12 @@ fn token_kind() -> impl Strategy<Value = TokenKind> {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => prop_oneof![0u64..5, 20u64..40, Just(LEASE_DURATION_SECS), Just(RETENTION_SECS)].prop_map(Step::AdvanceClock),
-        4 => Just(Step::AcquireLease),
+        4 => prop::option::of(1u64..40).prop_map(Step::AcquireLease),
         2 => token_kind().prop_map(Step::RenewLease),
         2 => (token_kind(), 1u8..).prop_map(|(token, n)| Step::Report(token, n)),
         1 => Just(Step::RequestCancel),
         2 => token_kind().prop_map(Step::ReleaseLease),
+        1 => token_kind().prop_map(Step::RevokeLease),
         2 => token_kind().prop_map(Step::Fail),
         1 => (token_kind(), prop_oneof![Just(0), Just(7), Just(9)]).prop_map(|(token, code)| Step::Finish(token, code)),
         3 => Just(Step::FireTimer),
@@ -138,7 +145,7 @@ fn model_options() -> impl Strategy<Value = ModelOptions> {
     let time = |range| prop::option::of(range);
     (
         any::<bool>(),
-        1u32..4,
+        (1u32..4, 0u32..3),
         time(50u64..300),
         time(1u64..60),
         time(0u64..40),
@@ -147,7 +154,7 @@ fn model_options() -> impl Strategy<Value = ModelOptions> {
         .prop_map(
             |(
                 is_queued,
-                max_attempts,
+                (max_attempts, max_worker_losses),
                 total_timeout_secs,
                 attempt_timeout_secs,
                 cancel_grace_secs,
@@ -155,6 +162,7 @@ fn model_options() -> impl Strategy<Value = ModelOptions> {
             )| ModelOptions {
                 is_queued,
                 max_attempts,
+                max_worker_losses,
                 total_timeout_secs,
                 attempt_timeout_secs,
                 cancel_grace_secs,
@@ -203,7 +211,47 @@ fn check_against_model(operation: &Operation, model: &Model) -> Result<(), TestC
     };
     prop_assert_eq!((operation.state(), code), (state, expected));
     prop_assert_eq!(operation.attempt(), model.attempt);
+    let start_time = model
+        .start_time
+        .map(|secs| START + Duration::from_secs(secs));
+    prop_assert_eq!(operation.start_time(), start_time);
     prop_assert_eq!(operation.cancel_requested(), model.cancel_requested);
+    let metadata = operation.to_proto().metadata.unwrap_or_default();
+    if metadata.type_url == metadata::TYPE_URL {
+        check_history(
+            &OperationMetadata::decode(&*metadata.value).unwrap(),
+            operation,
+            model,
+        )?;
+    }
+    Ok(())
+}
+
+/// Checks that the history has the last ten attempts, with the code that each ended with.
+fn check_history(
+    metadata: &OperationMetadata,
+    operation: &Operation,
+    model: &Model,
+) -> Result<(), TestCaseError> {
+    let to_pair = |attempt: &Attempt| {
+        let code = attempt.status.as_ref().map(|status| status.code);
+        (attempt.number.unsigned_abs(), code)
+    };
+    let confirmed = operation.lease().filter(|lease| lease.is_confirmed());
+    let running = confirmed.map(|_| (model.attempt, None));
+    let ended = model.ended_attempts.iter();
+    let ended = ended.map(|(number, code)| (*number, Some(*code)));
+    let expected: Vec<_> = ended.chain(running).collect();
+    let oldest = expected.len().saturating_sub(10);
+    let actual: Vec<_> = metadata.attempts.iter().map(to_pair).collect();
+    prop_assert_eq!(&actual, &expected[oldest..]);
+    for attempt in &metadata.attempts {
+        prop_assert_eq!(attempt.end_time.is_some(), attempt.status.is_some());
+        let nanos =
+            |time: Option<prost_types::Timestamp>| time.map(|time| (time.seconds, time.nanos));
+        prop_assert!(nanos(attempt.start_time) >= nanos(metadata.start_time));
+        prop_assert!(nanos(attempt.end_time) <= nanos(metadata.update_time));
+    }
     Ok(())
 }
 
@@ -220,9 +268,9 @@ proptest! {
         for step in steps {
             let current = operation.lease().map(|lease| lease.token);
             let token = match step {
-                Step::RenewLease(TokenKind::Stale) | Step::Report(TokenKind::Stale, _) | Step::ReleaseLease(TokenKind::Stale)
+                Step::RenewLease(TokenKind::Stale) | Step::Report(TokenKind::Stale, _) | Step::ReleaseLease(TokenKind::Stale) | Step::RevokeLease(TokenKind::Stale)
                 | Step::Fail(TokenKind::Stale) | Step::Finish(TokenKind::Stale, _) => stale,
-                Step::RenewLease(TokenKind::Foreign) | Step::Report(TokenKind::Foreign, _) | Step::ReleaseLease(TokenKind::Foreign)
+                Step::RenewLease(TokenKind::Foreign) | Step::Report(TokenKind::Foreign, _) | Step::ReleaseLease(TokenKind::Foreign) | Step::RevokeLease(TokenKind::Foreign)
                 | Step::Fail(TokenKind::Foreign) | Step::Finish(TokenKind::Foreign, _) => LeaseToken::random(),
                 _ => current.unwrap_or(stale),
             };

@@ -1,11 +1,13 @@
 //! The state machine: the table of (phase, event) that decides the next phase.
 
+mod context;
+
 use std::time::Duration;
 
+pub(super) use self::context::{TransitionContext, is_unconfirmed_loss};
 use super::{
     lease::{Lease, LeaseToken, WorkerId},
-    options::ExecutionOptions,
-    outcome::{Outcome, status_with_reason},
+    outcome::Outcome,
 };
 pub use super::{
     report::Report,
@@ -50,7 +52,14 @@ pub(crate) enum TerminalState {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Event {
     /// A worker asks for the lease, under a new token.
-    AcquireLease { token: LeaseToken, worker: WorkerId },
+    AcquireLease {
+        token: LeaseToken,
+        worker: WorkerId,
+        /// The time within which the worker must confirm the lease, at most its duration. `None`: it is confirmed at once.
+        confirm_within: Option<Duration>,
+    },
+    /// The server takes back a lease that it could not hand over. It was no attempt.
+    RevokeLease(LeaseToken),
     /// The holder renews the lease for its full duration.
     RenewLease(LeaseToken, Report),
     /// The holder reports without renewing the lease.
@@ -79,8 +88,15 @@ pub(crate) enum Event {
 pub(crate) enum Transition {
     /// Nothing changes.
     Unchanged,
-    /// The operation enters this phase, which is not `Done`.
+    /// The operation enters this phase, which is not `Done`. The attempt, if one runs, goes on.
     To(Phase),
+    /// The attempt ended without the operation, which is pending again until `ready_at`.
+    Requeue {
+        ready_at: Timestamp,
+        reason: RequeueReason,
+    },
+    /// The phase stays, and the lease lasts until this time.
+    RenewLease { expires_at: Timestamp },
     /// The phase stays, and the report is merged.
     MergeReport,
     /// The operation is done with this result.
@@ -89,17 +105,19 @@ pub(crate) enum Transition {
     Remove,
 }
 
-/// The facts about an operation, besides its phase, that a transition depends on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct TransitionContext<'a> {
-    pub(crate) now: Timestamp,
-    pub(crate) options: &'a ExecutionOptions,
-    pub(crate) create_time: Timestamp,
-    pub(crate) update_time: Timestamp,
-    /// Attempts that count against the retry policy.
-    pub(crate) counted_attempts: u32,
-    /// `true` if the operation is done with the very result that the event brings.
-    pub(crate) same_outcome: bool,
+/// Why an attempt ended without its operation.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum RequeueReason {
+    /// The worker reported this error, or the attempt exceeded its timeout.
+    Failed(Box<Status>),
+    /// No heartbeat arrived before the lease expired.
+    WorkerLost(Box<Status>),
+    /// The worker returned the operation.
+    Released,
+    /// The worker did not confirm the lease in time.
+    Unconfirmed,
+    /// The lease could not be handed over.
+    Revoked,
 }
 
 /// Returns the effect of `event` in `phase`.
@@ -112,10 +130,11 @@ pub(crate) fn transition(
     context: TransitionContext<'_>,
 ) -> Result<Transition, TransitionError> {
     use Event::{
-        AcquireLease, Fail, Finish, ReleaseLease, RenewLease, Report, RequestCancel, TimerFired,
+        AcquireLease, Fail, Finish, ReleaseLease, RenewLease, Report, RequestCancel, RevokeLease,
+        TimerFired,
     };
     let now = context.now;
-    if let (Some(lease), Some((token, _))) = (phase.lease(), event.holder_parts()) {
+    if let (Some(lease), Some(token)) = (phase.lease(), event.token()) {
         context.check_lease(lease, token)?;
     }
     Ok(match (phase, event) {
@@ -127,32 +146,31 @@ pub(crate) fn transition(
         {
             context.fail_with_total_timeout()
         }
-        (Phase::Pending { .. }, AcquireLease { token, worker }) => {
-            Transition::To(context.acquire_lease(*token, worker))
-        }
+        (
+            Phase::Pending { .. },
+            AcquireLease {
+                token,
+                worker,
+                confirm_within,
+            },
+        ) => Transition::To(context.acquire_lease(*token, worker, *confirm_within)),
         (Phase::Pending { .. }, RequestCancel) => Transition::Finish(Outcome::cancelled()),
         (Phase::Pending { .. }, TimerFired) => Transition::Unchanged,
         (
             Phase::Pending { .. },
-            RenewLease(..) | Report(..) | ReleaseLease(..) | Fail { .. } | Finish(..),
+            RenewLease(..)
+            | Report(..)
+            | ReleaseLease(..)
+            | RevokeLease(..)
+            | Fail { .. }
+            | Finish(..),
         ) => return Err(TransitionError::LeaseLost(LeaseLostReason::Requeued)),
 
-        (Phase::Running(lease), AcquireLease { token, worker }) => match context.on_timer(lease) {
-            Transition::Unchanged => return Err(TransitionError::LeaseHeld),
-            // The attempt timed out, and the backoff before the next one has begun.
-            Transition::To(Phase::Pending { ready_at }) if ready_at > now => {
-                return Err(TransitionError::NotReady);
-            }
-            Transition::To(_) => Transition::To(context.acquire_lease(*token, worker)),
-            transition => transition,
-        },
-        (Phase::Running(lease), RenewLease(..)) => {
-            Transition::To(Phase::Running(context.renew_lease(lease)))
-        }
         (Phase::Running(lease), RequestCancel) => {
             Transition::To(Phase::Cancelling(context.with_cancel_deadline(lease)))
         }
-        (Phase::Running(_), ReleaseLease(..)) => context.release_lease(),
+        (Phase::Running(_), ReleaseLease(..)) => context.requeue_or_fail(RequeueReason::Released),
+        (Phase::Running(_), RevokeLease(..)) => context.requeue_or_fail(RequeueReason::Revoked),
         (
             Phase::Running(lease),
             Fail {
@@ -161,19 +179,22 @@ pub(crate) fn transition(
         ) => context.retry_or_fail(lease, error, *retry_after),
         (Phase::Running(lease), TimerFired) => context.on_timer(lease),
 
-        (Phase::Cancelling(lease), AcquireLease { .. }) => match context.on_cancel_timer(lease) {
-            Transition::Unchanged => return Err(TransitionError::LeaseHeld),
-            transition => transition,
-        },
-        (Phase::Cancelling(lease), RenewLease(..)) => {
-            Transition::To(Phase::Cancelling(context.renew_lease(lease)))
-        }
         (Phase::Cancelling(_), RequestCancel) => Transition::Unchanged,
-        (Phase::Cancelling(_), ReleaseLease(..) | Fail { .. }) => {
+        (Phase::Cancelling(_), ReleaseLease(..) | RevokeLease(..)) => {
             Transition::Finish(Outcome::cancelled())
+        }
+        (Phase::Cancelling(_), Fail { error, .. }) => {
+            Transition::Finish(Outcome::cancelled_after(error))
         }
         (Phase::Cancelling(lease), TimerFired) => context.on_cancel_timer(lease),
 
+        // Only a timer ends a lease.
+        (Phase::Running(_) | Phase::Cancelling(_), AcquireLease { .. }) => {
+            return Err(TransitionError::LeaseHeld);
+        }
+        (Phase::Running(_) | Phase::Cancelling(_), RenewLease(..)) => Transition::RenewLease {
+            expires_at: now + context.options.lease_duration,
+        },
         (Phase::Running(_) | Phase::Cancelling(_), Report(..)) => Transition::MergeReport,
         (Phase::Running(_) | Phase::Cancelling(_), Finish(_, outcome, _)) => {
             Transition::Finish(outcome.clone())
@@ -191,139 +212,11 @@ pub(crate) fn transition(
             | RenewLease(..)
             | Report(..)
             | ReleaseLease(..)
+            | RevokeLease(..)
             | Fail { .. }
             | Finish(..),
         ) => return Err(TransitionError::AlreadyDone),
     })
-}
-
-// === impl TransitionContext ===
-
-impl TransitionContext<'_> {
-    /// Returns the phase of an attempt that begins now.
-    pub(super) fn acquire_lease(self, token: LeaseToken, worker: &WorkerId) -> Phase {
-        let attempt_timeout = self.options.attempt_timeout;
-        Phase::Running(Box::new(Lease {
-            token,
-            holder: worker.clone(),
-            expires_at: self.now + self.options.lease_duration,
-            attempt_deadline: attempt_timeout.map(|timeout| self.now + timeout),
-            cancel_deadline: None,
-        }))
-    }
-
-    fn check_lease(self, lease: &Lease, token: LeaseToken) -> Result<(), TransitionError> {
-        if lease.token != token {
-            return Err(TransitionError::LeaseLost(LeaseLostReason::Superseded));
-        }
-        if lease.is_expired(self.now) {
-            return Err(TransitionError::LeaseLost(LeaseLostReason::Expired));
-        }
-        Ok(())
-    }
-
-    fn renew_lease(self, lease: &Lease) -> Box<Lease> {
-        Box::new(Lease {
-            expires_at: self.now + self.options.lease_duration,
-            ..lease.clone()
-        })
-    }
-
-    fn with_cancel_deadline(self, lease: &Lease) -> Box<Lease> {
-        let grace_period = self.options.cancel_grace_period;
-        Box::new(Lease {
-            cancel_deadline: grace_period.map(|grace_period| self.now + grace_period),
-            ..lease.clone()
-        })
-    }
-
-    /// Without a queue no other worker can acquire the lease, so the operation fails.
-    fn release_lease(self) -> Transition {
-        match self.options.queue {
-            Some(_) => Transition::To(Phase::Pending { ready_at: self.now }),
-            None => Transition::Finish(worker_lost_outcome("its creator released it")),
-        }
-    }
-
-    fn retry_or_fail(
-        self,
-        lease: &Lease,
-        error: &Status,
-        retry_after: Option<Duration>,
-    ) -> Transition {
-        if !self.can_retry() {
-            return Transition::Finish(Outcome::Error(Box::new(error.clone())));
-        }
-        let backoff = self
-            .options
-            .retry_policy
-            .backoff(self.counted_attempts, lease.token.jitter_fraction());
-        let delay = retry_after.map_or(backoff, |min_delay| backoff.max(min_delay));
-        Transition::To(Phase::Pending {
-            ready_at: self.now + delay,
-        })
-    }
-
-    /// Returns the effect of passed deadlines on a running attempt.
-    fn on_timer(self, lease: &Lease) -> Transition {
-        if self.is_total_timeout_exceeded() {
-            return self.fail_with_total_timeout();
-        }
-        let is_passed = |deadline| deadline <= self.now;
-        if lease.attempt_deadline.is_some_and(is_passed) {
-            let message = "the attempt exceeded its attempt_timeout";
-            let error = status_with_reason(Code::DeadlineExceeded, "ATTEMPT_TIMEOUT", message);
-            return self.retry_or_fail(lease, &error, None);
-        }
-        if !lease.is_expired(self.now) {
-            return Transition::Unchanged;
-        }
-        if self.can_retry() {
-            return Transition::To(Phase::Pending { ready_at: self.now });
-        }
-        Transition::Finish(worker_lost_outcome(
-            "the worker sent no heartbeat before the lease expired",
-        ))
-    }
-
-    /// Returns the effect of passed deadlines on an attempt with requested cancellation.
-    fn on_cancel_timer(self, lease: &Lease) -> Transition {
-        if self.is_total_timeout_exceeded() {
-            return self.fail_with_total_timeout();
-        }
-        if lease.next_deadline() > self.now {
-            return Transition::Unchanged;
-        }
-        Transition::Finish(Outcome::cancelled())
-    }
-
-    fn can_retry(self) -> bool {
-        self.options.queue.is_some()
-            && self.counted_attempts < self.options.retry_policy.max_attempts
-    }
-
-    fn is_total_timeout_exceeded(self) -> bool {
-        self.options
-            .total_timeout
-            .is_some_and(|timeout| self.create_time + timeout <= self.now)
-    }
-
-    fn fail_with_total_timeout(self) -> Transition {
-        let message = "the operation exceeded its total_timeout";
-        Transition::Finish(Outcome::server_error(
-            Code::DeadlineExceeded,
-            "TOTAL_TIMEOUT",
-            message,
-        ))
-    }
-}
-
-fn worker_lost_outcome(cause: &str) -> Outcome {
-    Outcome::server_error(
-        Code::Unavailable,
-        "WORKER_LOST",
-        format!("the worker was lost: {cause}; its side effects may or may not have happened"),
-    )
 }
 
 // === impl Event ===
@@ -337,7 +230,18 @@ impl Event {
             | Self::ReleaseLease(token, report)
             | Self::Fail { token, report, .. }
             | Self::Finish(token, _, report) => Some((*token, report)),
-            Self::AcquireLease { .. } | Self::RequestCancel | Self::TimerFired => None,
+            Self::AcquireLease { .. }
+            | Self::RevokeLease(_)
+            | Self::RequestCancel
+            | Self::TimerFired => None,
+        }
+    }
+
+    /// Returns the token of the lease that the event concerns, or `None` if it concerns none.
+    fn token(&self) -> Option<LeaseToken> {
+        match self {
+            Self::RevokeLease(token) => Some(*token),
+            _ => self.holder_parts().map(|(token, _)| token),
         }
     }
 
@@ -354,7 +258,10 @@ impl Event {
             | Self::ReleaseLease(_, report)
             | Self::Fail { report, .. }
             | Self::Finish(_, _, report) => *report = Report::default(),
-            Self::AcquireLease { .. } | Self::RequestCancel | Self::TimerFired => {}
+            Self::AcquireLease { .. }
+            | Self::RevokeLease(_)
+            | Self::RequestCancel
+            | Self::TimerFired => {}
         }
         self
     }
@@ -363,6 +270,13 @@ impl Event {
 // === impl Phase ===
 
 impl Phase {
+    pub(super) fn lease_mut(&mut self) -> Option<&mut Lease> {
+        match self {
+            Self::Running(lease) | Self::Cancelling(lease) => Some(lease),
+            Self::Pending { .. } | Self::Done(_) => None,
+        }
+    }
+
     /// Returns the public state. A requested cancellation is still `Running`.
     pub(crate) fn state(&self) -> State {
         match self {

@@ -1,12 +1,16 @@
 //! Searches a text in an operation: the global restriction of AIP-160.
 
-use prost_reflect::{DynamicMessage, ReflectMessage, Value};
+use prost_reflect::{DynamicMessage, FieldDescriptor, ReflectMessage, Value};
 
 use super::{
     decoded::{DecodedOperation, MessageField},
     filter::Pattern,
     message_eval::{ANY_TYPE_NAME, MAX_ANY_DEPTH},
 };
+
+/// The name of `google.rpc.Status`, of which only the message is searched: its details have fixed texts, such as the
+/// domain of an ErrorInfo, which would match in every failure.
+const STATUS_TYPE_NAME: &str = "google.rpc.Status";
 
 /// Returns whether the pattern matches in the name, queue, method, a label value, the
 /// error message or a string of the metadata.
@@ -22,13 +26,11 @@ pub(super) fn matches_any_text(pattern: &Pattern, decoded: &DecodedOperation<'_>
     {
         return true;
     }
-    let error = decoded.message(MessageField::Error);
-    let error = error.and_then(|error| error.get_field_by_name("message"));
-    if error.is_some_and(|message| pattern.is_found_in(message.as_str().unwrap_or_default())) {
-        return true;
-    }
-    let metadata = decoded.message(MessageField::Metadata);
-    metadata.is_some_and(|metadata| message_contains(decoded, metadata, pattern, MAX_ANY_DEPTH))
+    let messages = [MessageField::Error, MessageField::Metadata];
+    let mut messages = messages
+        .into_iter()
+        .filter_map(|field| decoded.message(field));
+    messages.any(|message| message_contains(decoded, message, pattern, MAX_ANY_DEPTH))
 }
 
 /// Returns whether the pattern matches in a string of a message. Opens at most
@@ -47,8 +49,11 @@ fn message_contains(
             .decode_any(message)
             .is_some_and(|inner| message_contains(decoded, &inner, pattern, remaining_any_depth));
     }
-    let mut fields = message.fields();
-    fields.any(|(_, value)| value_contains(decoded, value, pattern, remaining_any_depth))
+    let is_status = message.descriptor().full_name() == STATUS_TYPE_NAME;
+    let is_searched = |field: &FieldDescriptor| !is_status || field.name() == "message";
+    message.fields().any(|(field, value)| {
+        is_searched(&field) && value_contains(decoded, value, pattern, remaining_any_depth)
+    })
 }
 
 fn value_contains(

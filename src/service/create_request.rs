@@ -86,6 +86,9 @@ impl From<NewOperation> for CreateOperationRequest {
                 max_backoff: Some(to_proto_duration(policy.max_backoff)),
                 multiplier: Some(policy.multiplier),
                 jitter: Some(policy.jitter),
+                max_worker_losses: Some(
+                    i32::try_from(policy.max_worker_losses).unwrap_or(i32::MAX),
+                ),
             }),
             retention: optional_duration(operation.retention),
             cancel_grace_period: optional_duration(operation.cancel_grace_period),
@@ -131,6 +134,15 @@ fn parse_retry_policy(policy: v1::RetryPolicy) -> Result<RetryPolicy> {
         Ok(attempts) => attempts,
         Err(_) => return Err(invalid_retry_policy("max_attempts must be at least 1")),
     };
+    let max_worker_losses = match policy.max_worker_losses.map(u32::try_from) {
+        None => defaults.max_worker_losses,
+        Some(Ok(losses)) => losses,
+        Some(Err(_)) => {
+            return Err(invalid_retry_policy(
+                "max_worker_losses must not be negative; 0 means never",
+            ));
+        }
+    };
     let parse_backoff = |time| parse_duration_field("retry_policy", "INVALID_DURATION", time);
     let initial_backoff =
         parse_backoff(policy.initial_backoff)?.unwrap_or(defaults.initial_backoff);
@@ -142,6 +154,7 @@ fn parse_retry_policy(policy: v1::RetryPolicy) -> Result<RetryPolicy> {
             .unwrap_or_else(|| defaults.max_backoff.max(initial_backoff)),
         multiplier: policy.multiplier.unwrap_or(defaults.multiplier),
         jitter: policy.jitter.unwrap_or(defaults.jitter),
+        max_worker_losses,
     })
 }
 

@@ -362,6 +362,7 @@ impl NewOperation {
         append(&self.priority.unwrap_or_default().to_be_bytes());
         if let Some(policy) = &self.retry_policy {
             append(&policy.max_attempts.to_be_bytes());
+            append(&policy.max_worker_losses.to_be_bytes());
             append(&policy.initial_backoff.as_nanos().to_be_bytes());
             append(&policy.max_backoff.as_nanos().to_be_bytes());
             append(&policy.multiplier.to_be_bytes());

@@ -21,7 +21,10 @@ use crate::{
         outcome::Failure,
         transition::{Event, Report},
     },
-    store::directives::{LeaseDirective, Subscription},
+    store::{
+        commit::UndeliveredLease,
+        directives::{LeaseDirective, Subscription},
+    },
 };
 
 /// The directives for one worker: see [`Operations::watch_directives`].
@@ -43,9 +46,9 @@ impl Operations {
     pub async fn lease(&self, queue: &QueueName, worker: &WorkerId) -> Result<Arc<Operation>> {
         let queues = std::slice::from_ref(queue);
         loop {
-            let leased = self.store().lease_batch(queues, worker, 1, pending());
-            if let Some(operation) = leased.await?.pop() {
-                return Ok(operation);
+            let leased = self.store().lease_batch(queues, worker, 1, None, pending());
+            if let Some(lease) = leased.await?.pop() {
+                return Ok(lease.deliver());
             }
         }
     }
@@ -64,6 +67,21 @@ impl Operations {
         max_operations: usize,
         wait_timeout: Duration,
     ) -> Result<Vec<Arc<Operation>>> {
+        let leases = self.lease_undelivered(queues, worker, max_operations, wait_timeout, None);
+        let leases = leases.await?.into_iter();
+        Ok(leases.map(UndeliveredLease::deliver).collect())
+    }
+
+    /// As [`lease_batch`](Self::lease_batch), for a worker that must confirm its leases within a time, at most that of
+    /// the lease. `None`: they are confirmed at once.
+    pub(crate) async fn lease_undelivered(
+        &self,
+        queues: &[QueueName],
+        worker: &WorkerId,
+        max_operations: usize,
+        wait_timeout: Duration,
+        confirm_within: Option<Duration>,
+    ) -> Result<Vec<UndeliveredLease>> {
         self.store().ensure_read_consistency().await?;
         let mut subscription = self.store().view.directives.subscribe(worker);
         let deadline = Instant::now()
@@ -80,7 +98,7 @@ impl Operations {
         };
         let store = self.store();
         let leased = store
-            .lease_batch(queues, worker, max_operations, wait_ended)
+            .lease_batch(queues, worker, max_operations, confirm_within, wait_ended)
             .await?;
         if leased.is_empty() && !wait_timeout.is_zero() && subscription.is_none() {
             // After an empty list the worker would call again immediately.

@@ -12,7 +12,7 @@ use crate::{
     operation::{
         Operation, OperationUpdate,
         name::OperationName,
-        transition::{Event, Report, TransitionError},
+        transition::{Event, TransitionError},
     },
     storage::{Completion, Write, WriteError},
 };
@@ -69,8 +69,8 @@ pub(super) struct CommitLocks {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OnAbandon {
     Ignore,
-    /// Releases the lease: no worker knows of it.
-    ReleaseLease,
+    /// Revokes the lease: no worker knows of it.
+    RevokeLease,
 }
 
 /// A mutation whose write is in flight. It is published whether or not the caller still waits.
@@ -98,10 +98,10 @@ pub(super) struct Committed {
     undelivered: Option<UndeliveredLease>,
 }
 
-/// A granted lease that no worker has received. Releases it on drop, so that an abandoned request does not block the
-/// operation until the lease expires.
+/// A granted lease that was not sent to its worker yet. Revokes the lease on drop, so that an abandoned request does not
+/// block the operation until the lease ends.
 #[derive(Debug)]
-struct UndeliveredLease {
+pub struct UndeliveredLease {
     store: Arc<Store>,
     operation: Arc<Operation>,
     is_delivered: bool,
@@ -320,7 +320,7 @@ impl Publication {
         let published = result.map(|()| self.store.publish(self.publish));
         drop(self.locks);
         let committed = published.map(|operation| Committed {
-            undelivered: (self.on_abandon == OnAbandon::ReleaseLease).then(|| UndeliveredLease {
+            undelivered: (self.on_abandon == OnAbandon::RevokeLease).then(|| UndeliveredLease {
                 store: self.store,
                 operation: operation.clone(),
                 is_delivered: false,
@@ -354,29 +354,44 @@ impl PendingCommit {
 // === impl Committed ===
 
 impl Committed {
-    /// Hands the operation over to the caller.
     pub(super) fn into_operation(self) -> Arc<Operation> {
-        if let Some(mut undelivered) = self.undelivered {
-            undelivered.is_delivered = true;
-        }
         self.operation
+    }
+
+    /// Returns the lease that a commit granted which is [`OnAbandon::RevokeLease`], or `None` without a lease.
+    pub(super) fn into_lease(self) -> Option<UndeliveredLease> {
+        self.undelivered
+            .filter(|lease| lease.operation.lease().is_some())
     }
 }
 
 // === impl UndeliveredLease ===
+
+impl UndeliveredLease {
+    /// Returns the leased operation.
+    pub(crate) fn operation(&self) -> &Arc<Operation> {
+        &self.operation
+    }
+
+    /// Ends the responsibility for the lease, which is on its way to its worker, and returns the leased operation.
+    pub(crate) fn deliver(mut self) -> Arc<Operation> {
+        self.is_delivered = true;
+        self.operation.clone()
+    }
+}
 
 impl Drop for UndeliveredLease {
     fn drop(&mut self) {
         if let Some(lease) = self.operation.lease()
             && !self.is_delivered
         {
-            let release = Event::ReleaseLease(lease.token, Report::default());
+            let revoke = Event::RevokeLease(lease.token);
             let (store, name) = (self.store.clone(), self.operation.name_owned());
             // Storage may complete a write on a thread outside of the runtime.
             let _context = self.store.runtime.enter();
             self.store
                 .tasks
-                .spawn("release", async move { store.commit(&name, release).await });
+                .spawn("revoke", async move { store.commit(&name, revoke).await });
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Leases the next operations of queues to a worker. An operation returns to its queue if the worker leaves before it
 //! has received the lease.
 
-use std::{future::Future, pin::pin, sync::Arc};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::future::{join_all, select_all};
 use tokio::select;
 
 use super::{
-    commit::{CommitError, Committed, Intent, OnAbandon},
+    commit::{CommitError, Intent, OnAbandon, UndeliveredLease},
     ready_queue::{Permit, QueueRef, ReadyQueue},
     state::Store,
 };
@@ -51,8 +51,9 @@ impl Store {
         queues: &[QueueName],
         worker: &WorkerId,
         max_leases: usize,
+        confirm_within: Option<Duration>,
         cancelled: impl Future<Output = ()>,
-    ) -> Result<Vec<Arc<Operation>>> {
+    ) -> Result<Vec<UndeliveredLease>> {
         let acquire = |queue| self.view.ready_queues.acquire(queue);
         let queue_refs: Vec<_> = queues.iter().map(acquire).collect();
         let stopping = self.tasks.stop_token();
@@ -67,13 +68,13 @@ impl Store {
             let batch = self.pop_batch(first, &queue_refs, max_leases);
             let grants = batch
                 .iter()
-                .map(|dequeued| self.grant_lease(dequeued, worker));
+                .map(|dequeued| self.grant_lease(dequeued, worker, confirm_within));
             let (mut leased, mut failed) = (Vec::with_capacity(batch.len()), None);
             for grant in join_all(grants).await {
-                match grant.map(|committed| committed.map(Committed::into_operation)) {
-                    Ok(Some(operation)) if operation.lease().is_some() => leased.push(operation),
+                match grant {
+                    Ok(Some(lease)) => leased.push(lease),
                     // It became done, was cancelled or was leased by another server meanwhile.
-                    Ok(_) | Err(Error::FailedPrecondition { .. } | Error::NotFound { .. }) => {}
+                    Ok(None) | Err(Error::FailedPrecondition { .. } | Error::NotFound { .. }) => {}
                     Err(error) => failed = Some(error),
                 }
             }
@@ -164,22 +165,24 @@ impl Store {
         batch
     }
 
-    /// Leases an operation to a worker. Returns `None` if another server committed first.
+    /// Leases an operation to a worker. Returns `None` if it became done, or another server committed first.
     async fn grant_lease(
         self: &Arc<Self>,
         dequeued: &Dequeued<'_>,
         worker: &WorkerId,
-    ) -> Result<Option<Committed>> {
+        confirm_within: Option<Duration>,
+    ) -> Result<Option<UndeliveredLease>> {
         let acquire = Intent::Apply(Event::AcquireLease {
             token: LeaseToken::random(),
             worker: worker.clone(),
+            confirm_within,
         });
         let name = dequeued.operation.name_owned();
         let begun = self
-            .begin_commit(&name, &Arc::new(acquire), false, OnAbandon::ReleaseLease)
+            .begin_commit(&name, &Arc::new(acquire), false, OnAbandon::RevokeLease)
             .await?;
         match begun.wait().await {
-            Ok(committed) => Ok(Some(committed)),
+            Ok(committed) => Ok(committed.into_lease()),
             Err(CommitError::Rejected(error)) => Err(error),
             Err(CommitError::Conflict { current }) => {
                 self.adopt_winner(current, &name).await?;

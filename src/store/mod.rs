@@ -3,7 +3,7 @@
 //! Every change takes the same four steps, in `commit`: lock the operation, evaluate the event, persist the
 //! resulting write, publish it to the view. Readers see a change only after it is durable.
 
-mod commit;
+pub(crate) mod commit;
 pub(crate) mod consistency;
 pub(crate) mod create;
 pub(crate) mod deadlines;

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, panic::AssertUnwindSafe, sync::Arc, time::Durat
 
 use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::sleep;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use super::{
     commit::{CommitError, Intent, OnAbandon, PendingCommit},
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     error::{Error, Result},
-    operation::{Operation, transition::Event},
+    operation::{Operation, options::QueueName, transition::Event},
 };
 
 /// How many due operations are committed concurrently, so that storage can batch their writes.
@@ -119,6 +119,13 @@ impl Store {
         match begun.wait().await {
             Ok(committed) => {
                 let after = committed.into_operation();
+                if operation.loses_worker_if_unconfirmed() && after.lease().is_none() {
+                    warn!(
+                        operation.name = after.name(),
+                        queue = after.queue().map(QueueName::as_str),
+                        "five workers in a row did not confirm their lease; counting one as lost"
+                    );
+                }
                 if after.state() != operation.state() {
                     info!(
                         operation.name = after.name(),

@@ -16,7 +16,7 @@ use crate::{
     error::Error,
     metrics::Metrics,
     operation::{Operation, lease::WorkerId, options::QueueName},
-    store::state::Store,
+    store::{commit::UndeliveredLease, state::Store},
     tasks::Tasks,
 };
 
@@ -61,14 +61,14 @@ impl WorkerPool {
             let leased = select! {
                 biased;
                 () = &mut stopped => return,
-                leased = self.store.lease_batch(std::slice::from_ref(&self.queue), &self.worker, 1, pending()) => leased,
+                leased = self.store.lease_batch(std::slice::from_ref(&self.queue), &self.worker, 1, None, pending()) => leased,
             };
             match leased {
                 Ok(mut leased) => {
                     if mem::take(&mut is_failing) {
                         info!(queue = %self.queue, "leasing operations again");
                     }
-                    let Some(operation) = leased.pop() else {
+                    let Some(operation) = leased.pop().map(UndeliveredLease::deliver) else {
                         continue;
                     };
                     let pool = self.clone();

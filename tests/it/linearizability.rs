@@ -146,6 +146,7 @@ async fn run_seed(postgres: &Arc<Mutex<PostgresServer>>, seed: u64, read_mode: R
             let spec = SequentialSpec {
                 has_client_id: key.has_client_id(),
                 max_attempts: key.max_attempts(),
+                max_worker_losses: key.max_worker_losses(),
                 lease_duration: LEASE_DURATION_NS,
                 max_clock_skew: MAX_CLOCK_SKEW_NS,
                 outage: cluster.outage().map(|outage| Outage {

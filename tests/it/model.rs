@@ -90,7 +90,8 @@ impl ModelTest {
     async fn run_step(&mut self, step: &ModelStep) -> Result<(), String> {
         let (expected, actual) = self.run_on_both(step).await;
         check_equal(&expected, &actual, "response")?;
-        self.invariants.check_response(&actual, self.model.now)?;
+        self.invariants
+            .check_response(step, &actual, self.model.now)?;
         self.record_leases(&actual);
         wait_until_idle().await;
         // A change may have made timers due.
@@ -135,11 +136,17 @@ impl ModelTest {
                 }
                 None => (ModelResponse::Empty, ModelResponse::Empty),
             },
-            ModelStep::Lease { queues, max_leases } => {
-                let expected = self
-                    .model
-                    .lease(queues, usize::try_from(*max_leases).unwrap());
-                let actual = self.sut.lease(queues, *max_leases).await;
+            ModelStep::Lease {
+                queues,
+                max_leases,
+                confirm_within,
+            } => {
+                let expected = self.model.lease(
+                    queues,
+                    usize::try_from(*max_leases).unwrap(),
+                    *confirm_within,
+                );
+                let actual = self.sut.lease(queues, *max_leases, *confirm_within).await;
                 (ModelResponse::Leases(expected), actual)
             }
             ModelStep::Heartbeat(reports) => {

@@ -48,6 +48,8 @@ pub(super) struct LeaseRecord {
     attempt_deadline_ns: Option<i64>,
     #[prost(sfixed64, optional, tag = "5")]
     cancel_deadline_ns: Option<i64>,
+    #[prost(sfixed64, tag = "6")]
+    start_time_ns: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -76,6 +78,8 @@ pub(super) struct OptionsRecord {
     multiplier: f64,
     #[prost(double, tag = "12")]
     jitter: f64,
+    #[prost(uint32, tag = "13")]
+    max_worker_losses: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -143,6 +147,7 @@ impl From<&Lease> for LeaseRecord {
         Self {
             token: lease.token.as_bytes().to_vec(),
             holder: lease.holder.as_str().to_owned(),
+            start_time_ns: lease.start_time.nanos(),
             expires_at_ns: lease.expires_at.nanos(),
             attempt_deadline_ns: lease.attempt_deadline.map(Timestamp::nanos),
             cancel_deadline_ns: lease.cancel_deadline.map(Timestamp::nanos),
@@ -158,6 +163,8 @@ impl TryFrom<LeaseRecord> for Lease {
             token: LeaseToken::from_bytes(&lease.token)
                 .ok_or(RecordError::InvalidField("lease token"))?,
             holder: WorkerId::new(&lease.holder),
+            start_time: Timestamp::from_nanos(lease.start_time_ns),
+            confirm_by: None,
             expires_at: Timestamp::from_nanos(lease.expires_at_ns),
             attempt_deadline: lease.attempt_deadline_ns.map(Timestamp::from_nanos),
             cancel_deadline: lease.cancel_deadline_ns.map(Timestamp::from_nanos),
@@ -180,6 +187,7 @@ impl From<&ExecutionOptions> for OptionsRecord {
             retention_ns: to_nanos(options.retention),
             cancel_grace_period_ns: options.cancel_grace_period.map(to_nanos),
             max_attempts: options.retry_policy.max_attempts,
+            max_worker_losses: options.retry_policy.max_worker_losses,
             initial_backoff_ns: to_nanos(options.retry_policy.initial_backoff),
             max_backoff_ns: to_nanos(options.retry_policy.max_backoff),
             multiplier: options.retry_policy.multiplier,
@@ -201,6 +209,7 @@ impl TryFrom<OptionsRecord> for ExecutionOptions {
             lease_duration: Duration::from_nanos(options.lease_duration_ns),
             retry_policy: RetryPolicy {
                 max_attempts: options.max_attempts,
+                max_worker_losses: options.max_worker_losses,
                 initial_backoff: Duration::from_nanos(options.initial_backoff_ns),
                 max_backoff: Duration::from_nanos(options.max_backoff_ns),
                 multiplier: options.multiplier,

@@ -109,6 +109,7 @@ fn apply_events(spec: OperationSpec, events: &[u8]) -> Operation {
             0 => Event::AcquireLease {
                 token,
                 worker: WorkerId::new("v"),
+                confirm_within: None,
             },
             1 | 2 => Event::Report(token, report),
             3 => Event::RenewLease(token, Report::default()),
@@ -167,6 +168,44 @@ proptest! {
         record.extend(&bytes);
         let _ = RecordDecoder::default().decode(1, &record, None);
     }
+}
+
+// Rules: LEASE-10
+#[test]
+fn unconfirmed_lease_from_storage_counts_as_confirmed() {
+    let spec = OperationSpec {
+        name: OperationName::parse("operations/x").unwrap(),
+        number: 1,
+        options: Arc::new(ExecutionOptions {
+            queue: Some(QueueName::parse("q").unwrap()),
+            ..ExecutionOptions::default()
+        }),
+        attributes: None,
+        input: None,
+        metadata: None,
+        not_before: None,
+        initial_lease: None,
+    };
+    let now = Timestamp::from_nanos(1_790_000_000_000_000_000);
+    let acquire = Event::AcquireLease {
+        token: LeaseToken::random(),
+        worker: WorkerId::new("w"),
+        confirm_within: Some(Duration::from_secs(2)),
+    };
+    let leased = match Operation::new(spec, now).apply(&acquire, now) {
+        Ok(OperationUpdate::Put(leased)) => leased,
+        other => panic!("expected a lease: {other:?}"),
+    };
+    assert_eq!(
+        (leased.start_time(), leased.current_attempt()),
+        (None, None)
+    );
+    let decoded = RecordDecoder::default()
+        .decode(1, &encode(&leased), None)
+        .unwrap();
+    assert!(decoded.lease().unwrap().is_confirmed());
+    assert_eq!(decoded.start_time(), Some(now));
+    assert_eq!(decoded.current_attempt().unwrap().number, 1);
 }
 
 #[test]

@@ -8,11 +8,13 @@ pub(super) const RETENTION_SECS: u64 = 100;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
     AdvanceClock(u64),
-    AcquireLease,
+    /// With the seconds within which the lease must be confirmed, if it must.
+    AcquireLease(Option<u64>),
     RenewLease(TokenKind),
     Report(TokenKind, u8),
     RequestCancel,
     ReleaseLease(TokenKind),
+    RevokeLease(TokenKind),
     Fail(TokenKind),
     Finish(TokenKind, i32),
     FireTimer,
@@ -33,6 +35,7 @@ pub(super) enum TokenKind {
 pub(super) struct ModelOptions {
     pub(super) is_queued: bool,
     pub(super) max_attempts: u32,
+    pub(super) max_worker_losses: u32,
     pub(super) total_timeout_secs: Option<u64>,
     pub(super) attempt_timeout_secs: Option<u64>,
     pub(super) cancel_grace_secs: Option<u64>,
@@ -46,8 +49,14 @@ pub(super) struct Model {
     pub(super) now: u64,
     pub(super) phase: ModelPhase,
     pub(super) attempt: u32,
-    pub(super) counted_attempts: u32,
+    pub(super) failed_attempts: u32,
+    pub(super) worker_losses: u32,
+    pub(super) unconfirmed_leases: u32,
+    pub(super) start_time: Option<u64>,
+    /// The number of each attempt and the code with which it ended, oldest first.
+    pub(super) ended_attempts: Vec<(u32, i32)>,
     pub(super) cancel_requested: bool,
+    pub(super) is_cancelled_after_failure: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -56,7 +65,11 @@ pub(super) enum ModelPhase {
         ready_at: u64,
     },
     Running {
-        expires_at: u64,
+        granted_at: u64,
+        /// The start of the attempt, or `None` while the lease is unconfirmed.
+        start_time: Option<u64>,
+        /// When the lease ends: the end of the time to confirm it, or its expiry.
+        ends_at: u64,
         attempt_deadline: u64,
         cancel_deadline: u64,
     },
@@ -86,28 +99,69 @@ impl Model {
             now: 0,
             phase,
             attempt: 0,
-            counted_attempts: 0,
+            failed_attempts: 0,
+            worker_losses: 0,
+            unconfirmed_leases: 0,
+            start_time: None,
+            ended_attempts: Vec::new(),
             cancel_requested: false,
+            is_cancelled_after_failure: false,
         };
         if !model.options.is_queued {
-            model.start_attempt();
+            model.grant_lease(None);
         }
         model
     }
 
-    fn start_attempt(&mut self) {
-        (self.attempt, self.counted_attempts) = (self.attempt + 1, self.counted_attempts + 1);
+    fn grant_lease(&mut self, confirm_secs: Option<u64>) {
+        self.attempt += 1;
+        let confirm_secs = confirm_secs.map(|secs| secs.min(LEASE_DURATION_SECS));
         self.phase = ModelPhase::Running {
-            expires_at: self.now + LEASE_DURATION_SECS,
-            attempt_deadline: self
-                .options
-                .attempt_timeout_secs
-                .map_or(u64::MAX, |time| self.now + time),
+            granted_at: self.now,
+            start_time: None,
+            ends_at: self.now + confirm_secs.unwrap_or(LEASE_DURATION_SECS),
+            attempt_deadline: u64::MAX,
             cancel_deadline: u64::MAX,
         };
+        if confirm_secs.is_none() {
+            self.confirm_lease();
+        }
+    }
+
+    /// Starts the attempt, unless it has started.
+    fn confirm_lease(&mut self) {
+        let timeout = self.options.attempt_timeout_secs;
+        if let ModelPhase::Running {
+            start_time: start_time @ None,
+            attempt_deadline,
+            ..
+        } = &mut self.phase
+        {
+            *start_time = Some(self.now);
+            *attempt_deadline = timeout.map_or(u64::MAX, |time| self.now + time);
+            self.start_time = self.start_time.or(Some(self.now));
+            self.unconfirmed_leases = 0;
+        }
+    }
+
+    fn is_confirmed(&self) -> bool {
+        matches!(
+            self.phase,
+            ModelPhase::Running {
+                start_time: Some(_),
+                ..
+            }
+        )
+    }
+
+    fn end_attempt(&mut self, code: i32) {
+        if self.is_confirmed() {
+            self.ended_attempts.push((self.attempt, code));
+        }
     }
 
     fn finish(&mut self, code: i32) -> ModelResult {
+        self.end_attempt(code);
         self.phase = ModelPhase::Done {
             code,
             finished_at: self.now,
@@ -115,23 +169,39 @@ impl Model {
         ModelResult::Changed
     }
 
-    fn requeue(&mut self, delay: u64) -> ModelResult {
+    fn requeue(&mut self, delay: u64, code: i32) -> ModelResult {
+        self.end_attempt(code);
         self.phase = ModelPhase::Pending {
             ready_at: self.now + delay,
         };
         ModelResult::Changed
     }
 
-    fn can_retry(&self) -> bool {
-        self.options.is_queued && self.counted_attempts < self.options.max_attempts
-    }
-
     fn retry_or_fail(&mut self, code: i32) -> ModelResult {
-        if self.can_retry() {
-            self.requeue(1 << (self.counted_attempts - 1))
+        self.failed_attempts += 1;
+        if self.options.is_queued && self.failed_attempts < self.options.max_attempts {
+            self.requeue(1 << (self.failed_attempts - 1), code)
         } else {
             self.finish(code)
         }
+    }
+
+    fn end_lease(&mut self) -> ModelResult {
+        let is_confirmed = self.is_confirmed();
+        if !is_confirmed {
+            self.unconfirmed_leases += 1;
+        }
+        let is_loss = is_confirmed || self.unconfirmed_leases.is_multiple_of(5);
+        self.worker_losses += u32::from(is_loss);
+        if is_loss && self.worker_losses > self.options.max_worker_losses {
+            return self.finish(14);
+        }
+        let delay = match self.unconfirmed_leases {
+            _ if is_confirmed => 1 << (self.worker_losses - 1),
+            1 | 2 => 0,
+            count => 1 << (count - 3),
+        };
+        self.requeue(delay, 14)
     }
 
     fn fire_timer(&mut self) -> ModelResult {
@@ -148,11 +218,12 @@ impl Model {
             _ if is_total_timeout_exceeded => self.finish(4),
             ModelPhase::Pending { .. } => ModelResult::Unchanged,
             ModelPhase::Running {
-                expires_at,
+                ends_at,
                 attempt_deadline,
                 cancel_deadline,
+                ..
             } if self.cancel_requested => {
-                if expires_at.min(attempt_deadline).min(cancel_deadline) <= self.now {
+                if ends_at.min(attempt_deadline).min(cancel_deadline) <= self.now {
                     self.finish(1)
                 } else {
                     ModelResult::Unchanged
@@ -161,12 +232,13 @@ impl Model {
             ModelPhase::Running {
                 attempt_deadline, ..
             } if attempt_deadline <= self.now => self.retry_or_fail(4),
-            ModelPhase::Running { expires_at, .. }
-                if expires_at <= self.now && self.can_retry() =>
-            {
-                self.requeue(0)
+            ModelPhase::Running { ends_at, .. } if ends_at <= self.now => {
+                if self.options.is_queued {
+                    self.end_lease()
+                } else {
+                    self.finish(14)
+                }
             }
-            ModelPhase::Running { expires_at, .. } if expires_at <= self.now => self.finish(14),
             ModelPhase::Running { .. } => ModelResult::Unchanged,
         }
     }
@@ -191,30 +263,22 @@ impl Model {
         }
     }
 
-    fn acquire_lease(&mut self) -> ModelResult {
+    fn acquire_lease(&mut self, confirm_secs: Option<u64>) -> ModelResult {
         match self.phase {
-            ModelPhase::Pending { .. } => {}
-            // The lease is available only if a timer would end the attempt.
-            ModelPhase::Running { .. } if self.clone().fire_timer() == ModelResult::Unchanged => {
-                return ModelResult::Rejected;
+            ModelPhase::Running { .. } | ModelPhase::Done { .. } | ModelPhase::Removed => {
+                ModelResult::Rejected
             }
-            ModelPhase::Running { .. } => {
-                self.fire_timer();
-            }
-            ModelPhase::Done { .. } | ModelPhase::Removed => return ModelResult::Rejected,
-        }
-        match self.phase {
-            ModelPhase::Done { .. } => ModelResult::Changed,
             ModelPhase::Pending { ready_at } if self.now < ready_at => ModelResult::Rejected,
-            _ if self
-                .options
-                .total_timeout_secs
-                .is_some_and(|total| total <= self.now) =>
+            ModelPhase::Pending { .. }
+                if self
+                    .options
+                    .total_timeout_secs
+                    .is_some_and(|total| total <= self.now) =>
             {
                 self.finish(4)
             }
-            _ => {
-                self.start_attempt();
+            ModelPhase::Pending { .. } => {
+                self.grant_lease(confirm_secs);
                 ModelResult::Changed
             }
         }
@@ -223,7 +287,7 @@ impl Model {
     /// Returns `true` if the token is that of a valid lease.
     fn accepts_token(&self, token: TokenKind) -> bool {
         let is_lease_valid =
-            matches!(self.phase, ModelPhase::Running { expires_at, .. } if self.now < expires_at);
+            matches!(self.phase, ModelPhase::Running { ends_at, .. } if self.now < ends_at);
         is_lease_valid && matches!(token, TokenKind::Current)
     }
 
@@ -242,7 +306,7 @@ impl Model {
                 self.now += seconds;
                 ModelResult::Unchanged
             }
-            Step::AcquireLease => self.acquire_lease(),
+            Step::AcquireLease(confirm_secs) => self.acquire_lease(confirm_secs),
             Step::RequestCancel => self.request_cancel(),
             Step::FireTimer => self.fire_timer(),
             Step::Finish(_, code) if matches!(self.phase, ModelPhase::Done { code: done, .. } if done == code && (7..).contains(&code)) => {
@@ -251,33 +315,93 @@ impl Model {
             Step::Finish(_, 0) if matches!(self.phase, ModelPhase::Done { code: 0, .. }) => {
                 ModelResult::Unchanged
             }
-            Step::Fail(_) if matches!(self.phase, ModelPhase::Done { code: 9, .. }) => {
+            Step::Fail(_)
+                if matches!(self.phase, ModelPhase::Done { code: 9, .. })
+                    || self.is_cancelled_after_failure =>
+            {
                 ModelResult::Unchanged
             }
             Step::RenewLease(token)
             | Step::Report(token, _)
             | Step::ReleaseLease(token)
+            | Step::RevokeLease(token)
             | Step::Fail(token)
             | Step::Finish(token, _)
                 if !self.accepts_token(token) =>
             {
                 ModelResult::Rejected
             }
+            Step::RevokeLease(_) => {
+                let revoked = self.clone();
+                let result = match self.cancel_requested {
+                    true => self.finish(1),
+                    false if self.options.is_queued => self.requeue(0, 0),
+                    false => self.finish(14),
+                };
+                if self.options.is_queued && !self.cancel_requested {
+                    self.ended_attempts = revoked.ended_attempts;
+                    if let ModelPhase::Running { start_time, .. } = revoked.phase {
+                        self.start_time = self.start_time.filter(|_| start_time != self.start_time);
+                    }
+                }
+                result
+            }
             Step::RenewLease(_) => {
-                if let ModelPhase::Running { expires_at, .. } = &mut self.phase {
-                    *expires_at = self.now + LEASE_DURATION_SECS;
+                self.confirm_lease();
+                if let ModelPhase::Running { ends_at, .. } = &mut self.phase {
+                    *ends_at = self.now + LEASE_DURATION_SECS;
                 }
                 ModelResult::Changed
             }
-            Step::Report(..) => ModelResult::Changed,
-            Step::ReleaseLease(_) | Step::Fail(_) if self.cancel_requested => self.finish(1),
-            Step::ReleaseLease(_) if self.options.is_queued => {
-                self.counted_attempts -= 1;
-                self.requeue(0)
+            Step::Report(..) => {
+                self.confirm_lease_by_report();
+                ModelResult::Changed
             }
+            Step::ReleaseLease(_) | Step::Fail(_) | Step::Finish(..) => self.end_by_holder(step),
+        }
+    }
+
+    /// Confirms the lease, which then lasts until it expires.
+    fn confirm_lease_by_report(&mut self) {
+        if !self.is_confirmed()
+            && let ModelPhase::Running {
+                granted_at,
+                ends_at,
+                ..
+            } = &mut self.phase
+        {
+            *ends_at = *granted_at + LEASE_DURATION_SECS;
+        }
+        self.confirm_lease();
+    }
+
+    /// Applies the end of an attempt by its holder, which confirms the lease as of its grant.
+    fn end_by_holder(&mut self, step: Step) -> ModelResult {
+        if let ModelPhase::Running {
+            granted_at,
+            start_time: start_time @ None,
+            ..
+        } = &mut self.phase
+        {
+            *start_time = Some(*granted_at);
+            self.start_time = self.start_time.or(*start_time);
+            self.unconfirmed_leases = 0;
+        }
+        match step {
+            Step::ReleaseLease(_) if self.cancel_requested => self.finish(1),
+            Step::Fail(_) if self.cancel_requested => {
+                self.finish(1);
+                // The history has the failure, and so has the error.
+                self.ended_attempts.pop();
+                self.ended_attempts.push((self.attempt, 9));
+                self.is_cancelled_after_failure = true;
+                ModelResult::Changed
+            }
+            Step::ReleaseLease(_) if self.options.is_queued => self.requeue(0, 10),
             Step::ReleaseLease(_) => self.finish(14),
             Step::Fail(_) => self.retry_or_fail(9),
             Step::Finish(_, code) => self.finish(code),
+            _ => unreachable!("not an end of an attempt: {step:?}"),
         }
     }
 }

@@ -1,5 +1,4 @@
-//! STATE-1 as a table: every phase, before and after each of its deadlines,
-//! with every event.
+//! STATE-1 as a table: every phase, before and after each of its deadlines, with every event.
 
 use std::time::Duration;
 
@@ -7,7 +6,12 @@ use prost::Message;
 
 use super::*;
 use crate::{
-    operation::{options::QueueName, payload::Payload, retry::RetryPolicy},
+    operation::{
+        options::{ExecutionOptions, QueueName},
+        outcome::status_with_reason,
+        payload::Payload,
+        retry::RetryPolicy,
+    },
     proto::google::rpc::ErrorInfo,
 };
 
@@ -22,18 +26,20 @@ enum EventKind {
     Report,
     RequestCancel,
     ReleaseLease,
+    RevokeLease,
     Fail,
     Succeed,
     FinishFailed,
     TimerFired,
 }
 
-const EVENTS: [EventKind; 9] = [
+const EVENTS: [EventKind; 10] = [
     EventKind::AcquireLease,
     EventKind::RenewLease,
     EventKind::Report,
     EventKind::RequestCancel,
     EventKind::ReleaseLease,
+    EventKind::RevokeLease,
     EventKind::Fail,
     EventKind::Succeed,
     EventKind::FinishFailed,
@@ -46,7 +52,9 @@ struct Fixture {
     options: ExecutionOptions,
     create_time: Timestamp,
     update_time: Timestamp,
-    counted_attempts: u32,
+    failed_attempts: u32,
+    worker_losses: u32,
+    unconfirmed_leases: u32,
     same_outcome: bool,
 }
 
@@ -67,6 +75,7 @@ fn fixture(phase: Phase) -> Fixture {
             retry_policy: RetryPolicy {
                 jitter: 0.0,
                 initial_backoff: 5 * SECOND,
+                max_worker_losses: 2,
                 ..RetryPolicy::with_max_attempts(3)
             },
             retention: 60 * SECOND,
@@ -74,7 +83,9 @@ fn fixture(phase: Phase) -> Fixture {
         },
         create_time: seconds_ago(100),
         update_time: seconds_ago(10),
-        counted_attempts: 1,
+        failed_attempts: 0,
+        worker_losses: 0,
+        unconfirmed_leases: 0,
         same_outcome: false,
     }
 }
@@ -83,10 +94,18 @@ fn lease(expires_at: Timestamp) -> Box<Lease> {
     Box::new(Lease {
         token: token(1),
         holder: WorkerId::new("w"),
+        start_time: seconds_ago(20),
         expires_at,
+        confirm_by: None,
         attempt_deadline: None,
         cancel_deadline: None,
     })
+}
+
+fn unconfirmed_lease(confirm_by: Timestamp) -> Box<Lease> {
+    let mut lease = lease(NOW + 10 * SECOND);
+    lease.confirm_by = Some(confirm_by);
+    lease
 }
 
 fn pending() -> Fixture {
@@ -97,6 +116,10 @@ fn pending() -> Fixture {
 
 fn running(expires_at: Timestamp) -> Fixture {
     fixture(Phase::Running(lease(expires_at)))
+}
+
+fn unconfirmed(confirm_by: Timestamp) -> Fixture {
+    fixture(Phase::Running(unconfirmed_lease(confirm_by)))
 }
 
 fn cancelling(expires_at: Timestamp) -> Fixture {
@@ -120,8 +143,18 @@ impl Fixture {
         self
     }
 
-    fn with_counted_attempts(mut self, counted_attempts: u32) -> Self {
-        self.counted_attempts = counted_attempts;
+    fn with_failed_attempts(mut self, failed_attempts: u32) -> Self {
+        self.failed_attempts = failed_attempts;
+        self
+    }
+
+    fn with_worker_losses(mut self, worker_losses: u32) -> Self {
+        self.worker_losses = worker_losses;
+        self
+    }
+
+    fn with_unconfirmed_leases(mut self, unconfirmed_leases: u32) -> Self {
+        self.unconfirmed_leases = unconfirmed_leases;
         self
     }
 
@@ -140,7 +173,9 @@ impl Fixture {
             options: &self.options,
             create_time: self.create_time,
             update_time: self.update_time,
-            counted_attempts: self.counted_attempts,
+            failed_attempts: self.failed_attempts,
+            worker_losses: self.worker_losses,
+            unconfirmed_leases: self.unconfirmed_leases,
             same_outcome: self.same_outcome,
         };
         transition(&self.phase, event, context)
@@ -164,11 +199,13 @@ fn event(kind: EventKind, token: LeaseToken) -> Event {
         EventKind::AcquireLease => Event::AcquireLease {
             token: self::token(2),
             worker: WorkerId::new("v"),
+            confirm_within: None,
         },
         EventKind::RenewLease => Event::RenewLease(token, Report::default()),
         EventKind::Report => Event::Report(token, Report::default()),
         EventKind::RequestCancel => Event::RequestCancel,
         EventKind::ReleaseLease => Event::ReleaseLease(token, Report::default()),
+        EventKind::RevokeLease => Event::RevokeLease(token),
         EventKind::Fail => Event::Fail {
             token,
             error: error(),
@@ -192,8 +229,19 @@ fn describe(transition: Result<Transition, TransitionError>) -> String {
         Ok(Transition::Unchanged) => "unchanged".into(),
         Ok(Transition::MergeReport) => "merged".into(),
         Ok(Transition::Remove) => "removed".into(),
-        Ok(Transition::To(Phase::Pending { ready_at })) => {
-            format!("pending+{}", ready_at.since(NOW).as_secs())
+        Ok(Transition::To(Phase::Pending { .. })) => "invalid: pending without a reason".into(),
+        Ok(Transition::Requeue { ready_at, reason }) => {
+            let reason = match reason {
+                RequeueReason::Failed(_) => "failed",
+                RequeueReason::WorkerLost(_) => "lost",
+                RequeueReason::Released => "released",
+                RequeueReason::Unconfirmed => "unconfirmed",
+                RequeueReason::Revoked => "revoked",
+            };
+            format!("{reason}+{}", ready_at.since(NOW).as_secs())
+        }
+        Ok(Transition::RenewLease { expires_at }) => {
+            format!("renewed+{}", expires_at.since(NOW).as_secs())
         }
         Ok(Transition::To(Phase::Running(lease))) => format!("running/{}", describe_lease(&lease)),
         Ok(Transition::To(Phase::Cancelling(lease))) => {
@@ -229,64 +277,56 @@ const DONE: &str = "AlreadyDone";
 const UNCHANGED: &str = "unchanged";
 const MERGED: &str = "merged";
 const LEASED: &str = "running/2 full";
-const RENEWED: &str = "running/1 full";
-const CANCELLING: &str = "cancelling/1 full";
+const RENEWED: &str = "renewed+30";
 
 /// Returns every situation with the effect of each of [`EVENTS`] under the holder's token.
 #[rustfmt::skip]
-fn table() -> Vec<(&'static str, Fixture, [&'static str; 9])> {
+fn table() -> Vec<(&'static str, Fixture, [&'static str; 10])> {
     let later = NOW + 10 * SECOND;
     let cancel_deadline_reached = |lease: &mut Lease| lease.cancel_deadline = Some(NOW);
     let attempt_deadline_reached = |lease: &mut Lease| lease.attempt_deadline = Some(NOW);
     let self_executed = |options: &mut ExecutionOptions| options.queue = None;
     vec![
-        // situation                         AcquireLease RenewLease Report RequestCancel ReleaseLease Fail      Succeed     FinishFailed  TimerFired
-        ("pending", pending(),              [LEASED,     LOST,     LOST,    CANCELLED,      LOST,        LOST,        LOST,       LOST,         UNCHANGED]),
-        ("pending, not ready", fixture(Phase::Pending { ready_at: later }),
-                                            ["NotReady", LOST,    LOST,    CANCELLED,      LOST,        LOST,        LOST,       LOST,         UNCHANGED]),
-        ("pending, total timeout exceeded", pending().with_total_timeout_exceeded(),
-                                            [TOTAL_TIMEOUT, LOST, LOST,    CANCELLED,      LOST,        LOST,        LOST,       LOST,         TOTAL_TIMEOUT]),
-        ("running", running(later),         [HELD,      RENEWED,     MERGED,  "cancelling/1", "pending+0", "pending+5", "response", WORK_FAILED,  UNCHANGED]),
-        ("running, second attempt", running(later).with_counted_attempts(2),
-                                            [HELD,      RENEWED,     MERGED,  "cancelling/1", "pending+0", "pending+10", "response", WORK_FAILED, UNCHANGED]),
-        ("running, last attempt", running(later).with_counted_attempts(3),
-                                            [HELD,      RENEWED,     MERGED,  "cancelling/1", "pending+0", WORK_FAILED, "response", WORK_FAILED,  UNCHANGED]),
-        ("self-executed", running(later).with_options(self_executed),
-                                            [HELD,      RENEWED,     MERGED,  "cancelling/1", WORKER_LOST, WORK_FAILED, "response", WORK_FAILED,  UNCHANGED]),
-        ("running, lease expired", running(NOW),
-                                            [LEASED,     LOST,     LOST,    "cancelling/1", LOST,        LOST,        LOST,       LOST,         "pending+0"]),
-        ("running, lease expired, last attempt", running(NOW).with_counted_attempts(3),
-                                            [WORKER_LOST, LOST,   LOST,    "cancelling/1", LOST,        LOST,        LOST,       LOST,         WORKER_LOST]),
-        ("self-executed, lease expired", running(NOW).with_options(self_executed),
-                                            [WORKER_LOST, LOST,   LOST,    "cancelling/1", LOST,        LOST,        LOST,       LOST,         WORKER_LOST]),
-        ("running, attempt timed out", running(later).with_lease(attempt_deadline_reached),
-                                            ["NotReady", RENEWED,    MERGED,  "cancelling/1", "pending+0", "pending+5", "response", WORK_FAILED,  "pending+5"]),
-        ("running, last attempt timed out", running(later).with_lease(attempt_deadline_reached).with_counted_attempts(3),
-                                            [ATTEMPT_TIMEOUT, RENEWED, MERGED, "cancelling/1", "pending+0", WORK_FAILED, "response", WORK_FAILED, ATTEMPT_TIMEOUT]),
-        ("running, total timeout exceeded", running(later).with_total_timeout_exceeded(),
-                                            [TOTAL_TIMEOUT, RENEWED, MERGED,  "cancelling/1", "pending+0", "pending+5", "response", WORK_FAILED,  TOTAL_TIMEOUT]),
-        ("cancelling", cancelling(later),   [HELD,      CANCELLING, MERGED,  UNCHANGED,         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  UNCHANGED]),
-        ("cancelling, last attempt", cancelling(later).with_counted_attempts(3),
-                                            [HELD,      CANCELLING, MERGED,  UNCHANGED,         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  UNCHANGED]),
-        ("cancelling, lease expired", cancelling(NOW),
-                                            [CANCELLED, LOST,     LOST,    UNCHANGED,         LOST,        LOST,        LOST,       LOST,         CANCELLED]),
-        ("cancelling, attempt timed out", cancelling(later).with_lease(attempt_deadline_reached),
-                                            [CANCELLED, CANCELLING, MERGED,  UNCHANGED,         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  CANCELLED]),
-        ("cancelling, grace period over", cancelling(later).with_lease(cancel_deadline_reached),
-                                            [CANCELLED, CANCELLING, MERGED,  UNCHANGED,         CANCELLED,   CANCELLED,   "response", WORK_FAILED,  CANCELLED]),
-        ("cancelling, total timeout exceeded", cancelling(later).with_total_timeout_exceeded(),
-                                            [TOTAL_TIMEOUT, CANCELLING, MERGED, UNCHANGED,      CANCELLED,   CANCELLED,   "response", WORK_FAILED,  TOTAL_TIMEOUT]),
-        ("done", done(TerminalState::Succeeded),   [DONE,      DONE,     DONE,    UNCHANGED,         DONE,        DONE,        DONE,       DONE,         UNCHANGED]),
-        ("done, failed", done(TerminalState::Failed),
-                                            [DONE,      DONE,     DONE,    UNCHANGED,         DONE,        DONE,        DONE,       DONE,         UNCHANGED]),
-        ("done, cancelled", done(TerminalState::Cancelled),
-                                            [DONE,      DONE,     DONE,    UNCHANGED,         DONE,        DONE,        DONE,       DONE,         UNCHANGED]),
-        ("done with the same outcome", done(TerminalState::Succeeded).with_same_outcome(),
-                                            [DONE,      DONE,     DONE,    UNCHANGED,         DONE,        UNCHANGED,      UNCHANGED,     UNCHANGED,       UNCHANGED]),
-        ("done, total timeout exceeded", done(TerminalState::Succeeded).with_total_timeout_exceeded(),
-                                            [DONE,      DONE,     DONE,    UNCHANGED,         DONE,        DONE,        DONE,       DONE,         UNCHANGED]),
-        ("done, retention exceeded", done(TerminalState::Succeeded).with_options(|options| options.retention = 10 * SECOND),
-                                            [DONE,      DONE,     DONE,    UNCHANGED,         DONE,        DONE,        DONE,       DONE,         "removed"]),
+        // situation: AcquireLease, RenewLease, Report, RequestCancel, ReleaseLease, RevokeLease, Fail, Succeed, FinishFailed, TimerFired
+        ("pending", pending(), [LEASED, LOST, LOST, CANCELLED, LOST, LOST, LOST, LOST, LOST, UNCHANGED]),
+        ("pending, not ready", fixture(Phase::Pending { ready_at: later }), ["NotReady", LOST, LOST, CANCELLED, LOST, LOST, LOST, LOST, LOST, UNCHANGED]),
+        ("pending, total timeout exceeded", pending().with_total_timeout_exceeded(), [TOTAL_TIMEOUT, LOST, LOST, CANCELLED, LOST, LOST, LOST, LOST, LOST, TOTAL_TIMEOUT]),
+        ("running", running(later), [HELD, RENEWED, MERGED, "cancelling/1", "released+0", "revoked+0", "failed+5", "response", WORK_FAILED, UNCHANGED]),
+        ("running, after one failure", running(later).with_failed_attempts(1), [HELD, RENEWED, MERGED, "cancelling/1", "released+0", "revoked+0", "failed+10", "response", WORK_FAILED, UNCHANGED]),
+        ("running, after two failures", running(later).with_failed_attempts(2), [HELD, RENEWED, MERGED, "cancelling/1", "released+0", "revoked+0", WORK_FAILED, "response", WORK_FAILED, UNCHANGED]),
+        ("running, after nine worker losses", running(later).with_worker_losses(9), [HELD, RENEWED, MERGED, "cancelling/1", "released+0", "revoked+0", "failed+5", "response", WORK_FAILED, UNCHANGED]),
+        ("self-executed", running(later).with_options(self_executed), [HELD, RENEWED, MERGED, "cancelling/1", WORKER_LOST, WORKER_LOST, WORK_FAILED, "response", WORK_FAILED, UNCHANGED]),
+        ("running, lease expired", running(NOW), [HELD, LOST, LOST, "cancelling/1", LOST, LOST, LOST, LOST, LOST, "lost+5"]),
+        ("running, lease expired after two failures", running(NOW).with_failed_attempts(2), [HELD, LOST, LOST, "cancelling/1", LOST, LOST, LOST, LOST, LOST, "lost+5"]),
+        ("running, lease expired, second worker loss", running(NOW).with_worker_losses(1), [HELD, LOST, LOST, "cancelling/1", LOST, LOST, LOST, LOST, LOST, "lost+10"]),
+        ("running, lease expired, third worker loss", running(NOW).with_worker_losses(2), [HELD, LOST, LOST, "cancelling/1", LOST, LOST, LOST, LOST, LOST, WORKER_LOST]),
+        ("running, lease expired, no worker loss allowed", running(NOW).with_options(|options| options.retry_policy.max_worker_losses = 0), [HELD, LOST, LOST, "cancelling/1", LOST, LOST, LOST, LOST, LOST, WORKER_LOST]),
+        ("self-executed, lease expired", running(NOW).with_options(self_executed), [HELD, LOST, LOST, "cancelling/1", LOST, LOST, LOST, LOST, LOST, WORKER_LOST]),
+        ("running, attempt timed out", running(later).with_lease(attempt_deadline_reached), [HELD, RENEWED, MERGED, "cancelling/1", "released+0", "revoked+0", "failed+5", "response", WORK_FAILED, "failed+5"]),
+        ("running, last attempt timed out", running(later).with_lease(attempt_deadline_reached).with_failed_attempts(2), [HELD, RENEWED, MERGED, "cancelling/1", "released+0", "revoked+0", WORK_FAILED, "response", WORK_FAILED, ATTEMPT_TIMEOUT]),
+        ("running, total timeout exceeded", running(later).with_total_timeout_exceeded(), [HELD, RENEWED, MERGED, "cancelling/1", "released+0", "revoked+0", "failed+5", "response", WORK_FAILED, TOTAL_TIMEOUT]),
+        ("cancelling", cancelling(later), [HELD, RENEWED, MERGED, UNCHANGED, CANCELLED, CANCELLED, CANCELLED, "response", WORK_FAILED, UNCHANGED]),
+        ("cancelling, after two failures", cancelling(later).with_failed_attempts(2), [HELD, RENEWED, MERGED, UNCHANGED, CANCELLED, CANCELLED, CANCELLED, "response", WORK_FAILED, UNCHANGED]),
+        ("cancelling, lease expired", cancelling(NOW), [HELD, LOST, LOST, UNCHANGED, LOST, LOST, LOST, LOST, LOST, CANCELLED]),
+        ("cancelling, attempt timed out", cancelling(later).with_lease(attempt_deadline_reached), [HELD, RENEWED, MERGED, UNCHANGED, CANCELLED, CANCELLED, CANCELLED, "response", WORK_FAILED, CANCELLED]),
+        ("cancelling, grace period over", cancelling(later).with_lease(cancel_deadline_reached), [HELD, RENEWED, MERGED, UNCHANGED, CANCELLED, CANCELLED, CANCELLED, "response", WORK_FAILED, CANCELLED]),
+        ("cancelling, total timeout exceeded", cancelling(later).with_total_timeout_exceeded(), [HELD, RENEWED, MERGED, UNCHANGED, CANCELLED, CANCELLED, CANCELLED, "response", WORK_FAILED, TOTAL_TIMEOUT]),
+        ("unconfirmed", unconfirmed(later), [HELD, RENEWED, MERGED, "cancelling/1", "released+0", "revoked+0", "failed+5", "response", WORK_FAILED, UNCHANGED]),
+        ("unconfirmed, attempt not begun", unconfirmed(later).with_lease(attempt_deadline_reached), [HELD, RENEWED, MERGED, "cancelling/1", "released+0", "revoked+0", "failed+5", "response", WORK_FAILED, UNCHANGED]),
+        ("not confirmed in time", unconfirmed(NOW), [HELD, LOST, LOST, "cancelling/1", LOST, LOST, LOST, LOST, LOST, "unconfirmed+0"]),
+        ("second not confirmed in time", unconfirmed(NOW).with_unconfirmed_leases(1), [HELD, LOST, LOST, "cancelling/1", LOST, LOST, LOST, LOST, LOST, "unconfirmed+0"]),
+        ("third not confirmed in time", unconfirmed(NOW).with_unconfirmed_leases(2), [HELD, LOST, LOST, "cancelling/1", LOST, LOST, LOST, LOST, LOST, "unconfirmed+5"]),
+        ("fourth not confirmed in time, no worker loss allowed", unconfirmed(NOW).with_unconfirmed_leases(3).with_options(|options| options.retry_policy.max_worker_losses = 0), [HELD, LOST, LOST, "cancelling/1", LOST, LOST, LOST, LOST, LOST, "unconfirmed+10"]),
+        ("fifth not confirmed in time", unconfirmed(NOW).with_unconfirmed_leases(4), [HELD, LOST, LOST, "cancelling/1", LOST, LOST, LOST, LOST, LOST, "unconfirmed+20"]),
+        ("fifth not confirmed in time, third worker loss", unconfirmed(NOW).with_unconfirmed_leases(4).with_worker_losses(2), [HELD, LOST, LOST, "cancelling/1", LOST, LOST, LOST, LOST, LOST, WORKER_LOST]),
+        ("fifth not confirmed in time, no worker loss allowed", unconfirmed(NOW).with_unconfirmed_leases(4).with_options(|options| options.retry_policy.max_worker_losses = 0), [HELD, LOST, LOST, "cancelling/1", LOST, LOST, LOST, LOST, LOST, WORKER_LOST]),
+        ("cancelling, not confirmed in time", fixture(Phase::Cancelling(unconfirmed_lease(NOW))), [HELD, LOST, LOST, UNCHANGED, LOST, LOST, LOST, LOST, LOST, CANCELLED]),
+        ("done", done(TerminalState::Succeeded), [DONE, DONE, DONE, UNCHANGED, DONE, DONE, DONE, DONE, DONE, UNCHANGED]),
+        ("done, failed", done(TerminalState::Failed), [DONE, DONE, DONE, UNCHANGED, DONE, DONE, DONE, DONE, DONE, UNCHANGED]),
+        ("done, cancelled", done(TerminalState::Cancelled), [DONE, DONE, DONE, UNCHANGED, DONE, DONE, DONE, DONE, DONE, UNCHANGED]),
+        ("done with the same outcome", done(TerminalState::Succeeded).with_same_outcome(), [DONE, DONE, DONE, UNCHANGED, DONE, DONE, UNCHANGED, UNCHANGED, UNCHANGED, UNCHANGED]),
+        ("done, total timeout exceeded", done(TerminalState::Succeeded).with_total_timeout_exceeded(), [DONE, DONE, DONE, UNCHANGED, DONE, DONE, DONE, DONE, DONE, UNCHANGED]),
+        ("done, retention exceeded", done(TerminalState::Succeeded).with_options(|options| options.retention = 10 * SECOND), [DONE, DONE, DONE, UNCHANGED, DONE, DONE, DONE, DONE, DONE, "removed"]),
     ]
 }
 
@@ -381,8 +421,8 @@ fn retry_after_extends_but_never_shortens_backoff() {
             report: Report::default(),
         })
     };
-    assert_eq!(fail_with_retry_after(Some(60 * SECOND)), "pending+60");
-    assert_eq!(fail_with_retry_after(Some(SECOND)), "pending+5");
+    assert_eq!(fail_with_retry_after(Some(60 * SECOND)), "failed+60");
+    assert_eq!(fail_with_retry_after(Some(SECOND)), "failed+5");
 }
 
 // Rules: CAN-6, STATE-9
@@ -407,12 +447,4 @@ fn lease_gets_attempt_deadline_and_cancellation_gets_cancel_deadline() {
     let fixture = running(NOW + SECOND).with_options(set_timeouts);
     let cancelling = next_lease(&fixture, &Event::RequestCancel);
     assert_eq!(cancelling.cancel_deadline, Some(NOW + 3 * SECOND));
-
-    // A renewal moves neither deadline.
-    let fixture = Fixture {
-        phase: Phase::Cancelling(Box::new(cancelling)),
-        ..fixture
-    };
-    let renewed = next_lease(&fixture, &event(EventKind::RenewLease, token(1)));
-    assert_eq!(renewed.cancel_deadline, Some(NOW + 3 * SECOND));
 }

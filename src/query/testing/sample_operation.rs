@@ -129,7 +129,15 @@ impl SampleOperation {
         let mut events = Vec::new();
         if self.effective_state() != SampleState::Pending {
             if self.queue.is_some() {
-                events.push((0, Event::AcquireLease { token, worker }));
+                let confirm_within = None;
+                events.push((
+                    0,
+                    Event::AcquireLease {
+                        token,
+                        worker,
+                        confirm_within,
+                    },
+                ));
             }
             events.push((0, Event::Report(token, report)));
         }

@@ -67,7 +67,11 @@ pub(super) fn build_operation(metadata: Option<Payload>, outcome: Option<Outcome
         ..Report::default()
     };
     let mut events = vec![
-        Event::AcquireLease { token, worker },
+        Event::AcquireLease {
+            token,
+            worker,
+            confirm_within: None,
+        },
         Event::Report(token, report),
     ];
     events.extend(outcome.map(|outcome| Event::Finish(token, outcome, Report::default())));

@@ -20,8 +20,8 @@ struct Step {
 
 /// All steps, by ascending version. The first creates the tables.
 const STEPS: &[Step] = &[Step {
-    version: 2,
-    min_writer_version: 2,
+    version: 3,
+    min_writer_version: 3,
     sql: include_str!("sql/schema.sql"),
 }];
 

@@ -28,7 +28,7 @@ const SCHEMA_STEPS: [&str; 1] = ["
 "];
 
 /// The schema version after the first step. Lower versions are those of builds before the first release.
-const FIRST_SCHEMA_VERSION: usize = 2;
+const FIRST_SCHEMA_VERSION: usize = 3;
 
 /// The size to which SQLite truncates the WAL when it starts again.
 const WAL_SIZE_LIMIT_BYTES: u32 = 16 << 20;

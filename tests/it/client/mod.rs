@@ -1,5 +1,7 @@
 //! The `client` module: workers and creators in other processes than the server.
 
+#[cfg(feature = "cli")]
+mod confirmation;
 #[cfg(all(feature = "client", feature = "server"))]
 mod create;
 #[cfg(feature = "cli")]

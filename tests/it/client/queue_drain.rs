@@ -146,7 +146,7 @@ async fn randomly_killed_workers_lose_no_operation_or_attempt() {
     let operations = start_operations().await;
     let new = NewOperation::queued("q")
         .lease_duration(Duration::from_secs(2))
-        .retry_policy(RetryPolicy::with_max_attempts(1000));
+        .retry_policy(RetryPolicy::default().with_max_worker_losses(1000));
     let names = create_many(&operations, OPERATION_COUNT, new).await;
     let (started_sender, mut started_receiver) = mpsc::unbounded_channel();
     let mut workers = Vec::new();

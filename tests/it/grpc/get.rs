@@ -1,7 +1,7 @@
 //! GetOperation over gRPC, and the fields of the Operation that every method returns.
 
 use longrunning::{
-    Failure, NewOperation, Report, State,
+    Failure, NewOperation, Progress, Report, State,
     proto::google::{longrunning::ListOperationsRequest, rpc},
 };
 use tokio::task::JoinSet;
@@ -100,7 +100,11 @@ async fn done_operation_retains_metadata() {
         .unwrap();
     let metadata = decode_metadata(&get_operation(&server, name.as_str()).await);
     assert_eq!(metadata.state(), State::Succeeded);
-    assert_eq!(metadata.progress, Some(progress(42)));
+    let complete = Progress {
+        fraction: Some(1.0),
+        ..progress(100)
+    };
+    assert_eq!(metadata.progress, Some(complete));
     assert_eq!(metadata.labels["team"], "blue");
     assert_eq!(metadata.attempt, 1);
     assert!(metadata.create_time.is_some() && metadata.start_time.is_some());

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use longrunning::{
-    Any, Context, ExecutionOptions, Failure, NewOperation, Operations, RetryPolicy, State,
-    proto::google::rpc::Code,
+    Any, Context, ExecutionOptions, Failure, NewOperation, Operations, Progress, RetryPolicy,
+    State, proto::google::rpc::Code,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -240,7 +240,11 @@ async fn progress_is_coalesced_to_latest_value() {
                 }
                 reported.notify_one();
                 gate.notified().await;
-                context.report_progress(progress(100_001));
+                let last = Progress {
+                    total_units: 0,
+                    ..progress(100_001)
+                };
+                context.report_progress(last);
                 Ok(string_value("end"))
             }
         }

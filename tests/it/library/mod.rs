@@ -1,6 +1,7 @@
 //! The library API, as embedding programs use it.
 
 #[cfg(feature = "command")]
+mod attempts;
 mod command_handler;
 mod create;
 mod handlers;

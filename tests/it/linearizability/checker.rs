@@ -77,8 +77,8 @@ fn search_with(
     let predecessors = predecessors(calls);
     let attempts = calls.iter().filter_map(Call::observed_attempt);
     // Bounds the number of unreceived leases: attempts beyond the observed ones only matter
-    // until they exhaust the retry policy.
-    let max_attempt = attempts.max().unwrap_or(0) + spec.max_attempts.unwrap_or(0) + 2;
+    // until they exhaust the limit of lost workers.
+    let max_attempt = attempts.max().unwrap_or(0) + spec.max_worker_losses.unwrap_or(0) + 2;
     let mut by_return: Vec<usize> = (0..calls.len()).collect();
     by_return.sort_by_key(|index| calls[*index].returned_at);
     let mut visited: HashMap<(CallSet, SpecState), (Nanos, usize)> = HashMap::new();

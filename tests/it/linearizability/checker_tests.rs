@@ -17,6 +17,7 @@ use super::{
 const NAMED_SPEC: SequentialSpec = SequentialSpec {
     has_client_id: true,
     max_attempts: Some(3),
+    max_worker_losses: Some(1),
     lease_duration: 1000,
     max_clock_skew: 100,
     outage: None,

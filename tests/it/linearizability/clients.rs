@@ -299,7 +299,7 @@ impl RandomClient {
             name: lease.name,
             lease_token: lease.lease_token,
             outcome: Some(outcome),
-            metadata: None,
+            ..FinishOperationRequest::default()
         };
         let pending = self.recorder.begin_call(process);
         let response = match call_response(process.worker_client.finish_operation(request)).await {

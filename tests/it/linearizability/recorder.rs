@@ -90,7 +90,12 @@ impl HistoryKey {
         matches!(self, Self::Id(_))
     }
 
-    /// Returns the limit of attempts, or `None` if it is never reached.
+    /// Returns the limit of lost workers, or `None` if it is never reached.
+    pub(super) fn max_worker_losses(self) -> Option<u32> {
+        self.max_attempts().map(|_| 2)
+    }
+
+    /// Returns the limit of failed attempts, or `None` if it is never reached.
     pub(super) fn max_attempts(self) -> Option<u32> {
         match self {
             Self::Id(0) | Self::Request(0) => Some(3),
@@ -120,6 +125,9 @@ impl HistoryKey {
                 .map(|policy| RetryPolicy {
                     initial_backoff: Some(Duration::from_millis(10).try_into().unwrap()),
                     max_backoff: Some(Duration::from_millis(10).try_into().unwrap()),
+                    max_worker_losses: Some(
+                        self.max_worker_losses().map_or(i32::MAX, u32::cast_signed),
+                    ),
                     ..policy
                 }),
             ..CreateOperationRequest::default()

@@ -16,8 +16,10 @@ pub(super) struct SequentialSpec {
     /// Whether the operation has an id chosen by the client, instead of a request id and
     /// names chosen by the server.
     pub(super) has_client_id: bool,
-    /// The limit of attempts, or `None` if it is never reached.
+    /// The limit of failed attempts, or `None` if it is never reached.
     pub(super) max_attempts: Option<u32>,
+    /// The limit of lost workers, or `None` if it is never reached.
+    pub(super) max_worker_losses: Option<u32>,
     pub(super) lease_duration: Nanos,
     /// Upper bound for the difference of two servers' clocks.
     pub(super) max_clock_skew: Nanos,
@@ -61,32 +63,40 @@ impl SequentialSpec {
     }
 
     /// Returns the successor states without a call until `latest`: a lease expires, or an
-    /// unreceived lease is released because its request was abandoned.
+    /// unreceived lease is revoked because its request was abandoned. The end of an
+    /// unconfirmed lease is no loss for the server that granted it.
     pub(super) fn unprompted_steps(&self, state: &SpecState, latest: Nanos) -> Vec<SpecState> {
         let mut successors = Vec::new();
         for index in 0..state.operations.len() {
             let SpecPhase::Leased {
-                token, earliest, ..
+                token,
+                is_confirmed,
+                earliest,
+                ..
             } = state.operations[index].phase
             else {
                 continue;
             };
             let expires_at = earliest + self.lease_duration - self.max_clock_skew;
-            // If attempts are not counted, expiry and release of an unreceived lease are
+            // If lost workers are not counted, expiry and release of an unreceived lease are
             // equivalent.
-            if expires_at <= latest && (token.is_some() || self.max_attempts.is_some()) {
+            if expires_at <= latest && (token.is_some() || self.max_worker_losses.is_some()) {
                 let mut next = state.clone();
                 next.min_time = next.min_time.max(expires_at);
                 let operation = &mut next.operations[index];
-                let is_last = self.is_last(operation);
+                operation.worker_losses += u32::from(self.max_worker_losses.is_some());
+                let max_losses = self.max_worker_losses;
+                let is_last = max_losses.is_some_and(|max| operation.worker_losses > max);
                 operation.requeue(is_last.then_some(TerminalOutcome::WorkerLost));
                 successors.push(next.without_deleted_done());
             }
-            if token.is_none() {
+            let ends_without_loss = token.is_none() || (!is_confirmed && expires_at <= latest);
+            if ends_without_loss {
                 let mut next = state.clone();
-                let operation = &mut next.operations[index];
-                operation.counted_attempts = operation.counted_attempts.saturating_sub(1);
-                operation.requeue(None);
+                if token.is_some() {
+                    next.min_time = next.min_time.max(expires_at);
+                }
+                next.operations[index].requeue(None);
                 successors.push(next.without_deleted_done());
             }
         }
@@ -101,7 +111,8 @@ impl SequentialSpec {
                 is_deleted: false,
                 is_cancel_requested: false,
                 attempt: 0,
-                counted_attempts: 0,
+                failed_attempts: 0,
+                worker_losses: 0,
                 units: 0,
                 phase: SpecPhase::Pending,
             });
@@ -160,15 +171,15 @@ impl SequentialSpec {
                 continue;
             }
             operation.attempt += 1;
-            operation.counted_attempts += u32::from(self.max_attempts.is_some());
             let token = match call.response {
                 CallResponse::Leased { attempt, .. } if attempt != operation.attempt => continue,
                 CallResponse::Leased { token, .. } => Some(token),
                 _ => None,
             };
-            let is_time_irrelevant = token.is_none() && self.max_attempts.is_none();
+            let is_time_irrelevant = token.is_none() && self.max_worker_losses.is_none();
             operation.phase = SpecPhase::Leased {
                 token,
+                is_confirmed: self.max_worker_losses.is_none(),
                 // The lease was granted after the changes before it were durable.
                 earliest: if is_time_irrelevant {
                     0
@@ -221,6 +232,7 @@ impl SequentialSpec {
                     operation.units = units.unwrap_or(operation.units);
                     operation.phase = SpecPhase::Leased {
                         token: Some(*token),
+                        is_confirmed: true,
                         earliest: call.invoked_at.max(floor),
                         latest: call.returned_at,
                     };
@@ -242,7 +254,6 @@ impl SequentialSpec {
                         state,
                     );
                 }
-                let is_last = self.is_last(&operation);
                 let mut finished = operation;
                 match request {
                     FinishRequest::Response(_) | FinishRequest::Failure(_) => {
@@ -251,12 +262,13 @@ impl SequentialSpec {
                             .map_or(finished.phase, SpecPhase::Done);
                     }
                     FinishRequest::RetryableFailure(_) => {
+                        finished.failed_attempts += u32::from(self.max_attempts.is_some());
+                        let max_attempts = self.max_attempts;
+                        let is_last =
+                            max_attempts.is_some_and(|max| finished.failed_attempts >= max);
                         finished.requeue(request.terminal_outcome().filter(|_| is_last));
                     }
-                    FinishRequest::Release => {
-                        finished.counted_attempts = finished.counted_attempts.saturating_sub(1);
-                        finished.requeue(None);
-                    }
+                    FinishRequest::Release => finished.requeue(None),
                 }
                 let snapshot = finished.snapshot();
                 let next = state
@@ -283,11 +295,6 @@ impl SequentialSpec {
         }
     }
 
-    fn is_last(&self, operation: &SpecOperation) -> bool {
-        self.max_attempts
-            .is_some_and(|max| operation.counted_attempts >= max)
-    }
-
     /// Returns the rejection that the holder of a token may get, and whether the call may
     /// succeed.
     fn check_lease(
@@ -302,6 +309,7 @@ impl SequentialSpec {
                 token: Some(current),
                 earliest,
                 latest,
+                ..
             } if current == token => {
                 let may_be_over =
                     earliest + self.lease_duration - self.max_clock_skew <= call.returned_at;

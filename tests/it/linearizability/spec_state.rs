@@ -20,8 +20,10 @@ pub(super) struct SpecOperation {
     pub(super) is_deleted: bool,
     pub(super) is_cancel_requested: bool,
     pub(super) attempt: u32,
-    /// Number of attempts that count towards the limit; 0 without a limit.
-    pub(super) counted_attempts: u32,
+    /// Number of failed attempts; 0 without a limit.
+    pub(super) failed_attempts: u32,
+    /// Number of lost workers; 0 without a limit.
+    pub(super) worker_losses: u32,
     pub(super) units: i64,
     pub(super) phase: SpecPhase,
 }
@@ -32,6 +34,8 @@ pub(super) enum SpecPhase {
     Leased {
         /// `None` if the response with the lease was lost.
         token: Option<TokenId>,
+        /// Whether its holder has called; `true` without a limit of lost workers.
+        is_confirmed: bool,
         /// Bounds of the time of the grant or the last renewal.
         earliest: Nanos,
         latest: Nanos,
@@ -146,8 +150,12 @@ impl SpecOperation {
         let cancelled = self
             .is_cancel_requested
             .then_some(TerminalOutcome::Cancelled);
-        self.phase = cancelled
-            .or(last_outcome)
-            .map_or(SpecPhase::Pending, SpecPhase::Done);
+        self.phase = match cancelled.or(last_outcome) {
+            Some(outcome) => SpecPhase::Done(outcome),
+            None => {
+                self.units = 0;
+                SpecPhase::Pending
+            }
+        };
     }
 }

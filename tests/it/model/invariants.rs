@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use longrunning::proto::longrunning::v1::operation_metadata::State;
 
-use super::responses::{ModelLease, ModelMetadata, ModelResponse, ModelSnapshot};
+use super::{
+    responses::{ModelLease, ModelMetadata, ModelResponse, ModelSnapshot},
+    steps::ModelStep,
+};
 
 /// What the responses so far contained.
 #[derive(Debug, Default)]
@@ -20,8 +23,8 @@ pub(super) struct Invariants {
 #[derive(Debug)]
 struct LiveLease {
     attempt: i32,
-    /// Milliseconds since the start.
-    expires_at: i64,
+    /// The earliest end, in milliseconds since the start.
+    ends_at: i64,
 }
 
 // === impl Invariants ===
@@ -45,16 +48,21 @@ impl Invariants {
         Ok(())
     }
 
-    /// Checks the leases in a response.
+    /// Checks the leases in the response to a step.
     pub(super) fn check_response(
         &mut self,
+        step: &ModelStep,
         response: &ModelResponse,
         now: i64,
     ) -> Result<(), String> {
+        let confirm_within = match step {
+            ModelStep::Lease { confirm_within, .. } => confirm_within.unwrap_or(i64::MAX),
+            _ => i64::MAX,
+        };
         match response {
             ModelResponse::Leases(leases) => leases
                 .iter()
-                .try_for_each(|lease| self.check_lease(lease, now)),
+                .try_for_each(|lease| self.check_lease(lease, confirm_within, now)),
             ModelResponse::Created {
                 operation,
                 lease,
@@ -64,7 +72,7 @@ impl Invariants {
                 self.live.remove(&operation.name);
                 self.done.remove(&operation.name);
                 let mut leases = lease.iter();
-                leases.try_for_each(|lease| self.check_lease(lease, now))
+                leases.try_for_each(|lease| self.check_lease(lease, i64::MAX, now))
             }
             // A finish or a release ends the lease.
             ModelResponse::Operation(ModelSnapshot {
@@ -84,20 +92,25 @@ impl Invariants {
         }
     }
 
-    fn check_lease(&mut self, lease: &ModelLease, now: i64) -> Result<(), String> {
+    fn check_lease(
+        &mut self,
+        lease: &ModelLease,
+        confirm_within: i64,
+        now: i64,
+    ) -> Result<(), String> {
         if !self.lease_ids.insert(lease.lease_id) {
             return Err(format!("a token was granted twice: {lease:?}"));
         }
         let remaining_ms = lease.attempt_remaining_ms.unwrap_or(i64::MAX);
         let live = LiveLease {
             attempt: lease.attempt,
-            expires_at: now + remaining_ms.min(lease.remaining_ms),
+            ends_at: now + remaining_ms.min(lease.remaining_ms).min(confirm_within),
         };
         match self.live.insert(lease.name.clone(), live) {
             Some(previous) if lease.attempt <= previous.attempt => {
                 Err(format!("the attempt did not increase: {lease:?}"))
             }
-            Some(previous) if now < previous.expires_at => {
+            Some(previous) if now < previous.ends_at => {
                 Err(format!("two leases at the same time: {lease:?}"))
             }
             _ => Ok(()),

@@ -6,7 +6,7 @@ use longrunning::proto::{google::rpc::Code, longrunning::v1::operation_metadata:
 
 use super::{
     responses::{ErrorReason, ModelLease, ModelMetadata, ModelOutcome, ModelSnapshot},
-    steps::{ModelReport, ModelSpec},
+    steps::{ModelFinish, ModelReport, ModelSpec},
 };
 
 /// The lease duration of an operation without one.
@@ -20,9 +20,13 @@ pub(super) struct ModelOperation {
     pub(super) start_time: Option<i64>,
     pub(super) update_time: i64,
     pub(super) attempt: i32,
-    /// Attempts that were not released.
-    pub(super) counted_attempts: u32,
+    pub(super) failed_attempts: u32,
+    pub(super) worker_losses: u32,
+    /// Leases in a row that their workers did not confirm.
+    pub(super) unconfirmed_leases: u32,
     pub(super) cancel_requested: bool,
+    /// The finish after a cancellation that ended the operation as cancelled.
+    pub(super) cancelled_by: Option<ModelFinish>,
     pub(super) is_deleted: bool,
     pub(super) phase: ReferencePhase,
     /// Whether the operation is ready in its queue.
@@ -40,7 +44,11 @@ pub(super) enum ReferencePhase {
     },
     Running {
         lease_id: usize,
+        granted_at: i64,
         expires_at: i64,
+        /// The end of the lease while its worker has not confirmed it.
+        confirm_by: Option<i64>,
+        /// `None` also while the lease is unconfirmed.
         attempt_deadline: Option<i64>,
         cancel_deadline: Option<i64>,
     },
@@ -50,21 +58,43 @@ pub(super) enum ReferencePhase {
 // === impl ModelOperation ===
 
 impl ModelOperation {
-    pub(super) fn start_attempt(&mut self, lease_id: usize, now: i64) {
-        (self.attempt, self.counted_attempts) = (self.attempt + 1, self.counted_attempts + 1);
-        self.start_time = self.start_time.or(Some(now));
+    /// Grants a lease that must be confirmed within this time, or at the latest before it expires.
+    pub(super) fn grant_lease(&mut self, lease_id: usize, confirm_within: Option<i64>, now: i64) {
+        let lease_duration = self.spec.lease_duration.unwrap_or(DEFAULT_LEASE_MS);
+        let confirm_within = confirm_within.unwrap_or(lease_duration).min(lease_duration);
+        self.attempt += 1;
         (self.update_time, self.is_offered) = (now, false);
         self.phase = ReferencePhase::Running {
             lease_id,
-            expires_at: now + self.spec.lease_duration.unwrap_or(DEFAULT_LEASE_MS),
-            attempt_deadline: self.spec.attempt_timeout.map(|limit| now + limit),
+            granted_at: now,
+            expires_at: now + lease_duration,
+            confirm_by: Some(now + confirm_within),
+            attempt_deadline: None,
             cancel_deadline: None,
         };
+    }
+
+    /// Starts the attempt with the first call of the holder at `now`. If that call ends it, it began with the grant.
+    pub(super) fn confirm_lease(&mut self, is_end: bool, now: i64) {
+        if let ReferencePhase::Running {
+            granted_at,
+            confirm_by,
+            attempt_deadline,
+            ..
+        } = &mut self.phase
+            && confirm_by.take().is_some()
+        {
+            let start_time = if is_end { *granted_at } else { now };
+            *attempt_deadline = self.spec.attempt_timeout.map(|limit| start_time + limit);
+            self.start_time = self.start_time.or(Some(start_time));
+            (self.update_time, self.unconfirmed_leases) = (now, 0);
+        }
     }
 
     pub(super) fn requeue(&mut self, ready_at: i64, now: i64) {
         (self.update_time, self.is_offered) = (now, ready_at <= now);
         self.phase = ReferencePhase::Pending { ready_at };
+        self.report.progress = None;
     }
 
     pub(super) fn complete(&mut self, outcome: ModelOutcome, now: i64) {
@@ -72,16 +102,31 @@ impl ModelOperation {
         self.phase = ReferencePhase::Done(outcome);
     }
 
-    pub(super) fn can_retry(&self) -> bool {
-        self.spec.queue.is_some() && self.counted_attempts < self.spec.max_attempts
-    }
-
     pub(super) fn fail(&mut self, outcome: ModelOutcome, retry_after: Option<i64>, now: i64) {
-        if !self.can_retry() {
+        self.failed_attempts += 1;
+        if self.spec.queue.is_none() || self.failed_attempts >= self.spec.max_attempts {
             return self.complete(outcome, now);
         }
-        let backoff = self.spec.backoff_after(self.counted_attempts);
+        let backoff = self.spec.backoff_after(self.failed_attempts);
         self.requeue(now + backoff.max(retry_after.unwrap_or(0)), now);
+    }
+
+    fn end_lease(&mut self, is_confirmed: bool, now: i64) {
+        if !is_confirmed {
+            self.unconfirmed_leases += 1;
+        }
+        let is_loss = is_confirmed || self.unconfirmed_leases.is_multiple_of(5);
+        self.worker_losses += u32::from(is_loss);
+        let is_last = is_loss && self.worker_losses > self.spec.max_worker_losses;
+        if self.spec.queue.is_none() || is_last {
+            return self.complete(server_error(Code::Unavailable, "WORKER_LOST"), now);
+        }
+        let backoff = match self.unconfirmed_leases {
+            _ if is_confirmed => self.spec.backoff_after(self.worker_losses),
+            1 | 2 => 0,
+            count => self.spec.backoff_after(count - 2),
+        };
+        self.requeue(now + backoff, now);
     }
 
     pub(super) fn is_past_total_timeout(&self, now: i64) -> bool {
@@ -99,11 +144,13 @@ impl ModelOperation {
             ReferencePhase::Pending { .. } => return false,
             ReferencePhase::Running {
                 expires_at,
+                confirm_by,
                 attempt_deadline,
                 cancel_deadline,
                 ..
             } if self.cancel_requested => {
-                if !(expires_at <= now || is_past(attempt_deadline) || is_past(cancel_deadline)) {
+                let ends_at = confirm_by.unwrap_or(expires_at);
+                if !(ends_at <= now || is_past(attempt_deadline) || is_past(cancel_deadline)) {
                     return false;
                 }
                 self.complete(server_error(Code::Cancelled, "OPERATION_CANCELLED"), now);
@@ -117,10 +164,15 @@ impl ModelOperation {
                     now,
                 );
             }
-            ReferencePhase::Running { expires_at, .. } if now < expires_at => return false,
-            ReferencePhase::Running { .. } if self.can_retry() => self.requeue(now, now),
-            ReferencePhase::Running { .. } => {
-                self.complete(server_error(Code::Unavailable, "WORKER_LOST"), now);
+            ReferencePhase::Running {
+                expires_at,
+                confirm_by,
+                ..
+            } => {
+                if now < confirm_by.unwrap_or(expires_at) {
+                    return false;
+                }
+                self.end_lease(confirm_by.is_none(), now);
             }
         }
         true
@@ -157,11 +209,12 @@ impl ModelOperation {
             }
             ReferencePhase::Running {
                 expires_at,
+                confirm_by,
                 attempt_deadline,
                 cancel_deadline,
                 ..
             } => [
-                Some(expires_at),
+                confirm_by.or(Some(expires_at)),
                 total_deadline,
                 attempt_deadline,
                 cancel_deadline,
@@ -202,6 +255,7 @@ impl ModelOperation {
         let ReferencePhase::Running {
             lease_id,
             expires_at,
+            confirm_by,
             attempt_deadline,
             ..
         } = self.phase
@@ -213,7 +267,11 @@ impl ModelOperation {
             lease_id,
             attempt: self.attempt,
             remaining_ms: expires_at - now,
-            attempt_remaining_ms: attempt_deadline.map(|deadline| (deadline - now).max(0)),
+            attempt_remaining_ms: match confirm_by {
+                // The attempt has not begun.
+                Some(_) => self.spec.attempt_timeout,
+                None => attempt_deadline.map(|deadline| (deadline - now).max(0)),
+            },
             checkpoint: self.report.checkpoint,
             cancel_requested: self.cancel_requested,
             queue: self.spec.queue.unwrap_or_default().to_owned(),

@@ -105,8 +105,11 @@ impl ReferenceModel {
             start_time: None,
             update_time: self.now,
             attempt: 0,
-            counted_attempts: 0,
+            failed_attempts: 0,
+            worker_losses: 0,
+            unconfirmed_leases: 0,
             cancel_requested: false,
+            cancelled_by: None,
             is_deleted: false,
             phase: ReferencePhase::Pending { ready_at },
             is_offered: ready_at <= self.now,
@@ -117,7 +120,8 @@ impl ReferenceModel {
             check_times: BTreeSet::new(),
         };
         if spec.queue.is_none() {
-            operation.start_attempt(self.lease_count, self.now);
+            operation.grant_lease(self.lease_count, None, self.now);
+            operation.confirm_lease(false, self.now);
             self.lease_count += 1;
         }
         let response = ModelResponse::Created {
@@ -130,7 +134,12 @@ impl ReferenceModel {
         Ok(response)
     }
 
-    pub(super) fn lease(&mut self, queues: &[&str], max_leases: usize) -> Vec<ModelLease> {
+    pub(super) fn lease(
+        &mut self,
+        queues: &[&str],
+        max_leases: usize,
+        confirm_within: Option<i64>,
+    ) -> Vec<ModelLease> {
         let mut leased = Vec::new();
         // Operations past their total timeout are completed instead of leased.
         while leased.is_empty() {
@@ -150,7 +159,7 @@ impl ReferenceModel {
                             .complete(server_error(Code::DeadlineExceeded, "TOTAL_TIMEOUT"), now);
                         return None;
                     }
-                    operation.start_attempt(lease_id, now);
+                    operation.grant_lease(lease_id, confirm_within, now);
                     Some(operation.lease(now))
                 });
                 self.lease_count += usize::from(lease.is_some());
@@ -174,10 +183,13 @@ impl ReferenceModel {
                 ReferencePhase::Running {
                     lease_id,
                     expires_at,
+                    confirm_by,
                     ..
                 },
                 PresentedToken::Lease(token_lease),
-            ) if *lease_id == token_lease && self.now < *expires_at => Ok(number),
+            ) if *lease_id == token_lease && self.now < confirm_by.unwrap_or(*expires_at) => {
+                Ok(number)
+            }
             _ => Err("LEASE_LOST"),
         }
     }
@@ -203,6 +215,7 @@ impl ReferenceModel {
         };
         let now = self.now;
         self.change(number, |operation| {
+            operation.confirm_lease(false, now);
             // A report without a difference is not an update.
             let before = operation.report.clone();
             operation.report.update(report);
@@ -253,15 +266,19 @@ impl ReferenceModel {
         };
         let now = self.now;
         let snapshot = self.change(number, |operation| {
+            operation.confirm_lease(true, now);
             operation.report.metadata = metadata.or(operation.report.metadata);
             match finish {
                 ModelFinish::Release
                 | ModelFinish::Failure {
                     retryable: true, ..
                 } if operation.cancel_requested => {
+                    operation.cancelled_by = Some(finish);
                     operation.complete(server_error(Code::Cancelled, "OPERATION_CANCELLED"), now);
                 }
                 ModelFinish::Response(text) => {
+                    // All units of the work are done.
+                    operation.report.progress = operation.report.progress.map(|_| 100);
                     operation.complete(ModelOutcome::Response(text), now);
                 }
                 ModelFinish::Failure {
@@ -283,10 +300,7 @@ impl ReferenceModel {
                 ModelFinish::Release if operation.spec.queue.is_none() => {
                     operation.complete(server_error(Code::Unavailable, "WORKER_LOST"), now);
                 }
-                ModelFinish::Release => {
-                    operation.counted_attempts -= 1;
-                    operation.requeue(now, now);
-                }
+                ModelFinish::Release => operation.requeue(now, now),
             }
             operation.snapshot()
         });
@@ -295,6 +309,19 @@ impl ReferenceModel {
 
     fn completed_with(&self, name: &str, finish: ModelFinish) -> Option<ModelResponse> {
         let operation = &self.operations[&self.find(name)?];
+        // The error of a cancelled operation has the failure that ended its attempt.
+        let is_same_failure = |earlier: ModelFinish| {
+            matches!(
+                (earlier, finish),
+                (
+                    ModelFinish::Failure { code, message, .. },
+                    ModelFinish::Failure { code: again, message: same, retryable: true, .. },
+                ) if (code, message) == (again, same)
+            )
+        };
+        if operation.cancelled_by.is_some_and(is_same_failure) {
+            return Some(ModelResponse::Operation(operation.snapshot()));
+        }
         let outcome = match finish {
             ModelFinish::Response(text) => ModelOutcome::Response(text),
             ModelFinish::Failure { code, message, .. } => {

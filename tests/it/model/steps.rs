@@ -22,6 +22,8 @@ pub(super) enum ModelStep {
     Lease {
         queues: Vec<&'static str>,
         max_leases: i32,
+        /// Milliseconds in which the leases must be confirmed.
+        confirm_within: Option<i64>,
     },
     Heartbeat(Vec<ReportStep>),
     Finish {
@@ -83,6 +85,7 @@ pub(super) struct ModelSpec {
     pub(super) retention: i64,
     pub(super) cancel_grace_period: Option<i64>,
     pub(super) max_attempts: u32,
+    pub(super) max_worker_losses: u32,
     pub(super) backoff: ModelBackoff,
 }
 
@@ -212,7 +215,7 @@ impl fmt::Debug for ModelSpec {
             };
         }
         write_changed!(parent number worker queue request_id priority not_before metadata is_altered lease_duration);
-        write_changed!(total_timeout attempt_timeout retention cancel_grace_period max_attempts backoff);
+        write_changed!(total_timeout attempt_timeout retention cancel_grace_period max_attempts max_worker_losses backoff);
         output.finish()
     }
 }
@@ -223,7 +226,11 @@ pub(super) fn steps() -> impl Strategy<Value = ModelSteps> {
 }
 
 fn step() -> impl Strategy<Value = ModelStep> {
-    let leases = (vec(select(&QUEUES[..]), 1..4), 0..5);
+    let leases = (
+        vec(select(&QUEUES[..]), 1..4),
+        0..5,
+        option::of(1..10_000_i64),
+    );
     let reports = vec(report_step(), 0..4);
     let finish = (
         operation_choice(),
@@ -235,7 +242,8 @@ fn step() -> impl Strategy<Value = ModelStep> {
         5 => spec_template().prop_map(ModelStep::Create),
         1 => (0..32_usize, any::<bool>(), select(&WORKERS[..]))
             .prop_map(|(nth, is_altered, worker)| ModelStep::RepeatCreate { nth, is_altered, worker }),
-        6 => leases.prop_map(|(queues, max_leases)| ModelStep::Lease { queues, max_leases }),
+        6 => leases
+            .prop_map(|(queues, max_leases, confirm_within)| ModelStep::Lease { queues, max_leases, confirm_within }),
         5 => reports.prop_map(ModelStep::Heartbeat),
         5 => finish.prop_map(|(operation, token, finish, metadata)| ModelStep::Finish { operation, token, finish, metadata }),
         1 => (0..32_usize).prop_map(ModelStep::RepeatFinish),
@@ -271,8 +279,9 @@ fn spec_template() -> impl Strategy<Value = SpecTemplate> {
         max: 60_000,
         multiplier,
     });
-    let retry = (1..5_u32, backoff);
-    (identities, durations, retry).prop_map(|(identities, durations, (max_attempts, backoff))| {
+    let retry = (1..5_u32, 0..4_u32, backoff);
+    (identities, durations, retry).prop_map(|(identities, durations, retry)| {
+        let (max_attempts, max_worker_losses, backoff) = retry;
         let ((parent, worker), queue, request_id, reused_id, metadata, priority) = identities;
         let (
             not_before,
@@ -295,6 +304,7 @@ fn spec_template() -> impl Strategy<Value = SpecTemplate> {
             retention,
             cancel_grace_period,
             max_attempts,
+            max_worker_losses,
             backoff,
             ..ModelSpec::default()
         };

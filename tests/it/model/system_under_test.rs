@@ -15,7 +15,7 @@ use longrunning::{
         },
         longrunning::v1::{
             CreateOperationRequest, Directive, FinishOperationRequest, Lease, LeaseHeartbeat,
-            OperationMetadata, RetryPolicy,
+            LeaseOperationsRequest, OperationMetadata, RetryPolicy,
             create_operation_request::{Execution, Queued, SelfExecuted},
             finish_operation_request::{Failure, Outcome, Release},
         },
@@ -89,12 +89,17 @@ impl SystemUnderTest {
         }
     }
 
-    pub(super) async fn lease(&self, queues: &[&str], max_leases: i32) -> ModelResponse {
-        match self
-            .harness
-            .try_lease(lease_request(queues, "w", max_leases))
-            .await
-        {
+    pub(super) async fn lease(
+        &self,
+        queues: &[&str],
+        max_leases: i32,
+        confirm_within: Option<i64>,
+    ) -> ModelResponse {
+        let request = LeaseOperationsRequest {
+            confirm_within: confirm_within.map(duration),
+            ..lease_request(queues, "w", max_leases)
+        };
+        match self.harness.try_lease(request).await {
             Ok(leases) => ModelResponse::Leases(
                 leases
                     .into_iter()
@@ -154,6 +159,7 @@ impl SystemUnderTest {
             lease_token: self.token(finish.token),
             outcome: Some(outcome),
             metadata: finish.metadata.map(custom_metadata),
+            progress: None,
         };
         self.operation(self.harness.try_finish(request).await)
     }
@@ -230,6 +236,7 @@ impl SystemUnderTest {
             max_backoff: Some(duration(backoff.max)),
             multiplier: Some(f64::from(i32::try_from(backoff.multiplier).unwrap())),
             jitter: Some(0.0),
+            max_worker_losses: Some(i32::try_from(spec.max_worker_losses).unwrap()),
         };
         let altered = spec
             .is_altered

@@ -206,7 +206,9 @@ async fn operation_deleted_at_its_not_before_time_is_still_leased() {
             names.push(
                 create(
                     &operations,
-                    NewOperation::queued("q").not_before(not_before),
+                    NewOperation::queued("q")
+                        .not_before(not_before)
+                        .lease_duration(DAY),
                 )
                 .await,
             );

@@ -69,8 +69,9 @@ pub(crate) struct KnownState {
     /// The newest observed version.
     pub(crate) last_seen: Option<Arc<Operation>>,
     pub(crate) is_deleted: bool,
-    /// Lower bound set by acknowledged reports.
+    /// Lower bound set by acknowledged reports of the attempt `units_attempt`: the next one starts without progress.
     min_units: i64,
+    units_attempt: i32,
     /// Lower bound set by granted leases.
     min_attempt: i32,
     is_cancel_acknowledged: bool,
@@ -163,6 +164,19 @@ fn observation(operation: &Operation) -> Observation {
     }
 }
 
+/// Returns the operation without the start of its attempts: after a restart, an unconfirmed lease counts as confirmed.
+fn without_attempts(operation: &Operation) -> Operation {
+    let mut operation = operation.clone();
+    if let Some(metadata) = &mut operation.metadata
+        && metadata.type_url == OperationMetadata::type_url()
+    {
+        let mut fields = OperationMetadata::decode(metadata.value.as_slice()).unwrap();
+        (fields.start_time, fields.attempts) = (None, Vec::new());
+        metadata.value = fields.encode_to_vec();
+    }
+    operation
+}
+
 /// Returns the key label, or `None` if the operation has none or has custom metadata.
 fn key_label(operation: &Operation) -> Option<String> {
     let metadata = operation.metadata.as_ref()?;
@@ -201,7 +215,10 @@ impl ExpectedState {
         let pending = effects.find(|pending| pending.call_id == call.id).unwrap();
         let known = &mut expected.known;
         match &pending.effect {
-            Effect::ReportUnits(units) => known.min_units = known.min_units.max(*units),
+            Effect::ReportUnits(units) => {
+                known.min_units = known.min_units.max(*units);
+                known.units_attempt = known.min_attempt.max(1);
+            }
             Effect::Cancel => known.is_cancel_acknowledged = true,
             Effect::Delete => known.is_deleted = true,
             // Their responses are recorded by `observe` and `record_lease`.
@@ -345,14 +362,21 @@ impl KnownState {
             if current.version < previous.version {
                 return Err("an older version reappeared".to_owned());
             }
-            if current.version == previous.version && **seen != *operation {
+            if current.version == previous.version
+                && without_attempts(seen) != without_attempts(operation)
+            {
                 return Err("the same version has different bytes".to_owned());
             }
             if seen.done && seen.result != operation.result {
                 return Err("the outcome changed".to_owned());
             }
         }
-        if current.units < self.min_units {
+        // Custom metadata lasts longer than an attempt.
+        let is_same_attempt = current.standard_fields.is_none_or(|fields| {
+            let may_be_requeued = [State::Pending, State::Cancelled].contains(&fields.state);
+            !may_be_requeued && fields.attempt == self.units_attempt
+        });
+        if is_same_attempt && current.units < self.min_units {
             return Err(format!(
                 "expected at least {} acknowledged units",
                 self.min_units
@@ -406,7 +430,11 @@ impl ExpectedOperation {
             return Err("no call created it".to_owned());
         }
         let units = before.as_ref().map_or(0, |before| before.units);
-        if units != current.units && !self.has_effect(&Effect::ReportUnits(current.units)) {
+        let is_cleared = current.units == 0 && self.has_effect(&Effect::Requeue);
+        if units != current.units
+            && !is_cleared
+            && !self.has_effect(&Effect::ReportUnits(current.units))
+        {
             return Err("no call reported this many units".to_owned());
         }
         let was_done = self.known.last_seen.as_ref().is_some_and(|seen| seen.done);

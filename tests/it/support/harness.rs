@@ -260,6 +260,7 @@ pub(crate) fn lease_request_with_wait(
         worker_id: worker.into(),
         max_leases: 1,
         wait_timeout: proto_seconds(wait_secs),
+        confirm_within: None,
     }
 }
 
@@ -291,7 +292,7 @@ pub(crate) fn finish_request(
         name: lease.name.clone(),
         lease_token: lease.lease_token.clone(),
         outcome: outcome.into(),
-        metadata: None,
+        ..FinishOperationRequest::default()
     }
 }
 

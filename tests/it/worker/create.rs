@@ -346,6 +346,7 @@ fn requests_with_one_change(base: &CreateOperationRequest) -> Vec<CreateOperatio
         CreateOperationRequest { retention: proto_seconds(1), ..base() },
         CreateOperationRequest { cancel_grace_period: proto_seconds(1), ..base() },
         CreateOperationRequest { retry_policy: max_attempts(2), ..base() },
+        CreateOperationRequest { retry_policy: Some(RetryPolicy { max_worker_losses: Some(1), ..RetryPolicy::default() }), ..base() },
     ]
 }
 

@@ -7,7 +7,7 @@ use longrunning::{
     proto::{
         google::{longrunning::Operation, rpc},
         longrunning::v1::{
-            CreateOperationRequest, FinishOperationRequest, Lease,
+            CreateOperationRequest, FinishOperationRequest, Lease, Progress,
             finish_operation_request::{Failure, Outcome},
         },
     },
@@ -70,6 +70,31 @@ fn finish_with_metadata(lease: &Lease, n: u8, outcome: Outcome) -> FinishOperati
         metadata: Some(custom_metadata(n)),
         ..finish_request(lease, outcome)
     }
+}
+
+// Rules: FINISH-6
+#[tokio::test]
+async fn finish_takes_last_progress_and_rejects_one_out_of_range() {
+    let (harness, lease) = harness_with_lease(1).await;
+    let finish = |fraction| FinishOperationRequest {
+        progress: Some(Progress {
+            fraction: Some(fraction),
+            stage: "uploading".into(),
+            ..Progress::default()
+        }),
+        ..finish_request(&lease, failure(rpc::Code::Internal, "broken"))
+    };
+    let rejected = harness.try_finish(finish(1.5)).await.unwrap_err();
+    assert_eq!(
+        ErrorDetails::from_status(&rejected).code_and_reason(),
+        (Code::InvalidArgument, "INVALID_PROGRESS")
+    );
+    let failed = harness.try_finish(finish(0.5)).await.unwrap();
+    let progress = decode_metadata(&failed).progress.unwrap();
+    assert_eq!(
+        (progress.fraction, progress.stage.as_str()),
+        (Some(0.5), "uploading")
+    );
 }
 
 // Rules: FINISH-1, OP-2

@@ -117,6 +117,7 @@ fn invalid_create_requests() -> Vec<(CreateOperationRequest, &'static str, &'sta
         (CreateOperationRequest { cancel_grace_period: duration(-1, 0), ..base() }, "INVALID_DURATION", "cancel_grace_period"),
         (CreateOperationRequest { retry_policy: max_attempts(2), ..self_executed_request("w") }, "INVALID_EXECUTION_OPTIONS", "retry_policy"),
         (request_with_retry_policy(RetryPolicy { max_attempts: -1, ..policy() }), "INVALID_EXECUTION_OPTIONS", "retry_policy"),
+        (request_with_retry_policy(RetryPolicy { max_worker_losses: Some(-1), ..policy() }), "INVALID_EXECUTION_OPTIONS", "retry_policy"),
         (request_with_retry_policy(RetryPolicy { initial_backoff: duration(-1, 0), ..policy() }), "INVALID_DURATION", "retry_policy"),
         (request_with_retry_policy(RetryPolicy { max_backoff: proto_seconds(0), ..policy() }), "INVALID_EXECUTION_OPTIONS", "retry_policy"),
         (request_with_retry_policy(RetryPolicy { initial_backoff: proto_seconds(9), max_backoff: proto_seconds(8), ..policy() }), "INVALID_EXECUTION_OPTIONS", "retry_policy"),

@@ -250,14 +250,10 @@ async fn lease_operations_honours_not_before() {
         };
         harness.create_operation(request).await;
     }
-    assert_eq!(
-        harness
-            .try_lease(lease_request(&["q"], "w", 9))
-            .await
-            .unwrap()
-            .len(),
-        1
-    );
+    let lease = harness.lease_one("q", "w").await;
+    harness
+        .finish(&lease, Outcome::Response(string_value("")))
+        .await;
     assert_eq!(harness.queue_depth("q"), Some(1));
     advance(Duration::from_secs(99)).await;
     assert_eq!(

@@ -2,18 +2,22 @@
 
 use super::*;
 
+fn renewed(invoked_at: Nanos) -> Call {
+    call(
+        invoked_at,
+        invoked_at + 1,
+        Invocation::Heartbeat(0, 1, None),
+        CallResponse::Renewed(HeartbeatDirective::Continue),
+    )
+}
+
 #[test]
 fn checker_rejects_overlapping_leases() {
     assert_rejected(NAMED_SPEC, &[created(), leased(2, 1, 1), leased(4, 2, 2)]);
     assert_rejected(NAMED_SPEC, &[created(), leased(2, 1, 1), leased(880, 2, 2)]);
     assert_accepted(NAMED_SPEC, &[created(), leased(2, 1, 1), leased(902, 2, 2)]);
     // A renewal restarts the lease duration.
-    let renewed = call(
-        500,
-        501,
-        Invocation::Heartbeat(0, 1, None),
-        CallResponse::Renewed(HeartbeatDirective::Continue),
-    );
+    let renewed = renewed(500);
     assert_rejected(
         NAMED_SPEC,
         &[
@@ -84,21 +88,38 @@ fn checker_lets_unreceived_lease_requeue_or_expire() {
 }
 
 #[test]
-fn checker_accepts_worker_lost_only_after_last_attempt() {
+fn checker_accepts_worker_lost_only_after_last_loss() {
     let worker_lost = snapshot(SnapshotPhase::Done(TerminalOutcome::WorkerLost), 1);
-    let one_attempt = SequentialSpec {
-        max_attempts: Some(1),
+    let no_loss = SequentialSpec {
+        max_worker_losses: Some(0),
         ..NAMED_SPEC
     };
     let calls = |response| {
         [
             created(),
             leased(2, 1, 1),
+            renewed(5),
             get_call(2000, ReadMode::Linearizable, response),
         ]
     };
-    assert_accepted(one_attempt, &calls(worker_lost.clone()));
+    assert_accepted(no_loss, &calls(worker_lost.clone()));
     assert_rejected(NAMED_SPEC, &calls(worker_lost));
     assert_accepted(NAMED_SPEC, &calls(snapshot(SnapshotPhase::Pending, 1)));
-    assert_rejected(one_attempt, &calls(snapshot(SnapshotPhase::Pending, 1)));
+    assert_rejected(no_loss, &calls(snapshot(SnapshotPhase::Pending, 1)));
+}
+
+#[test]
+fn checker_accepts_end_of_unconfirmed_lease_as_loss_or_not() {
+    let no_loss = SequentialSpec {
+        max_worker_losses: Some(0),
+        ..NAMED_SPEC
+    };
+    let worker_lost = SnapshotPhase::Done(TerminalOutcome::WorkerLost);
+    for phase in [SnapshotPhase::Pending, worker_lost] {
+        let read = get_call(2000, ReadMode::Linearizable, snapshot(phase, 1));
+        assert_accepted(no_loss, &[created(), leased(2, 1, 1), read]);
+    }
+    let early = snapshot(SnapshotPhase::Pending, 1);
+    let early = get_call(800, ReadMode::Linearizable, early);
+    assert_rejected(no_loss, &[created(), leased(2, 1, 1), early]);
 }

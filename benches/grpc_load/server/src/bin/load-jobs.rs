@@ -341,6 +341,7 @@ async fn lease(worker: &mut Worker, queue: &str, most: i32) -> Result<Vec<Lease>
         worker_id: "jobs".to_owned(),
         max_leases: most,
         wait_timeout: None,
+        confirm_within: None,
     };
     Ok(worker.lease_operations(request).await?.into_inner().leases)
 }
