@@ -71,7 +71,7 @@ impl ViewEviction {
     }
 
     /// Returns `true` for a done operation that is old enough to be missing from the view.
-    pub(super) fn covers(&self, operation: &Operation) -> bool {
+    pub(super) fn may_be_evicted(&self, operation: &Operation) -> bool {
         operation.is_done() && operation.number() < self.evicted_below()
     }
 }
@@ -113,14 +113,14 @@ mod tests {
     }
 
     #[test]
-    fn eviction_raises_bound_and_covers_only_done_operations_below() {
+    fn only_done_operations_below_the_raised_bound_may_be_evicted() {
         let eviction = eviction_with_done(Some(2), &[3, 5, 7]);
         eviction.mark_evicted(3);
         eviction.mark_evicted(2);
         assert_eq!(eviction.evicted_below(), 4, "the bound never goes back");
-        assert!(eviction.covers(&operation(3, SampleState::Succeeded)));
-        assert!(!eviction.covers(&operation(3, SampleState::Running)));
-        assert!(!eviction.covers(&operation(4, SampleState::Succeeded)));
+        assert!(eviction.may_be_evicted(&operation(3, SampleState::Succeeded)));
+        assert!(!eviction.may_be_evicted(&operation(3, SampleState::Running)));
+        assert!(!eviction.may_be_evicted(&operation(4, SampleState::Succeeded)));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::{
     consistency::ReadConsistency,
     key_locks::KeyLocks,
     limits::Limits,
-    state::{Peers, Store},
+    state::{ReplicationState, Store},
     view::View,
 };
 use crate::{
@@ -44,7 +44,7 @@ impl Store {
             limits,
             read_consistency,
             runtime: Handle::current(),
-            peers: shared.map(|_| Peers::default()),
+            replication: shared.map(|_| ReplicationState::default()),
             storage,
             key_locks: KeyLocks::default(),
             request_id_locks: KeyLocks::default(),
@@ -60,8 +60,8 @@ impl Store {
 
     /// Stops replication, then closes the storage; later writes fail.
     pub(crate) async fn close(&self) {
-        if let Some(peers) = &self.peers {
-            peers.replication_tasks.stop().await;
+        if let Some(replication) = &self.replication {
+            replication.tasks.stop().await;
         }
         self.storage.close().await;
     }

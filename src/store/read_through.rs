@@ -55,7 +55,7 @@ impl Store {
         };
         match &fetched.0 {
             Some(stored)
-                if self.view.eviction.covers(stored)
+                if self.view.eviction.may_be_evicted(stored)
                     && self.view.get_any(name.as_str()).is_none() =>
             {
                 Ok((!stored.is_deleted()).then(|| stored.clone()))
@@ -138,10 +138,10 @@ impl Store {
 
     /// Reads the stored version of an operation; `None` if the storage is not shared. The caller holds the key lock.
     async fn fetch(&self, name: &OperationName) -> Result<Option<Fetched<'_>>> {
-        let (Some(peers), Some(shared)) = (&self.peers, self.storage.shared()) else {
+        let (Some(replication), Some(shared)) = (&self.replication, self.storage.shared()) else {
             return Ok(None);
         };
-        let guard = peers.tombstones.begin_fetch();
+        let guard = replication.tombstones.begin_fetch();
         let fetched = shared.fetch(name).await;
         let operation = fetched.map_err(|error| log_read_failure(&error))?;
         Ok(Some((operation, guard)))

@@ -24,12 +24,12 @@ const MAX_CONCURRENT_APPLIES: usize = 256;
 impl Store {
     /// Starts the replication loop, which runs until `stop_replication` or `close`: also during a drain.
     pub(super) fn start_replication(self: &Arc<Self>) {
-        let (Some(peers), Some(shared)) = (&self.peers, self.storage.shared()) else {
+        let (Some(replication), Some(shared)) = (&self.replication, self.storage.shared()) else {
             return;
         };
         let feed = SharedStorage::changes(shared);
-        let (store, stop_token) = (self.clone(), peers.replication_tasks.stop_token().clone());
-        peers.replication_tasks.spawn("replication", async move {
+        let (store, stop_token) = (self.clone(), replication.tasks.stop_token().clone());
+        replication.tasks.spawn("replication", async move {
             stop_token
                 .run_until_cancelled(store.run_replication(feed))
                 .await
@@ -38,8 +38,8 @@ impl Store {
 
     /// Stops the replication loop.
     pub(crate) fn stop_replication(&self) {
-        if let Some(peers) = &self.peers {
-            peers.replication_tasks.stop_token().cancel();
+        if let Some(replication) = &self.replication {
+            replication.tasks.stop_token().cancel();
         }
     }
 
@@ -72,10 +72,10 @@ impl Store {
             })
             .await?;
         // Until the last batch of a read, one of them may still deliver an operation that was removed since.
-        if let Some(peers) = &self.peers
+        if let Some(replication) = &self.replication
             && !batch.is_partial
         {
-            peers.tombstones.rotate();
+            replication.tombstones.rotate();
         }
         self.evict_over_capacity().await;
         if is_end_of_snapshot {
@@ -125,7 +125,7 @@ impl Store {
         let _lock = self.key_locks.lock(operation.name()).await;
         let is_cached = self.view.index.get(operation.number()).is_some();
         if self.is_tombstoned(operation.number())
-            || (!is_cached && self.view.eviction.covers(operation))
+            || (!is_cached && self.view.eviction.may_be_evicted(operation))
         {
             return Ok(());
         }
@@ -160,8 +160,8 @@ impl Store {
     /// Removes an operation that another server has removed.
     async fn apply_removal(&self, number: u64) {
         // Before the operation is looked up, so that a task that publishes it later sees the tombstone.
-        if let Some(peers) = &self.peers {
-            peers.tombstones.insert(number);
+        if let Some(replication) = &self.replication {
+            replication.tombstones.insert(number);
         }
         let Some(cached) = self.view.index.get(number) else {
             return;

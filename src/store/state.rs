@@ -30,7 +30,7 @@ pub(crate) struct Store {
     pub(super) runtime: Handle,
     pub(super) storage: Arc<dyn Storage>,
     /// Present if other servers share the storage.
-    pub(super) peers: Option<Peers>,
+    pub(super) replication: Option<ReplicationState>,
     pub(super) key_locks: KeyLocks,
     pub(super) request_id_locks: KeyLocks,
     pub(super) next_number: AtomicU64,
@@ -41,16 +41,16 @@ pub(crate) struct Store {
 
 /// What a server must remember because others change the same storage.
 #[derive(Debug, Default)]
-pub(super) struct Peers {
+pub(super) struct ReplicationState {
     pub(super) tombstones: Tombstones,
     /// The replication loop, which outlives `Store::tasks` during a drain.
-    pub(super) replication_tasks: Tasks,
+    pub(super) tasks: Tasks,
 }
 
 impl Store {
     /// Returns `true` if other servers share the storage.
     pub(crate) fn is_shared(&self) -> bool {
-        self.peers.is_some()
+        self.replication.is_some()
     }
 
     /// Returns why the storage rejects writes at present, or `None` if it accepts them.
@@ -66,8 +66,8 @@ impl Store {
 
     /// Returns `true` if the operation was removed, here or by another server.
     pub(crate) fn is_tombstoned(&self, number: u64) -> bool {
-        let peers = self.peers.as_ref();
-        peers.is_some_and(|peers| peers.tombstones.contains(number))
+        let replication = self.replication.as_ref();
+        replication.is_some_and(|replication| replication.tombstones.contains(number))
     }
 
     /// Returns the operation with its lease extended by the time during which shared storage was unavailable: until
@@ -103,8 +103,8 @@ impl Store {
     pub(super) fn remove(&self, operation: &Operation) {
         self.view.remove(operation);
         self.operation_count.fetch_sub(1, Ordering::Relaxed);
-        if let Some(peers) = &self.peers {
-            peers.tombstones.insert(operation.number());
+        if let Some(replication) = &self.replication {
+            replication.tombstones.insert(operation.number());
         }
     }
 
