@@ -31,7 +31,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tracing::error;
 
 use self::{
-    change_feed::{ChangeReader, PostgresChangeFeed},
+    change_feed::{ChangeFeedState, PostgresChangeFeed},
     clock_sync::measure_server_clock,
     config::PostgresConfig,
     connect::Connector,
@@ -66,8 +66,8 @@ const RANDOM_BITS: u32 = 10;
 pub struct PostgresStorage {
     writer: Arc<Writer>,
     /// Reads operations, and sends notifications.
-    reader: Arc<Connection>,
-    change_reader: Arc<ChangeReader>,
+    query_connection: Arc<Connection>,
+    change_feed_state: Arc<ChangeFeedState>,
     health: Arc<DatabaseHealth>,
     statements: Arc<Statements>,
     cache_limit: Option<usize>,
@@ -100,13 +100,13 @@ impl PostgresStorage {
 
         let tasks = Tasks::default();
         let health = Arc::new(DatabaseHealth::new(clock));
-        let reader = Arc::new(Connection::new(&connector));
+        let query_connection = Arc::new(Connection::new(&connector));
         let notifier = Arc::new(Notifier::new(
             &listen_connector,
-            reader.clone(),
+            query_connection.clone(),
             statements.clone(),
         ));
-        let change_reader = Arc::new(ChangeReader::new(
+        let change_feed_state = Arc::new(ChangeFeedState::new(
             &connector,
             statements.clone(),
             notifier.clone(),
@@ -119,9 +119,9 @@ impl PostgresStorage {
             notifier: notifier.clone(),
         };
         let other_connections = vec![
-            reader.clone(),
+            query_connection.clone(),
             maintenance.connection.clone(),
-            change_reader.connection.clone(),
+            change_feed_state.connection.clone(),
             notifier.listener.clone(),
         ];
         let writer = Arc::new(Writer::new(
@@ -134,8 +134,8 @@ impl PostgresStorage {
         ));
         let storage = Self {
             writer: writer.clone(),
-            reader,
-            change_reader,
+            query_connection,
+            change_feed_state,
             health,
             statements,
             cache_limit: config.cache_limit,
@@ -179,7 +179,7 @@ impl PostgresStorage {
 impl Storage for PostgresStorage {
     fn load(&self, sink: LoadSink) -> BoxFuture<'_, Result<(), StorageError>> {
         Box::pin(async move {
-            let mut snapshot = self.change_reader.load_snapshot().await?;
+            let mut snapshot = self.change_feed_state.load_snapshot().await?;
             loop {
                 let operations = snapshot.next_batch().await?;
                 if operations.is_empty() {
@@ -219,7 +219,10 @@ impl SharedStorage for PostgresStorage {
         Box::pin(async move {
             let parameters = [(&name.as_str() as _, Type::TEXT)];
             let statement = &self.statements.by_name;
-            let row = self.reader.query_opt(statement, &parameters).await?;
+            let row = self
+                .query_connection
+                .query_opt(statement, &parameters)
+                .await?;
             let decode = |row| RowDecoder::default().decode_operation(&row).map(Arc::new);
             row.map(decode).transpose()
         })
@@ -270,7 +273,7 @@ impl SharedStorage for PostgresStorage {
                 parameters.push((parent, Type::TEXT));
             }
             parameters.push((&limit, Type::INT8));
-            let rows = self.reader.query(statement, &parameters).await?;
+            let rows = self.query_connection.query(statement, &parameters).await?;
             let mut decoder = RowDecoder::default();
             let decode = |row| Ok(Arc::new(decoder.decode_operation(row)?));
             rows.iter().map(decode).collect()
@@ -278,11 +281,11 @@ impl SharedStorage for PostgresStorage {
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<(), StorageError>> {
-        Box::pin(self.change_reader.sync())
+        Box::pin(self.change_feed_state.sync())
     }
 
     fn changes(&self) -> Box<dyn ChangeFeed> {
-        Box::new(PostgresChangeFeed::new(self.change_reader.clone()))
+        Box::new(PostgresChangeFeed::new(self.change_feed_state.clone()))
     }
 }
 

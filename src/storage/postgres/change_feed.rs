@@ -45,9 +45,9 @@ const BATCH_ROWS: usize = 1000;
 /// The delay between two attempts that fail. The first failure is retried at once: often only the connection is lost.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Reads the change log, and knows how far it was read.
+/// The state of the change feed: its connection, how far the change log was read, and the `sync` calls that wait.
 #[derive(Debug)]
-pub(super) struct ChangeReader {
+pub(super) struct ChangeFeedState {
     pub(super) connection: Arc<Connection>,
     statements: Arc<Statements>,
     notifier: Arc<Notifier>,
@@ -64,7 +64,7 @@ pub(super) struct ChangeReader {
 /// A round is one query of the change log with all the batches that follow from it. `sync` calls that were made before
 /// a round began are served when its last batch was acknowledged.
 pub(super) struct PostgresChangeFeed {
-    reader: Arc<ChangeReader>,
+    state: Arc<ChangeFeedState>,
     round: Option<Round>,
     /// `true` unless the last batch that was delivered is not applied.
     is_acknowledged: bool,
@@ -118,9 +118,9 @@ struct FeedPosition {
     server_started: String,
 }
 
-// === impl ChangeReader ===
+// === impl ChangeFeedState ===
 
-impl ChangeReader {
+impl ChangeFeedState {
     pub(super) fn new(
         connector: &Connector,
         statements: Arc<Statements>,
@@ -196,9 +196,9 @@ impl ChangeReader {
 // === impl PostgresChangeFeed ===
 
 impl PostgresChangeFeed {
-    pub(super) fn new(reader: Arc<ChangeReader>) -> Self {
+    pub(super) fn new(state: Arc<ChangeFeedState>) -> Self {
         Self {
-            reader,
+            state,
             round: None,
             is_acknowledged: true,
             delay: Duration::ZERO,
@@ -212,11 +212,11 @@ impl PostgresChangeFeed {
         }
         loop {
             let Some(round) = &mut self.round else {
-                drop(timeout(self.delay, self.reader.notifier.wakeup.notified()).await);
+                drop(timeout(self.delay, self.state.notifier.wakeup.notified()).await);
                 self.begin_round().await?;
                 continue;
             };
-            match round.remaining.next_batch(&self.reader).await {
+            match round.remaining.next_batch(&self.state).await {
                 Ok(Some(batch)) => {
                     self.is_acknowledged = false;
                     return Ok(batch);
@@ -231,8 +231,8 @@ impl PostgresChangeFeed {
     }
 
     async fn begin_round(&mut self) -> Result<(), StorageError> {
-        let sync_requests = self.reader.sync_requests.load(Ordering::Acquire);
-        let requested_at = self.reader.health.now();
+        let sync_requests = self.state.sync_requests.load(Ordering::Acquire);
+        let requested_at = self.state.health.now();
         let read = self.read_change_log(requested_at).await;
         let (next_position, remaining) =
             read.inspect_err(|error| self.record_failure(sync_requests, error.clone()))?;
@@ -249,22 +249,22 @@ impl PostgresChangeFeed {
         &self,
         requested_at: Timestamp,
     ) -> Result<(FeedPosition, Remaining), StorageError> {
-        let reader = &self.reader;
-        let previous = reader.position.lock().clone();
+        let state = &self.state;
+        let previous = state.position.lock().clone();
         let parameters = [(&previous.snapshot as _, Type::TEXT)];
-        let statement = &reader.statements.changes_since;
-        let rows = reader.connection.query(statement, &parameters).await?;
+        let statement = &state.statements.changes_since;
+        let rows = state.connection.query(statement, &parameters).await?;
         let first = rows.first().ok_or_else(missing_meta_error)?;
         let next_position = FeedPosition::from_row(first);
         let server_time = Timestamp::from_micros(first.get("server_time_us"));
-        self.reader
+        self.state
             .health
             .observe_server_time(requested_at, server_time);
         // After a failover or a restart of PostgreSQL, transaction ids that were lost may be assigned again.
         let is_complete: bool = first.get("is_complete");
         if !is_complete || next_position.server_started != previous.server_started {
             info!("resyncing all operations from the database");
-            let (position, stream) = reader.open_snapshot().await?;
+            let (position, stream) = state.open_snapshot().await?;
             let versions = BTreeMap::new();
             return Ok((position, Remaining::Snapshot { stream, versions }));
         }
@@ -287,12 +287,12 @@ impl PostgresChangeFeed {
     /// Moves the position behind a round that is applied, and serves the `sync` calls from before it.
     fn finish_round(&mut self) {
         if let Some(round) = self.round.take() {
-            *self.reader.position.lock() = round.next_position;
-            if self.reader.health.record_success(round.requested_at) {
+            *self.state.position.lock() = round.next_position;
+            if self.state.health.record_success(round.requested_at) {
                 info!("change feed recovered");
             }
-            self.reader.report_progress(round.sync_requests, Ok(()));
-            self.delay = if self.reader.notifier.is_delivering() {
+            self.state.report_progress(round.sync_requests, Ok(()));
+            self.delay = if self.state.notifier.is_delivering() {
                 POLL_INTERVAL
             } else {
                 POLL_INTERVAL_WITHOUT_NOTIFY
@@ -308,11 +308,11 @@ impl PostgresChangeFeed {
     }
 
     fn record_failure(&mut self, sync_requests: u64, error: StorageError) {
-        let is_first = self.reader.health.record_failure(error.to_string());
+        let is_first = self.state.health.record_failure(error.to_string());
         if is_first {
             warn!(%error, "change feed unavailable, retrying");
         }
-        self.reader.report_progress(sync_requests, Err(error));
+        self.state.report_progress(sync_requests, Err(error));
         self.delay = if is_first {
             Duration::ZERO
         } else {
@@ -334,7 +334,7 @@ impl ChangeFeed for PostgresChangeFeed {
 impl Drop for PostgresChangeFeed {
     /// Fails the `sync` calls that no round will serve.
     fn drop(&mut self) {
-        self.reader
+        self.state
             .report_progress(u64::MAX, Err(StorageError::closed()));
     }
 }
@@ -345,7 +345,7 @@ impl Remaining {
     /// Returns the next batch, or `None` at the end of the round.
     async fn next_batch(
         &mut self,
-        reader: &ChangeReader,
+        state: &ChangeFeedState,
     ) -> Result<Option<ChangeBatch>, StorageError> {
         match self {
             Self::Nothing => Ok(None),
@@ -362,7 +362,7 @@ impl Remaining {
                 } else {
                     let count = deferred.len().min(BATCH_ROWS);
                     let numbers: Vec<i64> = deferred.drain(..count).collect();
-                    reader.read_by_numbers(&numbers).await?
+                    state.read_by_numbers(&numbers).await?
                 };
                 Ok(Some(ChangeBatch {
                     changes,
