@@ -46,8 +46,9 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// Returns why writes are rejected at present, or `None` while they are accepted. Timers wait while it returns an error:
-    /// a backend that recovers must return `None` again by itself, not only after a write that succeeds.
+    /// Returns why the storage counts as unavailable, or `None` while it is available: writes fail, or (PostgreSQL) the
+    /// change log cannot be read. Single writes may still succeed. Timers wait while it returns an error: a backend that
+    /// recovers must return `None` again by itself, not only after a write that succeeds.
     fn write_error(&self) -> Option<String> {
         None
     }
@@ -196,10 +197,11 @@ pub struct Completion(Option<Box<CompletionFn>>);
 
 type CompletionFn = dyn FnOnce(Result<(), WriteError>) + Send;
 
-/// Why a write was not stored.
+/// Why a write was not acknowledged.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The storage does not accept writes at present.
+    /// The storage failed. The write may be durable all the same, for example if the connection was lost during the
+    /// commit.
     #[error(transparent)]
     Unavailable(#[from] StorageError),
     /// Another server changed the operation first.

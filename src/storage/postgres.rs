@@ -194,6 +194,7 @@ impl Storage for PostgresStorage {
         self.writer.enqueue(write, completion);
     }
 
+    /// Returns why writes fail, or else why the change log cannot be read.
     fn write_error(&self) -> Option<String> {
         let write_error = self.writer.write_error().map(|error| error.to_string());
         write_error.or_else(|| self.health.read_error())

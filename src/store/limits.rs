@@ -22,8 +22,9 @@ pub struct Limits {
     pub max_operation_bytes: usize,
     /// Maximum number of pending operations in one queue. Default 100 000. Creations above it fail with QUEUE_FULL.
     pub max_queue_length: usize,
-    /// Maximum number of open waits and watches. Default 100 000. Above it a wait returns the current state at once,
-    /// which AIP-151 allows.
+    /// Maximum number of open waits and watches, and separately of waiting LeaseOperations calls and WatchDirectives
+    /// streams. Default 100 000. Above it a wait returns the current state at once, which AIP-151 allows; the others
+    /// fail with TOO_MANY_WAITERS.
     pub max_waiters: usize,
 }
 

@@ -81,7 +81,8 @@ impl Store {
         };
         self.storage.load(Arc::new(sink)).await?;
         // A single server restarts its leases at the end of the load, because workers could not renew them until
-        // now. Several servers do not: the others were there meanwhile.
+        // now. Servers of shared storage keep the stored expiry; `with_outage_grace` extends what expired before this
+        // server could see a renewal.
         let (leased, now) = (std::mem::take(&mut *leased.lock()), self.clock.now());
         for mut operation in leased {
             if !self.is_shared()

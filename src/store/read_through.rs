@@ -94,7 +94,7 @@ impl Store {
         self.reload(conflicting.as_ref().unwrap_or(name)).await
     }
 
-    /// Publishes the version that another server committed first, instead of ours.
+    /// Publishes the version that another server committed first; reads the row if the view cannot tell which is newer.
     pub(super) async fn adopt_winner(
         &self,
         winner: Option<Arc<Operation>>,

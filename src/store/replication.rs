@@ -1,5 +1,6 @@
 //! Replication: applies what other servers of the same storage changed to the view. The storage decides which change
-//! wins; replication makes sure that the view never goes back to an older version.
+//! wins; replication makes sure that the view never goes back to an older version, except to follow a database that
+//! lost acknowledged writes (asynchronous failover).
 
 use std::{
     collections::BTreeMap,

@@ -29,7 +29,7 @@ pub(crate) struct Store {
     /// The runtime on which the store was opened; storage threads spawn onto it.
     pub(super) runtime: Handle,
     pub(super) storage: Arc<dyn Storage>,
-    /// Present if other servers share the storage.
+    /// Present if the storage can be shared.
     pub(super) replication: Option<ReplicationState>,
     pub(super) key_locks: KeyLocks,
     pub(super) request_id_locks: KeyLocks,
@@ -48,12 +48,12 @@ pub(super) struct ReplicationState {
 }
 
 impl Store {
-    /// Returns `true` if other servers share the storage.
+    /// Returns `true` if other servers may share the storage.
     pub(crate) fn is_shared(&self) -> bool {
         self.replication.is_some()
     }
 
-    /// Returns why the storage rejects writes at present, or `None` if it accepts them.
+    /// Returns why the storage counts as unavailable, or `None` while it is available.
     pub(crate) fn write_error(&self) -> Option<String> {
         self.storage.write_error()
     }
@@ -70,8 +70,8 @@ impl Store {
         replication.is_some_and(|replication| replication.tombstones.contains(number))
     }
 
-    /// Returns the operation with its lease extended by the time during which shared storage was unavailable: until
-    /// then no worker could renew it.
+    /// Returns the operation with an expired lease extended to at least a full duration from the moment that the
+    /// storage became available: before that no worker could renew it.
     pub(super) fn with_outage_grace(&self, operation: Arc<Operation>) -> Arc<Operation> {
         let now = self.clock.now();
         let is_expired = operation.lease().is_some_and(|lease| lease.is_expired(now));

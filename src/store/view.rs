@@ -170,7 +170,8 @@ impl View {
             .notify_holder(Some(&previous), &previous, true, self.clock);
     }
 
-    /// Schedules the next deadline of an operation again, after a timer that fired early.
+    /// Pushes an operation to its ready queue if its backoff or `not_before` is over, and schedules its next deadline,
+    /// after a timer that changed nothing.
     pub(crate) fn reschedule(&self, operation: &Operation) {
         self.schedule_at(operation, operation.next_deadline(self.clock.now()));
         self.push_if_ready(operation);
