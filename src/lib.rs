@@ -56,7 +56,7 @@
 //! # Guarantees
 //!
 //! - A queued operation is executed at least once, as long as its retry policy has attempts left.
-//!   [`Context::attempt`] is a fencing number for other systems.
+//!   [`Context::attempt`] is a fencing token for other systems.
 //! - Exactly one outcome is recorded. A done operation has exactly one of `error` and `response`,
 //!   and its bytes never change.
 //! - At most one lease of an operation is valid at a time. A stale [`LeaseToken`] changes nothing.

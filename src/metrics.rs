@@ -18,7 +18,7 @@ pub struct Metrics {
     by_state: [Gauge; 6],
     pub(crate) stored_bytes: Gauge,
     pub(crate) waiters: Gauge,
-    /// 1 while the store accepts writes, else 0. Set by the code that serves the metrics.
+    /// 1 while the storage is available, else 0. Set by the code that serves the metrics.
     pub(crate) store_writable: Gauge,
     pub(crate) replication_delay: Histogram,
     /// In seconds. Set by the code that serves the metrics.
@@ -121,7 +121,7 @@ impl Metrics {
         );
         registry.register(
             "store_writable",
-            "Whether the store accepts writes (1) or rejects them (0)",
+            "1 if the storage is available, 0 if writes fail or the change log cannot be read",
             self.store_writable.clone(),
         );
         registry.register(

@@ -1,5 +1,6 @@
-//! Spawns background tasks. Every task has a name, a tracing span and an owner
-//! that waits for it on shutdown.
+//! Spawns background tasks. Every task has a name and a tracing span. The owner of a
+//! `Tasks` waits for its tasks on shutdown; helper tasks without an owner end with
+//! their input or the runtime.
 
 use std::{
     future::{Future, pending, poll_fn},

@@ -106,7 +106,8 @@ pub(super) struct ServeArgs {
     /// Maximum number of pending operations in one queue; more are rejected with QUEUE_FULL
     #[arg(long, value_name = "N", default_value_t = 100_000)]
     max_queue_length: usize,
-    /// Maximum number of open waits and watches; further waits return at once, watches are rejected
+    /// Maximum number of open waits and watches, and separately of waiting LeaseOperations calls and
+    /// WatchDirectives streams; further waits return at once, the others are rejected
     #[arg(long, value_name = "N", default_value_t = 100_000)]
     max_waiters: usize,
     /// Maximum number of open connections; further ones are closed

@@ -40,8 +40,9 @@ pub(super) struct WorkArgs {
     /// Maximum number of operations of each queue that run at once
     #[arg(long, value_name = "N", default_value_t = 1)]
     concurrency: usize,
-    /// Maximum duration of a graceful shutdown after SIGTERM, SIGHUP or Ctrl-C; running commands
-    /// get SIGTERM when --kill-after of it remains, at most a quarter
+    /// Maximum duration of a graceful shutdown after SIGTERM, SIGHUP or Ctrl-C. Commands still
+    /// running get SIGTERM before its end: by --kill-after, or by a quarter of the duration if that
+    /// is less
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
     shutdown_timeout: Duration,
     /// Log filter: a level, or directives such as info,longrunning=debug
