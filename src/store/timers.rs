@@ -64,8 +64,8 @@ impl Store {
         }
     }
 
-    /// Returns an operation that is due. Returns `None` if it is gone, or a later deadline has replaced the one of this
-    /// timer: that one has a timer of its own.
+    /// Returns an operation that is due. Returns `None` if it is gone, or a version with a later deadline was published
+    /// since, which has set a timer for it.
     fn find_due(&self, number: u64) -> Option<Arc<Operation>> {
         let operation = self.view.index.get(number)?;
         let deadline = operation.next_deadline(Timestamp::default());
@@ -83,7 +83,7 @@ impl Store {
     }
 
     /// Commits `TimerFired` for an operation that is due. Its timer is gone: unless the operation changes, which sets a
-    /// new one, exactly one is set here.
+    /// new one, one is set here.
     async fn fire_deadline(self: &Arc<Self>, number: u64) {
         // A worker may have renewed the lease while the storage was unavailable.
         let Some(operation) = self.find_due(number) else {

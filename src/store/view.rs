@@ -139,11 +139,13 @@ impl View {
         // ends later by the timer.
         let now = self.clock.now();
         let deadline = operation.next_deadline(now);
-        // A deadline that has not changed is scheduled already.
-        let scheduled = previous
-            .as_ref()
-            .map(|previous| previous.next_deadline(now));
-        if scheduled != Some(deadline) {
+        // A deadline that has not changed is scheduled already. The timer of a backoff that is over may not have fired
+        // yet: the later deadlines of that version have none.
+        let is_scheduled = previous.as_ref().is_some_and(|previous| {
+            previous.next_deadline(Timestamp::default()) == deadline
+                && previous.is_done() == operation.is_done()
+        });
+        if !is_scheduled {
             self.schedule_at(operation, deadline);
         }
         self.update_queue_membership(previous.as_deref(), Some(operation));
@@ -288,3 +290,61 @@ impl PartialEq for NamedOperation {
 }
 
 impl Eq for NamedOperation {}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::operation::{
+        OperationUpdate,
+        lease::{LeaseToken, WorkerId},
+        options::{ExecutionOptions, QueueName},
+        spec::OperationSpec,
+        transition::Event,
+    };
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    // Another server leases the operation before the timer of this one has fired.
+    // Rules: STATE-8
+    #[tokio::test(start_paused = true)]
+    async fn lease_published_before_timer_of_backoff_keeps_total_timeout() {
+        let clock = Clock::system();
+        let view = View::new(clock, &Metrics::default(), 1, None);
+        let created_at = clock.now();
+        let spec = OperationSpec {
+            name: OperationName::parse("operations/x").unwrap(),
+            number: 1,
+            options: Arc::new(ExecutionOptions {
+                queue: Some(QueueName::parse("q").unwrap()),
+                total_timeout: Some(20 * SECOND),
+                ..ExecutionOptions::default()
+            }),
+            attributes: None,
+            input: None,
+            metadata: None,
+            not_before: Some(created_at + 5 * SECOND),
+            initial_lease: None,
+        };
+        let pending = Arc::new(Operation::new(spec, created_at));
+        view.publish(&pending);
+        assert_eq!(view.deadlines.wait_for_due(clock).await, [1]);
+        let acquire = Event::AcquireLease {
+            token: LeaseToken::random(),
+            worker: WorkerId::new("w"),
+            confirm_within: None,
+        };
+        let Ok(OperationUpdate::Put(leased)) = pending.apply(&acquire, clock.now()) else {
+            panic!("expected a lease");
+        };
+        view.publish(&Arc::new(leased));
+        let due = tokio::time::timeout(60 * SECOND, view.deadlines.wait_for_due(clock));
+        assert_eq!(due.await.expect("a timer of the total timeout"), [1]);
+        let elapsed = clock.now().since(created_at);
+        assert!(
+            elapsed >= 20 * SECOND && elapsed < 21 * SECOND,
+            "{elapsed:?}"
+        );
+    }
+}

@@ -264,6 +264,29 @@ async fn overdue_timers_ask_nothing_of_storage_that_is_offline() {
     }
 }
 
+// Rules: CLU-9, STATE-13
+#[tokio::test(start_paused = true)]
+async fn lease_renewed_while_timers_wait_for_storage_is_kept_and_expires_later() {
+    let (storage, replica_a, mut replica_b) = start_two_replicas().await;
+    let new = NewOperation::self_executed("w").lease_duration(Duration::from_secs(5));
+    let created = replica_a.operations.create(new).await.unwrap().operation;
+    let (name, token) = (created.name_owned(), created.lease().unwrap().token);
+    replica_b.wait_until_caught_up().await;
+    storage.go_offline();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    storage.go_online();
+    replica_a.operations.renew(&name, token).await.unwrap();
+    replica_b.wait_until_caught_up().await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    for replica in [&replica_a, &replica_b] {
+        let renewed = replica.operations.get(&name).await.unwrap();
+        assert_eq!(renewed.state(), State::Running);
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let lost = replica_a.operations.get(&name).await.unwrap();
+    assert_eq!(lost.state(), State::Failed);
+}
+
 // Rules: CLU-2
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_servers_drain_queue_with_one_outcome_per_operation() {
