@@ -72,13 +72,13 @@ impl Operation {
         match reason {
             RequeueReason::Failed(error) => {
                 self.failed_attempts += 1;
-                self.end_attempt(Some(error), now);
+                self.end_attempt(error, now);
             }
             RequeueReason::WorkerLost(error) => {
                 self.worker_losses += 1;
-                self.end_attempt(Some(error), now);
+                self.end_attempt(error, now);
             }
-            RequeueReason::Released => self.end_attempt(Some(&released()), now),
+            RequeueReason::Released => self.end_attempt(&released(), now),
             RequeueReason::Unconfirmed => {
                 self.unconfirmed_leases += 1;
                 if transition::is_unconfirmed_loss(self.unconfirmed_leases) {
@@ -86,8 +86,11 @@ impl Operation {
                 }
             }
             RequeueReason::Revoked => {
-                let lease_start = self.lease().map(|lease| lease.start_time);
-                self.start_time = self.start_time.filter(|start| Some(*start) != lease_start);
+                let revoked = self.lease().filter(|lease| lease.is_confirmed());
+                let revoked_start = revoked.map(|lease| lease.start_time);
+                self.start_time = self
+                    .start_time
+                    .filter(|start| Some(*start) != revoked_start);
             }
         }
         self.change_work_state(|work| {
@@ -98,11 +101,17 @@ impl Operation {
         self.phase = Phase::Pending { ready_at };
     }
 
-    /// Adds the current attempt, if there is one, to those that ended: with `status`, or `None` if it succeeded.
-    pub(super) fn end_attempt(&mut self, status: Option<&Status>, now: Timestamp) {
-        if let Some(mut attempt) = self.current_attempt() {
-            attempt.end_time = Some(now.into());
-            attempt.status = Some(status.map(truncated).unwrap_or_default());
+    /// Returns the current attempt, if there is one, as it ends: with `status`, or `None` if it succeeded.
+    pub(super) fn ended_attempt(&self, status: Option<&Status>, now: Timestamp) -> Option<Attempt> {
+        let mut attempt = self.current_attempt()?;
+        attempt.end_time = Some(now.into());
+        attempt.status = Some(status.map(truncated).unwrap_or_default());
+        Some(attempt)
+    }
+
+    /// Adds the current attempt, if there is one, to those that ended.
+    fn end_attempt(&mut self, status: &Status, now: Timestamp) {
+        if let Some(attempt) = self.ended_attempt(Some(status), now) {
             self.change_work_state(|work| push(&mut work.ended_attempts, attempt));
         }
     }

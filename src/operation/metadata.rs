@@ -11,14 +11,17 @@ use super::{
     encoded::{non_empty_field_len, put_non_empty_field},
     options::QueueName,
     payload::Payload,
+    progress,
 };
+use crate::proto::longrunning::v1::operation_metadata::{Attempt, State};
 
 /// The type URL of the encoded message.
 pub(super) const TYPE_URL: &str = "type.googleapis.com/longrunning.v1.OperationMetadata";
 
 /// Encodes the metadata of an operation, fields in the order of their numbers, without zero and empty
-/// ones: the bytes that prost makes, without building the message for each change.
-pub(super) fn encode(operation: &Operation) -> Vec<u8> {
+/// ones: the bytes that prost makes, without building the message for each change. The history of a done operation ends
+/// with `last_attempt`.
+pub(super) fn encode(operation: &Operation, last_attempt: Option<&Attempt>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(256);
     let buffer = &mut bytes;
     encoding::int32::encode(1, &operation.state().into(), buffer);
@@ -31,7 +34,12 @@ pub(super) fn encode(operation: &Operation) -> Vec<u8> {
     for (tag, time) in (2..).zip(times) {
         put_message(tag, time.map(prost_types::Timestamp::from).as_ref(), buffer);
     }
-    put_message(6, operation.progress(), buffer);
+    match operation.progress() {
+        Some(progress) if operation.state() == State::Succeeded => {
+            put_message(6, Some(&progress::completed(progress)), buffer);
+        }
+        progress => put_message(6, progress, buffer),
+    }
     if operation.attempt != 0 {
         let attempt = i32::try_from(operation.attempt).unwrap_or(i32::MAX);
         encoding::int32::encode(7, &attempt, buffer);
@@ -51,10 +59,11 @@ pub(super) fn encode(operation: &Operation) -> Vec<u8> {
     put_message(11, operation.detail().map(Payload::any), buffer);
     put_non_empty_field(12, operation.method().as_bytes(), buffer);
     let current = operation.current_attempt();
+    let newest = current.as_ref().or(last_attempt);
     let ended = operation.ended_attempts();
-    let max_ended = attempts::MAX_ATTEMPTS - usize::from(current.is_some());
+    let max_ended = attempts::MAX_ATTEMPTS - usize::from(newest.is_some());
     let oldest = ended.len().saturating_sub(max_ended);
-    for attempt in ended[oldest..].iter().chain(&current) {
+    for attempt in ended[oldest..].iter().chain(newest) {
         encoding::message::encode(13, attempt, buffer);
     }
     bytes
@@ -87,10 +96,7 @@ mod tests {
         },
         proto::{
             google::rpc::Status,
-            longrunning::v1::{
-                OperationMetadata, Progress,
-                operation_metadata::{Attempt, State},
-            },
+            longrunning::v1::{OperationMetadata, Progress},
         },
     };
 
@@ -142,7 +148,11 @@ mod tests {
             end_time: Some(TIME.into()),
             status: Some(Status::default()),
         };
-        let bytes = encode(&Operation {
+        let last_attempt = Attempt {
+            number: 4,
+            ..attempt.clone()
+        };
+        let operation = Operation {
             phase: Phase::Done(TerminalState::Succeeded),
             start_time: Some(TIME),
             attempt: 3,
@@ -160,21 +170,25 @@ mod tests {
                 method: "acme.v1.Shop/Sell".into(),
                 ..with_labels(labels)
             })
-        });
+        };
+        let bytes = encode(&operation, Some(&last_attempt));
         let expected = OperationMetadata {
             state: State::Succeeded.into(),
             create_time: Some(TIME.into()),
             start_time: Some(TIME.into()),
             update_time: Some(TIME.into()),
             end_time: Some(TIME.into()),
-            progress: Some(progress),
+            progress: Some(Progress {
+                fraction: Some(1.0),
+                ..progress
+            }),
             attempt: 3,
             cancel_requested: true,
             queue: "q".into(),
             labels: [("a".to_owned(), String::new())].into(),
             detail: Some(detail),
             method: "acme.v1.Shop/Sell".into(),
-            attempts: vec![attempt],
+            attempts: vec![attempt, last_attempt],
         };
         assert_eq!(bytes, expected.encode_to_vec());
 
@@ -185,7 +199,7 @@ mod tests {
             ..OperationMetadata::default()
         };
         assert_eq!(
-            encode(&pending_operation(Attributes::default())),
+            encode(&pending_operation(Attributes::default()), None),
             minimal.encode_to_vec()
         );
     }
@@ -197,13 +211,13 @@ mod tests {
         let pairs: BTreeMap<_, _> = (0..64).map(label).collect();
         let labels = Labels::new(pairs.clone()).unwrap();
         let operation = pending_operation(with_labels(labels));
-        let bytes = encode(&operation);
+        let bytes = encode(&operation, None);
         let decoded = OperationMetadata::decode(&*bytes).unwrap();
         assert_eq!(
             decoded.labels.into_iter().collect::<BTreeMap<_, _>>(),
             pairs
         );
-        assert_eq!(bytes, encode(&operation));
+        assert_eq!(bytes, encode(&operation, None));
     }
 
     #[test]

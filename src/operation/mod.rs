@@ -136,7 +136,7 @@ impl Operation {
             let phase = context.acquire_lease(token, &worker, None);
             operation.enter_phase(phase);
         }
-        operation.encode(spec.name.as_str(), None);
+        operation.encode(spec.name.as_str(), None, None);
         operation
     }
 
@@ -194,8 +194,8 @@ impl Operation {
                     (Event::Fail { error, .. }, _) | (_, Outcome::Error(error)) => Some(&**error),
                     (_, Outcome::Response(_)) => None,
                 };
-                changed.end_attempt(status, now);
-                return Ok(changed.finish(self.name(), &outcome));
+                let last_attempt = changed.ended_attempt(status, now);
+                return Ok(changed.finish(self.name(), &outcome, last_attempt.as_ref()));
             }
             Transition::Unchanged | Transition::MergeReport | Transition::Remove => {}
         }
@@ -205,7 +205,7 @@ impl Operation {
             changed.encoded = self.encoded.clone();
             return Ok(OperationUpdate::RenewLease(changed));
         }
-        changed.encode(self.name(), None);
+        changed.encode(self.name(), None, None);
         Ok(OperationUpdate::Put(changed))
     }
 
@@ -316,19 +316,14 @@ impl Operation {
         }
     }
 
-    fn finish(mut self, name: &str, outcome: &Outcome) -> OperationUpdate {
-        if let Outcome::Response(_) = outcome
-            && self.progress().is_some()
-        {
-            self.change_work_state(|work| {
-                let report = work.latest_report.as_mut();
-                if let Some(progress) = report.and_then(|report| report.progress.as_mut()) {
-                    progress::complete(progress);
-                }
-            });
-        }
+    fn finish(
+        mut self,
+        name: &str,
+        outcome: &Outcome,
+        last_attempt: Option<&Attempt>,
+    ) -> OperationUpdate {
         self.phase = Phase::Done(TerminalState::from(outcome));
-        self.encode(name, Some(outcome));
+        self.encode(name, Some(outcome), last_attempt);
         self.work_state = None;
         if self.deleted {
             OperationUpdate::Remove(Some(self))
@@ -348,7 +343,8 @@ impl Operation {
         self.work_state = work.into_shared();
     }
 
-    fn encode(&mut self, name: &str, outcome: Option<&Outcome>) {
+    /// Encodes the operation, which shows `last_attempt` after the ended ones if it is done.
+    fn encode(&mut self, name: &str, outcome: Option<&Outcome>, last_attempt: Option<&Attempt>) {
         let latest = self.latest_report();
         self.encoded = match latest.and_then(|latest| latest.metadata.as_ref()) {
             Some(custom_metadata) => {
@@ -356,7 +352,8 @@ impl Operation {
                 EncodedOperation::encode(name, AnyRef { type_url, value }, outcome)
             }
             None => {
-                let (type_url, value) = (metadata::TYPE_URL, &*metadata::encode(self));
+                let (type_url, value) =
+                    (metadata::TYPE_URL, &*metadata::encode(self, last_attempt));
                 EncodedOperation::encode(name, AnyRef { type_url, value }, outcome)
             }
         };

@@ -23,13 +23,15 @@ pub(super) fn check(progress: &Progress) -> Result<(), InvalidProgress> {
     Err(InvalidProgress(problem))
 }
 
-/// Completes the last progress of an operation that succeeded.
-pub(super) fn complete(progress: &mut Progress) {
-    progress.fraction = Some(1.0);
-    if progress.total_units > 0 {
-        progress.done_units = progress.total_units;
+/// Returns the last progress of an operation that succeeded: complete.
+pub(super) fn completed(progress: &Progress) -> Progress {
+    let mut completed = progress.clone();
+    completed.fraction = Some(1.0);
+    if completed.total_units > 0 {
+        completed.done_units = completed.total_units;
     }
-    progress.eta = None;
+    completed.eta = None;
+    completed
 }
 
 #[cfg(test)]
