@@ -9,6 +9,7 @@ use super::{
     lease::Lease,
     name::OperationName,
     options::{ExecutionOptions, QueueName},
+    outcome::Outcome,
     payload::Payload,
     spec::{Attributes, IdempotencyKey},
     trace::TraceContext,
@@ -98,6 +99,11 @@ impl Operation {
     /// Returns `true` if CancelOperation was called before the operation was done.
     pub fn cancel_requested(&self) -> bool {
         self.cancel_requested
+    }
+
+    /// Returns `true` if the operation is done with this outcome.
+    pub(crate) fn has_outcome(&self, outcome: &Outcome) -> bool {
+        self.is_done() && self.encoded.has_outcome(outcome)
     }
 
     /// Returns the timeouts, the retry policy and the retention.

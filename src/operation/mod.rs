@@ -284,11 +284,10 @@ impl Operation {
 
     fn has_same_outcome(&self, event: &Event) -> bool {
         match event {
-            _ if !self.is_done() => false,
-            Event::Finish(_, outcome, _) => self.encoded.has_outcome(outcome),
-            Event::Fail { error, .. } => {
-                self.encoded.has_outcome(&Outcome::Error(error.clone()))
-                    || self.encoded.has_outcome(&Outcome::cancelled_after(error))
+            Event::Finish(_, outcome, _) => self.has_outcome(outcome),
+            Event::Fail { error, .. } if self.is_done() => {
+                self.has_outcome(&Outcome::Error(error.clone()))
+                    || self.has_outcome(&Outcome::cancelled_after(error))
             }
             _ => false,
         }

@@ -250,6 +250,11 @@ impl Event {
         self.holder_parts().map(|(_, report)| report)
     }
 
+    /// Returns `true` if a report that is not empty accompanies the event.
+    pub(crate) fn has_report(&self) -> bool {
+        self.report().is_some_and(|report| !report.is_empty())
+    }
+
     /// Replaces the report by an empty one.
     pub(crate) fn without_report(mut self) -> Self {
         match &mut self {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{key_locks::KeyLockGuard, reservation::Reservation, state::Store};
 use crate::{
@@ -222,22 +222,49 @@ impl Store {
         if current.is_deleted() && matches!(event, Event::RequestCancel) {
             return Err(not_found());
         }
-        let rejected = |error: TransitionError| Error::FailedPrecondition {
-            name: name.to_string(),
-            error,
+        self.evaluate_event(current, event)
+    }
+
+    /// Returns what an event does to an operation. The end of an attempt is never rejected for its size: it is recorded
+    /// without its report, or else as an error.
+    fn evaluate_event(&self, current: Arc<Operation>, event: &Event) -> Result<Evaluation> {
+        let update = match current.apply(event, self.clock.now()) {
+            Ok(update) => update,
+            Err(TransitionError::AlreadyDone)
+                if self.limits.has_replaced_outcome(&current, event) =>
+            {
+                return Ok(Evaluation::Unchanged(current));
+            }
+            Err(error) => {
+                let name = current.name().to_owned();
+                return Err(Error::FailedPrecondition { name, error });
+            }
         };
-        let update = current.apply(event, self.clock.now()).map_err(rejected)?;
-        match &update {
+        let next = match &update {
             OperationUpdate::Put(next)
             | OperationUpdate::RenewLease(next)
-            | OperationUpdate::Remove(Some(next)) => {
-                let total_bytes = self.view.total_bytes();
-                self.limits
-                    .check_capacity(total_bytes, event, &current, next)?;
+            | OperationUpdate::Remove(Some(next)) => next,
+            OperationUpdate::Unchanged | OperationUpdate::Remove(None) => {
+                return Ok(Evaluation::from_update(current, update));
             }
-            OperationUpdate::Unchanged | OperationUpdate::Remove(None) => {}
-        }
-        Ok(Evaluation::from_update(current, update))
+        };
+        let total_bytes = self.view.total_bytes();
+        let checked = self
+            .limits
+            .check_capacity(total_bytes, event, &current, next);
+        let Err(error) = checked else {
+            return Ok(Evaluation::from_update(current, update));
+        };
+        let Some(smaller) = self.limits.smaller_event(event) else {
+            return Err(error);
+        };
+        let part = if event.has_report() {
+            "last report"
+        } else {
+            "result"
+        };
+        warn!(operation.name = current.name(), %error, "dropping the {part} of an attempt");
+        self.evaluate_event(current, &smaller)
     }
 
     /// Hands a mutation to storage, which completes its publication on any thread.

@@ -2,7 +2,12 @@
 
 use crate::{
     error::{Error, Result},
-    operation::{Operation, outcome::Outcome, transition::Event},
+    operation::{
+        Operation,
+        outcome::Outcome,
+        transition::{Event, Report},
+    },
+    proto::google::rpc::Code,
 };
 
 /// An error of at most this size is accepted whatever the limits are: an operation must be able to end.
@@ -113,6 +118,44 @@ impl Limits {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Returns what to record instead of the end of an attempt that is too large: first the same without its report,
+    /// then an error, which [`check_capacity`](Self::check_capacity) always admits. Returns `None` for other events.
+    pub(super) fn smaller_event(&self, event: &Event) -> Option<Event> {
+        match event {
+            Event::Finish(..) | Event::Fail { .. } | Event::ReleaseLease(..)
+                if event.has_report() =>
+            {
+                Some(event.clone().without_report())
+            }
+            Event::Finish(token, ..) | Event::Fail { token, .. } => {
+                let too_large = self.too_large_outcome();
+                Some(Event::Finish(*token, too_large, Report::default()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns `true` if a done operation has the error that [`smaller_event`](Self::smaller_event) records for `event`.
+    pub(super) fn has_replaced_outcome(&self, operation: &Operation, event: &Event) -> bool {
+        let size = match event {
+            Event::Finish(_, outcome, _) => outcome.size(),
+            Event::Fail { error, .. } => prost::Message::encoded_len(&**error),
+            _ => return false,
+        };
+        // Without its error, the operation has at least the size that it had before.
+        let may_be_too_large = operation.size() + size > self.max_operation_bytes;
+        may_be_too_large && operation.has_outcome(&self.too_large_outcome())
+    }
+
+    /// The same for every result, so that repeating a finish is OK.
+    fn too_large_outcome(&self) -> Outcome {
+        let limit = self.max_operation_bytes;
+        let message = format!(
+            "the result makes the operation larger than the limit of {limit} bytes; store it elsewhere and return its address"
+        );
+        Outcome::server_error(Code::ResourceExhausted, "TOO_LARGE", message)
     }
 
     /// Checks the size of one operation; `field` names the part of the request that made it large.

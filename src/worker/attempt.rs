@@ -26,7 +26,6 @@ use crate::{
         outcome::Outcome,
         transition::{Event, Phase, Report, TerminalState},
     },
-    proto::google::rpc::Code,
     store::state::Store,
     tasks::Tasks,
 };
@@ -149,7 +148,7 @@ impl Attempt {
         let report = self.state.take_report().unwrap_or_default();
         let is_release = result == AttemptResult::Released;
         let event = result.into_event(self.token, report.clone());
-        let mut event = event.unwrap_or_else(|error| {
+        let event = event.unwrap_or_else(|error| {
             let error = invalid_result_failure(&error).error;
             Event::Finish(self.token, Outcome::Error(Box::new(error)), report)
         });
@@ -160,7 +159,6 @@ impl Attempt {
                 Err(Error::FailedPrecondition { .. } | Error::NotFound { .. }) => {
                     return AttemptOutcome::lost;
                 }
-                Err(error @ Error::TooLarge { .. }) => event = self.shrink_event(event, &error),
                 Err(error) => {
                     debug!(operation.name = %self.name, %error, "failed to record outcome, retrying");
                     if stop.is_cancelled() {
@@ -173,18 +171,6 @@ impl Attempt {
                 }
             }
         }
-    }
-
-    /// Returns a smaller event to record after TOO_LARGE: first the same event
-    /// without the report, then an error, which every size limit admits.
-    fn shrink_event(&self, event: Event, error: &Error) -> Event {
-        if event.report().is_some_and(|report| !report.is_empty()) {
-            warn!(operation.name = %self.name, %error, "dropping the last report of the attempt");
-            return event.without_report();
-        }
-        let message = error.to_string();
-        let outcome = Outcome::server_error(Code::ResourceExhausted, error.reason(), message);
-        Event::Finish(self.token, outcome, Report::default())
     }
 
     async fn commit(&self, event: Event) -> Result<Arc<Operation>> {

@@ -9,10 +9,12 @@ use tonic::Code;
 
 use crate::support::{
     GrpcTestServer,
+    assertions::assert_failed_with,
+    decode_metadata,
     error_details::{ErrorDetails, expect_status_error},
     harness::{
         Harness, failure, finish_request, heartbeat_request, lease_heartbeat, lease_request,
-        queued_request, queued_request_with_input, release,
+        queued_request, queued_request_with_input, release, retryable_failure,
     },
     operations_builder,
     raw_requests::raw_unary_call,
@@ -39,7 +41,7 @@ async fn limit_errors_are_resource_exhausted_with_retry_info() {
     let create_error =
         async |request| ErrorDetails::from_status(&harness.try_create(request).await.unwrap_err());
     let large = string_value(&"x".repeat(10_000));
-    let too_large = create_error(queued_request_with_input("q", Some(large.clone()))).await;
+    let too_large = create_error(queued_request_with_input("q", Some(large))).await;
     assert_eq!(
         too_large.code_and_reason(),
         (Code::ResourceExhausted, "TOO_LARGE")
@@ -57,7 +59,7 @@ async fn limit_errors_are_resource_exhausted_with_retry_info() {
         ),
         ("q", true)
     );
-    let held = harness.create_self_executed("w").await;
+    harness.create_self_executed("w").await;
     harness.create_self_executed("w").await;
     let store_full = create_error(queued_request("p")).await;
     assert_eq!(
@@ -65,34 +67,50 @@ async fn limit_errors_are_resource_exhausted_with_retry_info() {
         (Code::ResourceExhausted, "STORE_FULL")
     );
     assert!(store_full.retry_info.is_some());
+}
+
+// Rules: LIMIT-2, FINISH-1
+#[tokio::test]
+async fn oversized_result_is_recorded_as_error_and_repeatable() {
+    let limits = Limits::default().with_max_operation_bytes(10_000);
+    let harness = Harness::start_with(operations_builder().limits(limits)).await;
+    let large = "x".repeat(10_000);
     for outcome in [
-        Outcome::Response(large.clone()),
-        failure(Code::FailedPrecondition, &"x".repeat(10_000)),
+        Outcome::Response(string_value(&large)),
+        failure(Code::FailedPrecondition, &large),
+        retryable_failure(Code::Unavailable, &large),
     ] {
-        let too_large = ErrorDetails::from_status(
-            &harness
-                .try_finish(finish_request(&held, outcome))
-                .await
-                .unwrap_err(),
-        );
-        assert_eq!(
-            too_large.code_and_reason(),
-            (Code::ResourceExhausted, "TOO_LARGE")
-        );
+        harness.create_queued("q").await;
+        let lease = harness.lease_one("q", "w").await;
+        let done = harness.finish(&lease, outcome.clone()).await;
+        assert_failed_with(&done, Code::ResourceExhausted, "TOO_LARGE");
+        assert_eq!(decode_metadata(&done).attempts.len(), 1);
+        assert_eq!(harness.finish(&lease, outcome).await, done);
+        // Only the large result is what the error stands for.
+        let other = Outcome::Response(string_value("small"));
+        let rejected = harness.try_finish(finish_request(&lease, other)).await;
+        let rejected = ErrorDetails::from_status(&rejected.unwrap_err());
+        assert_eq!(rejected.info.reason, "OPERATION_ALREADY_DONE");
     }
-    let metadata = Some(large);
-    let oversized_metadata = FinishOperationRequest {
-        metadata,
-        ..finish_request(&held, release())
-    };
-    let too_large =
-        ErrorDetails::from_status(&harness.try_finish(oversized_metadata).await.unwrap_err());
-    assert_eq!(
-        too_large.code_and_reason(),
-        (Code::ResourceExhausted, "TOO_LARGE")
-    );
-    let small = failure(Code::FailedPrecondition, "the result is too large");
-    harness.finish(&held, small).await;
+}
+
+// Rules: LIMIT-2
+#[tokio::test]
+async fn oversized_last_metadata_is_dropped_and_result_recorded() {
+    let limits = Limits::default().with_max_operation_bytes(10_000);
+    let harness = Harness::start_with(operations_builder().limits(limits)).await;
+    harness.create_queued("q").await;
+    for outcome in [release(), Outcome::Response(string_value("small"))] {
+        let lease = harness.lease_one("q", "w").await;
+        let request = FinishOperationRequest {
+            metadata: Some(string_value(&"x".repeat(10_000))),
+            ..finish_request(&lease, outcome.clone())
+        };
+        let after = harness.try_finish(request).await.unwrap();
+        assert_eq!(after.done, outcome != release());
+        // The metadata of the server itself.
+        decode_metadata(&after);
+    }
 }
 
 // Rules: ERR-10
