@@ -319,6 +319,9 @@ impl Drop for WriterGuard {
         if !self.is_finished {
             let mut queue = self.inner.queue.lock();
             queue.is_writer_running = false;
+            // No writer probes the file now, and timers, which wait while writes fail, would wait for a client to
+            // write. If writes still fail, the next writer records it again.
+            *self.inner.write_error.lock() = None;
             let batch = std::mem::take(&mut queue.pending);
             drop(queue);
             let error = StorageError::internal("the writer thread ended unexpectedly");

@@ -122,6 +122,25 @@ fn simulate_crash(database: &TempDatabase, storage: SqliteStorage) -> TempDataba
     crashed
 }
 
+#[tokio::test]
+async fn write_error_is_cleared_when_writer_ends_unexpectedly() {
+    let database = TempDatabase::new();
+    let storage = database.open().unwrap();
+    let guard = WriterGuard {
+        inner: storage.inner.clone(),
+        is_finished: false,
+    };
+    *storage.inner.write_error.lock() = Some("disk full".to_owned());
+    storage.inner.queue.lock().is_writer_running = true;
+    let pending = write(&storage, Write::Put(operation(1, 10)));
+    let (result, ()) = futures_util::join!(pending, async { drop(guard) });
+    assert!(result.is_err(), "the queued write is failed");
+    assert_eq!(storage.write_error(), None);
+    // The next write starts another writer.
+    put(&storage, 2..3).await;
+    assert_eq!(loaded_numbers(&storage).await.unwrap(), [2]);
+}
+
 // Rules: DUR-5
 #[tokio::test]
 async fn puts_and_deletes_survive_restart() {
