@@ -269,15 +269,22 @@ impl TypeRegistry {
 
     /// Converts ProtoJSON to a message of this type.
     pub(crate) fn pack(&self, name: &str, json: &Value) -> Result<Any, PackError> {
-        let type_name = name.to_owned();
+        let type_name = || name.to_owned();
         let Some(descriptor) = self.descriptor(name) else {
-            return Err(PackError::UnknownType { type_name });
+            return Err(PackError::UnknownType {
+                type_name: type_name(),
+            });
         };
         if nesting_depth(json) > MAX_JSON_INPUT_DEPTH {
-            return Err(PackError::TooDeep { type_name });
+            return Err(PackError::TooDeep {
+                type_name: type_name(),
+            });
         }
         let message = JsonReader::new(&self.pool()).read_message(descriptor, json);
-        let message = message.map_err(|problem| PackError::InvalidJson { type_name, problem })?;
+        let message = message.map_err(|problem| PackError::InvalidJson {
+            type_name: type_name(),
+            problem,
+        })?;
         Ok(Any {
             type_url: format!("type.googleapis.com/{name}"),
             value: message.encode_to_vec(),
