@@ -8,6 +8,7 @@ use super::name::excerpt;
 
 /// The default prefix of a message name (`any.proto`).
 const TYPE_URL_PREFIX: &str = "type.googleapis.com/";
+const EMPTY_TYPE_URL: &str = "type.googleapis.com/google.protobuf.Empty";
 
 /// An `Any` with a well-formed type URL. Clones share its bytes.
 #[derive(Clone, PartialEq)]
@@ -54,9 +55,9 @@ impl Payload {
 
     /// Makes a `google.protobuf.Empty`, the response of work without a result.
     pub fn empty() -> Self {
-        // Not `pack`: an empty result is common, and the name of a type is put together each time.
+        // Not `pack`, which formats the type URL in each call: an empty response is common.
         Self(Arc::new(Any {
-            type_url: format!("{TYPE_URL_PREFIX}google.protobuf.Empty"),
+            type_url: EMPTY_TYPE_URL.to_owned(),
             value: Vec::new(),
         }))
     }
