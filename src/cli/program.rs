@@ -226,6 +226,51 @@ mod tests {
 
     // Rules: CLI-1
     #[test]
+    fn variables_of_serve_keep_their_names() {
+        let command = cli_command();
+        let serve = command.find_subcommand("serve").unwrap();
+        let variables = serve.get_arguments().filter_map(Arg::get_env);
+        let variables: Vec<_> = variables.filter_map(|name| name.to_str()).collect();
+        // Variables derive from flags: to rename a flag breaks deployments that set its variable.
+        assert_eq!(
+            variables,
+            [
+                "LONGRUNNING_CONFIG",
+                "LONGRUNNING_LISTEN",
+                "LONGRUNNING_WORKER_LISTEN",
+                "LONGRUNNING_ADMIN_LISTEN",
+                "LONGRUNNING_SOCKET_MODE",
+                "LONGRUNNING_STORE",
+                "LONGRUNNING_STORE_SCHEMA",
+                "LONGRUNNING_STORE_NOTIFY_URL",
+                "LONGRUNNING_CACHE_DONE_OPERATIONS",
+                "LONGRUNNING_READ_CONSISTENCY",
+                "LONGRUNNING_CONNECTION_THREADS",
+                "LONGRUNNING_SHUTDOWN_TIMEOUT",
+                "LONGRUNNING_DEFAULT_WAIT_TIMEOUT",
+                "LONGRUNNING_MAX_WAIT_TIMEOUT",
+                "LONGRUNNING_RETENTION",
+                "LONGRUNNING_LEASE_DURATION",
+                "LONGRUNNING_MAX_OPERATIONS",
+                "LONGRUNNING_MAX_TOTAL_BYTES",
+                "LONGRUNNING_MAX_OPERATION_BYTES",
+                "LONGRUNNING_MAX_MESSAGE_BYTES",
+                "LONGRUNNING_MAX_QUEUE_LENGTH",
+                "LONGRUNNING_MAX_WAITERS",
+                "LONGRUNNING_MAX_CONNECTIONS",
+                "LONGRUNNING_HTTP_PREFIX",
+                "LONGRUNNING_CORS_ORIGIN",
+                "LONGRUNNING_LOG_FILTER",
+                "LONGRUNNING_LOG_FORMAT",
+                "LONGRUNNING_DEMO",
+                "LONGRUNNING_DESCRIPTOR_SET",
+                "LONGRUNNING_REFLECTION_UPSTREAM",
+            ]
+        );
+    }
+
+    // Rules: CLI-1
+    #[test]
     fn config_file_values_become_defaults_and_flags_override_them() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(
