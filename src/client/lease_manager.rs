@@ -53,9 +53,9 @@ pub(super) struct LeaseManager {
     wakeup: Arc<Notify>,
     /// Notified when a lease was added, whose first renewal may be due.
     lease_added: Notify,
-    /// Held while reports are taken and sent: of two concurrent sends, the older
-    /// could arrive last. While another task holds it, every pending report is unsent or
-    /// has to be sent again.
+    /// Held while pending reports are taken and sent: of two concurrent sends, the older could
+    /// arrive last. A task that holds it and sends nothing knows that no heartbeat with a
+    /// pending report is in flight.
     pub(super) send_lock: sync::Mutex<()>,
 }
 
