@@ -144,9 +144,12 @@ pub(super) struct ServeArgs {
     pub(super) queues: Vec<QueueConfig>,
 }
 
-/// The value of a flag that is always set. clap takes the type `Option` for a flag that
-/// may be missing, but no alias of it.
+/// An address, or `None` if the value of the flag is `none`. Do not inline: clap's derive recognizes
+/// `Option` by its name, and takes the value type of an `Option` field to be that inside of it.
 type OptionalAddress = Option<ListenAddress>;
+
+/// An endpoint, or `None` if the value of the flag is empty. Do not inline: clap's derive recognizes
+/// `Option` by its name, and makes an `Option<Option<_>>` field a flag whose value may be missing.
 type OptionalEndpoint = Option<Endpoint>;
 
 /// Parses an address, or `none`.
