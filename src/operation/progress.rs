@@ -10,12 +10,13 @@ pub struct InvalidProgress(&'static str);
 /// # Errors
 /// [`InvalidProgress`] for the first value out of range.
 pub(super) fn check(progress: &Progress) -> Result<(), InvalidProgress> {
-    let is_fraction = |fraction| (0.0..=1.0).contains(&fraction);
-    let problem = if !progress.fraction.is_none_or(is_fraction) {
+    let is_out_of_range = |fraction: f64| !(0.0..=1.0).contains(&fraction);
+    let is_invalid_time = |eta: &_| !clock::is_valid_timestamp(eta);
+    let problem = if progress.fraction.is_some_and(is_out_of_range) {
         "fraction must be from 0 to 1"
     } else if progress.done_units < 0 || progress.total_units < 0 {
         "done_units and total_units must not be negative; 0 means unknown"
-    } else if !progress.eta.as_ref().is_none_or(clock::is_valid_timestamp) {
+    } else if progress.eta.as_ref().is_some_and(is_invalid_time) {
         "eta must be in the years 1 to 9999, with nanos from 0 to 999999999"
     } else {
         return Ok(());
