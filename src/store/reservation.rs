@@ -31,9 +31,10 @@ impl Store {
             (self.view.total_bytes() + reserved + bytes <= limits.max_total_bytes)
                 .then(|| reserved + bytes)
         };
-        let (relaxed, reserved_bytes) = (Ordering::Relaxed, &self.reserved_bytes);
-        let is_reserved = reserved_bytes.fetch_update(relaxed, relaxed, add_bytes);
-        if is_reserved.is_err() {
+        let reserved =
+            self.reserved_bytes
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add_bytes);
+        if reserved.is_err() {
             return store_full("bytes", limits.max_total_bytes);
         }
         let mut reservation = Reservation {
@@ -53,7 +54,9 @@ impl Store {
             reservation.queue = Some(name.clone());
         }
         let add_operation = |count| (count < limits.max_operations).then_some(count + 1);
-        let counted = (self.operation_count).fetch_update(relaxed, relaxed, add_operation);
+        let counted =
+            self.operation_count
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add_operation);
         if counted.is_err() {
             return store_full("operations", limits.max_operations);
         }
