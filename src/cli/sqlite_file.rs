@@ -81,7 +81,7 @@ pub(super) fn backup(args: &BackupArgs) -> Result<u8, CliError> {
         print_line(&format!(
             "recovered {recovered} operations from {from} to {to}"
         ));
-        return Ok(check_exit_code(unreadable.is_empty()));
+        return Ok(exit_code_of(unreadable.is_empty()));
     }
     backup::backup(source, &args.destination).map_err(CliError::local)?;
     let size = std::fs::metadata(&args.destination).map_or(0, |file| file.len());
@@ -90,7 +90,7 @@ pub(super) fn backup(args: &BackupArgs) -> Result<u8, CliError> {
     Ok(EXIT_SUCCESS)
 }
 
-fn check_exit_code(is_intact: bool) -> u8 {
+fn exit_code_of(is_intact: bool) -> u8 {
     if is_intact { EXIT_SUCCESS } else { EXIT_FAILED }
 }
 
@@ -114,7 +114,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<u8, CliError> {
             print_operations(&types, &newest, args.print.output);
         }
     }
-    Ok(check_exit_code(report.damaged.is_empty()))
+    Ok(exit_code_of(report.damaged.is_empty()))
 }
 
 // === impl FileReport ===
