@@ -53,9 +53,9 @@ impl EncodedMessage {
     /// `google.protobuf.Empty`.
     pub(crate) const EMPTY: Self = Self::Bytes(Bytes::new());
 
-    /// Returns the response of a method with another message than an operation.
-    pub(crate) fn response(message: &impl Message) -> UnaryResult {
-        Ok(Response::new(Self::Bytes(message.encode_to_vec().into())))
+    /// Encodes a message as a response.
+    pub(crate) fn encode(message: &impl Message) -> Response<Self> {
+        Response::new(Self::Bytes(message.encode_to_vec().into()))
     }
 
     fn as_bytes(&self) -> &[u8] {

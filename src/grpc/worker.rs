@@ -184,10 +184,10 @@ impl generated::operation_worker_server::OperationWorker for WorkerService {
         }
         let lease_duration =
             shortest_lease.unwrap_or_else(|| self.operations.default_lease_duration());
-        EncodedMessage::response(&HeartbeatResponse {
+        Ok(EncodedMessage::encode(&HeartbeatResponse {
             directives,
             heartbeat_interval: Some(to_proto_duration(lease_duration / HEARTBEATS_PER_LEASE)),
-        })
+        }))
     }
 
     async fn finish_operation(&self, request: Request<FinishOperationRequest>) -> UnaryResult {
