@@ -17,8 +17,13 @@ use crate::{
     },
 };
 
-/// A stored operation as it was read, and the guard that keeps the tombstones it may be older than.
-type Fetched<'a> = (Option<Arc<Operation>>, FetchGuard<'a>);
+/// The result of reading an operation from storage.
+struct FetchedOperation<'a> {
+    /// The stored version, or `None` if there is none.
+    operation: Option<Arc<Operation>>,
+    /// Keeps the tombstones of removals that the version may be older than.
+    _guard: FetchGuard<'a>,
+}
 
 impl Store {
     /// Waits until the view is no older than this call, if reads are to be linearizable.
@@ -53,7 +58,7 @@ impl Store {
         let Some(fetched) = self.fetch(name).await? else {
             return Ok(None);
         };
-        match &fetched.0 {
+        match &fetched.operation {
             Some(stored)
                 if self.view.eviction.may_be_evicted(stored)
                     && self.view.get_any(name.as_str()).is_none() =>
@@ -137,25 +142,25 @@ impl Store {
     }
 
     /// Reads the stored version of an operation; `None` if the storage is not shared. The caller holds the key lock.
-    async fn fetch(&self, name: &OperationName) -> Result<Option<Fetched<'_>>> {
+    async fn fetch(&self, name: &OperationName) -> Result<Option<FetchedOperation<'_>>> {
         let (Some(replication), Some(shared)) = (&self.replication, self.storage.shared()) else {
             return Ok(None);
         };
-        let guard = replication.tombstones.begin_fetch();
+        let _guard = replication.tombstones.begin_fetch();
         let fetched = shared.fetch(name).await;
         let operation = fetched.map_err(|error| log_read_failure(&error))?;
-        Ok(Some((operation, guard)))
+        Ok(Some(FetchedOperation { operation, _guard }))
     }
 
     /// Replaces the version in the view by the stored one. The caller has held the key lock since before the fetch,
     /// so that no newer version was published meanwhile.
-    fn publish_fetched(&self, name: &OperationName, (stored, _guard): Fetched<'_>) {
-        match (self.view.get_any(name.as_str()), stored) {
+    fn publish_fetched(&self, name: &OperationName, fetched: FetchedOperation<'_>) {
+        match (self.view.get_any(name.as_str()), &fetched.operation) {
             // It was removed while the response was on its way.
             (_, Some(stored)) if self.is_tombstoned(stored.number()) => {}
             (Some(cached), Some(stored)) if cached.number() == stored.number() => {
                 if cached.version() != stored.version() {
-                    self.view.publish(&stored);
+                    self.view.publish(stored);
                 }
             }
             (cached, stored) => {
@@ -163,7 +168,7 @@ impl Store {
                     self.remove(&cached);
                 }
                 if let Some(stored) = stored {
-                    self.insert_existing(&stored);
+                    self.insert_existing(stored);
                 }
             }
         }
