@@ -97,8 +97,12 @@ struct ProcessGroup {
     leader: Option<Pid>,
 }
 
-/// The exit status of a program, and whether it was sent SIGTERM before.
-type ProcessExit = (io::Result<ExitStatus>, bool);
+/// The end of a program.
+struct ProcessExit {
+    status: io::Result<ExitStatus>,
+    /// `true` if the program was sent SIGTERM before.
+    termination_requested: bool,
+}
 
 // === impl CommandHandler ===
 
@@ -267,7 +271,11 @@ impl Handler for CommandHandler {
                 },
             }
         };
-        let Ok((status, termination_requested)) = exit else {
+        let Ok(ProcessExit {
+            status,
+            termination_requested,
+        }) = exit
+        else {
             return Err(self.output_too_large_failure());
         };
         let text = output.into_text();
@@ -317,7 +325,9 @@ impl ProcessGroup {
     async fn wait_for_exit(&mut self, context: &Context, grace: Duration) -> ProcessExit {
         select! {
             biased;
-            status = self.child.wait() => return (status, false),
+            status = self.child.wait() => {
+                return ProcessExit { status, termination_requested: false };
+            }
             () = context.cancelled() => self.signal(Signal::TERM),
         }
         let status = match timeout(grace, self.child.wait()).await {
@@ -327,7 +337,10 @@ impl ProcessGroup {
                 self.child.wait().await
             }
         };
-        (status, true)
+        ProcessExit {
+            status,
+            termination_requested: true,
+        }
     }
 
     fn signal(&self, signal: Signal) {
