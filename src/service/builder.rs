@@ -37,8 +37,16 @@ pub struct Builder {
     queue_retry_policies: Vec<(String, RetryPolicy)>,
     metrics: Metrics,
     types: TypeRegistry,
-    /// The queue, the concurrency and the handler.
-    handlers: Vec<(String, usize, Arc<dyn DynHandler>)>,
+    handlers: Vec<QueueHandler>,
+}
+
+/// A handler and the queue whose operations it runs.
+#[derive(Clone)]
+struct QueueHandler {
+    queue: String,
+    /// The most operations that run at a time.
+    concurrency: usize,
+    handler: Arc<dyn DynHandler>,
 }
 
 /// The error of [`Builder::start`].
@@ -85,8 +93,11 @@ impl Operations {
 impl Builder {
     /// Runs `handler` for the operations of `queue`, at most `concurrency` at a time.
     pub fn handler(mut self, queue: &str, concurrency: usize, handler: impl Handler) -> Self {
-        self.handlers
-            .push((queue.to_owned(), concurrency, Arc::new(handler)));
+        self.handlers.push(QueueHandler {
+            queue: queue.to_owned(),
+            concurrency,
+            handler: Arc::new(handler),
+        });
         self
     }
 
@@ -143,7 +154,12 @@ impl Builder {
     pub async fn start(self) -> Result<Operations, StartError> {
         self.default_options.check()?;
         let mut handlers = Vec::new();
-        for (queue, concurrency, handler) in self.handlers {
+        for registered in self.handlers {
+            let QueueHandler {
+                queue,
+                concurrency,
+                handler,
+            } = registered;
             if concurrency == 0 {
                 return Err(StartError::ZeroConcurrency { queue });
             }
@@ -188,7 +204,8 @@ impl Builder {
 
 impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let queues: Vec<&String> = self.handlers.iter().map(|(queue, ..)| queue).collect();
+        let queues = self.handlers.iter().map(|registered| &registered.queue);
+        let queues: Vec<&String> = queues.collect();
         f.debug_struct("Builder")
             .field("limits", &self.limits)
             .field("queues", &queues)
