@@ -92,8 +92,8 @@ fn compile(
     constraints: &TypeConstraints,
 ) -> Result<Expr, InvalidFilter> {
     let compile_all = |filters: &[Filter], constraints: &TypeConstraints| {
-        let compile = |filter| compile(filter, types, constraints);
-        filters.iter().map(compile).collect::<Result<_, _>>()
+        let compile_one = |filter| compile(filter, types, constraints);
+        filters.iter().map(compile_one).collect::<Result<_, _>>()
     };
     Ok(match filter {
         Filter::And(filters) => {

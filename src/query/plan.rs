@@ -147,7 +147,7 @@ impl Candidates {
 /// Combines sets without duplicates, because each costs a lookup. Returns `None` without sets.
 fn combine(
     sets: impl Iterator<Item = Candidates>,
-    combine: fn(Vec<Candidates>) -> Candidates,
+    wrap: fn(Vec<Candidates>) -> Candidates,
 ) -> Option<Candidates> {
     let mut unique = Vec::new();
     for set in sets {
@@ -157,7 +157,7 @@ fn combine(
     }
     match unique.len() {
         0 | 1 => unique.pop(),
-        _ => Some(combine(unique)),
+        _ => Some(wrap(unique)),
     }
 }
 
