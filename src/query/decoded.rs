@@ -29,11 +29,18 @@ pub(crate) enum MessageField {
 pub(super) struct DecodedOperation<'a> {
     pub(super) operation: &'a Operation,
     types: &'a TypeRegistry,
-    /// By field.
-    messages: [OnceCell<Option<DynamicMessage>>; 3],
+    /// The decoded messages, indexed by [`MessageField`].
+    messages: [OnceCell<Option<DynamicMessage>>; MessageField::COUNT],
     /// The decoded content of nested `Any`s by address. Addresses are stable as long as
     /// this value is borrowed: decoded messages are neither changed nor dropped.
     any_cache: RefCell<HashMap<*const DynamicMessage, Option<Rc<DynamicMessage>>>>,
+}
+
+// === impl MessageField ===
+
+impl MessageField {
+    /// The number of fields.
+    const COUNT: usize = Self::Metadata as usize + 1;
 }
 
 // === impl DecodedOperation ===
