@@ -222,17 +222,18 @@ impl fmt::Display for IndexSet<'_> {
             Self::All => f.write_str("everything"),
             Self::State(position) => write!(f, "{}", IndexLookup::State(INDEXED_STATES[*position])),
             Self::Hashed(_, group) | Self::Numbers(_, group) => write!(f, "{group}"),
-            Self::And(sets) | Self::Or(sets) => {
-                let is_and = matches!(self, Self::And(_));
-                f.write_str("(")?;
-                for (index, set) in sets.iter().enumerate() {
-                    let separator = if is_and { " and " } else { " or " };
-                    write!(f, "{}{set}", if index == 0 { "" } else { separator })?;
-                }
-                f.write_str(")")
-            }
+            Self::And(sets) => write_joined(sets, " and ", f),
+            Self::Or(sets) => write_joined(sets, " or ", f),
         }
     }
+}
+
+fn write_joined(sets: &[IndexSet<'_>], separator: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    f.write_str("(")?;
+    for (index, set) in sets.iter().enumerate() {
+        write!(f, "{}{set}", if index == 0 { "" } else { separator })?;
+    }
+    f.write_str(")")
 }
 
 #[cfg(test)]
@@ -276,8 +277,9 @@ mod tests {
             value: "prod".into(),
         };
         let hash = indexes.label_hash("env", "prod");
+        let running = indexed_position(State::Running).unwrap();
         let both = IndexSet::And(vec![
-            wide_union(120, || IndexSet::State(1)),
+            wide_union(120, || IndexSet::State(running)),
             wide_union(120, || IndexSet::Hashed(hash, &lookup)),
         ]);
         let guard = indexes.read();
