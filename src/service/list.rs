@@ -138,10 +138,15 @@ impl ListSource<'_> {
                 result => is_complete = result?,
             }
         }
-        let unreachable = match request.name.as_str() {
-            _ if !(request.return_partial_success && is_partial) => Vec::new(),
-            "" => vec!["-".to_owned()],
-            name => vec![name.to_owned()],
+        let unreachable = if request.return_partial_success && is_partial {
+            let name = if request.name.is_empty() {
+                "-"
+            } else {
+                &request.name
+            };
+            vec![name.to_owned()]
+        } else {
+            Vec::new()
         };
         if query.filter.is_some() {
             debug!(
