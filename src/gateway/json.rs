@@ -54,13 +54,16 @@ impl JsonFormat {
     /// Serializes a `google.longrunning.ListOperationsResponse`. Empty fields are omitted:
     /// older Python clients reject the unknown field `unreachable`.
     pub(super) async fn serialize_page(self, types: &TypeRegistry, page: Page) -> Bytes {
-        let size = page.operations.iter().map(|one| one.bytes().len()).sum();
+        let sizes = page.operations.iter();
+        let sizes = sizes.map(|operation| operation.bytes().len());
+        let size = sizes.sum();
         let types = types.clone();
         spawn_blocking_if_large(size, move || {
             let mut json = Map::new();
             if !page.operations.is_empty() {
                 let operations = page.operations.iter();
-                let operations = operations.map(|one| self.operation_to_json(&types, one));
+                let operations =
+                    operations.map(|operation| self.operation_to_json(&types, operation));
                 json.insert("operations".into(), operations.collect());
             }
             if !page.next_page_token.is_empty() {

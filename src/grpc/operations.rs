@@ -58,7 +58,8 @@ impl generated::operations_server::Operations for OperationsService {
 
     async fn list_operations(&self, request: Request<ListOperationsRequest>) -> UnaryResult {
         let page = self.operations.list(request.get_ref()).await?;
-        let operations = page.operations.iter().map(|one| Operation::bytes(one));
+        let operations = page.operations.iter();
+        let operations = operations.map(|operation| Operation::bytes(operation));
         let list =
             encoded::encode_list_response(operations, &page.next_page_token, &page.unreachable);
         Ok(Response::new(EncodedMessage::Bytes(list.into())))
