@@ -3,6 +3,8 @@
 
 use prost::encoding;
 
+#[cfg(feature = "record")]
+use super::name::OperationName;
 use super::outcome::Outcome;
 
 const NAME_FIELD_NUMBER: u32 = 1;
@@ -46,7 +48,7 @@ impl EncodedOperation {
             return None;
         };
         let name = find_field(&bytes, NAME_FIELD_NUMBER)?;
-        super::name::OperationName::parse(std::str::from_utf8(name).ok()?).ok()?;
+        OperationName::parse(std::str::from_utf8(name).ok()?).ok()?;
         find_field(&bytes, METADATA_FIELD_NUMBER)?;
         Some(Self(bytes.into_boxed_slice()))
     }
