@@ -78,28 +78,34 @@ impl Filter {
     /// Combines filters with AND. A single filter is returned as it is, nested conjunctions
     /// are flattened.
     pub(crate) fn conjunction(filters: Vec<Self>) -> Self {
-        let flattened = filters.into_iter().flat_map(|filter| match filter {
+        let to_operands = |filter| match filter {
             Self::And(inner) => inner,
             other => vec![other],
-        });
-        unwrap_single(flattened.collect(), Self::And)
+        };
+        combine_flat(filters, to_operands, Self::And)
     }
 
     /// Combines filters with OR. A single filter is returned as it is, nested disjunctions
     /// are flattened.
     pub(crate) fn disjunction(filters: Vec<Self>) -> Self {
-        let flattened = filters.into_iter().flat_map(|filter| match filter {
+        let to_operands = |filter| match filter {
             Self::Or(inner) => inner,
             other => vec![other],
-        });
-        unwrap_single(flattened.collect(), Self::Or)
+        };
+        combine_flat(filters, to_operands, Self::Or)
     }
 }
 
-fn unwrap_single(filters: Vec<Filter>, combine: fn(Vec<Filter>) -> Filter) -> Filter {
-    match <[Filter; 1]>::try_from(filters) {
+/// Combines the operands of all filters, or returns a single operand as it is.
+fn combine_flat(
+    filters: Vec<Filter>,
+    to_operands: fn(Filter) -> Vec<Filter>,
+    combine: fn(Vec<Filter>) -> Filter,
+) -> Filter {
+    let operands: Vec<_> = filters.into_iter().flat_map(to_operands).collect();
+    match <[Filter; 1]>::try_from(operands) {
         Ok([single]) => single,
-        Err(filters) => combine(filters),
+        Err(operands) => combine(operands),
     }
 }
 
