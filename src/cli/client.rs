@@ -139,8 +139,7 @@ impl Endpoint {
 
 /// Expands a bare operation ID to `operations/ID`.
 pub(super) fn full_name(name: String) -> String {
-    let is_full = name.contains('/') || name.is_empty();
-    if is_full {
+    if name.contains('/') || name.is_empty() {
         name
     } else {
         format!("operations/{name}")

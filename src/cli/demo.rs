@@ -163,9 +163,10 @@ fn print_example_commands(
     admin_address: Option<&str>,
     keep_running: bool,
 ) {
-    let lifetime_hint = match keep_running {
-        true => "the server runs until Ctrl-C",
-        false => "use --keep-running to keep the server running",
+    let lifetime_hint = if keep_running {
+        "the server runs until Ctrl-C"
+    } else {
+        "use --keep-running to keep the server running"
     };
     eprintln!("\nCommands to try ({lifetime_hint}):");
     eprintln!(

@@ -75,9 +75,10 @@ pub(super) fn match_route(
         // A POST to an unknown verb is 404, although `x:verb` is a valid operation id.
         let last = path.rsplit('/').next().unwrap_or_default();
         let is_unknown_verb = method == Method::POST && verb.is_none() && last.contains(':');
-        return Err(match is_unknown_verb {
-            true => RouteError::NotFound,
-            false => RouteError::MethodNotAllowed(resource.allowed_methods()),
+        return Err(if is_unknown_verb {
+            RouteError::NotFound
+        } else {
+            RouteError::MethodNotAllowed(resource.allowed_methods())
         });
     };
     let name = match action {

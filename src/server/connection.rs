@@ -249,9 +249,10 @@ impl ConnectionTimeouts {
         let Some(timer) = &mut self.timer else {
             return Poll::Pending;
         };
-        let error = match self.is_in_handshake {
-            true => TimeoutError::Handshake,
-            false => TimeoutError::WriteStalled,
+        let error = if self.is_in_handshake {
+            TimeoutError::Handshake
+        } else {
+            TimeoutError::WriteStalled
         };
         timer.as_mut().poll(cx).map(|()| error)
     }

@@ -215,9 +215,10 @@ fn not_found_response() -> Response<Body> {
 
 /// Sets the status of every service, and of every listener as a whole (name "").
 pub(super) async fn set_serving(listeners: &[ListenerHealth], is_serving: bool) {
-    let status = match is_serving {
-        true => ServingStatus::Serving,
-        false => ServingStatus::NotServing,
+    let status = if is_serving {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
     };
     for listener in listeners {
         for name in [""].iter().chain(&listener.service_names) {

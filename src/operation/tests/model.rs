@@ -333,10 +333,12 @@ impl Model {
             }
             Step::RevokeLease(_) => {
                 let revoked = self.clone();
-                let result = match self.cancel_requested {
-                    true => self.finish(1),
-                    false if self.options.is_queued => self.requeue(0, 0),
-                    false => self.finish(14),
+                let result = if self.cancel_requested {
+                    self.finish(1)
+                } else if self.options.is_queued {
+                    self.requeue(0, 0)
+                } else {
+                    self.finish(14)
                 };
                 if self.options.is_queued && !self.cancel_requested {
                     self.ended_attempts = revoked.ended_attempts;
