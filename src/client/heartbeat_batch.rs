@@ -96,11 +96,7 @@ mod tests {
         Renewal { held, report }
     }
 
-    #[expect(
-        clippy::ptr_arg,
-        reason = "it is passed to functions of iterators over batches"
-    )]
-    fn lease_names(batch: &Vec<Renewal>) -> Vec<&str> {
+    fn lease_names(batch: &[Renewal]) -> Vec<&str> {
         batch.iter().map(|renewal| &*renewal.held.name).collect()
     }
 
@@ -118,7 +114,7 @@ mod tests {
             renewal_with_report("bare", 0),
             renewal_with_report("b", 2 * mib),
         ]);
-        let names: Vec<_> = batches.iter().map(lease_names).collect();
+        let names: Vec<_> = batches.iter().map(|batch| lease_names(batch)).collect();
         assert_eq!(names, [vec!["bare", "a"], vec!["b"], vec!["huge"]]);
         assert!(split_into_batches(Vec::new()).is_empty());
     }
@@ -134,7 +130,7 @@ mod tests {
         ])))
         .expect("the reports fit into one batch");
         let halves = shrink_batch(batch, &status);
-        let all: Vec<_> = halves.iter().flat_map(lease_names).collect();
+        let all: Vec<_> = halves.iter().flat_map(|half| lease_names(half)).collect();
         assert_eq!((halves.len(), all), (2, vec!["a", "b", "c"]));
         let one = halves.into_iter().find(|half| half.len() == 1);
         let one = one.expect("three renewals are split into one and two");
