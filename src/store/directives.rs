@@ -23,7 +23,7 @@ use crate::{
 const CHANNEL_CAPACITY: usize = 256;
 
 /// The subscriptions of all workers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Directives {
     subscriptions: DashMap<WorkerId, Slab<mpsc::Sender<WorkerEvent>>, RandomState>,
     limit: usize,
@@ -68,8 +68,9 @@ pub(crate) struct Subscription {
 impl Directives {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
+            subscriptions: DashMap::default(),
             limit,
-            ..Self::default()
+            count: AtomicUsize::new(0),
         }
     }
 

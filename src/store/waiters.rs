@@ -32,7 +32,7 @@ pub(crate) enum WaitFor {
 }
 
 /// All waiters, by operation number.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Waiters {
     by_operation: DashMap<u64, OperationWaiters, RandomState>,
     limit: usize,
@@ -78,9 +78,11 @@ pub(crate) struct Waiter {
 impl Waiters {
     pub(crate) fn new(limit: usize, gauge: Gauge) -> Self {
         Self {
+            by_operation: DashMap::default(),
             limit,
+            client_count: AtomicUsize::new(0),
             gauge,
-            ..Self::default()
+            total_count: AtomicUsize::new(0),
         }
     }
 
