@@ -174,8 +174,8 @@ impl Operation {
         self.work_state.as_ref()?.latest_report.as_deref()
     }
 
-    /// Returns the attempts that ended, oldest first, or none if the operation is done. The metadata of a done operation
-    /// still contains them.
+    /// Returns the attempts that ended, oldest first, or none if the operation is done. The metadata of a done
+    /// operation still contains them.
     pub(super) fn ended_attempts(&self) -> &[Attempt] {
         let work = self.work_state.as_ref();
         work.map_or(&[], |work| &work.ended_attempts)

@@ -55,7 +55,8 @@ pub(crate) enum Event {
     AcquireLease {
         token: LeaseToken,
         worker: WorkerId,
-        /// The time within which the worker must confirm the lease, at most its duration. `None`: it is confirmed at once.
+        /// The time within which the worker must confirm the lease, at most its duration. `None`: it is confirmed at
+        /// once.
         confirm_within: Option<Duration>,
     },
     /// The server takes back a lease that it could not hand over. It was no attempt.

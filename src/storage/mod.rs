@@ -47,8 +47,8 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     }
 
     /// Returns why the storage counts as unavailable, or `None` while it is available: writes fail, or (PostgreSQL) the
-    /// change log cannot be read. Single writes may still succeed. Timers wait while it returns an error: a backend that
-    /// recovers must return `None` again by itself, not only after a write that succeeds.
+    /// change log cannot be read. Single writes may still succeed. Timers wait while it returns an error: a backend
+    /// that recovers must return `None` again by itself, not only after a write that succeeds.
     fn write_error(&self) -> Option<String> {
         None
     }

@@ -56,8 +56,8 @@ pub(super) enum Publish {
     },
 }
 
-/// The locks that a commit holds until its mutation is visible. Lock order: request id, then operation; a task never holds
-/// the locks of two operations.
+/// The locks that a commit holds until its mutation is visible. Lock order: request id, then operation; a task never
+/// holds the locks of two operations.
 #[derive(Debug)]
 #[expect(dead_code, reason = "a lock is held until it is dropped")]
 pub(super) struct CommitLocks {
@@ -98,8 +98,8 @@ pub(super) struct Committed {
     undelivered: Option<UndeliveredLease>,
 }
 
-/// A granted lease that was not sent to its worker yet. Revokes the lease on drop, so that an abandoned request does not
-/// block the operation until the lease ends.
+/// A granted lease that was not sent to its worker yet. Revokes the lease on drop, so that an abandoned request does
+/// not block the operation until the lease ends.
 #[derive(Debug)]
 pub struct UndeliveredLease {
     store: Arc<Store>,
@@ -158,8 +158,8 @@ impl Store {
         Err(Error::StoreUnavailable)
     }
 
-    /// Locks the operation and commits the intent, also if the caller goes away meanwhile. With `may_reload`, an intent is
-    /// rejected or found to change nothing only by the stored version, not by a view that lags.
+    /// Locks the operation and commits the intent, also if the caller goes away meanwhile. With `may_reload`, an intent
+    /// is rejected or found to change nothing only by the stored version, not by a view that lags.
     pub(super) async fn begin_commit(
         self: &Arc<Self>,
         name: &OperationName,

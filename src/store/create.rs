@@ -64,8 +64,8 @@ impl Store {
         Err(Error::StoreUnavailable)
     }
 
-    /// Locks the request id and the name, checks that both are free, and hands the new operation to storage, also if the
-    /// caller goes away meanwhile. Returns `Done` if the same request created the operation before.
+    /// Locks the request id and the name, checks that both are free, and hands the new operation to storage, also if
+    /// the caller goes away meanwhile. Returns `Done` if the same request created the operation before.
     async fn begin_create(self: &Arc<Self>, spec: OperationSpec) -> Result<PendingCommit> {
         // Without an await nothing can be interrupted, so that no task is needed.
         if idempotency_key(&spec).is_none()

@@ -3,8 +3,8 @@
 //! 1. A task that removes an operation, or learns of its removal, inserts a tombstone into the current generation.
 //! 2. A batch of the change feed, or a fetch, that was read before the removal may still deliver an older version.
 //!    It finds the tombstone and is ignored.
-//! 3. After the last batch of each read of the feed, `rotate` makes the current generation the previous one and drops the one before:
-//!    all batches read earlier are applied, and later ones know of the removals.
+//! 3. After the last batch of each read of the feed, `rotate` makes the current generation the previous one and drops
+//!    the one before: all batches read earlier are applied, and later ones know of the removals.
 //! 4. A fetch may take longer than a batch. It counts in the epoch in which it began, and `rotate` does nothing
 //!    while a fetch of the epoch before is in flight.
 

@@ -130,7 +130,8 @@ impl WriteBatch {
         self.kinds.len()
     }
 
-    /// Returns the indices of the writes that were not applied, in ascending order. `applied` are the numbers of the others.
+    /// Returns the indices of the writes that were not applied, in ascending order. `applied` are the numbers of the
+    /// others.
     pub(super) fn not_applied(&self, applied: &HashSet<i64>) -> Vec<usize> {
         (0..self.numbers.len())
             .filter(|index| !applied.contains(&self.numbers[*index]))

@@ -39,8 +39,8 @@ pub(crate) struct Summary {
     pub(crate) write_count: u64,
 }
 
-/// Calls `on_operation` with every operation, from the oldest to the newest; those behind a damaged part come last, newest
-/// first. A damaged operation is an error text.
+/// Calls `on_operation` with every operation, from the oldest to the newest; those behind a damaged part come last,
+/// newest first. A damaged operation is an error text.
 ///
 /// # Errors
 /// [`StorageError`] if the file does not exist, or belongs to another program.

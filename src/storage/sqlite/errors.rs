@@ -35,7 +35,8 @@ pub(super) fn checkpoint_blocked_error(path: &Path) -> StorageError {
     ))
 }
 
-/// Returns the advice for operators who have just restored a backup, but left the files that belong to the old database.
+/// Returns the advice for operators who have just restored a backup, but left the files that belong to the old
+/// database.
 pub(super) fn restore_hint(path: &Path) -> String {
     let display = path.display();
     format!(

@@ -1,6 +1,6 @@
 //! The lock file: keeps a second process from opening the database, because SQLite's own locks end with each
-//! transaction. Its holder records the number of acknowledged writes, so that the next start notices a WAL that was lost
-//! or truncated.
+//! transaction. Its holder records the number of acknowledged writes, so that the next start notices a WAL that was
+//! lost or truncated.
 
 use std::{
     fs::{self, TryLockError},
@@ -62,9 +62,9 @@ impl LockFile {
         }
     }
 
-    /// Returns the recorded count, or `None` if there is none, it is torn, or it belongs to another database: the file may
-    /// have been replaced since. The checksum detects a mix of the digits of two counts: it may exceed the acknowledged
-    /// one, and a complete database would be rejected.
+    /// Returns the recorded count, or `None` if there is none, it is torn, or it belongs to another database: the file
+    /// may have been replaced since. The checksum detects a mix of the digits of two counts: it may exceed the
+    /// acknowledged one, and a complete database would be rejected.
     pub(super) fn read_ack(&self, file_id: &str) -> Option<u64> {
         let text = io::read_to_string(&self.file).ok()?;
         let (payload, checksum) = text

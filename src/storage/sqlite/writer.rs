@@ -1,5 +1,5 @@
-//! The writer: commits the rows of many writes in one transaction. It probes whether a failing disk accepts writes again,
-//! and checkpoints the WAL without delaying commits.
+//! The writer: commits the rows of many writes in one transaction. It probes whether a failing disk accepts writes
+//! again, and checkpoints the WAL without delaying commits.
 
 use std::{
     borrow::Cow,
@@ -111,8 +111,8 @@ impl Writer {
         };
         // A full or read-only disk fails the start, and not the first caller.
         writer.probe_writable(1)?;
-        // The directory entries of the file and of its WAL must survive a loss of power. SQLite syncs the directory, but
-        // ignores failures. At each start, because the previous process may have created the WAL.
+        // The directory entries of the file and of its WAL must survive a loss of power. SQLite syncs the directory,
+        // but ignores failures. At each start, because the previous process may have created the WAL.
         sync_parent_directory(writer.path())?;
         Ok(writer)
     }
@@ -212,8 +212,8 @@ impl Writer {
         previous
     }
 
-    /// Checkpoints a long WAL. This needs an fsync, so that a thread of `runtime` does most of it while commits continue;
-    /// the few pages written meanwhile are checkpointed here, and the WAL starts again.
+    /// Checkpoints a long WAL. This needs an fsync, so that a thread of `runtime` does most of it while commits
+    /// continue; the few pages written meanwhile are checkpointed here, and the WAL starts again.
     pub(super) fn checkpoint_if_needed(&mut self, runtime: &Handle) {
         let pages = self.wal.pages.load(Ordering::Relaxed);
         if pages < CHECKPOINT_PAGES {
