@@ -74,7 +74,7 @@ pub(super) enum OnAbandon {
 }
 
 /// A mutation whose write is in flight. It is published whether or not the caller still waits.
-struct Publication {
+struct InFlightWrite {
     store: Arc<Store>,
     publish: Publish,
     locks: CommitLocks,
@@ -275,7 +275,7 @@ impl Store {
         on_abandon: OnAbandon,
     ) -> PendingCommit {
         let (reply, receiver) = oneshot::channel();
-        let publication = Publication {
+        let in_flight = InFlightWrite {
             store: self.clone(),
             publish: mutation.publish,
             locks,
@@ -283,7 +283,7 @@ impl Store {
             reply,
             _task: self.tasks.token(),
         };
-        let completion = Completion::new(move |result| publication.complete(result));
+        let completion = Completion::new(move |result| in_flight.complete(result));
         self.storage.write(mutation.write, completion);
         PendingCommit::Pending(receiver)
     }
@@ -339,9 +339,9 @@ impl Evaluation {
     }
 }
 
-// === impl Publication ===
+// === impl InFlightWrite ===
 
-impl Publication {
+impl InFlightWrite {
     /// Publishes the mutation if it is durable, releases the locks, and answers the caller.
     fn complete(self, result: Result<(), WriteError>) {
         let published = result.map(|()| self.store.publish(self.publish));
