@@ -38,12 +38,12 @@ enum Evaluation {
 #[derive(Debug)]
 pub(super) struct Mutation {
     pub(super) write: Write,
-    pub(super) publish: Publish,
+    pub(super) view_change: ViewChange,
 }
 
 /// How a durable mutation changes the view.
 #[derive(Debug)]
-pub(super) enum Publish {
+pub(super) enum ViewChange {
     Insert {
         operation: Arc<Operation>,
         reservation: Reservation,
@@ -76,7 +76,7 @@ pub(super) enum OnAbandon {
 /// A mutation whose write is in flight. It is published whether or not the caller still waits.
 struct InFlightWrite {
     store: Arc<Store>,
-    publish: Publish,
+    view_change: ViewChange,
     locks: CommitLocks,
     on_abandon: OnAbandon,
     reply: oneshot::Sender<Result<Committed, CommitError>>,
@@ -277,7 +277,7 @@ impl Store {
         let (reply, receiver) = oneshot::channel();
         let in_flight = InFlightWrite {
             store: self.clone(),
-            publish: mutation.publish,
+            view_change: mutation.view_change,
             locks,
             on_abandon,
             reply,
@@ -289,9 +289,9 @@ impl Store {
     }
 
     /// Makes a durable mutation visible, and returns the operation for the caller.
-    fn publish(&self, publish: Publish) -> Arc<Operation> {
-        match publish {
-            Publish::Insert {
+    fn publish(&self, change: ViewChange) -> Arc<Operation> {
+        match change {
+            ViewChange::Insert {
                 operation,
                 reservation,
             } => {
@@ -300,11 +300,11 @@ impl Store {
                 self.remove_if_tombstoned(&operation);
                 operation
             }
-            Publish::Update(operation) => {
+            ViewChange::Update(operation) => {
                 self.view.publish(&operation);
                 operation
             }
-            Publish::Remove { removed, last } => {
+            ViewChange::Remove { removed, last } => {
                 self.remove(&removed);
                 last
             }
@@ -316,26 +316,26 @@ impl Store {
 
 impl Evaluation {
     fn from_update(current: Arc<Operation>, update: OperationUpdate) -> Self {
-        let (write, publish) = match update {
+        let (write, view_change) = match update {
             OperationUpdate::Unchanged => return Self::Unchanged(current),
             OperationUpdate::Put(next) => {
                 let next = Arc::new(next);
-                (Write::Put(next.clone()), Publish::Update(next))
+                (Write::Put(next.clone()), ViewChange::Update(next))
             }
             OperationUpdate::RenewLease(next) => {
                 let next = Arc::new(next);
-                (Write::RenewLease(next.clone()), Publish::Update(next))
+                (Write::RenewLease(next.clone()), ViewChange::Update(next))
             }
             OperationUpdate::Remove(last) => {
                 let last = last.map_or_else(|| current.clone(), Arc::new);
                 let removed = current;
                 (
                     Write::Delete(removed.clone()),
-                    Publish::Remove { removed, last },
+                    ViewChange::Remove { removed, last },
                 )
             }
         };
-        Self::Mutate(Mutation { write, publish })
+        Self::Mutate(Mutation { write, view_change })
     }
 }
 
@@ -344,7 +344,7 @@ impl Evaluation {
 impl InFlightWrite {
     /// Publishes the mutation if it is durable, releases the locks, and answers the caller.
     fn complete(self, result: Result<(), WriteError>) {
-        let published = result.map(|()| self.store.publish(self.publish));
+        let published = result.map(|()| self.store.publish(self.view_change));
         drop(self.locks);
         let committed = published.map(|operation| Committed {
             undelivered: (self.on_abandon == OnAbandon::RevokeLease).then(|| UndeliveredLease {

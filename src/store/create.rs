@@ -4,7 +4,8 @@ use std::sync::{Arc, atomic::Ordering};
 
 use super::{
     commit::{
-        CommitError, CommitLocks, MAX_CONFLICT_RETRIES, Mutation, OnAbandon, PendingCommit, Publish,
+        CommitError, CommitLocks, MAX_CONFLICT_RETRIES, Mutation, OnAbandon, PendingCommit,
+        ViewChange,
     },
     key_locks::KeyLockGuard,
     state::Store,
@@ -115,7 +116,7 @@ impl Store {
         self.limits.check_size("operation", &operation)?;
         let mutation = Mutation {
             write: Write::Put(operation.clone()),
-            publish: Publish::Insert {
+            view_change: ViewChange::Insert {
                 reservation: self.reserve_capacity(&operation)?,
                 operation,
             },
