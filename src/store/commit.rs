@@ -86,9 +86,10 @@ struct InFlightWrite {
 
 /// A commit that was begun; it ends even if this is dropped.
 #[derive(Debug)]
-pub(super) enum PendingCommit {
-    Done(Arc<Operation>),
-    Pending(oneshot::Receiver<Result<Committed, CommitError>>),
+pub(super) enum CommitHandle {
+    /// The intent changes nothing; this is the current version.
+    Unchanged(Arc<Operation>),
+    InFlight(oneshot::Receiver<Result<Committed, CommitError>>),
 }
 
 /// A committed operation on its way to the caller.
@@ -166,7 +167,7 @@ impl Store {
         intent: &Arc<Intent>,
         may_reload: bool,
         on_abandon: OnAbandon,
-    ) -> Result<PendingCommit> {
+    ) -> Result<CommitHandle> {
         // Without an await nothing can be interrupted, so that no task is needed.
         if !may_reload && let Some(lock) = self.key_locks.try_lock(name.as_str()) {
             let evaluation = self.evaluate(name, intent)?;
@@ -192,9 +193,9 @@ impl Store {
         evaluation: Evaluation,
         operation_lock: KeyLockGuard,
         on_abandon: OnAbandon,
-    ) -> PendingCommit {
+    ) -> CommitHandle {
         match evaluation {
-            Evaluation::Unchanged(current) => PendingCommit::Done(current),
+            Evaluation::Unchanged(current) => CommitHandle::Unchanged(current),
             Evaluation::Mutate(mutation) => {
                 let locks = CommitLocks {
                     request_id: None,
@@ -273,7 +274,7 @@ impl Store {
         mutation: Mutation,
         locks: CommitLocks,
         on_abandon: OnAbandon,
-    ) -> PendingCommit {
+    ) -> CommitHandle {
         let (reply, receiver) = oneshot::channel();
         let in_flight = InFlightWrite {
             store: self.clone(),
@@ -285,7 +286,7 @@ impl Store {
         };
         let completion = Completion::new(move |result| in_flight.complete(result));
         self.storage.write(mutation.write, completion);
-        PendingCommit::Pending(receiver)
+        CommitHandle::InFlight(receiver)
     }
 
     /// Makes a durable mutation visible, and returns the operation for the caller.
@@ -359,18 +360,18 @@ impl InFlightWrite {
     }
 }
 
-// === impl PendingCommit ===
+// === impl CommitHandle ===
 
-impl PendingCommit {
+impl CommitHandle {
     /// Waits until the mutation is visible, or storage has rejected it.
     pub(super) async fn wait(self) -> Result<Committed, CommitError> {
         match self {
-            Self::Done(operation) => Ok(Committed {
+            Self::Unchanged(operation) => Ok(Committed {
                 operation,
                 undelivered: None,
             }),
             // The sender is dropped unused only if publishing panicked.
-            Self::Pending(receiver) => {
+            Self::InFlight(receiver) => {
                 let unavailable = CommitError::Rejected(Error::StoreUnavailable);
                 receiver.await.unwrap_or(Err(unavailable))
             }

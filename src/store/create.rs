@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use super::{
     commit::{
-        CommitError, CommitLocks, MAX_CONFLICT_RETRIES, Mutation, OnAbandon, PendingCommit,
+        CommitError, CommitHandle, CommitLocks, MAX_CONFLICT_RETRIES, Mutation, OnAbandon,
         ViewChange,
     },
     key_locks::KeyLockGuard,
@@ -46,7 +46,7 @@ impl Store {
             // Only another server can cause a conflict, which takes another attempt.
             next_spec = self.is_shared().then(|| spec.clone());
             let pending = self.begin_create(spec).await?;
-            let already_existed = matches!(pending, PendingCommit::Done(_));
+            let already_existed = matches!(pending, CommitHandle::Unchanged(_));
             match pending.wait().await {
                 Ok(committed) => {
                     return Ok(Created {
@@ -66,8 +66,8 @@ impl Store {
     }
 
     /// Locks the request id and the name, checks that both are free, and hands the new operation to storage, also if
-    /// the caller goes away meanwhile. Returns `Done` if the same request created the operation before.
-    async fn begin_create(self: &Arc<Self>, spec: OperationSpec) -> Result<PendingCommit> {
+    /// the caller goes away meanwhile. Returns `Unchanged` if the same request created the operation before.
+    async fn begin_create(self: &Arc<Self>, spec: OperationSpec) -> Result<CommitHandle> {
         // Without an await nothing can be interrupted, so that no task is needed.
         if idempotency_key(&spec).is_none()
             && !self.is_shared()
@@ -88,7 +88,7 @@ impl Store {
                 store.reload(&name).await?;
             }
             if let Some(operation) = store.find_by_request_id(&spec)? {
-                return Ok(PendingCommit::Done(operation));
+                return Ok(CommitHandle::Unchanged(operation));
             }
             let name_lock = store.key_locks.lock(spec.name.as_str()).await;
             store.persist_new(spec, request_id_lock, name_lock)
@@ -102,7 +102,7 @@ impl Store {
         mut spec: OperationSpec,
         request_id: Option<KeyLockGuard>,
         name_lock: KeyLockGuard,
-    ) -> Result<PendingCommit> {
+    ) -> Result<CommitHandle> {
         if self.view.get_any(spec.name.as_str()).is_some() {
             return Err(Error::OperationExists {
                 name: spec.name.to_string(),

@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
 use super::{
-    commit::{CommitError, Intent, OnAbandon, PendingCommit},
+    commit::{CommitError, CommitHandle, Intent, OnAbandon},
     deadlines::Deadlines,
     state::Store,
 };
@@ -113,7 +113,7 @@ impl Store {
         let begun = self
             .begin_commit(&name, &intent, false, OnAbandon::Ignore)
             .await?;
-        if let PendingCommit::Done(current) = begun {
+        if let CommitHandle::Unchanged(current) = begun {
             return Ok(Some(current));
         }
         match begun.wait().await {
