@@ -185,7 +185,7 @@ impl Store {
             Ok(committed) => Ok(committed.into_lease()),
             Err(CommitError::Rejected(error)) => Err(error),
             Err(CommitError::Conflict { current }) => {
-                self.adopt_winner(current, &name).await?;
+                self.publish_conflicting_version(current, &name).await?;
                 Ok(None)
             }
         }

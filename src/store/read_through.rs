@@ -100,17 +100,18 @@ impl Store {
     }
 
     /// Publishes the version that another server committed first; reads the row if the view cannot tell which is newer.
-    pub(super) async fn adopt_winner(
+    pub(super) async fn publish_conflicting_version(
         &self,
-        winner: Option<Arc<Operation>>,
+        conflicting: Option<Arc<Operation>>,
         name: &OperationName,
     ) -> Result<()> {
         let _lock = self.key_locks.lock(name.as_str()).await;
-        match (self.view.get_any(name.as_str()), winner) {
-            (Some(cached), Some(winner))
-                if cached.number() == winner.number() && cached.revision() < winner.revision() =>
+        match (self.view.get_any(name.as_str()), conflicting) {
+            (Some(cached), Some(conflicting))
+                if cached.number() == conflicting.number()
+                    && cached.revision() < conflicting.revision() =>
             {
-                self.view.publish(&winner);
+                self.view.publish(&conflicting);
                 Ok(())
             }
             _ => self.reload_locked(name).await,

@@ -137,7 +137,7 @@ impl Store {
             }
             Err(CommitError::Rejected(error)) => Err(error),
             Err(CommitError::Conflict { current }) => {
-                self.adopt_winner(current, &name).await?;
+                self.publish_conflicting_version(current, &name).await?;
                 Ok(self.view.index.get(operation.number()))
             }
         }
