@@ -178,7 +178,7 @@ pub(crate) fn transition(
                 error, retry_after, ..
             },
         ) => context.retry_or_fail(lease, error, *retry_after),
-        (Phase::Running(lease), TimerFired) => context.on_timer(lease),
+        (Phase::Running(lease), TimerFired) => context.check_deadlines(lease),
 
         (Phase::Cancelling(_), RequestCancel) => Transition::Unchanged,
         (Phase::Cancelling(_), ReleaseLease(..) | RevokeLease(..)) => {
@@ -187,7 +187,7 @@ pub(crate) fn transition(
         (Phase::Cancelling(_), Fail { error, .. }) => {
             Transition::Finish(Outcome::cancelled_after(error))
         }
-        (Phase::Cancelling(lease), TimerFired) => context.on_cancel_timer(lease),
+        (Phase::Cancelling(lease), TimerFired) => context.check_cancel_deadlines(lease),
 
         // Only a timer ends a lease.
         (Phase::Running(_) | Phase::Cancelling(_), AcquireLease { .. }) => {

@@ -159,7 +159,7 @@ impl TransitionContext<'_> {
     }
 
     /// Returns the effect of passed deadlines on a running attempt.
-    pub(super) fn on_timer(self, lease: &Lease) -> Transition {
+    pub(super) fn check_deadlines(self, lease: &Lease) -> Transition {
         if self.is_total_timeout_exceeded() {
             return self.fail_with_total_timeout();
         }
@@ -176,7 +176,7 @@ impl TransitionContext<'_> {
     }
 
     /// Returns the effect of passed deadlines on an attempt with requested cancellation.
-    pub(super) fn on_cancel_timer(self, lease: &Lease) -> Transition {
+    pub(super) fn check_cancel_deadlines(self, lease: &Lease) -> Transition {
         if self.is_total_timeout_exceeded() {
             return self.fail_with_total_timeout();
         }
