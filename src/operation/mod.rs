@@ -151,7 +151,8 @@ impl Operation {
         now: Timestamp,
     ) -> Result<OperationUpdate, TransitionError> {
         let now = now.max(self.update_time);
-        if *event == Event::TimerFired && self.orphaned_at().is_some_and(|at| at <= now) {
+        let expires_at = self.deleted_pending_expires_at();
+        if *event == Event::TimerFired && expires_at.is_some_and(|at| at <= now) {
             return Ok(OperationUpdate::Remove(None));
         }
         let transition = transition::transition(
@@ -253,13 +254,14 @@ impl Operation {
             Phase::Running(lease) | Phase::Cancelling(lease) => Some(lease.next_deadline()),
             Phase::Done(_) => return self.update_time + self.options.retention,
         };
-        let deadlines = [phase_deadline, total_deadline, self.orphaned_at()];
+        let expires_at = self.deleted_pending_expires_at();
+        let deadlines = [phase_deadline, total_deadline, expires_at];
         let deadlines = deadlines.into_iter().flatten();
         deadlines.min().unwrap_or(Timestamp::from_nanos(i64::MAX))
     }
 
     /// Returns when an operation is removed that was deleted while pending, unless a worker acquires it.
-    fn orphaned_at(&self) -> Option<Timestamp> {
+    fn deleted_pending_expires_at(&self) -> Option<Timestamp> {
         let is_pending = matches!(self.phase, Phase::Pending { .. });
         (self.deleted && is_pending).then(|| self.update_time + self.options.retention)
     }
