@@ -187,8 +187,8 @@ pub enum Write {
     /// Replaces a version that differs in its lease only. A backend that is read only at the start of a server need
     /// not store it, because leases restart then.
     RenewLease(Arc<Operation>),
-    /// Deletes the operation, whose last version this is.
-    Delete(Arc<Operation>),
+    /// Removes the operation, whose last version this is.
+    Remove(Arc<Operation>),
 }
 
 /// The completion of one write: publishes the change and answers the caller. It may be called on any thread, is

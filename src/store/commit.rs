@@ -331,7 +331,7 @@ impl Evaluation {
                 let last = last.map_or_else(|| current.clone(), Arc::new);
                 let removed = current;
                 (
-                    Write::Delete(removed.clone()),
+                    Write::Remove(removed.clone()),
                     ViewChange::Remove { removed, last },
                 )
             }

@@ -78,11 +78,11 @@ impl WriteBatch {
     }
 
     fn push(&mut self, write: &Write) {
-        let (Write::Put(operation) | Write::RenewLease(operation) | Write::Delete(operation)) =
+        let (Write::Put(operation) | Write::RenewLease(operation) | Write::Remove(operation)) =
             write;
         let revision = i32::try_from(operation.revision()).unwrap_or(i32::MAX);
         let (kind, expected_revision, record) = match write {
-            Write::Delete(_) => (WriteKind::Delete, revision, None),
+            Write::Remove(_) => (WriteKind::Delete, revision, None),
             Write::RenewLease(_) => (WriteKind::Update, revision - 1, None),
             Write::Put(_) => {
                 let record = Some(encode_with_input(operation));
@@ -265,7 +265,7 @@ fn lease_renewal(row: &Row) -> Option<(u32, Timestamp)> {
 pub(super) fn size_bytes(write: &Write) -> usize {
     match write {
         Write::Put(operation) => operation.size(),
-        Write::RenewLease(_) | Write::Delete(_) => 0,
+        Write::RenewLease(_) | Write::Remove(_) => 0,
     }
 }
 

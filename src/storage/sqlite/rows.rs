@@ -43,7 +43,7 @@ impl RowWrite {
     pub(super) fn encode(write: &Write) -> Self {
         match write {
             Write::Put(operation) | Write::RenewLease(operation) => Self::encode_put(operation),
-            Write::Delete(operation) => Self::Delete {
+            Write::Remove(operation) => Self::Delete {
                 number: number_as_i64(operation),
             },
         }

@@ -148,7 +148,7 @@ async fn puts_and_deletes_survive_restart() {
     let storage = database.open().unwrap();
     put(&storage, 1..2000).await;
     for number in 1..1000 {
-        let delete = write(&storage, Write::Delete(operation(number, 10)));
+        let delete = write(&storage, Write::Remove(operation(number, 10)));
         delete.await.unwrap();
     }
     let large = operation(5000, 100_000);

@@ -37,10 +37,10 @@ async fn second_server_deleting_operation_gets_conflict() {
     write(&storage_a, Write::Put(created.operation.clone()))
         .await
         .unwrap();
-    write(&storage_a, Write::Delete(created.operation.clone()))
+    write(&storage_a, Write::Remove(created.operation.clone()))
         .await
         .unwrap();
-    let second_delete = write(&storage_b, Write::Delete(created.operation)).await;
+    let second_delete = write(&storage_b, Write::Remove(created.operation)).await;
     assert!(
         matches!(second_delete, Err(WriteError::Conflict { current: None })),
         "{second_delete:?}"

@@ -336,7 +336,7 @@ impl Rows {
                 let is_renewal = matches!(write, Write::RenewLease(_));
                 self.log.push((operation.number(), is_renewal));
             }
-            Write::Delete(operation) => {
+            Write::Remove(operation) => {
                 let row = self.by_number.get(&operation.number());
                 let row = row.ok_or(WriteError::Conflict { current: None })?;
                 if row.revision() != operation.revision() {

@@ -169,7 +169,7 @@ impl TestStorageInner {
                     .lock()
                     .insert(operation.name().to_owned(), operation);
             }
-            Write::Delete(operation) => {
+            Write::Remove(operation) => {
                 self.log.lock().push(format!("delete {}", operation.name()));
                 self.stored.lock().remove(operation.name());
             }

@@ -41,7 +41,7 @@ async fn space_of_deleted_operations_is_reused() {
             let operation = operation(number, 20_000);
             let put = write(&storage, Write::Put(operation.clone()));
             put.await.unwrap();
-            let delete = write(&storage, Write::Delete(operation));
+            let delete = write(&storage, Write::Remove(operation));
             delete.await.unwrap();
         }
         storage.close().await;

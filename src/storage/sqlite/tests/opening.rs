@@ -126,7 +126,7 @@ async fn last_timestamp_survives_restart_and_deletes() {
     assert_eq!(storage.last_timestamp(), None);
     put(&storage, 1..10).await;
     put(&storage, 3..5).await;
-    let delete = write(&storage, Write::Delete(operation(9, 10)));
+    let delete = write(&storage, Write::Remove(operation(9, 10)));
     delete.await.unwrap();
     let last_timestamp = Some(Timestamp::from_nanos(9));
     assert_eq!(storage.last_timestamp(), last_timestamp);
