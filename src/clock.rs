@@ -107,6 +107,11 @@ impl Clock {
         }
     }
 
+    /// Returns the time that this clock shows at an instant, or its first one if that is earlier.
+    pub(crate) fn timestamp_at(&self, at: Instant) -> Timestamp {
+        self.wall + self.offset() + at.saturating_duration_since(self.anchor)
+    }
+
     /// Returns the instant at which this clock shows `at`, or the clock's start if `at`
     /// is earlier.
     pub fn instant_at(&self, at: Timestamp) -> Instant {

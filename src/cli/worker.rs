@@ -45,6 +45,11 @@ pub(super) struct WorkArgs {
     /// is less
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
     shutdown_timeout: Duration,
+    /// Stop a command when its lease expires because the server cannot be reached, so that it does
+    /// not run beside its successor. By default it goes on, and its result is sent when a server
+    /// answers
+    #[arg(long)]
+    fence: bool,
     /// Log filter: a level, or directives such as info,longrunning=debug
     #[arg(
         long,
@@ -96,7 +101,8 @@ pub(super) async fn work(args: WorkArgs) -> Result<u8, CliError> {
     let channel = args.command.worker.worker_endpoint.connect_lazy()?;
     let mut worker = Worker::new(channel, &id)
         .map_err(CliError::local)?
-        .shutdown_timeout(args.shutdown_timeout);
+        .shutdown_timeout(args.shutdown_timeout)
+        .fence(args.fence);
     let types = args.types.load()?;
     for queue in &args.queues {
         let handler = args.command.handler()?.with_types(&types);

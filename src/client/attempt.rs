@@ -225,7 +225,9 @@ async fn finish(
             // lost: before it expires, only the holder can end a lease. Another
             // attempt may already have finished the operation.
             Err(status)
-                if possibly_recorded && status.code() == tonic::Code::FailedPrecondition =>
+                if possibly_recorded
+                    && !held.is_expired()
+                    && status.code() == tonic::Code::FailedPrecondition =>
             {
                 log_outcome(&outcome, None);
                 return Ok(None);

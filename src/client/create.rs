@@ -80,7 +80,7 @@ impl Client {
     /// If called outside of a tokio runtime.
     pub fn new(channel: Channel, id: &str) -> Result<Self, InvalidWorkerId> {
         let worker = WorkerId::parse(id)?;
-        let lease_manager = LeaseManager::new(OperationWorkerClient::new(channel), worker);
+        let lease_manager = LeaseManager::new(OperationWorkerClient::new(channel), worker, false);
         Ok(Self(Arc::new(Inner {
             _lease_manager_guard: lease_manager.start(),
             lease_manager,

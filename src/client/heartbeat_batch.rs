@@ -82,6 +82,7 @@ mod tests {
             LeaseToken::random(),
             lease_duration,
             None,
+            false,
             Arc::default(),
         ));
         let any = Any {

@@ -2,6 +2,7 @@
 //! of the server.
 
 use std::{
+    future::pending,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -38,6 +39,8 @@ pub(super) struct HeldLease {
     pub(super) token: LeaseToken,
     pub(super) attempt_state: Arc<AttemptState>,
     lost: CancellationToken,
+    /// The attempt stops when the lease expires without contact.
+    is_fenced: bool,
     confirmed: SetOnce<()>,
     times: Mutex<LeaseTimes>,
     /// The handler has ended and its result is being reported.
@@ -56,13 +59,15 @@ struct LeaseTimes {
 
 impl HeldLease {
     /// Creates a lease that was just received. With `confirm_within`, its first
-    /// heartbeat is due at once, and it is lost without a response by then. Notifies
-    /// `wakeup` when a report becomes pending.
+    /// heartbeat is due at once, and it is lost without a response by then. If it
+    /// `is_fenced`, it is lost when it expires. Notifies `wakeup` when a report
+    /// becomes pending.
     pub(super) fn new(
         name: &str,
         token: LeaseToken,
         remaining: Duration,
         confirm_within: Option<Duration>,
+        is_fenced: bool,
         wakeup: Arc<Notify>,
     ) -> Self {
         let received = Instant::now();
@@ -88,6 +93,7 @@ impl HeldLease {
             token,
             attempt_state: Arc::new(AttemptState::with_wakeup(wakeup)),
             lost: CancellationToken::new(),
+            is_fenced,
             confirmed,
             times: Mutex::new(times),
             is_finishing: AtomicBool::new(false),
@@ -95,7 +101,8 @@ impl HeldLease {
         }
     }
 
-    /// Waits until the lease is lost: the server reported it, or it expired.
+    /// Waits until the lease is lost: the server reported it, or it expired without
+    /// contact before its confirmation or if it is fenced.
     pub(super) async fn lost(&self) {
         select! {
             () = self.lost.cancelled() => {}
@@ -109,16 +116,26 @@ impl HeldLease {
         self.confirmed.wait().await;
     }
 
-    /// Waits until the lease expires, ignoring what the server reported.
+    /// Waits until the lease expires, ignoring what the server reported. Never returns
+    /// if the attempt goes on then: the server may be away, and extend its leases.
     pub(super) async fn expired(&self) {
         loop {
             let expires_at = self.times.lock().expires_at;
-            if expires_at <= Instant::now() {
+            if expires_at > Instant::now() {
+                sleep_until(expires_at).await;
+            } else if self.is_fenced || !self.confirmed.initialized() {
                 warn!(operation.name = %self.name, "lease expired: no heartbeat reached the server in time");
                 return;
+            } else {
+                debug!(operation.name = %self.name, "lease expired without contact to the server; the attempt goes on");
+                return pending().await;
             }
-            sleep_until(expires_at).await;
         }
+    }
+
+    /// Returns `true` if no heartbeat has reached the server in time.
+    pub(super) fn is_expired(&self) -> bool {
+        self.times.lock().expires_at <= Instant::now()
     }
 
     /// Marks the lease as finishing: its loss is then expected and not logged as a

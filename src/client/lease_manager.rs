@@ -48,6 +48,8 @@ const MIN_STABLE_STREAM_DURATION: Duration = Duration::from_secs(10);
 pub(super) struct LeaseManager {
     client: OperationWorkerClient<Channel>,
     worker_id: WorkerId,
+    /// Attempts stop when their lease expires without contact.
+    is_fenced: bool,
     leases: Mutex<HashMap<LeaseToken, Arc<HeldLease>>>,
     /// Notified when a report is pending or a renewal was rescheduled.
     wakeup: Arc<Notify>,
@@ -62,10 +64,15 @@ pub(super) struct LeaseManager {
 // === impl LeaseManager ===
 
 impl LeaseManager {
-    pub(super) fn new(client: OperationWorkerClient<Channel>, worker_id: WorkerId) -> Arc<Self> {
+    pub(super) fn new(
+        client: OperationWorkerClient<Channel>,
+        worker_id: WorkerId,
+        is_fenced: bool,
+    ) -> Arc<Self> {
         Arc::new(Self {
             client,
             worker_id,
+            is_fenced,
             leases: Mutex::default(),
             wakeup: Arc::default(),
             lease_added: Notify::new(),
@@ -116,6 +123,7 @@ impl LeaseManager {
             token,
             remaining,
             confirm_within,
+            self.is_fenced,
             wakeup,
         ));
         leases.insert(token, held.clone());

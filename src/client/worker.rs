@@ -51,6 +51,7 @@ pub struct Worker {
     id: WorkerId,
     queues: Vec<WorkerQueue>,
     shutdown_timeout: Duration,
+    is_fenced: bool,
 }
 
 /// A queue and the handler of its operations. The name is not validated yet.
@@ -107,6 +108,7 @@ impl Worker {
             id: WorkerId::parse(id)?,
             queues: Vec::new(),
             shutdown_timeout: Duration::from_secs(20),
+            is_fenced: false,
         })
     }
 
@@ -127,6 +129,17 @@ impl Worker {
     /// at most a quarter of `timeout`. The default is 20 s.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = timeout;
+        self
+    }
+
+    /// Sets whether a handler is stopped when its lease expires because the server
+    /// cannot be reached. By default it goes on, and its result is sent until a server
+    /// answers: a server that was away extends its leases. Other servers may meanwhile
+    /// lease the operation to another worker, which then runs beside this one; fence
+    /// handlers that must never do that, or whose effects do not check
+    /// [`Context::attempt`](crate::Context::attempt).
+    pub fn fence(mut self, is_fenced: bool) -> Self {
+        self.is_fenced = is_fenced;
         self
     }
 
@@ -158,7 +171,11 @@ impl Worker {
             queue_names.push(QueueName::parse(&queue.name)?);
             max_shutdown_grace = max_shutdown_grace.max(queue.handler.shutdown_grace());
         }
-        let lease_manager = LeaseManager::new(OperationWorkerClient::new(self.channel), self.id);
+        let lease_manager = LeaseManager::new(
+            OperationWorkerClient::new(self.channel),
+            self.id,
+            self.is_fenced,
+        );
         let _lease_manager_guard = lease_manager.start();
         let (tasks, shutdown_signals) = (Tasks::default(), ShutdownSignals::default());
         let _cancel_on_drop = (

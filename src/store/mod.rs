@@ -14,6 +14,7 @@ pub(crate) mod key_locks;
 pub(crate) mod lease;
 pub(crate) mod limits;
 mod open;
+mod pause;
 mod read_through;
 pub(crate) mod ready_queue;
 mod replication;

@@ -13,6 +13,7 @@ use super::{
     consistency::ReadConsistency,
     key_locks::KeyLocks,
     limits::Limits,
+    pause,
     state::{ReplicationState, Store},
     view::View,
 };
@@ -53,6 +54,9 @@ impl Store {
             reserved_bytes: AtomicUsize::new(0),
         });
         store.load().await?;
+        if let Err(error) = pause::start_monitor() {
+            warn!(%error, "pauses of this process will not extend leases");
+        }
         store.start_timers();
         store.start_replication();
         Ok(store)

@@ -8,8 +8,8 @@ use std::sync::{
 use tokio::runtime::Handle;
 
 use super::{
-    consistency::ReadConsistency, key_locks::KeyLocks, limits::Limits, tombstones::Tombstones,
-    view::View,
+    consistency::ReadConsistency, key_locks::KeyLocks, limits::Limits, pause,
+    tombstones::Tombstones, view::View,
 };
 use crate::{
     clock::{Clock, Timestamp},
@@ -70,17 +70,21 @@ impl Store {
         replication.is_some_and(|replication| replication.tombstones.contains(number))
     }
 
-    /// Returns the operation with an expired lease extended to at least a full duration from the moment that the
-    /// storage became available: before that no worker could renew it.
+    /// Returns the operation with an expired lease extended to at least a full duration from the end of the last pause
+    /// of the process, and from the moment that shared storage became available: before that no worker could renew it.
     pub(super) fn with_outage_grace(&self, operation: Arc<Operation>) -> Arc<Operation> {
         let now = self.clock.now();
-        let is_expired = operation.lease().is_some_and(|lease| lease.is_expired(now));
-        let shared = self.storage.shared().filter(|_| is_expired);
-        let Some(status) = shared.and_then(SharedStorage::status) else {
+        if !operation.lease().is_some_and(|lease| lease.is_expired(now)) {
+            return operation;
+        }
+        let resumed_at = pause::last_pause_end().map(|at| self.clock.timestamp_at(at.into()));
+        let status = self.storage.shared().and_then(SharedStorage::status);
+        let available_since = status.map(|status| status.available_since);
+        let Some(renewable_since) = resumed_at.max(available_since) else {
             return operation;
         };
         let mut extended = Operation::clone(&operation);
-        extended.restart_lease(status.available_since);
+        extended.restart_lease(renewable_since);
         Arc::new(extended)
     }
 

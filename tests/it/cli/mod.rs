@@ -2,6 +2,7 @@
 
 mod client_commands;
 mod message_types;
+mod pause;
 mod serve;
 mod transports;
 mod worker_commands;

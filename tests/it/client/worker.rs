@@ -15,7 +15,8 @@ use tokio::{
 };
 
 use crate::support::{
-    assertions::assert_failed_with, expect_error, expect_response, flaky_channel::FlakyChannel,
+    assertions::assert_failed_with, expect_error, expect_response,
+    fake_shared_storage::FakeSharedStorage, flaky_channel::FlakyChannel,
     handlers::never_ending_handler, operations::start_operations, string_value,
 };
 
@@ -37,9 +38,11 @@ impl RunningWorker {
         handler: impl longrunning::Handler,
     ) -> Self {
         let worker = Worker::new(network.channel(), "w").unwrap();
-        let worker = worker
-            .handler("q", concurrency, handler)
-            .shutdown_timeout(20 * SECOND);
+        Self::run(worker.handler("q", concurrency, handler))
+    }
+
+    fn run(worker: Worker) -> Self {
+        let worker = worker.shutdown_timeout(20 * SECOND);
         let (stop_tx, stop_rx) = oneshot::channel();
         let task = tokio::spawn(worker.run(async {
             let _ = stop_rx.await;
@@ -183,17 +186,14 @@ async fn drain_finishes_short_work_and_releases_long_work() {
 // The lease expires while the worker is disconnected.
 // Rules: CLIENT-4
 #[tokio::test(start_paused = true)]
-async fn disconnected_worker_stops_handler_and_records_nothing() {
+async fn fenced_worker_stops_handler_when_its_lease_expires() {
     let (operations, network) = start_with_network().await;
     let (started_tx, mut started_rx) = mpsc::channel(9);
     let (stopped_tx, stopped_rx) = oneshot::channel();
-    let worker = RunningWorker::start(&network, 1, never_ending_handler(started_tx, stopped_tx));
-    let new = queued().lease_duration(3 * SECOND);
-    let name = create(
-        &operations,
-        new.retry_policy(RetryPolicy::with_max_attempts(9)),
-    )
-    .await;
+    let handler = never_ending_handler(started_tx, stopped_tx);
+    let worker = Worker::new(network.channel(), "w").unwrap();
+    let worker = RunningWorker::run(worker.handler("q", 1, handler).fence(true));
+    let name = create(&operations, queued().lease_duration(3 * SECOND)).await;
     started_rx.recv().await.unwrap();
     network.disconnect();
     let disconnect_time = Instant::now();
@@ -210,6 +210,61 @@ async fn disconnected_worker_stops_handler_and_records_nothing() {
     worker.drain().await;
     let after = operations.get_cached(&name).unwrap();
     assert_eq!(after.revision(), second.revision(), "expected no change");
+}
+
+// Rules: CLIENT-4
+#[tokio::test(start_paused = true)]
+async fn disconnected_worker_goes_on_beside_its_successor() {
+    let (operations, network) = start_with_network().await;
+    let (started_tx, mut started_rx) = mpsc::channel(9);
+    let (ended_tx, mut ended_rx) = mpsc::channel(9);
+    let worker = RunningWorker::start(&network, 1, move |context: Context| {
+        let (started_tx, ended_tx) = (started_tx.clone(), ended_tx.clone());
+        async move {
+            started_tx.send(context).await.unwrap();
+            sleep(20 * SECOND).await;
+            ended_tx.send(()).await.unwrap();
+            Ok::<Any, Failure>(string_value("late"))
+        }
+    });
+    let name = create(&operations, queued().lease_duration(3 * SECOND)).await;
+    started_rx.recv().await.unwrap();
+    network.disconnect();
+    let second = lease_next(&operations).await;
+    assert_eq!((second.name_owned(), second.attempt()), (name.clone(), 2));
+    ended_rx.recv().await.unwrap();
+    // The lease of the first attempt is lost: its result changes nothing.
+    network.reconnect();
+    worker.drain().await;
+    let after = operations.get_cached(&name).unwrap();
+    assert!(!after.is_done());
+}
+
+// The server is there again after seven lease durations.
+// Rules: CLIENT-4, CLU-9
+#[tokio::test(start_paused = true)]
+async fn result_is_repeated_until_server_that_was_away_accepts_it() {
+    let storage = FakeSharedStorage::default();
+    let replica = storage.start_replica().await;
+    let network = FlakyChannel::new(&replica.operations);
+    let (started_tx, mut started_rx) = mpsc::channel(9);
+    let worker = RunningWorker::start(&network, 1, move |context: Context| {
+        let started_tx = started_tx.clone();
+        async move {
+            started_tx.send(context).await.unwrap();
+            sleep(10 * SECOND).await;
+            Ok::<Any, Failure>(string_value("kept"))
+        }
+    });
+    let name = create(&replica.operations, queued().lease_duration(3 * SECOND)).await;
+    started_rx.recv().await.unwrap();
+    storage.go_offline();
+    sleep(20 * SECOND).await;
+    storage.go_online();
+    let done = wait_until_done(&replica.operations, &name).await;
+    let response = expect_response(&done.to_proto());
+    assert_eq!((done.attempt(), response), (1, string_value("kept")));
+    worker.drain().await;
 }
 
 // A connected worker loses its lease.
