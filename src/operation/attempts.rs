@@ -40,7 +40,7 @@ impl Operation {
         let is_unconfirmed = lease.confirm_by.take().is_some();
         if is_unconfirmed {
             // An attempt whose first call ends it began with the grant: no better time is known.
-            if let Event::RenewLease(..) | Event::Report(..) = event {
+            if let Event::Heartbeat(..) | Event::Report(..) = event {
                 lease.start_time = now;
                 lease.attempt_deadline = attempt_deadline;
             }

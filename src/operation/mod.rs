@@ -200,7 +200,7 @@ impl Operation {
             }
             Transition::Unchanged | Transition::MergeReport | Transition::Remove => {}
         }
-        if matches!(event, Event::RenewLease(..)) && report.is_none() && !is_confirmation {
+        if matches!(event, Event::Heartbeat(..)) && report.is_none() && !is_confirmation {
             // A heartbeat without a report changes nothing visible to clients.
             changed.update_time = self.update_time;
             changed.encoded = self.encoded.clone();

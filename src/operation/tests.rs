@@ -90,7 +90,7 @@ fn event(step: Step, token: LeaseToken) -> Event {
             worker: WorkerId::new("w"),
             confirm_within: confirm_secs.map(Duration::from_secs),
         },
-        Step::RenewLease(_) => Event::RenewLease(token, Report::default()),
+        Step::Heartbeat(_) => Event::Heartbeat(token, Report::default()),
         Step::Report(_, n) => {
             let metadata = Some(custom_metadata(n));
             Event::Report(
@@ -130,7 +130,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => prop_oneof![0u64..5, 20u64..40, Just(LEASE_DURATION_SECS), Just(RETENTION_SECS)].prop_map(Step::AdvanceClock),
         4 => prop::option::of(1u64..40).prop_map(Step::AcquireLease),
-        2 => token_kind().prop_map(Step::RenewLease),
+        2 => token_kind().prop_map(Step::Heartbeat),
         2 => (token_kind(), 1u8..).prop_map(|(token, n)| Step::Report(token, n)),
         1 => Just(Step::RequestCancel),
         2 => token_kind().prop_map(Step::ReleaseLease),
@@ -268,9 +268,9 @@ proptest! {
         for step in steps {
             let current = operation.lease().map(|lease| lease.token);
             let token = match step {
-                Step::RenewLease(TokenKind::Stale) | Step::Report(TokenKind::Stale, _) | Step::ReleaseLease(TokenKind::Stale) | Step::RevokeLease(TokenKind::Stale)
+                Step::Heartbeat(TokenKind::Stale) | Step::Report(TokenKind::Stale, _) | Step::ReleaseLease(TokenKind::Stale) | Step::RevokeLease(TokenKind::Stale)
                 | Step::Fail(TokenKind::Stale) | Step::Finish(TokenKind::Stale, _) => stale,
-                Step::RenewLease(TokenKind::Foreign) | Step::Report(TokenKind::Foreign, _) | Step::ReleaseLease(TokenKind::Foreign) | Step::RevokeLease(TokenKind::Foreign)
+                Step::Heartbeat(TokenKind::Foreign) | Step::Report(TokenKind::Foreign, _) | Step::ReleaseLease(TokenKind::Foreign) | Step::RevokeLease(TokenKind::Foreign)
                 | Step::Fail(TokenKind::Foreign) | Step::Finish(TokenKind::Foreign, _) => LeaseToken::random(),
                 _ => current.unwrap_or(stale),
             };

@@ -61,8 +61,8 @@ pub(crate) enum Event {
     },
     /// The server takes back a lease that it could not hand over. It was no attempt.
     RevokeLease(LeaseToken),
-    /// The holder renews the lease for its full duration.
-    RenewLease(LeaseToken, Report),
+    /// The holder renews the lease for its full duration and merges the report.
+    Heartbeat(LeaseToken, Report),
     /// The holder reports without renewing the lease.
     Report(LeaseToken, Report),
     /// A client requests cancellation.
@@ -131,7 +131,7 @@ pub(crate) fn transition(
     context: TransitionContext<'_>,
 ) -> Result<Transition, TransitionError> {
     use Event::{
-        AcquireLease, Fail, Finish, ReleaseLease, RenewLease, Report, RequestCancel, RevokeLease,
+        AcquireLease, Fail, Finish, Heartbeat, ReleaseLease, Report, RequestCancel, RevokeLease,
         TimerFired,
     };
     let now = context.now;
@@ -159,7 +159,7 @@ pub(crate) fn transition(
         (Phase::Pending { .. }, TimerFired) => Transition::Unchanged,
         (
             Phase::Pending { .. },
-            RenewLease(..)
+            Heartbeat(..)
             | Report(..)
             | ReleaseLease(..)
             | RevokeLease(..)
@@ -193,7 +193,7 @@ pub(crate) fn transition(
         (Phase::Running(_) | Phase::Cancelling(_), AcquireLease { .. }) => {
             return Err(TransitionError::LeaseHeld);
         }
-        (Phase::Running(_) | Phase::Cancelling(_), RenewLease(..)) => Transition::RenewLease {
+        (Phase::Running(_) | Phase::Cancelling(_), Heartbeat(..)) => Transition::RenewLease {
             expires_at: now + context.options.lease_duration,
         },
         (Phase::Running(_) | Phase::Cancelling(_), Report(..)) => Transition::MergeReport,
@@ -210,7 +210,7 @@ pub(crate) fn transition(
         (
             Phase::Done(_),
             AcquireLease { .. }
-            | RenewLease(..)
+            | Heartbeat(..)
             | Report(..)
             | ReleaseLease(..)
             | RevokeLease(..)
@@ -226,7 +226,7 @@ impl Event {
     /// Returns the token and the report of a lease holder's event, or `None` for other events.
     fn holder_parts(&self) -> Option<(LeaseToken, &Report)> {
         match self {
-            Self::RenewLease(token, report)
+            Self::Heartbeat(token, report)
             | Self::Report(token, report)
             | Self::ReleaseLease(token, report)
             | Self::Fail { token, report, .. }
@@ -259,7 +259,7 @@ impl Event {
     /// Replaces the report by an empty one.
     pub(crate) fn without_report(mut self) -> Self {
         match &mut self {
-            Self::RenewLease(_, report)
+            Self::Heartbeat(_, report)
             | Self::Report(_, report)
             | Self::ReleaseLease(_, report)
             | Self::Fail { report, .. }

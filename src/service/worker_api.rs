@@ -162,7 +162,7 @@ impl Operations {
         report: Report,
     ) -> Result<Arc<Operation>> {
         report.check()?;
-        let event = Event::RenewLease(token, report);
+        let event = Event::Heartbeat(token, report);
         self.store().commit(name, event).await
     }
 

@@ -95,7 +95,7 @@ impl Limits {
         next: &Operation,
     ) -> Result<()> {
         match event {
-            Event::Report(_, report) | Event::RenewLease(_, report) if !report.is_empty() => {
+            Event::Report(_, report) | Event::Heartbeat(_, report) if !report.is_empty() => {
                 self.check_size("report", next)?;
                 let growth = next.size().saturating_sub(current.size());
                 if growth != 0 && total_bytes + growth > self.max_total_bytes {

@@ -98,7 +98,7 @@ impl Attempt {
                 () = waiter.notified() => continue,
                 () = sleep_until(renew_at) => {
                     renew_at = Instant::now() + self.renew_interval;
-                    self.commit(Event::RenewLease(self.token, Report::default())).await
+                    self.commit(Event::Heartbeat(self.token, Report::default())).await
                 }
                 () = report_ready => {
                     report_at = Instant::now() + MIN_REPORT_INTERVAL;

@@ -112,7 +112,7 @@ fn apply_events(spec: OperationSpec, events: &[u8]) -> Operation {
                 confirm_within: None,
             },
             1 | 2 => Event::Report(token, report),
-            3 => Event::RenewLease(token, Report::default()),
+            3 => Event::Heartbeat(token, Report::default()),
             4 => Event::RequestCancel,
             5 => Event::ReleaseLease(token, report),
             6 => Event::Finish(token, Outcome::Response(payload_of_size(5)), report),

@@ -10,7 +10,7 @@ pub(super) enum Step {
     AdvanceClock(u64),
     /// With the seconds within which the lease must be confirmed, if it must.
     AcquireLease(Option<u64>),
-    RenewLease(TokenKind),
+    Heartbeat(TokenKind),
     Report(TokenKind, u8),
     RequestCancel,
     ReleaseLease(TokenKind),
@@ -321,7 +321,7 @@ impl Model {
             {
                 ModelResult::Unchanged
             }
-            Step::RenewLease(token)
+            Step::Heartbeat(token)
             | Step::Report(token, _)
             | Step::ReleaseLease(token)
             | Step::RevokeLease(token)
@@ -348,7 +348,7 @@ impl Model {
                 }
                 result
             }
-            Step::RenewLease(_) => {
+            Step::Heartbeat(_) => {
                 self.confirm_lease();
                 if let ModelPhase::Running { ends_at, .. } = &mut self.phase {
                     *ends_at = self.now + LEASE_DURATION_SECS;

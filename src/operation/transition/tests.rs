@@ -22,7 +22,7 @@ const SECOND: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum EventKind {
     AcquireLease,
-    RenewLease,
+    Heartbeat,
     Report,
     RequestCancel,
     ReleaseLease,
@@ -35,7 +35,7 @@ enum EventKind {
 
 const EVENTS: [EventKind; 10] = [
     EventKind::AcquireLease,
-    EventKind::RenewLease,
+    EventKind::Heartbeat,
     EventKind::Report,
     EventKind::RequestCancel,
     EventKind::ReleaseLease,
@@ -201,7 +201,7 @@ fn event(kind: EventKind, token: LeaseToken) -> Event {
             worker: WorkerId::new("v"),
             confirm_within: None,
         },
-        EventKind::RenewLease => Event::RenewLease(token, Report::default()),
+        EventKind::Heartbeat => Event::Heartbeat(token, Report::default()),
         EventKind::Report => Event::Report(token, Report::default()),
         EventKind::RequestCancel => Event::RequestCancel,
         EventKind::ReleaseLease => Event::ReleaseLease(token, Report::default()),
@@ -287,7 +287,7 @@ fn table() -> Vec<(&'static str, Fixture, [&'static str; 10])> {
     let attempt_deadline_reached = |lease: &mut Lease| lease.attempt_deadline = Some(NOW);
     let self_executed = |options: &mut ExecutionOptions| options.queue = None;
     vec![
-        // situation: AcquireLease, RenewLease, Report, RequestCancel, ReleaseLease, RevokeLease, Fail, Succeed, FinishFailed, TimerFired
+        // situation: AcquireLease, Heartbeat, Report, RequestCancel, ReleaseLease, RevokeLease, Fail, Succeed, FinishFailed, TimerFired
         ("pending", pending(), [LEASED, LOST, LOST, CANCELLED, LOST, LOST, LOST, LOST, LOST, UNCHANGED]),
         ("pending, not ready", fixture(Phase::Pending { ready_at: later }), ["NotReady", LOST, LOST, CANCELLED, LOST, LOST, LOST, LOST, LOST, UNCHANGED]),
         ("pending, total timeout exceeded", pending().with_total_timeout_exceeded(), [TOTAL_TIMEOUT, LOST, LOST, CANCELLED, LOST, LOST, LOST, LOST, LOST, TOTAL_TIMEOUT]),
@@ -376,7 +376,7 @@ fn lost_lease_error_names_its_reason() {
         ),
     ] {
         assert_eq!(
-            fixture.transition(&event(EventKind::RenewLease, token)),
+            fixture.transition(&event(EventKind::Heartbeat, token)),
             Err(TransitionError::LeaseLost(expected))
         );
     }
@@ -387,11 +387,11 @@ fn lost_lease_error_names_its_reason() {
 fn lease_expires_exactly_at_expires_at() {
     let next_nanosecond = Timestamp::from_nanos(NOW.nanos() + 1);
     assert_eq!(
-        running(next_nanosecond).transition_text(&event(EventKind::RenewLease, token(1))),
+        running(next_nanosecond).transition_text(&event(EventKind::Heartbeat, token(1))),
         RENEWED
     );
     assert_eq!(
-        running(NOW).transition_text(&event(EventKind::RenewLease, token(1))),
+        running(NOW).transition_text(&event(EventKind::Heartbeat, token(1))),
         LOST
     );
     assert_eq!(
