@@ -372,7 +372,7 @@ impl ReferenceModel {
             .operations
             .get_mut(&number)
             .expect("expected the operation to exist");
-        let previous_deadline = operation.next_deadline(self.now);
+        let previous = operation.clone();
         let result = mutate(operation);
         if operation.is_deleted {
             self.requests.retain(|_, created| *created != number);
@@ -380,7 +380,7 @@ impl ReferenceModel {
         if operation.is_deleted && matches!(operation.phase, ReferencePhase::Done(_)) {
             self.operations.remove(&number);
         } else {
-            self.schedule_if_changed(number, Some(previous_deadline));
+            self.schedule_if_changed(number, Some(&previous));
         }
         result
     }

@@ -3,21 +3,26 @@
 //! at most 67 ms, or 18 minutes for retention. The model rounds exactly as the server does,
 //! so that steps can be compared to the millisecond.
 
-use super::{operation::ReferencePhase, reference_model::ReferenceModel};
+use super::{
+    operation::{ModelOperation, ReferencePhase},
+    reference_model::ReferenceModel,
+};
 
 pub(super) const NANOS_PER_MILLI: i64 = 1_000_000;
 
 // === impl ReferenceModel ===
 
 impl ReferenceModel {
-    /// Schedules a check if a change has moved the next deadline.
-    pub(super) fn schedule_if_changed(
-        &mut self,
-        number: u64,
-        previous_deadline: Option<Option<i64>>,
-    ) {
-        let deadline = self.operations[&number].next_deadline(self.now);
-        if previous_deadline != Some(deadline) {
+    /// Schedules a check, unless that of the version before is for the same deadline.
+    pub(super) fn schedule_if_changed(&mut self, number: u64, previous: Option<&ModelOperation>) {
+        let operation = &self.operations[&number];
+        let deadline = operation.next_deadline(self.now);
+        let is_done =
+            |operation: &ModelOperation| matches!(operation.phase, ReferencePhase::Done(_));
+        let is_scheduled = previous.is_some_and(|previous| {
+            previous.next_deadline(i64::MIN) == deadline && is_done(previous) == is_done(operation)
+        });
+        if !is_scheduled {
             self.schedule_check(number, deadline);
         }
     }

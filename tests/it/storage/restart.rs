@@ -155,7 +155,7 @@ async fn clock_set_back_across_restart_does_not_block_queue() {
 async fn leases_get_full_duration_after_restart() {
     let storage = TestStorage::new();
     let operations = start(&storage).await;
-    let retry = RetryPolicy::with_max_attempts(2);
+    let retry = RetryPolicy::default().with_initial_backoff(Duration::ZERO);
     let new = NewOperation::queued("q")
         .retry_policy(retry)
         .lease_duration(10 * SECOND);
