@@ -51,9 +51,6 @@ pub(super) enum RouteError {
 enum Resource {
     Operation,
     Collection,
-    /// `…/operations/operations`: the name of an operation, and the path with which
-    /// Google's Python client lists the collection `…/operations`.
-    Ambiguous,
     Verb(Action),
 }
 
@@ -122,7 +119,8 @@ fn classify(path: &str, verb: Option<Action>) -> Option<Resource> {
         return is_operation.then_some(Resource::Verb(verb));
     }
     match (is_operation, last == OPERATIONS_COLLECTION) {
-        (_, true) if previous_segment == Some(OPERATIONS_COLLECTION) => Some(Resource::Ambiguous),
+        // Also `…/operations/operations`, with which Google's Python client lists the collection
+        // `…/operations`: no operation has the id `operations`.
         (_, true) => Some(Resource::Collection),
         (true, false) => Some(Resource::Operation),
         (false, false) => None,
@@ -185,9 +183,9 @@ impl Resource {
         // HEAD is a GET without the body (RFC 9110).
         let is_get = method == Method::GET || method == Method::HEAD;
         match self {
-            Self::Collection | Self::Ambiguous if is_get => Some(Action::List),
+            Self::Collection if is_get => Some(Action::List),
             Self::Operation if is_get => Some(Action::Get),
-            Self::Operation | Self::Ambiguous if method == Method::DELETE => Some(Action::Delete),
+            Self::Operation if method == Method::DELETE => Some(Action::Delete),
             Self::Verb(Action::Watch) => (method == Method::GET).then_some(Action::Watch),
             Self::Verb(verb) => (method == Method::POST).then_some(verb),
             _ => None,
@@ -198,7 +196,7 @@ impl Resource {
     fn allowed_methods(self) -> &'static str {
         match self {
             Self::Collection => "GET, HEAD, OPTIONS",
-            Self::Operation | Self::Ambiguous => "GET, HEAD, DELETE, OPTIONS",
+            Self::Operation => "GET, HEAD, DELETE, OPTIONS",
             Self::Verb(Action::Watch) => "GET, OPTIONS",
             Self::Verb(_) => "POST, OPTIONS",
         }

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use uuid::Uuid;
+use uuid::{NoContext, Timestamp, Uuid};
 
 /// The collection of every operation: `{parent}/operations/{id}`.
 pub(crate) const OPERATIONS_COLLECTION: &str = "operations";
@@ -14,12 +14,12 @@ pub(crate) const MAX_NAME_BYTES: usize = 1024;
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OperationName(Box<str>);
 
-/// The last segment of a name: `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?`.
+/// The last segment of a name: `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?`, but not `operations`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct OperationId(Box<str>);
 
 /// The parent of operations: `collection/id` pairs such as
-/// `projects/p1/locations/eu`, or the root.
+/// `projects/p1/locations/eu`, or the root. No id is `.` or `..`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Parent(Option<Arc<str>>);
 
@@ -35,12 +35,12 @@ pub enum InvalidName {
     Malformed(String),
     /// A malformed parent.
     #[error(
-        "invalid parent {0:?}: use COLLECTION/ID pairs such as projects/p1, of letters, digits and . _ ~ - (ids at most 63)"
+        "invalid parent {0:?}: use COLLECTION/ID pairs such as projects/p1, of letters, digits and . _ ~ - (ids at most 63, and not . or ..)"
     )]
     Parent(String),
     /// A malformed operation id.
     #[error(
-        "invalid operation id {0:?}: use 1 to 63 of a-z, 0-9 and -, starting and ending with a letter or digit"
+        "invalid operation id {0:?}: use 1 to 63 of a-z, 0-9 and -, starting and ending with a letter or digit, and not \"operations\""
     )]
     Id(String),
 }
@@ -117,9 +117,11 @@ impl OperationId {
         Err(InvalidName::Id(excerpt(text)))
     }
 
-    /// Makes a unique id that cannot be guessed: a UUIDv7.
+    /// Makes a unique id that cannot be guessed: a UUIDv7 with 74 random bits.
     pub fn random() -> Self {
-        Self(Uuid::now_v7().to_string().into())
+        // `Uuid::now_v7` counts within a millisecond, so that one id tells much of the next.
+        let now = Timestamp::now(NoContext);
+        Self(Uuid::new_v7(now).to_string().into())
     }
 }
 
@@ -178,8 +180,10 @@ pub(crate) fn is_collection(text: &str) -> bool {
 }
 
 pub(crate) fn is_parent_id(text: &str) -> bool {
+    // Clients remove the segments `.` and `..` from URLs (RFC 3986, 5.2.4): the rest of the
+    // path would be the name of another operation. `-` is the wildcard of lists.
     (1..=63).contains(&text.len())
-        && text != "-"
+        && !matches!(text, "-" | "." | "..")
         && text
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
@@ -188,7 +192,10 @@ pub(crate) fn is_parent_id(text: &str) -> bool {
 fn is_id(text: &str) -> bool {
     let is_allowed_byte =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    // The path `…/operations/operations` is a list, and clients decode any escape that would
+    // tell a name from it (RFC 3986, 6.2.2.2).
     (1..=63).contains(&text.len())
+        && text != OPERATIONS_COLLECTION
         && text.bytes().all(is_allowed_byte)
         && !text.starts_with('-')
         && !text.ends_with('-')
@@ -244,6 +251,12 @@ mod tests {
             "projects//operations/a",
             "xoperations/a",
             "projects/-/operations/a",
+            "projects/./operations/a",
+            "projects/../operations/a",
+            "operations/.",
+            "operations/..",
+            "operations/operations",
+            "projects/p/operations/operations",
             "operations/é",
         ] {
             assert!(
@@ -268,6 +281,9 @@ mod tests {
             "a_b",
             "a.b",
             "a/b",
+            ".",
+            "..",
+            "operations",
             "é",
             &"a".repeat(64),
         ] {
@@ -290,6 +306,34 @@ mod tests {
         }
     }
 
+    // Rules: OP-7
+    #[test]
+    fn generated_operation_ids_have_74_random_bits_and_no_counter() {
+        const RANDOM_BITS: u128 = (0xfff << 64) | (u128::MAX >> 66);
+        let parse = |OperationId(id)| Uuid::parse_str(&id).unwrap().as_u128();
+        let ids: Vec<_> = (0..1000).map(|_| parse(OperationId::random())).collect();
+        let ever_set = ids.iter().fold(0, |bits, id| bits | id);
+        let always_set = ids.iter().fold(u128::MAX, |bits, id| bits & id);
+        assert_eq!(ever_set & !always_set & RANDOM_BITS, RANDOM_BITS);
+        // Many of the ids are of one millisecond, within which a counter would sort them.
+        assert!(!ids.is_sorted());
+    }
+
+    /// Removes dot segments as RFC 3986, 5.2.4 does.
+    fn remove_dot_segments(path: &str) -> String {
+        let mut segments = Vec::new();
+        for segment in path.split('/') {
+            match segment {
+                "." => {}
+                ".." => {
+                    segments.pop();
+                }
+                other => segments.push(other),
+            }
+        }
+        segments.join("/")
+    }
+
     proptest! {
         // Rules: NAME-3
         #[test]
@@ -298,6 +342,17 @@ mod tests {
                 prop_assert_eq!(name.as_str(), text.as_str());
             }
             let _ = Parent::parse(&text);
+        }
+
+        // Rules: NAME-4, NAME-5
+        #[test]
+        fn valid_name_survives_removal_of_dot_segments(
+            parent in "([a-z.]{1,2}/[a.]{1,3}/){0,2}", id in "[a.]{1,3}",
+        ) {
+            let name = format!("{parent}operations/{id}");
+            if OperationName::parse(name.as_str()).is_ok() {
+                prop_assert_eq!(remove_dot_segments(&name), name);
+            }
         }
 
         #[test]

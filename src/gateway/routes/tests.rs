@@ -61,12 +61,6 @@ fn every_http_binding_routes_to_its_method() {
         ("DELETE", "/v1/operations/x", Action::Delete, "operations/x"),
         (
             "DELETE",
-            "/v1/operations/operations",
-            Action::Delete,
-            "operations/operations",
-        ),
-        (
-            "DELETE",
             "/v1beta1/projects/p/operations/x",
             Action::Delete,
             "projects/p/operations/x",
@@ -226,6 +220,7 @@ fn wrong_method_lists_allowed_ones_and_unknown_path_is_not_found() {
         ("POST", "/v1/operations", "GET, HEAD, OPTIONS"),
         ("DELETE", "/v1/operations", "GET, HEAD, OPTIONS"),
         ("DELETE", "/v1/projects/p/operations", "GET, HEAD, OPTIONS"),
+        ("DELETE", "/v1/operations/operations", "GET, HEAD, OPTIONS"),
         ("POST", "/v1/operations/x", "GET, HEAD, DELETE, OPTIONS"),
         ("PATCH", "/v1/operations/x", "GET, HEAD, DELETE, OPTIONS"),
         ("BREW", "/v1/operations/x", "GET, HEAD, DELETE, OPTIONS"),

@@ -4,8 +4,10 @@ use longrunning::{NewOperation, Parent, proto::google::rpc::Code};
 use tonic::Code as GrpcCode;
 
 use crate::support::{
-    GrpcTestServer, create_pending, error_details::expect_status_error, get_request,
-    operations::start_operations,
+    GrpcTestServer, create_pending,
+    error_details::expect_status_error,
+    get_request,
+    operations::{page_request, start_operations},
 };
 
 /// Returns names of no operation that are NOT_FOUND, not invalid.
@@ -163,7 +165,21 @@ async fn custom_operation_id_is_validated() {
         assert_eq!(created.operation.name(), format!("operations/{good}"));
     }
     for bad in [
-        "", "-", "a-", "-a", "A", "a_b", "a.b", "a/b", "a b", "é", "a\n", "..", &long,
+        "",
+        "-",
+        "a-",
+        "-a",
+        "A",
+        "a_b",
+        "a.b",
+        "a/b",
+        "a b",
+        "é",
+        "a\n",
+        ".",
+        "..",
+        "operations",
+        &long,
     ] {
         let rejected = operations
             .create(NewOperation::queued("q").id(bad))
@@ -185,6 +201,7 @@ fn parent_consists_of_collection_and_id_pairs() {
         "projects/p1",
         "projects/p1/locations/eu",
         "projects/my.company~x_1",
+        "projects/..a/x/...",
         "tenants/T-1",
     ] {
         assert_eq!(Parent::parse(good).unwrap().as_str(), good);
@@ -203,6 +220,11 @@ fn parent_consists_of_collection_and_id_pairs() {
         "1/2",
         "projects/p:x",
         "projects/p%2F",
+        "projects/.",
+        "projects/..",
+        "projects/p/locations/..",
+        "../p",
+        "./p",
         &long,
     ] {
         assert!(Parent::parse(bad).is_err(), "{bad}");
@@ -248,14 +270,19 @@ async fn labels_are_limited_to_64_and_keys_and_values_are_validated() {
     }
 }
 
-// Generated ids increase, so that names sort by creation time.
-// Rules: OP-7
+// The ids of one millisecond have no order: that of a list comes from elsewhere.
+// Rules: OP-7, LIST-8
 #[tokio::test]
-async fn generated_names_sort_by_creation_time() {
-    let operations = start_operations().await;
+async fn list_keeps_creation_order_although_ids_are_random() {
+    let server = GrpcTestServer::start().await;
     let mut names = Vec::new();
-    for _ in 0..500 {
-        names.push(create_pending(&operations).await);
+    for _ in 0..100 {
+        let name = create_pending(&server.operations).await;
+        names.insert(0, name.as_str().to_owned());
     }
-    assert!(names.is_sorted());
+    let request = page_request("operations", 1000, "");
+    let list = server.client().await.list_operations(request).await;
+    let listed = list.unwrap().into_inner().operations.into_iter();
+    let listed: Vec<_> = listed.map(|operation| operation.name).collect();
+    assert_eq!(listed, names);
 }

@@ -18,6 +18,7 @@ use crate::support::{
     decode_metadata,
     error_details::expect_status_error,
     expect_response, get_request,
+    harness::queued_request,
     operations::{list_request, start_operations},
     operations_builder, string_value, wait_request,
 };
@@ -161,6 +162,38 @@ async fn delete_hides_running_operation_without_cancelling_it() {
             .unwrap()
             .cancel_requested()
     );
+}
+
+// Fault: `projects/..` is a parent, so that a client that normalizes URLs deletes `operations/victim`
+// in place of `projects/../operations/victim`. cURL removes dot segments, escaped ones too.
+// Rules: NAME-4, NAME-5
+#[tokio::test]
+async fn name_that_clients_normalize_to_another_is_rejected() {
+    let server = GrpcTestServer::start().await;
+    let mut worker = server.worker_client().await;
+    for (parent, id, field) in [
+        ("projects/..", "victim", "parent"),
+        ("projects/.", "victim", "parent"),
+        ("projects/p/locations/..", "victim", "parent"),
+        ("projects/../locations/eu", "victim", "parent"),
+        ("../p", "victim", "parent"),
+        ("./p", "victim", "parent"),
+        ("projects/p", "..", "operation_id"),
+        ("projects/p", ".", "operation_id"),
+        // The path of this name is a list once a client decodes `%6F`.
+        ("projects/p", "operations", "operation_id"),
+        ("", "operations", "operation_id"),
+    ] {
+        let mut request = queued_request("q");
+        (request.parent, request.operation_id) = (parent.into(), id.into());
+        let details = expect_status_error(worker.create_operation(request).await);
+        assert_eq!(
+            details.code_and_reason(),
+            (Code::InvalidArgument, "INVALID_NAME"),
+            "{parent} {id}"
+        );
+        assert_eq!(details.field_violations[0].0, field, "{parent} {id}");
+    }
 }
 
 // Fault: names contain the request or count up, so that clients can guess them.
