@@ -45,7 +45,7 @@ pub(super) struct DemoArgs {
 /// Runs the demo; returns the exit code.
 pub(super) async fn demo(args: DemoArgs) -> Result<u8, CliError> {
     // Log lines would break the progress bar.
-    let _ = init_telemetry(LogFormat::Text, "warn");
+    let _log = init_telemetry(LogFormat::Text, "warn");
     let directory = args.directory.canonicalize().map_err(|source| {
         let path = args.directory.clone();
         CliError::local(AppError::DemoDirectory { path, source })

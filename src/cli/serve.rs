@@ -9,7 +9,7 @@ use humantime::parse_duration;
 use tokio::select;
 
 use super::{
-    args::{EXIT_FAILED, EXIT_SUCCESS},
+    args::{EXIT_ERROR, EXIT_FAILED, EXIT_SUCCESS},
     client::{CliError, Endpoint},
     types::non_empty_paths,
 };
@@ -18,7 +18,7 @@ use crate::{
     operation::options::ExecutionOptions,
     server::{
         Config, ConnectionOptions, ListenAddress, LogFormat, QueueConfig, ShutdownOutcome,
-        StoreConfig, init_telemetry, reload_signals, shutdown_signals,
+        StoreConfig, init_telemetry, log_panics, reload_signals, shutdown_signals,
     },
     service::request_params::WaitLimits,
     storage::postgres::config::PostgresConfig,
@@ -191,12 +191,18 @@ pub(super) async fn serve(args: ServeArgs) -> Result<u8, CliError> {
         "json" => LogFormat::Json,
         _ => LogFormat::Auto,
     };
-    init_telemetry(log_format, &args.log_filter)
+    let log = init_telemetry(log_format, &args.log_filter)
         .map_err(|error| CliError::local(format!("--log-filter: {error}")))?;
-    match run_server(args).await.map_err(CliError::local)? {
-        ShutdownOutcome::Drained => Ok(EXIT_SUCCESS),
-        ShutdownOutcome::Aborted => Ok(EXIT_FAILED),
-    }
+    log_panics();
+    Ok(match run_server(args).await {
+        Ok(ShutdownOutcome::Drained) => EXIT_SUCCESS,
+        Ok(ShutdownOutcome::Aborted) => EXIT_FAILED,
+        Err(error) => {
+            // Through the log: standard error may block, and signals end nothing any more.
+            log.write_line(format_args!("error: {error}"));
+            EXIT_ERROR
+        }
+    })
 }
 
 async fn run_server(args: ServeArgs) -> Result<ShutdownOutcome, Box<dyn std::error::Error>> {

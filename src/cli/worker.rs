@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    args::{EXIT_INTERRUPTED, EXIT_SUCCESS, EndpointArgs, PrintArgs},
+    args::{EXIT_ERROR, EXIT_INTERRUPTED, EXIT_SUCCESS, EndpointArgs, PrintArgs},
     client::CliError,
     commands::print_result,
     render::ProgressDisplay,
@@ -27,7 +27,7 @@ use super::{
 use crate::{
     client::{Client, Worker, WorkerError},
     proto::longrunning::v1::WatchOperationRequest,
-    server::{self, LogFormat, init_telemetry},
+    server::{self, LogFormat, LogGuard, init_telemetry, log_panics},
     service::new_operation::NewOperation,
     worker::command::CommandHandler,
 };
@@ -94,8 +94,17 @@ struct CommandArgs {
 
 /// Runs the worker until a signal. Returns the exit code.
 pub(super) async fn work(args: WorkArgs) -> Result<u8, CliError> {
-    let telemetry = init_telemetry(LogFormat::Auto, &args.log_filter);
-    telemetry.map_err(|error| CliError::local(format!("--log-filter: {error}")))?;
+    let log = init_telemetry(LogFormat::Auto, &args.log_filter)
+        .map_err(|error| CliError::local(format!("--log-filter: {error}")))?;
+    log_panics();
+    // Through the log: standard error may block, and signals end nothing any more.
+    Ok(run_worker(args, &log).await.unwrap_or_else(|error| {
+        log.write_line(format_args!("error: {error}"));
+        EXIT_ERROR
+    }))
+}
+
+async fn run_worker(args: WorkArgs, log: &LogGuard) -> Result<u8, CliError> {
     let (stop, abort) = stop_signals().map_err(CliError::local)?;
     let id = args.command.worker_id();
     let channel = args.command.worker.worker_endpoint.connect_lazy()?;
@@ -108,7 +117,7 @@ pub(super) async fn work(args: WorkArgs) -> Result<u8, CliError> {
         let handler = args.command.handler()?.with_types(&types);
         worker = worker.handler(queue, args.concurrency, handler);
     }
-    print_stderr_line(format_args!(
+    log.write_line(format_args!(
         "worker {id} leases from queue {} at {}; Ctrl-C drains",
         args.queues.join(", "),
         args.command.worker.worker_endpoint

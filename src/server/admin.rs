@@ -15,6 +15,7 @@ use parking_lot::RwLock;
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tower::Service;
 
+use super::log_queue::dropped_lines;
 use crate::{metrics::Metrics, service::operations::Operations};
 
 const OPENMETRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -71,6 +72,14 @@ impl AdminService {
     pub(super) fn new(metrics: &Metrics, readiness: Readiness) -> Self {
         let mut registry = Registry::default();
         metrics.register(&mut registry);
+        // The log is that of the process, not of this server.
+        registry
+            .sub_registry_with_prefix("longrunning")
+            .register(
+                "log_dropped_lines",
+                "Lines of the log of this process that were lost, because standard error was not read or failed",
+                dropped_lines(),
+            );
         Self {
             registry: Arc::new(registry),
             readiness,

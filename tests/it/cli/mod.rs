@@ -1,6 +1,7 @@
 //! The `longrunning` program: its commands, flags, output and exit codes.
 
 mod client_commands;
+mod log;
 mod message_types;
 mod pause;
 mod serve;

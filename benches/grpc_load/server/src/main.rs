@@ -37,7 +37,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .ok_or("usage: load-server DIR [THREADS [MORE]]")?;
     let connection_threads = arguments.next().map_or(Ok(1), |text| text.parse())?;
     let more = arguments.next().map_or(Ok(0), |text| text.parse())?;
-    init_telemetry(
+    let _log = init_telemetry(
         LogFormat::Text,
         &env::var("LOG").unwrap_or("info".to_owned()),
     )?;
