@@ -24,7 +24,7 @@ pub(super) fn check_path(
         let expected = "`:`, because it is a message";
         return match well_known_scalar_type(descriptor) {
             Some(scalar) => comparison.check_type(&scalar),
-            None if comparator == Comparator::Has => Ok(()),
+            None if comparator == Comparator::Has => check_field_name(descriptor, comparison),
             None => Err(TypeError::ExpectedComparator(expected)),
         };
     };
@@ -50,6 +50,24 @@ pub(super) fn check_path(
         }
     }
     check_kind(&field.kind(), rest, comparison)
+}
+
+/// Checks `message:name`, which tests whether the message has that field.
+fn check_field_name(
+    descriptor: &MessageDescriptor,
+    comparison: &Comparison,
+) -> Result<(), TypeError> {
+    let pattern = &comparison.literal.pattern;
+    let is_field = |name| find_field(descriptor, name).is_some();
+    if comparison.is_presence_test() || pattern.exact().is_some_and(is_field) {
+        return Ok(());
+    }
+    let names: Vec<_> = descriptor
+        .fields()
+        .map(|field| field.name().to_owned())
+        .collect();
+    let expected = format!("one of the fields {}, or *", names.join(", "));
+    Err(TypeError::ExpectedValue(expected))
 }
 
 fn check_kind(kind: &Kind, rest: &[Segment], comparison: &Comparison) -> Result<(), TypeError> {

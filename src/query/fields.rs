@@ -62,6 +62,22 @@ impl Field {
             _ => return None,
         }))
     }
+
+    /// Returns a condition on this field, for the error about a field without one.
+    pub(crate) fn example_condition(self, name: &str) -> String {
+        let comparison = match self {
+            Self::Scalar(field) => match field.scalar_type() {
+                ScalarType::Bool => " = true",
+                ScalarType::Enum(_) => " = RUNNING",
+                ScalarType::Time => " > 2026-11-21T15:04:05Z",
+                ScalarType::Integer => " > 0",
+                _ => ":TEXT",
+            },
+            Self::Labels => ".KEY = VALUE",
+            Self::Error | Self::Response | Self::Metadata => ":*",
+        };
+        format!("{name}{comparison}")
+    }
 }
 
 // === impl ScalarField ===

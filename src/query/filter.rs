@@ -221,8 +221,10 @@ pub(crate) fn is_word_char(character: char) -> bool {
     !character.is_whitespace() && !character.is_control() && !"(),.<>=!:\"'\\".contains(character)
 }
 
+pub(crate) const KEYWORDS: [&str; 3] = ["AND", "OR", "NOT"];
+
 pub(crate) fn is_keyword(word: &str) -> bool {
-    matches!(word, "AND" | "OR" | "NOT")
+    KEYWORDS.contains(&word)
 }
 
 /// Returns the text as it is written between quotes.
@@ -245,5 +247,7 @@ pub(super) fn is_bare_word(text: &str) -> bool {
     !text.is_empty()
         && text.chars().all(is_word_char)
         && !text.starts_with('-')
+        && !text.contains("&&")
+        && !text.contains("||")
         && !is_keyword(text)
 }

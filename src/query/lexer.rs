@@ -2,7 +2,9 @@
 
 use std::slice;
 
-use super::filter::{Column, Comparator, InvalidFilter, Pattern, is_keyword, is_word_char};
+use super::filter::{
+    Column, Comparator, InvalidFilter, KEYWORDS, Pattern, is_keyword, is_word_char,
+};
 
 const EXPECTED_VALUE: &str = "a value";
 
@@ -48,9 +50,13 @@ impl Lexer {
 
     /// Returns the end of the characters from here for which `is_included` is true.
     fn find_end(&self, is_included: impl Fn(char) -> bool) -> usize {
-        let mut rest = self.chars[self.pos..].iter();
+        self.find_end_from(self.pos, is_included)
+    }
+
+    fn find_end_from(&self, start: usize, is_included: impl Fn(char) -> bool) -> usize {
+        let mut rest = self.chars[start..].iter();
         let length = rest.position(|character| !is_included(*character));
-        length.map_or(self.chars.len(), |length| self.pos + length)
+        length.map_or(self.chars.len(), |length| start + length)
     }
 
     fn take_while(&mut self, is_included: impl Fn(char) -> bool) -> Token {
@@ -98,6 +104,7 @@ impl Lexer {
             self.pos -= token.chars.len();
             return Err(self.unexpected(EXPECTED_VALUE));
         }
+        token.reject_foreign_operator()?;
         if self.peek() == Some('(') {
             return Err(self.unsupported_function(token.column));
         }
@@ -124,6 +131,7 @@ impl Lexer {
         if token.chars.is_empty() {
             return Err(self.unexpected(expected));
         }
+        token.reject_foreign_operator()?;
         Ok(token)
     }
 
@@ -195,6 +203,33 @@ impl Lexer {
         Ok(true)
     }
 
+    /// Returns the keyword that is next in lower case, with a term after it, or `None`. Between
+    /// terms, and before one, such a word is far more likely a keyword than a text to search.
+    pub(super) fn lower_case_keyword(&self) -> Option<&'static str> {
+        let end = self.find_end(is_word_char);
+        let word: String = self.chars[self.pos..end].iter().collect();
+        let is_keyword = |keyword: &&&str| **keyword != word && keyword.eq_ignore_ascii_case(&word);
+        let keyword = KEYWORDS.iter().find(is_keyword)?;
+        let next_start = self.find_end_from(end, char::is_whitespace);
+        let next_end = self.find_end_from(next_start, is_word_char);
+        let next: String = self.chars[next_start..next_end].iter().collect();
+        let is_term_next = match self.chars.get(next_start) {
+            None => false,
+            Some(first) => !")<>=!:".contains(*first) && !matches!(&*next, "AND" | "OR"),
+        };
+        (next_start > end && is_term_next).then_some(*keyword)
+    }
+
+    /// Returns the error for a keyword in lower case.
+    pub(super) fn lower_case_keyword_error(&self, keyword: &str) -> InvalidFilter {
+        let word: String = self.chars[self.pos..self.pos + keyword.len()]
+            .iter()
+            .collect();
+        let problem =
+            format!("write {keyword} in upper case, or quote \"{word}\" to search for it");
+        InvalidFilter::new(self.column(), problem)
+    }
+
     /// Returns the end of a negative number that is next and is no operand of a comparison,
     /// else `None`. The minus of such a number is not a negation.
     pub(super) fn bare_number_end(&self) -> Option<usize> {
@@ -223,6 +258,21 @@ impl Lexer {
 impl Token {
     fn is_exactly(&self, word: &str) -> bool {
         self.chars.iter().copied().eq(word.chars().map(Some))
+    }
+
+    /// Rejects `&&` and `||`, which other languages have for AND and OR.
+    fn reject_foreign_operator(&self) -> Result<(), InvalidFilter> {
+        let operators = [(['&'; 2], "AND"), (['|'; 2], "OR")];
+        for (operator, keyword) in operators {
+            let is_operator = |pair: &[Option<char>]| pair == operator.map(Some);
+            if let Some(index) = self.chars.windows(2).position(is_operator) {
+                let [character, _] = operator;
+                let problem =
+                    format!("write {keyword} for {character}{character}, or quote the text");
+                return Err(InvalidFilter::new(Column(self.column.0 + index), problem));
+            }
+        }
+        Ok(())
     }
 
     fn is_keyword(&self) -> bool {

@@ -298,12 +298,13 @@ impl Comparator {
 
 // === Parsing ===
 
-/// Parses an integer, also one with an exponent if a double holds it exactly.
+/// Parses an integer, also one with an exponent or a fraction of zero, if a double holds it
+/// exactly.
 fn parse_integer(text: &str) -> Option<i128> {
     if let Ok(number) = text.parse() {
         return Some(number);
     }
-    let number = parse_float(text).filter(|_| text.contains(['e', 'E']))?;
+    let number = parse_float(text).filter(|_| text.contains(['e', 'E', '.']))?;
     let is_exact = number.fract() == 0.0 && number.abs() < 9_007_199_254_740_992.0;
     #[expect(
         clippy::cast_possible_truncation,
@@ -357,6 +358,7 @@ mod tests {
         assert_eq!(parse_integer("18446744073709551615"), Some(u64::MAX.into()));
         assert_eq!(parse_integer("-9223372036854775808"), Some(i64::MIN.into()));
         assert_eq!(parse_integer("1e3"), Some(1000));
+        assert_eq!(parse_integer("-5.0"), Some(-5));
         for invalid in ["1.5", "1e-1", "1e300", "", "x", "0x10", "99e99", "inf"] {
             assert_eq!(parse_integer(invalid), None, "{invalid}");
         }

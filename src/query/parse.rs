@@ -9,6 +9,7 @@
 //! ```
 
 use super::{
+    fields::Field,
     filter::{Column, Comparator, Filter, InvalidFilter, Path, Restriction, Segment},
     lexer::{Lexer, Token},
 };
@@ -73,7 +74,11 @@ impl Parser {
             if !had_space {
                 return Err(self.lexer.unexpected(EXPECTED_CONTINUATION));
             }
-            self.lexer.accept_keyword("AND")?;
+            if !self.lexer.accept_keyword("AND")?
+                && let Some(keyword @ ("AND" | "OR")) = self.lexer.lower_case_keyword()
+            {
+                return Err(self.lexer.lower_case_keyword_error(keyword));
+            }
             conjuncts.push(self.parse_factor(left)?);
         }
     }
@@ -95,7 +100,10 @@ impl Parser {
         if is_minus && self.lexer.bare_number_end().is_none() {
             self.lexer.pos += 1;
         } else if !self.lexer.accept_keyword("NOT")? {
-            return self.parse_simple(left);
+            return match self.lexer.lower_case_keyword() {
+                Some(keyword @ "NOT") => Err(self.lexer.lower_case_keyword_error(keyword)),
+                _ => self.parse_simple(left),
+            };
         }
         let inner = self.parse_simple(left)?;
         Ok(Filter::Not(Box::new(inner)))
@@ -152,6 +160,9 @@ impl Parser {
         self.lexer.pos = end;
         if tokens.len() > 1 && tokens.iter().any(|token| token.is_quoted) {
             return Err(self.lexer.unexpected("a comparator after the field"));
+        }
+        if let [token] = tokens.as_slice() {
+            token.reject_field_name()?;
         }
         let (column, is_quoted) = (tokens[0].column, tokens[0].is_quoted);
         let parts: Vec<_> = tokens.into_iter().map(|token| token.chars).collect();
@@ -210,6 +221,28 @@ impl Parser {
         Ok(())
     }
 }
+
+// === impl Token ===
+
+impl Token {
+    /// Rejects the unquoted name of a field where a condition is expected: `done` alone would
+    /// search for a text that no operation has.
+    fn reject_field_name(&self) -> Result<(), InvalidFilter> {
+        let name = self.to_name();
+        match Field::parse(&name) {
+            Some(field) if !self.is_quoted => {
+                let condition = field.example_condition(&name);
+                let problem = format!(
+                    "{name} alone is no condition; write {condition}, or quote \"{name}\" to search for it"
+                );
+                Err(InvalidFilter::new(self.column, problem))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+// === Paths ===
 
 fn build_path(tokens: Vec<Token>) -> Result<Path, InvalidFilter> {
     if let Some(token) = tokens.get(MAX_PATH_SEGMENTS) {

@@ -1,5 +1,7 @@
 //! Tests of the grammar and of the lexical rules.
 
+mod mistakes;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -68,8 +70,6 @@ fn not_and_minus_negate_once_and_keywords_are_upper_case() {
         ("NOT (a OR b)", "NOT (a OR b)"),
         ("-(a OR b)", "NOT (a OR b)"),
         ("-file:\".java\"", "NOT file : .java"),
-        ("not a", "not AND a"),
-        ("a and b", "a AND and AND b"),
         ("NOTa", "NOTa"),
         ("NOT a.NOT = 1", "NOT a.\"NOT\" = 1"),
         ("ANDROID", "ANDROID"),

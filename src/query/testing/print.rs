@@ -1,7 +1,8 @@
 //! Prints a filter as text that parses to the same filter.
 
-use crate::query::filter::{
-    Filter, Pattern, Restriction, escape, is_bare_word, is_keyword, is_word_char,
+use crate::query::{
+    fields::Field,
+    filter::{Filter, Pattern, Restriction, escape, is_bare_word, is_keyword, is_word_char},
 };
 
 /// Returns text that parses to the same filter, with parentheses only where the grammar needs
@@ -32,7 +33,9 @@ pub(crate) fn print_filter(filter: &Filter) -> String {
             let value = print_pattern(value, is_bare_value);
             format!("{path} {} {value}", comparator.as_str())
         }
-        Filter::Global(pattern) => print_pattern(pattern, is_bare_word),
+        Filter::Global(pattern) => print_pattern(pattern, |text| {
+            is_bare_word(text) && Field::parse(text).is_none()
+        }),
     }
 }
 

@@ -117,6 +117,25 @@ fn has_operator_tests_presence_keys_elements_and_text() {
     );
 }
 
+// Rules: FIL-5, FIL-9
+#[test]
+fn has_operator_on_message_takes_name_of_field_only() {
+    assert_rejected(&[
+        (
+            "error:5",
+            7,
+            "one of the fields code, message, details, or * for error, found \"5\"",
+        ),
+        ("error:co*", 7, "one of the fields"),
+        (
+            "metadata:nope metadata.@type = google.rpc.Status",
+            10,
+            "one of the fields code, message, details, or *",
+        ),
+    ]);
+    assert_all_match(&failed(), &["error:code", "error:message", "error:*"]);
+}
+
 // Rules: FIL-6
 #[test]
 fn repeated_field_accepts_only_has_operator() {
@@ -168,11 +187,16 @@ fn literal_must_match_field_type() {
         ("state = RUN*", 9, "one of PENDING"),
         ("attempt = \"\"", 11, "an integer"),
         ("attempt = 5*", 11, "found \"5*\""),
+        ("attempt = 1.5", 11, "an integer"),
+        ("state = \"FOO\"", 9, "one of PENDING"),
+        ("done = \"x\"", 8, "true or false"),
     ]);
     assert_all_match(
         &failed(),
         &[
             "error.code = 5e0",
+            "error.code = 5.0",
+            "attempt = 1.0",
             "error.code < 18446744073709551615",
             "error.code > -9223372036854775808",
             "error.code = \"5\"",
