@@ -112,7 +112,7 @@ impl Config {
     /// # Errors
     /// [`AppError`] if a listener, the store, a command or a source of types is unusable.
     pub async fn bind_and_start(mut self) -> Result<App, AppError> {
-        let type_reloader = TypeReloader::load(&self)?;
+        let type_reloader = TypeReloader::load(&self).await?;
         let bind = |listener, address: &ListenAddress| {
             Listener::bind(address, self.socket_mode)
                 .map_err(|source| AppError::Listen { listener, source })

@@ -1,7 +1,11 @@
 //! Loads message types into the type registry: from descriptor set files at start
 //! and on SIGHUP, and from an upstream server by reflection, with retries.
 
-use std::{path::PathBuf, sync::LazyLock, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::LazyLock,
+    time::Duration,
+};
 
 use prost_reflect::DescriptorPool;
 use tokio::{
@@ -17,6 +21,7 @@ use super::config::Config;
 use crate::{
     client::backoff::{Backoff, root_cause},
     reflection::client::ReflectionClient,
+    tasks::run_blocking,
     types::{DescriptorSet, InvalidDescriptorSet, TypeRegistry, TypeSource},
 };
 
@@ -77,7 +82,7 @@ impl TypeReloader {
     ///
     /// # Errors
     /// [`TypeReloadError`] if a file or the upstream's URL is invalid.
-    pub(super) fn load(config: &Config) -> Result<Self, TypeReloadError> {
+    pub(super) async fn load(config: &Config) -> Result<Self, TypeReloadError> {
         let endpoint = |url: String| match Endpoint::from_shared(url.clone()) {
             Ok(endpoint) => Ok((url, endpoint.connect_timeout(CONNECT_TIMEOUT))),
             Err(source) => Err(TypeReloadError::InvalidUpstream { url, source }),
@@ -88,7 +93,7 @@ impl TypeReloader {
             files: config.descriptor_sets.clone(),
             upstream: upstream.map(endpoint).transpose()?,
         };
-        reloader.read_files()?;
+        reloader.read_files().await?;
         Ok(reloader)
     }
 
@@ -115,7 +120,7 @@ impl TypeReloader {
             select! {
                 () = stop_token.cancelled() => return,
                 Some(()) = reload_signals.recv() => {
-                    self.reload_files();
+                    self.reload_files().await;
                     needs_fetch = self.upstream.is_some();
                     already_warned = false;
                     next_attempt = Instant::now();
@@ -142,35 +147,24 @@ impl TypeReloader {
         }
     }
 
-    fn reload_files(&self) {
+    async fn reload_files(&self) {
         if self.files.is_empty() && self.upstream.is_none() {
             info!(
                 "received SIGHUP, but nothing to reload: no --descriptor-set and no --reflection-upstream"
             );
         }
-        if let Err(error) = self.read_files() {
+        if let Err(error) = self.read_files().await {
             error!(%error, "descriptor sets rejected; keeping the previous ones");
         }
     }
 
-    fn read_files(&self) -> Result<(), InvalidDescriptorSet> {
-        let sets = self.files.iter().map(|path| DescriptorSet::read(path));
-        let sets = sets.collect::<Result<Vec<_>, _>>()?;
-        if sets.is_empty() {
+    /// Reads the files on a blocking thread: a pipe may have no writer, and large sets take long.
+    async fn read_files(&self) -> Result<(), InvalidDescriptorSet> {
+        if self.files.is_empty() {
             return Ok(());
         }
-        let count = sets.len();
-        let loaded = self.types.replace_source(TypeSource::Files, sets)?;
-        info!(
-            descriptor_sets = count,
-            files = loaded.file_count,
-            messages = loaded.message_count,
-            "types loaded"
-        );
-        if let Some(error) = loaded.dropped_reflection {
-            warn!(%error, "dropped upstream types that conflict with the descriptor sets; fetching them again");
-        }
-        Ok(())
+        let (types, files) = (self.types.clone(), self.files.clone());
+        run_blocking(move || load_files(&types, &files)).await
     }
 
     async fn fetch_from_upstream(&self) -> Result<(), ReflectionError> {
@@ -197,6 +191,27 @@ impl TypeReloader {
         );
         Ok(())
     }
+}
+
+/// Replaces the types of the descriptor sets.
+fn load_files(
+    types: &TypeRegistry,
+    files: &[impl AsRef<Path>],
+) -> Result<(), InvalidDescriptorSet> {
+    let sets = files.iter().map(|path| DescriptorSet::read(path.as_ref()));
+    let sets = sets.collect::<Result<Vec<_>, _>>()?;
+    let count = sets.len();
+    let loaded = types.replace_source(TypeSource::Files, sets)?;
+    info!(
+        descriptor_sets = count,
+        files = loaded.file_count,
+        messages = loaded.message_count,
+        "types loaded"
+    );
+    if let Some(error) = loaded.dropped_reflection {
+        warn!(%error, "dropped upstream types that conflict with the descriptor sets; fetching them again");
+    }
+    Ok(())
 }
 
 // === impl ReflectionError ===

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use serde_json::Value;
-use tokio::net::UnixListener;
+use tokio::{fs::OpenOptions, net::UnixListener, process::Command};
 use tokio_stream::{iter, wrappers::UnixListenerStream};
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic_reflection::{
@@ -24,7 +24,7 @@ use tonic_reflection::{
 
 use crate::support::{
     descriptor_sets::{ITEM_MESSAGE, SHOP_SERVICE, shop_descriptor_set},
-    serve_process::{ServeProcess, run_command, stderr, stdout},
+    serve_process::{ServeProcess, longrunning_command, run_command, stderr, stdout},
 };
 
 const ORDER_MESSAGE: &str = "message Order { string id = 1; }";
@@ -194,6 +194,28 @@ async fn unknown_type_is_printed_as_base64_unless_descriptor_set_given() {
         .await;
     assert_eq!(rejected.status.code(), Some(2));
     assert!(stderr(&rejected).contains("/nowhere"));
+}
+
+// Rules: SHUTDOWN-1
+#[tokio::test]
+async fn sigterm_ends_start_that_waits_for_descriptor_set() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pipe");
+    let made = Command::new("mkfifo").arg(&path).status().await.unwrap();
+    assert!(made.success());
+    let set = path.to_str().unwrap();
+    let mut server = longrunning_command(&["serve", "--listen", "127.0.0.1:0"])
+        .args(["--worker-listen", "none", "--admin-listen", "none"])
+        .args(["--descriptor-set", set])
+        .spawn()
+        .unwrap();
+    // Opens as soon as the server reads, and keeps it waiting.
+    let mut options = OpenOptions::new();
+    let _writer = options.write(true).open(&path).await.unwrap();
+    let pid = server.id().unwrap().to_string();
+    let kill = Command::new("kill").args(["-s", "TERM", &pid]).status();
+    assert!(kill.await.unwrap().success());
+    assert_eq!(server.wait().await.unwrap().code(), Some(0));
 }
 
 // Rules: TYPES-2, TYPES-3
