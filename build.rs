@@ -15,6 +15,7 @@ const PROTOS: &[&str] = &[
     "google/rpc/error_details.proto",
     "google/rpc/status.proto",
     "longrunning/demo/v1/checksum.proto",
+    "longrunning/v1/admin.proto",
     "longrunning/v1/metadata.proto",
     "longrunning/v1/watch.proto",
     "longrunning/v1/worker.proto",
@@ -59,6 +60,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             operations(),
             operation_watch(),
             operation_worker(),
+            operation_admin(),
             checksums(),
         ]);
     Ok(())
@@ -126,6 +128,21 @@ fn operation_worker() -> manual::Service {
         .method(stream(
             "WatchDirectives",
             "longrunning::v1::WatchDirectivesRequest",
+        ))
+        .build()
+}
+
+fn operation_admin() -> manual::Service {
+    manual::Service::builder()
+        .package("longrunning.v1")
+        .name("OperationAdmin")
+        .method(method(
+            "ListOperations",
+            "longrunning::v1::ListOperationsRequest",
+        ))
+        .method(method(
+            "CancelOperation",
+            "longrunning::v1::CancelOperationRequest",
         ))
         .build()
 }

@@ -48,6 +48,15 @@ pub enum Error {
         /// Name of the existing operation.
         name: String,
     },
+    /// The operation id belongs to an operation that was deleted and is still queued
+    /// or running.
+    #[error(
+        "operation {name:?} was deleted and is still queued or running; choose another operation_id or omit it, or end it with OperationAdmin.CancelOperation"
+    )]
+    DeletedOperationExists {
+        /// Name of the deleted operation.
+        name: String,
+    },
     /// The request id was used before for a request with other content.
     #[error(
         "request_id {request_id:?} was used for another request; use a new one for each request"
@@ -132,7 +141,9 @@ impl Error {
         match self {
             Self::NotFound { .. } => Code::NotFound,
             Self::Invalid { .. } => Code::InvalidArgument,
-            Self::OperationExists { .. } | Self::RequestIdReused { .. } => Code::AlreadyExists,
+            Self::OperationExists { .. }
+            | Self::DeletedOperationExists { .. }
+            | Self::RequestIdReused { .. } => Code::AlreadyExists,
             Self::FailedPrecondition { .. } => Code::FailedPrecondition,
             Self::QueueFull { .. }
             | Self::StoreFull { .. }
@@ -147,7 +158,9 @@ impl Error {
         match self {
             Self::NotFound { .. } => "OPERATION_NOT_FOUND",
             Self::Invalid { reason, .. } => reason,
-            Self::OperationExists { .. } => "OPERATION_EXISTS",
+            Self::OperationExists { .. } | Self::DeletedOperationExists { .. } => {
+                "OPERATION_EXISTS"
+            }
             Self::RequestIdReused { .. } => "REQUEST_ID_REUSED",
             Self::FailedPrecondition { error, .. } => match error {
                 TransitionError::AlreadyDone => "OPERATION_ALREADY_DONE",
@@ -169,6 +182,7 @@ impl Error {
         match self {
             Self::NotFound { name }
             | Self::OperationExists { name }
+            | Self::DeletedOperationExists { name }
             | Self::FailedPrecondition { name, .. } => vec![("name", name.clone())],
             Self::Invalid { field, message, .. } => vec![
                 ("field", (*field).to_owned()),

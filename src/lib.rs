@@ -112,6 +112,7 @@ pub use gateway::{
     service::{Gateway, HttpOptions, gateway},
 };
 pub use grpc::{
+    admin::{AdminService, OperationAdminServer, admin_server},
     codec::EncodedMessage,
     metrics_layer::{GrpcMetrics, GrpcMetricsLayer},
     operations::{OperationsServer, OperationsService, operations_server, operations_server_with},

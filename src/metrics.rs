@@ -16,6 +16,7 @@ use crate::proto::{google::rpc::Code, longrunning::v1::operation_metadata::State
 pub struct Metrics {
     operations: Family<Label<&'static str>, Gauge>,
     by_state: [Gauge; 6],
+    deleted_operations: Family<Label<&'static str>, Gauge>,
     pub(crate) stored_bytes: Gauge,
     pub(crate) waiters: Gauge,
     /// 1 while the storage is available, else 0. Set by the code that serves the metrics.
@@ -73,11 +74,17 @@ impl Default for Metrics {
             let label = [("state", state.as_str_name())];
             by_state[state as usize] = operations.get_or_create_owned(&label);
         }
+        let deleted_operations: Family<Label<&'static str>, Gauge> = Family::default();
+        for state in [State::Pending, State::Running] {
+            let label = [("state", state.as_str_name())];
+            deleted_operations.get_or_create_owned(&label);
+        }
         let store_writable = Gauge::default();
         store_writable.set(1);
         Self {
             operations,
             by_state,
+            deleted_operations,
             stored_bytes: Gauge::default(),
             waiters: Gauge::default(),
             store_writable,
@@ -108,6 +115,11 @@ impl Metrics {
             "operations",
             "Operations in the memory of this server, by state",
             self.operations.clone(),
+        );
+        registry.register(
+            "deleted_operations",
+            "Operations that were deleted and are still queued or running, by state; included in operations",
+            self.deleted_operations.clone(),
         );
         registry.register(
             "stored_bytes",
@@ -174,6 +186,12 @@ impl Metrics {
     /// Returns the gauge of operations in `state`.
     pub(crate) fn operations(&self, state: State) -> &Gauge {
         &self.by_state[state as usize]
+    }
+
+    /// Returns the gauge of deleted operations in `state`.
+    pub(crate) fn deleted_operations(&self, state: State) -> Gauge {
+        self.deleted_operations
+            .get_or_create_owned(&[("state", state.as_str_name())])
     }
 
     /// Returns the gauge of operations that wait in `queue`; creates the series if needed.

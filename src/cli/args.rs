@@ -29,6 +29,19 @@ pub(super) struct EndpointArgs {
     pub(super) endpoint: Endpoint,
 }
 
+/// The server's endpoint for workers and services.
+#[derive(Args, Debug)]
+pub(super) struct WorkerEndpointArgs {
+    /// Server endpoint for workers, http://HOST:PORT or unix:PATH
+    #[arg(
+        long,
+        env = "LONGRUNNING_WORKER_ENDPOINT",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8471"
+    )]
+    pub(super) worker_endpoint: Endpoint,
+}
+
 #[derive(Args, Debug)]
 pub(super) struct HealthArgs {
     /// Server endpoint for clients, http://HOST:PORT or unix:PATH [default: derived from --listen]
@@ -70,6 +83,18 @@ pub(super) struct NameArgs {
 }
 
 #[derive(Args, Debug)]
+pub(super) struct CancelArgs {
+    #[command(flatten)]
+    pub(super) name: NameArgs,
+    /// Cancel an operation that was deleted and is still queued or running; asks the listener for
+    /// workers
+    #[arg(long)]
+    pub(super) deleted: bool,
+    #[command(flatten)]
+    pub(super) worker: WorkerEndpointArgs,
+}
+
+#[derive(Args, Debug)]
 pub(super) struct OperationArgs {
     #[command(flatten)]
     pub(super) name: NameArgs,
@@ -103,6 +128,12 @@ pub(super) struct ListArgs {
     /// Maximum number of operations to print
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) limit: u32,
+    /// Also list operations that were deleted and are still queued or running; asks the listener
+    /// for workers
+    #[arg(long)]
+    pub(super) show_deleted: bool,
+    #[command(flatten)]
+    pub(super) worker: WorkerEndpointArgs,
     #[command(flatten)]
     pub(super) server: EndpointArgs,
     #[command(flatten)]

@@ -6,17 +6,17 @@ use tokio::{
     select,
     time::{Instant, sleep, timeout},
 };
-use tonic::{Code, Status};
+use tonic::{Code, Status, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
 use super::{
     args::{
-        EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SUCCESS, EXIT_TIMEOUT, HealthArgs, ListArgs, NameArgs,
-        OperationArgs, OutputFormat, WaitArgs,
+        CancelArgs, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SUCCESS, EXIT_TIMEOUT, HealthArgs,
+        ListArgs, NameArgs, OperationArgs, OutputFormat, WaitArgs,
     },
-    client::{CliError, Endpoint, full_name},
+    client::{CALL_TIMEOUT, CliError, Endpoint, full_name},
     render::{ProgressDisplay, print_operation, print_operations, print_state},
     types::TypeResolver,
 };
@@ -25,7 +25,9 @@ use crate::proto::{
         CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
         Operation, WaitOperationRequest, operation, operations_client::OperationsClient,
     },
-    longrunning::v1::WatchOperationRequest,
+    longrunning::v1::{
+        self as admin, WatchOperationRequest, operation_admin_client::OperationAdminClient,
+    },
 };
 
 /// The timeout of one WaitOperation call, below the idle timeout of common proxies.
@@ -59,31 +61,72 @@ pub(super) async fn print_result(
 }
 
 pub(super) async fn list(args: ListArgs) -> CommandResult {
-    let mut types = args.print.types.resolver(&args.server.endpoint)?;
-    let mut client = args.server.endpoint.operations_client().await?;
+    let endpoint = if args.show_deleted {
+        &args.worker.worker_endpoint
+    } else {
+        &args.server.endpoint
+    };
+    let mut types = args.print.types.resolver(endpoint)?;
+    let channel = endpoint.connect(Some(CALL_TIMEOUT)).await?;
     let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
-    let (mut operations, mut page_token) = (Vec::new(), String::new());
-    while operations.len() < limit {
-        let request = ListOperationsRequest {
-            name: args.parent.clone(),
-            page_size: i32::try_from(limit - operations.len()).unwrap_or(i32::MAX),
-            page_token,
-            filter: args.filter.clone(),
-            ..Default::default()
-        };
-        let page = client.list_operations(request).await?.into_inner();
-        operations.extend(page.operations);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
+    let mut listed = admin::ListOperationsResponse::default();
+    while listed.operations.len() < limit {
+        let page_size = i32::try_from(limit - listed.operations.len()).unwrap_or(i32::MAX);
+        let page_token = std::mem::take(&mut listed.next_page_token);
+        let page = list_page(channel.clone(), &args, page_size, page_token).await?;
+        listed.operations.extend(page.operations);
+        listed.deleted_names.extend(page.deleted_names);
+        listed.next_page_token = page.next_page_token;
+        if listed.next_page_token.is_empty() {
             break;
         }
     }
-    operations.truncate(limit);
+    listed.operations.truncate(limit);
     let output = args.print.output;
     // A table needs only built-in types.
-    let unresolved: &[Operation] = if output.is_json() { &operations } else { &[] };
-    print_operations(types.resolve_for(unresolved).await, &operations, output);
+    let unresolved: &[Operation] = if output.is_json() {
+        &listed.operations
+    } else {
+        &[]
+    };
+    let types = types.resolve_for(unresolved).await;
+    print_operations(types, &listed.operations, &listed.deleted_names, output);
     Ok(EXIT_SUCCESS)
+}
+
+/// Returns one page: of OperationAdmin with `--show-deleted`, else of Operations.
+async fn list_page(
+    channel: Channel,
+    args: &ListArgs,
+    page_size: i32,
+    page_token: String,
+) -> Result<admin::ListOperationsResponse, Status> {
+    let (name, filter) = (args.parent.clone(), args.filter.clone());
+    if args.show_deleted {
+        let request = admin::ListOperationsRequest {
+            name,
+            filter,
+            page_size,
+            page_token,
+            show_deleted: true,
+        };
+        let mut client = OperationAdminClient::new(channel);
+        return Ok(client.list_operations(request).await?.into_inner());
+    }
+    let request = ListOperationsRequest {
+        name,
+        filter,
+        page_size,
+        page_token,
+        ..Default::default()
+    };
+    let mut client = OperationsClient::new(channel);
+    let page = client.list_operations(request).await?.into_inner();
+    Ok(admin::ListOperationsResponse {
+        operations: page.operations,
+        next_page_token: page.next_page_token,
+        deleted_names: Vec::new(),
+    })
 }
 
 pub(super) async fn wait(args: WaitArgs) -> CommandResult {
@@ -195,9 +238,17 @@ pub(super) async fn watch(args: OperationArgs) -> CommandResult {
     }
 }
 
-pub(super) async fn cancel(args: NameArgs) -> CommandResult {
-    let name = full_name(args.name);
-    let mut client = args.server.endpoint.operations_client().await?;
+pub(super) async fn cancel(args: CancelArgs) -> CommandResult {
+    let name = full_name(args.name.name);
+    if args.deleted {
+        let channel = args.worker.worker_endpoint.connect(Some(CALL_TIMEOUT));
+        let request = admin::CancelOperationRequest { name: name.clone() };
+        let mut client = OperationAdminClient::new(channel.await?);
+        client.cancel_operation(request).await?;
+        eprintln!("requested cancellation of {name}, which is removed when it is done");
+        return Ok(EXIT_SUCCESS);
+    }
+    let mut client = args.name.server.endpoint.operations_client().await?;
     let request = CancelOperationRequest { name: name.clone() };
     client.cancel_operation(request).await?;
     eprintln!("requested cancellation of {name}; see its result with `longrunning wait {name}`");

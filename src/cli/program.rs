@@ -11,8 +11,8 @@ use tokio::runtime;
 
 use super::{
     args::{
-        EXIT_ERROR, EXIT_FAILED, EXIT_SUCCESS, HealthArgs, ListArgs, NameArgs, OperationArgs,
-        WaitArgs,
+        CancelArgs, EXIT_ERROR, EXIT_FAILED, EXIT_SUCCESS, HealthArgs, ListArgs, NameArgs,
+        OperationArgs, WaitArgs,
     },
     commands, demo, queue_config, serve, sqlite_file, submit, worker,
 };
@@ -50,7 +50,7 @@ enum CliCommand {
     /// Print every change of an operation until it is done
     Watch(OperationArgs),
     /// Request cancellation of an operation; its worker decides how it ends
-    Cancel(NameArgs),
+    Cancel(CancelArgs),
     /// Delete an operation without cancelling it: its work is still executed, the result is discarded
     Delete(NameArgs),
     /// Copy the SQLite file of a server, which may be running

@@ -53,16 +53,21 @@ pub(super) fn print_operation(types: &TypeRegistry, operation: &Operation, outpu
     }
 }
 
-/// Prints a list of operations.
+/// Prints a list of operations, and which of them were deleted.
 pub(super) fn print_operations(
     types: &TypeRegistry,
     operations: &[Operation],
+    deleted_names: &[String],
     output: OutputFormat,
 ) {
     if output.is_json() {
         let to_json = |operation| types.operation_to_json(operation, EnumFormat::Names);
         let list: Vec<Value> = operations.iter().map(to_json).collect();
-        return print_json(&json!({ "operations": list }));
+        let mut json = json!({ "operations": list });
+        if !deleted_names.is_empty() {
+            json["deletedNames"] = json!(deleted_names);
+        }
+        return print_json(&json);
     }
     if operations.is_empty() {
         eprintln!("no operations");
@@ -71,7 +76,10 @@ pub(super) fn print_operations(
     // Text bars only on a terminal, to keep piped output easy to parse.
     let is_terminal = std::io::stdout().is_terminal();
     let rows = operations.iter().map(|operation| {
-        let [name, state, age, progress, labels] = table_row(operation);
+        let [name, mut state, age, progress, labels] = table_row(operation);
+        if deleted_names.contains(&name) {
+            state.push_str(" (deleted)");
+        }
         let bar = is_terminal.then(|| progress_bar(operation)).flatten();
         let bar = bar.unwrap_or_default();
         [name, state, age, bar + &progress, labels]

@@ -111,7 +111,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<u8, CliError> {
         report.print(&summary);
         if !newest.is_empty() {
             print_line("");
-            print_operations(&types, &newest, args.print.output);
+            print_operations(&types, &newest, &[], args.print.output);
         }
     }
     Ok(exit_code_of(report.damaged.is_empty()))

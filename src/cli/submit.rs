@@ -15,8 +15,9 @@ use serde_json::Value;
 use super::{
     args::{
         EXIT_INTERRUPTED, EXIT_SUCCESS, EndpointArgs, NameArgs, OperationArgs, PrintArgs, WaitArgs,
+        WorkerEndpointArgs,
     },
-    client::{CALL_TIMEOUT, CliError, Endpoint},
+    client::{CALL_TIMEOUT, CliError},
     commands,
     render::print_operation,
 };
@@ -25,19 +26,6 @@ use crate::{
     proto::longrunning::v1::operation_worker_client::OperationWorkerClient,
     service::new_operation::NewOperation, types::TypeRegistry,
 };
-
-/// The server's endpoint for workers and services.
-#[derive(Args, Debug)]
-pub(super) struct WorkerEndpointArgs {
-    /// Server endpoint for workers, http://HOST:PORT or unix:PATH
-    #[arg(
-        long,
-        env = "LONGRUNNING_WORKER_ENDPOINT",
-        value_name = "URL",
-        default_value = "http://127.0.0.1:8471"
-    )]
-    pub(super) worker_endpoint: Endpoint,
-}
 
 /// The attributes and the timeout of a new operation.
 #[derive(Args, Debug)]

@@ -17,11 +17,13 @@ use tokio::{
 };
 
 use super::{
-    args::{EXIT_ERROR, EXIT_INTERRUPTED, EXIT_SUCCESS, EndpointArgs, PrintArgs},
+    args::{
+        EXIT_ERROR, EXIT_INTERRUPTED, EXIT_SUCCESS, EndpointArgs, PrintArgs, WorkerEndpointArgs,
+    },
     client::CliError,
     commands::print_result,
     render::ProgressDisplay,
-    submit::{NewOperationArgs, WorkerEndpointArgs},
+    submit::NewOperationArgs,
     types::TypesArgs,
 };
 use crate::{

@@ -1,5 +1,6 @@
 //! The gRPC services. They translate requests and errors, and answer with stored bytes.
 
+pub(crate) mod admin;
 pub(crate) mod codec;
 pub(crate) mod lease_proto;
 pub(crate) mod metrics_layer;

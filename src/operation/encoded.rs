@@ -193,11 +193,12 @@ fn encoded_field_len(content_len: usize) -> usize {
     1 + encoding::encoded_len_varint(content_len as u64) + content_len
 }
 
-/// Encodes a `google.longrunning.ListOperationsResponse` of encoded operations.
+/// Encodes a `google.longrunning.ListOperationsResponse` of encoded operations, or the response of OperationAdmin of
+/// the same shape: `names` are the unreachable ones, or those that were deleted.
 pub(crate) fn encode_list_response<'a>(
     operations: impl Iterator<Item = &'a [u8]>,
     next_page_token: &str,
-    unreachable: &[String],
+    names: &[String],
 ) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(32 * 1024);
     for operation in operations {
@@ -206,6 +207,6 @@ pub(crate) fn encode_list_response<'a>(
     if !next_page_token.is_empty() {
         encoding::string::encode(2, &next_page_token.to_owned(), &mut bytes);
     }
-    encoding::string::encode_repeated(3, unreachable, &mut bytes);
+    encoding::string::encode_repeated(3, names, &mut bytes);
     bytes
 }

@@ -19,6 +19,7 @@ use crate::{
     demo::service::{ChecksumService, ChecksumsServer, checksums_server},
     gateway::service::{Gateway, HttpOptions, gateway},
     grpc::{
+        admin::{AdminService, OperationAdminServer, admin_server},
         operations::{OperationsServer, OperationsService, operations_server_with},
         watch::{OperationWatchServer, WatchService, watch_server},
         worker::{OperationWorkerServer, WorkerService, worker_server_with},
@@ -53,7 +54,10 @@ enum ListenerKind {
         checksums: Option<ChecksumsServer<ChecksumService>>,
         gateway: Gateway,
     },
-    Workers(OperationWorkerServer<WorkerService>),
+    Workers {
+        worker: OperationWorkerServer<WorkerService>,
+        admin: OperationAdminServer<AdminService>,
+    },
 }
 
 /// The health service of one listener and the services whose status it reports.
@@ -63,6 +67,7 @@ pub(super) struct ListenerHealth {
     service_names: Vec<&'static str>,
 }
 
+const ADMIN: &str = <OperationAdminServer<AdminService> as NamedService>::NAME;
 const CHECKSUMS: &str = <ChecksumsServer<ChecksumService> as NamedService>::NAME;
 const HEALTH: &str = tonic_health::pb::health_server::SERVICE_NAME;
 const OPERATIONS: &str = <OperationsServer<OperationsService> as NamedService>::NAME;
@@ -103,8 +108,9 @@ impl ServiceRouter {
     pub(super) fn for_workers(operations: &Operations, config: &Config) -> (Self, ListenerHealth) {
         let worker = worker_server_with(operations, config.wait_limits)
             .max_decoding_message_size(config.max_message_bytes);
-        let kind = ListenerKind::Workers(worker);
-        Self::new(kind, vec![WORKER], operations.types())
+        let admin = admin_server(operations).max_decoding_message_size(config.max_message_bytes);
+        let kind = ListenerKind::Workers { worker, admin };
+        Self::new(kind, vec![WORKER, ADMIN], operations.types())
     }
 
     fn new(
@@ -157,7 +163,8 @@ impl Service<Request<Incoming>> for ServiceRouter {
                     ..
                 },
             ) => checksums.clone().call(request),
-            (WORKER, Workers(worker)) => worker.clone().call(request),
+            (WORKER, Workers { worker, .. }) => worker.clone().call(request),
+            (ADMIN, Workers { admin, .. }) => admin.clone().call(request),
             (HEALTH, _) => services.health.clone().call(request),
             (REFLECTION, _) => services.reflection.clone().call(request),
             // Both versions have the same messages.
@@ -183,7 +190,7 @@ impl ListenerServices {
             {
                 return gateway.clone().call(request);
             }
-            ListenerKind::Workers(_) if !is_grpc(&request) => not_found_response(),
+            ListenerKind::Workers { .. } if !is_grpc(&request) => not_found_response(),
             _ => Status::unimplemented("").into_http(),
         };
         Box::pin(ready(Ok(response)))

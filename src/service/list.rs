@@ -77,6 +77,7 @@ pub(super) struct ListSource<'a> {
 struct ListQuery {
     scope: Scope,
     filter: Option<Arc<CompiledFilter>>,
+    show_deleted: bool,
     page_size: usize,
     /// The page begins below this number.
     before_number: u64,
@@ -104,11 +105,15 @@ struct TimeBudget {
 
 impl ListSource<'_> {
     /// Returns the requested page.
-    pub(super) async fn list_page(&self, request: &ListOperationsRequest) -> Result<Page> {
+    pub(super) async fn list_page(
+        &self,
+        request: &ListOperationsRequest,
+        show_deleted: bool,
+    ) -> Result<Page> {
         let Self {
             view, shared_store, ..
         } = *self;
-        let query = ListQuery::parse(request, self.types)?;
+        let query = ListQuery::parse(request, show_deleted, self.types)?;
         let plan = match &query.filter {
             Some(filter) => Plan::from_filter(filter),
             None => Plan::EVERYTHING,
@@ -120,7 +125,7 @@ impl ListSource<'_> {
             before_number: query.before_number,
         };
         let mut budget = TimeBudget::new(self.clock);
-        let number_of = |name: &str| view.get_visible(name).map(|operation| operation.number());
+        let number_of = |name: &str| view.get_any(name).map(|operation| operation.number());
         let scan = view.index.scan(&query.scope, &plan, number_of);
         let mut is_partial =
             !self.is_up_to_date || shared_store.is_some_and(|store| store.write_error().is_some());
@@ -175,7 +180,11 @@ impl ListSource<'_> {
 // === impl ListQuery ===
 
 impl ListQuery {
-    fn parse(request: &ListOperationsRequest, types: &TypeRegistry) -> Result<Self> {
+    fn parse(
+        request: &ListOperationsRequest,
+        show_deleted: bool,
+        types: &TypeRegistry,
+    ) -> Result<Self> {
         let scope = Scope::parse(&request.name)
             .map_err(|error| Error::invalid("name", "INVALID_NAME", error))?;
         let is_single_parent =
@@ -193,6 +202,7 @@ impl ListQuery {
         Ok(Self {
             scope,
             filter: filter.transpose()?,
+            show_deleted,
             page_size,
             before_number: before_number.unwrap_or(u64::MAX),
         })
@@ -305,14 +315,15 @@ impl ListQuery {
         true
     }
 
-    /// Returns `true` if an operation is visible, in scope and matches the filter.
+    /// Returns `true` if an operation is visible to this query, in scope and matches the filter.
     async fn matches(&self, operation: &Arc<Operation>, budget: &mut TimeBudget) -> bool {
         // The scan of a single parent yields only its operations.
         let is_in_scope = match &self.scope {
             Scope::Everything | Scope::Parent(_) => true,
             Scope::ParentPattern(_) => self.scope.contains(operation.name()),
         };
-        if operation.is_deleted() || !is_in_scope {
+        let is_visible = self.show_deleted || !operation.is_deleted();
+        if !is_visible || !is_in_scope {
             return false;
         }
         let Some(filter) = &self.filter else {

@@ -17,7 +17,7 @@ use crate::{
     clock::Clock,
     error::{Error, Result},
     metrics::Metrics,
-    operation::{Operation, name::OperationName, transition::Event},
+    operation::{Operation, name::OperationName},
     proto::google::longrunning::ListOperationsRequest,
     store::{create::Created, state::Store, waiters::WaitFor},
     tasks::Tasks,
@@ -106,6 +106,19 @@ impl Operations {
     /// `return_partial_success` with a single parent; UNAVAILABLE if the storage
     /// cannot be read.
     pub async fn list(&self, request: &ListOperationsRequest) -> Result<Page> {
+        self.list_any(request, false).await
+    }
+
+    /// Returns one page of operations like [`list`](Self::list), with `show_deleted`
+    /// also those that were deleted and are still queued or running.
+    ///
+    /// # Errors
+    /// As [`Operations::list`].
+    pub async fn list_any(
+        &self,
+        request: &ListOperationsRequest,
+        show_deleted: bool,
+    ) -> Result<Page> {
         let OperationsInner { store, types, .. } = &*self.0;
         let is_up_to_date = match store.ensure_read_consistency().await {
             Err(_) if request.return_partial_success => false,
@@ -118,7 +131,7 @@ impl Operations {
             types,
             clock: store.clock,
         };
-        source.list_page(request).await
+        source.list_page(request, show_deleted).await
     }
 
     /// Requests cancellation. A pending operation is done on return; a running one
@@ -127,7 +140,16 @@ impl Operations {
     /// # Errors
     /// NOT_FOUND; UNAVAILABLE while the store cannot write.
     pub async fn cancel(&self, name: &OperationName) -> Result<Arc<Operation>> {
-        self.0.store.commit(name, Event::RequestCancel).await
+        self.0.store.cancel(name, false).await
+    }
+
+    /// Requests cancellation like [`cancel`](Self::cancel), also of an operation that
+    /// was deleted and is still queued or running.
+    ///
+    /// # Errors
+    /// As [`Operations::cancel`].
+    pub async fn cancel_any(&self, name: &OperationName) -> Result<Arc<Operation>> {
+        self.0.store.cancel(name, true).await
     }
 
     /// Deletes an operation: it is invisible to clients on return. Running work is

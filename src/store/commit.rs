@@ -24,6 +24,10 @@ pub(super) const MAX_CONFLICT_RETRIES: usize = 64;
 #[derive(Debug)]
 pub(super) enum Intent {
     Apply(Event),
+    Cancel {
+        /// Whether a deleted operation is cancelled too, which clients do not see.
+        include_deleted: bool,
+    },
     Delete,
 }
 
@@ -130,6 +134,16 @@ impl Store {
         self.commit_intent(name, Intent::Apply(event)).await
     }
 
+    /// Requests the cancellation of an operation, with `include_deleted` also of a deleted one.
+    pub(crate) async fn cancel(
+        self: &Arc<Self>,
+        name: &OperationName,
+        include_deleted: bool,
+    ) -> Result<Arc<Operation>> {
+        self.commit_intent(name, Intent::Cancel { include_deleted })
+            .await
+    }
+
     /// Hides an operation from clients, or removes it if it is done.
     pub(crate) async fn delete(self: &Arc<Self>, name: &OperationName) -> Result<()> {
         self.commit_intent(name, Intent::Delete).await.map(drop)
@@ -211,6 +225,7 @@ impl Store {
         let not_found = || Error::not_found(name.as_str());
         let event = match intent {
             Intent::Apply(event) => event,
+            Intent::Cancel { .. } => &Event::RequestCancel,
             Intent::Delete => {
                 let current = self.view.get_visible(name.as_str()).ok_or_else(not_found)?;
                 let update = current.delete(self.clock.now());
@@ -219,8 +234,11 @@ impl Store {
         };
         let current = self.view.get_any(name.as_str()).ok_or_else(not_found)?;
         let current = self.with_outage_grace(current);
-        // Only clients request a cancellation, and they do not see deleted operations.
-        if current.is_deleted() && matches!(event, Event::RequestCancel) {
+        if let Intent::Cancel {
+            include_deleted: false,
+        } = intent
+            && current.is_deleted()
+        {
             return Err(not_found());
         }
         self.evaluate_event(current, event)

@@ -103,9 +103,12 @@ impl Store {
         request_id: Option<KeyLockGuard>,
         name_lock: KeyLockGuard,
     ) -> Result<CommitHandle> {
-        if self.view.get_any(spec.name.as_str()).is_some() {
-            return Err(Error::OperationExists {
-                name: spec.name.to_string(),
+        if let Some(existing) = self.view.get_any(spec.name.as_str()) {
+            let name = spec.name.to_string();
+            return Err(if existing.is_deleted() {
+                Error::DeletedOperationExists { name }
+            } else {
+                Error::OperationExists { name }
             });
         }
         spec.number = match self.storage.shared() {

@@ -137,7 +137,8 @@ impl Limits {
         }
     }
 
-    /// Returns `true` if a done operation has the error that [`smaller_event`](Self::smaller_event) records for `event`.
+    /// Returns `true` if a done operation has the error that [`smaller_event`](Self::smaller_event) records for
+    /// `event`.
     pub(super) fn has_replaced_outcome(&self, operation: &Operation, event: &Event) -> bool {
         let size = match event {
             Event::Finish(_, outcome, _) => outcome.size(),

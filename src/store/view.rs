@@ -29,7 +29,8 @@ use crate::{
     },
 };
 
-/// The operations in the memory of this server. With shared storage a version may lag, and done operations may be evicted.
+/// The operations in the memory of this server. With shared storage a version may lag, and done operations may be
+/// evicted.
 #[derive(Debug)]
 pub(crate) struct View {
     by_name: DashMap<NamedOperation, (), RandomState>,
@@ -240,6 +241,15 @@ impl View {
         if before != now {
             now.map(|state| self.metrics.operations(state).inc());
             before.map(|state| self.metrics.operations(state).dec());
+        }
+        let deleted_state = |operation: Option<&Operation>| {
+            let deleted = operation.filter(|operation| operation.is_deleted());
+            deleted.map(Operation::state)
+        };
+        let (before, now) = (deleted_state(previous), deleted_state(operation));
+        if before != now {
+            now.map(|state| self.metrics.deleted_operations(state).inc());
+            before.map(|state| self.metrics.deleted_operations(state).dec());
         }
     }
 

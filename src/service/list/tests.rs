@@ -95,7 +95,7 @@ async fn list_all_names(view: &View, name: &str, filter: &str, page_size: i32) -
             page_token,
             ..Default::default()
         };
-        let page = source(view).list_page(&request).await.unwrap();
+        let page = source(view).list_page(&request, false).await.unwrap();
         names.extend(
             page.operations
                 .iter()
@@ -157,7 +157,7 @@ async fn long_search_returns_short_page_with_next_page_token() {
         view.publish(&Arc::new(sample.to_operation(number)));
     }
     let request = request("name = \"*/a1\"");
-    let first = source(&view).list_page(&request).await.unwrap();
+    let first = source(&view).list_page(&request, false).await.unwrap();
     assert!(first.operations.is_empty() && !first.next_page_token.is_empty());
     let names = list_all_names(&view, "", &request.filter, 0).await;
     assert_eq!(names, ["operations/a1"]);
@@ -176,7 +176,7 @@ async fn list_yields_after_each_expensive_operation() {
         ] {
             let request = request(filter);
             let source = source(&view);
-            let mut list = pin!(source.list_page(&request));
+            let mut list = pin!(source.list_page(&request, false));
             let mut polls = 0;
             let page = poll_fn(|context| {
                 polls += 1;
@@ -203,7 +203,7 @@ async fn page_ends_within_time_budget_despite_expensive_operations() {
         }
     };
     let first = tokio::select! {
-        first = source.list_page(&request) => first.unwrap(),
+        first = source.list_page(&request, false) => first.unwrap(),
         () = advance_clock => unreachable!(),
     };
     // An evaluation that has begun is completed.

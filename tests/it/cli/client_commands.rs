@@ -217,3 +217,35 @@ async fn ctrl_c_cancels_demo_and_exits_with_130() {
         stdout(&output)
     );
 }
+
+// Rules: DEL-4
+#[tokio::test]
+async fn deleted_operation_is_listed_and_cancelled_over_worker_listener() {
+    let program = ServeProcess::serve(&[]).await;
+    let workers = format!("http://{}", program.worker_address);
+    let run = async |arguments: &[&str]| {
+        let output = program
+            .run_command(&[arguments, &["--worker-endpoint", &workers]].concat())
+            .await;
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        stdout(&output).to_owned()
+    };
+    let submitted = run(&["submit", "q"]).await;
+    let name = submitted
+        .split_whitespace()
+        .find(|word| word.starts_with("operations/"));
+    let name = name.unwrap();
+    let deleted = program.run_command(&["delete", name]).await;
+    assert_eq!(deleted.status.code(), Some(0));
+    assert_eq!(run(&["list"]).await, "");
+    let table = run(&["list", "--show-deleted"]).await;
+    assert!(
+        table.contains(name) && table.contains("PENDING (deleted)"),
+        "{table}"
+    );
+    let json = run(&["list", "--show-deleted", "--output", "json"]).await;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["deletedNames"], serde_json::json!([name]));
+    run(&["cancel", "--deleted", name]).await;
+    assert_eq!(run(&["list", "--show-deleted"]).await, "");
+}

@@ -184,3 +184,31 @@ async fn empty_queue_metric_series_is_removed_after_finish() {
         .unwrap();
     assert!(queues_with_depth_series(&operations).is_empty());
 }
+
+// Rules: MET-4
+#[tokio::test]
+async fn deleted_operations_are_counted_apart_until_they_are_removed() {
+    let operations = start_operations().await;
+    let (running, token) = create_running(&operations).await;
+    let pending = operations.create(NewOperation::queued("q")).await.unwrap();
+    let pending = pending.operation.name_owned();
+    for name in [&running, &pending] {
+        operations.delete(name).await.unwrap();
+    }
+    let series = |state: &str, count: u32| {
+        format!("longrunning_deleted_operations{{state=\"{state}\"}} {count}")
+    };
+    let scraped = scrape_metrics(&operations);
+    for line in [series("PENDING", 1), series("RUNNING", 1)] {
+        assert!(scraped.contains(&line), "expected {line} in {scraped}");
+    }
+    operations.cancel_any(&pending).await.unwrap();
+    operations
+        .succeed(&running, token, string_value("unseen"))
+        .await
+        .unwrap();
+    let scraped = scrape_metrics(&operations);
+    for line in [series("PENDING", 0), series("RUNNING", 0)] {
+        assert!(scraped.contains(&line), "expected {line} in {scraped}");
+    }
+}

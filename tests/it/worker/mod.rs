@@ -1,5 +1,6 @@
 //! `longrunning.v1.OperationWorker`: create, lease, heartbeat and finish.
 
+mod admin;
 mod confirmation;
 mod create;
 mod directives;
