@@ -64,12 +64,13 @@ pub(super) struct ServeArgs {
     /// on demand
     #[arg(long, value_name = "N", default_value_t = 100_000)]
     cache_done_operations: usize,
-    /// Read consistency with PostgreSQL: `local` (this server's copy, may lag) or `linearizable`
-    /// (includes every acknowledged write)
+    /// Read consistency with PostgreSQL: `auto` (includes every acknowledged write; this server's
+    /// copy if the database does not answer within a second), `linearizable` (UNAVAILABLE then) or
+    /// `local` (always this server's copy, which may lag)
     #[arg(
         long,
         value_name = "LEVEL",
-        default_value = "local",
+        default_value = "auto",
         value_parser = parse_read_consistency
     )]
     read_consistency: ReadConsistency,
@@ -171,9 +172,10 @@ fn parse_optional_endpoint(text: &str) -> Result<OptionalEndpoint, String> {
 
 fn parse_read_consistency(text: &str) -> Result<ReadConsistency, String> {
     match text {
+        "auto" => Ok(ReadConsistency::Auto),
         "local" => Ok(ReadConsistency::Local),
         "linearizable" => Ok(ReadConsistency::Linearizable),
-        _ => Err("use local or linearizable".to_owned()),
+        _ => Err("use auto, linearizable or local".to_owned()),
     }
 }
 

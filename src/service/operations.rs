@@ -24,6 +24,10 @@ use crate::{
     types::TypeRegistry,
 };
 
+/// The minimum time that the first read of a wait may take, more than a read of
+/// consistency `Auto` waits for the storage.
+const MIN_READ_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// A handle to the operations of one server. Clones share them. Dropping the last
 /// handle stops the workers.
 #[derive(Clone, Debug)]
@@ -80,14 +84,17 @@ impl Operations {
     }
 
     /// Returns an operation. With a [`SharedStorage`](crate::SharedStorage) an
-    /// operation that is not in memory is read from the storage, and with
-    /// [`ReadConsistency::Linearizable`](crate::ReadConsistency) the result includes
-    /// every acknowledged change of any server.
+    /// operation that is not in memory is read from the storage, and the
+    /// [`ReadConsistency`](crate::ReadConsistency) decides which changes of other
+    /// servers the result includes.
     ///
     /// # Errors
     /// NOT_FOUND if it never existed, was deleted or has expired; UNAVAILABLE if the
     /// storage cannot be read.
     pub async fn get(&self, name: &OperationName) -> Result<Arc<Operation>> {
+        if let Some(done) = self.0.store.get_settled(name.as_str()) {
+            return Ok(done);
+        }
         self.0.store.ensure_read_consistency().await?;
         match self.get_cached(name) {
             Err(error) if self.0.store.is_shared() => {
@@ -122,7 +129,7 @@ impl Operations {
         let OperationsInner { store, types, .. } = &*self.0;
         let is_up_to_date = match store.ensure_read_consistency().await {
             Err(_) if request.return_partial_success => false,
-            result => result.map(|()| true)?,
+            result => result?,
         };
         let source = ListSource {
             view: &store.view,
@@ -167,7 +174,14 @@ impl Operations {
     /// # Errors
     /// As [`Operations::get`]; NOT_FOUND also if it is deleted or expires meanwhile.
     pub async fn wait(&self, name: &OperationName, max_wait: Duration) -> Result<Arc<Operation>> {
-        let current = self.get(name).await?;
+        let deadline = Instant::now().checked_add(max_wait);
+        let current = if self.0.store.is_shared() {
+            // The storage may be silent for longer than the caller wants to wait.
+            let read = timeout(max_wait.max(MIN_READ_TIMEOUT), self.get(name)).await;
+            read.map_err(|_| Error::StoreUnavailable)??
+        } else {
+            self.get(name).await?
+        };
         if current.is_done() || max_wait.is_zero() {
             return Ok(current);
         }
@@ -178,7 +192,6 @@ impl Operations {
             return Ok(current);
         };
         drop(current);
-        let deadline = Instant::now().checked_add(max_wait);
         loop {
             let current = self.get_instance(name, number).await?;
             if current.is_done() || stopping.is_cancelled() {

@@ -82,7 +82,7 @@ impl Operations {
         wait_timeout: Duration,
         confirm_within: Option<Duration>,
     ) -> Result<Vec<UndeliveredLease>> {
-        self.store().ensure_read_consistency().await?;
+        self.store().ensure_linearizable().await?;
         let mut subscription = self.store().view.directives.subscribe(worker);
         let deadline = Instant::now()
             .checked_add(wait_timeout)

@@ -1,7 +1,8 @@
 //! Reads from shared storage what the view does not have, or may have in an older version.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::{consistency::ReadConsistency, state::Store, tombstones::FetchGuard};
@@ -17,6 +18,9 @@ use crate::{
     },
 };
 
+/// How long a read of consistency `Auto` waits for the storage.
+const AUTO_SYNC_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// The result of reading an operation from storage.
 struct FetchedOperation<'a> {
     /// The stored version, or `None` if there is none.
@@ -26,11 +30,34 @@ struct FetchedOperation<'a> {
 }
 
 impl Store {
-    /// Waits until the view is no older than this call, if reads are to be linearizable.
+    /// Waits until the view is no older than this call, unless reads are local. Returns `false` if it may be older,
+    /// because the storage has not answered in time.
+    ///
+    /// # Errors
+    /// UNAVAILABLE if reads are linearizable and the storage cannot be read.
+    pub(crate) async fn ensure_read_consistency(&self) -> Result<bool> {
+        match (self.read_consistency, self.storage.shared()) {
+            (_, None) | (ReadConsistency::Local, _) => Ok(true),
+            (ReadConsistency::Linearizable, Some(_)) => {
+                self.ensure_linearizable().await.map(|()| true)
+            }
+            (ReadConsistency::Auto, Some(shared)) => {
+                // During an outage that is known, reads stay as fast as memory.
+                let synced = self.storage.write_error().is_none()
+                    && matches!(timeout(AUTO_SYNC_TIMEOUT, shared.sync()).await, Ok(Ok(())));
+                if !synced {
+                    debug!("storage does not answer, reading memory");
+                }
+                Ok(synced)
+            }
+        }
+    }
+
+    /// Waits until the view is no older than this call, if reads are linearizable.
     ///
     /// # Errors
     /// UNAVAILABLE if the storage cannot be read.
-    pub(crate) async fn ensure_read_consistency(&self) -> Result<()> {
+    pub(crate) async fn ensure_linearizable(&self) -> Result<()> {
         if self.read_consistency == ReadConsistency::Linearizable
             && let Some(shared) = self.storage.shared()
             && let Err(error) = shared.sync().await
@@ -39,6 +66,13 @@ impl Store {
             return Err(Error::StoreUnavailable);
         }
         Ok(())
+    }
+
+    /// Returns a done operation that reads need not ask the storage about.
+    pub(crate) fn get_settled(&self, name: &str) -> Option<Arc<Operation>> {
+        let is_auto = self.read_consistency == ReadConsistency::Auto;
+        let visible = self.view.get_visible(name).filter(|_| is_auto);
+        visible.filter(|operation| operation.is_done())
     }
 
     /// Returns an operation that the view lacks, as clients see it, or `None` if it does not exist. It is published,

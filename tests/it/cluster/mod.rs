@@ -12,6 +12,7 @@ mod postgres_faults;
 mod postgres_pooler;
 #[cfg(feature = "postgres")]
 mod postgres_tls;
+mod read_consistency;
 mod replicas;
 
 use std::time::Duration;

@@ -27,6 +27,7 @@ const ALWAYS_SKIPPED_TESTS: &[&str] = &[
     "cluster::postgres_cache_limit::",
     "cluster::postgres_tls::",
     "storage::restart::",
+    "cluster::read_consistency::",
     "cluster::replicas::",
     // The flags of a child process choose the storage.
     "cli::client_commands::",

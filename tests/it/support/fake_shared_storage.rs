@@ -12,8 +12,8 @@ use std::{
 use futures_util::future::BoxFuture;
 use longrunning::{
     Change, ChangeBatch, ChangeFeed, Clock, Completion, LoadSink, Operation, OperationName,
-    Operations, SharedStorage, Storage, StorageError, StorageErrorKind, StorageStatus, Timestamp,
-    Write, WriteError,
+    Operations, ReadConsistency, SharedStorage, Storage, StorageError, StorageErrorKind,
+    StorageStatus, Timestamp, Write, WriteError,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -96,8 +96,13 @@ impl FakeSharedStorage {
         *self.0.available_since.lock() = Some(self.0.clock.now());
     }
 
-    /// Starts another server.
+    /// Starts another server, with local reads.
     pub(crate) async fn start_replica(&self) -> TestReplica {
+        self.start_replica_with(ReadConsistency::Local).await
+    }
+
+    /// Starts another server.
+    pub(crate) async fn start_replica_with(&self, consistency: ReadConsistency) -> TestReplica {
         let (replication_enabled, replication_enabled_receiver) = watch::channel(true);
         let (applied_position, applied_position_receiver) = watch::channel(0);
         let handle = FakeStorageHandle {
@@ -105,7 +110,10 @@ impl FakeSharedStorage {
             replication_enabled: replication_enabled_receiver,
             applied_position,
         };
-        let operations = Operations::builder().storage(handle).start().await.unwrap();
+        let builder = Operations::builder()
+            .read_consistency(consistency)
+            .storage(handle);
+        let operations = builder.start().await.unwrap();
         TestReplica {
             operations,
             storage: self.clone(),
