@@ -17,6 +17,7 @@ from longrunning.v1 import worker_pb2, worker_pb2_grpc
 REPORT_INTERVAL = 0.25  # seconds; maximum age of the progress that clients see
 MAX_HEARTBEAT_DELAY = 0.5  # seconds; maximum retry delay of a heartbeat, because leases expire
 CALL_TIMEOUT = 5.0  # seconds
+CONFIRM_TIMEOUT = 2  # seconds in which the first heartbeat of a lease must be answered
 STABLE_STREAM_DURATION = 10.0  # seconds; a stream that lived this long resets the backoff
 MAX_SHARED_REPORT_BYTES = 2048  # a larger report gets a heartbeat of its own
 MAX_REPORTS = 1000  # reports in one heartbeat
@@ -31,21 +32,24 @@ class RetryableError(Exception):
 class Job:
     """A held lease, the task that executes it, and its pending report."""
 
-    def __init__(self, lease, handler):
-        self.lease, self.loop, self.stop_reason = lease, asyncio.get_running_loop(), None
+    def __init__(self, lease, handler, confirm_timeout):
+        self.lease, self.stop_reason, self.confirmed = lease, None, asyncio.Event()
         self.identity = {"name": lease.name, "lease_token": lease.lease_token}
         self.report = worker_pb2.LeaseHeartbeat(**self.identity)  # latest report of the handler
         # What the server has, and what the current heartbeat carries.
         self.acknowledged = self.in_flight = worker_pb2.LeaseHeartbeat(**self.identity)
-        self.expiry_timer = None
-        self.renew(self.loop.time(), lease.lease_remaining)
-        self.task = self.loop.create_task(handler(self))
+        self.task = asyncio.create_task(self.run(handler, confirm_timeout))
 
-    def renew(self, since, remaining):
-        """Restarts the expiry timer. An expired lease is lost without a directive."""
-        if self.expiry_timer:
-            self.expiry_timer.cancel()
-        self.expiry_timer = self.loop.call_at(since + to_seconds(remaining), self.stop, "LEASE_LOST")
+    async def run(self, handler, confirm_timeout):
+        """Runs the handler, with `confirm_timeout` when the first heartbeat is answered.
+        It goes on while the server is away: only the server knows that a lease is lost."""
+        if confirm_timeout:
+            try:
+                await asyncio.wait_for(self.confirmed.wait(), confirm_timeout)
+            except TimeoutError:
+                self.stop_reason = "LEASE_LOST"
+                raise asyncio.CancelledError from None
+        return await handler(self)
 
     def pending_report(self):
         """Returns the fields that changed since the last acknowledged heartbeat."""
@@ -69,16 +73,16 @@ class LeaseManager:
     def __init__(self, channel, worker_id):
         self.stub, self.id = worker_pb2_grpc.OperationWorkerStub(channel), worker_id
         self.jobs = {}  # by lease token, which is unique for each attempt
-        self.draining = False
+        self.draining, self.is_failing = False, False
         self.changed, self.wakeup, self.send_lock = asyncio.Event(), asyncio.Event(), asyncio.Lock()
 
     async def run(self):
         """Sends heartbeats and reads directives until cancelled."""
         await asyncio.gather(self.run_heartbeats(), self.read_directives())
 
-    async def execute(self, lease, handler):
+    async def execute(self, lease, handler, confirm_timeout=None):
         """Runs `handler(job)`, which returns a message, and reports its result."""
-        job = self.jobs[lease.lease_token] = Job(lease, handler)
+        job = self.jobs[lease.lease_token] = Job(lease, handler, confirm_timeout)
         self.wakeup.set()  # a short lease cannot wait for the next scheduled heartbeat
         try:
             request = await finish_request(job)
@@ -93,13 +97,13 @@ class LeaseManager:
             if job.stop_reason == "LEASE_LOST":
                 logging.warning("failed to report result of %s: lease lost", lease.name)
             else:
-                logging.info("%s ended attempt %d: %s", lease.name, lease.attempt, job.stop_reason or "finished")
+                outcome = job.stop_reason or request.WhichOneof("outcome")
+                logging.info("%s ended attempt %d: %s", lease.name, lease.attempt, outcome)
         except grpc.aio.AioRpcError as error:
             # The lease is lost, or the server rejects the result for good. In the
             # latter case the lease expires.
             logging.warning("failed to report result of %s: %s", lease.name, error.details())
         finally:
-            job.expiry_timer.cancel()
             del self.jobs[lease.lease_token]
             self.changed.set()
 
@@ -119,7 +123,6 @@ class LeaseManager:
 
     async def send_heartbeat(self, reports):
         """Sends one heartbeat. Drops a single report that the server rejects as too large."""
-        sent = asyncio.get_running_loop().time()
         request = worker_pb2.HeartbeatRequest(worker_id=self.id, draining=self.draining)
         request.reports.extend(report for _, report in reports)
         try:
@@ -132,8 +135,8 @@ class LeaseManager:
             response = await self.stub.Heartbeat(request, timeout=CALL_TIMEOUT)
         for (job, _), directive in zip(reports, response.directives):
             job.acknowledged = job.in_flight
-            if directive.kind != Directive.LEASE_LOST and job.lease.lease_token in self.jobs:
-                job.renew(sent, directive.lease_remaining)
+            if directive.kind != Directive.LEASE_LOST:
+                job.confirmed.set()
             self.apply_directive(directive)
         return to_seconds(response.heartbeat_interval)
 
@@ -147,8 +150,13 @@ class LeaseManager:
                 interval = await self.send_heartbeats()
                 delay = min(REPORT_INTERVAL, interval) if self.jobs or self.draining else interval
                 backoff = backoff_delays()
+                if self.is_failing:
+                    logging.info("server reachable again")
+                self.is_failing = False
             except grpc.aio.AioRpcError as error:
-                logging.warning("heartbeat failed, retrying: %s", error.details())
+                if not self.is_failing:
+                    logging.warning("heartbeat failed, retrying: %s", error.details())
+                self.is_failing = True
                 delay = min(next(backoff), MAX_HEARTBEAT_DELAY)
 
     async def read_directives(self):

@@ -1,6 +1,7 @@
 """A worker: leases operations from a queue, executes them and reports their results.
 
-    LONGRUNNING_WORKERS=127.0.0.1:8471 QUEUE=copy python worker.py
+    pip install -r requirements.txt && ./generate
+    LONGRUNNING_WORKERS=127.0.0.1:8471 QUEUE=copy PYTHONPATH=gen python worker.py
 
 Replace `copy_rows` with your own work. SIGTERM drains the worker.
 """
@@ -48,11 +49,11 @@ async def copy_rows(job):
 
 
 async def lease_operations(manager, max_leases):
-    """Waits for operations. Does not cancel the call on shutdown, because leases in a
-    lost response stay unused until they expire; a draining heartbeat makes the server
-    end it."""
+    """Waits for operations. Does not cancel the call on shutdown, because its response
+    may be on its way; a draining heartbeat makes the server end it."""
     request = worker_pb2.LeaseOperationsRequest(queues=[QUEUE], worker_id=manager.id, max_leases=max_leases)
     request.wait_timeout.FromSeconds(POLL_TIMEOUT)
+    request.confirm_within.FromSeconds(leases.CONFIRM_TIMEOUT)
     call, timeout = manager.stub.LeaseOperations, POLL_TIMEOUT + leases.CALL_TIMEOUT
     loop = asyncio.get_running_loop()
     called = loop.time()
@@ -69,7 +70,7 @@ async def run_worker(manager):
         while not manager.draining:
             if free_slots := CONCURRENCY - len(manager.jobs):
                 for lease in await lease_operations(manager, free_slots):
-                    tasks.create_task(manager.execute(lease, copy_rows))
+                    tasks.create_task(manager.execute(lease, copy_rows, leases.CONFIRM_TIMEOUT))
                 await asyncio.sleep(0)  # lets the new jobs start, so that they are counted
             else:
                 await manager.wait_until(lambda: manager.draining or len(manager.jobs) < CONCURRENCY)

@@ -63,6 +63,13 @@ impl FromStr for Endpoint {
             return Ok(Self(text.to_owned()));
         }
         let uri = text.parse::<Uri>();
+        // HOST:PORT, as most tools take it.
+        if let Ok(uri) = &uri
+            && uri.scheme().is_none()
+            && let Some(authority) = uri.authority().filter(|it| it.port().is_some())
+        {
+            return Ok(Self(format!("http://{authority}")));
+        }
         let uri = uri.map_err(|error| format!("{error}; {EXPECTED_FORM}"))?;
         match uri.authority() {
             Some(authority) if uri.scheme_str() == Some("http") => {

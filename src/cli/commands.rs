@@ -21,12 +21,17 @@ use super::{
     types::TypeResolver,
 };
 use crate::proto::{
-    google::longrunning::{
-        CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
-        Operation, WaitOperationRequest, operation, operations_client::OperationsClient,
+    google::{
+        longrunning::{
+            CancelOperationRequest, DeleteOperationRequest, GetOperationRequest,
+            ListOperationsRequest, Operation, WaitOperationRequest, operation,
+            operations_client::OperationsClient,
+        },
+        rpc,
     },
     longrunning::v1::{
         self as admin, WatchOperationRequest, operation_admin_client::OperationAdminClient,
+        operation_watch_client::OperationWatchClient,
     },
 };
 
@@ -136,10 +141,12 @@ pub(super) async fn wait(args: WaitArgs) -> CommandResult {
     let max_wait = args.timeout.unwrap_or(Duration::MAX);
     let show_progress = std::io::stderr().is_terminal();
     let wait_until_done = async {
-        if show_progress && let Some(operation) = wait_via_watch(&args, &name).await? {
+        // Calls reconnect by themselves after a restart of the server.
+        let channel = endpoint.connect(None).await?;
+        if show_progress && let Some(operation) = wait_via_watch(channel.clone(), &name).await? {
             return Ok(operation);
         }
-        wait_via_poll(&args, &name).await
+        wait_via_poll(channel, &name).await
     };
     let operation = match timeout(max_wait, interruptible(wait_until_done)).await {
         Ok(Some(operation)) => operation?,
@@ -154,8 +161,8 @@ pub(super) async fn wait(args: WaitArgs) -> CommandResult {
 
 /// Waits with a progress bar. Returns `None` if the server ended or refused the
 /// watch.
-async fn wait_via_watch(args: &WaitArgs, name: &str) -> Result<Option<Operation>, CliError> {
-    let mut client = args.operation.name.server.endpoint.watch_client().await?;
+async fn wait_via_watch(channel: Channel, name: &str) -> Result<Option<Operation>, CliError> {
+    let mut client = OperationWatchClient::new(channel);
     let request = WatchOperationRequest {
         name: name.to_owned(),
     };
@@ -180,9 +187,8 @@ async fn wait_via_watch(args: &WaitArgs, name: &str) -> Result<Option<Operation>
     }
 }
 
-async fn wait_via_poll(args: &WaitArgs, name: &str) -> Result<Operation, CliError> {
-    let endpoint = &args.operation.name.server.endpoint;
-    let mut client = OperationsClient::new(endpoint.connect(None).await?);
+async fn wait_via_poll(channel: Channel, name: &str) -> Result<Operation, CliError> {
+    let mut client = OperationsClient::new(channel);
     let mut failures = 0;
     loop {
         let started = Instant::now();
@@ -217,24 +223,49 @@ fn is_unavailable(status: &Status) -> bool {
 
 pub(super) async fn watch(args: OperationArgs) -> CommandResult {
     let name = full_name(args.name.name);
-    let output = args.print.output;
-    let mut types = args.print.types.resolver(&args.name.server.endpoint)?;
-    let mut client = args.name.server.endpoint.watch_client().await?;
-    let response = client
-        .watch_operation(WatchOperationRequest { name })
-        .await?;
-    let mut states = response.into_inner();
-    let print_states = async {
-        let mut last = None;
-        while let Some(operation) = states.message().await? {
-            print_state(types.resolve_for([&operation]).await, &operation, output);
-            last = Some(operation);
+    let endpoint = &args.name.server.endpoint;
+    let mut types = args.print.types.resolver(endpoint)?;
+    let mut client = OperationWatchClient::new(endpoint.connect(None).await?);
+    let follow = async {
+        let (mut last, mut failures) = (None, 0);
+        loop {
+            let request = WatchOperationRequest { name: name.clone() };
+            let mut states = client.watch_operation(request).await;
+            let interruption = loop {
+                let state = match &mut states {
+                    Ok(response) => response.get_mut().message().await,
+                    Err(status) => break status.clone(),
+                };
+                match state {
+                    Ok(Some(operation)) => {
+                        failures = 0;
+                        // A new watch begins with the state that the last one ended with.
+                        if last.as_ref() != Some(&operation) {
+                            let types = types.resolve_for([&operation]).await;
+                            print_state(types, &operation, args.print.output);
+                        }
+                        if operation.done {
+                            return Ok(operation);
+                        }
+                        last = Some(operation);
+                    }
+                    Ok(None) => break Status::unavailable("the server ended the watch"),
+                    Err(status) => break status,
+                }
+            };
+            if !is_unavailable(&interruption) || failures == MAX_CONSECUTIVE_FAILURES {
+                return Err(interruption);
+            }
+            if failures == 0 {
+                eprintln!("server unreachable, retrying: {}", interruption.message());
+            }
+            failures += 1;
+            sleep(RETRY_DELAY).await;
         }
-        Ok::<_, Status>(last)
     };
-    match interruptible(print_states).await {
+    match interruptible(follow).await {
         None => Ok(EXIT_INTERRUPTED),
-        Some(last) => Ok(last?.as_ref().map_or(EXIT_SUCCESS, exit_code)),
+        Some(last) => Ok(exit_code(&last?)),
     }
 }
 
@@ -251,7 +282,22 @@ pub(super) async fn cancel(args: CancelArgs) -> CommandResult {
     let mut client = args.name.server.endpoint.operations_client().await?;
     let request = CancelOperationRequest { name: name.clone() };
     client.cancel_operation(request).await?;
-    eprintln!("requested cancellation of {name}; see its result with `longrunning wait {name}`");
+    let request = GetOperationRequest { name: name.clone() };
+    let is_cancelled = |error: &rpc::Status| error.code == i32::from(rpc::Code::Cancelled);
+    match client
+        .get_operation(request)
+        .await
+        .map(|it| it.into_inner().result)
+    {
+        Ok(Some(operation::Result::Error(error))) if is_cancelled(&error) => {
+            eprintln!("cancelled {name}");
+        }
+        Ok(Some(_)) => eprintln!("{name} was done before; see `longrunning get {name}`"),
+        // It may have been deleted meanwhile.
+        Ok(None) | Err(_) => eprintln!(
+            "requested cancellation of {name}; see its result with `longrunning wait {name}`"
+        ),
+    }
     Ok(EXIT_SUCCESS)
 }
 

@@ -59,6 +59,8 @@ enum CliCommand {
     Inspect(sqlite_file::InspectArgs),
     /// Exit with 0 if the server is serving, else with 1; for container probes
     Healthcheck(HealthArgs),
+    /// Print the version
+    Version,
 }
 
 /// Runs the program with the arguments of the process and returns its exit code.
@@ -110,6 +112,10 @@ async fn dispatch(command: CliCommand) -> u8 {
         CliCommand::Delete(args) => commands::delete(args).await,
         CliCommand::Backup(args) => sqlite_file::backup(&args),
         CliCommand::Inspect(args) => sqlite_file::inspect(&args),
+        CliCommand::Version => {
+            println!("longrunning {}", env!("CARGO_PKG_VERSION"));
+            Ok(EXIT_SUCCESS)
+        }
         // Docker reserves exit code 2 of health checks.
         CliCommand::Healthcheck(args) => commands::healthcheck(args).await.or_else(|error| {
             eprintln!("error: {error}");

@@ -1,11 +1,7 @@
 //! `longrunning submit`: creates an operation for the workers of a queue. Also the
 //! flags that `submit` and `run` share.
 
-use std::{
-    io::{IsTerminal, Read},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{io::Read, path::PathBuf, time::Duration};
 
 use clap::Args;
 use humantime::parse_duration;
@@ -132,9 +128,7 @@ pub(super) async fn submit(args: SubmitArgs) -> Result<u8, CliError> {
         return Ok(EXIT_SUCCESS);
     }
     let name = operation.name;
-    if std::io::stderr().is_terminal() {
-        eprintln!("created {name}");
-    }
+    eprintln!("created {name}");
     let operation = OperationArgs {
         name: NameArgs {
             name: name.clone(),

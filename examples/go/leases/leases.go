@@ -6,6 +6,7 @@
 package leases
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log"
@@ -27,9 +28,11 @@ import (
 )
 
 const (
-	reportInterval       = 250 * time.Millisecond // maximum age of the progress that clients see
-	maxHeartbeatDelay    = 500 * time.Millisecond // maximum retry delay of a heartbeat, because leases expire
-	callTimeout          = 5 * time.Second
+	reportInterval    = 250 * time.Millisecond // maximum age of the progress that clients see
+	maxHeartbeatDelay = 500 * time.Millisecond // maximum retry delay of a heartbeat, because leases expire
+	callTimeout       = 5 * time.Second
+	// ConfirmTimeout is the time in which the first heartbeat of a lease must be answered.
+	ConfirmTimeout       = 2 * time.Second
 	stableStreamDuration = 10 * time.Second // a stream that lived this long resets the backoff
 	maxSharedReportBytes = 2048             // a larger report gets a heartbeat of its own
 	maxReports           = 1000             // reports in one heartbeat
@@ -53,7 +56,8 @@ type Job struct {
 	Lease        *pb.Lease
 	ctx          context.Context // cancelled when the handler must stop
 	cancel       context.CancelCauseFunc
-	expiryTimer  *time.Timer
+	confirmed    chan struct{} // closed when the first heartbeat is answered
+	confirm      func()
 	lost         atomic.Bool
 	mu           sync.Mutex
 	report       *pb.LeaseHeartbeat // latest report of the handler
@@ -151,14 +155,30 @@ func (m *Manager) Track(lease *pb.Lease) *Job {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	job := &Job{Lease: lease, ctx: ctx, cancel: cancel}
 	job.report, job.acknowledged = job.emptyReport(), job.emptyReport()
-	// A lease that is not renewed in time is lost without a directive.
-	job.expiryTimer = time.AfterFunc(lease.LeaseRemaining.AsDuration(), job.lose)
+	job.confirmed = make(chan struct{})
+	job.confirm = sync.OnceFunc(func() { close(job.confirmed) })
 	m.jobs[string(lease.LeaseToken)] = job
 	m.wake() // a short lease cannot wait for the next scheduled heartbeat
 	return job
 }
 
-// Execute runs the handler and reports its result.
+// ExecuteConfirmed runs the handler when the first heartbeat is answered, and reports
+// its result.
+func (m *Manager) ExecuteConfirmed(job *Job, handler Handler) {
+	m.Execute(job, func(ctx context.Context, job *Job) (proto.Message, error) {
+		select {
+		case <-job.confirmed:
+			return handler(ctx, job)
+		case <-ctx.Done():
+		case <-time.After(ConfirmTimeout):
+			job.lose()
+		}
+		return nil, context.Cause(ctx)
+	})
+}
+
+// Execute runs the handler and reports its result. The handler goes on while the
+// server is away: only the server knows that a lease is lost.
 func (m *Manager) Execute(job *Job, handler Handler) {
 	response, err := handler(job.ctx, job)
 	request := job.finishRequest(response, err)
@@ -181,7 +201,6 @@ func (m *Manager) Execute(job *Job, handler Handler) {
 	} else {
 		log.Printf("%s ended attempt %d: %T", job.Lease.Name, job.Lease.Attempt, request.Outcome)
 	}
-	job.expiryTimer.Stop()
 	job.cancel(nil)
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -298,7 +317,7 @@ func (m *Manager) sendHeartbeats() (time.Duration, error) {
 
 // Sends one heartbeat. Drops a single report that the server rejects as too large.
 func (m *Manager) sendHeartbeat(jobs []*Job, reports []*pb.LeaseHeartbeat) (time.Duration, error) {
-	sent, request := time.Now(), &pb.HeartbeatRequest{WorkerId: m.ID, Reports: reports}
+	request := &pb.HeartbeatRequest{WorkerId: m.ID, Reports: reports}
 	m.mu.Lock()
 	request.Draining = m.draining
 	m.mu.Unlock()
@@ -317,7 +336,7 @@ func (m *Manager) sendHeartbeat(jobs []*Job, reports []*pb.LeaseHeartbeat) (time
 		job.acknowledged = job.inFlight
 		directive := response.Directives[i]
 		if directive.Kind != pb.Directive_LEASE_LOST {
-			job.expiryTimer.Reset(time.Until(sent.Add(directive.LeaseRemaining.AsDuration())))
+			job.confirm()
 		}
 		m.applyDirective(directive)
 	}
@@ -329,11 +348,14 @@ func (m *Manager) sendHeartbeat(jobs []*Job, reports []*pb.LeaseHeartbeat) (time
 }
 
 func (m *Manager) runHeartbeats(ctx context.Context) error {
-	backoff := Backoff{}
+	backoff, failing := Backoff{}, false
 	for {
 		delay, err := m.sendHeartbeats()
+		if failing != (err != nil) {
+			log.Printf("heartbeat: %v", cmp.Or(err, errors.New("server reachable again")))
+			failing = err != nil
+		}
 		if err != nil {
-			log.Printf("heartbeat failed, retrying: %v", err)
 			delay = min(backoff.NextDelay(), maxHeartbeatDelay)
 		} else {
 			backoff = Backoff{}

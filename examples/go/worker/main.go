@@ -67,11 +67,11 @@ func copyRows(ctx context.Context, job *leases.Job) (proto.Message, error) {
 }
 
 // Leases and executes one operation after the other. Does not cancel the call on
-// stop, because leases in a lost response stay unused until they expire;
-// Manager.Drain makes the server end it.
+// stop, because its response may be on its way; Manager.Drain makes the server end it.
 func pollQueue(stop context.Context, manager *leases.Manager) error {
 	request := &pb.LeaseOperationsRequest{
 		Queues: []string{cmp.Or(os.Getenv("QUEUE"), "copy")}, WorkerId: manager.ID, WaitTimeout: durationpb.New(pollTimeout),
+		ConfirmWithin: durationpb.New(leases.ConfirmTimeout),
 	}
 	for backoff := (leases.Backoff{}); stop.Err() == nil; {
 		called := time.Now()
@@ -92,7 +92,7 @@ func pollQueue(stop context.Context, manager *leases.Manager) error {
 		backoff = leases.Backoff{}
 		for _, lease := range response.Leases {
 			if job := manager.Track(lease); job != nil {
-				manager.Execute(job, copyRows)
+				manager.ExecuteConfirmed(job, copyRows)
 			}
 		}
 	}

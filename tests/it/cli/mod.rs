@@ -4,6 +4,7 @@ mod client_commands;
 mod log;
 mod message_types;
 mod pause;
+mod restart;
 mod serve;
 mod transports;
 mod worker_commands;

@@ -36,6 +36,7 @@ const ALWAYS_SKIPPED_TESTS: &[&str] = &[
     "linearizability::",
     "crash::",
     "cli::pause::",
+    "cli::restart::",
     "cli::serve::",
     // They count turns of the scheduler, and a durable write takes more of them.
     "worker::long_polls::waiting_polls_get_one_operation_each_in_fifo_order",

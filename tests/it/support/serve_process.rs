@@ -84,10 +84,15 @@ impl ServeProcess {
 
     /// Starts a server and waits until it serves.
     pub(crate) async fn serve(arguments: &[&str]) -> Self {
+        Self::serve_at("127.0.0.1:0", arguments).await
+    }
+
+    /// Starts a server whose listener for clients has this address.
+    pub(crate) async fn serve_at(listen: &str, arguments: &[&str]) -> Self {
         let ports = [
             "serve",
             "--listen",
-            "127.0.0.1:0",
+            listen,
             "--worker-listen",
             "127.0.0.1:0",
             "--admin-listen",
