@@ -33,12 +33,13 @@ class Job:
     """A held lease, the task that executes it, and its pending report."""
 
     def __init__(self, lease, handler, confirm_timeout):
-        self.lease, self.stop_reason, self.confirmed = lease, None, asyncio.Event()
+        self.lease, self.loop, self.stop_reason = lease, asyncio.get_running_loop(), None
+        self.confirmed = asyncio.Event()
         self.identity = {"name": lease.name, "lease_token": lease.lease_token}
         self.report = worker_pb2.LeaseHeartbeat(**self.identity)  # latest report of the handler
         # What the server has, and what the current heartbeat carries.
         self.acknowledged = self.in_flight = worker_pb2.LeaseHeartbeat(**self.identity)
-        self.task = asyncio.create_task(self.run(handler, confirm_timeout))
+        self.task = self.loop.create_task(self.run(handler, confirm_timeout))
 
     async def run(self, handler, confirm_timeout):
         """Runs the handler, with `confirm_timeout` when the first heartbeat is answered.

@@ -179,8 +179,8 @@ fn attempt_span(leased_operation: &LeasedOperation) -> Span {
     info_span!("attempt", operation.name = name, attempt)
 }
 
-/// Reports the result of an attempt. Retries until the server accepts it, the
-/// lease is lost or `abort` is cancelled. Returns `None` if the result was recorded
+/// Reports the result of an attempt. Retries until the server accepts it or says that
+/// the lease is lost, or `abort` is cancelled. Returns `None` if the result was recorded
 /// but the response was lost.
 async fn finish(
     lease_manager: &LeaseManager,
@@ -192,7 +192,7 @@ async fn finish(
     // A heartbeat in flight may carry an older report, or restore it on failure.
     let mut last_report = select! {
         _send_lock = lease_manager.send_lock.lock() => held.attempt_state.take_report().unwrap_or_default(),
-        () = held.lost() => return Err(Status::failed_precondition("lease lost")),
+        () = held.lost_by_report() => return Err(Status::failed_precondition("lease lost")),
     };
     let mut outcome = to_proto_outcome(result);
     let (mut is_replaced, mut possibly_recorded) = (false, false);
@@ -217,8 +217,7 @@ async fn finish(
                 select! {
                     () = sleep(delay) => {}
                     () = abort.cancelled() => {}
-                    () = held.expired() => return Err(status),
-                    () = held.lost(), if !possibly_recorded => return Err(status),
+                    () = held.lost_by_report(), if !possibly_recorded => return Err(status),
                 }
             }
             // An earlier try was recorded and ended the lease, but its response was

@@ -110,6 +110,12 @@ impl HeldLease {
         }
     }
 
+    /// Waits until the server has reported that the lease is lost. Only that ends the
+    /// report of a result: a lease that expired here may be extended there.
+    pub(super) async fn lost_by_report(&self) {
+        self.lost.cancelled().await;
+    }
+
     /// Waits until the server has answered the first heartbeat. Returns immediately
     /// for a lease that needs no confirmation.
     pub(super) async fn confirmed(&self) {
@@ -118,7 +124,7 @@ impl HeldLease {
 
     /// Waits until the lease expires, ignoring what the server reported. Never returns
     /// if the attempt goes on then: the server may be away, and extend its leases.
-    pub(super) async fn expired(&self) {
+    async fn expired(&self) {
         loop {
             let expires_at = self.times.lock().expires_at;
             if expires_at > Instant::now() {

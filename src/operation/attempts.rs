@@ -2,7 +2,7 @@
 
 use super::{
     Operation,
-    outcome::status_with_reason,
+    outcome::{status_with_reason, truncated},
     transition::{self, Event, Phase, RequeueReason},
 };
 use crate::{
@@ -15,10 +15,6 @@ use crate::{
 
 /// The number of attempts in the history, the current one included.
 pub(super) const MAX_ATTEMPTS: usize = 10;
-
-/// The maximum size of the message of a status in the history, and of its details in all: large errors of many attempts
-/// must not fill an operation.
-const MAX_STATUS_PART_BYTES: usize = 1024;
 
 impl Operation {
     /// Sets the phase. A new lease token starts the next attempt.
@@ -56,7 +52,7 @@ impl Operation {
     }
 
     /// Starts the first attempt with its lease, unless that is unconfirmed.
-    pub(super) fn start_if_confirmed(&mut self) {
+    fn start_if_confirmed(&mut self) {
         if let Some(lease) = self.phase.lease().filter(|lease| lease.is_confirmed()) {
             self.start_time = self.start_time.or(Some(lease.start_time));
             self.unconfirmed_leases = 0;
@@ -123,19 +119,4 @@ fn push(attempts: &mut Vec<Attempt>, attempt: Attempt) {
         attempts.remove(0);
     }
     attempts.push(attempt);
-}
-
-/// Returns a copy of a status whose message is cut, and which has only the first details that fit.
-fn truncated(status: &Status) -> Status {
-    let message_len = status.message.floor_char_boundary(MAX_STATUS_PART_BYTES);
-    let mut details_len = 0;
-    let fits = |detail: &&prost_types::Any| {
-        details_len += detail.type_url.len() + detail.value.len();
-        details_len <= MAX_STATUS_PART_BYTES
-    };
-    Status {
-        code: status.code,
-        message: status.message[..message_len].to_owned(),
-        details: status.details.iter().take_while(fits).cloned().collect(),
-    }
 }

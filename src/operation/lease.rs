@@ -36,8 +36,7 @@ pub struct Lease {
     pub start_time: Timestamp,
     /// The time at which the lease expires unless renewed.
     pub expires_at: Timestamp,
-    /// The time by which its holder must confirm the lease by a call, or `None` if it is confirmed. Not stored: a lease
-    /// from storage counts as confirmed.
+    /// The time by which its holder must confirm the lease by a call, or `None` if it is confirmed.
     pub(super) confirm_by: Option<Timestamp>,
     pub(super) attempt_deadline: Option<Timestamp>,
     pub(super) cancel_deadline: Option<Timestamp>,

@@ -228,10 +228,6 @@ impl Operation {
         self.revision = revision;
         if let Some(lease) = self.phase.lease_mut() {
             lease.expires_at = expires_at;
-            // The other server counted the lease as confirmed.
-            lease.confirm_by = None;
-            self.start_time = self.start_time.or(Some(lease.start_time));
-            self.unconfirmed_leases = 0;
         }
     }
 

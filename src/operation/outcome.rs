@@ -4,6 +4,10 @@ use crate::proto::google::rpc::{Code, ErrorInfo, Status};
 
 use super::payload::{InvalidAny, Payload};
 
+/// The maximum size of the message of a status that an operation keeps besides its result, and of its details in all: large errors of many attempts
+/// must not fill an operation.
+const MAX_STATUS_PART_BYTES: usize = 1024;
+
 /// The `domain` of each `google.rpc.ErrorInfo` of this server (AIP-193).
 pub(crate) const ERROR_DOMAIN: &str = "longrunning.dev";
 
@@ -65,11 +69,14 @@ impl Outcome {
         )
     }
 
-    /// Makes the error of a cancelled operation whose worker failed with `cause`, which is among the details.
+    /// Makes the error of a cancelled operation whose worker failed with `cause`, which is among the details, cut like the
+    /// statuses of the history.
     pub(crate) fn cancelled_after(cause: &Status) -> Self {
         let message = "the operation was cancelled";
         let mut error = status_with_reason(Code::Cancelled, "OPERATION_CANCELLED", message);
-        error.details.push(Payload::pack(cause).any().clone());
+        error
+            .details
+            .push(Payload::pack(&truncated(cause)).any().clone());
         Self::Error(Box::new(error))
     }
 
@@ -79,6 +86,21 @@ impl Outcome {
             Self::Response(response) => response.size(),
             Self::Error(error) => prost::Message::encoded_len(&**error),
         }
+    }
+}
+
+/// Returns a copy of a status whose message is cut, and which has only the first details that fit.
+pub(super) fn truncated(status: &Status) -> Status {
+    let message_len = status.message.floor_char_boundary(MAX_STATUS_PART_BYTES);
+    let mut details_len = 0;
+    let fits = |detail: &&prost_types::Any| {
+        details_len += detail.type_url.len() + detail.value.len();
+        details_len <= MAX_STATUS_PART_BYTES
+    };
+    Status {
+        code: status.code,
+        message: status.message[..message_len].to_owned(),
+        details: status.details.iter().take_while(fits).cloned().collect(),
     }
 }
 

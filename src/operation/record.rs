@@ -187,7 +187,7 @@ impl RecordDecoder {
         };
         let attributes = record.attributes.map(Attributes::try_from).transpose()?;
         let options = record.options.ok_or(RecordError::InvalidField("options"))?;
-        let mut operation = Operation {
+        Ok(Operation {
             number,
             revision: record.revision,
             attempt: record.attempt,
@@ -207,9 +207,7 @@ impl RecordDecoder {
             attributes: attributes.map(Arc::new),
             work_state: work_state.into_shared(),
             encoded,
-        };
-        operation.start_if_confirmed();
-        Ok(operation)
+        })
     }
 
     fn intern_options(

@@ -1,5 +1,7 @@
 //! Limits: how much a store accepts.
 
+use prost::Message;
+
 use crate::{
     error::{Error, Result},
     operation::{
@@ -7,7 +9,7 @@ use crate::{
         outcome::Outcome,
         transition::{Event, Report},
     },
-    proto::google::rpc::Code,
+    proto::{google::rpc::Code, longrunning::v1::operation_metadata::State},
 };
 
 /// An error of at most this size is accepted whatever the limits are: an operation must be able to end.
@@ -112,6 +114,15 @@ impl Limits {
                 Ok(())
             }
             Event::Finish(..) => self.check_size("response", next),
+            // The history of attempts is small, and what is pending keeps its size.
+            Event::Fail { report, .. } if report.is_empty() && !next.is_done() => Ok(()),
+            Event::Fail { error, report, .. }
+                if report.is_empty()
+                    && (next.state() == State::Cancelled
+                        || error.encoded_len() <= ALWAYS_ACCEPTED_ERROR_BYTES) =>
+            {
+                Ok(())
+            }
             Event::Fail { .. } => self.check_size("error", next),
             Event::ReleaseLease(_, report) if !report.is_empty() => {
                 self.check_size("metadata", next)
@@ -142,10 +153,9 @@ impl Limits {
     pub(super) fn has_replaced_outcome(&self, operation: &Operation, event: &Event) -> bool {
         let size = match event {
             Event::Finish(_, outcome, _) => outcome.size(),
-            Event::Fail { error, .. } => prost::Message::encoded_len(&**error),
+            Event::Fail { error, .. } => error.encoded_len(),
             _ => return false,
         };
-        // Without its error, the operation has at least the size that it had before.
         let may_be_too_large = operation.size() + size > self.max_operation_bytes;
         may_be_too_large && operation.has_outcome(&self.too_large_outcome())
     }

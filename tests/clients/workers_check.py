@@ -584,7 +584,7 @@ def none_created(harness, _):
     assert not harness.worker.LeaseOperations(request).leases
 
 
-@check(CONTRACT_CHECKS, "oversized requests and outcomes are RESOURCE_EXHAUSTED, TOO_LARGE")
+@check(CONTRACT_CHECKS, "oversized requests are rejected, and an oversized result ends its operation")
 def too_large(harness, _):
     def bytes_(size):
         return pack(wrappers_pb2.BytesValue(value=b"x" * size))
@@ -595,12 +595,13 @@ def too_large(harness, _):
         ("an input above the message limit", "TOO_LARGE", "", large(5 << 20)),
         ("a metadata above it", "TOO_LARGE", "", create_call(harness, metadata=bytes_(5 << 20))),
         ("a response above it", "TOO_LARGE", "", lambda: harness.finish(lease, response=bytes_(5 << 20))),
-        ("a response above the limit of an operation", "TOO_LARGE", "response", lambda: harness.finish(
-            lease, response=bytes_((4 << 20) - 1000))),
     ]
     said = expect_errors(Code.RESOURCE_EXHAUSTED, cases)
     assert not harness.get(lease.name).done, "expected the operation to stay unfinished"
-    harness.finish(lease)
+    # Above the limit of an operation only. Repeating the call is OK.
+    for _ in range(2):
+        done = harness.finish(lease, response=bytes_((4 << 20) - 1000))
+        assert done.done and done.error.code == Code.RESOURCE_EXHAUSTED.value[0], done
     return said
 
 

@@ -50,6 +50,8 @@ pub(super) struct LeaseRecord {
     cancel_deadline_ns: Option<i64>,
     #[prost(sfixed64, tag = "6")]
     start_time_ns: i64,
+    #[prost(sfixed64, optional, tag = "7")]
+    confirm_by_ns: Option<i64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -148,6 +150,7 @@ impl From<&Lease> for LeaseRecord {
             token: lease.token.as_bytes().to_vec(),
             holder: lease.holder.as_str().to_owned(),
             start_time_ns: lease.start_time.nanos(),
+            confirm_by_ns: lease.confirm_by.map(Timestamp::nanos),
             expires_at_ns: lease.expires_at.nanos(),
             attempt_deadline_ns: lease.attempt_deadline.map(Timestamp::nanos),
             cancel_deadline_ns: lease.cancel_deadline.map(Timestamp::nanos),
@@ -164,7 +167,7 @@ impl TryFrom<LeaseRecord> for Lease {
                 .ok_or(RecordError::InvalidField("lease token"))?,
             holder: WorkerId::new(&lease.holder),
             start_time: Timestamp::from_nanos(lease.start_time_ns),
-            confirm_by: None,
+            confirm_by: lease.confirm_by_ns.map(Timestamp::from_nanos),
             expires_at: Timestamp::from_nanos(lease.expires_at_ns),
             attempt_deadline: lease.attempt_deadline_ns.map(Timestamp::from_nanos),
             cancel_deadline: lease.cancel_deadline_ns.map(Timestamp::from_nanos),

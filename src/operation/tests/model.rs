@@ -115,7 +115,9 @@ impl Model {
 
     fn grant_lease(&mut self, confirm_secs: Option<u64>) {
         self.attempt += 1;
-        let confirm_secs = confirm_secs.map(|secs| secs.min(LEASE_DURATION_SECS));
+        let attempt_timeout = self.options.attempt_timeout_secs.unwrap_or(u64::MAX);
+        let limit = LEASE_DURATION_SECS.min(attempt_timeout);
+        let confirm_secs = confirm_secs.map(|secs| secs.min(limit));
         self.phase = ModelPhase::Running {
             granted_at: self.now,
             start_time: None,

@@ -47,7 +47,11 @@ impl TransitionContext<'_> {
             holder: worker.clone(),
             start_time: self.now,
             expires_at: self.now + lease_duration,
-            confirm_by: confirm_within.map(|within| self.now + within.min(lease_duration)),
+            confirm_by: confirm_within.map(|within| {
+                // The holder may work without a call, but no longer than an attempt may take.
+                let attempt_timeout = self.options.attempt_timeout.unwrap_or(Duration::MAX);
+                self.now + within.min(lease_duration).min(attempt_timeout)
+            }),
             attempt_deadline: self.attempt_deadline(),
             cancel_deadline: None,
         }))

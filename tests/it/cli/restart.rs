@@ -7,8 +7,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tonic::transport::Endpoint;
 
 use crate::support::{
-    free_port,
     harness::{finish_request, lease_request, queued_request},
+    postgres::free_port,
     serve_process::{ServeProcess, longrunning_command},
     string_value,
 };
@@ -41,6 +41,10 @@ async fn watch_and_wait_follow_operation_across_restart() {
     let mut states = BufReader::new(watch.stdout.take().unwrap()).lines();
     let first = states.next_line().await.unwrap().unwrap();
     assert!(first.starts_with("PENDING"), "{first}");
+    let both_wait = "longrunning_open_waits 2";
+    while !server.admin_get("/metrics").await.contains(both_wait) {
+        tokio::task::yield_now().await;
+    }
     server.child.kill().await.unwrap();
     // Both have noticed it.
     for child in [&mut watch, &mut wait] {

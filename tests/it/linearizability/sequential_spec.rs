@@ -63,8 +63,8 @@ impl SequentialSpec {
     }
 
     /// Returns the successor states without a call until `latest`: a lease expires, or an
-    /// unreceived lease is revoked because its request was abandoned. The end of an
-    /// unconfirmed lease is no loss for the server that granted it.
+    /// unreceived lease is revoked because its request was abandoned. Of unconfirmed leases
+    /// only each fifth in a row is a loss.
     pub(super) fn unprompted_steps(&self, state: &SpecState, latest: Nanos) -> Vec<SpecState> {
         let mut successors = Vec::new();
         for index in 0..state.operations.len() {
@@ -84,18 +84,16 @@ impl SequentialSpec {
                 let mut next = state.clone();
                 next.min_time = next.min_time.max(expires_at);
                 let operation = &mut next.operations[index];
-                operation.worker_losses += u32::from(self.max_worker_losses.is_some());
                 let max_losses = self.max_worker_losses;
+                operation.unconfirmed_leases += u32::from(!is_confirmed);
+                let is_loss = is_confirmed || operation.unconfirmed_leases.is_multiple_of(5);
+                operation.worker_losses += u32::from(is_loss && max_losses.is_some());
                 let is_last = max_losses.is_some_and(|max| operation.worker_losses > max);
                 operation.requeue(is_last.then_some(TerminalOutcome::WorkerLost));
                 successors.push(next.without_deleted_done());
             }
-            let ends_without_loss = token.is_none() || (!is_confirmed && expires_at <= latest);
-            if ends_without_loss {
+            if token.is_none() {
                 let mut next = state.clone();
-                if token.is_some() {
-                    next.min_time = next.min_time.max(expires_at);
-                }
                 next.operations[index].requeue(None);
                 successors.push(next.without_deleted_done());
             }
@@ -113,6 +111,7 @@ impl SequentialSpec {
                 attempt: 0,
                 failed_attempts: 0,
                 worker_losses: 0,
+                unconfirmed_leases: 0,
                 units: 0,
                 phase: SpecPhase::Pending,
             });
@@ -230,6 +229,7 @@ impl SequentialSpec {
                 };
                 let renewed = state.clone().with_change(index, |operation| {
                     operation.units = units.unwrap_or(operation.units);
+                    operation.unconfirmed_leases = 0;
                     operation.phase = SpecPhase::Leased {
                         token: Some(*token),
                         is_confirmed: true,
@@ -255,6 +255,7 @@ impl SequentialSpec {
                     );
                 }
                 let mut finished = operation;
+                finished.unconfirmed_leases = 0;
                 match request {
                     FinishRequest::Response(_) | FinishRequest::Failure(_) => {
                         finished.phase = request

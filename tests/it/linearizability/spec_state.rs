@@ -24,6 +24,8 @@ pub(super) struct SpecOperation {
     pub(super) failed_attempts: u32,
     /// Number of lost workers; 0 without a limit.
     pub(super) worker_losses: u32,
+    /// Number of leases in a row that were not confirmed; 0 without a limit of lost workers.
+    pub(super) unconfirmed_leases: u32,
     pub(super) units: i64,
     pub(super) phase: SpecPhase,
 }

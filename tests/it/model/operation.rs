@@ -61,7 +61,8 @@ impl ModelOperation {
     /// Grants a lease that must be confirmed within this time, or at the latest before it expires.
     pub(super) fn grant_lease(&mut self, lease_id: usize, confirm_within: Option<i64>, now: i64) {
         let lease_duration = self.spec.lease_duration.unwrap_or(DEFAULT_LEASE_MS);
-        let confirm_within = confirm_within.unwrap_or(lease_duration).min(lease_duration);
+        let limit = lease_duration.min(self.spec.attempt_timeout.unwrap_or(i64::MAX));
+        let confirm_within = confirm_within.unwrap_or(limit).min(limit);
         self.attempt += 1;
         (self.update_time, self.is_offered) = (now, false);
         self.phase = ReferencePhase::Running {

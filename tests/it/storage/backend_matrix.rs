@@ -79,8 +79,6 @@ const SINGLE_SERVER_TESTS: &[&str] = &[
     "grpc::watch::watch_ends_with_unavailable_at_shutdown",
     "grpc::watch::watch_over_waiter_limit_is_rejected_with_retry_info",
     "grpc::watch::disconnected_watch_frees_its_waiter",
-    // Only the server that granted a lease knows that it is unconfirmed.
-    "worker::confirmation::",
     "worker::limits::",
     "worker::long_polls::",
     // Directives are pushed by the server to which the worker is connected.

@@ -164,19 +164,6 @@ fn observation(operation: &Operation) -> Observation {
     }
 }
 
-/// Returns the operation without the start of its attempts: after a restart, an unconfirmed lease counts as confirmed.
-fn without_attempts(operation: &Operation) -> Operation {
-    let mut operation = operation.clone();
-    if let Some(metadata) = &mut operation.metadata
-        && metadata.type_url == OperationMetadata::type_url()
-    {
-        let mut fields = OperationMetadata::decode(metadata.value.as_slice()).unwrap();
-        (fields.start_time, fields.attempts) = (None, Vec::new());
-        metadata.value = fields.encode_to_vec();
-    }
-    operation
-}
-
 /// Returns the key label, or `None` if the operation has none or has custom metadata.
 fn key_label(operation: &Operation) -> Option<String> {
     let metadata = operation.metadata.as_ref()?;
@@ -362,9 +349,7 @@ impl KnownState {
             if current.version < previous.version {
                 return Err("an older version reappeared".to_owned());
             }
-            if current.version == previous.version
-                && without_attempts(seen) != without_attempts(operation)
-            {
+            if current.version == previous.version && **seen != *operation {
                 return Err("the same version has different bytes".to_owned());
             }
             if seen.done && seen.result != operation.result {

@@ -303,15 +303,3 @@ pub(crate) fn progress(done_units: i64) -> Progress {
         ..Progress::default()
     }
 }
-
-/// Returns a port that no socket uses. It lies below the ephemeral ports, so that no outgoing
-/// connection takes it while the server that has it is down.
-pub(crate) fn free_port() -> u16 {
-    loop {
-        let [high, low, ..] = *uuid::Uuid::new_v4().as_bytes();
-        let port = 20_000 + u16::from_be_bytes([high, low]) % 12_000;
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}

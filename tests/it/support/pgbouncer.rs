@@ -9,10 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{
-    free_port,
-    postgres::{PostgresServer, give_to_server_user, skip},
-};
+use super::postgres::{PostgresServer, free_port, give_to_server_user, skip};
 
 /// The number of connections to PostgreSQL that all clients share.
 pub(crate) const POOL_SIZE: usize = 2;

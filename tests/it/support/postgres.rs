@@ -5,6 +5,7 @@
 use std::{
     env, fs,
     io::{self, Write},
+    net::TcpListener,
     os::unix::{
         fs::{MetadataExt, PermissionsExt, chown},
         process::CommandExt,
@@ -17,7 +18,7 @@ use std::{
 use longrunning::{PostgresConfig, PostgresStorage};
 use tempfile::TempDir;
 
-use super::{backend::POSTGRES_URL_ENV, free_port};
+use super::backend::POSTGRES_URL_ENV;
 
 /// A PostgreSQL server with its own data directory. Stops when dropped or when this
 /// process exits.
@@ -104,6 +105,18 @@ fn server_user() -> Option<(u32, u32)> {
 pub(super) fn give_to_server_user(path: &Path) {
     if let Some((uid, gid)) = server_user() {
         chown(path, Some(uid), Some(gid)).unwrap();
+    }
+}
+
+/// Returns a port that no socket uses. It lies below the ephemeral ports, so that no outgoing
+/// connection takes it while the server that has it is down.
+pub(crate) fn free_port() -> u16 {
+    loop {
+        let [high, low, ..] = *uuid::Uuid::new_v4().as_bytes();
+        let port = 20_000 + u16::from_be_bytes([high, low]) % 12_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
     }
 }
 

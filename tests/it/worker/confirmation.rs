@@ -199,7 +199,7 @@ async fn attempt_timeout_begins_with_confirmation() {
     let name = harness.create_operation(request).await;
     let lease = harness.lease_one("q", "w").await;
     assert_eq!(lease.attempt_remaining, proto_seconds(10));
-    sleep(Duration::from_secs(20)).await;
+    sleep(Duration::from_secs(9)).await;
     let start = Instant::now();
     assert_eq!(harness.heartbeat_one(&lease).await.kind(), Kind::Continue);
     let done = wait_until_done(&harness, &name).await;

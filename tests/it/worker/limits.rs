@@ -3,18 +3,22 @@
 
 use longrunning::{
     Limits,
-    proto::longrunning::v1::{FinishOperationRequest, finish_operation_request::Outcome},
+    proto::longrunning::v1::{
+        CreateOperationRequest, FinishOperationRequest, RetryPolicy,
+        finish_operation_request::Outcome,
+    },
 };
 use tonic::Code;
 
 use crate::support::{
     GrpcTestServer,
-    assertions::assert_failed_with,
+    assertions::{assert_error_code, assert_failed_with},
     decode_metadata,
     error_details::{ErrorDetails, expect_status_error},
     harness::{
         Harness, failure, finish_request, heartbeat_request, lease_heartbeat, lease_request,
-        queued_request, queued_request_with_input, release, retryable_failure,
+        max_attempts, proto_seconds, queued_request, queued_request_with_input, release,
+        retryable_failure,
     },
     operations_builder,
     raw_requests::raw_unary_call,
@@ -91,6 +95,37 @@ async fn oversized_result_is_recorded_as_error_and_repeatable() {
         let rejected = harness.try_finish(finish_request(&lease, other)).await;
         let rejected = ErrorDetails::from_status(&rejected.unwrap_err());
         assert_eq!(rejected.info.reason, "OPERATION_ALREADY_DONE");
+    }
+}
+
+// Rules: LIMIT-6
+#[tokio::test]
+async fn small_failure_of_operation_filled_by_input_is_retried_then_recorded() {
+    let limits = Limits::default().with_max_operation_bytes(10_000);
+    let harness = Harness::start_with(operations_builder().limits(limits)).await;
+    for input_size in (9_500..10_000).step_by(10) {
+        let input = Some(string_value(&"i".repeat(input_size)));
+        let request = CreateOperationRequest {
+            retry_policy: Some(RetryPolicy {
+                initial_backoff: proto_seconds(0),
+                ..max_attempts(3).unwrap()
+            }),
+            ..queued_request_with_input("q", input)
+        };
+        if harness.try_create(request).await.is_err() {
+            break;
+        }
+        for attempt in 1..=3 {
+            let lease = harness.lease_one("q", "w").await;
+            assert_eq!(lease.attempt, attempt);
+            let failure = retryable_failure(Code::Unavailable, "busy");
+            let after = harness.finish(&lease, failure.clone()).await;
+            assert_eq!(after.done, attempt == 3);
+            if after.done {
+                assert_error_code(&after, Code::Unavailable);
+                assert_eq!(harness.finish(&lease, failure).await, after);
+            }
+        }
     }
 }
 

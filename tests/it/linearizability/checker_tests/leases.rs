@@ -109,17 +109,15 @@ fn checker_accepts_worker_lost_only_after_last_loss() {
 }
 
 #[test]
-fn checker_accepts_end_of_unconfirmed_lease_as_loss_or_not() {
+fn checker_accepts_end_of_unconfirmed_lease_only_without_loss() {
     let no_loss = SequentialSpec {
         max_worker_losses: Some(0),
         ..NAMED_SPEC
     };
+    let read = |at, phase| get_call(at, ReadMode::Linearizable, snapshot(phase, 1));
     let worker_lost = SnapshotPhase::Done(TerminalOutcome::WorkerLost);
-    for phase in [SnapshotPhase::Pending, worker_lost] {
-        let read = get_call(2000, ReadMode::Linearizable, snapshot(phase, 1));
-        assert_accepted(no_loss, &[created(), leased(2, 1, 1), read]);
-    }
-    let early = snapshot(SnapshotPhase::Pending, 1);
-    let early = get_call(800, ReadMode::Linearizable, early);
-    assert_rejected(no_loss, &[created(), leased(2, 1, 1), early]);
+    let calls = |read| [created(), leased(2, 1, 1), read];
+    assert_accepted(no_loss, &calls(read(2000, SnapshotPhase::Pending)));
+    assert_rejected(no_loss, &calls(read(2000, worker_lost)));
+    assert_rejected(no_loss, &calls(read(800, SnapshotPhase::Pending)));
 }
