@@ -6,9 +6,13 @@
 pub(crate) mod backup;
 mod database;
 mod errors;
+mod file_set;
 mod load;
 mod lock_file;
+mod paths;
 mod rows;
+mod schema;
+mod wal_file;
 mod writer;
 
 use std::{

@@ -1,9 +1,6 @@
 //! Offline tools for a database file: inspect it, back it up while a server has it open, and recover a damaged one.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use rusqlite::{
     Connection, OptionalExtension,
@@ -12,9 +9,11 @@ use rusqlite::{
 };
 
 use super::{
-    database::{create, open_read_only, sync_parent_directory},
+    database::{create, open_read_only},
     errors::{checkpoint_blocked_error, io_error, sqlite_error},
     load::StoredRow,
+    paths::{sync_parent_directory, with_suffix},
+    schema::assign_file_id,
 };
 use crate::{
     operation::{Operation, record::RecordDecoder},
@@ -79,6 +78,7 @@ pub(crate) fn backup(from: &Path, to: &Path) -> Result<(), StorageError> {
             .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
             .map_err(to_error)?;
         if verdict == "ok" {
+            assign_file_id(&copy).map_err(to_error)?;
             return close_as_single_file(copy, partial);
         }
         Err(StorageError::invalid_config(format!(
@@ -235,12 +235,6 @@ pub(super) fn close_as_single_file(
         return Err(checkpoint_blocked_error(path));
     }
     connection.close().map_err(|(_, error)| to_error(error))
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 /// Removes a file that is not open, with its WAL and the like.

@@ -1,34 +1,22 @@
 //! The database file: created, locked, opened, and brought to the current schema.
 
 use std::{
-    fs,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use parking_lot::Mutex;
-use rusqlite::{Connection, MAIN_DB, OpenFlags, TransactionBehavior};
-use uuid::Uuid;
+use rusqlite::{Connection, MAIN_DB, OpenFlags};
 
+#[cfg(feature = "cli")]
+use super::file_set::check_log_of_unlocked;
 use super::{
-    errors::{checkpoint_blocked_error, io_error, read_only_error, restore_hint, sqlite_error},
+    errors::{checkpoint_blocked_error, read_only_error, sqlite_error},
+    file_set::check_files,
     lock_file::LockFile,
+    paths::{create_if_missing, locate},
+    schema::{SCHEMA_STEPS, apply_schema_steps, assign_file_id, check_compatible, count_tables},
 };
 use crate::{clock::Timestamp, storage::error::StorageError};
-
-/// `LONG`: tells other programs whose file it is.
-const APPLICATION_ID: i32 = 0x4c4f_4e47;
-
-/// The steps from an empty file to the current schema. From the first release on, a step never changes.
-const SCHEMA_STEPS: [&str; 1] = ["
-    CREATE TABLE operations (number INTEGER PRIMARY KEY, record BLOB NOT NULL) STRICT;
-    CREATE TABLE inputs (number INTEGER PRIMARY KEY, input BLOB NOT NULL) STRICT;
-    CREATE TABLE file_info (file_id TEXT NOT NULL, write_count INTEGER NOT NULL, last_timestamp_ns INTEGER) STRICT;
-"];
-
-/// The schema version after the first step. Lower versions are those of builds before the first release.
-const FIRST_SCHEMA_VERSION: usize = 3;
 
 /// The size to which SQLite truncates the WAL when it starts again.
 const WAL_SIZE_LIMIT_BYTES: u32 = 16 << 20;
@@ -48,7 +36,7 @@ pub(super) struct Database {
 /// The row of table `file_info`.
 #[derive(Debug)]
 pub(super) struct FileInfo {
-    /// Unique to this file and its copies.
+    /// Unique to this file. A backup gets another one, and so does a copy of it when a server first opens it.
     pub(super) file_id: String,
     /// The number of committed writes.
     pub(super) write_count: u64,
@@ -69,31 +57,33 @@ impl Database {
         path: &Path,
         busy_timeout: Duration,
     ) -> Result<Self, StorageError> {
-        let path = create_if_missing(path)?;
+        let path = locate(path)?;
         let lock = LockFile::acquire(&path)?;
-        let mut connection = open_connection(&path, OpenFlags::empty())?;
-        if let Err(error) = check_compatible(&connection, &path) {
-            lock.remove_if_created();
-            return Err(error);
-        }
+        let mut connection = match open_checked(&path, &lock) {
+            Ok(connection) => connection,
+            Err(error) => {
+                lock.undo();
+                return Err(error);
+            }
+        };
         let info = initialize(&mut connection, &path)?;
-        let database = Self { path, lock, info };
-        database.check_not_truncated()?;
-        truncate_wal(&connection, &database.path, busy_timeout)?;
-        Ok(database)
-    }
-
-    fn check_not_truncated(&self) -> Result<(), StorageError> {
-        let acknowledged = self.lock.read_ack(&self.info.file_id).unwrap_or(0);
-        if acknowledged <= self.info.write_count {
-            return Ok(());
+        truncate_wal(&connection, &path, busy_timeout)?;
+        if lock.ack().is_none_or(|ack| ack.file_id != info.file_id) {
+            // Before anything is in the WAL: a lock file of another database would make it look like a foreign one.
+            lock.write_ack(&info.file_id, info.write_count);
+            lock.sync()?;
         }
-        let (path, write_count) = (self.path.display(), self.info.write_count);
-        Err(StorageError::corrupt(format!(
-            "{path} has {write_count} writes, but {acknowledged} were acknowledged: its write-ahead log {path}-wal was lost or truncated, or the file was replaced by an older copy; {}; otherwise restore a backup, or remove {path}-lock to continue without the missing writes",
-            restore_hint(&self.path)
-        )))
+        Ok(Self { path, lock, info })
     }
+}
+
+/// Opens a file whose lock is held, and creates it if it does not exist. A file that is rejected is not modified.
+fn open_checked(path: &Path, lock: &LockFile) -> Result<Connection, StorageError> {
+    check_files(path, lock.ack().as_ref())?;
+    create_if_missing(path)?;
+    let connection = open_connection(path, OpenFlags::empty())?;
+    check_compatible(&connection, path)?;
+    Ok(connection)
 }
 
 /// Checkpoints the WAL that the previous process left.
@@ -120,20 +110,6 @@ fn truncate_wal(
     Ok(())
 }
 
-fn parent_directory(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// Makes the directory entry of a new file durable.
-pub(super) fn sync_parent_directory(path: &Path) -> Result<(), StorageError> {
-    fs::File::open(parent_directory(path))
-        .and_then(|parent| parent.sync_all())
-        .map_err(|error| io_error(path, &error))
-}
-
 /// Creates a file for this process alone, which will be renamed.
 #[cfg(feature = "cli")]
 pub(super) fn create(path: &Path) -> Result<Connection, StorageError> {
@@ -151,6 +127,7 @@ pub(super) fn open_read_only(path: &Path) -> Result<Connection, StorageError> {
             path.display()
         )));
     }
+    check_log_of_unlocked(path)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let to_error = |error: rusqlite::Error| sqlite_error(path, &error);
     let connection = Connection::open_with_flags(path, flags).map_err(to_error)?;
@@ -194,6 +171,8 @@ fn initialize(connection: &mut Connection, path: &Path) -> Result<FileInfo, Stor
     if connection.is_readonly(MAIN_DB).map_err(to_error)? {
         return Err(read_only_error(path));
     }
+    set_pragmas(connection).map_err(to_error)?;
+    assign_id_to_copy(connection).map_err(to_error)?;
     let mode: String = connection
         .pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))
         .map_err(to_error)?;
@@ -203,7 +182,6 @@ fn initialize(connection: &mut Connection, path: &Path) -> Result<FileInfo, Stor
             path.display()
         )));
     }
-    set_pragmas(connection).map_err(to_error)?;
     apply_schema_steps(connection, &SCHEMA_STEPS).map_err(to_error)?;
     connection
         .query_row(
@@ -221,106 +199,12 @@ fn initialize(connection: &mut Connection, path: &Path) -> Result<FileInfo, Stor
         .map_err(to_error)
 }
 
-fn count_tables(connection: &Connection) -> rusqlite::Result<i64> {
-    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-}
-
-/// Checks that the file is empty, or has a schema version that this program supports.
-fn check_compatible(connection: &Connection, path: &Path) -> Result<(), StorageError> {
-    let to_error = |error: rusqlite::Error| sqlite_error(path, &error);
-    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
-    let application_id = pragma("application_id").map_err(to_error)?;
-    let table_count = count_tables(connection).map_err(to_error)?;
-    if application_id != APPLICATION_ID && (application_id, table_count) != (0, 0) {
-        return Err(StorageError::invalid_config(format!(
-            "{} is the database of another program: choose another path",
-            path.display()
-        )));
+/// Gives a file that no server has had open since it was copied an ID of its own: a WAL that is left of one copy of a
+/// backup is not that of another. A backup has no WAL, so that the ID is in the main file at once.
+fn assign_id_to_copy(connection: &Connection) -> rusqlite::Result<()> {
+    let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
+    if mode != "wal" && count_tables(connection)? != 0 {
+        assign_file_id(connection)?;
     }
-    let version = pragma("user_version").map_err(to_error)?;
-    let version = usize::try_from(version).unwrap_or(usize::MAX);
-    let (current, display) = (schema_version(&SCHEMA_STEPS), path.display());
-    let message = if version > current {
-        format!(
-            "{display} has schema version {version}, and this program supports versions up to {current}: use a newer longrunning"
-        )
-    } else if version != 0 && version < FIRST_SCHEMA_VERSION {
-        format!(
-            "{display} has schema version {version} of a build before the first release, which this program cannot read: choose another path, or remove the file"
-        )
-    } else {
-        return Ok(());
-    };
-    Err(StorageError::unsupported_version(message))
-}
-
-/// Returns the schema version after all of the steps.
-fn schema_version(steps: &[&str]) -> usize {
-    FIRST_SCHEMA_VERSION + steps.len() - 1
-}
-
-/// Applies the schema steps that the file lacks, in one transaction.
-pub(super) fn apply_schema_steps(
-    connection: &mut Connection,
-    steps: &[&str],
-) -> rusqlite::Result<()> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let version: usize = transaction.pragma_query_value(None, "user_version", |row| {
-        row.get::<_, i64>(0)
-            .map(|version| usize::try_from(version).unwrap_or(0))
-    })?;
-    let applied_steps = (version + 1).saturating_sub(FIRST_SCHEMA_VERSION);
-    for step in steps.iter().skip(applied_steps) {
-        transaction.execute_batch(step)?;
-    }
-    if version == 0 {
-        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-        transaction.execute(
-            "INSERT INTO file_info (file_id, write_count) VALUES (?1, 0)",
-            [Uuid::new_v4().to_string()],
-        )?;
-    }
-    let current = schema_version(steps);
-    if version < current {
-        transaction.execute_batch(&format!("PRAGMA user_version = {current}"))?;
-    }
-    transaction.commit()
-}
-
-/// Creates the file if it does not exist, and returns its canonical path: the WAL and the lock file are beside it, and
-/// two processes must not have two of them.
-fn create_if_missing(path: &Path) -> Result<PathBuf, StorageError> {
-    // POSIX locks: closing any descriptor of a file releases all locks of the process on it, those of SQLite included.
-    // So an existing file is never opened here, and a new one is created by one thread at a time.
-    static CREATE_LOCK: Mutex<()> = Mutex::new(());
-    let guard = CREATE_LOCK.lock();
-    if !path.exists() {
-        // A clearer error than "file not found".
-        let parent = parent_directory(path);
-        parent.canonicalize().map_err(|error| {
-            StorageError::invalid_config(format!(
-                "the directory {} cannot be used: {error}",
-                parent.display()
-            ))
-        })?;
-        // Follows a symbolic link to a target that does not exist.
-        let created = fs::File::options().append(true).create(true).open(path);
-        created.map_err(|error| io_error(path, &error))?;
-    }
-    drop(guard);
-    let to_error = |error: std::io::Error| io_error(path, &error);
-    let canonical = path.canonicalize().map_err(to_error)?;
-    let metadata = canonical.metadata().map_err(to_error)?;
-    let display = canonical.display();
-    if !metadata.is_file() {
-        return Err(StorageError::invalid_config(format!(
-            "{display} cannot be used: it is not a file"
-        )));
-    }
-    match metadata.nlink() {
-        0 | 1 => Ok(canonical),
-        link_count => Err(StorageError::invalid_config(format!(
-            "{display} has {link_count} names (hard links), and each would have a write-ahead log and a lock of its own: remove the others, or copy it with `longrunning backup` and use the copy"
-        ))),
-    }
+    Ok(())
 }

@@ -44,6 +44,28 @@ pub(super) fn restore_hint(path: &Path) -> String {
     )
 }
 
+/// Returns the error for a write-ahead log that belongs to another file.
+pub(super) fn mixed_files_error(path: &Path) -> StorageError {
+    let display = path.display();
+    StorageError::corrupt(format!(
+        "{display} and its write-ahead log {display}-wal belong to different databases, and neither was changed: {}; otherwise put the file back to which the log belongs",
+        restore_hint(path)
+    ))
+}
+
+/// Returns the error for a file that has fewer writes than were acknowledged.
+pub(super) fn missing_writes_error(
+    path: &Path,
+    write_count: u64,
+    acknowledged: u64,
+) -> StorageError {
+    let display = path.display();
+    StorageError::corrupt(format!(
+        "{display} has {write_count} writes, but {acknowledged} were acknowledged: its write-ahead log {display}-wal was lost or truncated, or the file was replaced by an older copy; {}; otherwise put the log back, restore a backup, or remove {display}-lock to continue without the missing writes",
+        restore_hint(path)
+    ))
+}
+
 /// Returns the error for a failed SQLite call.
 pub(super) fn sqlite_error(path: &Path, error: &rusqlite::Error) -> StorageError {
     let display = path.display();

@@ -2,6 +2,7 @@
 #![cfg(feature = "cli")]
 
 mod capacity;
+mod file_set;
 mod opening;
 
 use std::{fs, path::PathBuf, sync::Arc};
@@ -110,6 +111,17 @@ fn open_reader(path: &std::path::Path) -> rusqlite::Connection {
         .execute_batch("BEGIN; SELECT count(*) FROM file_info")
         .unwrap();
     connection
+}
+
+/// All files of a database, with their contents.
+type Files = std::collections::BTreeMap<PathBuf, Vec<u8>>;
+
+fn read_files(database: &TempDatabase) -> Files {
+    let entries = fs::read_dir(database.0.path()).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .map(|path| (path.clone(), fs::read(path).unwrap()))
+        .collect()
 }
 
 /// Simulates `kill -9`: the WAL is left as it is, and the lock is free.

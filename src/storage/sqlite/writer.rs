@@ -16,8 +16,9 @@ use tokio::{runtime::Handle, time::Instant};
 use tracing::warn;
 
 use super::{
-    database::{Database, open_additional, sync_parent_directory},
+    database::{Database, open_additional},
     errors::sqlite_error,
+    paths::sync_parent_directory,
     rows::{InputWrite, RowWrite},
 };
 use crate::{clock::Timestamp, storage::error::StorageError};
