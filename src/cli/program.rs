@@ -55,6 +55,8 @@ enum CliCommand {
     Delete(NameArgs),
     /// Copy the SQLite file of a server, which may be running
     Backup(sqlite_file::BackupArgs),
+    /// Replace the SQLite file of a stopped server by a backup
+    Restore(sqlite_file::RestoreArgs),
     /// Print the contents of a server's SQLite file
     Inspect(sqlite_file::InspectArgs),
     /// Exit with 0 if the server is serving, else with 1; for container probes
@@ -111,6 +113,7 @@ async fn dispatch(command: CliCommand) -> u8 {
         CliCommand::Cancel(args) => commands::cancel(args).await,
         CliCommand::Delete(args) => commands::delete(args).await,
         CliCommand::Backup(args) => sqlite_file::backup(&args),
+        CliCommand::Restore(args) => sqlite_file::restore(&args),
         CliCommand::Inspect(args) => sqlite_file::inspect(&args),
         CliCommand::Version => {
             println!("longrunning {}", env!("CARGO_PKG_VERSION"));

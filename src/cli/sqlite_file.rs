@@ -1,5 +1,5 @@
-//! `longrunning backup` and `longrunning inspect`: copy and examine the SQLite file
-//! of a server.
+//! `longrunning backup`, `longrunning restore` and `longrunning inspect`: copy, replace
+//! and examine the SQLite file of a server.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -19,7 +19,10 @@ use crate::{
     operation::Operation,
     proto::{google, longrunning::v1::operation_metadata::State},
     server::StoreConfig,
-    storage::sqlite::backup::{self, Summary},
+    storage::sqlite::{
+        backup::{self, Summary},
+        restore,
+    },
     types::EnumFormat,
 };
 
@@ -39,6 +42,17 @@ pub(super) struct BackupArgs {
     /// Recover every readable operation of a damaged file
     #[arg(long)]
     recover: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct RestoreArgs {
+    /// Path of the backup, which is not changed
+    #[arg(value_name = "BACKUP")]
+    backup: PathBuf,
+    /// Path of the server's file, without sqlite:; the server must be stopped. An existing file
+    /// is renamed to FILE.before-restore
+    #[arg(value_name = "FILE", value_parser = parse_file_path)]
+    file: PathBuf,
 }
 
 #[derive(Args, Debug)]
@@ -87,6 +101,27 @@ pub(super) fn backup(args: &BackupArgs) -> Result<u8, CliError> {
     let size = std::fs::metadata(&args.destination).map_or(0, |file| file.len());
     let size = ByteSize(size).display().iec();
     print_line(&format!("copied {from} to {to}, {size}"));
+    Ok(EXIT_SUCCESS)
+}
+
+fn parse_file_path(text: &str) -> Result<PathBuf, &'static str> {
+    if text.starts_with("sqlite:") {
+        return Err("write the path of the file without sqlite:");
+    }
+    Ok(text.into())
+}
+
+/// Replaces a file by a backup. Returns the exit code.
+pub(super) fn restore(args: &RestoreArgs) -> Result<u8, CliError> {
+    let (backup, file) = (args.backup.display(), args.file.display());
+    let previous = restore::restore(&args.backup, &args.file).map_err(CliError::local)?;
+    print_line(&format!("restored {backup} to {file}"));
+    if let Some(previous) = previous {
+        let previous = previous.display();
+        print_line(&format!(
+            "the previous file is {previous}: remove it once you do not need it"
+        ));
+    }
     Ok(EXIT_SUCCESS)
 }
 

@@ -10,6 +10,8 @@ mod file_set;
 mod load;
 mod lock_file;
 mod paths;
+#[cfg(feature = "cli")]
+pub(crate) mod restore;
 mod rows;
 mod schema;
 mod wal_file;

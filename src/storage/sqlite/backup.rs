@@ -59,33 +59,40 @@ pub(crate) fn inspect(
 /// Copies a consistent snapshot of a file, whether or not a server has it open.
 pub(crate) fn backup(from: &Path, to: &Path) -> Result<(), StorageError> {
     let source = open_read_only(from)?;
-    write_atomically(to, |partial| {
-        let to_error = |error: rusqlite::Error| sqlite_error(partial, &error);
-        let mut copy = Connection::open(partial).map_err(to_error)?;
-        let backup = Backup::new(&source, &mut copy).map_err(to_error)?;
-        // A single step is a single snapshot; a server continues to write to its WAL.
-        let result = backup
-            .step(-1)
-            .map_err(|error| sqlite_error(from, &error))?;
-        if result != StepResult::Done {
-            return Err(StorageError::invalid_config(format!(
-                "{} is locked by another program: stop it first",
-                from.display()
-            )));
-        }
-        drop(backup);
-        let verdict: String = copy
-            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-            .map_err(to_error)?;
-        if verdict == "ok" {
-            assign_file_id(&copy).map_err(to_error)?;
-            return close_as_single_file(copy, partial);
-        }
-        Err(StorageError::invalid_config(format!(
-            "{} is damaged ({verdict}): recover readable operations with --recover",
+    write_atomically(to, |partial| copy_database(&source, from, partial))
+}
+
+/// Copies a consistent snapshot of an open file to a new file, which gets an ID of its own.
+pub(super) fn copy_database(
+    source: &Connection,
+    from: &Path,
+    to: &Path,
+) -> Result<(), StorageError> {
+    let to_error = |error: rusqlite::Error| sqlite_error(to, &error);
+    let mut copy = Connection::open(to).map_err(to_error)?;
+    let backup = Backup::new(source, &mut copy).map_err(to_error)?;
+    // A single step is a single snapshot; a server continues to write to its WAL.
+    let result = backup
+        .step(-1)
+        .map_err(|error| sqlite_error(from, &error))?;
+    if result != StepResult::Done {
+        return Err(StorageError::invalid_config(format!(
+            "{} is locked by another program: stop it first",
             from.display()
-        )))
-    })
+        )));
+    }
+    drop(backup);
+    let verdict: String = copy
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+        .map_err(to_error)?;
+    if verdict == "ok" {
+        assign_file_id(&copy).map_err(to_error)?;
+        return close_as_single_file(copy, to);
+    }
+    Err(StorageError::invalid_config(format!(
+        "{} is damaged ({verdict}): recover readable operations with --recover",
+        from.display()
+    )))
 }
 
 /// Copies the readable operations of a damaged file into a new one. Returns their number, and a text for each part that
@@ -238,12 +245,12 @@ pub(super) fn close_as_single_file(
 }
 
 /// Removes a file that is not open, with its WAL and the like.
-fn remove_with_sidecars(path: &Path) -> Result<(), StorageError> {
+pub(super) fn remove_with_sidecars(path: &Path) -> Result<(), StorageError> {
     remove_existing(path, &["", "-wal", "-shm", "-journal"])
 }
 
 /// Removes the files with these suffixes that exist.
-fn remove_existing(path: &Path, suffixes: &[&str]) -> Result<(), StorageError> {
+pub(super) fn remove_existing(path: &Path, suffixes: &[&str]) -> Result<(), StorageError> {
     suffixes.iter().try_for_each(|suffix| {
         let path = with_suffix(path, suffix);
         match fs::remove_file(&path) {

@@ -40,7 +40,7 @@ pub(super) fn checkpoint_blocked_error(path: &Path) -> StorageError {
 pub(super) fn restore_hint(path: &Path) -> String {
     let display = path.display();
     format!(
-        "if you have just restored a backup, remove {display}-wal, {display}-shm and {display}-lock too"
+        "if you have just restored a backup, use `longrunning restore`, or remove {display}-wal, {display}-shm and {display}-lock too"
     )
 }
 

@@ -76,7 +76,7 @@ pub(super) fn check_files(path: &Path, ack: Option<&Ack>) -> Result<(), StorageE
         to_remove.push(format!("{display}-wal"));
     }
     Err(StorageError::corrupt(format!(
-        "{display} {reason}, but {what}: put the file back, or restore a backup; to start empty, remove {}",
+        "{display} {reason}, but {what}: put the file back, or restore a backup with `longrunning restore`; to start empty, remove {}",
         to_remove.join(" and ")
     )))
 }

@@ -81,6 +81,14 @@ impl LockFile {
         };
     }
 
+    /// Releases the lock, and removes what is recorded: the database is another one now.
+    #[cfg(feature = "cli")]
+    pub(super) fn clear(self) -> Result<(), StorageError> {
+        let cleared = self.file.set_len(ACK_OFFSET as u64);
+        cleared.map_err(|error| io_error(&self.path, &error))?;
+        self.sync()
+    }
+
     /// Returns what the previous process recorded, or `None` if there is nothing, or it is torn.
     pub(super) fn ack(&self) -> Option<Ack> {
         parse_ack(self.previous.as_deref()?)

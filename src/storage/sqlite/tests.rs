@@ -4,6 +4,7 @@
 mod capacity;
 mod file_set;
 mod opening;
+mod restore;
 
 use std::{fs, path::PathBuf, sync::Arc};
 

@@ -1,11 +1,16 @@
 //! Database files as operators handle them: the examples of `docs/durability.md`,
-//! `inspect` and `backup`.
+//! `inspect`, `backup` and `restore`, and files that vanish.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    process::{Output, Stdio},
+    time::Duration,
+};
 
 use tokio::{process::Command, time::timeout};
 
-use crate::support::serve_process::{ServeProcess, run_command, stderr, stdout};
+use crate::support::serve_process::{
+    ServeProcess, longrunning_command, run_command, stderr, stdout,
+};
 
 const DURABILITY_GUIDE: &str = include_str!("../../../docs/durability.md");
 
@@ -179,4 +184,50 @@ async fn database_open_errors_are_one_line() {
     let second_backup = run_command(&["backup", "--store", &store, copy]).await;
     assert!(stderr(&second_backup).contains("already exists"));
     drop(server);
+}
+
+/// Creates an operation.
+async fn submit(server: &ServeProcess, input_bytes: usize) -> Output {
+    let worker_endpoint = format!("http://{}", server.worker_address);
+    let input = format!("{{\"data\": \"{}\"}}", "x".repeat(input_bytes));
+    let arguments = ["submit", "q", "--worker-endpoint", &worker_endpoint];
+    longrunning_command(&arguments)
+        .args(["--input", &input])
+        .output()
+        .await
+        .unwrap()
+}
+
+// Rules: SQLITE-12
+#[tokio::test]
+async fn restore_of_running_server_is_rejected_and_of_stopped_one_succeeds() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, backup) = (
+        directory.path().join("operations.db"),
+        directory.path().join("backup.db"),
+    );
+    let (file, backup) = (file.to_str().unwrap(), backup.to_str().unwrap());
+    let store = format!("sqlite:{file}");
+    let mut server = ServeProcess::serve(&["--store", &store]).await;
+    assert!(submit(&server, 10).await.status.success());
+    let copied = run_command(&["backup", "--store", &store, backup]).await;
+    assert!(copied.status.success(), "{}", stderr(&copied));
+    assert!(submit(&server, 10).await.status.success());
+    for (target, expected) in [
+        (file, "in use by another process"),
+        (&*store, "without sqlite:"),
+        (backup, "is the backup itself"),
+    ] {
+        let rejected = run_command(&["restore", backup, target]).await;
+        assert_eq!(rejected.status.code(), Some(2));
+        assert!(stderr(&rejected).contains(expected));
+    }
+    server.child.kill().await.unwrap();
+    let restored = run_command(&["restore", backup, file]).await;
+    let text = stdout(&restored);
+    assert!(restored.status.success(), "{}", stderr(&restored));
+    assert!(text.contains("the previous file is"), "{text}");
+    let server = ServeProcess::serve(&["--store", &store]).await;
+    let list = server.run_command(&["list"]).await;
+    assert_eq!(stdout(&list).matches("PENDING").count(), 1);
 }

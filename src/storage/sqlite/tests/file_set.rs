@@ -3,7 +3,7 @@
 use super::*;
 
 /// Returns the database of a killed server with this many writes, of which a backup was made after the first.
-async fn crash_after_backup(backed_up: u64, written: u64) -> (TempDatabase, PathBuf) {
+pub(super) async fn crash_after_backup(backed_up: u64, written: u64) -> (TempDatabase, PathBuf) {
     let database = TempDatabase::new();
     let storage = database.open().unwrap();
     put(&storage, 1..backed_up + 1).await;
