@@ -16,6 +16,7 @@ use super::{
     },
     commands, demo, queue_config, serve, sqlite_file, submit, worker,
 };
+use crate::server::ignore_file_size_signal;
 
 /// The missing server for google.longrunning.Operations (AIP-151).
 #[derive(Debug, Parser)]
@@ -100,6 +101,9 @@ pub fn main() -> ExitCode {
 }
 
 async fn dispatch(command: CliCommand) -> u8 {
+    if let Err(error) = ignore_file_size_signal() {
+        eprintln!("warning: a write beyond the file size limit will end this process: {error}");
+    }
     let result = match command {
         CliCommand::Serve(args) => serve::serve(*args).await,
         CliCommand::Demo(args) => demo::demo(args).await,

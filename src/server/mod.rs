@@ -38,6 +38,6 @@ pub use app::{App, AppError, ShutdownOutcome};
 pub use config::{Config, InvalidStoreConfig, QueueConfig, StoreConfig};
 pub use connection::ConnectionOptions;
 pub use listener::{InvalidListenAddress, ListenAddress};
-pub use signals::{reload_signals, shutdown_signals};
+pub use signals::{ignore_file_size_signal, reload_signals, shutdown_signals};
 pub use telemetry::{LogFormat, LogGuard, init as init_telemetry, log_panics};
 pub use type_reload::TypeReloadError;

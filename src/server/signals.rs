@@ -1,8 +1,10 @@
 //! Converts process signals to futures: the first SIGTERM or SIGINT drains the
-//! server, the second aborts the drain, SIGHUP reloads the message types.
+//! server, the second aborts the drain, SIGHUP reloads the message types. SIGXFSZ is
+//! ignored.
 
 use std::{future::Future, io};
 
+use rustix::process::Signal;
 use tokio::{
     select,
     signal::unix::{SignalKind, signal},
@@ -32,6 +34,16 @@ pub fn shutdown_signals() -> io::Result<(impl Future<Output = ()>, impl Future<O
         }
     });
     Ok((first.cancelled_owned(), second.cancelled_owned()))
+}
+
+/// Installs a handler for SIGXFSZ that does nothing, so that a write beyond the file size
+/// limit fails, and does not end the process. Child processes do not inherit it.
+///
+/// # Errors
+/// The system cannot register the handler.
+pub fn ignore_file_size_signal() -> io::Result<()> {
+    // The handler outlives the stream.
+    signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map(drop)
 }
 
 /// Installs a handler for SIGHUP. The channel receives a value for each signal; signals

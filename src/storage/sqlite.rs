@@ -9,6 +9,7 @@ mod errors;
 mod file_set;
 mod load;
 mod lock_file;
+mod open_files;
 mod paths;
 #[cfg(feature = "cli")]
 pub(crate) mod restore;
@@ -34,6 +35,7 @@ use tracing::{error, info};
 
 use self::{
     database::Database,
+    open_files::OpenFiles,
     rows::RowWrite,
     writer::{RETRY_DELAY, Writer},
 };
@@ -73,6 +75,7 @@ struct Inner {
     /// `None` once the file is closed.
     writer: Mutex<Option<Writer>>,
     write_error: Mutex<Option<String>>,
+    files: Arc<OpenFiles>,
 }
 
 #[derive(Debug, Default)]
@@ -107,13 +110,14 @@ impl SqliteStorage {
     /// [`StorageError`] if the file belongs to another program, another schema version or a running process, is
     /// damaged or cannot be written.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StorageError> {
-        let database = Database::open(path.as_ref())?;
+        let writer = Writer::new(Database::open(path.as_ref())?)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 queue: Mutex::default(),
                 wakeup: Condvar::new(),
                 queued_bytes: AtomicUsize::new(0),
-                writer: Mutex::new(Some(Writer::new(database)?)),
+                files: writer.files().clone(),
+                writer: Mutex::new(Some(writer)),
                 write_error: Mutex::default(),
             }),
             runtime: OnceLock::new(),
@@ -122,6 +126,15 @@ impl SqliteStorage {
 
     fn runtime(&self) -> &Handle {
         self.runtime.get_or_init(Handle::current)
+    }
+
+    fn spawn_writer(&self) {
+        let guard = WriterGuard {
+            inner: self.inner.clone(),
+            is_finished: false,
+        };
+        let runtime = self.runtime().clone();
+        drop(self.runtime().spawn_blocking(move || guard.run(&runtime)));
     }
 }
 
@@ -157,12 +170,7 @@ impl Storage for SqliteStorage {
             PendingRow::Deferred(write)
         };
         if inner.enqueue(PendingWrite { row, completion }) {
-            let guard = WriterGuard {
-                inner: inner.clone(),
-                is_finished: false,
-            };
-            let runtime = self.runtime().clone();
-            drop(self.runtime().spawn_blocking(move || guard.run(&runtime)));
+            self.spawn_writer();
         }
     }
 
@@ -172,6 +180,10 @@ impl Storage for SqliteStorage {
     }
 
     fn write_error(&self) -> Option<String> {
+        if self.inner.check_files() {
+            // It probes the file until it is back.
+            self.spawn_writer();
+        }
         self.inner.write_error.lock().clone()
     }
 
@@ -214,6 +226,20 @@ impl Inner {
         !std::mem::replace(&mut queue.is_writer_running, true)
     }
 
+    /// Records an error if a file was removed, which an idle writer does not notice. Returns `true` if the caller must
+    /// start a writer.
+    fn check_files(&self) -> bool {
+        let mut queue = self.queue.lock();
+        if queue.is_closing {
+            return false;
+        }
+        let Err(error) = self.files.check() else {
+            return false;
+        };
+        self.update_write_error(Some(&error));
+        !std::mem::replace(&mut queue.is_writer_running, true)
+    }
+
     /// Completes the writes of a batch.
     fn complete(&self, batch: Vec<PendingWrite>, result: &Result<(), StorageError>) {
         for PendingWrite { row, completion } in batch {
@@ -242,8 +268,7 @@ impl Inner {
         let (mut min_batch, mut max_wait) = (0, Duration::ZERO);
         loop {
             let mut queue = self.queue.lock();
-            let is_failing = self.write_error.lock().is_some();
-            if is_failing {
+            if self.is_failing() {
                 (min_batch, max_wait) = (1, RETRY_DELAY);
             }
             queue.min_batch = min_batch;
@@ -251,7 +276,8 @@ impl Inner {
                 self.wakeup.wait_for(&mut queue, max_wait);
             }
             queue.min_batch = 0;
-            if queue.pending.is_empty() && (queue.is_closing || !is_failing) {
+            // `check_files` may have recorded an error meanwhile.
+            if queue.pending.is_empty() && (queue.is_closing || !self.is_failing()) {
                 queue.is_writer_running = false;
                 return;
             }
@@ -281,6 +307,10 @@ impl Inner {
                 writer.checkpoint_if_needed(runtime);
             }
         }
+    }
+
+    fn is_failing(&self) -> bool {
+        self.write_error.lock().is_some()
     }
 
     /// Records whether writes fail, and logs each change of that.

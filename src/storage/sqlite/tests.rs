@@ -3,6 +3,7 @@
 
 mod capacity;
 mod file_set;
+mod open_files;
 mod opening;
 mod restore;
 

@@ -18,6 +18,7 @@ use tracing::warn;
 use super::{
     database::{Database, open_additional},
     errors::sqlite_error,
+    open_files::OpenFiles,
     paths::sync_parent_directory,
     rows::{InputWrite, RowWrite},
 };
@@ -59,6 +60,7 @@ pub(super) struct Writer {
     is_checkpoint_running: bool,
     /// The length of the WAL at which the next checkpoint starts.
     next_checkpoint_pages: u32,
+    files: Arc<OpenFiles>,
     // Dropped last: the lock is released after the connection is closed.
     database: Database,
 }
@@ -100,7 +102,10 @@ impl Writer {
         connection
             .wal_hook(Some(hook))
             .map_err(|error| sqlite_error(&database.path, &error))?;
-        let mut writer = Self {
+        // A full or read-only disk fails the start, and not the first caller.
+        write_probe(&mut connection, 1).map_err(|error| sqlite_error(&database.path, &error))?;
+        let writer = Self {
+            files: Arc::new(OpenFiles::new(&database.path)?),
             write_count: database.info.write_count,
             last_timestamp: database.info.last_timestamp,
             failure: None,
@@ -110,8 +115,6 @@ impl Writer {
             next_checkpoint_pages: CHECKPOINT_PAGES,
             database,
         };
-        // A full or read-only disk fails the start, and not the first caller.
-        writer.probe_writable(1)?;
         // The directory entries of the file and of its WAL must survive a loss of power. SQLite syncs the directory,
         // but ignores failures. At each start, because the previous process may have created the WAL.
         sync_parent_directory(writer.path())?;
@@ -120,6 +123,10 @@ impl Writer {
 
     pub(super) fn path(&self) -> &Path {
         &self.database.path
+    }
+
+    pub(super) fn files(&self) -> &Arc<OpenFiles> {
+        &self.files
     }
 
     /// Returns the latest update time of a committed write.
@@ -138,10 +145,10 @@ impl Writer {
         &mut self,
         rows: impl ExactSizeIterator<Item = Cow<'a, RowWrite>> + Clone,
     ) -> Result<(), StorageError> {
-        let result = match rows.len() {
+        let result = self.files.check().and_then(|()| match rows.len() {
             0 => Ok(()),
             _ => self.commit_rows(rows.clone()),
-        };
+        });
         match &result {
             Ok(()) if self.failure.is_none() => {}
             Ok(()) => self.try_recover(estimated_write_bytes(rows)),
@@ -169,7 +176,8 @@ impl Writer {
         let previous_bytes = previous.map_or(0, |failure| failure.failed_bytes);
         self.failure = Some(WriteFailure {
             error,
-            failed_bytes: bytes.max(previous_bytes).min(MAX_PROBE_BYTES),
+            // At least 1: without rows, a probe must succeed.
+            failed_bytes: bytes.max(previous_bytes).clamp(1, MAX_PROBE_BYTES),
             next_probe_at: Instant::now() + RETRY_DELAY,
         });
     }
@@ -185,22 +193,12 @@ impl Writer {
             if Instant::now() < failure.next_probe_at {
                 return;
             }
-            if let Err(error) = self.probe_writable(failed_bytes) {
+            if let Err(error) = write_probe(&mut self.connection, failed_bytes) {
+                let error = sqlite_error(self.path(), &error);
                 return self.record_failure(error, failed_bytes);
             }
         }
         self.failure = None;
-    }
-
-    /// Writes and deletes a row of this size. In two transactions, because SQLite does not write pages that come and go
-    /// in one. The file grows by no more than the rejected writes would have needed, and reuses that space.
-    fn probe_writable(&mut self, bytes: usize) -> Result<(), StorageError> {
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        for is_insert in [true, false] {
-            write_probe_row(&mut self.connection, bytes, is_insert)
-                .map_err(|error| sqlite_error(&self.database.path, &error))?;
-        }
-        Ok(())
     }
 
     /// Limits the size of the file, as a full disk would, and returns the previous limit.
@@ -227,9 +225,10 @@ impl Writer {
             self.next_checkpoint_pages = pages + CHECKPOINT_PAGES;
         } else if !self.is_checkpoint_running && pages >= self.next_checkpoint_pages {
             self.is_checkpoint_running = true;
-            let (wal, path) = (self.wal.clone(), self.path().to_owned());
+            let (wal, files, path) = (self.wal.clone(), self.files.clone(), self.path().to_owned());
             drop(runtime.spawn_blocking(move || {
-                match open_additional(&path) {
+                // A file that has replaced the database must not get its WAL.
+                match files.check().and_then(|()| open_additional(&path)) {
                     Ok(connection) => checkpoint(&path, &connection),
                     Err(error) => warn!(%error, "WAL checkpoint failed"),
                 }
@@ -286,6 +285,14 @@ fn write_rows<'a>(
     )?;
     transaction.commit()?;
     Ok(last_timestamp)
+}
+
+/// Writes and deletes a row of this size. In two transactions, because SQLite does not write pages that come and go in
+/// one. The file grows by no more than the rejected writes would have needed, and reuses that space.
+fn write_probe(connection: &mut Connection, bytes: usize) -> rusqlite::Result<()> {
+    let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+    write_probe_row(connection, bytes, true)?;
+    write_probe_row(connection, bytes, false)
 }
 
 /// Inserts or deletes the probe row.

@@ -198,6 +198,36 @@ async fn submit(server: &ServeProcess, input_bytes: usize) -> Output {
         .unwrap()
 }
 
+// Rules: SQLITE-13, ADM-1
+#[tokio::test]
+async fn server_is_not_ready_and_rejects_changes_once_file_is_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("operations.db");
+    let server = ServeProcess::serve(&["--store", &format!("sqlite:{}", file.display())]).await;
+    assert!(submit(&server, 10).await.status.success());
+    for path in ["operations.db", "operations.db-wal", "operations.db-shm"] {
+        std::fs::remove_file(directory.path().join(path)).unwrap();
+    }
+    let readiness = server.admin_get("/readyz").await;
+    assert!(readiness.starts_with("HTTP/1.1 503"), "{readiness}");
+    assert!(readiness.contains("was removed"), "{readiness}");
+    let rejected = submit(&server, 10).await;
+    assert_eq!(rejected.status.code(), Some(2), "{}", stdout(&rejected));
+    assert!(stderr(&rejected).contains("UNAVAILABLE"));
+    server.signal("TERM").await;
+    assert_eq!(server.wait_for_exit().await, Some(0));
+
+    let store = format!("sqlite:{}", file.display());
+    let start = run_command(&["serve", "--store", &store, "--listen", "127.0.0.1:0"]).await;
+    let text = stderr(&start);
+    assert_eq!(start.status.code(), Some(2), "{text}");
+    assert!(
+        text.contains("is missing, but 1 writes were acknowledged"),
+        "{text}"
+    );
+    assert!(!file.exists());
+}
+
 // Rules: SQLITE-12
 #[tokio::test]
 async fn restore_of_running_server_is_rejected_and_of_stopped_one_succeeds() {
@@ -230,4 +260,35 @@ async fn restore_of_running_server_is_rejected_and_of_stopped_one_succeeds() {
     let server = ServeProcess::serve(&["--store", &store]).await;
     let list = server.run_command(&["list"]).await;
     assert_eq!(stdout(&list).matches("PENDING").count(), 1);
+}
+
+// Rules: SQLITE-14
+#[tokio::test]
+async fn change_beyond_file_size_limit_is_rejected_and_server_lives() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("operations.db");
+    let server = ServeProcess::serve(&["--store", &format!("sqlite:{}", file.display())]).await;
+    let pid = server.child.id().unwrap().to_string();
+    let set_limit = |limit: &str| {
+        let mut command = Command::new("prlimit");
+        command.args(["--pid", &pid, &format!("--fsize={limit}:unlimited")]);
+        command.status()
+    };
+    let Ok(status) = set_limit("300000").await else {
+        eprintln!("skipped: there is no prlimit");
+        return;
+    };
+    assert!(status.success());
+    let mut rejected = submit(&server, 100_000).await;
+    while rejected.status.success() {
+        rejected = submit(&server, 100_000).await;
+    }
+    let text = stderr(&rejected);
+    assert!(text.contains("UNAVAILABLE"), "{text}");
+    let readiness = server.admin_get("/readyz").await;
+    assert!(readiness.starts_with("HTTP/1.1 503"), "{readiness}");
+    assert!(set_limit("unlimited").await.unwrap().success());
+    assert!(submit(&server, 100_000).await.status.success());
+    let readiness = server.admin_get("/readyz").await;
+    assert!(readiness.starts_with("HTTP/1.1 200"), "{readiness}");
 }
