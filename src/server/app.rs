@@ -16,10 +16,11 @@ use tracing::{info, warn};
 use super::{
     accept::serve,
     admin::{AdminService, Readiness},
-    config::{Config, StoreConfig},
+    config::Config,
     listener::{ListenAddress, Listener},
     runtime_pool::RuntimePool,
     services::{self, ListenerHealth, ServiceRouter},
+    store_config::StoreConfig,
     type_reload::{TypeReloadError, TypeReloader},
 };
 use crate::{

@@ -1,13 +1,12 @@
 //! The configuration of the server.
 
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
-use super::{connection::ConnectionOptions, listener::ListenAddress};
+use super::{connection::ConnectionOptions, listener::ListenAddress, store_config::StoreConfig};
 use crate::{
     gateway::service::HttpOptions,
     operation::{options::ExecutionOptions, retry::RetryPolicy},
     service::request_params::WaitLimits,
-    storage::postgres::config::PostgresConfig,
     store::{consistency::ReadConsistency, limits::Limits},
 };
 
@@ -90,50 +89,6 @@ impl Default for Config {
             descriptor_sets: Vec::new(),
             reflection_upstream: None,
             queues: Vec::new(),
-        }
-    }
-}
-
-/// The storage backend. Parses from `memory`, `sqlite:PATH` or
-/// `postgres://USER:PASSWORD@HOST/DATABASE`; displays the same without the password.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum StoreConfig {
-    /// Memory only: operations are lost when the process ends.
-    Memory,
-    /// A SQLite file, for a single server.
-    Sqlite(PathBuf),
-    /// PostgreSQL: all servers of one schema share all operations.
-    Postgres(PostgresConfig),
-}
-
-/// Error for a text that is not a [`StoreConfig`].
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "invalid store: use memory, sqlite:PATH such as sqlite:/var/lib/longrunning/operations.db, or \
-     postgres://USER:PASSWORD@HOST/DATABASE"
-)]
-pub struct InvalidStoreConfig;
-
-impl FromStr for StoreConfig {
-    type Err = InvalidStoreConfig;
-
-    fn from_str(text: &str) -> Result<Self, InvalidStoreConfig> {
-        match text.split_once(':') {
-            None if text == "memory" => Ok(Self::Memory),
-            Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite(path.into())),
-            Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres(PostgresConfig::new(text))),
-            _ => Err(InvalidStoreConfig),
-        }
-    }
-}
-
-impl fmt::Display for StoreConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Memory => f.write_str("memory"),
-            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
-            Self::Postgres(options) => options.fmt(f),
         }
     }
 }

@@ -30,14 +30,16 @@ mod log_queue;
 mod runtime_pool;
 mod services;
 mod signals;
+mod store_config;
 mod telemetry;
 mod type_reload;
 mod write_coalescer;
 
 pub use app::{App, AppError, ShutdownOutcome};
-pub use config::{Config, InvalidStoreConfig, QueueConfig, StoreConfig};
+pub use config::{Config, QueueConfig};
 pub use connection::ConnectionOptions;
 pub use listener::{InvalidListenAddress, ListenAddress};
 pub use signals::{ignore_file_size_signal, reload_signals, shutdown_signals};
+pub use store_config::{InvalidStoreConfig, StoreConfig};
 pub use telemetry::{LogFormat, LogGuard, init as init_telemetry, log_panics};
 pub use type_reload::TypeReloadError;
