@@ -13,7 +13,7 @@ use super::{
     errors::{checkpoint_blocked_error, io_error, sqlite_error},
     load::StoredRow,
     paths::{sync_parent_directory, with_suffix},
-    schema::assign_file_id,
+    schema::{assign_file_id, compare_operation_count, read_operation_count},
 };
 use crate::{
     operation::{Operation, record::RecordDecoder},
@@ -22,7 +22,8 @@ use crate::{
 
 const SELECT_ASCENDING: &str = "SELECT number, record FROM operations ORDER BY number";
 const SELECT_DESCENDING: &str = "SELECT number, record FROM operations ORDER BY number DESC";
-const UPDATE_LAST_TIMESTAMP: &str = "UPDATE file_info SET last_timestamp_ns = ?1";
+const UPDATE_FILE_INFO: &str = "UPDATE file_info SET last_timestamp_ns = ?1, operation_count = ?2";
+const COUNT_OPERATIONS: &str = "SELECT count(*) FROM operations";
 const SELECT_INPUT: &str = "SELECT input FROM inputs WHERE number = ?1";
 
 /// A summary of a file.
@@ -82,9 +83,15 @@ pub(super) fn copy_database(
         )));
     }
     drop(backup);
-    let verdict: String = copy
+    let mut verdict: String = copy
         .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
         .map_err(to_error)?;
+    if verdict == "ok" {
+        let found = copy.query_row(COUNT_OPERATIONS, [], |row| row.get(0));
+        let expected = read_operation_count(&copy).map_err(to_error)?;
+        let mismatch = compare_operation_count(found.map_err(to_error)?, expected);
+        verdict = mismatch.unwrap_or(verdict);
+    }
     if verdict == "ok" {
         assign_file_id(&copy).map_err(to_error)?;
         return close_as_single_file(copy, to);
@@ -120,7 +127,7 @@ pub(crate) fn recover(from: &Path, to: &Path) -> Result<(u64, Vec<String>), Stor
         });
         insert_result.map_err(to_error)?;
         transaction
-            .execute(UPDATE_LAST_TIMESTAMP, [last_timestamp_ns])
+            .execute(UPDATE_FILE_INFO, params![last_timestamp_ns, recovered])
             .map_err(to_error)?;
         transaction.commit().map_err(to_error)?;
         close_as_single_file(target, partial)
@@ -128,8 +135,28 @@ pub(crate) fn recover(from: &Path, to: &Path) -> Result<(u64, Vec<String>), Stor
     Ok((recovered, unreadable))
 }
 
-/// Calls `on_row` with all readable rows. Those behind a damaged part are read from the other end.
+/// Calls `on_row` with all readable rows of one snapshot, and with an error if there are not as many as were stored.
 fn for_each_row(connection: &Connection, on_row: &mut dyn FnMut(Result<StoredRow, String>)) {
+    // Not even a damaged file fails here: nothing is read yet.
+    let snapshot = connection.unchecked_transaction();
+    let expected = read_operation_count(connection);
+    let (mut found, mut is_damaged) = (0, false);
+    for_each_stored_row(connection, &mut |row| {
+        match &row {
+            Ok(_) => found += 1,
+            Err(_) => is_damaged = true,
+        }
+        on_row(row);
+    });
+    drop(snapshot);
+    let mismatch = expected.map(|expected| compare_operation_count(found, expected));
+    if let (false, Ok(Some(mismatch))) = (is_damaged, mismatch) {
+        on_row(Err(mismatch));
+    }
+}
+
+/// Calls `on_row` with all readable rows. Those behind a damaged part are read from the other end.
+fn for_each_stored_row(connection: &Connection, on_row: &mut dyn FnMut(Result<StoredRow, String>)) {
     let mut last_number = 0;
     let Err(error) = scan_while(connection, SELECT_ASCENDING, &mut |row| {
         if let Ok(row) = &row {

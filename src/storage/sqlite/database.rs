@@ -38,9 +38,17 @@ pub(super) struct Database {
 pub(super) struct FileInfo {
     /// Unique to this file. A backup gets another one, and so does a copy of it when a server first opens it.
     pub(super) file_id: String,
-    /// The number of committed writes.
+    pub(super) totals: WriteTotals,
+}
+
+/// What all committed writes have done.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WriteTotals {
+    /// The number of writes.
     pub(super) write_count: u64,
-    /// The latest update time of a committed write.
+    /// The number of operations that there are.
+    pub(super) operation_count: u64,
+    /// The latest update time of a write.
     pub(super) last_timestamp: Option<Timestamp>,
 }
 
@@ -70,7 +78,7 @@ impl Database {
         truncate_wal(&connection, &path, busy_timeout)?;
         if lock.ack().is_none_or(|ack| ack.file_id != info.file_id) {
             // Before anything is in the WAL: a lock file of another database would make it look like a foreign one.
-            lock.write_ack(&info.file_id, info.write_count);
+            lock.write_ack(&info.file_id, info.totals.write_count);
             lock.sync()?;
         }
         Ok(Self { path, lock, info })
@@ -185,14 +193,16 @@ fn initialize(connection: &mut Connection, path: &Path) -> Result<FileInfo, Stor
     apply_schema_steps(connection, &SCHEMA_STEPS).map_err(to_error)?;
     connection
         .query_row(
-            "SELECT file_id, write_count, last_timestamp_ns FROM file_info",
+            "SELECT file_id, write_count, operation_count, last_timestamp_ns FROM file_info",
             [],
             |row| {
-                let write_count: i64 = row.get(1)?;
                 Ok(FileInfo {
                     file_id: row.get(0)?,
-                    write_count: u64::try_from(write_count).unwrap_or(0),
-                    last_timestamp: row.get::<_, Option<i64>>(2)?.map(Timestamp::from_nanos),
+                    totals: WriteTotals {
+                        write_count: row.get(1)?,
+                        operation_count: row.get(2)?,
+                        last_timestamp: row.get::<_, Option<i64>>(3)?.map(Timestamp::from_nanos),
+                    },
                 })
             },
         )

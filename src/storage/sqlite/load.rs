@@ -19,6 +19,7 @@ use tracing::{info, info_span};
 use super::{
     database::open_additional,
     errors::{restore_hint, sqlite_error},
+    schema::{compare_operation_count, read_operation_count},
 };
 use crate::{
     operation::{Operation, record::RecordDecoder},
@@ -64,7 +65,7 @@ pub(super) fn decode_thread_count() -> usize {
 /// Loads every operation of the file, decoding on `thread_count` threads.
 ///
 /// # Errors
-/// [`StorageError`] if one cannot be read.
+/// [`StorageError`] if one cannot be read, or there are not as many as were stored.
 pub(super) fn load_all(
     path: &Path,
     thread_count: usize,
@@ -80,14 +81,15 @@ pub(super) fn load_all(
                 let received = receiver.lock().recv();
                 let Ok(batch) = received else { return Ok(()) };
                 for row in &batch {
-                    let operation = row.decode(&mut decoder).map_err(|error| {
-                    StorageError::corrupt(format!("{}: {error}; {}; otherwise restore a backup, or recover readable operations with `longrunning backup --recover`", path.display(), restore_hint(path)))
-                })?;
+                    let operation = row
+                        .decode(&mut decoder)
+                        .map_err(|error| damaged_error(path, &error))?;
                     sink(operation);
                 }
                 decoded.fetch_add(batch.len() as u64, Ordering::Relaxed);
             }
         };
+    let expected = read_operation_count(&connection).map_err(|error| sqlite_error(path, &error))?;
     let started = Instant::now();
     let span = info_span!("load");
     thread::scope(|scope| {
@@ -95,7 +97,7 @@ pub(super) fn load_all(
         let workers: Vec<_> = std::iter::repeat_n(receiver, thread_count)
             .map(|receiver| scope.spawn(|| span.in_scope(|| decode_batches(receiver))))
             .collect();
-        let result = send_batches(&connection, sender, &decoded);
+        let result = send_batches(&connection, sender, &decoded, expected);
         let result = result.map_err(|error| sqlite_error(path, &error));
         // A damaged record that a worker found explains why sending failed.
         for worker in workers {
@@ -103,12 +105,24 @@ pub(super) fn load_all(
         }
         result
     })?;
+    let loaded = decoded.into_inner();
+    if let Some(error) = compare_operation_count(loaded, expected) {
+        return Err(damaged_error(path, &error));
+    }
     info!(
-        operations = decoded.into_inner(),
+        operations = loaded,
         duration_secs = started.elapsed().as_secs_f64(),
         "loaded the file"
     );
     Ok(())
+}
+
+fn damaged_error(path: &Path, error: &str) -> StorageError {
+    StorageError::corrupt(format!(
+        "{}: {error}; {}; otherwise restore a backup, or recover readable operations with `longrunning backup --recover`",
+        path.display(),
+        restore_hint(path)
+    ))
 }
 
 /// Sends all rows, until no thread receives them any more.
@@ -116,9 +130,8 @@ fn send_batches(
     connection: &Connection,
     sender: mpsc::SyncSender<Vec<StoredRow>>,
     decoded: &AtomicU64,
+    total: u64,
 ) -> rusqlite::Result<()> {
-    let total: i64 =
-        connection.query_row("SELECT count(*) FROM operations", [], |row| row.get(0))?;
     let mut statement = connection.prepare(SELECT_ALL)?;
     let mut rows = statement.query([])?;
     let (mut batch, mut last_logged) = (Vec::with_capacity(BATCH_ROWS), Instant::now());

@@ -15,11 +15,12 @@ const APPLICATION_ID: i32 = 0x4c4f_4e47;
 pub(super) const SCHEMA_STEPS: [&str; 1] = ["
     CREATE TABLE operations (number INTEGER PRIMARY KEY, record BLOB NOT NULL) STRICT;
     CREATE TABLE inputs (number INTEGER PRIMARY KEY, input BLOB NOT NULL) STRICT;
-    CREATE TABLE file_info (file_id TEXT NOT NULL, write_count INTEGER NOT NULL, last_timestamp_ns INTEGER) STRICT;
+    CREATE TABLE file_info (file_id TEXT NOT NULL, write_count INTEGER NOT NULL, operation_count INTEGER NOT NULL,
+        last_timestamp_ns INTEGER) STRICT;
 "];
 
 /// The schema version after the first step. Lower versions are those of builds before the first release.
-const FIRST_SCHEMA_VERSION: usize = 3;
+const FIRST_SCHEMA_VERSION: usize = 4;
 
 /// Gives a file a new random ID.
 pub(super) fn assign_file_id(connection: &Connection) -> rusqlite::Result<()> {
@@ -83,7 +84,7 @@ pub(super) fn apply_schema_steps(
     if version == 0 {
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.execute(
-            "INSERT INTO file_info (file_id, write_count) VALUES (?1, 0)",
+            "INSERT INTO file_info (file_id, write_count, operation_count) VALUES (?1, 0, 0)",
             [Uuid::new_v4().to_string()],
         )?;
     }
@@ -92,4 +93,21 @@ pub(super) fn apply_schema_steps(
         transaction.execute_batch(&format!("PRAGMA user_version = {current}"))?;
     }
     transaction.commit()
+}
+
+/// Returns how many operations the file must have.
+pub(super) fn read_operation_count(connection: &Connection) -> rusqlite::Result<u64> {
+    connection.query_row("SELECT operation_count FROM file_info", [], |row| {
+        row.get(0)
+    })
+}
+
+/// Returns the error text for a file that has another number of operations than it must have, or `None`. SQLite does not
+/// notice a page that was replaced by an older or another one that is valid by itself.
+pub(super) fn compare_operation_count(found: u64, expected: u64) -> Option<String> {
+    (found != expected).then(|| {
+        format!(
+            "the file has {found} operations, but {expected} were stored: a part of it is damaged"
+        )
+    })
 }

@@ -242,6 +242,54 @@ async fn recover_loses_only_operations_of_a_damaged_page() {
     assert_eq!(loaded_numbers(&storage).await.unwrap().len() as u64, count);
 }
 
+// Rules: SQLITE-16
+#[tokio::test]
+async fn file_that_lacks_operations_fails_load_backup_and_restore() {
+    let database = TempDatabase::new();
+    let storage = database.open().unwrap();
+    put(&storage, 1..1000).await;
+    put(&storage, 500..600).await;
+    let delete = write(&storage, Write::Remove(operation(7, 10)));
+    delete.await.unwrap();
+    storage.close().await;
+    let storage = database.open().unwrap();
+    assert_eq!(loaded_numbers(&storage).await.unwrap().len(), 998);
+    storage.close().await;
+    // A misdirected write: the root of the table is one of its leaves.
+    let connection = rusqlite::Connection::open(database.path()).unwrap();
+    let root: u64 = connection
+        .query_row(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'operations'",
+            [],
+            |row| row.get(0),
+        )
+        .unwrap();
+    drop(connection);
+    let root = usize::try_from(root).unwrap();
+    let mut bytes = fs::read(database.path()).unwrap();
+    let leaf = bytes
+        .chunks(4096)
+        .rposition(|page| page[0] == 0x0d)
+        .expect("the table has leaves");
+    bytes.copy_within(leaf * 4096..(leaf + 1) * 4096, (root - 1) * 4096);
+    fs::write(database.path(), bytes).unwrap();
+
+    let storage = database.open().unwrap();
+    let error = loaded_numbers(&storage).await.unwrap_err().to_string();
+    assert!(error.contains("but 998 were stored"), "{error}");
+    drop(storage);
+    let copy = database.0.path().join("copy.db");
+    let error = backup::backup(&database.path(), &copy).unwrap_err();
+    assert!(error.to_string().contains("is damaged"), "{error}");
+    let target = database.0.path().join("target.db");
+    let error = super::restore::restore(&database.path(), &target).unwrap_err();
+    assert!(error.to_string().contains("998 were stored"), "{error}");
+    let (count, unreadable) = backup::recover(&database.path(), &copy).unwrap();
+    assert!(unreadable[0].contains("998 were stored"), "{unreadable:?}");
+    let storage = SqliteStorage::open(&copy).unwrap();
+    assert_eq!(loaded_numbers(&storage).await.unwrap().len() as u64, count);
+}
+
 // Rules: SQLITE-5
 #[tokio::test]
 async fn backup_during_writes_is_a_consistent_snapshot() {

@@ -16,7 +16,7 @@ use tokio::{runtime::Handle, time::Instant};
 use tracing::warn;
 
 use super::{
-    database::{Database, open_additional},
+    database::{Database, WriteTotals, open_additional},
     errors::sqlite_error,
     open_files::OpenFiles,
     paths::sync_parent_directory,
@@ -27,11 +27,13 @@ use crate::{clock::Timestamp, storage::error::StorageError};
 /// The WAL is checkpointed when it has this many pages of 4 KiB.
 const CHECKPOINT_PAGES: u32 = 2048;
 
-const UPSERT_OPERATION: &str = "INSERT OR REPLACE INTO operations (number, record) VALUES (?1, ?2)";
+const INSERT_OPERATION: &str = "INSERT INTO operations (number, record) VALUES (?1, ?2)";
+const UPDATE_OPERATION: &str = "UPDATE operations SET record = ?2 WHERE number = ?1";
 const UPSERT_INPUT: &str = "INSERT OR REPLACE INTO inputs (number, input) VALUES (?1, ?2)";
 const DELETE_OPERATION: &str = "DELETE FROM operations WHERE number = ?1";
 const DELETE_INPUT: &str = "DELETE FROM inputs WHERE number = ?1";
-const UPDATE_FILE_INFO: &str = "UPDATE file_info SET write_count = ?1, last_timestamp_ns = ?2";
+const UPDATE_FILE_INFO: &str =
+    "UPDATE file_info SET write_count = ?1, operation_count = ?2, last_timestamp_ns = ?3";
 const INSERT_PROBE: &str = "INSERT INTO inputs (number, input) VALUES (?1, zeroblob(?2))";
 
 /// A number that no operation has: they begin with 1.
@@ -50,10 +52,7 @@ const MAX_PROBE_BYTES: usize = 64 << 20;
 #[derive(Debug)]
 pub(super) struct Writer {
     connection: Connection,
-    /// The number of writes committed since the file was created.
-    write_count: u64,
-    /// The latest update time of a committed write.
-    last_timestamp: Option<Timestamp>,
+    totals: WriteTotals,
     failure: Option<WriteFailure>,
     wal: Arc<WalState>,
     /// `true` while a thread checkpoints the WAL.
@@ -106,8 +105,7 @@ impl Writer {
         write_probe(&mut connection, 1).map_err(|error| sqlite_error(&database.path, &error))?;
         let writer = Self {
             files: Arc::new(OpenFiles::new(&database.path)?),
-            write_count: database.info.write_count,
-            last_timestamp: database.info.last_timestamp,
+            totals: database.info.totals,
             failure: None,
             connection,
             wal,
@@ -131,7 +129,7 @@ impl Writer {
 
     /// Returns the latest update time of a committed write.
     pub(super) fn last_timestamp(&self) -> Option<Timestamp> {
-        self.last_timestamp
+        self.totals.last_timestamp
     }
 
     /// Returns why writes fail at present.
@@ -161,13 +159,10 @@ impl Writer {
         &mut self,
         rows: impl ExactSizeIterator<Item = Cow<'a, RowWrite>>,
     ) -> Result<(), StorageError> {
-        let write_count = self.write_count + rows.len() as u64;
-        let last_timestamp =
-            write_rows(&mut self.connection, rows, write_count, self.last_timestamp)
-                .map_err(|error| sqlite_error(&self.database.path, &error))?;
-        (self.write_count, self.last_timestamp) = (write_count, last_timestamp);
+        self.totals = write_rows(&mut self.connection, rows, self.totals)
+            .map_err(|error| sqlite_error(&self.database.path, &error))?;
         let Database { lock, info, .. } = &self.database;
-        lock.write_ack(&info.file_id, write_count);
+        lock.write_ack(&info.file_id, self.totals.write_count);
         Ok(())
     }
 
@@ -246,13 +241,13 @@ fn checkpoint(path: &Path, connection: &Connection) {
     }
 }
 
-/// Writes rows in one transaction, and returns the latest update time after it.
+/// Writes rows in one transaction, and returns the totals after it.
 fn write_rows<'a>(
     connection: &mut Connection,
-    rows: impl Iterator<Item = Cow<'a, RowWrite>>,
-    write_count: u64,
-    mut last_timestamp: Option<Timestamp>,
-) -> rusqlite::Result<Option<Timestamp>> {
+    rows: impl ExactSizeIterator<Item = Cow<'a, RowWrite>>,
+    mut totals: WriteTotals,
+) -> rusqlite::Result<WriteTotals> {
+    totals.write_count += rows.len() as u64;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let execute =
         |sql: &str, values: &[&dyn ToSql]| transaction.prepare_cached(sql)?.execute(values);
@@ -264,8 +259,11 @@ fn write_rows<'a>(
                 input,
                 update_time,
             } => {
-                last_timestamp = last_timestamp.max(Some(*update_time));
-                execute(UPSERT_OPERATION, &[number, record])?;
+                totals.last_timestamp = totals.last_timestamp.max(Some(*update_time));
+                if execute(UPDATE_OPERATION, &[number, record])? == 0 {
+                    execute(INSERT_OPERATION, &[number, record])?;
+                    totals.operation_count += 1;
+                }
                 match input {
                     InputWrite::Unchanged => 0,
                     InputWrite::Insert(input) => execute(UPSERT_INPUT, &[number, input])?,
@@ -273,18 +271,23 @@ fn write_rows<'a>(
                 };
             }
             RowWrite::Delete { number } => {
-                execute(DELETE_OPERATION, &[number])?;
+                let deleted_count = execute(DELETE_OPERATION, &[number])? as u64;
+                // A damaged count is found by the next load.
+                totals.operation_count = totals.operation_count.saturating_sub(deleted_count);
                 execute(DELETE_INPUT, &[number])?;
             }
         }
     }
-    let write_count = i64::try_from(write_count).unwrap_or(i64::MAX);
     execute(
         UPDATE_FILE_INFO,
-        &[&write_count, &last_timestamp.map(Timestamp::nanos)],
+        &[
+            &totals.write_count,
+            &totals.operation_count,
+            &totals.last_timestamp.map(Timestamp::nanos),
+        ],
     )?;
     transaction.commit()?;
-    Ok(last_timestamp)
+    Ok(totals)
 }
 
 /// Writes and deletes a row of this size. In two transactions, because SQLite does not write pages that come and go in

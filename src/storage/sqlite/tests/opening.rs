@@ -252,7 +252,8 @@ async fn schema_steps_are_applied_once_and_all_or_none() {
             .pragma_query_value(None, "user_version", |row| row.get(0))
             .unwrap()
     };
-    let first = "CREATE TABLE file_info (file_id TEXT, write_count INTEGER);";
+    let first =
+        "CREATE TABLE file_info (file_id TEXT, write_count INTEGER, operation_count INTEGER);";
     schema::apply_schema_steps(&mut connection, &[first]).unwrap();
     schema::apply_schema_steps(&mut connection, &[first]).unwrap();
     let first_version = version(&connection);
