@@ -272,7 +272,7 @@ async fn newer_schema_is_used_while_it_supports_this_version() {
 /// Returns the name of an operation that is not done.
 async fn find_unfinished(operations: &Operations) -> OperationName {
     let request = ListOperationsRequest {
-        filter: "NOT done".into(),
+        filter: "done = false".into(),
         ..Default::default()
     };
     let page = operations.list(&request).await.unwrap();
