@@ -81,13 +81,9 @@ impl Operation {
                     self.worker_losses += 1;
                 }
             }
-            RequeueReason::Revoked => {
-                let revoked = self.lease().filter(|lease| lease.is_confirmed());
-                let revoked_start = revoked.map(|lease| lease.start_time);
-                self.start_time = self
-                    .start_time
-                    .filter(|start| Some(*start) != revoked_start);
-            }
+            // The first attempt has not begun after all.
+            RequeueReason::Revoked if self.ended_attempts().is_empty() => self.start_time = None,
+            RequeueReason::Revoked => {}
         }
         self.change_work_state(|work| {
             if let Some(report) = &mut work.latest_report {

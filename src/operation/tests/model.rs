@@ -344,8 +344,8 @@ impl Model {
                 };
                 if self.options.is_queued && !self.cancel_requested {
                     self.ended_attempts = revoked.ended_attempts;
-                    if let ModelPhase::Running { start_time, .. } = revoked.phase {
-                        self.start_time = self.start_time.filter(|_| start_time != self.start_time);
+                    if self.ended_attempts.is_empty() {
+                        self.start_time = None;
                     }
                 }
                 result

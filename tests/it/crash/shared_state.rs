@@ -141,7 +141,7 @@ impl CrashTestState {
         );
         self.expected
             .lock()
-            .record_lease(&lease.name, lease.attempt);
+            .record_lease(&lease.name, lease.attempt, Some(key));
         WorkerLease::from(lease.clone())
     }
 }

@@ -226,8 +226,12 @@ impl ExpectedState {
         self.expected_keys.insert(key.to_owned());
     }
 
-    /// Records that a worker received a lease.
-    pub(crate) fn record_lease(&mut self, name: &str, attempt: i32) {
+    /// Records that a worker received a lease. `key` is that of the operation, whose creation may have had no response yet.
+    pub(crate) fn record_lease(&mut self, name: &str, attempt: i32, key: Option<&str>) {
+        let is_expected = key.is_some_and(|key| self.expected_keys.contains(key));
+        if !self.operations.contains_key(name) && is_expected {
+            self.begin_call(name, Effect::Create);
+        }
         self.begin_call(name, Effect::AcquireLease);
         let known = &mut self.operations.get_mut(name).unwrap().known;
         known.min_attempt = known.min_attempt.max(attempt);

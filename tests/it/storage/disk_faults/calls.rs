@@ -77,7 +77,7 @@ impl FaultRun {
                 let Some(lease) = response.into_inner().leases.pop() else {
                     return Ok(StepResponse::NoLease);
                 };
-                self.expected.record_lease(&lease.name, lease.attempt);
+                self.expected.record_lease(&lease.name, lease.attempt, None);
                 self.leases.insert(id, lease);
                 Ok(StepResponse::Succeeded(None))
             }
