@@ -12,7 +12,7 @@ use tonic::{
 };
 
 use super::status;
-use crate::{operation::Operation, store::commit::UndeliveredLease};
+use crate::{operation::Operation, store::lease_delivery::UndeliveredLease};
 
 /// Initial buffer sizes. tonic's 8 KiB each took a third of the time to wake 10 000
 /// waits (measured).

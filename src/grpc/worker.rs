@@ -41,7 +41,7 @@ use crate::{
         operations::Operations,
         request_params::{WaitLimits, parse_duration_field, parse_lookup_name, parse_payload},
     },
-    store::commit::UndeliveredLease,
+    store::lease_delivery::UndeliveredLease,
 };
 
 #[expect(unreachable_pub, reason = "generated")]

@@ -75,7 +75,7 @@ impl Lease {
         self.attempt_deadline.filter(|_| self.is_confirmed())
     }
 
-    /// Prolongs a lease that began to run anew at `now`, because its holder could not reach the server before.
+    /// Prolongs a lease whose holder can reach the server again since `now`.
     pub(super) fn restart(&mut self, now: Timestamp, duration: Duration) {
         self.expires_at = self.expires_at.max(now + duration);
         if let Some(confirm_by) = &mut self.confirm_by {

@@ -22,8 +22,8 @@ use crate::{
         transition::{Event, Report},
     },
     store::{
-        commit::UndeliveredLease,
         directives::{LeaseDirective, Subscription},
+        lease_delivery::UndeliveredLease,
     },
 };
 

@@ -6,7 +6,10 @@ use tokio::sync::oneshot;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, warn};
 
-use super::{key_locks::KeyLockGuard, reservation::Reservation, state::Store};
+use super::{
+    key_locks::KeyLockGuard, lease_delivery::UndeliveredLease, reservation::Reservation,
+    state::Store,
+};
 use crate::{
     error::{Error, Result},
     operation::{
@@ -101,15 +104,6 @@ pub(super) enum CommitHandle {
 pub(super) struct Committed {
     operation: Arc<Operation>,
     undelivered: Option<UndeliveredLease>,
-}
-
-/// A granted lease that was not sent to its worker yet. Revokes the lease on drop, so that an abandoned request does
-/// not block the operation until the lease ends.
-#[derive(Debug)]
-pub struct UndeliveredLease {
-    store: Arc<Store>,
-    operation: Arc<Operation>,
-    is_delivered: bool,
 }
 
 /// Why a commit failed.
@@ -366,11 +360,8 @@ impl InFlightWrite {
         let published = result.map(|()| self.store.publish(self.view_change));
         drop(self.locks);
         let committed = published.map(|operation| Committed {
-            undelivered: (self.on_abandon == OnAbandon::RevokeLease).then(|| UndeliveredLease {
-                store: self.store,
-                operation: operation.clone(),
-                is_delivered: false,
-            }),
+            undelivered: (self.on_abandon == OnAbandon::RevokeLease)
+                .then(|| UndeliveredLease::new(self.store, operation.clone())),
             operation,
         });
         // A caller that has gone finds the change in the view.
@@ -407,38 +398,7 @@ impl Committed {
     /// Returns the lease that a commit granted which is [`OnAbandon::RevokeLease`], or `None` without a lease.
     pub(super) fn into_lease(self) -> Option<UndeliveredLease> {
         self.undelivered
-            .filter(|lease| lease.operation.lease().is_some())
-    }
-}
-
-// === impl UndeliveredLease ===
-
-impl UndeliveredLease {
-    /// Returns the leased operation.
-    pub(crate) fn operation(&self) -> &Arc<Operation> {
-        &self.operation
-    }
-
-    /// Ends the responsibility for the lease, which is on its way to its worker, and returns the leased operation.
-    pub(crate) fn deliver(mut self) -> Arc<Operation> {
-        self.is_delivered = true;
-        self.operation.clone()
-    }
-}
-
-impl Drop for UndeliveredLease {
-    fn drop(&mut self) {
-        if let Some(lease) = self.operation.lease()
-            && !self.is_delivered
-        {
-            let revoke = Event::RevokeLease(lease.token);
-            let (store, name) = (self.store.clone(), self.operation.name_owned());
-            // Storage may complete a write on a thread outside of the runtime.
-            let _context = self.store.runtime.enter();
-            self.store
-                .tasks
-                .spawn("revoke", async move { store.commit(&name, revoke).await });
-        }
+            .filter(|lease| lease.operation().lease().is_some())
     }
 }
 

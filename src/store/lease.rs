@@ -7,7 +7,8 @@ use futures_util::future::{join_all, select_all};
 use tokio::select;
 
 use super::{
-    commit::{CommitError, Intent, OnAbandon, UndeliveredLease},
+    commit::{CommitError, Intent, OnAbandon},
+    lease_delivery::UndeliveredLease,
     ready_queue::{Permit, QueueRef, ReadyQueue},
     state::Store,
 };

@@ -3,7 +3,7 @@
 //! Every change takes the same four steps, in `commit`: lock the operation, evaluate the event, persist the
 //! resulting write, publish it to the view. Readers see a change only after it is durable.
 
-pub(crate) mod commit;
+mod commit;
 pub(crate) mod consistency;
 pub(crate) mod create;
 pub(crate) mod deadlines;
@@ -12,6 +12,7 @@ pub(crate) mod eviction;
 pub(crate) mod index;
 pub(crate) mod key_locks;
 pub(crate) mod lease;
+pub(crate) mod lease_delivery;
 pub(crate) mod limits;
 mod open;
 mod pause;

@@ -16,7 +16,7 @@ use crate::{
     error::Error,
     metrics::Metrics,
     operation::{Operation, lease::WorkerId, options::QueueName},
-    store::{commit::UndeliveredLease, state::Store},
+    store::{lease_delivery::UndeliveredLease, state::Store},
     tasks::Tasks,
 };
 
