@@ -21,6 +21,7 @@ function loadTypes() {
   const root = gax.fallback.protobufFromJSON(require(own), true);
   // gax has these already; a second copy would clash.
   root.files.push(...['any', 'duration', 'empty'].map(name => `google/protobuf/${name}.proto`));
+  root.files.push(path.join(PROTO, 'google/rpc/status.proto'));
   root.resolvePath = (_, target) =>
     /^(longrunning|google\/rpc)\//.test(target) ? path.join(PROTO, target) : target;
   root.loadSync([
