@@ -184,10 +184,12 @@ async fn poll_of_several_queues_passes_on_unused_permit() {
         ];
         let polls = start_polls(&harness, &requests).await;
         let mut polls: Vec<_> = polls.into_iter().map(Some).collect();
-        let names = [
+        let mut names = [
             harness.create_queued(first).await,
             harness.create_queued(second).await,
         ];
+        // Ids of the same millisecond have no order.
+        names.sort();
         let mut leased_names: Vec<String> = Vec::new();
         while leased_names.len() < 2 {
             let before = leased_names.len();
