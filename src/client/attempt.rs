@@ -122,7 +122,8 @@ impl Attempt {
     }
 
     /// Runs the handler once the lease is confirmed, reports its result and returns
-    /// the operation, or `None` if the result was recorded but the response was lost. `shutdown_signals`
+    /// the operation, or `None` if the result was recorded but the response was lost.
+    /// `shutdown_signals`
     /// end the attempt early and return the operation to its queue.
     pub(super) async fn run(
         self,
@@ -148,13 +149,13 @@ impl Attempt {
             };
             let finish_result = match outcome {
                 RunOutcome::Finished(result) | RunOutcome::Panicked(result) => {
-                    finish(&lease_manager, &held, result, abort).await
+                    finish(&lease_manager, &held, result, abort)
+                        .await
+                        .inspect_err(|error| warn!(%error, "failed to report attempt result"))
                 }
+                // The loss itself is logged.
                 RunOutcome::LeaseLost => Err(Status::failed_precondition("lease lost")),
             };
-            if let Err(error) = &finish_result {
-                warn!(%error, "failed to report attempt result");
-            }
             lease_manager.untrack(&held);
             finish_result
         };

@@ -169,7 +169,10 @@ impl LeaseManager {
             match self.send_due_heartbeats(reports_due).await {
                 Some(Ok(())) => {
                     failure_log.record_success();
-                    report_at = Instant::now() + MIN_REPORT_INTERVAL;
+                    // Leases that arrive all the time must not put off the reports of others.
+                    if reports_due {
+                        report_at = Instant::now() + MIN_REPORT_INTERVAL;
+                    }
                 }
                 Some(Err(status)) => {
                     failure_log.record_failure(&status);
@@ -185,8 +188,8 @@ impl LeaseManager {
         leases.values().map(|held| held.renew_at()).min()
     }
 
-    /// Sends all due heartbeats, and pending reports if they are due. A failed batch does not stop the others. Returns
-    /// the last failure, or `None` if no heartbeat was due.
+    /// Sends all due heartbeats, and pending reports if they are due. A failed batch does
+    /// not stop the others. Returns the last failure, or `None` if no heartbeat was due.
     async fn send_due_heartbeats(&self, reports_due: bool) -> Option<Result<(), Status>> {
         let _send_lock = self.send_lock.lock().await;
         let now = Instant::now();

@@ -271,12 +271,12 @@ impl Store {
         let Some(smaller) = self.limits.smaller_event(event) else {
             return Err(error);
         };
-        let part = if event.has_report() {
+        let dropped = if event.has_report() {
             "last report"
         } else {
             "result"
         };
-        warn!(operation.name = current.name(), %error, "dropping the {part} of an attempt");
+        warn!(operation.name = current.name(), dropped, %error, "attempt result is too large");
         self.evaluate_event(current, &smaller)
     }
 

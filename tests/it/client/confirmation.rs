@@ -105,3 +105,29 @@ async fn worker_that_drains_releases_unconfirmed_lease() {
     assert!(started.try_recv().is_err());
     assert_eq!(after.state(), State::Pending);
 }
+
+// A new lease each 100 ms, more often than reports are sent.
+// Rules: CLIENT-12
+#[tokio::test(start_paused = true)]
+async fn report_is_sent_while_leases_arrive_all_the_time() {
+    let network = LossyChannel::start().await;
+    let handler = |context: Context| async move {
+        let Some(_) = context.input() else {
+            return Ok::<Any, Failure>(string_value("short"));
+        };
+        sleep(SECOND).await;
+        context.report_progress(crate::support::progress(7));
+        sleep(60 * SECOND).await;
+        Ok(string_value("long"))
+    };
+    let worker = Worker::new(network.channel.clone(), "w").unwrap();
+    tokio::spawn(worker.handler("q", 8, handler).run(std::future::pending()));
+    let long = NewOperation::queued("q").input(string_value("long"));
+    let long = network.operations.create(long).await.unwrap().operation;
+    for _ in 0..30 {
+        create(&network.operations).await;
+        sleep(SECOND / 10).await;
+    }
+    let running = network.operations.get_cached(&long.name_owned()).unwrap();
+    assert_eq!(running.progress().map(|it| it.done_units), Some(7));
+}
