@@ -134,8 +134,8 @@ impl Worker {
 
     /// Sets whether a handler is stopped when its lease expires because the server
     /// cannot be reached. By default it goes on, and its result is sent until a server
-    /// answers: a server that was away extends its leases. Other servers may meanwhile
-    /// lease the operation to another worker, which then runs beside this one; fence
+    /// answers: a server that was away extends its leases. If only this worker is cut
+    /// off, the operation is leased to another one, which then runs beside it; fence
     /// handlers that must never do that, or whose effects do not check
     /// [`Context::attempt`](crate::Context::attempt).
     pub fn fence(mut self, is_fenced: bool) -> Self {
